@@ -1,0 +1,114 @@
+"""Checks that every room shares: shapes, times, labels, and the one way a time `(B,)` meets a batch `(B, *dims)`.
+
+Shapes and dtypes are checked everywhere. Values are checked only where reading them costs no synchronisation: on the
+host, and outside `torch.compile`.
+"""
+
+import difflib
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfm_lite.errors import ConfigError
+
+HALF = (torch.float16, torch.bfloat16)
+_warned: set[str] = set()
+
+
+def on_host(x: Tensor) -> bool:
+    """True where reading a value costs no device synchronisation and breaks no compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def expand(t: Tensor, x: Tensor) -> Tensor:
+    """`t` (B,) shaped (B, 1, ...) so that it broadcasts over `x` (B, *dims)."""
+    return t.reshape(-1, *([1] * (x.dim() - 1)))
+
+
+def promote(x: Tensor) -> Tensor:
+    """`x` in float32 if it came in half precision or as integers; float32 and float64 stay as they are."""
+    return x.float() if x.dtype in HALF or not x.is_floating_point() else x
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise ConfigError unless all tensors have one shape; the keywords name them in the message."""
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        seen = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ConfigError(f"shapes differ: {seen}. All must be equal, (B, *dims).")
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Raise ConfigError unless every tensor holds real floating-point numbers."""
+    for name, x in tensors.items():
+        if not x.is_floating_point():
+            raise ConfigError(f"{name} has dtype {x.dtype}; a floating dtype is needed. Call {name}.float() first.")
+
+
+def check_time(t: Tensor, x: Tensor) -> None:
+    """Raise ConfigError unless `t` is a floating tensor (B,) with values in [0, 1], B the batch size of `x`."""
+    if not isinstance(t, Tensor) or t.dim() != 1 or x.dim() < 1 or t.shape[0] != x.shape[0]:
+        seen = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}"
+        raise ConfigError(
+            f"t has {seen}; it must be a tensor of shape (B,) = ({x.shape[0] if x.dim() else '?'},), one time per row of x "
+            f"{tuple(x.shape)}. For one time everywhere use torch.full((B,), time)."
+        )
+    check_floating(t=t)
+    if on_host(t) and t.numel():
+        low, high = t.aminmax()
+        if not (low >= 0 and high <= 1):  # false for NaN too
+            raise ConfigError(f"t spans [{low:.4g}, {high:.4g}]; times lie in [0, 1], 0 noise and 1 data.")
+
+
+def check_labels(y: Tensor, x: Tensor, highest: int) -> None:
+    """Raise ConfigError unless `y` is an integer tensor (B,) with values in [0, highest]."""
+    if not isinstance(y, Tensor) or y.dim() != 1 or y.shape[0] != x.shape[0]:
+        seen = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
+        raise ConfigError(f"y has {seen}; it must be a tensor of shape ({x.shape[0]},), one label per row of x.")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ConfigError(f"y has dtype {y.dtype}; labels are integers. Call y.long().")
+    if on_host(y) and y.numel():
+        low, high = y.aminmax()
+        if low < 0 or high > highest:
+            raise ConfigError(f"labels span [{low}, {high}]; the allowed range is [0, {highest}].")
+
+
+def check_number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> float:
+    """`value` as a float; ConfigError unless it is a finite number between `low` and `high`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    above = number > low if open_low else number >= low
+    below = number < high if open_high else number <= high
+    if isinstance(value, bool) or not (above and below and math.isfinite(number)):
+        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or math.isinf(high) else ']'}"
+        raise ConfigError(f"{name} is {value!r}; it must be a number in {bounds}.")
+    return number
+
+
+def check_count(name: str, value: Any, low: int = 1) -> int:
+    """`value` as an int; ConfigError unless it is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise ConfigError that names the nearest right choice unless `value` is one of `choices`."""
+    options = list(choices)
+    if value not in options:
+        near = difflib.get_close_matches(str(value), options, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, options))}.{hint}")
+
+
+def warn_once(message: str) -> None:
+    """Warn once per message and process."""
+    if message not in _warned and not torch.compiler.is_compiling():
+        _warned.add(message)
+        warnings.warn(message, UserWarning, stacklevel=3)
