@@ -1,0 +1,41 @@
+"""What every test shares: quiet threads, a fixed global seed, and a summary line for what could not run."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cfm_lite import checks
+
+torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // max(1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))))
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    """Each test starts from one global seed and with every once-only warning unsaid."""
+    torch.manual_seed(0)
+    checks._warned.clear()
+    yield
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(1234)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    has_data = bool(os.environ.get("CFM_LITE_DATA"))
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="not run: needs a CUDA device"))
+        if item.get_closest_marker("real_data") and not has_data:
+            item.add_marker(pytest.mark.skip(reason="not run: needs real files, set CFM_LITE_DATA"))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:  # noqa: ANN001
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for what, word in (("CUDA device", "GPU"), ("CFM_LITE_DATA", "real-data")):
+        missed = sum(what in reason for reason in reasons)
+        if missed:
+            terminalreporter.write_line(f"{missed} {word} tests did not run ({'no CUDA device' if word == 'GPU' else 'CFM_LITE_DATA is not set'})")
