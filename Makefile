@@ -1,0 +1,65 @@
+# cfm_lite: two commands do everything, set-up included:  make demo  and  make test
+PYTHON ?= python3
+# The torch release that every number in this repository was measured with. Another build: make demo TORCH=torch (newest), or install
+# the build you want into .venv first (README, "Installing").
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+# One worker per core, one thread each: faster and steadier than many threads on small tensors.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench lab wheel clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[test]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[dev]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[bench]"
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[notebooks]"
+	touch $@
+
+demo: $(VENV)/.installed  ## train FM, ΔFM, VeCoR and dispersive on real digits, draw, print a table (90 s)
+	$(BIN)/cfm-lite demo
+
+test: $(VENV)/.test  ## run the tests
+	$(PYTEST) tests
+
+lint: $(VENV)/.dev  ## ruff and pyright, clean
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev  ## let ruff rewrite the layout of the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.bench  ## measured ratios against published packages, side by side (performance, not a test)
+	$(BIN)/python -m tests.benchmarks
+
+lab: $(VENV)/.notebooks  ## open JupyterLab on this machine only, with its token
+	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+
+wheel: $(VENV)/.dev  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove .venv and everything that was built; runs/ and data/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

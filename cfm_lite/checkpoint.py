@@ -1,0 +1,253 @@
+"""Checkpoints that are whole or absent: a directory per step, hashed, written aside and renamed.
+
+    run/checkpoints/step-00000500/  weights.safetensors  optimizer.safetensors  state.json  MANIFEST.json
+
+MANIFEST.json holds the SHA-256 of every other file and of itself and is written last. The newest checkpoint is found by
+reading and hashing, never by name, size or a pointer that can dangle. Nothing is unpickled.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from cfm_lite.checks import check_count
+from cfm_lite.errors import CheckpointCorruptError, CheckpointError, DiskFullError
+
+__all__ = ["Checkpoint", "latest", "load", "save", "write_bytes"]
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one directory holds: tensors by name, the optimizer's tensors, and everything else as plain JSON values."""
+
+    path: Path
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    directory: str | Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    *,
+    keep: int = 3,
+) -> Path:
+    """Write `directory`/step-N whole or not at all, and remove all but the newest `keep` valid ones; returns its path.
+
+    Raises DiskFullError (with bytes needed and free) or CheckpointError; older checkpoints are untouched by a failure.
+    """
+    check_count("keep", keep)
+    directory = Path(directory)
+    needed = sum(x.numel() * x.element_size() for x in (*weights.values(), *optimizer.values())) + 1_000_000
+    final = _unused(directory, step)
+    work = directory / f".tmp-{uuid.uuid4().hex}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _clean(directory)
+        if shutil.disk_usage(directory).free < needed:
+            raise OSError(errno.ENOSPC, "no space left")
+        work.mkdir(mode=0o700)
+        _write_files(work, weights, optimizer, {**state, "step": step})
+        os.replace(work, final)
+        _fsync(directory)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise _explained(error, directory, needed) from error
+    _clean(directory)
+    _prune(directory, keep)
+    return final
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read and verify one checkpoint directory.
+
+    Raises CheckpointError where there is none, CheckpointCorruptError with the file named where a byte differs.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    blobs = {name: _read_verified(path / name, digest) for name, digest in manifest["files"].items()}
+    try:
+        weights = safetensors.torch.load(blobs["weights.safetensors"])
+        optimizer = safetensors.torch.load(blobs["optimizer.safetensors"])
+        state = json.loads(blobs["state.json"])
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise CheckpointCorruptError(f"{path} is not a whole checkpoint: {error!r}. Use an older one, or train again.") from error
+    moved = ({k: v.to(device) for k, v in tensors.items()} for tensors in (weights, optimizer))
+    return Checkpoint(path, int(state["step"]), *moved, state)
+
+
+def latest(directory: str | Path) -> Path:
+    """The newest checkpoint under `directory` that is whole; damaged newer ones are named in a warning.
+
+    Raises CheckpointError that lists what was found and why it does not serve.
+    """
+    directory = Path(directory)
+    reasons: list[str] = []
+    for path in _candidates(directory):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            warnings.warn(f"using {path}; newer ones are damaged: {'; '.join(reasons)}", UserWarning, stacklevel=2)
+        return path
+    found = "; ".join(reasons) if reasons else "it holds no step-* directory"
+    raise CheckpointError(f"no valid checkpoint under {directory}: {found}. Give another directory, or start a new run.")
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointCorruptError unless every byte of `path` is as its manifest says."""
+    for name, digest in _read_manifest(path)["files"].items():
+        _read_verified(path / name, digest)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader sees the old file or the new one, never half of it."""
+    work = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(work, data)
+        os.replace(work, path)
+        _fsync(path.parent)
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        raise _explained(error, path.parent, len(data)) from error
+
+
+def _write_files(work: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    for name, tensors in (("weights.safetensors", weights), ("optimizer.safetensors", optimizer)):
+        safetensors.torch.save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, work / name)
+        _fsync(work / name)
+    _write(work / "state.json", json.dumps(state, indent=1, sort_keys=True).encode())
+    files = {file.name: _digest(file.read_bytes()) for file in sorted(work.iterdir())}
+    body = {"format": FORMAT, "files": files}
+    _write(work / MANIFEST, json.dumps({**body, "self": _digest(_canonical(body))}, indent=1).encode())
+    _fsync(work)
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explained(error: Exception, directory: Path, needed: int) -> CheckpointError | DiskFullError:
+    code = getattr(error, "errno", None)
+    if code in _FULL or any(word in str(error).lower() for word in ("no space left", "file too large", "quota exceeded")):
+        free = shutil.disk_usage(directory).free if directory.exists() else 0
+        return DiskFullError(f"{directory} needs {needed:,} bytes and has {free:,} free; nothing older was lost. Make room and resume.")
+    return CheckpointError(f"cannot write under {directory}: {error}; nothing older was lost. Check the folder's permissions.")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+        body = {key: manifest[key] for key in ("format", "files")}
+        whole = manifest["self"] == _digest(_canonical(body)) and isinstance(body["files"], dict)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}. Give a step-* directory.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointCorruptError(f"{file} is damaged ({type(error).__name__}). Use an older checkpoint.") from error
+    if not whole:
+        raise CheckpointCorruptError(f"{file} is damaged: its own hash differs. Use an older checkpoint.")
+    if body["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {body['format']}; this cfm_lite reads format {FORMAT}. Use the release that wrote it.")
+    return body
+
+
+def _read_verified(file: Path, digest: str) -> bytes:
+    if file.name != os.path.basename(str(file)) or file.is_symlink():
+        raise CheckpointCorruptError(f"{file} points outside its checkpoint; it was not read.")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointCorruptError(f"{file} cannot be read ({error.strerror}). Use an older checkpoint.") from error
+    if _digest(data) != digest:
+        raise CheckpointCorruptError(f"{file} is damaged: its SHA-256 differs from the manifest's. Use an older checkpoint.")
+    return data
+
+
+def _order(path: Path) -> tuple[int, int] | None:
+    """(step, repeat) of a checkpoint's name, numbers compared as numbers; None for any other name."""
+    match = re.fullmatch(r"step-(\d+)(?:-r(\d+))?", path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def _candidates(directory: Path) -> Iterator[Path]:
+    """The checkpoint directories, newest first."""
+    found = [path for path in directory.glob("step-*") if path.is_dir() and _order(path)]
+    yield from sorted(found, key=lambda path: _order(path) or (0, 0), reverse=True)
+
+
+def _unused(directory: Path, step: int) -> Path:
+    """step-N, or step-N-r1, ... when that step was saved before: the old one stays until the new one is whole."""
+    final, repeat = directory / f"step-{step:08d}", 0
+    while final.exists():
+        repeat += 1
+        final = directory / f"step-{step:08d}-r{repeat}"
+    return final
+
+
+def _clean(directory: Path) -> None:
+    for stale in directory.glob(".tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+        if stale.is_file():
+            stale.unlink(missing_ok=True)
+
+
+def _prune(directory: Path, keep: int) -> None:
+    """Remove what is older than the newest `keep` valid checkpoints; a failed removal is only a warning."""
+    valid = 0
+    for path in _candidates(directory):
+        if valid >= keep:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                warnings.warn(f"cannot remove the old checkpoint {path}: {error}", UserWarning, stacklevel=2)
+            continue
+        try:
+            verify(path)
+            valid += 1
+        except CheckpointError:
+            continue

@@ -1,0 +1,457 @@
+"""An objective is a weighted sum of terms:  L = flow matching - lambda * repulsion + w * dispersive + ...
+
+A term names its weight and the blocks it reads; what is random in it happens in `prepare`, what is differentiable in
+`__call__`. Adding a regulariser is adding one element to the tuple. Every term draws from a generator of its own, so a
+term with weight 0 leaves the run bit for bit as it was.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cfm_lite import draws, losses
+from cfm_lite.checks import (
+    check_choice,
+    check_count,
+    check_floating,
+    check_labels,
+    check_number,
+    check_same_shape,
+    expand,
+    on_host,
+    promote,
+    warn_once,
+)
+from cfm_lite.errors import ConfigError
+from cfm_lite.negatives import Negatives, in_batch, perturbed
+from cfm_lite.paths import LINEAR, FlowSample, Path
+from cfm_lite.perturbations import channel_shuffle
+
+__all__ = [
+    "Alignment",
+    "Contrastive",
+    "Dispersive",
+    "Evaluated",
+    "FlowMatching",
+    "Objective",
+    "Repulsion",
+    "Term",
+    "delta_fm",
+    "dispersive",
+    "fm",
+    "repa",
+    "vecor",
+]
+
+
+class Evaluated(NamedTuple):
+    """What a term may read: the draw, the model's velocity `v` (B, *dims), the features it asked for, and its own preparation."""
+
+    sample: FlowSample  # y holds the labels that the model saw: the null label where they were dropped
+    v: Tensor
+    features: Mapping[int, Tensor]
+    prepared: Any
+    shards: Sequence[slice]
+    model: Callable[..., Any]
+    context: Tensor | None
+
+
+class Term(Protocol):
+    """The interface of a term; see CONTRIBUTING.md for one in 20 lines. `sign` is -1 for what is subtracted."""
+
+    weight: float
+    name: str | None
+    sign: float
+    blocks: tuple[int, ...]
+
+    def prepare(self, sample: FlowSample, dropped: Tensor | None, shards: Sequence[slice], generators: Sequence[Generator]) -> Any: ...
+
+    def __call__(self, batch: Evaluated) -> Tensor: ...
+
+
+class _Deterministic:
+    """A term that draws nothing."""
+
+    sign = 1.0
+    blocks: tuple[int, ...] = ()
+
+    def prepare(self, sample: FlowSample, dropped: Tensor | None, shards: Sequence[slice], generators: Sequence[Generator]) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class FlowMatching(_Deterministic):
+    """Regress the velocity: mean |v - u_t|^2 (Lipman et al. 2023, eq. 14)."""
+
+    weight: float = 1.0
+    name: str | None = None
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        return losses.flow_matching(batch.v, batch.sample.u_t)
+
+
+@dataclass(frozen=True)
+class Repulsion:
+    """Push the velocity away from wrong ones; it is subtracted (Stoica et al. 2025, eq. 6; Hong et al. 2025).
+
+    `contrast_null=False` leaves out rows whose label was dropped; `rescale=True` then divides by the kept rows, as DeltaFM does.
+    """
+
+    weight: float
+    negatives: Negatives = in_batch
+    contrast_null: bool = True
+    name: str | None = None
+    rescale: bool = False
+    sign = -1.0
+    blocks = ()
+
+    @property
+    def k(self) -> int:
+        """How many wrong velocities each row is pushed away from."""
+        return int(getattr(self.negatives, "k", 1))
+
+    def prepare(self, sample: FlowSample, dropped: Tensor | None, shards: Sequence[slice], generators: Sequence[Generator]) -> Any:
+        parts = [self.negatives(_rows(sample, rows), generator=g) for rows, g in zip(shards, generators)]
+        wrong = [part[0] if isinstance(part, tuple) else part for part in parts]
+        u_neg = torch.cat(wrong, dim=wrong[0].dim() - sample.u_t.dim())  # (B, *dims) or (K, B, *dims)
+        k = u_neg.shape[0] if u_neg.dim() > sample.u_t.dim() else 1
+        _check_bound(self.weight, k, 1.0)
+        keep = None
+        if any(isinstance(part, tuple) for part in parts):
+            everyone = [torch.ones(len(sample.t[rows]), dtype=torch.bool, device=sample.t.device) for rows in shards]
+            keep = torch.cat([part[1].bool() if isinstance(part, tuple) else rows for part, rows in zip(parts, everyone)])
+        if not self.contrast_null and dropped is not None:
+            keep = ~dropped if keep is None else keep & ~dropped
+        return u_neg, keep
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        u_neg, keep = batch.prepared
+        return losses.repulsion(batch.v, u_neg, keep, self.rescale)
+
+
+@dataclass(frozen=True)
+class Dispersive(_Deterministic):
+    """Spread the features after `block` (from 1), shard by shard, without positive pairs (Wang and He 2025, table 1)."""
+
+    weight: float
+    block: int
+    variant: str = "infonce_l2"
+    tau: float = 0.5
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # margin, normalize_by_dim, include_diagonal, distance
+
+    @property
+    def blocks(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (self.block,)
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        h = batch.features[self.block]
+        values = [losses.dispersive(h[rows], self.variant, self.tau, **self.options) for rows in batch.shards]
+        return _mean_over_shards(values, batch.shards)
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """The counterpart with positive pairs: a second noisy view of the same data must stay near, the others far (ibid., table 1).
+
+    `views`: "independent" draws noise and time anew; "restricted" draws the second time within `max_gap` of the first, clipped
+    to [0, 1]. Both views have noise of their own; the flow-matching loss sees the first only.
+    """
+
+    weight: float
+    block: int
+    variant: str = "infonce_l2"
+    tau: float = 0.5
+    views: str = "independent"
+    max_gap: float = 0.005
+    name: str | None = None
+    path: Path = LINEAR
+    options: Mapping[str, Any] = field(default_factory=dict)  # margin, w, normalize_by_dim
+    sign = 1.0
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return (self.block,)
+
+    def __post_init__(self) -> None:
+        check_choice("views", self.views, ("independent", "restricted"))
+        check_number("max_gap", self.max_gap, 0.0, 1.0)
+
+    def _second_time(self, t: Tensor, generator: Generator) -> Tensor:
+        u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
+        return u if self.views == "independent" else (t + self.max_gap * (2 * u - 1)).clamp(0, 1)
+
+    def prepare(self, sample: FlowSample, dropped: Tensor | None, shards: Sequence[slice], generators: Sequence[Generator]) -> Any:
+        noise = torch.cat([_noise_like(sample.x1[rows], g) for rows, g in zip(shards, generators)])
+        t = torch.cat([self._second_time(sample.t[rows], g) for rows, g in zip(shards, generators)])
+        return self.path.interpolate(noise, sample.x1, t)[0], t
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        x_t, t = batch.prepared
+        _, second = batch.model(x_t, t, batch.sample.y, blocks=(self.block,))
+        h, h_positive = batch.features[self.block], second[self.block]
+        values = [losses.contrastive(h[rows], h_positive[rows], self.variant, self.tau, **self.options) for rows in batch.shards]
+        return _mean_over_shards(values, batch.shards)
+
+
+class Alignment(_Deterministic, nn.Module):
+    """REPA: project the features after `block` and align them with a frozen teacher's (Yu et al. 2024, eq. 8).
+
+    The teacher maps the data (or the `context` given to the objective: clean images, or features computed before) to (B, T, D).
+    Projector: Linear, SiLU, Linear, SiLU, Linear of width 2048.
+    """
+
+    def __init__(
+        self,
+        weight: float,
+        block: int,
+        hidden_size: int,
+        teacher: Callable[[Tensor], Tensor],
+        teacher_dim: int,
+        *,
+        width: int = 2048,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight, self.block, self.name = weight, block, name
+        self.blocks = (block,)
+        self._teacher = (teacher,)  # in a tuple: the frozen teacher is neither trained nor saved with the run
+        self.projector = nn.Sequential(
+            nn.Linear(hidden_size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, teacher_dim)
+        )
+        for layer in self.projector:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, batch: Evaluated) -> Tensor:
+        data = batch.sample.x1 if batch.context is None else batch.context
+        with torch.no_grad():
+            target = self._teacher[0](data)
+        h = batch.features[self.block]
+        if h.dim() == 2:  # a network without tokens counts as one token
+            h, target = h[:, None], target.reshape(len(target), 1, -1)
+        if h.shape[:2] != target.shape[:2]:
+            raise ConfigError(
+                f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block {self.block} gives {tuple(h.shape[:2])}; they must be "
+                "equal. Choose the teacher's image size so that it has as many tokens as the model."
+            )
+        return losses.align(self.projector(h), target)
+
+
+class Objective(nn.Module):
+    """Draws noise and times, runs the model once, and sums the terms; DDP and torch.compile wrap this.
+
+    `model(x, t, y)` returns a velocity and `model.forward_features(x, t, y, blocks)` also features. `forward` takes data `x1`
+    (B, *dims), labels `y` (B,) in [0, num_classes - 1] or None, and an optional `context` (B, ...) for an alignment teacher;
+    it returns the total (a scalar) and {term name: unweighted value}. Noise, negatives, dispersive batches and label dropout live
+    inside a shard of `shard` rows (None: the whole batch). By default noise and times come from torch's global generator;
+    after `at(seed, step)` everything is keyed by (seed, step, shard), so that neither accumulation nor world size changes a run.
+
+    Raises ConfigError for a repulsion whose weight * K reaches the flow-matching weight (the loss is then unbounded below),
+    for two terms of one name, for labels out of range, and for label dropout without a null label.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        path: Path = LINEAR,
+        terms: Sequence[Any] = (FlowMatching(),),
+        time: Callable[..., Tensor] = draws.uniform_time,
+        couple: Callable[..., Any] = draws.independent,
+        label_dropout: float = 0.1,
+        shard: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.path, self.time, self.couple = model, path, time, couple
+        self.label_dropout = check_number("label_dropout", label_dropout, 0.0, 1.0)
+        self.shard = shard if shard is None else check_count("shard", shard)
+        self.terms: dict[str, Any] = _named(terms)
+        self.modules_of_terms = nn.ModuleDict({name: term for name, term in self.terms.items() if isinstance(term, nn.Module)})
+        self.blocks = tuple(sorted({block for term in self.terms.values() for block in term.blocks}))
+        self._key: tuple[int, int, int] | None = None
+        self._calls = 0
+        _check_terms(self.terms, getattr(model, "depth", None))
+
+    def extra_repr(self) -> str:
+        return f"path={self.path.name}, terms={list(self.terms)}, label_dropout={self.label_dropout}, shard={self.shard}"
+
+    def plus(self, *terms: Any) -> "Objective":
+        """A new objective on the same model with further terms: `delta_fm(model).plus(Dispersive(0.5, block=2))`."""
+        every = (*self.terms.values(), *terms)
+        return Objective(self.model, self.path, every, self.time, self.couple, self.label_dropout, self.shard)
+
+    def at(self, seed: int, step: int, first_shard: int = 0) -> "Objective":
+        """Key every draw of the next calls by (seed, step, shard number), shards counted from `first_shard`."""
+        self._key = (seed, step, first_shard)
+        return self
+
+    def forward(self, x1: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        self._check(x1, y)
+        sample, prepared, shards = self._draw(promote(x1), y)
+        v, features = self._run(sample.x_t, sample.t, sample.y, self.blocks)
+        check_same_shape(velocity=v, data=sample.x1)
+        total = v.new_zeros((), dtype=promote(v).dtype)
+        values: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            batch = Evaluated(sample, v, features, prepared[name], shards, self._run, context)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight != 0):
+                values[name] = term(batch)
+            if term.weight != 0:  # a weight of 0 adds nothing, not even a NaN
+                total = total + term.sign * term.weight * values[name]
+        return total, {name: value.detach() for name, value in values.items()}
+
+    def _run(self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        if not blocks:
+            return self.model(x, t, y), {}
+        return self.model.forward_features(x, t, y, blocks=blocks)  # pyright: ignore[reportCallIssue]
+
+    @torch.compiler.disable
+    def _draw(self, x1: Tensor, y: Tensor | None) -> tuple[FlowSample, dict[str, Any], list[slice]]:
+        """Everything random, outside any compiled graph: the sample, what each term prepared, and the shards as slices."""
+        size = self.shard or max(1, len(x1))
+        shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
+        self._calls += 1
+        parts = [self._draw_shard(x1[rows], None if y is None else y[rows], i) for i, rows in enumerate(shards)]
+        x0, x1, t, y, dropped = (None if column[0] is None else torch.cat(column) for column in zip(*parts))
+        assert x0 is not None and x1 is not None and t is not None
+        sample = FlowSample(x0, x1, t, *self.path.interpolate(x0, x1, t), y)
+        prepared = {}
+        for name, term in self.terms.items():
+            generators = [self._generator(x1.device, i, name) for i in range(len(shards))]
+            prepared[name] = term.prepare(sample, dropped, shards, generators)
+        return sample, prepared, shards
+
+    def _draw_shard(self, x1: Tensor, y: Tensor | None, shard: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        g = self._generator(x1.device, shard, "draw") if self._key else None
+        x0 = _noise_like(x1, g)
+        t = self.time(len(x1), generator=g, device=x1.device).to(x1.dtype)
+        x0, x1, y = self.couple(x0, x1, y)
+        if y is None:
+            return x0, x1, t, None, None
+        null: int = self.model.num_classes  # pyright: ignore[reportAssignmentType]
+        seen = draws.drop_labels(y, self.label_dropout, null, generator=g)
+        return x0, x1, t, seen, seen == null
+
+    def _generator(self, device: torch.device, shard: int, purpose: str) -> Generator:
+        seed, step, first = self._key or (torch.initial_seed(), self._calls, 0)
+        return draws.keyed_generator(device, seed, step, first + shard, purpose)
+
+    def _check(self, x1: Tensor, y: Tensor | None) -> None:
+        check_floating(x1=x1)
+        if x1.dim() < 2 or not len(x1):
+            raise ConfigError(f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims) with at least one row.")
+        if on_host(x1) and not torch.isfinite(x1).all():
+            bad = (~torch.isfinite(x1.flatten(1)).all(1)).nonzero().flatten().tolist()
+            raise ConfigError(f"x1 holds NaN or infinity in rows {bad[:8]}; every value must be finite. Clean the data first.")
+        if y is None:
+            return
+        classes = getattr(self.model, "num_classes", None)
+        if not classes:
+            raise ConfigError(f"labels were given but the model has num_classes = {classes!r}; build it with num_classes >= 1, or give y=None.")
+        check_labels(y, x1, classes - 1)
+        if self.label_dropout > 0 and not getattr(self.model, "has_null", True):
+            raise ConfigError(
+                f"label_dropout is {self.label_dropout:g} but the model has no null label; build it with class_dropout_prob > 0, or set label_dropout=0."
+            )
+
+
+def _rows(sample: FlowSample, rows: slice) -> FlowSample:
+    return FlowSample(*(None if part is None else part[rows] for part in sample))  # pyright: ignore[reportArgumentType]
+
+
+def _noise_like(x: Tensor, generator: Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _mean_over_shards(values: Sequence[Tensor], shards: Sequence[slice]) -> Tensor:
+    """The mean of one value per shard, each counted by its rows."""
+    if len(values) == 1:
+        return values[0]
+    sizes = [rows.stop - rows.start for rows in shards]
+    return torch.stack([value * (n / sum(sizes)) for value, n in zip(values, sizes)]).sum()
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(name))
+
+
+def _named(terms: Sequence[Any]) -> dict[str, Any]:
+    if not terms:
+        raise ConfigError("an objective needs at least one term; FlowMatching() is the usual first.")
+    names = [getattr(term, "name", None) or _snake(type(term).__name__) for term in terms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"two terms are called {twice[0]!r}; names must differ. Give one of them name='...'.")
+    return dict(zip(names, terms))
+
+
+def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
+    for name, term in terms.items():
+        check_number(f"the weight of {name}", term.weight, 0.0, float("inf"))
+        for block in term.blocks:
+            if depth is not None and not 1 <= block <= depth:
+                raise ConfigError(f"{name} reads block {block}; this model has blocks 1 to {depth}.")
+    attract = sum(term.weight for term in terms.values() if isinstance(term, FlowMatching))
+    for term in terms.values():
+        if isinstance(term, Repulsion):
+            _check_bound(term.weight, term.k, attract)
+    pull = sum(term.weight * term.k for term in terms.values() if isinstance(term, Repulsion))
+    if pull and pull >= attract:
+        raise ConfigError(f"the repulsion weights times K sum to {pull:g}; below {attract:g} the loss is bounded, from there on it is not. Lower them.")
+    if attract and pull / attract >= 0.5:
+        warn_once(f"repulsion weight * K is {pull:g}: the optimal velocity is scaled by 1/(1 - {pull / attract:g}) = {1 / (1 - pull / attract):.3g}.")
+
+
+def _check_bound(weight: float, k: int, attract: float) -> None:
+    if weight * k >= attract and weight > 0:
+        raise ConfigError(
+            f"repulsion weight {weight:g} times K = {k} is {weight * k:g}; it must stay below {attract:g} (the flow-matching weight), else the loss has "
+            f"no minimum. Use a weight below {attract / k:g}."
+        )
+
+
+def fm(model: nn.Module, **settings: Any) -> Objective:
+    """Plain flow matching; `settings` are those of `Objective`."""
+    return Objective(model, **settings)
+
+
+def delta_fm(
+    model: nn.Module, weight: float = 0.05, *, negatives: Negatives = in_batch, contrast_null: bool = True, **settings: Any
+) -> Objective:
+    """Contrastive flow matching, lambda = `weight` in [0, 1) (Stoica et al. 2025, arXiv:2506.05350, eq. 6; lambda = 0.05)."""
+    return Objective(model, terms=(FlowMatching(), Repulsion(weight, negatives, contrast_null)), **settings)
+
+
+def vecor(
+    model: nn.Module,
+    weight: float = 0.05,
+    k: int = 1,
+    perturb: Callable[..., Tensor] = channel_shuffle,
+    space: str = "velocity",
+    *,
+    codec: Any = None,
+    path: Path = LINEAR,
+    **settings: Any,
+) -> Objective:
+    """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942; K = 1, lambda = 0.05, channel shuffle)."""
+    negatives = perturbed(perturb, space=space, path=path, k=k, codec=codec)
+    return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
+
+
+def dispersive(
+    model: nn.Module, weight: float = 0.5, tau: float = 0.5, block: int | None = None, *, variant: str = "infonce_l2", **settings: Any
+) -> Objective:
+    """Dispersive loss after `block` (default: a quarter of the depth, counted from 1) (Wang and He 2025, arXiv:2506.09027; 0.5, 0.5)."""
+    depth: int = model.depth  # pyright: ignore[reportAssignmentType]
+    term = Dispersive(weight, block if block is not None else max(1, depth // 4), variant, tau)
+    return Objective(model, terms=(FlowMatching(), term), **settings)
+
+
+def repa(model: nn.Module, teacher: Any, weight: float = 0.5, block: int = 8, **settings: Any) -> Objective:
+    """Representation alignment with a frozen `teacher` that has `.dim` features per token (Yu et al. 2024, arXiv:2410.06940; 0.5, block 8)."""
+    hidden: int = model.hidden_size  # pyright: ignore[reportAssignmentType]
+    return Objective(model, terms=(FlowMatching(), Alignment(weight, block, hidden, teacher, teacher.dim)), **settings)

@@ -1,0 +1,269 @@
+"""The training loop: draw, step, average; it yields, and the caller prints, plots and saves.
+
+Divergence costs no host synchronisation: a finite flag stays on the device and gates the fused optimizer (`found_inf`) and
+the average, so that parameters never change on a bad step; the step and the term are read, and `DivergenceError` raised, at
+the next logged step (on the CPU at once).
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+import cfm_lite
+from cfm_lite import checkpoint
+from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
+from cfm_lite.objective import Objective
+
+__all__ = ["Trainer", "warmup"]
+
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+
+
+def warmup(steps: int) -> Callable[[int], float]:
+    """A learning-rate factor that rises linearly to 1 over `steps` and stays there."""
+    return lambda step: min(1.0, (step + 1) / steps) if steps else 1.0
+
+
+class Trainer:
+    """Owns the optimizer, the averaged model `ema` and the step count of one objective.
+
+    `optimizer` defaults to fused AdamW(lr, no weight decay). `clip` bounds the gradient norm (None: no bound). `ema_decay` in
+    [0, 1). `seed` keys every draw with the step. `accumulate` splits a batch into that many micro-batches of whole shards.
+    `precision` is "float32" or "bf16" (autocast; parameters and losses stay float32). `schedule` maps a step to a factor on lr.
+
+    Raises ConfigError for a value outside its range and for parameters that are not finite.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        lr: float = 1e-3,
+        clip: float | None = 1.0,
+        ema_decay: float = 0.999,
+        seed: int = 0,
+        accumulate: int = 1,
+        precision: str = "float32",
+        log_every: int = 50,
+        schedule: Callable[[int], float] = warmup(0),
+        compile: bool = False,
+    ) -> None:
+        check_number("lr", lr, 0.0, 1e6, open_low=True)
+        check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
+        check_choice("precision", precision, PRECISIONS)
+        if clip is not None:  # a negative bound would reverse the gradient
+            check_number("clip", clip, 0.0, float("inf"), open_low=True)
+        bad = [name for name, p in objective.named_parameters() if not torch.isfinite(p).all()]
+        if bad:
+            raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
+        self.objective = objective
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
+        self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule
+        self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
+        self.ema_decay, self.step = ema_decay, 0
+        self.last_good: Path | None = None
+        self._averaged = AveragedModel(objective.model, multi_avg_fn=self._average)
+        self._averaged.requires_grad_(False)
+        self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self._forward = torch.compile(objective, dynamic=False) if compile else objective
+        device = self.parameters[0].device
+        self._ok = torch.ones((), device=device)
+        self._bad = torch.full((2,), -1, device=device, dtype=torch.long)  # step and term of the first bad step
+
+    @property
+    def ema(self) -> nn.Module:
+        """The averaged model, a plain module: what one samples from."""
+        return self._averaged.module
+
+    def run(self, batches: Iterable[Any], steps: int) -> Iterator[dict[str, Tensor]]:
+        """Train for `steps` steps; yields {"step", "loss", term: value, "grad_norm"} of detached tensors after each.
+
+        `batches` gives x1 or (x1, y) or (x1, y, context). Raises DivergenceError (nothing was updated) and DataError when the
+        batches end early.
+        """
+        check_count("steps", steps)
+        source = iter(batches)
+        self.objective.train()
+        for i in range(steps):
+            try:
+                batch = next(source)
+            except StopIteration:
+                raise DataError(f"the batches ended after {i} of {steps} steps; give an endless iterator, such as data.batches.") from None
+            yield self._train_step(batch if isinstance(batch, tuple | list) else (batch,), last=i == steps - 1)
+
+    def _train_step(self, batch: tuple[Any, ...], last: bool) -> dict[str, Tensor]:
+        for group, base in zip(self.optimizer.param_groups, self._base_lr):
+            group["lr"] = base * self.schedule(self.step)
+        log = self._backward(batch)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        self._guard(log, norm, check=last or (self.step + 1) % self.log_every == 0)
+        self._update()
+        self.step += 1
+        return {"step": torch.tensor(self.step), **log, "grad_norm": norm}
+
+    def _backward(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+        """Gradients of the whole batch, micro-batch by micro-batch, and the batch's mean loss and terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self._micro_batches(batch)
+        log: dict[str, Tensor] = {}
+        first = 0
+        for part in parts:
+            share = len(part[0]) / len(batch[0])
+            with self._autocast(part[0].device):
+                total, values = self._forward_at(first, part)
+            (total * share if share < 1 else total).backward()
+            for name, value in {"loss": total.detach(), **values}.items():
+                log[name] = value * share + log[name] if name in log else value * share
+            first += -(-len(part[0]) // (self.objective.shard or len(part[0])))
+        return log
+
+    def _forward_at(self, first_shard: int, part: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        self.objective.at(self.seed, self.step, first_shard)
+        return self._forward(*part)
+
+    def _micro_batches(self, batch: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        if self.accumulate == 1:
+            return [batch]
+        rows, shard = len(batch[0]), self.objective.shard or 0
+        size = -(-rows // self.accumulate)
+        if not shard or rows % self.accumulate or size % shard:
+            raise ConfigError(
+                f"a batch of {rows} cannot be cut into {self.accumulate} micro-batches of whole shards (shard = {shard or None}); choose a batch that "
+                "is a multiple of accumulate * shard."
+            )
+        return [tuple(None if x is None else x[i : i + size] for x in batch) for i in range(0, rows, size)]
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        dtype = PRECISIONS[self.precision]
+        return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+    def _guard(self, log: Mapping[str, Tensor], norm: Tensor, check: bool) -> None:
+        """Latch the first step that is not finite on the device; read it where that is free or due."""
+        names = [name for name in log if name != "loss"]
+        finite = torch.stack([torch.isfinite(log[name]) for name in names] + [torch.isfinite(log["loss"]), torch.isfinite(norm)])
+        bad = ~finite.all()
+        self._ok = 1.0 - bad.float()
+        first = torch.stack([torch.tensor(self.step + 1, device=norm.device), finite.long().argmin()])
+        self._bad = torch.where(bad & (self._bad[0] < 0), first, self._bad)
+        if (check or norm.device.type == "cpu") and self._bad[0] >= 0:
+            step, term = self._bad.tolist()
+            where = [*names, "the total loss", "the gradient norm"][term]
+            kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "no checkpoint was saved yet"
+            raise DivergenceError(
+                f"{where} is not finite at step {step}; the parameters and the average are those of step {step - 1}, and {kept}. Lower the learning "
+                "rate or the term's weight, or look at the batch."
+            )
+
+    def _update(self) -> None:
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        if fused:  # the kernel itself skips the update where found_inf is 1
+            self.optimizer.found_inf, self.optimizer.grad_scale = 1.0 - self._ok, None  # pyright: ignore[reportAttributeAccessIssue]
+        elif not self._ok.item():  # other optimizers cost one host read a step
+            return
+        self.optimizer.step()
+        self._averaged.update_parameters(self.objective.model)
+
+    def _average(self, ema: list[Tensor], params: list[Tensor], count: Any) -> None:
+        if self._ok.device.type == "cpu":  # a bad step never comes here
+            torch._foreach_lerp_(ema, params, 1 - self.ema_decay)
+        else:
+            weight = (1 - self.ema_decay) * self._ok
+            torch._foreach_lerp_(ema, params, [weight] * len(ema))
+
+    def save(self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3) -> Path:
+        """Write a checkpoint of this step under `directory`; returns its path (see `checkpoint.save` for errors)."""
+        weights = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
+        weights |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        inner = self.optimizer.state_dict()
+        tensors = {f"{i}.{k}": v for i, entry in inner["state"].items() for k, v in entry.items() if isinstance(v, Tensor)}
+        state = {
+            "seed": self.seed,
+            "averaged": int(self._averaged.n_averaged),
+            "groups": inner["param_groups"],
+            "settings": self._settings(),
+            "config": json.loads(json.dumps(dict(config or {}))),
+            "versions": {"cfm_lite": cfm_lite.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+        self.last_good = checkpoint.save(directory, self.step, weights, tensors, state, keep=keep)
+        return self.last_good
+
+    def resume(self, directory: str | Path) -> "Trainer":
+        """Go on from `directory` (one step-* folder, or the newest valid one in a folder of them), bit for bit.
+
+        Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError that lists what differs.
+        """
+        directory = Path(directory)
+        path = directory if (directory / checkpoint.MANIFEST).exists() else checkpoint.latest(directory)
+        saved = checkpoint.load(path, self.parameters[0].device)
+        self._check_same(saved)
+        self.objective.load_state_dict({k[10:]: v for k, v in saved.weights.items() if k.startswith("objective.")})
+        self.ema.load_state_dict({k[4:]: v for k, v in saved.weights.items() if k.startswith("ema.")})
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in saved.optimizer.items():
+            index, name = key.split(".", 1)
+            entries.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": entries, "param_groups": saved.state["groups"]})
+        self._averaged.n_averaged.fill_(saved.state["averaged"])
+        self.step, self.last_good = saved.step, path
+        return self
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be equal for a run to go on: a different value would silently make another run."""
+        terms = {name: _plain(term) for name, term in self.objective.terms.items()}
+        return {
+            "terms": terms,
+            "path": self.objective.path.name,
+            "label_dropout": self.objective.label_dropout,
+            "shard": self.objective.shard,
+            "time": _plain(self.objective.time),
+            "couple": _plain(self.objective.couple),
+            "seed": self.seed,
+            "ema_decay": self.ema_decay,
+            "clip": self.clip,
+            "precision": self.precision,
+            "optimizer": type(self.optimizer).__name__,
+        }
+
+    def _check_same(self, saved: checkpoint.Checkpoint) -> None:
+        mine = json.loads(json.dumps(self._settings()))
+        theirs = saved.state.get("settings", {})
+        diff = [f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in mine if mine[k] != theirs.get(k)]
+        have = {f"objective.{k}": tuple(v.shape) for k, v in self.objective.state_dict().items()}
+        stored = {k: tuple(v.shape) for k, v in saved.weights.items() if k.startswith("objective.")}
+        diff += [f"{k}: saved {stored.get(k)}, now {have.get(k)}" for k in sorted(have.keys() | stored.keys()) if have.get(k) != stored.get(k)]
+        missing = [key for key in ("seed", "averaged", "groups", "settings", "step") if key not in saved.state]
+        diff += [f"{key} is missing" for key in missing]
+        if diff:
+            raise ResumeMismatchError(f"{saved.path} belongs to another run: {'; '.join(diff[:6])}. Start a new run, or give the settings of the old one.")
+
+
+def _plain(value: Any) -> Any:
+    """Settings as plain JSON values: dataclasses by field, callables by name."""
+    if isinstance(value, functools.partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"kind": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, nn.Module):
+        return {"kind": type(value).__name__} | {k: v for k, v in vars(value).items() if isinstance(v, int | float | str) and k != "training"}
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return copy.deepcopy(value)
