@@ -46,7 +46,7 @@ test: $(VENV)/.test  ## run the tests
 lint: $(VENV)/.dev  ## ruff and pyright, clean
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix .

@@ -94,8 +94,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
         state = json.loads(blobs["state.json"])
     except (KeyError, ValueError, SafetensorError) as error:
         raise CheckpointCorruptError(f"{path} is not a whole checkpoint: {error!r}. Use an older one, or train again.") from error
-    moved = ({k: v.to(device) for k, v in tensors.items()} for tensors in (weights, optimizer))
-    return Checkpoint(path, int(state["step"]), *moved, state)
+    weights, optimizer = ({k: v.to(device) for k, v in tensors.items()} for tensors in (weights, optimizer))
+    return Checkpoint(path, int(state["step"]), weights, optimizer, state)
 
 
 def latest(directory: str | Path) -> Path:

@@ -64,11 +64,12 @@ def check_time(t: Tensor, x: Tensor) -> None:
             raise ConfigError(f"t spans [{low:.4g}, {high:.4g}]; times lie in [0, 1], 0 noise and 1 data.")
 
 
-def check_labels(y: Tensor, x: Tensor, highest: int) -> None:
-    """Raise ConfigError unless `y` is an integer tensor (B,) with values in [0, highest]."""
-    if not isinstance(y, Tensor) or y.dim() != 1 or y.shape[0] != x.shape[0]:
+def check_labels(y: Tensor, x: Tensor | None, highest: int) -> None:
+    """Raise ConfigError unless `y` is an integer tensor (B,) with values in [0, highest]; B is that of `x`, any if x is None."""
+    rows = "B" if x is None else x.shape[0]
+    if not isinstance(y, Tensor) or y.dim() != 1 or (x is not None and y.shape[0] != rows):
         seen = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
-        raise ConfigError(f"y has {seen}; it must be a tensor of shape ({x.shape[0]},), one label per row of x.")
+        raise ConfigError(f"y has {seen}; it must be a tensor of shape ({rows},), one label per row of x.")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ConfigError(f"y has dtype {y.dtype}; labels are integers. Call y.long().")
     if on_host(y) and y.numel():

@@ -20,7 +20,6 @@ from cfm_lite.checks import (
     check_labels,
     check_number,
     check_same_shape,
-    expand,
     on_host,
     promote,
     warn_once,
@@ -34,6 +33,7 @@ __all__ = [
     "Alignment",
     "Contrastive",
     "Dispersive",
+    "Draw",
     "Evaluated",
     "FlowMatching",
     "Objective",
@@ -47,10 +47,25 @@ __all__ = [
 ]
 
 
-class Evaluated(NamedTuple):
-    """What a term may read: the draw, the model's velocity `v` (B, *dims), the features it asked for, and its own preparation."""
+class Draw(NamedTuple):
+    """What a term may use to prepare itself: the sample, the rows whose label was dropped, and one generator of its own per shard."""
 
-    sample: FlowSample  # y holds the labels that the model saw: the null label where they were dropped
+    sample: FlowSample  # y holds the labels that the model will see: the null label where they were dropped
+    dropped: Tensor | None
+    shards: Sequence[slice]
+    generators: Sequence[Generator]
+    path: Path
+    time: Callable[..., Tensor]
+
+    def each(self) -> list[tuple[FlowSample, Generator]]:
+        """(sample, generator) shard by shard."""
+        return [(_rows(self.sample, rows), g) for rows, g in zip(self.shards, self.generators)]
+
+
+class Evaluated(NamedTuple):
+    """What a term may read: the sample, the model's velocity `v` (B, *dims), the features it asked for, and its own preparation."""
+
+    sample: FlowSample
     v: Tensor
     features: Mapping[int, Tensor]
     prepared: Any
@@ -67,7 +82,7 @@ class Term(Protocol):
     sign: float
     blocks: tuple[int, ...]
 
-    def prepare(self, sample: FlowSample, dropped: Tensor | None, shards: Sequence[slice], generators: Sequence[Generator]) -> Any: ...
+    def prepare(self, draw: Draw) -> Any: ...
 
     def __call__(self, batch: Evaluated) -> Tensor: ...
 
@@ -78,7 +93,7 @@ class _Deterministic:
     sign = 1.0
     blocks: tuple[int, ...] = ()
 
-    def prepare(self, sample: FlowSample, dropped: Tensor | None, shards: Sequence[slice], generators: Sequence[Generator]) -> Any:
+    def prepare(self, draw: Draw) -> Any:
         return None
 
 
@@ -113,18 +128,19 @@ class Repulsion:
         """How many wrong velocities each row is pushed away from."""
         return int(getattr(self.negatives, "k", 1))
 
-    def prepare(self, sample: FlowSample, dropped: Tensor | None, shards: Sequence[slice], generators: Sequence[Generator]) -> Any:
-        parts = [self.negatives(_rows(sample, rows), generator=g) for rows, g in zip(shards, generators)]
-        wrong = [part[0] if isinstance(part, tuple) else part for part in parts]
-        u_neg = torch.cat(wrong, dim=wrong[0].dim() - sample.u_t.dim())  # (B, *dims) or (K, B, *dims)
-        k = u_neg.shape[0] if u_neg.dim() > sample.u_t.dim() else 1
-        _check_bound(self.weight, k, 1.0)
+    def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        """(u_neg, keep) of the whole batch, drawn shard by shard."""
+        parts = [_with_keep(self.negatives(sample, generator=g)) for sample, g in draw.each()]
+        u_neg = torch.cat([wrong for wrong, _ in parts], dim=parts[0][0].dim() - draw.sample.u_t.dim())  # (B, *dims) or (K, B, *dims)
+        k = len(u_neg) if u_neg.dim() > draw.sample.u_t.dim() else 1
+        if k != self.k:  # the bound weight * K < 1 was checked with the declared K
+            raise ConfigError(f"the negatives gave K = {k} wrong velocities and declare k = {self.k}; set their attribute k = {k}.")
+        everyone = torch.ones(len(draw.sample.t), dtype=torch.bool, device=draw.sample.t.device)
         keep = None
-        if any(isinstance(part, tuple) for part in parts):
-            everyone = [torch.ones(len(sample.t[rows]), dtype=torch.bool, device=sample.t.device) for rows in shards]
-            keep = torch.cat([part[1].bool() if isinstance(part, tuple) else rows for part, rows in zip(parts, everyone)])
-        if not self.contrast_null and dropped is not None:
-            keep = ~dropped if keep is None else keep & ~dropped
+        if any(kept is not None for _, kept in parts):
+            keep = torch.cat([everyone[rows] if kept is None else kept.bool() for (_, kept), rows in zip(parts, draw.shards)])
+        if not self.contrast_null and draw.dropped is not None:
+            keep = ~draw.dropped if keep is None else keep & ~draw.dropped
         return u_neg, keep
 
     def __call__(self, batch: Evaluated) -> Tensor:
@@ -168,7 +184,6 @@ class Contrastive:
     views: str = "independent"
     max_gap: float = 0.005
     name: str | None = None
-    path: Path = LINEAR
     options: Mapping[str, Any] = field(default_factory=dict)  # margin, w, normalize_by_dim
     sign = 1.0
 
@@ -180,14 +195,17 @@ class Contrastive:
         check_choice("views", self.views, ("independent", "restricted"))
         check_number("max_gap", self.max_gap, 0.0, 1.0)
 
-    def _second_time(self, t: Tensor, generator: Generator) -> Tensor:
+    def _second_time(self, t: Tensor, draw: Draw, generator: Generator) -> Tensor:
+        if self.views == "independent":
+            return draw.time(len(t), generator=generator, device=t.device).to(t.dtype)
         u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
-        return u if self.views == "independent" else (t + self.max_gap * (2 * u - 1)).clamp(0, 1)
+        return (t + self.max_gap * (2 * u - 1)).clamp(0, 1)
 
-    def prepare(self, sample: FlowSample, dropped: Tensor | None, shards: Sequence[slice], generators: Sequence[Generator]) -> Any:
-        noise = torch.cat([_noise_like(sample.x1[rows], g) for rows, g in zip(shards, generators)])
-        t = torch.cat([self._second_time(sample.t[rows], g) for rows, g in zip(shards, generators)])
-        return self.path.interpolate(noise, sample.x1, t)[0], t
+    def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """(x_t, t) of the second view."""
+        noise, times = zip(*[(_noise_like(sample.x1, g), self._second_time(sample.t, draw, g)) for sample, g in draw.each()])
+        t = torch.cat(times)
+        return draw.path.interpolate(torch.cat(noise), draw.sample.x1, t)[0], t
 
     def __call__(self, batch: Evaluated) -> Tensor:
         x_t, t = batch.prepared
@@ -236,8 +254,8 @@ class Alignment(_Deterministic, nn.Module):
             h, target = h[:, None], target.reshape(len(target), 1, -1)
         if h.shape[:2] != target.shape[:2]:
             raise ConfigError(
-                f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block {self.block} gives {tuple(h.shape[:2])}; they must be "
-                "equal. Choose the teacher's image size so that it has as many tokens as the model."
+                f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block {self.block} gives {tuple(h.shape[:2])}; they must "
+                "be equal. Choose the teacher's image size so that it has as many tokens as the model."
             )
         return losses.align(self.projector(h), target)
 
@@ -291,7 +309,7 @@ class Objective(nn.Module):
 
     def forward(self, x1: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         self._check(x1, y)
-        sample, prepared, shards = self._draw(promote(x1), y)
+        sample, prepared, shards = self._draw(promote(x1), y)  # pyright: ignore[reportCallIssue]
         v, features = self._run(sample.x_t, sample.t, sample.y, self.blocks)
         check_same_shape(velocity=v, data=sample.x1)
         total = v.new_zeros((), dtype=promote(v).dtype)
@@ -316,13 +334,14 @@ class Objective(nn.Module):
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
         self._calls += 1
         parts = [self._draw_shard(x1[rows], None if y is None else y[rows], i) for i, rows in enumerate(shards)]
-        x0, x1, t, y, dropped = (None if column[0] is None else torch.cat(column) for column in zip(*parts))
-        assert x0 is not None and x1 is not None and t is not None
-        sample = FlowSample(x0, x1, t, *self.path.interpolate(x0, x1, t), y)
+        x0, x1, t = (torch.cat(column) for column in list(zip(*parts))[:3])  # pyright: ignore[reportArgumentType]
+        y, dropped = (None if column[0] is None else torch.cat(column) for column in list(zip(*parts))[3:])
+        x_t, u_t = self.path.interpolate(x0, x1, t)
+        sample = FlowSample(x0, x1, t, x_t, u_t, y)
         prepared = {}
         for name, term in self.terms.items():
             generators = [self._generator(x1.device, i, name) for i in range(len(shards))]
-            prepared[name] = term.prepare(sample, dropped, shards, generators)
+            prepared[name] = term.prepare(Draw(sample, dropped, shards, generators, self.path, self.time))
         return sample, prepared, shards
 
     def _draw_shard(self, x1: Tensor, y: Tensor | None, shard: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -351,16 +370,23 @@ class Objective(nn.Module):
             return
         classes = getattr(self.model, "num_classes", None)
         if not classes:
-            raise ConfigError(f"labels were given but the model has num_classes = {classes!r}; build it with num_classes >= 1, or give y=None.")
+            raise ConfigError(f"labels were given but the model has num_classes = {classes!r}; build it with num_classes, or give y=None.")
         check_labels(y, x1, classes - 1)
         if self.label_dropout > 0 and not getattr(self.model, "has_null", True):
             raise ConfigError(
-                f"label_dropout is {self.label_dropout:g} but the model has no null label; build it with class_dropout_prob > 0, or set label_dropout=0."
+                f"label_dropout is {self.label_dropout:g} but the model has no null label; build it with class_dropout_prob > 0, or set "
+                "label_dropout=0."
             )
 
 
 def _rows(sample: FlowSample, rows: slice) -> FlowSample:
-    return FlowSample(*(None if part is None else part[rows] for part in sample))  # pyright: ignore[reportArgumentType]
+    *tensors, y = sample
+    x0, x1, t, x_t, u_t = (part[rows] for part in tensors)
+    return FlowSample(x0, x1, t, x_t, u_t, None if y is None else y[rows])
+
+
+def _with_keep(part: Any) -> tuple[Tensor, Tensor | None]:
+    return part if isinstance(part, tuple) else (part, None)
 
 
 def _noise_like(x: Tensor, generator: Generator | None) -> Tensor:
@@ -401,16 +427,19 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
             _check_bound(term.weight, term.k, attract)
     pull = sum(term.weight * term.k for term in terms.values() if isinstance(term, Repulsion))
     if pull and pull >= attract:
-        raise ConfigError(f"the repulsion weights times K sum to {pull:g}; below {attract:g} the loss is bounded, from there on it is not. Lower them.")
+        raise ConfigError(
+            f"the repulsion weights times K sum to {pull:g}; the loss is bounded below {attract:g}, from there on it is not. Lower them."
+        )
     if attract and pull / attract >= 0.5:
-        warn_once(f"repulsion weight * K is {pull:g}: the optimal velocity is scaled by 1/(1 - {pull / attract:g}) = {1 / (1 - pull / attract):.3g}.")
+        share = pull / attract
+        warn_once(f"repulsion weight * K is {pull:g}: the optimal velocity is scaled by 1/(1 - {share:g}) = {1 / (1 - share):.3g}.")
 
 
 def _check_bound(weight: float, k: int, attract: float) -> None:
     if weight * k >= attract and weight > 0:
         raise ConfigError(
-            f"repulsion weight {weight:g} times K = {k} is {weight * k:g}; it must stay below {attract:g} (the flow-matching weight), else the loss has "
-            f"no minimum. Use a weight below {attract / k:g}."
+            f"repulsion weight {weight:g} times K = {k} is {weight * k:g}; it must stay below {attract:g} (the flow-matching "
+            f"weight), else the loss has no minimum. Use a weight below {attract / k:g}."
         )
 
 
@@ -437,7 +466,7 @@ def vecor(
     path: Path = LINEAR,
     **settings: Any,
 ) -> Objective:
-    """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942; K = 1, lambda = 0.05, channel shuffle)."""
+    """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942)."""
     negatives = perturbed(perturb, space=space, path=path, k=k, codec=codec)
     return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
 
@@ -452,6 +481,6 @@ def dispersive(
 
 
 def repa(model: nn.Module, teacher: Any, weight: float = 0.5, block: int = 8, **settings: Any) -> Objective:
-    """Representation alignment with a frozen `teacher` that has `.dim` features per token (Yu et al. 2024, arXiv:2410.06940; 0.5, block 8)."""
+    """Representation alignment with a frozen `teacher` of `.dim` features per token (Yu et al. 2024, arXiv:2410.06940)."""
     hidden: int = model.hidden_size  # pyright: ignore[reportAssignmentType]
     return Objective(model, terms=(FlowMatching(), Alignment(weight, block, hidden, teacher, teacher.dim)), **settings)

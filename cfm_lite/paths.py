@@ -34,6 +34,8 @@ class FlowSample(NamedTuple):
 class Path:
     """The two coefficients of a path and their derivatives, each a function of a time tensor of any shape.
 
+    `sigma_d_sigma` is their product; give it only where it stays finite although d_sigma does not (VP at t = 1).
+
     Reference: Ma et al. 2024 (SiT, arXiv:2401.08740), section 2 and table 1; Lipman et al. 2023 (arXiv:2210.02747), eq. 10.
     """
 
@@ -42,6 +44,11 @@ class Path:
     sigma: Schedule
     d_alpha: Schedule
     d_sigma: Schedule
+    sigma_d_sigma: Schedule | None = None
+
+    def half_variance_rate(self, t: Tensor) -> Tensor:
+        """Half the derivative of sigma^2, sigma d_sigma, at a time tensor of any shape; finite on all of [0, 1]."""
+        return self.sigma_d_sigma(t) if self.sigma_d_sigma else self.sigma(t) * self.d_sigma(t)
 
     def coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(alpha, sigma, d_alpha, d_sigma) at `t` (B,), each shaped (B, 1, ...) to broadcast over `x` (B, *dims)."""
@@ -53,7 +60,8 @@ class Path:
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Position and velocity (x_t, u_t), both (B, *dims), of noise `x0` and data `x1` (B, *dims) at `t` (B,) in [0, 1].
 
-        Raises ConfigError for unequal shapes or a time outside [0, 1].
+        VP's u_t is infinite at t = 1: SiT draws its times from [0, 1 - 1e-5]. Raises ConfigError for unequal shapes or a
+        time outside [0, 1].
         """
         check_same_shape(x0=x0, x1=x1)
         check_floating(x0=x0)
@@ -68,23 +76,26 @@ class Path:
         check_same_shape(x=x, v=v)
         alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x)
         det = alpha * d_sigma - d_alpha * sigma
-        # a position minus a bounded combination: for LINEAR det = -1, so nothing is divided away
+        # for LINEAR det = -1, so nothing is divided away; for VP it is infinite at t = 1, where x0 is not defined
         return (alpha * v - d_alpha * x) / det, (d_sigma * x - sigma * v) / det
 
     def score(self, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """The score -x0 / sigma (B, *dims) that velocity `v` implies at `x`; infinite where sigma is 0 (t = 1).
+        """The score -x0 / sigma (B, *dims) that velocity `v` implies at `x`; infinite at t = 1 unless d_sigma is (VP).
 
-        Reference: SiT eq. 9.
+        Reference: Ma et al. 2024, section 2, multiplied out so that alpha = 0 at t = 0 is harmless.
         """
-        x0, _ = self.endpoints(x, v, t)
-        return -x0 / self.sigma(expand(promote(t).to(x0.dtype), x0))
+        check_same_shape(x=x, v=v)
+        alpha, sigma, d_alpha, _ = self.coefficients(t, x)
+        return (alpha * v - d_alpha * x) / (d_alpha * sigma**2 - alpha * self._rate_like(t, alpha))
 
     def velocity_from_score(self, x: Tensor, score: Tensor, t: Tensor) -> Tensor:
-        """The inverse of `score`: v = d_alpha x1 + d_sigma x0 with x0 = -sigma s, x1 = (x - sigma x0) / alpha; t > 0 unless alpha(0) > 0."""
+        """The inverse of `score`: v = (d_alpha / alpha) (x + sigma^2 s) - sigma d_sigma s; t > 0 unless alpha(0) > 0."""
         check_same_shape(x=x, score=score)
-        alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x)
-        x0 = -sigma * score
-        return d_alpha * (x - sigma * x0) / alpha + d_sigma * x0
+        alpha, sigma, d_alpha, _ = self.coefficients(t, x)
+        return d_alpha / alpha * (x + sigma**2 * score) - self._rate_like(t, alpha) * score
+
+    def _rate_like(self, t: Tensor, like: Tensor) -> Tensor:  # half_variance_rate in the shape and dtype of a coefficient
+        return self.half_variance_rate(t.to(like.dtype)).reshape(like.shape)
 
 
 LINEAR = Path(
@@ -96,11 +107,11 @@ LINEAR = Path(
 )
 
 _Q = math.pi / 2
-COSINE = Path(  # SiT's GVP
+COSINE = Path(  # SiT's GVP; cos(_Q t) is written as a sine because float32's cos(pi / 2) is a small negative number, not 0
     "cosine",
     alpha=lambda t: torch.sin(_Q * t),
-    sigma=lambda t: torch.cos(_Q * t),
-    d_alpha=lambda t: _Q * torch.cos(_Q * t),
+    sigma=lambda t: torch.sin(_Q * (1 - t)),
+    d_alpha=lambda t: _Q * torch.sin(_Q * (1 - t)),
     d_sigma=lambda t: -_Q * torch.sin(_Q * t),
 )
 
@@ -125,6 +136,7 @@ VP = Path(
     sigma=_vp_sigma,
     d_alpha=lambda t: torch.exp(_vp_log_alpha(t)) * _vp_rate(t),
     d_sigma=lambda t: -_vp_rate(t) * torch.exp(2 * _vp_log_alpha(t)) / _vp_sigma(t),
+    sigma_d_sigma=lambda t: -_vp_rate(t) * torch.exp(2 * _vp_log_alpha(t)),
 )
 
 PATHS = {path.name: path for path in (LINEAR, COSINE, VP)}

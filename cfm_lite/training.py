@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ class Trainer:
         accumulate: int = 1,
         precision: str = "float32",
         log_every: int = 50,
-        schedule: Callable[[int], float] = warmup(0),
+        schedule: Callable[[int], float] | None = None,
         compile: bool = False,
     ) -> None:
         check_number("lr", lr, 0.0, 1e6, open_low=True)
@@ -71,7 +72,7 @@ class Trainer:
         self.objective = objective
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
-        self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule
+        self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule or warmup(0)
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
         self.ema_decay, self.step = ema_decay, 0
         self.last_good: Path | None = None
@@ -102,7 +103,7 @@ class Trainer:
                 batch = next(source)
             except StopIteration:
                 raise DataError(f"the batches ended after {i} of {steps} steps; give an endless iterator, such as data.batches.") from None
-            yield self._train_step(batch if isinstance(batch, tuple | list) else (batch,), last=i == steps - 1)
+            yield self._train_step(tuple(batch) if isinstance(batch, tuple | list) else (batch,), last=i == steps - 1)
 
     def _train_step(self, batch: tuple[Any, ...], last: bool) -> dict[str, Tensor]:
         for group, base in zip(self.optimizer.param_groups, self._base_lr):
@@ -127,8 +128,8 @@ class Trainer:
             with self._autocast(part[0].device):
                 total, values = self._forward_at(first, part)
             (total * share if share < 1 else total).backward()
-            for name, value in {"loss": total.detach(), **values}.items():
-                log[name] = value * share + log[name] if name in log else value * share
+            for name, value in {**values, "loss": total.detach()}.items():
+                log[name] = value if share == 1 else value * share + log.get(name, 0)
             first += -(-len(part[0]) // (self.objective.shard or len(part[0])))
         return log
 
@@ -143,8 +144,8 @@ class Trainer:
         size = -(-rows // self.accumulate)
         if not shard or rows % self.accumulate or size % shard:
             raise ConfigError(
-                f"a batch of {rows} cannot be cut into {self.accumulate} micro-batches of whole shards (shard = {shard or None}); choose a batch that "
-                "is a multiple of accumulate * shard."
+                f"a batch of {rows} cannot be cut into {self.accumulate} micro-batches of whole shards (shard = {shard or None}); choose a "
+                "batch that is a multiple of accumulate * shard."
             )
         return [tuple(None if x is None else x[i : i + size] for x in batch) for i in range(0, rows, size)]
 
@@ -153,21 +154,26 @@ class Trainer:
         return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
     def _guard(self, log: Mapping[str, Tensor], norm: Tensor, check: bool) -> None:
-        """Latch the first step that is not finite on the device; read it where that is free or due."""
-        names = [name for name in log if name != "loss"]
-        finite = torch.stack([torch.isfinite(log[name]) for name in names] + [torch.isfinite(log["loss"]), torch.isfinite(norm)])
-        bad = ~finite.all()
-        self._ok = 1.0 - bad.float()
-        first = torch.stack([torch.tensor(self.step + 1, device=norm.device), finite.long().argmin()])
-        self._bad = torch.where(bad & (self._bad[0] < 0), first, self._bad)
-        if (check or norm.device.type == "cpu") and self._bad[0] >= 0:
-            step, term = self._bad.tolist()
-            where = [*names, "the total loss", "the gradient norm"][term]
-            kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "no checkpoint was saved yet"
-            raise DivergenceError(
-                f"{where} is not finite at step {step}; the parameters and the average are those of step {step - 1}, and {kept}. Lower the learning "
-                "rate or the term's weight, or look at the batch."
-            )
+        """Latch the first step that is not finite; read it at once on the CPU, at the next logged step on a device."""
+        watched = {**log, "the gradient norm": norm}
+        if norm.device.type == "cpu":
+            bad = [name for name, value in watched.items() if not math.isfinite(value.item())]
+            if bad:
+                raise self._divergence(self.step + 1, next((name for name in bad if name != "loss"), "loss"))
+            return
+        finite = torch.stack([torch.isfinite(value) for value in watched.values()])
+        self._ok = finite.all().float()
+        now = torch.stack([torch.full_like(self._bad[0], self.step + 1), finite.long().argmin()])
+        self._bad = torch.where((self._ok < 1) & (self._bad[0] < 0), now, self._bad)
+        if check and (latched := self._bad.tolist())[0] >= 0:
+            raise self._divergence(latched[0], list(watched)[latched[1]])
+
+    def _divergence(self, step: int, what: str) -> DivergenceError:
+        kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "no checkpoint was saved yet"
+        return DivergenceError(
+            f"{what} is not finite at step {step}; the parameters and the average are those of step {step - 1}, and {kept}. Lower the "
+            "learning rate or the term's weight, or look at the batch."
+        )
 
     def _update(self) -> None:
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
@@ -178,7 +184,7 @@ class Trainer:
         self.optimizer.step()
         self._averaged.update_parameters(self.objective.model)
 
-    def _average(self, ema: list[Tensor], params: list[Tensor], count: Any) -> None:
+    def _average(self, ema: Any, params: Any, count: Any) -> None:
         if self._ok.device.type == "cpu":  # a bad step never comes here
             torch._foreach_lerp_(ema, params, 1 - self.ema_decay)
         else:
@@ -245,11 +251,15 @@ class Trainer:
         diff = [f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in mine if mine[k] != theirs.get(k)]
         have = {f"objective.{k}": tuple(v.shape) for k, v in self.objective.state_dict().items()}
         stored = {k: tuple(v.shape) for k, v in saved.weights.items() if k.startswith("objective.")}
-        diff += [f"{k}: saved {stored.get(k)}, now {have.get(k)}" for k in sorted(have.keys() | stored.keys()) if have.get(k) != stored.get(k)]
+        diff += [
+            f"{k}: saved {stored.get(k)}, now {have.get(k)}" for k in sorted(have.keys() | stored.keys()) if have.get(k) != stored.get(k)
+        ]
         missing = [key for key in ("seed", "averaged", "groups", "settings", "step") if key not in saved.state]
         diff += [f"{key} is missing" for key in missing]
         if diff:
-            raise ResumeMismatchError(f"{saved.path} belongs to another run: {'; '.join(diff[:6])}. Start a new run, or give the settings of the old one.")
+            raise ResumeMismatchError(
+                f"{saved.path} belongs to another run: {'; '.join(diff[:6])}. Start a new run, or give the settings of the old one."
+            )
 
 
 def _plain(value: Any) -> Any:
@@ -263,7 +273,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     if isinstance(value, nn.Module):
-        return {"kind": type(value).__name__} | {k: v for k, v in vars(value).items() if isinstance(v, int | float | str) and k != "training"}
+        return {"kind": type(value).__name__} | {
+            k: v for k, v in vars(value).items() if isinstance(v, int | float | str) and k != "training"
+        }
     if callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
     return copy.deepcopy(value)

@@ -1,7 +1,6 @@
 """What every test shares: quiet threads, a fixed global seed, and a summary line for what could not run."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,11 +11,10 @@ torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // max(1, int(os.envir
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
+def _fresh() -> None:
     """Each test starts from one global seed and with every once-only warning unsaid."""
     torch.manual_seed(0)
     checks._warned.clear()
-    yield
 
 
 @pytest.fixture
@@ -33,9 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="not run: needs real files, set CFM_LITE_DATA"))
 
 
-def pytest_terminal_summary(terminalreporter) -> None:  # noqa: ANN001
+def pytest_terminal_summary(terminalreporter) -> None:
     reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
-    for what, word in (("CUDA device", "GPU"), ("CFM_LITE_DATA", "real-data")):
-        missed = sum(what in reason for reason in reasons)
+    for cause, what in (
+        ("CUDA device", "GPU tests did not run: no CUDA device"),
+        ("CFM_LITE_DATA", "real-data tests did not run: set CFM_LITE_DATA"),
+    ):
+        missed = sum(cause in reason for reason in reasons)
         if missed:
-            terminalreporter.write_line(f"{missed} {word} tests did not run ({'no CUDA device' if word == 'GPU' else 'CFM_LITE_DATA is not set'})")
+            terminalreporter.write_line(f"{missed} {what}")

@@ -1,0 +1,108 @@
+"""Where data files live, and how one is read so that damage cannot pass for data.
+
+The root is CFM_LITE_DATA, else `data/cache` of the checkout, else the user's cache folder. Convention: a file is either
+read whole and right, or one DataError names the path looked at, the variable and the command that downloads it.
+"""
+
+import gzip
+import io
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import platformdirs
+
+from cfm_lite.errors import DataError
+
+__all__ = ["VARIABLE", "checkout", "damaged", "data_root", "missing", "publish", "read_file", "read_gzip"]
+
+VARIABLE = "CFM_LITE_DATA"
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def checkout() -> Path | None:
+    """The repository that this package runs from, or None where it was installed without one."""
+    folder = Path(__file__).resolve().parents[2]
+    try:
+        ours = 'name = "cfm-lite"' in (folder / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return folder if ours else None
+
+
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that holds the data sets: `root` if given, else CFM_LITE_DATA, else the default. It need not exist."""
+    chosen = root or os.environ.get(VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    repository = checkout()
+    return repository / "data" / "cache" if repository else platformdirs.user_cache_path("cfm_lite")
+
+
+def _remedy(dataset: str) -> str:
+    value = os.environ.get(VARIABLE)
+    setting = f"it is {value}" if value else "it is not set"
+    return f"`cfm-lite prepare {dataset}` downloads it; {VARIABLE} ({setting}) names the folder that holds {dataset}/."
+
+
+def missing(dataset: str, path: Path) -> DataError:
+    """The error for a file that is not there; the caller raises it."""
+    return DataError(f"{dataset}: there is no file {path}. {_remedy(dataset)}")
+
+
+def damaged(dataset: str, path: Path, reason: str) -> DataError:
+    """The error for a file that is there and is wrong; the caller raises it."""
+    return DataError(f"{dataset}: {path} {reason}. {_remedy(dataset)}")
+
+
+def read_file(path: Path, dataset: str) -> bytes:
+    """All bytes of a file.
+
+    Raises DataError where it is missing, empty, a folder, a loop of links, or unreadable.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing(dataset, path) from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise damaged(dataset, path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not content:
+        raise damaged(dataset, path, "is empty (0 bytes)")
+    return content
+
+
+def read_gzip(path: Path, dataset: str, limit: int) -> bytes:
+    """The unpacked bytes of a gzip file, of which there may be at most `limit`.
+
+    Raises DataError where it is missing, not gzip (an HTML page, say), truncated, damaged (CRC), or unpacks to more.
+    """
+    packed = read_file(path, dataset)
+    if not packed.startswith(_GZIP_MAGIC):
+        is_page = packed.lstrip()[:1] == b"<"
+        raise damaged(dataset, path, "is a web page, not a gzip file" if is_page else "is not a gzip file")
+    try:
+        with gzip.open(io.BytesIO(packed)) as stream:
+            content = stream.read(limit + 1)  # one byte too many, so that the end is reached and the CRC is checked
+    except EOFError:
+        raise damaged(dataset, path, "is truncated") from None
+    except (OSError, zlib.error) as error:
+        raise damaged(dataset, path, f"is damaged ({error})") from None
+    if len(content) > limit:
+        raise damaged(dataset, path, f"unpacks to more than the {limit} bytes that it should hold")
+    return content
+
+
+def publish(content: bytes, path: Path) -> None:
+    """Write `content` to `path` in one step: a reader sees the old file or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

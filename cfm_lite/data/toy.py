@@ -1,0 +1,176 @@
+"""Toy sets in the plane, made on the fly: x1 (n, 2) float32 and a class label y (n,) int64 per point.
+
+Convention: centred and scaled for noise N(0, I), points within [-4, 4]^2, equal classes. Figure 3 of contrastive flow
+matching is the one exception: its source N((-15, 0), 0.25 I) becomes N(0, I) by x' = (x + (15, 0)) / 0.5, which puts its
+two modes near x' = (40, 0). `mixture(name)` is the same density, exact, where it is a Gaussian mixture.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from cfm_lite.checks import check_choice, check_count
+from cfm_lite.theory import GaussianMixture
+
+__all__ = [
+    "MIXTURES",
+    "TOYS",
+    "Toy",
+    "checkerboard",
+    "circles",
+    "figure3",
+    "from_figure3",
+    "gaussians",
+    "load",
+    "mixture",
+    "moons",
+    "spirals",
+    "swiss_roll",
+    "to_figure3",
+    "two_classes",
+]
+
+
+class Toy(Protocol):
+    """A toy set: `n` points (n, 2) float32 and their labels (n,) int64; ConfigError unless n is a whole number of at least 1."""
+
+    def __call__(self, n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]: ...
+
+
+def _ring_of_gaussians() -> GaussianMixture:
+    angles = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+    means = 2 * torch.stack([angles.cos(), angles.sin()], dim=1)  # (8, 2)
+    return GaussianMixture(torch.full((8,), 1 / 8).double(), means, torch.full((8,), 0.2).double(), labels=torch.arange(8))
+
+
+def _two_classes() -> GaussianMixture:
+    # each class sits on both sides, so its mean is of little use: where to go depends on where one is
+    means = torch.tensor([[-1.5, 1.8], [2.3, 0.9], [2.3, -0.9], [-1.5, -1.8]], dtype=torch.float64)
+    return GaussianMixture(torch.full((4,), 0.25).double(), means, torch.full((4,), 0.35).double(), labels=torch.tensor([0, 0, 1, 1]))
+
+
+def _figure3() -> GaussianMixture:
+    angles = torch.tensor([0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64)  # the second is 12.57 degrees
+    modes = 5 * torch.stack([angles.cos(), angles.sin()], dim=1)
+    return GaussianMixture(torch.full((2,), 0.5).double(), from_figure3(modes), torch.ones(2).double(), labels=torch.arange(2))
+
+
+MIXTURES: dict[str, Callable[[], GaussianMixture]] = {
+    "gaussians": _ring_of_gaussians,
+    "two_classes": _two_classes,
+    "figure3": _figure3,
+}
+
+
+def mixture(name: str) -> GaussianMixture:
+    """The exact density of a toy set, in float64, with its class labels; ConfigError where the set is no Gaussian mixture."""
+    check_choice("name of a toy mixture", name, MIXTURES)
+    return MIXTURES[name]()
+
+
+_kept = cache(mixture)  # drawing a batch need not build the density again
+
+
+def _draw(name: str, n: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    x1, y = _kept(name).sample(n, generator=generator)
+    return x1.float(), y
+
+
+def gaussians(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Eight Gaussians of standard deviation 0.2 on a ring of radius 2; the label, 0 to 7, counts them anticlockwise from (2, 0)."""
+    return _draw("gaussians", n, generator)
+
+
+def two_classes(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Two classes of two Gaussians each (standard deviation 0.35): class 0 above, class 1 below its mirror image."""
+    return _draw("two_classes", n, generator)
+
+
+def figure3(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """The two near modes of figure 3, in coordinates where its source is N(0, I); one mode per class.
+
+    Reference: Stoica et al. 2025 (arXiv:2506.05350), figure 3.
+    """
+    return _draw("figure3", n, generator)
+
+
+def to_figure3(x: Tensor) -> Tensor:
+    """From our coordinates `x` (..., 2) to those of the figure: 0.5 x - (15, 0). A velocity only takes the factor 0.5."""
+    return 0.5 * x - x.new_tensor([15.0, 0.0])
+
+
+def from_figure3(x: Tensor) -> Tensor:
+    """From the figure's coordinates `x` (..., 2) to ours, where the source is N(0, I): (x + (15, 0)) / 0.5."""
+    return (x + x.new_tensor([15.0, 0.0])) / 0.5
+
+
+def _seed(generator: Generator | None) -> int:
+    return int(torch.randint(2**31 - 1, (), generator=generator))
+
+
+def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Two interleaved half circles of radius 1.6 with noise 0.08; class 0 is the upper one."""
+    from sklearn.datasets import make_moons  # here and below: importing scikit-learn takes a second
+
+    points, labels = make_moons(check_count("n", n), noise=0.05, random_state=_seed(generator))
+    x1 = (torch.from_numpy(points) - torch.tensor([0.5, 0.25])) * 1.6
+    return x1.float(), torch.from_numpy(labels).long()
+
+
+def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Two circles with noise 0.08, class 0 of radius 2 and class 1 of radius 1."""
+    from sklearn.datasets import make_circles
+
+    points, labels = make_circles(check_count("n", n), noise=0.04, factor=0.5, random_state=_seed(generator))
+    return (2 * torch.from_numpy(points)).float(), torch.from_numpy(labels).long()
+
+
+def swiss_roll(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """The spiral section of the Swiss roll, from radius 0.8 to 2.5 in 1.5 turns; class 0 is the inner half of its parameter."""
+    from sklearn.datasets import make_swiss_roll
+
+    points, turn = make_swiss_roll(check_count("n", n), noise=0.3, random_state=_seed(generator))  # turn uniform on [1.5 pi, 4.5 pi]
+    x1 = torch.from_numpy(points[:, [0, 2]]) * (2.5 / (4.5 * math.pi))
+    return x1.float(), torch.from_numpy(turn > 3 * math.pi).long()
+
+
+def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Two arms of a spiral, 1.25 turns each, from radius 0.4 to 2.5 with noise 0.06; one arm per class, the other turned by pi."""
+    y = torch.randint(2, (check_count("n", n),), generator=generator)
+    radius = 0.4 + 2.1 * torch.rand(n, generator=generator).sqrt()  # the root spreads the points evenly along the arm
+    angle = 2.5 * math.pi * (radius - 0.4) / 2.1 + math.pi * y
+    x1 = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)  # (n, 2)
+    return x1 + 0.06 * torch.randn(n, 2, generator=generator), y
+
+
+def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """The dark squares of a 4x4 board on [-2, 2]^2, uniformly; rows, counted from below, alternate between class 0 and class 1."""
+    column = torch.randint(2, (check_count("n", n),), generator=generator)
+    row = torch.randint(4, (n,), generator=generator)
+    corner = torch.stack([2 * column + row % 2, row], dim=1) - 2  # (n, 2) lower left corner of the square
+    return corner + torch.rand(n, 2, generator=generator), row % 2
+
+
+TOYS: dict[str, Toy] = {
+    "gaussians": gaussians,
+    "moons": moons,
+    "circles": circles,
+    "checkerboard": checkerboard,
+    "spirals": spirals,
+    "swiss_roll": swiss_roll,
+    "two_classes": two_classes,
+    "figure3": figure3,
+}
+
+
+def load(name: str, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    """`n` points (n, 2) float32 and labels (n,) int64 of the toy set `name`.
+
+    Raises ConfigError for an unknown name, with the nearest one, or for n below 1.
+    """
+    check_choice("name of a toy set", name, TOYS)
+    return TOYS[name](n, generator=generator)

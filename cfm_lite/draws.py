@@ -1,0 +1,136 @@
+"""What is drawn before a training step: the time t, the pairing of noise with data, the labels to drop, the generators.
+
+Convention: t = 0 is noise, t = 1 is data. A time law is a function (n, *, generator, device) -> (n,) float32 in [0, 1];
+a coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw takes a generator; without one it uses torch's global state.
+"""
+
+import math
+from collections.abc import Callable
+from hashlib import blake2b
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from cfm_lite.checks import check_choice, check_count, check_floating, check_labels, check_number, check_same_shape
+from cfm_lite.errors import ConfigError
+from cfm_lite.paths import LINEAR, Path
+
+__all__ = [
+    "drop_labels",
+    "independent",
+    "keyed_generator",
+    "logit_normal_time",
+    "lognormal_time",
+    "minibatch_ot",
+    "uniform_time",
+]
+
+Device = torch.device | str | None
+
+
+def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
+    """A generator on `device` that depends on the key alone, for example (seed, step, shard, "noise").
+
+    The seed is a 63-bit BLAKE2b hash of the key, so it is the same in every process and on every machine; neither the
+    number of ranks nor what was drawn before changes it. (torch's CPU generator uses the low 32 bits of a seed.)
+    Raises ConfigError for a part that is neither an int nor a str, for its text may differ between processes.
+    """
+    for part in key:
+        if not isinstance(part, (int, str)):
+            raise ConfigError(f"the key holds {part!r} of type {type(part).__name__}; each part must be an int or a str.")
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device=device or "cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def uniform_time(n: int, *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
+    """`n` times (n,), uniform on [0, 1)."""
+    return torch.rand(check_count("n", n), generator=generator, device=_place(generator, device), dtype=torch.float32)
+
+
+def logit_normal_time(
+    n: int, mean: float = 0.0, std: float = 1.0, *, generator: torch.Generator | None = None, device: Device = None
+) -> Tensor:
+    """`n` times (n,), t = sigmoid(mean + std z) with z ~ N(0, 1); mean > 0 favours times near the data.
+
+    Raises ConfigError unless std > 0. Reference: Esser et al. 2024 (arXiv:2403.03206), section 3.1.
+    """
+    mean = check_number("mean", mean, -math.inf, math.inf)
+    std = check_number("std", std, 0, math.inf, open_low=True)
+    return torch.sigmoid(mean + std * _normal(n, generator, device))
+
+
+def lognormal_time(n: int, path: Path = LINEAR, *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
+    """`n` times (n,) whose noise-to-signal ratio sigma(t) / alpha(t) is e^z with z ~ N(0, 1): REPA's "lognormal" weighting.
+
+    Raises ConfigError for a path other than LINEAR and COSINE. Reference: Yu et al. 2024 (arXiv:2410.06940), official loss.
+    """
+    return _lognormal_law(path)(_normal(n, generator, device))
+
+
+_LOGNORMAL: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda z: torch.sigmoid(-z),  # 1 / (1 + e^z), without overflow
+    "cosine": lambda z: 1 - torch.atan(torch.exp(z)) * (2 / math.pi),
+}
+
+
+def _lognormal_law(path: Path) -> Callable[[Tensor], Tensor]:
+    name = path.name if isinstance(path, Path) else path
+    check_choice("path", name, _LOGNORMAL)
+    return _LOGNORMAL[name]
+
+
+def _normal(n: int, generator: torch.Generator | None, device: Device) -> Tensor:
+    return torch.randn(check_count("n", n), generator=generator, device=_place(generator, device), dtype=torch.float32)
+
+
+def _place(generator: torch.Generator | None, device: Device) -> Device:
+    """The device asked for, or else the generator's."""
+    return generator.device if device is None and generator is not None else device
+
+
+def independent(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Noise and data (B, *dims) and labels (B,) as they come: any noise may meet any data point.
+
+    Raises ConfigError for shapes that differ.
+    """
+    _check_pair(x0, x1, y)
+    return x0, x1, y
+
+
+def minibatch_ot(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Noise permuted so that the sum of squared distances to the data (B, *dims) is least; x1 and y keep their order.
+
+    The assignment problem is solved on the host, in O(B^3): this synchronises with the device. Raises ConfigError for
+    shapes that differ and for NaN or infinite values. Reference: Tong et al. 2024 (arXiv:2302.00482), section 3.2.
+    """
+    _check_pair(x0, x1, y)
+    noise, data = (x.detach().reshape(len(x), -1).to("cpu", torch.float64) for x in (x0, x1))
+    # |x1_i - x0_j|^2 without the squares: they sum to the same number under every permutation
+    gain = data @ noise.T  # (B, B)
+    if not gain.isfinite().all():
+        raise ConfigError("x0 or x1 holds NaN or infinite values; a pairing needs finite distances. Check the data.")
+    _, order = linear_sum_assignment(gain.numpy(), maximize=True)
+    return x0[torch.from_numpy(order).to(x0.device)], x1, y
+
+
+def _check_pair(x0: Tensor, x1: Tensor, y: Tensor | None) -> None:
+    check_same_shape(x0=x0, x1=x1)
+    check_floating(x0=x0, x1=x1)
+    if x0.dim() < 1 or x0.shape[0] == 0:
+        raise ConfigError(f"x0 and x1 have shape {tuple(x0.shape)}; they must be (B, *dims) with B of at least 1.")
+    if y is not None and (not isinstance(y, Tensor) or y.shape[:1] != x1.shape[:1]):
+        seen = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ConfigError(f"y is {seen} beside x1 {tuple(x1.shape)}; it must be a tensor with one label per row.")
+
+
+def drop_labels(y: Tensor, p: float, null: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """A new (B,) tensor in which each label of `y` (B,) is `null` with probability `p` in [0, 1]; `y` stays as it is.
+
+    `null` is the number of classes. Raises ConfigError for labels outside [0, null].
+    Reference: Ho & Salimans 2022 (arXiv:2207.12598), algorithm 1.
+    """
+    p, null = check_number("p", p, 0, 1), check_count("null", null)
+    check_labels(y, None, null)
+    drawn = torch.rand(len(y), generator=generator, device=_place(generator, None if generator else y.device))
+    return torch.where(drawn.to(y.device) < p, null, y)

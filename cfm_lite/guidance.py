@@ -1,0 +1,321 @@
+"""Guidance turns a model and a label into a velocity, and velocities into another velocity:  v' = combine(t, v, ...).
+
+A `Velocity` is a function (x (B, *dims), t (B,)) -> (B, *dims): everything here takes and returns one, so the functions
+nest. ΔFM and VeCoR learn an affine image of FM's velocity; `retarget` is that map, `debias` its inverse.
+
+Convention: t = 0 is noise, t = 1 is data. Intervals are inclusive, in this t: REPA's [lo, hi] is [1 - hi, 1 - lo] here.
+Times on the host are read, so that a step outside the interval costs one network call; times on a device never are.
+There the samplers, who know their grid, say in advance where a step lies (`Guided.restrict`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfm_lite.checks import check_count, check_labels, check_number, expand, on_host, promote
+from cfm_lite.errors import ConfigError
+
+__all__ = ["Guided", "Velocity", "cfg", "conditional", "debias", "debias_shuffle", "guide", "rescale", "retarget", "retarget_shuffle"]
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+MeanVelocity = Tensor | Callable[[Tensor], Tensor]
+
+EVERYWHERE = (0.0, 1.0)
+_SLACK = 1e-6  # a grid time that equals a bound lies inside, whatever the last bit of either
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """`combine(t, v, ...)` of the velocities in `parts` while low <= t <= high, and the first of them alone elsewhere.
+
+    `joint`, if given, evaluates all parts in one network call.
+    """
+
+    parts: tuple[Velocity, ...]
+    combine: Callable[..., Tensor]
+    interval: tuple[float, float] = EVERYWHERE
+    joint: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        inside = _inside(t, self.interval)
+        if inside is False:
+            return self.parts[0](x, t)
+        velocities = self.joint(x, t) if self.joint else [part(x, t) for part in self.parts]
+        guided = self.combine(t, *velocities)
+        return guided if inside is True else torch.where(expand(inside, x), guided, velocities[0])
+
+    def restrict(self, low: float, high: float) -> Velocity:
+        """The same velocity for times that all lie in [low, high]: decided here and now where the answer does not vary."""
+        parts = tuple(restrict(part, low, high) for part in self.parts)
+        if high < self.interval[0] - _SLACK or low > self.interval[1] + _SLACK:
+            return parts[0]
+        within = self.interval[0] - _SLACK <= low and high <= self.interval[1] + _SLACK
+        return replace(self, parts=parts, interval=EVERYWHERE if within else self.interval)
+
+
+def restrict(velocity: Velocity, low: float, high: float) -> Velocity:
+    """`velocity` for times in [low, high]; any other function than a `Guided` is left as it is."""
+    return velocity.restrict(low, high) if isinstance(velocity, Guided) else velocity
+
+
+def conditional(model: Callable[..., Tensor], y: Tensor | int | None = None) -> Velocity:
+    """The model's velocity for labels `y`: (B,) integers, one int for every row, or None for the model's own default.
+
+    A module in training mode is evaluated in eval mode and put back. Half-precision outputs are promoted to float32.
+    Raises ConfigError for labels that are no integers, out of range, or not as many as the rows of x.
+    """
+    _check_label(model, y)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        with _evaluating(model):
+            return promote(model(x, t) if y is None else model(x, t, _rows(y, x)))
+
+    return velocity
+
+
+def guide(good: Velocity, bad: Velocity, scale: float, interval: tuple[float, float] = EVERYWHERE) -> Velocity:
+    """bad + scale * (good - bad) inside the interval, `good` outside; scale 1 is `good` itself and never calls `bad`.
+
+    `scale` is any finite number: above 1 it moves away from `bad`, at 0 it is `bad`. Raises ConfigError for a scale that is
+    not finite or an interval outside [0, 1]. Reference: Ho & Salimans 2022 (arXiv:2207.12598), eq. 6; Karras et al. 2024
+    (autoguidance, arXiv:2406.02507); Kynkäänniemi et al. 2024 (interval, arXiv:2404.07724).
+    """
+    scale, interval = check_number("scale", scale, -math.inf, math.inf), _check_interval(interval)
+    good, bad = as_velocity(good), as_velocity(bad)
+    return good if scale == 1 else Guided((good, bad), lambda t, v, v_bad: v_bad + scale * (v - v_bad), interval)
+
+
+def cfg(
+    model: Callable[..., Tensor],
+    y: Tensor | int,
+    scale: float,
+    interval: tuple[float, float] = EVERYWHERE,
+    channels: int | None = None,
+) -> Velocity:
+    """Classifier-free guidance, uncond + scale * (cond - uncond), in one call on 2B rows; one call on B rows outside.
+
+    `channels` guides only that many leading channels and leaves the others conditional: 3 is the official SiT's habit.
+    A scale of 1 is `conditional(model, y)`. A model without `num_classes` is asked for its null velocity by y = None, in a
+    second call. Raises ConfigError as `guide` and `conditional` do, and for a model without a null label.
+    """
+    scale, interval = check_number("scale", scale, -math.inf, math.inf), _check_interval(interval)
+    if y is None:
+        raise ConfigError("y is None; classifier-free guidance needs labels, (B,) or one int. Without labels use conditional(model).")
+    cond = conditional(model, y)
+    if channels is not None:
+        check_count("channels", channels)
+    if scale == 1:
+        return cond
+
+    def combine(t: Tensor, v: Tensor, v_null: Tensor) -> Tensor:
+        guided = v_null + scale * (v - v_null)
+        return guided if channels is None else torch.cat([guided[:, :channels], v[:, channels:]], 1)
+
+    null = _null_label(model)
+    if null is None:
+        return Guided((cond, lambda x, t: _null_velocity(model, x, t)), combine, interval)
+    return Guided((cond,), combine, interval, joint=lambda x, t: _both(model, x, t, _rows(y, x), null))
+
+
+def rescale(velocity: Velocity, factor: float | Callable[[Tensor], Tensor]) -> Velocity:
+    """`factor` times the velocity, the control "scaled FM"; `factor` is a number or a function of t (B,) -> (B,).
+
+    Raises ConfigError for a number that is not finite, and, when called, for a function's result of another shape.
+    """
+    if not callable(factor):
+        number = check_number("factor", factor, -math.inf, math.inf)
+        return Guided((as_velocity(velocity),), lambda t, v: number * v)
+
+    def combine(t: Tensor, v: Tensor) -> Tensor:
+        f = torch.as_tensor(factor(t), dtype=v.dtype, device=v.device)
+        if f.dim() and f.shape != t.shape:
+            raise ConfigError(f"factor(t) has shape {tuple(f.shape)}; it must be (B,) = {tuple(t.shape)}, one number per row, or a number.")
+        return expand(f, v) * v
+
+    return Guided((as_velocity(velocity),), combine)
+
+
+def retarget(velocity: Velocity, weight: float, mean_velocity: MeanVelocity) -> Velocity:
+    """(v - weight * E[u_neg]) / (1 - weight): FM's velocity mapped to ΔFM's optimum, the control "re-targeted FM".
+
+    `mean_velocity` is E[u_neg] as a tensor (*dims) or (B, *dims), or a function of t (B,) that returns one; on the linear and
+    cosine paths, with noise of mean 0, it is the mean of the data. Raises ConfigError unless 0 <= weight < 1.
+    Reference: Stoica et al. 2025 (arXiv:2506.05350), section 5.4; the minimiser follows by setting the gradient to 0.
+    """
+    weight = _check_weight(weight)
+    mean = _check_mean(mean_velocity)
+    return Guided((as_velocity(velocity),), lambda t, v: (v - weight * _mean(mean, t, v)) / (1 - weight))
+
+
+def retarget_shuffle(velocity: Velocity, weight: float, k: int = 1, exclude_identity: bool = True) -> Velocity:
+    """(v - weight * k * E[Pv]) / (1 - weight * k): FM's velocity mapped to VeCoR's optimum for `k` channel shuffles P of dim 1.
+
+    P is uniform over the C! - 1 permutations other than the identity, or over all C! of them. Either leaves the mean over the
+    channels as it is and multiplies the deviations from it by one gain > 1. Raises ConfigError unless
+    0 <= weight * k < 1, and, when called, for one channel. Reference: Hong et al. 2025 (arXiv:2511.18942).
+    """
+    product = _check_weight(weight, k)
+    return Guided((as_velocity(velocity),), lambda t, v: _stretch(v, _gain(v, product, exclude_identity)))
+
+
+def debias(velocity: Velocity, weight: float, mean_velocity: MeanVelocity, interval: tuple[float, float] = EVERYWHERE) -> Velocity:
+    """(1 - weight) v + weight * E[u_neg] inside the interval, v outside: the inverse of `retarget`, so ΔFM's optimum gives FM's.
+
+    It may be applied before or after `cfg` of the same interval: both are affine with weights that sum to 1. Arguments and
+    errors as in `retarget`. Reference: Stoica et al. 2025, section 5.4, whose vector has the other sign of time.
+    """
+    weight, interval = _check_weight(weight), _check_interval(interval)
+    mean = _check_mean(mean_velocity)
+    return Guided((as_velocity(velocity),), lambda t, v: (1 - weight) * v + weight * _mean(mean, t, v), interval)
+
+
+def debias_shuffle(
+    velocity: Velocity, weight: float, k: int = 1, exclude_identity: bool = True, interval: tuple[float, float] = EVERYWHERE
+) -> Velocity:
+    """The inverse of `retarget_shuffle` inside the interval, v outside; a linear map of v, so nothing has to be stored."""
+    product, interval = _check_weight(weight, k), _check_interval(interval)
+    return Guided((as_velocity(velocity),), lambda t, v: _stretch(v, 1 / _gain(v, product, exclude_identity)), interval)
+
+
+def as_velocity(velocity: Any) -> Velocity:
+    """`velocity` itself, or for a bare module its velocity in eval mode; ConfigError for what cannot be called."""
+    if not callable(velocity):
+        raise ConfigError(f"velocity has type {type(velocity).__name__}; it must be a function (x, t) -> velocity, or a model.")
+    return conditional(velocity) if isinstance(velocity, nn.Module) else velocity
+
+
+def _check_weight(weight: float, k: int = 1) -> float:
+    """weight * k; ConfigError unless it lies in [0, 1)."""
+    product = check_number("weight", weight, -math.inf, math.inf) * check_count("k", k)
+    if not 0 <= product < 1:
+        raise ConfigError(
+            f"weight = {weight:g} with k = {k} gives weight * k = {product:g}; it must lie in [0, 1). Use a weight below {1 / k:g}."
+        )
+    return product
+
+
+def _inside(t: Tensor, interval: tuple[float, float]) -> bool | Tensor:
+    """True or False where the answer is one for all rows and known without a device read; else one answer per row (B,)."""
+    if interval == EVERYWHERE:
+        return True
+    inside = (t >= interval[0] - _SLACK) & (t <= interval[1] + _SLACK)
+    if not on_host(t) or not t.numel():
+        return inside
+    return bool(inside.all()) or (inside if inside.any() else False)
+
+
+def _check_interval(interval: Any) -> tuple[float, float]:
+    try:
+        low, high = interval
+    except (TypeError, ValueError):
+        raise ConfigError(f"interval is {interval!r}; it must be two numbers (low, high) with 0 <= low <= high <= 1.") from None
+    low, high = check_number("interval's low end", low, 0, 1), check_number("interval's high end", high, 0, 1)
+    if low > high:
+        raise ConfigError(
+            f"interval is ({low:g}, {high:g}), with low above high; t runs from 0 (noise) to 1 (data), so give ({high:g}, {low:g})."
+        )
+    return low, high
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Eval mode for a module whose root is in training mode; afterwards each submodule has its own mode back."""
+    if not (isinstance(model, nn.Module) and model.training):
+        yield
+        return
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _check_label(model: Any, y: Any) -> None:
+    if y is None:
+        return
+    highest = getattr(_unwrapped(model), "num_classes", None)
+    highest = highest if isinstance(highest, int) else 2**62
+    if isinstance(y, int) and not isinstance(y, bool):
+        y = torch.tensor([y])
+    check_labels(y, None, highest)
+
+
+def _rows(y: Tensor | int, x: Tensor) -> Tensor:
+    """`y` as one label per row of `x`, on its device."""
+    if isinstance(y, int):
+        return torch.full((x.shape[0],), y, device=x.device)
+    if y.shape[0] != x.shape[0]:
+        raise ConfigError(f"y has {y.shape[0]} labels for {x.shape[0]} rows of x; give one label per row, or one int for all.")
+    return y.to(x.device)
+
+
+def _null_label(model: Any) -> int | None:
+    """The label of the null row; None where the model names no number of classes. ConfigError where there is no such row."""
+    model = _unwrapped(model)
+    if not hasattr(model, "num_classes"):
+        return None
+    null = model.num_classes
+    if not null or not getattr(model, "has_null", True):
+        raise ConfigError(
+            f"the model has num_classes = {null} and no null label, which guidance needs as its second opinion. "
+            "Train one with class_dropout_prob > 0, or use a scale of 1."
+        )
+    return null
+
+
+def _null_velocity(model: Callable[..., Tensor], x: Tensor, t: Tensor) -> Tensor:
+    with _evaluating(model):
+        return promote(model(x, t, None))
+
+
+def _both(model: Callable[..., Tensor], x: Tensor, t: Tensor, y: Tensor, null: int) -> Sequence[Tensor]:
+    """Conditional and unconditional velocity, from one call on 2B rows."""
+    with _evaluating(model):
+        return promote(model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null)]))).chunk(2)
+
+
+def _check_mean(mean: Any) -> MeanVelocity:
+    if not isinstance(mean, Tensor) and not callable(mean):
+        raise ConfigError(
+            f"mean_velocity has type {type(mean).__name__}; it must be a tensor (*dims), or a function of t (B,) that returns one."
+        )
+    if isinstance(mean, Tensor) and on_host(mean) and not mean.isfinite().all():
+        raise ConfigError("mean_velocity has entries that are not finite; compute it again from finite data.")
+    return mean
+
+
+def _mean(mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
+    m = mean if isinstance(mean, Tensor) else mean(t)
+    if tuple(m.shape) not in {tuple(v.shape[1:]), (1, *v.shape[1:]), tuple(v.shape)}:
+        raise ConfigError(
+            f"mean_velocity has shape {tuple(m.shape)}; it must be {tuple(v.shape[1:])}, or {tuple(v.shape)} with one per row."
+        )
+    return m.to(v)
+
+
+def _stretch(v: Tensor, gain: float) -> Tensor:
+    """The mean over the channels plus `gain` times the deviation from it."""
+    mean = v.mean(1, keepdim=True)
+    return mean + gain * (v - mean)
+
+
+def _gain(v: Tensor, product: float, exclude_identity: bool) -> float:
+    """What VeCoR's optimum does to deviations: a shuffle's mean turns d into 0, or into -d / (C! - 1) without the identity."""
+    channels = v.shape[1] if v.dim() > 1 else 1
+    if channels == 1:
+        raise ConfigError(
+            f"v has shape {tuple(v.shape)}, one channel in dim 1; shuffling one channel changes nothing, so there is no bias to map."
+        )
+    others = math.factorial(min(channels, 20)) - 1  # beyond 20 channels the term is below 1e-18
+    return (1 + product / others * exclude_identity) / (1 - product)

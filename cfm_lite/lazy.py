@@ -1,0 +1,76 @@
+"""Imports a package that only some rooms need, when they need it: timm and torchvision, torchdiffeq, torch-fidelity.
+
+A missing package is one line that names the extra to install. `import cfm_lite` itself needs none of them.
+"""
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from cfm_lite.errors import ConfigError
+
+__all__ = ["optional"]
+
+_MISSING_OPERATOR = re.compile(r"operator torchvision::(\w+) does not exist")
+_DECLARED = re.compile(r"""register_fake\(\s*["']torchvision::(\w+)["']""")
+_libraries: list[torch.library.Library] = []  # a declaration lives as long as its Library object
+
+
+def optional(module: str, extra: str) -> ModuleType:
+    """The imported `module` ("timm", "torchvision.datasets", ...), which `pip install 'cfm-lite[extra]'` provides.
+
+    Raises ConfigError if it, or a package that it needs, is not installed or cannot be imported.
+    """
+    before = set(sys.modules)
+    try:
+        return importlib.import_module(module)
+    except RuntimeError as error:
+        found = _MISSING_OPERATOR.search(str(error))
+        if not found:
+            raise _failure(module, extra, error) from error
+        operator = found[1]
+    except ImportError as error:
+        raise _failure(module, extra, error) from error
+    _declare_operators(operator)
+    _forget_half_imported(module, before)
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:
+        raise _failure(module, extra, error) from error
+
+
+def _failure(module: str, extra: str, error: Exception) -> ConfigError:
+    remedy = f"pip install 'cfm-lite[{extra}]'"
+    if isinstance(error, ModuleNotFoundError):
+        return ConfigError(f"{error.name or module} is not installed: {remedy}")
+    return ConfigError(f"{module} is installed but cannot be imported ({error}). Reinstall it beside this torch: {remedy}")
+
+
+def _declare_operators(missing: str) -> None:
+    """Declare the compiled operators that torchvision describes on import, wherever they are absent.
+
+    Reason: with a CPU build of torch and the ordinary (CUDA) build of torchvision, torchvision's compiled library does not
+    load. It tolerates that, except for the few operators whose shape function it registers without asking first; the
+    import then fails, and timm's with it, although both need only torchvision's Python part. A declaration without a
+    kernel is enough: calling such an operator still raises torchvision's own message.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    source = Path(spec.origin).with_name("_meta_registrations.py") if spec and spec.origin else Path()
+    described = _DECLARED.findall(source.read_text(encoding="utf-8")) if source.is_file() else []
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    _libraries.append(library)
+    for name in {missing, *described}:
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _forget_half_imported(module: str, before: set[str]) -> None:
+    """Drop what the failed attempt left in `sys.modules`, so that the next one starts clean."""
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in {module.partition(".")[0], "torchvision"}:
+            del sys.modules[name]

@@ -1,0 +1,325 @@
+"""How far samples are from the data, each number a 0-dimensional float64 tensor.
+
+The Fréchet distance of two Gaussians, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), is the pattern: a law is known
+by features of its rows. Convention: real data before generated data; rows are (N, *dims) and are flattened; all work is
+done in float64, so that small differences of large numbers stay right.
+"""
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from cfm_lite.checks import check_count, check_floating, check_labels, check_number, check_same_shape, on_host
+from cfm_lite.errors import ConfigError
+from cfm_lite.paths import LINEAR, Path
+from cfm_lite.theory import GaussianMixture
+
+__all__ = [
+    "accuracy",
+    "drift",
+    "drift_by_time",
+    "effective_rank",
+    "frechet",
+    "frechet_distance",
+    "inception_score",
+    "mmd",
+    "nearest_distances",
+    "nearest_ratio",
+    "neighbour_radii",
+    "precision_recall",
+    "sliced_wasserstein",
+    "straightness",
+    "velocity_deficit",
+]
+
+_CHUNK = 1024  # rows of a distance matrix that are held at once
+
+
+def _rows(name: str, x: Tensor, at_least: int = 1) -> Tensor:
+    """`x` (N, *dims) as (N, d) float64; ConfigError unless it is a finite tensor of at least `at_least` rows."""
+    if not isinstance(x, Tensor) or x.dim() < 1 or len(x) < at_least:
+        seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+        raise ConfigError(f"{name} has {seen}; a tensor (N, *dims) of at least {at_least} rows is needed.")
+    check_floating(**{name: x})
+    x = x.detach().cpu() if x.device.type == "mps" else x.detach()  # MPS has no float64
+    flat = x.double().reshape(len(x), -1)
+    if flat.shape[1] == 0:
+        raise ConfigError(f"{name} has shape {tuple(x.shape)}; its rows are empty.")
+    if on_host(flat) and not flat.isfinite().all():
+        bad = int((~flat.isfinite()).any(dim=1).sum())
+        raise ConfigError(f"{name} holds NaN or infinite numbers in {bad} of {len(flat)} rows; remove them, or find where they come from.")
+    return flat
+
+
+def _same_width(**rows: Tensor) -> None:
+    widths = {name: x.shape[1] for name, x in rows.items()}
+    if len(set(widths.values())) > 1:
+        seen = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ConfigError(f"rows differ in width: {seen}. All must come from the same features.")
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT  # (d, d) rounding leaves eigenvalues just below 0
+
+
+def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
+    """The squared Fréchet distance (2-Wasserstein) of two Gaussians with means (d,) and covariances (d, d); singular ones are allowed.
+
+    Symmetric eigenvalues only, so nothing complex can appear. Raises ConfigError for shapes that do not fit, NaN, and
+    covariances that are not symmetric. Reference: Dowson and Landau 1982; Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
+    """
+    mean1, mean2 = (_rows(name, mean)[:, 0] for name, mean in (("mean1", mean1), ("mean2", mean2)))
+    cov1, cov2 = _check_covariance("cov1", cov1, len(mean1)), _check_covariance("cov2", cov2, len(mean2))
+    check_same_shape(mean1=mean1, mean2=mean2)
+    root = _root(cov1)
+    product = root @ cov2 @ root
+    overlap = torch.linalg.eigvalsh((product + product.mT) / 2).clamp(min=0).sqrt().sum()
+    return (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap
+
+
+def _check_covariance(name: str, covariance: Tensor, d: int) -> Tensor:
+    covariance = _rows(name, covariance)
+    if covariance.shape != (d, d):
+        raise ConfigError(f"{name} has shape {tuple(covariance.shape)}; with a mean of length {d} it must be ({d}, {d}).")
+    if on_host(covariance) and not torch.allclose(covariance, covariance.mT, rtol=1e-6, atol=1e-6 * float(covariance.abs().max())):
+        raise ConfigError(f"{name} is not symmetric; a covariance is. Was it transposed or overwritten?")
+    return covariance
+
+
+def frechet(features_a: Tensor, features_b: Tensor) -> Tensor:
+    """The Fréchet distance of features (N, d) and (M, d): means and covariances (divided by N - 1) of both, at least two rows each.
+
+    It depends on the network that makes the features and on N: compare equal N, and a real-against-real value beside it.
+    """
+    a, b = _rows("features_a", features_a, at_least=2), _rows("features_b", features_b, at_least=2)
+    _same_width(features_a=a, features_b=b)
+    return frechet_distance(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
+
+
+def _covariance(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(0)
+    return centred.mT @ centred / (len(rows) - 1)  # (d, d), also for d = 1
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    # the matmul shortcut |a|^2 + |b|^2 - 2ab loses the digits that decide who is nearest
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def neighbour_radii(x: Tensor, k: int = 3) -> Tensor:
+    """The distance (N,) from each row of `x` (N, *dims) to its k-th nearest other row; N > k."""
+    rows = _rows("x", x, at_least=check_count("k", k) + 1)
+    # the row itself is at distance 0 and comes first, hence k + 1
+    return torch.cat([_distances(part, rows).kthvalue(k + 1, dim=1).values for part in rows.split(_CHUNK)])
+
+
+def _covered(points: Tensor, centres: Tensor, k: int) -> Tensor:
+    """The share of `points` that lie within the k-th neighbour radius of at least one centre."""
+    radii = neighbour_radii(centres, k)
+    inside = [(_distances(part, centres) <= radii).any(dim=1) for part in points.split(_CHUNK)]
+    return torch.cat(inside).double().mean()
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+    """(precision, recall) in [0, 1] of features (N, d) and (M, d): the share of fakes near real rows, and of real rows near fakes.
+
+    Near a row: at a distance <= that from the row to its k-th neighbour, itself excluded. Raises ConfigError unless both sets
+    have more than k rows. Reference: Kynkäänniemi et al. 2019 (arXiv:1904.06991), eq. 1 and 2.
+    """
+    check_count("k", k)
+    real, fake = _rows("real", real, at_least=k + 1), _rows("fake", fake, at_least=k + 1)
+    _same_width(real=real, fake=fake)
+    return _covered(fake, real, k), _covered(real, fake, k)
+
+
+def nearest_distances(x: Tensor, reference: Tensor) -> Tensor:
+    """The Euclidean distance (N,) from each row of `x` (N, *dims) to the nearest row of `reference` (M, *dims)."""
+    a, b = _rows("x", x), _rows("reference", reference)
+    _same_width(x=a, reference=b)
+    return torch.cat([_distances(part, b).amin(dim=1) for part in a.split(_CHUNK)])
+
+
+def nearest_ratio(fake: Tensor, train: Tensor, real: Tensor) -> Tensor:
+    """Mean distance from a fake to the nearest training row, divided by that from a held-out `real` row.
+
+    All are (N, *dims), each with its own N. 1: as far from the training rows as fresh data are; below about 0.9: memorising.
+    Raises ConfigError where every row of `real` is a row of `train`.
+    """
+    own = nearest_distances(real, train).mean()
+    if on_host(own) and own == 0:
+        raise ConfigError("every row of real is also a row of train; real must be held out.")
+    return nearest_distances(fake, train).mean() / own
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """The share of rows whose largest logit (N, classes) is the label y (N,), in [0, 1]."""
+    rows = _rows("logits", logits)
+    check_labels(y, rows, rows.shape[1] - 1)
+    return (rows.argmax(dim=1) == y).double().mean()
+
+
+def inception_score(logits: Tensor, splits: int = 10) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) over contiguous splits of exp E KL(p(y|x) || p(y)), from logits (N, classes) in the order given.
+
+    Between 1 and the number of classes. The variance is divided by `splits`, not splits - 1. Raises ConfigError unless
+    N >= splits. Reference: Salimans et al. 2016 (arXiv:1606.03498), section 4.
+    """
+    rows = _rows("logits", logits, at_least=check_count("splits", splits))
+    log_p = rows.log_softmax(dim=1)
+    bounds = [len(rows) * i // splits for i in range(splits + 1)]
+    scores = torch.stack([_inception_score(log_p[low:high]) for low, high in pairwise(bounds)])
+    return scores.mean(), scores.std(correction=0)
+
+
+def _inception_score(log_p: Tensor) -> Tensor:
+    log_marginal = log_p.logsumexp(dim=0) - math.log(len(log_p))
+    return (log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp()
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, n_projections: int = 256, *, generator: Generator | None = None) -> Tensor:
+    """The sliced 2-Wasserstein distance of rows (N, *dims) and (M, *dims).
+
+    It is the root mean square, over random directions, of the exact distance of the projections, for N != M too. A shift by s
+    gives about |s| / sqrt(d). Reference: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
+    """
+    a, b = _rows("a", a), _rows("b", b)
+    _same_width(a=a, b=b)
+    device = a.device if generator is None else generator.device
+    directions = torch.randn(a.shape[1], check_count("n_projections", n_projections), generator=generator, device=device).to(a)
+    directions = directions / directions.norm(dim=0)
+    quantiles_a, quantiles_b, mass = _coupled(*((x @ directions).sort(dim=0).values for x in (a, b)))
+    return (mass[:, None] * (quantiles_a - quantiles_b).square()).sum(dim=0).mean().sqrt()
+
+
+def _coupled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorted columns a (N, P) and b (M, P) on the steps of both quantile functions, and the mass of each step; exact for N != M."""
+    n, m = len(a), len(b)
+    # in units of 1 / (N M) every step falls on an integer, so none is lost to rounding
+    ends = torch.cat([m * torch.arange(1, n + 1, device=a.device), n * torch.arange(1, m + 1, device=a.device)]).unique()
+    mass = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
+    return a[(ends - 1) // m], b[(ends - 1) // n], mass
+
+
+def mmd(a: Tensor, b: Tensor, bandwidths: float | Iterable[float] | None = None) -> Tensor:
+    """The squared maximum mean discrepancy, unbiased, of rows (N, *dims) and (M, *dims): about 0, of either sign, for equal laws.
+
+    The kernel exp(-|x - y|^2 / 2 h^2) is averaged over the `bandwidths` h; by default 0.5, 1 and 2 times the median distance
+    between the first 500 rows of each. At least two rows each. Reference: Gretton et al. 2012 (JMLR 13), eq. 3.
+    """
+    a, b = _rows("a", a, at_least=2), _rows("b", b, at_least=2)
+    _same_width(a=a, b=b)
+    if bandwidths is None:
+        median = _distances(a[:500], b[:500]).median()
+        scales = torch.stack([0.5 * median, median, 2 * median]).clamp(min=torch.finfo(median.dtype).tiny ** 0.25)
+    else:
+        values = list(bandwidths) if isinstance(bandwidths, Iterable) else [bandwidths]
+        scales = a.new_tensor([check_number("bandwidth", h, 0, float("inf"), open_low=True) for h in values])
+    if len(scales) == 0:
+        raise ConfigError("bandwidths is empty; give at least one, or None for the median distance.")
+    within_a, within_b, between = (_kernel_sum(x, y, scales) for x, y in ((a, a), (b, b), (a, b)))
+    n, m = len(a), len(b)  # the diagonals hold the kernel of a row with itself: 1
+    return (within_a - n) / (n * (n - 1)) + (within_b - m) / (m * (m - 1)) - 2 * between / (n * m)
+
+
+def _kernel_sum(a: Tensor, b: Tensor, scales: Tensor) -> Tensor:
+    total = a.new_zeros(())
+    for part in a.split(_CHUNK):
+        squared = _distances(part, b).square()
+        total = total + sum((squared / (-2 * h**2)).exp().sum() for h in scales) / len(scales)
+    return total
+
+
+def _states(trajectory: Tensor | Iterable[Tensor], at_least: int) -> Tensor:
+    """A trajectory as (S, B, d) float64: a tensor (S, B, *dims), or the states one after the other."""
+    parts = [trajectory] if isinstance(trajectory, Tensor) else [state[None] for state in trajectory]
+    if not parts:
+        raise ConfigError(f"trajectory is empty; at least {at_least} states are needed.")
+    states = torch.cat(parts)
+    if states.dim() < 3 or len(states) < at_least:
+        raise ConfigError(f"trajectory has shape {tuple(states.shape)}; (S, B, *dims) with at least {at_least} states is needed.")
+    return _rows("trajectory", states.flatten(0, 1)).unflatten(0, states.shape[:2])
+
+
+def straightness(trajectory: Tensor | Iterable[Tensor]) -> Tensor:
+    """Chord over length, |x_last - x_first| / sum |x_(s+1) - x_s|, averaged over the batch: in [0, 1], 1 where every path is straight.
+
+    `trajectory` is (S, B, *dims) or yields its states, at least two; a point that never moves counts as 1. It has no unit and
+    does not see speed: Liu et al. 2023 (arXiv:2209.03003) take E int |x1 - x0 - v|^2 dt, 0 for straight paths of constant speed.
+    """
+    states = _states(trajectory, at_least=2)
+    chord = (states[-1] - states[0]).norm(dim=-1)  # (B,)
+    length = states.diff(dim=0).norm(dim=-1).sum(dim=0)
+    return torch.where(length > 0, chord / length, 1.0).clamp(max=1).mean()
+
+
+def drift_by_time(
+    trajectory: Tensor | Iterable[Tensor],
+    mixture_or_data: GaussianMixture | Tensor,
+    ts: Tensor | None = None,
+    path: Path = LINEAR,
+    *,
+    n_reference: int = 4096,
+    generator: Generator | None = None,
+) -> Tensor:
+    """How far the states are, at each time `ts` (S,), from where they should be: (S,) for a trajectory (S, B, *dims).
+
+    Against a GaussianMixture, in nats: the mean of -log p_t over the states less its mean over `n_reference` draws of the exact
+    p_t, so 0 for the exact law, large where states stray from it, below 0 where they crowd at its modes. `ts` is even on [0, 1]
+    by default. Against data (N, *dims): the mean distance to the nearest row, which is meant for the samples, the last state.
+    """
+    states = _states(trajectory, at_least=1)
+    if isinstance(mixture_or_data, Tensor):
+        return nearest_distances(states.flatten(0, 1), mixture_or_data).unflatten(0, states.shape[:2]).mean(dim=1)
+    times = _check_times(ts, states)
+    x1, _ = mixture_or_data.sample(n_reference, generator=generator)
+    x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype).to(states)
+    excess = []
+    for x, time in zip(states, times):
+        reference, _ = path.interpolate(x0, x1.to(states), time.expand(n_reference))
+        excess.append(_surprise(mixture_or_data, x, time, path) - _surprise(mixture_or_data, reference, time, path))
+    return torch.stack(excess)
+
+
+def _surprise(mixture: GaussianMixture, x: Tensor, time: Tensor, path: Path) -> Tensor:
+    return -mixture.log_prob(x, time.expand(len(x)), path=path).mean()
+
+
+def _check_times(ts: Tensor | None, states: Tensor) -> Tensor:
+    if ts is None:
+        return torch.linspace(0, 1, len(states), dtype=states.dtype, device=states.device) if len(states) > 1 else states.new_ones(1)
+    if ts.shape != (len(states),):
+        raise ConfigError(f"ts has shape {tuple(ts.shape)}; one time for each of the {len(states)} states is needed.")
+    return ts.to(states)
+
+
+def drift(trajectory: Tensor | Iterable[Tensor], mixture_or_data: GaussianMixture | Tensor, **settings: Any) -> Tensor:
+    """`drift_by_time` in one number: its mean over the times against a mixture, its last value (the samples) against data."""
+    states = _states(trajectory, at_least=1)
+    if isinstance(mixture_or_data, Tensor):
+        return drift_by_time(states[-1:], mixture_or_data)[0]
+    return drift_by_time(states, mixture_or_data, **settings).mean()
+
+
+def velocity_deficit(v: Tensor, u: Tensor) -> Tensor:
+    """Mean length of the model's velocities over that of the targets, both (B, *dims): E|v| / E|u|, below 1 for a conditional mean.
+
+    By Jensen |E[u | x_t]| <= E[|u| | x_t]; repulsion of weight w lengthens deviations by 1 / (1 - w). Reference: arXiv:2605.14819.
+    """
+    check_same_shape(v=v, u=u)
+    return _rows("v", v).norm(dim=1).mean() / _rows("u", u).norm(dim=1).mean()
+
+
+def effective_rank(h: Tensor) -> Tensor:
+    """exp of the entropy of the normalised singular values of centred features h (B, *dims), B >= 2: from 1 to min(B - 1, d).
+
+    Equal rows have rank 1 by convention. Reference: Roy and Vetterli 2007, "The effective rank".
+    """
+    rows = _rows("h", h, at_least=2)
+    values = torch.linalg.svdvals(rows - rows.mean(0))
+    p = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.special.entr(p).sum().exp()

@@ -1,0 +1,169 @@
+"""What one draws on a 2D plane: arrows, density contours, points and paths, each a function of an axes that returns its artist.
+
+The artists persist: a widget keeps them and calls `set_UVC`, `set_offsets` or `set_segments` instead of drawing anew. A plane is
+square with equal aspect. Arrows have the length  |v| / scale  in data units, so panels that share `scale` compare by eye.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.contour import QuadContourSet
+from matplotlib.quiver import Quiver
+from torch import Tensor
+
+from cfm_lite.checks import check_count, check_number
+from cfm_lite.errors import ConfigError
+from cfm_lite.viz.style import MODEL, NOISE, TIME_MAP, TRUTH, as_array, as_tensor, frame, styled
+
+__all__ = [
+    "Density",
+    "Limits",
+    "Velocity",
+    "arrow_key",
+    "arrow_scale",
+    "arrows",
+    "contours",
+    "evaluate",
+    "grid_points",
+    "mass_levels",
+    "paths",
+    "plane",
+    "points",
+    "square_limits",
+    "velocity_field",
+]
+
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (x (B, 2), t (B,)) -> (B, 2)
+Density = Callable[[Tensor], Tensor]  # x (B, 2) -> log density (B,)
+Limits = tuple[float, float, float, float]  # left, right, bottom, top
+
+
+def square_limits(*clouds: Any, margin: float = 0.08, step: float = 0.5) -> Limits:
+    """The smallest square (left, right, bottom, top) around all points (..., 2), widened by `margin` and rounded out to `step`."""
+    flat = np.concatenate([as_array("points", cloud).reshape(-1, 2) for cloud in clouds])
+    low, high = flat.min(0), flat.max(0)
+    half = max((high - low).max() / 2 * (1 + 2 * margin), step)
+    half = math.ceil(2 * half / step) * step / 2
+    left, bottom = (np.round(((low + high) / 2 - half) / step) * step).tolist()
+    return left, left + 2 * half, bottom, bottom + 2 * half
+
+
+def check_limits(limits: Sequence[float]) -> Limits:
+    """`limits` as four floats; ConfigError unless they enclose a square."""
+    left, right, bottom, top = as_array("limits", limits, 4).tolist()
+    width, height = right - left, top - bottom
+    if not (width > 0 and math.isclose(width, height, rel_tol=1e-6)):
+        raise ConfigError(f"limits are {tuple(limits)}: {width:g} wide and {height:g} high; give left < right and a square.")
+    return left, right, bottom, top
+
+
+def grid_points(limits: Limits, n: int = 17, *, inset: bool = True) -> np.ndarray:
+    """(n * n, 2) points of a regular grid, row by row from the bottom; with `inset` they are cell centres, else they reach the border."""
+    left, right, bottom, top = check_limits(limits)
+    check_count("n", n, 2)
+    edge = 0.5 / n if inset else 0.0
+    unit = np.linspace(edge, 1 - edge, n)
+    x, y = np.meshgrid(left + unit * (right - left), bottom + unit * (top - bottom))
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+@torch.no_grad()
+def evaluate(velocity: Velocity, x: np.ndarray, t: float) -> np.ndarray:
+    """`velocity` at the points `x` (B, 2) and one time `t` in [0, 1], as an array (B, 2)."""
+    check_number("t", t, 0, 1)
+    inputs = as_tensor(x)
+    return as_array("velocity", velocity(inputs, torch.full((len(x),), float(t), dtype=inputs.dtype)), len(x), 2)
+
+
+def plane(axes: Axes, limits: Limits, title: str = "", color: str = TRUTH) -> None:
+    """Make `axes` a square plane over `limits` with named coordinates and a title in `color`."""
+    left, right, bottom, top = check_limits(limits)
+    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="$x_1$", ylabel="$x_2$")
+    axes.set_aspect("equal", adjustable="box")
+    axes.locator_params(nbins=6, integer=True)
+    axes.tick_params(labelsize=9, length=3, color="#4d4d4d")
+    frame(axes)
+    if title:
+        axes.set_title(title, color=color, loc="left", pad=6)
+
+
+def arrow_scale(vectors: Iterable[Any], limits: Limits, n: int = 17, longest: float = 1.9) -> float:
+    """Velocity per unit of length such that the longest of all `vectors` (B, 2) spans `longest` cells of an n x n grid over `limits`."""
+    left, right, _, _ = check_limits(limits)
+    top = max(float(np.linalg.norm(as_array("vectors", v, None, 2), axis=1).max()) for v in vectors)
+    return max(top, 1e-12) / (longest * (right - left) / n)
+
+
+def arrows(axes: Axes, x: Any, v: Any, *, color: str = MODEL, scale: float, width: float = 0.0046, **kwargs: Any) -> Quiver:
+    """Arrows `v` at `x`, both (B, 2), |v| / `scale` long in data units; a velocity of zero is a dot."""
+    x, v = as_array("x", x, None, 2), as_array("v", v, None, 2)
+    if x.shape != v.shape:
+        raise ConfigError(f"x {x.shape} and v {v.shape} differ; one velocity per point is needed, both (B, 2).")
+    check_number("scale", scale, 0, math.inf, open_low=True)
+    look = {"headwidth": 4.2, "headlength": 4.6, "headaxislength": 4.0, "minlength": 0.6, "zorder": 2.5} | kwargs
+    return axes.quiver(*x.T, *v.T, color=color, angles="xy", scale_units="xy", scale=scale, units="width", width=width, **look)
+
+
+def velocity_field(axes: Axes, velocity: Velocity, t: float, limits: Limits, *, n: int = 17, color: str = MODEL, scale: float = 0.0) -> Quiver:
+    """Arrows of `velocity` at time `t` on an n x n grid; with `scale` 0 the longest arrow spans about two cells."""
+    x = grid_points(limits, n)
+    v = evaluate(velocity, x, t)
+    return arrows(axes, x, v, color=color, scale=scale or arrow_scale([v], limits, n))
+
+
+@styled
+def arrow_key(axes: Axes, quiver: Quiver, x: float = 1.04, y: float = 0.97) -> None:
+    """A reference arrow for `quiver` to the right of `axes`, at (x, y) in axes coordinates, with its length and unit."""
+    speed = _round_number(0.75 * float(np.hypot(quiver.U, quiver.V).max()))
+    unit = "unit" if speed == 1 else "units"
+    label = f"speed {speed:g}\n({unit} of $x$ per unit of $t$)"
+    key = axes.quiverkey(quiver, x, y, speed, label, labelpos="E", coordinates="axes", color="#4d4d4d", fontproperties={"size": 9}, labelsep=0.06)
+    key.text.set_linespacing(1.1)
+
+
+def _round_number(x: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `x`."""
+    power = 10.0 ** math.floor(math.log10(max(x, 1e-12)))
+    return max(k for k in (1, 2, 5) if k * power <= x * (1 + 1e-9)) * power if x > 0 else power
+
+
+def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]:
+    """The log densities whose super-level sets hold `masses` of the total on a regular grid, lowest first."""
+    ordered = np.sort(log_density.ravel())[::-1]
+    held = np.cumsum(np.exp(ordered - ordered[0]))
+    return sorted(float(ordered[np.searchsorted(held, check_number("mass", m, 0, 1, open_low=True, open_high=True) * held[-1])]) for m in masses)
+
+
+@torch.no_grad()
+def contours(axes: Axes, density: Density, limits: Limits, *, masses: Sequence[float] = (0.5, 0.95), n: int = 161, **kwargs: Any) -> QuadContourSet:
+    """Black contours of exp(`density`) that enclose `masses` of the probability inside `limits`; `contours(...).levels` are log densities."""
+    x = grid_points(limits, n, inset=False)
+    values = as_array("log density", density(as_tensor(x)), len(x)).reshape(n, n)
+    look = {"colors": TRUTH, "linewidths": 1.1, "linestyles": "solid", "zorder": 3} | kwargs
+    return axes.contour(x[:n, 0], x[::n, 1], values, levels=mass_levels(values, masses), **look)
+
+
+def points(axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, **kwargs: Any) -> PathCollection:
+    """Points `x` (B, 2)."""
+    return axes.scatter(*as_array("points", x, None, 2).T, **({"s": size, "color": color, "linewidths": 0, "zorder": 2} | kwargs))
+
+
+def paths(axes: Axes, states: Any, values: Any, *, low: float = 0.0, high: float = 1.0, cmap: Any = TIME_MAP, **kwargs: Any) -> LineCollection:
+    """Paths through `states` (S, B, 2), each segment coloured by `values`, (S,) such as times or (S, B) such as a drift, and grey starts."""
+    states = as_array("states", states, None, None, 2)
+    values = as_array("values", values)
+    if len(states) < 2 or values.shape not in (states.shape[:1], states.shape[:2]):
+        raise ConfigError(f"states {states.shape} and values {values.shape} do not fit; they must be (S, B, 2) and (S,) or (S, B), S >= 2.")
+    values = np.broadcast_to(values[:, None] if values.ndim == 1 else values, states.shape[:2])
+    segments = np.stack([states[:-1], states[1:]], axis=2).reshape(-1, 2, 2)
+    lines = LineCollection(list(segments), cmap=cmap, **({"linewidths": 1.1, "alpha": 0.85, "zorder": 2.2} | kwargs))
+    lines.set_array(((values[:-1] + values[1:]) / 2).ravel())
+    lines.set_clim(low, high)
+    axes.add_collection(lines, autolim=False)
+    points(axes, states[0], color=NOISE, size=9, zorder=2.1)
+    return lines

@@ -1,0 +1,222 @@
+"""One visual language: who has which colour, how a figure is made, and how it leaves as bytes or as a file.
+
+Noise is grey, data blue, what attracts green, what repels vermilion, the model purple, the exact truth black; time runs through
+viridis, signed values through a diverging map centred at zero. Figures are built with matplotlib's objects, never with pyplot: no
+global state is read or changed, and nothing leaks.
+"""
+
+import functools
+import io
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cfm_lite.checks import check_number
+from cfm_lite.errors import ConfigError
+
+__all__ = [
+    "ATTRACT",
+    "DATA",
+    "DIVERGING",
+    "DPI",
+    "METHOD_COLORS",
+    "METHOD_LABELS",
+    "METHOD_STYLES",
+    "MODEL",
+    "NOISE",
+    "REPEL",
+    "STYLE",
+    "TIME_MAP",
+    "TRUTH",
+    "MethodStyle",
+    "Picture",
+    "as_array",
+    "as_tensor",
+    "frame",
+    "method_style",
+    "new_figure",
+    "panels",
+    "save",
+    "styled",
+    "to_png",
+]
+
+NOISE, DATA, ATTRACT, REPEL, MODEL, TRUTH = "#7f7f7f", "#0072B2", "#009E73", "#D55E00", "#7B3FA0", "#000000"
+TIME_MAP = "viridis"
+DIVERGING = LinearSegmentedColormap.from_list("cfm_diverging", [DATA, "#8fc1e0", "#f7f7f7", "#f0b48c", REPEL])
+DPI = 110
+
+STYLE: Mapping[str, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "axes.edgecolor": "#4d4d4d",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "figure.titlesize": 13,
+    "figure.titleweight": "bold",
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "cfm_lite",  # the same figure gives the same file
+}
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How one method looks wherever it appears: its display name, and a colour, a marker and a line style of its own."""
+
+    label: str
+    color: str
+    marker: str
+    line: str = "-"
+
+
+# A hue per family (green FM, purple ΔFM, orange VeCoR); within a family shade, marker and line differ, so that grey print and
+# colour-blind readers tell them apart. Blue and vermilion stay free: they mean data and repulsion.
+METHOD_STYLES: Mapping[str, MethodStyle] = {
+    "real": MethodStyle("Real data", TRUTH, "", "--"),
+    "fm": MethodStyle("FM", ATTRACT, "o"),
+    "fm_scaled": MethodStyle("FM, scaled", "#6CCBB0", "v", "--"),
+    "fm_retargeted": MethodStyle("FM, re-targeted", "#00563F", "^", ":"),
+    "delta_fm": MethodStyle("ΔFM", MODEL, "s"),
+    "delta_fm_debiased": MethodStyle("ΔFM, debiased", "#B98CD6", "D", "--"),
+    "vecor": MethodStyle("VeCoR", "#E69F00", "P"),
+    "vecor_latent": MethodStyle("VeCoR (latent, crop)", "#8C6100", "X", "-."),
+    "vecor_debiased": MethodStyle("VeCoR, debiased", "#F2CC73", "p", "--"),
+    "dispersive": MethodStyle("Dispersive", "#56B4E9", "h"),
+    "repa": MethodStyle("REPA", "#CC79A7", "*"),
+}
+METHOD_COLORS = {name: look.color for name, look in METHOD_STYLES.items()}
+METHOD_LABELS = {name: look.label for name, look in METHOD_STYLES.items()}
+_OTHER = (("#5D6D7E", "#8E6C5A", "#3D5A80", "#7A7A2E"), "<>dH8", ("-", "--", "-."))  # colours, markers, lines of unregistered names
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def method_style(name: str) -> MethodStyle:
+    """The look of method `name`; a name that is not in METHOD_STYLES gets a muted look that depends on nothing but the name."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"method is {name!r}; it must be a non-empty string such as {', '.join(map(repr, METHOD_STYLES))}.")
+    if name in METHOD_STYLES:
+        return METHOD_STYLES[name]
+    key = zlib.crc32(name.encode())
+    color, marker, line = (options[(key >> 8 * i) % len(options)] for i, options in enumerate(_OTHER))
+    return MethodStyle(name, color, marker, line)
+
+
+def styled(build: Callable[P, R]) -> Callable[P, R]:
+    """Run `build` under matplotlib's defaults plus STYLE, whatever the user's own settings are, and restore those afterwards."""
+
+    @functools.wraps(build)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with style.context(["default", dict(STYLE)]):
+            return build(*args, **kwargs)
+
+    return inside
+
+
+class Picture(Figure):
+    """A matplotlib Figure that a notebook shows as the last value of a cell, without pyplot and without choosing a backend."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
+
+
+def new_figure(width: float, height: float) -> Picture:
+    """An empty white figure, `width` x `height` inches, whose layout keeps titles, labels and legends inside the canvas."""
+    figure = Picture(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(rows: int, columns: int, *, width: float, height: float, **kwargs: Any) -> tuple[Picture, np.ndarray]:
+    """A figure of `width` x `height` inches and its axes as an array (rows, columns); keywords as in `Figure.subplots`."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def as_array(name: str, x: Any, *shape: int | None) -> np.ndarray:
+    """`x` (tensor, array or nested list) as a float64 array; ConfigError unless it is finite, not empty, and fits `shape`.
+
+    `shape` has one entry per dimension, None where any length will do; without entries every shape is accepted.
+    """
+    try:
+        values = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} is a {type(x).__name__} that holds no plain numbers ({error}); pass a tensor or an array.") from None
+    fits = len(shape) == values.ndim and all(want in (None, have) for want, have in zip(shape, values.shape))
+    if shape and not fits:
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ConfigError(f"{name} has shape {values.shape}; it must be ({wanted}).")
+    if values.size == 0:
+        raise ConfigError(f"{name} is empty, shape {values.shape}; there is nothing to draw. Pass at least one row.")
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise ConfigError(f"{name} holds {bad} values of {values.size} that are NaN or infinite; drop or repair them before drawing.")
+    return values
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """`values` as a tensor of the default dtype: what a velocity or density callable is given."""
+    return torch.as_tensor(values, dtype=torch.get_default_dtype())
+
+
+def frame(axes: Axes, color: str = "#4d4d4d", width: float = 0.8) -> None:
+    """Close the box around `axes`: a plane or a matrix has four sides, a curve two."""
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=color, linewidth=width)
+
+
+@styled
+def to_png(figure: Figure, dpi: float = DPI) -> bytes:
+    """`figure` as the bytes of a PNG file; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=check_number("dpi", dpi, 10, 1200), metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@styled
+def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
+    """Write `figure` to `path` (.png, .svg or .pdf) and return the path; folders are made.
+
+    The file is written under a temporary name beside it and moved over, so nobody ever reads half a picture.
+    """
+    path = Path(path)
+    kinds = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    if path.suffix.lower() not in kinds:
+        raise ConfigError(f"{path.name} ends in {path.suffix!r}; a figure is saved as .png, .svg or .pdf.")
+    check_number("dpi", dpi, 10, 1200)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            figure.savefig(file, format=path.suffix[1:].lower(), dpi=dpi, metadata=kinds[path.suffix.lower()])
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
