@@ -86,7 +86,7 @@ def check_number(name: str, value: Any, low: float, high: float, *, open_low: bo
         number = math.nan
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
-    if isinstance(value, bool) or not (above and below and math.isfinite(number)):
+    if isinstance(value, (bool, str)) or not (above and below and math.isfinite(number)):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or math.isinf(high) else ']'}"
         raise ConfigError(f"{name} is {value!r}; it must be a number in {bounds}.")
     return number
@@ -106,6 +106,12 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, options))}.{hint}")
+
+
+def check_generator(generator: torch.Generator | None, x: Tensor) -> None:
+    """Raise ConfigError unless `generator` is None or on the kind of device where `x` is."""
+    if generator is not None and generator.device.type != x.device.type:
+        raise ConfigError(f"generator is on {generator.device}, the data on {x.device}; make it with torch.Generator({x.device.type!r}).")
 
 
 def warn_once(message: str) -> None:

@@ -182,7 +182,7 @@ def debias_shuffle(
     return Guided((as_velocity(velocity),), lambda t, v: _stretch(v, 1 / _gain(v, product, exclude_identity)), interval)
 
 
-def as_velocity(velocity: Any) -> Velocity:
+def as_velocity(velocity: Velocity) -> Velocity:
     """`velocity` itself, or for a bare module its velocity in eval mode; ConfigError for what cannot be called."""
     if not callable(velocity):
         raise ConfigError(f"velocity has type {type(velocity).__name__}; it must be a function (x, t) -> velocity, or a model.")
@@ -246,9 +246,8 @@ def _check_label(model: Any, y: Any) -> None:
         return
     highest = getattr(_unwrapped(model), "num_classes", None)
     highest = highest if isinstance(highest, int) else 2**62
-    if isinstance(y, int) and not isinstance(y, bool):
-        y = torch.tensor([y])
-    check_labels(y, None, highest)
+    labels: Any = torch.tensor([y]) if isinstance(y, int) and not isinstance(y, bool) else y
+    check_labels(labels, None, highest)
 
 
 def _rows(y: Tensor | int, x: Tensor) -> Tensor:
@@ -285,7 +284,7 @@ def _both(model: Callable[..., Tensor], x: Tensor, t: Tensor, y: Tensor, null: i
         return promote(model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null)]))).chunk(2)
 
 
-def _check_mean(mean: Any) -> MeanVelocity:
+def _check_mean(mean: MeanVelocity) -> MeanVelocity:
     if not isinstance(mean, Tensor) and not callable(mean):
         raise ConfigError(
             f"mean_velocity has type {type(mean).__name__}; it must be a tensor (*dims), or a function of t (B,) that returns one."

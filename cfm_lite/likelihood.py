@@ -6,12 +6,13 @@ Reference: Chen et al. 2018 (arXiv:1806.07366), theorem 1; Grathwohl et al. 2019
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count
+from cfm_lite.checks import check_choice, check_count, check_same_shape, on_host
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity, as_velocity
 from cfm_lite.steps import Step, check_state, rk4, trajectory
@@ -35,36 +36,83 @@ def log_prob(
 ) -> Tensor:
     """log p(x1) (B,) in nats, for points `x1` (B, *dims) and a velocity whose noise is N(0, I).
 
-    `ts` falls from 1 to 0 (default: 100 equal steps). `trace` is "exact" (the default up to 16 dimensions) or "hutchinson",
-    which draws `n_probes` fresh sign vectors from `generator` at every velocity call; `probes` gives them instead, one tensor
-    (B, *dims) or (n_probes, B, *dims) per call. Rows must not depend on each other. `grad` keeps the graph, to
-    differentiate the result; without it the grad mode outside does not matter. Raises ConfigError for a wrong argument and
-    for a velocity that autograd cannot follow.
+    `ts` is the grid between 1 and 0 (default: 100 equal steps); a rising one is walked from its end. `trace` is "exact" (the
+    default up to 16 dimensions) or "hutchinson", which draws `n_probes` fresh sign vectors from `generator` at every velocity
+    call; `probes` gives them instead, one tensor (B, *dims) or (n_probes, B, *dims) per call. Rows must not depend on each
+    other. `grad` keeps the graph, to differentiate the result; without it the grad mode outside does not matter.
+    Raises ConfigError for a wrong argument and for a velocity that autograd cannot follow.
     """
     velocity, x1 = as_velocity(velocity), check_state(x1)
     ts = torch.linspace(1, 0, 101, dtype=torch.float64) if ts is None else ts
-    if isinstance(ts, Tensor) and ts.dim() == 1 and len(ts) > 1 and ts.device.type == "cpu" and ts[0] < ts[-1]:
-        raise ConfigError(f"ts rises from {ts[0]:.4g} to {ts[-1]:.4g}; a likelihood walks from data (1) to noise (0): ts.flip(0).")
-    measure = _measure(x1, trace, n_probes, generator, probes)
+    if isinstance(ts, Tensor) and ts.dim() == 1 and len(ts) and on_host(ts) and ts[0] < ts[-1]:
+        ts = ts.flip(0)
+    measure = _measure(x1, trace, n_probes, generator, probes, grad)
     z = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)  # (B, D + 1): the point, and the integral so far
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
-        for z in trajectory(_augmented(velocity, measure, x1.shape, grad), z.clone(), ts, step):
-            pass
+        z = deque(trajectory(_augmented(velocity, measure, x1.shape), z.clone(), ts, step), maxlen=1).pop()
     x0, integral = z[:, :-1], z[:, -1]
     return integral - 0.5 * (x0**2).sum(1) - 0.5 * x0.shape[1] * math.log(2 * math.pi)
 
 
-def _augmented(velocity: Velocity, measure: Trace, shape: torch.Size, grad: bool) -> Velocity:
+def _augmented(velocity: Velocity, trace: Trace, shape: torch.Size) -> Velocity:
     """The velocity of (x, integral of div v), on a state (B, D + 1)."""
 
     def field(z: Tensor, t: Tensor) -> Tensor:
         x = z[:, :-1].reshape(shape)
         with torch.enable_grad():
-            x = x if grad else x.detach().requires_grad_()
-            if not x.requires_grad:
-                x.requires_grad_()
-            v = velocity(x, t.clone())  # a clone because a tensor made in inference mode cannot be saved for a backward pass
-            divergence = measure(v, x)
-        return torch.cat([v.reshape(len(z), -1), divergence[:, None]], 1)
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            v = velocity(x, t.clone())  # a clone, because a time made in inference mode cannot be saved for a backward pass
+            check_same_shape(velocity=v, x=x)
+            divergence = trace(v, x)
+        return torch.cat([v.flatten(1), divergence[:, None]], 1)
 
     return field
+
+
+def _measure(
+    x: Tensor, trace: str | None, n_probes: int, generator: torch.Generator | None, probes: Sequence[Tensor] | None, grad: bool
+) -> Trace:
+    """The function (v, x) -> (B,) that `trace` and its settings describe."""
+    dims = x.shape[1:].numel()
+    if trace is None:
+        trace = "exact" if dims <= EXACT_UP_TO and probes is None else "hutchinson"
+    check_choice("trace", trace, ("exact", "hutchinson"))
+    check_count("n_probes", n_probes)
+    if trace == "exact":
+        if probes is not None:
+            raise ConfigError("probes were given with trace = 'exact', which uses none; leave one of the two out.")
+        axes = torch.eye(dims, dtype=x.dtype, device=x.device).reshape(dims, 1, *x.shape[1:]).expand(dims, *x.shape)
+        return lambda v, x: _forms(v, x, axes, grad)
+    signs = _signs(x, n_probes, generator) if probes is None else _given(x, probes)
+
+    def hutchinson(v: Tensor, x: Tensor) -> Tensor:
+        drawn = next(signs)
+        return _forms(v, x, drawn, grad) / len(drawn)
+
+    return hutchinson
+
+
+def _forms(v: Tensor, x: Tensor, vectors: Tensor, grad: bool) -> Tensor:
+    """The sum of e . (dv/dx) e over the `vectors` e (K, B, *dims), per row (B,)."""
+    if not v.requires_grad:
+        raise ConfigError("the velocity is not a function of x that autograd can follow; was it computed under torch.no_grad()?")
+    total = v.new_zeros(len(v))
+    for e in vectors:
+        (pulled,) = torch.autograd.grad(v, x, e, retain_graph=True, create_graph=grad, materialize_grads=True)
+        total = total + (pulled * e).flatten(1).sum(1)
+    return total
+
+
+def _signs(x: Tensor, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    device = x.device if generator is None else generator.device
+    while True:
+        bits = torch.randint(0, 2, (n, *x.shape), generator=generator, device=device)
+        yield (2 * bits - 1).to(x, non_blocking=True)
+
+
+def _given(x: Tensor, probes: Sequence[Tensor]) -> Iterator[Tensor]:
+    for probe in probes:
+        if tuple(probe.shape[-x.dim() :]) != tuple(x.shape) or probe.dim() > x.dim() + 1:
+            raise ConfigError(f"a probe has shape {tuple(probe.shape)}; it must be {tuple(x.shape)}, or (n_probes, *{tuple(x.shape)}).")
+        yield (probe if probe.dim() > x.dim() else probe[None]).to(x)
+    raise ConfigError(f"only {len(probes)} probes were given; every call of the velocity uses one: steps times evaluations per step.")

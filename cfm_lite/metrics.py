@@ -237,8 +237,8 @@ def _kernel_sum(a: Tensor, b: Tensor, scales: Tensor) -> Tensor:
 def _states(trajectory: Tensor | Iterable[Tensor], at_least: int) -> Tensor:
     """A trajectory as (S, B, d) float64: a tensor (S, B, *dims), or the states one after the other."""
     parts = [trajectory] if isinstance(trajectory, Tensor) else [state[None] for state in trajectory]
-    if not parts:
-        raise ConfigError(f"trajectory is empty; at least {at_least} states are needed.")
+    if len({part.shape[1:] for part in parts}) != 1:
+        raise ConfigError("trajectory is empty or its states differ in shape; states (B, *dims) of one shape are needed.")
     states = torch.cat(parts)
     if states.dim() < 3 or len(states) < at_least:
         raise ConfigError(f"trajectory has shape {tuple(states.shape)}; (S, B, *dims) with at least {at_least} states is needed.")
@@ -297,12 +297,14 @@ def _check_times(ts: Tensor | None, states: Tensor) -> Tensor:
     return ts.to(states)
 
 
-def drift(trajectory: Tensor | Iterable[Tensor], mixture_or_data: GaussianMixture | Tensor, **settings: Any) -> Tensor:
+def drift(
+    trajectory: Tensor | Iterable[Tensor], mixture_or_data: GaussianMixture | Tensor, ts: Tensor | None = None, **settings: Any
+) -> Tensor:
     """`drift_by_time` in one number: its mean over the times against a mixture, its last value (the samples) against data."""
     states = _states(trajectory, at_least=1)
     if isinstance(mixture_or_data, Tensor):
-        return drift_by_time(states[-1:], mixture_or_data)[0]
-    return drift_by_time(states, mixture_or_data, **settings).mean()
+        return drift_by_time(states[-1:], mixture_or_data, **settings)[0]
+    return drift_by_time(states, mixture_or_data, ts, **settings).mean()
 
 
 def velocity_deficit(v: Tensor, u: Tensor) -> Tensor:

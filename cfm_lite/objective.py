@@ -141,7 +141,14 @@ class Repulsion:
             keep = torch.cat([everyone[rows] if kept is None else kept.bool() for (_, kept), rows in zip(parts, draw.shards)])
         if not self.contrast_null and draw.dropped is not None:
             keep = ~draw.dropped if keep is None else keep & ~draw.dropped
+        elif keep is not None and len(keep) > 1 and on_host(keep) and not keep.all():
+            warn_once("some rows have no negative, such as in a batch of a single class: they are not repelled (counted in the log).")
         return u_neg, keep
+
+    def counts(self, prepared: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
+        """How many rows were left out, where any could be."""
+        keep = prepared[1]
+        return {} if keep is None else {"left_out": (~keep).sum().to(prepared[0].dtype)}
 
     def __call__(self, batch: Evaluated) -> Tensor:
         u_neg, keep = batch.prepared
@@ -197,9 +204,9 @@ class Contrastive:
 
     def _second_time(self, t: Tensor, draw: Draw, generator: Generator) -> Tensor:
         if self.views == "independent":
-            return draw.time(len(t), generator=generator, device=t.device).to(t.dtype)
+            return draw.time(len(t), generator=generator, device=t.device).to(t.dtype).clamp(max=draw.path.train_end)
         u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
-        return (t + self.max_gap * (2 * u - 1)).clamp(0, 1)
+        return (t + self.max_gap * (2 * u - 1)).clamp(0, draw.path.train_end)
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """(x_t, t) of the second view."""
@@ -265,9 +272,10 @@ class Objective(nn.Module):
 
     `model(x, t, y)` returns a velocity and `model.forward_features(x, t, y, blocks)` also features. `forward` takes data `x1`
     (B, *dims), labels `y` (B,) in [0, num_classes - 1] or None, and an optional `context` (B, ...) for an alignment teacher;
-    it returns the total (a scalar) and {term name: unweighted value}. Noise, negatives, dispersive batches and label dropout live
-    inside a shard of `shard` rows (None: the whole batch). By default noise and times come from torch's global generator;
-    after `at(seed, step)` everything is keyed by (seed, step, shard), so that neither accumulation nor world size changes a run.
+    it returns the total (a scalar) and {term name: unweighted value}, with `repulsion_left_out` where rows can lack a negative.
+    Noise, negatives, dispersive batches and label dropout live inside a shard of `shard` rows (None: the whole batch). By
+    default noise and times come from torch's global generator; after `at(seed, step)` everything is keyed by (seed, step,
+    shard), so that neither accumulation nor world size changes a run.
 
     Raises ConfigError for a repulsion whose weight * K reaches the flow-matching weight (the loss is then unbounded below),
     for two terms of one name, for labels out of range, and for label dropout without a null label.
@@ -320,6 +328,8 @@ class Objective(nn.Module):
                 values[name] = term(batch)
             if term.weight != 0:  # a weight of 0 adds nothing, not even a NaN
                 total = total + term.sign * term.weight * values[name]
+            counted = term.counts(prepared[name]) if hasattr(term, "counts") else {}
+            values |= {f"{name}_{what}": count for what, count in counted.items()}
         return total, {name: value.detach() for name, value in values.items()}
 
     def _run(self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
@@ -347,7 +357,7 @@ class Objective(nn.Module):
     def _draw_shard(self, x1: Tensor, y: Tensor | None, shard: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         g = self._generator(x1.device, shard, "draw") if self._key else None
         x0 = _noise_like(x1, g)
-        t = self.time(len(x1), generator=g, device=x1.device).to(x1.dtype)
+        t = self.time(len(x1), generator=g, device=x1.device).to(x1.dtype).clamp(max=self.path.train_end)
         x0, x1, y = self.couple(x0, x1, y)
         if y is None:
             return x0, x1, t, None, None

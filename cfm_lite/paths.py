@@ -34,7 +34,8 @@ class FlowSample(NamedTuple):
 class Path:
     """The two coefficients of a path and their derivatives, each a function of a time tensor of any shape.
 
-    `sigma_d_sigma` is their product; give it only where it stays finite although d_sigma does not (VP at t = 1).
+    `sigma_d_sigma` is the product of the two; give it only where it stays finite although d_sigma does not (VP at t = 1).
+    `train_end` is the latest time of a training draw: 1, or just before it where the velocity is infinite there.
 
     Reference: Ma et al. 2024 (SiT, arXiv:2401.08740), section 2 and table 1; Lipman et al. 2023 (arXiv:2210.02747), eq. 10.
     """
@@ -45,6 +46,7 @@ class Path:
     d_alpha: Schedule
     d_sigma: Schedule
     sigma_d_sigma: Schedule | None = None
+    train_end: float = 1.0
 
     def half_variance_rate(self, t: Tensor) -> Tensor:
         """Half the derivative of sigma^2, sigma d_sigma, at a time tensor of any shape; finite on all of [0, 1]."""
@@ -137,6 +139,7 @@ VP = Path(
     d_alpha=lambda t: torch.exp(_vp_log_alpha(t)) * _vp_rate(t),
     d_sigma=lambda t: -_vp_rate(t) * torch.exp(2 * _vp_log_alpha(t)) / _vp_sigma(t),
     sigma_d_sigma=lambda t: -_vp_rate(t) * torch.exp(2 * _vp_log_alpha(t)),
+    train_end=1 - 1e-5,  # SiT's
 )
 
 PATHS = {path.name: path for path in (LINEAR, COSINE, VP)}

@@ -6,8 +6,9 @@ Convention: t = 0 is noise, t = 1 is data.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor
 
 from cfm_lite.checks import check_floating, expand, on_host, promote
 from cfm_lite.errors import ConfigError, DivergenceError
-from cfm_lite.guidance import Velocity, as_velocity, restrict
+from cfm_lite.guidance import Guided, Velocity, as_velocity
 
 __all__ = ["Grid", "Step", "check_state", "euler", "heun", "make_grid", "midpoint", "rk4", "trajectory"]
 
 Step = Callable[[Velocity, Tensor, Tensor, Any], Tensor]
+
+CHECK_EVERY = 8  # steps; a look at each one would cost as much as the step itself for a toy model
+TABLE_UP_TO = 2**22  # times held at once, 16 MiB
 
 
 def euler(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
@@ -61,30 +65,43 @@ def trajectory(velocity: Velocity, x: Tensor, ts: Tensor, step: Step = heun) -> 
 
     `ts` (n + 1,) runs up (noise to data) or down (data to noise) inside [0, 1]; leave it on the host: the steps are then
     numbers, and guidance knows without a device read where its interval ends. Raises ConfigError for a grid or state that is
-    not as said, and DivergenceError, naming step and t, as soon as a state on the host is not finite.
+    not as said, and DivergenceError, within eight steps, that names the first step whose state on the host is not finite.
     """
     velocity, x = as_velocity(velocity), check_state(x)
     return _walk(velocity, x, make_grid(ts, x), step)
 
 
 def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[Tensor]:
-    watched = on_host(x)
+    watched, aware, last = on_host(x), isinstance(velocity, Guided), len(grid.lengths) - 1
+    unchecked = []
     yield x
-    for k, (t, dt) in enumerate(zip(grid.rows, grid.lengths)):
-        field = restrict(velocity, *grid.bounds[k]) if grid.bounds else velocity
-        x = step(field, x, t, dt)
+    for k, (t, dt) in enumerate(zip(grid.rows(), grid.lengths)):
+        x = step(grid.restrict(velocity, k) if aware else velocity, x, t, dt)
         if watched:
-            check_finite(x, k, grid)
+            unchecked.append(x)
+            if k == last or len(unchecked) == CHECK_EVERY:
+                check_finite(unchecked, k, grid)
+                unchecked = []
         yield x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
-    """The times of a walk: `rows`, n + 1 tensors (B,); `lengths`, n steps; `bounds`, (low, high) of each step if ts is on the host."""
+    """The times of a walk: `table` (n + 1, B); `lengths`, the n steps; `times`, numbers, if ts is on the host."""
 
-    rows: tuple[Tensor, ...]
-    lengths: list[float] | tuple[Tensor, ...]
-    bounds: list[tuple[float, float]] | None
+    table: Tensor
+    lengths: Sequence[float] | Sequence[Tensor]
+    times: list[float] | None
+
+    def rows(self) -> Iterator[Tensor]:
+        """The times, (B,) each, in their order."""
+        return chain.from_iterable(map(Tensor.unbind, self.table.split(256)))
+
+    def restrict(self, velocity: Velocity, k: int) -> Velocity:
+        """`velocity` for step `k`, told where the step lies, if it asks and the host knows."""
+        if self.times is None or not isinstance(velocity, Guided):
+            return velocity
+        return velocity.restrict(*sorted(self.times[k : k + 2]))
 
 
 def make_grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
@@ -95,12 +112,13 @@ def make_grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
     if on_host(ts):
         _check_times(ts.double(), ascending)
     ts = ts.to(x.dtype)
-    rows = ts.to(x.device, non_blocking=True)[:, None].expand(-1, len(x)).unbind()  # one row of memory per time, not per sample
+    table = ts.to(x.device, non_blocking=True)[:, None].expand(-1, len(x))
+    if table.numel() <= TABLE_UP_TO:
+        table = table.contiguous()  # torch.cat([x, t], 1) is faster with it; a longer table shares one number per row
     if not on_host(ts):
-        return Grid(rows, ts.diff().unbind(), None)
+        return Grid(table, ts.diff().unbind(), None)
     times = ts.tolist()
-    pairs = list(zip(times[:-1], times[1:]))
-    return Grid(rows, [end - start for start, end in pairs], [(min(pair), max(pair)) for pair in pairs])
+    return Grid(table, [end - start for start, end in pairwise(times)], times)
 
 
 def check_state(x: Any) -> Tensor:
@@ -114,15 +132,17 @@ def check_state(x: Any) -> Tensor:
     return promote(x)
 
 
-def check_finite(x: Tensor, k: int, grid: Grid) -> None:
-    """DivergenceError unless `x`, on the host and after step `k` (from 0), is finite."""
-    # the sum is finite unless an entry is not, or it overflows; it costs a fifth of isfinite().all()
-    if not math.isfinite(x.sum().item()) and not x.isfinite().all():
-        start, end = (f"{grid.rows[i][0].item():.4g}" for i in (k, k + 1))
-        raise DivergenceError(
-            f"the state is not finite after step {k + 1} of {len(grid.lengths)}, from t = {start} to t = {end}. "
-            "Look at the velocity there: it may be infinite at the end of its path, or its model may have diverged."
-        )
+def check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
+    """DivergenceError for the first of `states` that is not finite; the last is the one after step `k`, counted from 0."""
+    # not finite once is not finite ever after, so the last state answers for all; the sum costs a fifth of isfinite().all()
+    if math.isfinite(states[-1].sum().item()) or states[-1].isfinite().all():
+        return
+    k += 1 - sum(not x.isfinite().all() for x in states)
+    start, end = (grid.table[i].mean().item() for i in (k, k + 1))
+    raise DivergenceError(
+        f"the state is not finite after step {k + 1} of {len(grid.lengths)}, from t = {start:.4g} to t = {end:.4g}. "
+        "Look at the velocity there: it may be infinite at the end of its path, or its model may have diverged."
+    )
 
 
 def _check_times(ts: Tensor, ascending: bool) -> None:

@@ -71,7 +71,8 @@ class GaussianMixture:
         """E[x1] (D,), or with labels `y` (B,) E[x1 | y] (B, D), in the dtype of the means given; on the device of y."""
         if y is None:
             return (self.weights @ self.means).to(self.dtype)
-        weights = self._log_weights(y, None).exp()
+        check_labels(y, None, int(self.labels.max()))
+        weights = self._log_weights(y, y.device).exp()
         return (weights @ self.means.to(weights)).to(self.dtype)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -115,6 +116,8 @@ class GaussianMixture:
 
     def _terms(self, x: Tensor, t: Tensor, y: Tensor | None, path: Path) -> _Terms:
         _check_position(x, self.means.shape[1], path)
+        if y is not None:
+            check_labels(y, x, int(self.labels.max()))
         place = promote(x).to(_working(x.device))
         means, variances = self.means.to(place), self._variances.to(place)
         alpha, sigma, d_alpha, _ = (c[..., None] for c in path.coefficients(t, place))  # (B, 1, 1)
@@ -126,15 +129,11 @@ class GaussianMixture:
         if self._basis is not None:
             offset = torch.einsum("bkd,kde->bke", offset, self._basis.to(place))
         log_normal = -0.5 * (offset**2 / spread + torch.log(2 * math.pi * spread)).sum(-1)
-        log_joint = self._log_weights(y, place) + log_normal
+        log_joint = self._log_weights(y, x.device) + log_normal
         return _Terms(log_joint, offset, spread, d_alpha * alpha * variances + rate, d_alpha[..., 0])
 
-    def _log_weights(self, y: Tensor | None, x: Tensor | None) -> Tensor:
-        """Log weights (1, K), or (B, K) renormalised inside the class of each row, on the device of `y` or `x`."""
-        if y is not None:
-            check_labels(y, x, int(self.labels.max()))
-        place = y if x is None else x
-        device = torch.device("cpu") if place is None else place.device
+    def _log_weights(self, y: Tensor | None, device: torch.device) -> Tensor:
+        """Log weights (1, K), or (B, K) renormalised inside the class of each row."""
         log_weights = self.weights.to(device, _working(device)).log()[None]
         if y is None:
             return log_weights
@@ -222,7 +221,7 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...] | None = None, low: f
         raise ConfigError(f"{name} has shape {tuple(tensor.shape)}; means of (K, D) components need {shape}.")
     if not tensor.isfinite().all():
         raise ConfigError(f"{name} holds NaN or infinite values; all must be finite.")
-    if tensor.min() < low:
+    if (tensor < low).any():
         raise ConfigError(f"{name} goes down to {tensor.min():.4g}; all must be at least {low:g}.")
     return tensor
 

@@ -271,6 +271,12 @@ def test_a_key_of_unstable_text_is_refused(part: object) -> None:
         keyed_generator("cpu", 0, part)  # pyright: ignore[reportArgumentType]
 
 
+def test_no_value_is_read_back_from_a_device() -> None:
+    """Tensors on the meta device have no values: any reading of one would raise."""
+    assert all(law(4, device="meta").is_meta for law in LAWS.values())
+    assert drop_labels(torch.zeros(4, dtype=torch.int64, device="meta"), 0.1, 10).is_meta
+
+
 @pytest.mark.gpu
 def test_draws_land_on_the_device_of_their_generator() -> None:
     generator = keyed_generator("cuda", 1, "time")

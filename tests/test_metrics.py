@@ -369,6 +369,7 @@ EYE = torch.eye(4)
         (lambda: metrics.straightness(GOOD), "\\(S, B, \\*dims\\)"),
         (lambda: metrics.straightness(GOOD[None]), "at least 2 states"),
         (lambda: metrics.straightness([]), "trajectory is empty"),
+        (lambda: metrics.straightness([GOOD, GOOD[:5]]), "differ in shape"),
         (lambda: metrics.straightness(NAN[:, None]), "NaN"),
         (lambda: metrics.drift(GOOD[:, None, :2], _mixture(), ts=torch.ones(3)), "10 states"),
         (lambda: metrics.drift(GOOD[:, None, :2], _mixture(), ts=torch.full((10,), 2.0)), "\\[0, 1\\]"),

@@ -213,6 +213,15 @@ def test_nothing_is_mutated_and_no_randomness_is_used(path: Path) -> None:
 
 
 @EVERY
+def test_no_value_is_read_back_from_a_device(path: Path) -> None:
+    """Tensors on the meta device have no values: any reading of one would raise."""
+    x, t = torch.zeros(3, 2, device="meta"), torch.zeros(3, device="meta")
+    assert path.interpolate(x, x, t)[0].is_meta
+    assert path.endpoints(x, x, t)[0].is_meta
+    assert path.velocity_from_score(x, path.score(x, x, t), t).is_meta
+
+
+@EVERY
 def test_a_batch_of_one_and_flat_data_are_allowed(path: Path) -> None:
     for shape in [(1,), (1, 1), (1, 3, 2, 2), (0, 2)]:
         x = torch.randn(shape)

@@ -41,7 +41,7 @@ def _shuffled_key(row: int) -> bytes:
 def _split() -> dict[str, np.ndarray]:
     labels = _raw()[1]
     rows = np.array(sorted(range(len(labels)), key=lambda row: (labels[row], _shuffled_key(row))))
-    # dealt out in turn, class after class: every part holds its share of each class, to within one row
+    # dealt out in turn, class after class: every part holds its share of each class, to within two rows
     judge = rows[1::2]
     parts = {"train": rows[0::2], "judge": judge, "judge_fit": np.delete(judge, np.s_[::4]), "judge_test": judge[::4], "all": rows}
     return {name: np.sort(part) for name, part in parts.items()}

@@ -108,48 +108,48 @@ def from_figure3(x: Tensor) -> Tensor:
     return (x + x.new_tensor([15.0, 0.0])) / 0.5
 
 
-def _seed(generator: Generator | None) -> int:
-    return int(torch.randint(2**31 - 1, (), generator=generator))
+def _classes(n: int, generator: Generator | None) -> Tensor:
+    return torch.randint(2, (check_count("n", n),), generator=generator)
+
+
+def _polar(radius: Tensor, angle: Tensor) -> Tensor:
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)  # (n, 2)
+
+
+def _blur(x1: Tensor, noise: float, generator: Generator | None) -> Tensor:
+    return x1 + noise * torch.randn(x1.shape, generator=generator)
 
 
 def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two interleaved half circles of radius 1.6 with noise 0.08; class 0 is the upper one."""
-    from sklearn.datasets import make_moons  # here and below: importing scikit-learn takes a second
-
-    points, labels = make_moons(check_count("n", n), noise=0.05, random_state=_seed(generator))
-    x1 = (torch.from_numpy(points) - torch.tensor([0.5, 0.25])) * 1.6
-    return x1.float(), torch.from_numpy(labels).long()
+    """Two interleaved half circles of radius 1.6 with noise 0.08; class 0 is the upper one. Scikit-learn's moons, centred, times 1.6."""
+    y = _classes(n, generator)
+    half_circle = 1.6 * _polar(torch.ones(n), math.pi * torch.rand(n, generator=generator)) - torch.tensor([0.8, 0.4])
+    return _blur(half_circle * (1 - 2 * y[:, None]), 0.08, generator), y  # class 1 is class 0 turned by pi
 
 
 def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two circles with noise 0.08, class 0 of radius 2 and class 1 of radius 1."""
-    from sklearn.datasets import make_circles
-
-    points, labels = make_circles(check_count("n", n), noise=0.04, factor=0.5, random_state=_seed(generator))
-    return (2 * torch.from_numpy(points)).float(), torch.from_numpy(labels).long()
+    """Two circles with noise 0.08, class 0 of radius 2 and class 1 of radius 1: scikit-learn's circles with factor 0.5, doubled."""
+    y = _classes(n, generator)
+    return _blur(_polar(2.0 - y, 2 * math.pi * torch.rand(n, generator=generator)), 0.08, generator), y
 
 
 def swiss_roll(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The spiral section of the Swiss roll, from radius 0.8 to 2.5 in 1.5 turns; class 0 is the inner half of its parameter."""
-    from sklearn.datasets import make_swiss_roll
-
-    points, turn = make_swiss_roll(check_count("n", n), noise=0.3, random_state=_seed(generator))  # turn uniform on [1.5 pi, 4.5 pi]
-    x1 = torch.from_numpy(points[:, [0, 2]]) * (2.5 / (4.5 * math.pi))
-    return x1.float(), torch.from_numpy(turn > 3 * math.pi).long()
+    """The section of scikit-learn's Swiss roll, 1.5 turns from radius 0.8 to 2.5, with noise 0.06; class 0 is the inner half of them."""
+    turn = math.pi * (1.5 + 3 * torch.rand(check_count("n", n), generator=generator))
+    return _blur(_polar(turn * 2.5 / (4.5 * math.pi), turn), 0.06, generator), (turn > 3 * math.pi).long()
 
 
 def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """Two arms of a spiral, 1.25 turns each, from radius 0.4 to 2.5 with noise 0.06; one arm per class, the other turned by pi."""
-    y = torch.randint(2, (check_count("n", n),), generator=generator)
-    radius = 0.4 + 2.1 * torch.rand(n, generator=generator).sqrt()  # the root spreads the points evenly along the arm
-    angle = 2.5 * math.pi * (radius - 0.4) / 2.1 + math.pi * y
-    x1 = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)  # (n, 2)
-    return x1 + 0.06 * torch.randn(n, 2, generator=generator), y
+    y = _classes(n, generator)
+    outward = torch.rand(n, generator=generator).sqrt()  # the root spreads the points nearly evenly along the arm
+    arm = _polar(0.4 + 2.1 * outward, 2.5 * math.pi * outward + math.pi * y)
+    return _blur(arm, 0.06, generator), y
 
 
 def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """The dark squares of a 4x4 board on [-2, 2]^2, uniformly; rows, counted from below, alternate between class 0 and class 1."""
-    column = torch.randint(2, (check_count("n", n),), generator=generator)
+    column = _classes(n, generator)
     row = torch.randint(4, (n,), generator=generator)
     corner = torch.stack([2 * column + row % 2, row], dim=1) - 2  # (n, 2) lower left corner of the square
     return corner + torch.rand(n, 2, generator=generator), row % 2

@@ -7,6 +7,7 @@ initial values are the official SiT's, so that state dicts pass both ways; the o
 Reference: Ma et al. 2024 (SiT, arXiv:2401.08740); Peebles & Xie 2023 (DiT, arXiv:2212.09748), section 3.
 """
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -15,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_number, check_time
+from cfm_lite.checks import HALF, check_count, check_number, check_time
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, check_blocks, check_input, sincos_2d
 
-__all__ = ["SIT_CONFIGS", "Attention", "FeedForward", "FinalLayer", "PatchEmbed", "SiT", "SiTBlock", "modulate"]
+__all__ = ["SIT_CONFIGS", "Attention", "FeedForward", "FinalLayer", "PatchEmbed", "SiT", "SiTBlock", "attend", "modulate"]
 
 _SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, hidden_size, num_heads
 SIT_CONFIGS: dict[str, dict[str, int]] = {
@@ -53,14 +54,10 @@ class SiT(nn.Module):
         qk_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            **{"input_size": input_size, "patch_size": patch_size, "in_channels": in_channels, "hidden_size": hidden_size},
-            **{"depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "class_dropout_prob": class_dropout_prob},
-            **{"num_classes": num_classes, "learn_sigma": learn_sigma, "qk_norm": qk_norm},
-        }
+        self.input_size, self.patch_size, self.in_channels, self.num_classes = input_size, patch_size, in_channels, num_classes
+        self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
+        self.class_dropout_prob, self.learn_sigma, self.qk_norm = class_dropout_prob, learn_sigma, qk_norm
         _check_sizes(self.config)
-        self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
-        self.hidden_size, self.depth, self.num_classes = hidden_size, depth, num_classes
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
@@ -70,6 +67,11 @@ class SiT(nn.Module):
         self.blocks = nn.ModuleList(SiTBlock(hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that build this model again."""
+        return {name: getattr(self, name) for name in inspect.signature(SiT).parameters}
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The velocity (B, C, H, W) at x (B, C, H, W), t (B,) in [0, 1] and labels y (B,) in [0, num_classes].
@@ -97,8 +99,8 @@ class SiT(nn.Module):
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, p * p * C_out), row by row, as an image (B, C, H, W) of the first C channels."""
         side, p = self.input_size // self.patch_size, self.patch_size
-        image = tokens.reshape(-1, side, side, p, p, self.out_channels)[..., : self.in_channels]
-        return image.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.in_channels, self.input_size, self.input_size)
+        image = tokens.reshape(len(tokens), side, side, p, p, self.out_channels)[..., : self.in_channels]
+        return image.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), self.in_channels, self.input_size, self.input_size)
 
     def initialize_weights(self) -> None:
         """The official initial values. Every gate and the head start at 0 (adaLN-Zero): each block is the identity."""
@@ -130,8 +132,8 @@ class SiTBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # (B, T, D), (B, D)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)  # (B, 1, D)
-        x = x + gate * self.attn(modulate(x, shift, scale))
-        return x + gate_mlp * self.mlp(modulate(x, shift_mlp, scale_mlp))
+        x = torch.addcmul(x, gate, self.attn(modulate(x, shift, scale)))  # one pass over memory instead of two
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp)))
 
 
 class Attention(nn.Module):
@@ -148,7 +150,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
         q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)  # under autocast a LayerNorm returns float32
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -187,9 +189,17 @@ class PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v of queries, keys and values (B, heads, T, d)."""
+    if q.requires_grad and q.device.type == "cpu" and q.dtype in HALF:
+        # the fused CPU kernel's backward pass in half precision takes about five times as long as these two products
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """The tokens x (B, T, D), each normalised over D, times 1 + `scale` plus `shift` (B, 1, D)."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
 def _check_sizes(config: dict[str, Any]) -> None:

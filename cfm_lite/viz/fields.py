@@ -1,122 +1,195 @@
-"""Figures of velocity fields on a plane: where to go, where not to go, and what comes of the two.
+"""Figures of one plane per method: velocity fields, paths, samples, and where a field is wrong.
 
-On a Gaussian mixture every field here is exact:  v* = (v - weight E[u_neg]) / (1 - weight),  so `fields_figure` needs no training.
+Each takes a mapping name -> what to draw, and puts FM first and the truth last, in squares that share limits, arrow scale and
+colour scale, so that two panels can be compared by eye. Names of methods ("fm", "delta_fm", "truth", ...) choose the colours.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
-from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch
 
-from cfm_lite import samplers, theory
-from cfm_lite.checks import check_count, check_number
+from cfm_lite.checks import check_choice
 from cfm_lite.errors import ConfigError
-from cfm_lite.paths import LINEAR, Path
-from cfm_lite.viz.plane import (
-    Density,
-    Limits,
-    Velocity,
-    arrow_key,
-    arrow_scale,
-    arrows,
-    contours,
-    evaluate,
-    grid_points,
-    paths,
-    plane,
-    points,
-    square_limits,
+from cfm_lite.viz import artists
+from cfm_lite.viz.artists import Density, Limits, Velocity
+from cfm_lite.viz.style import (
+    DATA,
+    DIVERGING,
+    METHOD_STYLES,
+    MODEL,
+    NOISE,
+    TRUTH,
+    Picture,
+    as_array,
+    as_tensor,
+    method_title,
+    styled,
 )
-from cfm_lite.viz.style import ATTRACT, DATA, DIVERGING, METHOD_LABELS, MODEL, NOISE, REPEL, TRUTH, as_array, method_style, panels, styled, Picture
 
-__all__ = ["fields_figure"]
+__all__ = ["field_error", "point_samples", "trajectories", "velocity_fields"]
 
-OTHER_DATA = "#a9cde3"  # data of the classes that were not asked for: the data blue, paler
-_METHODS = ("fm", "delta_fm", "vecor")
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """All that fields_figure draws, computed once: arrays of points and velocities."""
-
-    data: np.ndarray  # (N, 2)
-    mine: np.ndarray  # (N,) bool: of the class that was asked for
-    mean: np.ndarray  # (2,)
-    grid: np.ndarray  # (n * n, 2)
-    fields: dict[str, np.ndarray]  # attract, repel, result: (n * n, 2)
-    states: dict[str, np.ndarray]  # method -> (S, B, 2)
-    density: Density
-    limits: Limits
+def _ordered(panels_by_name: Mapping[str, T], what: str) -> dict[str, T]:
+    """The same mapping with FM first and the truth last; ConfigError where it is empty or no mapping."""
+    if not isinstance(panels_by_name, Mapping) or not panels_by_name:
+        raise ConfigError(f"{what} is {type(panels_by_name).__name__} without entries or names; pass a dict such as {{'fm': ...}}.")
+    rank = {"fm": 0, "real": 2, "truth": 2}
+    return dict(sorted(panels_by_name.items(), key=lambda item: rank.get(item[0], 1)))
 
 
-def _integrate(mixture, y, x0, ts, *, method, weight, path):
-    def velocity(x, t):
-        return theory.optimal_velocity(mixture, x, t, y.expand(len(x)), method=method, weight=weight, path=path)
-    return torch.stack(list(samplers.trajectory(velocity, x0, ts))).numpy()
+def _color(name: str) -> str:
+    if name == "truth":
+        return TRUTH
+    return METHOD_STYLES[name].color if name in METHOD_STYLES else MODEL
 
 
-@torch.no_grad()
-def _solve(mixture, t, weight, label, n, count, steps, seed, path):
-    generator = torch.Generator().manual_seed(seed)
-    data, labels = mixture.sample(1500, generator=generator)
-    x0 = torch.randn(count, 2, generator=generator).to(data.dtype)
-    y = torch.tensor([label])
-    ts = torch.linspace(0, 1, steps + 1, dtype=data.dtype)
-    states = {m: _integrate(mixture, y, x0, ts, method=m, weight=weight, path=path) for m in _METHODS}
-    limits = square_limits(data, *[s[[0,-1], :60] for s in states.values()], margin=0.02)
-    grid = grid_points(limits, n)
-    def at(function, **kw):
-        x = torch.as_tensor(grid, dtype=data.dtype)
-        return function(mixture, x, torch.full((len(x),), t, dtype=data.dtype), y.expand(len(x)), path=path, **kw).numpy()
-    fields = {"attract": at(theory.optimal_velocity, method="fm"), "repel": at(theory.mean_negative, method="delta_fm"),
-              "result": at(theory.optimal_velocity, method="delta_fm", weight=weight)}
-    density = lambda x: mixture.log_prob(x.to(data.dtype), torch.ones(len(x), dtype=data.dtype), y.expand(len(x)))
-    return _Scene(data.numpy(), (labels == label).numpy(), data.mean(0).numpy(), grid, fields, states, density, limits)
+def _title(name: str) -> str:
+    return METHOD_STYLES[name].label if name in METHOD_STYLES else name[:1].upper() + name[1:]
+
+
+def _row(names: Sequence[str], limits: Limits, heading: str, right: float, entries: Mapping[str, Any]) -> tuple[Picture, list[Axes]]:
+    """A titled square for each name, up to three to a row, `right` inches of room beside them and a legend of `entries` below."""
+    columns = _columns(len(names))
+    rows = math.ceil(len(names) / columns)
+    lines = len(entries) if columns == 1 else min(len(entries), 1)
+    figure, axes = artists.squares(rows, columns, limits, right=right, top=0.75 if heading else 0.4, bottom=0.6 + 0.25 * lines)
+    left = axes[0, 0].get_position().x0
+    figure.suptitle(heading, x=left, y=1 - 0.12 / figure.get_figheight(), ha="left")
+    artists.bottom_legend(figure, entries, left, ncols=1 if columns == 1 else len(entries))
+    for i, panel in enumerate(axes.flat):
+        if i < len(names):
+            artists.plane(panel, limits, method_title(names[i]), outer=(i % columns == 0, i + columns >= len(names)))
+        else:
+            panel.remove()
+    return figure, list(axes.flat)[: len(names)]
+
+
+def _columns(count: int) -> int:
+    return 2 if count == 4 else min(count, 3)
+
+
+def _corner(axes: Sequence[Axes]) -> Axes:
+    """The last panel of the first row: what stands at its right is free."""
+    return axes[_columns(len(axes)) - 1]
+
+
+def _backdrop(panel: Axes, limits: Limits, data: Any, density: Density | None) -> None:
+    if data is not None:
+        artists.points(panel, data, color=DATA, size=5, alpha=0.4, zorder=1)
+    if density is not None:
+        artists.contours(panel, density, limits)
+
+
+def _backdrop_entries(data: Any, density: Density | None) -> dict[str, Any]:
+    entries = {"data": artists.legend_entry(DATA)} if data is not None else {}
+    return entries | ({"exact density: 50 % and 95 % lie inside": artists.legend_entry(TRUTH, "-")} if density is not None else {})
 
 
 @styled
-def fields_figure(mixture, *, t=0.55, weight=0.35, label=0, n=17, count=512, shown=60, steps=64, seed=0, path=LINEAR):
-    s = _solve(mixture, t, weight, label, n, count, steps, seed, path)
-    figure, axes = panels(2, 3, width=12, height=8, sharex=True, sharey=True)
-    x = torch.as_tensor(s.grid, dtype=torch.float32)
-    lp = mixture.log_prob(x, torch.full((len(x),), t), torch.full((len(x),), label)).numpy()
-    from cfm_lite.viz.plane import mass_levels
-    keep = lp >= mass_levels(lp, [0.997])[0]
-    import dataclasses
-    s = dataclasses.replace(s, grid=s.grid[keep], fields={k: v[keep] for k, v in s.fields.items()})
-    scale = arrow_scale(s.fields.values(), s.limits, n, 2.2)
-    titles = [("attract", ATTRACT, "Where to go: FM's velocity $v$"), ("repel", REPEL, "Where not to go: the mean negative $u_-$"),
-              ("result", MODEL, f"Result: ΔFM's  $(v - \\lambda u_-)/(1-\\lambda)$")]
-    for ax, (k, c, title) in zip(axes[0], titles):
-        plane(ax, s.limits, title, c)
-        points(ax, s.data[~s.mine], color=OTHER_DATA, size=5, zorder=1)
-        points(ax, s.data[s.mine], color=DATA, size=5, alpha=.5, zorder=1)
-        if k == "result":
-            arrows(ax, s.grid, s.fields["attract"], color="#8fd3bf", scale=scale)
-        q = arrows(ax, s.grid, s.fields[k], color=c, scale=scale)
-        contours(ax, s.density, s.limits)
-        ax.plot(*s.mean, "X", color=REPEL, markeredgecolor="w", ms=11, zorder=5)
-    arrow_key(axes[0,2], q)
-    for ax, m in zip(axes[1], _METHODS):
-        st = s.states[m]
-        look = method_style(m)
-        cs_density = None
-        plane(ax, s.limits, "", look.color)
-        points(ax, s.data[~s.mine], color=OTHER_DATA, size=5, zorder=1)
-        points(ax, s.data[s.mine], color=DATA, size=5, alpha=.5, zorder=1)
-        lines = paths(ax, st[:, :shown], np.linspace(0,1,len(st)))
-        points(ax, st[-1,:shown], color=look.color, size=26, edgecolors="w", linewidths=.6, zorder=4)
-        cs = contours(ax, s.density, s.limits)
-        inside = (s.density(torch.as_tensor(st[-1])).numpy() >= cs.levels[0]).mean()
-        ax.set_title(f"{look.label}: {inside:.0%} land on the data", color=look.color, loc="left", weight="bold")
-        ax.plot(*s.mean, "X", color=REPEL, markeredgecolor="w", ms=11, zorder=5)
-    for ax in axes.flat: ax.label_outer()
-    figure.colorbar(lines, ax=axes[1,:], label="time $t$: 0 noise, 1 data")
+def velocity_fields(
+    fields: Mapping[str, Velocity], t: float, limits: Limits, *, n: int = 17, data: Any = None, density: Density | None = None
+) -> Picture:
+    """Arrows of several velocities at time `t` in [0, 1], on an n x n grid over `limits` and on one scale.
+
+    `data` (N, 2) is drawn as points, the exact log `density` at the same time as contours. Raises ConfigError for NaN, for
+    limits that are no square and for an empty mapping.
+    """
+    fields = _ordered(fields, "fields")
+    x = artists.grid_points(limits, n)
+    values = {name: artists.evaluate(velocity, x, t) for name, velocity in fields.items()}
+    scale = artists.arrow_scale(values.values(), limits, n, longest=2.6)
+    figure, axes = _row(list(fields), limits, f"Velocity at $t$ = {t:g}", 1.9, _backdrop_entries(data, density))
+    for panel, (name, v) in zip(axes, values.items()):
+        _backdrop(panel, limits, data, density)
+        artists.arrows(panel, x, v, color=_color(name), scale=scale)
+    fastest = max(float(np.linalg.norm(v, axis=1).max()) for v in values.values())
+    artists.arrow_key(_corner(axes), scale, fastest)
     return figure
+
+
+@styled
+def trajectories(
+    runs: Mapping[str, Any],
+    ts: Any,
+    *,
+    values: Mapping[str, Any] | None = None,
+    value_label: str = "drift from the data",
+    shown: int = 80,
+    data: Any = None,
+    density: Density | None = None,
+    limits: Limits | None = None,
+) -> Picture:
+    """Paths `runs[name]` (S, B, 2) at times `ts` (S,), coloured by time or, if given, by `values[name]` (S, B), such as a drift.
+
+    At most `shown` paths are drawn per panel, the first ones. Raises ConfigError for NaN and for shapes that do not fit.
+    """
+    runs = {name: as_array(f"runs[{name!r}]", states, None, None, 2)[:, :shown] for name, states in _ordered(runs, "runs").items()}
+    ts = as_array("ts", ts, None)
+    limits = limits or artists.square_limits(*runs.values(), *([] if data is None else [data]))
+    colors = {name: ts if values is None else _of(values, name)[:, :shown] for name in runs}
+    high = float(max(np.abs(c).max() for c in colors.values()))
+    entries = {"start": artists.legend_entry(NOISE), "end": artists.legend_entry([_color(name) for name in runs])}
+    figure, axes = _row(list(runs), limits, "", 1.0, entries | _backdrop_entries(data, density))
+    for panel, (name, states) in zip(axes, runs.items()):
+        _backdrop(panel, limits, data, density)
+        look = {} if values is None else {"high": high or 1.0, "cmap": "magma_r"}  # viridis is for time alone
+        lines = artists.paths(panel, states, colors[name], **look)
+        artists.points(panel, states[-1], color=_color(name), size=20, edgecolors="white", linewidths=0.5, zorder=4)
+    artists.color_bar(lines, _corner(axes), "time $t$" if values is None else value_label)
+    return figure
+
+
+def _of(values: Mapping[str, Any], name: str) -> np.ndarray:
+    check_choice("values", name, values)
+    return as_array(f"values[{name!r}]", values[name], None, None)
+
+
+@styled
+def point_samples(clouds: Mapping[str, Any], *, data: Any = None, density: Density | None = None, limits: Limits | None = None) -> Picture:
+    """Points `clouds[name]` (n, 2), one panel each, over `data` (N, 2) and the exact log `density`; ConfigError for NaN or other shapes."""
+    clouds = {name: as_array(f"clouds[{name!r}]", x, None, 2) for name, x in _ordered(clouds, "clouds").items()}
+    limits = limits or artists.square_limits(*clouds.values(), *([] if data is None else [data]))
+    figure, axes = _row(list(clouds), limits, "", 0.2, _backdrop_entries(data, density))
+    for panel, (name, x) in zip(axes, clouds.items()):
+        _backdrop(panel, limits, data, density)
+        artists.points(panel, x, color=DATA if name == "real" else _color(name), size=9, alpha=0.8)
+    return figure
+
+
+@styled
+def field_error(
+    fields: Mapping[str, Velocity], truth: Velocity, t: float, limits: Limits, *, n: int = 81, density: Density | None = None
+) -> Picture:
+    """Maps of how much too fast or too slow `fields` are along the exact velocity `truth` v* at time `t`: (v - v*) . v* / |v*|.
+
+    The colours are centred at zero and shared, and reach to the largest error where 99.5 % of `density`, the exact log density
+    at `t`, lies. Raises ConfigError for NaN, for limits that are no square and for an empty mapping.
+    """
+    x = artists.grid_points(limits, n)
+    exact = artists.evaluate(truth, x, t)
+    unit = exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
+    errors = {name: ((artists.evaluate(v, x, t) - exact) * unit).sum(1) for name, v in _ordered(fields, "fields").items()}
+    inside = _likely(density, x)
+    top = max(float(np.abs(error[inside]).max()) for error in errors.values()) or 1.0
+    heading = f"Speed error along the exact velocity at $t$ = {t:g}"
+    figure, axes = _row(list(errors), limits, heading, 1.0, _backdrop_entries(None, density))
+    look = {"origin": "lower", "extent": limits, "cmap": DIVERGING, "vmin": -top, "vmax": top, "interpolation": "bilinear"}
+    for panel, error in zip(axes, errors.values()):
+        image = panel.imshow(error.reshape(n, n), **look)
+        _backdrop(panel, limits, None, density)
+    label = "too slow  $\\leftarrow$  0  $\\rightarrow$  too fast"
+    artists.color_bar(image, _corner(axes), label, extend="neither" if inside.all() else "both")
+    return figure
+
+
+def _likely(density: Density | None, x: np.ndarray) -> np.ndarray:
+    """Which points (B,) hold 99.5 % of the mass; all of them without a density."""
+    if density is None:
+        return np.ones(len(x), dtype=bool)
+    log_density = as_array("log density", density(as_tensor(x)), len(x))
+    return log_density >= artists.mass_levels(log_density, [0.995])[0]

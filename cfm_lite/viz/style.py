@@ -8,7 +8,6 @@ global state is read or changed, and nothing leaks.
 import functools
 import io
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,12 +23,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cfm_lite.checks import check_number
+from cfm_lite.checkpoint import write_bytes
+from cfm_lite.checks import check_choice, check_number
 from cfm_lite.errors import ConfigError
 
 __all__ = [
     "ATTRACT",
     "DATA",
+    "DATA_OTHER",
     "DIVERGING",
     "DPI",
     "METHOD_COLORS",
@@ -47,6 +48,7 @@ __all__ = [
     "as_tensor",
     "frame",
     "method_style",
+    "method_title",
     "new_figure",
     "panels",
     "save",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 NOISE, DATA, ATTRACT, REPEL, MODEL, TRUTH = "#7f7f7f", "#0072B2", "#009E73", "#D55E00", "#7B3FA0", "#000000"
+DATA_OTHER = "#a9cde3"  # data of the classes that are not in question: the same blue, paler
 TIME_MAP = "viridis"
 DIVERGING = LinearSegmentedColormap.from_list("cfm_diverging", [DATA, "#8fc1e0", "#f7f7f7", "#f0b48c", REPEL])
 DPI = 110
@@ -126,6 +129,11 @@ def method_style(name: str) -> MethodStyle:
     return MethodStyle(name, color, marker, line)
 
 
+def method_title(name: str) -> str:
+    """`name` as a reader should see it: a method's label, or the name itself with a capital letter."""
+    return METHOD_STYLES[name].label if name in METHOD_STYLES else name[:1].upper() + name[1:]
+
+
 def styled(build: Callable[P, R]) -> Callable[P, R]:
     """Run `build` under matplotlib's defaults plus STYLE, whatever the user's own settings are, and restore those afterwards."""
 
@@ -144,9 +152,9 @@ class Picture(Figure):
         return to_png(self)
 
 
-def new_figure(width: float, height: float) -> Picture:
-    """An empty white figure, `width` x `height` inches, whose layout keeps titles, labels and legends inside the canvas."""
-    figure = Picture(figsize=(width, height), dpi=DPI, layout="constrained")
+def new_figure(width: float, height: float, layout: str = "constrained") -> Picture:
+    """An empty white figure, `width` x `height` inches; the constrained layout keeps titles, labels and legends inside the canvas."""
+    figure = Picture(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -191,32 +199,27 @@ def frame(axes: Axes, color: str = "#4d4d4d", width: float = 0.8) -> None:
 
 
 @styled
-def to_png(figure: Figure, dpi: float = DPI) -> bytes:
-    """`figure` as the bytes of a PNG file; the same figure gives the same bytes."""
+def to_bytes(figure: Figure, kind: str, dpi: float = DPI) -> bytes:
+    """`figure` as the bytes of a "png", "svg" or "pdf" file; the same figure gives the same bytes, whatever the date."""
+    check_choice("kind", kind, _METADATA)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=check_number("dpi", dpi, 10, 1200), metadata={"Software": None})
+    figure.savefig(buffer, format=kind, dpi=check_number("dpi", dpi, 10, 1200), metadata=_METADATA[kind])
     return buffer.getvalue()
 
 
-@styled
-def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
-    """Write `figure` to `path` (.png, .svg or .pdf) and return the path; folders are made.
+_METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
-    The file is written under a temporary name beside it and moved over, so nobody ever reads half a picture.
-    """
+
+def to_png(figure: Figure, dpi: float = DPI) -> bytes:
+    """`figure` as the bytes of a PNG file."""
+    return to_bytes(figure, "png", dpi)
+
+
+def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
+    """Write `figure` to `path` (.png, .svg or .pdf), whole or not at all, and return the path; folders are made."""
     path = Path(path)
-    kinds = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    if path.suffix.lower() not in kinds:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in _METADATA:
         raise ConfigError(f"{path.name} ends in {path.suffix!r}; a figure is saved as .png, .svg or .pdf.")
-    check_number("dpi", dpi, 10, 1200)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format=path.suffix[1:].lower(), dpi=dpi, metadata=kinds[path.suffix.lower()])
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, to_bytes(figure, kind, dpi))
     return path

@@ -5,20 +5,24 @@ square with equal aspect. Arrows have the length  |v| / scale  in data units, so
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colorbar import Colorbar
 from matplotlib.contour import QuadContourSet
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
 from matplotlib.quiver import Quiver
 from torch import Tensor
 
 from cfm_lite.checks import check_count, check_number
 from cfm_lite.errors import ConfigError
-from cfm_lite.viz.style import MODEL, NOISE, TIME_MAP, TRUTH, as_array, as_tensor, frame, styled
+from cfm_lite.viz.style import MODEL, NOISE, TIME_MAP, TRUTH, Picture, as_array, as_tensor, frame, new_figure
 
 __all__ = [
     "Density",
@@ -27,14 +31,19 @@ __all__ = [
     "arrow_key",
     "arrow_scale",
     "arrows",
+    "bottom_legend",
+    "color_bar",
     "contours",
     "evaluate",
     "grid_points",
+    "legend_entry",
     "mass_levels",
     "paths",
     "plane",
     "points",
+    "side_legend",
     "square_limits",
+    "squares",
     "velocity_field",
 ]
 
@@ -80,16 +89,55 @@ def evaluate(velocity: Velocity, x: np.ndarray, t: float) -> np.ndarray:
     return as_array("velocity", velocity(inputs, torch.full((len(x),), float(t), dtype=inputs.dtype)), len(x), 2)
 
 
-def plane(axes: Axes, limits: Limits, title: str = "", color: str = TRUTH) -> None:
-    """Make `axes` a square plane over `limits` with named coordinates and a title in `color`."""
+def plane(axes: Axes, limits: Limits, title: str = "", color: str = TRUTH, *, outer: tuple[bool, bool] = (True, True)) -> None:
+    """Make `axes` a square plane over `limits` with named coordinates and a title in `color`.
+
+    `outer` says whether the panel stands in the first column and in the last row: the others leave names and numbers to those.
+    """
     left, right, bottom, top = check_limits(limits)
-    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="$x_1$", ylabel="$x_2$")
+    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="$x_1$" if outer[1] else "", ylabel="$x_2$" if outer[0] else "")
+    axes.tick_params(labelleft=outer[0], labelbottom=outer[1])
     axes.set_aspect("equal", adjustable="box")
     axes.locator_params(nbins=6, integer=True)
     axes.tick_params(labelsize=9, length=3, color="#4d4d4d")
     frame(axes)
     if title:
         axes.set_title(title, color=color, loc="left", pad=6)
+
+
+def squares(
+    rows: int,
+    columns: int,
+    limits: Limits,
+    *,
+    side: float = 2.6,
+    gap: float = 0.28,
+    rise: float = 3.1,
+    right: float = 0.2,
+    top: float = 0.4,
+    bottom: float = 0.5,
+) -> tuple[Picture, np.ndarray]:
+    """A figure with planes (rows, columns) over `limits`, placed by hand because layout engines let squares drift apart; all in inches.
+
+    `rise` is the height from row to row, `right` the room for a legend or colour bar, `top` and `bottom` that for titles and names.
+    """
+    left = 0.55
+    width, height = left + columns * side + (columns - 1) * gap + right, bottom + (rows - 1) * rise + side + top
+    figure = new_figure(width, height, layout="none")
+    axes = np.empty((rows, columns), dtype=object)
+    for row, column in np.ndindex(rows, columns):
+        corner = left + column * (side + gap), bottom + (rows - 1 - row) * rise
+        axes[row, column] = figure.add_axes((corner[0] / width, corner[1] / height, side / width, side / height))
+        plane(axes[row, column], limits, outer=(column == 0, row == rows - 1))
+    return figure, axes
+
+
+def color_bar(artist: ScalarMappable, panel: Axes, label: str, **kwargs: Any) -> Colorbar:
+    """A colour bar for `artist`, as high as `panel` and right of it."""
+    figure, box = panel.get_figure(root=True), panel.get_position()
+    assert figure is not None  # a panel always has one
+    bar = figure.add_axes((box.x1 + 0.2 / figure.get_figwidth(), box.y0, 0.16 / figure.get_figwidth(), box.height))
+    return figure.colorbar(artist, cax=bar, label=label, **kwargs)
 
 
 def arrow_scale(vectors: Iterable[Any], limits: Limits, n: int = 17, longest: float = 1.9) -> float:
@@ -109,38 +157,68 @@ def arrows(axes: Axes, x: Any, v: Any, *, color: str = MODEL, scale: float, widt
     return axes.quiver(*x.T, *v.T, color=color, angles="xy", scale_units="xy", scale=scale, units="width", width=width, **look)
 
 
-def velocity_field(axes: Axes, velocity: Velocity, t: float, limits: Limits, *, n: int = 17, color: str = MODEL, scale: float = 0.0) -> Quiver:
+def velocity_field(
+    axes: Axes, velocity: Velocity, t: float, limits: Limits, *, n: int = 17, color: str = MODEL, scale: float = 0.0
+) -> Quiver:
     """Arrows of `velocity` at time `t` on an n x n grid; with `scale` 0 the longest arrow spans about two cells."""
     x = grid_points(limits, n)
     v = evaluate(velocity, x, t)
     return arrows(axes, x, v, color=color, scale=scale or arrow_scale([v], limits, n))
 
 
-@styled
-def arrow_key(axes: Axes, quiver: Quiver, x: float = 1.04, y: float = 0.97) -> None:
-    """A reference arrow for `quiver` to the right of `axes`, at (x, y) in axes coordinates, with its length and unit."""
-    speed = _round_number(0.75 * float(np.hypot(quiver.U, quiver.V).max()))
-    unit = "unit" if speed == 1 else "units"
-    label = f"speed {speed:g}\n({unit} of $x$ per unit of $t$)"
-    key = axes.quiverkey(quiver, x, y, speed, label, labelpos="E", coordinates="axes", color="#4d4d4d", fontproperties={"size": 9}, labelsep=0.06)
-    key.text.set_linespacing(1.1)
+def arrow_key(axes: Axes, scale: float, fastest: float, *, y: float = 0.97) -> Quiver:
+    """A grey arrow right of `axes` with its speed and unit, about three quarters as long as the `fastest` speed that is shown."""
+    left, right, bottom, top = *axes.get_xlim(), *axes.get_ylim()
+    speed = _round_number(0.75 * check_number("fastest", fastest, 0, math.inf))
+    start, height = right + 0.03 * (right - left), bottom + y * (top - bottom)
+    text = f"speed {speed:g}\n({'unit' if speed == 1 else 'units'} of $x$ per unit of $t$)"
+    axes.text(start + speed / scale + 0.02 * (right - left), height, text, fontsize=9, va="center", color="#333333")
+    return arrows(axes, [[start, height]], [[speed, 0.0]], color="#333333", scale=scale, clip_on=False)
 
 
 def _round_number(x: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not above `x`."""
+    """The largest of 1, 2, 3, 5 times a power of ten that is not above `x`."""
     power = 10.0 ** math.floor(math.log10(max(x, 1e-12)))
-    return max(k for k in (1, 2, 5) if k * power <= x * (1 + 1e-9)) * power if x > 0 else power
+    return max(k for k in (1, 2, 3, 5) if k * power <= x * (1 + 1e-9)) * power if x > 0 else power
+
+
+def legend_entry(color: str | Sequence[str], mark: str = "o", **kwargs: Any) -> Line2D | tuple[Line2D, ...]:
+    """A legend handle: a dot, or with `mark` "-" or "--" a line, in `color`; of several colours, one dot each."""
+    if not isinstance(color, str):
+        return tuple(Line2D([], [], linestyle="none", marker=mark, color=c, markersize=5.5, markeredgecolor="none") for c in color)
+    if mark in ("-", "--"):
+        return Line2D([], [], color=color, linestyle=mark, linewidth=1.2)
+    return Line2D([], [], **({"linestyle": "none", "marker": mark, "color": color, "markersize": 4.5, "markeredgecolor": "none"} | kwargs))
+
+
+_LEGEND = {"handler_map": {tuple: HandlerTuple(None, 0.25)}, "handlelength": 1.7, "borderaxespad": 0}
+
+
+def side_legend(panel: Axes, entries: Mapping[str, Any], top: float = 1.0) -> None:
+    """A legend of text -> handle right of `panel`, from the height `top` in axes coordinates downwards."""
+    panel.legend(list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=(1.03, top), labelspacing=0.9, **_LEGEND)
+
+
+def bottom_legend(figure: Picture, entries: Mapping[str, Any], left: float, ncols: int) -> None:
+    """A legend of text -> handle at the foot of `figure`, from `left` in figure coordinates; without entries, none."""
+    if entries:
+        corner = (left, 0.1 / figure.get_figheight())
+        figure.legend(list(entries.values()), list(entries), loc="lower left", bbox_to_anchor=corner, ncols=ncols, **_LEGEND)
 
 
 def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]:
     """The log densities whose super-level sets hold `masses` of the total on a regular grid, lowest first."""
     ordered = np.sort(log_density.ravel())[::-1]
     held = np.cumsum(np.exp(ordered - ordered[0]))
-    return sorted(float(ordered[np.searchsorted(held, check_number("mass", m, 0, 1, open_low=True, open_high=True) * held[-1])]) for m in masses)
+    return sorted(
+        float(ordered[np.searchsorted(held, check_number("mass", m, 0, 1, open_low=True, open_high=True) * held[-1])]) for m in masses
+    )
 
 
 @torch.no_grad()
-def contours(axes: Axes, density: Density, limits: Limits, *, masses: Sequence[float] = (0.5, 0.95), n: int = 161, **kwargs: Any) -> QuadContourSet:
+def contours(
+    axes: Axes, density: Density, limits: Limits, *, masses: Sequence[float] = (0.5, 0.95), n: int = 161, **kwargs: Any
+) -> QuadContourSet:
     """Black contours of exp(`density`) that enclose `masses` of the probability inside `limits`; `contours(...).levels` are log densities."""
     x = grid_points(limits, n, inset=False)
     values = as_array("log density", density(as_tensor(x)), len(x)).reshape(n, n)
@@ -153,7 +231,9 @@ def points(axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, **kwargs
     return axes.scatter(*as_array("points", x, None, 2).T, **({"s": size, "color": color, "linewidths": 0, "zorder": 2} | kwargs))
 
 
-def paths(axes: Axes, states: Any, values: Any, *, low: float = 0.0, high: float = 1.0, cmap: Any = TIME_MAP, **kwargs: Any) -> LineCollection:
+def paths(
+    axes: Axes, states: Any, values: Any, *, low: float = 0.0, high: float = 1.0, cmap: Any = TIME_MAP, **kwargs: Any
+) -> LineCollection:
     """Paths through `states` (S, B, 2), each segment coloured by `values`, (S,) such as times or (S, B) such as a drift, and grey starts."""
     states = as_array("states", states, None, None, 2)
     values = as_array("values", values)

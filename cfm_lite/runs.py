@@ -1,0 +1,241 @@
+"""One run of a recipe, and what it leaves behind: config.json, log.jsonl, checkpoints/step-N/.
+
+A run stops at a step boundary on Ctrl-C or SIGTERM, saves, and can be gone on with bit for bit.
+"""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import cfm_lite
+from cfm_lite import checkpoint
+from cfm_lite.checks import check_choice
+from cfm_lite.data.batches import batches
+from cfm_lite.data.datasets import DataSet
+from cfm_lite.errors import CheckpointError, ConfigError, DataError
+from cfm_lite.recipes import Recipe, build_model, build_trainer, from_dict
+from cfm_lite.training import Trainer
+
+__all__ = ["Run", "facts", "load_model", "pick_device", "train", "write_json"]
+
+
+@dataclass
+class Run:
+    """A trained recipe: `model` is the averaged network, `log` one dict of floats per logged step."""
+
+    recipe: Recipe
+    model: nn.Module
+    trainer: Trainer
+    seconds: float = 0.0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called "auto" (CUDA if there is one, else the CPU), "cpu", "cuda" or "mps" (opt-in); ConfigError if it is absent."""
+    check_choice("device", name, ("auto", "cpu", "cuda", "mps"))
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if present["cuda"] else "cpu"
+    if not present[name]:
+        raise ConfigError(f"device is {name!r}, which this machine or this build of torch does not have; use --device cpu.")
+    return torch.device(name)
+
+
+def train(
+    recipe: Recipe,
+    data: DataSet,
+    *,
+    device: torch.device | str = "cpu",
+    out: str | Path | None = None,
+    resume: bool = False,
+    save_every: int = 1000,
+    log_every: int = 50,
+    progress: bool = True,
+    label: str = "",
+) -> Run:
+    """Train a recipe on a data set, with a progress bar; under `out`, if given, it leaves config, log and checkpoints.
+
+    Raises ConfigError if `out` already holds a run and `resume` is not set, and what `Trainer.run` raises.
+    """
+    device = torch.device(device)
+    trainer = build_trainer(recipe, build_model(recipe, data).to(device))
+    trainer.log_every = log_every
+    folder = None if out is None else _prepare(Path(out), recipe, device, resume)
+    if folder and resume:
+        trainer.resume(folder / "checkpoints")
+    run = Run(recipe, trainer.ema, trainer)
+    began = time.perf_counter()
+    with _stop_requests() as stop, _log_file(folder, trainer.step) as write:
+        for step in _steps(run, data, device, progress, label or recipe.method, log_every, write):
+            due = step == recipe.steps or step % save_every == 0 or stop
+            if folder and due:
+                trainer.save(folder / "checkpoints", config=recipe.as_dict())
+            if stop:
+                raise stop[0]
+    run.seconds = time.perf_counter() - began
+    return run
+
+
+def _steps(run: Run, data: DataSet, device: torch.device, progress: bool, label: str, log_every: int, write: Any) -> Iterator[int]:
+    """Train to the recipe's last step; yields the step count, and reads the log where it is due."""
+    recipe, trainer = run.recipe, run.trainer
+    if trainer.step >= recipe.steps:
+        return
+    source = batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=trainer.step)
+    bar = tqdm(total=recipe.steps, initial=trainer.step, desc=f"{label:<14}", unit="step", disable=None if progress else True, leave=True)
+    with bar:
+        for log in trainer.run(source, recipe.steps - trainer.step):
+            if trainer.step % log_every == 0 or trainer.step == recipe.steps:
+                read = {name: float(value) for name, value in log.items()}
+                run.log.append(read)
+                write(read)
+                bar.set_postfix(loss=f"{read['loss']:.4f}", refresh=False)
+            bar.update()
+            yield trainer.step
+
+
+def load_model(path: str | Path, data: DataSet) -> tuple[Recipe, nn.Module, int]:
+    """(recipe, averaged model, step) of a run folder or one of its checkpoints; CheckpointError where there is none."""
+    path = Path(path)
+    where = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    saved = checkpoint.load(where if (where / checkpoint.MANIFEST).exists() else checkpoint.latest(where))
+    recipe = from_dict(saved.state["config"])
+    model = build_model(recipe, data)
+    try:
+        model.load_state_dict({k[4:]: v for k, v in saved.weights.items() if k.startswith("ema.")})
+    except RuntimeError as error:
+        raise CheckpointError(f"{saved.path} does not fit its own recipe: {error}") from error
+    return recipe, model.eval(), saved.step
+
+
+def saved_recipe(path: str | Path) -> Recipe:
+    """The recipe that a run folder's config.json holds; CheckpointError if there is none."""
+    file = Path(path) / "config.json"
+    try:
+        return from_dict(json.loads(file.read_text())["recipe"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is no run: {file} is missing. Give the folder that cfm-lite train wrote.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}). Give the folder that cfm-lite train wrote.") from error
+
+
+def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a reader needs to run the same again: versions, commit, machine, device."""
+    return {
+        "cfm_lite": cfm_lite.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device),
+        "commit": _commit(),
+    }
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write `value` as JSON, whole or not at all; numbers that are not finite are refused by JSON readers, so they become null."""
+    path = Path(path)
+    checkpoint.write_bytes(path, (json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _finite(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file stands in, or None for an installed package."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        return done.stdout.strip()
+    return None
+
+
+def _prepare(folder: Path, recipe: Recipe, device: torch.device, resume: bool) -> Path:
+    if not resume and (folder / "checkpoints").exists():
+        raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make {folder}: {error.strerror}. Choose another --out.") from error
+    if not resume:
+        write_json(folder / "config.json", {"recipe": recipe.as_dict(), "facts": facts(device)})
+    return folder
+
+
+@contextlib.contextmanager
+def _log_file(folder: Path | None, step: int) -> Iterator[Any]:
+    """A function that appends one line to log.jsonl; lines after `step`, left by a run that was cut off, are dropped first."""
+    if folder is None:
+        yield lambda line: None
+        return
+    path = folder / "log.jsonl"
+    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+    checkpoint.write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+    with open(path, "a", encoding="utf-8") as file:
+        yield lambda line: (file.write(json.dumps(_finite(line)) + "\n"), file.flush())
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            json.loads(line)
+            yield line
+
+
+class Terminated(SystemExit):
+    """SIGTERM: the run was saved; exit code 143."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[BaseException]]:
+    """A list that fills when Ctrl-C or SIGTERM asks to stop; a second request stops at once."""
+    requests: list[BaseException] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        error: BaseException = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        if requests:
+            raise error
+        requests.append(error)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

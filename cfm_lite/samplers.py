@@ -1,0 +1,169 @@
+"""Samplers carry noise to data:  dx = v(x, t) dt, or with noise of any strength c(t) >= 0  dx = (v + c s) dt + sqrt(2 c) dW.
+
+Both have the same marginals, for the score s of the path makes up for the noise. A sampler sees a `Velocity` (guidance.py)
+and a grid of times; the single steps and the loop over them are in steps.py, the likelihood in likelihood.py.
+Convention: t = 0 is noise, t = 1 is data. The state keeps its dtype, half precision becomes float32. Noise is an argument.
+Reference: Ma et al. 2024 (SiT, arXiv:2401.08740), section 2 and appendix A.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cfm_lite.checks import check_choice, check_number, on_host
+from cfm_lite.errors import ConfigError, DivergenceError
+from cfm_lite.guidance import Velocity, as_velocity
+from cfm_lite.lazy import optional
+from cfm_lite.likelihood import log_prob
+from cfm_lite.paths import LINEAR, Path
+from cfm_lite.steps import Step, check_finite, check_state, euler, heun, make_grid, midpoint, rk4, trajectory
+
+__all__ = [
+    "DIFFUSIONS",
+    "Step",
+    "diffusion_coefficient",
+    "euler",
+    "heun",
+    "log_prob",
+    "midpoint",
+    "rk4",
+    "sample",
+    "sample_adaptive",
+    "sample_sde",
+    "trajectory",
+]
+
+
+@torch.no_grad()
+def sample(velocity: Velocity, x: Tensor, ts: Tensor, step: Step = heun) -> Tensor:
+    """The state (B, *dims) at ts[-1], from `x` at ts[0]; arguments and errors as in `trajectory`, without gradients."""
+    return deque(trajectory(velocity, x, ts, step), maxlen=1).pop()
+
+
+@torch.no_grad()
+def sample_adaptive(velocity: Velocity, x: Tensor, t0: float = 0.0, t1: float = 1.0, rtol: float = 1e-5, atol: float = 1e-5) -> Tensor:
+    """The state (B, *dims) at `t1`, from `x` at `t0`, by torchdiffeq's dopri5, whose steps keep the error near rtol |x| + atol.
+
+    One step length serves the whole batch. The last step ends at t1 itself, so the velocity is never asked outside [t0, t1].
+    Raises ConfigError for times outside [0, 1] or equal, for tolerances not above 0, and without torchdiffeq (extra `ode`);
+    DivergenceError where no step is short enough. Reference: Dormand & Prince 1980; Chen et al. 2018 (arXiv:1806.07366).
+    """
+    velocity, x = as_velocity(velocity), check_state(x)
+    t0, t1 = check_number("t0", t0, 0, 1), check_number("t1", t1, 0, 1)
+    if t0 == t1:
+        raise ConfigError(f"t0 and t1 are both {t0:g}; there is nothing to integrate.")
+    tolerances = {"rtol": check_number("rtol", rtol, 0, 1, open_low=True), "atol": check_number("atol", atol, 0, math.inf, open_low=True)}
+    low, high = min(t0, t1), max(t0, t1)
+    ends = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
+
+    def field(t: Tensor, x: Tensor) -> Tensor:
+        return velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))).to(x.dtype)  # the clamp mends a last bit
+
+    try:
+        return optional("torchdiffeq", "ode").odeint(field, x, ends, method="dopri5", options={"step_t": ends[1:]}, **tolerances)[-1]
+    except AssertionError as error:
+        raise DivergenceError(f"dopri5 found no step between t = {t0:g} and t = {t1:g} that meets its tolerance: {error}") from error
+
+
+Form = Callable[[Path, Tensor, float], Tensor]
+DIFFUSIONS: dict[str, Form] = {
+    "constant": lambda path, t, norm: norm * torch.ones_like(t),
+    "sbdm": lambda path, t, norm: norm * (path.d_alpha(t) / path.alpha(t) * path.sigma(t) ** 2 - path.half_variance_rate(t)),
+    "sigma": lambda path, t, norm: norm * path.sigma(t),
+    "linear": lambda path, t, norm: norm * (1 - t),
+    "decreasing": lambda path, t, norm: 0.25 * (norm * torch.cos(math.pi * t) + 1) ** 2,
+    "increasing-decreasing": lambda path, t, norm: norm * torch.sin(math.pi * t) ** 2,
+}
+LAST_STEPS = ("mean", "tweedie", "euler")
+
+
+def diffusion_coefficient(t: Tensor, diffusion: str = "sigma", path: Path = LINEAR, norm: float = 1.0) -> Tensor:
+    """c(t) >= 0 at times of any shape; "sbdm" is infinite at t = 0 on the linear and cosine paths.
+
+    Raises ConfigError for an unknown form or a negative norm. Reference: SiT, table 2; the forms of its official program.
+    """
+    check_choice("diffusion", diffusion, DIFFUSIONS)
+    return DIFFUSIONS[diffusion](path, t, check_number("norm", norm, 0, math.inf))
+
+
+@torch.no_grad()
+def sample_sde(
+    velocity: Velocity,
+    x: Tensor,
+    ts: Tensor,
+    path: Path = LINEAR,
+    diffusion: str = "sigma",
+    norm: float = 1.0,
+    last_step: str | None = "mean",
+    last_step_size: float = 0.04,
+    generator: torch.Generator | None = None,
+    noise: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The state (B, *dims) at t = 1, from noise `x` at ts[0], by Euler-Maruyama steps on dx = (v + c s) dt + sqrt(2 c) dW.
+
+    `ts` (n + 1,) rises to 1 - last_step_size, where one step without noise follows: "mean" (x + h (v + c s)), "tweedie" (the
+    data that v implies) or "euler" (x + h v). None leaves it out, and `ts` may end anywhere up to 1. `noise`, n standard
+    normals (B, *dims), is used instead of `generator`. Raises ConfigError for a wrong argument and for "sbdm" where it is
+    infinite; DivergenceError as `trajectory` does. Reference: SiT, eq. 5 with w = 2 c; Tweedie: Efron 2011.
+    """
+    velocity, x = as_velocity(velocity), check_state(x)
+    grid = make_grid(ts, x, ascending=True)
+    _check_last_step(ts, last_step, last_step_size)
+    rates = _rates(ts, diffusion, path, norm)
+    draws = _noises(x, len(grid.lengths), generator, noise)
+    for k, (t, dt, c, z) in enumerate(zip(grid.rows(), grid.lengths, rates, draws)):
+        v = grid.restrict(velocity, k)(x, t)
+        x = x + dt * (v + c * path.score(x, v, t)) + (2 * c * dt) ** 0.5 * z
+        if on_host(x):
+            check_finite([x], k, grid)
+    return _finish(velocity, x, grid.table[-1], path, rates[-1], last_step, last_step_size)
+
+
+def _finish(velocity: Velocity, x: Tensor, t: Tensor, path: Path, c: float | Tensor, last_step: str | None, h: float) -> Tensor:
+    """The step without noise from 1 - h to 1."""
+    if last_step is None:
+        return x
+    v = velocity(x, t)
+    if last_step == "tweedie":
+        return path.endpoints(x, v, t)[1]
+    return x + h * (v if last_step == "euler" else v + c * path.score(x, v, t))
+
+
+def _check_last_step(ts: Tensor, last_step: str | None, size: float) -> None:
+    if last_step is None:
+        return
+    check_choice("last_step", last_step, LAST_STEPS)
+    size = check_number("last_step_size", size, 0, 1, open_low=True, open_high=True)
+    if on_host(ts) and abs(float(ts[-1]) - (1 - size)) > 1e-4:
+        raise ConfigError(
+            f"ts ends at {float(ts[-1]):g} and last_step_size is {size:g}, which leaves a gap: ts must end at {1 - size:g}. "
+            f"Use torch.linspace(0, {1 - size:g}, steps + 1), or last_step=None."
+        )
+
+
+def _rates(ts: Tensor, diffusion: str, path: Path, norm: float) -> list[float] | tuple[Tensor, ...]:
+    """c at every time: numbers if `ts` is on the host. The last one is not used without a last step, so it may be infinite."""
+    rates = diffusion_coefficient(ts.double(), diffusion, path, norm)
+    if not on_host(ts):
+        return rates.unbind()
+    if not rates[:-1].isfinite().all():
+        raise ConfigError(
+            f"diffusion {diffusion!r} is infinite at t = {ts[0]:g} on path {path.name!r}; start ts later, for example at 0.01."
+        )
+    return rates.tolist()
+
+
+def _noises(x: Tensor, n: int, generator: torch.Generator | None, noise: Tensor | Sequence[Tensor] | None) -> Iterator[Tensor]:
+    """`n` standard normals like x: those given, checked at once, or fresh ones, drawn one by one where the generator is."""
+    if noise is None:
+        device = x.device if generator is None else generator.device
+        return (torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device, non_blocking=True) for _ in range(n))
+    shapes = {tuple(z.shape) for z in noise}
+    if len(noise) != n or shapes != {tuple(x.shape)}:
+        raise ConfigError(
+            f"noise has {len(noise)} entries of shape {sorted(shapes)}; it must have {n}, one per step of ts, of shape {tuple(x.shape)}."
+        )
+    return (z.to(x) for z in noise)

@@ -1,0 +1,126 @@
+"""Figures of images: samples of every method side by side, and what a perturbation does to an image or a velocity.
+
+Images are (n, C, H, W) in [-1, 1], C = 1 (grey) or 3 (colour). Small images are enlarged smoothly, so that a digit of 8 x 8
+pixels looks like a digit. Velocities have no range: they are drawn signed, in a diverging map centred at zero.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from cfm_lite.checks import check_choice
+from cfm_lite.errors import ConfigError
+from cfm_lite.viz.artists import color_bar
+from cfm_lite.viz.style import ATTRACT, DIVERGING, METHOD_STYLES, REPEL, TRUTH, Picture, as_array, method_title, new_figure, styled
+
+__all__ = ["image_grid", "perturbation_gallery"]
+
+_GAP = 0.07  # of an image's side, between two images
+_SMOOTH_BELOW = 20  # pixels: smaller images are enlarged with a cubic filter, larger ones shown pixel by pixel
+
+
+def _images(name: str, x: Any, limit: float) -> np.ndarray:
+    """`x` (n, C, H, W) in [-limit, limit] as (n, H, W) or (n, H, W, 3), clipped."""
+    images = as_array(name, x, None, None, None, None)
+    if images.shape[1] not in (1, 3):
+        raise ConfigError(
+            f"{name} has {images.shape[1]} channels, shape {images.shape}; images have 1 or 3, velocities one plane per picture."
+        )
+    images = np.clip(images / limit, -1, 1)
+    return images[:, 0] if images.shape[1] == 1 else (np.moveaxis(images, 1, -1) + 1) / 2
+
+
+def _show(axes: Axes, image: np.ndarray, row: int, column: int, *, cmap: Any) -> AxesImage:
+    low = column + _GAP / 2, row + _GAP / 2
+    smooth = "bicubic" if max(image.shape[:2]) < _SMOOTH_BELOW else "nearest"
+    extent = (low[0], low[0] + 1 - _GAP, low[1] + 1 - _GAP, low[1])
+    return axes.imshow(image, extent=extent, cmap=cmap, vmin=-1, vmax=1, interpolation=smooth)
+
+
+def _canvas(rows: int, columns: int, cell: float, left: float, *, top: float = 0.6, right: float = 0.1) -> tuple[Picture, Axes]:
+    """A figure whose one axes counts images: the image in row r and column c covers [c, c + 1] x [r, r + 1], from the top left."""
+    width, height = left + columns * cell + right, top + rows * cell + 0.1
+    figure = new_figure(width, height, layout="none")
+    axes = figure.add_axes((left / width, 0.1 / height, columns * cell / width, rows * cell / height))
+    return figure, axes
+
+
+def _label(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Names at the left of the rows and above the columns; imshow moves the limits, so this comes last."""
+    axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), aspect="equal")
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.tick_params(length=0, labelsize=10, labeltop=True, labelbottom=False, pad=5)
+    axes.xaxis.set_label_position("top")
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+@styled
+def image_grid(
+    rows: Mapping[str, Any],
+    column_labels: Sequence[Any] | None = None,
+    *,
+    column_title: str = "class",
+    cell: float = 0.72,
+    ink: str = "white",
+) -> Picture:
+    """A row of images per method, the real ones first: `rows[name]` (n, C, H, W) in [-1, 1], the same n in each row.
+
+    `column_labels` (n,) stand above the columns (default: the numbers from 0), `cell` is an image's side in inches, `ink` says
+    whether a grey value of 1 is "white" or "black". Raises ConfigError for NaN, for other shapes and for rows of unequal length.
+    """
+    check_choice("ink", ink, ("white", "black"))
+    if not isinstance(rows, Mapping) or not rows:
+        raise ConfigError(f"rows is {type(rows).__name__} without entries or names; pass a dict such as {{'fm': images}}.")
+    images = {name: _images(f"rows[{name!r}]", x, 1.0) for name, x in sorted(rows.items(), key=lambda row: row[0] != "real")}
+    counts = {name: len(x) for name, x in images.items()}
+    labels = [str(label) for label in (range(max(counts.values())) if column_labels is None else column_labels)]
+    if set(counts.values()) != {len(labels)}:
+        raise ConfigError(f"rows hold {counts} images for {len(labels)} column labels; every row needs one image per column.")
+    titles = [method_title(name) for name in images]
+    figure, axes = _canvas(len(images), len(labels), cell, left=0.45 + 0.078 * max(map(len, titles)))
+    for row, (name, stack) in enumerate(images.items()):
+        for column, image in enumerate(stack):
+            _show(axes, image, row, column, cmap="gray" if ink == "white" else "gray_r")
+        color = METHOD_STYLES[name].color if name in METHOD_STYLES else TRUTH
+        axes.add_patch(Rectangle((-0.09, row + _GAP), 0.06, 1 - 2 * _GAP, color=color, clip_on=False))  # the method's colour beside its row
+    _label(axes, titles, labels)
+    axes.tick_params(axis="y", pad=11)
+    axes.set_xlabel(column_title, labelpad=4)
+    return figure
+
+
+@styled
+def perturbation_gallery(original: Any, wrong: Mapping[str, Any], *, signed: bool = False, cell: float = 0.95) -> Picture:
+    """Rows of `original` (n, C, H, W), framed green, beside each of `wrong[name]` (n, C, H, W), framed vermilion.
+
+    Images lie in [-1, 1]. With `signed`, the arrays are velocities of one channel: all share one diverging map centred at zero.
+    Raises ConfigError for NaN and for shapes that differ from the original's.
+    """
+    base = as_array("original", original, None, None, None, None)
+    everything = {"original": base} | {name: as_array(f"wrong[{name!r}]", x, *base.shape) for name, x in wrong.items()}
+    if len(everything) < 2:
+        raise ConfigError("wrong is empty; pass a dict such as {'cutmix': cutmix(x)}.")
+    limit = max(float(np.abs(x).max()) for x in everything.values()) or 1.0
+    figure, axes = _canvas(len(base), len(everything), cell, left=0.65, right=1.0 if signed else 0.15, top=0.85)
+    for column, (name, stack) in enumerate(everything.items()):
+        for row, image in enumerate(_images(name, stack, limit if signed else 1.0)):
+            shown = _show(axes, image, row, column, cmap=DIVERGING if signed else "gray")
+            corner, side = (column + _GAP / 2, row + _GAP / 2), 1 - _GAP
+            axes.add_patch(Rectangle(corner, side, side, fill=False, linewidth=2, edgecolor=REPEL if column else ATTRACT))
+    _label(axes, [str(i + 1) for i in range(len(base))], [name.replace("_", "\n", 1) for name in everything])
+    for column, text in enumerate(axes.get_xticklabels()):
+        text.set_color(REPEL if column else ATTRACT)
+    axes.set(xlabel="right, and wrong on purpose", ylabel="example")
+    if signed:
+        shown.set_clim(-1, 1)
+        ticks = [-1, -0.5, 0, 0.5, 1]
+        bar = color_bar(shown, axes, "velocity, per unit of $t$", ticks=ticks)
+        bar.set_ticklabels([f"{tick * limit:.2g}".replace("-", "−") for tick in ticks])
+    return figure

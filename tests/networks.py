@@ -1,0 +1,36 @@
+"""A network small enough for tests that need a model but are not about models."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Tiny(nn.Module):
+    """Two blocks of width 16 on (B, *dims) with labels 0..num_classes, the last one null."""
+
+    def __init__(self, dim: int = 2, num_classes: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.num_classes, self.depth, self.hidden_size = num_classes, 2, 16
+            self.first = nn.Linear(dim + 1, 16)
+            self.second = nn.Linear(16, 16)
+            self.last = nn.Linear(16, dim)
+            self.labels = nn.Embedding(num_classes + 1, 16)
+
+    def forward_features(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, blocks: Sequence[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        label = torch.full((len(x),), self.num_classes, device=x.device) if y is None else y
+        h1 = torch.tanh(self.first(torch.cat([x.flatten(1), t[:, None]], 1)) + self.labels(label))
+        h2 = h1 + torch.tanh(self.second(h1))
+        return self.last(h2).reshape(x.shape), {k: h for k, h in ((1, h1), (2, h2)) if k in blocks}
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.forward_features(x, t, y)[0]
+
+
+def same_parameters(a: nn.Module, b: nn.Module) -> bool:
+    """True if every parameter and buffer is bit for bit the same."""
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))

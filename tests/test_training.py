@@ -1,0 +1,271 @@
+"""The trainer: averages, guards, resumes; what it yields and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+
+from cfm_lite import checkpoint, objective
+from cfm_lite.data.batches import batches
+from cfm_lite.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResumeMismatchError
+from cfm_lite.objective import Alignment, Contrastive, Dispersive
+from cfm_lite.training import Trainer, warmup
+from tests.networks import Tiny, same_parameters
+
+X1 = torch.randn(60, 2, generator=torch.Generator().manual_seed(5))
+Y = torch.arange(60) % 3
+KINDS = ["fm", "delta_fm", "vecor", "dispersive", "contrastive", "alignment"]
+
+
+def build(kind="fm", **settings):
+    model = Tiny()
+    shared = {"shard": 8}
+    if kind == "contrastive":
+        built = objective.fm(model, **shared).plus(Contrastive(0.2, 1))
+    elif kind == "alignment":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            built = objective.fm(model, **shared).plus(Alignment(0.5, 1, 16, lambda x: x[:, None], 2, width=8))
+    else:
+        built = getattr(objective, kind)(model, **shared)
+    return Trainer(built, lr=1e-2, log_every=5, **settings)
+
+
+def go(trainer, steps, size=16):
+    return list(trainer.run(batches(X1, Y, size=size, seed=0, start=trainer.step), steps))
+
+
+def test_training_lowers_the_loss():
+    logs = list(build().run(batches(0.1 * X1 + 3, Y, size=16, seed=0), 300))
+    first, last = (torch.stack([log["loss"] for log in part]).mean() for part in (logs[:50], logs[-50:]))
+    assert last < 0.8 * first
+
+
+def test_each_step_logs_every_term_apart():
+    log = go(build("delta_fm"), 1)[0]
+    assert set(log) == {"step", "loss", "flow_matching", "repulsion", "grad_norm"}
+    assert int(log["step"]) == 1
+    torch.testing.assert_close(log["loss"], log["flow_matching"] - 0.05 * log["repulsion"])
+    assert not any(value.requires_grad for value in log.values())
+
+
+def test_the_average_follows_its_closed_form():
+    trainer = build(ema_decay=0.9)
+    go(trainer, 1)  # the first update copies
+    start = [p.clone() for p in trainer.ema.parameters()]
+    target = [p.clone() for p in trainer.objective.model.parameters()]
+    with torch.no_grad():
+        for p in trainer.objective.model.parameters():
+            p.add_(1.0)
+    for _ in range(7):
+        trainer._averaged.update_parameters(trainer.objective.model)
+    for ema, old, p in zip(trainer.ema.parameters(), start, target):
+        torch.testing.assert_close(ema, (p + 1) + (old - (p + 1)) * 0.9**7)
+
+
+def test_the_average_does_not_change_the_training():
+    a, b = build(ema_decay=0.0), build(ema_decay=0.999)
+    go(a, 20), go(b, 20)
+    assert same_parameters(a.objective, b.objective)
+    assert same_parameters(a.ema, a.objective.model)
+    assert not same_parameters(b.ema, b.objective.model)
+
+
+def test_the_gradient_norm_is_bounded_by_clip():
+    trainer = build(clip=1e-3)
+    logs = go(trainer, 3)
+    assert all(log["grad_norm"] > 1e-3 for log in logs)  # the norm before clipping is what is logged
+    total = torch.nn.utils.get_total_norm([p.grad for p in trainer.parameters])
+    assert total <= 1e-3 * 1.001
+
+
+def test_warmup_rises_to_one_and_stays():
+    assert [warmup(4)(i) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    trainer = build(schedule=warmup(4))
+    go(trainer, 1)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.25e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_does_not_change_a_run(kind):
+    whole, parts = build(kind), build(kind, accumulate=2)
+    a, b = go(whole, 4), go(parts, 4)
+    torch.testing.assert_close(torch.stack([log["loss"] for log in a]), torch.stack([log["loss"] for log in b]), rtol=1e-5, atol=1e-6)
+    for p, q in zip(whole.objective.parameters(), parts.objective.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(kind, tmp_path):
+    straight = build(kind)
+    full = go(straight, 11)
+    stopped = build(kind)
+    head = go(stopped, 4)  # 4 * 16 rows: inside the second epoch of 60
+    stopped.save(tmp_path)
+    resumed = build(kind)
+    with torch.no_grad():  # prove that the weights come from the file
+        for p in resumed.objective.parameters():
+            p.add_(1.0)
+    resumed.resume(tmp_path)
+    tail = go(resumed, 7)
+    assert [float(log["loss"]) for log in full] == [float(log["loss"]) for log in head + tail]
+    assert same_parameters(straight.objective, resumed.objective)
+    assert same_parameters(straight.ema, resumed.ema)
+    assert [int(log["step"]) for log in tail] == list(range(5, 12))
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not():
+    a, b, c = build("vecor", seed=1), build("vecor", seed=1), build("vecor", seed=2)
+    for trainer in (a, b, c):
+        go(trainer, 5)
+    assert same_parameters(a.objective, b.objective)
+    assert not same_parameters(a.objective, c.objective)
+
+
+class Poison(torch.nn.Module):
+    """A term that becomes NaN or infinite at one step."""
+
+    weight, name, sign, blocks = 1.0, "poison", 1.0, ()
+
+    def __init__(self, at, value=float("nan")):
+        super().__init__()
+        self.at, self.value, self.calls = at, value, 0
+
+    def prepare(self, draw):
+        return None
+
+    def forward(self, batch):
+        self.calls += 1
+        return (batch.v * (self.value if self.calls == self.at else 1.0)).mean()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_divergence_names_step_and_term_and_changes_nothing(value, tmp_path):
+    trainer = Trainer(objective.fm(Tiny()).plus(Poison(4, value)))
+    go(trainer, 2)
+    path = trainer.save(tmp_path)
+    source = trainer.run(batches(X1, Y, size=16, start=2), 10)
+    next(source)
+    before = copy.deepcopy((trainer.objective.state_dict(), trainer.ema.state_dict(), trainer.optimizer.state_dict()))
+    with pytest.raises(DivergenceError, match=rf"poison .* step 4.*{path.name}"):
+        next(source)
+    after = (trainer.objective.state_dict(), trainer.ema.state_dict(), trainer.optimizer.state_dict())
+    for old, new in zip(before[:2], after[:2]):
+        assert all(torch.equal(old[key], new[key]) for key in old)
+    assert trainer.step == 3
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too():
+    trainer = build()
+    first = trainer.parameters[0]
+    first.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(DivergenceError, match=r"gradient norm is not finite at step 1; .* no checkpoint"):
+        go(trainer, 1)
+    assert torch.isfinite(first).all()
+
+
+@pytest.mark.gpu
+def test_on_a_device_a_bad_step_is_gated_without_synchronisation():
+    model = Tiny().cuda()
+    trainer = Trainer(objective.fm(model).plus(Poison(3)), log_every=5)
+    x1, y = X1.cuda(), Y.cuda()
+    source = trainer.run(((x1[:16], y[:16]) for _ in range(10)), 10)
+    next(source), next(source)
+    before = copy.deepcopy(trainer.objective.state_dict())
+    torch.cuda.set_sync_debug_mode("error")
+    next(source)
+    torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(before[key], value) for key, value in trainer.objective.state_dict().items())
+    with pytest.raises(DivergenceError, match=r"poison .* step 3"):
+        next(source), next(source)
+
+
+def test_another_optimizer_may_be_given():
+    built = objective.fm(Tiny()).plus(Poison(2))
+    trainer = Trainer(built, torch.optim.SGD(built.parameters(), lr=0.1))
+    with pytest.raises(DivergenceError):
+        go(trainer, 2)
+    assert all(torch.isfinite(p).all() for p in built.parameters())
+
+
+def test_bf16_keeps_parameters_and_losses_in_float32():
+    trainer = build("dispersive", precision="bf16")
+    log = go(trainer, 2)[-1]
+    assert log["loss"].dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in trainer.parameters)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lr": 0.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"clip": -1.0}, "clip"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"precision": "fp8"}, "precision"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"log_every": 0}, "log_every"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        Trainer(objective.fm(Tiny()), **settings)
+
+
+def test_parameters_that_are_not_finite_are_refused():
+    model = Tiny()
+    with torch.no_grad():
+        model.last.weight[0, 0] = torch.nan
+    with pytest.raises(ConfigError, match=r"model.last.weight"):
+        Trainer(objective.fm(model))
+
+
+def test_micro_batches_must_hold_whole_shards():
+    with pytest.raises(ConfigError, match="whole shards"):
+        go(build(accumulate=3), 1)
+
+
+def test_batches_that_end_early_are_an_error():
+    with pytest.raises(DataError, match=r"ended after 2 of 3"):
+        list(build().run([(X1[:8], Y[:8])] * 2, 3))
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path):
+    trainer = build("delta_fm")
+    go(trainer, 1)
+    trainer.save(tmp_path)
+    with pytest.raises(ResumeMismatchError, match="terms"):
+        build("fm").resume(tmp_path)
+    with pytest.raises(ResumeMismatchError, match="seed: saved 0, now 3"):
+        build("delta_fm", seed=3).resume(tmp_path)
+    other = Trainer(objective.delta_fm(Tiny(num_classes=5), shard=8), lr=1e-2)
+    with pytest.raises(ResumeMismatchError, match=r"labels.weight"):
+        other.resume(tmp_path)
+
+
+def test_resuming_from_nothing_is_an_error_not_a_fresh_start(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no step-"):
+        build().resume(tmp_path)
+
+
+def test_the_newest_valid_checkpoint_is_taken(tmp_path):
+    trainer = build("dispersive")
+    for _ in range(2):
+        go(trainer, 3)
+        trainer.save(tmp_path)
+    file = tmp_path / "step-00000006" / "weights.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert build("dispersive").resume(tmp_path).step == 3
+    with pytest.raises(checkpoint.CheckpointCorruptError, match=r"weights\.safetensors"):
+        build("dispersive").resume(tmp_path / "step-00000006")
+
+
+def test_settings_of_terms_are_part_of_a_run(tmp_path):
+    a = Trainer(objective.fm(Tiny()).plus(Dispersive(0.5, block=1)))
+    go(a, 1)
+    a.save(tmp_path)
+    with pytest.raises(ResumeMismatchError):
+        Trainer(objective.fm(Tiny()).plus(Dispersive(0.5, block=2))).resume(tmp_path)
