@@ -28,7 +28,7 @@ Data = Literal["digits", "mnist"]
 
 @dataclass
 class Common:
-    device: Device = "cpu"
+    device: Device = "auto"
     """Where to compute: auto takes CUDA where there is one; mps is opt-in."""
     seed: int = 0
     """Decides the starting point, the batches, the noise and the samples."""
@@ -82,8 +82,10 @@ class Train(Common):
         data = dataset(chosen.dataset)
         device = runs.pick_device(self.device)
         done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, save_every=self.save_every)
-        print(f"{done.trainer.step} steps in {done.seconds:.1f} s; the run is in {folder}")
-        write_samples(done, data, folder / "samples.png")
+        print(f"{done.step} steps, {done.seconds:.1f} s; the run is in {folder}")
+        from cfm_lite.commands import sample_run
+
+        print("samples in {} and {}".format(*sample_run(folder, None, 100, self.device)))
 
 
 @dataclass
@@ -104,11 +106,11 @@ class Sample(Common):
     """The npz file (default: samples.npz in the run's folder)."""
 
     def run(self) -> None:
-        from cfm_lite.demo import sample_run
+        from cfm_lite.commands import sample_run
 
         changes = {"solver": self.solver, "guidance": self.guidance, "sample_steps": self.steps, "seed": self.seed}
-        path = sample_run(self.checkpoint, self.out, 20 if self.quick else self.num, self.device, **changes)
-        print(f"samples in {path} and {path.with_suffix('.png')}")
+        paths = sample_run(self.checkpoint, self.out, 20 if self.quick else self.num, self.device, **changes)
+        print("samples in {} and {}".format(*paths))
 
 
 @dataclass
@@ -121,9 +123,9 @@ class Evaluate(Common):
     """Where the rows go (default: metrics.json beside the samples)."""
 
     def run(self) -> None:
-        from cfm_lite.demo import evaluate_file
+        from cfm_lite.commands import evaluate_file
 
-        rows, path = evaluate_file(self.samples, self.out, quick=self.quick)
+        rows, path = evaluate_file(self.samples, self.out)
         for row in rows:
             print(f"{row['metric']:<16} {row['value']:.4f}")
         print(f"rows in {path}")
@@ -142,7 +144,7 @@ class Compare(Common):
     """Only print the report of what is there."""
 
     def run(self) -> None:
-        from cfm_lite.demo import compare_suite
+        from cfm_lite.commands import compare_suite
 
         print(compare_suite(self.suite, self.seed, self.seeds, self.out, self.device, quick=self.quick, only_report=self.report))
 
@@ -198,13 +200,6 @@ def _example(name: str) -> Any:
     from cfm_lite.recipes import Recipe
 
     return getattr(Recipe(), name)
-
-
-def write_samples(run: Any, data: Any, path: Path) -> None:
-    """samples.png of one run, and where it is."""
-    from cfm_lite.demo import picture_of
-
-    print(f"samples in {picture_of(run, data, path)}")
 
 
 class Parsed:

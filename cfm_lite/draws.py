@@ -85,8 +85,12 @@ def _normal(n: int, generator: torch.Generator | None, device: Device) -> Tensor
 
 
 def _place(generator: torch.Generator | None, device: Device) -> Device:
-    """The device asked for, or else the generator's."""
-    return generator.device if device is None and generator is not None else device
+    """The device asked for, or else the generator's; ConfigError where the two differ in kind."""
+    if generator is None or device is None:
+        return device if generator is None else generator.device
+    if torch.device(device).type != generator.device.type:
+        raise ConfigError(f"generator is on {generator.device}, device is {device}; leave device out, or make the generator there.")
+    return device
 
 
 def independent(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -74,10 +74,22 @@ ARMS = {
         Arm("dispersive", "dispersive"),
     )
 }
-SUITES = {  # the core arms of each suite: channel shuffling means nothing on one channel, crops mean nothing on points
-    "toy": ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased", "vecor", "vecor_debiased", "dispersive"),
-    "digits": ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased", "vecor_latent", "dispersive"),
-    "mnist": ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased", "vecor_latent", "dispersive"),
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The arms that a suite compares on one recipe's data."""
+
+    recipe: str
+    dataset: str
+    arms: tuple[str, ...]
+
+
+_CONTROLS = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
+SUITES = {  # one channel cannot be shuffled, and a crop means nothing on points
+    "toy": Suite("toy", "two_classes", (*_CONTROLS, "vecor", "vecor_debiased", "dispersive")),
+    "digits": Suite("digits", "digits", (*_CONTROLS, "vecor_latent", "dispersive")),
+    "mnist": Suite("mnist", "mnist", (*_CONTROLS, "vecor_latent", "dispersive")),
 }
 
 
@@ -162,10 +174,23 @@ def rows_of(arm: Arm, run: Run, data: DataSet, judge: Judge | None, *, nfes: Seq
     for nfe in nfes:
         steps = max(1, nfe // EVALUATIONS[r.solver])
         samples = draw_samples(arm, run, data, y, steps, r.seed)
-        base = {"method": arm.method, "dataset": data.name, "seed": r.seed, "steps": r.steps, "nfe": steps * EVALUATIONS[r.solver]}
-        base |= {"sampler": r.solver, "samples": n, "guidance": r.guidance}
+        base = row_base(arm.method, r, n, steps)
         out += [{**base, "metric": name, "value": value} for name, value in measure(samples, y, data, judge).items()]
     return out
+
+
+def row_base(method: str, recipe: Recipe, n: int, steps: int) -> Row:
+    """What a row says of where its value comes from; `steps` of the solver become evaluations (nfe)."""
+    return {
+        "method": method,
+        "dataset": recipe.dataset,
+        "seed": recipe.seed,
+        "steps": recipe.steps,
+        "nfe": steps * EVALUATIONS[recipe.solver],
+        "sampler": recipe.solver,
+        "guidance": recipe.guidance,
+        "samples": n,
+    }
 
 
 @dataclass(frozen=True)
@@ -232,14 +257,14 @@ def compare(
     time. Raises ConfigError for an unknown suite and DataError if the file there was made with other settings.
     """
     check_choice("suite", suite, SUITES)
-    base = recipe(suite, **dict(changes or {}))
+    base = recipe(SUITES[suite].recipe, **dict(changes or {}))
     data = dataset(base.dataset)
     path, info_path = Path(out) / f"{suite}.json", Path(out) / f"{suite}.info.json"
     info = {"suite": suite, "recipe": base.as_dict(), "nfes": list(nfes), "samples": n, "judge": judge.fingerprint if judge else None}
     rows = _kept_rows(path, info_path, info)
     for seed in seeds:
         runs: dict[str, Run] = {}
-        for method in SUITES[suite]:
+        for method in SUITES[suite].arms:
             arm = ARMS[method]
             if any(row["method"] == method and row["seed"] == seed for row in rows):
                 continue

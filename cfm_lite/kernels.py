@@ -57,12 +57,7 @@ def gram(z: Tensor, centre: bool = False) -> Tensor:
 
     Distances from an uncentred Gram matrix lose every digit to a common offset of 1000 standard deviations.
     """
-    if not torch.compiler.is_compiling():
-        return _Gram.apply(z, centre)  # pyright: ignore[reportReturnType]
-    with torch.autocast(z.device.type, enabled=False):  # the compiler fuses the plain formula by itself
-        z = promote(z)
-        z = z - z.mean(0) if centre else z
-        return z @ z.mT
+    return _gram(z, centre)[0]
 
 
 class _AttractRepel(torch.autograd.Function):
@@ -102,46 +97,75 @@ def _row_blocks(v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         yield slice(start, start + len(x)), x, buffer[: len(x)]
 
 
-class _Gram(torch.autograd.Function):
-    """z z^T over slabs of columns. Only the slab at hand is centred and promoted: there is never a second copy of z.
-
-    With G = Z Z^T and Z centred, dZ = C (dG + dG^T) C Z, where C takes the mean out of rows and columns.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, centre: bool) -> Tensor:
-        dtype = promote(z[:0]).dtype
-        mean = z.mean(0, dtype=dtype) if centre else None
-        ctx.save_for_backward(z, mean)
-        out = torch.zeros(len(z), len(z), dtype=dtype, device=z.device)
-        for _, slab in _slabs(z, mean, dtype):
-            out.addmm_(slab, slab.mT)  # in place: autocast leaves it in full precision
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, mean = ctx.saved_tensors
-        weights = grad + grad.mT
-        if mean is not None:
-            weights = weights - weights.mean(0)
-            weights = weights - weights.mean(1, keepdim=True)
-        if torch.is_grad_enabled():
-            return (weights @ z.to(weights.dtype)).to(z.dtype), None  # centred weights take the mean out by themselves
-        out = torch.empty_like(z, memory_format=torch.contiguous_format)
-        for columns, slab in _slabs(z, mean, weights.dtype):
-            if out.dtype == slab.dtype:
-                out[:, columns].addmm_(weights, slab, beta=0)
-            else:
-                out[:, columns] = torch.zeros_like(slab).addmm_(weights, slab)
-        return out, None
+# The Gram matrix runs over slabs of columns, and only the slab at hand is centred and promoted: there is never a second copy of z.
+# Both directions are operators of their own, so that torch.compile neither unrolls the slabs nor lowers the backward's precision.
 
 
-def _slabs(z: Tensor, mean: Tensor | None, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Columns of z - mean in `dtype`, in one buffer: 64 small slabs suit a CPU's cache, 24 keep a GPU's launches few."""
+def _gram_forward(z: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
+    """(Z Z^T, the mean that was taken out of z to make Z)."""
+    dtype = promote(z[:0]).dtype
+    mean = z.mean(0, dtype=dtype) if centre else torch.empty(0, dtype=dtype, device=z.device)
+    out = torch.zeros(len(z), len(z), dtype=dtype, device=z.device)
+    for _, slab in _slabs(z, mean):
+        out.addmm_(slab, slab.mT)  # in place: autocast leaves it in full precision
+    return out, mean
+
+
+def _gram_product(weights: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+    """weights @ Z in the dtype of z."""
+    out = torch.empty_like(z, memory_format=torch.contiguous_format)
+    for columns, slab in _slabs(z, mean):
+        if out.dtype == slab.dtype:
+            out[:, columns].addmm_(weights, slab, beta=0)
+        else:
+            out[:, columns] = torch.zeros_like(slab).addmm_(weights, slab)
+    return out
+
+
+_gram = torch.library.custom_op("cfm_lite::gram", _gram_forward, mutates_args=())
+_gram_gradient = torch.library.custom_op("cfm_lite::gram_gradient", _gram_product, mutates_args=())
+
+
+@_gram.register_fake
+def _(z: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
+    dtype = promote(z[:0]).dtype
+    return z.new_empty(len(z), len(z), dtype=dtype), z.new_empty(z.shape[1] if centre else 0, dtype=dtype)
+
+
+@_gram_gradient.register_fake
+def _(weights: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def _gram_keep(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.centre = inputs[1]
+
+
+def _gram_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
+    """With Z = C z, where C takes out the mean of the rows, dz = C (dG + dG^T) C z."""
+    if grad is None:
+        return None, None
+    z, mean = ctx.saved_tensors
+    weights = grad + grad.mT
+    if ctx.centre:
+        weights = weights - weights.mean(0)
+        weights = weights - weights.mean(1, keepdim=True)
+    if torch.is_grad_enabled():  # a second derivative is wanted: leave it to autograd
+        return (weights @ z.to(weights.dtype)).to(z.dtype), None
+    return _gram_gradient(weights, z, mean), None
+
+
+_gram.register_autograd(_gram_backward, setup_context=_gram_keep)
+
+
+def _slabs(z: Tensor, mean: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of z - mean (or of z, for an empty mean), in one buffer: 64 small slabs suit a CPU's cache, 24 a GPU's launches."""
     size = max(1024, -(-z.shape[1] // (64 if z.device.type == "cpu" else 24)))
-    buffer = torch.empty(len(z), min(size, z.shape[1]), dtype=dtype, device=z.device)
+    buffer = torch.empty(len(z), min(size, z.shape[1]), dtype=mean.dtype, device=z.device)
     for start in range(0, z.shape[1], size):
         columns = slice(start, start + size)
         part = z[:, columns]
         slab = buffer[:, : part.shape[1]]
-        yield columns, slab.copy_(part) if mean is None else torch.sub(part, mean[columns], out=slab)
+        yield columns, torch.sub(part, mean[columns], out=slab) if len(mean) else slab.copy_(part)

@@ -382,7 +382,7 @@ class Objective(nn.Module):
         if not classes:
             raise ConfigError(f"labels were given but the model has num_classes = {classes!r}; build it with num_classes, or give y=None.")
         check_labels(y, x1, classes - 1)
-        if self.label_dropout > 0 and not getattr(self.model, "has_null", True):
+        if self.label_dropout > 0 and not getattr(self.model, "class_dropout_prob", 1.0):
             raise ConfigError(
                 f"label_dropout is {self.label_dropout:g} but the model has no null label; build it with class_dropout_prob > 0, or set "
                 "label_dropout=0."

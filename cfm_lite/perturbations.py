@@ -6,6 +6,7 @@ arXiv:2511.18942); its parameters are not published, so the defaults here are ch
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ def gaussian_blur(x: Tensor, *, sigma: Range = (0.5, 1.5), generator: Generator 
     z = promote(x)
     width = expand(_uniform(z, sigma, generator), z[:, 0])  # (B, 1, 1)
     down, across = (_blur_matrix(size, width)[:, None] for size in z.shape[2:])  # (B, 1, H, H), (B, 1, W, W)
-    with torch.autocast(z.device.type, enabled=False):
+    with torch.autocast(z.device.type, enabled=False) if torch.amp.is_autocast_available(z.device.type) else nullcontext():
         return (down @ z @ across.mT).to(x.dtype)
 
 

@@ -40,7 +40,7 @@ class Run:
 
     recipe: Recipe
     model: nn.Module
-    trainer: Trainer
+    step: int = 0
     seconds: float = 0.0
     log: list[dict[str, float]] = field(default_factory=list)
 
@@ -78,10 +78,11 @@ def train(
     folder = None if out is None else _prepare(Path(out), recipe, device, resume)
     if folder and resume:
         trainer.resume(folder / "checkpoints")
-    run = Run(recipe, trainer.ema, trainer)
+    run = Run(recipe, trainer.ema, trainer.step)
     began = time.perf_counter()
     with _stop_requests() as stop, _log_file(folder, trainer.step) as write:
-        for step in _steps(run, data, device, progress, label or recipe.method, log_every, write):
+        for step in _steps(run, trainer, data, progress, label or recipe.method, write):
+            run.step = step
             due = step == recipe.steps or step % save_every == 0 or stop
             if folder and due:
                 trainer.save(folder / "checkpoints", config=recipe.as_dict())
@@ -91,16 +92,17 @@ def train(
     return run
 
 
-def _steps(run: Run, data: DataSet, device: torch.device, progress: bool, label: str, log_every: int, write: Any) -> Iterator[int]:
+def _steps(run: Run, trainer: Trainer, data: DataSet, progress: bool, label: str, write: Any) -> Iterator[int]:
     """Train to the recipe's last step; yields the step count, and reads the log where it is due."""
-    recipe, trainer = run.recipe, run.trainer
+    recipe = run.recipe
     if trainer.step >= recipe.steps:
         return
+    device = trainer.parameters[0].device
     source = batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=trainer.step)
     bar = tqdm(total=recipe.steps, initial=trainer.step, desc=f"{label:<14}", unit="step", disable=None if progress else True, leave=True)
     with bar:
         for log in trainer.run(source, recipe.steps - trainer.step):
-            if trainer.step % log_every == 0 or trainer.step == recipe.steps:
+            if trainer.step % trainer.log_every == 0 or trainer.step == recipe.steps:
                 read = {name: float(value) for name, value in log.items()}
                 run.log.append(read)
                 write(read)

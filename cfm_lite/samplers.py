@@ -19,7 +19,7 @@ from cfm_lite.guidance import Velocity, as_velocity
 from cfm_lite.lazy import optional
 from cfm_lite.likelihood import log_prob
 from cfm_lite.paths import LINEAR, Path
-from cfm_lite.steps import Step, check_finite, check_state, euler, heun, make_grid, midpoint, rk4, trajectory
+from cfm_lite.steps import Step, check_finite, check_state, euler, fitting, heun, make_grid, midpoint, rk4, trajectory
 
 __all__ = [
     "DIFFUSIONS",
@@ -60,7 +60,7 @@ def sample_adaptive(velocity: Velocity, x: Tensor, t0: float = 0.0, t1: float = 
     ends = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
 
     def field(t: Tensor, x: Tensor) -> Tensor:
-        return velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))).to(x.dtype)  # the clamp mends a last bit
+        return fitting(velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))), x)  # the clamp mends a last bit
 
     try:
         return optional("torchdiffeq", "ode").odeint(field, x, ends, method="dopri5", options={"step_t": ends[1:]}, **tolerances)[-1]
@@ -115,7 +115,7 @@ def sample_sde(
     rates = _rates(ts, diffusion, path, norm)
     draws = _noises(x, len(grid.lengths), generator, noise)
     for k, (t, dt, c, z) in enumerate(zip(grid.rows(), grid.lengths, rates, draws)):
-        v = grid.restrict(velocity, k)(x, t)
+        v = fitting(grid.restrict(velocity, k)(x, t), x)
         x = x + dt * (v + c * path.score(x, v, t)) + (2 * c * dt) ** 0.5 * z
         if on_host(x):
             check_finite([x], k, grid)
@@ -126,7 +126,7 @@ def _finish(velocity: Velocity, x: Tensor, t: Tensor, path: Path, c: float | Ten
     """The step without noise from 1 - h to 1."""
     if last_step is None:
         return x
-    v = velocity(x, t)
+    v = fitting(velocity(x, t), x)
     if last_step == "tweedie":
         return path.endpoints(x, v, t)[1]
     return x + h * (v if last_step == "euler" else v + c * path.score(x, v, t))

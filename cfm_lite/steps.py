@@ -18,7 +18,7 @@ from cfm_lite.checks import check_floating, expand, on_host, promote
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.guidance import Guided, Velocity, as_velocity
 
-__all__ = ["Grid", "Step", "check_state", "euler", "heun", "make_grid", "midpoint", "rk4", "trajectory"]
+__all__ = ["Grid", "Step", "check_finite", "check_state", "euler", "fitting", "heun", "make_grid", "midpoint", "rk4", "trajectory"]
 
 Step = Callable[[Velocity, Tensor, Tensor, Any], Tensor]
 
@@ -160,12 +160,15 @@ def _rows(t: Any, x: Tensor) -> Tensor:
     return t if isinstance(t, Tensor) and t.dim() == 1 else x.new_full((len(x),), float(t))
 
 
-def _move(x: Tensor, v: Tensor, dt: float | Tensor) -> Tensor:
-    """x + dt v, in the dtype of x."""
+def fitting(v: Tensor, x: Tensor) -> Tensor:
+    """`v` in the dtype of `x`; ConfigError unless it has the shape of `x`."""
     if v.shape != x.shape:
         raise ConfigError(f"the velocity has shape {tuple(v.shape)} for x {tuple(x.shape)}; both must be (B, *dims).")
-    if v.dtype != x.dtype:
-        v = v.to(x.dtype)
+    return v if v.dtype == x.dtype else v.to(x.dtype)
+
+
+def _move(x: Tensor, v: Tensor, dt: float | Tensor) -> Tensor:
+    """x + dt v, in the dtype of x."""
     if isinstance(dt, Tensor):
-        return x + expand(dt.to(x.dtype), x) * v
-    return torch.add(x, v, alpha=dt)
+        return x + expand(dt.to(x.dtype), x) * fitting(v, x)
+    return torch.add(x, fitting(v, x), alpha=dt)

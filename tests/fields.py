@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from cfm_lite.guidance import Velocity
 from cfm_lite.paths import COSINE, LINEAR, VP, Path
 from tests.reference import case, settings
 
@@ -50,7 +51,8 @@ class Mixture(Field):
         offset = x[:, None] - alpha[..., None] * self.means  # (B, K, D)
         other = (y[:, None] != torch.arange(self.num_classes)) & (y[:, None] != self.num_classes)
         log_joint = self.log_weights - 0.5 * x.shape[1] * spread.log() - 0.5 * (offset**2).sum(2) / spread
-        shares = log_joint.masked_fill(other, -math.inf).softmax(1)[..., None]  # (B, K, 1)
+        joint = log_joint.masked_fill(other, -math.inf).sub(log_joint.amax(1, keepdim=True)).exp()
+        shares = (joint / joint.sum(1, keepdim=True))[..., None]  # (B, K, 1); softmax would wake torch's threads at every call
         score = -(shares * offset / spread[..., None]).sum(1)
         if self.prediction == "velocity":
             data = (shares * (self.means + (alpha * self.variances / spread)[..., None] * offset)).sum(1)
@@ -83,3 +85,13 @@ def sit_field(name: str) -> tuple[Field, Tensor, Tensor]:
         return Network("samplers_sit"), init["latents_mlp"], init["y_mlp"]
     model = Mixture("samplers_sit", PATHS[given["path"]], given["prediction"])
     return model, init["latents_gmm"], init["y_gmm"].clamp(max=model.num_classes)
+
+
+def seen_by(velocity: Velocity, states: list[Tensor]) -> Velocity:
+    """The velocity, which also puts every state that it is asked about into `states`."""
+
+    def watching(x: Tensor, t: Tensor) -> Tensor:
+        states.append(x)
+        return velocity(x, t)
+
+    return watching

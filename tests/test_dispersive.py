@@ -1,5 +1,6 @@
 """losses.py, the feature half: the fixtures, bounds and invariances of each variant, extreme scales, memory, wrong arguments."""
 
+import itertools
 import math
 import weakref
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cfm_lite import kernels
 from cfm_lite.errors import ConfigError
 from cfm_lite.kernels import cosine, gram, standardize
 from cfm_lite.losses import contrastive, dispersive, squared_error
@@ -91,7 +93,7 @@ def test_infonce_lies_between_minus_log_batch_and_zero(n):
     z = normal(n, 40)
     values = [dispersive(scale * z) for scale in (0.0, 0.1, 1.0, 10.0, 100.0)]
     assert values[0] == pytest.approx(0, abs=1e-15)
-    assert all(a > b for a, b in zip(values, values[1:]) if b > -math.log(n) + 1e-9)  # scale-seeking
+    assert all(a > b for a, b in itertools.pairwise(values) if b > -math.log(n) + 1e-9)  # scale-seeking
     assert values[-1] == pytest.approx(-math.log(n), abs=1e-12)
     assert all(-math.log(n) <= value <= 0 for value in values)
     assert dispersive(100 * z, include_diagonal=False) < -1000  # without the diagonal there is no floor
@@ -223,7 +225,7 @@ def test_autocast_does_not_lower_the_precision(options):
         close(a, b, 1e-6)
 
 
-@every_paired_variant
+@pytest.mark.parametrize("options", PAIRED[0::2] + PAIRED[5:6], ids=str)
 def test_compiled_loss_agrees_in_one_graph(options):
     def both(z, other):
         return dispersive(z, **options) + contrastive(z, other, **options)
@@ -348,10 +350,16 @@ class Watch(TorchDispatchMode):
 
 
 def test_infonce_needs_the_gradient_and_five_percent_of_memory():
-    z = normal(64, 70_000, dtype=torch.float32).requires_grad_()
-    with Watch(z) as watch:
+    z = normal(64, 66_000, dtype=torch.float32).requires_grad_()
+    with Watch(z) as forward:
+        products, mean = kernels._gram_forward(z.detach(), True)
+    with Watch(z) as backward:
+        kernels._gram_product(products, z.detach(), mean)
+    assert 0.01 * z.numel() < forward.peak <= 0.05 * z.numel()
+    assert z.numel() <= backward.peak <= 1.05 * z.numel()
+    with Watch(z) as outside:  # the two operators above count as one call each
         dispersive(z).backward()
-    assert z.numel() <= watch.peak <= 1.05 * z.numel()
+    assert z.numel() <= outside.peak <= 1.05 * z.numel()
 
 
 @pytest.mark.parametrize("paired", [False, True])

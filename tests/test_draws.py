@@ -104,6 +104,12 @@ def test_a_wrong_number_of_times_is_named(law: Callable[..., Tensor], n: object)
         law(n)
 
 
+@EVERY
+def test_a_generator_on_another_device_is_named(law: Callable[..., Tensor]) -> None:
+    with pytest.raises(ConfigError, match="generator is on cpu, device is meta"):
+        law(4, generator=seeded(), device="meta")
+
+
 def test_wrong_settings_of_a_time_law_are_named() -> None:
     with pytest.raises(ConfigError, match="std is 0"):
         logit_normal_time(4, std=0)

@@ -1,7 +1,6 @@
 """ODE samplers: agreement with the official programs, order, evaluations, time grids, dtypes, errors."""
 
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 from cfm_lite import guidance, steps
 from cfm_lite.checks import expand
 from cfm_lite.errors import ConfigError, DivergenceError
-from cfm_lite.paths import COSINE, LINEAR
+from cfm_lite.paths import COSINE
 from cfm_lite.samplers import euler, heun, midpoint, rk4, sample, sample_adaptive, sample_sde, trajectory
-from tests.fields import PATHS, Field, Mixture, Network, sit_field
+from tests.fields import PATHS, Field, Mixture, Network, seen_by, sit_field
 from tests.reference import case, cases, settings
 
 ORDERS = {euler: 1, midpoint: 2, heun: 2, rk4: 4}
@@ -95,15 +94,13 @@ def test_euler_maruyama_agrees_with_repa_and_deltafm(name: str) -> None:
     ts = 1 - torch.linspace(1, 0.04, n, dtype=torch.float64)
     # its w = 2 t is twice sigma on the linear path, and not on the cosine path
     form = {"linear": "sigma", "cosine": "linear"}[given["path_type"]]
-    run = partial(sample_sde, velocity, x, path=PATHS[given["path_type"]], diffusion=form)
-    result = run(ts, noise=expected["noise"])
-    calls = list(model.calls)
+    states = []
+    result = sample_sde(seen_by(velocity, states), x, ts, PATHS[given["path_type"]], form, noise=expected["noise"])
     tolerance = 1e-10 if given["latents_dtype"] == "float64" else 1e-5
     same(result, expected["samples"], tolerance)
-    for k in range(1, n):
-        same(run(ts[: k + 1], noise=expected["noise"][:k], last_step=None), expected["x_start_of_step"][k], tolerance)
-    same(torch.tensor([1 - t for t, _ in calls], dtype=torch.float64), expected["call_t"], 1e-6)
-    assert [rows for _, rows in calls] == expected["call_batch"].tolist()
+    same(torch.stack(states), expected["x_start_of_step"], tolerance)
+    same(torch.tensor([1 - t for t, _ in model.calls], dtype=torch.float64), expected["call_t"], 1e-6)
+    assert [rows for _, rows in model.calls] == expected["call_batch"].tolist()
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -160,3 +157,278 @@ def test_only_solvers_without_a_name_here_are_left_out() -> None:
     left_out = set(SIT_ODE) - set(FIXED) - set(ADAPTIVE)
     assert left_out == {f"ode_{path}_velocity_heun3_tol1e-06_0.001" for path in ("Linear", "GVP", "VP")}
     assert len(FIXED) + len(ADAPTIVE) == 50
+
+
+# ------------------------------------------------------------------------------------------------ mathematics
+
+
+def gaussian_on_cosine(x: Tensor, t: Tensor) -> Tensor:
+    """The same data on the cosine path; on the linear one, midpoint happens to have order 3."""
+    alpha, sigma, d_alpha, d_sigma = COSINE.coefficients(t, x)
+    return d_alpha * 1.3 + (alpha * d_alpha * 0.36 + sigma * d_sigma) / (alpha**2 * 0.36 + sigma**2) * (x - alpha * 1.3)
+
+
+@pytest.mark.parametrize("step", ORDERS)
+def test_step_has_its_order(step: steps.Step) -> None:
+    x = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
+    exact = 1.3 + 0.6 * x
+    errors = [
+        (sample(gaussian_on_cosine, x, torch.linspace(0, 1, n + 1, dtype=torch.float64), step) - exact).abs().max() for n in (40, 160)
+    ]
+    assert (errors[0] / errors[1]).log2().item() / 2 == pytest.approx(ORDERS[step], abs=0.1)
+
+
+@pytest.mark.parametrize(("step", "degree"), [(euler, 0), (midpoint, 1), (heun, 1), (rk4, 3)])
+def test_step_is_exact_for_velocities_polynomial_in_t(step: steps.Step, degree: int) -> None:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    ts = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    power = lambda x, t: (degree + 1) * expand(t, x) ** degree + 0 * x  # noqa: E731
+    torch.testing.assert_close(sample(power, x, ts, step), x + 1, rtol=1e-12, atol=1e-12)
+    beyond = lambda x, t: (degree + 2) * expand(t, x) ** (degree + 1) + 0 * x  # noqa: E731
+    assert (sample(beyond, x, ts, step) - x - 1).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("step", ORDERS)
+def test_walking_back_returns_to_the_start(step: steps.Step) -> None:
+    x, ts = torch.randn(5, 2, dtype=torch.float64), torch.linspace(0, 1, 401, dtype=torch.float64)
+    back = sample(gaussian, sample(gaussian, x, ts, step), ts.flip(0), step)
+    torch.testing.assert_close(back, x, rtol=0, atol={1: 2e-2, 2: 1e-4, 4: 1e-8}[ORDERS[step]])
+
+
+def test_adaptive_meets_its_tolerance_and_needs_fewer_calls_for_a_larger_one() -> None:
+    x, calls = torch.randn(6, 2, dtype=torch.float64), []
+    for tolerance in (1e-3, 1e-6, 1e-9):
+        states: list[Tensor] = []
+        result = sample_adaptive(seen_by(gaussian, states), x, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(result, 1.3 + 0.6 * x, rtol=0, atol=50 * tolerance)
+        calls.append(len(states))
+    assert calls == sorted(calls)
+    assert calls[0] < calls[2]
+    torch.testing.assert_close(sample_adaptive(gaussian, result, 1.0, 0.0, 1e-9, 1e-9), x, rtol=0, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------------------------ what a step costs and sees
+
+
+@pytest.mark.parametrize("step", ORDERS)
+def test_a_step_calls_the_velocity_as_often_as_its_name_says(step: steps.Step) -> None:
+    calls = []
+    sample(lambda x, t: calls.append(t) or torch.zeros_like(x), torch.zeros(3, 2), torch.linspace(0, 1, 8), step)
+    assert len(calls) == 7 * CALLS[step]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps_and_limit", [(7, 2**22), (700, 2**22), (700, 10)])
+def test_velocities_see_the_grid_in_the_dtype_of_the_state(
+    dtype: torch.dtype, steps_and_limit: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, limit = steps_and_limit
+    monkeypatch.setattr(steps, "TABLE_UP_TO", limit)
+    ts, seen = torch.linspace(0, 1, n + 1, dtype=torch.float64), []
+    sample(lambda x, t: seen.append(t) or torch.ones_like(x), torch.zeros(3, 2, dtype=dtype), ts, euler)
+    expected = ts[:-1, None].to(dtype).expand(-1, 3)
+    assert torch.equal(torch.stack(seen), expected)
+
+
+@pytest.mark.parametrize("step", ORDERS)
+@pytest.mark.parametrize("n", [3, 7, 10, 49, 1000])
+def test_no_stage_leaves_the_unit_interval(step: steps.Step, n: int) -> None:
+    for grid in (torch.linspace(0, 1, n + 1), torch.linspace(0, 1, n + 1, dtype=torch.float64) ** 2):
+        for ts in (grid, grid.flip(0)):
+            seen = []
+            sample(lambda x, t: seen.append(t[0]) or torch.zeros_like(x), torch.zeros(1, 1), ts, step)  # noqa: B023
+            times = torch.stack(seen)
+            assert times.min() >= 0
+            assert times.max() <= 1
+
+
+def test_trajectory_yields_every_state_and_sample_the_last() -> None:
+    x, ts = torch.randn(4, 2), torch.linspace(0, 1, 6)
+    states = list(trajectory(gaussian, x, ts, rk4))
+    assert len(states) == 6
+    assert states[0] is x
+    assert torch.equal(states[-1], sample(gaussian, x, ts, rk4))
+    second = list(trajectory(gaussian, x, ts, euler))[1]
+    torch.testing.assert_close(second, x + gaussian(x, torch.zeros(4)) / 5)
+
+
+@pytest.mark.parametrize("step", ORDERS)
+def test_a_step_takes_one_time_or_one_per_row(step: steps.Step) -> None:
+    x, t, dt = torch.randn(2, 3), torch.tensor([0.1, 0.6]), torch.tensor([0.2, 0.3])
+    both = step(gaussian, x, t, dt)
+    for row in (0, 1):
+        one = step(gaussian, x[row : row + 1], t[row].item(), dt[row].item())
+        torch.testing.assert_close(both[row : row + 1], one)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (0, 2), (3,), (2, 3, 4, 4)])
+def test_any_batch_and_shape_is_carried(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    assert sample(gaussian, x, torch.linspace(0, 1, 4), midpoint).shape == shape
+    assert sample_sde(gaussian, x, torch.linspace(0, 0.96, 4)).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(torch.float64,) * 2, (torch.float32,) * 2, (torch.float16, torch.float32), (torch.bfloat16, torch.float32)]
+)
+def test_the_state_keeps_its_dtype_and_half_precision_is_promoted(given: torch.dtype, kept: torch.dtype) -> None:
+    x = torch.randn(3, 2).to(given)
+    before, ts = x.clone(), torch.linspace(0, 1, 4, dtype=torch.float64)
+    for velocity in (gaussian, lambda x, t: gaussian(x, t).double(), lambda x, t: gaussian(x, t).half()):
+        for step in ORDERS:
+            assert {state.dtype for state in trajectory(velocity, x, ts, step)} == {kept}
+        assert sample_adaptive(velocity, x, rtol=1e-2).dtype == kept
+        assert sample_sde(velocity, x, ts[:-1], last_step=None).dtype == kept
+    assert torch.equal(x, before)
+
+
+def test_float32_follows_float64() -> None:
+    x, ts = torch.randn(50, 2), torch.linspace(0, 1, 101, dtype=torch.float64)
+    torch.testing.assert_close(sample(gaussian, x, ts), sample(gaussian, x.double(), ts).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_sample_makes_no_graph_and_trajectory_does() -> None:
+    model = nn.Linear(2, 2)
+    field, x, ts = lambda x, t: model(x), torch.randn(3, 2), torch.linspace(0, 1, 3)
+    assert not sample(field, x, ts).requires_grad
+    assert not sample_adaptive(field, x).requires_grad
+    assert not sample_sde(field, x, torch.linspace(0, 0.96, 3)).requires_grad
+    list(trajectory(field, x, ts))[-1].sum().backward()
+    assert model.weight.grad is not None
+
+
+def test_a_model_in_training_mode_is_sampled_in_eval_mode_and_put_back() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout, self.frozen, self.modes = nn.Dropout(0.5), nn.Dropout(0.5).eval(), set()
+
+        def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            self.modes.add(self.dropout.training)
+            return self.dropout(x)
+
+    model, x, ts = Model(), torch.ones(3, 2), torch.linspace(0, 1, 3)
+    list(trajectory(model, x, ts))
+    sample(guidance.conditional(model), x, ts)
+    sample_adaptive(model, x)
+    assert model.modes == {False}
+    assert model.training
+    assert model.dropout.training
+    assert not model.frozen.training
+
+
+def test_global_random_state_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    x = torch.ones(3, 2)
+    sample(gaussian, x, torch.linspace(0, 1, 3))
+    sample_adaptive(gaussian, x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("step", ORDERS)
+def test_nothing_is_read_back_from_a_device(step: steps.Step) -> None:
+    x = torch.empty(3, 2, device="meta")  # has shapes but no values: reading one is an error
+    for ts in (torch.linspace(0, 1, 10), torch.linspace(0, 1, 10, device="meta")):
+        result = sample(gaussian, x, ts, step)
+        assert (result.device.type, result.shape, result.dtype) == ("meta", x.shape, x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize("bad_call", [1, 4, 7, 8, 9, 20])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_divergence_names_the_step_and_the_time(bad_call: int, value: float) -> None:
+    calls = []
+
+    def breaks(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        out = torch.zeros_like(x)
+        out[-1, -1] = value if len(calls) == bad_call else 0.0
+        return out
+
+    with pytest.raises(
+        DivergenceError, match=rf"after step {bad_call} of 20, from t = {(bad_call - 1) / 20:.4g} to t = {bad_call / 20:.4g}"
+    ):
+        sample(breaks, torch.zeros(3, 2), torch.linspace(0, 1, 21), euler)
+    assert len(calls) <= bad_call + 7
+
+
+def test_large_finite_states_are_no_divergence() -> None:
+    x = torch.full((4, 2), 3e38)
+    assert torch.equal(sample(lambda x, t: torch.zeros_like(x), x, torch.linspace(0, 1, 3)), x)
+
+
+def test_adaptive_divergence_is_an_error() -> None:
+    with pytest.raises(DivergenceError, match="between t = 0 and t = 1"):
+        sample_adaptive(lambda x, t: x / 0 * 0, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("ts", "message"),
+    [
+        (50, r"ts has type int.*torch\.linspace\(0, 1, steps \+ 1\)"),
+        ([0.0, 1.0], "ts has type list"),
+        (torch.tensor(0.5), r"ts has shape \(\)"),
+        (torch.tensor([0.5]), r"ts has shape \(1,\)"),
+        (torch.linspace(0, 1, 0), r"ts has shape \(0,\)"),
+        (torch.linspace(0, 1, 4)[None], r"ts has shape \(1, 4\)"),
+        (torch.tensor([0, 1]), "dtype torch.int64"),
+        (torch.tensor([0.0, 0.5, 0.5]), "stands still"),
+        (torch.tensor([0.0, 0.7, 0.5]), "turns"),
+        (torch.tensor([0.0, 1.1]), r"ts spans \[0, 1\.1\]; times lie in \[0, 1\]"),
+        (torch.tensor([-0.1, 1.0]), r"ts spans \[-0\.1, 1\]"),
+        (torch.tensor([0.0, float("nan"), 1.0]), "times lie in"),
+    ],
+)
+def test_bad_grids_are_refused_at_once(ts: object, message: str) -> None:
+    for run in (trajectory, sample, sample_sde):
+        with pytest.raises(ConfigError, match=message):
+            run(gaussian, torch.zeros(3, 2), ts)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (None, "x has type NoneType"),
+        (torch.tensor(1.0), r"x has shape \(\)"),
+        (torch.zeros(3, 2, dtype=torch.int64), "x has dtype torch.int64"),
+        (torch.tensor([[1.0, float("nan")]]), "not finite"),
+        (torch.tensor([[1.0, float("inf")]]), "not finite"),
+    ],
+)
+def test_bad_states_are_refused(x: object, message: str) -> None:
+    for run in (trajectory, sample, sample_sde):
+        with pytest.raises(ConfigError, match=message):
+            run(gaussian, x, torch.linspace(0, 0.96, 3))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=message):
+        sample_adaptive(gaussian, x)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_velocity_must_have_the_shape_of_the_state() -> None:
+    for step in ORDERS:
+        with pytest.raises(ConfigError, match=r"velocity has shape \(3, 1\) for x \(3, 2\)"):
+            sample(lambda x, t: x[:, :1], torch.zeros(3, 2), torch.linspace(0, 1, 3), step)
+    with pytest.raises(ConfigError, match="velocity has type float"):
+        sample(0.5, torch.zeros(3, 2), torch.linspace(0, 1, 3))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"t0": -0.1}, r"t0 is -0\.1"),
+        ({"t1": 1.5}, r"t1 is 1\.5"),
+        ({"t0": 0.3, "t1": 0.3}, r"both 0\.3"),
+        ({"rtol": 0.0}, r"rtol is 0\.0"),
+        ({"atol": float("nan")}, "atol is nan"),
+    ],
+)
+def test_bad_adaptive_settings_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sample_adaptive(gaussian, torch.zeros(3, 2), **settings)
+
+
+def test_a_missing_torchdiffeq_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ConfigError, match=r"pip install 'cfm-lite\[ode\]'"):
+        sample_adaptive(gaussian, torch.zeros(3, 2))

@@ -33,6 +33,8 @@ __all__ = [
 class TimestepEmbedder(nn.Module):
     """A time t (B,) as a vector (B, D): 256 sines and cosines, Linear, SiLU, Linear."""
 
+    frequencies: Tensor
+
     def __init__(self, hidden_size: int, features: int = 256) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(features, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
@@ -40,12 +42,12 @@ class TimestepEmbedder(nn.Module):
         self.register_buffer("frequencies", time_frequencies(features), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(_sines(t, self.frequencies).to(self.mlp[0].weight.dtype))
+        return self.mlp(_sines(t, self.frequencies).to(self.mlp.get_parameter("0.weight").dtype))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TimestepEmbedder":
         # frequencies are made anew after every move or cast: they stay float32, and `to_empty` cannot lose them
         super()._apply(fn, recurse)
-        self.frequencies = time_frequencies(self.features).to(self.mlp[0].weight.device)
+        self.frequencies = time_frequencies(self.features).to(self.mlp.get_parameter("0.weight").device)
         return self
 
 
@@ -113,7 +115,7 @@ def sincos_2d(dim: int, side: int) -> Tensor:
 def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
     """Raise ConfigError unless x is (B, *shape) and of a dtype that meets `weight` or is cast by autocast."""
     check_floating(x=x)
-    if tuple(x.shape[1:]) != shape:
+    if x.shape[1:] != shape:
         raise ConfigError(f"x has shape {tuple(x.shape)}; this model takes (B, {', '.join(map(str, shape))}).")
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ConfigError(f"x has dtype {x.dtype} and the weights {weight.dtype}: cast one of them, or use torch.autocast.")
@@ -121,7 +123,7 @@ def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
 
 def check_blocks(blocks: Iterable[int], depth: int) -> set[int]:
     """`blocks` as a set; ConfigError unless it is a sequence of block numbers from 1 to `depth`."""
-    numbers = list(blocks) if isinstance(blocks, Iterable) and not isinstance(blocks, str) else [None]
+    numbers = list(blocks) if isinstance(blocks, Iterable) else [0]
     if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= depth for n in numbers):
         raise ConfigError(f"blocks is {blocks!r}; it must be a sequence of block numbers from 1 to {depth}, such as (1,).")
     return set(numbers)

@@ -57,6 +57,7 @@ class SiT(nn.Module):
         self.input_size, self.patch_size, self.in_channels, self.num_classes = input_size, patch_size, in_channels, num_classes
         self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
         self.class_dropout_prob, self.learn_sigma, self.qk_norm = class_dropout_prob, learn_sigma, qk_norm
+        self.dropped_keys: tuple[str, ...] = ()  # what `load_official` found in a file and left out
         _check_sizes(self.config)
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
@@ -104,19 +105,15 @@ class SiT(nn.Module):
 
     def initialize_weights(self) -> None:
         """The official initial values. Every gate and the head start at 0 (adaLN-Zero): each block is the identity."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        patches = self.x_embedder.proj
-        nn.init.xavier_uniform_(patches.weight.view(self.hidden_size, -1))
-        nn.init.constant_(patches.bias, 0)
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias") or "adaLN_modulation" in name or name.startswith("final_layer"):
+                nn.init.zeros_(parameter)
+            elif name.startswith(("t_embedder", "y_embedder")):
+                nn.init.normal_(parameter, std=0.02)
+            elif "_norm" in name:
+                nn.init.ones_(parameter)
+            elif name != "pos_embed":
+                nn.init.xavier_uniform_(parameter.view(len(parameter), -1))  # the patch layer counts as a Linear
         with torch.no_grad():
             self.pos_embed.copy_(sincos_2d(self.hidden_size, self.input_size // self.patch_size))
 

@@ -110,7 +110,8 @@ def build_model(recipe: Recipe, data: DataSet) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if recipe.model == "mlp":
-            return MLP(data.shape, hidden_size=recipe.hidden_size, depth=recipe.depth, num_classes=data.num_classes)
+            points = len(data.shape) == 1
+            return MLP(data.shape, recipe.hidden_size, recipe.depth, data.num_classes, residual=not points)
         channels, side = data.shape[0], data.shape[-1]
         return SiT(
             input_size=side,

@@ -123,24 +123,23 @@ def squares(
     """
     left = 0.55
     width, height = left + columns * side + (columns - 1) * gap + right, bottom + (rows - 1) * rise + side + top
-    figure = new_figure(width, height, layout="none")
+    figure = new_figure(width, height, layout=None)
     axes = np.empty((rows, columns), dtype=object)
     for row, column in np.ndindex(rows, columns):
         corner = left + column * (side + gap), bottom + (rows - 1 - row) * rise
-        axes[row, column] = figure.add_axes((corner[0] / width, corner[1] / height, side / width, side / height))
-        plane(axes[row, column], limits, outer=(column == 0, row == rows - 1))
+        panel = figure.add_axes((corner[0] / width, corner[1] / height, side / width, side / height))
+        plane(panel, limits, outer=(column == 0, row == rows - 1))
+        axes[row, column] = panel
     return figure, axes
 
 
-def color_bar(artist: ScalarMappable, panel: Axes, label: str, **kwargs: Any) -> Colorbar:
-    """A colour bar for `artist`, as high as `panel` and right of it."""
-    figure, box = panel.get_figure(root=True), panel.get_position()
-    assert figure is not None  # a panel always has one
-    bar = figure.add_axes((box.x1 + 0.2 / figure.get_figwidth(), box.y0, 0.16 / figure.get_figwidth(), box.height))
-    return figure.colorbar(artist, cax=bar, label=label, **kwargs)
+def color_bar(figure: Picture, artist: ScalarMappable, panel: Axes, label: str, **kwargs: Any) -> Colorbar:
+    """A colour bar for `artist`, as high as `panel` and right of it, in a figure whose panels were placed by hand."""
+    box, inch = panel.get_position(), 1 / figure.get_figwidth()
+    return figure.colorbar(artist, cax=figure.add_axes((box.x1 + 0.2 * inch, box.y0, 0.16 * inch, box.height)), label=label, **kwargs)
 
 
-def arrow_scale(vectors: Iterable[Any], limits: Limits, n: int = 17, longest: float = 1.9) -> float:
+def arrow_scale(vectors: Iterable[Any], limits: Limits, n: int = 17, longest: float = 2.4) -> float:
     """Velocity per unit of length such that the longest of all `vectors` (B, 2) spans `longest` cells of an n x n grid over `limits`."""
     left, right, _, _ = check_limits(limits)
     top = max(float(np.linalg.norm(as_array("vectors", v, None, 2), axis=1).max()) for v in vectors)
@@ -153,17 +152,18 @@ def arrows(axes: Axes, x: Any, v: Any, *, color: str = MODEL, scale: float, widt
     if x.shape != v.shape:
         raise ConfigError(f"x {x.shape} and v {v.shape} differ; one velocity per point is needed, both (B, 2).")
     check_number("scale", scale, 0, math.inf, open_low=True)
-    look = {"headwidth": 4.2, "headlength": 4.6, "headaxislength": 4.0, "minlength": 0.6, "zorder": 2.5} | kwargs
-    return axes.quiver(*x.T, *v.T, color=color, angles="xy", scale_units="xy", scale=scale, units="width", width=width, **look)
+    look: dict[str, Any] = {"headwidth": 4.2, "headlength": 4.6, "headaxislength": 4.0, "minlength": 0.6, "zorder": 2.5} | kwargs
+    look |= {"color": color, "angles": "xy", "scale_units": "xy", "scale": scale, "units": "width", "width": width}
+    return axes.quiver(x[:, 0], x[:, 1], v[:, 0], v[:, 1], **look)
 
 
 def velocity_field(
-    axes: Axes, velocity: Velocity, t: float, limits: Limits, *, n: int = 17, color: str = MODEL, scale: float = 0.0
+    axes: Axes, velocity: Velocity, t: float, limits: Limits, *, n: int = 17, color: str = MODEL, scale: float | None = None
 ) -> Quiver:
-    """Arrows of `velocity` at time `t` on an n x n grid; with `scale` 0 the longest arrow spans about two cells."""
+    """Arrows of `velocity` at time `t` on an n x n grid over `limits`; without `scale` the longest spans 2.4 cells."""
     x = grid_points(limits, n)
     v = evaluate(velocity, x, t)
-    return arrows(axes, x, v, color=color, scale=scale or arrow_scale([v], limits, n))
+    return arrows(axes, x, v, color=color, scale=arrow_scale([v], limits, n) if scale is None else scale)
 
 
 def arrow_key(axes: Axes, scale: float, fastest: float, *, y: float = 0.97) -> Quiver:
@@ -207,19 +207,18 @@ def bottom_legend(figure: Picture, entries: Mapping[str, Any], left: float, ncol
 
 
 def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]:
-    """The log densities whose super-level sets hold `masses` of the total on a regular grid, lowest first."""
+    """The log densities whose super-level sets hold `masses`, each in (0, 1), of the total on a regular grid, lowest first."""
     ordered = np.sort(log_density.ravel())[::-1]
     held = np.cumsum(np.exp(ordered - ordered[0]))
-    return sorted(
-        float(ordered[np.searchsorted(held, check_number("mass", m, 0, 1, open_low=True, open_high=True) * held[-1])]) for m in masses
-    )
+    wanted = [check_number("mass", mass, 0, 1, open_low=True, open_high=True) * held[-1] for mass in masses]
+    return sorted(ordered[np.searchsorted(held, wanted)].tolist())
 
 
 @torch.no_grad()
 def contours(
     axes: Axes, density: Density, limits: Limits, *, masses: Sequence[float] = (0.5, 0.95), n: int = 161, **kwargs: Any
 ) -> QuadContourSet:
-    """Black contours of exp(`density`) that enclose `masses` of the probability inside `limits`; `contours(...).levels` are log densities."""
+    """Black contours of exp(`density`) that enclose `masses` of the probability inside `limits`; their `levels` are log densities."""
     x = grid_points(limits, n, inset=False)
     values = as_array("log density", density(as_tensor(x)), len(x)).reshape(n, n)
     look = {"colors": TRUTH, "linewidths": 1.1, "linestyles": "solid", "zorder": 3} | kwargs
@@ -234,7 +233,7 @@ def points(axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, **kwargs
 def paths(
     axes: Axes, states: Any, values: Any, *, low: float = 0.0, high: float = 1.0, cmap: Any = TIME_MAP, **kwargs: Any
 ) -> LineCollection:
-    """Paths through `states` (S, B, 2), each segment coloured by `values`, (S,) such as times or (S, B) such as a drift, and grey starts."""
+    """Paths through `states` (S, B, 2) from grey points, coloured by `values`: (S,) such as times, or (S, B) such as a drift."""
     states = as_array("states", states, None, None, 2)
     values = as_array("values", values)
     if len(states) < 2 or values.shape not in (states.shape[:1], states.shape[:2]):

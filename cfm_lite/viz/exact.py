@@ -62,8 +62,10 @@ class _Scene:
 
 
 def _check_mixture(mixture: theory.GaussianMixture, label: int) -> None:
-    if mixture.means.shape[1] != 2:
-        raise ConfigError(f"the mixture has {mixture.means.shape[1]} dimensions; this figure draws planes, so it must have 2.")
+    dim = mixture.means.shape[1] if isinstance(mixture, theory.GaussianMixture) else None
+    if dim != 2:
+        seen = type(mixture).__name__ if dim is None else f"a mixture in {dim} dimensions"
+        raise ConfigError(f"mixture is {seen}; this figure draws a theory.GaussianMixture in 2 dimensions.")
     check_choice("label", str(label), map(str, sorted(set(mixture.labels.tolist()))))
 
 
@@ -108,7 +110,7 @@ def fields_figure(
     _legend(axes[0, -1], label)
     for panel, method in zip(axes[1], _METHODS):
         lines = _draw_paths(panel, scene, method, shown)
-    artists.color_bar(lines, axes[1, -1], "time $t$ along a path", ticks=[0, 0.25, 0.5, 0.75, 1])
+    artists.color_bar(figure, lines, axes[1, -1], "time $t$ along a path", ticks=[0, 0.25, 0.5, 0.75, 1])
     title = f"Where to go and where not to go: the exact optimum for class {label}, λ = {weight:g}"
     figure.suptitle(title, x=axes[0, 0].get_position().x0, y=0.985, ha="left")
     return figure
@@ -118,10 +120,10 @@ def _draw_fields(axes: np.ndarray, scene: _Scene, t: float, n: int) -> None:
     case, x = scene.case, _where_the_class_is(scene, t, n)
     attract, result = (artists.evaluate(case.velocity(method), x, t) for method in ("fm", "delta_fm"))
     push = result - attract  # weight / (1 - weight) (v - u_neg)
-    scale = artists.arrow_scale([attract, push, result], scene.limits, n, longest=2.3)
+    scale = artists.arrow_scale([attract, push, result], scene.limits, n)
     rows = (
         (attract, ATTRACT, "Where to go", f"FM's velocity $v$ at $t$ = {t:g}"),
-        (push, REPEL, "Where not to go", r"the push away from it, $\frac{\lambda}{1-\lambda}\,(v - \bar{u}_{-})$"),
+        (push, REPEL, "Where not to go", r"the push away from it, $\lambda\,(v - \bar{u}_{-})\,/\,(1-\lambda)$"),
         (result, MODEL, "Both together", r"ΔFM's $v^* = (v - \lambda\,\bar{u}_{-})\,/\,(1-\lambda)$"),
     )
     for panel, sign, (field, color, title, formula) in zip(axes, ("", "+", "="), rows):

@@ -48,10 +48,6 @@ def _color(name: str) -> str:
     return METHOD_STYLES[name].color if name in METHOD_STYLES else MODEL
 
 
-def _title(name: str) -> str:
-    return METHOD_STYLES[name].label if name in METHOD_STYLES else name[:1].upper() + name[1:]
-
-
 def _row(names: Sequence[str], limits: Limits, heading: str, right: float, entries: Mapping[str, Any]) -> tuple[Picture, list[Axes]]:
     """A titled square for each name, up to three to a row, `right` inches of room beside them and a legend of `entries` below."""
     columns = _columns(len(names))
@@ -102,7 +98,7 @@ def velocity_fields(
     fields = _ordered(fields, "fields")
     x = artists.grid_points(limits, n)
     values = {name: artists.evaluate(velocity, x, t) for name, velocity in fields.items()}
-    scale = artists.arrow_scale(values.values(), limits, n, longest=2.6)
+    scale = artists.arrow_scale(values.values(), limits, n)
     figure, axes = _row(list(fields), limits, f"Velocity at $t$ = {t:g}", 1.9, _backdrop_entries(data, density))
     for panel, (name, v) in zip(axes, values.items()):
         _backdrop(panel, limits, data, density)
@@ -140,7 +136,7 @@ def trajectories(
         look = {} if values is None else {"high": high or 1.0, "cmap": "magma_r"}  # viridis is for time alone
         lines = artists.paths(panel, states, colors[name], **look)
         artists.points(panel, states[-1], color=_color(name), size=20, edgecolors="white", linewidths=0.5, zorder=4)
-    artists.color_bar(lines, _corner(axes), "time $t$" if values is None else value_label)
+    artists.color_bar(figure, lines, _corner(axes), "time $t$" if values is None else value_label)
     return figure
 
 
@@ -183,7 +179,7 @@ def field_error(
         image = panel.imshow(error.reshape(n, n), **look)
         _backdrop(panel, limits, None, density)
     label = "too slow  $\\leftarrow$  0  $\\rightarrow$  too fast"
-    artists.color_bar(image, _corner(axes), label, extend="neither" if inside.all() else "both")
+    artists.color_bar(figure, image, _corner(axes), label, extend="neither" if inside.all() else "both")
     return figure
 
 

@@ -44,7 +44,7 @@ def _show(axes: Axes, image: np.ndarray, row: int, column: int, *, cmap: Any) ->
 def _canvas(rows: int, columns: int, cell: float, left: float, *, top: float = 0.6, right: float = 0.1) -> tuple[Picture, Axes]:
     """A figure whose one axes counts images: the image in row r and column c covers [c, c + 1] x [r, r + 1], from the top left."""
     width, height = left + columns * cell + right, top + rows * cell + 0.1
-    figure = new_figure(width, height, layout="none")
+    figure = new_figure(width, height, layout=None)
     axes = figure.add_axes((left / width, 0.1 / height, columns * cell / width, rows * cell / height))
     return figure, axes
 
@@ -100,14 +100,14 @@ def image_grid(
 def perturbation_gallery(original: Any, wrong: Mapping[str, Any], *, signed: bool = False, cell: float = 0.95) -> Picture:
     """Rows of `original` (n, C, H, W), framed green, beside each of `wrong[name]` (n, C, H, W), framed vermilion.
 
-    Images lie in [-1, 1]. With `signed`, the arrays are velocities of one channel: all share one diverging map centred at zero.
-    Raises ConfigError for NaN and for shapes that differ from the original's.
+    Images lie in [-1, 1]. With `signed`, the arrays are velocities of one channel: all share one diverging map centred at zero,
+    beyond whose ends 1 % of the values may lie. Raises ConfigError for NaN and for shapes that differ from the original's.
     """
-    base = as_array("original", original, None, None, None, None)
+    base = as_array("original", original, None, 1 if signed else None, None, None)
     everything = {"original": base} | {name: as_array(f"wrong[{name!r}]", x, *base.shape) for name, x in wrong.items()}
     if len(everything) < 2:
         raise ConfigError("wrong is empty; pass a dict such as {'cutmix': cutmix(x)}.")
-    limit = max(float(np.abs(x).max()) for x in everything.values()) or 1.0
+    limit = float(np.quantile(np.abs(np.stack(list(everything.values()))), 0.99)) or 1.0
     figure, axes = _canvas(len(base), len(everything), cell, left=0.65, right=1.0 if signed else 0.15, top=0.85)
     for column, (name, stack) in enumerate(everything.items()):
         for row, image in enumerate(_images(name, stack, limit if signed else 1.0)):
@@ -121,6 +121,6 @@ def perturbation_gallery(original: Any, wrong: Mapping[str, Any], *, signed: boo
     if signed:
         shown.set_clim(-1, 1)
         ticks = [-1, -0.5, 0, 0.5, 1]
-        bar = color_bar(shown, axes, "velocity, per unit of $t$", ticks=ticks)
+        bar = color_bar(figure, shown, axes, "velocity, per unit of $t$", ticks=ticks, extend="both")
         bar.set_ticklabels([f"{tick * limit:.2g}".replace("-", "−") for tick in ticks])
     return figure

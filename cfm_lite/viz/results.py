@@ -106,7 +106,7 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
         chosen = [row for row in _select(rows, metric, "nfe") if row["method"] != "real"]
         table = _by_method(chosen, "nfe")
         for i, (method, cells) in enumerate(table.items()):
-            handles[method_style(method).label] = _line(panel, method, cells, 2 ** (0.05 * (i - (len(table) - 1) / 2)))
+            handles[method_style(method).label] = _line(panel, method, cells, 2 ** (0.04 * (i - (len(table) - 1) / 2)))
         _axes_of_steps(panel, sorted({row["nfe"] for row in chosen}), metric, min(row["value"] for row in chosen))
         reference = _reference(rows, metric)
         if reference is not None:
@@ -213,7 +213,7 @@ def training_curves(logs: Logs | Mapping[str, Logs], keys: Sequence[str] | None 
     handles, labels = axes.flat[0].get_legend_handles_labels()
     if len(runs) > 1:
         figure.legend(handles, labels, loc="outside upper left", ncols=min(len(runs), 2 * columns))
-    figure.supxlabel("Pale: each logged step; dark: running mean over a 25th of the run.", x=0.01, ha="left", fontsize=9)
+    figure.supxlabel("Pale: logged values; dark: their running mean.", x=0.01, ha="left", fontsize=9)
     return figure
 
 
@@ -253,10 +253,11 @@ def heatmap(
     matrix = as_array("matrix", matrix, len(rows), len(columns))
     limit = float(np.abs(matrix).max()) or 1.0 if limit is None else check_number("limit", limit, 0, math.inf, open_low=True)
     cell = min(0.55, 6.5 / max(matrix.shape))  # inches
-    figure, ((panel,),) = panels(1, 1, width=2.4 + cell * len(columns), height=1.3 + cell * len(rows))
-    image = panel.imshow(matrix, cmap=DIVERGING, norm=Normalize(-limit, limit))
+    figure, ((panel,),) = panels(1, 1, width=2.7 + cell * len(columns), height=1.3 + cell * len(rows))
+    image = panel.imshow(matrix, cmap=DIVERGING, norm=Normalize(-limit, limit), aspect="auto")
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, columns)) > 3 else {}
     every = math.ceil(0.19 / cell)  # a label of 9 points needs that much
-    panel.set_xticks(range(0, len(columns), every), columns[::every], rotation=45, ha="right", rotation_mode="anchor")
+    panel.set_xticks(range(0, len(columns), every), columns[::every], **slanted)
     panel.set_yticks(range(0, len(rows), every), rows[::every])
     panel.set(xlabel=axis, ylabel=axis)
     frame(panel)

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -152,7 +152,8 @@ class Picture(Figure):
         return to_png(self)
 
 
-def new_figure(width: float, height: float, layout: str = "constrained") -> Picture:
+@styled
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Picture:
     """An empty white figure, `width` x `height` inches; the constrained layout keeps titles, labels and legends inside the canvas."""
     figure = Picture(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)

@@ -1,0 +1,122 @@
+"""What `cfm-lite sample`, `evaluate` and `compare` do: from a run's folder to samples, from samples to rows, from seeds to a report."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfm_lite import experiments, runs, viz
+from cfm_lite.checkpoint import write_bytes
+from cfm_lite.checks import check_count
+from cfm_lite.data.datasets import DataSet, dataset
+from cfm_lite.errors import DataError
+from cfm_lite.experiments import ARMS, Row
+from cfm_lite.judges import Judge, judge_for
+from cfm_lite.recipes import Recipe, from_dict
+from cfm_lite.runs import Run
+
+__all__ = ["compare_suite", "evaluate_file", "picture", "sample_run"]
+
+
+def sample_run(folder: str | Path, out: str | Path | None, num: int, device: str, **changes: Any) -> tuple[Path, Path]:
+    """Draw `num` samples from a run's averaged model; returns the npz (x, y, settings) and the picture beside it.
+
+    `changes` are recipe fields that decide the samples (solver, sample_steps, guidance, seed); None keeps the run's own.
+    Raises CheckpointError where there is no run and ConfigError for a wrong setting.
+    """
+    check_count("num", num)
+    folder = Path(folder)
+    trained = runs.saved_recipe(folder if (folder / "config.json").exists() else folder.parent.parent)
+    data = dataset(trained.dataset)
+    recipe, model, step = runs.load_model(folder, data)
+    recipe = recipe.changed(**{name: value for name, value in changes.items() if value is not None})
+    run = Run(recipe, model.to(runs.pick_device(device)))
+    y = experiments.balanced_labels(data.num_classes, num)
+    x = experiments.draw_samples(ARMS[_arm(recipe)], run, data, y, recipe.sample_steps, recipe.seed)
+    path = Path(out) if out else (folder if folder.is_dir() else folder.parent) / "samples.npz"
+    _save_samples(path, x, y, recipe, step)
+    return path, picture(x, y, data, path.with_suffix(".png"))
+
+
+def _arm(recipe: Recipe) -> str:
+    return recipe.method if recipe.method in ARMS else "fm"
+
+
+def _save_samples(path: Path, x: Tensor, y: Tensor, recipe: Recipe, step: int) -> None:
+    import io
+    import json
+
+    buffer = io.BytesIO()
+    settings = json.dumps({"recipe": recipe.as_dict(), "step": step})
+    np.savez_compressed(buffer, x=x.numpy(), y=y.numpy(), settings=np.array(settings))
+    write_bytes(path, buffer.getvalue())
+
+
+def load_samples(path: str | Path) -> tuple[Tensor, Tensor, Recipe]:
+    """(x, y, recipe) of a file that `sample_run` wrote; DataError if it is missing, damaged or another kind of file."""
+    import json
+
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, y, settings = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]), json.loads(str(file["settings"]))
+        recipe = from_dict(settings["recipe"])
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Run cfm-lite sample first, or give the right file.") from None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} holds no samples of cfm-lite sample ({error}). Draw them again.") from None
+    if len(x) != len(y) or not torch.isfinite(x).all():
+        raise DataError(f"{path} holds {len(x)} samples and {len(y)} labels, or values that are not finite. Draw them again.")
+    return x, y, recipe
+
+
+def judge_of(name: str) -> Judge | None:
+    """The judge of an image set; points need none."""
+    return judge_for(name) if name in ("digits", "mnist") else None
+
+
+def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list[Row], Path]:
+    """Measure the samples in an npz; returns flat rows and the metrics.json that they were written to."""
+    x, y, recipe = load_samples(path)
+    data = dataset(recipe.dataset)
+    values = experiments.measure(x, y, data, judge_of(recipe.dataset))
+    base = experiments.row_base(_arm(recipe), recipe, len(x), recipe.sample_steps)
+    rows = [{**base, "metric": name, "value": value} for name, value in values.items()]
+    return rows, runs.write_json(Path(out) if out else Path(path).with_name("metrics.json"), rows)
+
+
+def picture(x: Tensor, y: Tensor, data: DataSet, path: Path, shown: int = 100) -> Path:
+    """samples.png: rows of ten classes for images, a cloud over the held-out data for points."""
+    if x.dim() > 2:
+        columns = min(len(x), data.num_classes)
+        whole = min(len(x), shown) // columns
+        rows = {f"sample {i + 1}": x[i * columns : (i + 1) * columns] for i in range(whole)}
+        return viz.save(viz.image_grid(rows, [int(label) for label in y[:columns]]), path)
+    return viz.save(viz.point_samples({"samples": x}, data=data.held_x1[:2000]), path)
+
+
+def compare_suite(
+    suite: str, seed: int, seeds: int, out: str | Path, device: str, *, quick: bool = False, only_report: bool = False
+) -> str:
+    """Run what is missing of a suite (unless `only_report`), draw its figure, and return the report."""
+    check_count("seeds", seeds)
+    out = Path(out)
+    name = experiments.SUITES[suite].dataset
+    if only_report:
+        rows = experiments.read_json(out / f"{suite}.json")
+    else:
+        changes, n = ({"steps": 40}, 200) if quick else ({}, 1000)
+        every = range(seed, seed + seeds)
+        rows = experiments.compare(suite, seeds=every, out=out, judge=judge_of(name), changes=changes, n=n, device=runs.pick_device(device))
+    steps = max(row["nfe"] for row in rows)
+    measured = {row["metric"] for row in rows}
+    parts = [
+        experiments.report(rows, metric, steps) for metric in ("frechet", "sliced_wasserstein", "accuracy", "recall") if metric in measured
+    ]
+    where = [str(out / f"{suite}.json")]
+    if "frechet" in measured:
+        where.append(str(viz.save(viz.quality_vs_steps(rows), out / f"{suite}.png")))
+    return "\n\n".join([*parts, "\n".join(where)])

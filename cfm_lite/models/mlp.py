@@ -1,0 +1,127 @@
+"""A small network for points and tiny images, plain or residual.
+
+    plain:     h = silu(A [x, t] + label(y)),        h <- silu(W h) for each further layer,   v = output(h)
+    residual:  h = A x + time(t) + label(y),         h <- h + W2 silu(W1 norm(h)) for each block,   v = output(norm(h))
+
+Convention: t = 0 is noise, t = 1 is data. The output layer starts at 0, so the first velocity is exactly 0.
+"""
+
+import inspect
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfm_lite.checks import check_count, check_labels, check_number, check_time
+from cfm_lite.errors import ConfigError
+from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, check_blocks, check_input
+
+__all__ = ["MLP", "ResidualBlock"]
+
+
+class MLP(nn.Module):
+    """The velocity of x (B, D), or of x (B, *data_shape) taken as one flat vector, at times t (B,).
+
+    `residual=False` has `depth` hidden layers and reads the time as one more coordinate: right for 2D, and as fast as a
+    network can be. `residual=True` has `depth` blocks and SiT's time features: right for digits (`hidden_size=256`).
+    A label is a vector added to the first layer, which is what a one-hot code beside x would do. Label `num_classes` is
+    the null label; its row exists if `class_dropout_prob` > 0, and the number does nothing else here. `num_classes=0` has
+    no labels. Raises ConfigError for sizes below 1.
+    """
+
+    def __init__(
+        self,
+        data_shape: int | Sequence[int] = 2,
+        hidden_size: int = 64,
+        depth: int = 3,
+        num_classes: int = 0,
+        class_dropout_prob: float = 0.1,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.data_shape = (data_shape,) if isinstance(data_shape, int) else tuple(data_shape)
+        self.hidden_size, self.depth, self.num_classes = hidden_size, depth, num_classes
+        self.class_dropout_prob, self.residual = class_dropout_prob, residual
+        _check_sizes(self.config)
+        dim = math.prod(self.data_shape)
+        self.input = nn.Linear(dim if residual else dim + 1, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size) if residual else None
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob) if num_classes else None
+        self.blocks = nn.ModuleList(_residual_blocks(hidden_size, depth) if residual else _plain_blocks(hidden_size, depth))
+        self.norm = nn.LayerNorm(hidden_size) if residual else nn.Identity()
+        self.output = nn.Linear(hidden_size, dim)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that build this model again."""
+        return {name: getattr(self, name) for name in inspect.signature(MLP).parameters}
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The velocity, shaped like x, at x (B, *data_shape), t (B,) in [0, 1] and labels y (B,) in [0, num_classes].
+
+        y = None is the null label for every row. Raises ConfigError for another shape, time or label.
+        """
+        return self.forward_features(x, t, y)[0]
+
+    def forward_features(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, blocks: Iterable[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """(velocity, {block number: its output (B, hidden_size)}) of one pass; `blocks` are numbers from 1 to `depth`."""
+        wanted = check_blocks(blocks, self.depth)
+        check_input(x, self.data_shape, self.input.weight)
+        check_time(t, x)
+        h = self._first(x.flatten(1), t, y)  # (B, H)
+        features = {}
+        for number, block in enumerate(self.blocks, 1):
+            h = block(h)
+            if number in wanted:
+                features[number] = h
+        return self.output(self.norm(h)).reshape(x.shape), features
+
+    def _first(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        if self.t_embedder is None:
+            h = self.input(torch.cat([x, t[:, None].to(x.dtype)], dim=1))
+        else:
+            h = self.input(x) + self.t_embedder(t)
+        if self.y_embedder is not None:
+            return h + self.y_embedder(y, x)
+        if y is not None:
+            check_labels(y, x, 0)
+        return h
+
+
+class ResidualBlock(nn.Module):
+    """h + W2 silu(W1 norm(h)) of h (B, H)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.fc1 = nn.Linear(hidden_size, hidden_size)
+        self.fc2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.fc2(nn.functional.silu(self.fc1(self.norm(h))))
+
+
+def _residual_blocks(hidden_size: int, depth: int) -> list[nn.Module]:
+    return [ResidualBlock(hidden_size) for _ in range(depth)]
+
+
+def _plain_blocks(hidden_size: int, depth: int) -> list[nn.Module]:
+    # the input layer is the Linear of the first one
+    return [nn.SiLU(), *(nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU()) for _ in range(depth - 1))]
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    if not config["data_shape"]:
+        raise ConfigError("data_shape is empty; give the number of coordinates, such as 2, or a shape such as (1, 8, 8).")
+    for size in config["data_shape"]:
+        check_count("data_shape", size)
+    check_count("hidden_size", config["hidden_size"])
+    check_count("depth", config["depth"])
+    check_count("num_classes", config["num_classes"], low=0)
+    check_number("class_dropout_prob", config["class_dropout_prob"], 0, 1)

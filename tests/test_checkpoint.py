@@ -1,0 +1,174 @@
+"""Checkpoints are whole or absent; the full fault matrix stands in tests/faults."""
+
+import errno
+import json
+import os
+import random
+
+import pytest
+import torch
+
+from cfm_lite import checkpoint
+from cfm_lite.errors import CheckpointCorruptError, CheckpointError, DiskFullError
+
+WEIGHTS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([1, 2, 3])}
+OPTIMIZER = {"0.exp_avg": torch.ones(5, dtype=torch.float64)}
+
+
+def save(folder, step=1, **settings):
+    return checkpoint.save(folder, step, WEIGHTS, OPTIMIZER, {"seed": 3}, **settings)
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    loaded = checkpoint.load(save(tmp_path, 500))
+    assert loaded.step == 500
+    assert loaded.state["seed"] == 3
+    assert loaded.path.name == "step-00000500"
+    for saved, back in ((WEIGHTS, loaded.weights), (OPTIMIZER, loaded.optimizer)):
+        assert all(torch.equal(saved[key], back[key]) and saved[key].dtype == back[key].dtype for key in saved)
+    names = {file.name for file in loaded.path.iterdir()}
+    assert names == {"weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"}
+
+
+def test_any_flipped_bit_is_found_and_its_file_named(tmp_path):
+    path = save(tmp_path)
+    files = sorted(path.iterdir())
+    rng = random.Random(0)
+    for _ in range(60):
+        file = rng.choice(files)
+        good = file.read_bytes()
+        bad = bytearray(good)
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        file.write_bytes(bad)
+        with pytest.raises(CheckpointError, match=file.name.replace(".", r"\.")):
+            checkpoint.load(path)
+        file.write_bytes(good)
+    checkpoint.load(path)
+
+
+def test_any_truncation_is_found(tmp_path):
+    path = save(tmp_path)
+    rng = random.Random(1)
+    for file in sorted(path.iterdir()):
+        good = file.read_bytes()
+        for cut in {0, len(good) - 1, *(rng.randrange(len(good)) for _ in range(5))}:
+            file.write_bytes(good[:cut])
+            with pytest.raises(CheckpointError):
+                checkpoint.load(path)
+        file.write_bytes(good)
+
+
+def test_a_missing_file_is_corruption_and_a_missing_manifest_is_no_checkpoint(tmp_path):
+    path = save(tmp_path)
+    (path / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointCorruptError, match="optimizer"):
+        checkpoint.load(path)
+    (path / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        checkpoint.load(path)
+
+
+def test_another_format_is_refused_by_name(tmp_path):
+    path = save(tmp_path)
+    file = path / "MANIFEST.json"
+    body = json.loads(file.read_text())
+    body = {"format": 99, "files": body["files"]}
+    file.write_text(json.dumps({**body, "self": checkpoint._digest(checkpoint._canonical(body))}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        checkpoint.load(path)
+
+
+def test_the_newest_is_found_by_number_not_by_name(tmp_path):
+    for step in (9, 10, 99, 100_000_000):
+        save(tmp_path, step, keep=10)
+    (tmp_path / "step-999999999999").mkdir()  # an empty folder with a larger number
+    (tmp_path / "step-latest").mkdir()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoint.latest(tmp_path).name == "step-100000000"
+
+
+def test_only_damaged_ones_left_is_an_error_that_lists_them(tmp_path):
+    for step in (1, 2):
+        (save(tmp_path, step) / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-00000002.*step-00000001"):
+        checkpoint.latest(tmp_path)
+
+
+def test_pruning_keeps_the_newest_valid_ones(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=3)
+    (tmp_path / "step-00000003" / "state.json").write_bytes(b"{}")
+    save(tmp_path, 4, keep=2)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["step-00000002", "step-00000003", "step-00000004"]  # 3 is damaged and does not count
+
+
+def test_saving_a_step_again_keeps_the_old_one_until_the_new_one_is_whole(tmp_path):
+    save(tmp_path, 7)
+    again = checkpoint.save(tmp_path, 7, {"a": torch.zeros(1)}, {}, {})
+    assert again.name == "step-00000007-r1"
+    assert checkpoint.latest(tmp_path) == again
+
+
+def test_stale_temporaries_are_cleaned(tmp_path):
+    (tmp_path / ".tmp-old").mkdir()
+    (tmp_path / ".tmp-old" / "weights.safetensors").write_bytes(b"half")
+    save(tmp_path)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failure_of_any_call_leaves_the_previous_checkpoint(tmp_path, monkeypatch, call, code):
+    save(tmp_path, 1)
+    real = getattr(os, call)
+    failed = 0
+    for n in range(1, 12):
+        seen = [0]
+
+        def fail(*args, seen=seen, n=n):
+            seen[0] += 1
+            if seen[0] == n:
+                raise OSError(code, os.strerror(code))
+            return real(*args)
+
+        monkeypatch.setattr(os, call, fail)
+        try:
+            save(tmp_path, 1 + n)
+        except DiskFullError as error:
+            failed += 1
+            assert code == errno.ENOSPC
+            assert "bytes" in str(error)
+        except CheckpointError:
+            failed += 1
+            assert code == errno.EIO
+        monkeypatch.setattr(os, call, real)
+        checkpoint.load(checkpoint.latest(tmp_path))
+    assert failed >= 1
+
+
+def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
+    usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DiskFullError, match=r"needs 1,000,\d+ bytes and has 10 free"):
+        save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path):
+    path = save(tmp_path / "run")
+    outside = tmp_path / "outside"
+    (path / "weights.safetensors").rename(outside)
+    (path / "weights.safetensors").symlink_to(outside)
+    with pytest.raises(CheckpointCorruptError, match="outside"):
+        checkpoint.load(path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "f.json"
+    checkpoint.write_bytes(file, b"old")
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(CheckpointError):
+        checkpoint.write_bytes(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
