@@ -114,7 +114,7 @@ def cfg(
 
     def combine(t: Tensor, v: Tensor, v_null: Tensor) -> Tensor:
         guided = v_null + scale * (v - v_null)
-        return guided if channels is None else torch.cat([guided[:, :channels], v[:, channels:]], 1)
+        return guided if channels is None else _leading(guided, v, channels)
 
     null = _null_label(model)
     if null is None:
@@ -265,7 +265,8 @@ def _null_label(model: Any) -> int | None:
     if not hasattr(model, "num_classes"):
         return None
     null = model.num_classes
-    if not null or not getattr(model, "has_null", True):
+    owner = model if hasattr(model, "has_null") else getattr(model, "y_embedder", None)
+    if not null or not getattr(owner, "has_null", True):
         raise ConfigError(
             f"the model has num_classes = {null} and no null label, which guidance needs as its second opinion. "
             "Train one with class_dropout_prob > 0, or use a scale of 1."
@@ -282,6 +283,13 @@ def _both(model: Callable[..., Tensor], x: Tensor, t: Tensor, y: Tensor, null: i
     """Conditional and unconditional velocity, from one call on 2B rows."""
     with _evaluating(model):
         return promote(model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null)]))).chunk(2)
+
+
+def _leading(guided: Tensor, v: Tensor, channels: int) -> Tensor:
+    """`channels` channels of `guided`, then those of `v`."""
+    if channels > v.shape[1]:
+        raise ConfigError(f"channels is {channels}; the velocity has {v.shape[1]} in dim 1. Leave it out to guide all of them.")
+    return torch.cat([guided[:, :channels], v[:, channels:]], 1)
 
 
 def _check_mean(mean: MeanVelocity) -> MeanVelocity:

@@ -3,14 +3,17 @@
     image (B, 1, S, S) in [-1, 1]  ->  features (B, 64), the last hidden layer  ->  logits (B, 10)
 
 Convention: the Fréchet distance, precision and recall on digits and MNIST are taken in these 64 features and are called by the
-judge's name; they are not the Inception distance of the papers. A judge learns from rows that no generator sees, and its
-accuracy is measured on rows that it has not seen itself.
+judge's name; they are not the Inception distance of the papers. A judge's accuracy is measured on rows that it has not seen;
+the digits' judge also learns from rows that no generator sees.
 """
 
 import hashlib
 import json
 import math
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +25,22 @@ from torch import Generator, Tensor, nn
 
 from cfm_lite.checks import check_choice, check_count, check_floating
 from cfm_lite.data import digits, mnist
-from cfm_lite.data.root import publish
-from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
+from cfm_lite.data.root import data_root, publish
+from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.metrics import accuracy, frechet
 
-__all__ = ["SETTINGS", "Judge", "JudgeSettings", "assess", "frechet_real", "load_judge", "real_halves", "save_judge", "train_judge"]
+__all__ = [
+    "SETTINGS",
+    "Judge",
+    "JudgeSettings",
+    "assess",
+    "frechet_real",
+    "judge_for",
+    "load_judge",
+    "real_halves",
+    "save_judge",
+    "train_judge",
+]
 
 FEATURES, CLASSES = 64, 10
 
@@ -131,10 +145,11 @@ def _splits(dataset: str, limit: int | None) -> tuple[tuple[Tensor, Tensor], tup
 
 
 def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = None) -> Judge:
-    """A judge of "digits" (seconds) or "mnist" (half a minute), frozen, with its accuracy on unseen rows; `limit` uses the first rows alone.
+    """A judge of "digits" (seconds) or "mnist" (half a minute), frozen, with its accuracy on unseen rows.
 
-    The same seed gives the same judge on the same machine; the global random state is left as it was. Raises ConfigError for
-    an unknown data set or a limit below 1, DataError where MNIST is not there.
+    `limit` takes the first rows alone. The same seed gives the same judge on the same machine, however many threads there are;
+    the global random state is left as it was. Raises ConfigError for an unknown data set, a seed below 0 or a limit below 1,
+    DataError where MNIST is not there.
     """
     check_choice("dataset", dataset, SETTINGS)
     check_count("seed", seed, low=0)
@@ -144,15 +159,27 @@ def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = N
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator alone
         torch.manual_seed(seed)
         judge = Judge(dataset)
-    _fit(judge, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
-    judge.seed, judge.accuracy = seed, float(accuracy(assess(judge, x_test)[0], y_test))
+    with _one_thread():
+        _fit(judge, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
+        judge.seed, judge.accuracy = seed, float(accuracy(assess(judge, x_test)[0], y_test))
     return judge
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Layers this small gain little from a second thread, wait for it on a busy machine, and sum in another order with it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fit(judge: Judge, x: Tensor, y: Tensor, settings: JudgeSettings, generator: Generator) -> None:
     batch = min(settings.batch, len(x))
     steps = settings.epochs * (len(x) // batch)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps + 1)
     for _ in range(settings.epochs):
         for rows in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch):
@@ -211,3 +238,21 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
     if not intact:
         raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; train it again with train_judge.")
     return judge.requires_grad_(False).eval()
+
+
+def judge_for(dataset: str) -> Judge:
+    """The judge of "digits" or "mnist" with seed 0: from the data root's judges/ if it was trained there before, else trained and kept."""
+    check_choice("dataset", dataset, SETTINGS)
+    settings = hashlib.sha256(repr(SETTINGS[dataset]).encode()).hexdigest()[:12]  # other settings, another file
+    path = data_root() / "judges" / f"{dataset}-{settings}.safetensors"
+    if path.is_file():
+        try:
+            return load_judge(path)
+        except CheckpointCorruptError as error:
+            warnings.warn(f"{error} It is trained anew.", UserWarning, stacklevel=2)
+    judge = train_judge(dataset)
+    try:
+        save_judge(judge, path)
+    except (OSError, CFMError) as error:  # such as a data root that may only be read
+        warnings.warn(f"the judge cannot be kept in {path.parent}: {error}", UserWarning, stacklevel=2)
+    return judge

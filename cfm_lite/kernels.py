@@ -57,7 +57,7 @@ def gram(z: Tensor, centre: bool = False) -> Tensor:
 
     Distances from an uncentred Gram matrix lose every digit to a common offset of 1000 standard deviations.
     """
-    return _gram(z, centre)[0]
+    return _gram(z, centre)
 
 
 class _AttractRepel(torch.autograd.Function):
@@ -101,20 +101,19 @@ def _row_blocks(v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
 # Both directions are operators of their own, so that torch.compile neither unrolls the slabs nor lowers the backward's precision.
 
 
-def _gram_forward(z: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
-    """(Z Z^T, the mean that was taken out of z to make Z)."""
-    dtype = promote(z[:0]).dtype
-    mean = z.mean(0, dtype=dtype) if centre else torch.empty(0, dtype=dtype, device=z.device)
-    out = torch.zeros(len(z), len(z), dtype=dtype, device=z.device)
-    for _, slab in _slabs(z, mean):
-        out.addmm_(slab, slab.mT)  # in place: autocast leaves it in full precision
-    return out, mean
+def _gram_forward(z: Tensor, centre: bool) -> Tensor:
+    out = torch.zeros(len(z), len(z), dtype=promote(z[:0]).dtype, device=z.device)
+    step = max(64, -(-len(z) // 4)) if z.device.type == "cpu" else len(z)  # up to four bands: what lies above the diagonal is mirrored
+    for _, slab in _slabs(z, centre, out.dtype):
+        for i in range(0, len(z), step):
+            out[i : i + step, : i + step].addmm_(slab[i : i + step], slab[: i + step].mT)  # in place: autocast leaves its precision
+    return out.tril() + out.tril(-1).mT
 
 
-def _gram_product(weights: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-    """weights @ Z in the dtype of z."""
+def _gram_product(weights: Tensor, z: Tensor, centre: bool) -> Tensor:
+    """weights @ z, or with `centre` weights @ (z - mean), in the dtype of z."""
     out = torch.empty_like(z, memory_format=torch.contiguous_format)
-    for columns, slab in _slabs(z, mean):
+    for columns, slab in _slabs(z, centre, weights.dtype):
         if out.dtype == slab.dtype:
             out[:, columns].addmm_(weights, slab, beta=0)
         else:
@@ -122,50 +121,45 @@ def _gram_product(weights: Tensor, z: Tensor, mean: Tensor) -> Tensor:
     return out
 
 
+def _slabs(z: Tensor, centre: bool, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of z, in one buffer that is used again: small slabs suit a CPU's cache, 24 large ones keep a GPU's launches few."""
+    size = max(1024, -(-z.shape[1] // (128 if z.device.type == "cpu" else 24)))
+    buffer = torch.empty(len(z), min(size, z.shape[1]), dtype=dtype, device=z.device)
+    for start in range(0, z.shape[1], size):
+        part = z[:, start : start + size]
+        slab = buffer[:, : part.shape[1]]
+        yield slice(start, start + size), torch.sub(part, part.mean(0, dtype=dtype), out=slab) if centre else slab.copy_(part)
+
+
 _gram = torch.library.custom_op("cfm_lite::gram", _gram_forward, mutates_args=())
 _gram_gradient = torch.library.custom_op("cfm_lite::gram_gradient", _gram_product, mutates_args=())
 
 
 @_gram.register_fake
-def _(z: Tensor, centre: bool) -> tuple[Tensor, Tensor]:
-    dtype = promote(z[:0]).dtype
-    return z.new_empty(len(z), len(z), dtype=dtype), z.new_empty(z.shape[1] if centre else 0, dtype=dtype)
+def _(z: Tensor, centre: bool) -> Tensor:
+    return z.new_empty(len(z), len(z), dtype=promote(z[:0]).dtype)
 
 
 @_gram_gradient.register_fake
-def _(weights: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+def _(weights: Tensor, z: Tensor, centre: bool) -> Tensor:
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
-def _gram_keep(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(inputs[0], output[1])
+def _gram_keep(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
     ctx.centre = inputs[1]
 
 
-def _gram_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
+def _gram_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     """With Z = C z, where C takes out the mean of the rows, dz = C (dG + dG^T) C z."""
-    if grad is None:
-        return None, None
-    z, mean = ctx.saved_tensors
+    (z,) = ctx.saved_tensors
     weights = grad + grad.mT
     if ctx.centre:
         weights = weights - weights.mean(0)
         weights = weights - weights.mean(1, keepdim=True)
     if torch.is_grad_enabled():  # a second derivative is wanted: leave it to autograd
         return (weights @ z.to(weights.dtype)).to(z.dtype), None
-    return _gram_gradient(weights, z, mean), None
+    return _gram_gradient(weights, z, ctx.centre), None
 
 
 _gram.register_autograd(_gram_backward, setup_context=_gram_keep)
-
-
-def _slabs(z: Tensor, mean: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Columns of z - mean (or of z, for an empty mean), in one buffer: 64 small slabs suit a CPU's cache, 24 a GPU's launches."""
-    size = max(1024, -(-z.shape[1] // (64 if z.device.type == "cpu" else 24)))
-    buffer = torch.empty(len(z), min(size, z.shape[1]), dtype=mean.dtype, device=z.device)
-    for start in range(0, z.shape[1], size):
-        columns = slice(start, start + size)
-        part = z[:, columns]
-        slab = buffer[:, : part.shape[1]]
-        yield columns, torch.sub(part, mean[columns], out=slab) if len(mean) else slab.copy_(part)

@@ -352,10 +352,10 @@ class Watch(TorchDispatchMode):
 def test_infonce_needs_the_gradient_and_five_percent_of_memory():
     z = normal(64, 66_000, dtype=torch.float32).requires_grad_()
     with Watch(z) as forward:
-        products, mean = kernels._gram_forward(z.detach(), True)
+        products = kernels._gram_forward(z.detach(), True)
     with Watch(z) as backward:
-        kernels._gram_product(products, z.detach(), mean)
-    assert 0.01 * z.numel() < forward.peak <= 0.05 * z.numel()
+        kernels._gram_product(products, z.detach(), True)
+    assert 0 < forward.peak <= 0.05 * z.numel()
     assert z.numel() <= backward.peak <= 1.05 * z.numel()
     with Watch(z) as outside:  # the two operators above count as one call each
         dispersive(z).backward()

@@ -73,6 +73,18 @@ def test_a_seed_is_a_judge_and_the_global_random_state_stays(brief):
     assert not one.training
 
 
+def test_the_number_of_threads_does_not_change_the_judge_and_is_given_back(brief):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = judges.train_judge(limit=128).fingerprint
+        torch.set_num_threads(2)
+        assert judges.train_judge(limit=128).fingerprint == one
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_fingerprint_changes_with_one_weight_and_with_the_accuracy(brief):
     judge = judges.train_judge(limit=100)
     before = judge.fingerprint
@@ -98,10 +110,10 @@ def test_sets_smaller_than_a_batch_train_too(brief, limit):
 
 
 def test_shifts_are_translations_filled_with_background(generator):
-    x = digits.load("train")[0][:40]
+    x = digits.load("train")[0][:200]
     moved = judges._shifted(x, 1, generator)
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1), value=-1.0)
-    all_moves = torch.stack([padded[:, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)])  # (9, 40, 1, 8, 8)
+    all_moves = torch.stack([padded[:, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)])  # (9, 200, 1, 8, 8)
     hits = (all_moves == moved).flatten(2).all(2)
     assert hits.any(0).all()
     assert hits.any(1).all()  # every one of the nine moves occurs
@@ -150,6 +162,37 @@ def test_what_is_no_judge_is_refused(tmp_path):
         judges.load_judge(other)
 
 
+@pytest.fixture
+def kept(brief, tmp_path, monkeypatch):
+    """An empty data root; returns the folder where its judges are kept."""
+    monkeypatch.setenv("CFM_LITE_DATA", str(tmp_path))
+    return tmp_path / "judges"
+
+
+def test_judge_for_trains_once_and_then_reads(kept, monkeypatch):
+    first = judges.judge_for("digits")
+    assert len(list(kept.iterdir())) == 1
+    monkeypatch.setattr(judges, "train_judge", lambda *_: pytest.fail("trained again"))
+    assert judges.judge_for("digits").fingerprint == first.fingerprint
+
+
+def test_judge_for_trains_anew_for_other_settings_and_for_a_damaged_file(kept, monkeypatch):
+    first = judges.judge_for("digits")
+    (path,) = kept.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="trained anew"):
+        assert judges.judge_for("digits").fingerprint == first.fingerprint
+    monkeypatch.setitem(judges.SETTINGS, "digits", dataclasses.replace(judges.SETTINGS["digits"], noise=0.2))
+    assert judges.judge_for("digits").fingerprint != first.fingerprint
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_judge_for_works_where_nothing_can_be_kept(kept):
+    kept.write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        assert judges.judge_for("digits").dataset == "digits"
+
+
 # wrong arguments
 
 
@@ -162,6 +205,7 @@ def test_what_is_no_judge_is_refused(tmp_path):
         (lambda: judges.train_judge(seed=1.5), "seed is 1.5"),
         (lambda: judges.Judge("cifar"), "must be one of 'digits', 'mnist'"),
         (lambda: judges.real_halves("toy"), "must be one of"),
+        (lambda: judges.judge_for("cifar"), "must be one of"),
         (lambda: judges.Judge("digits")(torch.zeros(2, 1, 28, 28)), r"takes \(B, 1, 8, 8\)"),
         (lambda: judges.Judge("mnist")(torch.zeros(2, 784)), r"takes \(B, 1, 28, 28\)"),
         (lambda: judges.Judge("digits")(torch.zeros(2, 1, 8, 8, dtype=torch.long)), "floating dtype"),

@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, promote
+from cfm_lite.checks import check_choice, check_count, check_number, promote
 from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError, UntrustedFileError
 from cfm_lite.models.embed import time_frequencies
 from cfm_lite.models.sit import SIT_CONFIGS, SiT
@@ -152,7 +152,7 @@ def _official_names(state: dict[str, Tensor], encoder_depth: int | None) -> tupl
 
 
 def _count_blocks(state: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    return len({found[1] for name in state if (found := re.match(r"blocks\.(\d+)\.", name))})
 
 
 def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +163,8 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
     (hidden, channels, patch, _), rows = state[_PATCH].shape, state[_LABELS].shape[0]
     found: dict[str, Any] = {"hidden_size": hidden, "in_channels": channels, "patch_size": patch, "depth": _count_blocks(state)}
     found["input_size"] = patch * math.isqrt(state["pos_embed"].shape[1])
-    found["num_classes"] = rows - (given.get("class_dropout_prob", 0.1) > 0)  # less the null row
+    has_null = check_number("class_dropout_prob", given.get("class_dropout_prob", 0.1), 0, 1) > 0
+    found["num_classes"] = rows - has_null
     found["learn_sigma"] = state[f"{_HEAD}.bias"].shape[0] == 2 * channels * patch**2
     found["qk_norm"] = _NORM in state
     if found["qk_norm"]:

@@ -34,6 +34,7 @@ __all__ = [
     "bottom_legend",
     "color_bar",
     "contours",
+    "density_map",
     "evaluate",
     "grid_points",
     "legend_entry",
@@ -215,14 +216,18 @@ def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]
 
 
 @torch.no_grad()
-def contours(
-    axes: Axes, density: Density, limits: Limits, *, masses: Sequence[float] = (0.5, 0.95), n: int = 161, **kwargs: Any
-) -> QuadContourSet:
-    """Black contours of exp(`density`) that enclose `masses` of the probability inside `limits`; their `levels` are log densities."""
+def density_map(density: Density, limits: Limits, n: int = 129) -> np.ndarray:
+    """The log `density` on an n x n grid that reaches the border of `limits`, as an array (n, n), rows from the bottom."""
     x = grid_points(limits, n, inset=False)
-    values = as_array("log density", density(as_tensor(x)), len(x)).reshape(n, n)
+    return as_array("log density", density(as_tensor(x)), len(x)).reshape(n, n)
+
+
+def contours(axes: Axes, log_density: Any, limits: Limits, *, masses: Sequence[float] = (0.5, 0.95), **kwargs: Any) -> QuadContourSet:
+    """Black contours of a `density_map` (n, n) that enclose `masses` of its probability; their `levels` are log densities."""
+    values = as_array("log density", log_density, None, None)
+    x = grid_points(limits, len(values), inset=False).reshape(*values.shape, 2)
     look = {"colors": TRUTH, "linewidths": 1.1, "linestyles": "solid", "zorder": 3} | kwargs
-    return axes.contour(x[:n, 0], x[::n, 1], values, levels=mass_levels(values, masses), **look)
+    return axes.contour(x[0, :, 0], x[:, 0, 1], values, levels=mass_levels(values, masses), **look)
 
 
 def points(axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, **kwargs: Any) -> PathCollection:

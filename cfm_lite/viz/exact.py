@@ -59,6 +59,7 @@ class _Scene:
     mine: np.ndarray  # (N,) bool: of the class in question
     states: dict[str, np.ndarray]  # method -> (S, B, 2)
     limits: artists.Limits
+    log_density: np.ndarray  # (n, n) of the class at t = 1, on a grid over the limits
 
 
 def _check_mixture(mixture: theory.GaussianMixture, label: int) -> None:
@@ -77,7 +78,7 @@ def _compute(case: _Case, paths: int, shown: int, steps: int, seed: int) -> _Sce
     ts = torch.linspace(0, 1, steps + 1, dtype=data.dtype)
     states = {m: as_array(m, torch.stack(list(samplers.trajectory(case.velocity(m), x0, ts)))) for m in _METHODS}
     limits = artists.square_limits(data, *(s[[0, -1], :shown] for s in states.values()), margin=0.02)
-    return _Scene(case, as_array("data", data), labels.numpy() == case.label, states, limits)
+    return _Scene(case, as_array("data", data), labels.numpy() == case.label, states, limits, artists.density_map(case.log_prob, limits))
 
 
 @styled
@@ -103,8 +104,9 @@ def fields_figure(
     _check_mixture(mixture, label)
     check_number("weight", weight, 0, 1, open_high=True)
     check_number("t", t, 0, 1, open_low=True, open_high=True)
+    check_count("n", n, 2)
     shown = min(check_count("shown", shown), check_count("paths", paths))
-    scene = _compute(_Case(mixture, label, weight, path), paths, shown, check_count("steps", steps), seed)
+    scene = _compute(_Case(mixture, label, weight, path), paths, shown, check_count("steps", steps), check_count("seed", seed, 0))
     figure, axes = artists.squares(2, 3, scene.limits, side=_SIDE, gap=_GAP, rise=3.75, right=2.05, top=0.9)
     _draw_fields(axes[0], scene, t, n)
     _legend(axes[0, -1], label)
@@ -150,7 +152,7 @@ def _draw_stage(panel: Axes, scene: _Scene, title: str, subtitle: str, color: st
     artists.points(panel, scene.data[~scene.mine], color=DATA_OTHER, size=5, zorder=1)
     artists.points(panel, scene.data[scene.mine], color=DATA, size=5, alpha=0.45, zorder=1)
     panel.plot(*scene.data.mean(0), color=REPEL, **_CROSS, zorder=5)
-    return list(artists.contours(panel, scene.case.log_prob, scene.limits).levels)
+    return list(artists.contours(panel, scene.log_density, scene.limits).levels)
 
 
 def _draw_paths(panel: Axes, scene: _Scene, method: str, shown: int) -> LineCollection:

@@ -74,11 +74,14 @@ def _corner(axes: Sequence[Axes]) -> Axes:
     return axes[_columns(len(axes)) - 1]
 
 
-def _backdrop(panel: Axes, limits: Limits, data: Any, density: Density | None) -> None:
-    if data is not None:
-        artists.points(panel, data, color=DATA, size=5, alpha=0.4, zorder=1)
-    if density is not None:
-        artists.contours(panel, density, limits)
+def _backdrop(axes: Sequence[Axes], limits: Limits, data: Any, density: Density | None) -> None:
+    """The data and the exact density, behind and around what the panels are about."""
+    log_density = None if density is None else artists.density_map(density, limits)
+    for panel in axes:
+        if data is not None:
+            artists.points(panel, data, color=DATA, size=5, alpha=0.4, zorder=1)
+        if log_density is not None:
+            artists.contours(panel, log_density, limits)
 
 
 def _backdrop_entries(data: Any, density: Density | None) -> dict[str, Any]:
@@ -100,8 +103,8 @@ def velocity_fields(
     values = {name: artists.evaluate(velocity, x, t) for name, velocity in fields.items()}
     scale = artists.arrow_scale(values.values(), limits, n)
     figure, axes = _row(list(fields), limits, f"Velocity at $t$ = {t:g}", 1.9, _backdrop_entries(data, density))
+    _backdrop(axes, limits, data, density)
     for panel, (name, v) in zip(axes, values.items()):
-        _backdrop(panel, limits, data, density)
         artists.arrows(panel, x, v, color=_color(name), scale=scale)
     fastest = max(float(np.linalg.norm(v, axis=1).max()) for v in values.values())
     artists.arrow_key(_corner(axes), scale, fastest)
@@ -131,8 +134,8 @@ def trajectories(
     high = float(max(np.abs(c).max() for c in colors.values()))
     entries = {"start": artists.legend_entry(NOISE), "end": artists.legend_entry([_color(name) for name in runs])}
     figure, axes = _row(list(runs), limits, "", 1.0, entries | _backdrop_entries(data, density))
+    _backdrop(axes, limits, data, density)
     for panel, (name, states) in zip(axes, runs.items()):
-        _backdrop(panel, limits, data, density)
         look = {} if values is None else {"high": high or 1.0, "cmap": "magma_r"}  # viridis is for time alone
         lines = artists.paths(panel, states, colors[name], **look)
         artists.points(panel, states[-1], color=_color(name), size=20, edgecolors="white", linewidths=0.5, zorder=4)
@@ -151,8 +154,8 @@ def point_samples(clouds: Mapping[str, Any], *, data: Any = None, density: Densi
     clouds = {name: as_array(f"clouds[{name!r}]", x, None, 2) for name, x in _ordered(clouds, "clouds").items()}
     limits = limits or artists.square_limits(*clouds.values(), *([] if data is None else [data]))
     figure, axes = _row(list(clouds), limits, "", 0.2, _backdrop_entries(data, density))
+    _backdrop(axes, limits, data, density)
     for panel, (name, x) in zip(axes, clouds.items()):
-        _backdrop(panel, limits, data, density)
         artists.points(panel, x, color=DATA if name == "real" else _color(name), size=9, alpha=0.8)
     return figure
 
@@ -174,10 +177,10 @@ def field_error(
     top = max(float(np.abs(error[inside]).max()) for error in errors.values()) or 1.0
     heading = f"Speed error along the exact velocity at $t$ = {t:g}"
     figure, axes = _row(list(errors), limits, heading, 1.0, _backdrop_entries(None, density))
+    _backdrop(axes, limits, None, density)
     look = {"origin": "lower", "extent": limits, "cmap": DIVERGING, "vmin": -top, "vmax": top, "interpolation": "bilinear"}
     for panel, error in zip(axes, errors.values()):
         image = panel.imshow(error.reshape(n, n), **look)
-        _backdrop(panel, limits, None, density)
     label = "too slow  $\\leftarrow$  0  $\\rightarrow$  too fast"
     artists.color_bar(figure, image, _corner(axes), label, extend="neither" if inside.all() else "both")
     return figure

@@ -15,7 +15,19 @@ from matplotlib.patches import Rectangle
 from cfm_lite.checks import check_choice
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz.artists import color_bar
-from cfm_lite.viz.style import ATTRACT, DIVERGING, METHOD_STYLES, REPEL, TRUTH, Picture, as_array, method_title, new_figure, styled
+from cfm_lite.viz.style import (
+    ATTRACT,
+    DIVERGING,
+    METHOD_STYLES,
+    REPEL,
+    TRUTH,
+    Picture,
+    as_array,
+    method_title,
+    new_figure,
+    styled,
+    text_width,
+)
 
 __all__ = ["image_grid", "perturbation_gallery"]
 
@@ -84,7 +96,7 @@ def image_grid(
     if set(counts.values()) != {len(labels)}:
         raise ConfigError(f"rows hold {counts} images for {len(labels)} column labels; every row needs one image per column.")
     titles = [method_title(name) for name in images]
-    figure, axes = _canvas(len(images), len(labels), cell, left=0.45 + 0.078 * max(map(len, titles)))
+    figure, axes = _canvas(len(images), len(labels), cell, left=0.4 + text_width(titles))
     for row, (name, stack) in enumerate(images.items()):
         for column, image in enumerate(stack):
             _show(axes, image, row, column, cmap="gray" if ink == "white" else "gray_r")

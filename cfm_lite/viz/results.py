@@ -56,18 +56,18 @@ def _title(name: str, where: str = "") -> str:
 
 
 def _select(rows: Rows, metric: str, *keys: str) -> list[dict[str, Any]]:
-    """The rows of one metric, in display units, without those whose value is None (JSON's way to say "not finite")."""
+    """The methods' rows of one metric, in display units, without those whose value is None (JSON's way to say "not finite")."""
     check_choice("metric", metric, sorted({str(row.get("metric")) for row in rows}) or ["(there are no rows)"])
     chosen = []
     for row in rows:
-        if row.get("metric") != metric or row.get("value") is None:
+        if row.get("metric") != metric or row.get("method") == "real" or row.get("value") is None:
             continue
         missing = [key for key in ("method", *keys) if row.get(key) is None]
         if missing:
             raise ConfigError(f"a row of metric {metric!r} has no {', '.join(missing)}: {dict(row)}. Every row needs them.")
         chosen.append({**row, "value": float(as_array("value", [row["value"]], 1)[0]) * _metric(metric).factor})
     if not chosen:
-        raise ConfigError(f"no row of metric {metric!r} has a value; all are None, so nothing was finite. Look at the run's log.")
+        raise ConfigError(f"no method has a value of metric {metric!r}; all are None, so nothing was finite. Look at the run's log.")
     return chosen
 
 
@@ -103,7 +103,7 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
     figure, axes = panels(1, len(metrics), width=2.1 + 4.2 * len(metrics), height=4.3)
     handles: dict[str, Any] = {}
     for panel, metric in zip(axes[0], metrics):
-        chosen = [row for row in _select(rows, metric, "nfe") if row["method"] != "real"]
+        chosen = _select(rows, metric, "nfe")
         table = _by_method(chosen, "nfe")
         for i, (method, cells) in enumerate(table.items()):
             handles[method_style(method).label] = _line(panel, method, cells, 2 ** (0.04 * (i - (len(table) - 1) / 2)))
@@ -142,7 +142,7 @@ def _axes_of_steps(panel: Axes, steps: Sequence[int], metric: str, lowest: float
 
 def _remark(figure: Picture, rows: Rows, several: str) -> None:
     """At the foot of `figure`: what stands for `several` seeds, and how many values are missing."""
-    seeds = len({row.get("seed") for row in rows if row.get("method") != "real" and not str(row.get("metric")).endswith("_real")})
+    seeds = len({row.get("seed") for row in rows if row.get("method") != "real"})
     missing = sum(row.get("value") is None for row in rows)
     remarks = [several.format(seeds)] if seeds > 1 else []
     remarks += [f"{missing} values are missing: they were not finite."] if missing else []
@@ -156,7 +156,7 @@ def method_bars(rows: Rows, metric: str, *, nfe: int | None = None) -> Picture:
 
     `nfe` may be left out if the rows have only one. Raises ConfigError otherwise, and as `quality_vs_steps` does.
     """
-    chosen = [row for row in _select(rows, metric) if row["method"] != "real"]
+    chosen = _select(rows, metric)
     found = sorted({row.get("nfe") for row in chosen}, key=str)
     if nfe is None and len(found) > 1:
         raise ConfigError(f"rows of {metric!r} have nfe {found}; choose one: nfe={found[-1]}.")

@@ -9,7 +9,7 @@ import functools
 import io
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from cfm_lite.checkpoint import write_bytes
@@ -53,9 +54,11 @@ __all__ = [
     "panels",
     "save",
     "styled",
+    "text_width",
     "to_png",
 ]
 
+# Data and model, noise and attraction come close for the colour-blind: draw them as different marks, never as colour alone.
 NOISE, DATA, ATTRACT, REPEL, MODEL, TRUTH = "#7f7f7f", "#0072B2", "#009E73", "#D55E00", "#7B3FA0", "#000000"
 DATA_OTHER = "#a9cde3"  # data of the classes that are not in question: the same blue, paler
 TIME_MAP = "viridis"
@@ -103,7 +106,7 @@ METHOD_STYLES: Mapping[str, MethodStyle] = {
     "fm_scaled": MethodStyle("FM, scaled", "#6CCBB0", "v", "--"),
     "fm_retargeted": MethodStyle("FM, re-targeted", "#00563F", "^", ":"),
     "delta_fm": MethodStyle("ΔFM", MODEL, "s"),
-    "delta_fm_debiased": MethodStyle("ΔFM, debiased", "#B98CD6", "D", "--"),
+    "delta_fm_debiased": MethodStyle("ΔFM, debiased", "#A06CC8", "D", "--"),
     "vecor": MethodStyle("VeCoR", "#E69F00", "P"),
     "vecor_latent": MethodStyle("VeCoR (latent, crop)", "#8C6100", "X", "-."),
     "vecor_debiased": MethodStyle("VeCoR, debiased", "#F2CC73", "p", "--"),
@@ -164,6 +167,11 @@ def panels(rows: int, columns: int, *, width: float, height: float, **kwargs: An
     """A figure of `width` x `height` inches and its axes as an array (rows, columns); keywords as in `Figure.subplots`."""
     figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def text_width(texts: Iterable[str], size: float = 10) -> float:
+    """The width in inches of the longest of `texts` at `size` points."""
+    return max(TextPath((0, 0), text, size=size).get_extents().width if text.strip() else 0.0 for text in texts) / 72
 
 
 def as_array(name: str, x: Any, *shape: int | None) -> np.ndarray:

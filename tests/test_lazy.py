@@ -1,0 +1,84 @@
+"""Optional packages: imported late, missed clearly, and torchvision's Python part without its compiled one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cfm_lite.errors import ConfigError
+from cfm_lite.lazy import optional
+
+# a package that, like torchvision, describes a compiled operator which is not there
+HALF_BUILT = """
+import torch
+from half_built import part
+torch.library.register_fake("torchvision::{operator}")(lambda *_: None)
+tries = part.tries
+"""
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder from which packages can be imported for the length of one test: `packages(name, file=text)`."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+
+    def write(name: str, **files: str) -> None:
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / f"{file}.py").write_text(text)
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_package_that_is_there_is_returned():
+    assert optional("json", "any") is sys.modules["json"]
+    assert optional("xml.dom", "any").__name__ == "xml.dom"
+
+
+def test_a_missing_package_names_the_extra():
+    with pytest.raises(ConfigError, match=r"no_such_package is not installed: pip install 'cfm-lite\[imagenet\]'"):
+        optional("no_such_package.part", "imagenet")
+
+
+def test_a_package_that_misses_another_names_that_one(packages):
+    packages("needy", __init__="import no_such_package")
+    with pytest.raises(ConfigError, match="no_such_package is not installed"):
+        optional("needy", "ode")
+
+
+@pytest.mark.parametrize("error", ["ImportError('libfoo.so')", "RuntimeError('wrong build')"])
+def test_a_package_that_cannot_be_imported_says_why(packages, error):
+    packages("broken", __init__=f"raise {error}")
+    with pytest.raises(ConfigError, match="broken is installed but cannot be imported .*(libfoo|wrong build)"):
+        optional("broken", "ode")
+
+
+def test_an_operator_that_only_has_a_description_does_not_stop_the_import(packages):
+    packages("half_built", __init__=HALF_BUILT.format(operator="cfm_lite_test_one"), part="import torch\ntries = []\n")
+    module = optional("half_built", "imagenet")
+    assert module.tries == []
+    with pytest.raises(NotImplementedError):  # declared, not defined
+        torch.ops.torchvision.cfm_lite_test_one(torch.zeros(1, 4), torch.zeros(1), 0.5)
+
+
+def test_a_second_failure_is_reported(packages):
+    packages("half_built", __init__=HALF_BUILT.format(operator="cfm_lite_test_two") + "import no_such_package", part="tries = []")
+    with pytest.raises(ConfigError, match="no_such_package is not installed"):
+        optional("half_built", "imagenet")
+
+
+def test_importing_the_library_imports_no_optional_package():
+    code = "import sys, cfm_lite.models; print([m for m in ('timm', 'torchvision', 'torchdiffeq', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.strip() == "[]"
+
+
+def test_timm_can_be_imported_beside_any_build_of_torchvision():
+    timm = optional("timm", "imagenet")
+    assert timm.is_model("vit_base_patch14_dinov2")
+    assert optional("timm", "imagenet") is timm
