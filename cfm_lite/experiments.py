@@ -28,6 +28,7 @@ from cfm_lite.paths import PATHS
 from cfm_lite.recipes import Recipe, recipe
 from cfm_lite.recipes.recipe import SOLVERS
 from cfm_lite.runs import Run, facts, train, write_json
+from cfm_lite.theory import GaussianMixture
 
 __all__ = ["ARMS", "Arm", "Difference", "compare", "differences", "draw_samples", "measure", "report", "velocity"]
 
@@ -153,18 +154,16 @@ def _measure_points(samples: Tensor, y: Tensor, data: DataSet) -> dict[str, floa
     real = data.held_x1[:n]
     values = {"sliced_wasserstein": metrics.sliced_wasserstein(samples[:n], real, generator=g), "mmd": metrics.mmd(samples[:n], real)}
     if data.mixture is not None:
-        values["accuracy"] = _posterior_accuracy(samples, y, data)
+        values["accuracy"] = _posterior_accuracy(samples, y, data.mixture)
     return {name: float(value) for name, value in values.items()}
 
 
-def _posterior_accuracy(samples: Tensor, y: Tensor, data: DataSet) -> Tensor:
+def _posterior_accuracy(samples: Tensor, y: Tensor, mixture: GaussianMixture) -> Tensor:
     """The fraction whose most likely class under the exact mixture (with class priors) is the one asked for."""
-    assert data.mixture is not None
-    mixture, ones = data.mixture, torch.ones(len(samples))
-    labels = torch.as_tensor(mixture.labels)
-    prior = torch.stack([mixture.weights[labels == c].sum().log() for c in range(data.num_classes)])
-    scores = [mixture.log_prob(samples, ones, torch.full_like(y, c)) for c in range(data.num_classes)]
-    return (torch.stack(scores, 1) + prior.to(samples.dtype)).argmax(1).eq(y).float().mean()
+    ones = torch.ones(len(samples), dtype=samples.dtype)
+    prior = torch.stack([mixture.weights[mixture.labels == c].sum().log() for c in mixture.classes])
+    scores = torch.stack([mixture.log_prob(samples, ones, torch.full_like(y, int(c))) for c in mixture.classes], dim=1)
+    return torch.as_tensor(mixture.classes)[(scores + prior.to(samples.dtype)).argmax(1)].eq(y).float().mean()
 
 
 def rows_of(arm: Arm, run: Run, data: DataSet, judge: Judge | None, *, nfes: Sequence[int], n: int) -> list[Row]:

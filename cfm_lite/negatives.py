@@ -34,7 +34,7 @@ def in_batch(sample: FlowSample, *, generator: Generator | None = None) -> Tenso
     if len(u) < 2:
         warn_once("a batch of one holds no negative: nothing is repelled. Use batches (or shards) of at least two.")
         return u, torch.zeros(len(u), dtype=torch.bool, device=u.device)
-    return u[other_row(len(u), u.device, generator)]
+    return u.index_select(0, other_row(len(u), u.device, generator))
 
 
 def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
     # a 62-bit number modulo B: no row is favoured by more than B / 2^62
     place = torch.randint(2**62, y.shape, device=u.device, generator=generator) % others.clamp_min(1)
     place = torch.where(place < first, place, place + last - first).clamp_max(len(y) - 1)
-    return u[order[place]], others > 0
+    return u.index_select(0, order[place]), others > 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every test shares: quiet threads, a fixed global seed, and a summary line for what could not run."""
+"""What every test shares: one thread, a fixed global seed, and a summary line for what could not run."""
 
 import os
 
@@ -7,7 +7,7 @@ import torch
 
 from cfm_lite import checks
 
-torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // max(1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))))
+torch.set_num_threads(1)  # tests are small; two workers of two threads on two cores would only wait for each other
 
 
 @pytest.fixture(autouse=True)

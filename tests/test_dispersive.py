@@ -189,14 +189,14 @@ def test_contrastive_covariance_is_barlow_twins():
 
 @every_variant
 def test_gradient_agrees_with_finite_differences(options):
-    z = normal(5, 4).requires_grad_()
+    z = normal(4, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: dispersive(z, **options), z)
     assert torch.autograd.gradgradcheck(lambda z: dispersive(z, **options), z)
 
 
 @every_paired_variant
 def test_contrastive_gradient_reaches_both_views(options):
-    views = normal(5, 4).requires_grad_(), normal(5, 4, seed=1).requires_grad_()
+    views = normal(4, 3).requires_grad_(), normal(4, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda *views: contrastive(*views, **options), views)
 
 
@@ -350,7 +350,7 @@ class Watch(TorchDispatchMode):
 
 
 def test_infonce_needs_the_gradient_and_five_percent_of_memory():
-    z = normal(64, 66_000, dtype=torch.float32).requires_grad_()
+    z = normal(40, 140_000, dtype=torch.float32).requires_grad_()
     with Watch(z) as forward:
         products = kernels._gram_forward(z.detach(), True)
     with Watch(z) as backward:

@@ -54,7 +54,7 @@ def test_a_package_that_misses_another_names_that_one(packages):
 @pytest.mark.parametrize("error", ["ImportError('libfoo.so')", "RuntimeError('wrong build')"])
 def test_a_package_that_cannot_be_imported_says_why(packages, error):
     packages("broken", __init__=f"raise {error}")
-    with pytest.raises(ConfigError, match="broken is installed but cannot be imported .*(libfoo|wrong build)"):
+    with pytest.raises(ConfigError, match=r"broken is installed but cannot be imported .*(libfoo|wrong build)"):
         optional("broken", "ode")
 
 

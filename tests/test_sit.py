@@ -250,7 +250,9 @@ def test_features_leave_the_velocity_as_it_is_and_nothing_is_mutated():
     v, features = model.forward_features(*given, blocks=(3, 1, 3))
     assert sorted(features) == [1, 3]
     torch.testing.assert_close(v, model(*given), rtol=0, atol=0)
-    torch.testing.assert_close(v, model.unpatchify(model.final_layer(features[3], model.t_embedder(given[1]) + model.y_embedder(given[2], v))))
+    torch.testing.assert_close(
+        v, model.unpatchify(model.final_layer(features[3], model.t_embedder(given[1]) + model.y_embedder(given[2], v)))
+    )
     for old, new in zip(before, given):
         torch.testing.assert_close(new, old, rtol=0, atol=0)
 

@@ -129,7 +129,7 @@ def _fetch(temporary: str, folder: Path) -> None:
     except CFMError:
         raise
     except Exception as error:  # torchvision and the network fail in many types; all mean the same to the reader
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"mnist: the download failed ({reason}). Try again online, or put {', '.join(MD5)} into {folder} yourself."
         ) from None

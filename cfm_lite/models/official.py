@@ -126,7 +126,7 @@ def _weights(content: Any) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
-        raise ConfigError(f"expected a state dict (names and tensors), got {type(content).__name__} {_listed(content or ())}.")
+        raise ConfigError(f"expected a state dict (names and tensors), got {content!r:.80}.")
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
         raise ConfigError(f"these entries of the state dict are no tensors: {_listed(strangers)}.")

@@ -122,7 +122,7 @@ def squares(
 
     `rise` is the height from row to row, `right` the room for a legend or colour bar, `top` and `bottom` that for titles and names.
     """
-    left = 0.55
+    left = 0.65
     width, height = left + columns * side + (columns - 1) * gap + right, bottom + (rows - 1) * rise + side + top
     figure = new_figure(width, height, layout=None)
     axes = np.empty((rows, columns), dtype=object)

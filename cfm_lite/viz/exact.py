@@ -107,7 +107,7 @@ def fields_figure(
     check_count("n", n, 2)
     shown = min(check_count("shown", shown), check_count("paths", paths))
     scene = _compute(_Case(mixture, label, weight, path), paths, shown, check_count("steps", steps), check_count("seed", seed, 0))
-    figure, axes = artists.squares(2, 3, scene.limits, side=_SIDE, gap=_GAP, rise=3.75, right=2.05, top=0.9)
+    figure, axes = artists.squares(2, 3, scene.limits, side=_SIDE, gap=_GAP, rise=3.75, right=1.96, top=0.9)
     _draw_fields(axes[0], scene, t, n)
     _legend(axes[0, -1], label)
     for panel, method in zip(axes[1], _METHODS):

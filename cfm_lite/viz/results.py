@@ -145,7 +145,7 @@ def _remark(figure: Picture, rows: Rows, several: str) -> None:
     seeds = len({row.get("seed") for row in rows if row.get("method") != "real"})
     missing = sum(row.get("value") is None for row in rows)
     remarks = [several.format(seeds)] if seeds > 1 else []
-    remarks += [f"{missing} values are missing: they were not finite."] if missing else []
+    remarks += [f"Missing values, not finite: {missing}."] if missing else []
     if remarks:
         figure.supxlabel(" ".join(remarks), x=0.01, ha="left", fontsize=9)
 
