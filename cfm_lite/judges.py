@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from cfm_lite.checks import check_choice, check_count, check_floating
 from cfm_lite.data import digits, mnist
-from cfm_lite.data.root import data_root, publish
+from cfm_lite.data.root import cache_root, publish
 from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.metrics import accuracy, frechet
 
@@ -241,10 +241,10 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
 
 
 def judge_for(dataset: str) -> Judge:
-    """The judge of "digits" or "mnist" with seed 0: from the data root's judges/ if it was trained there before, else trained and kept."""
+    """The judge of "digits" or "mnist" with seed 0: read from the cache if it was trained before."""
     check_choice("dataset", dataset, SETTINGS)
     settings = hashlib.sha256(repr(SETTINGS[dataset]).encode()).hexdigest()[:12]  # other settings, another file
-    path = data_root() / "judges" / f"{dataset}-{settings}.safetensors"
+    path = cache_root() / "judges" / f"{dataset}-{settings}.safetensors"
     if path.is_file():
         try:
             return load_judge(path)
@@ -253,6 +253,6 @@ def judge_for(dataset: str) -> Judge:
     judge = train_judge(dataset)
     try:
         save_judge(judge, path)
-    except (OSError, CFMError) as error:  # such as a data root that may only be read
+    except (OSError, CFMError) as error:  # such as a cache that may only be read
         warnings.warn(f"the judge cannot be kept in {path.parent}: {error}", UserWarning, stacklevel=2)
     return judge

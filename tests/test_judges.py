@@ -164,8 +164,8 @@ def test_what_is_no_judge_is_refused(tmp_path):
 
 @pytest.fixture
 def kept(brief, tmp_path, monkeypatch):
-    """An empty data root; returns the folder where its judges are kept."""
-    monkeypatch.setenv("CFM_LITE_DATA", str(tmp_path))
+    """An empty cache; returns the folder where its judges are kept."""
+    monkeypatch.setattr(judges, "cache_root", lambda: tmp_path)
     return tmp_path / "judges"
 
 

@@ -31,13 +31,18 @@ def checkout() -> Path | None:
     return folder if ours else None
 
 
+def cache_root() -> Path:
+    """The folder for what can be made again, such as judges: data/cache in a checkout, else the user's cache folder."""
+    repository = checkout()
+    return repository / "data" / "cache" if repository else platformdirs.user_cache_path("cfm_lite")
+
+
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """The folder that holds the data sets: `root` if given, else CFM_LITE_DATA, else the default. It need not exist."""
     chosen = root or os.environ.get(VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
-    repository = checkout()
-    return repository / "data" / "cache" if repository else platformdirs.user_cache_path("cfm_lite")
+    return cache_root()
 
 
 def _remedy(dataset: str) -> str:

@@ -101,7 +101,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UntrustedFileError(_REFUSED.format(path=path, what=found[1] if found else "something beside tensors")) from error
     except (CFMError, MemoryError):
         raise
-    except OSError as error:
+    except PermissionError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except Exception as error:  # a damaged archive or pickle fails in a dozen ways
         raise CheckpointCorruptError(f"{path} is damaged or incomplete ({error or type(error).__name__}). Fetch it again.") from error
