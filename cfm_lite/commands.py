@@ -1,5 +1,7 @@
 """What `cfm-lite sample`, `evaluate` and `compare` do: from a run's folder to samples, from samples to rows, from seeds to a report."""
 
+import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,6 @@ def _arm(recipe: Recipe) -> str:
 
 
 def _save_samples(path: Path, x: Tensor, y: Tensor, recipe: Recipe, step: int) -> None:
-    import io
-    import json
-
     buffer = io.BytesIO()
     settings = json.dumps({"recipe": recipe.as_dict(), "step": step})
     np.savez_compressed(buffer, x=x.numpy(), y=y.numpy(), settings=np.array(settings))
@@ -57,11 +56,9 @@ def _save_samples(path: Path, x: Tensor, y: Tensor, recipe: Recipe, step: int) -
 
 def load_samples(path: str | Path) -> tuple[Tensor, Tensor, Recipe]:
     """(x, y, recipe) of a file that `sample_run` wrote; DataError if it is missing, damaged or another kind of file."""
-    import json
-
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             x, y, settings = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]), json.loads(str(file["settings"]))
         recipe = from_dict(settings["recipe"])
     except FileNotFoundError:

@@ -256,7 +256,7 @@ def _rows(y: Tensor | int, x: Tensor) -> Tensor:
         return torch.full((x.shape[0],), y, device=x.device)
     if y.shape[0] != x.shape[0]:
         raise ConfigError(f"y has {y.shape[0]} labels for {x.shape[0]} rows of x; give one label per row, or one int for all.")
-    return y.to(x.device)
+    return y.to(x.device, non_blocking=True)
 
 
 def _null_label(model: Any) -> int | None:

@@ -60,11 +60,13 @@ def sample_adaptive(velocity: Velocity, x: Tensor, t0: float = 0.0, t1: float = 
     ends = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
 
     def field(t: Tensor, x: Tensor) -> Tensor:
-        return fitting(velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))), x)  # the clamp mends a last bit
+        return fitting(velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))), x)  # a first guess of the step may overshoot
 
     try:
         return optional("torchdiffeq", "ode").odeint(field, x, ends, method="dopri5", options={"step_t": ends[1:]}, **tolerances)[-1]
     except AssertionError as error:
+        if not str(error).startswith(("underflow in dt", "non-finite values", "max_num_steps")):
+            raise
         raise DivergenceError(f"dopri5 found no step between t = {t0:g} and t = {t1:g} that meets its tolerance: {error}") from error
 
 
@@ -146,7 +148,7 @@ def _check_last_step(ts: Tensor, last_step: str | None, size: float) -> None:
 
 def _rates(ts: Tensor, diffusion: str, path: Path, norm: float) -> list[float] | tuple[Tensor, ...]:
     """c at every time: numbers if `ts` is on the host. The last one is not used without a last step, so it may be infinite."""
-    rates = diffusion_coefficient(ts.double(), diffusion, path, norm)
+    rates = diffusion_coefficient(ts.double() if on_host(ts) else ts, diffusion, path, norm)
     if not on_host(ts):
         return rates.unbind()
     if not rates[:-1].isfinite().all():

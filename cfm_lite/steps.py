@@ -49,8 +49,8 @@ def heun(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor
 def rk4(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
     """Order 4, four evaluations: Kutta's 3/8 rule, at 0, 1/3, 2/3 and 1 of the step.
 
-    It is the rk4 of torchdiffeq, and so of the official SiT; the classical rule (0, 1/2, 1/2, 1) has the same order and cost
-    and a slightly larger error. Reference: Hairer, Nørsett & Wanner, Solving ODEs I, section II.1, table 1.2.
+    It is what torchdiffeq, and so the official SiT, calls rk4. The better known rule, at 0, 1/2, 1/2 and 1, has the same order
+    and cost. Reference: Kutta 1901; Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, section II.1.
     """
     t = _rows(t, x)
     k1 = velocity(x, t)

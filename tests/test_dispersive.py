@@ -259,13 +259,32 @@ def plain_infonce(z, tau=0.5):
     return torch.logsumexp(-gap.flatten() / tau, 0) - 2 * math.log(len(z))
 
 
-@pytest.mark.parametrize("d", [1, 1023, 1024, 1025, 5000])
-def test_slabs_of_columns_add_up(d):
-    z = normal(6, d).requires_grad_()
+@pytest.mark.parametrize(("n", "d"), [(6, 1), (6, 1023), (6, 1024), (6, 1025), (6, 5000), (64, 9), (65, 9), (131, 1030), (300, 40)])
+def test_slabs_of_columns_and_bands_of_rows_add_up(n, d):
+    z = normal(n, d).requires_grad_()
     loss, plain = dispersive(z), plain_infonce(z)
     close(loss.detach(), plain.detach())
     close(gradient(loss, z)[0], gradient(plain, z)[0], 1e-12)
     close(gram(z).detach(), (z @ z.T).detach(), 1e-9)
+    assert torch.equal(gram(z), gram(z).T)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_gram_matrix_has_two_derivatives(centre):
+    z, weights = normal(4, 3).requires_grad_(), normal(4, 4, seed=1)
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda z: (weights * gram(z, centre)).sin(), z)
+    value = (weights * gram(z, centre)).sum()
+    with_graph, alone = (torch.autograd.grad(value, z, create_graph=g, retain_graph=True)[0] for g in (True, False))
+    close(with_graph.detach(), alone, 1e-12)
+
+
+def test_near_duplicates_have_the_distance_that_float32_can_resolve():
+    for seed in range(8):
+        z = normal(6, 3000, seed=seed, dtype=torch.float32)
+        z[1] = z[0] * (1 + 2e-7)
+        value = dispersive(z, "hinge", distance="l2", normalize_by_dim=False, include_diagonal=False)
+        close(value, 2 / 30, 1e-4)  # the pair adds margin^2 twice, all others are far
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -314,11 +333,12 @@ def test_all_rows_equal_is_the_worst_value_and_finite():
 
 
 def test_a_constant_feature_correlates_with_none():
-    z = normal(8, 5, dtype=torch.float32)
-    constant = torch.cat([z, torch.full((8, 1), 0.1)], 1).requires_grad_()
+    z = normal(7, 5, dtype=torch.float32)
+    constant = torch.cat([z, torch.full((7, 1), 0.1)], 1).requires_grad_()  # its mean is not exactly 0.1
     loss = dispersive(constant, "covariance")
     close(loss.detach(), dispersive(z, "covariance"), 1e-5)
-    assert torch.equal(gradient(loss, constant)[0][:, 5], torch.zeros(8))
+    assert torch.equal(gradient(loss, constant)[0][:, 5], torch.zeros(7))
+    assert constant[:, 5].mean() != constant[0, 5]
 
 
 @every_variant

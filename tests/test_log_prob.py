@@ -147,6 +147,7 @@ def test_it_works_whatever_the_grad_mode_outside_and_leaves_no_graph() -> None:
         assert torch.equal(log_prob(field, x, grid(4)), result)
     with torch.inference_mode():
         assert torch.equal(log_prob(field, x.clone(), grid(4)), result)
+        torch.testing.assert_close(log_prob(field, x[:1].clone(), grid(4).float()), result[:1])
     assert model.weight.grad is None
 
 

@@ -142,6 +142,9 @@ def test_gradients_agree_with_finite_differences():
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(lambda v: contrastive_flow_matching(v, u, u_neg, 0.2, keep, True), v)
         assert check(lambda v: vecor(v, u, u_neg, 0.2), v)
+    loss = contrastive_flow_matching(v, u, u_neg, 0.2, keep, True)
+    with_graph, alone = (torch.autograd.grad(loss, v, create_graph=g, retain_graph=True)[0] for g in (True, False))
+    close(with_graph.detach(), alone, 1e-12)
     assert torch.autograd.gradcheck(lambda v: repulsion(v, u_neg, keep), v)
     assert torch.autograd.gradcheck(squared_error, (v, u.requires_grad_()))
     assert torch.autograd.gradcheck(align, (normal(2, 3, 4).requires_grad_(), normal(2, 3, 4, seed=1)))

@@ -207,6 +207,18 @@ def test_adaptive_meets_its_tolerance_and_needs_fewer_calls_for_a_larger_one() -
     torch.testing.assert_close(sample_adaptive(gaussian, result, 1.0, 0.0, 1e-9, 1e-9), x, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0), (0.3, 0.6)])
+def test_adaptive_never_asks_outside_its_times(ends: tuple[float, float]) -> None:
+    seen: list[float] = []
+
+    def slow(x: Tensor, t: Tensor) -> Tensor:  # so slow that the solver's first guess of a step is far too long
+        seen.append(t[0].item())
+        return 1e-4 * x
+
+    sample_adaptive(slow, torch.ones(2, 2, dtype=torch.float64), *ends)
+    assert min(ends) <= min(seen) <= max(seen) <= max(ends)
+
+
 # ------------------------------------------------------------------------------------------------ what a step costs and sees
 
 
@@ -362,6 +374,12 @@ def test_large_finite_states_are_no_divergence() -> None:
 def test_adaptive_divergence_is_an_error() -> None:
     with pytest.raises(DivergenceError, match="between t = 0 and t = 1"):
         sample_adaptive(lambda x, t: x / 0 * 0, torch.ones(3, 2))
+
+    def wrong(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine"):  # a velocity's own failure stays what it is
+        sample_adaptive(wrong, torch.ones(3, 2))
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ __all__ = ["MLP", "ResidualBlock"]
 class MLP(nn.Module):
     """The velocity of x (B, D), or of x (B, *data_shape) taken as one flat vector, at times t (B,).
 
-    `residual=False` has `depth` hidden layers and reads the time as one more coordinate: right for 2D, and as fast as a
-    network can be. `residual=True` has `depth` blocks and SiT's time features: right for digits (`hidden_size=256`).
-    A label is a vector added to the first layer, which is what a one-hot code beside x would do. Label `num_classes` is
-    the null label; its row exists if `class_dropout_prob` > 0, and the number does nothing else here. `num_classes=0` has
-    no labels. Raises ConfigError for sizes below 1.
+    `residual=False` has `depth` hidden layers and reads the time as one more coordinate: enough for 2D, and fast.
+    `residual=True` has `depth` blocks and SiT's time features: for digits, with `hidden_size=256`. A label is a vector
+    added to the first layer, which is what a one-hot code beside x would do. Label `num_classes` is the null label; its
+    row exists if `class_dropout_prob` > 0, and the number does nothing else here. `num_classes=0` has no labels.
+    Raises ConfigError for sizes below 1.
     """
 
     def __init__(

@@ -1,0 +1,134 @@
+"""The command line: what each command leaves, and one line with an exit code for whatever is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cfm_lite import cli, judges
+from cfm_lite.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch, request):
+    """Judges are kept in one folder of this test session."""
+    folder = tmp_path_factory.getbasetemp() / "judges-of-cli"
+    monkeypatch.setattr(judges, "cache_root", lambda: folder)
+
+
+def test_train_sample_and_evaluate_follow_each_other(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli.main(["train", "digits", "--method", "vecor_latent", "--steps", "5", "--out", str(run), "--set", "hidden_size=16"]) == 0
+    assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "config.json").read_text())["recipe"]["hidden_size"] == 16
+    assert cli.main(["sample", "--checkpoint", str(run), "--num", "30", "--steps", "3", "--guidance", "1.5", "--solver", "heun"]) == 0
+    assert cli.main(["evaluate", "--samples", str(run / "samples.npz")]) == 0
+    rows = json.loads((run / "metrics.json").read_text())
+    assert {row["metric"] for row in rows} >= {"accuracy", "frechet", "frechet_real", "nearest_ratio", "precision", "recall"}
+    assert {(row["method"], row["nfe"], row["sampler"], row["guidance"]) for row in rows} == {("vecor_latent", 6, "heun", 1.5)}
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_resuming_goes_on_from_the_folder(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    common = ["train", "toy", "--out", run, "--set", "hidden_size=16", "batch=32", "cooldown=0"]
+    assert cli.main([*common, "--steps", "4"]) == 0
+    assert cli.main([*common, "--steps", "6"]) == 2  # a run is there
+    assert "already holds a run" in capsys.readouterr().err
+    assert cli.main([*common, "--steps", "6", "--resume"]) == 0
+    assert "6 steps" in capsys.readouterr().out
+
+
+def test_compare_reports_differences(tmp_path, capsys):
+    assert cli.main(["compare", "toy", "--quick", "--seeds", "2", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "difference to fm" in out
+    assert "n = 2" in out
+    assert cli.main(["compare", "toy", "--report", "--out", str(tmp_path)]) == 0
+    assert "difference to fm" in capsys.readouterr().out
+
+
+def test_demo_leaves_what_it_promises(tmp_path, capsys):
+    assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for name in ("samples.png", "fields.png", "quality_vs_steps.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert str(tmp_path / name) in out
+    rows = json.loads((tmp_path / "metrics.json").read_text())
+    assert {row["nfe"] for row in rows} == {2, 4, 8, 16, 50}
+    assert {row["method"] for row in rows} == {"fm", "fm_scaled", "fm_retargeted", "delta_fm", "vecor_latent", "dispersive"}
+    assert all(set(row) >= {"method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"} for row in rows)
+    assert "quick: the numbers mean nothing" in out
+
+
+def test_prepare_of_the_digits_needs_nothing(capsys):
+    assert cli.main(["prepare", "digits"]) == 0
+    assert "1797" in capsys.readouterr().out
+
+
+@pytest.mark.real_data
+def test_prepare_of_mnist_verifies_what_is_there(capsys):
+    assert cli.main(["prepare", "mnist"]) == 0
+    assert "60000 + 10000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["train", "digits", "--method", "deltafm"], 2, "Did you mean 'delta_fm'"),
+        (["train", "digits", "--set", "lr"], 2, "no '='"),
+        (["train", "digits", "--set", "lr=fast"], 2, "lr='fast' is no float"),
+        (["train", "digits", "--set", "learning_rate=1"], 2, "it must be one of"),
+        (["train", "digits", "--set", "lr=1", "lr=2"], 2, "twice"),
+        (["train", "digits", "--set", "lr=nan"], 2, "lr"),
+        (["train", "digits", "--set", "weight=1.0", "--method", "delta_fm"], 2, "below 1"),
+        (["train", "digits", "--steps", "0"], 2, "steps"),
+        (["sample", "--checkpoint", "nowhere"], 4, "no run"),
+        (["evaluate", "--samples", "nowhere.npz"], 3, "missing"),
+        (["compare", "toy", "--report", "--out", "nowhere"], 3, "missing"),
+        (["sample", "--checkpoint", "nowhere", "--num", "0"], 2, "num"),
+    ],
+)
+def test_each_wrong_input_is_one_line_and_an_exit_code(argv, code, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == code
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("argv", [[], ["trian"], ["train", "digit"], ["demo", "--seed", "x"], ["demo", "--speed", "9"], ["--version"]])
+def test_what_cannot_be_parsed_exits_with_two(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_missing_mnist_is_one_error_that_names_path_variable_and_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CFM_LITE_DATA", str(tmp_path / "none"))
+    assert cli.main(["train", "mnist", "--out", str(tmp_path / "run")]) == 3
+    err = capsys.readouterr().err
+    for words in (str(tmp_path / "none"), "CFM_LITE_DATA", "cfm-lite prepare mnist"):
+        assert words in err
+
+
+def test_debug_shows_where(tmp_path):
+    with pytest.raises(ConfigError):
+        cli.main(["train", "digits", "--method", "none", "--debug"])
+
+
+def test_a_damaged_sample_file_is_refused(tmp_path, capsys):
+    bad = tmp_path / "samples.npz"
+    bad.write_bytes(b"PK\x03\x04 half")
+    assert cli.main(["evaluate", "--samples", str(bad)]) == 3
+    assert "Draw them again" in capsys.readouterr().err
+
+
+def test_help_lists_the_commands_and_the_module_can_be_run():
+    done = subprocess.run([sys.executable, "-m", "cfm_lite.cli", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for name in ("demo", "train", "sample", "evaluate", "compare", "prepare"):
+        assert name in done.stdout

@@ -1,0 +1,148 @@
+"""Recipes: every field changes the run, and a recipe survives being written down."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from cfm_lite import experiments
+from cfm_lite.data.batches import batches
+from cfm_lite.data.datasets import NAMES, dataset
+from cfm_lite.errors import ConfigError
+from cfm_lite.recipes import RECIPES, Recipe, build_model, build_objective, build_trainer, from_dict, recipe
+from cfm_lite.runs import train
+
+SMALL = Recipe(hidden_size=16, depth=3, steps=6, batch=64, shard=32, warmup=0, sample_steps=3)
+DATA = dataset("digits")
+# field: (another value, what must be set for the field to be read)
+CHANGES = {
+    "dataset": ("moons", {}),
+    "model": ("sit", {}),
+    "hidden_size": (24, {}),
+    "depth": (2, {}),
+    "num_heads": (2, {"model": "sit"}),
+    "patch_size": (4, {"model": "sit"}),
+    "method": ("delta_fm", {}),
+    "weight": (0.2, {"method": "delta_fm"}),
+    "k": (2, {"method": "vecor_latent"}),
+    "perturb": ("cutmix", {"method": "vecor_latent"}),
+    "spread": (0.1, {"method": "dispersive"}),
+    "variant": ("covariance", {"method": "dispersive"}),
+    "tau": (2.0, {"method": "dispersive"}),
+    "block": (2, {"method": "dispersive"}),
+    "views": ("restricted", {"method": "contrastive"}),
+    "path": ("cosine", {}),
+    "time": ("logit_normal", {}),
+    "coupling": ("minibatch_ot", {}),
+    "label_dropout": (0.5, {}),
+    "shard": (16, {}),
+    "batch": (32, {}),
+    "steps": (4, {}),
+    "lr": (1e-3, {}),
+    "warmup": (5, {}),
+    "cooldown": (0.5, {}),
+    "clip": (1e-3, {}),
+    "ema": (0.5, {}),
+    "precision": ("bf16", {}),
+    "seed": (1, {}),
+    "solver": ("heun", {}),
+    "sample_steps": (5, {}),
+    "guidance": (2.0, {}),
+}
+
+
+def samples_of(chosen: Recipe) -> torch.Tensor:
+    data = dataset(chosen.dataset, points=200)
+    run = train(chosen, data, progress=False)
+    y = experiments.balanced_labels(data.num_classes, 8)
+    return experiments.draw_samples(experiments.ARMS["fm"], run, data, y, chosen.sample_steps, chosen.seed)
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_recipe_field_changes_the_run(field):
+    value, needed = CHANGES[field]
+    before = SMALL.changed(**needed)
+    a, b = samples_of(before), samples_of(before.changed(**{field: value}))
+    assert a.shape != b.shape or not torch.equal(a, b)
+    assert torch.isfinite(b).all()
+
+
+def test_every_field_is_in_the_list_above():
+    # accumulation alone must NOT change a run: test_accumulation_does_not_change_a_run
+    assert set(CHANGES) | {"accumulate"} == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_equal_recipes_give_equal_samples_bit_for_bit():
+    assert torch.equal(samples_of(SMALL), samples_of(SMALL))
+
+
+def test_paired_methods_share_start_batches_noise_and_times():
+    seen = {}
+    for method in ("fm", "delta_fm", "vecor_latent", "dispersive"):
+        chosen = SMALL.changed(method=method, weight=0.0, spread=0.0)
+        trainer = build_trainer(chosen, build_model(chosen, DATA))
+        list(trainer.run(batches(DATA.x1, DATA.y, size=64), 3))
+        seen[method] = [p.clone() for p in trainer.objective.model.parameters()]
+    for method, parameters in seen.items():
+        assert all(torch.equal(p, q) for p, q in zip(seen["fm"], parameters)), method
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name):
+    chosen = recipe(name, seed=3)
+    assert from_dict(json.loads(json.dumps(chosen.as_dict()))) == chosen
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "mnist"])
+def test_each_recipe_trains(name):
+    chosen = recipe(name, steps=2, batch=32)
+    data = dataset(chosen.dataset, points=100)
+    run = train(chosen, data, progress=False)
+    assert run.step == 2
+
+
+@pytest.mark.real_data
+def test_the_mnist_recipe_trains_on_real_images():
+    chosen = recipe("mnist", steps=2, batch=32, method="vecor_latent")
+    run = train(chosen, dataset("mnist", limit=256), progress=False, log_every=1)
+    assert run.step == 2
+    assert run.log[-1]["flow_matching"] > 0
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: recipe("digit"), "Did you mean 'digits'"),
+        (lambda: recipe("digits", weigth=0.1), "Did you mean 'weight'"),
+        (lambda: recipe("digits", method="deltafm"), "Did you mean 'delta_fm'"),
+        (lambda: recipe("digits", steps=0), "steps"),
+        (lambda: from_dict({"speed": 3}), "speed"),
+        (lambda: dataset("mnits"), "Did you mean 'mnist'"),
+        (lambda: dataset("moons", points=0), "points"),
+    ],
+)
+def test_wrong_names_and_values_are_refused_with_the_nearest_right_one(build, words):
+    with pytest.raises(ConfigError, match=words):
+        build()
+
+
+def test_shuffling_the_one_channel_of_digits_is_refused():
+    chosen = SMALL.changed(method="vecor", perturb="channel_shuffle")
+    with pytest.raises(ConfigError, match="one channel|channel"):
+        train(chosen, DATA, progress=False)
+
+
+def test_a_bound_that_is_reached_is_refused_before_training():
+    with pytest.raises(ConfigError, match="weight 0.5 times K = 2"):
+        build_objective(SMALL.changed(method="vecor_latent", weight=0.5, k=2), build_model(SMALL, DATA))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mnist"])
+def test_every_data_set_loads_with_held_out_data_of_the_same_kind(name):
+    data = dataset(name, points=50)
+    assert data.x1.shape[1:] == data.held_x1.shape[1:] == data.shape
+    assert data.x1.dtype == torch.float32
+    assert data.y.dtype == torch.int64
+    assert set(data.y.tolist()) <= set(range(data.num_classes))
+    assert not any(torch.equal(row, other) for row in data.x1[:20] for other in data.held_x1[:20])

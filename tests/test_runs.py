@@ -1,0 +1,147 @@
+"""What a run leaves behind, and how it goes on."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from cfm_lite import runs
+from cfm_lite.data.datasets import dataset
+from cfm_lite.errors import CheckpointError, ConfigError, DivergenceError
+from cfm_lite.recipes import Recipe
+from tests.networks import same_parameters
+
+SMALL = Recipe(hidden_size=16, depth=2, steps=12, batch=32)
+DATA = dataset("digits")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def go(recipe, folder, **settings):
+    return runs.train(recipe, DATA, out=folder, progress=False, log_every=2, save_every=5, **settings)
+
+
+def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
+    run = go(SMALL.changed(method="delta_fm"), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["recipe"]["method"] == "delta_fm"
+    assert set(config["facts"]) >= {"cfm_lite", "torch", "python", "device", "commit", "cores"}
+    log = lines(tmp_path / "run")
+    assert [line["step"] for line in log] == [2, 4, 6, 8, 10, 12]
+    assert set(log[0]) == {"step", "loss", "flow_matching", "repulsion", "grad_norm"}
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000005", "step-00000010", "step-00000012"]
+    assert run.log == log
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    whole = go(SMALL, tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    steps = runs._steps
+
+    def interrupted(*args):
+        for step in steps(*args):
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield step
+
+    monkeypatch.setattr(runs, "_steps", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        go(SMALL, stopped)
+    assert stop.value.code == 143
+    assert (stopped / "checkpoints" / "step-00000007").is_dir()
+    monkeypatch.setattr(runs, "_steps", steps)
+    with (stopped / "log.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss": 1.0}\n{"step": 1')  # what a crash later on would have left
+    resumed = go(SMALL, stopped, resume=True)
+    assert same_parameters(whole.model, resumed.model)
+    assert lines(tmp_path / "whole") == lines(stopped)
+
+
+def test_ctrl_c_saves_and_says_so(tmp_path, monkeypatch):
+    steps = runs._steps
+
+    def interrupted(*args):
+        for step in steps(*args):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+    monkeypatch.setattr(runs, "_steps", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        go(SMALL, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
+    go(SMALL, tmp_path)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        go(SMALL, tmp_path)
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path):
+    first = go(SMALL, tmp_path)
+    again = go(SMALL, tmp_path, resume=True)
+    assert same_parameters(first.model, again.model)
+    assert again.step == 12
+
+
+def test_the_averaged_model_is_what_is_loaded(tmp_path):
+    run = go(SMALL, tmp_path)
+    recipe, model, step = runs.load_model(tmp_path, DATA)
+    assert recipe == SMALL
+    assert step == 12
+    assert same_parameters(run.model, model)
+    assert runs.saved_recipe(tmp_path) == SMALL
+    assert runs.load_model(tmp_path / "checkpoints" / "step-00000005", DATA)[2] == 5
+
+
+def test_no_run_is_a_clear_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        runs.saved_recipe(tmp_path)
+    with pytest.raises(CheckpointError, match="no valid checkpoint"):
+        runs.load_model(tmp_path, DATA)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        runs.saved_recipe(tmp_path)
+
+
+def test_divergence_names_the_last_checkpoint_and_keeps_it(tmp_path):
+    with pytest.raises(DivergenceError, match="step-00000005") as error:
+        runs.train(SMALL, _poisoned(DATA, 6), out=tmp_path, progress=False, save_every=5)
+    assert error.value.exit_code == 5
+    assert runs.load_model(tmp_path, DATA)[2] == 5
+
+
+def _poisoned(data, step):
+    """The data set with values that overflow the loss in the batch of `step`, but are finite themselves."""
+    from itertools import islice
+
+    from cfm_lite.data.batches import batches
+
+    rows = torch.arange(len(data.x1))[:, None].float()
+    first = [set(batch[:, 0].long().tolist()) for batch, _ in islice(batches(rows, size=32), step)]
+    new = sorted(first[-1] - set().union(*first[:-1]))
+    x1 = data.x1.clone()
+    x1[new] = 1e30
+    return data._replace(x1=x1)
+
+
+def test_numbers_that_are_not_finite_become_null_in_json(tmp_path):
+    path = runs.write_json(tmp_path / "a.json", {"a": float("nan"), "b": [float("inf"), 1.0], "c": torch.tensor([1.5])})
+    assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.0], "c": [1.5]}
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert runs.pick_device("auto").type in ("cpu", "cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="use --device cpu"):
+            runs.pick_device("cuda")
+    with pytest.raises(ConfigError, match="Did you mean 'cuda'"):
+        runs.pick_device("cuad")
