@@ -110,7 +110,7 @@ def make_grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
         seen = f"shape {tuple(ts.shape)} and dtype {ts.dtype}" if isinstance(ts, Tensor) else f"type {type(ts).__name__}"
         raise ConfigError(f"ts has {seen}; it must be a floating tensor (n + 1,) of at least 2 times: torch.linspace(0, 1, steps + 1).")
     if on_host(ts):
-        _check_times(ts.double(), ascending)
+        _check_times(ts.tolist(), ascending)
     ts = ts.to(x.dtype)
     table = ts.to(x.device, non_blocking=True)[:, None].expand(-1, len(x))
     if table.numel() <= TABLE_UP_TO:
@@ -127,17 +127,16 @@ def check_state(x: Any) -> Tensor:
         seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
         raise ConfigError(f"x has {seen}; it must be a tensor (B, *dims).")
     check_floating(x=x)
-    if on_host(x) and not x.isfinite().all():
+    if on_host(x) and not _is_finite(x):
         raise ConfigError("x has entries that are not finite; the walk must start from finite numbers.")
     return promote(x)
 
 
 def check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
     """DivergenceError for the first of `states` that is not finite; the last is the one after step `k`, counted from 0."""
-    # not finite once is not finite ever after, so the last state answers for all; the sum costs a fifth of isfinite().all()
-    if math.isfinite(states[-1].sum().item()) or states[-1].isfinite().all():
+    if _is_finite(states[-1]):  # not finite once is not finite ever after, so the last one answers for all
         return
-    k += 1 - sum(not x.isfinite().all() for x in states)
+    k += 1 - sum(not _is_finite(x) for x in states)
     start, end = (grid.table[i].mean().item() for i in (k, k + 1))
     raise DivergenceError(
         f"the state is not finite after step {k + 1} of {len(grid.lengths)}, from t = {start:.4g} to t = {end:.4g}. "
@@ -145,14 +144,19 @@ def check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
     )
 
 
-def _check_times(ts: Tensor, ascending: bool) -> None:
-    steps = ts.diff()
-    if not (ts.min() >= 0 and ts.max() <= 1):  # false for NaN too
-        raise ConfigError(f"ts spans [{ts.min():.4g}, {ts.max():.4g}]; times lie in [0, 1], 0 noise and 1 data.")
-    if not ((steps > 0).all() or (steps < 0).all()):
+def _check_times(ts: list[float], ascending: bool) -> None:
+    if not all(0 <= t <= 1 for t in ts):  # false for NaN too
+        raise ConfigError(f"ts spans [{min(ts):.4g}, {max(ts):.4g}]; times lie in [0, 1], 0 noise and 1 data.")
+    rises = ts[0] < ts[-1]
+    if not all((a < b) is rises and a != b for a, b in pairwise(ts)):
         raise ConfigError("ts turns or stands still; it must rise, or fall, from each entry to the next.")
-    if ascending and steps[0] < 0:
+    if ascending and not rises:
         raise ConfigError(f"ts falls from {ts[0]:.4g} to {ts[-1]:.4g}; here it must rise, from noise (0) to data (1).")
+
+
+def _is_finite(x: Tensor) -> bool:
+    # the sum is finite unless an entry is not, or it overflows; it costs a fifth of the full answer
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
 def _rows(t: Any, x: Tensor) -> Tensor:
@@ -169,6 +173,8 @@ def fitting(v: Tensor, x: Tensor) -> Tensor:
 
 def _move(x: Tensor, v: Tensor, dt: float | Tensor) -> Tensor:
     """x + dt v, in the dtype of x."""
+    if v.shape != x.shape or v.dtype != x.dtype:
+        v = fitting(v, x)
     if isinstance(dt, Tensor):
-        return x + expand(dt.to(x.dtype), x) * fitting(v, x)
-    return torch.add(x, fitting(v, x), alpha=dt)
+        return x + expand(dt.to(x.dtype), x) * v
+    return torch.add(x, v, alpha=dt)

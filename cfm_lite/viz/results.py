@@ -135,7 +135,8 @@ def _axes_of_steps(panel: Axes, steps: Sequence[int], metric: str, lowest: float
     panel.set_title(_title(metric), loc="left")
     if _metric(metric).factor == 1 and lowest > 0:
         panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = panel.get_ylim()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.minorticks_off()
 

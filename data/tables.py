@@ -1,0 +1,79 @@
+"""Put measured results into the README: python data/tables.py [--keep runs/demo]
+
+With --keep, the demo's rows, facts and pictures are first copied from that folder into data/results/.
+"""
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+from cfm_lite.demo import GOALS, SHOWN
+from cfm_lite.viz import METHOD_LABELS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "data" / "results"
+KEPT = {"metrics.json": "demo.json", "config.json": "demo.info.json"}
+PICTURES = ("samples.png", "fields.png", "quality_vs_steps.png")
+
+
+def keep(folder: Path) -> None:
+    """Copy a demo's files to data/results."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in (*KEPT, *PICTURES):
+        shutil.copyfile(folder / name, RESULTS / KEPT.get(name, name))
+
+
+def machine(facts: dict) -> str:
+    return f"{facts['cores']} cores ({facts['processor']}), torch {facts['torch']}"
+
+
+def demo_table() -> str:
+    """The demo at its largest number of steps, as Markdown."""
+    rows = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
+    info = json.loads((RESULTS / "demo.info.json").read_text(encoding="utf-8"))
+    most = max(row["nfe"] for row in rows)
+    at = {(row["method"], row["metric"]): row["value"] for row in rows if row["nfe"] == most}
+    real = at["fm", "frechet_real"]
+    seconds = {name: run["seconds"] for name, run in info["runs"].items()}
+    lines = [f"| {most} Euler steps, seed {rows[0]['seed']} | accuracy | Fréchet | nearest | precision | recall | training |", "|---|---|---|---|---|---|---|"]
+    for name in SHOWN:
+        a, f, n, p, r = (at[name, metric] for metric in ("accuracy", "frechet", "nearest_ratio", "precision", "recall"))
+        took = f"{seconds[name]:.0f} s" if name in seconds else "none"
+        lines.append(f"| {METHOD_LABELS[name]} | {a:.1%} | {f:.2f} | {n:.2f} | {p:.2f} | {r:.2f} | {took} |")
+    lines.append(f"| goal | ≥ {GOALS['accuracy']:.1%} | ≤ {GOALS['frechet'] * real:.2f} | ≥ {GOALS['nearest_ratio']:.2f} | | | |")
+    judged = f"Real against real: Fréchet {real:.2f}. The judge is right on {info['judge']['accuracy']:.1%} of unseen digits."
+    source = f"Measured by `make demo` on {machine(info['facts'])}; rows in `data/results/demo.json`."
+    pictures = "![Samples of each method for the ten classes](data/results/samples.png)\n\n![Quality against steps](data/results/quality_vs_steps.png)"
+    return "\n".join([*lines, "", f"{judged} {source}", "", pictures])
+
+
+def bench_table() -> str:
+    """Every benchmark, as Markdown."""
+    rows = [row for path in sorted((RESULTS / "bench").glob("*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
+    lines = ["| measured side by side in one process | ratio | goal | |", "|---|---|---|---|"]
+    for row in rows:
+        if row.get("goal") is not None:
+            lines.append(f"| {row['name']} | {row['ratio_text']} | {row['goal_text']} | {'met' if row['met'] else 'missed'} |")
+    return "\n".join([*lines, "", f"Measured by `make bench` on {machine(rows[0])}, one thread; all rows in `data/results/bench/`."])
+
+
+def fill(text: str, name: str, table: str) -> str:
+    """`text` with what stands between the marks of `name` replaced by `table`."""
+    return re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
+
+
+def readme() -> str:
+    """The README as it should be."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return fill(fill(text, "demo", demo_table()), "bench", bench_table())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path, help="a folder that cfm-lite demo wrote")
+    arguments = parser.parse_args()
+    if arguments.keep:
+        keep(arguments.keep)
+    (ROOT / "README.md").write_text(readme(), encoding="utf-8")

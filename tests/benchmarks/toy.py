@@ -1,0 +1,180 @@
+"""A training step in the plane, eight Gaussians -> moons: torchcfm's tutorial loop against ours, plain, full and compiled.
+
+Like for like on every side: the same law of the data (torchcfm's), a fresh pair for every row of every step, the same noise
+of 0.1 around the path, batch 256, network 3-64-64-64-2 with SELU, Adam at 1e-3, float32, one thread. Samplers apart, the
+"vectorised" side is the tutorial loop too: it shows how much of the gain is only its samplers' Python loop.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+
+from cfm_lite import draws, losses
+from cfm_lite.objective import Objective
+from cfm_lite.paths import LINEAR
+from cfm_lite.training import Trainer
+from tests.benchmarks.harness import Clock, NotRun, Row, faster, peer
+
+BATCH, WIDTH, SIGMA, LR = 256, 64, 0.1, 1e-3
+POOL = 256  # batches drawn at once
+Step = Callable[[], object]
+
+
+def rows(clock: Clock) -> Iterator[Row | NotRun]:
+    """The goals of performance.md, C1 and D."""
+    flow, utils, models = (peer(f"torchcfm.{name}") for name in ("conditional_flow_matching", "utils", "models.models"))
+    matcher, network = flow.ConditionalFlowMatcher(sigma=SIGMA), partial(models.MLP, dim=2, time_varying=True)
+    sides: dict[str, Step] = {
+        "torchcfm": tutorial_step(matcher, network(), utils.sample_8gaussians, utils.sample_moons),
+        "vectorised": tutorial_step(matcher, network(), eight_gaussians, moons),
+        "plain": plain_step(Field(), pairs()),
+        "trainer": trainer_step(Field(), pairs()),
+        "products": bare_products(),
+    }
+    failure = ""
+    try:
+        compiled, seconds = compiled_step(Field(), pairs())
+        sides["compiled"] = compiled
+    except Exception as error:  # no C++ compiler, or one that torch.compile cannot use: many causes, many types
+        failure = f"torch.compile does not work here ({str(error).strip().splitlines()[0]})"
+    times = clock(repeats=11, **sides)
+    row = partial(faster, times=times, floor="products")
+    yield row("plain loop over torchcfm's tutorial", ours="plain", other="torchcfm", goal=4.0)
+    yield row("plain loop over torchcfm, vectorised samplers", ours="plain", other="vectorised", goal=1.2)
+    what = "per-step generators, guard, clipping, EMA and log, which no other side has; its noise replaces the 0.1 around the path"
+    yield row("Trainer over torchcfm's tutorial", ours="trainer", other="torchcfm", note=what)
+    yield row("Trainer over torchcfm, vectorised samplers", ours="trainer", other="vectorised", note=what)
+    for name, other, goal in (("torchcfm's tutorial", "torchcfm", 6.5), ("torchcfm, vectorised samplers", "vectorised", 2.1)):
+        if failure:
+            yield NotRun(f"compiled step over {name}", failure)
+        else:
+            yield row(f"compiled step over {name}", ours="compiled", other=other, goal=goal, note=f"compiled in {seconds:.1f} s")
+
+
+class Field(nn.Module):
+    """The tutorial's network as a velocity of x (B, 2) and t (B,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = [3, WIDTH, WIDTH, WIDTH, 2]
+        layers = [module for a, b in zip(sizes, sizes[1:]) for module in (nn.Linear(a, b), nn.SELU())]
+        self.net = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.net(torch.cat([x, t[:, None]], dim=1))
+
+
+def eight_gaussians(n: int, batches: int | None = None) -> Tensor:
+    """The law of torchcfm's sample_8gaussians without its loop, (n, 2) or (batches, n, 2): a circle of radius 5, variance sqrt(0.1)."""
+    shape = (n,) if batches is None else (batches, n)
+    angles = torch.randint(8, shape) * (math.pi / 4)
+    return 5 * torch.stack([angles.cos(), angles.sin()], dim=-1) + 0.1**0.25 * torch.randn(*shape, 2)
+
+
+def moons(n: int, batches: int | None = None) -> Tensor:
+    """The law of torchcfm's sample_moons, (n, 2) or (batches, n, 2): equal angles, one uniform shift per point for both axes."""
+    upper, lower = (torch.linspace(0, math.pi, part) for part in (n // 2, n - n // 2))
+    x = torch.cat([upper.cos(), 1 - lower.cos()])
+    y = torch.cat([upper.sin(), 0.5 - lower.sin()])
+    shape = (n, 1) if batches is None else (batches, n, 1)
+    return 3 * (torch.stack([x, y], dim=1) + 0.2 * torch.rand(shape)) - 1
+
+
+def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches (x0, x1) of new points; many are drawn in one call, none is used twice."""
+    while True:
+        yield from zip(eight_gaussians(BATCH, POOL), moons(BATCH, POOL))
+
+
+def tutorial_step(matcher, model: nn.Module, sample_x0: Callable[[int], Tensor], sample_x1: Callable[[int], Tensor]) -> Step:
+    """One step of torchcfm's Flow_matching_tutorial, on its own matcher and network."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        t, x_t, u_t = matcher.sample_location_and_conditional_flow(sample_x0(BATCH), sample_x1(BATCH))
+        loss = torch.mean((model(torch.cat([x_t, t[:, None]], dim=-1)) - u_t) ** 2)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_step(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Step:
+    """The loop one would write on a blackboard, with the library's path and loss."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
+
+    def step() -> None:
+        x0, x1 = next(batches)
+        t = draws.uniform_time(BATCH)
+        x_t, u_t = LINEAR.interpolate(x0, x1, t)
+        loss = losses.flow_matching(model(x_t + SIGMA * torch.randn_like(x_t), t), u_t)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def trainer_step(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Step:
+    """The library's own loop; the coupling puts the eight Gaussians where the objective has drawn noise."""
+    current: list[Tensor] = []
+
+    def data() -> Iterator[Tensor]:
+        for x0, x1 in batches:
+            current[:] = [x0]
+            yield x1
+
+    objective = Objective(model, couple=lambda x0, x1, y: (current[0], x1, y))
+    trainer = Trainer(objective, torch.optim.Adam(model.parameters(), lr=LR, fused=True))
+    return partial(next, trainer.run(data(), steps=10**9))
+
+
+def compiled_step(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Step, float]:
+    """The same step as one compiled graph, and the seconds that compiling took: loss, gradient and Adam on one flat vector."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    w = torch.cat([p.detach().flatten() for p in model.parameters()])
+    m, s = torch.zeros_like(w), torch.zeros_like(w)
+    steps = count(1)
+
+    def loss(w: Tensor, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        x_t, u_t = LINEAR.interpolate(x0, x1, t)
+        parameters = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), w.split([s.numel() for s in shapes.values()]))}
+        return losses.flow_matching(torch.func.functional_call(model, parameters, (x_t + SIGMA * noise, t)), u_t)
+
+    @torch.compile(fullgraph=True, dynamic=False)
+    def update(w: Tensor, m: Tensor, s: Tensor, k: Tensor, *draw: Tensor) -> Tensor:
+        gradient, value = torch.func.grad_and_value(loss)(w, *draw)
+        m.lerp_(gradient, 0.1)
+        s.lerp_(gradient.square(), 0.001)
+        w.sub_(LR / (1 - 0.9**k) * m / ((s / (1 - 0.999**k)).sqrt() + 1e-8))
+        return value
+
+    def step() -> None:
+        x0, x1 = next(batches)
+        update(w, m, s, torch.tensor(float(next(steps))), x0, x1, torch.rand(BATCH), torch.randn_like(x0))
+
+    start = time.perf_counter()
+    step()
+    return step, time.perf_counter() - start
+
+
+def bare_products() -> Step:
+    """The floor: the matrix products of one step, forward and backward, and nothing else."""
+    sizes = [3, WIDTH, WIDTH, WIDTH, 2]
+    inputs = [torch.randn(BATCH, size) for size in sizes]
+    weights = [torch.randn(a, b) for a, b in zip(sizes, sizes[1:])]
+
+    def step() -> None:
+        for x, w, out in zip(inputs, weights, inputs[1:]):
+            torch.mm(x, w)
+            torch.mm(x.T, out)
+        for w, out in zip(weights[1:], inputs[2:]):
+            torch.mm(out, w.T)
+
+    return step
