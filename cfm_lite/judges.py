@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 FEATURES, CLASSES = 64, 10
+SHIPPED = Path(__file__).parent / "checkpoints"  # one fixed measuring stick for the digits, on every machine
 
 
 @dataclass(frozen=True)
@@ -240,19 +241,30 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
     return judge.requires_grad_(False).eval()
 
 
+def judge_file(dataset: str) -> str:
+    """The name of the file of the judge with seed 0: other settings have another name, so an old file is never taken for a new one."""
+    settings = hashlib.sha256(repr(SETTINGS[dataset]).encode()).hexdigest()[:12]
+    return f"judge-{dataset}-{settings}.safetensors"
+
+
 def judge_for(dataset: str) -> Judge:
-    """The judge of "digits" or "mnist" with seed 0: read from the cache if it was trained before."""
+    """The judge of "digits" or "mnist" with seed 0: the shipped one, else a cached one, else trained now and kept in the cache."""
     check_choice("dataset", dataset, SETTINGS)
-    settings = hashlib.sha256(repr(SETTINGS[dataset]).encode()).hexdigest()[:12]  # other settings, another file
-    path = cache_root() / "judges" / f"{dataset}-{settings}.safetensors"
-    if path.is_file():
+    path = cache_root() / "judges" / judge_file(dataset)
+    for known in (SHIPPED / judge_file(dataset), path):
         try:
-            return load_judge(path)
+            return load_judge(known)
         except CheckpointCorruptError as error:
             warnings.warn(f"{error} It is trained anew.", UserWarning, stacklevel=2)
+        except CheckpointError:  # not there
+            continue
     judge = train_judge(dataset)
     try:
         save_judge(judge, path)
     except (OSError, CFMError) as error:  # such as a cache that may only be read
         warnings.warn(f"the judge cannot be kept in {path.parent}: {error}", UserWarning, stacklevel=2)
     return judge
+
+
+if __name__ == "__main__":  # python -m cfm_lite.judges: the recorded command that made the shipped judge
+    save_judge(train_judge("digits"), SHIPPED / judge_file("digits"))

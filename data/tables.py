@@ -37,7 +37,10 @@ def demo_table() -> str:
     at = {(row["method"], row["metric"]): row["value"] for row in rows if row["nfe"] == most}
     real = at["fm", "frechet_real"]
     seconds = {name: run["seconds"] for name, run in info["runs"].items()}
-    lines = [f"| {most} Euler steps, seed {rows[0]['seed']} | accuracy | Fréchet | nearest | precision | recall | training |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        f"| {most} Euler steps, seed {rows[0]['seed']} | accuracy | Fréchet | nearest | precision | recall | training |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in SHOWN:
         a, f, n, p, r = (at[name, metric] for metric in ("accuracy", "frechet", "nearest_ratio", "precision", "recall"))
         took = f"{seconds[name]:.0f} s" if name in seconds else "none"
@@ -53,10 +56,13 @@ def bench_table() -> str:
     """Every benchmark, as Markdown."""
     rows = [row for path in sorted((RESULTS / "bench").glob("*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
     lines = ["| measured side by side in one process | ratio | goal | |", "|---|---|---|---|"]
+    sign = {">=": "≥", "<=": "≤"}
     for row in rows:
-        if row.get("goal") is not None:
-            lines.append(f"| {row['name']} | {row['ratio_text']} | {row['goal_text']} | {'met' if row['met'] else 'missed'} |")
-    return "\n".join([*lines, "", f"Measured by `make bench` on {machine(rows[0])}, one thread; all rows in `data/results/bench/`."])
+        if row["goal"] is not None:
+            value, goal = (f"{number:.3g} {row['unit']}".replace(" x", "×") for number in (row["ratio"], row["goal"]))
+            lines.append(f"| {row['name']} | {value} | {sign[row['sense']]} {goal} | {'met' if row['met'] else 'missed'} |")
+    facts = rows[0] | rows[0]["machine"]
+    return "\n".join([*lines, "", f"Measured by `make bench` on {machine(facts)}, one thread; all rows in `data/results/bench/`."])
 
 
 def fill(text: str, name: str, table: str) -> str:

@@ -164,7 +164,8 @@ def test_what_is_no_judge_is_refused(tmp_path):
 
 @pytest.fixture
 def kept(brief, tmp_path, monkeypatch):
-    """An empty cache; returns the folder where its judges are kept."""
+    """An empty cache and nothing shipped; returns the folder where its judges are kept."""
+    monkeypatch.setattr(judges, "SHIPPED", tmp_path / "nothing")
     monkeypatch.setattr(judges, "cache_root", lambda: tmp_path)
     return tmp_path / "judges"
 
@@ -185,6 +186,16 @@ def test_judge_for_trains_anew_for_other_settings_and_for_a_damaged_file(kept, m
     monkeypatch.setitem(judges.SETTINGS, "digits", dataclasses.replace(judges.SETTINGS["digits"], noise=0.2))
     assert judges.judge_for("digits").fingerprint != first.fingerprint
     assert len(list(kept.iterdir())) == 2
+
+
+def test_the_shipped_judge_is_what_its_recorded_command_makes():
+    shipped = judges.judge_for("digits")
+    assert judges.SHIPPED / judges.judge_file("digits") in judges.SHIPPED.iterdir()
+    assert shipped.accuracy >= 0.985
+    again = judges.train_judge("digits")
+    x = digits.load("judge_test")[0]
+    agree = (judges.assess(shipped, x)[0].argmax(1) == judges.assess(again, x)[0].argmax(1)).float().mean()
+    assert agree >= 0.98  # another processor rounds in another way
 
 
 def test_judge_for_works_where_nothing_can_be_kept(kept):

@@ -40,7 +40,9 @@ def main() -> int:
 def _run(name: str, clock: Clock, folder: Path) -> None:
     common, rows = facts(), []
     load, cores = common["machine"]["load_before"], common["machine"]["cores"]
-    print(f"{name}: {common['threads']} of {cores} cores, torch {common['torch']}, load {load}, {common['machine']['processor']}", flush=True)
+    print(
+        f"{name}: {common['threads']} of {cores} cores, torch {common['torch']}, load {load}, {common['machine']['processor']}", flush=True
+    )
     for row in _rows(name, clock):
         print(f"  {row}", flush=True)
         if isinstance(row, Row):

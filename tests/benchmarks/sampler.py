@@ -38,9 +38,7 @@ def rows(clock: Clock) -> Iterator[Row | NotRun]:
     if peers:
         yield faster("sampler, N = 16: over torchdiffeq's euler", times, "ours", "torchdiffeq", goal=1.6, floor="bare")
     yield takes("sampler, N = 16: time over bare network calls", times, "ours", "bare", floor="by hand")
-    yield count(
-        "sampler, N = 16: added to a bare call, per step", added(times, "ours"), 5.0, floor=added(times, "by hand"), unit=" us"
-    )
+    yield count("sampler, N = 16: added to a bare call, per step", added(times, "ours"), 5.0, floor=added(times, "by hand"), unit=" us")
 
 
 def our_sides(field, x: Tensor) -> dict:

@@ -21,7 +21,7 @@ from cfm_lite.training import Trainer
 from tests.benchmarks.harness import Clock, NotRun, Row, faster, peer
 
 BATCH, WIDTH, SIGMA, LR = 256, 64, 0.1, 1e-3
-POOL = 256  # batches drawn at once
+POOL = 64  # batches drawn at once
 Step = Callable[[], object]
 
 
@@ -32,13 +32,13 @@ def rows(clock: Clock) -> Iterator[Row | NotRun]:
     sides: dict[str, Step] = {
         "torchcfm": tutorial_step(matcher, network(), utils.sample_8gaussians, utils.sample_moons),
         "vectorised": tutorial_step(matcher, network(), eight_gaussians, moons),
-        "plain": plain_step(Field(), pairs()),
-        "trainer": trainer_step(Field(), pairs()),
+        "plain": plain_step(Field()),
+        "trainer": trainer_step(Field()),
         "products": bare_products(),
     }
     failure = ""
     try:
-        compiled, seconds = compiled_step(Field(), pairs())
+        compiled, seconds = compiled_step(Field())
         sides["compiled"] = compiled
     except Exception as error:  # no C++ compiler, or one that torch.compile cannot use: many causes, many types
         failure = f"torch.compile does not work here ({str(error).strip().splitlines()[0]})"
@@ -69,26 +69,28 @@ class Field(nn.Module):
         return self.net(torch.cat([x, t[:, None]], dim=1))
 
 
-def eight_gaussians(n: int, batches: int | None = None) -> Tensor:
-    """The law of torchcfm's sample_8gaussians without its loop, (n, 2) or (batches, n, 2): a circle of radius 5, variance sqrt(0.1)."""
-    shape = (n,) if batches is None else (batches, n)
+def eight_gaussians(*shape: int) -> Tensor:
+    """The law of torchcfm's sample_8gaussians, (*shape, 2), without its loop: centres on a circle of radius 5, variance sqrt(0.1)."""
     angles = torch.randint(8, shape) * (math.pi / 4)
     return 5 * torch.stack([angles.cos(), angles.sin()], dim=-1) + 0.1**0.25 * torch.randn(*shape, 2)
 
 
-def moons(n: int, batches: int | None = None) -> Tensor:
-    """The law of torchcfm's sample_moons, (n, 2) or (batches, n, 2): equal angles, one uniform shift per point for both axes."""
-    upper, lower = (torch.linspace(0, math.pi, part) for part in (n // 2, n - n // 2))
+def moons(*shape: int) -> Tensor:
+    """The law of torchcfm's sample_moons, (*shape, 2): equal angles in every batch, one uniform shift of each point for both axes."""
+    upper, lower = (torch.linspace(0, math.pi, part) for part in (shape[-1] // 2, shape[-1] - shape[-1] // 2))
     x = torch.cat([upper.cos(), 1 - lower.cos()])
     y = torch.cat([upper.sin(), 0.5 - lower.sin()])
-    shape = (n, 1) if batches is None else (batches, n, 1)
-    return 3 * (torch.stack([x, y], dim=1) + 0.2 * torch.rand(shape)) - 1
+    return 3 * (torch.stack([x, y], dim=-1) + 0.2 * torch.rand(*shape, 1)) - 1
 
 
-def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches (x0, x1) of new points; many are drawn in one call, none is used twice."""
+def draws_of_a_path() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless batches (x, t, u) of new points; the path is walked for many batches at once, and no draw is used twice."""
     while True:
-        yield from zip(eight_gaussians(BATCH, POOL), moons(BATCH, POOL))
+        x0, x1 = (law(POOL, BATCH).flatten(0, 1) for law in (eight_gaussians, moons))
+        t = draws.uniform_time(len(x1))
+        x_t, u_t = LINEAR.interpolate(x0, x1, t)
+        x = x_t + SIGMA * torch.randn_like(x_t)
+        yield from zip(x.split(BATCH), t.split(BATCH), u_t.split(BATCH))
 
 
 def tutorial_step(matcher, model: nn.Module, sample_x0: Callable[[int], Tensor], sample_x1: Callable[[int], Tensor]) -> Step:
@@ -105,15 +107,14 @@ def tutorial_step(matcher, model: nn.Module, sample_x0: Callable[[int], Tensor],
     return step
 
 
-def plain_step(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Step:
+def plain_step(model: nn.Module) -> Step:
     """The loop one would write on a blackboard, with the library's path and loss."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
+    batches = draws_of_a_path()
 
     def step() -> None:
-        x0, x1 = next(batches)
-        t = draws.uniform_time(BATCH)
-        x_t, u_t = LINEAR.interpolate(x0, x1, t)
-        loss = losses.flow_matching(model(x_t + SIGMA * torch.randn_like(x_t), t), u_t)
+        x, t, u = next(batches)
+        loss = losses.flow_matching(model(x, t), u)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,43 +122,43 @@ def plain_step(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> St
     return step
 
 
-def trainer_step(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> Step:
+def trainer_step(model: nn.Module) -> Step:
     """The library's own loop; the coupling puts the eight Gaussians where the objective has drawn noise."""
     current: list[Tensor] = []
 
     def data() -> Iterator[Tensor]:
-        for x0, x1 in batches:
-            current[:] = [x0]
-            yield x1
+        while True:
+            for x0, x1 in zip(eight_gaussians(POOL, BATCH), moons(POOL, BATCH)):
+                current[:] = [x0]
+                yield x1
 
     objective = Objective(model, couple=lambda x0, x1, y: (current[0], x1, y))
     trainer = Trainer(objective, torch.optim.Adam(model.parameters(), lr=LR, fused=True))
     return partial(next, trainer.run(data(), steps=10**9))
 
 
-def compiled_step(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Step, float]:
-    """The same step as one compiled graph, and the seconds that compiling took: loss, gradient and Adam on one flat vector."""
+def compiled_step(model: nn.Module) -> tuple[Step, float]:
+    """Loss, gradient and Adam as one compiled graph on one flat vector of parameters; and the seconds that compiling took."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     w = torch.cat([p.detach().flatten() for p in model.parameters()])
-    m, s = torch.zeros_like(w), torch.zeros_like(w)
-    steps = count(1)
+    mean, square = torch.zeros_like(w), torch.zeros_like(w)
+    batches, steps = draws_of_a_path(), count(1)
 
-    def loss(w: Tensor, x0: Tensor, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        x_t, u_t = LINEAR.interpolate(x0, x1, t)
-        parameters = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), w.split([s.numel() for s in shapes.values()]))}
-        return losses.flow_matching(torch.func.functional_call(model, parameters, (x_t + SIGMA * noise, t)), u_t)
+    def loss(w: Tensor, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        parts = w.split([shape.numel() for shape in shapes.values()])
+        parameters = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts)}
+        return losses.flow_matching(torch.func.functional_call(model, parameters, (x, t)), u)
 
     @torch.compile(fullgraph=True, dynamic=False)
-    def update(w: Tensor, m: Tensor, s: Tensor, k: Tensor, *draw: Tensor) -> Tensor:
-        gradient, value = torch.func.grad_and_value(loss)(w, *draw)
-        m.lerp_(gradient, 0.1)
-        s.lerp_(gradient.square(), 0.001)
-        w.sub_(LR / (1 - 0.9**k) * m / ((s / (1 - 0.999**k)).sqrt() + 1e-8))
+    def update(w: Tensor, mean: Tensor, square: Tensor, k: Tensor, *batch: Tensor) -> Tensor:
+        gradient, value = torch.func.grad_and_value(loss)(w, *batch)
+        mean.lerp_(gradient, 1 - 0.9)
+        square.lerp_(gradient.square(), 1 - 0.999)
+        w.sub_(LR / (1 - 0.9**k) * mean / ((square / (1 - 0.999**k)).sqrt() + 1e-8))
         return value
 
     def step() -> None:
-        x0, x1 = next(batches)
-        update(w, m, s, torch.tensor(float(next(steps))), x0, x1, torch.rand(BATCH), torch.randn_like(x0))
+        update(w, mean, square, torch.tensor(float(next(steps))), *next(batches))
 
     start = time.perf_counter()
     step()
