@@ -30,7 +30,7 @@ class FlowSample(NamedTuple):
     y: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Path:
     """The two coefficients of a path and their derivatives, each a function of a time tensor of any shape.
 
@@ -47,6 +47,9 @@ class Path:
     d_sigma: Schedule
     sigma_d_sigma: Schedule | None = None
     train_end: float = 1.0
+
+    def __repr__(self) -> str:
+        return f"Path({self.name!r})"
 
     def half_variance_rate(self, t: Tensor) -> Tensor:
         """Half the derivative of sigma^2, sigma d_sigma, at a time tensor of any shape; finite on all of [0, 1]."""

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -99,7 +100,8 @@ def _steps(run: Run, trainer: Trainer, data: DataSet, progress: bool, label: str
         return
     device = trainer.parameters[0].device
     source = batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=trainer.step)
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc=f"{label:<14}", unit="step", disable=None if progress else True, leave=True)
+    every = 0.2 if sys.stderr.isatty() else 5.0  # seconds: a log file needs no more
+    bar = tqdm(total=recipe.steps, initial=trainer.step, desc=f"{label:<21}", unit="step", disable=not progress, mininterval=every)
     with bar:
         for log in trainer.run(source, recipe.steps - trainer.step):
             if trainer.step % trainer.log_every == 0 or trainer.step == recipe.steps:

@@ -48,7 +48,7 @@ def demo_table() -> str:
     lines.append(f"| goal | ≥ {GOALS['accuracy']:.1%} | ≤ {GOALS['frechet'] * real:.2f} | ≥ {GOALS['nearest_ratio']:.2f} | | | |")
     judged = f"Real against real: Fréchet {real:.2f}. The judge is right on {info['judge']['accuracy']:.1%} of unseen digits."
     source = f"Measured by `make demo` on {machine(info['facts'])}; rows in `data/results/demo.json`."
-    pictures = "![Samples of each method for the ten classes](data/results/samples.png)\n\n![Quality against steps](data/results/quality_vs_steps.png)"
+    pictures = "![Samples for the ten classes](data/results/samples.png)\n\n![Quality against steps](data/results/quality_vs_steps.png)"
     return "\n".join([*lines, "", f"{judged} {source}", "", pictures])
 
 
@@ -65,6 +65,23 @@ def bench_table() -> str:
     return "\n".join([*lines, "", f"Measured by `make bench` on {machine(facts)}, one thread; all rows in `data/results/bench/`."])
 
 
+def figure3_table() -> str:
+    """The class gap of contrastive flow matching's figure 3, as Markdown."""
+    rows = json.loads((RESULTS / "figure3.json").read_text(encoding="utf-8"))
+    at = {(row["method"], row["metric"]): row["value"] for row in rows}
+    lines = [
+        "| class gap, λ = 0.5 | of the mean target | of the endpoints, exact optimum | of the endpoints, trained |",
+        "|---|---|---|---|",
+    ]
+    for name in ("fm", "delta_fm"):
+        values = (at[name, metric] for metric in ("target_gap", "exact_endpoint_gap", "trained_endpoint_gap"))
+        lines.append(f"| {METHOD_LABELS[name]} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    steps = rows[0]["steps"]
+    return "\n".join(
+        [*lines, "", f"Made by `python -m tests.figure3` ({steps:,} training steps, one seed); rows in `data/results/figure3.json`."]
+    )
+
+
 def fill(text: str, name: str, table: str) -> str:
     """`text` with what stands between the marks of `name` replaced by `table`."""
     return re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
@@ -73,7 +90,9 @@ def fill(text: str, name: str, table: str) -> str:
 def readme() -> str:
     """The README as it should be."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return fill(fill(text, "demo", demo_table()), "bench", bench_table())
+    for name, table in (("demo", demo_table), ("bench", bench_table), ("figure3", figure3_table)):
+        text = fill(text, name, table())
+    return text
 
 
 if __name__ == "__main__":

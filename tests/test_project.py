@@ -1,5 +1,6 @@
 """The project's own files agree with each other."""
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -53,3 +54,28 @@ def test_make_lists_its_targets(target):
 
 def test_the_package_says_that_it_is_typed():
     assert (ROOT / "cfm_lite" / "py.typed").exists()
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "data" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.readme() == (ROOT / "README.md").read_text(encoding="utf-8"), "run: python data/tables.py"
+
+
+def test_the_readme_s_example_runs_as_printed():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found: dict = {}
+    exec(code.replace("steps=1000", "steps=30"), found)  # noqa: S102 (our own text)
+    assert found["points"].shape == (500, 2)
+    assert {"flow_matching", "repulsion"} <= set(found["log"])
+    assert len([line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]) <= 12
+
+
+def test_every_file_that_the_readme_names_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / name).exists(), name

@@ -129,12 +129,12 @@ def test_wrong_names_and_values_are_refused_with_the_nearest_right_one(build, wo
 
 def test_shuffling_the_one_channel_of_digits_is_refused():
     chosen = SMALL.changed(method="vecor", perturb="channel_shuffle")
-    with pytest.raises(ConfigError, match="one channel|channel"):
+    with pytest.raises(ConfigError, match="channel"):
         train(chosen, DATA, progress=False)
 
 
 def test_a_bound_that_is_reached_is_refused_before_training():
-    with pytest.raises(ConfigError, match="weight 0.5 times K = 2"):
+    with pytest.raises(ConfigError, match=r"weight 0\.5 times K = 2"):
         build_objective(SMALL.changed(method="vecor_latent", weight=0.5, k=2), build_model(SMALL, DATA))
 
 
