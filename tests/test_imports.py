@@ -21,6 +21,7 @@ ORDER = [
     "theory",
     "data",
     "models",
+    "terms",
     "objective",
     "checkpoint",
     "training",

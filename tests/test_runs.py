@@ -25,6 +25,20 @@ def go(recipe, folder, **settings):
     return runs.train(recipe, DATA, out=folder, progress=False, log_every=2, save_every=5, **settings)
 
 
+def interrupt(monkeypatch, at, number):
+    """Let the process send itself signal `number` at step `at`; returns what undoes it."""
+    steps = runs._steps
+
+    def interrupted(*args):
+        for step in steps(*args):
+            if step == at:
+                os.kill(os.getpid(), number)
+            yield step
+
+    monkeypatch.setattr(runs, "_steps", interrupted)
+    return lambda: monkeypatch.setattr(runs, "_steps", steps)
+
+
 def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
     run = go(SMALL.changed(method="delta_fm"), tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -41,20 +55,12 @@ def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch):
     whole = go(SMALL, tmp_path / "whole")
     stopped = tmp_path / "stopped"
-    steps = runs._steps
-
-    def interrupted(*args):
-        for step in steps(*args):
-            if step == 7:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield step
-
-    monkeypatch.setattr(runs, "_steps", interrupted)
+    undo = interrupt(monkeypatch, 7, signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
         go(SMALL, stopped)
     assert stop.value.code == 143
     assert (stopped / "checkpoints" / "step-00000007").is_dir()
-    monkeypatch.setattr(runs, "_steps", steps)
+    undo()
     with (stopped / "log.jsonl").open("a") as file:
         file.write('{"step": 9, "loss": 1.0}\n{"step": 1')  # what a crash later on would have left
     resumed = go(SMALL, stopped, resume=True)
@@ -63,15 +69,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_saves_and_says_so(tmp_path, monkeypatch):
-    steps = runs._steps
-
-    def interrupted(*args):
-        for step in steps(*args):
-            if step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield step
-
-    monkeypatch.setattr(runs, "_steps", interrupted)
+    interrupt(monkeypatch, 3, signal.SIGINT)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         go(SMALL, tmp_path / "run")

@@ -1,0 +1,263 @@
+"""The terms of an objective: what a loss needs, its weight, and what it reads.
+
+A term names its `weight` and the `blocks` whose features it reads; what is random in it happens in `prepare`, what is
+differentiable in the call, which returns the unweighted value. `sign` is -1 for what is subtracted. See CONTRIBUTING.md for
+one in 20 lines.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cfm_lite import losses
+from cfm_lite.checks import check_choice, check_number, on_host, warn_once
+from cfm_lite.errors import ConfigError
+from cfm_lite.negatives import Negatives, in_batch
+from cfm_lite.paths import FlowSample, Path
+
+__all__ = ["Alignment", "Contrastive", "Dispersive", "Draw", "Evaluated", "FlowMatching", "Repulsion", "Term", "noise_like"]
+
+
+class Draw(NamedTuple):
+    """What a term may use to prepare itself: the sample, the rows whose label was dropped, and one generator of its own per shard."""
+
+    sample: FlowSample  # y holds the labels that the model will see: the null label where they were dropped
+    dropped: Tensor | None
+    shards: Sequence[slice]
+    generators: Sequence[Generator]
+    path: Path
+    time: Callable[..., Tensor]
+
+    def each(self) -> list[tuple[FlowSample, Generator]]:
+        """(sample, generator) shard by shard."""
+        return [(_rows(self.sample, rows), g) for rows, g in zip(self.shards, self.generators)]
+
+
+class Evaluated(NamedTuple):
+    """What a term may read: the sample, the model's velocity `v` (B, *dims), the features it asked for, and its own preparation."""
+
+    sample: FlowSample
+    v: Tensor
+    features: Mapping[int, Tensor]
+    prepared: Any
+    shards: Sequence[slice]
+    model: Callable[..., Any]
+    context: Tensor | None
+
+
+class Term(Protocol):
+    """The interface of a term; see CONTRIBUTING.md for one in 20 lines. `sign` is -1 for what is subtracted."""
+
+    weight: float
+    name: str | None
+    sign: float
+    blocks: tuple[int, ...]
+
+    def prepare(self, draw: Draw) -> Any: ...
+
+    def __call__(self, batch: Evaluated) -> Tensor: ...
+
+
+class _Deterministic:
+    """A term that draws nothing."""
+
+    sign = 1.0
+    blocks: tuple[int, ...] = ()
+
+    def prepare(self, draw: Draw) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class FlowMatching(_Deterministic):
+    """Regress the velocity: mean |v - u_t|^2 (Lipman et al. 2023, eq. 14)."""
+
+    weight: float = 1.0
+    name: str | None = None
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        return losses.flow_matching(batch.v, batch.sample.u_t)
+
+
+@dataclass(frozen=True)
+class Repulsion:
+    """Push the velocity away from wrong ones; it is subtracted (Stoica et al. 2025, eq. 6; Hong et al. 2025).
+
+    `contrast_null=False` leaves out rows whose label was dropped; `rescale=True` then divides by the kept rows, as DeltaFM does.
+    """
+
+    weight: float
+    negatives: Negatives = in_batch
+    contrast_null: bool = True
+    name: str | None = None
+    rescale: bool = False
+    sign = -1.0
+    blocks = ()
+
+    @property
+    def k(self) -> int:
+        """How many wrong velocities each row is pushed away from."""
+        return int(getattr(self.negatives, "k", 1))
+
+    def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        """(u_neg, keep) of the whole batch, drawn shard by shard."""
+        parts = [_with_keep(self.negatives(sample, generator=g)) for sample, g in draw.each()]
+        u_neg = torch.cat([wrong for wrong, _ in parts], dim=parts[0][0].dim() - draw.sample.u_t.dim())  # (B, *dims) or (K, B, *dims)
+        k = len(u_neg) if u_neg.dim() > draw.sample.u_t.dim() else 1
+        if k != self.k:  # the bound weight * K < 1 was checked with the declared K
+            raise ConfigError(f"the negatives gave K = {k} wrong velocities and declare k = {self.k}; set their attribute k = {k}.")
+        everyone = torch.ones(len(draw.sample.t), dtype=torch.bool, device=draw.sample.t.device)
+        keep = None
+        if any(kept is not None for _, kept in parts):
+            keep = torch.cat([everyone[rows] if kept is None else kept.bool() for (_, kept), rows in zip(parts, draw.shards)])
+        if not self.contrast_null and draw.dropped is not None:
+            keep = ~draw.dropped if keep is None else keep & ~draw.dropped
+        elif keep is not None and len(keep) > 1 and on_host(keep) and not keep.all():
+            warn_once("some rows have no negative, such as in a batch of a single class: they are not repelled (counted in the log).")
+        return u_neg, keep
+
+    def counts(self, prepared: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
+        """How many rows were left out, where any could be."""
+        keep = prepared[1]
+        return {} if keep is None else {"left_out": (~keep).sum().to(prepared[0].dtype)}
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        u_neg, keep = batch.prepared
+        return losses.repulsion(batch.v, u_neg, keep, self.rescale)
+
+
+@dataclass(frozen=True)
+class Dispersive(_Deterministic):
+    """Spread the features after `block` (from 1), shard by shard, without positive pairs (Wang and He 2025, table 1)."""
+
+    weight: float
+    block: int
+    variant: str = "infonce_l2"
+    tau: float = 0.5
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # margin, normalize_by_dim, include_diagonal, distance
+
+    @property
+    def blocks(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (self.block,)
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        h = batch.features[self.block]
+        values = [losses.dispersive(h[rows], self.variant, self.tau, **self.options) for rows in batch.shards]
+        return _mean_over_shards(values, batch.shards)
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """The counterpart with positive pairs: a second noisy view of the same data must stay near, the others far (ibid., table 1).
+
+    `views`: "independent" draws noise and time anew; "restricted" draws the second time within `max_gap` of the first, clipped
+    to [0, 1]. Both views have noise of their own; the flow-matching loss sees the first only.
+    """
+
+    weight: float
+    block: int
+    variant: str = "infonce_l2"
+    tau: float = 0.5
+    views: str = "independent"
+    max_gap: float = 0.005
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # margin, w, normalize_by_dim
+    sign = 1.0
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return (self.block,)
+
+    def __post_init__(self) -> None:
+        check_choice("views", self.views, ("independent", "restricted"))
+        check_number("max_gap", self.max_gap, 0.0, 1.0)
+
+    def _second_time(self, t: Tensor, draw: Draw, generator: Generator) -> Tensor:
+        if self.views == "independent":
+            return draw.time(len(t), generator=generator, device=t.device).to(t.dtype).clamp(max=draw.path.train_end)
+        u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
+        return (t + self.max_gap * (2 * u - 1)).clamp(0, draw.path.train_end)
+
+    def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """(x_t, t) of the second view."""
+        noise, times = zip(*[(noise_like(sample.x1, g), self._second_time(sample.t, draw, g)) for sample, g in draw.each()])
+        t = torch.cat(times)
+        return draw.path.interpolate(torch.cat(noise), draw.sample.x1, t)[0], t
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        x_t, t = batch.prepared
+        _, second = batch.model(x_t, t, batch.sample.y, blocks=(self.block,))
+        h, h_positive = batch.features[self.block], second[self.block]
+        values = [losses.contrastive(h[rows], h_positive[rows], self.variant, self.tau, **self.options) for rows in batch.shards]
+        return _mean_over_shards(values, batch.shards)
+
+
+class Alignment(_Deterministic, nn.Module):
+    """REPA: project the features after `block` and align them with a frozen teacher's (Yu et al. 2024, eq. 8).
+
+    The teacher maps the data (or the `context` given to the objective: clean images, or features computed before) to (B, T, D).
+    Projector: Linear, SiLU, Linear, SiLU, Linear of width 2048.
+    """
+
+    def __init__(
+        self,
+        weight: float,
+        block: int,
+        hidden_size: int,
+        teacher: Callable[[Tensor], Tensor],
+        teacher_dim: int,
+        *,
+        width: int = 2048,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight, self.block, self.name = weight, block, name
+        self.blocks = (block,)
+        self._teacher = (teacher,)  # in a tuple: the frozen teacher is neither trained nor saved with the run
+        self.projector = nn.Sequential(
+            nn.Linear(hidden_size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, teacher_dim)
+        )
+        for layer in self.projector:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, batch: Evaluated) -> Tensor:
+        data = batch.sample.x1 if batch.context is None else batch.context
+        with torch.no_grad():
+            target = self._teacher[0](data)
+        h = batch.features[self.block]
+        if h.dim() == 2:  # a network without tokens counts as one token
+            h, target = h[:, None], target.reshape(len(target), 1, -1)
+        if h.shape[:2] != target.shape[:2]:
+            raise ConfigError(
+                f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block {self.block} gives {tuple(h.shape[:2])}; they must "
+                "be equal. Choose the teacher's image size so that it has as many tokens as the model."
+            )
+        return losses.align(self.projector(h), target)
+
+
+def _rows(sample: FlowSample, rows: slice) -> FlowSample:
+    *tensors, y = sample
+    x0, x1, t, x_t, u_t = (part[rows] for part in tensors)
+    return FlowSample(x0, x1, t, x_t, u_t, None if y is None else y[rows])
+
+
+def _with_keep(part: Any) -> tuple[Tensor, Tensor | None]:
+    return part if isinstance(part, tuple) else (part, None)
+
+
+def noise_like(x: Tensor, generator: Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _mean_over_shards(values: Sequence[Tensor], shards: Sequence[slice]) -> Tensor:
+    """The mean of one value per shard, each counted by its rows."""
+    if len(values) == 1:
+        return values[0]
+    sizes = [rows.stop - rows.start for rows in shards]
+    return torch.stack([value * (n / sum(sizes)) for value, n in zip(values, sizes)]).sum()

@@ -1,0 +1,143 @@
+"""A small SiT on 28 x 28 images, patch 4, width 192, 6 blocks, 3 heads, batch 64: forward and backward, no optimizer.
+
+The other side is built in the style of the official program from timm's parts (PatchEmbed, Attention, Mlp): its own pass for
+each shift, scale and gate, time frequencies made anew in every call, float32 throughout. Both models hold the same weights, and
+their outputs are compared before anything is timed.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cfm_lite import losses
+from cfm_lite.errors import CFMError
+from cfm_lite.models import SiT
+from tests.benchmarks.harness import Clock, Row, faster, peer
+
+BATCH, SIDE, PATCH, WIDTH, DEPTH, HEADS, CLASSES = 64, 28, 4, 192, 6, 3, 10
+TOKENS = (SIDE // PATCH) ** 2
+
+
+def rows(clock: Clock) -> Iterator[Row]:
+    """The goals of performance.md, C3 and D."""
+    model, official = SiT(SIDE, PATCH, 1, WIDTH, DEPTH, HEADS, num_classes=CLASSES), official_style()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.02 * torch.randn_like(p)  # the gates start at 0, which would hide a difference
+    official.load_state_dict(model.state_dict())
+    batch = torch.randn(BATCH, 1, SIDE, SIDE), torch.rand(BATCH), torch.randint(CLASSES, (BATCH,))
+    check_agreement(model, official, batch)
+    sides = {
+        "ours float32": training_side(model, batch),
+        "ours bf16": training_side(model, batch, bf16=True),
+        "official float32": training_side(official, batch),
+        "official bf16": training_side(official, batch, bf16=True),
+        "products bf16": products(torch.bfloat16),
+        "products float32": products(torch.float32),
+    }
+    times = clock(repeats=9, block=1.0, **sides)
+    note = "the official style, built from timm's parts; floor: the products of the tokens with the weights of the blocks"
+    yield faster(
+        "SiT bf16: over the official style in float32", times, "ours bf16", "official float32", goal=1.8, floor="products bf16", note=note
+    )
+    yield faster(
+        "SiT float32: over the official style in float32", times, "ours float32", "official float32", goal=1.05, floor="products float32"
+    )
+    yield faster("SiT bf16: over the official style in bf16", times, "ours bf16", "official bf16", floor="products bf16")
+
+
+def training_side(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], bf16: bool = False) -> Callable[[], None]:
+    """Forward and backward of the flow-matching loss."""
+    x, t, y = batch
+    u = torch.randn_like(x)
+
+    def side() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = losses.flow_matching(model(x, t, y), u)
+        model.zero_grad()
+        loss.backward()
+
+    return side
+
+
+def products(dtype: torch.dtype) -> Callable[[], None]:
+    """The floor: what the linear layers of the blocks multiply, forward and backward."""
+    sizes = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]
+    layers = [[torch.randn(shape, dtype=dtype) for shape in ((BATCH * TOKENS, a), (a, b), (BATCH * TOKENS, b))] for a, b in sizes]
+
+    def side() -> None:
+        for _ in range(DEPTH):
+            for x, w, out in layers:
+                torch.mm(x, w), torch.mm(out, w.T), torch.mm(x.T, out)
+
+    return side
+
+
+@torch.no_grad()
+def check_agreement(model: nn.Module, official: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    """CFMError unless both models give one velocity, for else their times cannot be compared."""
+    gap = (model(*batch) - official(*batch)).abs().max().item()
+    if not gap < 1e-4:
+        raise CFMError(f"the two networks differ by {gap:.2g}; there is nothing to compare.")
+
+
+def official_style() -> nn.Module:
+    """The network of the official program, with its names of parameters."""
+    layers = peer("timm.layers")
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = (nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-6) for _ in range(2))
+            self.attn = layers.Attention(WIDTH, num_heads=HEADS, qkv_bias=True)
+            self.mlp = layers.Mlp(WIDTH, 4 * WIDTH, act_layer=lambda: nn.GELU(approximate="tanh"))
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 6 * WIDTH))
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
+            x = x + gate[:, None] * self.attn(_modulate(self.norm1(x), shift, scale))
+            return x + gate_mlp[:, None] * self.mlp(_modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+    class Final(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm_final = nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-6)
+            self.linear = nn.Linear(WIDTH, PATCH * PATCH)
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 2 * WIDTH))
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+            return self.linear(_modulate(self.norm_final(x), shift, scale))
+
+    class Official(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x_embedder = layers.PatchEmbed(SIDE, PATCH, 1, WIDTH)
+            self.t_embedder = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))})
+            self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(CLASSES + 1, WIDTH)})
+            self.pos_embed = nn.Parameter(torch.zeros(1, TOKENS, WIDTH), requires_grad=False)
+            self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+            self.final_layer = Final()
+
+        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            c = self.t_embedder["mlp"](_time_features(t)) + self.y_embedder["embedding_table"](y)
+            h = self.x_embedder(x) + self.pos_embed
+            for block in self.blocks:
+                h = block(h, c)
+            side = SIDE // PATCH
+            patches = self.final_layer(h, c).reshape(len(x), side, side, PATCH, PATCH, 1)
+            return torch.einsum("nhwpqc->nchpwq", patches).reshape(x.shape)
+
+    return Official()
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def _time_features(t: Tensor) -> Tensor:
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(128, dtype=torch.float32) / 128).to(t.device)
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
