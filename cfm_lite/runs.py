@@ -67,9 +67,10 @@ def train(
     save_every: int = 1000,
     log_every: int = 50,
     progress: bool = True,
+    bar: int = 0,
     label: str = "",
 ) -> Run:
-    """Train a recipe on a data set, with a progress bar; under `out`, if given, it leaves config, log and checkpoints.
+    """Train a recipe on a data set, with a progress bar (on line `bar`); under `out`, if given, it leaves config, log and checkpoints.
 
     Raises ConfigError if `out` already holds a run and `resume` is not set, and what `Trainer.run` raises.
     """
@@ -81,8 +82,8 @@ def train(
         trainer.resume(folder / "checkpoints")
     run = Run(recipe, trainer.ema, trainer.step)
     began = time.perf_counter()
-    with _stop_requests() as stop, _log_file(folder, trainer.step) as write:
-        for step in _steps(run, trainer, data, progress, label or recipe.method, write):
+    with _stop_requests() as stop, _log_file(folder, trainer.step) as write, _bar(recipe, trainer, progress, bar, label) as shown:
+        for step in _steps(run, trainer, data, shown, write):
             run.step = step
             due = step == recipe.steps or step % save_every == 0 or stop
             if folder and due:
@@ -93,24 +94,35 @@ def train(
     return run
 
 
-def _steps(run: Run, trainer: Trainer, data: DataSet, progress: bool, label: str, write: Any) -> Iterator[int]:
+def _bar(recipe: Recipe, trainer: Trainer, progress: bool, line: int, label: str) -> Any:
+    """A progress bar; in a terminal several of them have a line each, in a log file a line every few seconds is enough."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=recipe.steps,
+        initial=trainer.step,
+        desc=f"{label or recipe.method:<21}",
+        unit="step",
+        disable=not progress,
+        mininterval=0.2 if terminal else 5.0,
+        position=line if terminal else None,
+    )
+
+
+def _steps(run: Run, trainer: Trainer, data: DataSet, bar: Any, write: Any) -> Iterator[int]:
     """Train to the recipe's last step; yields the step count, and reads the log where it is due."""
     recipe = run.recipe
     if trainer.step >= recipe.steps:
         return
     device = trainer.parameters[0].device
     source = batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=trainer.step)
-    every = 0.2 if sys.stderr.isatty() else 5.0  # seconds: a log file needs no more
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc=f"{label:<21}", unit="step", disable=not progress, mininterval=every)
-    with bar:
-        for log in trainer.run(source, recipe.steps - trainer.step):
-            if trainer.step % trainer.log_every == 0 or trainer.step == recipe.steps:
-                read = {name: float(value) for name, value in log.items()}
-                run.log.append(read)
-                write(read)
-                bar.set_postfix(loss=f"{read['loss']:.4f}", refresh=False)
-            bar.update()
-            yield trainer.step
+    for log in trainer.run(source, recipe.steps - trainer.step):
+        if trainer.step % trainer.log_every == 0 or trainer.step == recipe.steps:
+            read = {name: float(value) for name, value in log.items()}
+            run.log.append(read)
+            write(read)
+            bar.set_postfix(loss=f"{read['loss']:.4f}", refresh=False)
+        bar.update()
+        yield trainer.step
 
 
 def load_model(path: str | Path, data: DataSet) -> tuple[Recipe, nn.Module, int]:

@@ -11,8 +11,8 @@ import torch
 
 from cfm_lite.checks import check_choice
 from cfm_lite.errors import ConfigError
-from tests.benchmarks.harness import Clock, MissingPeer, NotRun, Row
-from tests.benchmarks.record import ROOT, facts, write
+from tests.benchmarks.harness import ROOT, CannotRun, Clock, NotRun, Row
+from tests.benchmarks.record import facts, write
 
 NAMES = ("alignment", "negatives", "sampler", "toy", "sit", "dispersive")  # the quick ones first
 
@@ -59,7 +59,7 @@ def _rows(name: str, clock: Clock) -> Iterator[Row | NotRun]:
         warnings.simplefilter("ignore")  # those of other packages, at import
         try:
             yield from importlib.import_module(f"tests.benchmarks.{name}").rows(clock)
-        except MissingPeer as error:
+        except CannotRun as error:
             yield NotRun(name, str(error))
 
 

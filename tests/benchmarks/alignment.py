@@ -26,7 +26,7 @@ def rows(clock: Clock) -> Iterator[Row]:
     name = f"alignment, B = {BATCH}: aten calls"
     yield count(name, calls["ours"], goal=100, floor=calls["builtin"], unit=" calls", note="floor: torch's own cosine_similarity")
     yield count(f"{name} of a loop over rows", calls["loop"], unit=" calls")
-    times = clock(**sides)
+    times = clock(sides)
     yield faster(f"alignment, {BATCH} x {TOKENS} x {DIM}: over a loop over rows", times, "ours", "loop", goal=5.0, floor="builtin")
 
 

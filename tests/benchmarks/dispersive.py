@@ -6,8 +6,6 @@ forward and backward, in sizes of the gradient, which every form must hold: 1.0 
 """
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,27 +15,26 @@ from torch import Tensor
 
 from cfm_lite import losses
 from cfm_lite.errors import CFMError
-from tests.benchmarks.harness import Clock, NotRun, Row, count, faster
-from tests.benchmarks.record import ROOT
+from tests.benchmarks.harness import CannotRun, Clock, Row, count, elsewhere, faster
 
 B, D, TAU = 256, 294_912, 0.5
 STATUS = Path("/proc/self/status")
 
 
-def rows(clock: Clock) -> Iterator[Row | NotRun]:
+def rows(clock: Clock) -> Iterator[Row]:
     """The goals of performance.md, C4 and D."""
     h = torch.randn(B, D, requires_grad=True)
     check_agreement(h[:64, :4096].detach().double())
     sides = {name: forward_backward(form, h) for name, form in FORMS.items()} | {"products": products(h.detach())}
-    times = clock(repeats=7, block=0, **sides)
+    times = clock(sides, repeats=7, block=0)
     size = f"dispersive, {B} x {D:,}"
     note = "floor: half of h h' and one product with h. On CUDA the backward of pdist needs a buffer of 77 GB here"
     yield faster(f"{size}: over the pdist form", times, "ours", "pdist", goal=12.0, floor="products", note=note)
     if not STATUS.exists():
-        yield NotRun(f"{size}: peak memory", "needs Linux's /proc/self/status")
-        return
+        raise CannotRun(f"the peak memory is read from {STATUS}, which only Linux has")
     for name, goal in (("ours", 1.05), ("pdist", None)):
-        yield count(f"{size}: peak memory of {name}", peak_memory(name), goal, floor=1.0, unit=" gradients")
+        peak = elsewhere("dispersive", f"growth({name!r})")
+        yield count(f"{size}: peak memory of {name}", peak, goal, floor=1.0, unit=" gradients")
 
 
 def ours(h: Tensor) -> Tensor:
@@ -84,16 +81,8 @@ def check_agreement(h: Tensor) -> None:
         raise CFMError("the two forms of the dispersive loss differ; there is nothing to compare.")
 
 
-def peak_memory(name: str) -> float:
-    """The peak of one forward and backward, in sizes of the gradient, of a process that does nothing else."""
-    program = f"from tests.benchmarks.dispersive import growth; print(growth({name!r}))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    return float(done.stdout)
-
-
 def growth(name: str) -> float:
-    """What `peak_memory` runs in its process."""
-    torch.set_num_threads(1)
+    """The growth of the peak over one forward and backward, in sizes of the gradient, in a process that does nothing else."""
     forward_backward(FORMS[name], torch.randn(B, 1024, requires_grad=True))()  # loads what is loaded once
     h = torch.randn(B, D, requires_grad=True)
     before = _highest_resident_size()  # h was the last to be allocated, so this is also the size now

@@ -6,43 +6,67 @@ stands beside it: on a busy machine it is the steadier of the two. The median de
 """
 
 import gc
+import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from cfm_lite.errors import ConfigError
 from cfm_lite.lazy import optional
 
-__all__ = ["Clock", "MissingPeer", "NotRun", "Row", "Times", "count", "faster", "peer", "takes"]
+__all__ = ["ROOT", "CannotRun", "Clock", "NotRun", "Row", "Times", "compiling", "count", "elsewhere", "faster", "peer", "takes"]
 
+ROOT = Path(__file__).parents[2]
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
 
 
-class MissingPeer(ConfigError):
-    """A package to compare with is not installed."""
+class CannotRun(ConfigError):
+    """What a comparison needs is not there; it becomes a line "not run"."""
 
 
 def peer(module: str) -> ModuleType:
-    """A published package to compare with; MissingPeer, which becomes a line "not run", without it."""
+    """A published package to compare with; CannotRun without it."""
     try:
         return optional(module, "bench")
     except ConfigError as error:
-        raise MissingPeer(f"needs pip install cfm-lite[bench] ({str(error).partition(': pip')[0]})") from error
+        raise CannotRun(f"needs pip install cfm-lite[bench] ({str(error).partition(': pip')[0]})") from error
+
+
+def compiling(side: Callable[[], Any]) -> float:
+    """The seconds of the first call of a compiled `side`; CannotRun where torch.compile does not work."""
+    start = time.perf_counter()
+    try:
+        side()
+    except Exception as error:  # no C++ compiler, or one that torch cannot use: many causes, many types
+        raise CannotRun(f"torch.compile does not work here ({str(error).strip().partition(chr(10))[0]})") from error
+    return time.perf_counter() - start
+
+
+def elsewhere(module: str, call: str) -> Any:
+    """What `call` of this package's `module` gives in a new process with as many threads; it passes through JSON."""
+    program = f"import json, torch; torch.set_num_threads({torch.get_num_threads()}); from tests.benchmarks import {module}; "
+    command = [sys.executable, "-W", "ignore", "-c", f"{program} print(json.dumps({module}.{call}))"]
+    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 @dataclass(frozen=True)
 class NotRun:
-    """A row that could not be measured, and why."""
+    """What could not be measured, and why."""
 
     name: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name:<58} not run: {self.reason}"
+        return f"{self.name}: not run: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +100,7 @@ class Row:
         floor = "" if self.floor is None else f"floor {self.floor:.4g}"
         verdict = {True: "met", False: "MISSED", None: "-"}[self.met]
         times = ", ".join(f"{side} {_in_words(seconds)}" for side, seconds in self.times.items())
-        return f"{self.name:<58} {value:<27} {goal:<14} {floor:<12} {verdict:<7} {times}".rstrip()
+        return f"{self.name:<56} {value:<25} {goal:<13} {floor:<11} {verdict:<6} {times}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -105,7 +129,7 @@ class Clock:
 
     quick: bool = False
 
-    def __call__(self, repeats: int = 9, block: float = 0.1, **sides: Callable[[], Any]) -> Times:
+    def __call__(self, sides: Mapping[str, Callable[[], Any]], repeats: int = 9, block: float = 0.1) -> Times:
         calls = {name: _calls(side, block) for name, side in sides.items()}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         names = list(sides)
@@ -139,38 +163,34 @@ def _per_call(side: Callable[[], Any], calls: int) -> float:
 
 def faster(name: str, times: Times, ours: str, other: str, goal: float | None = None, floor: str | None = None, note: str = "") -> Row:
     """`ours` is `ratio` times as fast as `other`. `floor` names the side that does the least work possible."""
-    return _compare(name, times, (other, ours), ">=", goal, (other, floor), note)
+    middle, least = times.medians(*times.seconds), times.minima(*times.seconds)
+    best = middle[other] / middle[floor] if floor else None
+    return _timed(name, middle[other] / middle[ours], least[other] / least[ours], ">=", goal, best, times, (ours, other), note)
 
 
 def takes(name: str, times: Times, ours: str, base: str, goal: float | None = None, floor: str | None = None, note: str = "") -> Row:
     """`ours` takes `ratio` times as long as `base`, which should be little."""
-    return _compare(name, times, (ours, base), "<=", goal, (floor, base), note)
-
-
-def _compare(
-    name: str, times: Times, sides: tuple[str, str], sense: str, goal: float | None, best: tuple[str | None, str | None], note: str
-) -> Row:
     middle, least = times.medians(*times.seconds), times.minima(*times.seconds)
-    above, below = sides
-    top, bottom = best
-    floor = middle[top] / middle[bottom] if top and bottom else None
-    shown = sides if sense == "<=" else sides[::-1]  # ours first
-    return Row(
-        name,
-        middle[above] / middle[below],
-        least[above] / least[below],
-        sense,
-        goal,
-        floor,
-        times=times.medians(*shown),
-        minima=times.minima(*shown),
-        repeats=times.repeats,
-        note=note,
-    )
+    best = middle[floor] / middle[base] if floor else None
+    return _timed(name, middle[ours] / middle[base], least[ours] / least[base], "<=", goal, best, times, (ours, base), note)
+
+
+def _timed(
+    name: str,
+    ratio: float,
+    by_minima: float,
+    sense: str,
+    goal: float | None,
+    floor: float | None,
+    times: Times,
+    sides: tuple[str, str],
+    note: str,
+) -> Row:
+    return Row(name, ratio, by_minima, sense, goal, floor, "x", times.medians(*sides), times.minima(*sides), times.repeats, note)
 
 
 def count(name: str, value: float, goal: float | None = None, floor: float | None = None, unit: str = "", note: str = "") -> Row:
-    """A number that is counted, not timed, and should be small."""
+    """A number that is not a ratio of times, and should be small."""
     return Row(name, value, value, "<=", goal, floor, unit, note=note)
 
 

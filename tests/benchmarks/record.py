@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.harness import Row
+from tests.benchmarks.harness import ROOT, Row
 
-__all__ = ["ROOT", "facts", "write"]
-
-ROOT = Path(__file__).parents[2]
+__all__ = ["facts", "write"]
 
 
 def facts() -> dict[str, Any]:
