@@ -7,8 +7,9 @@ matrices gain little from a second thread, and two threads on a busy core wait f
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 from cfm_lite import experiments, viz
 from cfm_lite.data import toy
 from cfm_lite.data.datasets import DataSet, dataset
+from cfm_lite.errors import DistributedError
 from cfm_lite.experiments import ARMS, Row
 from cfm_lite.judges import Judge, judge_for
 from cfm_lite.recipes import Recipe, recipe
@@ -76,12 +78,24 @@ def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = 
     return f"\n{note}{table(rows, judge)}\n\n" + "\n".join(pictures)
 
 
-def _work(jobs: Sequence[Job]) -> Iterator[Done]:
-    """Run the jobs side by side, as many as there are cores, each with one thread."""
+def _work(jobs: Sequence[Job]) -> list[Done]:
+    """Run the jobs side by side, as many as there are cores, each with one thread; an interrupt ends them all at once.
+
+    Raises DistributedError if one of the processes dies, and what a job raises.
+    """
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread, initargs=(context.RLock(),)) as pool:
-        yield from pool.map(_run, jobs)
+    pool = ProcessPoolExecutor(workers, context, initializer=_one_thread, initargs=(context.RLock(),))
+    try:
+        return list(pool.map(_run, jobs))
+    except BaseException as error:
+        for child in multiprocessing.active_children():  # else they would train to the end first
+            child.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise DistributedError("a training process died, perhaps for want of memory; close other programs and run again.") from error
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _one_thread(lock: Any) -> None:

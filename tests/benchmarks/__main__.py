@@ -19,7 +19,7 @@ NAMES = ("alignment", "negatives", "sampler", "toy", "sit", "dispersive")  # the
 
 def main() -> int:
     """Run the benchmarks named on the command line, or all; 0 also where a goal is missed, for a slow machine is no fault."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Measured ratios against published packages.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, all if none is named: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 7 or more")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, the same for both sides (1)")

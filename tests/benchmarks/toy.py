@@ -9,7 +9,7 @@ the gain is only that.
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ def compiled_step(model: nn.Module) -> Step:
     shapes = {name: p.shape for name, p in model.named_parameters()}
     w = torch.cat([p.detach().flatten() for p in model.parameters()])
     mean, square = torch.zeros_like(w), torch.zeros_like(w)
-    batches, steps = draws_of_a_path(), count(1)
+    k, batches = torch.zeros(()), draws_of_a_path()
 
     def loss(w: Tensor, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
         parts = w.split([shape.numel() for shape in shapes.values()])
@@ -146,13 +146,14 @@ def compiled_step(model: nn.Module) -> Step:
     @torch.compile(fullgraph=True, dynamic=False)
     def update(w: Tensor, mean: Tensor, square: Tensor, k: Tensor, *batch: Tensor) -> Tensor:
         gradient, value = torch.func.grad_and_value(loss)(w, *batch)
+        k.add_(1)
         mean.lerp_(gradient, 1 - 0.9)
         square.lerp_(gradient.square(), 1 - 0.999)
         w.sub_(LR / (1 - 0.9**k) * mean / ((square / (1 - 0.999**k)).sqrt() + 1e-8))
         return value
 
     def step() -> None:
-        update(w, mean, square, torch.tensor(float(next(steps))), *next(batches))
+        update(w, mean, square, k, *next(batches))
 
     return step
 
