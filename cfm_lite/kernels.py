@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cfm_lite.checks import promote
 
-__all__ = ["attract_repel", "cosine", "gram", "inverse_root", "root", "standardize"]
+__all__ = ["TINY", "attract_repel", "cosine", "gram", "inverse_root", "root", "standardize"]
 
 TINY = 1e-12  # a vector that is no longer than this counts as zero; its inverse cubed still fits float32
 
