@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cfm-lite: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("cfm-lite: stopped; a run in a folder was saved, and --resume goes on with it", file=sys.stderr)
+        print("cfm-lite: stopped; a run of cfm-lite train was saved, and --resume goes on with it", file=sys.stderr)
         return 130
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

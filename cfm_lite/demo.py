@@ -60,13 +60,21 @@ def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = 
 
     It leaves samples.png, fields.png, quality_vs_steps.png, metrics.json (flat rows) and config.json.
     """
-    out, where = Path(out), pick_device(device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _demo(Path(out), pick_device(device), seed, quick, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool) -> str:
     base = recipe("digits", seed=seed, **({"steps": 60} if quick else {}))
     methods = list(dict.fromkeys(ARMS[name].trained for name in SHOWN))
     arms = {method: tuple(name for name in SHOWN if ARMS[name].trained == method) for method in methods}
     n = 200 if quick else 1000
     jobs = [Job(base.changed(method=m), arms[m], str(where), n, i if progress else -1) for i, m in enumerate(methods)]
-    done = dict(zip(methods, _work(jobs) if where.type == "cpu" and not quick else map(_run, jobs)))
+    done = dict(zip(methods, _work(jobs) if where.type == "cpu" and not quick else [_run(job) for job in jobs]))
     rows = [row for name in SHOWN for row in done[ARMS[name].trained].rows if row["method"] == name]
     data, judge = dataset("digits"), judge_for("digits")
     write_json(out / "metrics.json", rows)
