@@ -40,7 +40,8 @@ class Trainer:
     """Owns the optimizer, the averaged model `ema` and the step count of one objective.
 
     `optimizer` defaults to fused AdamW(lr, no weight decay). `clip` bounds the gradient norm (None: no bound). `ema_decay` in
-    [0, 1). `seed` keys every draw with the step. `accumulate` splits a batch into that many micro-batches of whole shards.
+    [0, 1); with `ema_warmup` it is at most (1 + n) / (10 + n) after n updates, so that a short run does not average its own start.
+    `seed` keys every draw with the step. `accumulate` splits a batch into that many micro-batches of whole shards.
     `precision` is "float32" or "bf16" (autocast; parameters and losses stay float32). `schedule` maps a step to a factor on lr.
 
     Raises ConfigError for a value outside its range and for parameters that are not finite.
@@ -54,6 +55,7 @@ class Trainer:
         lr: float = 1e-3,
         clip: float | None = 1.0,
         ema_decay: float = 0.999,
+        ema_warmup: bool = False,
         seed: int = 0,
         accumulate: int = 1,
         precision: str = "float32",
@@ -74,7 +76,7 @@ class Trainer:
         self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
         self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule or warmup(0)
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
-        self.ema_decay, self.step = ema_decay, 0
+        self.ema_decay, self.ema_warmup, self.step = ema_decay, ema_warmup, 0
         self.last_good: Path | None = None
         self._averaged = AveragedModel(objective.model, multi_avg_fn=self._average)
         self._averaged.requires_grad_(False)
@@ -185,11 +187,12 @@ class Trainer:
         self._averaged.update_parameters(self.objective.model)
 
     def _average(self, ema: Any, params: Any, count: Any) -> None:
+        updates = int(count)  # kept on the host
+        rate = 1 - (min(self.ema_decay, (1 + updates) / (10 + updates)) if self.ema_warmup else self.ema_decay)
         if self._ok.device.type == "cpu":  # a bad step never comes here
-            torch._foreach_lerp_(ema, params, 1 - self.ema_decay)
+            torch._foreach_lerp_(ema, params, rate)
         else:
-            weight = (1 - self.ema_decay) * self._ok
-            torch._foreach_lerp_(ema, params, [weight] * len(ema))
+            torch._foreach_lerp_(ema, params, [rate * self._ok] * len(ema))
 
     def save(self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3) -> Path:
         """Write a checkpoint of this step under `directory`; returns its path (see `checkpoint.save` for errors)."""
@@ -240,6 +243,7 @@ class Trainer:
             "couple": _plain(self.objective.couple),
             "seed": self.seed,
             "ema_decay": self.ema_decay,
+            "ema_warmup": self.ema_warmup,
             "clip": self.clip,
             "precision": self.precision,
             "optimizer": type(self.optimizer).__name__,

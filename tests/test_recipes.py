@@ -43,7 +43,7 @@ CHANGES = {
     "warmup": (5, {}),
     "cooldown": (0.5, {}),
     "clip": (1e-3, {}),
-    "ema": (0.5, {}),
+    "ema": (0.1, {}),
     "precision": ("bf16", {}),
     "seed": (1, {}),
     "solver": ("heun", {}),

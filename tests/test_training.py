@@ -63,6 +63,15 @@ def test_the_average_follows_its_closed_form():
         torch.testing.assert_close(ema, (p + 1) + (old - (p + 1)) * 0.9**7)
 
 
+def test_a_warm_average_forgets_the_start_of_a_short_run():
+    warm, cold = build(ema_decay=0.999, ema_warmup=True), build(ema_decay=0.999)
+    go(warm, 30), go(cold, 30)
+    distance = [
+        sum(float((p - q).square().sum()) for p, q in zip(t.ema.parameters(), t.objective.model.parameters())) for t in (warm, cold)
+    ]
+    assert distance[0] < 0.3 * distance[1]
+
+
 def test_the_average_does_not_change_the_training():
     a, b = build(ema_decay=0.0), build(ema_decay=0.999)
     go(a, 20), go(b, 20)

@@ -1,4 +1,4 @@
-"""MNIST with a small SiT: 49 tokens of 4x4 pixels; about half an hour on two cores, minutes on a GPU."""
+"""MNIST with a small SiT: 49 tokens of 4x4 pixels; an hour or two on two cores, minutes on a GPU (both estimated)."""
 
 from cfm_lite.recipes.recipe import Recipe
 

@@ -155,6 +155,7 @@ def build_trainer(recipe: Recipe, model: nn.Module) -> Trainer:
         lr=recipe.lr,
         clip=recipe.clip,
         ema_decay=recipe.ema,
+        ema_warmup=True,
         seed=recipe.seed,
         accumulate=recipe.accumulate,
         precision=recipe.precision,
