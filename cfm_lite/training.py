@@ -187,7 +187,7 @@ class Trainer:
         self._averaged.update_parameters(self.objective.model)
 
     def _average(self, ema: Any, params: Any, count: Any) -> None:
-        updates = int(count)  # kept on the host
+        updates = int(self._averaged.n_averaged)  # on the host; `count` is a copy of it on the device
         rate = 1 - (min(self.ema_decay, (1 + updates) / (10 + updates)) if self.ema_warmup else self.ema_decay)
         if self._ok.device.type == "cpu":  # a bad step never comes here
             torch._foreach_lerp_(ema, params, rate)
