@@ -66,9 +66,8 @@ def test_the_average_follows_its_closed_form():
 def test_a_warm_average_forgets_the_start_of_a_short_run():
     warm, cold = build(ema_decay=0.999, ema_warmup=True), build(ema_decay=0.999)
     go(warm, 30), go(cold, 30)
-    distance = [
-        sum(float((p - q).detach().square().sum()) for p, q in zip(t.ema.parameters(), t.objective.model.parameters())) for t in (warm, cold)
-    ]
+    pairs = [list(zip(t.ema.parameters(), t.objective.model.parameters())) for t in (warm, cold)]
+    distance = [sum(float((p - q).detach().square().sum()) for p, q in each) for each in pairs]
     assert distance[0] < 0.3 * distance[1]
 
 
