@@ -21,13 +21,16 @@ def rows(clock: Clock) -> Iterator[Row]:
     """The goals of performance.md, B12 and D."""
     target = torch.randn(BATCH, TOKENS, DIM)
     projected = torch.randn(BATCH, TOKENS, DIM, requires_grad=True)
-    sides = {name: _side(form, projected, target) for name, form in FORMS.items()}
+    sides: dict[str, Callable[[], object]] = {name: _side(form, projected, target) for name, form in FORMS.items()}
     calls = {name: aten_calls(side) for name, side in sides.items()}
     name = f"alignment, B = {BATCH}: aten calls"
-    yield count(name, calls["ours"], goal=100, floor=calls["builtin"], unit=" calls", note="floor: torch's own cosine_similarity")
+    yield count(name, calls["ours"], goal=100, unit=" calls")
+    yield count(f"{name} of torch's cosine_similarity", calls["builtin"], unit=" calls", note="no checks, zero vectors as it happens")
     yield count(f"{name} of a loop over rows", calls["loop"], unit=" calls")
+    sides["one pass"] = lambda: torch.add(projected.detach(), target)
     times = clock(sides)
-    yield faster(f"alignment, {BATCH} x {TOKENS} x {DIM}: over a loop over rows", times, "ours", "loop", goal=5.0, floor="builtin")
+    name, note = f"alignment, {BATCH} x {TOKENS} x {DIM}: over a loop over rows", "floor: two arrays read and one written, once"
+    yield faster(name, times, "ours", "loop", goal=5.0, floor="one pass", note=note)
 
 
 def builtin(projected: Tensor, target: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ def _side(form: Callable[[Tensor, Tensor], Tensor], projected: Tensor, target: T
     return side
 
 
-def aten_calls(side: Callable[[], None]) -> int:
+def aten_calls(side: Callable[[], object]) -> int:
     """How many aten operators one call of `side` runs."""
     side()
     with profile(activities=[ProfilerActivity.CPU]) as record:

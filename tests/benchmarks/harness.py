@@ -100,7 +100,7 @@ class Row:
         floor = "" if self.floor is None else f"floor {self.floor:.4g}"
         verdict = {True: "met", False: "MISSED", None: "-"}[self.met]
         times = ", ".join(f"{side} {_in_words(seconds)}" for side, seconds in self.times.items())
-        return f"{self.name:<56} {value:<25} {goal:<13} {floor:<11} {verdict:<6} {times}".rstrip()
+        return f"{self.name:<60} {value:<25} {goal:<13} {floor:<11} {verdict:<6} {times}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def training_side(
 ) -> Callable[[], None]:
     """Forward, by `run` if it is given, and backward of the flow-matching loss."""
     x, t, y = batch
-    u, run = torch.randn_like(x), run or model
+    u, run = torch.randn_like(x), model if run is None else run  # a compiled model has no truth value
 
     def side() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
