@@ -43,14 +43,15 @@ def _run(name: str, clock: Clock, folder: Path) -> None:
     print(
         f"{name}: {common['threads']} of {cores} cores, torch {common['torch']}, load {load}, {common['machine']['processor']}", flush=True
     )
-    for row in _rows(name, clock):
-        print(f"  {row}", flush=True)
-        if isinstance(row, Row):
-            rows.append(row)
-    if not rows:
-        return
-    path = write(folder, name, rows, common)
-    print(f"  -> {path}" if path else f"  {folder / name}.json holds more repeats; it stays as it is", flush=True)
+    try:
+        for row in _rows(name, clock):
+            print(f"  {row}", flush=True)
+            if isinstance(row, Row):
+                rows.append(row)
+    finally:  # what was measured is kept, whatever fails after it
+        if rows:
+            path = write(folder, name, rows, common)
+            print(f"  -> {path}" if path else f"  {folder / name}.json holds more repeats; it stays as it is", flush=True)
 
 
 def _rows(name: str, clock: Clock) -> Iterator[Row | NotRun]:
