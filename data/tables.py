@@ -59,10 +59,15 @@ def bench_table() -> str:
     sign = {">=": "≥", "<=": "≤"}
     for row in rows:
         if row["goal"] is not None:
-            value, goal = (f"{number:.3g} {row['unit']}".replace(" x", "×") for number in (row["ratio"], row["goal"]))
+            value, goal = (_in_words(number, row["unit"].strip()) for number in (row["ratio"], row["goal"]))
             lines.append(f"| {row['name']} | {value} | {sign[row['sense']]} {goal} | {'met' if row['met'] else 'missed'} |")
     facts = rows[0] | rows[0]["machine"]
     return "\n".join([*lines, "", f"Measured by `make bench` on {machine(facts)}, one thread; all rows in `data/results/bench/`."])
+
+
+def _in_words(number: float, unit: str) -> str:
+    text = f"{number:,.0f}" if number >= 100 else f"{number:.4g}"
+    return f"{text}×" if unit == "x" else f"{text} {unit.replace('us', 'µs')}"
 
 
 def figure3_table() -> str:
