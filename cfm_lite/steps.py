@@ -73,15 +73,24 @@ def trajectory(velocity: Velocity, x: Tensor, ts: Tensor, step: Step = heun) -> 
 
 def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[Tensor]:
     watched, aware, last = on_host(x), isinstance(velocity, Guided), len(grid.lengths) - 1
-    unchecked = []
+    start, first = x, 0  # of the block that is not checked yet; the states between are not kept: fresh memory would cost time
     yield x
     for k, (t, dt) in enumerate(zip(grid.rows(), grid.lengths)):
         x = step(grid.restrict(velocity, k) if aware else velocity, x, t, dt)
-        if watched:
-            unchecked.append(x)
-            if k == last or len(unchecked) == CHECK_EVERY:
-                check_finite(unchecked, k, grid)
-                unchecked = []
+        if watched and (k == last or k - first + 1 == CHECK_EVERY):
+            if not _is_finite(x):
+                check_finite([*_again(velocity, start, grid, step, first, k), x], k, grid)
+            start, first = x, k + 1
+        yield x
+
+
+def _again(velocity: Velocity, x: Tensor, grid: "Grid", step: Step, first: int, k: int) -> Iterator[Tensor]:
+    """The states after the steps from `first` to the one before `k`, walked once more to find which of them went wrong.
+
+    A velocity is a function of (x, t); of one that does not repeat itself only the last step of the block is named.
+    """
+    for i in range(first, k):
+        x = step(grid.restrict(velocity, i), x, grid.table[i], grid.lengths[i])
         yield x
 
 

@@ -356,14 +356,25 @@ def test_divergence_names_the_step_and_the_time(bad_call: int, value: float) -> 
     def breaks(x: Tensor, t: Tensor) -> Tensor:
         calls.append(t)
         out = torch.zeros_like(x)
-        out[-1, -1] = value if len(calls) == bad_call else 0.0
+        out[-1, -1] = value if round(20 * float(t[0])) == bad_call - 1 else 0.0
         return out
 
     with pytest.raises(
         DivergenceError, match=rf"after step {bad_call} of 20, from t = {(bad_call - 1) / 20:.4g} to t = {bad_call / 20:.4g}"
     ):
         sample(breaks, torch.zeros(3, 2), torch.linspace(0, 1, 21), euler)
-    assert len(calls) <= bad_call + 7
+    assert len(calls) <= bad_call + 7 + 8  # seen within eight steps, which are then walked once more
+
+
+def test_a_field_that_does_not_repeat_itself_still_stops() -> None:
+    calls = []
+
+    def breaks_once(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        return torch.full_like(x, float("nan") if len(calls) == 3 else 0.0)
+
+    with pytest.raises(DivergenceError, match="not finite after step 8 of 20"):
+        sample(breaks_once, torch.zeros(3, 2), torch.linspace(0, 1, 21), euler)
 
 
 def test_large_finite_states_are_no_divergence() -> None:
