@@ -317,3 +317,14 @@ def test_nothing_given_is_changed():
     objective.vecor(Tiny(), 0.1).plus(Dispersive(0.5, block=1))(x1, y)
     assert torch.equal(x1, X1)
     assert torch.equal(y, Y)
+
+
+def test_a_compiled_objective_agrees_with_the_eager_one():
+    terms = (FlowMatching(), Repulsion(0.2), Dispersive(0.5, block=1))
+    eager = gradients(Objective(Tiny(), terms=terms, shard=8))
+    built = Objective(Tiny(), terms=terms, shard=8)
+    total, _ = torch.compile(built.at(3, 7), backend="aot_eager")(X1, Y)
+    total.backward()
+    torch.testing.assert_close(total.detach(), eager[0])
+    for name, p in built.model.named_parameters():
+        torch.testing.assert_close(p.grad, eager[1][name], rtol=1e-4, atol=1e-6)
