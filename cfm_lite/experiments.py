@@ -5,7 +5,6 @@ What scaling reproduces is scaling, what re-targeting reproduces is re-targeting
 flat rows, one per method x seed x setting x metric; means and intervals are computed from the rows, never stored.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -305,8 +304,3 @@ def report(rows: Sequence[Row], metric: str, nfe: int) -> str:
         verdict = ("differs" if d.clear else "no clear difference") if d.seeds >= 2 else ""
         lines.append(f"  {d.method:<18} {d.mean:+.4f}  {interval}  n = {d.seeds}  {verdict}")
     return "\n".join(lines)
-
-
-def as_rows(differences: Sequence[Difference]) -> list[dict[str, Any]]:
-    """Differences as plain dicts, for JSON."""
-    return [dataclasses.asdict(d) for d in differences]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cfm_lite import runs
 from tests.benchmarks.harness import ROOT, Row
 
 __all__ = ["facts", "write"]
@@ -21,11 +21,12 @@ __all__ = ["facts", "write"]
 def facts() -> dict[str, Any]:
     """What every number depends on: threads, torch, the machine and how busy it is, the commit, the command."""
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    here = runs.facts()
     return {
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "load_before": load},
+        "torch": here["torch"],
+        "python": here["python"],
+        "machine": {"processor": here["processor"], "cores": here["cores"], "load_before": load},
         "commit": _commit(),
         "command": shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
     }
@@ -44,13 +45,6 @@ def write(folder: Path, name: str, rows: Sequence[Row], common: dict[str, Any]) 
 
 def _repeats(records: list[dict[str, Any]]) -> int:
     return max((record["repeats"] for record in records), default=0)
-
-
-def _processor() -> str:
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def _commit() -> str:
