@@ -10,10 +10,10 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench lab wheel clean
+.PHONY: help demo test lint format bench lab notebooks test-notebooks test-browser slides figures wheel clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
@@ -55,8 +55,16 @@ format: $(VENV)/.dev  ## let ruff rewrite the layout of the code
 bench: $(VENV)/.bench  ## measured ratios against published packages, side by side (performance, not a test)
 	$(BIN)/python -m tests.benchmarks
 
-lab: $(VENV)/.notebooks  ## open JupyterLab on this machine only, with its token
-	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+lab: $(VENV)/.notebooks  ## open the course in JupyterLab, on this machine only, with its token
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
+
+notebooks: $(VENV)/.test  ## run every notebook from a clean kernel and write its outputs (8 min)
+	$(BIN)/python notebooks/run.py
+
+test-notebooks: $(VENV)/.test  ## run every notebook in fast mode; every stub must fail its check, every solution pass it (6 min)
+	rm -rf build/notebooks && mkdir -p build/notebooks && cp notebooks/*.ipynb build/notebooks
+	CFM_LITE_FAST=1 $(PYTEST) --nbmake --overwrite --nbmake-timeout=600 --timeout=900 build/notebooks
+	CFM_LITE_NOTEBOOKS=build/notebooks $(PYTEST) tests/test_notebooks.py
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -1,0 +1,105 @@
+"""What the notebooks share: the fast-mode switch, exercise checks, and numbers that stand in text because a cell computed them.
+
+CFM_LITE_FAST=1 shrinks the work of every notebook; it is read here and nowhere else. Exercises are numbered NOTEBOOK.COUNT;
+what an answer must satisfy stands in the file of its notebook beside this one, so that a check cell does not give it away.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cfm_lite.checks import check_choice
+from cfm_lite.data.root import checkout
+from cfm_lite.errors import ConfigError, DataError
+
+__all__ = ["FAST", "check", "exercise", "exercises", "pick", "results", "say", "show"]
+
+FAST = os.environ.get("CFM_LITE_FAST", "0").lower() not in ("", "0", "false", "no")
+
+T = TypeVar("T")
+Answer = Any
+_CHECKS: dict[str, Callable[[Answer], str | None]] = {}
+
+
+def pick(full: T, fast: T) -> T:
+    """`full`, or in fast mode `fast`: the size of everything that takes time in a notebook."""
+    return fast if FAST else full
+
+
+def exercise(number: str) -> Callable[[Callable[[Answer], str | None]], Callable[[Answer], str | None]]:
+    """Register the check of exercise `number`, such as "4.2": a function of the answer that returns a hint, or None where it is right."""
+
+    def register(judge: Callable[[Answer], str | None]) -> Callable[[Answer], str | None]:
+        if number in _CHECKS:
+            raise ConfigError(f"exercise {number} has two checks; give each exercise one.")
+        _CHECKS[number] = judge
+        return judge
+
+    return register
+
+
+def exercises() -> tuple[str, ...]:
+    """The numbers of all exercises, in the order of the course."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return tuple(sorted(_CHECKS, key=lambda number: [int(part) for part in number.split(".")]))
+
+
+def check(number: str, answer: Answer) -> bool:
+    """Print whether `answer` solves exercise `number`, with a hint where it does not; returns the verdict and never raises.
+
+    An answer that is still `...` or None, that raises, or for which there is no check, is not right; the hint says which.
+    """
+    hint = _hint(number, answer)
+    print(f"✓ Exercise {number}: correct." if hint is None else f"✗ Exercise {number}: {hint}")
+    return hint is None
+
+
+def _hint(number: str, answer: Answer) -> str | None:
+    try:
+        check_choice("exercise", number, exercises())
+        if answer is None or answer is ...:
+            return "not answered yet. Replace the ... in the cell above, run it, then run this check again."
+        return _CHECKS[number](answer)
+    except Exception as error:  # whatever a learner's code raises is a hint, never a stop
+        reason = " ".join(str(error).split())
+        if isinstance(error, TypeError | AttributeError) and ("NoneType" in reason or "ellipsis" in reason):
+            return "your code returns None or still holds a `...`; return a tensor (or what the exercise asks for)."
+        return f"your code raised {type(error).__name__}: {reason[:300]}"
+
+
+def say(text: str, **values: Any) -> Any:
+    """Markdown for the end of a cell, `text` with {name:format} filled from `values`: prose whose numbers come from the run."""
+    from IPython.display import Markdown  # only where a notebook runs
+
+    return Markdown(text.format(**values))
+
+
+def show(*figures: Any) -> None:
+    """Display several figures or tables from one cell."""
+    from IPython.display import display
+
+    for figure in figures:
+        display(figure)
+
+
+def results(name: str) -> list[dict[str, Any]]:
+    """The rows of data/results/NAME.json, which a recorded command measured; DataError where this is no checkout or they are missing."""
+    path = _repository() / "data" / "results" / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); it belongs to the repository: git checkout data/results.") from None
+
+
+def _repository() -> Path:
+    found = checkout()
+    if found is None:
+        raise DataError(
+            "the course runs from a checkout of the repository, which holds notebooks/ and data/; clone it, then pip install -e ."
+        )
+    return found

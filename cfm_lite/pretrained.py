@@ -1,0 +1,104 @@
+"""Small networks that ship with the repository, so that every explorer moves before anything is trained.
+
+data/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision, with the recipe and a fingerprint in
+its header. The recorded command that makes them all: python -m cfm_lite.pretrained.
+"""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cfm_lite import runs
+from cfm_lite.checkpoint import write_bytes
+from cfm_lite.checks import check_choice
+from cfm_lite.data.datasets import DataSet, dataset
+from cfm_lite.data.root import checkout
+from cfm_lite.errors import CheckpointCorruptError, CheckpointError
+from cfm_lite.recipes import Recipe, build_model, from_dict, recipe
+
+__all__ = ["RECIPES", "folder", "load", "make"]
+
+_DIGITS = {"hidden_size": 192}
+RECIPES: dict[str, Recipe] = {
+    **{f"toy_{method}": recipe("toy", method=method, weight=0.35) for method in ("fm", "delta_fm", "vecor", "dispersive")},
+    **{f"digits_{method}": recipe("digits", method=method, **_DIGITS) for method in ("fm", "delta_fm", "vecor_latent", "dispersive")},
+}
+
+
+def folder() -> Path:
+    """data/checkpoints of the checkout; CheckpointError for an installation without one."""
+    repository = checkout()
+    if repository is None:
+        raise CheckpointError("shipped checkpoints lie in data/checkpoints of the repository; clone it, then pip install -e .")
+    return repository / "data" / "checkpoints"
+
+
+@functools.cache
+def load(name: str) -> nn.Module:
+    """The network called `name` (see RECIPES) in eval mode, float32, frozen; `load(name).recipe` is what trained it.
+
+    One object per name and process. Raises ConfigError for an unknown name, CheckpointError where the file is missing, and
+    CheckpointCorruptError where its content is not what its header says.
+    """
+    check_choice("checkpoint", name, RECIPES)
+    path = folder() / f"{name}.safetensors"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no {path}; git checkout data/checkpoints, or make it: python -m cfm_lite.pretrained.") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointCorruptError(f"{path} is damaged ({error}); git checkout data/checkpoints.") from None
+    if header.get("fingerprint") != _fingerprint(weights):
+        raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; git checkout data/checkpoints.")
+    trained = from_dict(json.loads(header["recipe"]))
+    model = build_model(trained, _shaped(json.loads(header["shape"]), int(header["num_classes"]), trained.dataset))
+    model.load_state_dict(weights)
+    model.recipe = trained  # pyright: ignore[reportAttributeAccessIssue]
+    return model.requires_grad_(False).eval()
+
+
+def _shaped(shape: list[int], num_classes: int, name: str) -> DataSet:
+    """A data set without rows: what `build_model` needs to know, without reading any file."""
+    x, y = torch.empty(0, *shape), torch.empty(0, dtype=torch.long)
+    return DataSet(name, x, y, x, y, num_classes)
+
+
+def _fingerprint(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make(name: str, into: Path, **changes: Any) -> Path:
+    """Train the network called `name`, with some recipe fields changed, and write it to INTO/NAME.safetensors."""
+    check_choice("checkpoint", name, RECIPES)
+    chosen = RECIPES[name].changed(**changes)
+    data = dataset(chosen.dataset)
+    run = runs.train(chosen, data, label=name)
+    weights = {key: value.half().contiguous() for key, value in run.model.state_dict().items()}
+    header = {
+        "recipe": json.dumps(chosen.as_dict()),
+        "shape": json.dumps(list(data.shape)),
+        "num_classes": str(data.num_classes),
+        "fingerprint": _fingerprint(weights),
+    }
+    path = into / f"{name}.safetensors"
+    write_bytes(path, safetensors.torch.save(weights, header))
+    return path
+
+
+if __name__ == "__main__":  # the recorded command
+    torch.set_num_threads(1)
+    for each in RECIPES:
+        print(make(each, folder()))

@@ -1,0 +1,102 @@
+"""Execute notebooks from a clean kernel and write their outputs: python notebooks/run.py [--fast] [--out DIR] [NAME ...]
+
+What is written is free of noise: no execution times, no widget state (a picture stands where a widget was), pictures packed to 256
+colours. The seconds of a default run are kept in data/results/notebooks.json, which the README's table is made from.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+TIMES = HERE.parent / "data" / "results" / "notebooks.json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
+    """The notebook with the outputs of a fresh kernel, and how many seconds it took; nbclient's error where a cell fails."""
+    notebook = nbformat.read(path, as_version=4)
+    began = time.perf_counter()
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
+    return notebook, time.perf_counter() - began
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without what differs from run to run for no reader's benefit."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key in ("tags", "jupyter")}
+        if cell.cell_type == "code":
+            cell.outputs = _outputs(cell.outputs)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"  # ids by place: a new run makes no difference where nothing changed
+    return notebook
+
+
+def _outputs(outputs: list[Any]) -> list[Any]:
+    kept = []
+    for output in outputs:
+        if output.output_type in ("display_data", "execute_result"):
+            output.data.pop(WIDGET, None)
+            output.metadata.pop(WIDGET, None)
+            if "image/png" in output.data:
+                output.data["image/png"] = _packed(output.data["image/png"])
+        if output.output_type == "stream" and kept and kept[-1].output_type == "stream" and kept[-1].name == output.name:
+            kept[-1].text += output.text
+        elif output.output_type != "stream" or output.name == "stdout" or output.text.strip():
+            kept.append(output)
+    return kept
+
+
+def _packed(png: str) -> str:
+    """The picture in at most 256 colours where that is smaller: plots have few."""
+    raw = base64.b64decode(png)
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(raw)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return base64.b64encode(min(raw, buffer.getvalue(), key=len)).decode()
+
+
+def keep_times(seconds: dict[str, float]) -> None:
+    """Write the seconds of a default run beside those of the notebooks that were not run now."""
+    rows = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else []
+    known = {row["notebook"]: row for row in rows}
+    known |= {name: {"notebook": name, "seconds": round(value, 1), "cores": os.cpu_count()} for name, value in seconds.items()}
+    TIMES.write_text(json.dumps([known[name] for name in sorted(known)], indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="which notebooks, by the beginning of their name, such as 04; default: all")
+    parser.add_argument("--fast", action="store_true", help="CFM_LITE_FAST=1: a small run; its times are not kept")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the executed notebooks go; default: in place")
+    arguments = parser.parse_args()
+    os.environ["CFM_LITE_FAST"] = "1" if arguments.fast else "0"
+    paths = [p for p in sorted(HERE.glob("[0-9]*.ipynb")) if not arguments.names or p.name.startswith(tuple(arguments.names))]
+    if not paths:
+        known = ", ".join(p.stem for p in sorted(HERE.glob("[0-9]*.ipynb")))
+        sys.exit(f"no notebook begins with {' or '.join(arguments.names)}; there are {known}.")
+    seconds = {}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        notebook, seconds[path.stem] = execute(path)
+        nbformat.write(clean(notebook), arguments.out / path.name)
+        print(f"{path.name}: {seconds[path.stem]:.1f} s, {(arguments.out / path.name).stat().st_size / 1e3:.0f} kB", flush=True)
+    if not arguments.fast:
+        keep_times(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What every committed notebook keeps: outputs, no error, no local path, small, exercises that can be failed and solved.
+
+`make test-notebooks` points CFM_LITE_NOTEBOOKS at copies that were just executed in fast mode, so the same tests hold them too.
+"""
+
+import ast
+import base64
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from cfm_lite import course
+
+nbformat = pytest.importorskip("nbformat")
+
+ROOT = Path(__file__).parent.parent
+FOLDER = Path(os.environ.get("CFM_LITE_NOTEBOOKS", ROOT / "notebooks"))
+PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+NAMES = [
+    "00_tour",
+    "01_paths",
+    "02_flow_matching",
+    "03_trajectory_drift",
+    "04_contrastive_flow_matching",
+    "05_vecor",
+    "06_dispersive",
+    "07_sampling_and_guidance",
+    "08_images",
+    "09_sit",
+    "10_imagenet_full_scale",
+]
+every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def source(path: Path, kind: str) -> str:
+    return "\n".join(cell.source for cell in cells(path, kind))
+
+
+def code_of(cell) -> ast.Module:
+    """The cell's Python, without lines that belong to IPython."""
+    return ast.parse("\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines()))
+
+
+def text_outputs(cell) -> str:
+    parts = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        parts.append(output.get("text", "") + data.get("text/plain", "") + data.get("text/markdown", "") + data.get("text/html", ""))
+    return "\n".join(parts)
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def test_the_course_is_complete():
+    assert [path.stem for path in PATHS] == NAMES
+
+
+@every_notebook
+def test_every_cell_ran_in_order_and_none_failed(path):
+    code = [cell for cell in cells(path, "code") if cell.source.strip()]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert sum(bool(cell.outputs) for cell in code) >= len(code) / 3
+
+
+@every_notebook
+def test_no_noise_is_kept(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size <= 1_000_000
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|opt)/[\w.-]+", re.sub(r'"image/png": "[^"]*"', "", text))
+    assert not found, f"a local path: {found[0]}"
+    if "CFM_LITE_NOTEBOOKS" not in os.environ:  # what `make notebooks` takes out
+        assert "widgets" not in notebook.metadata
+        assert "vnd.jupyter.widget-view" not in text
+    stderr = [output.text for cell in cells(path, "code") for output in cell.outputs if output.get("name") == "stderr"]
+    assert not [text for text in stderr if "Warning" in text]
+
+
+@every_notebook
+def test_pictures_are_real_pictures(path):
+    for cell in cells(path, "code"):
+        for output in cell.outputs:
+            png = output.get("data", {}).get("image/png")
+            if png:
+                assert base64.b64decode(png)[:8] == b"\x89PNG\r\n\x1a\n"
+    shown = sum("image/png" in output.get("data", {}) for cell in cells(path, "code") for output in cell.outputs)
+    assert shown >= 3
+
+
+@every_notebook
+def test_a_stub_fails_its_check_and_the_solution_passes_it(path):
+    number = int(path.stem[:2])
+    verdicts: dict[str, list[tuple[str, bool]]] = {}
+    last = ""
+    for cell in cells(path, "code"):
+        last = next((tag for tag in tags(cell) if tag in ("exercise", "solution")), last)
+        for exercise in re.findall(r"course\.check\(\"([\d.]+)\"", cell.source):
+            assert tags(cell) == ["check"]
+            (verdict,) = re.findall(rf"^([✓✗]) Exercise {re.escape(exercise)}:", text_outputs(cell), re.MULTILINE)
+            verdicts.setdefault(exercise, []).append((last, verdict == "✓"))
+    assert len(verdicts) >= 3
+    assert set(verdicts) == {e for e in course.exercises() if e.split(".")[0] == str(number)}
+    for exercise, seen in verdicts.items():
+        assert seen == [("exercise", False), ("solution", True)], exercise
+
+
+@every_notebook
+def test_solutions_are_folded_and_stubs_are_short(path):
+    for cell in cells(path, "code"):
+        if "solution" in tags(cell):
+            assert cell.metadata.jupyter.source_hidden is True
+        if "exercise" in tags(cell):
+            assert "..." in cell.source
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+@every_notebook
+def test_cells_are_short_and_what_is_derived_is_held_against_the_library(path):
+    code = cells(path, "code")
+    for cell in code:
+        assert len(lines_of(cell.source)) <= 15, cell.source
+        if "viz." in cell.source and not {"exercise", "solution"} & set(tags(cell)) and "import" not in cell.source:
+            assert len(lines_of(cell.source)) <= 10, cell.source
+    assert sum("assert_close" in cell.source for cell in code) >= 3
+    assert "pyplot" not in source(path, "code")
+
+
+def public_names() -> set[str]:
+    found = set()
+    for path in (ROOT / "cfm_lite").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found.add(node.name)
+    return found
+
+
+@every_notebook
+def test_no_notebook_defines_what_the_library_has(path):
+    trees = [code_of(cell) for cell in cells(path, "code")]
+    defined = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert not defined & public_names()
+
+
+@every_notebook
+def test_the_parts_that_every_notebook_has(path):
+    text = source(path, "markdown")
+    assert re.match(r"# \d\d · ", cells(path, "markdown")[0].source)
+    for part in ("**Goal", "**Time", "**Hardware", "## Recap", "## References"):
+        assert part in text, part
+    assert "Next" in text
+
+
+CITED = re.compile(r"et al|arXiv|paper|official|\bTable\b|Wang and He|[A-Z]\w+ (?:19|20)\d\d")
+
+
+@every_notebook
+def test_measured_numbers_in_text_come_from_the_run(path):
+    """A decimal number in prose stands in the code, in an output, or in a line that names its source."""
+    computed = source(path, "code") + "\n".join(text_outputs(cell) for cell in cells(path, "code"))
+    computed = computed.replace("−", "-")
+    for cell in cells(path, "markdown"):
+        for line in cell.source.splitlines():
+            plain = re.sub(r"https?://\S+|arXiv:\d+\.\d+|\b\d{4}\.\d{5}\b|[Ee]xercises? \d+\.\d+|\b\d+\.\d+\.\d+\b", "", line)
+            for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", plain):
+                assert number in computed or CITED.search(line) or line.startswith("#"), f"{number} in: {line[:160]}"
+
+
+def test_links_between_notebooks_lead_somewhere():
+    for path in PATHS:
+        for target in re.findall(r"\]\(([^)#:\s]+)\)", source(path, "markdown")):
+            assert (ROOT / "notebooks" / target).exists(), f"{path.name}: {target}"
+
+
+def test_times_are_kept_for_every_notebook_and_within_the_goal():
+    rows = {row["notebook"]: row["seconds"] for row in json.loads((ROOT / "data" / "results" / "notebooks.json").read_text())}
+    assert list(rows) == NAMES
+    assert sum(rows.values()) <= 480
