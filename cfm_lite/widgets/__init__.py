@@ -5,7 +5,12 @@
 dispersive loss does to the features of a batch.
 """
 
+from cfm_lite.widgets.divergence import divergence
 from cfm_lite.widgets.exact_field import exact_field
 from cfm_lite.widgets.explorer import Canvas, Explorer
+from cfm_lite.widgets.features import features
+from cfm_lite.widgets.guidance import guidance
+from cfm_lite.widgets.trajectories import trajectories
+from cfm_lite.widgets.wrong_velocities import wrong_velocities
 
-__all__ = ["Canvas", "Explorer", "exact_field"]
+__all__ = ["Canvas", "Explorer", "divergence", "exact_field", "features", "guidance", "trajectories", "wrong_velocities"]

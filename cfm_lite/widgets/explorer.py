@@ -6,6 +6,7 @@ HTML export show the PNG where the widget was.
 """
 
 import base64
+import html
 import io
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
+import torch
 from matplotlib.artist import Artist
 from PIL import Image
 
@@ -21,6 +23,7 @@ from cfm_lite.viz.style import Picture
 
 __all__ = ["Canvas", "Explorer", "choice", "play_for", "slider"]
 
+DPI = 96  # one point is 4/3 pixels, as in a browser
 _LABEL_WIDTH = "150px"
 
 
@@ -29,11 +32,17 @@ class Canvas:
 
     def __init__(self, figure: Picture, moving: Iterable[Artist]) -> None:
         self.figure, self.moving = figure, sorted(moving, key=lambda artist: artist.get_zorder())
+        figure.set_dpi(DPI)
         for artist in self.moving:
             artist.set_animated(True)  # left out of the background
         figure.canvas.draw()  # places everything once
         figure.set_layout_engine("none")
         self.refresh()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture in pixels."""
+        return self.figure.canvas.get_width_height()
 
     def refresh(self) -> None:
         """Draw the background anew, after a change of what does not move."""
@@ -71,8 +80,10 @@ class Explorer:
         title: str = "",
     ) -> None:
         self.canvas, self.controls, self.update, self.play = canvas, dict(controls), update, play
-        width, height = (round(inches * canvas.figure.dpi) for inches in canvas.figure.get_size_inches())
-        self.image = ipywidgets.Image(format="png", layout={"width": f"{width}px", "height": f"{height}px", "flex": "0 0 auto"})
+        width, height = canvas.size
+        # of one size from the start, so that nothing below ever moves; on a narrow page the picture shrinks inside its place
+        place = {"width": f"{width}px", "height": f"{height}px", "max_width": "100%", "object_fit": "contain", "flex": "0 0 auto"}
+        self.image = ipywidgets.Image(format="png", layout=place)
         self.image.alt = title  # read by screen readers where the front end shows it
         self.status = ipywidgets.HTML(layout={"height": "46px", "margin": "0 0 0 4px"})
         self.error: Exception | None = None
@@ -105,6 +116,8 @@ class Explorer:
     def redraw(self) -> None:
         """Bring the picture up to date with the controls."""
         began = time.perf_counter()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # tensors this small only wait for a second thread
         try:
             told = self.update(**self.values)
             called = time.perf_counter()
@@ -114,9 +127,10 @@ class Explorer:
             self.status.value = _line(told, f"computed in {1e3 * (called - began):.0f} ms, drawn in {1e3 * (drawn - called):.0f} ms")
         except Exception as error:  # shown to the reader; a kernel log is read by nobody
             self.error = error
-            self.status.value = _line(
-                f'<span role="alert" style="color:#B00020">{type(error).__name__}: {error}</span>', "the picture is the last good one"
-            )
+            told = f'<span role="alert" style="color:#B00020">{type(error).__name__}: {html.escape(str(error))}</span>'
+            self.status.value = _line(told, "the picture is the last good one")
+        finally:
+            torch.set_num_threads(threads)
 
     def _changed(self, change: Any) -> None:
         self.redraw()
