@@ -1,12 +1,14 @@
 """Small networks that ship with the repository, so that every explorer moves before anything is trained.
 
 data/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision, with the recipe and a fingerprint in
-its header. The recorded command that makes them all: python -m cfm_lite.pretrained.
+its header. The recorded command that makes them all: python -m cfm_lite.pretrained; with names, only those.
 """
 
 import functools
 import hashlib
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,9 @@ def load(name: str) -> nn.Module:
             header = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}; git checkout data/checkpoints, or make it: python -m cfm_lite.pretrained.") from None
+        raise CheckpointError(
+            f"there is no {path}; git checkout data/checkpoints, or make it: python -m cfm_lite.pretrained {name}."
+        ) from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointCorruptError(f"{path} is damaged ({error}); git checkout data/checkpoints.") from None
     if header.get("fingerprint") != _fingerprint(weights):
@@ -62,7 +66,7 @@ def load(name: str) -> nn.Module:
     trained = from_dict(json.loads(header["recipe"]))
     model = build_model(trained, _shaped(json.loads(header["shape"]), int(header["num_classes"]), trained.dataset))
     model.load_state_dict(weights)
-    model.recipe = trained  # pyright: ignore[reportAttributeAccessIssue]
+    model.recipe = trained  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model.requires_grad_(False).eval()
 
 
@@ -98,7 +102,14 @@ def make(name: str, into: Path, **changes: Any) -> Path:
     return path
 
 
-if __name__ == "__main__":  # the recorded command
+def main(names: Sequence[str]) -> None:
+    """Make the networks called `names`, or all of them; ConfigError for an unknown name, before anything is trained."""
+    for name in names:
+        check_choice("checkpoint", name, RECIPES)
     torch.set_num_threads(1)
-    for each in RECIPES:
-        print(make(each, folder()))
+    for name in names or RECIPES:
+        print(make(name, folder()))
+
+
+if __name__ == "__main__":  # the recorded command
+    main(sys.argv[1:])

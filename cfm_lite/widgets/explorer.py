@@ -84,7 +84,7 @@ class Explorer:
         # of one size from the start, so that nothing below ever moves; on a narrow page the picture shrinks inside its place
         place = {"width": f"{width}px", "height": f"{height}px", "max_width": "100%", "object_fit": "contain", "flex": "0 0 auto"}
         self.image = ipywidgets.Image(format="png", layout=place)
-        self.image.alt = title  # read by screen readers where the front end shows it
+        self.image.tooltip = title
         self.status = ipywidgets.HTML(layout={"height": "46px", "margin": "0 0 0 4px"})
         self.error: Exception | None = None
         self.redraw()
@@ -137,7 +137,7 @@ class Explorer:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """The live widget, and for whoever has no kernel the picture itself."""
-        bundle = self.box._repr_mimebundle_(**kwargs)
+        bundle: Any = self.box._repr_mimebundle_(**kwargs)
         data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
         data.pop("text/plain", None)
         return data | {"image/png": base64.b64encode(self.png).decode(), "text/plain": f"Explorer({', '.join(self.controls)})"}

@@ -73,9 +73,8 @@ def guidance(scale: float = 2.0, method: str = "delta_fm", label: int = 0, corre
     look: dict[str, Any] = {"style": {"description_width": "150px"}, "layout": {"width": "420px"}, "description": "acts for t in"}
     tooltip = "guidance and correction act inside this interval of t"
     interval = ipywidgets.FloatRangeSlider(value=(0.0, 1.0), min=0.0, max=1.0, step=0.05, tooltip=tooltip, **look)
-    tick = ipywidgets.Checkbox(
-        value=correct, description="correct the interference (debias)", tooltip="maps the field back to FM's", indent=False
-    )
+    tick = ipywidgets.Checkbox(value=correct, description="correct the interference (debias)", indent=False)
+    tick.tooltip = "maps the field back to FM's inside the interval"
     controls = {
         "scale": slider("guidance scale (1: none)", scale, 0.0, 6.0, 0.1, fmt=".1f", tooltip="0 is no class at all, 1 is no guidance"),
         "interval": interval,

@@ -77,7 +77,7 @@ def trajectories(field: str = "fm", solver: str = "euler", steps: int = 8, label
         run = _run(field, solver, steps, label)
         shown = _until(run, t)
         segments = np.stack([shown.states[:-1], shown.states[1:]], axis=2)
-        lines.set_segments(segments.reshape(-1, 2, 2))
+        lines.set_segments(list(segments.reshape(-1, 2, 2)))
         lines.set_array(((shown.drift[:-1] + shown.drift[1:]) / 2).ravel())
         color = method_style(field.removeprefix("toy_")).color
         ends.set_offsets(shown.states[-1])

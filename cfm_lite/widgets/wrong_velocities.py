@@ -56,7 +56,8 @@ def wrong_velocities(perturb: str = "crop_resize", space: str = "latent", streng
     names = (("digit $x_1$", "perturbed", "state $x_t$"), ("right: $u = x_1 - x_0$", "wrong: $u_{-}$", "$u_{-} - u$"))
     images, titles = [], []
     for row, column in np.ndindex(2, 3):
-        panel, color = axes[row, column], {(1, 0): ATTRACT, (1, 1): REPEL}.get((row, column), TRUTH)
+        panel: Any = axes[row, column]
+        color = {(1, 0): ATTRACT, (1, 1): REPEL}.get((row, column), TRUTH)
         look = {"cmap": DIVERGING, "vmin": -_REACH, "vmax": _REACH} if row else {"cmap": "gray", "vmin": -1, "vmax": 1}
         images.append(panel.imshow(np.zeros((8, 8)), interpolation="nearest" if row else "bicubic", **look))
         panel.set_xticks([])
