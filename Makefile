@@ -29,6 +29,10 @@ $(VENV)/.dev: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[dev]"
 	touch $@
 
+$(VENV)/.browser: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[browser]"
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[bench]"
 	touch $@
@@ -60,6 +64,9 @@ lab: $(VENV)/.notebooks  ## open the course in JupyterLab, on this machine only,
 
 notebooks: $(VENV)/.test  ## run every notebook from a clean kernel and write its outputs (8 min)
 	$(BIN)/python notebooks/run.py
+
+test-browser: $(VENV)/.browser  ## use every explorer in JupyterLab in a real browser (needs Chromium; screenshots in build/browser)
+	CFM_LITE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 test-notebooks: $(VENV)/.test  ## run every notebook in fast mode; every stub must fail its check, every solution pass it (6 min)
 	rm -rf build/notebooks && mkdir -p build/notebooks && cp notebooks/*.ipynb build/notebooks

@@ -24,9 +24,12 @@ def generator() -> torch.Generator:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_data = bool(os.environ.get("CFM_LITE_DATA"))
+    in_browser = bool(os.environ.get("CFM_LITE_BROWSER"))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="not run: needs a CUDA device"))
+        if item.get_closest_marker("browser") and not in_browser:
+            item.add_marker(pytest.mark.skip(reason="not run: needs Chromium, make test-browser"))
         if item.get_closest_marker("real_data") and not has_data:
             item.add_marker(pytest.mark.skip(reason="not run: needs real files, set CFM_LITE_DATA"))
 
@@ -35,6 +38,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
     reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     for cause, what in (
         ("CUDA device", "GPU tests did not run: no CUDA device"),
+        ("Chromium", "browser tests did not run: make test-browser runs them"),
         ("CFM_LITE_DATA", "real-data tests did not run: set CFM_LITE_DATA"),
     ):
         missed = sum(cause in reason for reason in reasons)

@@ -36,7 +36,7 @@ def test_one_package_has_one_floor_in_every_extra():
 
 
 def test_the_extras_are_the_promised_ones():
-    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "ode", "imagenet", "eval", "test", "bench", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "ode", "imagenet", "eval", "test", "bench", "browser", "dev"}
 
 
 def test_the_version_stands_in_one_place_each():
@@ -47,7 +47,24 @@ def test_the_version_stands_in_one_place_each():
     assert f"## {cfm_lite.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("target", ["help", "demo", "test", "lint", "bench", "lab", "wheel", "clean"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "help",
+        "demo",
+        "test",
+        "lint",
+        "bench",
+        "lab",
+        "notebooks",
+        "test-notebooks",
+        "test-browser",
+        "slides",
+        "figures",
+        "wheel",
+        "clean",
+    ],
+)
 def test_make_lists_its_targets(target):
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

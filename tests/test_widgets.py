@@ -112,7 +112,7 @@ def test_labels_have_units_or_ranges_and_a_tooltip(name, explorers):
     for control in explorers[name].controls.values():
         assert control.description
         assert control.tooltip
-    assert explorers[name].image.tooltip
+    assert explorers[name].title.value.startswith("<b>")
 
 
 @every_explorer

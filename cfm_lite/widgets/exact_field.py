@@ -92,7 +92,7 @@ def exact_field(mixture: theory.GaussianMixture | None = None, *, n: int = 17, t
         "t": time,
         "weight": slider("weight λ (0 is FM)", weight, 0.0, 0.6, 0.01, tooltip="how strongly the field repels; at 1 the optimum is lost"),
         "label": choice("class y", names, 0 if 0 in mixture.classes.tolist() else EVERY),
-        "method": choice("method", _METHODS, "delta_fm", width="440px"),
+        "method": choice("method", _METHODS, "delta_fm", width="430px"),
     }
     frames = [spine for panel in axes[0] for spine in panel.spines.values()]
     canvas = Canvas(figure, [*shades, *clouds, *quivers, *titles, *marks, *swaps, *frames])

@@ -84,7 +84,6 @@ class Explorer:
         # of one size from the start, so that nothing below ever moves; on a narrow page the picture shrinks inside its place
         place = {"width": f"{width}px", "height": f"{height}px", "max_width": "100%", "object_fit": "contain", "flex": "0 0 auto"}
         self.image = ipywidgets.Image(format="png", layout=place)
-        self.image.tooltip = title
         self.status = ipywidgets.HTML(layout={"height": "46px", "margin": "0 0 0 4px"})
         self.error: Exception | None = None
         self.redraw()
@@ -93,8 +92,11 @@ class Explorer:
         lines = [[self.controls[name] for name in row] for row in (rows or [[name] for name in self.controls])]
         if play is not None:
             lines[0].insert(0, play)
-        boxes = [ipywidgets.HBox(line, layout={"flex_flow": "row wrap"}) for line in lines]
-        self.box = ipywidgets.VBox([*boxes, self.image, self.status], layout={"overflow": "hidden"})
+        boxes = [ipywidgets.HBox(line, layout={"flex_flow": "row wrap", "align_items": "center"}) for line in lines]
+        self.title = ipywidgets.HTML(
+            f"<b>{title}</b>", layout={"margin": "0 0 0 4px"}
+        )  # an Image's own tooltip breaks its view in JupyterLab 4
+        self.box = ipywidgets.VBox([self.title, *boxes, self.image, self.status], layout={"overflow": "hidden"})
 
     @property
     def values(self) -> dict[str, Any]:
@@ -144,7 +146,7 @@ class Explorer:
 
     def close(self) -> None:
         """Release the widgets; the picture stays in the notebook's output."""
-        for widget in (*self.controls.values(), self.image, self.status, self.box, *([self.play] if self.play else [])):
+        for widget in (*self.controls.values(), self.title, self.image, self.status, self.box, *([self.play] if self.play else [])):
             widget.close()
 
 
@@ -161,14 +163,14 @@ def slider(
         "tooltip": tooltip or description,
         "continuous_update": live,
         "style": {"description_width": _LABEL_WIDTH},
-        "layout": {"width": "420px"},
+        "layout": {"width": "390px"},
     }
     if isinstance(value, int) and isinstance(step, int):
         return ipywidgets.IntSlider(value, int(low), int(high), step, **look)
     return ipywidgets.FloatSlider(value, min=low, max=high, step=step, readout_format=fmt, **look)
 
 
-def choice(description: str, options: Iterable[Any], value: Any, *, tooltip: str = "", width: str = "340px") -> Any:
+def choice(description: str, options: Iterable[Any], value: Any, *, tooltip: str = "", width: str = "320px") -> Any:
     """A drop-down list of `options`: values, or (label, value) pairs."""
     look = {"style": {"description_width": _LABEL_WIDTH}, "layout": {"width": width}}
     return ipywidgets.Dropdown(options=list(options), value=value, description=description, tooltip=tooltip or description, **look)

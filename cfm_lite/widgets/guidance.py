@@ -70,7 +70,7 @@ def guidance(scale: float = 2.0, method: str = "delta_fm", label: int = 0, corre
         told = f"On the data of class {label}: FM {runs['fm']:.0%}, {name}{' corrected' if correct else ''} {runs[method]:.0%}."
         return told + (" A scale of 1 is no guidance." if scale == 1 else "")
 
-    look: dict[str, Any] = {"style": {"description_width": "150px"}, "layout": {"width": "420px"}, "description": "acts for t in"}
+    look: dict[str, Any] = {"style": {"description_width": "150px"}, "layout": {"width": "390px"}, "description": "acts for t in"}
     tooltip = "guidance and correction act inside this interval of t"
     interval = ipywidgets.FloatRangeSlider(value=(0.0, 1.0), min=0.0, max=1.0, step=0.05, tooltip=tooltip, **look)
     tick = ipywidgets.Checkbox(value=correct, description="correct the interference (debias)", indent=False)

@@ -14,7 +14,7 @@ from cfm_lite.errors import ConfigError
 from tests.benchmarks.harness import ROOT, CannotRun, Clock, NotRun, Row
 from tests.benchmarks.record import facts, write
 
-NAMES = ("alignment", "negatives", "sampler", "toy", "sit", "dispersive")  # the quick ones first
+NAMES = ("alignment", "negatives", "sampler", "toy", "sit", "dispersive", "explorers")  # the quick ones first; the last needs a browser
 
 
 def main() -> int:
