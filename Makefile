@@ -60,7 +60,7 @@ bench: $(VENV)/.bench  ## measured ratios against published packages, side by si
 	$(BIN)/python -m tests.benchmarks
 
 lab: $(VENV)/.notebooks  ## open the course in JupyterLab, on this machine only, with its token
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
+	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
 
 notebooks: $(VENV)/.test  ## run every notebook from a clean kernel and write its outputs (8 min)
 	$(BIN)/python notebooks/run.py

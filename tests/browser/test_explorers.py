@@ -144,9 +144,8 @@ def test_an_html_export_shows_the_pictures(folder, chromium):
 
     NotebookClient(source, timeout=120).execute()
     nbformat.write(source, folder / "export.ipynb")
-    config = labs.ROOT / "notebooks" / "jupyter_nbconvert_config.py"
-    command = [sys.executable, "-m", "nbconvert", "--to", "html", f"--config={config}", str(folder / "export.ipynb")]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", str(folder / "export.ipynb")]
+    subprocess.run(command, check=True, capture_output=True, cwd=labs.ROOT / "notebooks")  # where its configuration lies
     context = chromium.new_context(offline=True, viewport={"width": 1440, "height": 1000})
     page = context.new_page()
     page.goto((folder / "export.html").as_uri())

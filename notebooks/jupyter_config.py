@@ -1,4 +1,7 @@
-"""Found by `jupyter nbconvert` when it runs in this folder: an export shows an explorer's picture, not a widget that needs a kernel."""
+"""Read by JupyterLab as `make lab` starts it, and by `jupyter nbconvert` in this folder.
+
+In an export an explorer is a picture; as a widget it would need a kernel.
+"""
 
 c = get_config()  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
 c.NbConvertBase.display_data_priority = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "text/plain"]
