@@ -87,6 +87,63 @@ def figure3_table() -> str:
     )
 
 
+COURSE = {
+    "00_tour": ("The tour", "train, sample and judge a flow in the plane; find your way in the library"),
+    "01_paths": (
+        "Paths",
+        "say what x_t, u_t and the score are; tell conditional from marginal velocity; see where the field bends",
+    ),
+    "02_flow_matching": (
+        "Flow matching",
+        "derive the loss and its floor, train it, hold it against the exact field; OT coupling",
+    ),
+    "03_trajectory_drift": (
+        "Trajectory drift",
+        "see errors add up: few steps, small networks; measure straightness and drift",
+    ),
+    "04_contrastive_flow_matching": (
+        "ΔFM",
+        "see ΔFM part two close classes; derive its optimum; reproduce figure 3",
+    ),
+    "05_vecor": ("VeCoR", "make wrong velocities in velocity, latent and image space; derive what channel shuffling does; debias"),
+    "06_dispersive": ("Dispersive loss", "spread features: all four variants and their contrastive counterparts; the −log B floor"),
+    "07_sampling_and_guidance": (
+        "Sampling and guidance",
+        "choose ODE or SDE; guide; undo what guidance and repulsion do to each other",
+    ),
+    "08_images": ("Images", "run all methods on digits and MNIST, several seeds, quality against steps, with error bars"),
+    "09_sit": ("SiT", "build the transformer from the MLP; why zero at the start; REPA; load an official-format checkpoint"),
+    "10_imagenet_full_scale": ("ImageNet, full scale", "go from a folder of images to latents, training with torchrun, samples and FID"),
+}
+
+
+def course_table() -> str:
+    """The notebooks with their pictures and measured times, as Markdown."""
+    rows = {row["notebook"]: row for row in json.loads((RESULTS / "notebooks.json").read_text(encoding="utf-8"))}
+    lines = ["| | notebook | afterwards you can | reading | runs in | hardware |", "|---|---|---|---|---|---|"]
+    for name, (title, able) in COURSE.items():
+        picture = f'<a href="notebooks/{name}.ipynb"><img src="data/results/course/{name}.png" width="210" alt="{title}"></a>'
+        minutes = _reading_minutes(ROOT / "notebooks" / f"{name}.ipynb")
+        seconds = rows[name]["seconds"]
+        link = f"[{name[:2]} · {title}](notebooks/{name}.ipynb)"
+        hardware = "a laptop; the full scale: GPUs" if name.startswith("10") else "a laptop"
+        lines.append(f"| {picture} | {link} | {able} | {minutes} min | {seconds:.0f} s | {hardware} |")
+    total = sum(rows[name]["seconds"] for name in COURSE)
+    cores = rows["00_tour"]["cores"]
+    return "\n".join(
+        [*lines, "", f"All of them together run in {total / 60:.1f} min, measured by `make notebooks` on {cores} cores without a GPU."]
+    )
+
+
+def _reading_minutes(path: Path) -> str:
+    """What the notebook itself says of its reading time."""
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+    found = re.search(r"\*\*Time\.?\*\*\.?\D*(\d+)", "".join(first))
+    if not found:
+        raise ValueError(f"{path.name} does not say its reading time in its first cell: **Time.** 30 minutes ...")
+    return found[1]
+
+
 def fill(text: str, name: str, table: str) -> str:
     """`text` with what stands between the marks of `name` replaced by `table`."""
     return re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
@@ -95,7 +152,7 @@ def fill(text: str, name: str, table: str) -> str:
 def readme() -> str:
     """The README as it should be."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, table in (("demo", demo_table), ("bench", bench_table), ("figure3", figure3_table)):
+    for name, table in (("course", course_table), ("demo", demo_table), ("bench", bench_table), ("figure3", figure3_table)):
         text = fill(text, name, table())
     return text
 

@@ -1,0 +1,118 @@
+"""The course's own tools: a check never raises and never lies, fast mode is read in one place, results come from files."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cfm_lite import course
+from cfm_lite.errors import ConfigError, DataError
+
+PACKAGE = Path(course.__file__).parent.parent
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A made exercise, 99.1: the answer must be 2."""
+    checks = dict(course._CHECKS)
+    monkeypatch.setattr(course, "_CHECKS", checks)
+
+    @course.exercise("99.1")
+    def judge(answer):
+        return None if answer() == 2 else "think of one plus one."
+
+    return "99.1"
+
+
+def test_a_right_answer_passes(registered, capsys):
+    assert course.check(registered, lambda: 2) is True
+    assert capsys.readouterr().out == "✓ Exercise 99.1: correct.\n"
+
+
+def test_a_wrong_answer_gets_the_hint(registered, capsys):
+    assert course.check(registered, lambda: 3) is False
+    assert capsys.readouterr().out == "✗ Exercise 99.1: think of one plus one.\n"
+
+
+@pytest.mark.parametrize("answer", [None, ...])
+def test_a_stub_is_not_an_answer(registered, answer, capsys):
+    assert course.check(registered, answer) is False
+    assert "not answered yet" in capsys.readouterr().out
+
+
+def test_what_an_answer_raises_becomes_a_hint(registered, capsys):
+    def fails():
+        raise ZeroDivisionError("division by zero")
+
+    assert course.check(registered, fails) is False
+    assert "ZeroDivisionError: division by zero" in capsys.readouterr().out
+    assert course.check(registered, lambda: None + 1) is False
+    assert "still holds a `...`" in capsys.readouterr().out
+    assert course.check(registered, 7) is False  # 7 cannot be called
+
+
+def test_an_unknown_exercise_is_named(capsys):
+    assert course.check("4.9999", 1) is False
+    assert "must be one of" in capsys.readouterr().out
+
+
+def test_two_checks_of_one_exercise_are_refused(registered):
+    with pytest.raises(ConfigError, match="two checks"):
+        course.exercise(registered)(lambda answer: None)
+
+
+def test_every_notebook_has_at_least_three_exercises_in_order():
+    numbers = course.exercises()
+    for notebook in range(11):
+        mine = [int(number.split(".")[1]) for number in numbers if number.split(".")[0] == str(notebook)]
+        assert mine == list(range(1, len(mine) + 1))
+        assert len(mine) >= 3, notebook
+
+
+@pytest.mark.parametrize("answer", [0.0, "text", [], torch.zeros(3), lambda *a, **k: torch.zeros(()), lambda *a, **k: None, object()])
+def test_no_check_takes_nonsense_for_an_answer_and_none_raises(answer, capsys):
+    for number in course.exercises():
+        assert course.check(number, answer) is False, number
+        assert len(capsys.readouterr().out.splitlines()) >= 1
+
+
+def test_a_check_leaves_the_global_random_state_alone():
+    for number in course.exercises():
+        before = torch.get_rng_state()
+        course.check(number, lambda *a, **k: torch.zeros(()))
+        assert torch.equal(torch.get_rng_state(), before), number
+
+
+def test_fast_mode_is_read_in_one_place():
+    words = {path: ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in PACKAGE.rglob("*.py")}
+    readers = [path for path, nodes in words.items() if any(isinstance(n, ast.Constant) and n.value == "CFM_LITE_FAST" for n in nodes)]
+    assert [path.parent.name for path in readers] == ["course"]
+
+
+@pytest.mark.parametrize(("value", "fast"), [("1", True), ("true", True), ("0", False), ("", False), ("no", False)])
+def test_the_switch(value, fast):
+    code = "from cfm_lite import course; print(course.FAST, course.pick('full', 'fast'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"CFM_LITE_FAST": value, "PATH": ""}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(fast), "fast" if fast else "full"]
+
+
+def test_say_fills_numbers_into_prose():
+    assert course.say("from {a:.2f} to {b:.3f}", a=1.0, b=2.5).data == "from 1.00 to 2.500"
+
+
+def test_results_are_rows_and_missing_ones_are_named():
+    rows = course.results("figure3")
+    assert {"method", "metric", "value"} <= set(rows[0])
+    with pytest.raises(DataError, match="no_such_suite"):
+        course.results("no_such_suite")
+
+
+def test_without_a_checkout_the_course_says_so(monkeypatch):
+    monkeypatch.setattr(course, "checkout", lambda: None)
+    with pytest.raises(DataError, match="checkout"):
+        course.results("figure3")
