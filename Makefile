@@ -73,6 +73,14 @@ test-notebooks: $(VENV)/.test  ## run every notebook in fast mode; every stub mu
 	CFM_LITE_FAST=1 $(PYTEST) --nbmake --overwrite --nbmake-timeout=600 --timeout=900 build/notebooks
 	CFM_LITE_NOTEBOOKS=build/notebooks $(PYTEST) tests/test_notebooks.py
 
+figures: $(VENV)/.installed  ## draw the README's moving picture and the slides' figures, and measure their numbers (2 min)
+	$(BIN)/python data/figures.py
+	$(BIN)/python -m slides.figures
+
+slides: $(VENV)/.installed  ## build the slides as HTML and PDF (30 s; needs Node 20 and Chromium, and npm once)
+	npm install --prefix slides --no-package-lock --no-audit --no-fund --silent
+	$(BIN)/python -m slides.build
+
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 

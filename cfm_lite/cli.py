@@ -138,6 +138,10 @@ class Compare(Common):
     suite: Positional[Suite] = "digits"
     seeds: int = 3
     """How many seeds, counted from --seed."""
+    arms: tuple[str, ...] = ()
+    """Only these arms of the suite, such as fm fm_scaled delta_fm (default: all)."""
+    set: tuple[str, ...] = ()
+    """Recipe fields that all arms share, as name=value: --set steps=500 weight=0.1."""
     out: Path = Path("data/results")
     """Where SUITE.json and SUITE.info.json go."""
     report: bool = False
@@ -146,7 +150,12 @@ class Compare(Common):
     def run(self) -> None:
         from cfm_lite.commands import compare_suite
 
-        print(compare_suite(self.suite, self.seed, self.seeds, self.out, self.device, quick=self.quick, only_report=self.report))
+        changes = parse_settings(self.set)
+        own = sorted({"dataset", "method", "seed"} & set(changes))
+        if own:
+            raise ConfigError(f"--set {own[0]} cannot be given here: the suite decides it. Use --seed and --seeds, or another suite.")
+        settings = {"arms": self.arms, "changes": changes, "quick": self.quick, "only_report": self.report}
+        print(compare_suite(self.suite, self.seed, self.seeds, self.out, self.device, **settings))
 
 
 @dataclass

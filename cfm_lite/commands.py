@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,27 @@ def picture(x: Tensor, y: Tensor, data: DataSet, path: Path, shown: int = 100) -
 
 
 def compare_suite(
-    suite: str, seed: int, seeds: int, out: str | Path, device: str, *, quick: bool = False, only_report: bool = False
+    suite: str,
+    seed: int,
+    seeds: int,
+    out: str | Path,
+    device: str,
+    *,
+    arms: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    quick: bool = False,
+    only_report: bool = False,
 ) -> str:
-    """Run what is missing of a suite (unless `only_report`), draw its figure, and return the report."""
+    """Run what is missing of a suite (unless `only_report`) with some recipe fields changed, draw its figure, and return the report."""
     check_count("seeds", seeds)
     out = Path(out)
     name = experiments.SUITES[suite].dataset
     if only_report:
         rows = experiments.read_json(out / f"{suite}.json")
     else:
-        changes, n = ({"steps": 40}, 200) if quick else ({}, 1000)
-        every = range(seed, seed + seeds)
-        rows = experiments.compare(suite, seeds=every, out=out, judge=judge_of(name), changes=changes, n=n, device=runs.pick_device(device))
+        chosen, n = {**({"steps": 40} if quick else {}), **(changes or {})}, 200 if quick else 1000
+        settings = {"judge": judge_of(name), "arms": arms, "changes": chosen, "n": n, "device": runs.pick_device(device)}
+        rows = experiments.compare(suite, seeds=range(seed, seed + seeds), out=out, **settings)
     steps = max(row["nfe"] for row in rows)
     measured = {row["metric"] for row in rows}
     parts = [

@@ -4,6 +4,7 @@
 `fields` and `exact` in the plane, `pictures` of images, `results` of numbers. No figure touches pyplot or global settings.
 """
 
+from cfm_lite.viz.animation import Film, film, frames, save_animation
 from cfm_lite.viz.artists import (
     Density,
     Limits,
@@ -24,9 +25,15 @@ from cfm_lite.viz.artists import (
     squares,
     velocity_field,
 )
+from cfm_lite.viz.coverage import neighbourhoods
+from cfm_lite.viz.errors import curves, plane_maps
 from cfm_lite.viz.exact import fields_figure
+from cfm_lite.viz.features import feature_maps, paired_differences, profiles, similarity_maps, spreading
 from cfm_lite.viz.fields import field_error, point_samples, trajectories, velocity_fields
+from cfm_lite.viz.marginals import conditional_velocities, path_coefficients, scalar_maps, snapshots, spacetime
+from cfm_lite.viz.matching import pairings, regression_slice
 from cfm_lite.viz.pictures import image_grid, perturbation_gallery
+from cfm_lite.viz.repulsion import attract_repel, channel_stems, class_paths, loss_bowls, negative_distances
 from cfm_lite.viz.results import METRICS, heatmap, method_bars, quality_vs_steps, training_curves
 from cfm_lite.viz.style import (
     ATTRACT,
@@ -53,6 +60,7 @@ from cfm_lite.viz.style import (
     styled,
     to_png,
 )
+from cfm_lite.viz.tokens import patches, table_map, token_maps
 
 __all__ = [
     "ATTRACT",
@@ -71,6 +79,7 @@ __all__ = [
     "TIME_MAP",
     "TRUTH",
     "Density",
+    "Film",
     "Limits",
     "MethodStyle",
     "Picture",
@@ -78,32 +87,58 @@ __all__ = [
     "arrow_key",
     "arrow_scale",
     "arrows",
+    "attract_repel",
+    "channel_stems",
+    "class_paths",
     "color_bar",
+    "conditional_velocities",
     "contours",
+    "curves",
     "density_map",
     "evaluate",
+    "feature_maps",
     "field_error",
     "fields_figure",
+    "film",
+    "frames",
     "grid_points",
     "heatmap",
     "image_grid",
+    "loss_bowls",
     "mass_levels",
     "method_bars",
     "method_style",
     "method_title",
+    "negative_distances",
+    "neighbourhoods",
     "new_figure",
+    "paired_differences",
+    "pairings",
     "panels",
+    "patches",
+    "path_coefficients",
     "paths",
     "perturbation_gallery",
     "plane",
+    "plane_maps",
     "point_samples",
     "points",
+    "profiles",
     "quality_vs_steps",
+    "regression_slice",
     "save",
+    "save_animation",
+    "scalar_maps",
+    "similarity_maps",
+    "snapshots",
+    "spacetime",
+    "spreading",
     "square_limits",
     "squares",
     "styled",
+    "table_map",
     "to_png",
+    "token_maps",
     "training_curves",
     "trajectories",
     "velocity_field",

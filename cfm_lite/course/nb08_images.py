@@ -1,0 +1,187 @@
+"""What the exercises of notebook 08, images, ask for: a Fréchet distance, what each number can see, and claims that the evidence allows."""
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfm_lite import metrics
+from cfm_lite.course import exercise, results
+
+__all__ = ["copies", "few_steps", "repaired_gap", "sign_flips", "three_verdicts"]
+
+
+def _features(seed: int, n: int, d: int = 5) -> Tensor:
+    """Correlated features (n, d) that are not centred."""
+    g = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(d, d, generator=g, dtype=torch.float64)
+    return torch.randn(n, d, generator=g, dtype=torch.float64) @ mixing + torch.randn(d, generator=g, dtype=torch.float64)
+
+
+def _number(value: Any) -> float:
+    if value is None or value is ...:
+        raise TypeError(f"a {type(value).__name__} is no number")  # the course says what to do
+    return float(torch.as_tensor(value).detach())
+
+
+@exercise("8.1")
+def repaired_gap(answer: Callable[[Tensor, Tensor], Any]) -> str | None:
+    """quick_gap(a, b) is the Fréchet distance of two sets of features."""
+    if not callable(answer):
+        return f"`quick_gap` is a {type(answer).__name__}; it must be a function of two sets of features."
+    for seed in (1, 2):
+        a, b = _features(seed, 300), _features(seed + 10, 200)
+        mine, right = _number(answer(a, b)), float(metrics.frechet(a, b))
+        if math.isnan(mine):
+            return "it gives NaN: the root of a negative number. Covariances may have negative entries; which roots does the formula need?"
+        if not math.isclose(mine, right, rel_tol=1e-3, abs_tol=1e-3):
+            return _wrong_gap(mine, right, a, b)
+    a = _features(3, 250)
+    if abs(_number(answer(a, a.clone()))) > 1e-2:
+        return "two equal sets must have the distance 0; yours is not 0."
+    return None
+
+
+def _wrong_gap(mine: float, right: float, a: Tensor, b: Tensor) -> str:
+    s1, s2 = torch.cov(a.T), torch.cov(b.T)
+    means = float((a.mean(0) - b.mean(0)).square().sum())
+    overlap = (float(s1.trace() + s2.trace()) + means - right) / 2
+    known = {
+        float(means + (s1 + s2 - 2 * (s1 * s2).clamp(min=0).sqrt()).trace()): "this is still the entry-wise root. It sees only the "
+        "diagonals, so it is right only where the features are uncorrelated. The formula takes the root of a matrix.",
+        math.sqrt(max(right, 0.0)): "this is the root of the right value; the distance of the formula is the squared one.",
+        right - means: "the term of the two means is missing.",
+        right + overlap: "the overlap must be subtracted twice; the factor 2 is missing.",
+        right + 2 * overlap: "the overlap of the two covariances is missing.",
+    }
+    for value, hint in known.items():
+        if math.isclose(mine, value, rel_tol=1e-3, abs_tol=1e-3):
+            return hint
+    return (
+        f"for two sets of correlated features it gives {mine:.3f}; the right value is {right:.3f}. The trace of the root is the sum of the "
+        "roots of the eigenvalues of S1 S2."
+    )
+
+
+_BLIND = {
+    "accuracy": "the copies show exactly the digits that were asked for, so the accuracy is excellent.",
+    "frechet": "the copies have the mean and the covariance of the training images, so the Fréchet distance is about that of real data.",
+    "precision": "every copy lies where real images lie, so the precision is high.",
+    "recall": "the copies cover every kind of digit that the training images have, so the recall is high.",
+}
+
+
+@exercise("8.2")
+def copies(answer: Any) -> str | None:
+    """Only the nearest ratio looks at the training images."""
+    if not isinstance(answer, str):
+        return f'`answer` is a {type(answer).__name__}; write one of the five names as a string, such as "recall".'
+    name = answer.strip().lower().replace(" ", "_").replace("-", "_")
+    if name == "nearest_ratio":
+        return None
+    if name in _BLIND:
+        return f"{_BLIND[name]} It compares samples with held-out images only. Which number looks at the training images themselves?"
+    return f"{answer!r} is none of the five: accuracy, frechet, precision, recall, nearest_ratio."
+
+
+def _best(metric: str, largest: bool) -> int:
+    """The number of evaluations at which plain FM's mean over the seeds is best."""
+    values: dict[int, list[float]] = {}
+    for row in results("digits"):
+        if row["method"] == "fm" and row["metric"] == metric:
+            values.setdefault(row["nfe"], []).append(row["value"])
+    mean = {nfe: sum(v) / len(v) for nfe, v in values.items()}
+    return (max if largest else min)(mean, key=lambda nfe: mean[nfe])
+
+
+@exercise("8.3")
+def few_steps(answer: Any) -> str | None:
+    """Accuracy is best with the fewest steps, the Fréchet distance with the most."""
+    mine = [int(part) for part in answer] if isinstance(answer, tuple | list) or torch.is_tensor(answer) else []
+    if len(mine) != 2:
+        return "give a pair of numbers: (evaluations for the best accuracy, evaluations for the best Fréchet distance)."
+    right = [_best("accuracy", largest=True), _best("frechet", largest=False)]
+    if mine == right:
+        return None
+    if mine == right[::-1]:
+        return "the two are swapped: the first number is for the accuracy, the second for the Fréchet distance."
+    if mine[0] != right[0]:
+        return (
+            "the accuracy has its best value elsewhere. With very few steps all samples of a class come near to the class's average image: "
+            "what does a classifier say of an average three?"
+        )
+    return "the Fréchet distance compares whole distributions. Which samples are most like real ones in their variety?"
+
+
+@exercise("8.4")
+def sign_flips(answer: Callable[[Tensor], Any]) -> str | None:
+    """flip_p(d) is the share of sign patterns whose mean is at least as far from 0."""
+    if not callable(answer):
+        return f"`flip_p` is a {type(answer).__name__}; it must be a function of a tensor (n,)."
+    g = torch.Generator().manual_seed(0)
+    cases = [
+        torch.tensor([0.3, 0.1, 0.2, 0.4, 0.5]),
+        -torch.tensor([0.3, 0.1, 0.2, 0.4]),
+        torch.randn(7, generator=g),
+        torch.randn(6, generator=g),
+    ]
+    for d in cases:
+        mine, right = _number(answer(d)), _flip_p(d)
+        if not math.isclose(mine, right, abs_tol=1e-6):
+            return _wrong_p(mine, right, d)
+    return None
+
+
+def _flip_p(d: Tensor, *, absolute: bool = True, strict: bool = False) -> float:
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * len(d))
+    means, seen = (signs * d.double()).mean(1), d.double().mean()
+    if absolute:
+        means, seen = means.abs(), seen.abs()
+    return float((means > seen + 1e-9 if strict else means >= seen - 1e-9).double().mean())
+
+
+def _wrong_p(mine: float, right: float, d: Tensor) -> str:
+    if not 0 <= mine <= 1:
+        return f"it gives {mine:.3g}; a p-value is a share, between 0 and 1."
+    if math.isclose(mine, _flip_p(d, strict=True), abs_tol=1e-6):
+        return "patterns whose mean is exactly as far as the observed one must count, too, itself among them. Use >= and a tiny slack."
+    if math.isclose(mine, _flip_p(d, absolute=False), abs_tol=1e-6) or math.isclose(mine, right / 2, abs_tol=1e-6):
+        return "this counts one direction only. A method that does nothing could have come out far on either side: compare absolute values."
+    if math.isclose(mine, 1 - right, abs_tol=1e-6):
+        return "this is the share of patterns that are nearer to 0; count those that are at least as far."
+    return (
+        f"for {len(d)} differences it gives {mine:.4f}; the right share is {right:.4f}, a multiple of 1/{2 ** len(d)}. "
+        "Are all 2^n patterns there?"
+    )
+
+
+_WORDS = ("better", "worse", "no clear difference")
+
+
+@exercise("8.5")
+def three_verdicts(answer: Callable[[Any, bool], Any]) -> str | None:
+    """verdict(d, lower_is_better) follows the rule of the interval."""
+    if not callable(answer):
+        return f"`verdict` is a {type(answer).__name__}; it must be a function of a difference and of whether lower is better."
+    nan = float("nan")
+    cases = [  # mean, low, high, lower is better, right word, hint
+        (-0.2, -0.3, -0.1, True, "better", "its interval lies below zero and lower is better"),
+        (0.2, 0.1, 0.3, True, "worse", "its interval lies above zero and lower is better"),
+        (0.2, 0.1, 0.3, False, "better", "its interval lies above zero and higher is better, as for the accuracy"),
+        (-0.2, -0.3, -0.1, False, "worse", "its interval lies below zero and higher is better"),
+        (-0.2, -0.5, 0.1, True, "no clear difference", "its mean is below zero, but its interval contains zero"),
+        (0.2, -0.1, 0.5, False, "no clear difference", "its mean is above zero, but its interval contains zero"),
+        (-0.2, nan, nan, True, "no clear difference", "one seed has no interval (its bounds are NaN)"),
+        (-0.2, -0.4, 0.0, True, "no clear difference", "an interval that ends at zero contains it"),
+    ]
+    for mean, low, high, lower, right, why in cases:
+        d = SimpleNamespace(mean=mean, low=low, high=high, clear=low > 0 or high < 0, seeds=1 if math.isnan(low) else 5)
+        mine = answer(d, lower)
+        if mine not in _WORDS:
+            return f"it returns {mine!r}; it must return one of {', '.join(map(repr, _WORDS))}."
+        if mine != right:
+            return f"{why}: mean {mean:+.1f}, interval [{low:+.1f}, {high:+.1f}] must give {right!r}; yours gives {mine!r}."
+    return None
