@@ -115,7 +115,8 @@ class Codec:
 def tiny_vae(seed: int = 0, latent_channels: int = 4) -> nn.Module:
     """A random AutoencoderKL of 65,000 parameters with Stable Diffusion's layout (8 pixels per latent position, 4 channels).
 
-    Its images mean nothing: it is for tests and for trying out the path. It is equal for equal seeds, and the global generator is left alone.
+    Its images mean nothing: it is for tests and for trying out the path. Equal seeds give equal networks, and the global
+    generator is left alone. Raises ConfigError without diffusers.
     """
     kind = optional(_MODULE, "imagenet").AutoencoderKL
     with torch.random.fork_rng(devices=[]):
@@ -154,4 +155,6 @@ def _pretrained(source: str) -> nn.Module:
         return kind.from_pretrained(source if local else VAES[source], local_files_only=local, use_safetensors=True)
     except Exception as error:  # no file, no network, another kind of model: the hub has a type for each
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"the VAE {source!r} cannot be had ({reason}). Go online once, or give a local folder with --vae FOLDER.") from error
+        raise DataError(
+            f"the VAE {source!r} cannot be had ({reason}). Go online once, or give a local folder with --vae FOLDER."
+        ) from error

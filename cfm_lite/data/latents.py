@@ -9,6 +9,7 @@ import bisect
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite.checks import check_choice, check_count
+from cfm_lite.data import images as image_files
 from cfm_lite.data import shards
 from cfm_lite.data.batches import row_numbers
 from cfm_lite.data.codec import Scaling
@@ -52,7 +54,9 @@ class Latents:
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
         if len(self.labels) != len(self) or (len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes):
-            raise DataError(f"{self.folder / 'labels.npy'} does not fit the {len(self)} latents of {self.num_classes} classes. Prepare again.")
+            raise DataError(
+                f"{self.folder / 'labels.npy'} does not fit the {len(self)} latents of {self.num_classes} classes. Prepare again."
+            )
         if check == "hashes" or (check == "auto" and sum(part.nbytes for part in self._maps) < CHECKED_AT_ONCE):
             self.verify()
 
@@ -97,31 +101,62 @@ class Latents:
             raise DataError(f"the latent of {self.keys[int(rows[bad])]!r} holds NaN or infinity: its shard changed. Prepare again.")
         return moments
 
-    def draw(self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True) -> Tensor:
-        """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, keyed by (seed, step, shard)."""
+    def draw(self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True) -> tuple[Tensor, Tensor]:
+        """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which of them are mirrored (B,).
+
+        Keyed by (seed, step, shard).
+        """
         generator = keyed_generator("cpu", seed, step, shard, "latents")
         mirrored = torch.rand(len(rows), generator=generator) < (0.5 if mirror else 0.0)
         noise = torch.randn(len(rows), *self.shape, generator=generator)
-        return self.scaling.draw(self.moments(rows, mirrored), noise)
+        return self.scaling.draw(self.moments(rows, mirrored), noise), mirrored
 
     def batches(
-        self, *, size: int, seed: int = 0, start: int = 0, shard: int = 32, rank: int = 0, world: int = 1, mirror: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self,
+        *,
+        size: int,
+        seed: int = 0,
+        start: int = 0,
+        shard: int = 32,
+        rank: int = 0,
+        world: int = 1,
+        mirror: bool = True,
+        images: str | Path | None = None,
+    ) -> Iterator[tuple[Tensor, ...]]:
         """Endless (x1, y) of this rank's part of global batches of `size` rows, beginning with batch number `start`.
 
-        Rank r of `world` holds the r-th part of each batch, a whole number of shards. Raises ConfigError where a batch cannot
-        be cut so, and where it is larger than the set.
+        Rank r of `world` holds the r-th part of each batch, a whole number of shards. With the folder of the `images` that the
+        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike. Raises ConfigError
+        where a batch cannot be cut so, and where it is larger than the set.
         """
         local = part_of(size, world, shard)
         if not 0 <= rank < world:
             raise ConfigError(f"rank is {rank}; it must lie in [0, {world - 1}].")
         if size > len(self):
-            raise ConfigError(f"the batch of {size} is larger than the data: {self.folder} holds {len(self)} images. Use --batch {len(self)} or less.")
+            raise ConfigError(
+                f"the batch of {size} is larger than the data: {self.folder} holds {len(self)} images. Use --batch {len(self)} or less."
+            )
+        pictures = None if images is None else Pictures(self, Path(images))
         for step, numbers in enumerate(row_numbers(len(self), size=size, seed=seed, start=start), start):
             mine = numbers[rank * local : (rank + 1) * local]
             first = rank * local // shard
-            parts = [self.draw(rows, seed, step, first + i, mirror=mirror) for i, rows in enumerate(mine.split(shard))]
-            yield torch.cat(parts), self.labels[mine]
+            z, mirrored = zip(*[self.draw(rows, seed, step, first + i, mirror=mirror) for i, rows in enumerate(mine.split(shard))])
+            batch = (torch.cat(z), self.labels[mine])
+            yield batch if pictures is None else (*batch, pictures(mine, torch.cat(mirrored)))
+
+
+class Pictures:
+    """The images that latents were made of, by key: what a teacher looks at."""
+
+    def __init__(self, latents: Latents, folder: Path, workers: int = 4) -> None:
+        self.latents, self.root = latents, folder / "train" if (folder / "train").is_dir() else folder
+        self.pool = ThreadPoolExecutor(workers)
+
+    def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
+        """Pixels (B, 3, size, size) uint8; DataError names an image that is not there."""
+        keys = self.latents.keys
+        pixels = torch.stack(list(self.pool.map(lambda row: image_files.load(self.root / keys[row], self.latents.size), rows.tolist())))
+        return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
 
 
 def part_of(size: int, world: int, shard: int) -> int:

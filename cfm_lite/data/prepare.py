@@ -37,9 +37,7 @@ def plan_of(images: ImageFolder, codec: Codec, size: int, rows: int = 1024) -> P
     side = size // codec.factor
     scaling = codec.scaling
     shape = (codec.channels, side, side)
-    return Plan(
-        digest, len(images.files), images.classes, size, shape, codec.source, codec.fingerprint, scaling.scale, scaling.shift, rows
-    )
+    return Plan(digest, len(images.files), images.classes, size, shape, codec.source, codec.fingerprint, scaling.scale, scaling.shift, rows)
 
 
 def prepare(

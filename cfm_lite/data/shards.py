@@ -172,7 +172,9 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         "channel_mean": channels.tolist(),
         "channel_std": spread.tolist(),
         "skipped": skipped,
-        "shards": [{"file": shard_path(folder, i).name, "rows": len(shard.labels), "sha256": shard.sha256} for i, shard in enumerate(facts)],
+        "shards": [
+            {"file": shard_path(folder, i).name, "rows": len(shard.labels), "sha256": shard.sha256} for i, shard in enumerate(facts)
+        ],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }
     write(folder / INDEX, json.dumps({**index, "self": _plan_hash(json.loads(json.dumps(index)))}, indent=1).encode())
@@ -226,7 +228,9 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         if (folder / PLAN).exists():
-            raise DataError(f"{path} is not there: the latents in {folder} are not finished. Run the same cfm-lite prepare again.") from None
+            raise DataError(
+                f"{path} is not there: the latents in {folder} are not finished. Run the same cfm-lite prepare again."
+            ) from None
         raise DataError(f"{folder} holds no latents: there is no {path.name}. {_AGAIN} {folder}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
