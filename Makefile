@@ -10,10 +10,10 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench lab wheel clean
+.PHONY: help demo test test-scale lint format bench lab wheel clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
@@ -41,7 +41,10 @@ demo: $(VENV)/.installed  ## train FM, ΔFM, VeCoR and dispersive on real digits
 	$(BIN)/cfm-lite demo
 
 test: $(VENV)/.test  ## run the tests
-	$(PYTEST) tests
+	$(PYTEST) -m "not scale" tests
+
+test-scale: $(VENV)/.test  ## ImageNet's path end to end, on one process and on two (5 minutes)
+	$(PYTEST) -m scale --durations=5 tests/scale
 
 lint: $(VENV)/.dev  ## ruff and pyright, clean
 	$(BIN)/ruff check .

@@ -336,7 +336,9 @@ class Parsed:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (and, called as a script, exits with it)."""
-    command = tyro.cli(Command, args=argv, prog="cfm-lite", description=__doc__)  # exits with 2 on a wrong argument
+    words = list(sys.argv[1:] if argv is None else argv)
+    words = words[1:] if words[:1] == ["--"] else words  # torchrun ... -m cfm_lite.cli -- sample --num 9: keeps torchrun off our options
+    command = tyro.cli(Command, args=words, prog="cfm-lite", description=__doc__)  # exits with 2 on a wrong argument
     try:
         with warnings.catch_warnings():
             warnings.showwarning = Parsed.show

@@ -94,7 +94,8 @@ def write_shard(
 ) -> ShardFacts:
     """Write moments (n, 2, 2, C, h, w), then the facts about them. Raises DataError for NaN, infinity or a std of 0; DiskFullError."""
     path = shard_path(folder, number)
-    stored = moments.astype(np.float16)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        stored = moments.astype(np.float16)
     wrong = ~np.isfinite(stored).all(axis=(1, 2, 3, 4, 5)) | (moments[:, :, 1] <= 0).any(axis=(1, 2, 3, 4))
     if wrong.any():
         raise DataError(f"the VAE gives NaN, numbers beyond float16, or a std of 0 for {keys[int(wrong.argmax())]!r}. Use another VAE.")
@@ -130,8 +131,9 @@ def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A shard as a read-only memory map; DataError where it is missing or not a float16 array of rows of `shape`."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read ({error}). {_AGAIN} {path.parent}") from None
+    except Exception as error:  # a damaged header fails in every way that Python's own parser can
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} cannot be read ({reason}). {_AGAIN} {path.parent}") from None
     if array.dtype != np.float16 or array.shape[1:] != (2, 2, *shape):
         raise DataError(f"{path} holds {array.dtype} {array.shape}; float16 (rows, 2, 2, {shape}) was expected. {_AGAIN} {path.parent}")
     return array
