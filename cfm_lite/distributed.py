@@ -10,9 +10,11 @@ Reference: PyTorch's torchrun and DistributedDataParallel.
 import contextlib
 import datetime
 import hashlib
+import inspect
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,9 +61,10 @@ class World:
         if self.size == 1:
             return objective
         unused = any(getattr(term, "weight", 1) == 0 for term in getattr(objective, "modules_of_terms", {}).values())
-        return nn.parallel.DistributedDataParallel(
-            objective, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=unused
-        )
+        kind = nn.parallel.DistributedDataParallel
+        # buffers are equal and constant, so they need no message a step; torch 2.13 renamed the switch
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(kind).parameters else "broadcast_buffers"
+        return kind(objective, gradient_as_bucket_view=True, find_unused_parameters=unused, **{buffers: False})
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each scalar averaged over the ranks, in one message and without a host read; not finite on one is not finite on all."""
@@ -176,20 +179,35 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
     world = World(rank, size, local)
     if backend == "nccl":
         world.place(torch.device(device))
-    try:
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout))
-    except (RuntimeError, ValueError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise DistributedError(
-            f"rank {rank} of {size} cannot join the others at {where}: {_first_line(error)} Is the port taken, or a rank missing? Choose "
-            "another with torchrun --master-port, and start as many ranks as --nproc-per-node says."
-        ) from error
+    _meet(backend, rank, size, timeout)
     try:
         with world.watching():
             yield world
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _meet(backend: str, rank: int, size: int, timeout: float) -> None:
+    """Join the process group, in a thread: whoever holds a taken port may never answer, and torch's own timeout does not see that."""
+    failed: list[Exception] = []
+
+    def join() -> None:
+        try:
+            dist.init_process_group(backend, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout))
+        except Exception as error:  # shown below, in the thread that waits
+            failed.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(2 * timeout + 5)
+    if not failed and not thread.is_alive():
+        return
+    reason = _first_line(failed[0]) if failed else f"no answer for {2 * timeout + 5:g} s."
+    raise DistributedError(
+        f"rank {rank} of {size} cannot join the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason} Is the port "
+        "taken, or a rank missing? Choose another with torchrun --master-port, and start as many ranks as --nproc-per-node says."
+    ) from (failed[0] if failed else None)
 
 
 def _number(text: str) -> float | str:

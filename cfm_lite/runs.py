@@ -97,7 +97,7 @@ def train(
         _stop_requests() as stop,
         _log_file(folder if world.is_main else None, trainer.step, listen) as write,
         _bar(recipe, trainer, progress and world.is_main, bar, label) as shown,
-        world.watching(lambda: trainer.last_good),
+        world.watching(lambda: _kept(trainer, folder)),
     ):
         for step in _steps(run, trainer, source, shown, write):
             run.step = step
@@ -114,6 +114,13 @@ def train(
 def _save(trainer: Trainer, folder: Path, recipe: Recipe) -> None:
     trainer.world.on_main(lambda: trainer.save(folder / "checkpoints", config=recipe.as_dict()))
     trainer.last_good = trainer.last_good or folder / "checkpoints"
+
+
+def _kept(trainer: Trainer, folder: Path | None) -> Path | None:
+    """Where to go on from; what rank 0 had just saved is on the disk, even if it died before it could say so."""
+    if folder and any((folder / "checkpoints").glob("step-*")):
+        return trainer.last_good or folder / "checkpoints"
+    return trainer.last_good
 
 
 def _bar(recipe: Recipe, trainer: Trainer, progress: bool, line: int, label: str) -> Any:

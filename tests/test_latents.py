@@ -15,6 +15,7 @@ from cfm_lite.data.codec import Codec, open_codec, tiny_vae
 from cfm_lite.data.latents import Latents, prefetch
 from cfm_lite.errors import ConfigError, DataError, DiskFullError
 from tests.pictures import made_folder
+from tests.processes import forked
 
 ROWS = 7  # 24 images make 3 whole shards and one of 3
 
@@ -224,19 +225,6 @@ def test_a_full_disk_is_said_and_loses_nothing(copy, folder, codec, monkeypatch)
     with pytest.raises(DiskFullError, match="shard-00002"):
         go(folder, copy, codec)
     assert (copy / "shard-00000.npy").read_bytes() == before
-
-
-def forked(work):
-    """A child process that does `work` and is gone; forked, so that nothing has to be imported again."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return child
 
 
 def test_killed_builders_leave_what_an_uninterrupted_one_writes(folder, codec, tmp_path, monkeypatch):

@@ -45,8 +45,8 @@ def evaluate_samples(
     Raises DataError for files that are missing, damaged, hold no images, or too few of them (at least 4 on each side).
     """
     source = _npz_of(Path(samples))
-    fake = features_of(source, extractor, batch=batch, progress=progress)
     size = next(image_batches(source, 1)).shape[-1]
+    fake = features_of(source, extractor, batch=batch, progress=progress)
     real = _reference(Path(reference), extractor, size, batch, progress)
     if min(len(fake.pool), len(real.pool)) < 4:
         raise DataError(f"there are {len(fake.pool)} samples and {len(real.pool)} reference images; each side needs at least 4.")
