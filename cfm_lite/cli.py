@@ -4,7 +4,6 @@ Each command is a typed dataclass; its docstring is its help. An error of cfm_li
 (2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM); --debug shows where.
 """
 
-import dataclasses
 import os
 import sys
 import warnings
@@ -16,27 +15,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
+from cfm_lite.arguments import Common, FullScale, parse_settings, show
 from cfm_lite.errors import CFMError, ConfigError
 
 __all__ = ["Compare", "Demo", "Evaluate", "Prepare", "Sample", "Train", "main"]
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
 Suite = Literal["toy", "digits", "mnist"]
 Name = Literal["toy", "digits", "digits_sit", "mnist", "imagenet"]
 Data = Literal["digits", "mnist", "imagenet"]
-Log = Literal["json", "tensorboard"]
-
-
-@dataclass
-class Common:
-    device: Device = "auto"
-    """Where to compute: auto takes CUDA where there is one; mps is opt-in."""
-    seed: int = 0
-    """Decides the starting point, the batches, the noise and the samples."""
-    quick: bool = False
-    """A small version that shows that everything works; its numbers mean nothing."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass
@@ -50,32 +36,6 @@ class Demo(Common):
         from cfm_lite.demo import demo
 
         print(demo(self.out, seed=self.seed, device=self.device, quick=self.quick))
-
-
-@dataclass
-class FullScale:
-    """What only `train imagenet` reads. Start it with torchrun for several GPUs: the batch stays the same."""
-
-    latents: Path | None = None
-    """The folder that cfm-lite prepare imagenet wrote."""
-    model: str = "SiT-XL/2"
-    """SiT-S, -B, -L or -XL with /2, /4 or /8; SiT-Ti/2 is tiny, for trying out."""
-    size: int | None = None
-    """Pixels a side, 256 or 512 (default: the latents')."""
-    dry_run: bool = False
-    """Check everything, train ten steps on made data, print throughput, memory and the time of the whole run."""
-    log: Log = "json"
-    """tensorboard writes its files beside log.jsonl."""
-    log_every: int = 100
-    """Steps between logged lines."""
-    micro_batch: int | None = None
-    """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
-    compile: bool = False
-    """Compile the model: a minute at the start, faster steps."""
-    images: Path | None = None
-    """For repa: the folder of images that the latents were made of."""
-    teacher: str | None = None
-    """For repa: a file with the teacher's weights, or random (default: timm's, fetched once)."""
 
 
 @dataclass
@@ -133,8 +93,9 @@ class Train(Common):
         how = {
             "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "images": full.images,
             "teacher": full.teacher, "save_every": self.save_every or 10_000, "log_every": full.log_every,
+            "dry_run": full.dry_run, "price": full.price, "log": full.log,
         }  # fmt: skip
-        show(train_command(self.method, full.model, full.latents, self.out, self.device, full.dry_run, full.log, changes, **how))
+        show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
 
 
 @dataclass
@@ -288,37 +249,6 @@ Command = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Prepare, subcommand("prepare")]
 )
-
-
-def show(text: str | None) -> None:
-    """Print what a command says; ranks other than 0 say nothing."""
-    if text is not None:
-        print(text)
-
-
-def parse_settings(settings: Sequence[str], kind: type | None = None) -> dict[str, Any]:
-    """{field: value} of "name=value" texts, in the field's own type; ConfigError for an unknown name or an unreadable value."""
-    from cfm_lite.checks import check_choice
-    from cfm_lite.recipes import Recipe
-
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(kind or Recipe)}
-    found: dict[str, Any] = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {text!r} has no '='; write name=value, such as lr=1e-3.")
-        check_choice("recipe field", name, kinds)
-        if name in found:
-            raise ConfigError(f"--set names {name!r} twice; give it once.")
-        try:
-            found[name] = _BOOLS[value.lower()] if kinds[name] is bool else kinds[name](value)
-        except (ValueError, KeyError):
-            example = getattr((kind or Recipe)(), name)
-            raise ConfigError(f"--set {name}={value!r} is no {kinds[name].__name__}; such as {name}={example}.") from None
-    return found
-
-
-_BOOLS = {"true": True, "false": False}
 
 
 class Parsed:

@@ -61,7 +61,7 @@ class World:
         if self.size == 1:
             return objective
         unused = any(getattr(term, "weight", 1) == 0 for term in getattr(objective, "modules_of_terms", {}).values())
-        kind = nn.parallel.DistributedDataParallel
+        kind: Any = nn.parallel.DistributedDataParallel
         # buffers are equal and constant, so they need no message a step; torch 2.13 renamed the switch
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(kind).parameters else "broadcast_buffers"
         return kind(objective, gradient_as_bucket_view=True, find_unused_parameters=unused, **{buffers: False})

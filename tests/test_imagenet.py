@@ -14,7 +14,7 @@ from cfm_lite.objective import Dispersive, Repulsion
 from cfm_lite.recipes import ImageNet, Recipe, from_dict, imagenet
 from cfm_lite.recipes.imagenet import MODELS, PRESETS, build_imagenet_model, build_imagenet_objective, build_imagenet_trainer, versus
 from cfm_lite.scale.budget import Split, activation_bytes, split_batch, state_bytes
-from cfm_lite.scale.train import Made
+from cfm_lite.scale.dry_run import Made
 
 DATA = Made((4, 4, 4), 3)
 TINY = {"model": "SiT-Ti/2"}

@@ -39,6 +39,7 @@ ORDER = [
     "experiments",
     "demo",
     "commands",
+    "arguments",
     "cli",
 ]
 

@@ -15,10 +15,11 @@ from cfm_lite.data.prepare import prepare
 from cfm_lite.distributed import joined, ranks_of_environment
 from cfm_lite.errors import ConfigError
 from cfm_lite.recipes.imagenet import ImageNet, imagenet, versus
+from cfm_lite.scale.dry_run import dry_run as try_out
 from cfm_lite.scale.evaluate import evaluate_samples
 from cfm_lite.scale.features import open_extractor
 from cfm_lite.scale.sample import Settings, sample_imagenet
-from cfm_lite.scale.train import Options, dry_run, train_imagenet
+from cfm_lite.scale.train import Options, train_imagenet
 
 __all__ = ["LOGS", "evaluate_command", "prepare_command", "sample_command", "train_command"]
 
@@ -56,27 +57,27 @@ def train_command(
     latents: Path | None,
     out: Path | None,
     device: str,
-    dry: bool,
-    log: str,
     changes: Mapping[str, Any],
+    *,
+    dry_run: bool = False,
+    price: float | None = None,
+    log: str = "json",
     **how: Any,
 ) -> str | None:
-    """Train one preset, or only try it; returns what to print, None on ranks other than 0."""
+    """Train one preset, or only try it; returns what to print, None on ranks other than 0. `how` are fields of `Options`."""
     check_choice("log", log, LOGS)
     where = runs.pick_device(device)
-    if latents is None and not dry:
+    if latents is None and not dry_run:
         raise ConfigError("there are no latents; give the folder that cfm-lite prepare imagenet wrote with --latents, or try --dry-run.")
     data = None if latents is None else Latents(latents)
-    sized = {} if data is None else {"size": data.size}
-    recipe = recipe_of(method, model, where, {**sized, **changes})
+    recipe = recipe_of(method, model, where, {**({} if data is None else {"size": data.size}), **changes})
     folder = out or Path("runs") / f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
     with joined(where) as world:
         options = Options(out=folder, device=where, world=world, tensorboard=log == "tensorboard", **how)
-        if dry:
-            report = dry_run(recipe, data, options)
+        if data is None or dry_run:
+            report = try_out(recipe, data, options, price=price)
             return "\n".join([report, "", *_table(method)]) if world.is_main else None
-        assert_data: Any = data
-        done = train_imagenet(recipe, assert_data, options)
+        done = train_imagenet(recipe, data, options)
         return f"{done.step} steps, {done.seconds:.1f} s; the run is in {folder}" if world.is_main else None
 
 

@@ -4,12 +4,9 @@ import contextlib
 import functools
 import io
 import json
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,15 +16,15 @@ from torch import Tensor, nn
 from cfm_lite import checkpoint, runs
 from cfm_lite.data.latents import Latents, prefetch
 from cfm_lite.distributed import ALONE, World
-from cfm_lite.errors import CheckpointError, ConfigError, DiskFullError, ResumeMismatchError
+from cfm_lite.errors import CheckpointError, ConfigError, ResumeMismatchError
 from cfm_lite.lazy import optional
 from cfm_lite.models import SiT, count_parameters, teacher
 from cfm_lite.recipes.imagenet import ImageNet, build_imagenet_model, build_imagenet_trainer
 from cfm_lite.runs import Run
-from cfm_lite.scale.budget import Split, free_memory, split_batch, state_bytes
+from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.training import Trainer
 
-__all__ = ["Made", "Options", "dry_run", "train_imagenet"]
+__all__ = ["MEAN", "Options", "read_about", "train_imagenet"]
 
 MEAN = "latent_mean.npy"
 Batches = Callable[[int], Iterator[tuple[Any, ...]]]
@@ -52,14 +49,6 @@ class Options:
     progress: bool = True
 
 
-@dataclass(frozen=True)
-class Made:
-    """Stands in for latents in a dry run: normal numbers of the right shape."""
-
-    shape: tuple[int, ...]
-    num_classes: int
-
-
 def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     """Train a recipe on latents, from the start or from the newest checkpoint in `options.out`.
 
@@ -67,11 +56,11 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     shards, and a run that is there already; ResumeMismatchError for a run on other latents; DistributedError.
     """
     world, out = options.world, options.out
-    _check_fit(recipe, latents)
+    check_fit(recipe, latents)
     if options.resume:
         _check_same_latents(out, latents)
     device = world.place(torch.device(options.device))
-    trainer, split = _trainer(recipe, latents, options, device)
+    trainer, split = trainer_for(recipe, latents, options, device)
     world.agree("the run", [recipe.as_dict(), latents.fingerprint])
     listen, close = _tensorboard(out, world) if options.tensorboard else (None, lambda: None)
     with contextlib.ExitStack() as stack:
@@ -93,7 +82,8 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
         )
 
 
-def _check_fit(recipe: ImageNet, latents: Latents) -> None:
+def check_fit(recipe: ImageNet, latents: Latents) -> None:
+    """Raise ConfigError for latents of another size than the recipe's, or fewer than a batch of them."""
     if recipe.size != latents.size:
         raise ConfigError(
             f"the recipe is for {recipe.size} pixels and {latents.folder} holds latents of {latents.size}; use --size {latents.size}."
@@ -105,7 +95,8 @@ def _check_fit(recipe: ImageNet, latents: Latents) -> None:
         )
 
 
-def _trainer(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> tuple[Trainer, Split]:
+def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> tuple[Trainer, Split]:
+    """The trainer on this rank, and how the batch is split; `data` has the shape and the classes. ConfigError where they do not fit."""
     model: Any = options.start or build_imagenet_model(recipe, data)
     if model.num_classes != data.num_classes:
         raise ConfigError(
@@ -128,7 +119,7 @@ def _trainer(recipe: ImageNet, data: Any, options: Options, device: torch.device
 
 
 def _teacher(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> nn.Module:
-    if options.images is None and not isinstance(data, Made):
+    if options.images is None and isinstance(data, Latents):
         raise ConfigError("the method aligns with a teacher, which has to see the images: give their folder with --images DIR.")
     grid = data.shape[-1] // recipe.patch_size
     given = options.teacher
@@ -202,72 +193,3 @@ def _tensorboard(out: Path, world: World) -> tuple[Callable[[Mapping[str, float]
                 writer.add_scalar(name, value, int(line["step"]))
 
     return listen, writer.close
-
-
-def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, steps: int = 10) -> str:
-    """Check everything that a run needs, train `steps` steps on made data, and say what the whole run will take.
-
-    The latents, if given, are hashed in full. Raises what `train_imagenet` would, and DiskFullError where the checkpoints will
-    not fit.
-    """
-    world = options.world
-    if latents is not None:
-        latents.verify()
-        _check_fit(recipe, latents)
-    side = recipe.size // 8
-    made = Made(latents.shape, latents.num_classes) if latents else Made((4, side, side), 1000)
-    device = world.place(torch.device(options.device))
-    trainer, split = _trainer(recipe, made, options, device)
-    parameters = count_parameters(trainer.objective)[0]
-    _check_room(options.out, parameters)
-    seconds = _timed(trainer, _made_batches(recipe, made, world, device), steps, device)
-    memory = max(world.gather(runs.peak_memory(device)))
-    return _report(recipe, made, parameters, split, seconds, memory)
-
-
-def _made_batches(recipe: ImageNet, made: Made, world: World, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-    rows = recipe.batch // world.size
-    x1 = torch.randn(rows, *made.shape, device=device)
-    y = torch.randint(made.num_classes, (rows,), device=device)
-    pixels = (torch.randint(256, (rows, 3, recipe.size, recipe.size), dtype=torch.uint8, device=device),) if recipe.align else ()
-    while True:
-        yield (x1, y, *pixels)
-
-
-def _timed(trainer: Trainer, batches: Iterator[Any], steps: int, device: torch.device) -> float:
-    """The median seconds of a step, after the first two."""
-    trainer.log_every = 1
-    times, since = [], time.perf_counter()
-    for log in trainer.run(batches, steps):
-        float(log["loss"])  # waits for the device
-        now = time.perf_counter()
-        times.append(now - since)
-        since = now
-    return median(times[2:] or times)
-
-
-def _check_room(out: Path, parameters: int, kept: int = 4) -> None:
-    """Checkpoints hold weights, average and two moments; three are kept, and the next is written before the oldest goes."""
-    needed = kept * 16 * parameters
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise DiskFullError(f"{out} will need {needed:,} bytes for checkpoints and has {free:,} free. Make room, or choose another --out.")
-
-
-def _report(recipe: ImageNet, made: Made, parameters: int, split: Split, seconds: float, memory: int) -> str:
-    whole = recipe.steps * seconds
-    name = f"{recipe.network}, {recipe.method}{' + repa' if recipe.align else ''}"
-    lines = [
-        f"{name}: {parameters:,} parameters, latents {made.shape}, {made.num_classes} classes",
-        f"batch {recipe.batch}: {split}",
-        f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, {recipe.precision})",
-        f"memory at its peak {memory / 2**30:.2f} GiB per rank, of which {state_bytes(parameters) / 2**30:.2f} GiB are the trained state",
-        f"{recipe.steps:,} steps will take {_duration(whole)}",
-    ]
-    return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours:,} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

@@ -15,8 +15,9 @@ from cfm_lite.distributed import ALONE, joined, ranks_of_environment
 from cfm_lite.errors import ConfigError, DiskFullError, DistributedError
 from cfm_lite.recipes import imagenet
 from cfm_lite.recipes.imagenet import build_imagenet_trainer
+from cfm_lite.scale.dry_run import Made
 from cfm_lite.scale.sample import Settings, sample_imagenet
-from cfm_lite.scale.train import Made, Options, train_imagenet
+from cfm_lite.scale.train import Options, train_imagenet
 from tests.processes import eventually, ranks
 from tests.scale.conftest import SMALL
 

@@ -12,8 +12,9 @@ from cfm_lite.data.latents import Latents
 from cfm_lite.errors import ConfigError, DataError, DiskFullError, ResumeMismatchError
 from cfm_lite.models import SiT, export_official, load_official
 from cfm_lite.recipes import imagenet
-from cfm_lite.scale import train as scale_train
-from cfm_lite.scale.train import Made, Options, dry_run, train_imagenet
+from cfm_lite.scale import dry_run as scale_dry_run
+from cfm_lite.scale.dry_run import Made, dry_run
+from cfm_lite.scale.train import Options, train_imagenet
 from tests.networks import same_parameters
 from tests.scale.conftest import SMALL
 
@@ -129,7 +130,7 @@ def test_a_dry_run_says_throughput_memory_and_time(data, tmp_path):
 
 def test_a_dry_run_finds_a_full_disk_and_damaged_latents(data, folder, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(scale_train.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(scale_dry_run.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DiskFullError, match="1,000 free"):
         dry_run(SMALL, data, Options(tmp_path / "run"))
     monkeypatch.undo()
