@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench lab notebooks test-notebooks test-browser slides figures wheel clean
+.PHONY: help demo test test-scale lint format bench lab notebooks test-notebooks test-browser slides figures wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,10 @@ demo: $(VENV)/.installed  ## train FM, ΔFM, VeCoR and dispersive on real digits
 	$(BIN)/cfm-lite demo
 
 test: $(VENV)/.test  ## run the tests
-	$(PYTEST) tests
+	$(PYTEST) -m "not scale" tests
+
+test-scale: $(VENV)/.test  ## ImageNet's path end to end, on one process and on two (5 minutes)
+	$(PYTEST) -m scale --durations=5 tests/scale
 
 lint: $(VENV)/.dev  ## ruff and pyright, clean
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ def save(
         _fsync(directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(work, ignore_errors=True)
-        raise _explained(error, directory, needed) from error
+        raise explained(error, directory, needed) from error
     _clean(directory)
     _prune(directory, keep)
     return final
@@ -134,7 +134,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         _fsync(path.parent)
     except OSError as error:
         work.unlink(missing_ok=True)
-        raise _explained(error, path.parent, len(data)) from error
+        raise explained(error, path.parent, len(data)) from error
 
 
 def _write_files(work: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -171,7 +171,7 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _explained(error: Exception, directory: Path, needed: int) -> CheckpointError | DiskFullError:
+def explained(error: Exception, directory: Path, needed: int) -> CheckpointError | DiskFullError:
     code = getattr(error, "errno", None)
     if code in _FULL or any(word in str(error).lower() for word in ("no space left", "file too large", "quota exceeded")):
         free = shutil.disk_usage(directory).free if directory.exists() else 0

@@ -4,38 +4,25 @@ Each command is a typed dataclass; its docstring is its help. An error of cfm_li
 (2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM); --debug shows where.
 """
 
-import dataclasses
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, arg, subcommand
 
+from cfm_lite.arguments import Common, FullScale, parse_settings, show
 from cfm_lite.errors import CFMError, ConfigError
 
 __all__ = ["Compare", "Demo", "Evaluate", "Prepare", "Sample", "Train", "main"]
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
 Suite = Literal["toy", "digits", "mnist"]
-Name = Literal["toy", "digits", "digits_sit", "mnist"]
-Data = Literal["digits", "mnist"]
-
-
-@dataclass
-class Common:
-    device: Device = "auto"
-    """Where to compute: auto takes CUDA where there is one; mps is opt-in."""
-    seed: int = 0
-    """Decides the starting point, the batches, the noise and the samples."""
-    quick: bool = False
-    """A small version that shows that everything works; its numbers mean nothing."""
-    debug: bool = False
-    """Show the traceback of an error."""
+Name = Literal["toy", "digits", "digits_sit", "mnist", "imagenet"]
+Data = Literal["digits", "mnist", "imagenet"]
 
 
 @dataclass
@@ -57,7 +44,8 @@ class Train(Common):
 
     recipe: Positional[Name] = "digits"
     method: str = "fm"
-    """fm, delta_fm, vecor, vecor_latent, dispersive or contrastive."""
+    """fm, delta_fm, vecor, vecor_latent, dispersive or contrastive. For imagenet a preset: sit, delta_fm, vecor, dispersive,
+    dispersive_torch, repa, repa_delta_fm or repa_vecor."""
     steps: int | None = None
     """Training steps (default: the recipe's)."""
     set: tuple[str, ...] = ()
@@ -66,10 +54,17 @@ class Train(Common):
     """The run's folder (default: runs/RECIPE-METHOD-SEED)."""
     resume: bool = False
     """Go on from the newest valid checkpoint in the folder."""
-    save_every: int = 1000
-    """Steps between checkpoints."""
+    save_every: int | None = None
+    """Steps between checkpoints (default: 1000, for imagenet 10000)."""
+    batch: int | None = None
+    """The batch, over all ranks and micro-batches (default: the recipe's)."""
+    full: Annotated[FullScale, arg(name="")] = field(default_factory=FullScale)
+    """For imagenet."""
 
     def run(self) -> None:
+        if self.recipe == "imagenet":
+            self._run_imagenet()
+            return
         from cfm_lite import runs
         from cfm_lite.data.datasets import dataset
         from cfm_lite.recipes import recipe
@@ -77,15 +72,30 @@ class Train(Common):
         changes = parse_settings(self.set) | {"method": self.method, "seed": self.seed}
         if self.steps is not None or self.quick:
             changes["steps"] = self.steps if self.steps is not None else 50
+        if self.batch is not None:
+            changes["batch"] = self.batch
         chosen = recipe(self.recipe, **changes)
         folder = self.out or Path("runs") / f"{self.recipe}-{self.method}-{self.seed}"
         data = dataset(chosen.dataset)
         device = runs.pick_device(self.device)
-        done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, save_every=self.save_every)
+        done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, save_every=self.save_every or 1000)
         print(f"{done.step} steps, {done.seconds:.1f} s; the run is in {folder}")
         from cfm_lite.commands import sample_run
 
         print("samples in {} and {}".format(*sample_run(folder, None, 100, self.device)))
+
+    def _run_imagenet(self) -> None:
+        from cfm_lite.recipes import ImageNet
+        from cfm_lite.scale.commands import train_command
+
+        full, given = self.full, {"steps": 20 if self.quick else self.steps, "batch": self.batch, "size": self.full.size}
+        changes = parse_settings(self.set, ImageNet) | {"seed": self.seed} | {k: v for k, v in given.items() if v is not None}
+        how = {
+            "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "images": full.images,
+            "teacher": full.teacher, "save_every": self.save_every or 10_000, "log_every": full.log_every,
+            "dry_run": full.dry_run, "price": full.price, "log": full.log,
+        }  # fmt: skip
+        show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
 
 
 @dataclass
@@ -103,26 +113,67 @@ class Sample(Common):
     guidance: float | None = None
     """Scale of classifier-free guidance (default: the recipe's; 1 is none)."""
     out: Path | None = None
-    """The npz file (default: samples.npz in the run's folder)."""
+    """The npz file (default: samples.npz in the run's folder); for imagenet a folder (default: samples/ there)."""
+    sde: bool = False
+    """imagenet: Euler-Maruyama on the SDE instead of an ODE solver."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """imagenet: the times, 0 noise to 1 data, between which guidance acts."""
+    debias: bool = False
+    """imagenet: undo the bias of delta_fm or vecor."""
+    batch: int = 64
+    """imagenet: images drawn at once; it decides the noise, the number of ranks does not."""
+    vae: str | None = None
+    """imagenet: where the VAE of the latents is now (default: the name or folder it had)."""
 
     def run(self) -> None:
+        from cfm_lite import runs
+        from cfm_lite.checks import check_count
+
+        check_count("num", self.num)
+        folder = self.checkpoint
+        recipe = runs.saved_recipe(folder if (folder / "config.json").exists() else folder.parent.parent)
+        if recipe.dataset == "imagenet":
+            self._run_imagenet(recipe)
+            return
         from cfm_lite.commands import sample_run
 
         changes = {"solver": self.solver, "guidance": self.guidance, "sample_steps": self.steps, "seed": self.seed}
         paths = sample_run(self.checkpoint, self.out, 20 if self.quick else self.num, self.device, **changes)
         print("samples in {} and {}".format(*paths))
 
+    def _run_imagenet(self, recipe: Any) -> None:
+        from cfm_lite.scale.commands import sample_command
+
+        settings: dict[str, Any] = {
+            "num": 16 if self.quick else self.num, "seed": self.seed, "solver": "sde" if self.sde else self.solver or recipe.solver,
+            "steps": self.steps or recipe.sample_steps, "guidance": recipe.guidance if self.guidance is None else self.guidance,
+            "interval": self.interval, "debias": self.debias, "batch": self.batch,
+        }  # fmt: skip
+        show(sample_command(self.checkpoint, self.out, self.device, self.vae, **settings))
+
 
 @dataclass
 class Evaluate(Common):
-    """Measure samples with the data set's judge: accuracy, Fréchet distance, precision, recall, nearest-neighbour ratio."""
+    """Measure samples with the data set's judge: accuracy, Fréchet distance, precision, recall, nearest-neighbour ratio.
+
+    With --reference: FID, sFID, inception score, precision and recall on the features of Inception-v3.
+    """
 
     samples: Path = Path("runs/digits-fm-0/samples.npz")
-    """An npz written by cfm-lite sample."""
+    """An npz written by cfm-lite sample; for imagenet also its folder, or a folder of images."""
+    reference: Path | None = None
+    """imagenet: what to measure against, an npz with arr_0 (such as ADM's) or a folder of images."""
+    inception: str | None = None
+    """imagenet: a file with Inception-v3's weights (default: fetched once), or standin for a random network."""
     out: Path | None = None
     """Where the rows go (default: metrics.json beside the samples)."""
 
     def run(self) -> None:
+        if self.reference is not None:
+            from cfm_lite.scale.commands import evaluate_command
+
+            print(evaluate_command(self.samples, self.reference, self.inception, self.out, self.device))
+            return
         from cfm_lite.commands import evaluate_file
 
         rows, path = evaluate_file(self.samples, self.out)
@@ -160,11 +211,36 @@ class Compare(Common):
 
 @dataclass
 class Prepare(Common):
-    """Fetch a data set, or check that its files are whole."""
+    """Fetch a data set, or check that its files are whole; for imagenet, encode a folder of images.
+
+    Several processes may work at once (torchrun starts them), and a stopped one goes on where it was.
+    """
 
     dataset: Positional[Data] = "mnist"
+    images: Path | None = None
+    """imagenet: a folder of class folders, or a tar of one (default: the 63 samples under CFM_LITE_DATA)."""
+    out: Path | None = None
+    """imagenet: where the latents go."""
+    size: int = 256
+    """imagenet: pixels a side, 256 or 512."""
+    vae: str = "sd-vae-ft-ema"
+    """imagenet: sd-vae-ft-ema, sd-vae-ft-mse, a folder in diffusers' layout, or tiny (random, for trying out)."""
+    batch: int = 32
+    """imagenet: images encoded at once."""
+    rows: int = 1024
+    """imagenet: images per shard."""
+    workers: int = 4
+    """imagenet: threads that decode images."""
 
     def run(self) -> None:
+        if self.dataset == "imagenet":
+            from cfm_lite.scale.commands import prepare_command
+
+            if self.out is None:
+                raise ConfigError("there is no place for the latents; give a folder with --out LATENTS.")
+            settings = {"size": self.size, "batch": self.batch, "rows": self.rows, "workers": self.workers}
+            print(prepare_command(self.images, self.out, self.device, self.vae, **settings))
+            return
         from cfm_lite.data import digits, mnist
 
         if self.dataset == "digits":
@@ -184,33 +260,6 @@ Command = (
 )
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """{field: value} of "name=value" texts, in the field's own type; ConfigError for an unknown name or an unreadable value."""
-    from cfm_lite.checks import check_choice
-    from cfm_lite.recipes import Recipe
-
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(Recipe)}
-    found: dict[str, Any] = {}
-    for text in settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {text!r} has no '='; write name=value, such as lr=1e-3.")
-        check_choice("recipe field", name, kinds)
-        if name in found:
-            raise ConfigError(f"--set names {name!r} twice; give it once.")
-        try:
-            found[name] = kinds[name](value)
-        except ValueError:
-            raise ConfigError(f"--set {name}={value!r} is no {kinds[name].__name__}; such as {name}={_example(name)}.") from None
-    return found
-
-
-def _example(name: str) -> Any:
-    from cfm_lite.recipes import Recipe
-
-    return getattr(Recipe(), name)
-
-
 class Parsed:
     """Keeps the process quiet about warnings that a person at a terminal has no use for."""
 
@@ -226,7 +275,9 @@ class Parsed:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (and, called as a script, exits with it)."""
-    command = tyro.cli(Command, args=argv, prog="cfm-lite", description=__doc__)  # exits with 2 on a wrong argument
+    words = list(sys.argv[1:] if argv is None else argv)
+    words = words[1:] if words[:1] == ["--"] else words  # torchrun ... -m cfm_lite.cli -- sample --num 9: keeps torchrun off our options
+    command = tyro.cli(Command, args=words, prog="cfm-lite", description=__doc__)  # exits with 2 on a wrong argument
     try:
         with warnings.catch_warnings():
             warnings.showwarning = Parsed.show
@@ -234,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CFMError as error:
         if command.debug:
             raise
-        print(f"cfm-lite: error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"cfm-lite{'' if rank == '0' else f' [rank {rank}]'}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("cfm-lite: stopped; a run of cfm-lite train was saved, and --resume goes on with it", file=sys.stderr)

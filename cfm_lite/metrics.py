@@ -98,7 +98,19 @@ def frechet(features_a: Tensor, features_b: Tensor) -> Tensor:
     """
     a, b = _rows("features_a", features_a, at_least=2), _rows("features_b", features_b, at_least=2)
     _same_width(features_a=a, features_b=b)
+    if max(len(a), len(b)) < a.shape[1]:
+        return _frechet_of_few(a, b)
     return frechet_distance(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
+
+
+def _frechet_of_few(a: Tensor, b: Tensor) -> Tensor:
+    """The same from fewer rows than features, without a (d, d) matrix: tr (S1 S2)^1/2 is the sum of singular values of A B'.
+
+    A and B are the centred rows over the root of N - 1.
+    """
+    centred_a, centred_b = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (a, b))
+    overlap = torch.linalg.svdvals(centred_a @ centred_b.mT).sum()
+    return (a.mean(0) - b.mean(0)).square().sum() + centred_a.square().sum() + centred_b.square().sum() - 2 * overlap
 
 
 def _covariance(rows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -27,12 +27,12 @@ import cfm_lite
 from cfm_lite import checkpoint
 from cfm_lite.checks import check_choice
 from cfm_lite.data.batches import batches
-from cfm_lite.data.datasets import DataSet
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
-from cfm_lite.recipes import Recipe, build_model, build_trainer, from_dict
+from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
+from cfm_lite.recipes.imagenet import build_imagenet_model
 from cfm_lite.training import Trainer
 
-__all__ = ["Run", "facts", "load_model", "pick_device", "train", "write_json"]
+__all__ = ["Run", "facts", "load_model", "peak_memory", "pick_device", "train", "write_json"]
 
 
 @dataclass
@@ -59,7 +59,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def train(
     recipe: Recipe,
-    data: DataSet,
+    data: Any,
     *,
     device: torch.device | str = "cpu",
     out: str | Path | None = None,
@@ -69,29 +69,58 @@ def train(
     progress: bool = True,
     bar: int = 0,
     label: str = "",
+    trainer: Trainer | None = None,
+    source: Callable[[int], Iterator[Any]] | None = None,
+    about: Mapping[str, Any] | None = None,
+    listen: Callable[[Mapping[str, float]], None] | None = None,
 ) -> Run:
     """Train a recipe on a data set, with a progress bar (on line `bar`); under `out`, if given, it leaves config, log and checkpoints.
 
-    Raises ConfigError if `out` already holds a run and `resume` is not set, and what `Trainer.run` raises.
+    `trainer` and `source`, a function from the first step to an iterator of batches, replace those of the recipe; `about` is
+    written into config.json, and `listen` is called with every logged line. In the trainer's world, rank 0 writes and shows.
+    Raises ConfigError if `out` already holds a run and `resume` is not set, what `Trainer.run` raises, and DistributedError.
     """
     device = torch.device(device)
-    trainer = build_trainer(recipe, build_model(recipe, data).to(device))
+    trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
     trainer.log_every = log_every
-    folder = None if out is None else _prepare(Path(out), recipe, device, resume)
-    if folder and resume:
-        trainer.resume(folder / "checkpoints")
+    world = trainer.world
+    folder = None if out is None else Path(out)
+    if folder:
+        world.on_main(lambda: _prepare(folder, recipe, device, resume, about))
+        if resume:
+            trainer.resume(folder / "checkpoints")
+            world.agree("the checkpoint", trainer.step)
+    source = source or (lambda step: batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=step))
     run = Run(recipe, trainer.ema, trainer.step)
     began = time.perf_counter()
-    with _stop_requests() as stop, _log_file(folder, trainer.step) as write, _bar(recipe, trainer, progress, bar, label) as shown:
-        for step in _steps(run, trainer, data, shown, write):
+    with (
+        _stop_requests() as stop,
+        _log_file(folder if world.is_main else None, trainer.step, listen) as write,
+        _bar(recipe, trainer, progress and world.is_main, bar, label) as shown,
+        world.watching(lambda: _kept(trainer, folder)),
+    ):
+        for step in _steps(run, trainer, source, shown, write):
             run.step = step
-            due = step == recipe.steps or step % save_every == 0 or stop
-            if folder and due:
-                trainer.save(folder / "checkpoints", config=recipe.as_dict())
-            if stop:
-                raise stop[0]
+            due = step == recipe.steps or step % save_every == 0
+            halt = (device.type == "cpu" or due or step % log_every == 0) and world.any(bool(stop), device)
+            if folder and (due or halt):
+                _save(trainer, folder, recipe)
+            if halt:
+                raise stop[0] if stop else Terminated()
     run.seconds = time.perf_counter() - began
     return run
+
+
+def _save(trainer: Trainer, folder: Path, recipe: Recipe) -> None:
+    trainer.world.on_main(lambda: trainer.save(folder / "checkpoints", config=recipe.as_dict()))
+    trainer.last_good = trainer.last_good or folder / "checkpoints"
+
+
+def _kept(trainer: Trainer, folder: Path | None) -> Path | None:
+    """Where to go on from; what rank 0 had just saved is on the disk, even if it died before it could say so."""
+    if folder and any((folder / "checkpoints").glob("step-*")):
+        return trainer.last_good or folder / "checkpoints"
+    return trainer.last_good
 
 
 def _bar(recipe: Recipe, trainer: Trainer, progress: bool, line: int, label: str) -> Any:
@@ -108,30 +137,43 @@ def _bar(recipe: Recipe, trainer: Trainer, progress: bool, line: int, label: str
     )
 
 
-def _steps(run: Run, trainer: Trainer, data: DataSet, bar: Any, write: Any) -> Iterator[int]:
+def _steps(run: Run, trainer: Trainer, source: Callable[[int], Iterator[Any]], bar: Any, write: Any) -> Iterator[int]:
     """Train to the recipe's last step; yields the step count, and reads the log where it is due."""
     recipe = run.recipe
     if trainer.step >= recipe.steps:
         return
-    device = trainer.parameters[0].device
-    source = batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=trainer.step)
-    for log in trainer.run(source, recipe.steps - trainer.step):
+    before, since = trainer.step, time.perf_counter()
+    for log in trainer.run(source(trainer.step), recipe.steps - trainer.step):
         if trainer.step % trainer.log_every == 0 or trainer.step == recipe.steps:
             read = {name: float(value) for name, value in log.items()}
             run.log.append(read)
             write(read)
-            bar.set_postfix(loss=f"{read['loss']:.4f}", refresh=False)
+            rate = (trainer.step - before) * recipe.batch / (time.perf_counter() - since)
+            before, since = trainer.step, time.perf_counter()
+            memory = f"{peak_memory(trainer.parameters[0].device) / 2**30:.1f} GiB"
+            bar.set_postfix({"loss": f"{read['loss']:.4f}", "images/s": f"{rate:.0f}", "memory": memory}, refresh=False)
         bar.update()
         yield trainer.step
 
 
-def load_model(path: str | Path, data: DataSet) -> tuple[Recipe, nn.Module, int]:
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: of the GPU by torch, else of this process in main memory (0 where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # absent on Windows
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def load_model(path: str | Path, data: Any) -> tuple[Recipe, nn.Module, int]:
     """(recipe, averaged model, step) of a run folder or one of its checkpoints; CheckpointError where there is none."""
     path = Path(path)
     where = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     saved = checkpoint.load(where if (where / checkpoint.MANIFEST).exists() else checkpoint.latest(where))
     recipe = from_dict(saved.state["config"])
-    model = build_model(recipe, data)
+    model = build_imagenet_model(recipe, data) if isinstance(recipe, ImageNet) else build_model(recipe, data)
     try:
         model.load_state_dict({k[4:]: v for k, v in saved.weights.items() if k.startswith("ema.")})
     except RuntimeError as error:
@@ -203,7 +245,7 @@ def _commit() -> str | None:
     return None
 
 
-def _prepare(folder: Path, recipe: Recipe, device: torch.device, resume: bool) -> Path:
+def _prepare(folder: Path, recipe: Recipe, device: torch.device, resume: bool, about: Mapping[str, Any] | None) -> None:
     if not resume and (folder / "checkpoints").exists():
         raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
     try:
@@ -211,21 +253,21 @@ def _prepare(folder: Path, recipe: Recipe, device: torch.device, resume: bool) -
     except OSError as error:
         raise DataError(f"cannot make {folder}: {error.strerror}. Choose another --out.") from error
     if not resume:
-        write_json(folder / "config.json", {"recipe": recipe.as_dict(), "facts": facts(device)})
-    return folder
+        write_json(folder / "config.json", {"recipe": recipe.as_dict(), **(about or {}), "facts": facts(device)})
 
 
 @contextlib.contextmanager
-def _log_file(folder: Path | None, step: int) -> Iterator[Any]:
+def _log_file(folder: Path | None, step: int, listen: Callable[[Mapping[str, float]], None] | None = None) -> Iterator[Any]:
     """A function that appends one line to log.jsonl; lines after `step`, left by a run that was cut off, are dropped first."""
+    hear = listen or (lambda line: None)
     if folder is None:
-        yield lambda line: None
+        yield hear
         return
     path = folder / "log.jsonl"
     kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
     checkpoint.write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
     with open(path, "a", encoding="utf-8") as file:
-        yield lambda line: (file.write(json.dumps(_finite(line)) + "\n"), file.flush())
+        yield lambda line: (file.write(json.dumps(_finite(line)) + "\n"), file.flush(), hear(line))
 
 
 def _whole_lines(path: Path) -> Iterator[str]:

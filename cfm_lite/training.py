@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 import cfm_lite
 from cfm_lite import checkpoint
 from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
 from cfm_lite.objective import Objective
 
@@ -43,6 +44,8 @@ class Trainer:
     [0, 1); with `ema_warmup` it is at most (1 + n) / (10 + n) after n updates, so that a short run does not average its own start.
     `seed` keys every draw with the step. `accumulate` splits a batch into that many micro-batches of whole shards.
     `precision` is "float32" or "bf16" (autocast; parameters and losses stay float32). `schedule` maps a step to a factor on lr.
+    In a `world` of several ranks each is given its own part of the batch, whole shards in the order of the ranks; gradients and
+    logged values are means over all of them.
 
     Raises ConfigError for a value outside its range and for parameters that are not finite.
     """
@@ -62,6 +65,7 @@ class Trainer:
         log_every: int = 50,
         schedule: Callable[[int], float] | None = None,
         compile: bool = False,
+        world: World = ALONE,
     ) -> None:
         check_number("lr", lr, 0.0, 1e6, open_low=True)
         check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
@@ -81,7 +85,8 @@ class Trainer:
         self._averaged = AveragedModel(objective.model, multi_avg_fn=self._average)
         self._averaged.requires_grad_(False)
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self._forward = torch.compile(objective, dynamic=False) if compile else objective
+        self.world, self._wrapped = world, world.wrap(objective)
+        self._forward = torch.compile(self._wrapped, dynamic=False) if compile else self._wrapped
         device = self.parameters[0].device
         self._ok = torch.ones((), device=device)
         self._bad = torch.full((2,), -1, device=device, dtype=torch.long)  # step and term of the first bad step
@@ -124,16 +129,25 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         parts = self._micro_batches(batch)
         log: dict[str, Tensor] = {}
-        first = 0
+        first = self.world.rank * self._shards(batch)
         for part in parts:
             share = len(part[0]) / len(batch[0])
-            with self._autocast(part[0].device):
-                total, values = self._forward_at(first, part)
-            (total * share if share < 1 else total).backward()
+            with self._talks_last(part is parts[-1]):
+                with self._autocast(part[0].device):
+                    total, values = self._forward_at(first, part)
+                (total * share if share < 1 else total).backward()
             for name, value in {**values, "loss": total.detach()}.items():
                 log[name] = value if share == 1 else value * share + log.get(name, 0)
-            first += -(-len(part[0]) // (self.objective.shard or len(part[0])))
-        return log
+            first += self._shards(part)
+        return self.world.mean(log)
+
+    def _shards(self, batch: tuple[Any, ...]) -> int:
+        return -(-len(batch[0]) // (self.objective.shard or len(batch[0])))
+
+    def _talks_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged once a batch, with those of its last micro-batch."""
+        wrapped = self._wrapped
+        return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) and not last else contextlib.nullcontext()
 
     def _forward_at(self, first_shard: int, part: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         self.objective.at(self.seed, self.step, first_shard)

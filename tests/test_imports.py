@@ -24,6 +24,7 @@ ORDER = [
     "terms",
     "objective",
     "checkpoint",
+    "distributed",
     "training",
     "guidance",
     "steps",
@@ -34,12 +35,14 @@ ORDER = [
     "viz",
     "recipes",
     "runs",
+    "scale",
     "experiments",
     "pretrained",
     "widgets",
     "course",
     "demo",
     "commands",
+    "arguments",
     "cli",
 ]
 

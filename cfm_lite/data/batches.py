@@ -9,30 +9,39 @@ from cfm_lite.checks import check_count
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 
-__all__ = ["batches"]
+__all__ = ["batches", "row_numbers"]
 
 
-def batches(x1: Tensor, y: Tensor | None = None, *, size: int, seed: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Endless (x1, y) batches of `size` rows from data `x1` (N, *dims) and labels `y` (N,), beginning with batch number `start`.
+def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iterator[Tensor]:
+    """Endless batches of `size` row numbers (size,) int64 below `count`, beginning with batch number `start`.
 
-    Epochs are fresh permutations laid end to end, so every batch is full and every row is seen once an epoch. Raises
-    ConfigError for an empty set or a label count that differs.
+    Epochs are fresh permutations laid end to end, so every batch is full and every row is seen once an epoch.
     """
+    check_count("count", count)
     check_count("size", size)
     check_count("start", start, low=0)
-    if not len(x1) or (y is not None and len(y) != len(x1)):
-        raise ConfigError(f"x1 has {len(x1)} rows and y {'none' if y is None else len(y)}; both need the same count, at least one.")
     position, epoch, order = start * size, -1, torch.empty(0, dtype=torch.long)
     while True:
         picked = []
         left = size
         while left:
-            if position // len(x1) != epoch:
-                epoch = position // len(x1)
-                order = torch.randperm(len(x1), generator=keyed_generator(torch.device("cpu"), seed, "epoch", epoch))
-            first = position % len(x1)
+            if position // count != epoch:
+                epoch = position // count
+                order = torch.randperm(count, generator=keyed_generator(torch.device("cpu"), seed, "epoch", epoch))
+            first = position % count
             rows = order[first : first + left]
             picked.append(rows)
             position, left = position + len(rows), left - len(rows)
-        rows = (picked[0] if len(picked) == 1 else torch.cat(picked)).to(x1.device)
+        yield picked[0] if len(picked) == 1 else torch.cat(picked)
+
+
+def batches(x1: Tensor, y: Tensor | None = None, *, size: int, seed: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Endless (x1, y) batches of `size` rows from data `x1` (N, *dims) and labels `y` (N,), beginning with batch number `start`.
+
+    Rows come in the order of `row_numbers`. Raises ConfigError for an empty set or a label count that differs.
+    """
+    if not len(x1) or (y is not None and len(y) != len(x1)):
+        raise ConfigError(f"x1 has {len(x1)} rows and y {'none' if y is None else len(y)}; both need the same count, at least one.")
+    for numbers in row_numbers(len(x1), size=size, seed=seed, start=start):
+        rows = numbers.to(x1.device)
         yield x1[rows], None if y is None else y[rows]

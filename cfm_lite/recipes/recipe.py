@@ -7,14 +7,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
 
 from cfm_lite import draws, objective, perturbations, samplers
 from cfm_lite.checks import check_choice, check_count
-from cfm_lite.data.datasets import DataSet
+from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, SiT
 from cfm_lite.objective import Objective
@@ -35,6 +35,16 @@ PERTURBATIONS = {
     name: getattr(perturbations, name)
     for name in ("channel_shuffle", "crop_resize", "cutmix", "gaussian_blur", "color_jitter", "additive_noise")
 }
+
+
+class Shaped(Protocol):
+    """What a model has to know of its data: the dims of one sample, and how many classes there are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_classes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class Recipe:
         for name in ("hidden_size", "depth", "batch", "steps", "shard", "sample_steps"):
             check_count(name, getattr(self, name))
 
-    def changed(self, **changes: Any) -> "Recipe":
+    def changed(self, **changes: Any) -> Self:
         """A copy with some fields changed; ConfigError names the nearest field for an unknown one."""
         for name in changes:
             check_choice("recipe field", name, [field.name for field in dataclasses.fields(self)])
@@ -105,7 +115,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-def build_model(recipe: Recipe, data: DataSet) -> nn.Module:
+def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
     """The network of a recipe for one data set, initialised from the recipe's seed without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -148,14 +158,24 @@ def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
     return plain
 
 
-def build_trainer(recipe: Recipe, model: nn.Module) -> Trainer:
-    """The trainer of a recipe on a model."""
+def build_trainer(
+    recipe: Recipe,
+    model: nn.Module,
+    *,
+    built: Objective | None = None,
+    ema_warmup: bool = True,
+    world: World = ALONE,
+    compile: bool = False,
+) -> Trainer:
+    """The trainer of a recipe on a model, for its objective or the one `built` already; a `clip` of 0 means none."""
     return Trainer(
-        build_objective(recipe, model),
+        built or build_objective(recipe, model),
+        world=world,
+        compile=compile,
         lr=recipe.lr,
-        clip=recipe.clip,
+        clip=recipe.clip or None,
         ema_decay=recipe.ema,
-        ema_warmup=True,
+        ema_warmup=ema_warmup,
         seed=recipe.seed,
         accumulate=recipe.accumulate,
         precision=recipe.precision,
@@ -168,10 +188,10 @@ def _schedule(recipe: Recipe) -> Callable[[int], float]:
     return lambda step: rise(step) * (min(1.0, (recipe.steps - step) / cool) if cool else 1.0)
 
 
-def from_dict(fields: Mapping[str, Any]) -> Recipe:
+def from_dict(fields: Mapping[str, Any], kind: type[Recipe] = Recipe) -> Recipe:
     """The inverse of `Recipe.as_dict`; ConfigError for an unknown field."""
-    known = {field.name for field in dataclasses.fields(Recipe)}
+    known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ConfigError(f"unknown recipe fields {unknown}; known are {sorted(known)}.")
-    return Recipe(**fields)
+    return kind(**fields)

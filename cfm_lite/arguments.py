@@ -1,0 +1,85 @@
+"""What several commands share: common options, those of the full scale, and settings written as name=value."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cfm_lite.errors import ConfigError
+
+__all__ = ["Common", "Device", "FullScale", "parse_settings", "show"]
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Log = Literal["json", "tensorboard"]
+
+
+@dataclass
+class Common:
+    device: Device = "auto"
+    """Where to compute: auto takes CUDA where there is one; mps is opt-in."""
+    seed: int = 0
+    """Decides the starting point, the batches, the noise and the samples."""
+    quick: bool = False
+    """A small version that shows that everything works; its numbers mean nothing."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass
+class FullScale:
+    """What only `train imagenet` reads. Start it with torchrun for several GPUs: the batch stays the same."""
+
+    latents: Path | None = None
+    """The folder that cfm-lite prepare imagenet wrote."""
+    model: str = "SiT-XL/2"
+    """SiT-S, -B, -L or -XL with /2, /4 or /8; SiT-Ti/2 is tiny, for trying out."""
+    size: int | None = None
+    """Pixels a side, 256 or 512 (default: the latents')."""
+    dry_run: bool = False
+    """Check everything, train ten steps on made data, print throughput, memory and the time of the whole run."""
+    log: Log = "json"
+    """tensorboard writes its files beside log.jsonl."""
+    log_every: int = 100
+    """Steps between logged lines."""
+    price: float | None = None
+    """With --dry-run: what an hour of one device costs, to say what the run will."""
+    micro_batch: int | None = None
+    """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
+    compile: bool = False
+    """Compile the model: a minute at the start, faster steps."""
+    images: Path | None = None
+    """For repa: the folder of images that the latents were made of."""
+    teacher: str | None = None
+    """For repa: a file with the teacher's weights, or random (default: timm's, fetched once)."""
+
+
+def show(text: str | None) -> None:
+    """Print what a command says; ranks other than 0 say nothing."""
+    if text is not None:
+        print(text)
+
+
+def parse_settings(settings: Sequence[str], kind: type | None = None) -> dict[str, Any]:
+    """{field: value} of "name=value" texts, in the field's own type; ConfigError for an unknown name or an unreadable value."""
+    from cfm_lite.checks import check_choice
+    from cfm_lite.recipes import Recipe
+
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(kind or Recipe)}
+    found: dict[str, Any] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text!r} has no '='; write name=value, such as lr=1e-3.")
+        check_choice("recipe field", name, kinds)
+        if name in found:
+            raise ConfigError(f"--set names {name!r} twice; give it once.")
+        try:
+            found[name] = _BOOLS[value.lower()] if kinds[name] is bool else kinds[name](value)
+        except (ValueError, KeyError):
+            example = getattr((kind or Recipe)(), name)
+            raise ConfigError(f"--set {name}={value!r} is no {kinds[name].__name__}; such as {name}={example}.") from None
+    return found
+
+
+_BOOLS = {"true": True, "false": False}

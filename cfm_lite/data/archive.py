@@ -1,0 +1,86 @@
+"""Tar archives of images, unpacked so that nothing can land outside its folder; and the 63 real ImageNet samples.
+
+Python's `filter="data"` refuses paths that leave the folder, links that point out of it, and devices. The whole archive is
+unpacked beside its place and moved there in one step: a folder is complete or absent.
+"""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from cfm_lite.data.root import VARIABLE, cache_root, data_root
+from cfm_lite.errors import DataError
+
+__all__ = ["SAMPLES", "samples", "unpack", "unpacked"]
+
+SAMPLES = "imagenet-samples"
+LIMIT = 50 * 2**30  # bytes; more than any sample archive, less than a disk
+
+
+def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, limit: int = LIMIT) -> Path:
+    """Unpack a tar archive into the new `folder`, and return it; a folder that is there already is left as it is.
+
+    Raises DataError for a file that is missing, no tar, damaged, unpacks to over `limit` bytes, or has a member that would
+    land outside the folder. Nothing half-unpacked stays behind.
+    """
+    archive, folder = Path(archive), Path(folder)
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as work:
+            _extract(archive, Path(work) / "content", limit)
+            os.replace(Path(work) / "content", folder)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.") from None
+    except tarfile.FilterError as error:
+        raise DataError(f"{archive} was not unpacked: {error}. Archives with such members are refused; fetch it from its source.") from None
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{archive} is no whole tar archive ({error}). Fetch it again.") from None
+    except OSError as error:
+        if folder.is_dir():  # another process was faster
+            return folder
+        raise DataError(f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make room, or choose another.") from None
+    return folder
+
+
+def _extract(archive: Path, content: Path, limit: int) -> None:
+    with tarfile.open(archive) as tar:
+        members = tar.getmembers()
+        total = sum(member.size for member in members)
+        if total > limit:
+            raise DataError(f"{archive} unpacks to {total:,} bytes; the limit is {limit:,}. Unpack it yourself if you trust it.")
+        content.mkdir()
+        tar.extractall(content, members, filter="data")
+
+
+def unpacked(archive: str | os.PathLike[str]) -> Path:
+    """The folder in the cache that holds the content of `archive`, unpacked now if it is not there; DataError as in `unpack`."""
+    archive = Path(archive)
+    try:
+        facts = archive.stat()
+    except OSError:
+        raise DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.") from None
+    key = hashlib.sha256(f"{archive.resolve()}:{facts.st_size}:{facts.st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = unpack(archive, cache_root() / SAMPLES / f"{archive.stem}-{key}")
+    _forget_others(folder, archive.stem)
+    return folder
+
+
+def _forget_others(folder: Path, stem: str) -> None:
+    """Remove what older versions of the same archive left in the cache."""
+    for other in folder.parent.glob(f"{stem}-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def samples(root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the 63 real ImageNet images under the data root, unpacked into the cache; DataError where there are none."""
+    folder = data_root(root) / SAMPLES
+    archives = sorted(folder.glob("*.tar"))
+    if not archives:
+        raise DataError(f"there is no archive {folder}/*.tar. Give a folder of class folders with --images, or set {VARIABLE}.")
+    return unpacked(archives[0])

@@ -1,0 +1,201 @@
+"""Prepared latents as training data:  z = (mean + std * noise - shift) * scale, of a picture or of its mirror image.
+
+The order of the rows is a function of (seed, position); noise and mirrors are keyed by (seed, step, shard of the batch), as all
+draws of a run are. So one rank or several, whole batches or parts of them, see the same rows with the same noise. Moments
+stay on disk, memory-mapped; labels alone are read at the start.
+"""
+
+import bisect
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfm_lite.checks import check_choice, check_count
+from cfm_lite.data import images as image_files
+from cfm_lite.data import shards
+from cfm_lite.data.batches import row_numbers
+from cfm_lite.data.codec import Scaling
+from cfm_lite.draws import keyed_generator
+from cfm_lite.errors import ConfigError, DataError
+
+__all__ = ["Latents", "prefetch"]
+
+CHECKED_AT_ONCE = 2**30  # bytes; larger sets are hashed on request: 42 GB of ImageNet would take minutes
+T = TypeVar("T")
+
+
+class Latents:
+    """The latents in a folder that `cfm-lite prepare imagenet` wrote.
+
+    `shape` (C, h, w) of one latent, `labels` (N,) int64 in [0, num_classes - 1], `classes` their names, `mean` (C, h, w) =
+    E[x1], `scaling`, and in `index` everything else. Sizes are checked at once, and so are the hashes of a set below 1 GiB;
+    `check="hashes"` or "sizes" chooses. Raises DataError for latents that are unfinished, damaged, or not there.
+    """
+
+    def __init__(self, folder: str | Path, *, check: str = "auto") -> None:
+        check_choice("check", check, ("auto", "sizes", "hashes"))
+        self.folder = Path(folder).expanduser()
+        self.index = index = shards.read_index(self.folder)
+        self.shape: tuple[int, int, int] = tuple(index["shape"])
+        self.classes: tuple[str, ...] = tuple(index["classes"])
+        self.num_classes, self.size = len(self.classes), int(index["size"])
+        self.scaling = Scaling(index["scale"], index["shift"])
+        self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
+        self._maps = [self._open(shard) for shard in index["shards"]]
+        self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
+        self.mean = torch.from_numpy(self._small("mean.npy"))
+        if len(self.labels) != len(self) or (len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes):
+            raise DataError(
+                f"{self.folder / 'labels.npy'} does not fit the {len(self)} latents of {self.num_classes} classes. Prepare again."
+            )
+        if check == "hashes" or (check == "auto" and sum(part.nbytes for part in self._maps) < CHECKED_AT_ONCE):
+            self.verify()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the index, and so of every byte of the set."""
+        return str(self.index["self"])
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of each row, its image's path below the image folder; read on first use."""
+        shards.check_hash(self.folder / "keys.txt", self.index["files"]["keys.txt"])
+        return (self.folder / "keys.txt").read_text(encoding="utf-8").split("\n")
+
+    def verify(self) -> None:
+        """Hash every file; DataError names the first that differs."""
+        for shard in self.index["shards"]:
+            shards.check_hash(self.folder / shard["file"], shard["sha256"])
+
+    def _open(self, shard: dict[str, Any]) -> np.ndarray:
+        array = shards.map_shard(self.folder / shard["file"], self.shape)
+        if len(array) != shard["rows"]:
+            raise DataError(f"{self.folder / shard['file']} holds {len(array)} rows; {shard['rows']} were written. Prepare again.")
+        return array
+
+    def _small(self, name: str) -> np.ndarray:
+        shards.check_hash(self.folder / name, self.index["files"][name])
+        return np.load(self.folder / name, allow_pickle=False)
+
+    def moments(self, rows: Tensor, mirrored: Tensor) -> Tensor:
+        """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where `mirrored` (B,) is True."""
+        out = np.empty((len(rows), 2, *self.shape), np.float16)
+        for i, (row, mirror) in enumerate(zip(rows.tolist(), mirrored.tolist())):
+            number = bisect.bisect_right(self._ends, row)
+            out[i] = self._maps[number][row - self._ends[number], int(mirror)]
+        moments = torch.from_numpy(out).float()
+        if not torch.isfinite(moments).all():
+            bad = int((~torch.isfinite(moments.flatten(1)).all(1)).nonzero()[0])
+            raise DataError(f"the latent of {self.keys[int(rows[bad])]!r} holds NaN or infinity: its shard changed. Prepare again.")
+        return moments
+
+    def draw(self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True) -> tuple[Tensor, Tensor]:
+        """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which of them are mirrored (B,).
+
+        Keyed by (seed, step, shard).
+        """
+        generator = keyed_generator("cpu", seed, step, shard, "latents")
+        mirrored = torch.rand(len(rows), generator=generator) < (0.5 if mirror else 0.0)
+        noise = torch.randn(len(rows), *self.shape, generator=generator)
+        return self.scaling.draw(self.moments(rows, mirrored), noise), mirrored
+
+    def batches(
+        self,
+        *,
+        size: int,
+        seed: int = 0,
+        start: int = 0,
+        shard: int = 32,
+        rank: int = 0,
+        world: int = 1,
+        mirror: bool = True,
+        images: str | Path | None = None,
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Endless (x1, y) of this rank's part of global batches of `size` rows, beginning with batch number `start`.
+
+        Rank r of `world` holds the r-th part of each batch, a whole number of shards. With the folder of the `images` that the
+        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike. Raises ConfigError
+        where a batch cannot be cut so, and where it is larger than the set.
+        """
+        local = part_of(size, world, shard)
+        if not 0 <= rank < world:
+            raise ConfigError(f"rank is {rank}; it must lie in [0, {world - 1}].")
+        if size > len(self):
+            raise ConfigError(
+                f"the batch of {size} is larger than the data: {self.folder} holds {len(self)} images. Use --batch {len(self)} or less."
+            )
+        pictures = None if images is None else Pictures(self, Path(images))
+        for step, numbers in enumerate(row_numbers(len(self), size=size, seed=seed, start=start), start):
+            mine = numbers[rank * local : (rank + 1) * local]
+            first = rank * local // shard
+            z, mirrored = zip(*[self.draw(rows, seed, step, first + i, mirror=mirror) for i, rows in enumerate(mine.split(shard))])
+            batch = (torch.cat(z), self.labels[mine])
+            yield batch if pictures is None else (*batch, pictures(mine, torch.cat(mirrored)))
+
+
+class Pictures:
+    """The images that latents were made of, by key: what a teacher looks at."""
+
+    def __init__(self, latents: Latents, folder: Path, workers: int = 4) -> None:
+        self.latents, self.root = latents, folder / "train" if (folder / "train").is_dir() else folder
+        self.pool = ThreadPoolExecutor(workers)
+
+    def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
+        """Pixels (B, 3, size, size) uint8; DataError names an image that is not there."""
+        keys = self.latents.keys
+        pixels = torch.stack(list(self.pool.map(lambda row: image_files.load(self.root / keys[row], self.latents.size), rows.tolist())))
+        return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def part_of(size: int, world: int, shard: int) -> int:
+    """How many rows of a global batch of `size` one of `world` ranks holds; ConfigError unless they are whole shards."""
+    check_count("batch", size)
+    check_count("shard", shard)
+    if world > 1 and size % (world * shard):
+        raise ConfigError(
+            f"a batch of {size} cannot be dealt to {world} ranks in whole shards of {shard}; use a batch that is a multiple of "
+            f"{world * shard}, or --set shard={max(1, size // world)}."
+        )
+    return size // world
+
+
+def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
+    """What `items()` yields, made by a thread that stays up to `depth` ahead; its error is raised where the item was due."""
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            for item in items():
+                while not stopped.is_set():
+                    try:
+                        ready.put((item, None), timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # handed over, not swallowed
+            ready.put((None, error))
+
+    threading.Thread(target=work, daemon=True, name="latents").start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stopped.set()

@@ -1,0 +1,257 @@
+"""Latents on disk: shards of moments that are memory-mapped, each hashed, and an index that is written last.
+
+    LATENTS/  plan.json   shard-00000.npy  shard-00000.json  ...   labels.npy  keys.txt  mean.npy   index.json
+
+A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and of its mirror image. Its
+.json holds keys, labels, what was left out and the SHA-256 of the .npy, and appears after it: a shard is whole or absent. The
+plan says what the set will be, so that no process can add shards of other images or another VAE.
+"""
+
+import errno
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfm_lite.data.root import publish
+from cfm_lite.errors import CFMError, DataError, DiskFullError
+
+__all__ = ["INDEX", "Plan", "ShardFacts", "digest_file", "is_done", "map_shard", "open_plan", "read_index", "write_index", "write_shard"]
+
+FORMAT = 1
+INDEX, PLAN = "index.json", "plan.json"
+_AGAIN = "Make it again: cfm-lite prepare imagenet --images DIR --out"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a set of latents is made of; two processes with different plans never write into one folder."""
+
+    images: str  # SHA-256 of keys and labels
+    count: int
+    classes: tuple[str, ...]
+    size: int  # pixels a side
+    shape: tuple[int, int, int]  # of one latent
+    vae: str
+    fingerprint: str
+    scale: float
+    shift: float
+    rows: int = 1024  # images per shard
+    format: int = FORMAT
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return -(-self.count // self.rows)
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What shard-N.json says of shard-N.npy."""
+
+    sha256: str
+    plan: str
+    keys: list[str]
+    labels: list[int]
+    skipped: list[tuple[str, str]]  # key and reason
+
+
+def open_plan(folder: Path, plan: Plan) -> str:
+    """Write plan.json, or check that the one there is the same; returns its hash. DataError lists what differs."""
+    path = folder / PLAN
+    mine = json.loads(json.dumps(asdict(plan)))
+    if path.exists():
+        theirs = _read_json(path, folder)
+        differs = [f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}" for name in mine if theirs.get(name) != mine[name]]
+        if differs:
+            raise DataError(f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove the folder.")
+    else:
+        write(path, json.dumps(mine, indent=1).encode())
+    return _plan_hash(mine)
+
+
+def _plan_hash(plan: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+def _short(value: Any) -> str:
+    return repr(value) if len(repr(value)) < 40 else f"{str(value)[:16]}..."
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The array of shard `number`; its facts stand beside it as .json."""
+    return folder / f"shard-{number:05d}.npy"
+
+
+def write_shard(
+    folder: Path, number: int, moments: np.ndarray, keys: list[str], labels: list[int], skipped: list[tuple[str, str]], plan: str
+) -> ShardFacts:
+    """Write moments (n, 2, 2, C, h, w), then the facts about them. Raises DataError for NaN, infinity or a std of 0; DiskFullError."""
+    path = shard_path(folder, number)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        stored = moments.astype(np.float16)
+    wrong = ~np.isfinite(stored).all(axis=(1, 2, 3, 4, 5)) | (moments[:, :, 1] <= 0).any(axis=(1, 2, 3, 4))
+    if wrong.any():
+        raise DataError(f"the VAE gives NaN, numbers beyond float16, or a std of 0 for {keys[int(wrong.argmax())]!r}. Use another VAE.")
+    buffer = io.BytesIO()
+    np.save(buffer, stored, allow_pickle=False)
+    content = buffer.getvalue()
+    facts = ShardFacts(hashlib.sha256(content).hexdigest(), plan, keys, labels, skipped)
+    write(path, content)
+    write(path.with_suffix(".json"), json.dumps(asdict(facts)).encode())
+    return facts
+
+
+def is_done(folder: Path, number: int, plan: str) -> bool:
+    """True where shard `number` of this plan is whole: its facts are there and its bytes have the hash that they name."""
+    path = shard_path(folder, number)
+    try:
+        facts = read_facts(folder, number)
+        return facts.plan == plan and digest_file(path) == facts.sha256
+    except (CFMError, OSError):
+        return False
+
+
+def read_facts(folder: Path, number: int) -> ShardFacts:
+    """The facts of one shard; DataError where they are missing or damaged."""
+    path = shard_path(folder, number).with_suffix(".json")
+    try:
+        return ShardFacts(**_read_json(path, folder))
+    except TypeError as error:
+        raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
+
+
+def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A shard as a read-only memory map; DataError where it is missing or not a float16 array of rows of `shape`."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header fails in every way that Python's own parser can
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} cannot be read ({reason}). {_AGAIN} {path.parent}") from None
+    if array.dtype != np.float16 or array.shape[1:] != (2, 2, *shape):
+        raise DataError(f"{path} holds {array.dtype} {array.shape}; float16 (rows, 2, 2, {shape}) was expected. {_AGAIN} {path.parent}")
+    return array
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
+    """Verify every shard, then write labels, keys, mean and, last, the index; returns it.
+
+    Raises DataError for a shard that is missing or damaged, and where more than 1 % of the images (and more than three)
+    could not be read; it names some of them.
+    """
+    key = _plan_hash(json.loads(json.dumps(asdict(plan))))
+    facts = [read_facts(folder, number) for number in range(plan.shards)]
+    skipped = [entry for shard in facts for entry in shard.skipped]
+    if len(skipped) > max(3, plan.count // 100):
+        some = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        raise DataError(f"{len(skipped)} of {plan.count} images cannot be read, which is too many to leave out: {some}. Fetch them again.")
+    mean, square, rows = _statistics(folder, plan, facts, key)
+    channels = mean.mean((1, 2))
+    spread = (square.mean((1, 2)) - channels.square()).clamp(min=0).sqrt()
+    labels = np.array([label for shard in facts for label in shard.labels], np.int32)
+    parts = {
+        "labels.npy": _npy(labels),
+        "keys.txt": "\n".join(name for shard in facts for name in shard.keys).encode(),
+        "mean.npy": _npy(mean.float().numpy()),
+    }
+    for name, content in parts.items():
+        write(folder / name, content)
+    index = {
+        **asdict(plan),
+        "rows_total": rows,
+        "channel_mean": channels.tolist(),
+        "channel_std": spread.tolist(),
+        "skipped": skipped,
+        "shards": [
+            {"file": shard_path(folder, i).name, "rows": len(shard.labels), "sha256": shard.sha256} for i, shard in enumerate(facts)
+        ],
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
+    }
+    write(folder / INDEX, json.dumps({**index, "self": _plan_hash(json.loads(json.dumps(index)))}, indent=1).encode())
+    return read_index(folder)
+
+
+def _statistics(folder: Path, plan: Plan, facts: list[ShardFacts], key: str) -> tuple[Tensor, Tensor, int]:
+    """Mean and mean square (C, h, w) of the scaled latents over images and mirrors, and the number of images.
+
+    E[z^2] counts the variance of the drawn noise. The hash of every shard is checked on the way.
+    """
+    total, square, rows = torch.zeros(plan.shape, dtype=torch.float64), torch.zeros(plan.shape, dtype=torch.float64), 0
+    for number, shard in enumerate(facts):
+        path = shard_path(folder, number)
+        if shard.plan != key:
+            raise DataError(f"{path} belongs to other latents. Remove it and prepare again.")
+        check_hash(path, shard.sha256)
+        moments = torch.from_numpy(np.array(map_shard(path, plan.shape))).double()  # (n, 2, 2, C, h, w)
+        mean = (moments[:, :, 0] - plan.shift) * plan.scale
+        total += mean.sum((0, 1))
+        square += (mean.square() + (moments[:, :, 1] * plan.scale).square()).sum((0, 1))
+        rows += len(moments)
+    if not rows:
+        raise DataError(f"{folder} would hold no image at all: none could be read. Check --images.")
+    return total / (2 * rows), square / (2 * rows), rows
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    """Raise DataError, with both hashes, unless the file has that SHA-256."""
+    try:
+        found = digest_file(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). {_AGAIN} {path.parent}") from None
+    if found != sha256:
+        raise DataError(f"{path} is damaged: its SHA-256 is {found[:16]}, {sha256[:16]} was written. Remove it and prepare again.")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """index.json, checked against its own hash; DataError where the set is not finished, damaged, or of another format."""
+    index = _read_json(folder / INDEX, folder)
+    body = {name: value for name, value in index.items() if name != "self"}
+    if index.get("format") != FORMAT:
+        raise DataError(f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {_AGAIN} {folder}")
+    if index.get("self") != _plan_hash(body):
+        raise DataError(f"{folder / INDEX} is damaged: its own hash differs. {_AGAIN} {folder}")
+    return index
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        if (folder / PLAN).exists():
+            raise DataError(
+                f"{path} is not there: the latents in {folder} are not finished. Run the same cfm-lite prepare again."
+            ) from None
+        raise DataError(f"{folder} holds no latents: there is no {path.name}. {_AGAIN} {folder}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it holds no object. {_AGAIN} {folder}")
+    return content
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in one step; DiskFullError or DataError where that fails, and nothing older is lost."""
+    try:
+        publish(content, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(f"no room for {len(content):,} bytes of {path}; what was written stays. Make room and run again.") from None
+        raise DataError(f"cannot write {path} ({error.strerror or error}). Choose another --out.") from None

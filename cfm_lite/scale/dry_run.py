@@ -1,0 +1,103 @@
+"""What a run will take, before it is begun: ten steps on made data at the real size, timed and measured."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfm_lite import runs
+from cfm_lite.data.latents import Latents
+from cfm_lite.distributed import World
+from cfm_lite.errors import DiskFullError
+from cfm_lite.models import count_parameters
+from cfm_lite.recipes.imagenet import ImageNet
+from cfm_lite.scale.budget import Split, state_bytes
+from cfm_lite.scale.train import Options, check_fit, trainer_for
+from cfm_lite.training import Trainer
+
+__all__ = ["Made", "dry_run"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Stands in for latents in a dry run: normal numbers of the right shape."""
+
+    shape: tuple[int, ...]
+    num_classes: int
+
+
+def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, steps: int = 10, price: float | None = None) -> str:
+    """Check everything that a run needs, train `steps` steps on made data, and say what the whole run will take.
+
+    The latents, if given, are hashed in full. `price` is that of an hour of one rank's device. Raises what `train_imagenet`
+    would, and DiskFullError where the checkpoints will not fit.
+    """
+    world = options.world
+    if latents is not None:
+        latents.verify()
+        check_fit(recipe, latents)
+    side = recipe.size // 8
+    made = Made(latents.shape, latents.num_classes) if latents else Made((4, side, side), 1000)
+    device = world.place(torch.device(options.device))
+    trainer, split = trainer_for(recipe, made, options, device)
+    parameters = count_parameters(trainer.objective)[0]
+    _check_room(options.out, parameters)
+    seconds = _timed(trainer, _made_batches(recipe, made, world, device), steps, device)
+    memory = max(world.gather(runs.peak_memory(device)))
+    return _report(recipe, made, parameters, split, seconds, memory, price)
+
+
+def _made_batches(recipe: ImageNet, made: Made, world: World, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    rows = recipe.batch // world.size
+    x1 = torch.randn(rows, *made.shape, device=device)
+    y = torch.randint(made.num_classes, (rows,), device=device)
+    pixels = (torch.randint(256, (rows, 3, recipe.size, recipe.size), dtype=torch.uint8, device=device),) if recipe.align else ()
+    while True:
+        yield (x1, y, *pixels)
+
+
+def _timed(trainer: Trainer, batches: Iterator[Any], steps: int, device: torch.device) -> float:
+    """The median seconds of a step, after the first two."""
+    trainer.log_every = 1
+    times, since = [], time.perf_counter()
+    for log in trainer.run(batches, steps):
+        float(log["loss"])  # waits for the device
+        now = time.perf_counter()
+        times.append(now - since)
+        since = now
+    return median(times[2:] or times)
+
+
+def _check_room(out: Path, parameters: int, kept: int = 4) -> None:
+    """Checkpoints hold weights, average and two moments; three are kept, and the next is written before the oldest goes."""
+    needed = kept * 16 * parameters
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise DiskFullError(f"{out} will need {needed:,} bytes for checkpoints and has {free:,} free. Make room, or choose another --out.")
+
+
+def _report(recipe: ImageNet, made: Made, parameters: int, split: Split, seconds: float, memory: int, price: float | None) -> str:
+    whole = recipe.steps * seconds
+    name = f"{recipe.network}, {recipe.method}{' + repa' if recipe.align else ''}"
+    lines = [
+        f"{name}: {parameters:,} parameters, latents {made.shape}, {made.num_classes} classes",
+        f"batch {recipe.batch}: {split}",
+        f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, {recipe.precision})",
+        f"memory at its peak {memory / 2**30:.2f} GiB per rank, of which {state_bytes(parameters) / 2**30:.2f} GiB are the trained state",
+        f"{recipe.steps:,} steps will take {_duration(whole)}: {split.ranks * whole / 3600:,.1f} device-hours",
+    ]
+    if price is not None:
+        lines.append(f"at {price:g} per device-hour that costs {price * split.ranks * whole / 3600:,.2f}")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours:,} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

@@ -1,0 +1,249 @@
+"""Images from a trained run: noise keyed by part, ODE or SDE, guidance, VAE, uint8; and one npz as ADM's evaluator reads it.
+
+    SAMPLES/  settings.json   part-00000.npy ...  ->  samples.npz (arr_0 (N, H, W, 3) uint8, arr_1 labels)  samples.png
+
+Part p holds samples p * batch, ... and depends on (seed, p) alone, so any number of ranks gives the same images, and a run that
+was stopped goes on where it was. Samples of other settings are never mixed in: settings.json is compared first.
+"""
+
+import io
+import json
+import os
+import uuid
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cfm_lite import checkpoint, guidance, runs, samplers
+from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.data.codec import Codec, open_codec
+from cfm_lite.distributed import ALONE, World
+from cfm_lite.draws import keyed_generator
+from cfm_lite.errors import CheckpointError, ConfigError, DataError
+from cfm_lite.guidance import Velocity
+from cfm_lite.paths import PATHS
+from cfm_lite.recipes.imagenet import ImageNet
+from cfm_lite.recipes.recipe import SOLVERS
+from cfm_lite.scale.train import MEAN, read_about
+
+__all__ = ["Settings", "sample_imagenet"]
+
+SAMPLES = "samples.npz"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the samples; `steps` are network evaluations for the SDE and solver steps for the ODE."""
+
+    num: int
+    seed: int = 0
+    solver: str = "euler"  # of the ODE; "sde" is Euler-Maruyama
+    steps: int = 250
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    debias: bool = False
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("num", "steps", "batch"):
+            check_count(name, getattr(self, name))
+        check_choice("solver", self.solver, (*SOLVERS, "sde"))
+        check_number("guidance", self.guidance, -float("inf"), float("inf"))
+        if self.solver == "sde" and self.steps < 2:
+            raise ConfigError(f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that can be sampled: its averaged network, and what was said of its data."""
+
+    recipe: ImageNet
+    model: nn.Module
+    step: int
+    about: dict[str, Any]
+    weights: str  # the checkpoint's own hash
+    mean: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dims of one latent."""
+        return tuple(self.about["shape"])
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return int(self.about["num_classes"])
+
+
+class _Shape:
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.shape, self.num_classes = tuple(about["shape"]), int(about["num_classes"])
+
+
+def open_run(folder: str | Path, device: torch.device) -> Trained:
+    """The newest checkpoint of an ImageNet run, or the step-* folder given; CheckpointError where there is none."""
+    folder = Path(folder)
+    home = folder if (folder / "config.json").exists() else folder.parent.parent
+    about = read_about(home)
+    where = folder if (folder / checkpoint.MANIFEST).exists() else checkpoint.latest(home / "checkpoints")
+    recipe, model, step = runs.load_model(where, _Shape(about))
+    if not isinstance(recipe, ImageNet):
+        raise CheckpointError(f"{folder} is a run on {recipe.dataset}, not on ImageNet's latents.")
+    digest = str(json.loads((where / checkpoint.MANIFEST).read_bytes())["self"])
+    mean = home / MEAN
+    stored = torch.from_numpy(np.load(mean, allow_pickle=False)) if mean.exists() else None
+    return Trained(recipe, model.to(device), step, about, digest, stored)
+
+
+def sample_imagenet(
+    folder: str | Path,
+    out: str | Path,
+    settings: Settings,
+    *,
+    device: torch.device | str = "cpu",
+    world: World = ALONE,
+    vae: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Draw what is missing of `settings.num` samples, the classes in turn; returns the npz.
+
+    `vae` replaces the name or folder of the VAE, which must be the one that made the latents. Raises CheckpointError, DataError
+    for another VAE, ConfigError where `out` holds samples of other settings.
+    """
+    out, device = Path(out), world.place(torch.device(device))
+    trained = open_run(folder, device)
+    record = {**asdict(settings), "interval": list(settings.interval), "weights": trained.weights, "step": trained.step}
+    record |= {"recipe": trained.recipe.as_dict(), "vae": trained.about["vae"], "vae_fingerprint": trained.about["vae_fingerprint"]}
+    world.on_main(lambda: _claim(out, record))
+    world.agree("the samples' settings", record)
+    if (out / SAMPLES).exists():
+        return out / SAMPLES
+    codec = open_codec(vae or trained.about["vae"], device=device, fingerprint=trained.about["vae_fingerprint"])
+    parts = range(-(-settings.num // settings.batch))
+    mine = [part for part in parts if part % world.size == world.rank]
+    with tqdm(total=len(mine), desc="sample", unit="part", disable=not (progress and world.is_main)) as bar:
+        for part in mine:
+            if not _is_done(_part(out, part), _count(settings, part)):
+                checkpoint.write_bytes(_part(out, part), _npy(_draw(trained, codec, settings, part, device)))
+            bar.update()
+    world.barrier()
+    world.on_main(lambda: _gather(out, settings, trained.num_classes))
+    return out / SAMPLES
+
+
+def _claim(out: Path, record: dict[str, Any]) -> None:
+    file = out / "settings.json"
+    mine = json.loads(json.dumps(record))
+    if not file.exists():
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"{out} is not empty and holds no samples of ours; choose another --out.")
+        runs.write_json(file, mine)
+        return
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is damaged ({error}). Remove {out} and draw the samples again.") from None
+    differs = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if differs:
+        raise ConfigError(f"{out} holds samples of other settings ({', '.join(differs)} differ); choose another --out, or remove it.")
+
+
+def _part(out: Path, part: int) -> Path:
+    return out / f"part-{part:05d}.npy"
+
+
+def _count(settings: Settings, part: int) -> int:
+    return min(settings.batch, settings.num - part * settings.batch)
+
+
+def _is_done(path: Path, rows: int) -> bool:
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False)) == rows
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _draw(trained: Trained, codec: Codec, settings: Settings, part: int, device: torch.device) -> np.ndarray:
+    """The images (n, H, W, 3) uint8 of one part."""
+    n, first = _count(settings, part), part * settings.batch
+    y = (torch.arange(first, first + n) % trained.num_classes).to(device)
+    noise = torch.randn(settings.batch, *trained.shape, generator=keyed_generator("cpu", settings.seed, "samples", part))
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        z = _solver(settings, part, trained)(_velocity(trained, settings, y, device), noise[:n].to(device))
+        pixels = [codec.pixels(piece) for piece in z.split(16)]
+    return torch.cat(pixels).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _solver(settings: Settings, part: int, trained: Trained) -> Callable[[Velocity, Tensor], Tensor]:
+    path = PATHS[trained.recipe.path]
+    if settings.solver != "sde":
+        ts = torch.linspace(0, 1, settings.steps + 1)
+        return lambda velocity, x: samplers.sample(velocity, x, ts, SOLVERS[settings.solver])
+    ts = torch.linspace(0, 0.96, settings.steps)
+    generator = keyed_generator("cpu", settings.seed, "samples' noise", part)
+    return lambda velocity, x: samplers.sample_sde(velocity, x, ts, path, generator=generator)
+
+
+def _velocity(trained: Trained, settings: Settings, y: Tensor, device: torch.device) -> Velocity:
+    """The guided velocity; debiased, it aims at FM's optimum again."""
+    recipe = trained.recipe
+    velocity = guidance.cfg(trained.model, y, settings.guidance, settings.interval)
+    if not settings.debias:
+        return velocity
+    if recipe.method == "vecor" and recipe.perturb == "channel_shuffle":
+        return guidance.debias_shuffle(velocity, recipe.weight, recipe.k)
+    if recipe.method != "delta_fm" or trained.mean is None:
+        raise ConfigError(
+            f"the method {recipe.method!r} has nothing to undo; --debias is for delta_fm, and for vecor with channel_shuffle."
+        )
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    low, high = PATHS[recipe.path].alpha(ends).tolist()
+    return guidance.debias(velocity, recipe.weight, ((high - low) * trained.mean).to(device))
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _gather(out: Path, settings: Settings, classes: int) -> None:
+    """Put the parts into one npz, part by part, so that 50,000 images need no memory; then remove them."""
+    paths = [_part(out, part) for part in range(-(-settings.num // settings.batch))]
+    first = np.load(paths[0], mmap_mode="r", allow_pickle=False)
+    work = out / f".tmp-{uuid.uuid4().hex}"
+    try:
+        with zipfile.ZipFile(work, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (settings.num, *first.shape[1:])}
+                np.lib.format.write_array_header_1_0(member, header)  # pyright: ignore[reportArgumentType]
+                for path in paths:
+                    member.write(np.load(path, allow_pickle=False).tobytes())
+            archive.writestr("arr_1.npy", _npy((np.arange(settings.num) % classes).astype(np.int64)))
+        os.replace(work, out / SAMPLES)
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        raise checkpoint.explained(error, out, settings.num * int(np.prod(first.shape[1:]))) from error
+    _picture(np.load(paths[0], allow_pickle=False)[:32], out / "samples.png")
+    for path in paths:
+        path.unlink()
+
+
+def _picture(images: np.ndarray, path: Path, columns: int = 8) -> None:
+    """The first images in rows of eight."""
+    n, height, width, _ = images.shape
+    columns = min(columns, n)
+    sheet = Image.new("RGB", (columns * width, -(-n // columns) * height))
+    for i, image in enumerate(images):
+        sheet.paste(Image.fromarray(image), (i % columns * width, i // columns * height))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    checkpoint.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,195 @@
+"""Training on prepared latents: the recipe's trainer, the latents' batches, one run folder, on any number of ranks."""
+
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cfm_lite import checkpoint, runs
+from cfm_lite.data.latents import Latents, prefetch
+from cfm_lite.distributed import ALONE, World
+from cfm_lite.errors import CheckpointError, ConfigError, ResumeMismatchError
+from cfm_lite.lazy import optional
+from cfm_lite.models import SiT, count_parameters, teacher
+from cfm_lite.recipes.imagenet import ImageNet, build_imagenet_model, build_imagenet_trainer
+from cfm_lite.runs import Run
+from cfm_lite.scale.budget import Split, free_memory, split_batch
+from cfm_lite.training import Trainer
+
+__all__ = ["MEAN", "Options", "read_about", "train_imagenet"]
+
+MEAN = "latent_mean.npy"
+Batches = Callable[[int], Iterator[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is computed and where it is kept; nothing here changes its numbers."""
+
+    out: Path
+    device: torch.device | str = "cpu"
+    world: World = ALONE
+    resume: bool = False
+    micro_batch: int | None = None
+    compile: bool = False
+    images: Path | None = None  # for a teacher: the folder that the latents were made of
+    teacher: str | None = None  # a file with the teacher's weights, or "random"; None fetches timm's
+    start: SiT | None = None  # fine-tune this model
+    save_every: int = 10_000
+    log_every: int = 100
+    tensorboard: bool = False
+    progress: bool = True
+
+
+def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
+    """Train a recipe on latents, from the start or from the newest checkpoint in `options.out`.
+
+    Raises ConfigError for latents of another size, a batch larger than the set or that cannot be dealt to the ranks in whole
+    shards, and a run that is there already; ResumeMismatchError for a run on other latents; DistributedError.
+    """
+    world, out = options.world, options.out
+    check_fit(recipe, latents)
+    if options.resume:
+        _check_same_latents(out, latents)
+    device = world.place(torch.device(options.device))
+    trainer, split = trainer_for(recipe, latents, options, device)
+    world.agree("the run", [recipe.as_dict(), latents.fingerprint])
+    listen, close = _tensorboard(out, world) if options.tensorboard else (None, lambda: None)
+    with contextlib.ExitStack() as stack:
+        stack.callback(close)
+        return runs.train(
+            recipe,
+            latents,
+            trainer=trainer,
+            source=_source(recipe, latents, options, device),
+            about={"data": _about(latents), "split": str(split)},
+            listen=listen,
+            device=device,
+            out=out,
+            resume=options.resume,
+            save_every=options.save_every,
+            log_every=options.log_every,
+            progress=options.progress,
+            label=recipe.network,
+        )
+
+
+def check_fit(recipe: ImageNet, latents: Latents) -> None:
+    """Raise ConfigError for latents of another size than the recipe's, or fewer than a batch of them."""
+    if recipe.size != latents.size:
+        raise ConfigError(
+            f"the recipe is for {recipe.size} pixels and {latents.folder} holds latents of {latents.size}; use --size {latents.size}."
+        )
+    if recipe.batch > len(latents):
+        raise ConfigError(
+            f"the batch of {recipe.batch} is larger than the data: {latents.folder} holds {len(latents)} images. Use --batch "
+            f"{len(latents) // recipe.shard * recipe.shard or len(latents)}, or more images."
+        )
+
+
+def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> tuple[Trainer, Split]:
+    """The trainer on this rank, and how the batch is split; `data` has the shape and the classes. ConfigError where they do not fit."""
+    model: Any = options.start or build_imagenet_model(recipe, data)
+    if model.num_classes != data.num_classes:
+        raise ConfigError(
+            f"the model has {model.num_classes} classes and the latents {data.num_classes}; fine-tune on data of the same classes."
+        )
+    parameters = count_parameters(model)[0]
+    micro = options.micro_batch
+    free = min(options.world.gather(free_memory(device)))
+    split = split_batch(recipe, data.shape[-1], parameters, free, options.world.size, micro)
+    built = build_imagenet_trainer(
+        recipe.changed(accumulate=split.accumulate),
+        data,
+        device=device,
+        teacher=_teacher(recipe, data, options, device) if recipe.align else None,
+        world=options.world,
+        compile=options.compile,
+        model=model,
+    )
+    return built, split
+
+
+def _teacher(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> nn.Module:
+    if options.images is None and isinstance(data, Latents):
+        raise ConfigError("the method aligns with a teacher, which has to see the images: give their folder with --images DIR.")
+    grid = data.shape[-1] // recipe.patch_size
+    given = options.teacher
+    weights = None if given in (None, "random") else given
+    return teacher(recipe.teacher, grid=grid, pretrained=given != "random", checkpoint=weights).to(device)
+
+
+def _source(recipe: ImageNet, latents: Latents, options: Options, device: torch.device) -> Batches:
+    """The latents' batches on the device, read by a thread of their own."""
+    settings: dict[str, Any] = {
+        "size": recipe.batch, "seed": recipe.seed, "shard": recipe.shard, "mirror": recipe.mirror,
+        "rank": options.world.rank, "world": options.world.size, "images": options.images if recipe.align else None,
+    }  # fmt: skip
+
+    def source(start: int) -> Iterator[tuple[Any, ...]]:
+        options.world.on_main(lambda: _keep_mean(options.out, latents))
+        for batch in prefetch(functools.partial(latents.batches, start=start, **settings)):
+            yield tuple(_move(x, device) for x in batch)
+
+    return source
+
+
+def _move(x: Tensor, device: torch.device) -> Tensor:
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+
+
+def _about(latents: Latents) -> dict[str, Any]:
+    """What sampling needs to know of the latents, and resuming to recognise them."""
+    index = latents.index
+    return {
+        "latents": str(latents.folder), "fingerprint": latents.fingerprint, "shape": list(latents.shape), "size": latents.size,
+        "num_classes": latents.num_classes, "classes": list(latents.classes), "images": len(latents), "vae": index["vae"],
+        "vae_fingerprint": index["fingerprint"],
+    }  # fmt: skip
+
+
+def _keep_mean(out: Path, latents: Latents) -> None:
+    """E[x1] beside the run: what debiasing ΔFM needs after the latents are gone."""
+    buffer = io.BytesIO()
+    np.save(buffer, latents.mean.numpy(), allow_pickle=False)
+    checkpoint.write_bytes(out / MEAN, buffer.getvalue())
+
+
+def read_about(out: Path) -> dict[str, Any]:
+    """The "data" part of a run's config.json; CheckpointError where there is no ImageNet run."""
+    file = out / "config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{out} is no run of cfm-lite train imagenet: {file} cannot be read ({error}). Give its folder.") from None
+
+
+def _check_same_latents(out: Path, latents: Latents) -> None:
+    before = read_about(out)
+    if before["fingerprint"] != latents.fingerprint:
+        raise ResumeMismatchError(
+            f"the run in {out} was trained on the latents {before['latents']} ({before['fingerprint'][:12]}); {latents.folder} holds "
+            f"others ({latents.fingerprint[:12]}). Give the same latents, or start a new run."
+        )
+
+
+def _tensorboard(out: Path, world: World) -> tuple[Callable[[Mapping[str, float]], None] | None, Callable[[], None]]:
+    if not world.is_main:
+        return None, lambda: None
+    optional("tensorboard", "imagenet")
+    writer = optional("torch.utils.tensorboard", "imagenet").SummaryWriter(str(out / "tensorboard"))
+
+    def listen(line: Mapping[str, float]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(line["step"]))
+
+    return listen, writer.close

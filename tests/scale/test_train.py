@@ -1,0 +1,173 @@
+"""A run on latents: what it leaves, how it goes on, and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from cfm_lite import checkpoint, cli
+from cfm_lite.data import images, prepare
+from cfm_lite.data.latents import Latents
+from cfm_lite.errors import ConfigError, DataError, DiskFullError, ResumeMismatchError
+from cfm_lite.models import SiT, export_official, load_official
+from cfm_lite.recipes import imagenet
+from cfm_lite.scale import dry_run as scale_dry_run
+from cfm_lite.scale.dry_run import Made, dry_run
+from cfm_lite.scale.train import Options, train_imagenet
+from tests.networks import same_parameters
+from tests.scale.conftest import SMALL
+
+
+def go(recipe, data, out, **how):
+    return train_imagenet(recipe, data, Options(out, **({"log_every": 1, "progress": False} | how)))
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_config_log_mean_and_checkpoint(run, data):
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe"]["network"] == "SiT-Ti/2"
+    assert config["data"]["fingerprint"] == data.fingerprint
+    assert config["data"]["vae"] == "tiny"
+    assert len(losses(run)) == 6
+    assert (run / "latent_mean.npy").exists()
+    assert checkpoint.latest(run / "checkpoints").name == "step-00000006"
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data, run, tmp_path):
+    go(SMALL.changed(steps=3), data, tmp_path / "run")
+    resumed = go(SMALL, data, tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run") == losses(run)
+    whole = checkpoint.load(checkpoint.latest(run / "checkpoints"))
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, whole.weights[f"ema.{name}"])
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_the_micro_batch_does_not_change_the_loss_curve(data, run, tmp_path, micro):
+    go(SMALL, data, tmp_path / "run", micro_batch=micro)
+    assert losses(tmp_path / "run") == pytest.approx(losses(run), abs=1e-6)
+    assert f"{8 // micro} micro-batches x {micro}" in json.loads((tmp_path / "run" / "config.json").read_text())["split"]
+
+
+def test_bf16_losses_are_those_of_float32_within_two_percent(data, run, tmp_path):
+    go(SMALL.changed(precision="bf16"), data, tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(run), rel=0.02)
+
+
+def test_the_loss_falls(data, tmp_path):
+    go(SMALL.changed(steps=40), data, tmp_path / "run")
+    curve = losses(tmp_path / "run")
+    assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+
+
+def test_repa_sees_the_pictures_and_another_teacher_is_another_run(data, pictures, tmp_path):
+    recipe = imagenet("repa_vecor", model="SiT-Ti/2", batch=8, shard=2, steps=2, size=32, teacher="vit_tiny_patch16_224")
+    torch.manual_seed(0)  # the random teacher's weights
+    go(recipe, data, tmp_path / "a", images=pictures, teacher="random")
+    go(recipe.changed(teacher="vit_tiny_patch16_384"), data, tmp_path / "b", images=pictures, teacher="random")
+    line = json.loads((tmp_path / "a" / "log.jsonl").read_text().splitlines()[0])
+    assert {"flow_matching", "repulsion", "alignment"} <= set(line)
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")
+    with pytest.raises(ConfigError, match="--images"):
+        go(recipe, data, tmp_path / "c", teacher="random")
+    shutil.copytree(pictures, tmp_path / "moved")
+    (tmp_path / "moved" / "class1" / "003.png").unlink()
+    with pytest.raises(DataError, match=r"003\.png"):
+        go(recipe.changed(steps=3), data, tmp_path / "d", images=tmp_path / "moved", teacher="random")
+
+
+def test_an_official_checkpoint_is_fine_tuned_and_exported_again(data, tmp_path):
+    official = SiT(4, 2, 4, 64, 2, 2, num_classes=3)
+    loaded = load_official(export_official(official, format="repa"), format="repa", num_heads=2)
+    run = go(SMALL, data, tmp_path / "run", start=loaded)
+    assert not same_parameters(run.model, official)
+    back = load_official(export_official(run.model, format="sit"), format="sit", num_heads=2)
+    assert same_parameters(back, run.model)
+
+
+def test_tensorboard_writes_beside_the_lines(data, tmp_path):
+    go(SMALL.changed(steps=2), data, tmp_path / "run", tensorboard=True)
+    assert [path for path in (tmp_path / "run" / "tensorboard").iterdir() if path.stat().st_size > 100]
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_wrong_settings_are_refused_before_a_folder_is_made(data, tmp_path):
+    out = tmp_path / "run"
+    for recipe, words in (
+        (SMALL.changed(size=256), "--size 32"),
+        (SMALL.changed(batch=32), "larger than the data"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            go(recipe, data, out)
+    with pytest.raises(ConfigError, match="1000 classes and the latents 3"):
+        go(SMALL, data, out, start=SiT(4, 2, 4, 64, 2, 2))
+    with pytest.raises(ConfigError, match="whole shards"):
+        go(SMALL, data, out, micro_batch=3)
+    assert not out.exists()
+
+
+def test_a_run_is_not_written_over_and_not_continued_on_other_latents(data, run, pictures, codec, tmp_path):
+    with pytest.raises(ConfigError, match="--resume"):
+        go(SMALL, data, run)
+    prepare.prepare(images.find(pictures), tmp_path / "L", codec, size=32, rows=5, progress=False)
+    with pytest.raises(ResumeMismatchError, match="Give the same latents"):
+        go(SMALL, Latents(tmp_path / "L"), run, resume=True)
+    with pytest.raises(ResumeMismatchError, match="belongs to another run"):
+        go(SMALL.changed(weight=0.1), data, run, resume=True)
+
+
+def test_a_dry_run_says_throughput_memory_and_time(data, tmp_path):
+    report = dry_run(SMALL, data, Options(tmp_path / "run"))
+    for words in ("images/s", "ms a step", "GiB", "6 steps will take", "1 ranks x 1 micro-batches x 8 images = 8"):
+        assert words in report
+    assert not (tmp_path / "run").exists()
+    assert "1000 classes" in dry_run(SMALL, None, Options(tmp_path / "run"))
+
+
+def test_a_dry_run_finds_a_full_disk_and_damaged_latents(data, folder, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(scale_dry_run.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DiskFullError, match="1,000 free"):
+        dry_run(SMALL, data, Options(tmp_path / "run"))
+    monkeypatch.undo()
+    copy = shutil.copytree(folder, tmp_path / "L")
+    late = Latents(copy)
+    (copy / "shard-00000.npy").write_bytes(b"x")
+    with pytest.raises(DataError, match="shard-00000"):
+        dry_run(SMALL, late, Options(tmp_path / "run"))
+
+
+def test_a_missing_gpu_is_one_line(capsys, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert cli.main(["train", "imagenet", "--device", "cuda", "--latents", str(tmp_path)]) == 2
+    assert "--device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["train", "imagenet"], 2, "--latents"),
+        (["train", "imagenet", "--latents", "nowhere"], 3, "cfm-lite prepare imagenet"),
+        (["train", "imagenet", "--method", "vecore", "--dry-run"], 2, "Did you mean 'vecor'"),
+        (["train", "imagenet", "--model", "SiT-XL/3", "--dry-run"], 2, "SiT-XL/2"),
+        (["train", "imagenet", "--set", "mirror=maybe", "--dry-run"], 2, "mirror='maybe' is no bool"),
+        (["prepare", "imagenet"], 2, "--out"),
+        (["prepare", "imagenet", "--images", "nowhere", "--out", "x"], 3, "nowhere"),
+        (["evaluate", "--samples", "nowhere", "--reference", "nowhere", "--inception", "standin"], 3, "cfm-lite sample"),
+        (["evaluate", "--samples", "nowhere", "--reference", "nowhere", "--inception", "nowhere.pth"], 4, "nowhere.pth"),
+    ],
+)
+def test_each_wrong_command_is_one_line_and_its_exit_code(argv, code, words, capsys):
+    assert cli.main(argv) == code
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_made_data_has_what_a_model_asks_for():
+    assert Made((4, 2, 2), 7).num_classes == 7

@@ -1,0 +1,108 @@
+"""The one scale between images, moments and latents."""
+
+import warnings
+
+import pytest
+import torch
+
+from cfm_lite.data.codec import VAES, Codec, Scaling, open_codec, tiny_vae
+from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.models import SiT
+from cfm_lite.negatives import perturbed
+from cfm_lite.objective import vecor
+from cfm_lite.perturbations import crop_resize
+
+
+@pytest.fixture(scope="module")
+def codec():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return open_codec("tiny")
+
+
+def test_scaling_and_its_inverse():
+    z = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    scaling = Scaling(0.3, 0.7)
+    torch.testing.assert_close(scaling.unscaled(scaling.scaled(z)), z, rtol=0, atol=1e-14)
+    assert Scaling().scale == 0.18215
+
+
+def test_a_draw_is_mean_plus_std_times_noise_then_scaled():
+    moments = torch.rand(5, 2, 4, 3, 3)
+    noise = torch.randn(5, 4, 3, 3)
+    expected = (moments[:, 0] + moments[:, 1] * noise - 0.1) * 2
+    torch.testing.assert_close(Scaling(2.0, 0.1).draw(moments, noise), expected)
+    torch.testing.assert_close(Scaling(2.0, 0.1).draw(moments), (moments[:, 0] - 0.1) * 2)
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": float("nan")}, {"shift": float("inf")}, {"scale": "x"}])
+def test_a_scale_that_is_no_scale_is_refused(wrong):
+    with pytest.raises(ConfigError):
+        Scaling(**wrong)
+
+
+def test_moments_are_those_of_the_network(codec):
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    moments = codec.moments(images)
+    assert moments.shape == (2, 2, 4, 4, 4)
+    law = codec.vae.encode(images / 127.5 - 1).latent_dist
+    torch.testing.assert_close(moments[:, 0], law.mean)
+    torch.testing.assert_close(moments[:, 1], law.std)
+
+
+def test_encode_and_decode_use_the_scale_once_each(codec):
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    z = codec.encode(x)
+    latent = codec.vae.encode(x).latent_dist.mean
+    torch.testing.assert_close(z, latent * 0.18215)
+    torch.testing.assert_close(codec.decode(z), codec.vae.decode(latent).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_are_the_nearest_levels(codec):
+    z = torch.randn(2, 4, 4, 4)
+    expected = ((codec.decode(z) + 1) * 127.5).round().clamp(0, 255)
+    assert codec.pixels(z).dtype == torch.uint8
+    assert torch.equal(codec.pixels(z).float(), expected)
+
+
+def test_equal_seeds_give_equal_networks_and_leave_the_global_generator_alone(codec):
+    before = torch.random.get_rng_state()
+    again, other = Codec(tiny_vae(0), "tiny"), Codec(tiny_vae(1), "tiny")
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert again.fingerprint == codec.fingerprint != other.fingerprint
+
+
+def test_the_fingerprint_counts_the_scale(codec):
+    assert Codec(codec.vae, "tiny", Scaling(0.5)).fingerprint != codec.fingerprint
+
+
+def test_another_vae_than_the_latents_is_refused(codec):
+    with pytest.raises(DataError, match="not the one that made the latents"):
+        open_codec("tiny", fingerprint="0" * 64)
+    assert open_codec("tiny", fingerprint=codec.fingerprint).fingerprint == codec.fingerprint
+
+
+def test_a_local_folder_is_opened_and_an_unknown_name_is_refused(codec, tmp_path):
+    codec.vae.save_pretrained(tmp_path / "vae")
+    assert open_codec(str(tmp_path / "vae")).fingerprint == codec.fingerprint
+    with pytest.raises(DataError, match="sd-vae-ft-ema"):
+        open_codec("sd-vae")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="--vae FOLDER"):
+        open_codec(str(tmp_path / "empty"))
+    assert set(VAES) == {"sd-vae-ft-ema", "sd-vae-ft-mse"}
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32).byte(), torch.zeros(1, 3, 30, 32).byte()])
+def test_images_that_do_not_fit_are_refused(codec, images):
+    with pytest.raises(ConfigError):
+        codec.moments(images)
+
+
+def test_image_space_negatives_pass_through_the_codec(codec):
+    model = SiT(4, 2, 4, 16, 1, 1, num_classes=3)
+    objective = vecor(model, perturb=crop_resize, space="image", codec=codec)
+    total, values = objective.at(0, 0)(torch.randn(4, 4, 4, 4), torch.tensor([0, 1, 2, 0]))
+    assert torch.isfinite(total)
+    assert values["repulsion"] > 0
+    assert perturbed(crop_resize, space="image", codec=codec).codec is codec

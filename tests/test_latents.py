@@ -1,0 +1,326 @@
+"""Latents on disk: what is written is what is read, damage is found, and order and noise are keyed."""
+
+import itertools
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cfm_lite.data import images, latents, prepare, shards
+from cfm_lite.data.codec import Codec, open_codec, tiny_vae
+from cfm_lite.data.latents import Latents, prefetch
+from cfm_lite.errors import ConfigError, DataError, DiskFullError
+from tests.pictures import made_folder
+from tests.processes import forked
+
+ROWS = 7  # 24 images make 3 whole shards and one of 3
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return open_codec("tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return made_folder(tmp_path_factory.mktemp("pictures") / "set")
+
+
+def go(folder, out, codec, **how):
+    return prepare.prepare(images.find(folder), out, codec, **({"size": 32, "rows": ROWS, "progress": False} | how))
+
+
+@pytest.fixture(scope="module")
+def made(folder, codec, tmp_path_factory):
+    out = tmp_path_factory.mktemp("latents") / "L"
+    go(folder, out, codec)
+    return out
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    import shutil
+
+    return shutil.copytree(made, tmp_path / "L")
+
+
+def every(data, mirrored=False):
+    return data.moments(torch.arange(len(data)), torch.full((len(data),), mirrored))
+
+
+def test_what_is_read_is_what_the_vae_gave(made, folder, codec):
+    data, found = Latents(made), images.find(folder)
+    pixels = torch.stack([images.load(file.path, 32) for file in found.files])
+    torch.testing.assert_close(every(data), codec.moments(pixels), rtol=1e-3, atol=1e-3)  # float16 on disk
+    assert data.keys == [file.key for file in found.files]
+    assert data.labels.tolist() == [file.label for file in found.files]
+    assert (data.shape, data.num_classes, data.size, len(data)) == ((4, 4, 4), 3, 32, 24)
+
+
+def test_a_mirror_is_the_encoding_of_the_flipped_image_not_the_flipped_encoding(made, folder, codec):
+    pixels = torch.stack([images.load(file.path, 32) for file in images.find(folder).files])
+    data = Latents(made)
+    torch.testing.assert_close(every(data, True), codec.moments(pixels.flip(-1)), rtol=1e-3, atol=1e-3)
+    assert (every(data, True) - every(data).flip(-1)).abs().max() > 0.01
+
+
+def test_the_index_holds_the_mean_of_the_scaled_latents_over_both_mirrors(made):
+    data = Latents(made)
+    means = torch.stack([every(data)[:, 0], every(data, True)[:, 0]]) * 0.18215
+    torch.testing.assert_close(data.mean, means.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(data.index["channel_mean"]), means.mean((0, 1, 3, 4)), rtol=1e-4, atol=1e-5)
+    drawn = torch.cat([data.draw(torch.arange(24), 0, step, 0)[0] for step in range(200)])
+    torch.testing.assert_close(drawn.std((0, 2, 3)), torch.tensor(data.index["channel_std"]), rtol=0.02, atol=0)
+
+
+def test_ranks_together_write_what_one_process_writes(made, folder, codec, tmp_path):
+    assert go(folder, tmp_path / "L", codec, rank=1, world=2) is None
+    with pytest.raises(DataError, match="not finished"):
+        Latents(tmp_path / "L")
+    index = go(folder, tmp_path / "L", codec, rank=0, world=2)
+    assert index is not None
+    assert index["self"] == Latents(made).fingerprint
+
+
+def test_a_second_run_encodes_only_what_is_missing(copy, folder, codec, monkeypatch):
+    whole = Latents(copy).fingerprint
+    (copy / "shard-00002.json").unlink()
+    (copy / "index.json").unlink()
+    encoded = []
+    plain = prepare.both_mirrors
+    monkeypatch.setattr(prepare, "both_mirrors", lambda codec, x: (encoded.append(len(x)), plain(codec, x))[1])
+    go(folder, copy, codec)
+    assert encoded == [ROWS]
+    assert Latents(copy).fingerprint == whole
+
+
+def test_a_damaged_shard_is_made_again_by_the_next_prepare(copy, folder, codec):
+    whole = Latents(copy).fingerprint
+    path = copy / "shard-00001.npy"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    go(folder, copy, codec)
+    assert Latents(copy).fingerprint == whole
+
+
+@pytest.mark.parametrize("change", ["vae", "size", "images", "rows"])
+def test_other_latents_are_never_mixed_in(copy, folder, codec, change, tmp_path):
+    other, how = folder, {}
+    if change == "vae":
+        codec = Codec(tiny_vae(1), "tiny")
+    elif change == "images":
+        other = made_folder(tmp_path / "set", each=5)
+    else:
+        how = {"size": 64} if change == "size" else {"rows": 8}
+    with pytest.raises(DataError, match="holds other latents") as error:
+        go(other, copy, codec, **how)
+    assert {"vae": "fingerprint", "size": "size: there 32, now 64", "images": "images", "rows": "rows"}[change] in str(error.value)
+
+
+def test_300_damaged_shards_are_all_found_and_named(copy):
+    rng = np.random.default_rng(0)
+    for trial in range(300):
+        path = copy / f"shard-{trial % 4:05d}.npy"
+        whole = path.read_bytes()
+        content = bytearray(whole)
+        at = int(rng.integers(len(content)))
+        if trial % 3 == 0:
+            content[at] ^= 1 << int(rng.integers(8))
+        elif trial % 3 == 1:
+            content = content[:at]
+        else:
+            content[at : at + 64] = bytes(b ^ 0x55 for b in content[at : at + 64])
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=path.name):
+            Latents(copy)
+        path.write_bytes(whole)
+    Latents(copy)
+
+
+@pytest.mark.parametrize("name", ["index.json", "labels.npy", "keys.txt", "mean.npy", "shard-00000.npy"])
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(DataError, match=name.split(".")[0]):
+        Latents(copy).keys
+
+
+def test_an_index_that_was_edited_is_refused(copy):
+    index = json.loads((copy / "index.json").read_text())
+    index["scale"] = 1.0
+    (copy / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="its own hash differs"):
+        Latents(copy)
+    index["format"] = 99
+    (copy / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="format 99"):
+        Latents(copy)
+
+
+def test_a_large_set_is_hashed_on_request_only(copy, monkeypatch):
+    path = copy / "shard-00001.npy"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr(latents, "CHECKED_AT_ONCE", 0)
+    data = Latents(copy)
+    with pytest.raises(DataError, match="shard-00001"):
+        data.verify()
+    with pytest.raises(DataError, match="shard-00001"):
+        Latents(copy, check="hashes")
+
+
+def test_a_shard_that_changes_during_training_is_found_where_it_is_not_finite(copy):
+    data = Latents(copy)
+    array = np.load(copy / "shard-00000.npy", mmap_mode="r+")
+    array[2] = np.nan
+    array.flush()
+    with pytest.raises(DataError, match="class0/002"):
+        every(data)
+
+
+def test_bad_images_are_left_out_and_listed_and_too_many_are_an_error(tmp_path, codec):
+    root = made_folder(tmp_path / "set")
+    (root / "class1" / "003.png").write_bytes(b"")
+    (root / "class0" / "zz.jpg").write_text("<html>")
+    index = go(root, tmp_path / "L", codec)
+    assert index is not None
+    assert [key for key, _ in index["skipped"]] == ["class0/zz.jpg", "class1/003.png"]
+    data = Latents(tmp_path / "L")
+    assert len(data) == 23
+    assert "class1/003.png" not in data.keys
+    assert data.labels.tolist() == [int(key[5]) for key in data.keys]
+    for name in ("000.png", "001.png"):
+        (root / "class2" / name).write_bytes(b"")
+    with pytest.raises(DataError, match="4 of 25 images cannot be read"):
+        go(root, tmp_path / "L2", codec)
+
+
+@pytest.mark.parametrize("poison", ["nan", "huge", "flat"])
+def test_latents_that_are_no_numbers_are_not_written(tmp_path, folder, codec, monkeypatch, poison):
+    def wrong(codec, x):
+        moments = plain(codec, x)
+        if poison == "flat":
+            moments[3, 0, 1] = 0
+        else:
+            moments[3, 0, 0, 0, 0, 0] = float("nan") if poison == "nan" else 1e6
+        return moments
+
+    plain = prepare.both_mirrors
+    monkeypatch.setattr(prepare, "both_mirrors", wrong)
+    with pytest.raises(DataError, match="class0/003"):
+        go(folder, tmp_path / "L", codec)
+
+
+def test_a_full_disk_is_said_and_loses_nothing(copy, folder, codec, monkeypatch):
+    import errno
+
+    (copy / "shard-00002.json").unlink()
+    before = (copy / "shard-00000.npy").read_bytes()
+    monkeypatch.setattr(shards, "publish", lambda content, path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(DiskFullError, match="shard-00002"):
+        go(folder, copy, codec)
+    assert (copy / "shard-00000.npy").read_bytes() == before
+
+
+def test_killed_builders_leave_what_an_uninterrupted_one_writes(folder, codec, tmp_path, monkeypatch):
+    """Twelve kills on the way, then a run to the end: the same bytes."""
+    go(folder, tmp_path / "whole", codec, batch=2)
+    plain, out, killed = shards.write, tmp_path / "L", 0
+
+    def slow(path, content):
+        time.sleep(0.02)
+        plain(path, content)
+
+    monkeypatch.setattr(shards, "write", slow)  # so that kills fall before, between and after the writes
+    for trial in range(12):
+        child = forked(lambda: go(folder, out, codec, batch=2))
+        time.sleep(0.03 + 0.04 * trial)
+        os.kill(child, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert killed >= 4
+    go(folder, out, codec, batch=2)
+    assert Latents(out).fingerprint == Latents(tmp_path / "whole").fingerprint
+
+
+def first_batches(data, n=4, **how):
+    return list(itertools.islice(data.batches(**({"size": 8, "shard": 4, "seed": 3} | how)), n))
+
+
+def test_batches_repeat_and_resume_bit_for_bit(made):
+    data = Latents(made)
+    a, b = first_batches(data), first_batches(data)
+    later = first_batches(data, 2, start=2)
+    for (x, y), (z, w) in [*zip(a, b), *zip(a[2:], later)]:
+        assert torch.equal(x, z)
+        assert torch.equal(y, w)
+    assert not torch.equal(a[0][0], first_batches(data, seed=4)[0][0])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_hold_the_parts_of_the_same_global_batches(made, world):
+    data = Latents(made)
+    whole = first_batches(data, shard=2)
+    parts = [first_batches(data, shard=2, rank=rank, world=world) for rank in range(world)]
+    for step, (x, y) in enumerate(whole):
+        assert torch.equal(x, torch.cat([part[step][0] for part in parts]))
+        assert torch.equal(y, torch.cat([part[step][1] for part in parts]))
+
+
+def test_every_image_comes_once_an_epoch_with_fresh_noise_and_half_of_them_mirrored(made):
+    data = Latents(made)
+    labels = torch.cat([y for _, y in first_batches(data, 3)])
+    assert torch.equal(labels.bincount(), torch.tensor([8, 8, 8]))
+    (a, m), (b, n) = data.draw(torch.arange(24), 0, 0, 0), data.draw(torch.arange(24), 0, 1, 0)
+    assert not torch.equal(a, b)
+    assert not torch.equal(m, n)
+    share = torch.cat([data.draw(torch.arange(24), 0, step, 0)[1] for step in range(50)]).float().mean()
+    assert abs(share - 0.5) < 0.06  # four standard deviations of 1,200 draws
+    assert not data.draw(torch.arange(24), 0, 0, 0, mirror=False)[1].any()
+
+
+def test_pictures_come_with_their_latents_mirrored_alike(made, folder, codec):
+    data = Latents(made)
+    for z, _, pixels in first_batches(data, 2, images=folder):
+        means = codec.moments(pixels)
+        noise = (data.scaling.unscaled(z) - means[:, 0]) / means[:, 1]
+        assert noise.std() == pytest.approx(1, abs=0.1)  # a picture of another row, or not mirrored, would add its difference
+        torch.testing.assert_close(noise.mean(), torch.zeros(()), rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"size": 25}, "larger than the data"),
+        ({"size": 12, "shard": 8, "world": 2}, "multiple of 16"),
+        ({"rank": 2, "world": 2}, "rank is 2"),
+        ({"size": 0}, "batch is 0"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(made, how, words):
+    with pytest.raises(ConfigError, match=words):
+        first_batches(Latents(made), **how)
+
+
+def test_prefetch_gives_the_same_in_order_and_passes_errors_on():
+    assert list(itertools.islice(prefetch(itertools.count), 50)) == list(range(50))
+
+    def broken():
+        yield 1
+        raise DataError("gone")
+
+    got = prefetch(broken)
+    assert next(got) == 1
+    with pytest.raises(DataError, match="gone"):
+        next(got)
+
+
+def test_wrong_ranks_and_sizes_are_refused_before_anything_is_written(folder, codec, tmp_path):
+    for how in ({"rank": 2, "world": 2}, {"world": 0}, {"size": 33}, {"rows": 0}, {"batch": 0}, {"workers": 0}):
+        with pytest.raises(ConfigError):
+            go(folder, tmp_path / "L", codec, **how)
+    assert not (tmp_path / "L").exists()
