@@ -146,7 +146,7 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
 
 
 def _some(x: Tensor) -> Tensor:
-    """At most COMPARED rows of `x`, evenly spaced: the first half of MNIST's test rows was written by neater hands than the second."""
+    """At most COMPARED rows of `x`, evenly spaced: the two halves of MNIST's test rows come from different groups of writers."""
     return x[:: -(-len(x) // COMPARED)]
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from cfm_lite import samplers
@@ -210,8 +210,7 @@ def frames(
 
 
 def _pixels(figure: Picture) -> np.ndarray:
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
+    canvas: Any = figure.canvas  # an Agg canvas: new_figure made it
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
 
@@ -251,18 +250,24 @@ def _webp(images: Sequence[Image.Image], durations: list[int]) -> bytes:
 
 def _gif(images: Sequence[Image.Image], durations: list[int]) -> bytes:
     palette = _palette([images[0], images[len(images) // 2], images[-1]])
-    flat = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    return _encoded(flat, "GIF", {"duration": durations, "optimize": False, "disposal": 1})
+    return _encoded([_indexed(image, palette) for image in images], "GIF", {"duration": durations, "optimize": False, "disposal": 1})
 
 
-def _palette(images: Sequence[Image.Image]) -> Image.Image:
-    """The 256 most frequent colours, as they are: mixing similar ones would turn white into grey and dull an arrow's colour."""
+def _palette(images: Sequence[Image.Image]) -> np.ndarray:
+    """The 256 most frequent colours (256, 3), as they are: mixing similar ones would turn white into grey and dull an arrow."""
     pixels = np.concatenate([np.asarray(image).reshape(-1, 3) for image in images])
     colors, counts = np.unique(pixels, axis=0, return_counts=True)
-    chosen = colors[np.argsort(-counts, kind="stable")[:256]]
-    holder = Image.new("P", (1, 1))
-    holder.putpalette(chosen.tobytes())
-    return holder
+    return colors[np.argsort(-counts, kind="stable")[:256]]
+
+
+def _indexed(image: Image.Image, palette: np.ndarray) -> Image.Image:
+    """The image with each colour replaced by the nearest of the palette; Pillow's own search is not exact."""
+    pixels = np.asarray(image)
+    colors, place = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    nearest = np.asarray(KDTree(palette.astype(float)).query(colors.astype(float))[1], dtype=np.uint8)
+    flat = Image.fromarray(nearest[place.ravel()].reshape(pixels.shape[:2]))
+    flat.putpalette(palette.tobytes())
+    return flat
 
 
 def _encoded(images: Sequence[Image.Image], kind: str, settings: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,146 @@
+"""The shipped networks: they load, they are protected, and they do what the notebooks say of them."""
+
+import shutil
+
+import pytest
+import torch
+
+from cfm_lite import experiments, metrics, pretrained, runs
+from cfm_lite.data import toy
+from cfm_lite.data.datasets import dataset
+from cfm_lite.draws import keyed_generator
+from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
+from cfm_lite.judges import judge_for
+from cfm_lite.models import MLP, SiT
+from tests.networks import same_parameters
+
+NAMES = sorted(pretrained.RECIPES)
+every_network = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """The shipped files in a folder of their own, where a test may damage them; nothing is remembered."""
+    shutil.copytree(pretrained.folder(), tmp_path / "checkpoints")
+    monkeypatch.setattr(pretrained, "folder", lambda: tmp_path / "checkpoints")
+    pretrained.load.cache_clear()
+    yield tmp_path / "checkpoints"
+    pretrained.load.cache_clear()
+
+
+def samples(name, y, steps=50):
+    model = pretrained.load(name)
+    run = runs.Run(model.recipe, model)
+    arm = experiments.ARMS[model.recipe.method]
+    return experiments.draw_samples(arm, run, dataset(model.recipe.dataset), y, steps, seed=1)
+
+
+def test_the_folder_holds_the_networks_of_the_recipes_and_is_small():
+    files = sorted(path.name for path in pretrained.folder().glob("*.safetensors"))
+    assert files == [f"{name}.safetensors" for name in NAMES]
+    assert sum(path.stat().st_size for path in pretrained.folder().iterdir()) <= 5_000_000
+
+
+@every_network
+def test_every_network_loads_frozen_with_the_recipe_that_trained_it(name):
+    model = pretrained.load(name)
+    assert model is pretrained.load(name)
+    assert model.recipe == pretrained.RECIPES[name]
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+    assert isinstance(model, SiT if model.recipe.model == "sit" else MLP)
+
+
+@every_network
+def test_a_flipped_byte_is_found_and_named(name, copied):
+    path = copied / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointCorruptError, match=f"{name}.safetensors is damaged"):
+        pretrained.load(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x08\0\0\0\0\0\0\0{}      "], ids=["empty", "short", "no header"])
+def test_a_file_of_another_kind_is_found_and_named(content, copied):
+    (copied / "toy_fm.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointCorruptError, match=r"toy_fm.safetensors is damaged"):
+        pretrained.load("toy_fm")
+
+
+def test_a_cut_file_is_found(copied):
+    path = copied / "toy_fm.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointCorruptError, match=r"toy_fm.safetensors is damaged"):
+        pretrained.load("toy_fm")
+
+
+def test_a_missing_file_says_how_to_get_it(copied):
+    (copied / "digits_fm.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"digits_fm.safetensors; git checkout data/checkpoints, or make it") as error:
+        pretrained.load("digits_fm")
+    assert not isinstance(error.value, CheckpointCorruptError)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'digits_fm'"):
+        pretrained.load("digit_fm")
+
+
+def test_an_installation_without_a_checkout_is_told_so(monkeypatch):
+    monkeypatch.setattr(pretrained, "checkout", lambda: None)
+    with pytest.raises(CheckpointError, match="clone it"):
+        pretrained.folder()
+
+
+def test_what_is_made_is_what_is_loaded(copied, monkeypatch):
+    trained = {}
+    real = runs.train
+    monkeypatch.setattr(runs, "train", lambda *a, **k: trained.setdefault("run", real(*a, **k, progress=False)))
+    path = pretrained.make("toy_vecor", copied, steps=3, hidden_size=16)
+    model = pretrained.load("toy_vecor")
+    assert path == copied / "toy_vecor.safetensors"
+    assert model.recipe == pretrained.RECIPES["toy_vecor"].changed(steps=3, hidden_size=16)
+    assert same_parameters(model, trained["run"].model.half().float())
+
+
+def test_the_recorded_command_takes_names(monkeypatch, copied, capsys):
+    made = []
+    monkeypatch.setattr(pretrained, "make", lambda name, into: made.append(name) or into / name)
+    pretrained.main(["toy_fm", "toy_vecor"])
+    assert made == ["toy_fm", "toy_vecor"]
+    made.clear()
+    pretrained.main([])
+    assert made == list(pretrained.RECIPES)
+    with pytest.raises(ConfigError, match="Did you mean 'toy_fm'"):
+        pretrained.main(["toy_vecor", "toy_f"])
+    assert made == list(pretrained.RECIPES)  # names are checked before anything is trained
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("digits")])
+def test_the_judge_reads_what_the_digit_networks_draw(name):
+    y = experiments.balanced_labels(10, 400)
+    x = samples(name, y)
+    with torch.no_grad():
+        right = float(metrics.accuracy(judge_for("digits")(x), y))
+    assert right >= 0.95
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("toy")])
+def test_the_toy_networks_land_on_their_class(name):
+    data = dataset("two_classes")
+    y = experiments.balanced_labels(2, 2000)
+    values = experiments.measure(samples(name, y), y, data, None)
+    assert values["accuracy"] >= 0.95
+    # noise is at 0.133, other data at 0.001; the repelled fields overshoot on purpose: their optimum is stretched by 1/(1 - 0.35)
+    assert values["mmd"] < (0.005 if name in ("toy_fm", "toy_dispersive") else 0.05)
+
+
+def test_the_plain_toy_network_is_near_the_exact_field():
+    mixture, g = toy.mixture("two_classes"), keyed_generator("cpu", 2, "probe")
+    x1, y = mixture.sample(4000, generator=g)
+    t = 0.05 + 0.9 * torch.rand(4000, generator=g)
+    x_t = t[:, None] * x1.float() + (1 - t[:, None]) * torch.randn(4000, 2, generator=g)
+    exact = mixture.velocity(x_t, t, y)
+    assert float((pretrained.load("toy_fm")(x_t, t, y) - exact).square().mean() / exact.square().mean()) < 0.02
