@@ -109,7 +109,7 @@ def sign_trap(answer: Callable[[Tensor, float, Tensor], Any]) -> str | None:
         if torch.allclose(mine, v, atol=1e-5):
             continue
         if torch.allclose(mine, (1 - weight) * moved - weight * mean, atol=1e-5):
-            return "this is the copied line: it takes the mean away a second time. In our time v changes its sign, the mean of the data does not."
+            return "the copied line takes the mean away once more. In our time v changes its sign, the mean of the data does not."
         if torch.allclose(mine, (moved - weight * mean) / (1 - weight), atol=1e-5):
             return "this re-targets a second time, away from the mean. The inverse is asked for: from ΔFM's optimum back to v."
         if torch.allclose(mine, -v, atol=1e-5):
@@ -122,7 +122,7 @@ def sign_trap(answer: Callable[[Tensor, float, Tensor], Any]) -> str | None:
 
 @exercise("7.5")
 def control_share(answer: Callable[[Tensor, Tensor, Tensor], Any]) -> str | None:
-    """explained(base, control, target) = 1 - E|control - target|^2 / E|base - target|^2."""
+    """share(base, control, target) = 1 - E|control - target| / E|base - target|."""
     g = torch.Generator().manual_seed(0)
     target = torch.randn(40, 3, generator=g, dtype=torch.float64)
     base = target + 2 * torch.randn(40, 3, generator=g, dtype=torch.float64) + 0.5
@@ -133,17 +133,17 @@ def control_share(answer: Callable[[Tensor, Tensor, Tensor], Any]) -> str | None
     mine = _number(given)
     if mine.dim():
         return f"your function returns the shape {tuple(mine.shape)}; take the means over the rows and return one number."
-    far, near = ((x - target).square().sum(1) for x in (base, control))
+    far, near = ((x - target).norm(dim=1) for x in (base, control))
     if _close(mine, 1 - near.mean() / far.mean()):
         return None
     if _close(mine, near.mean() / far.mean()):
         return "this is the share that is missing; one minus it is the share that is explained."
     if _close(mine, 1 - far.mean() / near.mean()):
         return "upside down: the distance of the control belongs above, that of the base below."
-    if _close(mine, 1 - near.sqrt().mean() / far.sqrt().mean()):
-        return "these are distances; take their squares before the mean."
+    if _close(mine, 1 - near.square().mean() / far.square().mean()):
+        return "these are squared distances; the few rows that are far away then decide alone. Take .norm(dim=1) without a square."
     if _close(mine, (1 - near / far).mean()):
         return "you divided row by row. Take both means first, then divide; else one row with a small denominator decides."
-    if _close(mine, 1 - (control - base).square().sum(1).mean() / far.mean()):
+    if _close(mine, 1 - (control - base).norm(dim=1).mean() / far.mean()):
         return "the distances are those to the target, for the control and for the base."
-    return "not yet. Two mean squared distances to the target: that of the control, divided by that of the base, taken from 1."
+    return "not yet. Two mean distances to the target: that of the control, divided by that of the base, taken from 1."
