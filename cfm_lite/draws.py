@@ -105,8 +105,10 @@ def independent(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor
 def minibatch_ot(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Noise permuted so that the sum of squared distances to the data (B, *dims) is least; x1 and y keep their order.
 
-    The assignment problem is solved on the host, in O(B^3): this synchronises with the device. Raises ConfigError for
-    shapes that differ and for NaN or infinite values. Reference: Tong et al. 2024 (arXiv:2302.00482), section 3.2.
+    The pairing does not look at y: with labels, each class gets its own part of the noise, which sampling does not know (Cheng
+    and Schwing 2025, arXiv:2503.10636). The assignment problem is solved on the host, in O(B^3): this synchronises with the
+    device. Raises ConfigError for shapes that differ and for NaN or infinite values. Reference: Tong et al. 2024
+    (arXiv:2302.00482), section 3.2.
     """
     _check_pair(x0, x1, y)
     noise, data = (x.detach().reshape(len(x), -1).to("cpu", torch.float64) for x in (x0, x1))

@@ -50,6 +50,9 @@ BUILDERS: dict[str, Callable[[], viz.Picture]] = {
     "spreading": lambda: viz.spreading(RUNS, circle=1.0),
     "profiles": lambda: viz.profiles(LINES, xlabel="after block"),
     "profiles, curves": lambda: viz.profiles({"norm": {"fm": (np.arange(50), np.arange(50.0))}}, xlabel="step", whole=False),
+    "profiles, smooth": lambda: viz.profiles(
+        {"loss": {"fm": (np.arange(50), np.arange(50.0)), "my run": (np.arange(50), np.ones(50))}}, xlabel="step", whole=False, smooth=5
+    ),
     "paired_differences": lambda: viz.paired_differences(GROUPS, xlabel="Fréchet distance minus that of FM"),
 }
 every_figure = pytest.mark.parametrize("name", list(BUILDERS))
@@ -147,6 +150,14 @@ def test_profiles_have_a_panel_per_quantity_and_a_colour_per_network() -> None:
         assert [tick for tick in axes.get_xticks()] == [1, 2, 3]
 
 
+def test_a_running_mean_lies_over_the_pale_values() -> None:
+    raw, mean, _, flat = figure("profiles, smooth").axes[0].lines
+    assert raw.get_alpha() < 0.5
+    assert mean.get_color() != flat.get_color()
+    assert np.allclose(mean.get_ydata()[2:-2], np.arange(2, 48))  # the mean of a straight line is the line
+    assert np.allclose(flat.get_ydata(), 1)
+
+
 def test_only_an_interval_without_zero_gets_a_filled_dot() -> None:
     (axes,) = figure("paired_differences").axes
     filled = {}
@@ -174,6 +185,7 @@ def test_only_an_interval_without_zero_gets_a_filled_dot() -> None:
         (lambda: viz.spreading({}), "without entries"),
         (lambda: viz.profiles({}, xlabel="block"), "no quantity"),
         (lambda: viz.profiles({"norm": {"fm": ((1, 2), (1.0,))}}, xlabel="block"), "one y for every x"),
+        (lambda: viz.profiles(LINES, xlabel="block", smooth=0), "smooth"),
         (lambda: viz.paired_differences({"hinge": []}, xlabel="x"), "no rows"),
         (lambda: viz.paired_differences({"hinge": [difference("fm", math.nan, 0, 1)]}, xlabel="x"), "NaN"),
         (lambda: viz.paired_differences(GROUPS, xlabel="x", good="left"), "good"),

@@ -129,6 +129,8 @@ def verdict(answer: Callable[[Difference], str]) -> str | None:
     }
     for case, (difference, right) in cases.items():
         said = answer(difference)
+        if said is None:
+            return 'not answered yet: the function returns None. Return "better", "worse" or "unclear".'
         if said != right:
             why = "Lower is better for a distance." if {said, right} == {"better", "worse"} else "Look at low and high, not at the mean."
             return f"{case}: you say {said!r}. {why} What does an interval that contains zero (or no interval) allow you to say?"

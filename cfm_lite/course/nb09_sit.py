@@ -23,6 +23,8 @@ def paste(answer: Callable[..., Tensor]) -> str | None:
     with torch.device("meta"):
         model = SiT(input_size=side * p, patch_size=p, in_channels=channels, hidden_size=8, depth=1, num_heads=1, num_classes=1)
     right, yours = model.unpatchify(tokens), answer(tokens, side, p, channels)
+    if yours is None:
+        return "not answered yet: the function returns None."
     if not isinstance(yours, Tensor):
         return f"return a tensor; yours is a {type(yours).__name__}."
     if yours.shape != right.shape:

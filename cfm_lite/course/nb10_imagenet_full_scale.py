@@ -19,7 +19,7 @@ def accumulation(answer: Callable[[int, int, int], int]) -> str | None:
         if seen == batch // gpus and micro > 1:
             return "that is how many images a GPU holds; how many micro-batches of `micro` images are these?"
         if not math.isclose(float(seen), wanted):
-            return f"for a batch of {batch} on {gpus} GPUs in micro-batches of {micro}, gpus x micro x (answer) must be {batch}; you gave {seen}."
+            return f"a batch of {batch} on {gpus} GPUs, {micro} images at once: gpus x micro x (answer) must be {batch}; you gave {seen}."
     return None
 
 
@@ -57,5 +57,7 @@ def days(answer: Callable[[int, int, float], float]) -> str | None:
         ):
             if math.isclose(seen, wanted * factor, rel_tol=1e-3):
                 return hint
-        return f"{steps:,} steps of {batch} images at {speed:g} images a second: how many images, how many seconds? You gave {seen:.4g} days."
+        return (
+            f"{steps:,} steps of {batch} images at {speed:g} images a second: how many images, how many seconds? You gave {seen:.4g} days."
+        )
     return None

@@ -3,6 +3,7 @@
 Features of a batch are (B, d). A class is drawn as its numeral, so that ten classes are told apart without ten colours.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from cfm_lite.checks import check_choice, check_number
+from cfm_lite.checks import check_choice, check_count, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.lazy import optional
 from cfm_lite.viz import artists
@@ -24,6 +25,7 @@ from cfm_lite.viz.style import (
     NOISE,
     TIME_MAP,
     TRUTH,
+    MethodStyle,
     Picture,
     as_array,
     frame,
@@ -168,24 +170,30 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 @styled
-def profiles(lines: Mapping[str, Mapping[str, Line]], *, xlabel: str, whole: bool = True, zero: bool = True) -> Picture:
+def profiles(lines: Mapping[str, Mapping[str, Line]], *, xlabel: str, whole: bool = True, zero: bool = True, smooth: int = 1) -> Picture:
     """A panel per quantity, and in it a line (x, y) per network: `lines[quantity][network]`, such as the norm after each block.
 
     Networks keep one look in all panels; names of methods have their colours. `whole` puts ticks on the values of x alone, `zero`
-    lets every vertical axis reach 0. Raises ConfigError for NaN, x and y of different lengths and empty mappings.
+    lets every vertical axis reach 0. `smooth` above 1 draws a running mean over that many values, over the pale values themselves.
+    Raises ConfigError for NaN, x and y of different lengths and empty mappings.
     """
     if not isinstance(lines, Mapping) or not lines or not all(lines.values()):
         raise ConfigError("lines has no quantity, or a quantity without a line; pass {'norm': {'fm': (x, y)}}.")
     columns = len(lines)
-    figure, axes = panels(1, columns, width=min(11.0, 0.9 + 3.2 * columns), height=3.1)
+    check_count("smooth", smooth)
+    looks = _looks(list(dict.fromkeys(name for group in lines.values() for name in group)))
+    figure, axes = panels(1, columns, width=min(11.0, 0.9 + (3.2 if columns > 2 else 4.2) * columns), height=3.1)
     handles: dict[str, Any] = {}
     for panel, (quantity, group) in zip(axes[0], lines.items()):
         for name, (x, y) in group.items():
             xs, ys = as_array(f"x of {name!r}", x, None), as_array(f"y of {name!r}", y, None)
             if len(xs) != len(ys):
                 raise ConfigError(f"lines[{quantity!r}][{name!r}] has {len(xs)} values of x and {len(ys)} of y; give one y for every x.")
-            look = method_style(name)
+            look = looks[name]
             mark = {"marker": look.marker, "markersize": 6.5, "markeredgecolor": "white"} if whole else {}
+            if smooth > 1:
+                panel.plot(xs, ys, color=look.color, alpha=0.22, linewidth=0.8)
+                ys = _running_mean(ys, smooth)
             (handles[look.label],) = panel.plot(xs, ys, color=look.color, linestyle=look.line, **mark)
         if whole:
             panel.set_xticks(sorted({float(v) for x, _ in group.values() for v in x}))
@@ -195,6 +203,21 @@ def profiles(lines: Mapping[str, Mapping[str, Line]], *, xlabel: str, whole: boo
         panel.set(xlabel=xlabel, ylabel=quantity)
     figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=min(len(handles), 4), handlelength=2.6)
     return figure
+
+
+def _looks(names: Sequence[str]) -> dict[str, MethodStyle]:
+    """Methods look as everywhere; other names take turns, so that two of them never look alike."""
+    others = [name for name in names if name not in METHOD_STYLES]
+    turns = itertools.cycle(zip((MODEL, "#3D5A80", "#8E6C5A", "#7A7A2E"), "os^D"))
+    return {name: method_style(name) for name in names if name in METHOD_STYLES} | {
+        name: MethodStyle(name, *look) for name, look in zip(others, turns)
+    }
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of each value and its neighbours, `width` in all; fewer near the ends."""
+    window = np.ones(min(width, len(values)))
+    return np.convolve(values, window, mode="same") / np.convolve(np.ones(len(values)), window, mode="same")
 
 
 @styled

@@ -5,6 +5,7 @@ colour scale, so that two panels can be compared by eye. Names of methods ("fm",
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -53,7 +54,9 @@ def _row(names: Sequence[str], limits: Limits, heading: str, right: float, entri
     columns = _columns(len(names))
     rows = math.ceil(len(names) / columns)
     lines = len(entries) if columns == 1 else min(len(entries), 1)
-    figure, axes = artists.squares(rows, columns, limits, right=right, top=0.75 if heading else 0.4, bottom=0.6 + 0.25 * lines)
+    heading = textwrap.fill(heading, 30) if columns == 1 else heading
+    top = 0.4 + 0.35 * bool(heading) + 0.25 * heading.count("\n")
+    figure, axes = artists.squares(rows, columns, limits, right=right, top=top, bottom=0.6 + 0.25 * lines)
     left = axes[0, 0].get_position().x0
     figure.suptitle(heading, x=left, y=1 - 0.12 / figure.get_figheight(), ha="left")
     artists.bottom_legend(figure, entries, left, ncols=1 if columns == 1 else len(entries))
