@@ -1,5 +1,7 @@
 """What the full-scale tests share: made images, their latents through the tiny VAE, and one short run."""
 
+from pathlib import Path
+
 import pytest
 
 from cfm_lite.data import images, prepare
@@ -45,5 +47,5 @@ def run(data, tmp_path_factory):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "/scale/" in str(item.path):
+        if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.scale)
