@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from cfm_lite import experiments, metrics, pretrained, runs
-from cfm_lite.data import toy
+from cfm_lite import experiments, guidance, metrics, pretrained, runs, samplers
+from cfm_lite.data import mnist, toy
 from cfm_lite.data.datasets import dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
@@ -125,6 +125,18 @@ def test_the_judge_reads_what_the_digit_networks_draw(name):
     with torch.no_grad():
         right = float(metrics.accuracy(judge_for("digits")(x), y))
     assert right >= 0.95
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("mnist")])
+def test_the_mnist_networks_draw_the_digit_that_is_asked_for(name):
+    images, labels = mnist.load("train", limit=5000)
+    means = torch.stack([images[labels == c].mean(0) for c in range(10)]).flatten(1)
+    y = experiments.balanced_labels(10, 200)
+    model, noise = pretrained.load(name), torch.randn(200, 1, 28, 28, generator=keyed_generator("cpu", 0, "noise"))
+    x = samplers.sample(guidance.cfg(model, y, 2.0), noise, torch.linspace(0, 1, 17), samplers.euler)
+    read = torch.cdist(x.flatten(1), means).argmin(1)  # the nearest class mean: a weak reader, right on four of five real images
+    assert float((read == y).float().mean()) >= 0.75
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("toy")])
