@@ -179,7 +179,7 @@ def field_error(
     inside = _likely(density, x)
     top = max(float(np.abs(error[inside]).max()) for error in errors.values()) or 1.0
     heading = f"Speed error along the exact velocity at $t$ = {t:g}"
-    figure, axes = _row(list(errors), limits, heading, 1.0, _backdrop_entries(None, density))
+    figure, axes = _row(list(errors), limits, heading, 1.2, _backdrop_entries(None, density))
     _backdrop(axes, limits, None, density)
     look = {"origin": "lower", "extent": limits, "cmap": DIVERGING, "vmin": -top, "vmax": top, "interpolation": "bilinear"}
     for panel, error in zip(axes, errors.values()):

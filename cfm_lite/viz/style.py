@@ -134,7 +134,9 @@ def method_style(name: str) -> MethodStyle:
 
 def method_title(name: str) -> str:
     """`name` as a reader should see it: a method's label, or the name itself with a capital letter."""
-    return METHOD_STYLES[name].label if name in METHOD_STYLES else name[:1].upper() + name[1:]
+    if name in METHOD_STYLES:
+        return METHOD_STYLES[name].label
+    return name[:1].upper() + name[1:] if name[:1].isascii() else name  # λ is no Λ
 
 
 def styled(build: Callable[P, R]) -> Callable[P, R]:
