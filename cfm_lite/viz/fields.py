@@ -28,6 +28,7 @@ from cfm_lite.viz.style import (
     as_tensor,
     method_title,
     styled,
+    text_width,
 )
 
 __all__ = ["field_error", "point_samples", "trajectories", "velocity_fields"]
@@ -55,6 +56,8 @@ def _row(names: Sequence[str], limits: Limits, heading: str, right: float, entri
     rows = math.ceil(len(names) / columns)
     lines = len(entries) if columns == 1 else min(len(entries), 1)
     heading = textwrap.fill(heading, 30) if columns == 1 else heading
+    if columns == 1 and entries:  # the legend below must fit
+        right = max(right, text_width(entries, 9.5) - 1.9)
     top = 0.4 + 0.35 * bool(heading) + 0.25 * heading.count("\n")
     figure, axes = artists.squares(rows, columns, limits, right=right, top=top, bottom=0.6 + 0.25 * lines)
     left = axes[0, 0].get_position().x0
