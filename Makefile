@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scale lint format bench lab notebooks test-notebooks test-browser slides figures wheel clean
+.PHONY: help demo test test-scale lint format bench lab notebooks html test-notebooks test-browser slides figures wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ lab: $(VENV)/.notebooks  ## open the course in JupyterLab, on this machine only,
 
 notebooks: $(VENV)/.test  ## run every notebook from a clean kernel and write its outputs (8 min)
 	$(BIN)/python notebooks/run.py
+
+html: $(VENV)/.notebooks  ## export the notebooks as they are to build/html, with pictures where the explorers are
+	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter nbconvert --to html --output-dir build/html notebooks/*.ipynb
 
 test-browser: $(VENV)/.browser  ## use every explorer in JupyterLab in a real browser (needs Chromium; screenshots in build/browser)
 	CFM_LITE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser

@@ -1,4 +1,4 @@
-"""Read by JupyterLab as `make lab` starts it, and by `jupyter nbconvert` in this folder.
+"""Read by JupyterLab as `make lab` starts it, and by `make html` (JUPYTER_CONFIG_PATH=notebooks).
 
 In an export an explorer is a picture; as a widget it would need a kernel.
 """

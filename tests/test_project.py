@@ -57,6 +57,7 @@ def test_the_version_stands_in_one_place_each():
         "bench",
         "lab",
         "notebooks",
+        "html",
         "test-notebooks",
         "test-browser",
         "slides",

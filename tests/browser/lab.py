@@ -52,7 +52,11 @@ def running_lab(folder: Path) -> Iterator[Lab]:
     quiet = Path(home) / "SETTINGS" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8")
-    environment = os.environ | own | {"CFM_LITE_FAST": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = (
+        os.environ
+        | own
+        | {"CFM_LITE_FAST": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_CONFIG_PATH": str(ROOT / "notebooks")}
+    )
     with open(Path(home) / "log.txt", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:

@@ -84,8 +84,8 @@ def cell_of(page, index: int):
 def test_a_student_can_run_drag_play_and_type(notebook, page, lab):
     labs.open_notebook(page, lab, f"{notebook}.ipynb")
     labs.run_all(page)
-    pictures = page.locator(PICTURE)
-    assert pictures.count() == len(NOTEBOOKS[notebook])
+    pictures, wanted = page.locator(PICTURE), len(NOTEBOOKS[notebook])
+    page.wait_for_function(f"() => document.querySelectorAll('{PICTURE}').length === {wanted}", timeout=60_000)
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']", has_text="Error").count() == 0
     for index, name in enumerate(NOTEBOOKS[notebook]):
         pictures.nth(index).scroll_into_view_if_needed()
@@ -145,7 +145,8 @@ def test_an_html_export_shows_the_pictures(folder, chromium):
     NotebookClient(source, timeout=120).execute()
     nbformat.write(source, folder / "export.ipynb")
     command = [sys.executable, "-m", "nbconvert", "--to", "html", str(folder / "export.ipynb")]
-    subprocess.run(command, check=True, capture_output=True, cwd=labs.ROOT / "notebooks")  # where its configuration lies
+    configured = os.environ | {"JUPYTER_CONFIG_PATH": str(labs.ROOT / "notebooks")}  # as make html and make lab set it
+    subprocess.run(command, check=True, capture_output=True, env=configured)
     context = chromium.new_context(offline=True, viewport={"width": 1440, "height": 1000})
     page = context.new_page()
     page.goto((folder / "export.html").as_uri())
