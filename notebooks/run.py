@@ -56,7 +56,12 @@ def _outputs(outputs: list[Any]) -> list[Any]:
             output.metadata.pop(WIDGET, None)
             if "image/png" in output.data:
                 output.data["image/png"] = _packed(output.data["image/png"])
-        if output.output_type == "stream" and kept and kept[-1].output_type == "stream" and kept[-1].name == output.name:
+        if (
+            output.output_type == "stream"
+            and kept
+            and kept[-1].output_type == "stream"
+            and kept[-1].name == output.name
+        ):
             kept[-1].text += output.text
         elif output.output_type != "stream" or output.name == "stdout" or output.text.strip():
             kept.append(output)
@@ -67,7 +72,9 @@ def _packed(png: str) -> str:
     """The picture in at most 256 colours where nobody sees the difference and that is smaller: plots have few, photographs many."""
     raw = base64.b64decode(png)
     whole = Image.open(io.BytesIO(raw)).convert("RGB")
-    few = whole.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # keeps rare colours, as in colour bars
+    few = whole.quantize(
+        256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    )  # keeps rare colours, as in colour bars
     worst = max(high for _, high in ImageChops.difference(whole, few.convert("RGB")).getextrema())
     buffer = io.BytesIO()
     (few if worst <= SEEN else whole).save(buffer, "png", optimize=True)
@@ -78,18 +85,24 @@ def keep_times(seconds: dict[str, float]) -> None:
     """Write the seconds of a default run beside those of the notebooks that were not run now."""
     rows = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else []
     known = {row["notebook"]: row for row in rows}
-    known |= {name: {"notebook": name, "seconds": round(value, 1), "cores": os.cpu_count()} for name, value in seconds.items()}
+    known |= {
+        name: {"notebook": name, "seconds": round(value, 1), "cores": os.cpu_count()} for name, value in seconds.items()
+    }
     TIMES.write_text(json.dumps([known[name] for name in sorted(known)], indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="which notebooks, by the beginning of their name, such as 04; default: all")
+    parser.add_argument(
+        "names", nargs="*", help="which notebooks, by the beginning of their name, such as 04; default: all"
+    )
     parser.add_argument("--fast", action="store_true", help="CFM_LITE_FAST=1: a small run; its times are not kept")
     parser.add_argument("--out", type=Path, default=HERE, help="where the executed notebooks go; default: in place")
     arguments = parser.parse_args()
     os.environ["CFM_LITE_FAST"] = "1" if arguments.fast else "0"
-    paths = [p for p in sorted(HERE.glob("[0-9]*.ipynb")) if not arguments.names or p.name.startswith(tuple(arguments.names))]
+    paths = [
+        p for p in sorted(HERE.glob("[0-9]*.ipynb")) if not arguments.names or p.name.startswith(tuple(arguments.names))
+    ]
     if not paths:
         known = ", ".join(p.stem for p in sorted(HERE.glob("[0-9]*.ipynb")))
         sys.exit(f"no notebook begins with {' or '.join(arguments.names)}; there are {known}.")
@@ -98,7 +111,10 @@ def main() -> None:
     for path in paths:
         notebook, seconds[path.stem] = execute(path)
         nbformat.write(clean(notebook), arguments.out / path.name)
-        print(f"{path.name}: {seconds[path.stem]:.1f} s, {(arguments.out / path.name).stat().st_size / 1e3:.0f} kB", flush=True)
+        print(
+            f"{path.name}: {seconds[path.stem]:.1f} s, {(arguments.out / path.name).stat().st_size / 1e3:.0f} kB",
+            flush=True,
+        )
     if not arguments.fast:
         keep_times(seconds)
 

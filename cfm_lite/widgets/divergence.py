@@ -29,17 +29,15 @@ def divergence(weight: float = 0.05, k: int = 1, method: str = "delta_fm") -> Ex
     gradient descent from 0. Right: where the exact paths of the two-class toy end.
     """
     limits = (-8.0, 8.0, -8.0, 8.0)
-    figure, axes = artists.squares(1, 3, limits, side=2.85, gap=0.95, right=0.2, top=0.62)
+    figure, axes = artists.squares(1, 3, limits, side=2.6, gap=0.95, right=0.2, top=0.62)
     loss, descent, plane = axes[0]
-    for panel, ylabel, name in (
-        (loss, "loss, in units of $|v - \\bar{u}_{-}|^2$", "The loss"),
-        (descent, "position $s$", "Gradient descent"),
-    ):
-        panel.set_aspect("auto")
-        panel.tick_params(labelleft=True)
-        panel.grid(True)
+    for panel, ylabel in ((loss, "loss, in units of $|v - \\bar{u}_{-}|^2$"), (descent, "position $s$"), (plane, "$x_2$")):
         panel.set(ylabel=ylabel)
-        panel.set_title(name, loc="left", fontsize=10.5, pad=8)
+        panel.tick_params(labelleft=True)
+    for panel in (loss, descent):
+        panel.set_aspect("auto")
+        panel.grid(True)
+    descent.set_title(r"Descent (dashed: $1/(1-\lambda K)$)", loc="left", fontsize=10.5, pad=8)
     loss.set(xlim=(-1, 9), ylim=(-12, 12), xlabel="position $s$ of the velocity")
     loss.set_xticks([0, 1, 3, 5, 7, 9])
     loss.plot(_S, (_S - 1) ** 2, color=ATTRACT, linewidth=1.3, linestyle="--")

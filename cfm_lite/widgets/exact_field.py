@@ -32,7 +32,7 @@ def exact_field(mixture: theory.GaussianMixture | None = None, *, n: int = 17, t
     """
     mixture = mixture or toy.mixture("two_classes")
     limits = _limits(mixture)
-    figure, axes = artists.squares(1, 3, limits, side=2.75, gap=0.36, right=2.0, top=0.62)
+    figure, axes = artists.squares(1, 3, limits, side=2.4, gap=0.36, right=2.0, top=0.62)
     x = artists.grid_points(limits, n)
     fine = torch.as_tensor(artists.grid_points(limits, _CELLS))
     data, labels = mixture.sample(500, generator=torch.Generator().manual_seed(0))

@@ -76,7 +76,7 @@ def guidance(scale: float = 2.0, method: str = "delta_fm", label: int = 0, corre
     tick = ipywidgets.Checkbox(value=correct, description="correct the interference (debias)", indent=False)
     tick.tooltip = "maps the field back to FM's inside the interval"
     controls = {
-        "scale": slider("guidance scale (1: none)", scale, 0.0, 6.0, 0.1, fmt=".1f", tooltip="0 is no class at all, 1 is no guidance"),
+        "scale": slider("scale (1 is none)", scale, 0.0, 6.0, 0.1, fmt=".1f", tooltip="0 is no class at all, 1 is no guidance"),
         "interval": interval,
         "method": choice("field (right)", _REPELLED, method),
         "label": choice("class y", scenes.LABELS[1:], label),
