@@ -1,8 +1,8 @@
-"""Execute notebooks from a clean kernel and write their outputs: python notebooks/run.py [--fast] [--out DIR] [NAME ...]
+"""Execute notebooks from a clean kernel and write their outputs: python notebooks/run.py [--fast] [NAME ...]
 
-What is written is free of noise: no execution times, no widget state (a picture stands where a widget was), pictures in 256
-colours where that shows no difference. The seconds of a default run are kept in data/results/notebooks.json, which the
-README's table is made from.
+What is written is free of noise: no execution times, no widget state (a picture stands where a widget was), pictures
+in 256 colours where that shows no difference. The seconds of a default run are kept in data/results/notebooks.json,
+which the README's table is made from.
 """
 
 import argparse
@@ -26,7 +26,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
-    """The notebook with the outputs of a fresh kernel, and how many seconds it took; nbclient's error where a cell fails."""
+    """The notebook with the outputs of a fresh kernel, and the seconds it took; nbclient's error where a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     began = time.perf_counter()
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
@@ -69,7 +69,7 @@ def _outputs(outputs: list[Any]) -> list[Any]:
 
 
 def _packed(png: str) -> str:
-    """The picture in at most 256 colours where nobody sees the difference and that is smaller: plots have few, photographs many."""
+    """The picture in at most 256 colours where nobody sees the difference and that is smaller: plots have few."""
     raw = base64.b64decode(png)
     whole = Image.open(io.BytesIO(raw)).convert("RGB")
     few = whole.quantize(

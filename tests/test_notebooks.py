@@ -125,6 +125,8 @@ def test_solutions_are_folded_and_stubs_are_short(path):
 
 
 def lines_of(text: str) -> list[str]:
+    """The lines that a reader has to follow: no blank ones, no comments, no imports."""
+    text = re.sub(r"^from [\w.]+ import \([^)]*\)\n?|^(?:from [\w.]+ )?import .*\n?", "", text, flags=re.MULTILINE)
     return [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
