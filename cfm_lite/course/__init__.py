@@ -72,7 +72,7 @@ def _hint(number: str, answer: Answer) -> str | None:
         return f"your code raised {type(error).__name__}: {reason[:300]}"
 
 
-def say(text: str, **values: Any) -> Any:
+def say(text: str, /, **values: Any) -> Any:
     """Markdown for the end of a cell, `text` with {name:format} filled from `values`: prose whose numbers come from the run."""
     from IPython.display import Markdown  # only where a notebook runs
 

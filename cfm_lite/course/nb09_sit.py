@@ -32,7 +32,8 @@ def paste(answer: Callable[..., Tensor]) -> str | None:
             f"for two images of {side} x {side} tokens, p = {p} and {channels} channels, the shape must be {tuple(right.shape)}; yours is "
             f"{tuple(yours.shape)}."
         )
-    if torch.equal(yours.to(right.dtype), right):
+    yours = yours.to(right.dtype)
+    if torch.equal(yours, right):
         return None
     if torch.equal(yours.mT, right):
         return "rows and columns are exchanged: the image is transposed. Tokens run row by row, and so do the pixels of a patch."
@@ -53,14 +54,14 @@ def repair(answer: Callable[[Tensor], Tensor]) -> str | None:
     for dim, side in ((96, 4), (32, 3)):
         right = sincos_2d(dim, side)
         wrong = torch.cat([right[:, dim // 2 :], right[:, : dim // 2]], dim=1)
-        yours = answer(wrong.clone())
+        yours = answer(wrong.clone()).to(right.dtype)
         if yours.shape != right.shape:
             return f"the shape must stay {tuple(right.shape)}; yours is {tuple(yours.shape)}."
         if torch.allclose(yours, wrong):
             return "nothing has changed: compare the two heat maps. Which half repeats with every row of the image?"
         if torch.allclose(yours, wrong.flip(1)):
             return "flipping reverses the order inside each half as well. The halves change places, each in its own order."
-        if not torch.allclose(yours.to(right.dtype), right):
+        if not torch.allclose(yours, right, atol=1e-6):
             return "not yet. The first half must hold what the second half of `wrong` holds, and the other way round."
     return None
 
@@ -114,9 +115,9 @@ def to_our_interval(answer: Callable[[float, float], Any]) -> str | None:
         right = [1 - high, 1 - low]
         if len(yours) != 2:
             return f"return two numbers, the lower and the upper end; yours are {len(yours)}."
-        if all(math.isclose(a, b, abs_tol=1e-9) for a, b in zip(yours, right)):
+        if all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(yours, right)):
             continue
-        if all(math.isclose(a, b, abs_tol=1e-9) for a, b in zip(yours, right[::-1])):
+        if all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(yours, right[::-1])):
             return "both ends are right, in the wrong order: time runs the other way, so the upper end becomes the lower one."
         if math.isclose(yours[0], low) and math.isclose(yours[1], high):
             return "unchanged: but their t = 0 is data and ours is noise. The same moment has t_ours = 1 - t_theirs."
