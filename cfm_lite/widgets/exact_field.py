@@ -17,7 +17,7 @@ from cfm_lite.widgets.explorer import Canvas, Explorer, choice, play_for, slider
 
 __all__ = ["exact_field"]
 
-DENSITY = LinearSegmentedColormap.from_list("cfm_density", ["#ffffff", "#cfe3f1", "#8fc1e0"])
+DENSITY = LinearSegmentedColormap.from_list("cfm_density", ["#5aa5d200", "#5aa5d299"])  # laid over the points, so partly clear
 EVERY = -1  # the class "all": no condition
 _METHODS = (("ΔFM: away from the mean of all data", "delta_fm"), ("VeCoR: away from swapped coordinates", "vecor"))
 _CELLS = 64  # of the density map
@@ -39,12 +39,12 @@ def exact_field(mixture: theory.GaussianMixture | None = None, *, n: int = 17, t
     # one scale for every position of every slider, so that lengths compare: FM's longest arrow at t = 0.5 spans 1.4 cells
     scale = artists.arrow_scale([_field(mixture, x, 0.5, EVERY, "fm", 0.0)], limits, n, longest=1.4)
     shades, quivers, titles, clouds = [], [], [], []
-    for panel, color in zip(axes[0], (ATTRACT, REPEL, MODEL)):
-        look = {"origin": "lower", "extent": limits, "cmap": DENSITY, "vmin": 0, "vmax": 1, "interpolation": "bilinear", "zorder": 0.5}
-        shades.append(panel.imshow(np.zeros((_CELLS, _CELLS)), **look))
+    for panel, color, title in zip(axes[0], (ATTRACT, REPEL, MODEL), ("Where to go: $v$", "Where not to go: the push", " ")):
+        look = {"origin": "lower", "extent": limits, "interpolation": "bilinear", "zorder": 1.2}
+        shades.append(panel.imshow(np.zeros((_CELLS, _CELLS, 4), np.uint8), **look))
         clouds.append(artists.points(panel, data, color=DATA_OTHER, size=4, zorder=1))
         quivers.append(artists.arrows(panel, x, np.ones_like(x), color=color, scale=scale))
-        titles.append(panel.set_title(" ", loc="left", color=color, fontsize=10.5, pad=8))
+        titles.append(panel.set_title(title, loc="left", color=color, fontsize=10.5, pad=8))
     for panel, sign in zip(axes[0, :2], "+="):
         panel.text(1.065, 0.5, sign, transform=panel.transAxes, fontsize=20, ha="center", va="center")
     artists.arrow_key(axes[0, -1], scale, 1.4 * scale * (limits[1] - limits[0]) / n, y=0.95)
@@ -63,7 +63,7 @@ def exact_field(mixture: theory.GaussianMixture | None = None, *, n: int = 17, t
 
     def update(t: float, weight: float, label: int, method: str) -> str:
         log_density = mixture.log_prob(fine, torch.full((len(fine),), t, dtype=fine.dtype), _labels(fine, label)).numpy()
-        density = np.exp(log_density - log_density.max()).reshape(_CELLS, _CELLS)
+        shade_colors = DENSITY(np.exp(log_density - log_density.max()).reshape(_CELLS, _CELLS), bytes=True)
         at = mixture.log_prob(torch.as_tensor(x), torch.full((len(x),), t, dtype=torch.float64), _labels(x, label)).numpy()
         inside = at >= artists.mass_levels(log_density, [0.995])[0]
         attract = _field(mixture, x, t, label, "fm", 0.0)
@@ -72,17 +72,19 @@ def exact_field(mixture: theory.GaussianMixture | None = None, *, n: int = 17, t
         for quiver, field in zip(quivers, fields):
             shown = np.where(inside[:, None], field, np.nan)
             quiver.set_UVC(shown[:, 0], shown[:, 1])
-        for shade, cloud in zip(shades, clouds):
-            shade.set_data(density)
-            cloud.set_facecolor(colors[label])
+        for shade in shades:
+            shade.set_data(shade_colors)
+        if label != shown_label[0]:
+            shown_label[0] = label
+            for cloud in clouds:
+                cloud.set_facecolor(colors[label])
+            canvas.refresh()  # the points do not move: they are part of the background
         for mark, swap in zip(marks, swaps):
             mark.set_visible(method == "delta_fm")
             swap.set_visible(method == "vecor")
         name = dict(delta_fm="ΔFM", vecor="VeCoR")[method]
-        factor = weight / (1 - weight)
-        titles[0].set_text(f"Where to go: $v$, at $t$ = {t:.2f}")
-        titles[1].set_text(f"Where not to go: {factor:.2f}" r" $(v - \bar{u}_{-})$")
-        titles[2].set_text(f"{name}, λ = {weight:.2f}: both together")
+        # one plain text: letters take as long to draw as the arrows, formulas several times that
+        titles[2].set_text(f"{name}, λ = {weight:.2f}, t = {t:.2f}: both")
         lengths = [float(np.linalg.norm(field[inside], axis=1).mean()) for field in (attract, result)]
         return f"Mean speed where the class is: FM {lengths[0]:.2f}, {name} {lengths[1]:.2f} units of x per unit of t."
 
@@ -95,7 +97,8 @@ def exact_field(mixture: theory.GaussianMixture | None = None, *, n: int = 17, t
         "method": choice("method", _METHODS, "delta_fm", width="430px"),
     }
     frames = [spine for panel in axes[0] for spine in panel.spines.values()]
-    canvas = Canvas(figure, [*shades, *clouds, *quivers, *titles, *marks, *swaps, *frames])
+    shown_label: list[int | None] = [None]
+    canvas = Canvas(figure, [*shades, *quivers, titles[2], *marks, *swaps, *frames])
     rows = [["t", "weight"], ["label", "method"]]
     return Explorer(canvas, controls, update, rows=rows, play=play_for(time), title="Exact field: attraction, repulsion and their sum")
 

@@ -84,7 +84,7 @@ def wrong_velocities(perturb: str = "crop_resize", space: str = "latent", streng
         for image, picture in zip(images, (x1[index, 0], moved, x_t[index, 0], u[index, 0], wrong[index, 0], (wrong - u)[index, 0])):
             image.set_data(picture.numpy())
         titles[1].set_text("perturbed $A(x_1)$" if space == "latent" else "implied $A(u) + x_0$")
-        titles[2].set_text(f"state $x_t$, $t$ = {t:.2f}")
+        titles[2].set_text(f"state $x_t$, t = {t:.2f}")
         other = losses.squared_error(u[(index + 1) % len(u)][None], u[index][None]).item()
         mine = losses.squared_error(wrong[index][None], u[index][None]).item()
         for rectangle, value in zip(drawn, (mine, other)):
