@@ -24,6 +24,7 @@ from matplotlib.text import Text
 from cfm_lite import samplers, theory, viz
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists, style
+from tests.drawn import texts_of
 
 LIMITS = (-3.5, 3.5, -3.5, 3.5)
 METHODS = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased", "vecor_latent", "dispersive")
@@ -140,18 +141,7 @@ every_figure = pytest.mark.parametrize("name", list(BUILDERS))
 @functools.cache
 def drawn_texts(name: str) -> list[Text]:
     """The texts of a figure that really reach the canvas, tick labels included."""
-    seen: dict[int, Text] = {}
-    draw = Text.draw
-
-    def record(text: Text, renderer: object) -> None:
-        if text.get_visible() and text.get_text().strip():
-            seen[id(text)] = text
-        draw(text, renderer)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Text, "draw", record)
-        figure(name).canvas.draw()
-    return list(seen.values())
+    return texts_of(figure(name))
 
 
 def planes(picture: Figure) -> list:

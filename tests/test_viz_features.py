@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from cfm_lite import losses, viz
 from cfm_lite.errors import ConfigError
+from tests.drawn import texts_of
 
 LABELS = torch.arange(30) % 10
 
@@ -68,18 +69,7 @@ def figure(name: str) -> viz.Picture:
 @functools.cache
 def texts(name: str) -> list[Text]:
     """The texts that really reach the canvas, tick labels included."""
-    seen: dict[int, Text] = {}
-    draw = Text.draw
-
-    def record(text: Text, renderer: object) -> None:
-        if text.get_visible() and text.get_text().strip():
-            seen[id(text)] = text
-        draw(text, renderer)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Text, "draw", record)
-        figure(name).canvas.draw()
-    return list(seen.values())
+    return texts_of(figure(name))
 
 
 @every_figure

@@ -9,10 +9,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.quiver import Quiver
-from matplotlib.text import Text
 
 from cfm_lite import viz
 from cfm_lite.errors import ConfigError
+from tests.drawn import texts_of
 
 U, WRONG = [[2.0, 1.0]], [[-1.0, 0.5]]
 LIMITS = (-3.5, 3.5, -3.5, 3.5)
@@ -53,27 +53,17 @@ def squares_of(picture: viz.Picture) -> list[Axes]:
 
 
 @every_figure
-def test_texts_are_readable_inside_the_canvas_and_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[int, Text] = {}
-    draw = Text.draw
-
-    def record(text: Text, renderer: object) -> None:
-        if text.get_visible() and text.get_text().strip():
-            seen[id(text)] = text
-        draw(text, renderer)
-
-    monkeypatch.setattr(Text, "draw", record)
+def test_texts_are_readable_inside_the_canvas_and_apart(name: str) -> None:
     picture = BUILDERS[name]()
-    seen.clear()  # what was drawn for measuring
-    picture.canvas.draw()
+    texts = texts_of(picture)
     width, height = picture.bbox.size
-    boxes = [(text.get_text(), text.get_window_extent()) for text in seen.values()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
     for text, box in boxes:
         assert min(box.x0, box.y0) >= 0, text
         assert box.x1 <= width, text
         assert box.y1 <= height, text
-    assert not [text.get_text() for text in seen.values() if text.get_fontsize() < 9]
-    level = [(text.get_text(), text.get_window_extent()) for text in seen.values() if text.get_rotation() in (0, 90)]
+    assert not [text.get_text() for text in texts if text.get_fontsize() < 9]
+    level = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_rotation() in (0, 90)]
     for (one, a), (other, b) in itertools.combinations(level, 2):
         assert a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1, f"{one!r} covers {other!r}"
     assert width <= 11.6 * viz.DPI
