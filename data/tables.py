@@ -61,8 +61,11 @@ def bench_table() -> str:
         if row["goal"] is not None:
             value, goal = (_in_words(number, row["unit"].strip()) for number in (row["ratio"], row["goal"]))
             lines.append(f"| {row['name']} | {value} | {sign[row['sense']]} {goal} | {'met' if row['met'] else 'missed'} |")
-    facts = rows[0] | rows[0]["machine"]
-    return "\n".join([*lines, "", f"Measured by `make bench` on {machine(facts)}, one thread; all rows in `data/results/bench/`."])
+    machines = dict.fromkeys(machine(row | row["machine"]) for row in rows)  # in the order of the files, each once
+    source = (
+        f"Measured by `make bench` on {' and on '.join(machines)}, one thread; all rows, each with its machine, in `data/results/bench/`."
+    )
+    return "\n".join([*lines, "", source])
 
 
 def _in_words(number: float, unit: str) -> str:
