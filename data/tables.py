@@ -62,9 +62,7 @@ def bench_table() -> str:
             value, goal = (_in_words(number, row["unit"].strip()) for number in (row["ratio"], row["goal"]))
             lines.append(f"| {row['name']} | {value} | {sign[row['sense']]} {goal} | {'met' if row['met'] else 'missed'} |")
     machines = dict.fromkeys(machine(row | row["machine"]) for row in rows)  # in the order of the files, each once
-    source = (
-        f"Measured by `make bench` on {' and on '.join(machines)}, one thread; all rows, each with its machine, in `data/results/bench/`."
-    )
+    source = f"Measured by `make bench` on {' and on '.join(machines)}, one thread; all rows, each with its machine: `data/results/bench/`."
     return "\n".join([*lines, "", source])
 
 
