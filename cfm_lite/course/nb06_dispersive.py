@@ -87,8 +87,8 @@ def free_of_charge(answer: Callable[[nn.Module, float], nn.Module]) -> str | Non
     if any(not torch.equal(value, model.state_dict()[name]) for name, value in before.items()):
         model.load_state_dict(before)
         return "you changed the shipped network itself. Change the model that is handed in."
-    v, h = model.forward_features(x_t, t, y, blocks=(1, 2, 3))
-    v_grown, h_grown = grown.forward_features(x_t, t, y, blocks=(1, 2, 3))
+    v, h = model.forward_features(x_t, t, y, blocks=(1, 2, 3))  # pyright: ignore[reportCallIssue]
+    v_grown, h_grown = grown.forward_features(x_t, t, y, blocks=(1, 2, 3))  # pyright: ignore[reportCallIssue]
     return _growth_hint(v, h, v_grown, h_grown)
 
 

@@ -183,7 +183,7 @@ def _round_number(x: float) -> float:
     return max(k for k in (1, 2, 3, 5) if k * power <= x * (1 + 1e-9)) * power if x > 0 else power
 
 
-def legend_entry(color: str | Sequence[str], mark: str = "o", **kwargs: Any) -> Line2D | tuple[Line2D, ...]:
+def legend_entry(color: str | Sequence[str], mark: str = "o", **kwargs: Any) -> Any:
     """A legend handle: a dot, or with `mark` "-" or "--" a line, in `color`; of several colours, one dot each."""
     if not isinstance(color, str):
         return tuple(Line2D([], [], linestyle="none", marker=mark, color=c, markersize=5.5, markeredgecolor="none") for c in color)

@@ -29,7 +29,7 @@ SHADE = LinearSegmentedColormap.from_list("cfm_shade", ["#ffffff", "#cfe3f1", "#
 def time_color(t: float) -> str:
     """The colour of x_t: noise's grey at t = 0, data's blue at t = 1, their mixture between."""
     start, end = (np.array(to_rgb(color)) for color in (NOISE, DATA))
-    return to_hex((1 - t) * start + t * end)
+    return to_hex(tuple(((1 - t) * start + t * end).tolist()))
 
 
 def _moment(t: float) -> str:

@@ -101,7 +101,8 @@ def _mark(panel: Axes, right: np.ndarray, wrong: np.ndarray, best: np.ndarray | 
     if best is None:
         return
     panel.plot(*np.stack([wrong, best]).T, color=TRUTH, linewidth=1, linestyle=":", zorder=3)
-    panel.plot(*best, color=MODEL, **(_DOT | {"markersize": 7, "zorder": 7}))
+    look: dict[str, Any] = _DOT | {"markersize": 7, "zorder": 7}
+    panel.plot(*best, color=MODEL, **look)
 
 
 @styled

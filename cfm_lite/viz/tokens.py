@@ -48,7 +48,8 @@ def patches(image: Any, patch_size: int) -> Picture:
     columns = min(side * side, 8)
     rows = math.ceil(side * side / columns)
     figure = new_figure(9.6, 3.1)
-    whole, strip = figure.subfigures(1, 2, width_ratios=(1, 2.2))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 2.2))
+    whole, strip = halves
     panel = whole.subplots()
     panel.imshow(pixels, **look)
     for k in range(side * side):
