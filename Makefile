@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# In a container one is often root, which Jupyter refuses without a word of its own.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-scale lint format bench lab notebooks html test-notebooks test-browser slides figures wheel clean
 
@@ -63,7 +66,7 @@ bench: $(VENV)/.bench  ## measured ratios against published packages, side by si
 	$(BIN)/python -m tests.benchmarks
 
 lab: $(VENV)/.notebooks  ## open the course in JupyterLab, on this machine only, with its token
-	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
+	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(AS_ROOT) --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
 
 notebooks: $(VENV)/.test  ## run every notebook from a clean kernel and write its outputs (8 min)
 	$(BIN)/python notebooks/run.py
