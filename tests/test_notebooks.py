@@ -76,11 +76,11 @@ def test_every_cell_ran_in_order_and_none_failed(path):
 def test_no_noise_is_kept(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert path.stat().st_size <= 1_000_000
     text = path.read_text(encoding="utf-8")
     found = re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|opt)/[\w.-]+", re.sub(r'"image/png": "[^"]*"', "", text))
     assert not found, f"a local path: {found[0]}"
     if "CFM_LITE_NOTEBOOKS" not in os.environ:  # what `make notebooks` takes out
+        assert path.stat().st_size <= 1_000_000
         assert "widgets" not in notebook.metadata
         assert "vnd.jupyter.widget-view" not in text
     stderr = [output.text for cell in cells(path, "code") for output in cell.outputs if output.get("name") == "stderr"]

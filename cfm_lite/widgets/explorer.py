@@ -15,6 +15,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import torch
+import traitlets
 from matplotlib.artist import Artist
 from PIL import Image
 
@@ -166,8 +167,20 @@ def slider(
         "layout": {"width": "390px"},
     }
     if isinstance(value, int) and isinstance(step, int):
-        return ipywidgets.IntSlider(value, int(low), int(high), step, **look)
-    return ipywidgets.FloatSlider(value, min=low, max=high, step=step, readout_format=fmt, **look)
+        return _IntSlider(value, min=int(low), max=int(high), step=step, **look)
+    return _FloatSlider(value, min=low, max=high, step=step, readout_format=fmt, **look)
+
+
+class _IntSlider(ipywidgets.IntSlider):
+    """A slider whose page is not told again what it has just said: one message less for every picture."""
+
+    value = traitlets.CInt(0).tag(sync=True, echo_update=False)
+
+
+class _FloatSlider(ipywidgets.FloatSlider):
+    """The same for fractions."""
+
+    value = traitlets.CFloat(0.0).tag(sync=True, echo_update=False)
 
 
 def choice(description: str, options: Iterable[Any], value: Any, *, tooltip: str = "", width: str = "320px") -> Any:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 nbformat = pytest.importorskip("nbformat")
-pytest.importorskip("playwright")
+pytest.importorskip("playwright", reason="not run: needs Chromium and Playwright, make test-browser")
 
 from tests.browser import lab as labs  # noqa: E402
 from tests.browser.drag import PICTURE, drag  # noqa: E402
