@@ -132,7 +132,7 @@ def course_table() -> str:
     total = sum(rows[name]["seconds"] for name in COURSE)
     cores = rows["00_tour"]["cores"]
     return "\n".join(
-        [*lines, "", f"All of them together run in {total / 60:.1f} min, each measured by `python notebooks/run.py` on {cores} cores without a GPU."]
+        [*lines, "", f"All of them together run in {total / 60:.1f} min, each by `python notebooks/run.py` on {cores} cores without a GPU."]
     )
 
 
