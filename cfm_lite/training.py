@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 import cfm_lite
 from cfm_lite import checkpoint
+from cfm_lite.average import Average
 from cfm_lite.checks import check_choice, check_count, check_number
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
@@ -82,8 +82,7 @@ class Trainer:
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
         self.ema_decay, self.ema_warmup, self.step = ema_decay, ema_warmup, 0
         self.last_good: Path | None = None
-        self._averaged = AveragedModel(objective.model, multi_avg_fn=self._average)
-        self._averaged.requires_grad_(False)
+        self._averaged = Average(objective.model, ema_decay, ema_warmup)
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.world, self._wrapped = world, world.wrap(objective)
         self._forward = torch.compile(self._wrapped, dynamic=False) if compile else self._wrapped
@@ -198,15 +197,8 @@ class Trainer:
         elif not self._ok.item():  # other optimizers cost one host read a step
             return
         self.optimizer.step()
-        self._averaged.update_parameters(self.objective.model)
-
-    def _average(self, ema: Any, params: Any, count: Any) -> None:
-        updates = int(self._averaged.n_averaged)  # on the host; `count` is a copy of it on the device
-        rate = 1 - (min(self.ema_decay, (1 + updates) / (10 + updates)) if self.ema_warmup else self.ema_decay)
-        if self._ok.device.type == "cpu":  # a bad step never comes here
-            torch._foreach_lerp_(ema, params, rate)
-        else:
-            torch._foreach_lerp_(ema, params, [rate * self._ok] * len(ema))
+        on_cpu = self._ok.device.type == "cpu"  # a bad step never comes here
+        self._averaged.update_parameters(self.objective.model, None if on_cpu else self._ok)
 
     def save(self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3) -> Path:
         """Write a checkpoint of this step under `directory`; returns its path (see `checkpoint.save` for errors)."""
@@ -216,7 +208,7 @@ class Trainer:
         tensors = {f"{i}.{k}": v for i, entry in inner["state"].items() for k, v in entry.items() if isinstance(v, Tensor)}
         state = {
             "seed": self.seed,
-            "averaged": int(self._averaged.n_averaged),
+            "averaged": self._averaged.n_averaged,
             "groups": inner["param_groups"],
             "settings": self._settings(),
             "config": json.loads(json.dumps(dict(config or {}))),
@@ -241,7 +233,7 @@ class Trainer:
             index, name = key.split(".", 1)
             entries.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": entries, "param_groups": saved.state["groups"]})
-        self._averaged.n_averaged.fill_(saved.state["averaged"])
+        self._averaged.n_averaged = saved.state["averaged"]
         self.step, self.last_good = saved.step, path
         return self
 

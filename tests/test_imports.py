@@ -25,6 +25,7 @@ ORDER = [
     "objective",
     "checkpoint",
     "distributed",
+    "average",
     "training",
     "guidance",
     "steps",
