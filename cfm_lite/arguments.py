@@ -48,6 +48,8 @@ class FullScale:
     """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
     compile: bool = False
     """Compile the model: a minute at the start, faster steps."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks: ddp keeps everything on each of them, fsdp deals parameters, moments and average to them (FSDP2)."""
     images: Path | None = None
     """For repa: the folder of images that the latents were made of."""
     teacher: str | None = None

@@ -91,7 +91,8 @@ class Train(Common):
         full, given = self.full, {"steps": 20 if self.quick else self.steps, "batch": self.batch, "size": self.full.size}
         changes = parse_settings(self.set, ImageNet) | {"seed": self.seed} | {k: v for k, v in given.items() if v is not None}
         how = {
-            "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "images": full.images,
+            "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "parallel": full.parallel,
+            "images": full.images,
             "teacher": full.teacher, "save_every": self.save_every or 10_000, "log_every": full.log_every,
             "dry_run": full.dry_run, "price": full.price, "log": full.log,
         }  # fmt: skip

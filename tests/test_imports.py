@@ -25,6 +25,7 @@ ORDER = [
     "objective",
     "checkpoint",
     "distributed",
+    "sharded",
     "average",
     "training",
     "guidance",

@@ -139,13 +139,14 @@ def build_imagenet_trainer(
     device: torch.device | str = "cpu",
     teacher: Any = None,
     world: World = ALONE,
+    parallel: str = "ddp",
     compile: bool = False,
     model: nn.Module | None = None,
 ) -> Trainer:
     """The trainer of a recipe, on `model` (such as one from `load_official`, to fine-tune it) or on a new network."""
     network: Any = (model or build_imagenet_model(recipe, data)).to(device)
     built = build_imagenet_objective(recipe, network, teacher).to(device)
-    return build_trainer(recipe, network, built=built, ema_warmup=recipe.ema_warmup, world=world, compile=compile)
+    return build_trainer(recipe, network, built=built, ema_warmup=recipe.ema_warmup, world=world, parallel=parallel, compile=compile)
 
 
 _VERSUS: Mapping[str, tuple[tuple[str, str, str], ...]] = {

@@ -165,12 +165,14 @@ def build_trainer(
     built: Objective | None = None,
     ema_warmup: bool = True,
     world: World = ALONE,
+    parallel: str = "ddp",
     compile: bool = False,
 ) -> Trainer:
     """The trainer of a recipe on a model, for its objective or the one `built` already; a `clip` of 0 means none."""
     return Trainer(
         built or build_objective(recipe, model),
         world=world,
+        parallel=parallel,
         compile=compile,
         lr=recipe.lr,
         clip=recipe.clip or None,

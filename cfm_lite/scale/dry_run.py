@@ -50,7 +50,8 @@ def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, step
     _check_room(options.out, parameters)
     seconds = _timed(trainer, _made_batches(recipe, made, world, device), steps, device)
     memory = max(world.gather(runs.peak_memory(device)))
-    return _report(recipe, made, parameters, split, seconds, memory, price)
+    held = parameters // (world.size if options.parallel == "fsdp" else 1)
+    return _report(recipe, made, parameters, held, split, seconds, memory, price)
 
 
 def _made_batches(recipe: ImageNet, made: Made, world: World, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -83,14 +84,17 @@ def _check_room(out: Path, parameters: int, kept: int = 4) -> None:
         raise DiskFullError(f"{out} will need {needed:,} bytes for checkpoints and has {free:,} free. Make room, or choose another --out.")
 
 
-def _report(recipe: ImageNet, made: Made, parameters: int, split: Split, seconds: float, memory: int, price: float | None) -> str:
+def _report(
+    recipe: ImageNet, made: Made, parameters: int, held: int, split: Split, seconds: float, memory: int, price: float | None
+) -> str:
+    """`held`: the parameters whose state one rank keeps."""
     whole = recipe.steps * seconds
     name = f"{recipe.network}, {recipe.method}{' + repa' if recipe.align else ''}"
     lines = [
         f"{name}: {parameters:,} parameters, latents {made.shape}, {made.num_classes} classes",
         f"batch {recipe.batch}: {split}",
         f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, {recipe.precision})",
-        f"memory at its peak {memory / 2**30:.2f} GiB per rank, of which {state_bytes(parameters) / 2**30:.2f} GiB are the trained state",
+        f"memory at its peak {memory / 2**30:.2f} GiB per rank, of which {state_bytes(held) / 2**30:.2f} GiB are the trained state",
         f"{recipe.steps:,} steps will take {_duration(whole)}: {split.ranks * whole / 3600:,.1f} device-hours",
     ]
     if price is not None:

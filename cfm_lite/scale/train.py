@@ -37,6 +37,7 @@ class Options:
     out: Path
     device: torch.device | str = "cpu"
     world: World = ALONE
+    parallel: str = "ddp"
     resume: bool = False
     micro_batch: int | None = None
     compile: bool = False
@@ -97,6 +98,8 @@ def check_fit(recipe: ImageNet, latents: Latents) -> None:
 
 def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> tuple[Trainer, Split]:
     """The trainer on this rank, and how the batch is split; `data` has the shape and the classes. ConfigError where they do not fit."""
+    if options.parallel == "fsdp" and options.world.size == 1:
+        raise ConfigError("parallel is 'fsdp' and there is one process, which has nobody to share with; use torchrun, or ddp.")
     model: Any = options.start or build_imagenet_model(recipe, data)
     if model.num_classes != data.num_classes:
         raise ConfigError(
@@ -105,13 +108,15 @@ def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.dev
     parameters = count_parameters(model)[0]
     micro = options.micro_batch
     free = min(options.world.gather(free_memory(device)))
-    split = split_batch(recipe, data.shape[-1], parameters, free, options.world.size, micro)
+    holders = options.world.size if options.parallel == "fsdp" else 1
+    split = split_batch(recipe, data.shape[-1], parameters // holders, free, options.world.size, micro)
     built = build_imagenet_trainer(
         recipe.changed(accumulate=split.accumulate),
         data,
         device=device,
         teacher=_teacher(recipe, data, options, device) if recipe.align else None,
         world=options.world,
+        parallel=options.parallel,
         compile=options.compile,
         model=model,
     )
