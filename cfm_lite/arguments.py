@@ -48,6 +48,8 @@ class FullScale:
     """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
     compile: bool = False
     """Compile the model: a minute at the start, faster steps."""
+    checkpointing: bool = False
+    """Keep only each block's input and run the block again in the backward pass: a fifth of the memory, a third more work."""
     images: Path | None = None
     """For repa: the folder of images that the latents were made of."""
     teacher: str | None = None

@@ -92,8 +92,8 @@ class Train(Common):
         changes = parse_settings(self.set, ImageNet) | {"seed": self.seed} | {k: v for k, v in given.items() if v is not None}
         how = {
             "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "images": full.images,
-            "teacher": full.teacher, "save_every": self.save_every or 10_000, "log_every": full.log_every,
-            "dry_run": full.dry_run, "price": full.price, "log": full.log,
+            "checkpointing": full.checkpointing, "teacher": full.teacher, "save_every": self.save_every or 10_000,
+            "log_every": full.log_every, "dry_run": full.dry_run, "price": full.price, "log": full.log,
         }  # fmt: skip
         show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
 

@@ -17,7 +17,7 @@ from cfm_lite.distributed import World
 from cfm_lite.errors import DiskFullError
 from cfm_lite.models import count_parameters
 from cfm_lite.recipes.imagenet import ImageNet
-from cfm_lite.scale.budget import Split, state_bytes
+from cfm_lite.scale.budget import Split, peak_bytes, state_bytes
 from cfm_lite.scale.train import Options, check_fit, trainer_for
 from cfm_lite.training import Trainer
 
@@ -50,7 +50,9 @@ def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, step
     _check_room(options.out, parameters)
     seconds = _timed(trainer, _made_batches(recipe, made, world, device), steps, device)
     memory = max(world.gather(runs.peak_memory(device)))
-    return _report(recipe, made, parameters, split, seconds, memory, price)
+    how = {"compile": options.compile, "checkpointing": options.checkpointing}
+    predicted = peak_bytes(recipe, made.shape[-1], parameters, split, **how)
+    return _report(recipe, made, parameters, split, seconds, memory, predicted, price)
 
 
 def _made_batches(recipe: ImageNet, made: Made, world: World, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -83,14 +85,17 @@ def _check_room(out: Path, parameters: int, kept: int = 4) -> None:
         raise DiskFullError(f"{out} will need {needed:,} bytes for checkpoints and has {free:,} free. Make room, or choose another --out.")
 
 
-def _report(recipe: ImageNet, made: Made, parameters: int, split: Split, seconds: float, memory: int, price: float | None) -> str:
+def _report(
+    recipe: ImageNet, made: Made, parameters: int, split: Split, seconds: float, memory: int, predicted: int, price: float | None
+) -> str:
     whole = recipe.steps * seconds
     name = f"{recipe.network}, {recipe.method}{' + repa' if recipe.align else ''}"
     lines = [
         f"{name}: {parameters:,} parameters, latents {made.shape}, {made.num_classes} classes",
         f"batch {recipe.batch}: {split}",
         f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, {recipe.precision})",
-        f"memory at its peak {memory / 2**30:.2f} GiB per rank, of which {state_bytes(parameters) / 2**30:.2f} GiB are the trained state",
+        f"memory at its peak {memory / 2**30:.2f} GiB per rank ({predicted / 2**30:.2f} GiB of tensors were predicted), of which "
+        f"{state_bytes(parameters) / 2**30:.2f} GiB are the trained state",
         f"{recipe.steps:,} steps will take {_duration(whole)}: {split.ranks * whole / 3600:,.1f} device-hours",
     ]
     if price is not None:

@@ -40,6 +40,7 @@ class Options:
     resume: bool = False
     micro_batch: int | None = None
     compile: bool = False
+    checkpointing: bool = False  # each block runs again in the backward pass: memory for a third more work
     images: Path | None = None  # for a teacher: the folder that the latents were made of
     teacher: str | None = None  # a file with the teacher's weights, or "random"; None fetches timm's
     start: SiT | None = None  # fine-tune this model
@@ -105,7 +106,9 @@ def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.dev
     parameters = count_parameters(model)[0]
     micro = options.micro_batch
     free = min(options.world.gather(free_memory(device)))
-    split = split_batch(recipe, data.shape[-1], parameters, free, options.world.size, micro)
+    model.checkpointing = options.checkpointing
+    how = {"compile": options.compile, "checkpointing": options.checkpointing}
+    split = split_batch(recipe, data.shape[-1], parameters, free, options.world.size, micro, **how)
     built = build_imagenet_trainer(
         recipe.changed(accumulate=split.accumulate),
         data,
