@@ -35,7 +35,8 @@ def shard(module: nn.Module, world: World, device: torch.device, compile: bool =
             if compile:  # FSDP's own work between blocks stays outside the graphs
                 block.compile(dynamic=False)
             fully_shard(block, mesh=mesh)
-    return fully_shard(module, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -54,7 +55,8 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
         return module.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return whole
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -74,7 +76,7 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     groups = optimizer.state_dict()["param_groups"]
-    whole = get_optimizer_state_dict(module, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole: Any = get_optimizer_state_dict(module, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     numbers = {name: i for i, name in enumerate(_trained(module))}
     return {"state": {numbers[name]: entry for name, entry in whole.get("state", {}).items()}, "param_groups": groups}
 

@@ -236,8 +236,9 @@ class Trainer:
             "versions": {"cfm_lite": cfm_lite.__version__, "torch": torch.__version__, "python": platform.python_version()},
         }
         written = self.world.on_main(lambda: checkpoint.save(directory, self.step, weights, tensors, state, keep=keep))
-        self.last_good = written or Path(directory)
-        return self.last_good
+        kept = written or Path(directory)
+        self.last_good = kept
+        return kept
 
     def resume(self, directory: str | Path) -> "Trainer":
         """Go on from `directory` (one step-* folder, or the newest valid one in a folder of them), bit for bit.

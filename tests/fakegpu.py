@@ -7,9 +7,11 @@ raises. Their device is torch's spare backend under the name "gpu": all code tha
 It registers itself with torch for good, so it runs in a process of its own.
 """
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cfm_lite import average, draws, kernels
+from cfm_lite.models import sit
 from cfm_lite.recipes import imagenet
 from cfm_lite.recipes.imagenet import build_imagenet_trainer
 from cfm_lite.scale.dry_run import Made
@@ -151,6 +154,49 @@ def step(preset: str, **changes: Any) -> dict[str, Any]:
         except Exception as error:  # each kind of host read has its own
             reads.append(f"{type(error).__name__}: {error}".splitlines()[0])
     return {"reads": reads, "copies": watch.copies, "calls": sum(watch.calls.values()), "by_name": watch.calls}
+
+
+class Memory(TorchDispatchMode):
+    """The bytes that live on the device, and the most there ever were, in blocks of 512 as CUDA's allocator counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self._seen: Any = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in _tensors(out):
+            storage = x.untyped_storage()
+            if x.device.type == DEVICE and storage not in self._seen:
+                self._seen[storage] = size = -(-storage.nbytes() // 512) * 512
+                self.now += size
+                weakref.finalize(storage, self._free, size)
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The fused attention of a GPU, which keeps its inputs, its output and one number a row."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False)[0]
+
+
+def peak(network: str, micro: int, accumulate: int = 1, precision: str = "bf16", checkpointing: bool = False) -> dict[str, int]:
+    """The most bytes that two eager training steps of a SiT at 256 pixels hold, and those of the trained state between steps."""
+    recipe = imagenet("sit", model=network, batch=micro * accumulate, shard=micro, accumulate=accumulate, precision=precision, clip=1.0)
+    rows = micro * accumulate
+    with device(), patch.object(average, "_FUSED", (DEVICE,)), patch.object(sit, "attend", flash), Memory() as memory:
+        with patch.object(torch.Tensor, "__bool__", lambda self: True), patch.object(nn.Module, "to", _move):
+            built = build_imagenet_trainer(recipe, Made((4, 32, 32), 1000), device=DEVICE)
+        built.objective.model.checkpointing = checkpointing
+        data = torch.randn(rows, 4, 32, 32, device=DEVICE), torch.zeros(rows, dtype=torch.long, device=DEVICE)
+        for _ in range(2):
+            built._train_step(data, last=False)
+        gc.collect()
+        return {"peak": memory.peak, "state": memory.now, "parameters": sum(p.numel() for p in built.objective.parameters())}
 
 
 def spoiled() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from cfm_lite.objective import Alignment, Objective
 from cfm_lite.recipes.recipe import Recipe, Shaped, build_objective, build_trainer
 from cfm_lite.training import Trainer
 
-__all__ = ["MODELS", "PRESETS", "ImageNet", "build_imagenet_model", "build_imagenet_trainer", "imagenet", "versus"]
+__all__ = ["MODELS", "PRESETS", "Given", "ImageNet", "build_imagenet_model", "build_imagenet_trainer", "imagenet", "versus"]
 
 MODELS: dict[str, dict[str, int]] = {
     **SIT_CONFIGS,
@@ -116,10 +116,23 @@ def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) 
     if not recipe.align:
         return plain
     if teacher is None:
-        raise ConfigError(f"align is {recipe.align:g} and there is no teacher; give the images with --images DIR, or set align=0.")
+        raise ConfigError(
+            f"align is {recipe.align:g} and there is no teacher; give the images with --images DIR, or features with --features DIR."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)
-        return plain.plus(Alignment(recipe.align, recipe.align_block, recipe.hidden_size, _Bytes(teacher), teacher.dim))
+        sees = teacher if isinstance(teacher, Given) else _Bytes(teacher)
+        return plain.plus(Alignment(recipe.align, recipe.align_block, recipe.hidden_size, sees, teacher.dim))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Stands for a teacher whose features (B, T, dim) were computed before and come with the batch."""
+
+    dim: int
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features.float()
 
 
 class _Bytes:
