@@ -192,7 +192,8 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
         except BaseException as error:  # handed over, not swallowed
             ready.put((None, error))
 
-    threading.Thread(target=work, daemon=True, name="latents").start()
+    thread = threading.Thread(target=work, daemon=True, name="latents")
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -201,3 +202,4 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
+        thread.join(10)  # a thread that is inside torch when the interpreter ends takes the process down with it
