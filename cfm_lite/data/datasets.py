@@ -44,10 +44,9 @@ class DataSet(NamedTuple):
 
 
 def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> DataSet:
-    """Load "digits", "mnist", "digits_pca" (the digits' 32 leading principal components, with a codec), or make `points` points
+    """Load "digits", "mnist" or "digits_pca", or make `points` points of a 2D toy, and as many held out.
 
-    of a 2D toy, and as many held out; `limit` cuts the training rows.
-
+    "digits_pca" is the digits' 32 leading principal components, with a codec. `limit` cuts the training rows.
     Raises ConfigError for an unknown name and DataError where files are missing or damaged.
     """
     check_choice("dataset", name, NAMES)
