@@ -46,6 +46,16 @@ def test_the_gated_form_is_the_plain_one_where_the_step_was_good():
     assert all(torch.equal(p, q) for p, q in zip(params, weights(1)))  # what is averaged stays as it is
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("ok", [0.0, 1.0])
+def test_on_cuda_the_gated_kernel_is_the_lerp(ok):
+    ema, params = ([w.cuda() for w in weights(seed)] for seed in (0, 1))
+    lerp(ema, params, 0.1, torch.full((), ok, device="cuda"))
+    for e, old, p, new in zip(ema, weights(0), weights(1), params):
+        torch.testing.assert_close(e.cpu(), old.lerp(p, 0.1 * ok), rtol=0, atol=2e-7)
+        assert torch.equal(new.cpu(), p)
+
+
 def test_a_bad_step_moves_nothing_even_where_the_model_is_not_finite():
     ema, params = weights(0), [p * float("nan") for p in weights(1)]
     lerp(ema, params, 0.1, torch.zeros(()))

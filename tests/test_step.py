@@ -17,9 +17,10 @@ def teacher(images):
 teacher.dim = 32
 
 
-def trainer(preset, compile=False, **changes):
+def trainer(preset, compile=False, device="cpu", **changes):
     recipe = imagenet(preset, model="SiT-Ti/2", batch=16, shard=8, size=64, **changes)
-    return build_imagenet_trainer(recipe, Made((4, 8, 8), 10), teacher=teacher if recipe.align else None, compile=compile)
+    given = teacher if recipe.align else None
+    return build_imagenet_trainer(recipe, Made((4, 8, 8), 10), teacher=given, compile=compile, device=device)
 
 
 def batch(preset):
@@ -54,6 +55,21 @@ def test_a_regulariser_adds_few_calls_to_a_step_of_two_shards(steps, preset, ext
 
 def test_the_gram_matrix_of_a_shard_of_sit_xl_takes_few_calls(steps):
     assert steps["gram"] <= 20  # a loop over small slabs took 829
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", PRESETS)
+def test_on_cuda_a_step_that_is_not_logged_reads_nothing_back(preset):
+    built, data = trainer(preset, device="cuda", precision="bf16"), tuple(x.cuda() for x in batch(preset))
+    built.log_every = 10**6
+    steps = built.run([data] * 5, 5)
+    next(steps), next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(steps), next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.isfinite(p).all() for p in built.ema.parameters())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
