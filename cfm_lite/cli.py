@@ -21,8 +21,8 @@ from cfm_lite.errors import CFMError, ConfigError
 __all__ = ["Compare", "Demo", "Evaluate", "Export", "Prepare", "Sample", "Train", "main"]
 
 Suite = Literal["toy", "digits", "mnist"]
-Name = Literal["toy", "digits", "digits_sit", "mnist", "imagenet"]
-Data = Literal["digits", "mnist", "imagenet"]
+Name = Literal["toy", "digits", "digits_sit", "mnist", "cifar10", "imagenet"]
+Data = Literal["digits", "mnist", "cifar10", "cifar10-jpeg75", "imagenet"]
 
 
 @dataclass
@@ -280,8 +280,13 @@ class Prepare(Common):
             settings = {"size": self.size, "batch": self.batch, "rows": self.rows, "workers": self.workers}
             print(prepare_command(self.images, self.out, self.device, self.vae, **settings))
             return
-        from cfm_lite.data import digits, mnist
+        from cfm_lite.data import cifar10, digits, mnist
 
+        if self.dataset in cifar10.NAMES:
+            path = cifar10.download() if self.dataset == "cifar10" else None
+            splits = [len(cifar10.load(split, name=self.dataset)[0]) for split in ("train", "test")]
+            print(f"{self.dataset}: {splits[0]} + {splits[1]} images, verified{f', in {path}' if path else ''}")
+            return
         if self.dataset == "digits":
             print(f"digits: {len(digits.load('all')[0])} images ship inside scikit-learn; nothing to fetch.")
             return

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from cfm_lite.checks import check_choice, check_count
-from cfm_lite.data import digits, mnist, toy
+from cfm_lite.data import cifar10, digits, mnist, toy
 from cfm_lite.data.pca import PCA
 from cfm_lite.draws import keyed_generator
 from cfm_lite.theory import GaussianMixture
 
 __all__ = ["NAMES", "DataSet", "codec_for", "dataset"]
 
-NAMES = ("digits", "digits_pca", "mnist", *toy.TOYS)
+NAMES = ("digits", "digits_pca", "mnist", *cifar10.NAMES, *toy.TOYS)
 
 
 class DataSet(NamedTuple):
@@ -44,7 +44,7 @@ class DataSet(NamedTuple):
 
 
 def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> DataSet:
-    """Load "digits", "mnist" or "digits_pca", or make `points` points of a 2D toy, and as many held out.
+    """Load "digits", "digits_pca", "mnist", "cifar10" or "cifar10-jpeg75", or make `points` points of a 2D toy, and as many held out.
 
     "digits_pca" is the digits' 32 leading principal components, with a codec. `limit` cuts the training rows.
     Raises ConfigError for an unknown name and DataError where files are missing or damaged.
@@ -58,6 +58,8 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
         (x1, y), held, mixture = digits.load("train"), digits.load("judge"), None
     elif name == "mnist":
         (x1, y), held, mixture = mnist.load("train"), mnist.load("test"), None
+    elif name in cifar10.NAMES:
+        (x1, y), held, mixture = cifar10.load("train", name=name, limit=limit), cifar10.load("test", name=name), None
     else:
         check_count("points", points)
         (x1, y), held = (toy.load(name, points, keyed_generator("cpu", 0, name, part)) for part in ("train", "held"))
