@@ -212,8 +212,4 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
-<<<<<<< HEAD
-        thread.join(10)  # a thread that is inside torch when the interpreter ends takes the process down with it
-=======
         thread.join()  # a process that ends while a thread of it computes is aborted
->>>>>>> gpubench

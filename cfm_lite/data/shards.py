@@ -24,10 +24,10 @@ from cfm_lite.data.root import publish
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
 __all__ = [
-<<<<<<< HEAD
     "INDEX",
     "Plan",
     "ShardFacts",
+    "ask_for",
     "check_hash",
     "digest_file",
     "hash_of",
@@ -40,11 +40,6 @@ __all__ = [
     "write_index",
     "write_shard",
 ]
-=======
-    "INDEX", "Plan", "ShardFacts", "ask_for", "digest_file", "is_done", "map_shard", "open_plan", "read_index", "write_index",
-    "write_shard",
-]  # fmt: skip
->>>>>>> gpubench
 
 FORMAT = 1
 INDEX, PLAN = "index.json", "plan.json"
