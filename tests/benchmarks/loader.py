@@ -26,7 +26,7 @@ from tests.benchmarks.harness import CannotRun, Clock, Row, count, elsewhere
 from tests.benchmarks.harness import Times as Seconds
 
 IMAGES, CLASSES, ROWS, SHAPE, BATCH = 1_281_167, 1000, 1024, (4, 32, 32), 256
-READ = 40 * ROWS  # of the set that is read: 1.3 GB
+READ = 24 * ROWS  # of the set that is read: 0.8 GB
 GOAL = 6200.0
 MEMORY = "torch included, pages of files that the system may take back at any time left out"
 
