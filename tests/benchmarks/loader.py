@@ -3,6 +3,7 @@
 Two made sets. One of a million and more images stands for ImageNet's: index, labels and keys in full size, arrays as files with
 holes; it is opened. A smaller one of random numbers is read, at random rows as training does: warm, and cold, its pages
 dropped from memory before every round (posix_fadvise after fsync). What a GPU is given is copied once more here, in memory.
+The sets lie in the system's temporary folder, or in the one that CFM_LITE_BENCH_TMP names: it should be on a disk.
 """
 
 import functools
