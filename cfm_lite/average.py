@@ -21,6 +21,7 @@ class Average:
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay, self.warmup, self.n_averaged = decay, warmup, 0
+        self._pairs: tuple[nn.Module, Any] | None = None
 
     @property
     def rate(self) -> float:
@@ -33,14 +34,21 @@ class Average:
     @torch.no_grad()
     def update_parameters(self, model: nn.Module, ok: Tensor | None = None) -> None:
         """Move towards the parameters of `model` and take over its buffers; nothing moves where `ok`, a scalar on its device, is 0."""
-        ema, params = (list(map(_local, module.parameters())) for module in (self.module, model))
+        (ema, params), buffers = self._found(model)
         if self.n_averaged == 0:  # a bad step left the model as it was, so the first copy needs no gate
             torch._foreach_copy_(ema, params)
         else:
             lerp(ema, params, self.rate, ok)
-        for mine, theirs in zip(self.module.buffers(), model.buffers()):
+        for mine, theirs in buffers:
             mine.copy_(theirs)
         self.n_averaged += 1
+
+    def _found(self, model: nn.Module) -> tuple[tuple[list[Tensor], list[Tensor]], list[tuple[Tensor, Tensor]]]:
+        """Both lists of parameters and the pairs of buffers; looked up once, for to walk the modules can take longer than to average."""
+        if self._pairs is None or self._pairs[0] is not model:
+            ema, params = (list(map(_local, module.parameters())) for module in (self.module, model))
+            self._pairs = model, ((ema, params), list(zip(self.module.buffers(), model.buffers())))
+        return self._pairs[1]
 
 
 def lerp(ema: list[Tensor], params: list[Tensor], rate: float, ok: Tensor | None = None) -> None:

@@ -85,7 +85,8 @@ def _timed(clock: Clock) -> Iterator[Row]:
 
 def _updates(clock: Clock, size: str, average: float, adamw: float | None) -> Iterator[Row]:
     """The optimizer and the average apart, each beside the official program's."""
-    model = SiT(**SIT_CONFIGS["SiT-S/2"]) if size == "33 million" else SiT(hidden_size=96, depth=4, num_heads=3, num_classes=10)
+    sizes: dict[str, Any] = dict(SIT_CONFIGS["SiT-S/2"] if size == "33 million" else {"hidden_size": 96, "depth": 4, "num_heads": 3})
+    model = SiT(**sizes)
     built, theirs = sides.trainer(objective.fm(model), 8, 8), sides.OfficialStep(copy.deepcopy(model), sides.plain_loss(10), 8)
     for p in [*model.parameters(), *theirs.model.parameters()]:
         p.grad = torch.randn_like(p) if p.requires_grad else None
