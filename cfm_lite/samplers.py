@@ -121,7 +121,12 @@ def sample_sde(
         x = x + dt * (v + c * path.score(x, v, t)) + (2 * c * dt) ** 0.5 * z
         if on_host(x):
             check_finite([x], k, grid)
-    return _finish(velocity, x, grid.table[-1], path, rates[-1], last_step, last_step_size)
+    x = _finish(velocity, x, grid.table[-1], path, rates[-1], last_step, last_step_size)
+    if on_host(x) and not x.isfinite().all():
+        raise DivergenceError(
+            f"the state is not finite after the last step, from t = {1 - last_step_size:.4g} to t = 1. Look at the velocity."
+        )
+    return x
 
 
 def _finish(velocity: Velocity, x: Tensor, t: Tensor, path: Path, c: float | Tensor, last_step: str | None, h: float) -> Tensor:
