@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import cfm_lite
 from cfm_lite import checkpoint
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.checks import check_choice, check_count, check_flag, check_module, check_number
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
 from cfm_lite.objective import FlowMatching, Objective
@@ -72,6 +72,8 @@ class Trainer:
         runaway: float | None = 20.0,
         world: World = ALONE,
     ) -> None:
+        check_module(objective=objective)
+        check_flag(ema_warmup=ema_warmup, compile=compile)
         check_number("lr", lr, 0.0, 1e6, open_low=True)
         check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
         check_choice("precision", precision, PRECISIONS)
@@ -83,6 +85,8 @@ class Trainer:
             raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
         self.objective = objective
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ConfigError("the objective has no parameter that requires a gradient; there is nothing to train.")
         self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
         self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule or warmup(0)
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)

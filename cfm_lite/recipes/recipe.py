@@ -119,8 +119,8 @@ class Recipe:
             check_number(name, getattr(self, name), low, high, open_low=name in _ABOVE, open_high=name in _BELOW)
         if self.weight * self.k >= 1:
             raise ConfigError(
-                f"weight {self.weight:g} times k = {self.k} is {self.weight * self.k:g}; it must stay below 1, else the loss has no minimum. "
-                f"Use a weight below {1 / self.k:g}."
+                f"weight {self.weight:g} times K = {self.k} is {self.weight * self.k:g}; it must stay below 1, else the loss has no "
+                f"minimum. Use a weight below {1 / self.k:g}."
             )
         if self.seed >= 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be below 2^63.")
@@ -210,9 +210,7 @@ def _schedule(recipe: Recipe) -> Callable[[int], float]:
 
 
 def from_dict(fields: Mapping[str, Any], kind: type[Recipe] = Recipe) -> Recipe:
-    """The inverse of `Recipe.as_dict`; ConfigError for an unknown field."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise ConfigError(f"unknown recipe fields {unknown}; known are {sorted(known)}.")
+    """The inverse of `Recipe.as_dict`; ConfigError for an unknown field, with the nearest right one."""
+    for name in fields:
+        check_choice("recipe field", name, [field.name for field in dataclasses.fields(kind)])
     return kind(**fields)
