@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -276,14 +277,19 @@ class Parsed:
             print(f"cfm-lite: note: {text}", file=sys.stderr)
 
 
+NARROWEST = 40  # columns; laying out the help in one would never end
+
+
 def _make_streams_safe() -> None:
-    """A closed stream swallows what is printed, and a terminal without Unicode shows a question mark for what it cannot."""
+    """A closed stream swallows what is printed, one without Unicode shows question marks, and a very narrow one counts as wider."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
 
 
 def _parsed(words: Sequence[str]) -> Any:
@@ -319,9 +325,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(_parsed(words))
         finally:
             sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
-    except BrokenPipeError:  # such as `| head`
+    except OSError as error:  # a closed pipe, such as `| head`, or a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+        return 0 if isinstance(error, BrokenPipeError) else _fail(error)
 
 
 def _run(command: Any) -> int:
@@ -333,13 +339,17 @@ def _run(command: Any) -> int:
         print("cfm-lite: stopped; a run of cfm-lite train was saved, and --resume goes on with it", file=sys.stderr)
         return 130
     except (CFMError, OSError, MemoryError, RuntimeError) as error:
-        said = _explained(error)
-        if command.debug or said is None:
+        if command.debug or _explained(error) is None:
             raise
-        rank = os.environ.get("RANK", "0")
-        print(f"cfm-lite{'' if rank == '0' else f' [rank {rank}]'}: error: {said}", file=sys.stderr)
-        return error.exit_code if isinstance(error, CFMError) else DataError.exit_code if isinstance(error, OSError) else 1
+        return _fail(error)
     return 0
+
+
+def _fail(error: Exception) -> int:
+    """Say what went wrong, in one line; the exit code."""
+    rank = os.environ.get("RANK", "0")
+    print(f"cfm-lite{'' if rank == '0' else f' [rank {rank}]'}: error: {_explained(error)}", file=sys.stderr)
+    return error.exit_code if isinstance(error, CFMError) else DataError.exit_code if isinstance(error, OSError) else 1
 
 
 def _explained(error: Exception) -> str | None:
@@ -347,7 +357,7 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, CFMError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}. Give another path." if error.filename else None
+        return f"{error.filename or 'what was to be printed'}: {error.strerror or error}. Give another path."
     text = str(error)
     named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")  # torch's, which is not imported here
     if named or "allocate memory" in text or "not enough memory" in text:

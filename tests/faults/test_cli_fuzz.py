@@ -234,7 +234,7 @@ def command_line(draw):
             if draw.random() < 0.1
             else [flag, *(draw.choice(values) for _ in range(0 if switch else many))]
         )
-    return [word for word in words if word != "--debug"]
+    return [word for word in words if not word.startswith("--debug")]
 
 
 def run(words, capsys):
@@ -268,10 +268,10 @@ def many(n, seed, capsys):
     return seen
 
 
-def test_300_command_lines_end_well_or_with_one_line(stubs, capsys):
-    seen = many(300, 0, capsys)
-    assert seen["accepted"] > 20
-    assert seen["exit 2"] > 100
+def test_200_command_lines_end_well_or_with_one_line(stubs, capsys):
+    seen = many(200, 0, capsys)
+    assert seen["accepted"] > 10
+    assert seen["exit 2"] > 80
 
 
 @pytest.mark.faults
