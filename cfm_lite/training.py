@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 import cfm_lite
-from cfm_lite import checkpoint
+from cfm_lite import checkpoint, sharded
+from cfm_lite.average import Average
 from cfm_lite.checks import check_choice, check_count, check_flag, check_module, check_number
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
@@ -31,6 +31,7 @@ from cfm_lite.objective import FlowMatching, Objective
 __all__ = ["Trainer", "warmup"]
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+PARALLEL = ("ddp", "fsdp")
 
 
 def warmup(steps: int) -> Callable[[int], float]:
@@ -49,7 +50,8 @@ class Trainer:
     seen, or times 1, the variance of the noise, if that is more: the velocity was then about `runaway` times as fast as the data
     ask for. So an optimum that repulsion scales by more than that, weight * K > 1 - 1 / runaway, is refused as well.
     In a `world` of several ranks each is given its own part of the batch, whole shards in the order of the ranks; gradients and
-    logged values are means over all of them.
+    logged values are means over all of them. `parallel` is "ddp", every rank holds everything, or "fsdp", every rank holds a part
+    (FSDP2); then `ema` runs on all ranks together.
 
     Raises ConfigError for a value outside its range and for parameters that are not finite.
     """
@@ -71,9 +73,11 @@ class Trainer:
         compile: bool = False,
         runaway: float | None = 20.0,
         world: World = ALONE,
+        parallel: str = "ddp",
     ) -> None:
         check_module(objective=objective)
         check_flag(ema_warmup=ema_warmup, compile=compile)
+        check_choice("parallel", parallel, PARALLEL)
         check_number("lr", lr, 0.0, 1e6, open_low=True)
         check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
         check_choice("precision", precision, PRECISIONS)
@@ -83,7 +87,11 @@ class Trainer:
         bad = [name for name, p in objective.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
-        self.objective = objective
+        self.objective, self.world = objective, world
+        self._averaged = Average(objective.model, ema_decay, ema_warmup)
+        if parallel == "fsdp" and optimizer is not None:
+            raise ConfigError("the optimizer given is for whole parameters; with parallel='fsdp' leave it out, or use 'ddp'.")
+        self._wrapped, self._forward = self._spread(parallel, compile)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("the objective has no parameter that requires a gradient; there is nothing to train.")
@@ -92,17 +100,23 @@ class Trainer:
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
         self.ema_decay, self.ema_warmup, self.step = ema_decay, ema_warmup, 0
         self.last_good: Path | None = None
-        self._averaged = AveragedModel(objective.model, multi_avg_fn=self._average)
-        self._averaged.requires_grad_(False)
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.world, self._wrapped = world, world.wrap(objective)
-        self._forward = torch.compile(self._wrapped, dynamic=False) if compile else self._wrapped
         device = self.parameters[0].device
         self._at_once = device.type == "cpu"  # where looking at a number costs no synchronisation
         self._names: list[str] = []  # of what `_bad` counts
         self._errors: tuple[Tensor, Tensor] | None = None  # the first flow-matching error and the largest, on the device
         self._ok = torch.ones((), device=device)
         self._bad = torch.full((2,), -1, device=device, dtype=torch.long)  # step and term of the first bad step
+
+    def _spread(self, parallel: str, compile: bool) -> tuple[nn.Module, Any]:
+        """The objective over the ranks, and what runs it: DDP and one process compile the whole, FSDP block by block."""
+        if parallel == "fsdp" and self.world.size > 1:
+            device = next(self.objective.parameters()).device
+            sharded.shard(self.ema, self.world, device)
+            wrapped: Any = sharded.shard(self.objective, self.world, device, compile)
+            return wrapped, wrapped
+        wrapped = self.world.wrap(self.objective)
+        return wrapped, torch.compile(wrapped, dynamic=False) if compile else wrapped
 
     @property
     def ema(self) -> nn.Module:
@@ -129,7 +143,7 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self._base_lr):
             group["lr"] = base * self.schedule(self.step)
         log = self._backward(batch)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = sharded.full(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self._guard(log, norm, check=last or (self.step + 1) % self.log_every == 0)
@@ -159,7 +173,10 @@ class Trainer:
 
     def _talks_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged once a batch, with those of its last micro-batch."""
-        wrapped = self._wrapped
+        wrapped: Any = self._wrapped
+        if sharded.is_sharded(wrapped):
+            wrapped.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) and not last else contextlib.nullcontext()
 
     def _forward_at(self, first_shard: int, part: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -206,8 +223,8 @@ class Trainer:
         """Read what was latched on the device, the average, and the largest error; raise DivergenceError for the first that is bad."""
         if (latched := self._bad.tolist())[0] >= 0:
             raise self._divergence(latched[0], self._names[latched[1]])
-        if not math.isfinite(nn.utils.get_total_norm(self.ema.parameters())):
-            for name in (name for name, p in self.ema.named_parameters() if not torch.isfinite(p).all()):
+        if not _is_finite(self.ema.parameters()):
+            for name in (name for name, p in self.ema.named_parameters() if not _is_finite([p])):
                 raise DivergenceError(f"the average of {name} is not finite at step {step}, and {self._kept()}. Go on from there.")
         first, largest = torch.stack(self._errors).tolist() if self._errors else (1.0, 0.0)
         limit = math.inf if self.runaway is None else self.runaway**2 * first
@@ -234,54 +251,52 @@ class Trainer:
         elif not self._ok.item():  # other optimizers cost one host read a step
             return
         self.optimizer.step()
-        self._averaged.update_parameters(self.objective.model)
-
-    def _average(self, ema: Any, params: Any, count: Any) -> None:
-        updates = int(self._averaged.n_averaged)  # on the host; `count` is a copy of it on the device
-        rate = 1 - (min(self.ema_decay, (1 + updates) / (10 + updates)) if self.ema_warmup else self.ema_decay)
-        if self._at_once:  # a bad step never comes here
-            torch._foreach_lerp_(ema, params, rate)
-        else:
-            torch._foreach_lerp_(ema, params, [rate * self._ok] * len(ema))
+        # where steps are checked at once, a bad one never comes here
+        self._averaged.update_parameters(self.objective.model, None if self._at_once else self._ok)
 
     def save(self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3) -> Path:
         """Write a checkpoint of this step under `directory`; returns its path (see `checkpoint.save` for errors).
 
-        A run that has diverged is not saved: DivergenceError.
+        A run that has diverged is not saved: DivergenceError. In a world of several ranks all of them call this and rank 0 writes;
+        the others return `directory`.
         """
         self._check_health(self.step)
-        weights = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
-        weights |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        inner = self.optimizer.state_dict()
+        weights = {f"objective.{k}": v for k, v in sharded.weights(self.objective).items()}
+        weights |= {f"ema.{k}": v for k, v in sharded.weights(self.ema).items()}
+        inner = sharded.optimizer_state(self.objective, self.optimizer)
         tensors = {f"{i}.{k}": v for i, entry in inner["state"].items() for k, v in entry.items() if isinstance(v, Tensor)}
         state = {
             "seed": self.seed,
-            "averaged": int(self._averaged.n_averaged),
+            "averaged": self._averaged.n_averaged,
             "groups": inner["param_groups"],
             "settings": self._settings(),
             "config": json.loads(json.dumps(dict(config or {}))),
             "versions": {"cfm_lite": cfm_lite.__version__, "torch": torch.__version__, "python": platform.python_version()},
         }
-        self.last_good = checkpoint.save(directory, self.step, weights, tensors, state, keep=keep)
-        return self.last_good
+        written = self.world.on_main(lambda: checkpoint.save(directory, self.step, weights, tensors, state, keep=keep))
+        kept = written or Path(directory)
+        self.last_good = kept
+        return kept
 
     def resume(self, directory: str | Path) -> "Trainer":
         """Go on from `directory` (one step-* folder, or the newest valid one in a folder of them), bit for bit.
 
-        Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError that lists what differs.
+        It may come from another number of ranks. Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError that lists
+        what differs.
         """
         directory = Path(directory)
         path = directory if (directory / checkpoint.MANIFEST).exists() else checkpoint.latest(directory)
-        saved = checkpoint.load(path, self.parameters[0].device)
+        dealt = sharded.is_sharded(self._wrapped)
+        saved = checkpoint.load(path, "cpu" if dealt else self.parameters[0].device)
         self._check_same(saved)
-        self.objective.load_state_dict({k[10:]: v for k, v in saved.weights.items() if k.startswith("objective.")})
-        self.ema.load_state_dict({k[4:]: v for k, v in saved.weights.items() if k.startswith("ema.")})
+        for module, prefix in ((self.objective, "objective."), (self.ema, "ema.")):
+            sharded.load_weights(module, {k.removeprefix(prefix): v for k, v in saved.weights.items() if k.startswith(prefix)})
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.optimizer.items():
             index, name = key.split(".", 1)
             entries.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": entries, "param_groups": saved.state["groups"]})
-        self._averaged.n_averaged.fill_(saved.state["averaged"])
+        sharded.load_optimizer(self.objective, self.optimizer, {"state": entries, "param_groups": saved.state["groups"]})
+        self._averaged.n_averaged = saved.state["averaged"]
         self.step, self.last_good = saved.step, path
         return self
 
@@ -318,6 +333,11 @@ class Trainer:
             raise ResumeMismatchError(
                 f"{saved.path} belongs to another run: {'; '.join(diff[:6])}. Start a new run, or give the settings of the old one."
             )
+
+
+def _is_finite(tensors: Iterable[Tensor]) -> bool:
+    """True if every entry is finite, whole tensors or parts of them on several ranks alike; False also if their norm is too large."""
+    return math.isfinite(sharded.full(nn.utils.get_total_norm(tensors)))
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,8 @@ stay on disk, memory-mapped; labels alone are read at the start.
 """
 
 import bisect
+import contextlib
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -92,14 +94,22 @@ class Latents:
     def moments(self, rows: Tensor, mirrored: Tensor) -> Tensor:
         """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where `mirrored` (B,) is True."""
         out = np.empty((len(rows), 2, *self.shape), np.float16)
-        for i, (row, mirror) in enumerate(zip(rows.tolist(), mirrored.tolist())):
-            number = bisect.bisect_right(self._ends, row)
-            out[i] = self._maps[number][row - self._ends[number], int(mirror)]
+        places = [(*self._place(row), int(mirror)) for row, mirror in zip(rows.tolist(), mirrored.tolist())]
+        for place in places:
+            shards.ask_for(*place)
+        for i, (array, row, mirror) in enumerate(places):
+            out[i] = array[row, mirror]
         moments = torch.from_numpy(out).float()
-        if not torch.isfinite(moments).all():
+        if not math.isfinite(moments.sum().item()):  # a sum of float16 numbers does not overflow; it costs a twentieth of asking each
             bad = int((~torch.isfinite(moments.flatten(1)).all(1)).nonzero()[0])
             raise DataError(f"the latent of {self.keys[int(rows[bad])]!r} holds NaN or infinity: its shard changed. Prepare again.")
         return moments
+
+    def _place(self, row: int) -> tuple[np.ndarray, int]:
+        """The shard of a row, and the row's number in it."""
+        number = bisect.bisect_right(self._ends, row)
+        array = self._maps[number]
+        return array, row - self._ends[number] + len(array)
 
     def draw(self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True) -> tuple[Tensor, Tensor]:
         """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which of them are mirrored (B,).
@@ -122,12 +132,14 @@ class Latents:
         world: int = 1,
         mirror: bool = True,
         images: str | Path | None = None,
+        features: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, ...]]:
         """Endless (x1, y) of this rank's part of global batches of `size` rows, beginning with batch number `start`.
 
         Rank r of `world` holds the r-th part of each batch, a whole number of shards. With the folder of the `images` that the
-        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike. Raises ConfigError
-        where a batch cannot be cut so, and where it is larger than the set.
+        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike; with `features`, a function
+        of rows (B,) and whether they are mirrored (B,), it holds what that gives. Raises ConfigError where a batch cannot be cut so,
+        and where it is larger than the set.
         """
         local = part_of(size, world, shard)
         if not 0 <= rank < world:
@@ -136,13 +148,13 @@ class Latents:
             raise ConfigError(
                 f"the batch of {size} is larger than the data: {self.folder} holds {len(self)} images. Use --batch {len(self)} or less."
             )
-        pictures = None if images is None else Pictures(self, Path(images))
+        third = features or (None if images is None else Pictures(self, Path(images)))
         for step, numbers in enumerate(row_numbers(len(self), size=size, seed=seed, start=start), start):
             mine = numbers[rank * local : (rank + 1) * local]
             first = rank * local // shard
             z, mirrored = zip(*[self.draw(rows, seed, step, first + i, mirror=mirror) for i, rows in enumerate(mine.split(shard))])
             batch = (torch.cat(z), self.labels[mine])
-            yield batch if pictures is None else (*batch, pictures(mine, torch.cat(mirrored)))
+            yield batch if third is None else (*batch, third(mine, torch.cat(mirrored)))
 
 
 class Pictures:
@@ -176,21 +188,22 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
     ready: queue.Queue[Any] = queue.Queue(depth)
     stopped = threading.Event()
 
+    def hand_over(entry: tuple[Any, BaseException | None]) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put(entry, timeout=0.1)
+
     def work() -> None:
         try:
             for item in items():
-                while not stopped.is_set():
-                    try:
-                        ready.put((item, None), timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
+                hand_over((item, None))
                 if stopped.is_set():
                     return
         except BaseException as error:  # handed over, not swallowed
-            ready.put((None, error))
+            hand_over((None, error))
 
-    threading.Thread(target=work, daemon=True, name="latents").start()
+    thread = threading.Thread(target=work, daemon=True, name="latents")
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -199,3 +212,4 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
+        thread.join()  # a process that ends while a thread of it computes is aborted
