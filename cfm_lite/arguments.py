@@ -77,6 +77,8 @@ def parse_settings(settings: Sequence[str], kind: type | None = None) -> dict[st
 
     kinds = {field.name: type(field.default) for field in dataclasses.fields(kind or Recipe)}
     found: dict[str, Any] = {}
+    if not isinstance(settings, list | tuple) or not all(isinstance(text, str) for text in settings):
+        raise ConfigError(f"settings is {settings!r:.60}; it must be a list of texts, name=value.")
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:

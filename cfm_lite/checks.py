@@ -5,13 +5,14 @@ host, and outside `torch.compile`.
 """
 
 import difflib
+import json
 import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfm_lite.errors import ConfigError
 
@@ -34,8 +35,16 @@ def promote(x: Tensor) -> Tensor:
     return x.float() if x.dtype in HALF or not x.is_floating_point() else x
 
 
+def check_tensor(**tensors: Any) -> None:
+    """Raise ConfigError unless every value is a tensor that holds numbers; the keywords name them in the message."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ConfigError(f"{name} has type {type(x).__name__}; it must be a tensor. Use torch.as_tensor({name}).")
+
+
 def check_same_shape(**tensors: Tensor) -> None:
-    """Raise ConfigError unless all tensors have one shape; the keywords name them in the message."""
+    """Raise ConfigError unless all are tensors of one shape; the keywords name them in the message."""
+    check_tensor(**tensors)
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
         seen = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -43,7 +52,8 @@ def check_same_shape(**tensors: Tensor) -> None:
 
 
 def check_floating(**tensors: Tensor) -> None:
-    """Raise ConfigError unless every tensor holds real floating-point numbers."""
+    """Raise ConfigError unless every value is a tensor of real floating-point numbers."""
+    check_tensor(**tensors)
     for name, x in tensors.items():
         if not x.is_floating_point():
             raise ConfigError(f"{name} has dtype {x.dtype}; a floating dtype is needed. Call {name}.float() first.")
@@ -51,6 +61,7 @@ def check_floating(**tensors: Tensor) -> None:
 
 def check_time(t: Tensor, x: Tensor) -> None:
     """Raise ConfigError unless `t` is a floating tensor (B,) with values in [0, 1], B the batch size of `x`."""
+    check_tensor(x=x)
     if not isinstance(t, Tensor) or t.dim() != 1 or x.dim() < 1 or t.shape[0] != x.shape[0]:
         seen = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}"
         raise ConfigError(
@@ -66,10 +77,11 @@ def check_time(t: Tensor, x: Tensor) -> None:
 
 def check_labels(y: Tensor, x: Tensor | None, highest: int) -> None:
     """Raise ConfigError unless `y` is an integer tensor (B,) with values in [0, highest]; B is that of `x`, any if x is None."""
-    rows = "B" if x is None else x.shape[0]
+    rows = "B" if x is None else x.shape[0] if x.dim() else "?"
     if not isinstance(y, Tensor) or y.dim() != 1 or (x is not None and y.shape[0] != rows):
         seen = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
         raise ConfigError(f"y has {seen}; it must be a tensor of shape ({rows},), one label per row of x.")
+    check_tensor(y=y)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ConfigError(f"y has dtype {y.dtype}; labels are integers. Call y.long().")
     if on_host(y) and y.numel():
@@ -82,36 +94,83 @@ def check_number(name: str, value: Any, low: float, high: float, *, open_low: bo
     """`value` as a float; ConfigError unless it is a finite number between `low` and `high`."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last two: 10**400, and a tensor of many numbers or none
         number = math.nan
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
-    if isinstance(value, (bool, str)) or not (above and below and math.isfinite(number)):
+    if isinstance(value, (bool, str, bytes)) or not (above and below and math.isfinite(number)):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or math.isinf(high) else ']'}"
-        raise ConfigError(f"{name} is {value!r}; it must be a number in {bounds}.")
+        raise ConfigError(f"{name} is {_short(value)}; it must be a number in {bounds}.")
     return number
 
 
 def check_count(name: str, value: Any, low: int = 1) -> int:
     """`value` as an int; ConfigError unless it is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {low}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
+        raise ConfigError(f"{name} is {_short(value)}; it must be a whole number of at least {low} (and below 2^63).")
     return value
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise ConfigError that names the nearest right choice unless `value` is one of `choices`."""
     options = list(choices)
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, options))}.{hint}")
+        raise ConfigError(f"{name} is {_short(value)}; it must be one of {', '.join(map(repr, options))}.{hint}")
 
 
-def check_generator(generator: torch.Generator | None, x: Tensor) -> None:
-    """Raise ConfigError unless `generator` is None or on the kind of device where `x` is."""
-    if generator is not None and generator.device.type != x.device.type:
+def check_generator(generator: Any, x: Tensor | None = None) -> None:
+    """Raise ConfigError unless `generator` is None or a torch.Generator, on the kind of device where `x` is if that is given."""
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise ConfigError(f"generator has type {type(generator).__name__}; it must be a torch.Generator or None.")
+    if generator is not None and x is not None and generator.device.type != x.device.type:
         raise ConfigError(f"generator is on {generator.device}, the data on {x.device}; make it with torch.Generator({x.device.type!r}).")
+
+
+def check_callable(**functions: Any) -> None:
+    """Raise ConfigError unless every value is a function."""
+    for name, function in functions.items():
+        if not callable(function):
+            raise ConfigError(f"{name} is {_short(function)}; it must be a function.")
+
+
+def check_module(**modules: Any) -> None:
+    """Raise ConfigError unless every value is a torch module."""
+    for name, module in modules.items():
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"{name} has type {type(module).__name__}; it must be a torch module.")
+
+
+def check_flag(**flags: Any) -> None:
+    """Raise ConfigError unless every value is True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ConfigError(f"{name} is {_short(flag)}; it must be True or False.")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds; ValueError for damage, and for a key that is given twice, for one of its values would be lost."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ConfigError(f"it gives {next(name for name in names if names.count(name) > 1)!r} twice; give it once.")
+    return found
+
+
+def _short(value: Any) -> str:
+    """How a message shows a wrong value: in one line, and not a thousand digits."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = " ".join(hex(value).split() if isinstance(value, int) and abs(value) >= 2**63 else repr(value).split())
+    return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"
 
 
 def warn_once(message: str) -> None:

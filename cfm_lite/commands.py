@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cfm_lite import experiments, runs, viz
 from cfm_lite.checkpoint import write_bytes
-from cfm_lite.checks import check_count
+from cfm_lite.checks import check_count, parse_json
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import ARMS, Row
@@ -60,7 +60,7 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, Recipe]:
     path = Path(path)
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            x, y, settings = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]), json.loads(str(file["settings"]))
+            x, y, settings = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]), parse_json(str(file["settings"]))
         recipe = from_dict(settings["recipe"])
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Run cfm-lite sample first, or give the right file.") from None

@@ -25,7 +25,7 @@ from cfm_lite.errors import DistributedError
 from cfm_lite.experiments import ARMS, Row
 from cfm_lite.judges import Judge, judge_for
 from cfm_lite.recipes import Recipe, recipe
-from cfm_lite.runs import facts, pick_device, train, write_json
+from cfm_lite.runs import facts, make_folder, pick_device, train, write_json
 from cfm_lite.viz import METHOD_LABELS
 
 __all__ = ["GOALS", "SHOWN", "demo", "table"]
@@ -63,7 +63,7 @@ def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _demo(Path(out), pick_device(device), seed, quick, progress)
+        return _demo(make_folder(out), pick_device(device), seed, quick, progress)
     finally:
         torch.set_num_threads(threads)
 

@@ -7,12 +7,13 @@ a coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw takes a generato
 import math
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_floating, check_labels, check_number, check_same_shape
+from cfm_lite.checks import check_choice, check_count, check_floating, check_generator, check_labels, check_number, check_same_shape
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, Path
 
@@ -40,7 +41,7 @@ def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
         if not isinstance(part, (int, str)):
             raise ConfigError(f"the key holds {part!r} of type {type(part).__name__}; each part must be an int or a str.")
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator(device=device or "cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator(device=_device(device)).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def uniform_time(n: int, *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
@@ -86,11 +87,19 @@ def _normal(n: int, generator: torch.Generator | None, device: Device) -> Tensor
 
 def _place(generator: torch.Generator | None, device: Device) -> Device:
     """The device asked for, or else the generator's; ConfigError where the two differ in kind."""
+    check_generator(generator)
     if generator is None or device is None:
-        return device if generator is None else generator.device
-    if torch.device(device).type != generator.device.type:
+        return _device(device) if generator is None else generator.device
+    if _device(device).type != generator.device.type:
         raise ConfigError(f"generator is on {generator.device}, device is {device}; leave device out, or make the generator there.")
     return device
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ConfigError(f"device is {device!r:.60}; it must be a device of torch, such as 'cpu' or 'cuda'.") from None
 
 
 def independent(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -138,5 +147,6 @@ def drop_labels(y: Tensor, p: float, null: int, *, generator: torch.Generator | 
     """
     p, null = check_number("p", p, 0, 1), check_count("null", null)
     check_labels(y, None, null)
+    check_generator(generator)
     drawn = torch.rand(len(y), generator=generator, device=_place(generator, None if generator else y.device))
     return torch.where(drawn.to(y.device) < p, null, y)

@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from cfm_lite import guidance, metrics, samplers
-from cfm_lite.checks import check_choice, check_count
+from cfm_lite.checks import check_choice, check_count, parse_json
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ from cfm_lite.judges import Judge
 from cfm_lite.paths import PATHS
 from cfm_lite.recipes import Recipe, recipe
 from cfm_lite.recipes.recipe import SOLVERS
-from cfm_lite.runs import Run, facts, train, write_json
+from cfm_lite.runs import Run, facts, make_folder, train, write_json
 from cfm_lite.theory import GaussianMixture
 
 __all__ = ["ARMS", "Arm", "Difference", "compare", "differences", "draw_samples", "measure", "report", "velocity"]
@@ -218,13 +218,24 @@ def differences(rows: Sequence[Row], metric: str, nfe: int, *, base: str = "fm")
 
     The interval is scipy's bias-corrected bootstrap over seeds (10,000 resamples, fixed seed); with fewer than two seeds it is NaN.
     """
+    _check_rows(rows)
+    check_choice("metric", metric, sorted({row["metric"] for row in rows}))
+    check_count("nfe", nfe)
     table: dict[str, dict[int, float]] = {}
     for row in rows:
         if row["metric"] == metric and row["nfe"] == nfe and row["value"] is not None:
             table.setdefault(row["method"], {})[row["seed"]] = row["value"]
-    if base not in table:
-        raise ConfigError(f"no rows of {base!r} for metric {metric!r} at nfe {nfe}; methods there: {sorted(table)}.")
+    if not isinstance(base, str) or base not in table:
+        raise ConfigError(f"no rows of {base!r}, the base, for metric {metric!r} at nfe {nfe}; methods there: {sorted(table)}.")
     return [_difference(method, metric, nfe, values, table[base]) for method, values in table.items() if method != base]
+
+
+def _check_rows(rows: Any) -> None:
+    """Rows come from a file that anyone may have edited."""
+    keys = {"method": str, "metric": str, "seed": int, "nfe": int, "value": int | float | None}
+    for row in rows if isinstance(rows, list | tuple) and rows else [None]:
+        if not isinstance(row, Mapping) or not all(isinstance(row.get(key, ...), kind) for key, kind in keys.items()):
+            raise ConfigError(f"rows hold {row!r:.80}; each must be a mapping with {', '.join(keys)}, as cfm-lite compare writes them.")
 
 
 def _difference(method: str, metric: str, nfe: int, values: Mapping[int, float], base: Mapping[int, float]) -> Difference:
@@ -262,6 +273,7 @@ def compare(
     for name in arms:
         check_choice("arm", name, SUITES[suite].arms)
     base = recipe(SUITES[suite].recipe, **dict(changes or {}))
+    make_folder(out)
     data = dataset(base.dataset)
     path, info_path = Path(out) / f"{suite}.json", Path(out) / f"{suite}.info.json"
     info = {"suite": suite, "recipe": base.as_dict(), "nfes": list(nfes), "samples": n, "judge": judge.fingerprint if judge else None}
@@ -295,7 +307,7 @@ def _kept_rows(path: Path, info_path: Path, info: Mapping[str, Any]) -> list[Row
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds; DataError names the file if it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Run cfm-lite compare first, or give the right folder.") from None
     except (OSError, ValueError) as error:

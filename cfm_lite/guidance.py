@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_labels, check_number, expand, on_host, promote
+from cfm_lite.checks import check_callable, check_count, check_flag, check_labels, check_number, expand, on_host, promote
 from cfm_lite.errors import ConfigError
 
 __all__ = ["Guided", "Velocity", "cfg", "conditional", "debias", "debias_shuffle", "guide", "rescale", "retarget", "retarget_shuffle"]
@@ -86,7 +86,7 @@ def guide(good: Velocity, bad: Velocity, scale: float, interval: tuple[float, fl
     (autoguidance, arXiv:2406.02507); Kynkäänniemi et al. 2024 (interval, arXiv:2404.07724).
     """
     scale, interval = check_number("scale", scale, -math.inf, math.inf), _check_interval(interval)
-    good, bad = as_velocity(good), as_velocity(bad)
+    good, bad = as_velocity(good, "good"), as_velocity(bad, "bad")
     return good if scale == 1 else Guided((good, bad), lambda t, v, v_bad: v_bad + scale * (v - v_bad), interval)
 
 
@@ -160,6 +160,7 @@ def retarget_shuffle(velocity: Velocity, weight: float, k: int = 1, exclude_iden
     0 <= weight * k < 1, and, when called, for one channel. Reference: Hong et al. 2025 (arXiv:2511.18942).
     """
     product = _check_weight(weight, k)
+    check_flag(exclude_identity=exclude_identity)
     return Guided((as_velocity(velocity),), lambda t, v: _stretch(v, _gain(v, product, exclude_identity)))
 
 
@@ -179,13 +180,14 @@ def debias_shuffle(
 ) -> Velocity:
     """The inverse of `retarget_shuffle` inside the interval, v outside; a linear map of v, so nothing has to be stored."""
     product, interval = _check_weight(weight, k), _check_interval(interval)
+    check_flag(exclude_identity=exclude_identity)
     return Guided((as_velocity(velocity),), lambda t, v: _stretch(v, 1 / _gain(v, product, exclude_identity)), interval)
 
 
-def as_velocity(velocity: Velocity) -> Velocity:
+def as_velocity(velocity: Velocity, name: str = "velocity") -> Velocity:
     """`velocity` itself, or for a bare module its velocity in eval mode; ConfigError for what cannot be called."""
     if not callable(velocity):
-        raise ConfigError(f"velocity has type {type(velocity).__name__}; it must be a function (x, t) -> velocity, or a model.")
+        raise ConfigError(f"{name} has type {type(velocity).__name__}; it must be a function (x, t) -> velocity, or a model.")
     return conditional(velocity) if isinstance(velocity, nn.Module) else velocity
 
 
@@ -242,10 +244,13 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _check_label(model: Any, y: Any) -> None:
+    check_callable(model=model)
     if y is None:
         return
     highest = getattr(_unwrapped(model), "num_classes", None)
     highest = highest if isinstance(highest, int) else 2**62
+    if isinstance(y, int) and not isinstance(y, bool) and abs(y) >= 2**62:
+        raise ConfigError(f"y is {hex(y):.20}...; labels span [0, {highest}].")
     labels: Any = torch.tensor([y]) if isinstance(y, int) and not isinstance(y, bool) else y
     check_labels(labels, None, highest)
 

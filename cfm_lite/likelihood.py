@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_same_shape, on_host
+from cfm_lite.checks import check_callable, check_choice, check_count, check_flag, check_generator, check_same_shape, on_host
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity, as_velocity
 from cfm_lite.steps import Step, check_state, rk4, trajectory
@@ -42,9 +42,14 @@ def log_prob(
     other. `grad` keeps the graph, to differentiate the result; without it the grad mode outside does not matter.
     Raises ConfigError for a wrong argument and for a velocity that autograd cannot follow.
     """
-    velocity, x1 = as_velocity(velocity), check_state(x1)
+    velocity, x1 = as_velocity(velocity), check_state(x1, "x1")
+    check_flag(grad=grad)
+    check_callable(step=step)
+    check_generator(generator)
+    if x1.dim() < 2:
+        raise ConfigError(f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims).")
     ts = torch.linspace(1, 0, 101, dtype=torch.float64) if ts is None else ts
-    if isinstance(ts, Tensor) and ts.dim() == 1 and len(ts) and on_host(ts) and ts[0] < ts[-1]:
+    if isinstance(ts, Tensor) and ts.is_floating_point() and ts.dim() == 1 and len(ts) and on_host(ts) and ts[0] < ts[-1]:
         ts = ts.flip(0)
     measure = _measure(x1, trace, n_probes, generator, probes, grad)
     z = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)  # (B, D + 1): the point, and the integral so far

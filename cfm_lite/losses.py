@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_floating, check_number, check_same_shape, on_host, promote, warn_once
+from cfm_lite.checks import (
+    check_choice,
+    check_flag,
+    check_floating,
+    check_number,
+    check_same_shape,
+    check_tensor,
+    on_host,
+    promote,
+    warn_once,
+)
 from cfm_lite.errors import ConfigError
 from cfm_lite.kernels import TINY, attract_repel, cosine, gram, inverse_root, root, standardize
 
@@ -52,6 +62,7 @@ def repulsion(v: Tensor, u_neg: Tensor, keep: Tensor | None = None, rescale: boo
     kept rows, as DeltaFM's code does. No kept row gives 0 and a zero gradient. Raises ConfigError for shapes that do not fit.
     """
     v, u_neg = _pair_with_negatives(v, u_neg)
+    check_flag(rescale=rescale)
     if keep is None:
         return len(u_neg) * F.mse_loss(v.expand_as(u_neg), u_neg)
     errors = F.mse_loss(v.expand_as(u_neg), u_neg, reduction="none").reshape(*u_neg.shape[:2], -1).mean(2).sum(0)  # (B,)
@@ -69,6 +80,7 @@ def contrastive_flow_matching(
     v, u = _pair(v=v, u=u)
     v, u_neg = _pair_with_negatives(v, u_neg)
     weight = _check_weight(weight, len(u_neg))
+    check_flag(rescale=rescale)
     if weight == 0:  # bit for bit plain flow matching, whatever the negatives are
         return flow_matching(v, u)
     if torch.compiler.is_compiling():  # the compiler fuses the plain formula by itself
@@ -116,7 +128,8 @@ def dispersive(
     squared correlations of features m and n over the batch; a constant feature correlates with none. A batch of one gives 0.
     Raises ConfigError for an unknown name or a number out of range. Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
     """
-    _check_options(variant, distance, tau=tau, margin=margin)
+    tau, margin = _check_options(variant, distance, tau=tau, margin=margin)
+    check_flag(normalize_by_dim=normalize_by_dim, include_diagonal=include_diagonal)
     (z,) = _features(h=h)
     if len(z) == 1:
         return _nothing_to_spread(z)
@@ -150,7 +163,8 @@ def contrastive(
     in the first view with n in the second. D as in `dispersive`. A batch of one gives 0, as there is nothing to contrast with.
     Raises ConfigError as `dispersive` does. Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
     """
-    _check_options(variant, distance, tau=tau, margin=margin)
+    tau, margin = _check_options(variant, distance, tau=tau, margin=margin)
+    check_flag(normalize_by_dim=normalize_by_dim)
     w = check_number("w", w, 0, math.inf)
     z, other = _features(h=h, h_positive=h_positive)
     if len(z) == 1:
@@ -192,6 +206,7 @@ def _pair_with_negatives(v: Tensor, u_neg: Tensor) -> tuple[Tensor, Tensor]:
 
 def _row_shares(keep: Tensor, v: Tensor, rescale: bool) -> Tensor:
     """What each row (B,) counts in a mean over the kept rows: keep / B, or with `rescale` keep / (kept rows), 0 if none is."""
+    check_tensor(keep=keep)
     if keep.shape != v.shape[:1]:
         raise ConfigError(f"keep has shape {tuple(keep.shape)}; it must be ({len(v)},), one flag per row.")
     if keep.dtype != torch.bool and on_host(keep) and not ((keep == 0) | (keep == 1)).all():
@@ -211,11 +226,10 @@ def _check_weight(weight: float, k: int) -> float:
     return float(weight)
 
 
-def _check_options(variant: str, distance: str, **positive: float) -> None:
+def _check_options(variant: str, distance: str, **positive: float) -> list[float]:
     check_choice("variant", variant, VARIANTS)
     check_choice("distance", distance, DISTANCES)
-    for name, value in positive.items():
-        check_number(name, value, 0, math.inf, open_low=True)
+    return [check_number(name, value, 0, math.inf, open_low=True) for name, value in positive.items()]
 
 
 def _features(**views: Tensor) -> tuple[Tensor, ...]:

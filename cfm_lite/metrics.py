@@ -6,16 +6,25 @@ done in float64, so that small differences of large numbers stay right.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_count, check_floating, check_labels, check_number, check_same_shape, on_host
+from cfm_lite.checks import (
+    check_count,
+    check_floating,
+    check_generator,
+    check_labels,
+    check_number,
+    check_same_shape,
+    check_tensor,
+    on_host,
+)
 from cfm_lite.errors import ConfigError
-from cfm_lite.paths import LINEAR, Path
+from cfm_lite.paths import LINEAR, Path, check_path
 from cfm_lite.theory import GaussianMixture
 
 __all__ = [
@@ -153,6 +162,10 @@ def nearest_distances(x: Tensor, reference: Tensor) -> Tensor:
     """The Euclidean distance (N,) from each row of `x` (N, *dims) to the nearest row of `reference` (M, *dims)."""
     a, b = _rows("x", x), _rows("reference", reference)
     _same_width(x=a, reference=b)
+    return _nearest(a, b)
+
+
+def _nearest(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([_distances(part, b).amin(dim=1) for part in a.split(_CHUNK)])
 
 
@@ -162,10 +175,12 @@ def nearest_ratio(fake: Tensor, train: Tensor, real: Tensor) -> Tensor:
     All are (N, *dims), each with its own N. 1: as far from the training rows as fresh data are; below about 0.9: memorising.
     Raises ConfigError where every row of `real` is a row of `train`.
     """
-    own = nearest_distances(real, train).mean()
+    fake, train, real = _rows("fake", fake), _rows("train", train), _rows("real", real)
+    _same_width(fake=fake, train=train, real=real)
+    own = _nearest(real, train).mean()
     if on_host(own) and own == 0:
         raise ConfigError("every row of real is also a row of train; real must be held out.")
-    return nearest_distances(fake, train).mean() / own
+    return _nearest(fake, train).mean() / own
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
@@ -201,6 +216,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, n_projections: int = 256, *, genera
     """
     a, b = _rows("a", a), _rows("b", b)
     _same_width(a=a, b=b)
+    check_generator(generator)
     device = a.device if generator is None else generator.device
     directions = torch.randn(a.shape[1], check_count("n_projections", n_projections), generator=generator, device=device).to(a)
     directions = directions / directions.norm(dim=0)
@@ -229,7 +245,8 @@ def mmd(a: Tensor, b: Tensor, bandwidths: float | Iterable[float] | None = None)
         median = _distances(a[:500], b[:500]).median()
         scales = torch.stack([0.5 * median, median, 2 * median]).clamp(min=torch.finfo(median.dtype).tiny ** 0.25)
     else:
-        values = list(bandwidths) if isinstance(bandwidths, Iterable) else [bandwidths]
+        single = isinstance(bandwidths, str | bytes | Mapping) or not isinstance(bandwidths, Iterable)
+        values = [bandwidths] if single else _listed(bandwidths)
         scales = a.new_tensor([check_number("bandwidth", h, 0, float("inf"), open_low=True) for h in values])
     if len(scales) == 0:
         raise ConfigError("bandwidths is empty; give at least one, or None for the median distance.")
@@ -248,13 +265,22 @@ def _kernel_sum(a: Tensor, b: Tensor, scales: Tensor) -> Tensor:
 
 def _states(trajectory: Tensor | Iterable[Tensor], at_least: int) -> Tensor:
     """A trajectory as (S, B, d) float64: a tensor (S, B, *dims), or the states one after the other."""
-    parts = [trajectory] if isinstance(trajectory, Tensor) else [state[None] for state in trajectory]
+    parts = [trajectory] if isinstance(trajectory, Tensor) else _listed(trajectory)
+    check_tensor(**{f"trajectory, state {i}," if len(parts) > 1 else "trajectory": part for i, part in enumerate(parts)})
+    parts = parts if isinstance(trajectory, Tensor) else [state[None] for state in parts]
     if len({part.shape[1:] for part in parts}) != 1:
         raise ConfigError("trajectory is empty or its states differ in shape; states (B, *dims) of one shape are needed.")
-    states = torch.cat(parts)
+    states = torch.cat(parts) if parts[0].dim() else parts[0]
     if states.dim() < 3 or len(states) < at_least:
         raise ConfigError(f"trajectory has shape {tuple(states.shape)}; (S, B, *dims) with at least {at_least} states is needed.")
     return _rows("trajectory", states.flatten(0, 1)).unflatten(0, states.shape[:2])
+
+
+def _listed(items: Any) -> list[Any]:
+    """What `items` yields; a tensor of no dimension, or what yields nothing, is one item."""
+    if isinstance(items, Iterable) and not (isinstance(items, Tensor) and not items.dim()):
+        return list(items)
+    return [items]
 
 
 def straightness(trajectory: Tensor | Iterable[Tensor]) -> Tensor:
@@ -285,8 +311,19 @@ def drift_by_time(
     by default. Against data (N, *dims): the mean distance to the nearest row, which is meant for the samples, the last state.
     """
     states = _states(trajectory, at_least=1)
+    check_path(path)
+    check_generator(generator)
+    check_count("n_reference", n_reference)
     if isinstance(mixture_or_data, Tensor):
-        return nearest_distances(states.flatten(0, 1), mixture_or_data).unflatten(0, states.shape[:2]).mean(dim=1)
+        rows = _rows("mixture_or_data", mixture_or_data)
+        _same_width(states=states.flatten(0, 1), mixture_or_data=rows)
+        return _nearest(states.flatten(0, 1), rows).unflatten(0, states.shape[:2]).mean(dim=1)
+    if not isinstance(mixture_or_data, GaussianMixture):
+        raise ConfigError(
+            f"mixture_or_data has type {type(mixture_or_data).__name__}; it must be a GaussianMixture or a tensor (N, *dims)."
+        )
+    if states.shape[2] != mixture_or_data.means.shape[1]:
+        raise ConfigError(f"trajectory has states of {states.shape[2]} numbers, mixture_or_data {mixture_or_data.means.shape[1]}.")
     times = _check_times(ts, states)
     x1, _ = mixture_or_data.sample(n_reference, generator=generator)
     x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype).to(states)
@@ -304,8 +341,11 @@ def _surprise(mixture: GaussianMixture, x: Tensor, time: Tensor, path: Path) -> 
 def _check_times(ts: Tensor | None, states: Tensor) -> Tensor:
     if ts is None:
         return torch.linspace(0, 1, len(states), dtype=states.dtype, device=states.device) if len(states) > 1 else states.new_ones(1)
+    check_floating(ts=ts)
     if ts.shape != (len(states),):
         raise ConfigError(f"ts has shape {tuple(ts.shape)}; one time for each of the {len(states)} states is needed.")
+    if on_host(ts) and not ((ts >= 0) & (ts <= 1)).all():
+        raise ConfigError(f"ts spans [{ts.min():.4g}, {ts.max():.4g}]; times lie in [0, 1], 0 noise and 1 data.")
     return ts.to(states)
 
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from cfm_lite.checks import check_choice, check_count, check_generator, check_labels, check_same_shape, warn_once
 from cfm_lite.errors import ConfigError
-from cfm_lite.paths import LINEAR, FlowSample, Path
+from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import other_row
 
 __all__ = ["Negatives", "Perturbed", "in_batch", "other_class", "perturbed"]
@@ -29,7 +29,7 @@ def in_batch(sample: FlowSample, *, generator: Generator | None = None) -> Tenso
     A batch of one has no other row: it gives (u_t, keep) with nothing kept, and warns once.
     Reference: Stoica et al. 2025 (arXiv:2506.05350), official code; each row keeps its own time.
     """
-    u = sample.u_t.detach()
+    u = _velocity_of(sample)
     check_generator(generator, u)
     if len(u) < 2:
         warn_once("a batch of one holds no negative: nothing is repelled. Use batches (or shards) of at least two.")
@@ -43,7 +43,7 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
     Uniform over all rows whose label differs; the null label counts as a class like any other. Raises ConfigError without
     labels. Reference: Stoica et al. 2025 (arXiv:2506.05350), class-conditioned sampling; its uniform fallback is left out.
     """
-    u, y = sample.u_t.detach(), sample.y
+    u, y = _velocity_of(sample), sample.y
     if y is None:
         raise ConfigError("other_class needs labels and the sample has y=None. Give labels (B,), or use in_batch.")
     check_generator(generator, u)
@@ -55,6 +55,12 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
     place = torch.randint(2**62, y.shape, device=u.device, generator=generator) % others.clamp_min(1)
     place = torch.where(place < first, place, place + last - first).clamp_max(len(y) - 1)
     return u.index_select(0, order[place]), others > 0
+
+
+def _velocity_of(sample: Any) -> Tensor:
+    if not isinstance(sample, FlowSample):
+        raise ConfigError(f"sample has type {type(sample).__name__}; it must be a FlowSample.")
+    return sample.u_t.detach()
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,7 @@ class Perturbed:
         check_count("k", self.k)
         if not callable(self.transform):
             raise ConfigError(f"transform is {self.transform!r}; it must be a function (x, *, generator=None), such as channel_shuffle.")
-        if not isinstance(self.path, Path):
-            raise ConfigError(f"path is {self.path!r}; it must be a Path, such as LINEAR.")
+        check_path(self.path)
         if self.space == "image" and self.codec is None:
             warn_once("space='image' without a codec is space='latent': the data themselves are perturbed. For latents, give their codec.")
         if self.codec is not None and not (callable(getattr(self.codec, "encode", None)) and callable(getattr(self.codec, "decode", None))):
@@ -81,7 +86,7 @@ class Perturbed:
 
     @torch.no_grad()
     def __call__(self, sample: FlowSample, *, generator: Generator | None = None) -> Tensor:
-        check_generator(generator, sample.u_t)
+        check_generator(generator, _velocity_of(sample))
         drawn = [self._one(sample, generator) for _ in range(self.k)]
         return drawn[0] if self.k == 1 else torch.stack(drawn)
 

@@ -11,10 +11,21 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cfm_lite import draws
-from cfm_lite.checks import check_count, check_floating, check_labels, check_number, check_same_shape, on_host, promote, warn_once
+from cfm_lite.checks import (
+    check_callable,
+    check_count,
+    check_floating,
+    check_labels,
+    check_module,
+    check_number,
+    check_same_shape,
+    on_host,
+    promote,
+    warn_once,
+)
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch, perturbed
-from cfm_lite.paths import LINEAR, FlowSample, Path
+from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import channel_shuffle
 from cfm_lite.terms import Alignment, Contrastive, Dispersive, Draw, Evaluated, FlowMatching, Repulsion, Term, noise_like
 
@@ -61,6 +72,9 @@ class Objective(nn.Module):
         shard: int | None = None,
     ) -> None:
         super().__init__()
+        check_module(model=model)
+        check_path(path)
+        check_callable(time=time, couple=couple)
         self.model, self.path, self.time, self.couple = model, path, time, couple
         self.label_dropout = check_number("label_dropout", label_dropout, 0.0, 1.0)
         self.shard = shard if shard is None else check_count("shard", shard)
@@ -163,8 +177,8 @@ def _snake(name: str) -> str:
 
 
 def _named(terms: Sequence[Any]) -> dict[str, Any]:
-    if not terms:
-        raise ConfigError("an objective needs at least one term; FlowMatching() is the usual first.")
+    if not isinstance(terms, Sequence) or not terms or not all(hasattr(term, "weight") and hasattr(term, "blocks") for term in terms):
+        raise ConfigError("terms must be a tuple of terms: an objective needs at least one term; FlowMatching() is the usual first.")
     names = [getattr(term, "name", None) or _snake(type(term).__name__) for term in terms]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -176,6 +190,7 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
     for name, term in terms.items():
         check_number(f"the weight of {name}", term.weight, 0.0, float("inf"))
         for block in term.blocks:
+            check_count(f"the block of {name}", block)
             if depth is not None and not 1 <= block <= depth:
                 raise ConfigError(f"{name} reads block {block}; this model has blocks 1 to {depth}.")
     attract = sum(term.weight for term in terms.values() if isinstance(term, FlowMatching))
@@ -224,6 +239,7 @@ def vecor(
     **settings: Any,
 ) -> Objective:
     """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942)."""
+    check_callable(perturb=perturb)
     negatives = perturbed(perturb, space=space, path=path, k=k, codec=codec)
     return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
 
@@ -232,8 +248,8 @@ def dispersive(
     model: nn.Module, weight: float = 0.5, tau: float = 0.5, block: int | None = None, *, variant: str = "infonce_l2", **settings: Any
 ) -> Objective:
     """Dispersive loss after `block` (default: a quarter of the depth, counted from 1) (Wang and He 2025, arXiv:2506.09027; 0.5, 0.5)."""
-    depth: int = model.depth  # pyright: ignore[reportAssignmentType]
-    term = Dispersive(weight, block if block is not None else max(1, depth // 4), variant, tau)
+    depth: int = getattr(model, "depth", 1)
+    term = Dispersive(weight, max(1, depth // 4) if block is None else check_count("block", block), variant, tau)
     return Objective(model, terms=(FlowMatching(), term), **settings)
 
 

@@ -7,12 +7,13 @@ v_REPA(x, t) = -v(x, 1 - t); `models.load_official` converts once, at load time.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cfm_lite.checks import check_floating, check_same_shape, check_time, expand, promote
+from cfm_lite.errors import ConfigError
 
 __all__ = ["COSINE", "LINEAR", "PATHS", "VP", "FlowSample", "Path"]
 
@@ -69,7 +70,7 @@ class Path:
         time outside [0, 1].
         """
         check_same_shape(x0=x0, x1=x1)
-        check_floating(x0=x0)
+        check_floating(x0=x0, x1=x1)
         alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x1)
         return alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0
 
@@ -79,6 +80,7 @@ class Path:
         x1 = (d_sigma x - sigma v) / det and x0 = (alpha v - d_alpha x) / det, with det = alpha d_sigma - d_alpha sigma.
         """
         check_same_shape(x=x, v=v)
+        check_floating(x=x, v=v)
         alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x)
         det = alpha * d_sigma - d_alpha * sigma
         # for LINEAR det = -1, so nothing is divided away; for VP it is infinite at t = 1, where x0 is not defined
@@ -90,17 +92,26 @@ class Path:
         Reference: Ma et al. 2024, section 2, multiplied out so that alpha = 0 at t = 0 is harmless.
         """
         check_same_shape(x=x, v=v)
+        check_floating(x=x, v=v)
         alpha, sigma, d_alpha, _ = self.coefficients(t, x)
         return (alpha * v - d_alpha * x) / (d_alpha * sigma**2 - alpha * self._rate_like(t, alpha))
 
     def velocity_from_score(self, x: Tensor, score: Tensor, t: Tensor) -> Tensor:
         """The inverse of `score`: v = (d_alpha / alpha) (x + sigma^2 s) - sigma d_sigma s; t > 0 unless alpha(0) > 0."""
         check_same_shape(x=x, score=score)
+        check_floating(x=x, score=score)
         alpha, sigma, d_alpha, _ = self.coefficients(t, x)
         return d_alpha / alpha * (x + sigma**2 * score) - self._rate_like(t, alpha) * score
 
     def _rate_like(self, t: Tensor, like: Tensor) -> Tensor:  # half_variance_rate in the shape and dtype of a coefficient
         return self.half_variance_rate(t.to(like.dtype)).reshape(like.shape)
+
+
+def check_path(path: Any) -> Path:
+    """`path` itself; ConfigError unless it is a Path."""
+    if not isinstance(path, Path):
+        raise ConfigError(f"path is {path!r:.60}; it must be a Path: LINEAR, COSINE, VP from cfm_lite.paths, or your own.")
+    return path
 
 
 LINEAR = Path(

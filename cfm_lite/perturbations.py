@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_count, check_floating, check_generator, check_number, expand, promote
+from cfm_lite.checks import check_count, check_flag, check_floating, check_generator, check_number, expand, promote
 from cfm_lite.errors import ConfigError
 
 __all__ = ["additive_noise", "channel_shuffle", "color_jitter", "crop_resize", "cutmix", "expected_map", "gaussian_blur", "other_row"]
@@ -29,6 +29,7 @@ def channel_shuffle(x: Tensor, *, per_sample: bool = True, exclude_identity: boo
     up to C = 8; from there on the identity, of probability below 3e-6, is replaced by one swap. Raises ConfigError for C = 1.
     """
     _check(x, "channel_shuffle", generator)
+    check_flag(per_sample=per_sample, exclude_identity=exclude_identity)
     if x.shape[1] < 2:
         raise ConfigError(
             f"channel_shuffle needs at least 2 channels; x has shape {tuple(x.shape)}. For grey images use crop_resize or cutmix."
@@ -160,10 +161,12 @@ def _check_images(x: Tensor, name: str, generator: Generator | None) -> None:
 
 def _check_range(name: str, bounds: Range, low: float, high: float) -> None:
     pair = isinstance(bounds, (tuple, list)) and len(bounds) == 2
-    if not pair or not bounds[0] <= bounds[1]:
-        raise ConfigError(f"{name} is {bounds!r}; it must be (low, high) with low <= high.")
+    if not pair:
+        raise ConfigError(f"{name} is {bounds!r:.60}; it must be (low, high) with low <= high.")
     for bound in bounds:
         check_number(name, bound, low, high, open_low=True, open_high=True)
+    if not bounds[0] <= bounds[1]:
+        raise ConfigError(f"{name} is {bounds!r}; it must be (low, high) with low <= high.")
 
 
 def _uniform(x: Tensor, bounds: Range, generator: Generator | None) -> Tensor:

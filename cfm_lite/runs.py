@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 import cfm_lite
 from cfm_lite import checkpoint
-from cfm_lite.checks import check_choice
+from cfm_lite.checks import check_choice, parse_json
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
@@ -180,10 +180,10 @@ def saved_recipe(path: str | Path) -> Recipe:
     """The recipe that a run folder's config.json holds; CheckpointError if there is none."""
     file = Path(path) / "config.json"
     try:
-        return from_dict(json.loads(file.read_text())["recipe"])
+        return from_dict(parse_json(file.read_bytes())["recipe"])
     except FileNotFoundError:
         raise CheckpointError(f"{path} is no run: {file} is missing. Give the folder that cfm-lite train wrote.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}). Give the folder that cfm-lite train wrote.") from error
 
 
@@ -240,13 +240,22 @@ def _commit() -> str | None:
     return None
 
 
+def make_folder(folder: str | Path) -> Path:
+    """The folder, made where it is missing; DataError where it cannot be, or cannot be written to, before any work is lost on it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_bytes(folder / ".writable", b"")
+        (folder / ".writable").unlink()
+    except (OSError, CheckpointError) as error:
+        raise DataError(f"cannot make or write {folder}: {getattr(error, 'strerror', None) or error}. Choose another --out.") from error
+    return folder
+
+
 def _prepare(folder: Path, recipe: Recipe, device: torch.device, resume: bool, about: Mapping[str, Any] | None) -> None:
     if not resume and (folder / "checkpoints").exists():
         raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make {folder}: {error.strerror}. Choose another --out.") from error
+    make_folder(folder)
     if not resume:
         write_json(folder / "config.json", {"recipe": recipe.as_dict(), **(about or {}), "facts": facts(device)})
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_number, on_host
+from cfm_lite.checks import check_choice, check_floating, check_generator, check_number, check_tensor, on_host
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.guidance import Velocity, as_velocity
 from cfm_lite.lazy import optional
 from cfm_lite.likelihood import log_prob
-from cfm_lite.paths import LINEAR, Path
+from cfm_lite.paths import LINEAR, Path, check_path
 from cfm_lite.steps import Step, check_finite, check_state, euler, fitting, heun, make_grid, midpoint, rk4, trajectory
 
 __all__ = [
@@ -55,6 +55,8 @@ def sample_adaptive(velocity: Velocity, x: Tensor, t0: float = 0.0, t1: float = 
     t0, t1 = check_number("t0", t0, 0, 1), check_number("t1", t1, 0, 1)
     if t0 == t1:
         raise ConfigError(f"t0 and t1 are both {t0:g}; there is nothing to integrate.")
+    if not x.numel():
+        raise ConfigError(f"x has shape {tuple(x.shape)}; there is nothing to integrate.")
     tolerances = {"rtol": check_number("rtol", rtol, 0, 1, open_low=True), "atol": check_number("atol", atol, 0, math.inf, open_low=True)}
     low, high = min(t0, t1), max(t0, t1)
     ends = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
@@ -88,6 +90,8 @@ def diffusion_coefficient(t: Tensor, diffusion: str = "sigma", path: Path = LINE
     Raises ConfigError for an unknown form or a negative norm. Reference: SiT, table 2; the forms of its official program.
     """
     check_choice("diffusion", diffusion, DIFFUSIONS)
+    check_path(path)
+    check_floating(t=t)
     return DIFFUSIONS[diffusion](path, t, check_number("norm", norm, 0, math.inf))
 
 
@@ -121,7 +125,12 @@ def sample_sde(
         x = x + dt * (v + c * path.score(x, v, t)) + (2 * c * dt) ** 0.5 * z
         if on_host(x):
             check_finite([x], k, grid)
-    return _finish(velocity, x, grid.table[-1], path, rates[-1], last_step, last_step_size)
+    x = _finish(velocity, x, grid.table[-1], path, rates[-1], last_step, last_step_size)
+    if on_host(x) and not x.isfinite().all():
+        raise DivergenceError(
+            f"the state is not finite after the last step, from t = {1 - last_step_size:.4g} to t = 1. Look at the velocity."
+        )
+    return x
 
 
 def _finish(velocity: Velocity, x: Tensor, t: Tensor, path: Path, c: float | Tensor, last_step: str | None, h: float) -> Tensor:
@@ -160,9 +169,13 @@ def _rates(ts: Tensor, diffusion: str, path: Path, norm: float) -> list[float] |
 
 def _noises(x: Tensor, n: int, generator: torch.Generator | None, noise: Tensor | Sequence[Tensor] | None) -> Iterator[Tensor]:
     """`n` standard normals like x: those given, checked at once, or fresh ones, drawn one by one where the generator is."""
+    check_generator(generator)
     if noise is None:
         device = x.device if generator is None else generator.device
         return (torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device, non_blocking=True) for _ in range(n))
+    check_tensor(**{"noise": noise} if not isinstance(noise, list | tuple) else {f"noise {i}": z for i, z in enumerate(noise)})
+    if isinstance(noise, Tensor) and not noise.dim():
+        raise ConfigError("noise is one number; it must have an entry per step of ts.")
     shapes = {tuple(z.shape) for z in noise}
     if len(noise) != n or shapes != {tuple(x.shape)}:
         raise ConfigError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_floating, expand, on_host, promote
+from cfm_lite.checks import check_callable, check_floating, check_tensor, expand, on_host, promote
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.guidance import Guided, Velocity, as_velocity
 
@@ -68,6 +68,7 @@ def trajectory(velocity: Velocity, x: Tensor, ts: Tensor, step: Step = heun) -> 
     not as said, and DivergenceError, within eight steps, that names the first step whose state on the host is not finite.
     """
     velocity, x = as_velocity(velocity), check_state(x)
+    check_callable(step=step)
     return _walk(velocity, x, make_grid(ts, x), step)
 
 
@@ -118,6 +119,9 @@ def make_grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
     if not isinstance(ts, Tensor) or ts.dim() != 1 or len(ts) < 2 or not ts.is_floating_point():
         seen = f"shape {tuple(ts.shape)} and dtype {ts.dtype}" if isinstance(ts, Tensor) else f"type {type(ts).__name__}"
         raise ConfigError(f"ts has {seen}; it must be a floating tensor (n + 1,) of at least 2 times: torch.linspace(0, 1, steps + 1).")
+    check_tensor(ts=ts, x=x)
+    if not x.dim():
+        raise ConfigError("x is one number; it must be a tensor (B, *dims).")
     if on_host(ts):
         _check_times(ts.tolist(), ascending)
     ts = ts.to(x.dtype)
@@ -130,14 +134,14 @@ def make_grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
     return Grid(table, [end - start for start, end in pairwise(times)], times)
 
 
-def check_state(x: Any) -> Tensor:
+def check_state(x: Any, name: str = "x") -> Tensor:
     """`x` (B, *dims) promoted from half precision; ConfigError unless it is floating and, on the host, finite."""
     if not isinstance(x, Tensor) or x.dim() < 1:
         seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-        raise ConfigError(f"x has {seen}; it must be a tensor (B, *dims).")
-    check_floating(x=x)
+        raise ConfigError(f"{name} has {seen}; it must be a tensor (B, *dims).")
+    check_floating(**{name: x})
     if on_host(x) and not _is_finite(x):
-        raise ConfigError("x has entries that are not finite; the walk must start from finite numbers.")
+        raise ConfigError(f"{name} has entries that are not finite; the walk must start from finite numbers.")
     return promote(x)
 
 
@@ -175,6 +179,7 @@ def _rows(t: Any, x: Tensor) -> Tensor:
 
 def fitting(v: Tensor, x: Tensor) -> Tensor:
     """`v` in the dtype of `x`; ConfigError unless it has the shape of `x`."""
+    check_tensor(**{"the velocity": v})
     if v.shape != x.shape:
         raise ConfigError(f"the velocity has shape {tuple(v.shape)} for x {tuple(x.shape)}; both must be (B, *dims).")
     return v if v.dtype == x.dtype else v.to(x.dtype)
@@ -182,7 +187,7 @@ def fitting(v: Tensor, x: Tensor) -> Tensor:
 
 def _move(x: Tensor, v: Tensor, dt: float | Tensor) -> Tensor:
     """x + dt v, in the dtype of x."""
-    if v.shape != x.shape or v.dtype != x.dtype:
+    if not isinstance(v, Tensor) or v.shape != x.shape or v.dtype != x.dtype:
         v = fitting(v, x)
     if isinstance(dt, Tensor):
         return x + expand(dt.to(x.dtype), x) * v

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_floating, check_labels, check_number, on_host, promote
+from cfm_lite.checks import check_choice, check_count, check_floating, check_generator, check_labels, check_number, on_host, promote
 from cfm_lite.errors import ConfigError
-from cfm_lite.paths import LINEAR, Path
+from cfm_lite.paths import LINEAR, Path, check_path
 
 __all__ = ["GaussianMixture", "mean_negative", "optimal_velocity"]
 
@@ -77,6 +77,7 @@ class GaussianMixture:
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """`n` data points x1 (n, D) and their labels y (n,) int64, on the generator's device, in the dtype of the means given."""
+        check_generator(generator)
         device = torch.device("cpu") if generator is None else generator.device
         weights, means, variances = (a.to(device, _working(device)) for a in (self.weights, self.means, self._variances))
         which = torch.multinomial(weights, check_count("n", n), replacement=True, generator=generator)
@@ -161,6 +162,7 @@ def mean_negative(mixture: GaussianMixture, x: Tensor, t: Tensor, y: Tensor | No
     Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; Hong et al. 2025 (arXiv:2511.18942).
     """
     check_choice("method", method, ("delta_fm", "vecor"))
+    _check_mixture(mixture)
     return _mean_negative(mixture, mixture.velocity(x, t, y, path), method, path)
 
 
@@ -192,6 +194,7 @@ def optimal_velocity(
     Reference: set the gradient of E|f - u|^2 - weight sum_k E|f - u_neg|^2 to zero.
     """
     check_choice("method", method, ("fm", "delta_fm", "vecor"))
+    _check_mixture(mixture)
     v = mixture.velocity(x, t, y, path)
     if method == "fm":
         return v
@@ -213,7 +216,7 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...] | None = None, low: f
     try:
         tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
         tensor = tensor.detach().to("cpu", torch.float64, copy=True)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ConfigError(f"{name} cannot be read as numbers: {error}") from None
     if shape is not None and tensor.dim() == 0 and len(shape) == 1:
         tensor = tensor.repeat(shape)
@@ -229,7 +232,10 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...] | None = None, low: f
 def _check_component_labels(labels: Any, components: int) -> Tensor:
     if labels is None:
         return torch.arange(components)
-    tensor = torch.as_tensor(labels).detach().cpu()
+    try:
+        tensor = torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigError(f"labels cannot be read as numbers: {error}") from None
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     if not whole or tensor.shape != (components,) or (tensor < 0).any():
         raise ConfigError(f"labels is {tensor.dtype} {tuple(tensor.shape)}; it must hold {components} integers of at least 0.")
@@ -247,10 +253,14 @@ def _eigen(covariances: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0), vectors
 
 
+def _check_mixture(mixture: Any) -> None:
+    if not isinstance(mixture, GaussianMixture):
+        raise ConfigError(f"mixture has type {type(mixture).__name__}; it must be a GaussianMixture.")
+
+
 def _check_position(x: Tensor, dim: int, path: Path) -> None:
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != dim:
         seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
         raise ConfigError(f"x has {seen}; it must be a tensor of shape (B, {dim}), the dimension of the mixture's means.")
     check_floating(x=x)
-    if not isinstance(path, Path):
-        raise ConfigError(f"path is {path!r}; it must be a Path: LINEAR, COSINE, VP from cfm_lite.paths, or your own.")
+    check_path(path)

@@ -1,8 +1,9 @@
 """The training loop: draw, step, average; it yields, and the caller prints, plots and saves.
 
 Divergence costs no host synchronisation: a finite flag stays on the device and gates the fused optimizer (`found_inf`) and
-the average, so that parameters never change on a bad step; the step and the term are read, and `DivergenceError` raised, at
-the next logged step (on the CPU at once).
+the average, so that parameters never change on a bad step, nor after it; the step and the term are read, and
+`DivergenceError` raised, at the next logged step (on the CPU at once). Numbers that stay finite can run away as well: at logged
+steps the largest flow-matching error so far is held against `runaway`^2 times the first one.
 """
 
 import contextlib
@@ -22,10 +23,10 @@ from torch import Tensor, nn
 import cfm_lite
 from cfm_lite import checkpoint, sharded
 from cfm_lite.average import Average
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.checks import check_choice, check_count, check_flag, check_module, check_number
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
-from cfm_lite.objective import Objective
+from cfm_lite.objective import FlowMatching, Objective
 
 __all__ = ["Trainer", "warmup"]
 
@@ -45,6 +46,9 @@ class Trainer:
     [0, 1); with `ema_warmup` it is at most (1 + n) / (10 + n) after n updates, so that a short run does not average its own start.
     `seed` keys every draw with the step. `accumulate` splits a batch into that many micro-batches of whole shards.
     `precision` is "float32" or "bf16" (autocast; parameters and losses stay float32). `schedule` maps a step to a factor on lr.
+    `runaway` (None: never) stops, at a logged step, a run whose flow-matching error has been above runaway^2 times the first one
+    seen, or times 1, the variance of the noise, if that is more: the velocity was then about `runaway` times as fast as the data
+    ask for. So an optimum that repulsion scales by more than that, weight * K > 1 - 1 / runaway, is refused as well.
     In a `world` of several ranks each is given its own part of the batch, whole shards in the order of the ranks; gradients and
     logged values are means over all of them. `parallel` is "ddp", every rank holds everything, or "fsdp", every rank holds a part
     (FSDP2); then `ema` runs on all ranks together.
@@ -67,15 +71,19 @@ class Trainer:
         log_every: int = 50,
         schedule: Callable[[int], float] | None = None,
         compile: bool = False,
+        runaway: float | None = 20.0,
         world: World = ALONE,
         parallel: str = "ddp",
     ) -> None:
+        check_module(objective=objective)
+        check_flag(ema_warmup=ema_warmup, compile=compile)
         check_choice("parallel", parallel, PARALLEL)
         check_number("lr", lr, 0.0, 1e6, open_low=True)
         check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
         check_choice("precision", precision, PRECISIONS)
         if clip is not None:  # a negative bound would reverse the gradient
             check_number("clip", clip, 0.0, float("inf"), open_low=True)
+        self.runaway = runaway if runaway is None else check_number("runaway", runaway, 1.0, float("inf"))
         bad = [name for name, p in objective.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
@@ -85,6 +93,8 @@ class Trainer:
             raise ConfigError("the optimizer given is for whole parameters; with parallel='fsdp' leave it out, or use 'ddp'.")
         self._wrapped, self._forward = self._spread(parallel, compile)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ConfigError("the objective has no parameter that requires a gradient; there is nothing to train.")
         self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
         self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule or warmup(0)
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
@@ -92,6 +102,9 @@ class Trainer:
         self.last_good: Path | None = None
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
         device = self.parameters[0].device
+        self._at_once = device.type == "cpu"  # where looking at a number costs no synchronisation
+        self._names: list[str] = []  # of what `_bad` counts
+        self._errors: tuple[Tensor, Tensor] | None = None  # the first flow-matching error and the largest, on the device
         self._ok = torch.ones((), device=device)
         self._bad = torch.full((2,), -1, device=device, dtype=torch.long)  # step and term of the first bad step
 
@@ -189,23 +202,46 @@ class Trainer:
     def _guard(self, log: Mapping[str, Tensor], norm: Tensor, check: bool) -> None:
         """Latch the first step that is not finite; read it at once on the CPU, at the next logged step on a device."""
         watched = {**log, "the gradient norm": norm}
-        if norm.device.type == "cpu":
+        if self._at_once:
             bad = [name for name, value in watched.items() if not math.isfinite(value.item())]
             if bad:
                 raise self._divergence(self.step + 1, next((name for name in bad if name != "loss"), "loss"))
-            return
-        finite = torch.stack([torch.isfinite(value) for value in watched.values()])
-        self._ok = finite.all().float()
-        now = torch.stack([torch.full_like(self._bad[0], self.step + 1), finite.long().argmin()])
-        self._bad = torch.where((self._ok < 1) & (self._bad[0] < 0), now, self._bad)
-        if check and (latched := self._bad.tolist())[0] >= 0:
-            raise self._divergence(latched[0], list(watched)[latched[1]])
+        else:
+            finite = torch.stack([torch.isfinite(value) for value in watched.values()])
+            now = torch.stack([torch.full_like(self._bad[0], self.step + 1), finite.long().argmin()])
+            self._bad = torch.where(finite.all() | (self._bad[0] >= 0), self._bad, now)
+            self._ok = (self._bad[0] < 0).float()  # nothing moves any more, until the error is raised
+            self._names = list(watched)
+        errors = [log[name] for name, term in self.objective.terms.items() if isinstance(term, FlowMatching)]
+        if errors:
+            first, largest = self._errors or (errors[0].clamp_min(1.0), errors[0])
+            self._errors = first, torch.maximum(largest, errors[0])
+        if check:
+            self._check_health(self.step + 1)
+
+    def _check_health(self, step: int) -> None:
+        """Read what was latched on the device, the average, and the largest error; raise DivergenceError for the first that is bad."""
+        if (latched := self._bad.tolist())[0] >= 0:
+            raise self._divergence(latched[0], self._names[latched[1]])
+        if not _is_finite(self.ema.parameters()):
+            for name in (name for name, p in self.ema.named_parameters() if not _is_finite([p])):
+                raise DivergenceError(f"the average of {name} is not finite at step {step}, and {self._kept()}. Go on from there.")
+        first, largest = torch.stack(self._errors).tolist() if self._errors else (1.0, 0.0)
+        limit = math.inf if self.runaway is None else self.runaway**2 * first
+        if largest > limit:
+            raise DivergenceError(
+                f"flow_matching rose to {largest:.3g} by step {step}, above {limit:.3g} = {self.runaway:g}^2 times its first value: the "
+                f"numbers are finite, but the run is running away, and {self._kept()}. Lower the learning rate "
+                f"({self.optimizer.param_groups[0]['lr']:.3g}) or the weight of what repels, or allow it with runaway=None."
+            )
+
+    def _kept(self) -> str:
+        return f"the last good checkpoint is {self.last_good}" if self.last_good else "no checkpoint was saved yet"
 
     def _divergence(self, step: int, what: str) -> DivergenceError:
-        kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "no checkpoint was saved yet"
         return DivergenceError(
-            f"{what} is not finite at step {step}; the parameters and the average are those of step {step - 1}, and {kept}. Lower the "
-            "learning rate or the term's weight, or look at the batch."
+            f"{what} is not finite at step {step}; the parameters and the average are those of step {step - 1}, and {self._kept()}. "
+            "Lower the learning rate or the term's weight, or look at the batch."
         )
 
     def _update(self) -> None:
@@ -215,14 +251,16 @@ class Trainer:
         elif not self._ok.item():  # other optimizers cost one host read a step
             return
         self.optimizer.step()
-        on_cpu = self._ok.device.type == "cpu"  # a bad step never comes here
-        self._averaged.update_parameters(self.objective.model, None if on_cpu else self._ok)
+        # where steps are checked at once, a bad one never comes here
+        self._averaged.update_parameters(self.objective.model, None if self._at_once else self._ok)
 
     def save(self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3) -> Path:
         """Write a checkpoint of this step under `directory`; returns its path (see `checkpoint.save` for errors).
 
-        In a world of several ranks all of them call this and rank 0 writes; the others return `directory`.
+        A run that has diverged is not saved: DivergenceError. In a world of several ranks all of them call this and rank 0 writes;
+        the others return `directory`.
         """
+        self._check_health(self.step)
         weights = {f"objective.{k}": v for k, v in sharded.weights(self.objective).items()}
         weights |= {f"ema.{k}": v for k, v in sharded.weights(self.ema).items()}
         inner = sharded.optimizer_state(self.objective, self.optimizer)
@@ -295,6 +333,11 @@ class Trainer:
             raise ResumeMismatchError(
                 f"{saved.path} belongs to another run: {'; '.join(diff[:6])}. Start a new run, or give the settings of the old one."
             )
+
+
+def _is_finite(tensors: Iterable[Tensor]) -> bool:
+    """True if every entry is finite, whole tensors or parts of them on several ranks alike; False also if their norm is too large."""
+    return math.isfinite(sharded.full(nn.utils.get_total_norm(tensors)))
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_count
+from cfm_lite.checks import check_count, check_tensor
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 
@@ -20,6 +20,8 @@ def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iter
     check_count("count", count)
     check_count("size", size)
     check_count("start", start, low=0)
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed is {seed!r:.60}; it must be a whole number.")
     position, epoch, order = start * size, -1, torch.empty(0, dtype=torch.long)
     while True:
         picked = []
@@ -40,6 +42,9 @@ def batches(x1: Tensor, y: Tensor | None = None, *, size: int, seed: int = 0, st
 
     Rows come in the order of `row_numbers`. Raises ConfigError for an empty set or a label count that differs.
     """
+    check_tensor(x1=x1, **({} if y is None else {"y": y}))
+    if not x1.dim() or (y is not None and not y.dim()):
+        raise ConfigError(f"x1 has shape {tuple(x1.shape)} and y {None if y is None else tuple(y.shape)}; (N, *dims) and (N,) are needed.")
     if not len(x1) or (y is not None and len(y) != len(x1)):
         raise ConfigError(f"x1 has {len(x1)} rows and y {'none' if y is None else len(y)}; both need the same count, at least one.")
     for numbers in row_numbers(len(x1), size=size, seed=seed, start=start):

@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_choice, check_count
+from cfm_lite.checks import check_choice, check_count, check_floating, check_generator
+from cfm_lite.errors import ConfigError
 from cfm_lite.theory import GaussianMixture
 
 __all__ = [
@@ -98,17 +99,26 @@ def figure3(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
     return _draw("figure3", n, generator)
 
 
+def _check_plane(x: Tensor) -> None:
+    check_floating(x=x)
+    if x.shape[-1:] != (2,):
+        raise ConfigError(f"x has shape {tuple(x.shape)}; points of the plane are (..., 2).")
+
+
 def to_figure3(x: Tensor) -> Tensor:
     """From our coordinates `x` (..., 2) to those of the figure: 0.5 x - (15, 0). A velocity only takes the factor 0.5."""
+    _check_plane(x)
     return 0.5 * x - x.new_tensor([15.0, 0.0])
 
 
 def from_figure3(x: Tensor) -> Tensor:
     """From the figure's coordinates `x` (..., 2) to ours, where the source is N(0, I): (x + (15, 0)) / 0.5."""
+    _check_plane(x)
     return (x + x.new_tensor([15.0, 0.0])) / 0.5
 
 
 def _classes(n: int, generator: Generator | None) -> Tensor:
+    check_generator(generator)
     return torch.randint(2, (check_count("n", n),), generator=generator)
 
 
@@ -135,6 +145,7 @@ def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
 
 def swiss_roll(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """The section of scikit-learn's Swiss roll, 1.5 turns from radius 0.8 to 2.5, with noise 0.06; class 0 is the inner half of them."""
+    check_generator(generator)
     turn = math.pi * (1.5 + 3 * torch.rand(check_count("n", n), generator=generator))
     return _blur(_polar(turn * 2.5 / (4.5 * math.pi), turn), 0.06, generator), (turn > 3 * math.pi).long()
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_floating, check_labels
+from cfm_lite.checks import check_count, check_floating, check_labels, check_module, check_number
 from cfm_lite.errors import ConfigError
 
 __all__ = [
@@ -83,6 +83,11 @@ def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0) ->
 
     An odd `dim` ends in a zero. Float32 as in the official code: a float64 model would otherwise differ from it by 1e-7.
     """
+    check_floating(t=t)
+    if t.dim() != 1:
+        raise ConfigError(f"t has shape {tuple(t.shape)}; it must be (B,).")
+    check_count("dim", dim, 2)
+    check_number("max_period", max_period, 0, math.inf, open_low=True)
     features = _sines(t, time_frequencies(dim, max_period).to(t.device))
     return F.pad(features, (0, dim % 2))
 
@@ -130,6 +135,7 @@ def check_blocks(blocks: Iterable[int], depth: int) -> set[int]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(all, trainable) parameter numbers; a SiT's position table is not trained."""
+    """(all, trainable) parameter numbers; a SiT's position table is not trained. ConfigError for what is no module."""
+    check_module(model=model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_labels, check_number, check_time
+from cfm_lite.checks import check_count, check_flag, check_labels, check_number, check_time
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, check_blocks, check_input
 
@@ -41,7 +41,8 @@ class MLP(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        self.data_shape = (data_shape,) if isinstance(data_shape, int) else tuple(data_shape)
+        shape: Any = data_shape
+        self.data_shape: tuple[int, ...] = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
         self.hidden_size, self.depth, self.num_classes = hidden_size, depth, num_classes
         self.class_dropout_prob, self.residual = class_dropout_prob, residual
         _check_sizes(self.config)
@@ -125,3 +126,4 @@ def _check_sizes(config: dict[str, Any]) -> None:
     check_count("depth", config["depth"])
     check_count("num_classes", config["num_classes"], low=0)
     check_number("class_dropout_prob", config["class_dropout_prob"], 0, 1)
+    check_flag(residual=config["residual"])

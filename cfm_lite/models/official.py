@@ -126,7 +126,7 @@ def _weights(content: Any) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
-        raise ConfigError(f"expected a state dict (names and tensors), got {content!r:.80}.")
+        raise ConfigError(f"state_dict_or_path must be a state dict (names and tensors) or a file, not {content!r:.80}.")
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
         raise ConfigError(f"these entries of the state dict are no tensors: {_listed(strangers)}.")
@@ -173,8 +173,8 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
     found["mlp_ratio"] = ratio if int(ratio * hidden) == state[_INNER].shape[0] else math.nextafter(ratio, math.inf)
     for name, value in given.items():
         check_choice("the setting", name, inspect.signature(SiT).parameters)
-        if name in found and value != found[name]:
-            raise ConfigError(f"{name}={value!r} contradicts the weights, which have {name}={found[name]!r}. Leave it out.")
+        if name in found and not (type(value) in (bool, int, float) and value == found[name]):
+            raise ConfigError(f"{name}={value!r:.60} contradicts the weights, which have {name}={found[name]!r}. Leave it out.")
     config = found | given
     return config if "num_heads" in config else config | {"num_heads": _usual_heads(hidden, found["depth"])}
 

@@ -8,7 +8,6 @@ Reference: Ma et al. 2024 (SiT, arXiv:2401.08740); Peebles & Xie 2023 (DiT, arXi
 """
 
 import inspect
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cfm_lite.checks import HALF, check_count, check_number, check_time
+from cfm_lite.checks import HALF, check_count, check_flag, check_number, check_time
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, check_blocks, check_input, sincos_2d
 
@@ -209,7 +208,8 @@ def _check_sizes(config: dict[str, Any]) -> None:
     for name in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads"):
         check_count(name, config[name])
     check_count("num_classes", config["num_classes"], low=0)
-    check_number("mlp_ratio", config["mlp_ratio"], 0, math.inf, open_low=True)
+    check_number("mlp_ratio", config["mlp_ratio"], 0, 1e6, open_low=True)
+    check_flag(learn_sigma=config["learn_sigma"], qk_norm=config["qk_norm"])
     check_number("class_dropout_prob", config["class_dropout_prob"], 0, 1)
     # the position table holds a sine and a cosine for each of two axes
     for whole, part in (("hidden_size", "num_heads"), ("hidden_size", 4), ("input_size", "patch_size")):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cfm_lite.checks import check_choice
+from cfm_lite.errors import ConfigError
 from cfm_lite.recipes.cifar10 import cifar10
 from cfm_lite.recipes.digits import digits, digits_sit
 from cfm_lite.recipes.imagenet import ImageNet, imagenet
@@ -42,4 +43,6 @@ def recipe(name: str, **changes: Any) -> Recipe:
 
 def from_dict(fields: Mapping[str, Any]) -> Recipe:
     """The inverse of `Recipe.as_dict`, for ImageNet's recipes too; ConfigError for an unknown field."""
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"fields has type {type(fields).__name__}; the fields of a recipe are a mapping of names to values.")
     return _from_dict(fields, ImageNet if fields.get("dataset") == "imagenet" else Recipe)

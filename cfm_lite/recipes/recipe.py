@@ -5,6 +5,7 @@ The code that trains the plane, the digits and ImageNet is one; only the recipe 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -13,14 +14,15 @@ import torch
 from torch import nn
 
 from cfm_lite import draws, negatives, objective, perturbations, samplers, teachers
-from cfm_lite.checks import check_choice, check_count
+from cfm_lite.checks import check_choice, check_count, check_number
 from cfm_lite.data.datasets import codec_for
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError
+from cfm_lite.losses import VARIANTS
 from cfm_lite.models import MLP, SiT
 from cfm_lite.objective import Objective
 from cfm_lite.paths import PATHS
-from cfm_lite.training import Trainer, warmup
+from cfm_lite.training import PRECISIONS, Trainer, warmup
 
 __all__ = ["METHODS", "PERTURBATIONS", "SOLVERS", "Recipe", "build_model", "build_objective", "build_trainer", "from_dict"]
 
@@ -36,6 +38,22 @@ PERTURBATIONS = {
     name: getattr(perturbations, name)
     for name in ("channel_shuffle", "crop_resize", "cutmix", "gaussian_blur", "color_jitter", "additive_noise")
 }
+
+
+_COUNTS = {
+    name: 1
+    for name in ("hidden_size", "depth", "num_heads", "patch_size", "k", "block", "align_block", "shard", "batch", "steps", "accumulate")
+}
+_COUNTS |= {"sample_steps": 1, "warmup": 0, "seed": 0}  # the least of each field that counts something
+_NUMBERS = {"weight": (0.0, math.inf), "spread": (0.0, math.inf), "tau": (0.0, math.inf), "label_dropout": (0.0, 1.0), "lr": (0.0, 1e6)}
+_NUMBERS |= {
+    "align": (0.0, math.inf),
+    "cooldown": (0.0, 1.0),
+    "clip": (0.0, math.inf),
+    "ema": (0.0, 1.0),
+    "guidance": (-math.inf, math.inf),
+}
+_ABOVE, _BELOW = ("tau", "lr"), ("ema",)  # these do not reach their bound
 
 
 class Shaped(Protocol):
@@ -104,10 +122,22 @@ class Recipe:
             ("time", TIMES),
             ("coupling", COUPLINGS),
             ("solver", SOLVERS),
+            ("variant", VARIANTS),
+            ("views", ("independent", "restricted")),
+            ("precision", PRECISIONS),
         ):
             check_choice(name, getattr(self, name), allowed)
-        for name in ("hidden_size", "depth", "batch", "steps", "shard", "sample_steps"):
-            check_count(name, getattr(self, name))
+        for name, low in _COUNTS.items():
+            check_count(name, getattr(self, name), low)
+        for name, (low, high) in _NUMBERS.items():
+            check_number(name, getattr(self, name), low, high, open_low=name in _ABOVE, open_high=name in _BELOW)
+        if self.weight * self.k >= 1:
+            raise ConfigError(
+                f"weight {self.weight:g} times K = {self.k} is {self.weight * self.k:g}; it must stay below 1, else the loss has no "
+                f"minimum. Use a weight below {1 / self.k:g}."
+            )
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be below 2^63.")
 
     def changed(self, **changes: Any) -> Self:
         """A copy with some fields changed; ConfigError names the nearest field for an unknown one."""
@@ -214,9 +244,7 @@ def _schedule(recipe: Recipe) -> Callable[[int], float]:
 
 
 def from_dict(fields: Mapping[str, Any], kind: type[Recipe] = Recipe) -> Recipe:
-    """The inverse of `Recipe.as_dict`; ConfigError for an unknown field."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise ConfigError(f"unknown recipe fields {unknown}; known are {sorted(known)}.")
+    """The inverse of `Recipe.as_dict`; ConfigError for an unknown field, with the nearest right one."""
+    for name in fields:
+        check_choice("recipe field", name, [field.name for field in dataclasses.fields(kind)])
     return kind(**fields)

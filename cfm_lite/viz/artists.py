@@ -5,7 +5,7 @@ square with equal aspect. Arrows have the length  |v| / scale  in data units, so
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.quiver import Quiver
 from torch import Tensor
 
-from cfm_lite.checks import check_count, check_number
+from cfm_lite.checks import check_callable, check_count, check_flag, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz.style import MODEL, NOISE, TIME_MAP, TRUTH, Picture, as_array, as_tensor, frame, new_figure
 
@@ -76,6 +76,7 @@ def grid_points(limits: Limits, n: int = 17, *, inset: bool = True) -> np.ndarra
     """(n * n, 2) points of a regular grid, row by row from the bottom; with `inset` they are cell centres, else they reach the border."""
     left, right, bottom, top = check_limits(limits)
     check_count("n", n, 2)
+    check_flag(inset=inset)
     edge = 0.5 / n if inset else 0.0
     unit = np.linspace(edge, 1 - edge, n)
     x, y = np.meshgrid(left + unit * (right - left), bottom + unit * (top - bottom))
@@ -86,8 +87,9 @@ def grid_points(limits: Limits, n: int = 17, *, inset: bool = True) -> np.ndarra
 def evaluate(velocity: Velocity, x: np.ndarray, t: float) -> np.ndarray:
     """`velocity` at the points `x` (B, 2) and one time `t` in [0, 1], as an array (B, 2)."""
     check_number("t", t, 0, 1)
-    inputs = as_tensor(x)
-    return as_array("velocity", velocity(inputs, torch.full((len(x),), float(t), dtype=inputs.dtype)), len(x), 2)
+    check_callable(velocity=velocity)
+    inputs = as_tensor(as_array("x", x, None, 2))
+    return as_array("velocity", velocity(inputs, torch.full((len(inputs),), float(t), dtype=inputs.dtype)), len(inputs), 2)
 
 
 def plane(axes: Axes, limits: Limits, title: str = "", color: str = TRUTH, *, outer: tuple[bool, bool] = (True, True)) -> None:
@@ -143,7 +145,10 @@ def color_bar(figure: Picture, artist: ScalarMappable, panel: Axes, label: str, 
 def arrow_scale(vectors: Iterable[Any], limits: Limits, n: int = 17, longest: float = 2.4) -> float:
     """Velocity per unit of length such that the longest of all `vectors` (B, 2) spans `longest` cells of an n x n grid over `limits`."""
     left, right, _, _ = check_limits(limits)
-    top = max(float(np.linalg.norm(as_array("vectors", v, None, 2), axis=1).max()) for v in vectors)
+    check_count("n", n)
+    check_number("longest", longest, 0, math.inf, open_low=True)
+    every = vectors if isinstance(vectors, list | tuple | Iterator) else [vectors]
+    top = max((float(np.linalg.norm(as_array("vectors", v, None, 2), axis=1).max()) for v in every), default=0.0)
     return max(top, 1e-12) / (longest * (right - left) / n)
 
 
@@ -209,15 +214,17 @@ def bottom_legend(figure: Picture, entries: Mapping[str, Any], left: float, ncol
 
 def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]:
     """The log densities whose super-level sets hold `masses`, each in (0, 1), of the total on a regular grid, lowest first."""
-    ordered = np.sort(log_density.ravel())[::-1]
+    ordered = np.sort(as_array("log_density", log_density).ravel())[::-1]
     held = np.cumsum(np.exp(ordered - ordered[0]))
-    wanted = [check_number("mass", mass, 0, 1, open_low=True, open_high=True) * held[-1] for mass in masses]
+    shares = np.atleast_1d(as_array("masses", masses)).tolist()
+    wanted = [check_number("masses", share, 0, 1, open_low=True, open_high=True) * held[-1] for share in shares]
     return sorted(ordered[np.searchsorted(held, wanted)].tolist())
 
 
 @torch.no_grad()
 def density_map(density: Density, limits: Limits, n: int = 129) -> np.ndarray:
     """The log `density` on an n x n grid that reaches the border of `limits`, as an array (n, n), rows from the bottom."""
+    check_callable(density=density)
     x = grid_points(limits, n, inset=False)
     return as_array("log density", density(as_tensor(x)), len(x)).reshape(n, n)
 

@@ -134,7 +134,7 @@ def method_style(name: str) -> MethodStyle:
 
 def method_title(name: str) -> str:
     """`name` as a reader should see it: a method's label, or the name itself with a capital letter."""
-    if name in METHOD_STYLES:
+    if method_style(name).label != name:
         return METHOD_STYLES[name].label
     return name[:1].upper() + name[1:] if name[:1].isascii() else name  # λ is no Λ
 
@@ -183,7 +183,7 @@ def as_array(name: str, x: Any, *shape: int | None) -> np.ndarray:
     """
     try:
         values = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         raise ConfigError(f"{name} is a {type(x).__name__} that holds no plain numbers ({error}); pass a tensor or an array.") from None
     fits = len(shape) == values.ndim and all(want in (None, have) for want, have in zip(shape, values.shape))
     if shape and not fits:

@@ -1,0 +1,90 @@
+"""The public names that test_inputs.py does not call, each under the reason: the test that does it, or why there is nothing to do."""
+
+ELSEWHERE: dict[str, str] = {
+    "values that cannot be wrong: errors, protocols, and records that the package itself fills": """
+        checkpoint.Checkpoint data.datasets.DataSet data.images.ImageFile data.images.ImageFolder data.shards.Plan
+        data.shards.ShardFacts data.toy.Toy distributed.World errors.CFMError errors.CheckpointCorruptError errors.CheckpointError
+        errors.ConfigError errors.DataError errors.DiskFullError errors.DistributedError errors.DivergenceError
+        errors.ResumeMismatchError errors.UntrustedFileError experiments.Arm experiments.Difference guidance.Guided
+        judges.JudgeSettings paths.FlowSample paths.Path runs.Run scale.budget.Split scale.dry_run.Made scale.features.Extractor
+        scale.features.Features scale.sample.Settings scale.train.Options steps.Grid terms.Draw terms.Evaluated terms.Term
+        viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
+    """,
+    "the command line, whose arguments test_cli_fuzz.py writes": """
+        arguments.Common arguments.FullScale arguments.show cli.Compare cli.Demo cli.Evaluate cli.Prepare cli.Sample cli.Train
+        cli.main commands.compare_suite commands.evaluate_file commands.picture commands.sample_run demo.demo demo.table
+        scale.budget.activation_bytes scale.budget.free_memory scale.budget.split_batch scale.budget.state_bytes
+        scale.commands.evaluate_command scale.commands.prepare_command scale.commands.sample_command scale.commands.train_command
+        scale.dry_run.dry_run scale.evaluate.evaluate_samples scale.evaluate.features_of scale.evaluate.image_batches
+        scale.features.StandIn scale.features.inception scale.features.open_extractor scale.sample.sample_imagenet
+        scale.train.read_about scale.train.train_imagenet
+    """,
+    "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
+        checkpoint.latest checkpoint.load checkpoint.save checkpoint.write_bytes data.archive.samples data.archive.unpack
+        data.archive.unpacked data.codec.Codec data.codec.Scaling data.codec.open_codec data.codec.tiny_vae
+        data.images.centre_crop data.images.find data.images.load data.images.read data.latents.Latents data.latents.prefetch
+        data.mnist.available data.mnist.download data.mnist.load data.prepare.plan_of data.prepare.prepare data.root.checkout
+        data.root.damaged data.root.data_root data.root.missing data.root.publish data.root.read_file data.root.read_gzip
+        data.shards.digest_file data.shards.is_done data.shards.map_shard data.shards.open_plan data.shards.read_index
+        data.shards.write_index data.shards.write_shard distributed.joined distributed.ranks_of_environment judges.Judge
+        judges.assess judges.frechet_real judges.judge_for judges.load_judge judges.real_halves judges.save_judge
+        judges.train_judge lazy.optional models.encoders.Encoder models.encoders.teacher models.official.export_official
+        models.official.read_weights pretrained.folder pretrained.make runs.facts runs.load_model runs.peak_memory runs.train
+        runs.write_json viz.animation.save_animation viz.style.save
+    """,
+    "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
+        kernels.attract_repel kernels.cosine kernels.gram kernels.inverse_root kernels.root kernels.standardize
+        models.embed.LabelEmbedder models.embed.TimestepEmbedder models.embed.check_blocks models.embed.check_input
+        models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies models.mlp.ResidualBlock models.sit.Attention
+        models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed models.sit.SiTBlock models.sit.attend
+        models.sit.modulate perturbations.other_row steps.check_finite steps.euler steps.fitting steps.heun steps.midpoint
+        steps.rk4 terms.Alignment terms.noise_like
+    """,
+    "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
+        experiments.compare experiments.draw_samples experiments.measure experiments.velocity objective.repa
+        recipes.imagenet.build_imagenet_model recipes.imagenet.build_imagenet_trainer recipes.recipe.build_model
+        recipes.recipe.build_objective recipes.recipe.build_trainer recipes.recipe.from_dict
+    """,
+    "answers of a learner: tests/test_course.py gives right and wrong ones": """
+        course.check course.exercise course.exercises course.nb00_tour.move_by_hand course.nb00_tour.what_weight_does
+        course.nb00_tour.which_end course.nb01_paths.find_the_bug course.nb01_paths.slow_start course.nb01_paths.two_ends
+        course.nb01_paths.who_goes_down course.nb02_flow_matching.floor_by_hand course.nb02_flow_matching.how_long
+        course.nb02_flow_matching.mean_or_median course.nb02_flow_matching.repaired_coupling
+        course.nb03_trajectory_drift.blind_spot course.nb03_trajectory_drift.forgotten course.nb03_trajectory_drift.landing
+        course.nb03_trajectory_drift.shortfall course.nb03_trajectory_drift.split_errors
+        course.nb04_contrastive_flow_matching.best_velocity course.nb04_contrastive_flow_matching.gap_factor
+        course.nb04_contrastive_flow_matching.lowest_loss course.nb04_contrastive_flow_matching.mean_of_other_class
+        course.nb04_contrastive_flow_matching.undo course.nb05_vecor.equal_settings course.nb05_vecor.gain_of_shuffles
+        course.nb05_vecor.latent_negative course.nb05_vecor.noise_share course.nb06_dispersive.cosine_floor
+        course.nb06_dispersive.covariance_floor course.nb06_dispersive.free_of_charge course.nb06_dispersive.same_loss
+        course.nb06_dispersive.verdict course.nb07_sampling_and_guidance.control_share
+        course.nb07_sampling_and_guidance.last_step_factor course.nb07_sampling_and_guidance.mirrored_interval
+        course.nb07_sampling_and_guidance.repelled_scale course.nb07_sampling_and_guidance.sign_trap course.nb08_images.copies
+        course.nb08_images.few_steps course.nb08_images.repaired_gap course.nb08_images.sign_flips
+        course.nb08_images.three_verdicts course.nb09_sit.block_parameters course.nb09_sit.first_loss course.nb09_sit.paste
+        course.nb09_sit.repair course.nb09_sit.to_our_interval course.nb10_imagenet_full_scale.accumulation
+        course.nb10_imagenet_full_scale.days course.nb10_imagenet_full_scale.memory course.photographs.photographs course.results
+        course.say course.show
+    """,
+    "figures: tests/test_viz*.py give each of them wrong shapes, NaN and nothing": """
+        viz.animation.film viz.animation.frames viz.artists.arrow_key viz.artists.arrows viz.artists.bottom_legend
+        viz.artists.color_bar viz.artists.contours viz.artists.legend_entry viz.artists.paths viz.artists.plane viz.artists.points
+        viz.artists.side_legend viz.artists.square_limits viz.artists.squares viz.artists.velocity_field
+        viz.coverage.neighbourhoods viz.errors.curves viz.errors.plane_maps viz.exact.fields_figure viz.features.feature_maps
+        viz.features.paired_differences viz.features.profiles viz.features.similarity_maps viz.features.spreading
+        viz.fields.field_error viz.fields.point_samples viz.fields.trajectories viz.fields.velocity_fields
+        viz.marginals.conditional_velocities viz.marginals.path_coefficients viz.marginals.scalar_maps viz.marginals.snapshots
+        viz.marginals.spacetime viz.matching.pairings viz.matching.regression_slice viz.pictures.image_grid
+        viz.pictures.perturbation_gallery viz.repulsion.attract_repel viz.repulsion.channel_stems viz.repulsion.class_paths
+        viz.repulsion.loss_bowls viz.repulsion.negative_distances viz.results.heatmap viz.results.method_bars
+        viz.results.quality_vs_steps viz.results.training_curves viz.style.as_array viz.style.as_tensor viz.style.frame
+        viz.style.new_figure viz.style.panels viz.style.styled viz.style.text_width viz.style.to_png viz.tokens.table_map
+        viz.tokens.token_maps
+    """,
+    "explorers: tests/test_widgets.py moves every slider to its ends": """
+        widgets.divergence.divergence widgets.exact_field.exact_field widgets.explorer.Canvas widgets.explorer.Explorer
+        widgets.explorer.choice widgets.explorer.play_for widgets.explorer.slider widgets.features.features
+        widgets.guidance.guidance widgets.scenes.exact widgets.scenes.excess widgets.scenes.field widgets.scenes.labelled
+        widgets.scenes.start widgets.trajectories.trajectories widgets.wrong_velocities.wrong_velocities
+    """,
+}
