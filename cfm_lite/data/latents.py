@@ -6,6 +6,7 @@ stay on disk, memory-mapped; labels alone are read at the start.
 """
 
 import bisect
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ class Latents:
         self.num_classes, self.size = len(self.classes), int(index["size"])
         self.scaling = Scaling(index["scale"], index["shift"])
         self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
+        self._stamps = [self._stamp(number) for number in range(len(index["shards"]))]
         self._maps = [self._open(shard) for shard in index["shards"]]
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
@@ -71,8 +73,12 @@ class Latents:
     @cached_property
     def keys(self) -> list[str]:
         """The key of each row, its image's path below the image folder; read on first use."""
-        shards.check_hash(self.folder / "keys.txt", self.index["files"]["keys.txt"])
-        return (self.folder / "keys.txt").read_text(encoding="utf-8").split("\n")
+        path = self.folder / "keys.txt"
+        shards.check_hash(path, self.index["files"][path.name])
+        keys = path.read_text(encoding="utf-8").split("\n")
+        if len(keys) != len(self) or any(key.startswith("/") or "../" in key for key in keys):
+            raise DataError(f"{path} does not name {len(self)} images below their folder. Prepare again.")
+        return keys
 
     def verify(self) -> None:
         """Hash every file; DataError names the first that differs."""
@@ -85,15 +91,40 @@ class Latents:
             raise DataError(f"{self.folder / shard['file']} holds {len(array)} rows; {shard['rows']} were written. Prepare again.")
         return array
 
+    def _stamp(self, number: int) -> tuple[int, ...]:
+        """What changes when a shard's file does; DataError where it is gone."""
+        path = self.folder / self.index["shards"][number]["file"]
+        try:
+            facts = os.stat(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}). Put it back, or prepare again.") from None
+        return facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+    def _check_unchanged(self, number: int) -> None:
+        """DataError for a shard that changed since it was opened: reading past the new end of a file would kill the process."""
+        stamp, before = self._stamp(number), self._stamps[number]
+        if stamp == before:
+            return
+        shard = self.index["shards"][number]
+        if stamp[0] != before[0]:
+            raise DataError(f"{self.folder / shard['file']} changed: it has {stamp[0]:,} bytes, it had {before[0]:,}. Prepare again.")
+        shards.check_hash(self.folder / shard["file"], shard["sha256"])  # touched, or copied over itself
+        self._stamps[number] = stamp
+
     def _small(self, name: str) -> np.ndarray:
         shards.check_hash(self.folder / name, self.index["files"][name])
         return np.load(self.folder / name, allow_pickle=False)
 
     def moments(self, rows: Tensor, mirrored: Tensor) -> Tensor:
-        """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where `mirrored` (B,) is True."""
+        """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where `mirrored` (B,) is True.
+
+        Raises DataError for a shard that is gone or changed since the set was opened.
+        """
         out = np.empty((len(rows), 2, *self.shape), np.float16)
-        for i, (row, mirror) in enumerate(zip(rows.tolist(), mirrored.tolist())):
-            number = bisect.bisect_right(self._ends, row)
+        numbers = [bisect.bisect_right(self._ends, row) for row in rows.tolist()]
+        for number in sorted(set(numbers)):
+            self._check_unchanged(number)
+        for i, (row, mirror, number) in enumerate(zip(rows.tolist(), mirrored.tolist(), numbers)):
             out[i] = self._maps[number][row - self._ends[number], int(mirror)]
         moments = torch.from_numpy(out).float()
         if not torch.isfinite(moments).all():

@@ -3,14 +3,18 @@
     LATENTS/  plan.json   shard-00000.npy  shard-00000.json  ...   labels.npy  keys.txt  mean.npy   index.json
 
 A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and of its mirror image. Its
-.json holds keys, labels, what was left out and the SHA-256 of the .npy, and appears after it: a shard is whole or absent. The
-plan says what the set will be, so that no process can add shards of other images or another VAE.
+.json holds keys, labels, what was left out and the SHA-256 of the .npy and of itself, and appears after it: a shard is whole or
+absent. The plan says what the set will be, so that no process can add shards of other images or another VAE, and a lock on
+each number keeps two processes from making one shard at once.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,27 @@ from torch import Tensor
 from cfm_lite.data.root import publish
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
-__all__ = ["INDEX", "Plan", "ShardFacts", "digest_file", "is_done", "map_shard", "open_plan", "read_index", "write_index", "write_shard"]
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two builders apart
+    fcntl = None
+
+__all__ = [
+    "INDEX",
+    "Plan",
+    "ShardFacts",
+    "alone",
+    "digest_file",
+    "is_done",
+    "map_shard",
+    "open_plan",
+    "read_index",
+    "write_index",
+    "write_shard",
+]
 
 FORMAT = 1
-INDEX, PLAN = "index.json", "plan.json"
+INDEX, PLAN, LOCK = "index.json", "plan.json", ".lock"
 _AGAIN = "Make it again: cfm-lite prepare imagenet --images DIR --out"
 
 
@@ -66,18 +87,46 @@ def open_plan(folder: Path, plan: Plan) -> str:
     """Write plan.json, or check that the one there is the same; returns its hash. DataError lists what differs."""
     path = folder / PLAN
     mine = json.loads(json.dumps(asdict(plan)))
-    if path.exists():
+    with alone(folder, "plan"):
+        if not path.exists():
+            write(path, json.dumps(mine, indent=1).encode())
         theirs = _read_json(path, folder)
-        differs = [f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}" for name in mine if theirs.get(name) != mine[name]]
-        if differs:
-            raise DataError(f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove the folder.")
-    else:
-        write(path, json.dumps(mine, indent=1).encode())
-    return _plan_hash(mine)
+    differs = [f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}" for name in mine if theirs.get(name) != mine[name]]
+    if differs:
+        raise DataError(f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove the folder.")
+    return _hash(mine)
 
 
-def _plan_hash(plan: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+@contextlib.contextmanager
+def alone(folder: Path, what: int | str) -> Iterator[None]:
+    """Wait until no other process holds shard number `what`, the "plan" or the "index", and hold it.
+
+    The system lets go of what a killed process held. Raises DataError where nothing can be written.
+    """
+    place = what + 2 if isinstance(what, int) else ("plan", "index").index(what)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DataError(f"cannot write into {folder} ({error.strerror or error}). Choose another --out.") from None
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.lockf(handle, fcntl.LOCK_EX, 1, place)  # one byte of the file for each thing to hold
+        yield
+    finally:
+        os.close(handle)
+
+
+def _forget_halves(folder: Path, *names: str) -> None:
+    """Remove what killed processes left of the files called `names`; whoever calls holds them alone."""
+    for name in names:
+        for stale in folder.glob(f".{name}.tmp-*"):
+            stale.unlink(missing_ok=True)
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:
@@ -94,6 +143,7 @@ def write_shard(
 ) -> ShardFacts:
     """Write moments (n, 2, 2, C, h, w), then the facts about them. Raises DataError for NaN, infinity or a std of 0; DiskFullError."""
     path = shard_path(folder, number)
+    _forget_halves(folder, path.name, path.with_suffix(".json").name)
     with np.errstate(over="ignore"):  # what becomes infinite is refused below
         stored = moments.astype(np.float16)
     wrong = ~np.isfinite(stored).all(axis=(1, 2, 3, 4, 5)) | (moments[:, :, 1] <= 0).any(axis=(1, 2, 3, 4))
@@ -104,7 +154,8 @@ def write_shard(
     content = buffer.getvalue()
     facts = ShardFacts(hashlib.sha256(content).hexdigest(), plan, keys, labels, skipped)
     write(path, content)
-    write(path.with_suffix(".json"), json.dumps(asdict(facts)).encode())
+    body = json.loads(json.dumps(asdict(facts)))
+    write(path.with_suffix(".json"), json.dumps({**body, "self": _hash(body)}).encode())
     return facts
 
 
@@ -121,10 +172,10 @@ def is_done(folder: Path, number: int, plan: str) -> bool:
 def read_facts(folder: Path, number: int) -> ShardFacts:
     """The facts of one shard; DataError where they are missing or damaged."""
     path = shard_path(folder, number).with_suffix(".json")
-    try:
-        return ShardFacts(**_read_json(path, folder))
-    except TypeError as error:
-        raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
+    body = _read_json(path, folder)
+    if body.pop("self", None) != _hash(body):
+        raise DataError(f"{path} is damaged: its own hash differs. {_AGAIN} {folder}")
+    return ShardFacts(**body)
 
 
 def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -151,7 +202,12 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
     Raises DataError for a shard that is missing or damaged, and where more than 1 % of the images (and more than three)
     could not be read; it names some of them.
     """
-    key = _plan_hash(json.loads(json.dumps(asdict(plan))))
+    with alone(folder, "index"):
+        return _write_index(folder, plan)
+
+
+def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
+    key = _hash(json.loads(json.dumps(asdict(plan))))
     facts = [read_facts(folder, number) for number in range(plan.shards)]
     skipped = [entry for shard in facts for entry in shard.skipped]
     if len(skipped) > max(3, plan.count // 100):
@@ -166,6 +222,7 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         "keys.txt": "\n".join(name for shard in facts for name in shard.keys).encode(),
         "mean.npy": _npy(mean.float().numpy()),
     }
+    _forget_halves(folder, PLAN, INDEX, *parts)
     for name, content in parts.items():
         write(folder / name, content)
     index = {
@@ -179,7 +236,7 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         ],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }
-    write(folder / INDEX, json.dumps({**index, "self": _plan_hash(json.loads(json.dumps(index)))}, indent=1).encode())
+    write(folder / INDEX, json.dumps({**index, "self": _hash(json.loads(json.dumps(index)))}, indent=1).encode())
     return read_index(folder)
 
 
@@ -220,8 +277,12 @@ def read_index(folder: Path) -> dict[str, Any]:
     body = {name: value for name, value in index.items() if name != "self"}
     if index.get("format") != FORMAT:
         raise DataError(f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {_AGAIN} {folder}")
-    if index.get("self") != _plan_hash(body):
+    if index.get("self") != _hash(body):
         raise DataError(f"{folder / INDEX} is damaged: its own hash differs. {_AGAIN} {folder}")
+    if not {*Plan.__annotations__, "shards", "files"} <= index.keys():
+        raise DataError(f"{folder / INDEX} is damaged: it does not say all that it should. {_AGAIN} {folder}")
+    if [shard["file"] for shard in index["shards"]] != [shard_path(folder, i).name for i in range(len(index["shards"]))]:
+        raise DataError(f"{folder / INDEX} names files that are not its shards; nothing else is read. {_AGAIN} {folder}")
     return index
 
 
@@ -234,7 +295,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
                 f"{path} is not there: the latents in {folder} are not finished. Run the same cfm-lite prepare again."
             ) from None
         raise DataError(f"{folder} holds no latents: there is no {path.name}. {_AGAIN} {folder}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: it holds no object. {_AGAIN} {folder}")
