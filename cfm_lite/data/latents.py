@@ -51,7 +51,8 @@ class Latents:
         self.num_classes, self.size = len(self.classes), int(index["size"])
         self.scaling = Scaling(index["scale"], index["shift"])
         self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
-        self._stamps = [self._stamp(number) for number in range(len(index["shards"]))]
+        self._files = [self.folder / shard["file"] for shard in index["shards"]]
+        self._stamps = [_stamp(path) for path in self._files]
         self._maps = [self._open(shard) for shard in index["shards"]]
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
@@ -91,24 +92,15 @@ class Latents:
             raise DataError(f"{self.folder / shard['file']} holds {len(array)} rows; {shard['rows']} were written. Prepare again.")
         return array
 
-    def _stamp(self, number: int) -> tuple[int, ...]:
-        """What changes when a shard's file does; DataError where it is gone."""
-        path = self.folder / self.index["shards"][number]["file"]
-        try:
-            facts = os.stat(path)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}). Put it back, or prepare again.") from None
-        return facts.st_size, facts.st_mtime_ns, facts.st_ino
-
     def _check_unchanged(self, number: int) -> None:
         """DataError for a shard that changed since it was opened: reading past the new end of a file would kill the process."""
-        stamp, before = self._stamp(number), self._stamps[number]
+        path, before = self._files[number], self._stamps[number]
+        stamp = _stamp(path)
         if stamp == before:
             return
-        shard = self.index["shards"][number]
         if stamp[0] != before[0]:
-            raise DataError(f"{self.folder / shard['file']} changed: it has {stamp[0]:,} bytes, it had {before[0]:,}. Prepare again.")
-        shards.check_hash(self.folder / shard["file"], shard["sha256"])  # touched, or copied over itself
+            raise DataError(f"{path} changed: it has {stamp[0]:,} bytes, it had {before[0]:,}. Prepare again.")
+        shards.check_hash(path, self.index["shards"][number]["sha256"])  # touched, or copied over itself
         self._stamps[number] = stamp
 
     def _small(self, name: str) -> np.ndarray:
@@ -188,6 +180,15 @@ class Pictures:
         keys = self.latents.keys
         pixels = torch.stack(list(self.pool.map(lambda row: image_files.load(self.root / keys[row], self.latents.size), rows.tolist())))
         return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file does; DataError where it is gone."""
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Put it back, or prepare again.") from None
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
 
 def part_of(size: int, world: int, shard: int) -> int:
