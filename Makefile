@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scale lint format bench lab notebooks html test-notebooks test-browser slides figures wheel clean
+.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-notebooks test-browser slides figures wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ format: $(VENV)/.dev  ## let ruff rewrite the layout of the code
 
 bench: $(VENV)/.bench  ## measured ratios against published packages, side by side (performance, not a test)
 	$(BIN)/python -m tests.benchmarks
+
+bench-gpu: $(VENV)/.bench  ## speed and memory of SiT-S to XL on one GPU of 80 GB, with their goals (10 minutes)
+	$(BIN)/python -m tests.benchmarks gpu
 
 lab: $(VENV)/.notebooks  ## open the course in JupyterLab, on this machine only, with its token
 	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(AS_ROOT) --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb

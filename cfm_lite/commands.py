@@ -17,7 +17,7 @@ from cfm_lite.checks import check_count
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import ARMS, Row
-from cfm_lite.judges import Judge, judge_for
+from cfm_lite.judges import SETTINGS, Judge, judge_for
 from cfm_lite.recipes import Recipe, from_dict
 from cfm_lite.runs import Run
 
@@ -79,7 +79,7 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, Recipe]:
 
 def judge_of(name: str) -> Judge | None:
     """The judge of an image set; points need none."""
-    return judge_for(name) if name in ("digits", "mnist") else None
+    return judge_for(name) if name in SETTINGS else None
 
 
 def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list[Row], Path]:

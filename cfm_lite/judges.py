@@ -1,6 +1,6 @@
 """Judges: small networks trained on the real data, whose labels and features measure samples.
 
-    image (B, 1, S, S) in [-1, 1]  ->  features (B, 64), the last hidden layer  ->  logits (B, 10)
+    image (B, C, S, S) in [-1, 1]  ->  features (B, 64), the last hidden layer  ->  logits (B, 10)
 
 Convention: the Fréchet distance, precision and recall on digits and MNIST are taken in these 64 features and are called by the
 judge's name; they are not the Inception distance of the papers. A judge's accuracy is measured on rows that it has not seen;
@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from cfm_lite.checks import check_choice, check_count, check_floating
-from cfm_lite.data import digits, mnist
+from cfm_lite.data import cifar10, digits, mnist
 from cfm_lite.data.root import cache_root, publish
 from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.metrics import accuracy, frechet
@@ -60,16 +60,18 @@ class JudgeSettings:
     smoothing: float = 0.1
     learning_rate: float = 5e-3  # the peak of one cycle
     weight_decay: float = 0.05
+    colours: int = field(default=1, repr=False)  # not in the name of a judge's file, which is older than colour
 
 
 SETTINGS = {
     "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=40, batch=64),
     "mnist": JudgeSettings(size=28, stride=2, channels=16, epochs=2, batch=128),
+    **{name: JudgeSettings(size=32, stride=2, channels=48, epochs=12, batch=128, shift=4, colours=3) for name in cifar10.NAMES},
 }
 
 
 class Judge(nn.Module):
-    """A classifier of "digits" or "mnist" images; `accuracy` is that on unseen rows, NaN before training, and `seed` its seed.
+    """A classifier of "digits", "mnist" or "cifar10" images; `accuracy` is that on unseen rows, NaN before training, and `seed` its seed.
 
     Raises ConfigError for an unknown data set, and for images of another shape or dtype.
     """
@@ -79,9 +81,10 @@ class Judge(nn.Module):
         check_choice("dataset", dataset, SETTINGS)
         self.dataset, self.seed, self.accuracy = dataset, 0, math.nan
         own = SETTINGS[dataset]
-        self.size, c, side = own.size, own.channels, own.size // own.stride // 2
+        self.shape = (own.colours, own.size, own.size)
+        c, side = own.channels, own.size // own.stride // 2
         self.body = nn.Sequential(
-            nn.Conv2d(1, c, 2 * own.stride + 1, stride=own.stride, padding=own.stride),
+            nn.Conv2d(own.colours, c, 2 * own.stride + 1, stride=own.stride, padding=own.stride),
             nn.ReLU(),
             nn.Conv2d(c, 2 * c, 3, padding=1),
             nn.ReLU(),
@@ -95,14 +98,15 @@ class Judge(nn.Module):
         self.head = nn.Linear(FEATURES, CLASSES)
 
     def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer (B, 64), all >= 0, of images `x` (B, 1, S, S) in [-1, 1]."""
-        if x.dim() != 4 or x.shape[1:] != (1, self.size, self.size):
-            raise ConfigError(f"x has shape {tuple(x.shape)}; this judge of {self.dataset} takes (B, 1, {self.size}, {self.size}).")
+        """The last hidden layer (B, 64), all >= 0, of images `x` (B, C, S, S) in [-1, 1]."""
+        if tuple(x.shape[1:]) != self.shape:
+            takes = ", ".join(map(str, self.shape))
+            raise ConfigError(f"x has shape {tuple(x.shape)}; this judge of {self.dataset} takes (B, {takes}).")
         check_floating(x=x)
         return self.body(x.to(self.head.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, 10) of images `x` (B, 1, S, S) in [-1, 1]."""
+        """Logits (B, 10) of images `x` (B, C, S, S) in [-1, 1]."""
         return self.head(self.features(x))
 
     @property
@@ -122,31 +126,33 @@ class Judge(nn.Module):
 
 @torch.no_grad()
 def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Logits (N, 10) and features (N, 64) of images `x` (N, 1, S, S), `chunk` of them at a time, on the judge's device."""
+    """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` of them at a time, on the judge's device."""
     check_count("chunk", chunk)
     features = torch.cat([judge.features(part.to(judge.head.weight.device)) for part in x.split(chunk)])
     return judge.head(features), features
 
 
 def _shifted(x: Tensor, by: int, generator: Generator) -> Tensor:
-    """Each image of `x` (B, 1, S, S) moved by up to `by` pixels along both axes; the background -1 fills what comes in."""
-    padded = F.pad(x, (by, by, by, by), value=-1.0)[:, 0]
+    """Each image of `x` (B, C, S, S) moved by up to `by` pixels along both axes; the background -1 fills what comes in."""
+    padded = F.pad(x, (by, by, by, by), value=-1.0).movedim(1, -1)  # (B, S + 2 by, S + 2 by, C)
     top, left = torch.randint(2 * by + 1, (2, len(x)), generator=generator)
     steps = torch.arange(x.shape[-1])
     rows, columns = top[:, None] + steps, left[:, None] + steps  # (B, S)
-    return padded[torch.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]][:, None]
+    return padded[torch.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def _splits(dataset: str, limit: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The rows (x, y) that the judge learns from, and those that it is examined on."""
     if dataset == "mnist":
         return mnist.load("train", limit=limit), mnist.load("test")
+    if dataset in cifar10.NAMES:
+        return cifar10.load("train", name=dataset, limit=limit), cifar10.load("test", name=dataset)
     x, y = digits.load("judge_fit")
     return (x[:limit], y[:limit]), digits.load("judge_test")
 
 
 def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = None) -> Judge:
-    """A judge of "digits" (seconds) or "mnist" (half a minute), frozen, with its accuracy on unseen rows.
+    """A judge of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its accuracy on unseen rows.
 
     `limit` takes the first rows alone. The same seed gives the same judge on the same machine, however many threads there are;
     the global random state is left as it was. Raises ConfigError for an unknown data set, a seed below 0 or a limit below 1,
@@ -160,14 +166,14 @@ def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = N
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator alone
         torch.manual_seed(seed)
         judge = Judge(dataset)
-    with _one_thread():
-        _fit(judge, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
+    with one_thread():
+        fit_classifier(judge, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
         judge.seed, judge.accuracy = seed, float(accuracy(assess(judge, x_test)[0], y_test))
     return judge
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Layers this small gain little from a second thread, wait for it on a busy machine, and sum in another order with it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -177,7 +183,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _fit(judge: Judge, x: Tensor, y: Tensor, settings: JudgeSettings, generator: Generator) -> None:
+def fit_classifier(judge: nn.Module, x: Tensor, y: Tensor, settings: JudgeSettings, generator: Generator) -> None:
+    """Train a classifier (images -> logits) by `settings`, with shifts and noise drawn from `generator`, and freeze it."""
     batch = min(settings.batch, len(x))
     steps = settings.epochs * (len(x) // batch)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
@@ -197,11 +204,13 @@ def _fit(judge: Judge, x: Tensor, y: Tensor, settings: JudgeSettings, generator:
 def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Two sets (x, y) of real rows in equal number: what generators learn from, and what is kept from them.
 
-    "digits": the halves "train" and "judge". "mnist": the first 10,000 training rows and the 10,000 test rows.
+    "digits": the halves "train" and "judge". "mnist" and "cifar10": the first 10,000 training rows and the 10,000 test rows.
     """
     check_choice("dataset", dataset, SETTINGS)
     if dataset == "mnist":
         return mnist.load("train", limit=10_000), mnist.load("test")
+    if dataset in cifar10.NAMES:
+        return cifar10.load("train", name=dataset, limit=10_000), cifar10.load("test", name=dataset)
     return digits.load("train"), digits.load("judge")
 
 
@@ -248,7 +257,7 @@ def judge_file(dataset: str) -> str:
 
 
 def judge_for(dataset: str) -> Judge:
-    """The judge of "digits" or "mnist" with seed 0: the shipped one, else a cached one, else trained now and kept in the cache."""
+    """The judge of a data set with seed 0: the shipped one, else a cached one, else trained now and kept in the cache."""
     check_choice("dataset", dataset, SETTINGS)
     path = cache_root() / "judges" / judge_file(dataset)
     for known in (SHIPPED / judge_file(dataset), path):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -317,6 +318,17 @@ def test_prefetch_gives_the_same_in_order_and_passes_errors_on():
     assert next(got) == 1
     with pytest.raises(DataError, match="gone"):
         next(got)
+
+
+def test_the_reading_thread_is_gone_when_its_reader_is():
+    def numbers():
+        while True:
+            yield torch.randn(100).sum()
+
+    source = prefetch(numbers)
+    next(source)
+    source.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "latents"]
 
 
 def test_wrong_ranks_and_sizes_are_refused_before_anything_is_written(folder, codec, tmp_path):

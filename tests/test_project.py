@@ -55,6 +55,7 @@ def test_the_version_stands_in_one_place_each():
         "test",
         "lint",
         "bench",
+        "bench-gpu",
         "lab",
         "notebooks",
         "html",

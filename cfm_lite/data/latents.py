@@ -6,7 +6,6 @@ stay on disk, memory-mapped; labels alone are read at the start.
 """
 
 import bisect
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from cfm_lite.data import images as image_files
 from cfm_lite.data import shards
 from cfm_lite.data.batches import row_numbers
 from cfm_lite.data.codec import Scaling
+from cfm_lite.data.shared import Watch
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError, DataError
 
@@ -51,8 +51,7 @@ class Latents:
         self.num_classes, self.size = len(self.classes), int(index["size"])
         self.scaling = Scaling(index["scale"], index["shift"])
         self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
-        self._files = [self.folder / shard["file"] for shard in index["shards"]]
-        self._stamps = [_stamp(path) for path in self._files]
+        self._watch = Watch([self.folder / shard["file"] for shard in index["shards"]], self._verify)
         self._maps = [self._open(shard) for shard in index["shards"]]
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
@@ -83,25 +82,18 @@ class Latents:
 
     def verify(self) -> None:
         """Hash every file; DataError names the first that differs."""
-        for shard in self.index["shards"]:
-            shards.check_hash(self.folder / shard["file"], shard["sha256"])
+        for number in range(len(self.index["shards"])):
+            self._verify(number)
+
+    def _verify(self, number: int) -> None:
+        shard = self.index["shards"][number]
+        shards.check_hash(self.folder / shard["file"], shard["sha256"])
 
     def _open(self, shard: dict[str, Any]) -> np.ndarray:
         array = shards.map_shard(self.folder / shard["file"], self.shape)
         if len(array) != shard["rows"]:
             raise DataError(f"{self.folder / shard['file']} holds {len(array)} rows; {shard['rows']} were written. Prepare again.")
         return array
-
-    def _check_unchanged(self, number: int) -> None:
-        """DataError for a shard that changed since it was opened: reading past the new end of a file would kill the process."""
-        path, before = self._files[number], self._stamps[number]
-        stamp = _stamp(path)
-        if stamp == before:
-            return
-        if stamp[0] != before[0]:
-            raise DataError(f"{path} changed: it has {stamp[0]:,} bytes, it had {before[0]:,}. Prepare again.")
-        shards.check_hash(path, self.index["shards"][number]["sha256"])  # touched, or copied over itself
-        self._stamps[number] = stamp
 
     def _small(self, name: str) -> np.ndarray:
         shards.check_hash(self.folder / name, self.index["files"][name])
@@ -114,8 +106,7 @@ class Latents:
         """
         out = np.empty((len(rows), 2, *self.shape), np.float16)
         numbers = [bisect.bisect_right(self._ends, row) for row in rows.tolist()]
-        for number in sorted(set(numbers)):
-            self._check_unchanged(number)
+        self._watch.check(set(numbers))
         for i, (row, mirror, number) in enumerate(zip(rows.tolist(), mirrored.tolist(), numbers)):
             out[i] = self._maps[number][row - self._ends[number], int(mirror)]
         moments = torch.from_numpy(out).float()
@@ -145,12 +136,14 @@ class Latents:
         world: int = 1,
         mirror: bool = True,
         images: str | Path | None = None,
+        features: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, ...]]:
         """Endless (x1, y) of this rank's part of global batches of `size` rows, beginning with batch number `start`.
 
         Rank r of `world` holds the r-th part of each batch, a whole number of shards. With the folder of the `images` that the
-        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike. Raises ConfigError
-        where a batch cannot be cut so, and where it is larger than the set.
+        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike; with `features`, a function
+        of rows (B,) and whether they are mirrored (B,), it holds what that gives. Raises ConfigError where a batch cannot be cut so,
+        and where it is larger than the set.
         """
         local = part_of(size, world, shard)
         if not 0 <= rank < world:
@@ -159,13 +152,13 @@ class Latents:
             raise ConfigError(
                 f"the batch of {size} is larger than the data: {self.folder} holds {len(self)} images. Use --batch {len(self)} or less."
             )
-        pictures = None if images is None else Pictures(self, Path(images))
+        third = features or (None if images is None else Pictures(self, Path(images)))
         for step, numbers in enumerate(row_numbers(len(self), size=size, seed=seed, start=start), start):
             mine = numbers[rank * local : (rank + 1) * local]
             first = rank * local // shard
             z, mirrored = zip(*[self.draw(rows, seed, step, first + i, mirror=mirror) for i, rows in enumerate(mine.split(shard))])
             batch = (torch.cat(z), self.labels[mine])
-            yield batch if pictures is None else (*batch, pictures(mine, torch.cat(mirrored)))
+            yield batch if third is None else (*batch, third(mine, torch.cat(mirrored)))
 
 
 class Pictures:
@@ -180,15 +173,6 @@ class Pictures:
         keys = self.latents.keys
         pixels = torch.stack(list(self.pool.map(lambda row: image_files.load(self.root / keys[row], self.latents.size), rows.tolist())))
         return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file does; DataError where it is gone."""
-    try:
-        facts = os.stat(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Put it back, or prepare again.") from None
-    return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
 
 def part_of(size: int, world: int, shard: int) -> int:
@@ -222,7 +206,8 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
         except BaseException as error:  # handed over, not swallowed
             ready.put((None, error))
 
-    threading.Thread(target=work, daemon=True, name="latents").start()
+    thread = threading.Thread(target=work, daemon=True, name="latents")
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -231,3 +216,4 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
+        thread.join(10)  # a thread that is inside torch when the interpreter ends takes the process down with it

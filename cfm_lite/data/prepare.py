@@ -21,6 +21,7 @@ from cfm_lite.data import shards
 from cfm_lite.data.codec import Codec
 from cfm_lite.data.images import ImageFile, ImageFolder, load
 from cfm_lite.data.shards import Plan
+from cfm_lite.data.shared import alone
 from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["plan_of", "prepare"]
@@ -72,7 +73,7 @@ def prepare(
     ):
         for number in mine:
             files = _files(images, plan, number)
-            with shards.alone(out, number):
+            with alone(out, number):
                 if shards.is_done(out, number, key):
                     bar.update(len(files))
                     continue

@@ -8,13 +8,10 @@ absent. The plan says what the set will be, so that no process can add shards of
 each number keeps two processes from making one shard at once.
 """
 
-import contextlib
 import errno
 import hashlib
 import io
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,29 +21,28 @@ import torch
 from torch import Tensor
 
 from cfm_lite.data.root import publish
+from cfm_lite.data.shared import alone, forget_halves
 from cfm_lite.errors import CFMError, DataError, DiskFullError
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps two builders apart
-    fcntl = None
 
 __all__ = [
     "INDEX",
     "Plan",
     "ShardFacts",
-    "alone",
+    "check_hash",
     "digest_file",
+    "hash_of",
     "is_done",
     "map_shard",
     "open_plan",
     "read_index",
+    "read_json",
+    "write",
     "write_index",
     "write_shard",
 ]
 
 FORMAT = 1
-INDEX, PLAN, LOCK = "index.json", "plan.json", ".lock"
+INDEX, PLAN = "index.json", "plan.json"
 _AGAIN = "Make it again: cfm-lite prepare imagenet --images DIR --out"
 
 
@@ -90,42 +86,15 @@ def open_plan(folder: Path, plan: Plan) -> str:
     with alone(folder, "plan"):
         if not path.exists():
             write(path, json.dumps(mine, indent=1).encode())
-        theirs = _read_json(path, folder)
+        theirs = read_json(path, folder)
     differs = [f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}" for name in mine if theirs.get(name) != mine[name]]
     if differs:
         raise DataError(f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove the folder.")
-    return _hash(mine)
+    return hash_of(mine)
 
 
-@contextlib.contextmanager
-def alone(folder: Path, what: int | str) -> Iterator[None]:
-    """Wait until no other process holds shard number `what`, the "plan" or the "index", and hold it.
-
-    The system lets go of what a killed process held. Raises DataError where nothing can be written.
-    """
-    place = what + 2 if isinstance(what, int) else ("plan", "index").index(what)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise DataError(f"cannot write into {folder} ({error.strerror or error}). Choose another --out.") from None
-    try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.lockf(handle, fcntl.LOCK_EX, 1, place)  # one byte of the file for each thing to hold
-        yield
-    finally:
-        os.close(handle)
-
-
-def _forget_halves(folder: Path, *names: str) -> None:
-    """Remove what killed processes left of the files called `names`; whoever calls holds them alone."""
-    for name in names:
-        for stale in folder.glob(f".{name}.tmp-*"):
-            stale.unlink(missing_ok=True)
-
-
-def _hash(content: dict[str, Any]) -> str:
+def hash_of(content: dict[str, Any]) -> str:
+    """SHA-256 of plain JSON values, in whatever order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -143,7 +112,7 @@ def write_shard(
 ) -> ShardFacts:
     """Write moments (n, 2, 2, C, h, w), then the facts about them. Raises DataError for NaN, infinity or a std of 0; DiskFullError."""
     path = shard_path(folder, number)
-    _forget_halves(folder, path.name, path.with_suffix(".json").name)
+    forget_halves(folder, path.name, path.with_suffix(".json").name)
     with np.errstate(over="ignore"):  # what becomes infinite is refused below
         stored = moments.astype(np.float16)
     wrong = ~np.isfinite(stored).all(axis=(1, 2, 3, 4, 5)) | (moments[:, :, 1] <= 0).any(axis=(1, 2, 3, 4))
@@ -155,7 +124,7 @@ def write_shard(
     facts = ShardFacts(hashlib.sha256(content).hexdigest(), plan, keys, labels, skipped)
     write(path, content)
     body = json.loads(json.dumps(asdict(facts)))
-    write(path.with_suffix(".json"), json.dumps({**body, "self": _hash(body)}).encode())
+    write(path.with_suffix(".json"), json.dumps({**body, "self": hash_of(body)}).encode())
     return facts
 
 
@@ -172,8 +141,8 @@ def is_done(folder: Path, number: int, plan: str) -> bool:
 def read_facts(folder: Path, number: int) -> ShardFacts:
     """The facts of one shard; DataError where they are missing or damaged."""
     path = shard_path(folder, number).with_suffix(".json")
-    body = _read_json(path, folder)
-    if body.pop("self", None) != _hash(body):
+    body = read_json(path, folder)
+    if body.pop("self", None) != hash_of(body):
         raise DataError(f"{path} is damaged: its own hash differs. {_AGAIN} {folder}")
     return ShardFacts(**body)
 
@@ -207,7 +176,7 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
-    key = _hash(json.loads(json.dumps(asdict(plan))))
+    key = hash_of(json.loads(json.dumps(asdict(plan))))
     facts = [read_facts(folder, number) for number in range(plan.shards)]
     skipped = [entry for shard in facts for entry in shard.skipped]
     if len(skipped) > max(3, plan.count // 100):
@@ -222,7 +191,7 @@ def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         "keys.txt": "\n".join(name for shard in facts for name in shard.keys).encode(),
         "mean.npy": _npy(mean.float().numpy()),
     }
-    _forget_halves(folder, PLAN, INDEX, *parts)
+    forget_halves(folder, PLAN, INDEX, *parts)
     for name, content in parts.items():
         write(folder / name, content)
     index = {
@@ -236,7 +205,7 @@ def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         ],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }
-    write(folder / INDEX, json.dumps({**index, "self": _hash(json.loads(json.dumps(index)))}, indent=1).encode())
+    write(folder / INDEX, json.dumps({**index, "self": hash_of(json.loads(json.dumps(index)))}, indent=1).encode())
     return read_index(folder)
 
 
@@ -273,11 +242,11 @@ def check_hash(path: Path, sha256: str) -> None:
 
 def read_index(folder: Path) -> dict[str, Any]:
     """index.json, checked against its own hash; DataError where the set is not finished, damaged, or of another format."""
-    index = _read_json(folder / INDEX, folder)
+    index = read_json(folder / INDEX, folder)
     body = {name: value for name, value in index.items() if name != "self"}
     if index.get("format") != FORMAT:
         raise DataError(f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {_AGAIN} {folder}")
-    if index.get("self") != _hash(body):
+    if index.get("self") != hash_of(body):
         raise DataError(f"{folder / INDEX} is damaged: its own hash differs. {_AGAIN} {folder}")
     if not {*Plan.__annotations__, "shards", "files"} <= index.keys():
         raise DataError(f"{folder / INDEX} is damaged: it does not say all that it should. {_AGAIN} {folder}")
@@ -286,7 +255,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+def read_json(path: Path, folder: Path) -> dict[str, Any]:
+    """The object in a JSON file of a set of latents; DataError where it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cfm_lite.checks import check_choice
+from cfm_lite.recipes.cifar10 import cifar10
 from cfm_lite.recipes.digits import digits, digits_sit
 from cfm_lite.recipes.imagenet import ImageNet, imagenet
 from cfm_lite.recipes.mnist import mnist
@@ -24,7 +25,13 @@ __all__ = [
     "recipe",
 ]
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"toy": toy, "digits": digits, "digits_sit": digits_sit, "mnist": mnist}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "toy": toy,
+    "digits": digits,
+    "digits_sit": digits_sit,
+    "mnist": mnist,
+    "cifar10": cifar10,
+}
 
 
 def recipe(name: str, **changes: Any) -> Recipe:

@@ -1,4 +1,7 @@
-"""`python -m tests.benchmarks [NAME ...] [--quick]`: every ratio with its goal, printed as it is measured, then recorded."""
+"""`python -m tests.benchmarks [NAME ...] [--quick]`: every ratio with its goal, printed as it is measured, then recorded.
+
+`python -m tests.benchmarks gpu` is another program: what only a GPU can show (tests/benchmarks/gpu).
+"""
 
 import argparse
 import importlib
@@ -19,6 +22,8 @@ NAMES = ("alignment", "negatives", "sampler", "toy", "sit", "dispersive", "explo
 
 def main() -> int:
     """Run the benchmarks named on the command line, or all; 0 also where a goal is missed, for a slow machine is no fault."""
+    if sys.argv[1:2] == ["gpu"]:
+        return importlib.import_module("tests.benchmarks.gpu.main").main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Measured ratios against published packages.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, all if none is named: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 7 or more")

@@ -94,7 +94,7 @@ class Row:
 
     def __str__(self) -> str:
         value = f"{self.ratio:.4g}{self.unit}"
-        if self.times:
+        if self.times and self.ratio_by_minima != self.ratio:
             value += f" (minima {self.ratio_by_minima:.4g}{self.unit})"
         goal = "" if self.goal is None else f"goal {self.sense} {self.goal:g}"
         floor = "" if self.floor is None else f"floor {self.floor:.4g}"

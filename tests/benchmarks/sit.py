@@ -6,7 +6,8 @@ their outputs are compared before anything is timed.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ TOKENS = (SIDE // PATCH) ** 2
 
 def rows(clock: Clock) -> Iterator[Row]:
     """The goals of performance.md, C3 and D."""
-    model, official = SiT(SIDE, PATCH, 1, WIDTH, DEPTH, HEADS, num_classes=CLASSES), official_style()
+    model = SiT(SIDE, PATCH, 1, WIDTH, DEPTH, HEADS, num_classes=CLASSES)
+    official = official_style(model.config)
     with torch.no_grad():
         for p in model.parameters():
             p += 0.02 * torch.randn_like(p)  # the gates start at 0, which would hide a difference
@@ -90,17 +92,19 @@ def check_agreement(model: nn.Module, official: nn.Module, batch: tuple[Tensor, 
         raise CFMError(f"the two networks differ by {gap:.2g}; there is nothing to compare.")
 
 
-def official_style() -> nn.Module:
-    """The network of the official program, with its names of parameters."""
+def official_style(config: Mapping[str, Any]) -> nn.Module:
+    """The network of the official program for the settings of a SiT (`SiT.config`), with its names of parameters."""
     layers = peer("timm.layers")
+    side, patch, channels, width = (config[name] for name in ("input_size", "patch_size", "in_channels", "hidden_size"))
+    grid, out = side // patch, 2 * channels if config["learn_sigma"] else channels
 
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm1, self.norm2 = (nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-6) for _ in range(2))
-            self.attn = layers.Attention(WIDTH, num_heads=HEADS, qkv_bias=True)
-            self.mlp = layers.Mlp(WIDTH, 4 * WIDTH, act_layer=lambda: nn.GELU(approximate="tanh"))
-            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 6 * WIDTH))
+            self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False, eps=1e-6) for _ in range(2))
+            self.attn = layers.Attention(width, num_heads=config["num_heads"], qkv_bias=True)
+            self.mlp = layers.Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"))
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
         def forward(self, x: Tensor, c: Tensor) -> Tensor:
             shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
@@ -110,9 +114,9 @@ def official_style() -> nn.Module:
     class Final(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm_final = nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-6)
-            self.linear = nn.Linear(WIDTH, PATCH * PATCH)
-            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 2 * WIDTH))
+            self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+            self.linear = nn.Linear(width, patch * patch * out)
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
         def forward(self, x: Tensor, c: Tensor) -> Tensor:
             shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
@@ -121,11 +125,11 @@ def official_style() -> nn.Module:
     class Official(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.x_embedder = layers.PatchEmbed(SIDE, PATCH, 1, WIDTH)
-            self.t_embedder = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))})
-            self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(CLASSES + 1, WIDTH)})
-            self.pos_embed = nn.Parameter(torch.zeros(1, TOKENS, WIDTH), requires_grad=False)
-            self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+            self.x_embedder = layers.PatchEmbed(side, patch, channels, width)
+            self.t_embedder = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))})
+            self.y_embedder = nn.ModuleDict({"embedding_table": nn.Embedding(config["num_classes"] + 1, width)})
+            self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid, width), requires_grad=False)
+            self.blocks = nn.ModuleList(Block() for _ in range(config["depth"]))
             self.final_layer = Final()
 
         def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -133,9 +137,8 @@ def official_style() -> nn.Module:
             h = self.x_embedder(x) + self.pos_embed
             for block in self.blocks:
                 h = block(h, c)
-            side = SIDE // PATCH
-            patches = self.final_layer(h, c).reshape(len(x), side, side, PATCH, PATCH, 1)
-            return torch.einsum("nhwpqc->nchpwq", patches).reshape(x.shape)
+            patches = self.final_layer(h, c).reshape(len(x), grid, grid, patch, patch, out)
+            return torch.einsum("nhwpqc->nchpwq", patches).reshape(len(x), out, side, side)[:, :channels]
 
     return Official()
 

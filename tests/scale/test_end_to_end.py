@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -135,3 +136,16 @@ def test_the_help_of_every_command_names_what_is_for_imagenet(capsys):
             cli.main([command, "--help"])
         assert stop.value.code == 0
         assert words in capsys.readouterr().out
+
+
+def test_the_path_runs_at_512_pixels(images, tmp_path):
+    few = tmp_path / "few"
+    for folder in sorted(path for path in (images / "train" if (images / "train").is_dir() else images).iterdir() if path.is_dir())[:2]:
+        shutil.copytree(folder, few / folder.name)
+    go("prepare", "imagenet", "--images", str(few), "--out", str(tmp_path / "L"), "--vae", "tiny", "--size", "512")
+    assert Latents(tmp_path / "L").shape == (4, 64, 64)
+    train = ["train", "imagenet", "--model", "SiT-Ti/2", "--latents", str(tmp_path / "L"), "--out", str(tmp_path / "R")]
+    go(*train, "--steps", "2", "--batch", "2", "--set", "shard=2")
+    go("sample", "--checkpoint", str(tmp_path / "R"), "--num", "2", "--steps", "2", "--out", str(tmp_path / "S"))
+    with np.load(tmp_path / "S" / "samples.npz") as file:
+        assert file["arr_0"].shape == (2, 512, 512, 3)
