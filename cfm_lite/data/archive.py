@@ -13,11 +13,12 @@ import tarfile
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from cfm_lite.data.root import VARIABLE, cache_root, data_root
 from cfm_lite.errors import DataError
 
-__all__ = ["SAMPLES", "samples", "unpack", "unpacked"]
+__all__ = ["SAMPLES", "read_to_end", "samples", "unpack", "unpacked"]
 
 SAMPLES = "imagenet-samples"
 LIMIT = 50 * 2**30  # bytes; more than any sample archive, less than a disk
@@ -56,6 +57,13 @@ def _extract(archive: Path, content: Path, limit: int, most: int) -> None:
         members = _checked(tar, archive, limit, most)
         content.mkdir()
         tar.extractall(content, members, filter="data")
+        read_to_end(tar)
+
+
+def read_to_end(tar: Any) -> None:
+    """Read what follows the last member: only at the end of a compressed archive is its checksum compared."""
+    while tar.fileobj.read(2**20):
+        pass
 
 
 def _checked(tar: tarfile.TarFile, archive: Path, limit: int, most: int) -> list[tarfile.TarInfo]:
