@@ -147,6 +147,7 @@ def equal(a, b):
     return a == b
 
 
+LATENTS = ("shard-00000.npy", "index.json", "labels.npy", "keys.txt", "mean.npy")
 FILES = {
     **{
         f"latents: {name}": (read_latents, "made", name) for name in ("shard-00000.npy", "index.json", "labels.npy", "keys.txt", "mean.npy")
@@ -185,10 +186,9 @@ def test_no_random_damage_passes_for_data_and_the_file_is_named(kind, trials, tm
     monkeypatch.setattr(mnist, "MD5", dict(mnist.MD5))
     monkeypatch.setattr(cifar10, "SPLITS", {"train": 20, "test": 20})
     make, *given = FILES[kind]
-    path, read = make(
-        tmp_path, *(request.getfixturevalue(name) if name in ("made", "features", "pictures", "monkeypatch") else name for name in given)
-    )
-    # header first, where a file says what it is; then anywhere
+    fixtures = ("made", "features", "pictures", "monkeypatch")
+    path, read = make(tmp_path, *(request.getfixturevalue(name) if name in fixtures else name for name in given))
+    # half of it in the header, where a file says what it is, and half of it anywhere
     size = path.stat().st_size
     seen = sweep(path, read, trials // 2, head=min(2048, size), same=equal) + sweep(path, read, trials - trials // 2, same=equal)
     if trials == LONG:

@@ -1,5 +1,7 @@
 """Folders and files that others change: while a run reads them, while two processes make them, and names of every kind."""
 
+import itertools
+import json
 import os
 import shutil
 import signal
@@ -116,8 +118,7 @@ def test_a_shard_that_goes_while_batches_are_prefetched_reaches_the_training_loo
     next(batches)
     (latents / "shard-00002.npy").unlink()
     with pytest.raises(DataError, match=r"shard-00002\.npy cannot be read"):
-        for _ in range(5):
-            next(batches)
+        list(itertools.islice(batches, 5))
 
 
 def test_a_picture_that_goes_or_is_damaged_while_a_teacher_looks_is_named(latents, pictures, tmp_path):
@@ -195,7 +196,8 @@ def test_two_builders_of_one_set_share_the_work_and_of_two_sets_one_is_refused(p
             refused += codes == [0, 3]
             found = Latents(out, check="hashes")
             assert (found.fingerprint == right) or numbers == (0, 1)
-            assert len({entry["fingerprint"] for entry in [found.index]} | {found.index["fingerprint"]}) == 1
+            means = found.moments(ROWS, PLAIN)[:, 0, 0].mean((1, 2))  # of builder 1's numbers every one is above 1
+            assert bool((means >= 1).all()) or bool((means < 1).all())
             assert not list(out.glob(".*.tmp-*"))
     if trials > 2:
         keep("data_changes", {"two builders": {"pairs": 2 * trials, "mixed sets": 0, "refused, as the other made another set": refused}})
@@ -224,11 +226,12 @@ def test_a_builder_waits_for_the_shard_that_another_is_making(pictures, made, tm
 @pytest.mark.parametrize("kills", [pytest.param(30, marks=pytest.mark.faults)])
 def test_thirty_killed_builders_leave_what_an_uninterrupted_one_writes(pictures, made, tmp_path, monkeypatch, kills):
     out, killed, inside, write = tmp_path / "L", 0, 0, shards.write
+    out.mkdir()
 
     def slow(path, content):
         (tmp_path / "writing").touch()
         time.sleep(0.01)
-        write(path, content[: len(content) // 2]) if False else write(path, content)
+        write(path, content)
         (tmp_path / "writing").unlink()
 
     monkeypatch.setattr(shards, "write", slow)
@@ -242,8 +245,6 @@ def test_thirty_killed_builders_leave_what_an_uninterrupted_one_writes(pictures,
         inside += os.WIFSIGNALED(gone) and (tmp_path / "writing").exists()
         for name in ("shard-00000.npy", "shard-00003.json"):  # what a kill in the middle of a write leaves
             (out / f".{name}.tmp-{trial:016x}").write_bytes(b"half")
-        if trial % 5 == 4:
-            shutil.rmtree(out)
     build(pictures, out, batch=2)
     keep("data_changes", {"builders killed -9": {"trials": kills, "killed": killed, "inside a write": inside, "lost or different": 0}})
     assert Latents(out).fingerprint == Latents(made).fingerprint
@@ -343,12 +344,9 @@ def test_pictures_and_labels_are_paired_by_name_when_files_come_and_go(pictures,
     with pytest.raises(DataError, match="holds other latents"):
         build(root, shutil.copytree(made, tmp_path / "L"))
     build(root, tmp_path / "L2")
-    moments, labels, _, keys = whole(tmp_path / "L2")
-    before = dict(zip(whole(made)[3], whole(made)[1].tolist()))
-    assert {key: label for key, label in zip(keys, labels.tolist()) if key in before} == {
-        k: v for k, v in before.items() if k != "class0/000.png"
-    }
-    assert labels[keys.index("class2/zzz.png")] == 2
+    _, labels, _, keys = whole(tmp_path / "L2")
+    before, after = dict(zip(whole(made)[3], whole(made)[1].tolist())), dict(zip(keys, labels.tolist()))
+    assert after == {key: label for key, label in before.items() if key != "class0/000.png"} | {"class2/zzz.png": 2}
 
 
 def test_keys_that_are_fewer_than_the_rows_are_refused(latents):
@@ -369,8 +367,6 @@ def test_labels_that_do_not_fit_are_refused(latents):
 
 def resign(folder, name):
     """An index that agrees with the file `name` as it is now, its own hash included."""
-    import json
-
     index = json.loads((folder / "index.json").read_text())
     index.pop("self")
     index["files"][name] = shards.digest_file(folder / name)
