@@ -150,7 +150,7 @@ def _members(tar: tarfile.TarFile, path: Path) -> list[tarfile.TarInfo]:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
-    file = tar.extractfile(member)
+    file = tar.extractfile(member) if member.isreg() else None
     if file is None:
         raise files.damaged("cifar10", path, f"holds {member.name!r}, which is no file")
     return file.read()

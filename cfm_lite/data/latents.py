@@ -97,7 +97,7 @@ class Latents:
 
     def _small(self, name: str) -> np.ndarray:
         shards.check_hash(self.folder / name, self.index["files"][name])
-        return np.load(self.folder / name, allow_pickle=False)
+        return shards.parse_npy((self.folder / name).read_bytes(), self.folder / name)
 
     def moments(self, rows: Tensor, mirrored: Tensor) -> Tensor:
         """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where `mirrored` (B,) is True.

@@ -34,6 +34,7 @@ __all__ = [
     "is_done",
     "map_shard",
     "open_plan",
+    "parse_npy",
     "read_index",
     "read_json",
     "write",
@@ -157,6 +158,14 @@ def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if array.dtype != np.float16 or array.shape[1:] != (2, 2, *shape):
         raise DataError(f"{path} holds {array.dtype} {array.shape}; float16 (rows, 2, 2, {shape}) was expected. {_AGAIN} {path.parent}")
     return array
+
+
+def parse_npy(content: bytes, path: Path) -> np.ndarray:
+    """The array in the bytes of a .npy file; DataError that names `path` where they hold anything else."""
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a damaged header fails in every way that Python's own parser can
+        raise DataError(f"{path} holds no array of numbers ({type(error).__name__}). Make it again.") from None
 
 
 def digest_file(path: Path) -> str:

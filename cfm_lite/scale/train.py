@@ -3,19 +3,18 @@
 import contextlib
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cfm_lite import checkpoint, runs
 from cfm_lite.data.latents import Latents, prefetch
+from cfm_lite.data.shards import parse_npy
 from cfm_lite.data.teacher_features import TeacherFeatures
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMismatchError
@@ -213,7 +212,7 @@ def read_mean(out: Path, about: Mapping[str, Any]) -> Tensor | None:
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != about["mean"]:
         raise DataError(f"{file} is damaged: its SHA-256 differs from config.json's. Copy mean.npy of the latents there.")
-    return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+    return torch.from_numpy(parse_npy(content, file))
 
 
 def _check_same_latents(out: Path, latents: Latents) -> None:
