@@ -310,7 +310,7 @@ def read_json(path: str | Path) -> Any:
         return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Run cfm-lite compare first, or give the right folder.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}. Remove it and run again.") from None
 
 
