@@ -8,7 +8,7 @@ import torch
 
 from cfm_lite import experiments, guidance
 from cfm_lite.data.datasets import dataset
-from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.errors import ConfigError
 from cfm_lite.experiments import ARMS, SUITES, differences
 from cfm_lite.judges import train_judge
 from cfm_lite.recipes import METHODS, Recipe
@@ -109,7 +109,7 @@ def test_the_interval_of_a_known_law_covers_its_mean_about_as_often_as_it_says()
     hits = 0
     for _ in range(60):
         d = rng.normal(1.0, 1.0, size=20)
-        found = experiments._difference("m", "x", 1, dict(enumerate(d)), dict(enumerate(np.zeros(20))))
+        found = experiments.paired_difference("m", "x", 1, dict(enumerate(d)), dict(enumerate(np.zeros(20))))
         hits += found.low <= 1.0 <= found.high
     assert 51 <= hits <= 60  # 95 % of 60 is 57; the bootstrap is a little short on 20 values
 
@@ -131,24 +131,6 @@ def test_one_seed_gives_no_interval():
 def test_missing_rows_are_a_clear_error():
     with pytest.raises(ConfigError, match="no rows of 'fm'"):
         differences(rows("vecor", [1.0]), "frechet", 50)
-
-
-def test_a_sweep_keeps_its_rows_and_does_not_run_them_again(tmp_path, monkeypatch):
-    small = {"steps": 3, "hidden_size": 16, "batch": 32}
-    settings = {"out": tmp_path, "changes": small, "nfes": (2,), "n": 40, "progress": False}
-    first = experiments.compare("toy", seeds=[0], **settings)
-    assert {row["method"] for row in first} == set(SUITES["toy"].arms)
-    assert all(set(row) >= {"method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"} for row in first)
-    calls = []
-    real = experiments.train
-    monkeypatch.setattr(experiments, "train", lambda *a, **k: calls.append(a[0].seed) or real(*a, **k))
-    both = experiments.compare("toy", seeds=[0, 1], **settings)
-    assert set(calls) == {1}
-    assert both[: len(first)] == first
-    assert experiments.read_json(tmp_path / "toy.json") == both
-    assert experiments.read_json(tmp_path / "toy.info.json")["facts"]["torch"] == torch.__version__
-    with pytest.raises(DataError, match="other settings"):
-        experiments.compare("toy", seeds=[0], **{**settings, "n": 50})
 
 
 def test_an_unknown_suite_is_refused_with_the_nearest():
