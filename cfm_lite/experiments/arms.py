@@ -23,7 +23,7 @@ from cfm_lite.recipes import Recipe
 from cfm_lite.recipes.recipe import SOLVERS
 from cfm_lite.runs import Run
 
-__all__ = ["ARMS", "EVALUATIONS", "Arm", "balanced_labels", "draw_samples", "trained_recipe", "velocity"]
+__all__ = ["ARMS", "EVALUATIONS", "Arm", "balanced_labels", "draw_samples", "noise_of", "trained_recipe", "velocity"]
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "sde": 1}  # model calls per step
 SDE_END = 0.04  # the last step of the SDE, which has no noise, as in SiT's program
@@ -118,13 +118,16 @@ def draw_samples(
 
     `solver` is "sde" or one of SOLVERS, by default the recipe's; "sde" takes `steps` >= 2, the last of them without noise.
     """
-    device = next(run.model.parameters()).device
-    noise = torch.randn(len(y), *data.shape, generator=keyed_generator("cpu", seed, "sampling noise"))
-    parts = []
+    device, noise, parts = next(run.model.parameters()).device, noise_of(data, len(y), seed), []
     for i in range(0, len(y), chunk):
         v, x = velocity(arm, run, data, y[i : i + chunk]), noise[i : i + chunk].to(device)
         parts.append(_integrate(v, x, steps, solver or run.recipe.solver, run.recipe, keyed_generator("cpu", seed, "sde", i)).cpu())
     return torch.cat(parts)
+
+
+def noise_of(data: DataSet, n: int, seed: int) -> Tensor:
+    """The noise (n, *dims) that samples start from."""
+    return torch.randn(n, *data.shape, generator=keyed_generator("cpu", seed, "sampling noise"))
 
 
 def _integrate(v: Velocity, x: Tensor, steps: int, solver: str, recipe: Recipe, generator: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DivergenceError
 from cfm_lite.experiments.arms import ARMS, OF_SAMPLES, trained_recipe
-from cfm_lite.experiments.measures import Row, Sampling, judge_of, row_base, sample_rows
+from cfm_lite.experiments.measures import Row, Sampling, field_rows, judge_of, row_base, sample_rows
 from cfm_lite.recipes import Recipe, build_model
 from cfm_lite.runs import Run, train, write_json
 
@@ -32,6 +32,11 @@ STEP_COST = 4.0  # forward, backward and update of one row, in forward passes
 def key_of(value: Any) -> str:
     """The first 12 hex digits of the SHA-256 of `value` as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe that are not at their default: a field that is added later changes no key."""
+    return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if getattr(recipe, f.name) != f.default}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Trial:
         read = (
             self.recipe.changed(**{name: getattr(self.training, name) for name in OF_SAMPLES}) if ARMS[self.arm].changes else self.training
         )
-        return key_of([VERSION, self.arm, read.as_dict(), self.training.as_dict(), ways])
+        return key_of([VERSION, self.arm, _told(read), _told(self.training), ways])
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Job:
     @property
     def key(self) -> str:
         """The name of its training."""
-        return key_of([VERSION, self.training.as_dict()])
+        return key_of([VERSION, _told(self.training)])
 
     @property
     def label(self) -> str:
@@ -83,7 +88,7 @@ def jobs_of(trials: Iterable[Trial]) -> list[Job]:
     table: dict[str, tuple[Recipe, dict[str, Trial]]] = {}
     for trial in trials:
         training = trial.training
-        table.setdefault(key_of(training.as_dict()), (training, {}))[1].setdefault(trial.key, trial)
+        table.setdefault(key_of(_told(training)), (training, {}))[1].setdefault(trial.key, trial)
     return [Job(training, tuple(mine.values())) for training, mine in table.values()]
 
 
@@ -166,6 +171,7 @@ def _rows(trial: Trial, run: Run, data: DataSet, judge: Any) -> list[Row]:
     try:
         for way in trial.samplings:
             rows += sample_rows(ARMS[trial.arm], run, data, judge, way)
+        rows += field_rows(ARMS[trial.arm], run, data, trial.samplings[-1])
     except DivergenceError as error:
         rows.append(_diverged(trial, error))
     return rows

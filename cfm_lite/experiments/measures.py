@@ -13,12 +13,13 @@ from cfm_lite.data.datasets import DataSet
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 from cfm_lite.experiments.arms import EVALUATIONS, Arm, balanced_labels, draw_samples
+from cfm_lite.experiments.diagnostics import field_values, path_values
 from cfm_lite.judges import SETTINGS, Judge, assess, judge_for
 from cfm_lite.recipes import Recipe
 from cfm_lite.runs import Run
 from cfm_lite.theory import GaussianMixture
 
-__all__ = ["Row", "Sampling", "judge_of", "measure", "row_base", "rows_of", "sample_rows"]
+__all__ = ["Row", "Sampling", "field_rows", "judge_of", "measure", "row_base", "rows_of", "sample_rows"]
 
 Row = dict[str, Any]
 COMPARED = 1000  # real rows of each kind that samples are held against, or as many as there are samples; the digits have fewer
@@ -108,7 +109,15 @@ def sample_rows(arm: Arm, run: Run, data: DataSet, judge: Judge | None, sampling
     guided = Run(recipe, run.model)
     samples = draw_samples(arm, guided, data, y, sampling.steps, recipe.seed, solver=sampling.solver)
     base = row_base(arm.method, recipe, sampling.samples, sampling.steps, sampling.solver)
-    return [{**base, "metric": name, "value": value} for name, value in measure(samples, y, data, judge).items()]
+    values = measure(samples, y, data, judge) | path_values(arm, guided, data, samples, y, sampling.steps, sampling.solver)
+    return [{**base, "metric": name, "value": value} for name, value in values.items()]
+
+
+def field_rows(arm: Arm, run: Run, data: DataSet, sampling: Sampling) -> list[Row]:
+    """What is measured of an arm without samples, as rows beside those of `sampling`."""
+    recipe = run.recipe.changed(guidance=sampling.guidance)
+    base = row_base(arm.method, recipe, sampling.samples, sampling.steps, sampling.solver)
+    return [{**base, "metric": name, "value": value} for name, value in field_values(arm, Run(recipe, run.model), data).items()]
 
 
 def rows_of(arm: Arm, run: Run, data: DataSet, judge: Judge | None, *, nfes: Sequence[int], n: int) -> list[Row]:

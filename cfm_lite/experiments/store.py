@@ -16,6 +16,7 @@ from cfm_lite.experiments.arms import ARMS
 from cfm_lite.experiments.jobs import Trial
 from cfm_lite.experiments.measures import Row
 from cfm_lite.experiments.suites import SUITES
+from cfm_lite.recipes import Recipe
 from cfm_lite.runs import write_json
 
 __all__ = ["Store", "read_json", "write_rows"]
@@ -140,5 +141,6 @@ def _rank(known: Sequence[str], name: str) -> tuple[int, str]:
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The names of the settings that differ, those inside the recipe by their own."""
     changed = [name for name in now if name != "recipe" and before.get(name) != now[name]]
-    old, new = before.get("recipe", {}), now["recipe"]
+    default = Recipe().as_dict()  # for fields that are younger than the file
+    old, new = default | before.get("recipe", {}), default | now["recipe"]
     return [*changed, *(f"recipe.{name}" for name in new if old.get(name) != new[name])]

@@ -67,7 +67,7 @@ SUITES = {
         "mnist",
         "mnist",
         {"core": Group((*_CONTROLS, "vecor_latent", "dispersive"), 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))},
-        {"hidden_size": 96, "depth": 4, "num_heads": 3, "batch": 64, "steps": 4000, "precision": "float32"},
+        {"hidden_size": 128, "depth": 4, "num_heads": 4, "patch_size": 7, "batch": 64, "steps": 4000, "precision": "float32"},
         keep=True,
     ),
 }
