@@ -76,6 +76,8 @@ ARMS = {
         Arm("vecor_debiased", "vecor", _unshuffled),
         Arm("vecor_latent", "vecor_latent"),
         Arm("dispersive", "dispersive"),
+        Arm("contrastive_independent", "contrastive", fields={"views": "independent"}),
+        Arm("contrastive_restricted", "contrastive", fields={"views": "restricted"}),
     )
 }
 

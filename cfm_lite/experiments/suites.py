@@ -1,72 +1,45 @@
-"""What each suite compares: the arms of its core, and its ablations as named groups of variants of one recipe.
-
-A variant is a name and the recipe fields that it changes; every arm of its group is sampled for every variant. Arms whose
-training does not read the changed fields are trained once, so a base line costs nothing twice.
-"""
+"""What each suite compares: the arms of its core, and its ablations."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from cfm_lite.checks import check_choice
+from cfm_lite.experiments.ablations import ablations
 from cfm_lite.experiments.arms import ARMS, EVALUATIONS
+from cfm_lite.experiments.groups import Group, Suite, euler
 from cfm_lite.experiments.jobs import Trial
 from cfm_lite.experiments.measures import Sampling
-from cfm_lite.recipes import Recipe, recipe
 
-__all__ = ["SUITES", "Group", "Suite", "euler", "trials"]
-
-PLAIN: Mapping[str, Mapping[str, Any]] = {"": {}}
-
-
-def euler(*nfes: int, samples: int = 1000) -> tuple[Sampling, ...]:
-    """Euler sampling with each number of evaluations."""
-    return tuple(Sampling("euler", nfe, 1.0, samples) for nfe in nfes)
-
-
-@dataclass(frozen=True)
-class Group:
-    """A table of an experiment: `arms` for every variant {name: recipe changes}, sampled in some ways, over so many seeds."""
-
-    arms: tuple[str, ...]
-    seeds: int
-    samplings: tuple[Sampling, ...]
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PLAIN)
-    recipe: str = ""  # another than the suite's
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Suite:
-    """The groups of one data set, "core" first; `keep` saves trainings while they run, for they are long."""
-
-    recipe: str
-    dataset: str
-    groups: Mapping[str, Group]
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    keep: bool = False
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """The arms of the core."""
-        return self.groups["core"].arms
-
-    def base(self, group: str, changes: Mapping[str, Any]) -> Recipe:
-        """The recipe of plain FM in `group`, with the user's `changes`."""
-        mine = self.groups[group]
-        own = {} if mine.recipe else self.changes
-        return recipe(mine.recipe or self.recipe, **{**own, **mine.changes, **changes})
-
+__all__ = ["SUITES", "trials"]
 
 _CONTROLS = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
 _STEPS = (2, 4, 8, 16, 50)
+_TOY = (*_CONTROLS, "vecor", "vecor_debiased", "vecor_latent", "dispersive")
+_IMAGES = (*_CONTROLS, "vecor", "vecor_latent", "dispersive")
+_WHOLE = ("crop_resize", "cutmix", "gaussian_blur", "color_jitter", "additive_noise")  # one channel cannot be shuffled
+
 SUITES = {
-    "toy": Suite("toy", "two_classes", {"core": Group((*_CONTROLS, "vecor", "vecor_debiased", "dispersive"), 5, euler(*_STEPS))}),
-    "digits": Suite("digits", "digits", {"core": Group((*_CONTROLS, "vecor_latent", "dispersive"), 8, euler(*_STEPS))}),
+    "toy": Suite(
+        "toy",
+        "two_classes",
+        {"core": Group(_TOY, 5, euler(*_STEPS))}
+        | ablations(
+            seeds=3, vecor=("vecor_latent", "vecor"), perturbations=("additive_noise",), width=128, blocks=(2, 3), steps=(500, 1000)
+        ),
+        {"shard": 128},  # a quarter of the batch: the dispersive loss takes all pairs of a shard
+    ),
+    "digits": Suite(
+        "digits",
+        "digits",
+        {"core": Group(_IMAGES, 8, euler(*_STEPS))}
+        | {"sit": Group(_IMAGES, 3, euler(*_STEPS), recipe="digits_sit", changes={"batch": 128})}
+        | ablations(seeds=5, vecor=("vecor", "vecor_latent"), perturbations=_WHOLE[1:], width=256, blocks=(2, 3), steps=(325, 650, 2600)),
+    ),
     "mnist": Suite(
         "mnist",
         "mnist",
-        {"core": Group((*_CONTROLS, "vecor_latent", "dispersive"), 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))},
+        {"core": Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))},
+        # smaller than the recipe, and without bf16, which a CPU computes slowly
         {"hidden_size": 128, "depth": 4, "num_heads": 4, "patch_size": 7, "batch": 64, "steps": 4000, "precision": "float32"},
         keep=True,
     ),
