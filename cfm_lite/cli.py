@@ -189,7 +189,8 @@ class Compare(Common):
     It can be stopped at any time; the same command goes on. Groups are core and the suite's ablations, such as weight.
     """
 
-    suite: Positional[Suite] = "digits"
+    suite: Positional[Suite | None] = None
+    """toy, digits or mnist (default: digits; with --report all that is there)."""
     group: tuple[str, ...] = ("core",)
     """Which tables to fill: core, any of the suite's ablations, or all."""
     seeds: int | None = None
@@ -205,7 +206,7 @@ class Compare(Common):
     list: bool = False
     """Only list the jobs that are left, with about how long they take."""
     report: bool = False
-    """Only print the report of what is there."""
+    """Only print the report of a suite; without one write README.md and the figures of all suites from the JSON files alone."""
 
     def run(self) -> None:
         from cfm_lite.checks import check_count
@@ -214,6 +215,7 @@ class Compare(Common):
         if self.report:
             print(report_suite(self.suite, self.out))
             return
+        suite = self.suite or "digits"
         changes = parse_settings(self.set)
         own = sorted({"dataset", "method", "seed", "sample_steps"} & set(changes))
         if own:
@@ -221,12 +223,12 @@ class Compare(Common):
         seeds = None if self.seeds is None else range(self.seed, self.seed + check_count("seeds", self.seeds))
         chosen = {"groups": self.group, "seeds": seeds, "first_seed": self.seed, "arms": self.arms, "changes": changes}
         how = {"quick": self.quick, "device": self.device, "workers": self.workers, "only_list": self.list, "command": self.command}
-        print(compare_suite(self.suite, out=self.out, **chosen, **how))
+        print(compare_suite(suite, out=self.out, **chosen, **how))
 
     @property
     def command(self) -> str:
         """The command line that does the same, without folders."""
-        words = ["cfm-lite compare", self.suite]
+        words = ["cfm-lite compare", self.suite or "digits"]
         for name in ("group", "seeds", "arms", "set", "seed", "quick"):
             value, default = getattr(self, name), Compare.__dataclass_fields__[name].default
             if value != default:

@@ -18,6 +18,7 @@ from cfm_lite.checks import check_count
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import ARMS, Row
+from cfm_lite.experiments.readme import write_report
 from cfm_lite.experiments.sweep import Plan
 from cfm_lite.recipes import Recipe, from_dict
 from cfm_lite.runs import Run
@@ -126,8 +127,10 @@ def listing(plan: Plan, workers: int) -> str:
     return "\n".join([*lines, f"{total}{sum(seconds) / workers / 60:.0f} min with {workers} workers"])
 
 
-def report_suite(suite: str, out: str | Path) -> str:
-    """The text report of a suite's core, and its figure beside the rows."""
+def report_suite(suite: str | None, out: str | Path) -> str:
+    """The text report of a suite's core, and its figure beside the rows; without a suite, README.md and the figures of all."""
+    if suite is None:
+        return "\n".join(map(str, write_report(out)))
     path = Path(out) / f"{suite}.json"
     rows = experiments.read_json(path)
     steps = max(row["nfe"] for row in rows)
