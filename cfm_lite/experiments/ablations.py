@@ -1,6 +1,6 @@
 """The ablations of the small suites: one group for each question, every variant of it a name and the fields that it changes.
 
-The value that a suite's core already has is left out, and so is plain FM where the field means nothing to it: `reports` takes
+The value that a suite's core already has is left out, and so is plain FM where the field means nothing to it: `results` takes
 those rows from the core, whose seeds and samples are the same. Nothing is tuned per variant.
 """
 

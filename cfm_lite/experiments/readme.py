@@ -12,7 +12,7 @@ import numpy as np
 from cfm_lite import viz
 from cfm_lite.checkpoint import write_bytes
 from cfm_lite.errors import DataError
-from cfm_lite.experiments import answers, mechanisms
+from cfm_lite.experiments import benefits, mechanisms
 from cfm_lite.experiments.answers import TITLES, Answer, title
 from cfm_lite.experiments.results import Place, Results, interval, number, quality, verdict
 from cfm_lite.experiments.store import read_json
@@ -20,7 +20,7 @@ from cfm_lite.experiments.suites import SUITES
 
 __all__ = ["QUESTIONS", "write_report"]
 
-QUESTIONS = dict(sorted({**answers.QUESTIONS, **mechanisms.QUESTIONS}.items()))
+QUESTIONS = dict(sorted({**benefits.QUESTIONS, **mechanisms.QUESTIONS}.items()))
 SHOWN = ("accuracy", "precision", "recall", "nearest_ratio", "velocity_deficit", "straightness", "trajectory_error", "class_separation")
 HEADS = {
     "accuracy": "accuracy", "precision": "precision", "recall": "recall", "nearest_ratio": "nearest", "velocity_deficit": "‖v‖/‖u‖",
@@ -34,13 +34,13 @@ This page and its figures are made by `cfm-lite compare --report` from the JSON 
 
 How to read it. All methods of one seed start from the same network and see the same batches and noise; a difference is that of
 pairs. In brackets stands its 95 % bootstrap interval over the seeds. A method **gains** or **loses** only where neither that
-interval nor Student's 98 % interval contains zero: by the bootstrap alone a method that does nothing is called better in 7 to 14
-of 100 comparisons of eight to three seeds, by both in about one (`tests/test_statistics.py`). Many comparisons stand here, and
+interval nor Student's 98 % interval contains zero: by the bootstrap alone a method that does nothing is called better in 14 of
+100 comparisons of three seeds and in 7 of eight seeds, by both in about one (`tests/test_statistics.py`). Many comparisons stand here, and
 none is corrected for that: one clear cell in a hundred is chance. A null result is a result. Nothing was tuned per method.
 
 *Scaled FM* is plain FM with its velocity times 1/(1 − λ), *re-targeted FM* the exact affine map of FM's velocity to the optimum of
 the other loss; neither is trained. What they reproduce is scaling and re-targeting; only what is left is repulsion. Numbers of
-papers stand beside ours for comparison; their data, networks and training are thousands of times larger.
+papers stand beside ours for comparison; their data and networks are far larger.
 """
 
 
@@ -73,6 +73,7 @@ def _plain(results: Results, suite: str) -> Sequence[Any]:
 def _answer(number: int, answer: Answer) -> str:
     lines = [f"## {number}. {answer.question}", ""]
     lines += [f"![{answer.question}]({_picture(number)})", ""] if answer.figure is not None else []
+    lines += [f"**{answer.short}**", ""]
     lines += [f"- {sentence}" for sentence in answer.sentences]
     lines += [f"- *The papers*: {paper}" for paper in answer.papers]
     return "\n".join(lines)

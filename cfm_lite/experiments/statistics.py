@@ -8,6 +8,7 @@ d_s = a_s - b_s. Two intervals of the mean of d are taken, both by scipy: the 95
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy import stats
 
 from cfm_lite.errors import ConfigError
 
-__all__ = ["Difference", "differences", "paired_difference"]
+__all__ = ["Difference", "differences", "paired_difference", "report"]
 
 RESAMPLES = 10_000
 STUDENT = 0.98  # one idle method in a hundred lies outside on the better side
@@ -71,12 +72,18 @@ def paired_difference(method: str, metric: str, nfe: int, values: Mapping[int, f
 
 def bootstrap_interval(d: np.ndarray) -> tuple[float, float]:
     """The 95 % bootstrap interval of the mean of `d` (n,): 10,000 resamples of fixed seed, BCa, for two values percentiles."""
+    return _bootstrap(tuple(d.tolist()), RESAMPLES)
+
+
+@cache
+def _bootstrap(values: tuple[float, ...], resamples: int) -> tuple[float, float]:
+    d = np.array(values)
     if len(d) < 2:
         return float("nan"), float("nan")
     if _constant(d):
         return float(d.mean()), float(d.mean())
     kind = "BCa" if len(d) > 2 else "percentile"
-    interval = stats.bootstrap((d,), np.mean, n_resamples=RESAMPLES, method=kind, rng=np.random.default_rng(0)).confidence_interval
+    interval = stats.bootstrap((d,), np.mean, n_resamples=resamples, method=kind, rng=np.random.default_rng(0)).confidence_interval
     return float(interval.low), float(interval.high)
 
 
@@ -93,3 +100,13 @@ def student_interval(d: np.ndarray) -> tuple[float, float]:
 def _constant(d: np.ndarray) -> bool:
     """Whether all values are one, up to rounding: then there is nothing to resample."""
     return bool(np.ptp(d) <= 1e-12 * np.abs(d).max())
+
+
+def report(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int) -> str:
+    """A text table of the paired differences to FM, which names no winner whose interval contains zero."""
+    lines = [f"{metric} at {nfe} evaluations, difference to fm (95 % bootstrap interval over seeds)"]
+    for d in differences(rows, metric, nfe):
+        interval = f"[{d.low:+.4f}, {d.high:+.4f}]" if d.seeds >= 2 else "no interval: one seed"
+        verdict = ("differs" if d.clear else "no clear difference") if d.seeds >= 2 else ""
+        lines.append(f"  {d.method:<18} {d.mean:+.4f}  {interval}  n = {d.seeds}  {verdict}")
+    return "\n".join(lines)
