@@ -48,8 +48,18 @@ class FullScale:
     """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
     compile: bool = False
     """Compile the model: a minute at the start, faster steps."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks: ddp keeps everything on each of them, fsdp deals parameters, moments and average to them (FSDP2)."""
+    checkpointing: bool = False
+    """Keep only each block's input and run the block again in the backward pass: a fifth of the memory, a third more work."""
     images: Path | None = None
     """For repa: the folder of images that the latents were made of."""
+    features: Path | None = None
+    """For repa, in place of the images: what cfm-lite prepare imagenet --latents LATENTS wrote."""
+    start: Path | None = None
+    """Fine-tune this: an official file (.pt, .pth or .safetensors, see --format), or a run of ours."""
+    format: Literal["sit", "repa"] = "sit"
+    """Whose file --start is: sit, or repa (DeltaFM's too)."""
     teacher: str | None = None
     """For repa: a file with the teacher's weights, or random (default: timm's, fetched once)."""
 

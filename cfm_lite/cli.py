@@ -1,4 +1,4 @@
-"""The command line: cfm-lite demo | train | sample | evaluate | compare | prepare.
+"""The command line: cfm-lite demo | train | sample | evaluate | compare | prepare | export.
 
 Each command is a typed dataclass; its docstring is its help. An error of cfm_lite is one line on stderr and its exit code
 (2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM); --debug shows where.
@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg, subcommand
 from cfm_lite.arguments import Common, FullScale, parse_settings, show
 from cfm_lite.errors import CFMError, ConfigError
 
-__all__ = ["Compare", "Demo", "Evaluate", "Prepare", "Sample", "Train", "main"]
+__all__ = ["Compare", "Demo", "Evaluate", "Export", "Prepare", "Sample", "Train", "main"]
 
 Suite = Literal["toy", "digits", "mnist"]
 Name = Literal["toy", "digits", "digits_sit", "mnist", "imagenet"]
@@ -91,9 +91,10 @@ class Train(Common):
         full, given = self.full, {"steps": 20 if self.quick else self.steps, "batch": self.batch, "size": self.full.size}
         changes = parse_settings(self.set, ImageNet) | {"seed": self.seed} | {k: v for k, v in given.items() if v is not None}
         how = {
-            "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "images": full.images,
-            "teacher": full.teacher, "save_every": self.save_every or 10_000, "log_every": full.log_every,
-            "dry_run": full.dry_run, "price": full.price, "log": full.log,
+            "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "parallel": full.parallel,
+            "checkpointing": full.checkpointing, "images": full.images, "features": full.features, "teacher": full.teacher,
+            "start": full.start, "format": full.format, "log": full.log,
+            "save_every": self.save_every or 10_000, "log_every": full.log_every, "dry_run": full.dry_run, "price": full.price,
         }  # fmt: skip
         show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
 
@@ -124,6 +125,10 @@ class Sample(Common):
     """imagenet: images drawn at once; it decides the noise, the number of ranks does not."""
     vae: str | None = None
     """imagenet: where the VAE of the latents is now (default: the name or folder it had)."""
+    format: Literal["sit", "repa"] = "sit"
+    """imagenet: where --checkpoint is an official file, whose it is: sit, or repa (DeltaFM's too)."""
+    model: str = "SiT-XL/2"
+    """imagenet: and what is in it."""
 
     def run(self) -> None:
         from cfm_lite import runs
@@ -131,6 +136,11 @@ class Sample(Common):
 
         check_count("num", self.num)
         folder = self.checkpoint
+        if folder.suffix in (".pt", ".pth", ".safetensors") and not folder.is_dir():
+            from cfm_lite.recipes import imagenet
+
+            self._run_imagenet(imagenet("sit"))
+            return
         recipe = runs.saved_recipe(folder if (folder / "config.json").exists() else folder.parent.parent)
         if recipe.dataset == "imagenet":
             self._run_imagenet(recipe)
@@ -149,7 +159,7 @@ class Sample(Common):
             "steps": self.steps or recipe.sample_steps, "guidance": recipe.guidance if self.guidance is None else self.guidance,
             "interval": self.interval, "debias": self.debias, "batch": self.batch,
         }  # fmt: skip
-        show(sample_command(self.checkpoint, self.out, self.device, self.vae, **settings))
+        show(sample_command(self.checkpoint, self.out, self.device, self.vae, self.format, self.model, **settings))
 
 
 @dataclass
@@ -237,6 +247,23 @@ class Compare(Common):
 
 
 @dataclass
+class Export(Common):
+    """Write the averaged network of an ImageNet run as a file for the official programs of SiT or REPA (DeltaFM)."""
+
+    checkpoint: Path = Path("runs/imagenet-SiT-XL-2-vecor-0")
+    """A run's folder, or one of its checkpoints."""
+    format: Literal["sit", "repa"] = "sit"
+    """For which program: sit, or repa (DeltaFM's too), whose time and velocity run the other way."""
+    out: Path = Path("exported.safetensors")
+    """A .safetensors, or a .pt with the key "ema"."""
+
+    def run(self) -> None:
+        from cfm_lite.scale.official import export_run
+
+        print(f"{self.format} weights in {export_run(self.checkpoint, self.format, self.out)}")
+
+
+@dataclass
 class Prepare(Common):
     """Fetch a data set, or check that its files are whole; for imagenet, encode a folder of images.
 
@@ -258,8 +285,20 @@ class Prepare(Common):
     """imagenet: images per shard."""
     workers: int = 4
     """imagenet: threads that decode images."""
+    latents: Path | None = None
+    """imagenet: encode REPA's features of the images of these latents, with the teacher, in place of latents."""
+    teacher: str | None = None
+    """imagenet, with --latents: a file with the teacher's weights, or random (default: timm's DINOv2-B, fetched once)."""
+    mirrors: int = 1
+    """imagenet, with --latents: 2 encodes the mirror images too, which REPA's recipes do not use."""
 
     def run(self) -> None:
+        if self.dataset == "imagenet" and self.latents is not None and self.out is not None:
+            from cfm_lite.scale.commands import features_command
+
+            settings = {"mirrors": self.mirrors, "batch": self.batch}
+            print(features_command(self.latents, self.images, self.out, self.device, self.teacher, **settings))
+            return
         if self.dataset == "imagenet":
             from cfm_lite.scale.commands import prepare_command
 
@@ -284,6 +323,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Prepare, subcommand("prepare")]
+    | Annotated[Export, subcommand("export")]
 )
 
 

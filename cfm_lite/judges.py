@@ -160,14 +160,14 @@ def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = N
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator alone
         torch.manual_seed(seed)
         judge = Judge(dataset)
-    with _one_thread():
-        _fit(judge, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
+    with one_thread():
+        fit_classifier(judge, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
         judge.seed, judge.accuracy = seed, float(accuracy(assess(judge, x_test)[0], y_test))
     return judge
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Layers this small gain little from a second thread, wait for it on a busy machine, and sum in another order with it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -177,7 +177,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _fit(judge: Judge, x: Tensor, y: Tensor, settings: JudgeSettings, generator: Generator) -> None:
+def fit_classifier(judge: nn.Module, x: Tensor, y: Tensor, settings: JudgeSettings, generator: Generator) -> None:
+    """Train a classifier (images -> logits) by `settings`, with shifts and noise drawn from `generator`, and freeze it."""
     batch = min(settings.batch, len(x))
     steps = settings.epochs * (len(x) // batch)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)

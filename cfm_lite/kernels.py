@@ -122,8 +122,8 @@ def _gram_product(weights: Tensor, z: Tensor, centre: bool) -> Tensor:
 
 
 def _slabs(z: Tensor, centre: bool, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Columns of z, in one buffer that is used again: small slabs suit a CPU's cache, 24 large ones keep a GPU's launches few."""
-    size = max(1024, -(-z.shape[1] // (128 if z.device.type == "cpu" else 24)))
+    """Columns of z, in one buffer that is used again: small slabs suit a CPU's cache, slabs of 64 MB keep a GPU's launches few."""
+    size = max(1024, -(-z.shape[1] // 128) if z.device.type == "cpu" else 2**24 // len(z))
     buffer = torch.empty(len(z), min(size, z.shape[1]), dtype=dtype, device=z.device)
     for start in range(0, z.shape[1], size):
         part = z[:, start : start + size]

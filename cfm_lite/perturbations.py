@@ -5,17 +5,19 @@ Each row gets its own draw. `x` is (B, C, H, W), pixels or latents; channel_shuf
 arXiv:2511.18942); its parameters are not published, so the defaults here are choices and are named as such.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_floating, check_generator, check_number, expand, promote
+from cfm_lite.checks import check_count, check_floating, check_generator, check_number, expand, promote
 from cfm_lite.errors import ConfigError
 
-__all__ = ["additive_noise", "channel_shuffle", "color_jitter", "crop_resize", "cutmix", "gaussian_blur", "other_row"]
+__all__ = ["additive_noise", "channel_shuffle", "color_jitter", "crop_resize", "cutmix", "expected_map", "gaussian_blur", "other_row"]
 
 Range = tuple[float, float]
 
@@ -115,6 +117,24 @@ def additive_noise(x: Tensor, *, std: float = 0.5, generator: Generator | None =
     std = check_number("std", std, 0, math.inf, open_low=True)
     z = promote(x)
     return (z + std * torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)).to(x.dtype)
+
+
+@functools.cache
+def expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int = 2000, seed: int = 0) -> Tensor:
+    """E[P] (D, D) float32 of a random linear `transform` of samples of `shape`, D = prod(shape), so that E[P x] = x.flatten(1) @ E[P].T.
+
+    A mean over `draws` >= 2 draws for every basis vector, from `seed`: an entry's standard error is that of one draw over
+    sqrt(draws), below 0.02 for `crop_resize`. Raises ConfigError for a transform that is not linear, such as color_jitter's shift.
+    """
+    check_count("draws", draws, low=2)
+    generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
+    basis = torch.eye(size).reshape(size, *shape)
+    if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
+        raise ConfigError(f"{getattr(transform, '__name__', transform)} of nothing is something, so it is not linear; use crop_resize.")
+    total = torch.zeros(size, size)
+    for _ in range(draws):
+        total += transform(basis, generator=generator).reshape(size, size)
+    return (total / draws).mT.contiguous()
 
 
 def other_row(n: int, device: torch.device, generator: Generator | None = None) -> Tensor:

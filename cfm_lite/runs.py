@@ -104,16 +104,11 @@ def train(
             due = step == recipe.steps or step % save_every == 0
             halt = (device.type == "cpu" or due or step % log_every == 0) and world.any(bool(stop), device)
             if folder and (due or halt):
-                _save(trainer, folder, recipe)
+                trainer.save(folder / "checkpoints", config=recipe.as_dict())
             if halt:
                 raise stop[0] if stop else Terminated()
     run.seconds = time.perf_counter() - began
     return run
-
-
-def _save(trainer: Trainer, folder: Path, recipe: Recipe) -> None:
-    trainer.world.on_main(lambda: trainer.save(folder / "checkpoints", config=recipe.as_dict()))
-    trainer.last_good = trainer.last_good or folder / "checkpoints"
 
 
 def _kept(trainer: Trainer, folder: Path | None) -> Path | None:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 import cfm_lite
-from cfm_lite import checkpoint
+from cfm_lite import checkpoint, sharded
+from cfm_lite.average import Average
 from cfm_lite.checks import check_choice, check_count, check_number
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
@@ -30,6 +30,7 @@ from cfm_lite.objective import Objective
 __all__ = ["Trainer", "warmup"]
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+PARALLEL = ("ddp", "fsdp")
 
 
 def warmup(steps: int) -> Callable[[int], float]:
@@ -45,7 +46,8 @@ class Trainer:
     `seed` keys every draw with the step. `accumulate` splits a batch into that many micro-batches of whole shards.
     `precision` is "float32" or "bf16" (autocast; parameters and losses stay float32). `schedule` maps a step to a factor on lr.
     In a `world` of several ranks each is given its own part of the batch, whole shards in the order of the ranks; gradients and
-    logged values are means over all of them.
+    logged values are means over all of them. `parallel` is "ddp", every rank holds everything, or "fsdp", every rank holds a part
+    (FSDP2); then `ema` runs on all ranks together.
 
     Raises ConfigError for a value outside its range and for parameters that are not finite.
     """
@@ -66,7 +68,9 @@ class Trainer:
         schedule: Callable[[int], float] | None = None,
         compile: bool = False,
         world: World = ALONE,
+        parallel: str = "ddp",
     ) -> None:
+        check_choice("parallel", parallel, PARALLEL)
         check_number("lr", lr, 0.0, 1e6, open_low=True)
         check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
         check_choice("precision", precision, PRECISIONS)
@@ -75,21 +79,31 @@ class Trainer:
         bad = [name for name, p in objective.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
-        self.objective = objective
+        self.objective, self.world = objective, world
+        self._averaged = Average(objective.model, ema_decay, ema_warmup)
+        if parallel == "fsdp" and optimizer is not None:
+            raise ConfigError("the optimizer given is for whole parameters; with parallel='fsdp' leave it out, or use 'ddp'.")
+        self._wrapped, self._forward = self._spread(parallel, compile)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
         self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule or warmup(0)
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
         self.ema_decay, self.ema_warmup, self.step = ema_decay, ema_warmup, 0
         self.last_good: Path | None = None
-        self._averaged = AveragedModel(objective.model, multi_avg_fn=self._average)
-        self._averaged.requires_grad_(False)
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.world, self._wrapped = world, world.wrap(objective)
-        self._forward = torch.compile(self._wrapped, dynamic=False) if compile else self._wrapped
         device = self.parameters[0].device
         self._ok = torch.ones((), device=device)
         self._bad = torch.full((2,), -1, device=device, dtype=torch.long)  # step and term of the first bad step
+
+    def _spread(self, parallel: str, compile: bool) -> tuple[nn.Module, Any]:
+        """The objective over the ranks, and what runs it: DDP and one process compile the whole, FSDP block by block."""
+        if parallel == "fsdp" and self.world.size > 1:
+            device = next(self.objective.parameters()).device
+            sharded.shard(self.ema, self.world, device)
+            wrapped: Any = sharded.shard(self.objective, self.world, device, compile)
+            return wrapped, wrapped
+        wrapped = self.world.wrap(self.objective)
+        return wrapped, torch.compile(wrapped, dynamic=False) if compile else wrapped
 
     @property
     def ema(self) -> nn.Module:
@@ -116,7 +130,7 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self._base_lr):
             group["lr"] = base * self.schedule(self.step)
         log = self._backward(batch)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = sharded.full(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self._guard(log, norm, check=last or (self.step + 1) % self.log_every == 0)
@@ -146,7 +160,10 @@ class Trainer:
 
     def _talks_last(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged once a batch, with those of its last micro-batch."""
-        wrapped = self._wrapped
+        wrapped: Any = self._wrapped
+        if sharded.is_sharded(wrapped):
+            wrapped.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) and not last else contextlib.nullcontext()
 
     def _forward_at(self, first_shard: int, part: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -198,50 +215,50 @@ class Trainer:
         elif not self._ok.item():  # other optimizers cost one host read a step
             return
         self.optimizer.step()
-        self._averaged.update_parameters(self.objective.model)
-
-    def _average(self, ema: Any, params: Any, count: Any) -> None:
-        updates = int(self._averaged.n_averaged)  # on the host; `count` is a copy of it on the device
-        rate = 1 - (min(self.ema_decay, (1 + updates) / (10 + updates)) if self.ema_warmup else self.ema_decay)
-        if self._ok.device.type == "cpu":  # a bad step never comes here
-            torch._foreach_lerp_(ema, params, rate)
-        else:
-            torch._foreach_lerp_(ema, params, [rate * self._ok] * len(ema))
+        on_cpu = self._ok.device.type == "cpu"  # a bad step never comes here
+        self._averaged.update_parameters(self.objective.model, None if on_cpu else self._ok)
 
     def save(self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3) -> Path:
-        """Write a checkpoint of this step under `directory`; returns its path (see `checkpoint.save` for errors)."""
-        weights = {f"objective.{k}": v for k, v in self.objective.state_dict().items()}
-        weights |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        inner = self.optimizer.state_dict()
+        """Write a checkpoint of this step under `directory`; returns its path (see `checkpoint.save` for errors).
+
+        In a world of several ranks all of them call this and rank 0 writes; the others return `directory`.
+        """
+        weights = {f"objective.{k}": v for k, v in sharded.weights(self.objective).items()}
+        weights |= {f"ema.{k}": v for k, v in sharded.weights(self.ema).items()}
+        inner = sharded.optimizer_state(self.objective, self.optimizer)
         tensors = {f"{i}.{k}": v for i, entry in inner["state"].items() for k, v in entry.items() if isinstance(v, Tensor)}
         state = {
             "seed": self.seed,
-            "averaged": int(self._averaged.n_averaged),
+            "averaged": self._averaged.n_averaged,
             "groups": inner["param_groups"],
             "settings": self._settings(),
             "config": json.loads(json.dumps(dict(config or {}))),
             "versions": {"cfm_lite": cfm_lite.__version__, "torch": torch.__version__, "python": platform.python_version()},
         }
-        self.last_good = checkpoint.save(directory, self.step, weights, tensors, state, keep=keep)
-        return self.last_good
+        written = self.world.on_main(lambda: checkpoint.save(directory, self.step, weights, tensors, state, keep=keep))
+        kept = written or Path(directory)
+        self.last_good = kept
+        return kept
 
     def resume(self, directory: str | Path) -> "Trainer":
         """Go on from `directory` (one step-* folder, or the newest valid one in a folder of them), bit for bit.
 
-        Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError that lists what differs.
+        It may come from another number of ranks. Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError that lists
+        what differs.
         """
         directory = Path(directory)
         path = directory if (directory / checkpoint.MANIFEST).exists() else checkpoint.latest(directory)
-        saved = checkpoint.load(path, self.parameters[0].device)
+        dealt = sharded.is_sharded(self._wrapped)
+        saved = checkpoint.load(path, "cpu" if dealt else self.parameters[0].device)
         self._check_same(saved)
-        self.objective.load_state_dict({k[10:]: v for k, v in saved.weights.items() if k.startswith("objective.")})
-        self.ema.load_state_dict({k[4:]: v for k, v in saved.weights.items() if k.startswith("ema.")})
+        for module, prefix in ((self.objective, "objective."), (self.ema, "ema.")):
+            sharded.load_weights(module, {k.removeprefix(prefix): v for k, v in saved.weights.items() if k.startswith(prefix)})
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.optimizer.items():
             index, name = key.split(".", 1)
             entries.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": entries, "param_groups": saved.state["groups"]})
-        self._averaged.n_averaged.fill_(saved.state["averaged"])
+        sharded.load_optimizer(self.objective, self.optimizer, {"state": entries, "param_groups": saved.state["groups"]})
+        self._averaged.n_averaged = saved.state["averaged"]
         self.step, self.last_good = saved.step, path
         return self
 

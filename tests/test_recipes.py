@@ -31,6 +31,9 @@ CHANGES = {
     "variant": ("covariance", {"method": "dispersive"}),
     "tau": (2.0, {"method": "dispersive"}),
     "block": (2, {"method": "dispersive"}),
+    "align": (5.0, {"method": "repa"}),
+    "align_block": (1, {"method": "repa"}),
+    "also": ("dispersive", {"method": "delta_fm"}),
     "views": ("restricted", {"method": "contrastive"}),
     "path": ("cosine", {}),
     "time": ("logit_normal", {}),
@@ -66,6 +69,39 @@ def test_every_recipe_field_changes_the_run(field):
     a, b = samples_of(before), samples_of(before.changed(**{field: value}))
     assert a.shape != b.shape or not torch.equal(a, b)
     assert torch.isfinite(b).all()
+
+
+@pytest.mark.parametrize("model", ["mlp", "sit"])
+def test_repa_trains_the_features_towards_the_teacher_and_samples_without_its_projector(model):
+    chosen = SMALL.changed(method="repa", model=model, steps=60, align=2.0, hidden_size=32)
+    trained = train(chosen, DATA, progress=False, log_every=1)
+    first, last = (sum(line["alignment"] for line in part) / 5 for part in (trained.log[:5], trained.log[-5:]))
+    assert last < first - 0.2
+    assert [name for name, _ in trained.model.named_parameters()] == [name for name, _ in build_model(chosen, DATA).named_parameters()]
+
+
+def test_a_method_may_be_joined_by_a_second():
+    chosen = SMALL.changed(method="delta_fm", also="vecor_latent", weight=0.05)
+    log = train(chosen, DATA, progress=False, log_every=1).log[0]
+    assert {"flow_matching", "repulsion", "vecor_latent"} <= set(log)
+    parts = [train(SMALL.changed(method=m), DATA, progress=False, log_every=1).log[0] for m in ("delta_fm", "vecor_latent")]
+    assert log["repulsion"] == pytest.approx(parts[0]["repulsion"])  # its own draws, whoever is beside it
+    with pytest.raises(ConfigError, match="sum to"):
+        build_objective(chosen.changed(weight=0.5), build_model(chosen, DATA))
+    toy = Recipe(dataset="moons", method="repa")
+    with pytest.raises(ConfigError, match="has none"):
+        build_objective(toy, build_model(toy, dataset("moons")))
+
+
+def test_vecor_in_image_space_differs_from_that_in_latent_space_where_there_is_a_codec():
+    latents = dataset("digits_pca")
+    assert latents.shape == (32, 1, 1)
+    assert (latents.images.held_x1 - DATA.held_x1).square().mean() < 0.1 * DATA.held_x1.var()
+    seen = []
+    for method, perturb in (("vecor_image", "crop_resize"), ("vecor_latent", "channel_shuffle"), ("vecor", "channel_shuffle")):
+        chosen = SMALL.changed(dataset="digits_pca", method=method, perturb=perturb)
+        seen.append(train(chosen, latents, progress=False, log_every=1).log[0]["repulsion"])
+    assert len(set(seen)) == 3
 
 
 def test_every_field_is_in_the_list_above():

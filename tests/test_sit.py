@@ -289,6 +289,50 @@ def test_attention_is_the_softmax_of_scaled_products():
     torch.testing.assert_close(attend(*[z.detach() for z in half]).double(), expected, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_checkpointing_changes_neither_velocity_features_nor_gradients(half):
+    model, given, kept = tiny(), batch(), []
+    for model.checkpointing in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            v, features = model.forward_features(*given, blocks=(1, 3))
+        loss = v.float().square().mean() + features[1].float().mean() * features[3].float().var()
+        gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        kept.append([v, *features.values(), *gradients])
+    assert all(torch.equal(a, b) for a, b in zip(*kept))
+
+
+def test_checkpointing_keeps_only_the_inputs_of_the_blocks():
+    def saved(checkpointing: bool) -> int:
+        model, sizes = SiT(8, 2, 3, hidden_size=32, depth=4, num_heads=4, num_classes=10), {}
+        model.checkpointing = checkpointing
+
+        def keep(z: Tensor) -> Tensor:
+            sizes[z.untyped_storage().data_ptr()] = z.nbytes
+            return z
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda z: z):
+            _ = model(*batch())
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        return sum(size for place, size in sizes.items() if place not in weights)
+
+    assert saved(True) < 0.25 * saved(False)
+
+
+def test_checkpointing_compiles_in_one_graph_and_agrees():
+    model, (x, t, y), graphs = tiny(), batch(), []
+    model.checkpointing = True
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)(x, t, y)
+    torch.testing.assert_close(compiled, model(x, t, y))
+    grads = [torch.autograd.grad(v.square().mean(), model.blocks[0].mlp.fc1.weight)[0] for v in (compiled, model(x, t, y))]
+    torch.testing.assert_close(*grads)
+    assert len(graphs) == 1
+
+
 def test_time_frequencies_survive_casts_and_empty_storage():
     wanted = SiT(**TINY).t_embedder.frequencies
     with torch.device("meta"):

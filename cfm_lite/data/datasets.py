@@ -1,18 +1,20 @@
 """A named data set, split once: what a generator learns from, and what is held out from it."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cfm_lite.checks import check_choice, check_count
 from cfm_lite.data import digits, mnist, toy
+from cfm_lite.data.pca import PCA
 from cfm_lite.draws import keyed_generator
 from cfm_lite.theory import GaussianMixture
 
-__all__ = ["NAMES", "DataSet", "dataset"]
+__all__ = ["NAMES", "DataSet", "codec_for", "dataset"]
 
-NAMES = ("digits", "mnist", *toy.TOYS)
+NAMES = ("digits", "digits_pca", "mnist", *toy.TOYS)
 
 
 class DataSet(NamedTuple):
@@ -25,21 +27,33 @@ class DataSet(NamedTuple):
     held_y: Tensor
     num_classes: int
     mixture: GaussianMixture | None = None
+    codec: Any = None  # from x1 to the images that it stands for, where those are something else
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The dims of one sample."""
         return tuple(self.x1.shape[1:])
 
+    @property
+    def images(self) -> "DataSet":
+        """The set in pixels: itself, unless it holds latents."""
+        if self.codec is None:
+            return self
+        decode = self.codec.decode
+        return self._replace(name=PIXELS[self.name], x1=decode(self.x1), held_x1=decode(self.held_x1), codec=None)
+
 
 def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> DataSet:
-    """Load "digits", "mnist", or make `points` points (and as many held out) of a 2D toy; `limit` cuts the training rows.
+    """Load "digits", "mnist" or "digits_pca", or make `points` points of a 2D toy, and as many held out.
 
+    "digits_pca" is the digits' 32 leading principal components, with a codec. `limit` cuts the training rows.
     Raises ConfigError for an unknown name and DataError where files are missing or damaged.
     """
     check_choice("dataset", name, NAMES)
     if limit is not None:
         check_count("limit", limit)
+    if name == "digits_pca":
+        return _encoded(dataset("digits", limit=limit), codec_for(name))
     if name == "digits":
         (x1, y), held, mixture = digits.load("train"), digits.load("judge"), None
     elif name == "mnist":
@@ -50,3 +64,16 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
         mixture = toy.mixture(name) if name in toy.MIXTURES else None
     classes = int(torch.cat([y, held[1]]).max()) + 1
     return DataSet(name, x1[:limit], y[:limit], *held, classes, mixture)
+
+
+PIXELS = {"digits_pca": "digits"}
+
+
+@functools.cache
+def codec_for(name: str) -> PCA | None:
+    """The codec of a data set of latents, fitted on its training rows; None for pixels and points."""
+    return PCA(digits.load("train")[0]) if name == "digits_pca" else None
+
+
+def _encoded(data: DataSet, codec: Any) -> DataSet:
+    return data._replace(name="digits_pca", x1=codec.encode(data.x1), held_x1=codec.encode(data.held_x1), codec=codec)

@@ -122,12 +122,14 @@ class Latents:
         world: int = 1,
         mirror: bool = True,
         images: str | Path | None = None,
+        features: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, ...]]:
         """Endless (x1, y) of this rank's part of global batches of `size` rows, beginning with batch number `start`.
 
         Rank r of `world` holds the r-th part of each batch, a whole number of shards. With the folder of the `images` that the
-        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike. Raises ConfigError
-        where a batch cannot be cut so, and where it is larger than the set.
+        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike; with `features`, a function
+        of rows (B,) and whether they are mirrored (B,), it holds what that gives. Raises ConfigError where a batch cannot be cut so,
+        and where it is larger than the set.
         """
         local = part_of(size, world, shard)
         if not 0 <= rank < world:
@@ -136,13 +138,13 @@ class Latents:
             raise ConfigError(
                 f"the batch of {size} is larger than the data: {self.folder} holds {len(self)} images. Use --batch {len(self)} or less."
             )
-        pictures = None if images is None else Pictures(self, Path(images))
+        third = features or (None if images is None else Pictures(self, Path(images)))
         for step, numbers in enumerate(row_numbers(len(self), size=size, seed=seed, start=start), start):
             mine = numbers[rank * local : (rank + 1) * local]
             first = rank * local // shard
             z, mirrored = zip(*[self.draw(rows, seed, step, first + i, mirror=mirror) for i, rows in enumerate(mine.split(shard))])
             batch = (torch.cat(z), self.labels[mine])
-            yield batch if pictures is None else (*batch, pictures(mine, torch.cat(mirrored)))
+            yield batch if third is None else (*batch, third(mine, torch.cat(mirrored)))
 
 
 class Pictures:

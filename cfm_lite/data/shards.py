@@ -22,7 +22,22 @@ from torch import Tensor
 from cfm_lite.data.root import publish
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
-__all__ = ["INDEX", "Plan", "ShardFacts", "digest_file", "is_done", "map_shard", "open_plan", "read_index", "write_index", "write_shard"]
+__all__ = [
+    "INDEX",
+    "Plan",
+    "ShardFacts",
+    "check_hash",
+    "digest_file",
+    "hash_of",
+    "is_done",
+    "map_shard",
+    "open_plan",
+    "read_index",
+    "read_json",
+    "write",
+    "write_index",
+    "write_shard",
+]
 
 FORMAT = 1
 INDEX, PLAN = "index.json", "plan.json"
@@ -67,16 +82,17 @@ def open_plan(folder: Path, plan: Plan) -> str:
     path = folder / PLAN
     mine = json.loads(json.dumps(asdict(plan)))
     if path.exists():
-        theirs = _read_json(path, folder)
+        theirs = read_json(path, folder)
         differs = [f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}" for name in mine if theirs.get(name) != mine[name]]
         if differs:
             raise DataError(f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove the folder.")
     else:
         write(path, json.dumps(mine, indent=1).encode())
-    return _plan_hash(mine)
+    return hash_of(mine)
 
 
-def _plan_hash(plan: dict[str, Any]) -> str:
+def hash_of(plan: dict[str, Any]) -> str:
+    """SHA-256 of plain JSON values, in whatever order."""
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
@@ -122,7 +138,7 @@ def read_facts(folder: Path, number: int) -> ShardFacts:
     """The facts of one shard; DataError where they are missing or damaged."""
     path = shard_path(folder, number).with_suffix(".json")
     try:
-        return ShardFacts(**_read_json(path, folder))
+        return ShardFacts(**read_json(path, folder))
     except TypeError as error:
         raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
 
@@ -151,7 +167,7 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
     Raises DataError for a shard that is missing or damaged, and where more than 1 % of the images (and more than three)
     could not be read; it names some of them.
     """
-    key = _plan_hash(json.loads(json.dumps(asdict(plan))))
+    key = hash_of(json.loads(json.dumps(asdict(plan))))
     facts = [read_facts(folder, number) for number in range(plan.shards)]
     skipped = [entry for shard in facts for entry in shard.skipped]
     if len(skipped) > max(3, plan.count // 100):
@@ -179,7 +195,7 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         ],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }
-    write(folder / INDEX, json.dumps({**index, "self": _plan_hash(json.loads(json.dumps(index)))}, indent=1).encode())
+    write(folder / INDEX, json.dumps({**index, "self": hash_of(json.loads(json.dumps(index)))}, indent=1).encode())
     return read_index(folder)
 
 
@@ -216,16 +232,17 @@ def check_hash(path: Path, sha256: str) -> None:
 
 def read_index(folder: Path) -> dict[str, Any]:
     """index.json, checked against its own hash; DataError where the set is not finished, damaged, or of another format."""
-    index = _read_json(folder / INDEX, folder)
+    index = read_json(folder / INDEX, folder)
     body = {name: value for name, value in index.items() if name != "self"}
     if index.get("format") != FORMAT:
         raise DataError(f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {_AGAIN} {folder}")
-    if index.get("self") != _plan_hash(body):
+    if index.get("self") != hash_of(body):
         raise DataError(f"{folder / INDEX} is damaged: its own hash differs. {_AGAIN} {folder}")
     return index
 
 
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+def read_json(path: Path, folder: Path) -> dict[str, Any]:
+    """The object in a JSON file of a set of latents; DataError where it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

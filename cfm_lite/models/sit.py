@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cfm_lite.checks import HALF, check_count, check_number, check_time
 from cfm_lite.errors import ConfigError
@@ -36,6 +37,7 @@ class SiT(nn.Module):
     `num_classes` counts the classes; label `num_classes` is the null label. Its row exists if `class_dropout_prob` > 0:
     the number does nothing else here, labels are dropped in `Objective`. `learn_sigma` doubles the head's channels, as
     the official checkpoints do; the second half is never returned. `depth` and `hidden_size` describe the features.
+    With `checkpointing` set, a block keeps its input alone and runs again in the backward pass: memory for a third more work.
     Raises ConfigError for sizes that do not divide. Reference: SiT, table 1 (the sizes in `SIT_CONFIGS`).
     """
 
@@ -57,6 +59,7 @@ class SiT(nn.Module):
         self.input_size, self.patch_size, self.in_channels, self.num_classes = input_size, patch_size, in_channels, num_classes
         self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
         self.class_dropout_prob, self.learn_sigma, self.qk_norm = class_dropout_prob, learn_sigma, qk_norm
+        self.checkpointing = False
         self.dropped_keys: tuple[str, ...] = ()  # what `load_official` found in a file and left out
         _check_sizes(self.config)
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
@@ -92,10 +95,13 @@ class SiT(nn.Module):
         h = self.x_embedder(x) + self.pos_embed  # (B, T, D)
         features = {}
         for number, block in enumerate(self.blocks, 1):
-            h = block(h, c)
+            h = self._again_later(block, h, c) if self.checkpointing and torch.is_grad_enabled() else block(h, c)
             if number in wanted:
                 features[number] = h
         return self.unpatchify(self.final_layer(h, c)), features
+
+    def _again_later(self, block: nn.Module, h: Tensor, c: Tensor) -> Tensor:
+        return checkpoint(block, h, c, use_reentrant=False, preserve_rng_state=False)  # nothing in a block is random
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, p * p * C_out), row by row, as an image (B, C, H, W) of the first C channels."""

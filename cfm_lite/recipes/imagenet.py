@@ -21,7 +21,7 @@ from cfm_lite.objective import Alignment, Objective
 from cfm_lite.recipes.recipe import Recipe, Shaped, build_objective, build_trainer
 from cfm_lite.training import Trainer
 
-__all__ = ["MODELS", "PRESETS", "ImageNet", "build_imagenet_model", "build_imagenet_trainer", "imagenet", "versus"]
+__all__ = ["MODELS", "PRESETS", "Given", "ImageNet", "build_imagenet_model", "build_imagenet_trainer", "imagenet", "versus"]
 
 MODELS: dict[str, dict[str, int]] = {
     **SIT_CONFIGS,
@@ -116,10 +116,23 @@ def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) 
     if not recipe.align:
         return plain
     if teacher is None:
-        raise ConfigError(f"align is {recipe.align:g} and there is no teacher; give the images with --images DIR, or set align=0.")
+        raise ConfigError(
+            f"align is {recipe.align:g} and there is no teacher; give the images with --images DIR, or features with --features DIR."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)
-        return plain.plus(Alignment(recipe.align, recipe.align_block, recipe.hidden_size, _Bytes(teacher), teacher.dim))
+        sees = teacher if isinstance(teacher, Given) else _Bytes(teacher)
+        return plain.plus(Alignment(recipe.align, recipe.align_block, recipe.hidden_size, sees, teacher.dim))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Stands for a teacher whose features (B, T, dim) were computed before and come with the batch."""
+
+    dim: int
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features.float()
 
 
 class _Bytes:
@@ -139,13 +152,14 @@ def build_imagenet_trainer(
     device: torch.device | str = "cpu",
     teacher: Any = None,
     world: World = ALONE,
+    parallel: str = "ddp",
     compile: bool = False,
     model: nn.Module | None = None,
 ) -> Trainer:
     """The trainer of a recipe, on `model` (such as one from `load_official`, to fine-tune it) or on a new network."""
     network: Any = (model or build_imagenet_model(recipe, data)).to(device)
     built = build_imagenet_objective(recipe, network, teacher).to(device)
-    return build_trainer(recipe, network, built=built, ema_warmup=recipe.ema_warmup, world=world, compile=compile)
+    return build_trainer(recipe, network, built=built, ema_warmup=recipe.ema_warmup, world=world, parallel=parallel, compile=compile)
 
 
 _VERSUS: Mapping[str, tuple[tuple[str, str, str], ...]] = {

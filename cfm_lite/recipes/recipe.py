@@ -12,8 +12,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import nn
 
-from cfm_lite import draws, objective, perturbations, samplers
+from cfm_lite import draws, negatives, objective, perturbations, samplers, teachers
 from cfm_lite.checks import check_choice, check_count
+from cfm_lite.data.datasets import codec_for
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, SiT
@@ -23,7 +24,7 @@ from cfm_lite.training import Trainer, warmup
 
 __all__ = ["METHODS", "PERTURBATIONS", "SOLVERS", "Recipe", "build_model", "build_objective", "build_trainer", "from_dict"]
 
-METHODS = ("fm", "delta_fm", "vecor", "vecor_latent", "dispersive", "contrastive")
+METHODS = ("fm", "delta_fm", "vecor", "vecor_latent", "vecor_image", "dispersive", "contrastive", "repa")
 TIMES: dict[str, Callable[..., Any]] = {
     "uniform": draws.uniform_time,
     "logit_normal": draws.logit_normal_time,
@@ -68,6 +69,9 @@ class Recipe:
     tau: float = 0.5
     block: int = 1  # from 1; the papers take a quarter of the depth
     views: str = "independent"
+    align: float = 0.5  # weight of repa
+    align_block: int = 2  # from 1
+    also: str = ""  # a second method, whose term is added
     # the draw
     path: str = "linear"
     time: str = "uniform"
@@ -94,6 +98,7 @@ class Recipe:
         for name, allowed in (
             ("model", ("mlp", "sit")),
             ("method", METHODS),
+            ("also", ("", *METHODS[1:])),
             ("perturb", PERTURBATIONS),
             ("path", PATHS),
             ("time", TIMES),
@@ -136,26 +141,44 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
 
 def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
     """The objective of a recipe on a model; ConfigError where the method's settings do not fit together."""
-    time = TIMES[recipe.time]
-    path = PATHS[recipe.path]
-    shared: dict[str, Any] = {
-        "path": path,
-        "time": functools.partial(time, path=path) if recipe.time == "lognormal" else time,
-        "couple": COUPLINGS[recipe.coupling],
-        "label_dropout": recipe.label_dropout,
-        "shard": recipe.shard,
-    }
-    if recipe.method == "delta_fm":
-        return objective.delta_fm(model, recipe.weight, **shared)
-    if recipe.method in ("vecor", "vecor_latent"):
-        space = "latent" if recipe.method == "vecor_latent" else "velocity"
-        return objective.vecor(model, recipe.weight, recipe.k, PERTURBATIONS[recipe.perturb], space, **shared)
-    if recipe.method == "dispersive":
-        return objective.dispersive(model, recipe.spread, recipe.tau, recipe.block, variant=recipe.variant, **shared)
-    plain = objective.fm(model, **shared)
-    if recipe.method == "contrastive":
-        return plain.plus(objective.Contrastive(recipe.spread, recipe.block, recipe.variant, recipe.tau, recipe.views))
-    return plain
+    path, time = PATHS[recipe.path], TIMES[recipe.time]
+    terms = [*_terms(recipe.method, recipe, model), *(_terms(recipe.also, recipe, model, recipe.also) if recipe.also else ())]
+    return Objective(
+        model,
+        path,
+        (objective.FlowMatching(), *terms),
+        time=functools.partial(time, path=path) if recipe.time == "lognormal" else time,
+        couple=COUPLINGS[recipe.coupling],
+        label_dropout=recipe.label_dropout,
+        shard=recipe.shard,
+    )
+
+
+def _terms(method: str, recipe: Recipe, model: nn.Module, name: str | None = None) -> tuple[Any, ...]:
+    """What a method adds to flow matching."""
+    if method == "delta_fm":
+        return (objective.Repulsion(recipe.weight, negatives.in_batch, name=name),)
+    if method.startswith("vecor"):
+        space = {"vecor": "velocity", "vecor_latent": "latent", "vecor_image": "image"}[method]
+        codec = codec_for(recipe.dataset) if space == "image" else None
+        wrong = negatives.perturbed(PERTURBATIONS[recipe.perturb], space=space, path=PATHS[recipe.path], k=recipe.k, codec=codec)
+        return (objective.Repulsion(recipe.weight, wrong, name=name),)
+    if method == "dispersive":
+        return (objective.Dispersive(recipe.spread, recipe.block, recipe.variant, recipe.tau),)
+    if method == "contrastive":
+        return (objective.Contrastive(recipe.spread, recipe.block, recipe.variant, recipe.tau, recipe.views),)
+    return (_alignment(recipe, model),) if method == "repa" else ()
+
+
+def _alignment(recipe: Recipe, model: Any) -> nn.Module:
+    """REPA with the small teacher of the data set: on the grid of a SiT's tokens, and one token for an MLP."""
+    if recipe.dataset not in teachers.SETTINGS:
+        raise ConfigError(f"repa needs a teacher, and {recipe.dataset!r} has none; it works on {', '.join(teachers.SETTINGS)}.")
+    grid = model.input_size // model.patch_size if isinstance(model, SiT) else 1
+    tokens = teachers.Tokens(teachers.teacher_for(recipe.dataset), grid)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 1)
+        return objective.Alignment(recipe.align, recipe.align_block, model.hidden_size, tokens, tokens.dim, width=256)
 
 
 def build_trainer(
@@ -165,12 +188,14 @@ def build_trainer(
     built: Objective | None = None,
     ema_warmup: bool = True,
     world: World = ALONE,
+    parallel: str = "ddp",
     compile: bool = False,
 ) -> Trainer:
     """The trainer of a recipe on a model, for its objective or the one `built` already; a `clip` of 0 means none."""
     return Trainer(
         built or build_objective(recipe, model),
         world=world,
+        parallel=parallel,
         compile=compile,
         lr=recipe.lr,
         clip=recipe.clip or None,

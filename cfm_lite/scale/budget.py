@@ -1,8 +1,9 @@
 """How a global batch is computed: ranks x accumulation x micro-batch, and what that needs.
 
-    bytes = 20 per parameter (value, gradient, two moments, average, all float32) + micro-batch x activations
+    bytes = 16 per parameter (value, two moments, average) + 4 (gradient) + 2 (its copy in bf16) + micro-batch x activations
 
-Activations are about 34 numbers per token, channel and block, which a dry run replaces by a measurement.
+Activations are what a block keeps for its backward pass, per token and channel, or with checkpointing its input alone and one
+block's worth while that runs again. The numbers were counted tensor by tensor on whole training steps (tests/scale/test_memory.py).
 """
 
 import os
@@ -15,9 +16,11 @@ from cfm_lite.data.latents import part_of
 from cfm_lite.errors import ConfigError
 from cfm_lite.recipes.imagenet import ImageNet
 
-__all__ = ["Split", "activation_bytes", "free_memory", "split_batch", "state_bytes"]
+__all__ = ["Split", "activation_bytes", "free_memory", "peak_bytes", "split_batch", "state_bytes"]
 
-_NUMBERS = 34  # per token, channel and block that a block keeps for its backward pass
+# bytes per token, channel and block, by (precision, compiled): the compiler computes some of them again
+_KEPT = {("float32", False): 81, ("bf16", False): 54, ("float32", True): 73, ("bf16", True): 41}
+_INPUT = 4  # what remains of a block with checkpointing: the sum of all before it stays float32
 _MARGIN = 0.8  # of the free memory, left for kernels' work space and fragments
 
 
@@ -38,10 +41,26 @@ def state_bytes(parameters: int) -> int:
     return 20 * parameters
 
 
-def activation_bytes(recipe: ImageNet, side: int) -> int:
-    """What one image of `side` x `side` latent positions leaves for the backward pass, an estimate."""
-    tokens = (side // recipe.patch_size) ** 2
-    return _NUMBERS * tokens * recipe.hidden_size * recipe.depth * (2 if recipe.precision == "bf16" else 4)
+def activation_bytes(recipe: ImageNet, side: int, *, compile: bool = False, checkpointing: bool = False) -> int:
+    """What one image of `side` x `side` latent positions leaves for the backward pass."""
+    one, depth = _block_bytes(recipe, side, compile), recipe.depth
+    return one + _INPUT * _numbers(recipe, side) * depth if checkpointing else one * depth
+
+
+def peak_bytes(recipe: ImageNet, side: int, parameters: int, split: "Split", *, compile: bool = False, checkpointing: bool = False) -> int:
+    """The most that a training step holds: where its backward pass begins, or where it ends and every gradient is there."""
+    copies = 2 if recipe.precision == "bf16" and not checkpointing else 0
+    before = 16 + copies + (4 if split.accumulate > 1 else 0)
+    begins = before * parameters + split.micro * activation_bytes(recipe, side, compile=compile, checkpointing=checkpointing)
+    return max(begins, state_bytes(parameters) + split.micro * _block_bytes(recipe, side, compile))
+
+
+def _block_bytes(recipe: ImageNet, side: int, compile: bool) -> int:
+    return _KEPT[recipe.precision, compile] * _numbers(recipe, side)
+
+
+def _numbers(recipe: ImageNet, side: int) -> int:
+    return (side // recipe.patch_size) ** 2 * recipe.hidden_size
 
 
 def free_memory(device: torch.device) -> int:
@@ -54,7 +73,17 @@ def free_memory(device: torch.device) -> int:
         return 4 * 2**30
 
 
-def split_batch(recipe: ImageNet, side: int, parameters: int, free: int, ranks: int = 1, micro: int | None = None) -> Split:
+def split_batch(
+    recipe: ImageNet,
+    side: int,
+    parameters: int,
+    free: int,
+    ranks: int = 1,
+    micro: int | None = None,
+    *,
+    compile: bool = False,
+    checkpointing: bool = False,
+) -> Split:
     """The largest micro-batch of whole shards that fits into `free` bytes, at least one shard; or `micro`, checked.
 
     Raises ConfigError where the batch cannot be dealt to the ranks, or a rank's part not into micro-batches, in whole shards.
@@ -67,7 +96,6 @@ def split_batch(recipe: ImageNet, side: int, parameters: int, free: int, ranks: 
             allowed = [recipe.shard * n for n in range(1, shards + 1) if shards % n == 0]
             raise ConfigError(f"micro_batch is {micro}; a rank's {local} images in whole shards of {recipe.shard} allow {allowed}.")
         return Split(ranks, local // micro, micro)
-    room = _MARGIN * (free - state_bytes(parameters)) / (recipe.shard * activation_bytes(recipe, side))
-    fits = [n for n in range(1, shards + 1) if shards % n == 0 and n <= room]
-    best = max(fits, default=1)
-    return Split(ranks, shards // best, best * recipe.shard)
+    splits = [Split(ranks, shards // n, n * recipe.shard) for n in range(shards, 0, -1) if shards % n == 0]
+    how = {"compile": compile, "checkpointing": checkpointing}
+    return next((split for split in splits if peak_bytes(recipe, side, parameters, split, **how) <= _MARGIN * free), splits[-1])

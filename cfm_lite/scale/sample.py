@@ -34,7 +34,7 @@ from cfm_lite.recipes.imagenet import ImageNet
 from cfm_lite.recipes.recipe import SOLVERS
 from cfm_lite.scale.train import MEAN, read_about
 
-__all__ = ["Settings", "sample_imagenet"]
+__all__ = ["Settings", "Trained", "open_run", "run_of", "sample_imagenet"]
 
 SAMPLES = "samples.npz"
 
@@ -88,10 +88,15 @@ class _Shape:
         self.shape, self.num_classes = tuple(about["shape"]), int(about["num_classes"])
 
 
+def run_of(folder: Path) -> Path:
+    """The folder of the run that `folder` is, or is a checkpoint of."""
+    return folder if (folder / "config.json").exists() else folder.parent.parent
+
+
 def open_run(folder: str | Path, device: torch.device) -> Trained:
     """The newest checkpoint of an ImageNet run, or the step-* folder given; CheckpointError where there is none."""
     folder = Path(folder)
-    home = folder if (folder / "config.json").exists() else folder.parent.parent
+    home = run_of(folder)
     about = read_about(home)
     where = folder if (folder / checkpoint.MANIFEST).exists() else checkpoint.latest(home / "checkpoints")
     recipe, model, step = runs.load_model(where, _Shape(about))
@@ -104,7 +109,7 @@ def open_run(folder: str | Path, device: torch.device) -> Trained:
 
 
 def sample_imagenet(
-    folder: str | Path,
+    source: str | Path | Trained,
     out: str | Path,
     settings: Settings,
     *,
@@ -115,11 +120,12 @@ def sample_imagenet(
 ) -> Path:
     """Draw what is missing of `settings.num` samples, the classes in turn; returns the npz.
 
-    `vae` replaces the name or folder of the VAE, which must be the one that made the latents. Raises CheckpointError, DataError
-    for another VAE, ConfigError where `out` holds samples of other settings.
+    `source` is a run's folder, one of its checkpoints, or what was opened already. `vae` replaces the name or folder of the VAE,
+    which must be the one that made the latents. Raises CheckpointError, DataError for another VAE, ConfigError where `out` holds
+    samples of other settings.
     """
     out, device = Path(out), world.place(torch.device(device))
-    trained = open_run(folder, device)
+    trained = source if isinstance(source, Trained) else open_run(source, device)
     record = {**asdict(settings), "interval": list(settings.interval), "weights": trained.weights, "step": trained.step}
     record |= {"recipe": trained.recipe.as_dict(), "vae": trained.about["vae"], "vae_fingerprint": trained.about["vae_fingerprint"]}
     world.on_main(lambda: _claim(out, record))

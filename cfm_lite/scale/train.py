@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from cfm_lite import checkpoint, runs
 from cfm_lite.data.latents import Latents, prefetch
+from cfm_lite.data.teacher_features import TeacherFeatures
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import CheckpointError, ConfigError, ResumeMismatchError
 from cfm_lite.lazy import optional
 from cfm_lite.models import SiT, count_parameters, teacher
-from cfm_lite.recipes.imagenet import ImageNet, build_imagenet_model, build_imagenet_trainer
+from cfm_lite.recipes.imagenet import Given, ImageNet, build_imagenet_model, build_imagenet_trainer
 from cfm_lite.runs import Run
 from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.training import Trainer
@@ -37,10 +38,13 @@ class Options:
     out: Path
     device: torch.device | str = "cpu"
     world: World = ALONE
+    parallel: str = "ddp"
     resume: bool = False
     micro_batch: int | None = None
     compile: bool = False
+    checkpointing: bool = False  # each block runs again in the backward pass: memory for a third more work
     images: Path | None = None  # for a teacher: the folder that the latents were made of
+    features: Path | None = None  # or what the teacher saw in them, computed before
     teacher: str | None = None  # a file with the teacher's weights, or "random"; None fetches timm's
     start: SiT | None = None  # fine-tune this model
     save_every: int = 10_000
@@ -97,34 +101,62 @@ def check_fit(recipe: ImageNet, latents: Latents) -> None:
 
 def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> tuple[Trainer, Split]:
     """The trainer on this rank, and how the batch is split; `data` has the shape and the classes. ConfigError where they do not fit."""
+    if options.parallel == "fsdp" and options.world.size == 1:
+        raise ConfigError("parallel is 'fsdp' and there is one process, which has nobody to share with; use torchrun, or ddp.")
     model: Any = options.start or build_imagenet_model(recipe, data)
     if model.num_classes != data.num_classes:
         raise ConfigError(
             f"the model has {model.num_classes} classes and the latents {data.num_classes}; fine-tune on data of the same classes."
         )
+    if model.learn_sigma != getattr(recipe, "learn_sigma", False) or model.qk_norm:
+        raise ConfigError(f"the model has learn_sigma={model.learn_sigma} and qk_norm={model.qk_norm}, which the recipe has not.")
     parameters = count_parameters(model)[0]
     micro = options.micro_batch
     free = min(options.world.gather(free_memory(device)))
-    split = split_batch(recipe, data.shape[-1], parameters, free, options.world.size, micro)
+    model.checkpointing = options.checkpointing
+    held = parameters // (options.world.size if options.parallel == "fsdp" else 1)
+    how = {"compile": options.compile, "checkpointing": options.checkpointing}
+    split = split_batch(recipe, data.shape[-1], held, free, options.world.size, micro, **how)
     built = build_imagenet_trainer(
         recipe.changed(accumulate=split.accumulate),
         data,
         device=device,
         teacher=_teacher(recipe, data, options, device) if recipe.align else None,
         world=options.world,
+        parallel=options.parallel,
         compile=options.compile,
         model=model,
     )
     return built, split
 
 
-def _teacher(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> nn.Module:
+def _teacher(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> nn.Module | Given:
+    """The frozen teacher, or the width of its features where they were computed before."""
+    if options.features is not None:
+        return Given(features_of(recipe, data, options.features).dim if isinstance(data, Latents) else data.feature_dim)
     if options.images is None and isinstance(data, Latents):
-        raise ConfigError("the method aligns with a teacher, which has to see the images: give their folder with --images DIR.")
+        raise ConfigError(
+            "the method aligns with a teacher, which has to see the images: give their folder with --images DIR, or what it saw in them "
+            "with --features DIR."
+        )
     grid = data.shape[-1] // recipe.patch_size
     given = options.teacher
     weights = None if given in (None, "random") else given
     return teacher(recipe.teacher, grid=grid, pretrained=given != "random", checkpoint=weights).to(device)
+
+
+def features_of(recipe: ImageNet, latents: Latents, folder: Path) -> TeacherFeatures:
+    """The features of the latents' images; ConfigError unless they are of the recipe's teacher, tokens and mirror images."""
+    found, grid = TeacherFeatures(folder, latents), latents.shape[-1] // recipe.patch_size
+    if found.teacher != recipe.teacher:
+        raise ConfigError(
+            f"{folder} holds features of {found.teacher!r}, the recipe's teacher is {recipe.teacher!r}; use --set teacher=..."
+        )
+    if found.grid != grid:
+        raise ConfigError(f"{folder} holds {found.grid} x {found.grid} tokens and {recipe.network} has {grid} x {grid}; encode them again.")
+    if recipe.mirror and found.mirrors == 1:
+        raise ConfigError(f"{folder} holds no mirror images and the recipe mirrors; use --set mirror=False, or encode with --mirrors 2.")
+    return found
 
 
 def _source(recipe: ImageNet, latents: Latents, options: Options, device: torch.device) -> Batches:
@@ -132,6 +164,7 @@ def _source(recipe: ImageNet, latents: Latents, options: Options, device: torch.
     settings: dict[str, Any] = {
         "size": recipe.batch, "seed": recipe.seed, "shard": recipe.shard, "mirror": recipe.mirror,
         "rank": options.world.rank, "world": options.world.size, "images": options.images if recipe.align else None,
+        "features": features_of(recipe, latents, options.features) if recipe.align and options.features else None,
     }  # fmt: skip
 
     def source(start: int) -> Iterator[tuple[Any, ...]]:

@@ -1,0 +1,103 @@
+"""What VeCoR's optimum does to FM's velocity when the perturbation is a random linear map P, such as crop_resize.
+
+    v* = (v - lambda K E[u_neg | x_t]) / (1 - lambda K),   u_neg = P u (velocity space)  or  d_alpha P x1 + d_sigma x0 (latent space)
+
+P is independent of everything else, so only its mean M = E[P] matters, and both are affine in v: the control "re-targeted FM"
+needs no training, and its inverse takes the bias out of a trained VeCoR. `perturbations.expected_map` computes M.
+Reference: Hong et al. 2025 (arXiv:2511.18942), section 3; the minimiser follows by setting the gradient to 0.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cfm_lite.checks import check_choice, check_count, check_number, promote
+from cfm_lite.errors import ConfigError
+from cfm_lite.guidance import Velocity, as_velocity
+from cfm_lite.paths import LINEAR, Path
+
+__all__ = ["debias_linear", "retarget_linear"]
+
+SPACES = ("velocity", "latent")
+
+
+def retarget_linear(
+    velocity: Velocity, weight: float, expected: Tensor, *, k: int = 1, space: str = "latent", path: Path = LINEAR
+) -> Velocity:
+    """FM's velocity mapped to VeCoR's optimum for perturbations of mean `expected` = E[P] (D, D), D the size of a sample.
+
+    Raises ConfigError unless 0 <= weight * k < 1, and, when called, for samples of another size.
+    """
+    product, inner, mean = _checked(velocity, weight, expected, k, space)
+
+    def retargeted(x: Tensor, t: Tensor) -> Tensor:
+        v = promote(inner(x, t))
+        if space == "velocity":
+            negative = _apply(mean, v)
+        else:
+            x0, x1 = path.endpoints(promote(x), v, t)
+            negative = path.interpolate(x0, _apply(mean, x1), t)[1]
+        return (v - product * negative) / (1 - product)
+
+    return retargeted
+
+
+def debias_linear(
+    velocity: Velocity, weight: float, expected: Tensor, *, k: int = 1, space: str = "latent", path: Path = LINEAR
+) -> Velocity:
+    """The inverse of `retarget_linear`: VeCoR's optimum gives FM's velocity back. One solve of a (D, D) system per time.
+
+    In latent space the posterior mean x1 of the data solves
+
+        [sigma d_alpha (I - p M) - (1 - p) alpha d_sigma I] x1 = (1 - p) (sigma v* - d_sigma x),   p = weight * k,
+
+    and v = v* - p / (1 - p) d_alpha (I - M) x1, which divides by nothing that is 0 at an end of time.
+    """
+    product, inner, mean = _checked(velocity, weight, expected, k, space)
+    solve = _solver(mean, product, path) if space == "latent" else None
+
+    def debiased(x: Tensor, t: Tensor) -> Tensor:
+        v = promote(inner(x, t))
+        if solve is None:
+            system = torch.eye(len(mean), dtype=v.dtype, device=v.device) - product * mean.to(v)
+            return (1 - product) * torch.linalg.solve(system, v.flatten(1).mT).mT.reshape(v.shape)
+        x1, d_alpha = solve(promote(x), v, t)
+        return v - product / (1 - product) * d_alpha * (x1 - _apply(mean, x1))
+
+    return debiased
+
+
+def _solver(mean: Tensor, product: float, path: Path) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A function of (x, v*, t) that gives the posterior mean of the data and d_alpha; rows of one time share a system."""
+
+    def solve(x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma, d_alpha, d_sigma = path.coefficients(t, v)
+        right = ((1 - product) * (sigma * v - d_sigma * x)).flatten(1)
+        eye, x1 = torch.eye(len(mean), dtype=v.dtype, device=v.device), torch.empty_like(right)
+        for time in t.unique():
+            rows = t == time
+            a, s, da, ds = (c[rows][0].flatten()[0] for c in (alpha, sigma, d_alpha, d_sigma))
+            system = s * da * (eye - product * mean.to(v)) - (1 - product) * a * ds * eye
+            x1[rows] = torch.linalg.solve(system, right[rows].mT).mT
+        return x1.reshape(v.shape), d_alpha
+
+    return solve
+
+
+def _apply(mean: Tensor, x: Tensor) -> Tensor:
+    """M x for every row of `x` (B, *dims)."""
+    flat = x.flatten(1)
+    if flat.shape[1] != len(mean):
+        raise ConfigError(f"expected is {tuple(mean.shape)} and a sample has {flat.shape[1]} numbers; give E[P] for samples of this size.")
+    return (flat @ mean.to(flat).mT).reshape(x.shape)
+
+
+def _checked(velocity: Velocity, weight: float, expected: Tensor, k: int, space: str) -> tuple[float, Velocity, Tensor]:
+    check_choice("space", space, SPACES)
+    product = check_number("weight", weight, 0.0, 1.0, open_high=True) * check_count("k", k)
+    if product >= 1:
+        raise ConfigError(f"weight {weight:g} times k = {k} is {product:g}; it must lie below 1, where the loss loses its minimum.")
+    if not isinstance(expected, Tensor) or expected.dim() != 2 or expected.shape[0] != expected.shape[1]:
+        raise ConfigError(f"expected is {expected!r:.60}; it must be E[P], a square matrix (D, D), as perturbations.expected_map gives it.")
+    return product, as_velocity(velocity), expected

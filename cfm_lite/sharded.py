@@ -1,0 +1,99 @@
+"""FSDP2: parameters, gradients, moments and average are dealt to the ranks; a block is put together only while it is used.
+
+    bytes per rank = state / ranks + one whole block + activations
+
+A rank keeps a slice of every tensor (a DTensor). What is saved is put together again, so that a checkpoint of FSDP, of DDP and of
+one process is the same file: a run goes on under any of them, on any number of ranks, and nothing has to be unpickled, as the
+sharded format of torch.distributed.checkpoint would need for its index.
+Reference: PyTorch's `fully_shard` and torch.distributed.checkpoint.state_dict.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfm_lite.distributed import World
+
+__all__ = ["full", "is_sharded", "load_optimizer", "load_weights", "optimizer_state", "shard", "weights"]
+
+# torch.distributed's tensors and checkpoints take a second to import, and only the functions below need them
+
+
+def shard(module: nn.Module, world: World, device: torch.device, compile: bool = False) -> nn.Module:
+    """Deal the parameters of `module` to the ranks, in place: every transformer block apart, and what is left together.
+
+    All ranks must hold the same values. Gradients are means over the ranks, on gloo and nccl (tested, for AdamW would hide a sum).
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world.size,))
+    for blocks in (part for name, part in module.named_modules() if name.split(".")[-1] == "blocks"):
+        for block in blocks.children():
+            if compile:  # FSDP's own work between blocks stays outside the graphs
+                block.compile(dynamic=False)
+            fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """True for a module that `shard` has dealt out."""
+    return hasattr(module, "set_requires_gradient_sync")
+
+
+def full(x: Any) -> Tensor:
+    """A tensor as it is, or a dealt one put together on every rank (collective)."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """The whole state dict on the host of rank 0, and an empty one elsewhere (collective); of a plain module its state dict."""
+    if not is_sharded(module):
+        return module.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    whole: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return whole
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Take over a whole state dict, of which each rank keeps its slices (collective)."""
+    if not is_sharded(module):
+        module.load_state_dict(dict(state))
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
+
+
+def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`optimizer.state_dict()`, parameters by number, with whole tensors on the host of rank 0 (collective)."""
+    if not is_sharded(module):
+        return optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    groups = optimizer.state_dict()["param_groups"]
+    whole: Any = get_optimizer_state_dict(module, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    numbers = {name: i for i, name in enumerate(_trained(module))}
+    return {"state": {numbers[name]: entry for name, entry in whole.get("state", {}).items()}, "param_groups": groups}
+
+
+def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """The inverse of `optimizer_state`, from the whole tensors on every rank (collective)."""
+    if not is_sharded(module):
+        optimizer.load_state_dict(dict(state))
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    names = _trained(module)
+    groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
+    named = {"state": {names[i]: entry for i, entry in state["state"].items()}, "param_groups": groups}
+    set_optimizer_state_dict(module, optimizer, named, options=StateDictOptions(full_state_dict=True))
+
+
+def _trained(module: nn.Module) -> list[str]:
+    """The names of the parameters in the order in which the optimizer numbers them."""
+    return [name for name, p in module.named_parameters() if p.requires_grad]

@@ -1,0 +1,137 @@
+"""REPA's teacher where there is no DINOv2: a small classifier of the real data, frozen, whose map of features is the target.
+
+    image (B, C, S, S) in [-1, 1]  ->  map (B, 48, S', S')  ->  averaged to the model's grid of tokens (B, T, 48)
+
+It is never the judge that measures samples: another network, of another shape and seed, that learns from the rows that the
+generator learns from and from no others. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), with a smaller teacher.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfm_lite.checks import check_choice, check_count
+from cfm_lite.data import digits, mnist
+from cfm_lite.data.root import cache_root, publish
+from cfm_lite.errors import CFMError, ConfigError
+from cfm_lite.judges import JudgeSettings, fit_classifier, one_thread
+
+__all__ = ["SETTINGS", "SmallTeacher", "Tokens", "teacher_for", "train_teacher"]
+
+WIDTH, SEED = 48, 1
+SETTINGS = {
+    "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=30, batch=64),
+    "mnist": JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128),
+}
+
+
+class SmallTeacher(nn.Module):
+    """A classifier of "digits" or "mnist"; `accuracy` is that on rows it has not seen, NaN before training."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        check_choice("the teacher's dataset", dataset, SETTINGS)
+        own, self.dataset, self.accuracy = SETTINGS[dataset], dataset, math.nan
+        self.body = nn.Sequential(
+            nn.Conv2d(1, own.channels, 5, stride=own.stride, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(own.channels, WIDTH, 3, stride=own.stride, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+        )
+        self.head = nn.Linear(WIDTH, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The map (B, 48, S', S') of images `x` (B, 1, S, S) in [-1, 1]."""
+        return self.body(x.to(self.head.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 10)."""
+        return self.head(F.silu(self.features(x)).mean((2, 3)))
+
+
+class Tokens:
+    """What `Alignment` asks of a teacher: features (B, grid * grid, `dim`) of images, one token for a `grid` of 1."""
+
+    dim = WIDTH
+
+    def __init__(self, teacher: SmallTeacher, grid: int) -> None:
+        self.teacher, self.grid = teacher, check_count("grid", grid)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        device = self.teacher.head.weight.device
+        if device != x.device:
+            self.teacher.to(x.device)
+        return F.adaptive_avg_pool2d(self.teacher.features(x), self.grid).flatten(2).mT
+
+
+def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -> SmallTeacher:
+    """A teacher of "digits" (seconds) or "mnist" (half a minute), frozen, with its accuracy on held-out rows.
+
+    `limit` takes the first rows alone. Leaves the global random state as it was. Raises ConfigError and DataError.
+    """
+    check_choice("the teacher's dataset", dataset, SETTINGS)
+    load: Callable[..., tuple[Tensor, Tensor]] = mnist.load if dataset == "mnist" else digits.load
+    (x, y), (x_test, y_test) = load("train"), load("test" if dataset == "mnist" else "judge")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        teacher = SmallTeacher(dataset)
+    with one_thread():
+        fit_classifier(teacher, x[:limit], y[:limit], SETTINGS[dataset], torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            hits = torch.cat([teacher(part).argmax(1) for part in x_test.split(1024)]) == y_test
+    teacher.accuracy = float(hits.double().mean())
+    return teacher
+
+
+@functools.cache
+def teacher_for(dataset: str) -> SmallTeacher:
+    """The teacher of "digits" or "mnist" with its usual seed, from the cache or trained now and kept there."""
+    check_choice("the teacher's dataset", dataset, SETTINGS)
+    digest = hashlib.sha256(repr((SETTINGS[dataset], WIDTH, SEED)).encode()).hexdigest()[:12]
+    path = cache_root() / "teachers" / f"teacher-{dataset}-{digest}.safetensors"
+    found = _read(path, dataset)
+    if found is not None:
+        return found
+    teacher = train_teacher(dataset)
+    try:
+        weights = {name: value.contiguous() for name, value in teacher.state_dict().items()}
+        publish(safetensors.torch.save(weights, {"accuracy": repr(teacher.accuracy), "sha256": _hash(teacher)}), path)
+    except (OSError, CFMError) as error:  # such as a cache that may only be read
+        warnings.warn(f"the teacher cannot be kept in {path.parent}: {error}", UserWarning, stacklevel=2)
+    return teacher
+
+
+def _hash(teacher: SmallTeacher) -> str:
+    digest = hashlib.sha256(json.dumps(teacher.dataset).encode())
+    for name, value in sorted(teacher.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, dataset: str) -> SmallTeacher | None:
+    """The teacher in a cached file; None where there is none, or a damaged one, which is then made anew."""
+    if not path.is_file():
+        return None
+    teacher = SmallTeacher(dataset)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            teacher.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+        teacher.accuracy = float(facts["accuracy"])
+        if _hash(teacher) != facts["sha256"]:
+            raise ConfigError("its weights differ from their hash")
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        warnings.warn(f"{path} is damaged ({error}); the teacher is trained anew.", UserWarning, stacklevel=2)
+        return None
+    return teacher.requires_grad_(False).eval()

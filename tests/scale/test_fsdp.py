@@ -1,0 +1,132 @@
+"""FSDP2: the parts of a model on several ranks train as the whole model does."""
+
+import json
+
+import pytest
+import torch
+
+from cfm_lite import checkpoint
+from cfm_lite.distributed import ALONE
+from cfm_lite.errors import ConfigError, DivergenceError
+from cfm_lite.recipes import imagenet
+from cfm_lite.recipes.imagenet import build_imagenet_trainer
+from cfm_lite.scale.dry_run import Made
+from cfm_lite.scale.train import Options, train_imagenet
+from cfm_lite.sharded import full
+from tests.scale.conftest import SMALL
+from tests.scale.test_ranks import done, losses, together, train
+
+MADE = Made((4, 4, 4), 3)
+
+
+def batch(world, rows=8):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(rows, 4, 4, 4, generator=g), torch.arange(rows) % 3
+    mine = slice(world.rank * rows // world.size, (world.rank + 1) * rows // world.size)
+    return x[mine], y[mine]
+
+
+def gradients(folder, name, recipe=SMALL, **how):
+    """A function of the world that keeps the gradients of one batch and their norm."""
+
+    def work(world):
+        trainer = build_imagenet_trainer(recipe, MADE, world=world, **how)
+        log = trainer._train_step(batch(world), last=True)
+        whole = [full(p.grad) for p in trainer.parameters if p.grad is not None]
+        if world.is_main:
+            torch.save({"grads": [g.clone() for g in whole], "norm": log["grad_norm"], "loss": log["loss"]}, folder / f"{name}.pt")
+
+    return work
+
+
+def read(folder, name):
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def grads(tmp_path_factory):
+    """Gradients of one batch under DDP, under FSDP, and on one process, all unclipped."""
+    folder, plain = tmp_path_factory.mktemp("gradients"), SMALL.changed(clip=0.0)
+    done(together(2, folder, gradients(folder, "ddp", plain)))
+    done(together(2, folder, gradients(folder, "fsdp", plain, parallel="fsdp")))
+    done(together(2, folder, gradients(folder, "parts", plain.changed(accumulate=2), parallel="fsdp")))
+    gradients(folder, "one", plain)(ALONE)
+    return {name: read(folder, name) for name in ("ddp", "fsdp", "parts", "one")}
+
+
+@pytest.mark.parametrize("other", ["ddp", "one", "parts"])
+def test_gradients_of_fsdp_are_means_and_those_of_ddp_of_one_process_and_of_micro_batches(grads, other):
+    """AdamW hides a factor of two, so the gradients themselves are compared, and the norm that clips them."""
+    assert len(grads["fsdp"]["grads"]) == len(grads[other]["grads"])
+    for a, b in zip(grads["fsdp"]["grads"], grads[other]["grads"]):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    torch.testing.assert_close(grads["fsdp"]["norm"], grads[other]["norm"], rtol=1e-6, atol=0)
+    assert max(g.abs().max() for g in grads["one"]["grads"]) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["vecor", "delta_fm", "dispersive"])
+def test_fsdp_gives_the_loss_curve_of_one_process(data, run, tmp_path, method):
+    recipe = SMALL if method == "vecor" else imagenet(method, model="SiT-Ti/2", batch=8, shard=2, steps=6, size=32)
+    done(together(2, tmp_path, train(data, tmp_path / "two", recipe, parallel="fsdp")))
+    if method != "vecor":
+        train(data, tmp_path / "one", recipe)(ALONE)
+    one = run if method == "vecor" else tmp_path / "one"
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), abs=1e-6)
+    ours, whole = (checkpoint.load(checkpoint.latest(folder / "checkpoints")) for folder in (tmp_path / "two", one))
+    assert ours.weights.keys() == whole.weights.keys()
+    assert ours.optimizer.keys() == whole.optimizer.keys()
+    atol = 1e-4 if method == "dispersive" else 1e-5  # where gradients are all but zero, AdamW makes whole steps of their rounding
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(ours.weights[name], value, rtol=0, atol=atol)
+    for name, value in whole.optimizer.items():
+        torch.testing.assert_close(ours.optimizer[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(("fsdp", 2), ("ddp", 2)), (("ddp", 1), ("fsdp", 2)), (("fsdp", 2), ("ddp", 1))])
+def test_a_run_goes_on_under_another_parallel_and_number_of_ranks(data, run, tmp_path, before, after):
+    for (parallel, ranks), recipe, resume in ((before, SMALL.changed(steps=3), False), (after, SMALL, True)):
+        done(together(ranks, tmp_path, train(data, tmp_path / "run", recipe, resume=resume, parallel=parallel)))
+    assert losses(tmp_path / "run") == pytest.approx(losses(run), abs=1e-6)
+    ours, whole = (checkpoint.load(checkpoint.latest(folder / "checkpoints")).weights for folder in (tmp_path / "run", run))
+    for name, value in whole.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
+
+
+def test_a_bad_batch_changes_no_part_of_the_parameters_or_the_average(tmp_path):
+    def work(world):
+        trainer = build_imagenet_trainer(SMALL, MADE, world=world, parallel="fsdp")
+        list(trainer.run(iter([batch(world)] * 2), 2))
+        kept = [full(p).clone() for module in (trainer.objective, trainer.ema) for p in module.parameters()]
+        x, y = batch(world)
+        bad = x.clone()
+        if world.rank == 1:
+            bad[0, 0, 0, 0] = 1e30  # finite, and its square is not
+        with pytest.raises(DivergenceError, match="step 3"):
+            list(trainer.run(iter([(bad, y)]), 1))
+        now = [full(p) for module in (trainer.objective, trainer.ema) for p in module.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(kept, now))
+
+    done(together(2, tmp_path, work))
+
+
+def test_a_rank_keeps_only_its_part(tmp_path):
+    def work(world):
+        trainer = build_imagenet_trainer(SMALL, MADE, world=world, parallel="fsdp")
+        local = sum(p.to_local().numel() for p in trainer.parameters)
+        whole = sum(p.numel() for p in trainer.parameters)
+        assert 0.4 * whole < local < 0.6 * whole
+        (tmp_path / f"{world.rank}.json").write_text(json.dumps(local))
+
+    done(together(2, tmp_path, work))
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_one_process_needs_no_fsdp(data, tmp_path):
+    with pytest.raises(ConfigError, match="torchrun"):
+        train_imagenet(SMALL, data, Options(tmp_path / "run", parallel="fsdp", progress=False))
+
+
+def test_an_optimizer_for_whole_parameters_is_refused():
+    trainer = build_imagenet_trainer(SMALL, MADE)
+    with pytest.raises(ConfigError, match="parallel"):
+        type(trainer)(trainer.objective, trainer.optimizer, parallel="fsdp")

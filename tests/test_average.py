@@ -1,0 +1,84 @@
+"""The average: its formula, its gate, and the bits of torch's AveragedModel, which it replaces."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from cfm_lite import objective
+from cfm_lite.average import Average, lerp
+from cfm_lite.data.batches import batches
+from cfm_lite.training import Trainer
+from tests.networks import Tiny, same_parameters
+
+X1, Y = torch.randn(60, 2, generator=torch.Generator().manual_seed(5)), torch.arange(60) % 3
+
+
+def weights(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator) for shape in ((3, 4), (5,), (1, 2, 3))]
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_twenty_steps_give_the_bits_of_averaged_model(warmup):
+    trainer = Trainer(objective.delta_fm(Tiny(), shard=8), lr=1e-2, ema_decay=0.9, ema_warmup=warmup)
+    seen = []
+
+    def old_formula(ema, params, count):
+        n = int(reference.n_averaged)
+        seen.append(n)
+        torch._foreach_lerp_(ema, params, 1 - (min(0.9, (1 + n) / (10 + n)) if warmup else 0.9))
+
+    reference = AveragedModel(trainer.objective.model, multi_avg_fn=old_formula)
+    for _ in trainer.run(batches(X1, Y, size=16), 20):
+        reference.update_parameters(trainer.objective.model)
+    assert seen == list(range(1, 20))
+    assert same_parameters(trainer.ema, reference.module)
+
+
+def test_the_gated_form_is_the_plain_one_where_the_step_was_good():
+    plain, gated, params = weights(0), weights(0), weights(1)
+    lerp(plain, params, 0.1)
+    lerp(gated, params, 0.1, torch.ones(()))
+    for a, b in zip(plain, gated):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-7)
+    assert all(torch.equal(p, q) for p, q in zip(params, weights(1)))  # what is averaged stays as it is
+
+
+def test_a_bad_step_moves_nothing_even_where_the_model_is_not_finite():
+    ema, params = weights(0), [p * float("nan") for p in weights(1)]
+    lerp(ema, params, 0.1, torch.zeros(()))
+    assert all(torch.equal(e, old) for e, old in zip(ema, weights(0)))
+
+
+def test_parameters_of_several_dtypes_are_averaged_each_in_its_own():
+    ema, params = [w.double() if i == 1 else w for i, w in enumerate(weights(0))], weights(1)
+    params[1] = params[1].double()
+    lerp(ema, params, 0.25, torch.ones(()))
+    for e, old, p in zip(ema, weights(0), params):
+        torch.testing.assert_close(e, old.to(e.dtype).lerp(p, 0.25))
+
+
+def test_the_first_update_copies_and_buffers_follow():
+    model = torch.nn.BatchNorm1d(4)
+    average = Average(model, 0.9)
+    with torch.no_grad():
+        for p in [*model.parameters(), model.running_mean]:
+            p.add_(1.0)
+    average.update_parameters(model)
+    assert average.n_averaged == 1
+    assert same_parameters(average.module, model)
+    model.running_mean.add_(1.0)
+    average.update_parameters(model)
+    assert same_parameters(average.module, model)
+
+
+def test_the_average_is_neither_trained_nor_the_model_itself():
+    model = Tiny()
+    average = Average(model, 0.9)
+    before = copy.deepcopy(average.module.state_dict())
+    with torch.no_grad():
+        model.first.weight.add_(1.0)
+    assert not any(p.requires_grad for p in average.module.parameters())
+    assert all(torch.equal(before[key], value) for key, value in average.module.state_dict().items())

@@ -1,0 +1,60 @@
+"""REPA's small teacher: good at its data, frozen, and not the judge."""
+
+import pytest
+import torch
+
+from cfm_lite import teachers
+from cfm_lite.data import digits
+from cfm_lite.errors import ConfigError
+from cfm_lite.judges import judge_for
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return teachers.train_teacher("digits")
+
+
+def test_it_classifies_rows_that_it_has_not_seen(teacher):
+    assert teacher.accuracy > 0.95
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_it_is_another_network_than_the_judge(teacher):
+    assert {tuple(p.shape) for p in teacher.parameters()} != {tuple(p.shape) for p in judge_for("digits").parameters()}
+
+
+def test_the_same_seed_gives_the_same_teacher_and_the_global_state_is_left(teacher):
+    state = torch.get_rng_state()
+    again = teachers.train_teacher("digits")
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), again.parameters()))
+
+
+def test_tokens_are_the_map_averaged_to_the_grid(teacher):
+    x = digits.load("judge")[0][:5]
+    tokens = teachers.Tokens(teacher, 4)(x)
+    assert tokens.shape == (5, 16, teachers.Tokens.dim)
+    torch.testing.assert_close(teachers.Tokens(teacher, 1)(x)[:, 0], tokens.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cached_teacher_is_the_same_and_a_damaged_one_is_made_anew(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(teachers, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(teachers, "train_teacher", lambda dataset: teacher)
+    teachers.teacher_for.cache_clear()
+    teachers.teacher_for("digits")
+    (path,) = (tmp_path / "teachers").glob("*.safetensors")
+    again = teachers._read(path, "digits")
+    assert again is not None
+    assert again.accuracy == teacher.accuracy
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    teachers.teacher_for.cache_clear()
+    with pytest.warns(UserWarning, match="trained anew"):
+        teachers.teacher_for("digits")
+    teachers.teacher_for.cache_clear()
+
+
+def test_data_without_a_teacher_are_named():
+    with pytest.raises(ConfigError, match="dataset"):
+        teachers.train_teacher("moons")
