@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cfm_lite import experiments, runs, viz
 from cfm_lite.checkpoint import write_bytes
-from cfm_lite.checks import check_count
+from cfm_lite.checks import check_choice, check_count
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import ARMS, Row
@@ -108,6 +108,7 @@ def compare_suite(
 
     `chosen` are seeds, first_seed, arms, changes and quick, as `experiments.plan` takes them.
     """
+    check_choice("suite", suite, experiments.SUITES)
     where = runs.pick_device(device)
     every = tuple(experiments.SUITES[suite].groups)
     settings = {"out": out, "groups": every if "all" in groups else groups or ("core",), "device": str(where), **chosen}
@@ -122,8 +123,9 @@ def listing(plan: Plan, workers: int) -> str:
     """The jobs of a plan that are not done, with about how long they take together."""
     seconds = plan.seconds()
     lines = [f"{job.key}  about {second:6.0f} s  {job.label}" for job, second in zip(plan.jobs, seconds)]
-    done = len(plan.trials) - sum(len(job.trials) for job in plan.jobs)
-    total = f"{done} of {len(plan.trials)} trials are done; {len(plan.jobs)} jobs are left, about "
+    every = {trial.key for trial in plan.trials}
+    done = len(every) - sum(len(job.trials) for job in plan.jobs)
+    total = f"{done} of {len(every)} trials are done; {len(plan.jobs)} jobs are left, about "
     return "\n".join([*lines, f"{total}{sum(seconds) / workers / 60:.0f} min with {workers} workers"])
 
 

@@ -47,7 +47,7 @@ def test_what_the_suite_decides_cannot_be_set(more, words, tmp_path, capsys):
 
 def test_an_arm_of_another_suite_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="arm"):
-        experiments.compare("digits", seeds=[0], out=tmp_path, arms=("vecor",))
+        experiments.compare("toy", seeds=[0], out=tmp_path, arms=("repa",))
 
 
 def test_a_large_set_is_compared_in_part_and_without_all_pairs(monkeypatch):

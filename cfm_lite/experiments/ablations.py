@@ -11,7 +11,7 @@ from cfm_lite.experiments.groups import Group, euler
 from cfm_lite.experiments.measures import Sampling
 from cfm_lite.losses import VARIANTS
 
-__all__ = ["ablations"]
+__all__ = ["ablations", "values"]
 
 Variants = Mapping[str, Mapping[str, Any]]
 FEW_MANY = euler(8, 50)
@@ -21,8 +21,9 @@ COUNTERPARTS = ("dispersive", "contrastive_independent", "contrastive_restricted
 AFFINE = ("fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
 
 
-def _values(name: str, values: Iterable[Any]) -> Variants:
-    return {f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}": {name: value} for value in values}
+def values(name: str, several: Iterable[Any]) -> Variants:
+    """A variant for each value of a recipe field."""
+    return {f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}": {name: value} for value in several}
 
 
 def _solvers() -> tuple[Sampling, ...]:
@@ -37,26 +38,36 @@ def _counterparts(width: int) -> Variants:
 
 
 def ablations(
-    *, seeds: int, vecor: Sequence[str], perturbations: Sequence[str], width: int, blocks: Sequence[int], steps: Sequence[int]
+    *,
+    seeds: int,
+    vecor: Sequence[str],
+    perturbations: Sequence[str],
+    width: int,
+    blocks: Sequence[int],
+    steps: Sequence[int],
+    pairs: tuple[str, ...],
 ) -> dict[str, Group]:
-    """The ablations of a suite whose network has `width` features; `vecor` are its arms of VeCoR, the best one last.
+    """The ablations of a suite whose network has `width` features; `vecor` are its arms of VeCoR, the best one last,
+    `pairs` those of two methods that are not in the core.
 
     `blocks` and `steps` are those that differ from the core's.
     """
     best, everyone = vecor[-1], ("fm", "fm_scaled", "fm_retargeted", "delta_fm", vecor[-1], "dispersive")
     table: dict[str, tuple[tuple[str, ...], Variants]] = {
-        "perturbation": (tuple(vecor), _values("perturb", perturbations)),
-        "weight": ((*AFFINE, best), _values("weight", (0.01, 0.1, 0.2, 0.35, 0.5))),
-        "k": ((best,), _values("k", (2, 4))),
+        "perturbation": (tuple(vecor), values("perturb", perturbations)),
+        "weight": ((*AFFINE, best), values("weight", (0.01, 0.1, 0.2, 0.35, 0.5))),
+        "k": ((best,), values("k", (2, 4))),
         "counterparts": (COUNTERPARTS, _counterparts(width)),
-        "tau": (("dispersive",), _values("tau", (0.1, 0.25, 1.0, 2.0))),
-        "block": (("dispersive",), _values("block", blocks)),
-        "spread": (("dispersive",), _values("spread", (0.05, 0.25, 1.0, 2.0))),
-        "size": (everyone, _values("hidden_size", (width // 4, width // 2))),
-        "length": (everyone, _values("steps", steps)),
+        "tau": (("dispersive",), values("tau", (0.1, 0.25, 1.0, 2.0))),
+        "block": (("dispersive",), values("block", blocks)),
+        "spread": (("dispersive",), values("spread", (0.05, 0.25, 1.0, 2.0))),
+        "size": (everyone, values("hidden_size", (width // 4, width // 2))),
+        "length": (everyone, values("steps", steps)),
     }
     groups = {name: Group(arms, seeds, FEW_MANY, variants) for name, (arms, variants) in table.items()}
     guided = (*AFFINE[1:], best)
+    if pairs:
+        groups["pairs"] = Group(pairs, seeds, FEW_MANY)
     groups["guidance"] = Group(("fm", *guided), seeds, tuple(Sampling(guidance=scale) for scale in SCALES))
     groups["solver"] = Group(("fm", "fm_scaled", "delta_fm", best, "dispersive"), seeds, _solvers())
     return groups

@@ -7,6 +7,7 @@ What scaling reproduces is scaling, what re-targeting reproduces is re-targeting
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from cfm_lite.data.datasets import DataSet
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity
+from cfm_lite.linear_maps import debias_linear, retarget_linear
 from cfm_lite.paths import PATHS
+from cfm_lite.perturbations import expected_map
 from cfm_lite.recipes import Recipe
-from cfm_lite.recipes.recipe import SOLVERS
+from cfm_lite.recipes.recipe import PERTURBATIONS, SOLVERS
 from cfm_lite.runs import Run
 
 __all__ = ["ARMS", "EVALUATIONS", "Arm", "balanced_labels", "draw_samples", "noise_of", "trained_recipe", "velocity"]
@@ -29,7 +32,10 @@ EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "sde": 1}  # mode
 SDE_END = 0.04  # the last step of the SDE, which has no noise, as in SiT's program
 
 
-def _as_trained(v: Velocity, recipe: Recipe, mean: Tensor) -> Velocity:
+Change = Callable[[Velocity, Recipe, DataSet], Velocity]
+
+
+def _as_trained(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
     return v
 
 
@@ -39,7 +45,7 @@ class Arm:
 
     method: str
     trained: str
-    change: Callable[[Velocity, Recipe, Tensor], Velocity] = _as_trained
+    change: Change = _as_trained
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,20 +54,34 @@ class Arm:
         return self.change is not _as_trained
 
 
-def _scaled(v: Velocity, recipe: Recipe, mean: Tensor) -> Velocity:
+def _mean_velocity(recipe: Recipe, data: DataSet) -> Tensor:
+    """The mean wrong velocity of in-batch negatives, (alpha(1) - alpha(0)) E[x1], from the training data."""
+    alpha = PATHS[recipe.path].alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    return (data.x1.double().mean(0) * (alpha[1] - alpha[0])).to(data.x1.dtype)
+
+
+@cache
+def _expected(perturb: str, shape: tuple[int, ...]) -> Tensor:
+    return expected_map(PERTURBATIONS[perturb], shape)
+
+
+def _linear(change: Callable[..., Velocity], space: str) -> Change:
+    """VeCoR's exact map, or its inverse, where the perturbation is linear: `change` with the mean of the suite's perturbation."""
+    return lambda v, recipe, data: change(
+        v, recipe.weight, _expected(recipe.perturb, data.shape), k=recipe.k, space=space, path=PATHS[recipe.path]
+    )
+
+
+def _scaled(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
     return guidance.rescale(v, 1 / (1 - recipe.weight))
 
 
-def _retargeted(v: Velocity, recipe: Recipe, mean: Tensor) -> Velocity:
-    return guidance.retarget(v, recipe.weight, mean)
+def _retargeted(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
+    return guidance.retarget(v, recipe.weight, _mean_velocity(recipe, data))
 
 
-def _debiased(v: Velocity, recipe: Recipe, mean: Tensor) -> Velocity:
-    return guidance.debias(v, recipe.weight, mean)
-
-
-def _unshuffled(v: Velocity, recipe: Recipe, mean: Tensor) -> Velocity:
-    return guidance.debias_shuffle(v, recipe.weight, recipe.k)
+def _debiased(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
+    return guidance.debias(v, recipe.weight, _mean_velocity(recipe, data))
 
 
 ARMS = {
@@ -70,25 +90,36 @@ ARMS = {
         Arm("fm", "fm"),
         Arm("fm_scaled", "fm", _scaled),
         Arm("fm_retargeted", "fm", _retargeted),
+        Arm("fm_retargeted_vecor", "fm", _linear(retarget_linear, "velocity")),
+        Arm("fm_retargeted_latent", "fm", _linear(retarget_linear, "latent")),
         Arm("delta_fm", "delta_fm"),
         Arm("delta_fm_debiased", "delta_fm", _debiased),
         Arm("vecor", "vecor"),
-        Arm("vecor_debiased", "vecor", _unshuffled),
+        Arm("vecor_debiased", "vecor", _linear(debias_linear, "velocity")),
         Arm("vecor_latent", "vecor_latent"),
+        Arm("vecor_latent_debiased", "vecor_latent", _linear(debias_linear, "latent")),
+        Arm("vecor_image", "vecor_image"),
         Arm("dispersive", "dispersive"),
         Arm("contrastive_independent", "contrastive", fields={"views": "independent"}),
         Arm("contrastive_restricted", "contrastive", fields={"views": "restricted"}),
+        Arm("repa", "repa"),
+        Arm("pair", "vecor_latent", fields={"also": "repa"}),
+        Arm("pair_delta_fm", "delta_fm", fields={"also": "repa"}),
+        Arm("pair_dispersive", "vecor_latent", fields={"also": "dispersive"}),
     )
 }
 
 _OF_REPULSION, _OF_FEATURES = ("weight", "k", "perturb"), ("spread", "variant", "tau", "block")
 READS: Mapping[str, tuple[str, ...]] = {  # the fields that belong to a method; all others are those of every training
+    "": (),
     "fm": (),
     "delta_fm": ("weight",),
     "vecor": _OF_REPULSION,
     "vecor_latent": _OF_REPULSION,
+    "vecor_image": _OF_REPULSION,
     "dispersive": _OF_FEATURES,
     "contrastive": (*_OF_FEATURES, "views"),
+    "repa": ("align", "align_block"),
 }
 _OF_METHODS = {name for names in READS.values() for name in names}
 OF_SAMPLES = ("solver", "sample_steps", "guidance")
@@ -96,21 +127,15 @@ OF_SAMPLES = ("solver", "sample_steps", "guidance")
 
 def trained_recipe(recipe: Recipe) -> Recipe:
     """`recipe` with its default for every field that its training does not read, so that equal trainings have equal recipes."""
-    idle = (_OF_METHODS - set(READS[recipe.method])) | set(OF_SAMPLES)
+    idle = (_OF_METHODS - {*READS[recipe.method], *READS[recipe.also]}) | set(OF_SAMPLES)
     defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.name in idle}
     return recipe.changed(**defaults)
 
 
 def velocity(arm: Arm, run: Run, data: DataSet, y: Tensor) -> Velocity:
-    """The velocity of one arm for labels `y` (B,): guided if the recipe says so, then changed as the arm says.
-
-    The mean wrong velocity of in-batch negatives is (alpha(1) - alpha(0)) E[x1], from the training data.
-    """
-    recipe, path = run.recipe, PATHS[run.recipe.path]
+    """The velocity of one arm for labels `y` (B,): guided if the recipe says so, then changed as the arm says."""
     device = next(run.model.parameters()).device
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    mean = (data.x1.double().mean(0) * (path.alpha(ends)[1] - path.alpha(ends)[0])).to(data.x1.dtype)
-    return arm.change(guidance.cfg(run.model, y.to(device), recipe.guidance), recipe, mean.to(device))
+    return arm.change(guidance.cfg(run.model, y.to(device), run.recipe.guidance), run.recipe, data)
 
 
 def draw_samples(

@@ -9,7 +9,7 @@ from cfm_lite.viz import difference_curves
 
 __all__ = ["QUESTIONS", "controls", "debiasing", "diversity", "gains"]
 
-TRAINED = ("delta_fm", "vecor", "vecor_latent", "dispersive", "repa", "pair")
+TRAINED = ("delta_fm", "vecor", "vecor_latent", "dispersive", "repa", "pair", "pair_dispersive", "pair_delta_fm")
 
 
 def _at_top(results: Results, suite: str, methods: Sequence[str]) -> Iterator[tuple[str, Place]]:
@@ -81,7 +81,11 @@ def _short(name: str, d: Difference | None) -> str:
     return f"{name} not measured" if d is None else f"{name} {verdict(d)} ({number(d.mean, True)})"
 
 
-CONTROLS = {"delta_fm": ("fm_scaled", "fm_retargeted"), "vecor": ("fm_scaled", "fm_retargeted_vecor")}
+CONTROLS = {
+    "delta_fm": ("fm_scaled", "fm_retargeted"),
+    "vecor": ("fm_scaled", "fm_retargeted_vecor"),
+    "vecor_latent": ("fm_scaled", "fm_retargeted_latent"),
+}
 
 
 def controls(results: Results) -> Answer:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cfm_lite import metrics
 from cfm_lite.checks import check_choice, check_count, check_number
-from cfm_lite.data.datasets import DataSet
+from cfm_lite.data.datasets import PIXELS, DataSet
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 from cfm_lite.experiments.arms import EVALUATIONS, Arm, balanced_labels, draw_samples
@@ -50,13 +50,14 @@ class Sampling:
 
 
 def judge_of(name: str) -> Judge | None:
-    """The judge of an image set; points need none."""
+    """The judge of an image set, or of the images that its latents stand for; points need none."""
+    name = PIXELS.get(name, name)
     return judge_for(name) if name in SETTINGS else None
 
 
 @torch.no_grad()
 def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> dict[str, float]:
-    """{metric: value} of samples (N, *dims) that were asked for with labels `y` (N,).
+    """{metric: value} of samples (N, *dims) that were asked for with labels `y` (N,); latents are decoded first.
 
     With a judge: accuracy in [0, 1], Fréchet distance in its features against held-out rows (1,000, or N where N is larger),
     the Fréchet distance of as many training rows to them, precision and recall of at most 2,000 rows, and nearest_ratio (below
@@ -65,6 +66,8 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
     """
     if judge is None:
         return _measure_points(samples, y, data)
+    if data.codec is not None:
+        samples, data = data.codec.decode(samples), data.images
     count = max(COMPARED, len(samples))
     logits, fake = assess(judge, samples)
     real, train_features = (assess(judge, _some(x, count))[1] for x in (data.held_x1, data.x1))

@@ -108,5 +108,5 @@ def report(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int) -> str:
     for d in differences(rows, metric, nfe):
         interval = f"[{d.low:+.4f}, {d.high:+.4f}]" if d.seeds >= 2 else "no interval: one seed"
         verdict = ("differs" if d.clear else "no clear difference") if d.seeds >= 2 else ""
-        lines.append(f"  {d.method:<18} {d.mean:+.4f}  {interval}  n = {d.seeds}  {verdict}")
+        lines.append(f"  {d.method:<21} {d.mean:+.4f}  {interval}  n = {d.seeds}  {verdict}")
     return "\n".join(lines)

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cfm_lite.checks import check_choice
-from cfm_lite.experiments.ablations import ablations
+from cfm_lite.experiments.ablations import ablations, values
 from cfm_lite.experiments.arms import ARMS, EVALUATIONS
 from cfm_lite.experiments.groups import Group, Suite, euler
 from cfm_lite.experiments.jobs import Trial
@@ -12,28 +11,48 @@ from cfm_lite.experiments.measures import Sampling
 
 __all__ = ["SUITES", "trials"]
 
-_CONTROLS = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
 _STEPS = (2, 4, 8, 16, 50)
-_TOY = (*_CONTROLS, "vecor", "vecor_debiased", "vecor_latent", "dispersive")
-_IMAGES = (*_CONTROLS, "vecor", "vecor_latent", "dispersive")
-_WHOLE = ("crop_resize", "cutmix", "gaussian_blur", "color_jitter", "additive_noise")  # one channel cannot be shuffled
+_DELTA = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
+_VECOR = ("fm_retargeted_vecor", "fm_retargeted_latent", "vecor", "vecor_debiased", "vecor_latent", "vecor_latent_debiased")
+_POINTS = (*_DELTA, *_VECOR, "dispersive", "pair_dispersive")  # points have no teacher for REPA
+_IMAGES = (*_DELTA, *_VECOR, "dispersive", "repa", "pair")
+_NOT_CROP = ("cutmix", "gaussian_blur", "color_jitter", "additive_noise")  # and one channel cannot be shuffled
 
 SUITES = {
     "toy": Suite(
         "toy",
         "two_classes",
-        {"core": Group(_TOY, 5, euler(*_STEPS))}
+        {"core": Group(_POINTS, 5, euler(*_STEPS))}
         | ablations(
-            seeds=3, vecor=("vecor_latent", "vecor"), perturbations=("additive_noise",), width=128, blocks=(2, 3), steps=(500, 1000)
+            seeds=3,
+            vecor=("vecor_latent", "vecor"),
+            perturbations=("additive_noise",),
+            width=128,
+            blocks=(2, 3),
+            steps=(500, 1000),
+            pairs=(),
         ),
         {"shard": 128},  # a quarter of the batch: the dispersive loss takes all pairs of a shard
     ),
     "digits": Suite(
         "digits",
         "digits",
-        {"core": Group(_IMAGES, 8, euler(*_STEPS))}
-        | {"sit": Group(_IMAGES, 3, euler(*_STEPS), recipe="digits_sit", changes={"batch": 128})}
-        | ablations(seeds=5, vecor=("vecor", "vecor_latent"), perturbations=_WHOLE[1:], width=256, blocks=(2, 3), steps=(325, 650, 2600)),
+        {
+            "core": Group(_IMAGES, 8, euler(*_STEPS)),
+            "sit": Group(_IMAGES, 3, euler(*_STEPS), recipe="digits_sit", changes={"batch": 128}),
+            "image": Group(
+                ("fm", "vecor_image"), 5, euler(8, 50), values("perturb", ("crop_resize", *_NOT_CROP)), changes={"dataset": "digits_pca"}
+            ),
+        }
+        | ablations(
+            seeds=5,
+            vecor=("vecor", "vecor_latent"),
+            perturbations=_NOT_CROP,
+            width=256,
+            blocks=(2, 3),
+            steps=(325, 650, 2600),
+            pairs=("pair_delta_fm", "pair_dispersive"),
+        ),
     ),
     "mnist": Suite(
         "mnist",
@@ -49,15 +68,8 @@ SUITES = {
 def trials(
     suite: str, group: str, *, seeds: Sequence[int], arms: Sequence[str] = (), changes: Mapping[str, Any], quick: bool = False
 ) -> Iterator[Trial]:
-    """Every trial of a group, by variant, then seed, then arm; `arms` keeps only those, `quick` a small version of each.
-
-    Raises ConfigError for an unknown suite, group or arm, with the nearest.
-    """
-    check_choice("suite", suite, SUITES)
-    check_choice("group", group, SUITES[suite].groups)
+    """Every trial of a group, by variant, then seed, then arm; `arms` keeps only those, `quick` a small version of each."""
     mine, base = SUITES[suite].groups[group], SUITES[suite].base(group, changes)
-    for name in arms:
-        check_choice("arm", name, mine.arms)
     ways = tuple(dict.fromkeys(_adapted(way, changes, quick) for way in mine.samplings))
     for variant, fields in mine.variants.items():
         for seed in seeds:

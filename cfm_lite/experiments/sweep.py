@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from cfm_lite.checks import check_choice
 from cfm_lite.errors import CFMError
 from cfm_lite.experiments.jobs import Job, Trial, estimate, jobs_of
 from cfm_lite.experiments.measures import Row, judge_of
@@ -61,10 +62,12 @@ def plan(
     changes = {**({"steps": 40} if quick else {}), **(changes or {})}
     wanted: list[Trial] = []
     for group in groups:
-        chosen = list(trials(suite, group, seeds=[], arms=arms, changes=changes, quick=quick))  # names are checked before anything else
+        check_choice("suite", suite, SUITES)
+        check_choice("group", group, SUITES[suite].groups)
         own = range(first_seed, first_seed + SUITES[suite].groups[group].seeds)
-        chosen += trials(suite, group, seeds=own if seeds is None else seeds, arms=arms, changes=changes, quick=quick)
-        wanted += chosen
+        wanted += trials(suite, group, seeds=own if seeds is None else seeds, arms=arms, changes=changes, quick=quick)
+    for name in arms:
+        check_choice("arm", name, dict.fromkeys(name for group in groups for name in SUITES[suite].groups[group].arms))
     store = Store(out, suite)
     settings = _settings(suite, groups, changes, wanted, device)
     store.check(settings)

@@ -118,6 +118,9 @@ METHOD_COLORS = {name: look.color for name, look in METHOD_STYLES.items()}
 METHOD_LABELS = {name: look.label for name, look in METHOD_STYLES.items()}
 _OTHER_LABELS = {  # arms of the lab without a hue of their own
     "fm_retargeted_vecor": "FM, re-targeted as VeCoR",
+    "fm_retargeted_latent": "FM, re-targeted as VeCoR (latent)",
+    "pair_delta_fm": "ΔFM and REPA",
+    "pair_dispersive": "VeCoR and dispersive",
     "vecor_image": "VeCoR (image)",
     "vecor_latent_debiased": "VeCoR (latent), debiased",
     "contrastive_independent": "Contrastive, independent noise",
