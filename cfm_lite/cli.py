@@ -208,7 +208,7 @@ class Compare(Common):
     arms: tuple[str, ...] = ()
     """Only these arms of the groups, such as fm fm_scaled delta_fm (default: all)."""
     workers: int | None = None
-    """Jobs at once on a CPU, each with one thread (default: as many as there are cores)."""
+    """Jobs at once on a CPU, each with one thread (default: as many as there are cores; with --quick 1)."""
     set: tuple[str, ...] = ()
     """Recipe fields that all arms share, as name=value: --set steps=500 weight=0.1."""
     out: Path = Path("data/results")

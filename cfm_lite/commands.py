@@ -112,11 +112,16 @@ def compare_suite(
     where = runs.pick_device(device)
     every = tuple(experiments.SUITES[suite].groups)
     settings = {"out": out, "groups": every if "all" in groups else groups or ("core",), "device": str(where), **chosen}
-    many = check_count("workers", workers) if workers is not None else os.cpu_count() or 1
+    many = check_count("workers", workers) if workers is not None else _side_by_side(bool(chosen.get("quick")))
     if only_list:
         return listing(experiments.plan(suite, **settings), many)
     experiments.compare(suite, workers=many, command=command, **settings)
     return report_suite(suite, out)
+
+
+def _side_by_side(quick: bool) -> int:
+    """As many jobs as there are cores, but for a quick sweep, whose jobs are shorter than the start of a process."""
+    return 1 if quick else os.cpu_count() or 1
 
 
 def listing(plan: Plan, workers: int) -> str:

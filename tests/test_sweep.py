@@ -116,7 +116,8 @@ def test_other_settings_are_refused_and_named(tmp_path):
 def test_arms_that_share_a_training_share_a_job():
     listed = jobs.jobs_of(experiments.trials("toy", "core", seeds=(0,), changes={}))
     assert [job.training.method for job in listed][:2] == ["fm", "delta_fm"]
-    assert [trial.arm for trial in listed[0].trials] == ["fm", "fm_scaled", "fm_retargeted"]
+    controls = ["fm_scaled", "fm_retargeted", "fm_retargeted_vecor", "fm_retargeted_latent"]
+    assert [trial.arm for trial in listed[0].trials] == ["fm", *controls]
     plain, other = (next(iter(experiments.trials("toy", "core", seeds=(0,), arms=("fm",), changes=c))) for c in ({}, {"weight": 0.3}))
     assert plain.key == other.key  # plain FM does not read the weight
     scaled = (next(iter(experiments.trials("toy", "core", seeds=(0,), arms=("fm_scaled",), changes=c))) for c in ({}, {"weight": 0.3}))
