@@ -18,7 +18,7 @@ from cfm_lite.checks import check_choice, check_count
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import ARMS, Row
-from cfm_lite.experiments.readme import write_report
+from cfm_lite.experiments.readme import quality_figure, write_report
 from cfm_lite.experiments.sweep import Plan
 from cfm_lite.recipes import Recipe, from_dict
 from cfm_lite.runs import Run
@@ -145,5 +145,5 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     shown = [metric for metric in ("frechet", "sliced_wasserstein", "accuracy", "recall") if metric in measured]
     where = [str(path)]
     if "frechet" in measured:
-        where.append(str(viz.save(viz.quality_vs_steps(rows), path.with_suffix(".png"))))
+        where.append(str(viz.save(quality_figure(rows), path.with_suffix(".png"))))
     return "\n\n".join([*(experiments.report(rows, metric, steps) for metric in shown), "\n".join(where)])

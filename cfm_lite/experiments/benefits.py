@@ -7,7 +7,7 @@ from cfm_lite.experiments.results import Place, Results, interval, number, perce
 from cfm_lite.experiments.statistics import Difference
 from cfm_lite.viz import difference_curves
 
-__all__ = ["QUESTIONS", "controls", "debiasing", "diversity", "gains"]
+__all__ = ["QUESTIONS", "TRAINED", "controls", "debiasing", "diversity", "gains"]
 
 TRAINED = ("delta_fm", "vecor", "vecor_latent", "dispersive", "repa", "pair", "pair_dispersive", "pair_delta_fm")
 

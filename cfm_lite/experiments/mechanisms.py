@@ -127,7 +127,7 @@ def _norm_points(results: Results, suite: str) -> Iterator[tuple[str, float, Dif
     top = results.nfes(suite)[-1]
     length = results.mean(suite, Place(nfe=top), "feature_norm")
     places = {"core": Place("dispersive", nfe=top)}
-    for group in ("counterparts", "spread", "tau"):
+    for group in ("counterparts", "spread"):
         variants = dict.fromkeys(row["variant"] for row in results.rows(suite, group) if row["method"] == "dispersive")
         places |= {v: Place("dispersive", group, v, results.nfes(suite, group)[-1]) for v in variants if v != "infonce_l2"}
     for label, place in places.items():

@@ -14,11 +14,12 @@ from cfm_lite.checkpoint import write_bytes
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import benefits, mechanisms
 from cfm_lite.experiments.answers import TITLES, Answer, title
+from cfm_lite.experiments.measures import Row
 from cfm_lite.experiments.results import Place, Results, interval, number, quality, verdict
 from cfm_lite.experiments.store import read_json
 from cfm_lite.experiments.suites import SUITES
 
-__all__ = ["QUESTIONS", "write_report"]
+__all__ = ["QUESTIONS", "quality_figure", "write_report"]
 
 QUESTIONS = dict(sorted({**benefits.QUESTIONS, **mechanisms.QUESTIONS}.items()))
 SHOWN = ("accuracy", "precision", "recall", "nearest_ratio", "velocity_deficit", "straightness", "trajectory_error", "class_separation")
@@ -54,20 +55,20 @@ def write_report(folder: str | Path) -> list[Path]:
     paths = [viz.save(answer.figure, folder / _picture(n)) for n, answer in found.items() if answer.figure is not None]
     for suite in results.suites:
         if quality(suite) == "frechet":
-            paths.append(viz.save(viz.quality_vs_steps(_plain(results, suite)), folder / f"{suite}.png"))
+            paths.append(viz.save(quality_figure(results.rows(suite)), folder / f"{suite}.png"))
     parts = [PREAMBLE, *(_answer(n, answer) for n, answer in found.items()), *(_suite(results, suite) for suite in results.suites)]
     text = "\n\n".join(part.strip() for part in [*parts, *_threads(folder)]) + "\n"
     write_bytes(folder / "README.md", text.encode())
     return [folder / "README.md", *paths]
 
 
+def quality_figure(rows: Sequence[Row]) -> viz.Picture:
+    """Quality against steps of FM and what was trained otherwise; the controls and inverses would hide them."""
+    return viz.quality_vs_steps([row for row in rows if row["method"] in ("fm", *benefits.TRAINED)])
+
+
 def _picture(number: int) -> str:
     return f"question_{number}.png"
-
-
-def _plain(results: Results, suite: str) -> Sequence[Any]:
-    """The core's rows for the figure of quality against steps."""
-    return [row for row in results.rows(suite) if row["metric"] in ("frechet", "frechet_real", "accuracy")]
 
 
 def _answer(number: int, answer: Answer) -> str:

@@ -108,7 +108,7 @@ METHOD_STYLES: Mapping[str, MethodStyle] = {
     "delta_fm": MethodStyle("ΔFM", MODEL, "s"),
     "delta_fm_debiased": MethodStyle("ΔFM, debiased", "#A06CC8", "D", "--"),
     "vecor": MethodStyle("VeCoR", "#E69F00", "P"),
-    "vecor_latent": MethodStyle("VeCoR (latent, crop)", "#8C6100", "X", "-."),
+    "vecor_latent": MethodStyle("VeCoR (latent)", "#8C6100", "X", "-."),
     "vecor_debiased": MethodStyle("VeCoR, debiased", "#F2CC73", "p", "--"),
     "dispersive": MethodStyle("Dispersive", "#56B4E9", "h"),
     "repa": MethodStyle("REPA", "#CC79A7", "*"),
