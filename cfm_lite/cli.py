@@ -198,29 +198,56 @@ class Evaluate(Common):
 
 @dataclass
 class Compare(Common):
-    """Run a paired experiment over several seeds, resumable, and report differences to FM with their intervals."""
+    """Run a paired experiment over several seeds, and report differences to FM with their intervals.
 
-    suite: Positional[Suite] = "digits"
-    seeds: int = 3
-    """How many seeds, counted from --seed."""
+    It can be stopped at any time; the same command goes on. Groups are core and the suite's ablations, such as weight.
+    """
+
+    suite: Positional[Suite | None] = None
+    """toy, digits or mnist (default: digits; with --report all that is there)."""
+    group: tuple[str, ...] = ("core",)
+    """Which tables to fill: core, any of the suite's ablations, or all."""
+    seeds: int | None = None
+    """How many seeds, counted from --seed (default: the group's own number)."""
     arms: tuple[str, ...] = ()
-    """Only these arms of the suite, such as fm fm_scaled delta_fm (default: all)."""
+    """Only these arms of the groups, such as fm fm_scaled delta_fm (default: all)."""
+    workers: int | None = None
+    """Jobs at once on a CPU, each with one thread (default: as many as there are cores; with --quick 1)."""
     set: tuple[str, ...] = ()
     """Recipe fields that all arms share, as name=value: --set steps=500 weight=0.1."""
     out: Path = Path("data/results")
-    """Where SUITE.json and SUITE.info.json go."""
+    """Where SUITE.json, SUITE.GROUP.json and SUITE.info.json go."""
+    list: bool = False
+    """Only list the jobs that are left, with about how long they take."""
     report: bool = False
-    """Only print the report of what is there."""
+    """Only print the report of a suite; without one write README.md and the figures of all suites from the JSON files alone."""
 
     def run(self) -> None:
-        from cfm_lite.commands import compare_suite
+        from cfm_lite.checks import check_count
+        from cfm_lite.commands import compare_suite, report_suite
 
+        if self.report:
+            print(report_suite(self.suite, self.out))
+            return
+        suite = self.suite or "digits"
         changes = parse_settings(self.set)
-        own = sorted({"dataset", "method", "seed"} & set(changes))
+        own = sorted({"dataset", "method", "seed", "sample_steps"} & set(changes))
         if own:
             raise ConfigError(f"--set {own[0]} cannot be given here: the suite decides it. Use --seed and --seeds, or another suite.")
-        settings = {"arms": self.arms, "changes": changes, "quick": self.quick, "only_report": self.report}
-        print(compare_suite(self.suite, self.seed, self.seeds, self.out, self.device, **settings))
+        seeds = None if self.seeds is None else range(self.seed, self.seed + check_count("seeds", self.seeds))
+        chosen = {"groups": self.group, "seeds": seeds, "first_seed": self.seed, "arms": self.arms, "changes": changes}
+        how = {"quick": self.quick, "device": self.device, "workers": self.workers, "only_list": self.list, "command": self.command}
+        print(compare_suite(suite, out=self.out, **chosen, **how))
+
+    @property
+    def command(self) -> str:
+        """The command line that does the same, without folders."""
+        words = ["cfm-lite compare", self.suite or "digits"]
+        for name in ("group", "seeds", "arms", "set", "seed", "quick"):
+            value, default = getattr(self, name), Compare.__dataclass_fields__[name].default
+            if value != default:
+                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [] if value is True else [str(value)])]
+        return " ".join(words)
 
 
 @dataclass
@@ -381,7 +408,7 @@ def _run(command: Any) -> int:
             warnings.showwarning = Parsed.show
             command.run()
     except KeyboardInterrupt:
-        print("cfm-lite: stopped; a run of cfm-lite train was saved, and --resume goes on with it", file=sys.stderr)
+        print("cfm-lite: stopped; cfm-lite train --resume goes on, and so does the same cfm-lite compare", file=sys.stderr)
         return 130
     except (CFMError, OSError, MemoryError, RuntimeError) as error:
         if command.debug or _explained(error) is None:

@@ -2,8 +2,9 @@
 
 import io
 import json
+import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from torch import Tensor
 
 from cfm_lite import experiments, runs, viz
 from cfm_lite.checkpoint import write_bytes
-from cfm_lite.checks import check_count, parse_json
+from cfm_lite.checks import check_choice, check_count, parse_json
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import ARMS, Row
-from cfm_lite.judges import SETTINGS, Judge, judge_for
+from cfm_lite.experiments.readme import quality_figure, write_report
+from cfm_lite.experiments.sweep import Plan
 from cfm_lite.recipes import Recipe, from_dict
 from cfm_lite.runs import Run
 
-__all__ = ["compare_suite", "evaluate_file", "picture", "sample_run"]
+__all__ = ["compare_suite", "evaluate_file", "picture", "report_suite", "sample_run"]
 
 LIMIT = 2**32  # bytes of samples in one file
 
@@ -77,16 +79,11 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, Recipe]:
     return x, y, recipe
 
 
-def judge_of(name: str) -> Judge | None:
-    """The judge of an image set; points need none."""
-    return judge_for(name) if name in SETTINGS else None
-
-
 def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list[Row], Path]:
     """Measure the samples in an npz; returns flat rows and the metrics.json that they were written to."""
     x, y, recipe = load_samples(path)
     data = dataset(recipe.dataset)
-    values = experiments.measure(x, y, data, judge_of(recipe.dataset))
+    values = experiments.measure(x, y, data, experiments.judge_of(recipe.dataset))
     base = experiments.row_base(_arm(recipe), recipe, len(x), recipe.sample_steps)
     rows = [{**base, "metric": name, "value": value} for name, value in values.items()]
     return rows, runs.write_json(Path(out) if out else Path(path).with_name("metrics.json"), rows)
@@ -104,32 +101,55 @@ def picture(x: Tensor, y: Tensor, data: DataSet, path: Path, shown: int = 100) -
 
 def compare_suite(
     suite: str,
-    seed: int,
-    seeds: int,
-    out: str | Path,
-    device: str,
     *,
-    arms: Sequence[str] = (),
-    changes: Mapping[str, Any] | None = None,
-    quick: bool = False,
-    only_report: bool = False,
+    out: str | Path,
+    groups: Sequence[str] = (),
+    device: str = "auto",
+    workers: int | None = None,
+    only_list: bool = False,
+    command: str = "",
+    **chosen: Any,
 ) -> str:
-    """Run what is missing of a suite (unless `only_report`) with some recipe fields changed, draw its figure, and return the report."""
-    check_count("seeds", seeds)
-    out = Path(out)
-    name = experiments.SUITES[suite].dataset
-    if only_report:
-        rows = experiments.read_json(out / f"{suite}.json")
-    else:
-        chosen, n = {**({"steps": 40} if quick else {}), **(changes or {})}, 200 if quick else 1000
-        settings = {"judge": judge_of(name), "arms": arms, "changes": chosen, "n": n, "device": runs.pick_device(device)}
-        rows = experiments.compare(suite, seeds=range(seed, seed + seeds), out=out, **settings)
+    """Run what is missing of a suite's groups ("all" is every group) and return the report, or the list of jobs if `only_list`.
+
+    `chosen` are seeds, first_seed, arms, changes and quick, as `experiments.plan` takes them.
+    """
+    check_choice("suite", suite, experiments.SUITES)
+    where = runs.pick_device(device)
+    every = tuple(experiments.SUITES[suite].groups)
+    settings = {"out": out, "groups": every if "all" in groups else groups or ("core",), "device": str(where), **chosen}
+    many = check_count("workers", workers) if workers is not None else _side_by_side(bool(chosen.get("quick")))
+    if only_list:
+        return listing(experiments.plan(suite, **settings), many)
+    experiments.compare(suite, workers=many, command=command, **settings)
+    return report_suite(suite, out)
+
+
+def _side_by_side(quick: bool) -> int:
+    """As many jobs as there are cores, but for a quick sweep, whose jobs are shorter than the start of a process."""
+    return 1 if quick else os.cpu_count() or 1
+
+
+def listing(plan: Plan, workers: int) -> str:
+    """The jobs of a plan that are not done, with about how long they take together."""
+    seconds = plan.seconds()
+    lines = [f"{job.key}  about {second:6.0f} s  {job.label}" for job, second in zip(plan.jobs, seconds)]
+    every = {trial.key for trial in plan.trials}
+    done = len(every) - sum(len(job.trials) for job in plan.jobs)
+    total = f"{done} of {len(every)} trials are done; {len(plan.jobs)} jobs are left, about "
+    return "\n".join([*lines, f"{total}{sum(seconds) / workers / 60:.0f} min with {workers} workers"])
+
+
+def report_suite(suite: str | None, out: str | Path) -> str:
+    """The text report of a suite's core, and its figure beside the rows; without a suite, README.md and the figures of all."""
+    if suite is None:
+        return "\n".join(map(str, write_report(out)))
+    path = Path(out) / f"{suite}.json"
+    rows = experiments.read_json(path)
     steps = max(row["nfe"] for row in rows)
     measured = {row["metric"] for row in rows}
-    parts = [
-        experiments.report(rows, metric, steps) for metric in ("frechet", "sliced_wasserstein", "accuracy", "recall") if metric in measured
-    ]
-    where = [str(out / f"{suite}.json")]
+    shown = [metric for metric in ("frechet", "sliced_wasserstein", "accuracy", "recall") if metric in measured]
+    where = [str(path)]
     if "frechet" in measured:
-        where.append(str(viz.save(viz.quality_vs_steps(rows), out / f"{suite}.png")))
-    return "\n\n".join([*parts, "\n".join(where)])
+        where.append(str(viz.save(quality_figure(rows), path.with_suffix(".png"))))
+    return "\n\n".join([*(experiments.report(rows, metric, steps) for metric in shown), "\n".join(where)])

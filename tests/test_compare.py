@@ -8,6 +8,7 @@ import torch
 from cfm_lite import cli, experiments
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
+from cfm_lite.experiments import measures
 from cfm_lite.judges import judge_for
 
 
@@ -46,15 +47,15 @@ def test_what_the_suite_decides_cannot_be_set(more, words, tmp_path, capsys):
 
 def test_an_arm_of_another_suite_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="arm"):
-        experiments.compare("digits", seeds=[0], out=tmp_path, arms=("vecor",))
+        experiments.compare("toy", seeds=[0], out=tmp_path, arms=("repa",))
 
 
 def test_a_large_set_is_compared_in_part_and_without_all_pairs(monkeypatch):
     data, judge = dataset("digits"), judge_for("digits")
     y = experiments.balanced_labels(10, 60)
     whole = experiments.measure(data.x1[:60], y, data, judge)
-    monkeypatch.setattr(experiments, "COMPARED", 450)
-    monkeypatch.setattr(experiments, "ALL_PAIRS", 500)
+    monkeypatch.setattr(measures, "COMPARED", 450)
+    monkeypatch.setattr(measures, "ALL_PAIRS", 500)
     part = experiments.measure(data.x1[:60], y, data, judge)
     assert set(whole) - set(part) == {"nearest_ratio"}
     cut = data._replace(x1=data.x1[::2], held_x1=data.held_x1[::2])

@@ -8,7 +8,7 @@ import torch
 
 from cfm_lite import experiments, guidance
 from cfm_lite.data.datasets import dataset
-from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.errors import ConfigError
 from cfm_lite.experiments import ARMS, SUITES, differences
 from cfm_lite.judges import train_judge
 from cfm_lite.recipes import METHODS, Recipe
@@ -109,7 +109,7 @@ def test_the_interval_of_a_known_law_covers_its_mean_about_as_often_as_it_says()
     hits = 0
     for _ in range(60):
         d = rng.normal(1.0, 1.0, size=20)
-        found = experiments._difference("m", "x", 1, dict(enumerate(d)), dict(enumerate(np.zeros(20))))
+        found = experiments.paired_difference("m", "x", 1, dict(enumerate(d)), dict(enumerate(np.zeros(20))))
         hits += found.low <= 1.0 <= found.high
     assert 51 <= hits <= 60  # 95 % of 60 is 57; the bootstrap is a little short on 20 values
 
@@ -133,24 +133,74 @@ def test_missing_rows_are_a_clear_error():
         differences(rows("vecor", [1.0]), "frechet", 50)
 
 
-def test_a_sweep_keeps_its_rows_and_does_not_run_them_again(tmp_path, monkeypatch):
-    small = {"steps": 3, "hidden_size": 16, "batch": 32}
-    settings = {"out": tmp_path, "changes": small, "nfes": (2,), "n": 40, "progress": False}
-    first = experiments.compare("toy", seeds=[0], **settings)
-    assert {row["method"] for row in first} == set(SUITES["toy"].arms)
-    assert all(set(row) >= {"method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"} for row in first)
-    calls = []
-    real = experiments.train
-    monkeypatch.setattr(experiments, "train", lambda *a, **k: calls.append(a[0].seed) or real(*a, **k))
-    both = experiments.compare("toy", seeds=[0, 1], **settings)
-    assert set(calls) == {1}
-    assert both[: len(first)] == first
-    assert experiments.read_json(tmp_path / "toy.json") == both
-    assert experiments.read_json(tmp_path / "toy.info.json")["facts"]["torch"] == torch.__version__
-    with pytest.raises(DataError, match="other settings"):
-        experiments.compare("toy", seeds=[0], **{**settings, "n": 50})
-
-
 def test_an_unknown_suite_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'digits'"):
         experiments.compare("digit", seeds=[0], out=".")
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS.values() if arm.trained != "vecor_image"], ids=lambda arm: arm.method)
+def test_every_arm_changes_the_velocity_as_it_says_and_nothing_else(arm, run):
+    y, x, t = experiments.balanced_labels(10, 4), torch.randn(4, 1, 8, 8), torch.full((4,), 0.4)
+    v, mine = (experiments.velocity(some, run, DATA, y)(x, t) for some in (ARMS["fm"], arm))
+    assert mine.shape == x.shape
+    assert torch.equal(v, mine) != arm.changes
+
+
+@pytest.mark.parametrize(
+    ("retargeted", "debiased"), [("fm_retargeted_vecor", "vecor_debiased"), ("fm_retargeted_latent", "vecor_latent_debiased")]
+)
+def test_the_controls_of_vecor_and_their_inverses_cancel(retargeted, debiased, run):
+    y, x, t = experiments.balanced_labels(10, 4), torch.randn(4, 1, 8, 8), torch.full((4,), 0.4)
+    there = experiments.velocity(ARMS[retargeted], run, DATA, y)
+    back = ARMS[debiased].change(there, run.recipe, DATA)(x, t)
+    torch.testing.assert_close(back, experiments.velocity(ARMS["fm"], run, DATA, y)(x, t), atol=1e-4, rtol=1e-4)
+
+
+def test_a_training_is_named_by_the_fields_that_it_reads():
+    told = experiments.trained_recipe
+    base = Recipe(method="delta_fm", weight=0.2)
+    assert told(base) == told(base.changed(tau=0.1, views="restricted", align=0.9, guidance=3.0, solver="heun"))
+    assert told(base) != told(base.changed(weight=0.3))
+    assert told(base) != told(base.changed(also="repa", align=0.9)) != told(base.changed(also="repa"))
+    assert set(METHODS) <= set(experiments.arms.READS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_field_that_a_training_does_not_read_does_not_change_it(method):
+    data = dataset("digits_pca") if method == "vecor_image" else DATA
+    one = SMALL.changed(method=method, steps=2, dataset=data.name)
+    idle = {
+        "weight": 0.4,
+        "k": 2,
+        "perturb": "additive_noise",
+        "spread": 2.0,
+        "variant": "hinge",
+        "tau": 2.0,
+        "align": 2.0,
+        "align_block": 1,
+    }
+    other = one.changed(**{name: value for name, value in idle.items() if name not in experiments.arms.READS[method]})
+    assert experiments.trained_recipe(one) == experiments.trained_recipe(other)
+    a, b = (train(r, data, progress=False).model.state_dict() for r in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_latents_are_measured_as_the_images_that_they_stand_for():
+    judge, latent = experiments.judge_of("digits_pca"), dataset("digits_pca")
+    y = latent.y[:500]
+    values = experiments.measure(latent.x1[:500], y, latent, judge)
+    again = experiments.measure(latent.codec.decode(latent.x1[:500]), y, latent.images, judge)
+    assert values == again
+    assert values["accuracy"] > 0.9
+
+
+def test_the_sde_and_the_other_solvers_draw_what_their_names_say(run):
+    y = experiments.balanced_labels(10, 6)
+    plain, heun, sde = (experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, solver=name) for name in (None, "heun", "sde"))
+    assert torch.equal(plain, experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, solver=run.recipe.solver))
+    assert not torch.equal(plain, heun)
+    assert torch.equal(sde, experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, solver="sde"))
+    assert not torch.equal(sde, experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, seed=1, solver="sde"))
+    for bad in ({"solver": "heun", "nfe": 3}, {"solver": "sde", "nfe": 1}, {"solver": "eular"}, {"samples": 0}):
+        with pytest.raises(ConfigError):
+            experiments.Sampling(**bad)

@@ -241,11 +241,11 @@ def test_the_palette_is_the_documented_one() -> None:
     assert (viz.NOISE, viz.DATA, viz.ATTRACT, viz.REPEL, viz.MODEL) == ("#7f7f7f", "#0072B2", "#009E73", "#D55E00", "#7B3FA0")
     assert to_rgb(viz.TRUTH) == (0, 0, 0)
     assert (viz.METHOD_COLORS["fm"], viz.METHOD_COLORS["real"]) == (viz.ATTRACT, viz.TRUTH)
-    assert viz.METHOD_LABELS["vecor_latent"] == "VeCoR (latent, crop)"
+    assert viz.METHOD_LABELS["vecor_latent"] == "VeCoR (latent)"
 
 
 def test_each_method_has_a_colour_and_a_marker_of_its_own() -> None:
-    known = "fm fm_scaled fm_retargeted delta_fm delta_fm_debiased vecor vecor_latent vecor_debiased dispersive repa real"
+    known = "fm fm_scaled fm_retargeted delta_fm delta_fm_debiased vecor vecor_latent vecor_debiased dispersive repa pair real"
     assert set(viz.METHOD_STYLES) == set(known.split())
     for part in ("label", "color", "marker"):
         assert len({getattr(look, part) for look in viz.METHOD_STYLES.values()}) == len(viz.METHOD_STYLES)

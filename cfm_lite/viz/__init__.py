@@ -30,6 +30,7 @@ from cfm_lite.viz.errors import curves, plane_maps
 from cfm_lite.viz.exact import fields_figure
 from cfm_lite.viz.features import feature_maps, paired_differences, profiles, similarity_maps, spreading
 from cfm_lite.viz.fields import field_error, point_samples, trajectories, velocity_fields
+from cfm_lite.viz.lab import Panel, difference_curves, difference_rows, difference_scatter
 from cfm_lite.viz.marginals import conditional_velocities, path_coefficients, scalar_maps, snapshots, spacetime
 from cfm_lite.viz.matching import pairings, regression_slice
 from cfm_lite.viz.pictures import image_grid, perturbation_gallery
@@ -82,6 +83,7 @@ __all__ = [
     "Film",
     "Limits",
     "MethodStyle",
+    "Panel",
     "Picture",
     "Velocity",
     "arrow_key",
@@ -95,6 +97,9 @@ __all__ = [
     "contours",
     "curves",
     "density_map",
+    "difference_curves",
+    "difference_rows",
+    "difference_scatter",
     "evaluate",
     "feature_maps",
     "field_error",

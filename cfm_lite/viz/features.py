@@ -224,8 +224,8 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
 def paired_differences(groups: Mapping[str, Iterable[Difference]], *, xlabel: str, base: str = "FM", good: str = "lower") -> Picture:
     """Differences to a base method with their intervals: a block of rows per group, a row per `experiments.Difference` in it.
 
-    A filled dot has an interval that does not contain zero. A hollow one has an interval that does, or none (NaN, one seed), so nothing
-    can be said. A vertical line marks the base.
+    A filled dot is a clear difference (the attribute `clear`; without one, an interval that does not contain zero). Of a hollow one
+    nothing can be said. A vertical line marks the base.
     `good` says on which side ("lower" or "higher") a method is better. Raises ConfigError for NaN and for empty groups.
     """
     check_choice("good", good, ("lower", "higher"))
@@ -251,7 +251,7 @@ def paired_differences(groups: Mapping[str, Iterable[Difference]], *, xlabel: st
     panel.set_title(f"$\\leftarrow$ {sides[0]} than {base}", loc="left", fontsize=10)
     panel.set_title(f"{sides[1]} than {base} $\\rightarrow$", loc="right", fontsize=10)
     figure.legend(list(seen.values()), [method_style(name).label for name in seen], loc="outside right upper")
-    figure.supxlabel("Bars: 95 % bootstrap intervals over seeds; hollow: the interval contains zero.", x=0.01, ha="left", fontsize=9)
+    figure.supxlabel("Bars: 95 % bootstrap intervals over seeds; hollow: no clear difference.", x=0.01, ha="left", fontsize=9)
     return figure
 
 
@@ -260,7 +260,7 @@ def _interval(panel: Axes, row: Difference, place: float) -> Any:
     (mean,) = as_array(f"the difference of {row.method!r}", [row.mean], 1)
     low, high = row.low, row.high
     look = method_style(row.method)
-    clear = low > 0 or high < 0  # False for NaN: one seed has no interval
+    clear = getattr(row, "clear", low > 0 or high < 0)  # False for NaN: one seed has no interval
     panel.plot([low, high], [place, place], color=look.color, linewidth=2.2, solid_capstyle="butt")
     fill = {"markerfacecolor": look.color if clear else "white", "markeredgecolor": look.color, "markeredgewidth": 1.6}
     panel.plot(mean, place, marker=look.marker or "o", color=look.color, markersize=7.5, linestyle="none", zorder=3, **fill)

@@ -108,13 +108,24 @@ METHOD_STYLES: Mapping[str, MethodStyle] = {
     "delta_fm": MethodStyle("ΔFM", MODEL, "s"),
     "delta_fm_debiased": MethodStyle("ΔFM, debiased", "#A06CC8", "D", "--"),
     "vecor": MethodStyle("VeCoR", "#E69F00", "P"),
-    "vecor_latent": MethodStyle("VeCoR (latent, crop)", "#8C6100", "X", "-."),
+    "vecor_latent": MethodStyle("VeCoR (latent)", "#8C6100", "X", "-."),
     "vecor_debiased": MethodStyle("VeCoR, debiased", "#F2CC73", "p", "--"),
     "dispersive": MethodStyle("Dispersive", "#56B4E9", "h"),
     "repa": MethodStyle("REPA", "#CC79A7", "*"),
+    "pair": MethodStyle("VeCoR and REPA", "#A8327E", "d", "-."),
 }
 METHOD_COLORS = {name: look.color for name, look in METHOD_STYLES.items()}
 METHOD_LABELS = {name: look.label for name, look in METHOD_STYLES.items()}
+_OTHER_LABELS = {  # arms of the lab without a hue of their own
+    "fm_retargeted_vecor": "FM, re-targeted as VeCoR",
+    "fm_retargeted_latent": "FM, re-targeted as VeCoR (latent)",
+    "pair_delta_fm": "ΔFM and REPA",
+    "pair_dispersive": "VeCoR and dispersive",
+    "vecor_image": "VeCoR (image)",
+    "vecor_latent_debiased": "VeCoR (latent), debiased",
+    "contrastive_independent": "Contrastive, independent noise",
+    "contrastive_restricted": "Contrastive, near noise",
+}
 _OTHER = (("#5D6D7E", "#8E6C5A", "#3D5A80", "#7A7A2E"), "<>dH8", ("-", "--", "-."))  # colours, markers, lines of unregistered names
 
 P = ParamSpec("P")
@@ -129,7 +140,7 @@ def method_style(name: str) -> MethodStyle:
         return METHOD_STYLES[name]
     key = zlib.crc32(name.encode())
     color, marker, line = (options[(key >> 8 * i) % len(options)] for i, options in enumerate(_OTHER))
-    return MethodStyle(name, color, marker, line)
+    return MethodStyle(_OTHER_LABELS.get(name, name), color, marker, line)
 
 
 def method_title(name: str) -> str:

@@ -1,0 +1,128 @@
+"""What was measured, read from a folder of rows: values by seed, and paired differences, wherever a report asks for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cfm_lite.experiments.measures import Row
+from cfm_lite.experiments.statistics import Difference, paired_difference
+from cfm_lite.experiments.store import Store
+from cfm_lite.experiments.suites import SUITES
+
+__all__ = ["Place", "Results", "percent", "tell", "verdict"]
+
+QUALITY = {"toy": "sliced_wasserstein"}  # and the Fréchet distance elsewhere
+LOWER_IS_BETTER = {"frechet", "sliced_wasserstein", "mmd", "drift", "field_error", "trajectory_error"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands: the group's file and all that the seeds have in common there."""
+
+    method: str = "fm"
+    group: str = "core"
+    variant: str = ""
+    nfe: int = 50
+    sampler: str = "euler"
+    guidance: float = 1.0
+
+    def holds(self, row: Row) -> bool:
+        """Whether `row`, of the group's file, stands here."""
+        names = ("method", "nfe", "sampler", "guidance")
+        return all(row[name] == getattr(self, name) for name in names) and row.get("variant", "") == self.variant
+
+
+class Results:
+    """The rows of every suite in `folder`, which are all that a report reads."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @cached_property
+    def suites(self) -> Mapping[str, Store]:
+        """The suites whose core was run."""
+        stores = {name: Store(self.folder, name) for name in SUITES}
+        return {name: store for name, store in stores.items() if store.path("core").exists()}
+
+    @cached_property
+    def _rows(self) -> Mapping[tuple[str, str], Sequence[Row]]:
+        return {(name, group): store.rows(group) for name, store in self.suites.items() for group in SUITES[name].groups}
+
+    def rows(self, suite: str, group: str = "core") -> Sequence[Row]:
+        """The rows of a group; none where it was not run."""
+        return self._rows.get((suite, group), [])
+
+    def seeds(self, suite: str, group: str = "core") -> int:
+        """How many seeds a group has."""
+        return len({row["seed"] for row in self.rows(suite, group)})
+
+    def nfes(self, suite: str, group: str = "core") -> list[int]:
+        """The numbers of evaluations of a group, fewest first."""
+        return sorted({row["nfe"] for row in self.rows(suite, group)})
+
+    def methods(self, suite: str, group: str = "core") -> list[str]:
+        """The methods of a group, in the order of its rows."""
+        return list(dict.fromkeys(row["method"] for row in self.rows(suite, group)))
+
+    def values(self, suite: str, place: Place, metric: str) -> dict[int, float]:
+        """{seed: value} of a metric at a place."""
+        found = (row for row in self.rows(suite, place.group) if row["metric"] == metric and place.holds(row))
+        return {row["seed"]: row["value"] for row in found if row["value"] is not None}
+
+    def mean(self, suite: str, place: Place, metric: str) -> float:
+        """The mean over the seeds; NaN where there are none."""
+        values = list(self.values(suite, place, metric).values())
+        return float(np.mean(values)) if values else float("nan")
+
+    def base(self, suite: str, place: Place) -> Place:
+        """Plain FM as it is to be compared with `place`: of the same group and variant where it was run there, else of the core."""
+        here = replace(place, method="fm")
+        there = replace(here, group="core", variant="")
+        return here if any(here.holds(row) for row in self.rows(suite, place.group)) else there
+
+    def difference(self, suite: str, place: Place, metric: str | None = None, base: Place | None = None) -> Difference | None:
+        """The paired difference of `place` to `base` (plain FM) in `metric` (the suite's measure of quality); None without pairs."""
+        metric = metric or quality(suite)
+        mine, other = (self.values(suite, at, metric) for at in (place, base or self.base(suite, place)))
+        return paired_difference(place.method, metric, place.nfe, mine, other) if mine.keys() & other.keys() else None
+
+
+def quality(suite: str) -> str:
+    """The metric that says how near the samples of a suite are to the data."""
+    return QUALITY.get(suite, "frechet")
+
+
+def verdict(d: Difference) -> str:
+    """What the statistics allow to be said: "gains", "loses" or "no clear difference"."""
+    if not d.clear:
+        return "no clear difference"
+    return "gains" if (d.mean < 0) == (d.metric in LOWER_IS_BETTER) else "loses"
+
+
+def number(value: float, sign: bool = False) -> str:
+    """`value` with three digits, and a true minus sign."""
+    text = f"{value:{'+' if sign else ''}.3g}" if abs(value) < 1000 else f"{value:{'+' if sign else ''},.0f}"
+    return text.replace("-", "−")
+
+
+def interval(d: Difference) -> str:
+    """Mean, 95 % bootstrap interval and number of seeds of a difference; Student's interval, too, where it alone contains zero."""
+    if d.seeds < 2:
+        return f"{number(d.mean, True)}, one seed"
+    text = f"{number(d.mean, True)} [{number(d.low, True)}, {number(d.high, True)}], n = {d.seeds}"
+    if not d.clear and (d.low > 0 or d.high < 0):
+        text += f"; Student's 98 % [{number(d.t_low, True)}, {number(d.t_high, True)}]"
+    return text
+
+
+def tell(name: str, d: Difference | None) -> str:
+    """A clause: who, the verdict, and the numbers."""
+    return f"{name}: not measured yet" if d is None else f"{name}: {verdict(d)} ({interval(d)})"
+
+
+def percent(d: Difference, base: float) -> str:
+    """The mean difference as a share of FM's mean."""
+    return f"{100 * d.mean / base:+.0f} %".replace("-", "−") if base else "no share"

@@ -1,0 +1,189 @@
+"""Sweeps that can be stopped, grown and run side by side: the files are those of a sweep that never stopped, byte for byte."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cfm_lite import experiments
+from cfm_lite.errors import CFMError, DataError, DivergenceError
+from cfm_lite.experiments import jobs, workers
+
+TINY = {"steps": 3, "hidden_size": 16, "batch": 32}
+CORE = ("fm", "fm_scaled", "delta_fm")
+
+
+def sweep(out, **more):
+    return experiments.compare("toy", out=out, quick=True, progress=False, **{"seeds": (0, 1), "arms": CORE, "changes": TINY} | more)[
+        "core"
+    ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    return sweep(out), (out / "toy.json").read_bytes()
+
+
+def counted(monkeypatch):
+    calls, real = [], jobs.train
+    monkeypatch.setattr(jobs, "train", lambda recipe, *a, **k: calls.append((recipe.method, recipe.seed)) or real(recipe, *a, **k))
+    return calls
+
+
+def test_a_sweep_keeps_its_rows_and_does_not_run_them_again(tmp_path, unbroken, monkeypatch):
+    calls = counted(monkeypatch)
+    first = sweep(tmp_path, seeds=(0,))
+    assert {row["method"] for row in first} == set(CORE)
+    assert all(set(row) >= {"method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"} for row in first)
+    both = sweep(tmp_path)
+    assert calls == [("fm", 0), ("delta_fm", 0), ("fm", 1), ("delta_fm", 1)]
+    assert (both, (tmp_path / "toy.json").read_bytes()) == unbroken
+    assert not (tmp_path / "toy.parts").exists()
+
+
+def test_a_sweep_grown_by_arms_and_seeds_in_any_order_is_the_same_file(tmp_path, unbroken):
+    sweep(tmp_path, seeds=(1,), arms=("delta_fm",))
+    sweep(tmp_path, seeds=(0, 1), arms=("fm_scaled",))
+    sweep(tmp_path)
+    assert (tmp_path / "toy.json").read_bytes() == unbroken[1]
+
+
+def test_a_smaller_sweep_afterwards_loses_nothing(tmp_path, unbroken):
+    sweep(tmp_path)
+    assert sweep(tmp_path, seeds=(1,), arms=("fm",)) == unbroken[0]
+
+
+def test_a_sweep_that_breaks_in_the_middle_of_a_job_goes_on_to_the_same_file(tmp_path, unbroken, monkeypatch):
+    real, drawn = jobs.sample_rows, []
+
+    def cut_off(*a, **k):
+        drawn.append(1)
+        if len(drawn) == 8:  # fm is done, fm_scaled is not
+            raise KeyboardInterrupt
+        return real(*a, **k)
+
+    monkeypatch.setattr(jobs, "sample_rows", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path)
+    assert {row["method"] for row in json.loads((tmp_path / "toy.json").read_text())} == {"fm"}
+    sweep(tmp_path)
+    assert (tmp_path / "toy.json").read_bytes() == unbroken[1]
+
+
+def test_trials_that_a_killed_sweep_left_behind_are_taken_up(tmp_path, unbroken, monkeypatch):
+    todo = experiments.plan("toy", out=tmp_path, seeds=(0, 1), arms=CORE, changes=TINY, quick=True)
+    jobs.run_job(todo.jobs[0], todo.store.parts, "cpu")  # as a process leaves it that is killed before it can put them in place
+    calls = counted(monkeypatch)
+    sweep(tmp_path)
+    assert calls == [("delta_fm", 0), ("fm", 1), ("delta_fm", 1)]
+    assert (tmp_path / "toy.json").read_bytes() == unbroken[1]
+
+
+def test_a_kept_training_goes_on_from_its_checkpoint_to_the_same_rows(tmp_path, unbroken, monkeypatch):
+    todo = experiments.plan("toy", out=tmp_path, seeds=(0, 1), arms=CORE, changes=TINY, quick=True)
+    job, parts = todo.jobs[0], todo.store.parts
+    real = jobs.train
+
+    def stops_after_two(recipe, data, **how):
+        real(recipe.changed(steps=2), data, **how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "train", stops_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_job(job, parts, "cpu", keep=True)
+    resumed = []
+    monkeypatch.setattr(jobs, "train", lambda recipe, data, **how: resumed.append(how["resume"]) or real(recipe, data, **how))
+    jobs.run_job(job, parts, "cpu", keep=True)
+    assert resumed == [True]
+    assert not list(parts.glob("cost-*"))  # half of a training says nothing of its cost
+    todo.store.assemble(todo.trials)
+    assert json.loads((tmp_path / "toy.json").read_text()) == [r for r in unbroken[0] if r["seed"] == 0 and r["method"].startswith("fm")]
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    sweep(tmp_path, seeds=(0,), arms=("fm",))
+    with pytest.raises(DataError, match=r"other settings \(recipe.lr differ\)"):
+        sweep(tmp_path, changes=TINY | {"lr": 0.1})
+    with pytest.raises(DataError, match="samplings"):
+        experiments.compare("toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, progress=False)
+
+
+def test_arms_that_share_a_training_share_a_job():
+    listed = jobs.jobs_of(experiments.trials("toy", "core", seeds=(0,), changes={}))
+    assert [job.training.method for job in listed][:2] == ["fm", "delta_fm"]
+    controls = ["fm_scaled", "fm_retargeted", "fm_retargeted_vecor", "fm_retargeted_latent"]
+    assert [trial.arm for trial in listed[0].trials] == ["fm", *controls]
+    plain, other = (next(iter(experiments.trials("toy", "core", seeds=(0,), arms=("fm",), changes=c))) for c in ({}, {"weight": 0.3}))
+    assert plain.key == other.key  # plain FM does not read the weight
+    scaled = (next(iter(experiments.trials("toy", "core", seeds=(0,), arms=("fm_scaled",), changes=c))) for c in ({}, {"weight": 0.3}))
+    assert len({trial.key for trial in scaled}) == 2
+
+
+def test_divergence_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
+    real = jobs.train
+
+    def train(recipe, *a, **k):
+        if recipe.method == "delta_fm":
+            raise DivergenceError("the loss is inf in step 2")
+        return real(recipe, *a, **k)
+
+    monkeypatch.setattr(jobs, "train", train)
+    found = sweep(tmp_path, seeds=(0,), arms=("fm", "delta_fm"))
+    bad = [row for row in found if row["metric"] == "diverged"]
+    assert [(row["method"], row["value"], row["reason"]) for row in bad] == [("delta_fm", None, "the loss is inf in step 2")]
+    assert {row["method"] for row in found} == {"fm", "delta_fm"}
+    assert sweep(tmp_path, seeds=(0,), arms=("fm", "delta_fm")) == found  # it would diverge again
+
+
+def test_an_error_of_one_job_is_told_after_the_others_are_done(tmp_path, monkeypatch):
+    real = jobs.train
+
+    def train(recipe, *a, **k):
+        if recipe.method == "fm":
+            raise RuntimeError("out of luck")
+        return real(recipe, *a, **k)
+
+    monkeypatch.setattr(jobs, "train", train)
+    with pytest.raises(CFMError, match=r"(?s)1 of 2 jobs failed.*fm seed 0.*out of luck"):
+        sweep(tmp_path, seeds=(0,), arms=("fm", "delta_fm"))
+    assert {row["method"] for row in json.loads((tmp_path / "toy.json").read_text())} == {"delta_fm"}
+
+
+def test_a_worker_that_was_asked_to_stop_takes_no_new_job(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers._Worker, "stopping", True)
+    todo = experiments.plan("toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, quick=True)
+    assert workers._work(0, todo.jobs[0], tmp_path, "cpu", False).stopped
+
+
+def start(out, *more):
+    words = ["compare", "toy", "--quick", "--arms", *CORE, "--out", str(out), "--workers", "2", *more]
+    return subprocess.Popen([sys.executable, "-m", "cfm_lite.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def test_workers_give_the_bytes_of_one_process(tmp_path, unbroken):
+    done = start(tmp_path, "--seeds", "2", "--set", *(f"{name}={value}" for name, value in TINY.items()))
+    _, err = done.communicate(timeout=120)
+    assert done.returncode == 0, err.decode()
+    assert (tmp_path / "toy.json").read_bytes() == unbroken[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of another kind")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_path, number, code):
+    running = start(tmp_path, "--seeds", "200", "--set", "steps=50", "hidden_size=16", "batch=32")
+    until = time.monotonic() + 60
+    while len(list((tmp_path / "toy.parts").glob("*.json"))) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    running.send_signal(number)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == code, err.decode()
+    kept = json.loads((tmp_path / "toy.json").read_text())
+    seeds = sorted({row["seed"] for row in kept})
+    assert 1 <= len(seeds) < 200
+    again = sweep(tmp_path / "again", seeds=seeds, changes=TINY | {"steps": 50})
+    assert [row for row in again if row in kept] == kept

@@ -1,0 +1,76 @@
+"""Figures of the lab: a clear difference is filled and an unclear one hollow, each stands at its own value, and no text is cut off."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from cfm_lite import viz
+from cfm_lite.errors import ConfigError
+from cfm_lite.viz import Panel
+from tests.drawn import texts_of
+
+
+def difference(method, mean, low, high, clear):
+    return SimpleNamespace(method=method, mean=mean, low=low, high=high, clear=clear)
+
+
+CLEAR, HOLLOW = difference("delta_fm", -0.3, -0.5, -0.1, True), difference("vecor", -0.2, -0.4, -0.05, False)
+PANEL = Panel("Digits", "Fréchet distance minus FM's")
+FIGURES = {
+    "rows": lambda: viz.difference_rows({PANEL: [("ΔFM", CLEAR), ("VeCoR", HOLLOW)], Panel("MNIST", "recall", "higher"): [("ΔFM", CLEAR)]}),
+    "curves": lambda: viz.difference_curves({PANEL: {"delta_fm": {2: CLEAR, 50: CLEAR}, "vecor": {2: HOLLOW, 50: CLEAR}}}, xlabel="NFE"),
+    "curves, even": lambda: viz.difference_curves({PANEL: {"vecor": {1.0: HOLLOW, 2.0: CLEAR}}}, xlabel="scale", log=False),
+    "scatter": lambda: viz.difference_scatter({PANEL: [("weight 0.5", 1.5, CLEAR), ("weight 2", 7.0, HOLLOW)]}, xlabel="length"),
+}
+
+
+def marks(figure):
+    return [line for axes in figure.axes for line in axes.lines if line.get_marker() not in ("None", "", None)]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_clear_differences_are_filled_and_the_others_hollow(name):
+    for mark in marks(FIGURES[name]()):
+        is_clear = -0.3 in (mark.get_xdata()[0], mark.get_ydata()[0])
+        assert is_clear == (mark.get_markerfacecolor() != "white")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_text_lies_inside_the_canvas_and_every_axis_has_a_name(name):
+    figure = FIGURES[name]()
+    figure.canvas.draw()
+    for text in texts_of(figure):
+        box = text.get_window_extent()
+        assert min(box.x0, box.y0, figure.bbox.x1 - box.x1, figure.bbox.y1 - box.y1) >= -1, text.get_text()
+    assert all(axes.get_xlabel() for axes in figure.axes)
+
+
+def test_rows_stand_at_their_means_with_their_intervals():
+    axes = FIGURES["rows"]().axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ΔFM", "VeCoR"]
+    assert [list(line.get_xdata()) for line in axes.lines[:4]] == [[-0.5, -0.1], [-0.3], [-0.4, -0.05], [-0.2]]
+    assert "better" in axes.get_xlabel().split("worse")[0]
+    assert "worse" in FIGURES["rows"]().axes[1].get_xlabel().split("better")[0]
+
+
+def test_curves_stand_at_their_settings():
+    axes = FIGURES["curves"]().axes[0]
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "50"]
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: viz.difference_rows({}), "blocks is empty"),
+        (lambda: viz.difference_curves({}, xlabel="x"), "blocks is empty"),
+        (lambda: viz.difference_scatter({}, xlabel="x"), "blocks is empty"),
+        (lambda: viz.difference_rows({PANEL: []}), "no differences"),
+        (lambda: viz.difference_rows({PANEL: [("a", difference("fm", math.nan, 0, 1, False))]}), "NaN"),
+        (lambda: viz.difference_scatter({PANEL: [("a", 0.0, CLEAR)]}, xlabel="x"), "not above 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(build, words):
+    with pytest.raises(ConfigError, match=words):
+        build()
