@@ -92,10 +92,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
         weights = safetensors.torch.load(blobs["weights.safetensors"])
         optimizer = safetensors.torch.load(blobs["optimizer.safetensors"])
         state = json.loads(blobs["state.json"])
-    except (KeyError, ValueError, SafetensorError) as error:
+        step = int(state["step"])
+    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointCorruptError(f"{path} is not a whole checkpoint: {error!r}. Use an older one, or train again.") from error
     weights, optimizer = ({k: v.to(device) for k, v in tensors.items()} for tensors in (weights, optimizer))
-    return Checkpoint(path, int(state["step"]), weights, optimizer, state)
+    return Checkpoint(path, step, weights, optimizer, state)
 
 
 def latest(directory: str | Path) -> Path:
@@ -187,17 +188,20 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         whole = manifest["self"] == _digest(_canonical(body)) and isinstance(body["files"], dict)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}. Give a step-* directory.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointCorruptError(f"{file} is damaged ({type(error).__name__}). Use an older checkpoint.") from error
     if not whole:
         raise CheckpointCorruptError(f"{file} is damaged: its own hash differs. Use an older checkpoint.")
+    outside = [name for name in body["files"] if "\0" in name or os.path.basename(name) != name]
+    if outside:
+        raise CheckpointCorruptError(f"{file} names {outside[0]!r:.200}, which is outside its checkpoint; it was not read.")
     if body["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {body['format']}; this cfm_lite reads format {FORMAT}. Use the release that wrote it.")
     return body
 
 
 def _read_verified(file: Path, digest: str) -> bytes:
-    if file.name != os.path.basename(str(file)) or file.is_symlink():
+    if file.is_symlink():
         raise CheckpointCorruptError(f"{file} points outside its checkpoint; it was not read.")
     try:
         data = file.read_bytes()

@@ -1,7 +1,7 @@
 """Small networks that ship with the repository, so that every explorer moves before anything is trained.
 
-data/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision, with the recipe and a fingerprint in
-its header. The recorded command that makes them all: python -m cfm_lite.pretrained; with names, only those.
+data/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision, with the recipe and a fingerprint of
+both in its header. The recorded command that makes them all: python -m cfm_lite.pretrained; with names, only those.
 """
 
 import functools
@@ -65,7 +65,7 @@ def load(name: str) -> nn.Module:
         ) from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointCorruptError(f"{path} is damaged ({error}); git checkout data/checkpoints.") from None
-    if header.get("fingerprint") != _fingerprint(weights):
+    if header.pop("fingerprint", None) != _fingerprint(header, weights):
         raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; git checkout data/checkpoints.")
     trained = from_dict(json.loads(header["recipe"]))
     model = build_model(trained, _shaped(json.loads(header["shape"]), int(header["num_classes"]), trained.dataset))
@@ -80,8 +80,8 @@ def _shaped(shape: list[int], num_classes: int, name: str) -> DataSet:
     return DataSet(name, x, y, x, y, num_classes)
 
 
-def _fingerprint(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(header: dict[str, str], weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.contiguous().numpy().tobytes())
@@ -99,10 +99,9 @@ def make(name: str, into: Path, **changes: Any) -> Path:
         "recipe": json.dumps(chosen.as_dict()),
         "shape": json.dumps(list(data.shape)),
         "num_classes": str(data.num_classes),
-        "fingerprint": _fingerprint(weights),
     }
     path = into / f"{name}.safetensors"
-    write_bytes(path, safetensors.torch.save(weights, header))
+    write_bytes(path, safetensors.torch.save(weights, header | {"fingerprint": _fingerprint(header, weights)}))
     return path
 
 

@@ -183,7 +183,7 @@ def saved_recipe(path: str | Path) -> Recipe:
         return from_dict(json.loads(file.read_text())["recipe"])
     except FileNotFoundError:
         raise CheckpointError(f"{path} is no run: {file} is missing. Give the folder that cfm-lite train wrote.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}). Give the folder that cfm-lite train wrote.") from error
 
 

@@ -113,7 +113,7 @@ def teacher_for(dataset: str) -> SmallTeacher:
 
 
 def _hash(teacher: SmallTeacher) -> str:
-    digest = hashlib.sha256(json.dumps(teacher.dataset).encode())
+    digest = hashlib.sha256(json.dumps([teacher.dataset, repr(teacher.accuracy)]).encode())
     for name, value in sorted(teacher.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     return digest.hexdigest()

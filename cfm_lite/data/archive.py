@@ -1,30 +1,35 @@
 """Tar archives of images, unpacked so that nothing can land outside its folder; and the 63 real ImageNet samples.
 
-Python's `filter="data"` refuses paths that leave the folder, links that point out of it, and devices. The whole archive is
-unpacked beside its place and moved there in one step: a folder is complete or absent.
+Only files and folders are unpacked: pictures need no links, and older Pythons can be led out of the folder by them. Python's
+`filter="data"` refuses names that leave the folder. The whole archive is unpacked beside its place and moved there in one step:
+a folder is complete or absent.
 """
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 from cfm_lite.data.root import VARIABLE, cache_root, data_root
 from cfm_lite.errors import DataError
 
-__all__ = ["SAMPLES", "samples", "unpack", "unpacked"]
+__all__ = ["SAMPLES", "read_to_end", "samples", "unpack", "unpacked"]
 
 SAMPLES = "imagenet-samples"
 LIMIT = 50 * 2**30  # bytes; more than any sample archive, less than a disk
+MEMBERS = 2_000_000  # ImageNet has 1.3 million; each costs a kilobyte of memory
 
 
-def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, limit: int = LIMIT) -> Path:
+def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, limit: int = LIMIT, members: int = MEMBERS) -> Path:
     """Unpack a tar archive into the new `folder`, and return it; a folder that is there already is left as it is.
 
-    Raises DataError for a file that is missing, no tar, damaged, unpacks to over `limit` bytes, or has a member that would
-    land outside the folder. Nothing half-unpacked stays behind.
+    Raises DataError for a file that is missing, no tar, damaged, unpacks to over `limit` bytes or holds over `members` members,
+    a link or a device among them, or one that would land outside the folder. Nothing half-unpacked stays behind.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():
@@ -32,13 +37,13 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, l
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as work:
-            _extract(archive, Path(work) / "content", limit)
+            _extract(archive, Path(work) / "content", limit, members)
             os.replace(Path(work) / "content", folder)
     except FileNotFoundError:
         raise DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.") from None
     except tarfile.FilterError as error:
         raise DataError(f"{archive} was not unpacked: {error}. Archives with such members are refused; fetch it from its source.") from None
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:  # ValueError: a null byte in a name
         raise DataError(f"{archive} is no whole tar archive ({error}). Fetch it again.") from None
     except OSError as error:
         if folder.is_dir():  # another process was faster
@@ -47,14 +52,34 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, l
     return folder
 
 
-def _extract(archive: Path, content: Path, limit: int) -> None:
+def _extract(archive: Path, content: Path, limit: int, most: int) -> None:
     with tarfile.open(archive) as tar:
-        members = tar.getmembers()
-        total = sum(member.size for member in members)
-        if total > limit:
-            raise DataError(f"{archive} unpacks to {total:,} bytes; the limit is {limit:,}. Unpack it yourself if you trust it.")
+        members = _checked(tar, archive, limit, most)
         content.mkdir()
         tar.extractall(content, members, filter="data")
+        read_to_end(tar)
+
+
+def read_to_end(tar: Any) -> None:
+    """Read what follows the last member: only at the end of a compressed archive is its checksum compared."""
+    while tar.fileobj.read(2**20):
+        pass
+
+
+def _checked(tar: tarfile.TarFile, archive: Path, limit: int, most: int) -> list[tarfile.TarInfo]:
+    """The members, read one by one, so that an archive that is too large is left early."""
+    members, total = [], 0
+    for member in tar:
+        members.append(member)
+        total += member.size
+        if not (member.isreg() or member.isdir()) or member.size < 0:
+            raise DataError(f"{archive} was not unpacked: {member.name!r:.200} is no plain file or folder. Fetch it from its source.")
+        if total > limit or len(members) > most:
+            raise DataError(
+                f"{archive} unpacks to over {min(total, limit):,} bytes in {len(members):,} files; the limits are {limit:,} and {most:,}. "
+                "Unpack it yourself if you trust it."
+            )
+    return members
 
 
 def unpacked(archive: str | os.PathLike[str]) -> Path:

@@ -12,6 +12,7 @@ import io
 import os
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from cfm_lite.checks import check_choice, check_count
 from cfm_lite.data import root as files
+from cfm_lite.data.archive import read_to_end
 from cfm_lite.errors import CFMError, DataError
 from cfm_lite.lazy import optional
 
@@ -69,7 +71,9 @@ def download(root: str | os.PathLike[str] | None = None) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as work:
-            optional("torchvision.datasets.utils", "imagenet").download_url(URL, work, path.name, MD5)
+            fetch = optional("torchvision.datasets.utils", "imagenet").download_url
+            with files.impatient():
+                fetch(URL, work, path.name, MD5)
             os.replace(Path(work) / path.name, path)
     except CFMError:
         raise
@@ -100,7 +104,8 @@ def _read(name: str, path: Path, split: str, size: int, changed: int) -> tuple[n
     try:
         with tarfile.open(path, "r:gz") as tar:
             pixels, labels = _read_binary(tar, path, split) if name == "cifar10" else _read_folders(tar, path, split)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+            read_to_end(tar)
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise files.damaged("cifar10", path, f"is no whole archive ({error or type(error).__name__})") from None
     counts = np.bincount(labels, minlength=10)
     if len(labels) != SPLITS[split] or counts.tolist() != [SPLITS[split] // 10] * 10:

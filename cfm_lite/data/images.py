@@ -46,7 +46,8 @@ class ImageFolder:
 def find(root: str | os.PathLike[str]) -> ImageFolder:
     """The images below `root`/class/, or `root`/train/class/ where there is a folder train/; links are followed, loops are not.
 
-    Raises DataError where there is no such folder, no class folder, or a class folder without an image.
+    Raises DataError where there is no such folder, no class folder, a class folder without an image, or a name with a line
+    break or bytes that are no UTF-8.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -66,8 +67,20 @@ def find(root: str | os.PathLike[str]) -> ImageFolder:
             f"{len(empty)} class folders of {root} hold no image, such as {empty[0]!r}; labels count the folders. "
             "Fill them, or move them away."
         )
-    files = [ImageFile(path.relative_to(root).as_posix(), path, classes.index(name)) for name, paths in found.items() for path in paths]
+    files = [ImageFile(_key(path, root), path, label) for label, name in enumerate(classes) for path in found[name]]
     return ImageFolder(root, classes, tuple(sorted(files)))
+
+
+def _key(path: Path, root: Path) -> str:
+    """The path below the root; DataError for a name that no list of keys could hold."""
+    key = path.relative_to(root).as_posix()
+    try:
+        lines = key.encode().splitlines()
+    except UnicodeEncodeError:  # bytes that the file system keeps and Python carries along
+        lines = []
+    if len(lines) != 1:
+        raise DataError(f"the name {key!r} holds a line break or is not UTF-8, so no list could name it. Rename the file.")
+    return key
 
 
 def _images_below(folder: Path) -> list[Path]:

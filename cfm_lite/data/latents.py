@@ -24,6 +24,7 @@ from cfm_lite.data import images as image_files
 from cfm_lite.data import shards
 from cfm_lite.data.batches import row_numbers
 from cfm_lite.data.codec import Scaling
+from cfm_lite.data.shared import Watch
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError, DataError
 
@@ -50,6 +51,7 @@ class Latents:
         self.num_classes, self.size = len(self.classes), int(index["size"])
         self.scaling = Scaling(index["scale"], index["shift"])
         self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
+        self._watch = Watch([self.folder / shard["file"] for shard in index["shards"]], self._verify)
         self._maps = [self._open(shard) for shard in index["shards"]]
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
@@ -71,13 +73,21 @@ class Latents:
     @cached_property
     def keys(self) -> list[str]:
         """The key of each row, its image's path below the image folder; read on first use."""
-        shards.check_hash(self.folder / "keys.txt", self.index["files"]["keys.txt"])
-        return (self.folder / "keys.txt").read_text(encoding="utf-8").split("\n")
+        path = self.folder / "keys.txt"
+        shards.check_hash(path, self.index["files"][path.name])
+        keys = path.read_text(encoding="utf-8").split("\n")
+        if len(keys) != len(self) or any(key.startswith("/") or "../" in key for key in keys):
+            raise DataError(f"{path} does not name {len(self)} images below their folder. Prepare again.")
+        return keys
 
     def verify(self) -> None:
         """Hash every file; DataError names the first that differs."""
-        for shard in self.index["shards"]:
-            shards.check_hash(self.folder / shard["file"], shard["sha256"])
+        for number in range(len(self.index["shards"])):
+            self._verify(number)
+
+    def _verify(self, number: int) -> None:
+        shard = self.index["shards"][number]
+        shards.check_hash(self.folder / shard["file"], shard["sha256"])
 
     def _open(self, shard: dict[str, Any]) -> np.ndarray:
         array = shards.map_shard(self.folder / shard["file"], self.shape)
@@ -90,10 +100,14 @@ class Latents:
         return np.load(self.folder / name, allow_pickle=False)
 
     def moments(self, rows: Tensor, mirrored: Tensor) -> Tensor:
-        """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where `mirrored` (B,) is True."""
+        """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where `mirrored` (B,) is True.
+
+        Raises DataError for a shard that is gone or changed since the set was opened.
+        """
         out = np.empty((len(rows), 2, *self.shape), np.float16)
-        for i, (row, mirror) in enumerate(zip(rows.tolist(), mirrored.tolist())):
-            number = bisect.bisect_right(self._ends, row)
+        numbers = [bisect.bisect_right(self._ends, row) for row in rows.tolist()]
+        self._watch.check(set(numbers))
+        for i, (row, mirror, number) in enumerate(zip(rows.tolist(), mirrored.tolist(), numbers)):
             out[i] = self._maps[number][row - self._ends[number], int(mirror)]
         moments = torch.from_numpy(out).float()
         if not torch.isfinite(moments).all():

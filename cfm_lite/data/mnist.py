@@ -125,7 +125,9 @@ def _is_good(path: Path) -> bool:
 
 def _fetch(temporary: str, folder: Path) -> None:
     try:
-        optional("torchvision.datasets", "imagenet").MNIST(temporary, download=True)
+        kind = optional("torchvision.datasets", "imagenet").MNIST
+        with files.impatient():
+            kind(temporary, download=True)
     except CFMError:
         raise
     except Exception as error:  # torchvision and the network fail in many types; all mean the same to the reader

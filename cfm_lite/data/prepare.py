@@ -1,7 +1,8 @@
 """From a folder of images to latents on disk: decode, crop, encode both mirrors, one shard after the other.
 
-Rank r of n takes the shards r, r + n, ...; any process may be killed at any time and started again, and whoever writes the
-last shard writes the index. Each mirror is encoded, for the VAE of a flipped image is not the flipped VAE of the image.
+Rank r of n takes the shards r, r + n, ...; any process may be killed at any time and started again, a second one waits for the
+shard that the first is making, and whoever writes the last shard writes the index. Each mirror is encoded, for the VAE of a
+flipped image is not the flipped VAE of the image.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from cfm_lite.data import shards
 from cfm_lite.data.codec import Codec
 from cfm_lite.data.images import ImageFile, ImageFolder, load
 from cfm_lite.data.shards import Plan
+from cfm_lite.data.shared import alone
 from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["plan_of", "prepare"]
@@ -71,11 +73,12 @@ def prepare(
     ):
         for number in mine:
             files = _files(images, plan, number)
-            if shards.is_done(out, number, key):
-                bar.update(len(files))
-                continue
-            moments, kept, skipped = _encode(files, codec, plan, batch, pool, bar)
-            shards.write_shard(out, number, moments, [f.key for f in kept], [f.label for f in kept], skipped, key)
+            with alone(out, number):
+                if shards.is_done(out, number, key):
+                    bar.update(len(files))
+                    continue
+                moments, kept, skipped = _encode(files, codec, plan, batch, pool, bar)
+                shards.write_shard(out, number, moments, [f.key for f in kept], [f.label for f in kept], skipped, key)
     if all((out / f"shard-{i:05d}.json").exists() for i in range(plan.shards)):
         return shards.write_index(out, plan)
     return None

@@ -1,23 +1,27 @@
-"""Where data files live, and how one is read so that damage cannot pass for data.
+"""Where data files live, and how one is fetched and read so that damage cannot pass for data.
 
 The root is CFM_LITE_DATA, else `data/cache` of the checkout, else the user's cache folder. Convention: a file is either
 read whole and right, or one DataError names the path looked at, the variable and the command that downloads it.
 """
 
+import contextlib
 import gzip
 import io
 import os
-import tempfile
+import secrets
+import socket
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
 
 from cfm_lite.errors import DataError
 
-__all__ = ["VARIABLE", "checkout", "damaged", "data_root", "missing", "publish", "read_file", "read_gzip"]
+__all__ = ["VARIABLE", "checkout", "damaged", "data_root", "impatient", "missing", "publish", "read_file", "read_gzip"]
 
 VARIABLE = "CFM_LITE_DATA"
+PATIENCE = 30.0  # seconds without a byte, after which a download has failed
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -98,16 +102,27 @@ def read_gzip(path: Path, dataset: str, limit: int) -> bytes:
     return content
 
 
+@contextlib.contextmanager
+def impatient(seconds: float = PATIENCE) -> Iterator[None]:
+    """Connections that are opened in this block fail after `seconds` without a byte, where they would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def publish(content: bytes, path: Path) -> None:
     """Write `content` to `path` in one step: a reader sees the old file or the new one, never half of either."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp-")
+    name = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(name, "xb") as file:  # a name that nobody can guess, never one that is there; readable as the user's umask says
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise

@@ -3,8 +3,9 @@
     LATENTS/  plan.json   shard-00000.npy  shard-00000.json  ...   labels.npy  keys.txt  mean.npy   index.json
 
 A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and of its mirror image. Its
-.json holds keys, labels, what was left out and the SHA-256 of the .npy, and appears after it: a shard is whole or absent. The
-plan says what the set will be, so that no process can add shards of other images or another VAE.
+.json holds keys, labels, what was left out and the SHA-256 of the .npy and of itself, and appears after it: a shard is whole or
+absent. The plan says what the set will be, so that no process can add shards of other images or another VAE, and a lock on
+each number keeps two processes from making one shard at once.
 """
 
 import errno
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite.data.root import publish
+from cfm_lite.data.shared import alone, forget_halves
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
 __all__ = [
@@ -81,19 +83,19 @@ def open_plan(folder: Path, plan: Plan) -> str:
     """Write plan.json, or check that the one there is the same; returns its hash. DataError lists what differs."""
     path = folder / PLAN
     mine = json.loads(json.dumps(asdict(plan)))
-    if path.exists():
+    with alone(folder, "plan"):
+        if not path.exists():
+            write(path, json.dumps(mine, indent=1).encode())
         theirs = read_json(path, folder)
-        differs = [f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}" for name in mine if theirs.get(name) != mine[name]]
-        if differs:
-            raise DataError(f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove the folder.")
-    else:
-        write(path, json.dumps(mine, indent=1).encode())
+    differs = [f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}" for name in mine if theirs.get(name) != mine[name]]
+    if differs:
+        raise DataError(f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove the folder.")
     return hash_of(mine)
 
 
-def hash_of(plan: dict[str, Any]) -> str:
+def hash_of(content: dict[str, Any]) -> str:
     """SHA-256 of plain JSON values, in whatever order."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:
@@ -110,6 +112,7 @@ def write_shard(
 ) -> ShardFacts:
     """Write moments (n, 2, 2, C, h, w), then the facts about them. Raises DataError for NaN, infinity or a std of 0; DiskFullError."""
     path = shard_path(folder, number)
+    forget_halves(folder, path.name, path.with_suffix(".json").name)
     with np.errstate(over="ignore"):  # what becomes infinite is refused below
         stored = moments.astype(np.float16)
     wrong = ~np.isfinite(stored).all(axis=(1, 2, 3, 4, 5)) | (moments[:, :, 1] <= 0).any(axis=(1, 2, 3, 4))
@@ -120,7 +123,8 @@ def write_shard(
     content = buffer.getvalue()
     facts = ShardFacts(hashlib.sha256(content).hexdigest(), plan, keys, labels, skipped)
     write(path, content)
-    write(path.with_suffix(".json"), json.dumps(asdict(facts)).encode())
+    body = json.loads(json.dumps(asdict(facts)))
+    write(path.with_suffix(".json"), json.dumps({**body, "self": hash_of(body)}).encode())
     return facts
 
 
@@ -137,10 +141,10 @@ def is_done(folder: Path, number: int, plan: str) -> bool:
 def read_facts(folder: Path, number: int) -> ShardFacts:
     """The facts of one shard; DataError where they are missing or damaged."""
     path = shard_path(folder, number).with_suffix(".json")
-    try:
-        return ShardFacts(**read_json(path, folder))
-    except TypeError as error:
-        raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
+    body = read_json(path, folder)
+    if body.pop("self", None) != hash_of(body):
+        raise DataError(f"{path} is damaged: its own hash differs. {_AGAIN} {folder}")
+    return ShardFacts(**body)
 
 
 def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -167,6 +171,11 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
     Raises DataError for a shard that is missing or damaged, and where more than 1 % of the images (and more than three)
     could not be read; it names some of them.
     """
+    with alone(folder, "index"):
+        return _write_index(folder, plan)
+
+
+def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
     key = hash_of(json.loads(json.dumps(asdict(plan))))
     facts = [read_facts(folder, number) for number in range(plan.shards)]
     skipped = [entry for shard in facts for entry in shard.skipped]
@@ -182,6 +191,7 @@ def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         "keys.txt": "\n".join(name for shard in facts for name in shard.keys).encode(),
         "mean.npy": _npy(mean.float().numpy()),
     }
+    forget_halves(folder, PLAN, INDEX, *parts)
     for name, content in parts.items():
         write(folder / name, content)
     index = {
@@ -238,6 +248,10 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {_AGAIN} {folder}")
     if index.get("self") != hash_of(body):
         raise DataError(f"{folder / INDEX} is damaged: its own hash differs. {_AGAIN} {folder}")
+    if not {*Plan.__annotations__, "shards", "files"} <= index.keys():
+        raise DataError(f"{folder / INDEX} is damaged: it does not say all that it should. {_AGAIN} {folder}")
+    if [shard["file"] for shard in index["shards"]] != [shard_path(folder, i).name for i in range(len(index["shards"]))]:
+        raise DataError(f"{folder / INDEX} names files that are not its shards; nothing else is read. {_AGAIN} {folder}")
     return index
 
 
@@ -251,7 +265,7 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
                 f"{path} is not there: the latents in {folder} are not finished. Run the same cfm-lite prepare again."
             ) from None
         raise DataError(f"{folder} holds no latents: there is no {path.name}. {_AGAIN} {folder}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: it holds no object. {_AGAIN} {folder}")

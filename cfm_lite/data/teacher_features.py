@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from cfm_lite.checks import check_count
 from cfm_lite.data import shards
 from cfm_lite.data.latents import Latents, Pictures
+from cfm_lite.data.shared import Watch, alone, forget_halves
 from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["TeacherFeatures", "encode_features"]
@@ -60,8 +61,9 @@ def encode_features(
     mine = range(rank, len(latents.index["shards"]), world)
     with tqdm(total=sum(len(_rows(latents, i)) for i in mine), desc="teacher", unit="image", disable=not progress) as bar:
         for number in mine:
-            if not _is_done(out, number, key):
-                _write_shard(out, number, key, _tokens(see, teacher, _rows(latents, number), mirrors, batch), latents)
+            with alone(out, number):
+                if not _is_done(out, number, key):
+                    _write_shard(out, number, key, _tokens(see, teacher, _rows(latents, number), mirrors, batch), latents)
             bar.update(len(_rows(latents, number)))
     if all(_facts(out, i).exists() for i in range(len(latents.index["shards"]))):
         return _write_index(out, plan, latents)
@@ -85,9 +87,10 @@ def _hash_weights(module: nn.Module) -> str:
 
 def _open_plan(out: Path, plan: dict[str, Any]) -> None:
     path = out / "plan.json"
-    if not path.exists():
-        shards.write(path, json.dumps(plan, indent=1).encode())
-    theirs = shards.read_json(path, out)
+    with alone(out, "plan"):
+        if not path.exists():
+            shards.write(path, json.dumps(plan, indent=1).encode())
+        theirs = shards.read_json(path, out)
     differs = [name for name in plan if theirs.get(name) != plan[name]]
     if differs:
         raise DataError(f"{out} holds other features ({', '.join(differs)} differ). Choose another --out, or remove the folder.")
@@ -128,6 +131,7 @@ def _is_done(out: Path, number: int, key: str) -> bool:
 def _write_shard(out: Path, number: int, key: str, tokens: np.ndarray, latents: Latents) -> None:
     if not np.isfinite(tokens).all():
         raise DataError(f"the teacher gives NaN, or numbers beyond float16, for images of shard {number}. Use another teacher.")
+    forget_halves(out, _path(out, number).name, _facts(out, number).name)
     buffer = io.BytesIO()
     np.save(buffer, tokens, allow_pickle=False)
     content, rows = buffer.getvalue(), _rows(latents, number)
@@ -143,7 +147,7 @@ def _write_index(out: Path, plan: dict[str, Any], latents: Latents) -> dict[str,
         rows, facts = _rows(latents, number), shards.read_json(_facts(out, number), out)
         if facts.get("plan") != shards.hash_of(plan) or facts.get("keys") != latents.keys[rows.start : rows.stop]:
             raise DataError(f"{_facts(out, number)} belongs to other features. Remove it and encode again.")
-        shards.check_hash(_path(out, number), facts["sha256"])
+        shards.check_hash(_path(out, number), str(facts.get("sha256")))
         entries.append({"file": _path(out, number).name, "rows": len(rows), "sha256": facts["sha256"]})
     index = {**plan, "shards": entries}
     shards.write(out / shards.INDEX, json.dumps({**index, "self": shards.hash_of(index)}, indent=1).encode())
@@ -162,6 +166,8 @@ class TeacherFeatures:
         self.index = index = shards.read_json(self.folder / shards.INDEX, self.folder)
         if index.get("kind") != KIND or index.get("self") != shards.hash_of({k: v for k, v in index.items() if k != "self"}):
             raise DataError(f"{self.folder / shards.INDEX} is damaged, or no index of teacher features. Encode them again.")
+        if [shard["file"] for shard in index["shards"]] != [_path(self.folder, i).name for i in range(len(index["shards"]))]:
+            raise DataError(f"{self.folder / shards.INDEX} names files that are not its shards; nothing else is read. Encode them again.")
         if index["latents"] != latents.fingerprint:
             raise DataError(
                 f"{self.folder} holds the features of other latents ({index['latents'][:12]}) than {latents.folder} "
@@ -169,6 +175,7 @@ class TeacherFeatures:
             )
         self.dim, self.grid, self.mirrors, self.teacher = int(index["dim"]), int(index["grid"]), int(index["mirrors"]), index["teacher"]
         self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
+        self._watch = Watch([self.folder / shard["file"] for shard in index["shards"]], self._verify)
         self._maps = [self._open(shard) for shard in index["shards"]]
 
     def _open(self, shard: dict[str, Any]) -> np.ndarray:
@@ -183,15 +190,23 @@ class TeacherFeatures:
 
     def verify(self) -> None:
         """Hash every shard; DataError names the first that differs."""
-        for shard in self.index["shards"]:
-            shards.check_hash(self.folder / shard["file"], shard["sha256"])
+        for number in range(len(self.index["shards"])):
+            self._verify(number)
+
+    def _verify(self, number: int) -> None:
+        shard = self.index["shards"][number]
+        shards.check_hash(self.folder / shard["file"], shard["sha256"])
 
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
-        """Tokens (B, T, dim) float16 of the rows (B,), of the mirror image where `mirrored` (B,) is True."""
+        """Tokens (B, T, dim) float16 of the rows (B,), of the mirror image where `mirrored` (B,) is True.
+
+        Raises DataError for a shard that is gone or changed since the folder was opened.
+        """
         if self.mirrors == 1 and bool(mirrored.any()):
             raise ConfigError(f"{self.folder} holds no mirror images; encode with --mirrors 2, or train with --set mirror=False.")
         out = np.empty((len(rows), self.grid**2, self.dim), np.float16)
-        for i, (row, mirror) in enumerate(zip(rows.tolist(), mirrored.tolist())):
-            number = bisect.bisect_right(self._ends, row)
+        numbers = [bisect.bisect_right(self._ends, row) for row in rows.tolist()]
+        self._watch.check(set(numbers))
+        for i, (row, mirror, number) in enumerate(zip(rows.tolist(), mirrored.tolist(), numbers)):
             out[i] = self._maps[number][row - self._ends[number], int(mirror)]
         return torch.from_numpy(out)

@@ -18,6 +18,7 @@ import math
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,11 @@ def _read_pickled(path: Path) -> Any:
         if head.startswith(b"\x80"):
             raise UntrustedFileError(_REFUSED.format(path=path, what="a bare pickle"))
         raise CheckpointCorruptError(f"{path} is not a torch checkpoint: it begins with {head!r}. Fetch it again.")
+    if head.startswith(b"PK"):  # torch itself does not look at the sums that it wrote
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointCorruptError(f"{path} is damaged: the sum of {damaged} differs. Fetch it again, or save it with compute_crc32.")
     # official training files keep their settings in a Namespace: a bag of values, which runs nothing
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -7,6 +7,7 @@ cropped to the samples' size. The reference's features are kept in the cache und
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,7 +117,9 @@ def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]
             yield from _rows(member, source, batch)
     except FileNotFoundError:
         raise DataError(f"there is no {source}. Run cfm-lite sample first, or give an npz with arr_0 or a folder of images.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
         raise DataError(f"{source} holds no images ({error}); arr_0 (N, H, W, 3) uint8 in an npz is expected. Make it again.") from None
 
 
@@ -126,7 +129,9 @@ def _rows(member: Any, source: Path, batch: int) -> Iterator[Tensor]:
     shape, fortran, dtype = read(member)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
         raise DataError(f"arr_0 of {source} is {dtype} {shape}; uint8 (N, H, W, 3) with at least one image is expected.")
-    bytes_each = int(np.prod(shape[1:]))
+    bytes_each = math.prod(shape[1:])
+    if bytes_each > 3 * image_files.PIXELS:
+        raise DataError(f"arr_0 of {source} announces images of {shape[1]} x {shape[2]} pixels; the limit is {image_files.PIXELS:,}.")
     for first in range(0, shape[0], batch):
         n = min(batch, shape[0] - first)
         content = member.read(n * bytes_each)
@@ -152,7 +157,7 @@ def _cached(path: Path) -> Features | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Features(*(torch.from_numpy(file[name]) for name in Features._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # not there, or damaged in any way: it is computed again
         return None
 
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfm_lite.checks import check_count
-from cfm_lite.data.root import cache_root
+from cfm_lite.data.root import cache_root, impatient
+from cfm_lite.data.shards import digest_file
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.lazy import optional
 from cfm_lite.models.official import read_weights
@@ -131,13 +132,13 @@ def inception(file: str | Path | None = None, device: torch.device | str = "cpu"
 
 def _fetched() -> Path:
     path = cache_root() / "inception" / WEIGHTS
-    if path.is_file():
+    if path.is_file() and digest_file(path).startswith(SHA256_HEAD):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_HEAD)
+        with impatient():  # it writes beside the path, and moves there what has the right hash
+            torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_HEAD)
     except Exception as error:  # the network fails in many types; all mean the same to the reader
-        path.unlink(missing_ok=True)
         raise DataError(f"the weights of Inception-v3 cannot be fetched ({error}). Get {URL} and give it with --inception FILE.") from None
     return path
 

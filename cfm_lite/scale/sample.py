@@ -32,7 +32,7 @@ from cfm_lite.guidance import Velocity
 from cfm_lite.paths import PATHS
 from cfm_lite.recipes.imagenet import ImageNet
 from cfm_lite.recipes.recipe import SOLVERS
-from cfm_lite.scale.train import MEAN, read_about
+from cfm_lite.scale.train import read_about, read_mean
 
 __all__ = ["Settings", "Trained", "open_run", "run_of", "sample_imagenet"]
 
@@ -103,9 +103,7 @@ def open_run(folder: str | Path, device: torch.device) -> Trained:
     if not isinstance(recipe, ImageNet):
         raise CheckpointError(f"{folder} is a run on {recipe.dataset}, not on ImageNet's latents.")
     digest = str(json.loads((where / checkpoint.MANIFEST).read_bytes())["self"])
-    mean = home / MEAN
-    stored = torch.from_numpy(np.load(mean, allow_pickle=False)) if mean.exists() else None
-    return Trained(recipe, model.to(device), step, about, digest, stored)
+    return Trained(recipe, model.to(device), step, about, digest, read_mean(home, about))
 
 
 def sample_imagenet(
@@ -173,7 +171,7 @@ def _count(settings: Settings, part: int) -> int:
 def _is_done(path: Path, rows: int) -> bool:
     try:
         return len(np.load(path, mmap_mode="r", allow_pickle=False)) == rows
-    except (OSError, ValueError, EOFError):
+    except Exception:  # not there, or damaged in any way: it is drawn again
         return False
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from cfm_lite import checkpoint, runs
 from cfm_lite.data.latents import Latents, prefetch
 from cfm_lite.data.teacher_features import TeacherFeatures
 from cfm_lite.distributed import ALONE, World
-from cfm_lite.errors import CheckpointError, ConfigError, ResumeMismatchError
+from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMismatchError
 from cfm_lite.lazy import optional
 from cfm_lite.models import SiT, count_parameters, teacher
 from cfm_lite.recipes.imagenet import Given, ImageNet, build_imagenet_model, build_imagenet_trainer
@@ -25,7 +26,7 @@ from cfm_lite.runs import Run
 from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.training import Trainer
 
-__all__ = ["MEAN", "Options", "read_about", "train_imagenet"]
+__all__ = ["MEAN", "Options", "read_about", "read_mean", "train_imagenet"]
 
 MEAN = "latent_mean.npy"
 Batches = Callable[[int], Iterator[tuple[Any, ...]]]
@@ -183,26 +184,36 @@ def _about(latents: Latents) -> dict[str, Any]:
     """What sampling needs to know of the latents, and resuming to recognise them."""
     index = latents.index
     return {
-        "latents": str(latents.folder), "fingerprint": latents.fingerprint, "shape": list(latents.shape), "size": latents.size,
+        "latents": str(latents.folder), "fingerprint": latents.fingerprint, "mean": index["files"]["mean.npy"],
+        "shape": list(latents.shape), "size": latents.size,
         "num_classes": latents.num_classes, "classes": list(latents.classes), "images": len(latents), "vae": index["vae"],
         "vae_fingerprint": index["fingerprint"],
     }  # fmt: skip
 
 
 def _keep_mean(out: Path, latents: Latents) -> None:
-    """E[x1] beside the run: what debiasing ΔFM needs after the latents are gone."""
-    buffer = io.BytesIO()
-    np.save(buffer, latents.mean.numpy(), allow_pickle=False)
-    checkpoint.write_bytes(out / MEAN, buffer.getvalue())
+    """E[x1] beside the run, byte for byte as the latents hold it: what debiasing ΔFM needs after they are gone."""
+    checkpoint.write_bytes(out / MEAN, (latents.folder / "mean.npy").read_bytes())
 
 
 def read_about(out: Path) -> dict[str, Any]:
     """The "data" part of a run's config.json; CheckpointError where there is no ImageNet run."""
     file = out / "config.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError) as error:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{out} is no run of cfm-lite train imagenet: {file} cannot be read ({error}). Give its folder.") from None
+
+
+def read_mean(out: Path, about: Mapping[str, Any]) -> Tensor | None:
+    """E[x1] (C, h, w) that `train_imagenet` kept, None where it did not; DataError where the file differs from what was kept."""
+    file = out / MEAN
+    if not file.exists():
+        return None
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != about["mean"]:
+        raise DataError(f"{file} is damaged: its SHA-256 differs from config.json's. Copy mean.npy of the latents there.")
+    return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def _check_same_latents(out: Path, latents: Latents) -> None:

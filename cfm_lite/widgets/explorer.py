@@ -95,7 +95,7 @@ class Explorer:
             lines[0].insert(0, play)
         boxes = [ipywidgets.HBox(line, layout={"flex_flow": "row wrap", "align_items": "center"}) for line in lines]
         self.title = ipywidgets.HTML(
-            f"<b>{title}</b>", layout={"margin": "0 0 0 4px"}
+            f"<b>{html.escape(title)}</b>", layout={"margin": "0 0 0 4px"}
         )  # an Image's own tooltip breaks its view in JupyterLab 4
         self.box = ipywidgets.VBox([self.title, *boxes, self.image, self.status], layout={"overflow": "hidden"})
 

@@ -1,0 +1,80 @@
+"""Files that other processes may touch: who makes one holds it alone, and who reads one looks first whether it is still the same.
+
+A lock is one byte of the folder's `.lock`; the system lets go of what a killed process held.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cfm_lite.errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two builders apart
+    fcntl = None
+
+__all__ = ["Watch", "alone", "forget_halves"]
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def alone(folder: Path, what: int | str) -> Iterator[None]:
+    """Wait until no other process holds shard number `what`, the "plan" or the "index" of a folder, and hold it.
+
+    The folder is made where it is not there. Raises DataError where nothing can be written.
+    """
+    place = what + 2 if isinstance(what, int) else ("plan", "index").index(what)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DataError(f"cannot write into {folder} ({error.strerror or error}). Choose another --out.") from None
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.lockf(handle, fcntl.LOCK_EX, 1, place)
+        yield
+    finally:
+        os.close(handle)
+
+
+def forget_halves(folder: Path, *names: str) -> None:
+    """Remove what killed processes left of the files called `names`; whoever calls holds them alone."""
+    for name in names:
+        for stale in folder.glob(f".{name}.tmp-*"):
+            stale.unlink(missing_ok=True)
+
+
+class Watch:
+    """Notices that one of `files` has changed since this object was made; `verify(number)` hashes one, and raises where it differs.
+
+    Reading a memory map past the new end of its file would kill the process, so a look comes before each read. What was only
+    touched, or copied over itself, passes.
+    """
+
+    def __init__(self, files: Sequence[Path], verify: Callable[[int], None]) -> None:
+        self.files, self.verify = list(files), verify
+        self._stamps = [_stamp(path) for path in self.files]
+
+    def check(self, numbers: set[int]) -> None:
+        """Raise DataError for the first of these files that is gone or changed."""
+        for number in sorted(numbers):
+            path, before = self.files[number], self._stamps[number]
+            stamp = _stamp(path)
+            if stamp[0] != before[0]:
+                raise DataError(f"{path} changed: it has {stamp[0]:,} bytes, it had {before[0]:,}. Put the old one back, or make it again.")
+            if stamp != before:
+                self.verify(number)
+                self._stamps[number] = stamp
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file does; DataError where it is gone."""
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Put it back, or make it again.") from None
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
