@@ -20,7 +20,7 @@ from cfm_lite import checkpoint
 from cfm_lite.data.datasets import DataSet
 from cfm_lite.errors import CheckpointError
 from cfm_lite.recipes import Recipe
-from tests.faults.work import Save, going_on, steps
+from tests.faults.work import Save, digest, going_on, new_trainer, steps, unbroken
 from tests.processes import forked
 
 
@@ -71,7 +71,7 @@ def watched(shared: Shared, save: Save) -> Iterator[None]:
         yield
 
 
-def child(recipe: Recipe, data: DataSet, folder: Path, shared: Shared, save: Save, every: int = 3) -> None:
+def child(recipe: Recipe, data: DataSet, folder: Path, shared: Shared, save: Save, every: int = 6) -> None:
     """Go on with the run and save every few steps; a line per step stays in losses.txt."""
     with watched(shared, save), open(folder / "losses.txt", "a", encoding="utf-8", buffering=1) as lines:
         trainer = going_on(recipe, data, folder)
@@ -82,40 +82,42 @@ def child(recipe: Recipe, data: DataSet, folder: Path, shared: Shared, save: Sav
 
 
 def kill_at_random(recipe: Recipe, data: DataSet, folder: Path, kills: int, save: Save = checkpoint.save, seed: int = 0) -> Tally:
-    """Start the run, kill it, look, start it again, until it was killed `kills` times; a run that ends is followed by another."""
-    from tests.faults.work import digest, new_trainer, unbroken
-
+    """Start the run, kill it, look, start it again; after every tenth kill it may come to its end and is held against an unbroken one."""
     curve, end = unbroken(recipe, data)
     chance, tally, number = random.Random(seed), Tally(), 0
     while tally.kills < kills:
-        place, shared = folder / f"run-{number}", Shared()
+        place, number = folder / f"run-{number}", number + 1
         place.mkdir()
-        number += 1
-        while True:
-            started = forked(lambda place=place, shared=shared: child(recipe, data, place, shared, save), place / "output.txt")
-            killed = _kill(started, shared, chance, aim=chance.random() < 0.6)
-            if killed is None:
-                break
-            tally.kills, tally.inside = tally.kills + 1, tally.inside + killed
-            if not _kept(place, shared.saved):
-                tally.lost += 1
-                break
-        else:
-            continue
-        if killed is None:
+        if _until_the_end(recipe, data, place, save, chance, tally, min(10, kills - tally.kills)):
             tally.runs += 1
             tally.different += _differs(place, curve) or digest(new_trainer(recipe, data).resume(place)) != end
     return tally
 
 
+def _until_the_end(recipe: Recipe, data: DataSet, place: Path, save: Save, chance: random.Random, tally: Tally, kills: int) -> bool:
+    """Kill one run so many times, then let it end; False where a saved step was lost, and the run given up."""
+    shared = Shared()
+    while True:
+        started = forked(lambda: child(recipe, data, place, shared, save), place / "output.txt")
+        if kills == 0:
+            return os.waitstatus_to_exitcode(os.waitpid(started, 0)[1]) == 0
+        inside = _kill(started, shared, chance, aim=chance.random() < 0.5)
+        if inside is None:
+            return True
+        kills, tally.kills, tally.inside = kills - 1, tally.kills + 1, tally.inside + inside
+        if not _kept(place, shared.saved):
+            tally.lost += 1
+            return False
+
+
 def _kill(process: int, shared: Shared, chance: random.Random, aim: bool) -> bool | None:
     """Whether the kill fell into a save; None where the run was over before it."""
-    wait, until = (0.0, time.monotonic() + 5) if aim else (chance.uniform(0, 0.15), 0.0)
+    wait, until = (0.0, time.monotonic() + 5) if aim else (chance.uniform(0, 0.3), 0.0)
     time.sleep(wait)
     while aim and not shared.saving and time.monotonic() < until and not _over(process):
         time.sleep(0.0001)
     if aim:
-        time.sleep(chance.uniform(0, 0.012))
+        time.sleep(chance.uniform(0, 0.02))
     os.kill(process, signal.SIGKILL)
     inside = shared.saving  # nothing changes it any more
     _, status = os.waitpid(process, 0)

@@ -1,6 +1,5 @@
 """Disks that fill up, calls that fail, bits that flip: what was saved before still loads, and the message says how much was needed."""
 
-import ctypes
 import errno
 import os
 import random
@@ -70,9 +69,6 @@ def test_every_flip_truncation_and_zeroed_block_is_found(tmp_path):
     assert found == {"flips": 500, "truncations": 500, "zeroed": 500}
 
 
-CALLS = ("write", "fsync", "replace", "mkdir")
-
-
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 def test_a_failure_at_each_call_in_turn_loses_nothing(tmp_path, monkeypatch, code):
     """Every call of fsync, rename, and of opening a file to write, fails once."""
@@ -84,15 +80,11 @@ def test_a_failure_at_each_call_in_turn_loses_nothing(tmp_path, monkeypatch, cod
             old = save(folder, 1)
             with monkeypatch.context() as patch:
                 failed = _fail(patch, name, number, code)
-                try:
-                    save(folder, 2)
-                except (DiskFullError, CheckpointError) as error:
-                    assert "nothing older was lost" in str(error)
-                    assert isinstance(error, DiskFullError) == (code != errno.EIO)
-                    if code != errno.EIO:
-                        assert "bytes" in str(error)
+                message = _refusal(folder, DiskFullError if code != errno.EIO else CheckpointError)
             if not failed:
                 break
+            assert "nothing older was lost" in message
+            assert ("bytes and has" in message) == (code != errno.EIO)
             trials, number = trials + 1, number + 1
             newest = checkpoint.load(checkpoint.latest(folder))
             assert newest.step >= 1
@@ -101,6 +93,15 @@ def test_a_failure_at_each_call_in_turn_loses_nothing(tmp_path, monkeypatch, cod
             assert old.exists()
             shutil.rmtree(folder)
     assert trials >= 8
+
+
+def _refusal(folder, kind):
+    """What a save says that fails, and nothing for one that does not."""
+    try:
+        save(folder, 2)
+    except kind as error:
+        return str(error)
+    return ""
 
 
 def _fail(patch, name, number, code):
@@ -125,8 +126,8 @@ def _fail(patch, name, number, code):
 
 def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_rename(tmp_path, monkeypatch):
     """SIGKILL cannot test what a power cut does; the order of the calls can be seen."""
-    order, opened = [], {}
-    real = {name: getattr(os, name) for name in ("fsync", "replace", "open")}
+    order = []
+    real = {name: getattr(os, name) for name in ("fsync", "replace")}
 
     def fsync(handle):
         order.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
@@ -147,7 +148,6 @@ def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_r
     assert manifest < rename
     assert ("fsync", tmp_path.name) in order[rename:]
     assert any(name.startswith(".tmp-") for name in names[manifest:rename])  # the directory of the files, after the manifest
-    assert not opened
 
 
 def test_a_limit_on_file_size_is_a_full_disk(tmp_path):
@@ -172,7 +172,7 @@ def test_a_limit_on_file_size_is_a_full_disk(tmp_path):
 def test_a_full_file_system_keeps_the_old_checkpoint(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1700k", "tmpfs", str(disk)], capture_output=True, check=False)
     if done.returncode:
         pytest.skip("not run: mounting a small file system needs root")
     try:
@@ -203,7 +203,7 @@ def test_the_last_valid_one_stays_however_many_newer_ones_are_damaged(tmp_path, 
     for step in (2, 3, 4):
         (save(tmp_path, step, keep=9) / "state.json").write_bytes(b"{}")
     checkpoint._prune(tmp_path, keep)
-    assert checkpoint.latest.__wrapped__(tmp_path) == good if hasattr(checkpoint.latest, "__wrapped__") else good.exists()
+    assert good.exists()
     with pytest.warns(UserWarning, match="newer ones are damaged"):
         assert checkpoint.latest(tmp_path) == good
 
@@ -226,4 +226,3 @@ def test_a_manifest_of_another_time_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(CheckpointCorruptError, match=checkpoint.MANIFEST):
             checkpoint.load(path.parent)
-    assert ctypes.sizeof(ctypes.c_void_p) == 8

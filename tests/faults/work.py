@@ -53,7 +53,8 @@ def digest(trainer: Trainer) -> str:
     """A hash of everything that training changes: parameters, average, moments."""
     found = hashlib.sha256()
     states = (trainer.objective.state_dict(), trainer.ema.state_dict())
-    moments = [v for entry in trainer.optimizer.state_dict()["state"].values() for v in entry.values()]
+    entries = trainer.optimizer.state_dict()["state"]
+    moments = [entries[i][name] for i in sorted(entries) for name in sorted(entries[i])]
     for value in (*(v for state in states for v in state.values()), *moments):
         found.update(torch.as_tensor(value).detach().contiguous().numpy().tobytes())
     return found.hexdigest()
