@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cfm_lite.checks import check_flag, check_module, check_number
+
 __all__ = ["Average"]
 
 
@@ -19,6 +21,9 @@ class Average:
     """`module`, a copy of the model that follows it; `n_averaged` counts the updates, of which the first copies."""
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
+        check_module(model=model)
+        check_number("decay", decay, 0.0, 1.0, open_high=True)
+        check_flag(warmup=warmup)
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay, self.warmup, self.n_averaged = decay, warmup, 0
         self._pairs: tuple[nn.Module, Any] | None = None

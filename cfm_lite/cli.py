@@ -29,6 +29,11 @@ Name = Literal["toy", "digits", "digits_sit", "mnist", "cifar10", "imagenet"]
 Data = Literal["digits", "mnist", "cifar10", "cifar10-jpeg75", "imagenet"]
 
 
+def _given(value: Any, otherwise: Any) -> Any:
+    """`value`, or `otherwise` where none was given: a 0 is not none, it is refused later."""
+    return otherwise if value is None else value
+
+
 @dataclass
 class Demo(Common):
     """Train FM, ΔFM, VeCoR and dispersive on real digits from one starting point, draw, and print a table (90 s on two cores)."""
@@ -82,7 +87,7 @@ class Train(Common):
         folder = self.out or Path("runs") / f"{self.recipe}-{self.method}-{self.seed}"
         data = dataset(chosen.dataset)
         device = runs.pick_device(self.device)
-        done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, save_every=self.save_every or 1000)
+        done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, save_every=_given(self.save_every, 1000))
         print(f"{done.step} steps, {done.seconds:.1f} s; the run is in {folder}")
         from cfm_lite.commands import sample_run
 
@@ -98,7 +103,7 @@ class Train(Common):
             "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "parallel": full.parallel,
             "checkpointing": full.checkpointing, "images": full.images, "features": full.features, "teacher": full.teacher,
             "start": full.start, "format": full.format, "log": full.log,
-            "save_every": self.save_every or 10_000, "log_every": full.log_every, "dry_run": full.dry_run, "price": full.price,
+            "save_every": _given(self.save_every, 10_000), "log_every": full.log_every, "dry_run": full.dry_run, "price": full.price,
         }  # fmt: skip
         show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
 
@@ -160,7 +165,7 @@ class Sample(Common):
 
         settings: dict[str, Any] = {
             "num": 16 if self.quick else self.num, "seed": self.seed, "solver": "sde" if self.sde else self.solver or recipe.solver,
-            "steps": self.steps or recipe.sample_steps, "guidance": recipe.guidance if self.guidance is None else self.guidance,
+            "steps": _given(self.steps, recipe.sample_steps), "guidance": _given(self.guidance, recipe.guidance),
             "interval": self.interval, "debias": self.debias, "batch": self.batch,
         }  # fmt: skip
         show(sample_command(self.checkpoint, self.out, self.device, self.vae, self.format, self.model, **settings))

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_number, promote
+from cfm_lite.checks import check_choice, check_count, check_floating, check_number, promote
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity, as_velocity
-from cfm_lite.paths import LINEAR, Path
+from cfm_lite.paths import LINEAR, Path, check_path
 
 __all__ = ["debias_linear", "retarget_linear"]
 
@@ -30,6 +30,7 @@ def retarget_linear(
     Raises ConfigError unless 0 <= weight * k < 1, and, when called, for samples of another size.
     """
     product, inner, mean = _checked(velocity, weight, expected, k, space)
+    check_path(path)
 
     def retargeted(x: Tensor, t: Tensor) -> Tensor:
         v = promote(inner(x, t))
@@ -55,6 +56,7 @@ def debias_linear(
     and v = v* - p / (1 - p) d_alpha (I - M) x1, which divides by nothing that is 0 at an end of time.
     """
     product, inner, mean = _checked(velocity, weight, expected, k, space)
+    check_path(path)
     solve = _solver(mean, product, path) if space == "latent" else None
 
     def debiased(x: Tensor, t: Tensor) -> Tensor:
@@ -100,4 +102,5 @@ def _checked(velocity: Velocity, weight: float, expected: Tensor, k: int, space:
         raise ConfigError(f"weight {weight:g} times k = {k} is {product:g}; it must lie below 1, where the loss loses its minimum.")
     if not isinstance(expected, Tensor) or expected.dim() != 2 or expected.shape[0] != expected.shape[1]:
         raise ConfigError(f"expected is {expected!r:.60}; it must be E[P], a square matrix (D, D), as perturbations.expected_map gives it.")
+    check_floating(expected=expected)
     return product, as_velocity(velocity), expected

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_count, check_flag, check_floating, check_generator, check_number, expand, promote
+from cfm_lite.checks import check_callable, check_count, check_flag, check_floating, check_generator, check_number, expand, promote
 from cfm_lite.errors import ConfigError
 
 __all__ = ["additive_noise", "channel_shuffle", "color_jitter", "crop_resize", "cutmix", "expected_map", "gaussian_blur", "other_row"]
@@ -120,14 +120,24 @@ def additive_noise(x: Tensor, *, std: float = 0.5, generator: Generator | None =
     return (z + std * torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)).to(x.dtype)
 
 
-@functools.cache
 def expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int = 2000, seed: int = 0) -> Tensor:
     """E[P] (D, D) float32 of a random linear `transform` of samples of `shape`, D = prod(shape), so that E[P x] = x.flatten(1) @ E[P].T.
 
     A mean over `draws` >= 2 draws for every basis vector, from `seed`: an entry's standard error is that of one draw over
     sqrt(draws), below 0.02 for `crop_resize`. Raises ConfigError for a transform that is not linear, such as color_jitter's shift.
     """
+    check_callable(transform=transform)
     check_count("draws", draws, low=2)
+    if not isinstance(shape, tuple | list) or not shape:
+        raise ConfigError(f"shape is {shape!r:.60}; it must be the dims of one sample, such as (1, 8, 8).")
+    for size in shape:
+        check_count("shape", size)
+    check_count("seed", seed, low=0)
+    return _expected_map(transform, tuple(shape), draws, seed).clone()  # so that nobody writes into what is kept
+
+
+@functools.cache
+def _expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int, seed: int) -> Tensor:
     generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
     basis = torch.eye(size).reshape(size, *shape)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 import cfm_lite
 from cfm_lite import checkpoint
-from cfm_lite.checks import check_choice, parse_json
+from cfm_lite.checks import check_choice, check_count, parse_json
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
@@ -80,6 +80,8 @@ def train(
     written into config.json, and `listen` is called with every logged line. In the trainer's world, rank 0 writes and shows.
     Raises ConfigError if `out` already holds a run and `resume` is not set, what `Trainer.run` raises, and DistributedError.
     """
+    check_count("save_every", save_every)
+    check_count("log_every", log_every)
     device = torch.device(device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
     trainer.log_every = log_every

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import cfm_lite
 from cfm_lite import checkpoint, sharded
 from cfm_lite.average import Average
-from cfm_lite.checks import check_choice, check_count, check_flag, check_module, check_number
+from cfm_lite.checks import check_choice, check_count, check_flag, check_number
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
 from cfm_lite.objective import FlowMatching, Objective
@@ -75,7 +75,8 @@ class Trainer:
         world: World = ALONE,
         parallel: str = "ddp",
     ) -> None:
-        check_module(objective=objective)
+        if not isinstance(objective, Objective):
+            raise ConfigError(f"objective has type {type(objective).__name__}; it must be an Objective, such as objective.fm(model).")
         check_flag(ema_warmup=ema_warmup, compile=compile)
         check_choice("parallel", parallel, PARALLEL)
         check_number("lr", lr, 0.0, 1e6, open_low=True)

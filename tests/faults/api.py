@@ -5,7 +5,6 @@ what is not called, and why. A test holds both against `__all__` of every module
 """
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,7 +29,7 @@ def public() -> dict[str, Any]:
         module = importlib.import_module(info.name)
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
-            if inspect.isfunction(value) or inspect.isclass(value):
+            if callable(value) and getattr(value, "__module__", "").startswith("cfm_lite") and hasattr(value, "__name__"):
                 found.setdefault(id(value), (f"{value.__module__}.{value.__name__}".removeprefix("cfm_lite."), value))
     return dict(sorted(found.values()))
 
@@ -95,6 +94,10 @@ def _rows(d: Draws, *names: str) -> Arguments:
     return {name: d.normal(d.pick(6, 8), 3) for name in names}
 
 
+def _linear(d: Draws) -> Arguments:
+    return {"velocity": velocity, "weight": 0.1, "expected": 0.5 * torch.eye(2), "k": 2, "space": d.pick("latent", "velocity")}
+
+
 def _spectrum(d: Draws) -> Arguments:
     a, b = (x @ x.mT for x in d.normal(2, 3, 3).double())
     return {"mean1": d.normal(3), "cov1": a, "mean2": d.normal(3), "cov2": b}
@@ -135,6 +138,7 @@ def _rows_of_results() -> list[dict[str, Any]]:
 
 
 CALLS: dict[str, Callable[[Draws], Arguments]] = {
+    "average.Average": lambda d: {"model": _model(), "decay": 0.9, "warmup": True},
     "arguments.parse_settings": lambda d: {"settings": ["lr=1e-3", "weight=0.1"]},
     "course.pick": lambda d: {"full": 10, "fast": 2},
     "data.batches.batches": lambda d: {"x1": d.normal(5, 2), "y": d.pick(None, d.labels(5)), "size": 3, "seed": 1, "start": 2},
@@ -174,6 +178,8 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "generator": d.fresh(),
         "grad": False,
     },
+    "linear_maps.debias_linear": lambda d: {**_linear(d), "path": d.pick(LINEAR, COSINE)},
+    "linear_maps.retarget_linear": lambda d: {**_linear(d), "path": d.pick(LINEAR, COSINE)},
     "losses.align": lambda d: {"projected": d.normal(3, 4, 5), "target": d.normal(3, 4, 5)},
     "losses.contrastive": lambda d: {
         "h": _features(d),
@@ -302,6 +308,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "perturbations.color_jitter": lambda d: {"x": _images(d), "contrast": 0.4, "brightness": 0.2, "generator": d.fresh()},
     "perturbations.crop_resize": lambda d: {"x": _images(d), "side": (0.5, 0.8), "generator": d.fresh()},
     "perturbations.cutmix": lambda d: {"x": _images(d), "area": (0.3, 0.5), "generator": d.fresh()},
+    "perturbations.expected_map": lambda d: {"transform": perturbations.crop_resize, "shape": (1, 3, 3), "draws": 3, "seed": 1},
     "perturbations.gaussian_blur": lambda d: {"x": _images(d), "sigma": (0.5, 1.0), "generator": d.fresh()},
     "recipes.from_dict": lambda d: {"fields": {"lr": 1e-3, "depth": 2}},
     "recipes.imagenet.imagenet": lambda d: {"method": "vecor", "model": "SiT-Ti/2", "lr": 1e-4},
@@ -433,4 +440,4 @@ ALSO: dict[str, tuple[str, ...]] = {
     "settings": ("--set",),
 }
 # functions of the caller's own: what goes wrong inside them is theirs
-FUNCTIONS = {"velocity", "step", "model", "density", "good", "bad"}
+FUNCTIONS = {"velocity", "step", "model", "density", "good", "bad", "transform"}

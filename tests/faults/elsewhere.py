@@ -9,6 +9,7 @@ ELSEWHERE: dict[str, str] = {
         judges.JudgeSettings paths.FlowSample paths.Path runs.Run scale.budget.Split scale.dry_run.Made scale.features.Extractor
         scale.features.Features scale.sample.Settings scale.train.Options steps.Grid terms.Draw terms.Evaluated terms.Term
         viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
+        scale.sample.Trained
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
         arguments.Common arguments.FullScale arguments.show cli.Compare cli.Demo cli.Evaluate cli.Prepare cli.Sample cli.Train
@@ -18,6 +19,9 @@ ELSEWHERE: dict[str, str] = {
         scale.dry_run.dry_run scale.evaluate.evaluate_samples scale.evaluate.features_of scale.evaluate.image_batches
         scale.features.StandIn scale.features.inception scale.features.open_extractor scale.sample.sample_imagenet
         scale.train.read_about scale.train.train_imagenet
+        cli.Export scale.budget.peak_bytes scale.commands.features_command scale.official.export_run
+        scale.official.is_file_of_weights scale.official.open_any scale.official.start_from scale.sample.open_run
+        scale.sample.run_of
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         checkpoint.latest checkpoint.load checkpoint.save checkpoint.write_bytes data.archive.samples data.archive.unpack
@@ -31,6 +35,10 @@ ELSEWHERE: dict[str, str] = {
         judges.train_judge lazy.optional models.encoders.Encoder models.encoders.teacher models.official.export_official
         models.official.read_weights pretrained.folder pretrained.make runs.facts runs.load_model runs.peak_memory runs.train
         runs.write_json viz.animation.save_animation viz.style.save
+        data.cifar10.available data.cifar10.download data.cifar10.load data.pca.PCA data.shards.ask_for data.shards.check_hash
+        data.shards.hash_of data.shards.read_json data.shards.write data.teacher_features.TeacherFeatures
+        data.teacher_features.encode_features
+        data.datasets.codec_for pretrained.load teachers.teacher_for
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         kernels.attract_repel kernels.cosine kernels.gram kernels.inverse_root kernels.root kernels.standardize
@@ -39,11 +47,14 @@ ELSEWHERE: dict[str, str] = {
         models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed models.sit.SiTBlock models.sit.attend
         models.sit.modulate perturbations.other_row steps.check_finite steps.euler steps.fitting steps.heun steps.midpoint
         steps.rk4 terms.Alignment terms.noise_like
+        sharded.full sharded.is_sharded sharded.load_optimizer sharded.load_weights sharded.optimizer_state sharded.shard
+        sharded.weights
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
         experiments.compare experiments.draw_samples experiments.measure experiments.velocity objective.repa
         recipes.imagenet.build_imagenet_model recipes.imagenet.build_imagenet_trainer recipes.recipe.build_model
         recipes.recipe.build_objective recipes.recipe.build_trainer recipes.recipe.from_dict
+        recipes.imagenet.Given teachers.SmallTeacher teachers.Tokens teachers.train_teacher
     """,
     "answers of a learner: tests/test_course.py gives right and wrong ones": """
         course.check course.exercise course.exercises course.nb00_tour.move_by_hand course.nb00_tour.what_weight_does
@@ -86,5 +97,6 @@ ELSEWHERE: dict[str, str] = {
         widgets.explorer.choice widgets.explorer.play_for widgets.explorer.slider widgets.features.features
         widgets.guidance.guidance widgets.scenes.exact widgets.scenes.excess widgets.scenes.field widgets.scenes.labelled
         widgets.scenes.start widgets.trajectories.trajectories widgets.wrong_velocities.wrong_velocities
+        widgets.scenes.two_classes widgets.scenes.typical
     """,
 }

@@ -4,6 +4,7 @@ What would take long (training, drawing, measuring, fetching) is replaced by `Re
 arguments have been accepted; everything before it is the real code.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -16,61 +17,30 @@ import pytest
 import torch
 
 from cfm_lite import checks, cli, runs
+from cfm_lite.arguments import FullScale
 from cfm_lite.data import datasets
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError
 from cfm_lite.recipes import recipe
 from tests.faults import counts
 
 CODES = {0, 1, 2, 3, 4}
-COMMANDS = {
-    "demo": ["--out", "--device", "--seed", "--quick", "--no-quick", "--debug"],
-    "train": [
-        "--method",
-        "--steps",
-        "--set",
-        "--out",
-        "--resume",
-        "--save-every",
-        "--batch",
-        "--device",
-        "--seed",
-        "--quick",
-        "--latents",
-        "--model",
-        "--size",
-        "--dry-run",
-        "--log",
-        "--log-every",
-        "--price",
-        "--micro-batch",
-        "--compile",
-        "--images",
-        "--teacher",
-    ],
-    "sample": [
-        "--checkpoint",
-        "--num",
-        "--steps",
-        "--solver",
-        "--guidance",
-        "--out",
-        "--sde",
-        "--interval",
-        "--debias",
-        "--batch",
-        "--vae",
-        "--seed",
-        "--device",
-        "--quick",
-    ],
-    "evaluate": ["--samples", "--reference", "--inception", "--out", "--device"],
-    "compare": ["--seeds", "--arms", "--set", "--out", "--report", "--seed", "--device", "--quick"],
-    "prepare": ["--images", "--out", "--size", "--vae", "--batch", "--rows", "--workers", "--device"],
-}
+KINDS = {"demo": cli.Demo, "train": cli.Train, "sample": cli.Sample, "evaluate": cli.Evaluate, "compare": cli.Compare}
+KINDS |= {"prepare": cli.Prepare, "export": cli.Export}
+
+
+def flags(kind):
+    """--name of every field of a command, those of the full scale too."""
+    names = [f.name for f in dataclasses.fields(kind) if f.name not in ("full", "debug", "recipe", "suite", "dataset")]
+    names += [f.name for f in dataclasses.fields(FullScale)] if kind is cli.Train else []
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+COMMANDS = {name: flags(kind) for name, kind in KINDS.items()}
+SWITCHES = {"--quick", "--resume", "--dry-run", "--compile", "--sde", "--debias", "--report", "--checkpointing"}
 FIRST = {
-    "train": ["toy", "digits", "digits_sit", "mnist", "imagenet", "digit", ""],
+    "train": ["toy", "digits", "digits_sit", "mnist", "cifar10", "imagenet", "digit", ""],
     "compare": ["toy", "digits", "mnist", "imagenet"],
-    "prepare": ["digits", "mnist", "imagenet", "cifar"],
+    "prepare": ["digits", "mnist", "cifar10", "cifar10-jpeg75", "imagenet", "cifar"],
 }
 NUMBERS = ["0", "1", "2", "-1", "3.5", "1e400", "-1e400", "nan", "inf", "1e-3", "0x10", "1_000", "9" * 30, "9" * 400, "٣", " 1", "1 "]
 WORDS = [
@@ -206,12 +176,13 @@ def stubs(trained, monkeypatch):
     monkeypatch.setenv("CFM_LITE_DATA", str(trained / "none"))
     monkeypatch.setenv("COLUMNS", "80")
     from cfm_lite import commands, demo, experiments
-    from cfm_lite.data import mnist
+    from cfm_lite.data import cifar10, mnist
     from cfm_lite.scale import commands as scale
 
     names = {
         demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "train"], commands: ["judge_of"], mnist: ["download"],
-        scale: ["train_imagenet", "try_out", "sample_imagenet", "prepare", "evaluate_samples", "open_codec", "open_extractor"],
+        cifar10: ["download"], scale: ["train_imagenet", "try_out", "sample_imagenet", "prepare", "evaluate_samples", "open_codec",
+        "open_extractor", "teacher", "encode_features"],
     }  # fmt: skip
     for module, stubbed in names.items():
         for name in stubbed:
@@ -228,7 +199,7 @@ def command_line(draw):
         flag = draw.choice(COMMANDS.get(name, ["--x"])) if draw.random() < 0.93 else draw.choice(["--nonsense", "--stepz", "-q", "--"])
         values = SETTINGS if flag == "--set" and draw.random() < 0.9 else [*NUMBERS, *WORDS]
         many = draw.choice([0, 1, 1, 1, 1, 2, 3]) if flag in ("--set", "--arms", "--interval") else draw.choice([1, 1, 1, 1, 1, 1, 0, 2])
-        switch = flag in ("--quick", "--no-quick", "--resume", "--dry-run", "--compile", "--sde", "--debias", "--report")
+        switch = flag in SWITCHES
         words += (
             [f"{flag}={draw.choice(values)}"]
             if draw.random() < 0.1
@@ -288,16 +259,25 @@ def test_2500_command_lines_four_times_end_well_or_with_one_line(part, stubs, ca
         (["train", "--steps", "many"], "--steps: 'many' is no INT"),
         (["train", "digit"], "invalid choice 'digit'"),
         (["demo", "--seed", "1e400"], "--seed"),
-        ([], "{demo, train, sample, evaluate, compare, prepare}"),
+        ([], "Expected one of {demo, train, sample, evaluate,"),
         (["train", "--set", "lr=1", "lr=2"], "'lr' twice"),
         (["train", "--set", "learning_rat=1"], "recipe field is 'learning_rat'"),
         (["train", "--set", "stepz=1"], "Did you mean 'steps'?"),
+        (["train", "--batch", "0"], "batch is 0"),
     ],
 )
 def test_a_wrong_word_is_named_with_what_would_be_right(words, said, stubs, capsys):
     code, line = run(words, capsys)
     assert code == 2
     assert said in line
+
+
+@pytest.mark.parametrize("every", ["0", "-5"])
+def test_a_zero_is_refused_and_not_taken_for_nothing(every, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, line = run(["train", "toy", "--steps", "2", "--save-every", every], capsys)
+    assert code == 2
+    assert f"save_every is {every}" in line
 
 
 def test_no_memory_left_is_one_line(stubs, monkeypatch, capsys):
