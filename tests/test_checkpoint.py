@@ -165,3 +165,28 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         checkpoint.write_bytes(file, b"new")
     assert file.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_every_file_is_on_the_disk_before_the_folder_is_renamed_and_the_manifest_is_the_last(tmp_path, monkeypatch):
+    """A kill cannot show this, for what a process wrote outlives it; a power failure would."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        return fsync(handle)
+
+    def renamed(source, target):
+        assert {path.name for path in source.iterdir()} == set(done[:-1])
+        done.append("renamed")
+        return replace(source, target)
+
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("not run: this system has no /proc")
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    save(tmp_path / "run")
+    files, (work, renaming, parent) = done[:4], done[4:]
+    assert files[:2] == ["weights.safetensors", "optimizer.safetensors"]
+    assert files[2:] == ["state.json", "MANIFEST.json"]
+    assert work.startswith(".tmp-")
+    assert (renaming, parent) == ("renamed", "run")

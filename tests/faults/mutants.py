@@ -1,0 +1,190 @@
+# ruff: noqa: E501  (a table: one mistake a line)
+"""Seeded mistakes that the tests must find: python -m tests.faults.mutants [NAME ...]
+
+Each is one change to one place of the package. It is made in a copy, never in the working tree, and the named tests have to fail
+there; before that the copy without any mistake has to pass all of them. Results: a table, and build/faults/mutants.json.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+from tests.faults.damage import REPORTS, keep
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "cfm_lite"
+WORKERS = 2
+
+
+class Mutant(NamedTuple):
+    """`old`, which stands once in `file` of the package, becomes `new`; `tests` are pytest's words for what must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+LOSSES, DISPERSIVE, OBJECTIVE = "tests/test_losses.py", "tests/test_dispersive.py", "tests/test_objective.py"
+NEGATIVES, GUIDANCE, SAMPLERS, SDE = "tests/test_negatives.py", "tests/test_guidance.py", "tests/test_samplers.py", "tests/test_sde.py"
+TRAINING, AVERAGE, CHECKPOINT = "tests/test_training.py", "tests/test_average.py", "tests/test_checkpoint.py"
+DRAWS, BATCHES, RANKS = "tests/test_draws.py", "tests/test_batches.py", "tests/faults/test_two_ranks.py"
+CHANGES, DATA, SECURITY = "tests/faults/test_data_changes.py", "tests/faults/test_data.py", "tests/faults/test_security.py"
+
+MUTANTS = (
+    # losses
+    Mutant("a mean over K negatives, not a sum", "losses.py", ".mean(2).sum(0)  # (B,)", ".mean(2).mean(0)  # (B,)", LOSSES),
+    Mutant("K negatives count once", "losses.py", "return len(u_neg) * F.mse_loss(", "return F.mse_loss(", LOSSES),
+    Mutant("rescale is ignored", "losses.py", "kept / (kept.sum().clamp_min(1) if rescale else len(v))", "kept / len(v)", LOSSES),
+    Mutant("the bound forgets K", "losses.py", "not 0 <= weight * k < 1:  # false", "not 0 <= weight < 1:  # false", LOSSES),
+    Mutant("the target gets a gradient", "losses.py", "return F.mse_loss(v, u.detach())", "return F.mse_loss(v, u)", LOSSES),
+    Mutant("REPA repels", "losses.py", "return -((projected * F.normalize(", "return ((projected * F.normalize(", LOSSES),
+    Mutant("repulsion attracts in the backward pass", "kernels.py", "push[rows], value=-1)", "push[rows], value=1)", LOSSES),
+    Mutant("log B with the wrong sign", "losses.py", "flatten(), 0) - math.log(pairs)", "flatten(), 0) + math.log(pairs)", DISPERSIVE),
+    Mutant("the gradient is not centred", "kernels.py", "weights = weights - weights.mean(1, keepdim=True)", "pass", DISPERSIVE),
+    # negatives and draws
+    Mutant("a row repels itself", "perturbations.py", "torch.randint(1, n, (n,)", "torch.randint(0, n, (n,)", NEGATIVES),
+    Mutant("the own class repels", "negatives.py", "torch.where(place < first, place, place + last - first)", "place", NEGATIVES),
+    Mutant("nothing is left out", "negatives.py", "order[place]), others > 0", "order[place]), others >= 0", NEGATIVES),
+    Mutant("a position as velocity", "negatives.py", "interpolate(sample.x0, x1, sample.t)[1]", "interpolate(sample.x0, x1, sample.t)[0]", NEGATIVES),
+    Mutant("the identity is a shuffle", "perturbations.py", "torch.randint(int(exclude_identity), math", "torch.randint(0, math", "tests/test_perturbations.py"),
+    Mutant("labels are dropped the other way round", "draws.py", "torch.where(drawn.to(y.device) < p,", "torch.where(drawn.to(y.device) > p,", DRAWS),
+    Mutant("the farthest pairing", "draws.py", "gain.numpy(), maximize=True)", "gain.numpy(), maximize=False)", DRAWS),
+    Mutant("a key is its first part", "draws.py", "blake2b(repr(key).encode()", "blake2b(repr(key[:1]).encode()", DRAWS),
+    # objective
+    Mutant("every term attracts", "objective.py", "total + term.sign * term.weight * values[name]", "total + term.weight * values[name]", OBJECTIVE),
+    Mutant("the null label is a class", "objective.py", "null: int = self.model.num_classes", "null: int = self.model.num_classes - 1", OBJECTIVE),
+    Mutant("all shards draw alike", "objective.py", "seed, step, first + shard, purpose)", "seed, step, first, purpose)", f"{OBJECTIVE} {TRAINING}"),
+    # guidance and samplers
+    Mutant("guidance from the wrong end", "guidance.py", "guided = v_null + scale * (v - v_null)", "guided = v + scale * (v - v_null)", GUIDANCE),
+    Mutant("debiasing biases twice", "guidance.py", "(1 - weight) * v + weight * _mean", "(1 - weight) * v - weight * _mean", GUIDANCE),
+    Mutant("an interval without its end", "guidance.py", "& (t <= interval[1] + _SLACK)", "& (t < interval[1] - _SLACK)", GUIDANCE),
+    Mutant("sampling in training mode", "guidance.py", "    model.eval()\n    try:", "    try:", GUIDANCE),
+    Mutant("Heun with one time", "steps.py", "w = velocity(_move(x, v, dt), t + dt)", "w = velocity(_move(x, v, dt), t)", SAMPLERS),
+    Mutant("Kutta's weights do not sum to 1", "steps.py", "_move(x, k1 + 3 * (k2 + k3) + k4, dt / 8)", "_move(x, k1 + 3 * (k2 + k3) + k4, dt / 6)", SAMPLERS),
+    Mutant("half the noise", "samplers.py", "(2 * c * dt) ** 0.5 * z", "(c * dt) ** 0.5 * z", SDE),
+    Mutant("the last step has no score", "samplers.py", "v if last_step == \"euler\" else v + c * path.score(x, v, t)", "v", SDE),
+    # checkpoints
+    Mutant("a hash that is not compared", "checkpoint.py", "if _digest(data) != digest:", "if not digest:", CHECKPOINT),
+    Mutant("the oldest is the newest", "checkpoint.py", "or (0, 0), reverse=True)", "or (0, 0))", CHECKPOINT),
+    Mutant("damaged ones count as kept", "checkpoint.py", "            verify(path)\n            valid += 1", "            valid += 1", CHECKPOINT),
+    Mutant("weights are renamed before they are on the disk", "checkpoint.py", "        _fsync(work / name)\n", "", CHECKPOINT),
+    Mutant("a manifest may name any file", "checkpoint.py", "    if outside:\n", "    if False:\n", f"{SECURITY} -k climbs"),
+    # resume and training
+    Mutant("the average is not resumed", "training.py", '((self.objective, "objective."), (self.ema, "ema."))', '((self.objective, "objective."),)', TRAINING),
+    Mutant("the average's count is not resumed", "training.py", 'self._averaged.n_averaged = saved.state["averaged"]', "pass", TRAINING),
+    Mutant("the step is not resumed", "training.py", "self.step, self.last_good = saved.step, path", "self.last_good = path", TRAINING),
+    Mutant("the optimizer's state is not resumed", "training.py", '{"state": entries, "param_groups"', '{"state": {}, "param_groups"', TRAINING),
+    Mutant("another seed may go on", "training.py", '            "seed": self.seed,\n            "ema_decay"', '            "ema_decay"', TRAINING),
+    Mutant("micro-batches count in full", "training.py", "(total * share if share < 1 else total).backward()", "total.backward()", TRAINING),
+    Mutant("micro-batches draw alike", "training.py", "            first += self._shards(part)\n", "", TRAINING),
+    Mutant("a bad step is not noticed", "training.py", "for name, value in watched.items() if not math.isfinite(value.item())]", "for name, value in ()]", TRAINING),
+    Mutant("the average warms up late", "average.py", "(1 + n) / (10 + n)) if self.warmup", "(1 + n) / (100 + n)) if self.warmup", f"{AVERAGE} {TRAINING}"),
+    Mutant("updates are not counted", "average.py", "        self.n_averaged += 1\n", "", f"{AVERAGE} {TRAINING}"),
+    # data
+    Mutant("images with the labels of others", "data/batches.py", "None if y is None else y[rows]", "None if y is None else y[rows.flip(0)]", BATCHES),
+    Mutant("a resumed run sees the first rows again", "data/batches.py", "= start * size, -1,", "= 0, -1,", BATCHES),
+    Mutant("latents of the neighbour", "data/latents.py", "out[i] = self._maps[number][row - self._ends[number]", "out[i] = self._maps[number][row - self._ends[number] - 1", "tests/test_latents.py -k vae_gave"),
+    Mutant("nobody looks before a map is read", "data/latents.py", "        self._watch.check(set(numbers))\n", "", f"{CHANGES} -k never_a_signal"),
+    Mutant("the sum at the end of a tar.gz is not read", "data/archive.py", "        read_to_end(tar)\n", "", f"{DATA} -k tar.gz"),
+    Mutant("links are unpacked", "data/archive.py", "if not (member.isreg() or member.isdir()) or", "if", f"{SECURITY} -k link"),
+    # several processes
+    Mutant("a sum over ranks, not a mean", "distributed.py", "for value in values.values()]) / self.size", "for value in values.values()])", RANKS),
+    Mutant("all ranks must ask for a stop", "distributed.py", "op=dist.ReduceOp.MAX)", "op=dist.ReduceOp.MIN)", RANKS),
+    Mutant("ranks draw alike", "training.py", "first = self.world.rank * self._shards(batch)", "first = 0", RANKS),
+)  # fmt: skip
+
+
+def rotten(package: Path = PACKAGE) -> list[str]:
+    """The mutants whose old text does not stand exactly once in its file."""
+    counts = {mutant.name: (package / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in MUTANTS}
+    return [f"{name}: {count} times" for name, count in counts.items() if count != 1]
+
+
+def copied(folder: Path) -> Path:
+    """A copy of what the tests need; what is only read is linked."""
+    ignored = shutil.ignore_patterns("__pycache__", "runs", "node_modules")
+    for name in ("cfm_lite", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ("pyproject.toml", "Makefile", "README.md", "notebooks", "slides", "data"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def passes(folder: Path, tests: str, seconds: float = 300) -> bool:
+    """True where pytest finds nothing wrong in the copy."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not faults and not scale", "-p", "no:xdist", *tests.split()]
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest {tests} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def survives(folder: Path, mutant: Mutant) -> bool:
+    """Make the mistake in the copy, run its tests, and put the file back."""
+    path = folder / "cfm_lite" / mutant.file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        return passes(folder, mutant.tests)
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+def tried(mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, bool, float]]:
+    """(mutant, whether it was killed, seconds), two at a time, each in a copy of its own."""
+    with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(WORKERS) as pool:
+        copies: Queue[Path] = Queue()
+        for number in range(WORKERS):
+            copies.put(copied(Path(home) / str(number)))
+
+        def alone(work):
+            folder, began = copies.get(), time.monotonic()
+            try:
+                return work(folder), time.monotonic() - began
+            finally:
+                copies.put(folder)
+
+        suites = sorted({mutant.tests for mutant in mutants})
+        sound = list(pool.map(lambda tests: alone(lambda folder: passes(folder, tests))[0], suites))
+        if not all(sound):
+            wrong = [tests for tests, ok in zip(suites, sound) if not ok]
+            raise SystemExit(f"without any mistake these tests fail already: {', '.join(wrong)}. Mend them first.")
+        print(f"without any mistake all {len(suites)} sets of tests pass", flush=True)
+        results = pool.map(lambda mutant: alone(lambda folder: survives(folder, mutant)), mutants)
+        for mutant, (survived, seconds) in zip(mutants, results):
+            yield mutant, not survived, seconds
+
+
+def main(names: Sequence[str] = ()) -> int:
+    """Run the mutants (of these names, or all) and print the table; returns how many survived."""
+    if rotten():
+        raise SystemExit("the package has changed under these mutants: " + "; ".join(rotten()))
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    began, rows = time.monotonic(), []
+    for mutant, killed, seconds in tried(chosen):
+        rows.append({"name": mutant.name, "file": mutant.file, "tests": mutant.tests, "killed": killed, "seconds": round(seconds, 1)})
+        print(f"{'killed' if killed else 'SURVIVED':<9} {seconds:6.1f} s  {mutant.file:<18} {mutant.name}", flush=True)
+    killed, seconds = sum(row["killed"] for row in rows), time.monotonic() - began
+    print(f"{killed} of {len(rows)} killed in {seconds:.0f} s")
+    if not names:
+        (REPORTS / "mutants.json").unlink(missing_ok=True)
+        keep("mutants", {"mutants": len(rows), "killed": killed, "seconds": round(seconds), "rows": rows})
+    return len(rows) - killed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
