@@ -29,11 +29,6 @@ class Place:
     sampler: str = "euler"
     guidance: float = 1.0
 
-    def holds(self, row: Row) -> bool:
-        """Whether `row`, of the group's file, stands here."""
-        names = ("method", "nfe", "sampler", "guidance")
-        return all(row[name] == getattr(self, name) for name in names) and row.get("variant", "") == self.variant
-
 
 class Results:
     """The rows of every suite in `folder`, which are all that a report reads."""
@@ -50,6 +45,22 @@ class Results:
     @cached_property
     def _rows(self) -> Mapping[tuple[str, str], Sequence[Row]]:
         return {(name, group): store.rows(group) for name, store in self.suites.items() for group in SUITES[name].groups}
+
+    @cached_property
+    def _values(self) -> Mapping[tuple[str, Place, str], Mapping[int, float]]:
+        """{(suite, place, metric): {seed: value}} of all rows; a value that was not finite is left out."""
+        table: dict[tuple[str, Place, str], dict[int, float]] = {}
+        for (suite, group), rows in self._rows.items():
+            for row in rows:
+                place = Place(row["method"], group, row.get("variant", ""), row["nfe"], row["sampler"], row["guidance"])
+                cell = table.setdefault((suite, place, row["metric"]), {})
+                if row["value"] is not None:
+                    cell[row["seed"]] = row["value"]
+        return table
+
+    @cached_property
+    def _places(self) -> set[tuple[str, Place]]:
+        return {(suite, place) for suite, place, _ in self._values}
 
     def rows(self, suite: str, group: str = "core") -> Sequence[Row]:
         """The rows of a group; none where it was not run."""
@@ -69,8 +80,7 @@ class Results:
 
     def values(self, suite: str, place: Place, metric: str) -> dict[int, float]:
         """{seed: value} of a metric at a place."""
-        found = (row for row in self.rows(suite, place.group) if row["metric"] == metric and place.holds(row))
-        return {row["seed"]: row["value"] for row in found if row["value"] is not None}
+        return dict(self._values.get((suite, place, metric), {}))
 
     def mean(self, suite: str, place: Place, metric: str) -> float:
         """The mean over the seeds; NaN where there are none."""
@@ -81,7 +91,7 @@ class Results:
         """Plain FM as it is to be compared with `place`: of the same group and variant where it was run there, else of the core."""
         here = replace(place, method="fm")
         there = replace(here, group="core", variant="")
-        return here if any(here.holds(row) for row in self.rows(suite, place.group)) else there
+        return here if (suite, here) in self._places else there
 
     def difference(self, suite: str, place: Place, metric: str | None = None, base: Place | None = None) -> Difference | None:
         """The paired difference of `place` to `base` (plain FM) in `metric` (the suite's measure of quality); None without pairs."""

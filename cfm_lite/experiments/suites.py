@@ -71,7 +71,8 @@ def trials(
     """Every trial of a group, by variant, then seed, then arm; `arms` keeps only those, `quick` a small version of each."""
     mine, base = SUITES[suite].groups[group], SUITES[suite].base(group, changes)
     ways = tuple(dict.fromkeys(_adapted(way, changes, quick) for way in mine.samplings))
-    for variant, fields in mine.variants.items():
+    for variant, given in mine.variants.items():
+        fields = {name: value for name, value in given.items() if not (quick and name == "steps")}
         for seed in seeds:
             for name in mine.arms:
                 if not arms or name in arms:
