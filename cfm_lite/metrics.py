@@ -343,7 +343,7 @@ def _check_times(ts: Tensor | None, states: Tensor) -> Tensor:
         return torch.linspace(0, 1, len(states), dtype=states.dtype, device=states.device) if len(states) > 1 else states.new_ones(1)
     check_floating(ts=ts)
     if ts.shape != (len(states),):
-        raise ConfigError(f"ts has shape {tuple(ts.shape)}; one time for each of the {len(states)} states is needed.")
+        raise ConfigError(f"ts has shape {tuple(ts.shape)}; one time for each of the trajectory's {len(states)} states is needed.")
     if on_host(ts) and not ((ts >= 0) & (ts <= 1)).all():
         raise ConfigError(f"ts spans [{ts.min():.4g}, {ts.max():.4g}]; times lie in [0, 1], 0 noise and 1 data.")
     return ts.to(states)

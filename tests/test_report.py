@@ -10,7 +10,7 @@ from cfm_lite import cli, experiments
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import SUITES, Store, readme, statistics
 from cfm_lite.experiments.measures import row_base
-from cfm_lite.experiments.results import Place, Results, verdict
+from cfm_lite.experiments.results import Place, Results, said_of
 from cfm_lite.experiments.store import write_rows
 
 METRICS = {"sliced_wasserstein": 0.2, "frechet": 1.0, "frechet_real": 0.6, "accuracy": 0.9, "recall": 0.8, "feature_norm": 12.0}
@@ -89,11 +89,11 @@ def test_every_question_is_answered_and_says_not_measured_yet_where_rows_are_mis
 
 def test_verdicts_are_those_of_the_planted_gains(whole):
     results = Results(whole[0])
-    found = {method: verdict(results.difference("digits", Place(method))) for method in results.methods("digits")[1:]}
+    found = {method: said_of(results.difference("digits", Place(method))) for method in results.methods("digits")[1:]}
     assert all(found[method] == "gains" for method in GAINS)
     assert sum(word != "no clear difference" for method, word in found.items() if method not in GAINS) <= 1  # of 13 that do nothing
     turned = results.difference("digits", Place("fm"), base=Place("vecor"))
-    assert verdict(turned) == "loses"
+    assert said_of(turned) == "loses"
     text = (whole[0] / "README.md").read_text()
     assert "Clear gains: VeCoR in the plane, VeCoR on digits; Clear losses: none" in text
 
@@ -101,9 +101,9 @@ def test_verdicts_are_those_of_the_planted_gains(whole):
 def test_higher_is_better_turns_the_words(whole):
     results = Results(whole[0])
     d = results.difference("digits", Place("vecor"), "recall")
-    assert verdict(d) == "no clear difference"
-    assert verdict(experiments.paired_difference("x", "recall", 50, {0: 1, 1: 1, 2: 1}, {0: 0.5, 1: 0.5, 2: 0.5})) == "gains"
-    assert verdict(experiments.paired_difference("x", "frechet", 50, {0: 1, 1: 1, 2: 1}, {0: 0.5, 1: 0.5, 2: 0.5})) == "loses"
+    assert said_of(d) == "no clear difference"
+    assert said_of(experiments.paired_difference("x", "recall", 50, {0: 1, 1: 1, 2: 1}, {0: 0.5, 1: 0.5, 2: 0.5})) == "gains"
+    assert said_of(experiments.paired_difference("x", "frechet", 50, {0: 1, 1: 1, 2: 1}, {0: 0.5, 1: 0.5, 2: 0.5})) == "loses"
 
 
 def test_a_variant_is_compared_with_plain_fm_of_its_own_or_of_the_core(whole):

@@ -7,7 +7,7 @@ themselves stand in `benefits` and `mechanisms`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cfm_lite.experiments.results import quality, verdict
+from cfm_lite.experiments.results import quality, said_of
 from cfm_lite.experiments.statistics import Difference
 from cfm_lite.viz import Panel, Picture, difference_rows, method_style
 
@@ -49,7 +49,7 @@ def in_short(told: Told, gain: str = "Clear gains", loss: str = "Clear losses") 
     found = [(name, d) for name, d in told if d is not None]
     if not found:
         return "Not measured yet."
-    sorted_by = {word: [name for name, d in found if verdict(d) == word] for word in ("gains", "loses", "no clear difference")}
+    sorted_by = {word: [name for name, d in found if said_of(d) == word] for word in ("gains", "loses", "no clear difference")}
     heads = zip((gain, loss, "no clear difference"), sorted_by.values())
     return "; ".join(f"{head}: {', '.join(names) or 'none'}" for head, names in heads) + "."
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cfm_lite.experiments.answers import NAMES, TITLES, Answer, in_short, quality_panel, rows_figure, title, where
-from cfm_lite.experiments.results import Place, Results, interval, number, percent, quality, tell, verdict
+from cfm_lite.experiments.results import Place, Results, interval, number, percent, quality, said_of, tell
 from cfm_lite.experiments.statistics import Difference
 from cfm_lite.viz import difference_curves
 
@@ -57,7 +57,7 @@ def _few_steps(results: Results, suite: str) -> str:
     for method in [m for m in TRAINED if m in results.methods(suite)]:
         said = {nfe: d for nfe in few if (d := results.difference(suite, Place(method, nfe=nfe))) is not None and d.clear}
         if said:
-            words.append(f"{title(method)} " + ", ".join(f"{verdict(d)} at {nfe} ({number(d.mean, True)})" for nfe, d in said.items()))
+            words.append(f"{title(method)} " + ", ".join(f"{said_of(d)} at {nfe} ({number(d.mean, True)})" for nfe, d in said.items()))
     clear = "; ".join(words) or "no method differs clearly from FM"
     return f"With few evaluations ({', '.join(map(str, few))}): {clear}." if few else ""
 
@@ -78,7 +78,7 @@ def _where(results: Results, suite: str) -> Iterator[str]:
 
 
 def _short(name: str, d: Difference | None) -> str:
-    return f"{name} not measured" if d is None else f"{name} {verdict(d)} ({number(d.mean, True)})"
+    return f"{name} not measured" if d is None else f"{name} {said_of(d)} ({number(d.mean, True)})"
 
 
 CONTROLS = {
@@ -144,9 +144,9 @@ def debiasing(results: Results) -> Answer:
 
 
 def _kept(before: Difference | None, after: Difference | None) -> str:
-    if before is None or after is None or verdict(before) != "gains":
+    if before is None or after is None or said_of(before) != "gains":
         return ""
-    return " The gain is kept." if verdict(after) == "gains" else " The gain is lost."
+    return " The gain is kept." if said_of(after) == "gains" else " The gain is lost."
 
 
 def diversity(results: Results) -> Answer:
@@ -159,7 +159,7 @@ def diversity(results: Results) -> Answer:
         if found:
             fm = number(results.mean(suite, Place(nfe=results.nfes(suite)[-1]), "recall"))
             told += [(f"{title(m)} {where(suite)}", d) for m, d in found.items()]
-            parts = [f"{title(m)} {verdict(d)} ({interval(d)})" for m, d in found.items()]
+            parts = [f"{title(m)} {said_of(d)} ({interval(d)})" for m, d in found.items()]
             sentences.append(f"**{TITLES.get(suite, suite)}**, recall (FM {fm}): {'; '.join(parts)}.")
             blocks[quality_panel(suite, metric="recall")] = [(title(m), d) for m, d in found.items()]
     papers = ("ΔFM and VeCoR, SiT-XL/2: recall 0.63 → 0.63 and 0.62; with REPA 0.65 → 0.64 (VeCoR). Precision rises by 0.03 to 0.04.",)

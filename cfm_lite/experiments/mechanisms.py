@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from cfm_lite.experiments.answers import NAMES, TITLES, Answer, in_short, quality_panel, rows_figure, title, where
-from cfm_lite.experiments.results import Place, Results, number, quality, tell, verdict
+from cfm_lite.experiments.results import Place, Results, number, quality, said_of, tell
 from cfm_lite.experiments.statistics import Difference, paired_difference
 from cfm_lite.viz import difference_curves, difference_scatter
 
@@ -37,8 +37,8 @@ def perturbations(results: Results) -> Answer:
             continue
         best = min(told, key=lambda pair: pair[1].mean)
         bests.append((f"{best[0]} {where(suite)}", best[1]))
-        clear = [label for label, d in told if verdict(d) == "gains"]
-        lost = [label for label, d in told if verdict(d) == "loses"]
+        clear = [label for label, d in told if said_of(d) == "gains"]
+        lost = [label for label, d in told if said_of(d) == "loses"]
         sentences.append(
             f"**{TITLES.get(suite, suite)}**: the lowest mean has {tell(*best)}. Clear gains: {', '.join(clear) or 'none'}; clear "
             f"losses: {', '.join(lost) or 'none'}; the others show no clear difference. {_structural(results, suite, found)}"
@@ -106,9 +106,9 @@ def norms(results: Results) -> Answer:
         if not points:
             continue
         short += [(f"{label} {where(suite)} (norm × {number(ratio)})", d) for label, ratio, d in points]
-        told = "; ".join(f"{label}: norm × {number(ratio)}, {verdict(d)} ({number(d.mean, True)})" for label, ratio, d in points)
-        grown = [label for label, ratio, d in points if ratio > 1.1 and verdict(d) != "gains"]
-        still = [label for label, ratio, d in points if ratio <= 1.1 and verdict(d) == "gains"]
+        told = "; ".join(f"{label}: norm × {number(ratio)}, {said_of(d)} ({number(d.mean, True)})" for label, ratio, d in points)
+        grown = [label for label, ratio, d in points if ratio > 1.1 and said_of(d) != "gains"]
+        still = [label for label, ratio, d in points if ratio <= 1.1 and said_of(d) == "gains"]
         sentences.append(
             f"**{TITLES.get(suite, suite)}**, length of the features over FM's: {told}. Longer features without a clear gain: "
             f"{', '.join(grown) or 'none'}. A clear gain without longer features: {', '.join(still) or 'none'}."

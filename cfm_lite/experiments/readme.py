@@ -15,7 +15,7 @@ from cfm_lite.errors import DataError
 from cfm_lite.experiments import benefits, mechanisms
 from cfm_lite.experiments.answers import TITLES, Answer, title
 from cfm_lite.experiments.measures import Row
-from cfm_lite.experiments.results import Place, Results, interval, number, quality, verdict
+from cfm_lite.experiments.results import Place, Results, interval, number, quality, said_of
 from cfm_lite.experiments.store import read_json
 from cfm_lite.experiments.suites import SUITES
 
@@ -126,7 +126,7 @@ def _core_table(results: Results, suite: str) -> Iterator[str]:
     for method in results.methods(suite):
         place = Place(method, nfe=top)
         d = results.difference(suite, place) if method != "fm" else None
-        told = [interval(d), verdict(d)] if d else ["", ""]
+        told = [interval(d), said_of(d)] if d else ["", ""]
         cells = [title(method), _mean(results, suite, place, metric), *told, *(_mean(results, suite, place, name) for name in shown)]
         yield f"| {' | '.join(cells)} |"
     real = results.mean(suite, Place(nfe=top), f"{metric}_real")
@@ -154,7 +154,7 @@ def _group_table(results: Results, suite: str, group: str) -> Iterator[str]:
             d = results.difference(suite, place) if method != "fm" else None
             mean = _mean(results, suite, place, metric)
             if mean:
-                told = f"{interval(d)} | {verdict(d)}" if d else " | "
+                told = f"{interval(d)} | {said_of(d)}" if d else " | "
                 yield f"| {variant} | {title(method)} | {sampler} | {nfe} | {guidance:g} | {mean} | {told} |"
     yield "\n</details>"
 

@@ -12,7 +12,7 @@ from cfm_lite.experiments.statistics import Difference, paired_difference
 from cfm_lite.experiments.store import Store
 from cfm_lite.experiments.suites import SUITES
 
-__all__ = ["Place", "Results", "percent", "tell", "verdict"]
+__all__ = ["Place", "Results", "percent", "said_of", "tell"]
 
 QUALITY = {"toy": "sliced_wasserstein"}  # and the Fréchet distance elsewhere
 LOWER_IS_BETTER = {"frechet", "sliced_wasserstein", "mmd", "drift", "field_error", "trajectory_error"}
@@ -105,7 +105,7 @@ def quality(suite: str) -> str:
     return QUALITY.get(suite, "frechet")
 
 
-def verdict(d: Difference) -> str:
+def said_of(d: Difference) -> str:
     """What the statistics allow to be said: "gains", "loses" or "no clear difference"."""
     if not d.clear:
         return "no clear difference"
@@ -114,7 +114,7 @@ def verdict(d: Difference) -> str:
 
 def number(value: float, sign: bool = False) -> str:
     """`value` with three digits, and a true minus sign."""
-    text = f"{value:{'+' if sign else ''}.3g}" if abs(value) < 1000 else f"{value:{'+' if sign else ''},.0f}"
+    text = f"{value:{'+' if sign else ''}.3g}" if abs(value) < 1e3 else f"{value:{'+' if sign else ''},.0f}"
     return text.replace("-", "−")
 
 
@@ -130,7 +130,7 @@ def interval(d: Difference) -> str:
 
 def tell(name: str, d: Difference | None) -> str:
     """A clause: who, the verdict, and the numbers."""
-    return f"{name}: not measured yet" if d is None else f"{name}: {verdict(d)} ({interval(d)})"
+    return f"{name}: not measured yet" if d is None else f"{name}: {said_of(d)} ({interval(d)})"
 
 
 def percent(d: Difference, base: float) -> str:

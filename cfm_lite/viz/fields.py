@@ -107,7 +107,7 @@ def velocity_fields(
     fields = _ordered(fields, "fields")
     x = artists.grid_points(limits, n)
     values = {name: artists.evaluate(velocity, x, t) for name, velocity in fields.items()}
-    scale = artists.arrow_scale(values.values(), limits, n)
+    scale = artists.arrow_scale(list(values.values()), limits, n)
     figure, axes = _row(list(fields), limits, f"Velocity at $t$ = {t:g}", 1.9, _backdrop_entries(data, density))
     _backdrop(axes, limits, data, density)
     for panel, (name, v) in zip(axes, values.items()):

@@ -5,7 +5,7 @@ ELSEWHERE: dict[str, str] = {
         checkpoint.Checkpoint data.datasets.DataSet data.images.ImageFile data.images.ImageFolder data.shards.Plan
         data.shards.ShardFacts data.toy.Toy distributed.World errors.CFMError errors.CheckpointCorruptError errors.CheckpointError
         errors.ConfigError errors.DataError errors.DiskFullError errors.DistributedError errors.DivergenceError
-        errors.ResumeMismatchError errors.UntrustedFileError experiments.Arm experiments.Difference guidance.Guided
+        errors.ResumeMismatchError errors.UntrustedFileError   guidance.Guided
         judges.JudgeSettings paths.FlowSample paths.Path runs.Run scale.budget.Split scale.dry_run.Made scale.features.Extractor
         scale.features.Features scale.sample.Settings scale.train.Options steps.Grid terms.Draw terms.Evaluated terms.Term
         viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
@@ -51,7 +51,7 @@ ELSEWHERE: dict[str, str] = {
         sharded.weights
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
-        experiments.compare experiments.draw_samples experiments.measure experiments.velocity objective.repa
+            objective.repa
         recipes.imagenet.build_imagenet_model recipes.imagenet.build_imagenet_trainer recipes.recipe.build_model
         recipes.recipe.build_objective recipes.recipe.build_trainer recipes.recipe.from_dict
         recipes.imagenet.Given teachers.SmallTeacher teachers.Tokens teachers.train_teacher
@@ -98,5 +98,28 @@ ELSEWHERE: dict[str, str] = {
         widgets.guidance.guidance widgets.scenes.exact widgets.scenes.excess widgets.scenes.field widgets.scenes.labelled
         widgets.scenes.start widgets.trajectories.trajectories widgets.wrong_velocities.wrong_velocities
         widgets.scenes.two_classes widgets.scenes.typical
+    """,
+    "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
+        commands.report_suite experiments.ablations.ablations experiments.ablations.values experiments.answers.Answer
+        experiments.answers.in_short experiments.answers.quality_panel experiments.answers.rows_figure experiments.answers.title
+        experiments.answers.where experiments.arms.Arm experiments.arms.balanced_labels experiments.arms.draw_samples
+        experiments.arms.noise_of experiments.arms.trained_recipe experiments.arms.velocity experiments.benefits.controls
+        experiments.benefits.debiasing experiments.benefits.diversity experiments.benefits.gains
+        experiments.diagnostics.field_values experiments.diagnostics.path_values experiments.groups.Group experiments.groups.Suite
+        experiments.groups.euler experiments.jobs.Job experiments.jobs.Trial experiments.jobs.estimate experiments.jobs.jobs_of
+        experiments.jobs.key_of experiments.jobs.run_job experiments.measures.Sampling experiments.measures.field_rows
+        experiments.measures.judge_of experiments.measures.measure experiments.measures.row_base experiments.measures.rows_of
+        experiments.measures.sample_rows experiments.mechanisms.counterparts experiments.mechanisms.interference
+        experiments.mechanisms.norms experiments.mechanisms.perturbations experiments.readme.quality_figure
+        experiments.readme.write_report experiments.results.Place experiments.results.Results experiments.results.percent
+        experiments.results.tell experiments.results.said_of experiments.statistics.Difference
+        experiments.statistics.paired_difference experiments.store.Store experiments.store.read_json experiments.store.write_rows
+        experiments.suites.trials experiments.sweep.Plan experiments.sweep.compare experiments.sweep.plan
+        experiments.workers.Outcome experiments.workers.in_process experiments.workers.in_workers viz.lab.Panel
+        viz.lab.difference_curves viz.lab.difference_rows viz.lab.difference_scatter
+    """,
+    "files of others, which test_data.py, test_data_changes.py, test_downloads.py and test_security.py damage": """
+        data.archive.read_to_end data.root.impatient data.shards.parse_npy data.shared.Watch data.shared.alone
+        data.shared.forget_halves scale.train.read_mean
     """,
 }

@@ -175,12 +175,14 @@ def stubs(trained, monkeypatch):
     monkeypatch.chdir(trained)
     monkeypatch.setenv("CFM_LITE_DATA", str(trained / "none"))
     monkeypatch.setenv("COLUMNS", "80")
-    from cfm_lite import commands, demo, experiments
+    from cfm_lite import demo, experiments
     from cfm_lite.data import cifar10, mnist
+    from cfm_lite.experiments import sweep
     from cfm_lite.scale import commands as scale
 
     names = {
-        demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "train"], commands: ["judge_of"], mnist: ["download"],
+        demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "judge_of"], mnist: ["download"],
+        sweep: ["judge_of", "_outcomes"],
         cifar10: ["download"], scale: ["train_imagenet", "try_out", "sample_imagenet", "prepare", "evaluate_samples", "open_codec",
         "open_extractor", "teacher", "encode_features"],
     }  # fmt: skip

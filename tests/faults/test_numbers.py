@@ -299,11 +299,15 @@ def test_runaway_must_be_a_number_of_at_least_one(value):
 EARLY = [(name, method) for name in RECIPES for method in ("fm", "delta_fm", "vecor_latent", "dispersive", "contrastive")]
 
 
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
 def early(name, method, steps):
     """The first steps of a committed recipe, on made data of its shape and scale where the real ones are large."""
-    small = {"batch": 32, "shard": 32, "precision": "float32"} if name in ("mnist", "digits_sit") else {}
+    small = {"batch": 32, "shard": 32, "precision": "float32"} if name in ("mnist", "digits_sit", "cifar10") else {}
+    small |= {"hidden_size": 48, "depth": 4, "num_heads": 2} if name == "cifar10" else {}
     recipe = RECIPES[name]().changed(method=method, **small, **({"perturb": "channel_shuffle"} if name == "toy" else {}))
-    shape, classes = ((2,), 2) if name == "toy" else ((1, 28, 28), 10) if name == "mnist" else ((1, 8, 8), 10)
+    shape, classes = ((2,), 2) if name == "toy" else (SHAPES.get(name, (1, 8, 8)), 10)
     x1 = torch.rand(512, *shape) * 2 - 1 if name != "toy" else toy.load("two_classes", 512)[0]
     y = torch.arange(512) % classes
     model = build_model(recipe, type("Data", (), {"shape": shape, "num_classes": classes})())
@@ -315,7 +319,7 @@ def early(name, method, steps):
 @pytest.mark.faults
 @pytest.mark.parametrize(("name", "method"), EARLY)
 def test_the_first_steps_of_every_committed_recipe_raise_no_alarm(name, method):
-    steps = 10 if name == "mnist" else 50
+    steps = 10 if name in SHAPES else 50
     assert early(name, method, steps) == steps
 
 
