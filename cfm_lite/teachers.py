@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfm_lite.checks import check_choice, check_count
-from cfm_lite.data import digits, mnist
+from cfm_lite.data import cifar10, digits, mnist
 from cfm_lite.data.root import cache_root, publish
 from cfm_lite.errors import CFMError, ConfigError
 from cfm_lite.judges import JudgeSettings, fit_classifier, one_thread
@@ -32,18 +31,19 @@ WIDTH, SEED = 48, 1
 SETTINGS = {
     "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=30, batch=64),
     "mnist": JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128),
+    **{name: JudgeSettings(size=32, stride=2, channels=48, epochs=10, batch=128, shift=4, colours=3) for name in cifar10.NAMES},
 }
 
 
 class SmallTeacher(nn.Module):
-    """A classifier of "digits" or "mnist"; `accuracy` is that on rows it has not seen, NaN before training."""
+    """A classifier of "digits", "mnist" or "cifar10"; `accuracy` is that on rows it has not seen, NaN before training."""
 
     def __init__(self, dataset: str) -> None:
         super().__init__()
         check_choice("the teacher's dataset", dataset, SETTINGS)
         own, self.dataset, self.accuracy = SETTINGS[dataset], dataset, math.nan
         self.body = nn.Sequential(
-            nn.Conv2d(1, own.channels, 5, stride=own.stride, padding=2),
+            nn.Conv2d(own.colours, own.channels, 5, stride=own.stride, padding=2),
             nn.SiLU(),
             nn.Conv2d(own.channels, WIDTH, 3, stride=own.stride, padding=1),
             nn.SiLU(),
@@ -52,7 +52,7 @@ class SmallTeacher(nn.Module):
         self.head = nn.Linear(WIDTH, 10)
 
     def features(self, x: Tensor) -> Tensor:
-        """The map (B, 48, S', S') of images `x` (B, 1, S, S) in [-1, 1]."""
+        """The map (B, 48, S', S') of images `x` (B, C, S, S) in [-1, 1]."""
         return self.body(x.to(self.head.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,27 +76,33 @@ class Tokens:
 
 
 def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -> SmallTeacher:
-    """A teacher of "digits" (seconds) or "mnist" (half a minute), frozen, with its accuracy on held-out rows.
+    """A teacher of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its accuracy on held-out rows.
 
     `limit` takes the first rows alone. Leaves the global random state as it was. Raises ConfigError and DataError.
     """
     check_choice("the teacher's dataset", dataset, SETTINGS)
-    load: Callable[..., tuple[Tensor, Tensor]] = mnist.load if dataset == "mnist" else digits.load
-    (x, y), (x_test, y_test) = load("train"), load("test" if dataset == "mnist" else "judge")
+    (x, y), (x_test, y_test) = _rows(dataset, "train", limit), _rows(dataset, "judge" if dataset == "digits" else "test", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         teacher = SmallTeacher(dataset)
     with one_thread():
-        fit_classifier(teacher, x[:limit], y[:limit], SETTINGS[dataset], torch.Generator().manual_seed(seed))
+        fit_classifier(teacher, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
         with torch.no_grad():
             hits = torch.cat([teacher(part).argmax(1) for part in x_test.split(1024)]) == y_test
     teacher.accuracy = float(hits.double().mean())
     return teacher
 
 
+def _rows(dataset: str, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
+    if dataset in cifar10.NAMES:
+        return cifar10.load(split, name=dataset, limit=limit)
+    x, y = mnist.load(split) if dataset == "mnist" else digits.load(split)
+    return x[:limit], y[:limit]
+
+
 @functools.cache
 def teacher_for(dataset: str) -> SmallTeacher:
-    """The teacher of "digits" or "mnist" with its usual seed, from the cache or trained now and kept there."""
+    """The teacher of a data set with its usual seed, from the cache or trained now and kept there."""
     check_choice("the teacher's dataset", dataset, SETTINGS)
     digest = hashlib.sha256(repr((SETTINGS[dataset], WIDTH, SEED)).encode()).hexdigest()[:12]
     path = cache_root() / "teachers" / f"teacher-{dataset}-{digest}.safetensors"

@@ -12,6 +12,7 @@ from cfm_lite.data import cifar10, root
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.judges import Judge, train_judge
+from cfm_lite.teachers import Tokens, train_teacher
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), np.uint8)
 LABELS = np.arange(40) % 10
@@ -115,7 +116,9 @@ def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "cifar10").iterdir()) == []
 
 
-def test_the_judge_takes_three_colours(folder):
+def test_the_judge_and_the_teacher_take_three_colours(folder):
+    teacher = train_teacher("cifar10", limit=20)
+    assert Tokens(teacher, 8)(torch.zeros(2, 3, 32, 32)).shape == (2, 64, Tokens.dim)
     judge = train_judge("cifar10-jpeg75", limit=20)
     assert judge.features(torch.zeros(2, 3, 32, 32)).shape == (2, 64)
     with pytest.raises(ConfigError, match="3, 32, 32"):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import mmap
 import os
 import signal
 import threading
@@ -336,3 +337,36 @@ def test_wrong_ranks_and_sizes_are_refused_before_anything_is_written(folder, co
         with pytest.raises(ConfigError):
             go(folder, tmp_path / "L", codec, **how)
     assert not (tmp_path / "L").exists()
+
+
+def test_what_is_asked_for_are_the_bytes_of_the_row_and_its_mirror_image(made):
+    data, asked = Latents(made), []
+
+    class Map(mmap.mmap):
+        def madvise(self, option, start, length):
+            asked.append((start, length))
+            return super().madvise(option, start, length)
+
+    for row, mirror in ((0, 0), (3, 1), (23, 1)):
+        array, place = data._place(row)
+        with open(array.filename, "rb") as file:
+            mapped = Map(file.fileno(), 0, access=mmap.ACCESS_READ)
+        copy = np.ndarray.__new__(np.memmap, array.shape, array.dtype, buffer=mapped, offset=array.offset)
+        copy.offset = array.offset
+        shards.ask_for(copy, place, mirror)
+        start, length = asked.pop()
+        assert start % mmap.PAGESIZE == 0
+        assert array[place, mirror].tobytes() in mapped[start : start + length]
+
+
+def test_a_prefetcher_that_is_left_leaves_no_thread_behind():
+    def slow():
+        while True:
+            time.sleep(0.05)
+            yield 1
+
+    before = threading.active_count()
+    source = prefetch(slow)
+    next(source)
+    source.close()
+    assert threading.active_count() == before

@@ -6,6 +6,8 @@ stay on disk, memory-mapped; labels alone are read at the start.
 """
 
 import bisect
+import contextlib
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -105,15 +107,22 @@ class Latents:
         Raises DataError for a shard that is gone or changed since the set was opened.
         """
         out = np.empty((len(rows), 2, *self.shape), np.float16)
-        numbers = [bisect.bisect_right(self._ends, row) for row in rows.tolist()]
-        self._watch.check(set(numbers))
-        for i, (row, mirror, number) in enumerate(zip(rows.tolist(), mirrored.tolist(), numbers)):
-            out[i] = self._maps[number][row - self._ends[number], int(mirror)]
+        places = [(*self._place(row), int(mirror)) for row, mirror in zip(rows.tolist(), mirrored.tolist())]
+        self._watch.check({number for number, *_ in places})
+        for number, row, mirror in places:
+            shards.ask_for(self._maps[number], row, mirror)
+        for i, (number, row, mirror) in enumerate(places):
+            out[i] = self._maps[number][row, mirror]
         moments = torch.from_numpy(out).float()
-        if not torch.isfinite(moments).all():
+        if not math.isfinite(moments.sum().item()):  # a sum of float16 numbers does not overflow; it costs a twentieth of asking each
             bad = int((~torch.isfinite(moments.flatten(1)).all(1)).nonzero()[0])
             raise DataError(f"the latent of {self.keys[int(rows[bad])]!r} holds NaN or infinity: its shard changed. Prepare again.")
         return moments
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The number of a row's shard, and the row's number in it."""
+        number = bisect.bisect_right(self._ends, row)
+        return number, row - self._ends[number] + len(self._maps[number])
 
     def draw(self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True) -> tuple[Tensor, Tensor]:
         """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which of them are mirrored (B,).
@@ -192,19 +201,19 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
     ready: queue.Queue[Any] = queue.Queue(depth)
     stopped = threading.Event()
 
+    def hand_over(entry: tuple[Any, BaseException | None]) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put(entry, timeout=0.1)
+
     def work() -> None:
         try:
             for item in items():
-                while not stopped.is_set():
-                    try:
-                        ready.put((item, None), timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
+                hand_over((item, None))
                 if stopped.is_set():
                     return
         except BaseException as error:  # handed over, not swallowed
-            ready.put((None, error))
+            hand_over((None, error))
 
     thread = threading.Thread(target=work, daemon=True, name="latents")
     thread.start()
@@ -216,4 +225,4 @@ def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
-        thread.join(10)  # a thread that is inside torch when the interpreter ends takes the process down with it
+        thread.join()  # a process that ends while a thread of it computes is aborted

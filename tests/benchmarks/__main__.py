@@ -17,7 +17,17 @@ from cfm_lite.errors import ConfigError
 from tests.benchmarks.harness import ROOT, CannotRun, Clock, NotRun, Row
 from tests.benchmarks.record import facts, write
 
-NAMES = ("alignment", "negatives", "sampler", "toy", "sit", "dispersive", "explorers")  # the quick ones first; the last needs a browser
+NAMES = (
+    "alignment",
+    "negatives",
+    "sampler",
+    "toy",
+    "scale",
+    "loader",
+    "sit",
+    "dispersive",
+    "explorers",
+)  # the last needs a browser
 
 
 def main() -> int:

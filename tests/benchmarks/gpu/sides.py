@@ -22,7 +22,7 @@ from tests.benchmarks.gpu.plan import Bench
 from tests.benchmarks.harness import CannotRun
 from tests.benchmarks.sit import official_style
 
-__all__ = ["OfficialStep", "batches", "compiled", "network", "official", "select", "stepping", "train_flops", "trainer"]
+__all__ = ["OfficialStep", "batches", "compiled", "network", "official", "plain_loss", "select", "stepping", "train_flops", "trainer"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
