@@ -25,11 +25,14 @@ def generator() -> torch.Generator:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_data = bool(os.environ.get("CFM_LITE_DATA"))
     in_browser = bool(os.environ.get("CFM_LITE_BROWSER"))
+    long = bool(os.environ.get("CFM_LITE_FAULTS"))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="not run: needs a CUDA device"))
         if item.get_closest_marker("browser") and not in_browser:
             item.add_marker(pytest.mark.skip(reason="not run: needs Chromium, make test-browser"))
+        if item.get_closest_marker("faults") and not long:
+            item.add_marker(pytest.mark.skip(reason="not run: the long tier, make test-faults"))
         if item.get_closest_marker("real_data") and not has_data:
             item.add_marker(pytest.mark.skip(reason="not run: needs real files, set CFM_LITE_DATA"))
 
@@ -39,6 +42,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
     for cause, what in (
         ("CUDA device", "GPU tests did not run: no CUDA device"),
         ("Chromium", "browser tests did not run: make test-browser runs them"),
+        ("long tier", "long fault tests did not run: make test-faults runs them"),
         ("CFM_LITE_DATA", "real-data tests did not run: set CFM_LITE_DATA"),
     ):
         missed = sum(cause in reason for reason in reasons)
