@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-faults test-notebooks test-browser slides figures wheel clean
+.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-faults test-mutants test-notebooks test-browser slides figures wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ test-scale: $(VENV)/.test  ## ImageNet's path end to end, on one process and on 
 
 test-faults: $(VENV)/.test  ## kill, corrupt, fill, interrupt and mistreat it, in numbers (15 minutes); counts go to build/faults
 	CFM_LITE_FAULTS=1 $(PYTEST) --timeout=900 --durations=10 tests/faults
+
+test-mutants: $(VENV)/.test  ## make 52 mistakes in copies of the package, one by one; the tests must find each (6 minutes)
+	$(BIN)/python -m tests.faults.mutants
 
 lint: $(VENV)/.dev  ## ruff and pyright, clean
 	$(BIN)/ruff check .

@@ -107,23 +107,22 @@ class Latents:
         Raises DataError for a shard that is gone or changed since the set was opened.
         """
         out = np.empty((len(rows), 2, *self.shape), np.float16)
-        self._watch.check({bisect.bisect_right(self._ends, row) for row in rows.tolist()})
         places = [(*self._place(row), int(mirror)) for row, mirror in zip(rows.tolist(), mirrored.tolist())]
-        for place in places:
-            shards.ask_for(*place)
-        for i, (array, row, mirror) in enumerate(places):
-            out[i] = array[row, mirror]
+        self._watch.check({number for number, *_ in places})
+        for number, row, mirror in places:
+            shards.ask_for(self._maps[number], row, mirror)
+        for i, (number, row, mirror) in enumerate(places):
+            out[i] = self._maps[number][row, mirror]
         moments = torch.from_numpy(out).float()
         if not math.isfinite(moments.sum().item()):  # a sum of float16 numbers does not overflow; it costs a twentieth of asking each
             bad = int((~torch.isfinite(moments.flatten(1)).all(1)).nonzero()[0])
             raise DataError(f"the latent of {self.keys[int(rows[bad])]!r} holds NaN or infinity: its shard changed. Prepare again.")
         return moments
 
-    def _place(self, row: int) -> tuple[np.ndarray, int]:
-        """The shard of a row, and the row's number in it."""
+    def _place(self, row: int) -> tuple[int, int]:
+        """The number of a row's shard, and the row's number in it."""
         number = bisect.bisect_right(self._ends, row)
-        array = self._maps[number]
-        return array, row - self._ends[number] + len(array)
+        return number, row - self._ends[number] + len(self._maps[number])
 
     def draw(self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True) -> tuple[Tensor, Tensor]:
         """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which of them are mirrored (B,).

@@ -164,6 +164,14 @@ def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def parse_npy(content: bytes, path: Path) -> np.ndarray:
+    """The array in the bytes of a .npy file; DataError that names `path` where they hold anything else."""
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a damaged header fails in every way that Python's own parser can
+        raise DataError(f"{path} holds no array of numbers ({type(error).__name__}). Make it again.") from None
+
+
 def ask_for(array: np.ndarray, row: int, mirror: int) -> None:
     """Have the system fetch one image's moments of a mapped shard, without waiting: those of a batch then come side by side."""
     if not hasattr(mmap, "MADV_WILLNEED") or not isinstance(array.base, mmap.mmap):
@@ -172,14 +180,6 @@ def ask_for(array: np.ndarray, row: int, mirror: int) -> None:
     start = array.offset % mmap.ALLOCATIONGRANULARITY + (2 * row + mirror) * size  # pyright: ignore[reportAttributeAccessIssue]
     page = start - start % mmap.PAGESIZE
     array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
-
-
-def parse_npy(content: bytes, path: Path) -> np.ndarray:
-    """The array in the bytes of a .npy file; DataError that names `path` where they hold anything else."""
-    try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header fails in every way that Python's own parser can
-        raise DataError(f"{path} holds no array of numbers ({type(error).__name__}). Make it again.") from None
 
 
 def digest_file(path: Path) -> str:
