@@ -114,7 +114,7 @@ def said_of(d: Difference) -> str:
 
 def number(value: float, sign: bool = False) -> str:
     """`value` with three digits, and a true minus sign."""
-    text = f"{value:{'+' if sign else ''}.3g}" if abs(value) < 1e3 else f"{value:{'+' if sign else ''},.0f}"
+    text = f"{value:{'+' if sign else ''}.3g}" if abs(value) < 10**3 else f"{value:{'+' if sign else ''},.0f}"
     return text.replace("-", "−")
 
 
