@@ -99,6 +99,9 @@ def test_accumulation_does_not_change_a_run(kind):
     whole, parts = build(kind), build(kind, accumulate=2)
     a, b = go(whole, 4), go(parts, 4)
     torch.testing.assert_close(torch.stack([log["loss"] for log in a]), torch.stack([log["loss"] for log in b]), rtol=1e-5, atol=1e-6)
+    # AdamW would hide gradients that are twice too large
+    norms = [torch.stack([log["grad_norm"] for log in logs]) for logs in (a, b)]
+    torch.testing.assert_close(*norms, rtol=1e-3, atol=1e-6)
     for p, q in zip(whole.objective.parameters(), parts.objective.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)
 
