@@ -1,6 +1,7 @@
 """Damage, made in the same order every time, and what became of it: named, seen without a name, harmless, silent, or a bare error."""
 
 import json
+import os
 import random
 import warnings
 from collections import Counter
@@ -10,14 +11,18 @@ from typing import Any
 
 from cfm_lite.data.shared import alone
 from cfm_lite.errors import CFMError
-
-REPORTS = Path(__file__).parents[2] / "build" / "faults"
+from tests.faults.counts import FOLDER
 
 
 def keep(name: str, facts: dict[str, Any]) -> None:
-    """Add `facts` to build/faults/NAME.json, which the long tier leaves behind; each test has a key of its own there."""
-    path = REPORTS / f"{name}.json"
-    with alone(REPORTS, "index"):  # the workers of pytest are processes
+    """Add `facts` to build/faults/NAME.json, which the long tier leaves behind; each test has a key of its own there.
+
+    In the fast tier this does nothing: a count of a few trials is nothing to quote.
+    """
+    if not os.environ.get("CFM_LITE_FAULTS"):
+        return
+    path = FOLDER / f"{name}.json"
+    with alone(FOLDER, "index"):  # the workers of pytest are processes
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         path.write_text(json.dumps(known | facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

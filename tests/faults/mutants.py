@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Queue
 from typing import NamedTuple
 
-from tests.faults.damage import REPORTS, keep
+from tests.faults import counts
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cfm_lite"
@@ -106,8 +106,8 @@ MUTANTS = (
 
 def rotten(package: Path = PACKAGE) -> list[str]:
     """The mutants whose old text does not stand exactly once in its file."""
-    counts = {mutant.name: (package / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in MUTANTS}
-    return [f"{name}: {count} times" for name, count in counts.items() if count != 1]
+    found = {mutant.name: (package / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in MUTANTS}
+    return [f"{name}: {count} times" for name, count in found.items() if count != 1]
 
 
 def copied(folder: Path) -> Path:
@@ -178,8 +178,7 @@ def main(names: Sequence[str] = ()) -> int:
     killed, seconds = sum(row["killed"] for row in rows), time.monotonic() - began
     print(f"{killed} of {len(rows)} killed in {seconds:.0f} s")
     if not names:
-        (REPORTS / "mutants.json").unlink(missing_ok=True)
-        keep("mutants", {"mutants": len(rows), "killed": killed, "seconds": round(seconds), "rows": rows})
+        counts.write("mutants", mutants=len(rows), killed=killed, seconds=round(seconds), rows=rows)
     return len(rows) - killed
 
 

@@ -199,8 +199,7 @@ def test_two_builders_of_one_set_share_the_work_and_of_two_sets_one_is_refused(p
             means = found.moments(ROWS, PLAIN)[:, 0, 0].mean((1, 2))  # of builder 1's numbers every one is above 1
             assert bool((means >= 1).all()) or bool((means < 1).all())
             assert not list(out.glob(".*.tmp-*"))
-    if trials > 2:
-        keep("data_changes", {"two builders": {"pairs": 2 * trials, "mixed sets": 0, "refused, as the other made another set": refused}})
+    keep("data_changes", {"two builders": {"pairs": 2 * trials, "refused, as the other made another set": refused}})
 
 
 def test_a_builder_waits_for_the_shard_that_another_is_making(pictures, made, tmp_path, monkeypatch):
@@ -243,14 +242,16 @@ def test_thirty_killed_builders_leave_what_an_uninterrupted_one_writes(pictures,
         gone = os.waitpid(child, 0)[1]
         killed += os.WIFSIGNALED(gone)
         inside += os.WIFSIGNALED(gone) and (tmp_path / "writing").exists()
-        for name in ("shard-00000.npy", "shard-00003.json"):  # what a kill in the middle of a write leaves
-            (out / f".{name}.tmp-{trial:016x}").write_bytes(b"half")
+        if (out / "index.json").exists():  # finished between two kills: begin again
+            shutil.rmtree(out)
+            out.mkdir()
     build(pictures, out, batch=2)
-    keep("data_changes", {"builders killed -9": {"trials": kills, "killed": killed, "inside a write": inside, "lost or different": 0}})
-    assert Latents(out).fingerprint == Latents(made).fingerprint
+    same = Latents(out).fingerprint == Latents(made).fingerprint
+    keep("data_changes", {"builders killed -9": {"trials": kills, "killed": killed, "inside a write": inside, "different": int(not same)}})
+    assert same
     assert killed >= kills // 2
     assert inside >= kills // 5
-    assert not list(out.glob(".shard-00003.json.tmp-*"))
+    assert not list(out.glob(".*.tmp-*"))
 
 
 def test_what_a_killed_builder_left_half_written_is_removed_by_the_next(pictures, tmp_path):

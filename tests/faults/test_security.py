@@ -453,14 +453,11 @@ def test_an_attack_is_one_error_and_nothing_runs_and_nothing_is_written_outside(
     before = around(inside)
     child = forked(work, tmp_path / "said")
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code == 0, (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    keep("attacks", {attack: {"answer": said.partition(":")[0], "code": code, "ran": marker.exists(), "wrote": around(inside) != before}})
+    assert code == 0, said
     assert not marker.exists()
     assert around(inside) == before
-
-
-@pytest.mark.faults
-def test_attacks_are_counted():
-    keep("security", {"attack files": len(ATTACKS) + len(HARMLESS), "executions": 0, "writes outside": 0, "RSS growth limit": "200 MB"})
 
 
 def test_the_payload_would_have_run(tmp_path):
