@@ -56,7 +56,7 @@ test-scale: $(VENV)/.test  ## ImageNet's path end to end, on one process and on 
 test-faults: $(VENV)/.test  ## kill, corrupt, fill, interrupt and mistreat it, in numbers (15 minutes); counts go to build/faults
 	CFM_LITE_FAULTS=1 $(PYTEST) --timeout=900 --durations=10 tests/faults
 
-test-mutants: $(VENV)/.test  ## make 52 mistakes in copies of the package, one by one; the tests must find each (6 minutes)
+test-mutants: $(VENV)/.test  ## make 52 mistakes in copies of the package, one by one; the tests must find each (6 to 9 minutes)
 	$(BIN)/python -m tests.faults.mutants
 
 lint: $(VENV)/.dev  ## ruff and pyright, clean
