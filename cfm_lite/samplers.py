@@ -181,4 +181,6 @@ def _noises(x: Tensor, n: int, generator: torch.Generator | None, noise: Tensor 
         raise ConfigError(
             f"noise has {len(noise)} entries of shape {sorted(shapes)}; it must have {n}, one per step of ts, of shape {tuple(x.shape)}."
         )
+    if on_host(x) and not all(z.isfinite().all() for z in noise):
+        raise ConfigError("noise holds NaN or infinity; it must be standard normals, such as torch.randn(n, *x.shape).")
     return (z.to(x) for z in noise)

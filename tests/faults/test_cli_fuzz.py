@@ -248,9 +248,9 @@ def test_200_command_lines_end_well_or_with_one_line(stubs, capsys):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("part", range(4))
-def test_2500_command_lines_four_times_end_well_or_with_one_line(part, stubs, capsys):
-    seen = many(2500, 100 + part, capsys)
+@pytest.mark.parametrize("part", range(10))
+def test_1000_command_lines_ten_times_end_well_or_with_one_line(part, stubs, capsys):
+    seen = many(1000, 100 + part, capsys)
     counts.write(f"command_lines_{part}", lines=sum(seen.values()), tracebacks=0, **seen)
 
 
