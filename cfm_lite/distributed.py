@@ -134,6 +134,10 @@ class World:
 
 ALONE = World()
 
+# Never freed: where DDP is the last to hold a group, as in an error's traceback, it frees it under the interpreter's lock, for which
+# gloo's threads may wait, while it waits for them (pytorch issue 56297).
+_GROUPS: list[Any] = []
+
 
 def _first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -180,6 +184,7 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
     if backend == "nccl":
         world.place(torch.device(device))
     _meet(backend, rank, size, timeout)
+    _GROUPS.append(dist.group.WORLD)
     try:
         with world.watching():
             yield world

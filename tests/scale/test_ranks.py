@@ -1,6 +1,8 @@
 """Several processes as one run: the same numbers, and an end for all when one of them is gone."""
 
+import gc
 import json
+import os
 import signal
 import socket
 
@@ -18,7 +20,7 @@ from cfm_lite.recipes.imagenet import build_imagenet_trainer
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.scale.sample import Settings, sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet
-from tests.processes import eventually, ranks
+from tests.processes import eventually, free_port, ranks
 from tests.scale.conftest import SMALL
 
 
@@ -192,6 +194,22 @@ def test_what_is_not_finite_on_one_rank_stops_both_at_the_same_step(tmp_path):
     started = together(2, tmp_path, work)
     assert started.wait() == [99, 99]
     assert all("not finite at step 2" in text for text in started.texts())
+
+
+def test_a_model_that_outlives_its_world_never_waits_for_ever(tmp_path):
+    ports = [free_port() for _ in range(20)]
+
+    def often():  # without the reference to the group that `joined` keeps, one of the first few hangs
+        for port in ports:
+            os.environ["MASTER_PORT"] = str(port)
+            with joined() as world:
+                model = world.wrap(torch.nn.Linear(3, 3))
+                model(torch.ones(2, 3)).sum().backward()
+                world.mean({"loss": torch.ones(()), "one": torch.ones(())})
+            del model
+            gc.collect()
+
+    done(ranks([often] * 2, tmp_path))
 
 
 def test_a_taken_port_is_one_line_and_exit_code_7(data, tmp_path):
