@@ -117,3 +117,15 @@ def test_without_a_checkout_the_course_says_so(monkeypatch):
     monkeypatch.setattr(course, "checkout", lambda: None)
     with pytest.raises(DataError, match="checkout"):
         course.results("figure3")
+
+
+def test_the_verdict_of_exercise_8_5_needs_both_intervals(capsys):
+    def by_the_bootstrap(d, lower_is_better):
+        if not (d.low > 0 or d.high < 0):
+            return "no clear difference"
+        return "better" if (d.mean < 0) == lower_is_better else "worse"
+
+    assert course.check("8.5", by_the_bootstrap) is False
+    assert "Student's contains it" in capsys.readouterr().out
+    right = lambda d, lower: "no clear difference" if not d.clear else "better" if (d.mean < 0) == lower else "worse"  # noqa: E731
+    assert course.check("8.5", right) is True

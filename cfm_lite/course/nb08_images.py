@@ -91,7 +91,7 @@ def _best(metric: str, largest: bool) -> int:
     """The number of evaluations at which plain FM's mean over the seeds is best."""
     values: dict[int, list[float]] = {}
     for row in results("digits"):
-        if row["method"] == "fm" and row["metric"] == metric:
+        if row["method"] == "fm" and row["metric"] == metric and row["value"] is not None:
             values.setdefault(row["nfe"], []).append(row["value"])
     mean = {nfe: sum(v) / len(v) for nfe, v in values.items()}
     return (max if largest else min)(mean, key=lambda nfe: mean[nfe])
@@ -163,25 +163,37 @@ _WORDS = ("better", "worse", "no clear difference")
 
 @exercise("8.5")
 def three_verdicts(answer: Callable[[Any, bool], Any]) -> str | None:
-    """verdict(d, lower_is_better) follows the rule of the interval."""
+    """verdict(d, lower_is_better) follows the rule of the two intervals."""
     if not callable(answer):
         return f"`verdict` is a {type(answer).__name__}; it must be a function of a difference and of whether lower is better."
-    nan = float("nan")
-    cases = [  # mean, low, high, lower is better, right word, hint
-        (-0.2, -0.3, -0.1, True, "better", "its interval lies below zero and lower is better"),
-        (0.2, 0.1, 0.3, True, "worse", "its interval lies above zero and lower is better"),
-        (0.2, 0.1, 0.3, False, "better", "its interval lies above zero and higher is better, as for the accuracy"),
-        (-0.2, -0.3, -0.1, False, "worse", "its interval lies below zero and higher is better"),
-        (-0.2, -0.5, 0.1, True, "no clear difference", "its mean is below zero, but its interval contains zero"),
-        (0.2, -0.1, 0.5, False, "no clear difference", "its mean is above zero, but its interval contains zero"),
-        (-0.2, nan, nan, True, "no clear difference", "one seed has no interval (its bounds are NaN)"),
-        (-0.2, -0.4, 0.0, True, "no clear difference", "an interval that ends at zero contains it"),
-    ]
-    for mean, low, high, lower, right, why in cases:
-        d = SimpleNamespace(mean=mean, low=low, high=high, clear=low > 0 or high < 0, seeds=1 if math.isnan(low) else 5)
+    for (low, high), (t_low, t_high), lower, right, why in _verdicts():
+        mean, seeds = (-0.2 if high <= 0.1 else 0.2), 1 if math.isnan(low) else 5
+        clear = (low > 0 and t_low > 0) or (high < 0 and t_high < 0)
+        d = SimpleNamespace(mean=mean, low=low, high=high, t_low=t_low, t_high=t_high, clear=clear, seeds=seeds)
         mine = answer(d, lower)
         if mine not in _WORDS:
             return f"it returns {mine!r}; it must return one of {', '.join(map(repr, _WORDS))}."
         if mine != right:
-            return f"{why}: mean {mean:+.1f}, interval [{low:+.1f}, {high:+.1f}] must give {right!r}; yours gives {mine!r}."
+            return (
+                f"{why}: mean {mean:+.1f}, bootstrap interval [{low:+.1f}, {high:+.1f}], Student's [{t_low:+.1f}, {t_high:+.1f}] must "
+                f"give {right!r}; yours gives {mine!r}."
+            )
     return None
+
+
+def _verdicts() -> list[tuple[tuple[float, float], tuple[float, float], bool, str, str]]:
+    """Cases: bootstrap interval, Student's, whether lower is better, the right word, and why."""
+    nan, none = float("nan"), _WORDS[2]
+    return [
+        ((-0.3, -0.1), (-0.35, -0.05), True, "better", "both intervals lie below zero and lower is better"),
+        ((0.1, 0.3), (0.05, 0.35), True, "worse", "both intervals lie above zero and lower is better"),
+        ((0.1, 0.3), (0.05, 0.35), False, "better", "both intervals lie above zero and higher is better, as for the accuracy"),
+        ((-0.3, -0.1), (-0.35, -0.05), False, "worse", "both intervals lie below zero and higher is better"),
+        ((-0.5, 0.1), (-0.6, 0.2), True, none, "its mean is below zero, but both intervals contain zero"),
+        ((-0.1, 0.5), (-0.2, 0.6), False, none, "its mean is above zero, but both intervals contain zero"),
+        ((-0.3, -0.1), (-0.5, 0.1), True, none, "the bootstrap interval misses zero, but Student's contains it"),
+        ((0.1, 0.3), (-0.1, 0.5), False, none, "the bootstrap interval misses zero, but Student's contains it"),
+        ((-0.5, 0.1), (-0.3, -0.1), True, none, "Student's interval misses zero, but the bootstrap's contains it"),
+        ((nan, nan), (nan, nan), True, none, "one seed has no interval (its bounds are NaN)"),
+        ((-0.4, 0.0), (-0.5, -0.1), True, none, "an interval that ends at zero contains it"),
+    ]
