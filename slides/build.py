@@ -4,7 +4,9 @@ Fills in the numbers, turns each Markdown deck into one HTML file that asks the 
 slides/built.json which sources they were made of, so that a test can tell a stale build.
 
 A number stands in the source as  <data value="FILE METHOD METRIC [KEY=VALUE ...] FORMAT">1.23</data>:  the one row of
-data/results/FILE.json with that method, metric and settings, written in Python's FORMAT.
+data/results/FILE.json with that method, metric and settings, written in Python's FORMAT. Of rows that differ in their seed alone,
+of=mean is the mean and of=seeds their number; of=difference is the paired difference to the method less=NAME with its interval,
+and of=verdict what the statistics allow to be said of it.
 """
 
 import base64
@@ -16,7 +18,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+from cfm_lite.experiments import paired_difference
+from cfm_lite.experiments.results import said_of
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "data" / "results"
@@ -32,14 +38,35 @@ def decks() -> list[Path]:
 
 
 def number(reference: str) -> str:
-    """The number that `reference` names; ValueError unless it fits exactly one value."""
+    """The number that `reference` names; ValueError unless it fits exactly one value, or with of=... one value of each seed."""
     file, method, metric, *settings, form = reference.split()
-    wanted = {"method": method, "metric": metric} | dict(setting.split("=", 1) for setting in settings)
+    wanted = dict(setting.split("=", 1) for setting in settings)
+    what, base = wanted.pop("of", "value"), wanted.pop("less", "fm")
     rows = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
-    found = {row["value"] for row in rows if all(str(row.get(key)) == value for key, value in wanted.items())}
-    if len(found) != 1:
-        raise ValueError(f"{reference!r} fits {len(found)} values of {file}.json; name one row by more settings, such as nfe=50.")
-    return format(found.pop(), form)
+    mine = _by_seed(rows, {"method": method, "metric": metric} | wanted, reference)
+    if what == "value":
+        if len(set(mine.values())) != 1:
+            raise ValueError(f"{reference!r} fits {len(mine)} values of {file}.json; name one row by more settings, or say of=mean.")
+        return format(next(iter(mine.values())), form)
+    if what in ("mean", "seeds"):
+        return format(sum(mine.values()) / len(mine) if what == "mean" else len(mine), form)
+    d = paired_difference(method, metric, 0, mine, _by_seed(rows, {"method": base, "metric": metric} | wanted, reference))
+    if what == "verdict":
+        return format(said_of(d), form)
+    mean, low, high = (format(value, form).replace("-", "−") for value in (d.mean, d.low, d.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _by_seed(rows: list[dict[str, Any]], wanted: dict[str, str], reference: str) -> dict[int, float]:
+    """{seed: value} of the rows that fit; ValueError without any, and where one seed has two values."""
+    found: dict[int, set[float]] = {}
+    for row in rows:
+        if all(str(row.get(key)) == value for key, value in wanted.items()):
+            found.setdefault(row.get("seed", 0), set()).add(row["value"])
+    if not found or max(map(len, found.values())) > 1:
+        several = "several values of one seed" if found else "no value"
+        raise ValueError(f"{reference!r} fits {several}; name rows by more settings, such as nfe=50.")
+    return {seed: values.pop() for seed, values in found.items()}
 
 
 def filled(text: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from cfm_lite import cli, experiments
 from cfm_lite.errors import DataError
-from cfm_lite.experiments import SUITES, Store, readme, statistics
+from cfm_lite.experiments import SUITES, Store, answers, readme, statistics
 from cfm_lite.experiments.measures import row_base
 from cfm_lite.experiments.results import Place, Results, said_of
 from cfm_lite.experiments.store import write_rows
@@ -95,7 +95,28 @@ def test_verdicts_are_those_of_the_planted_gains(whole):
     turned = results.difference("digits", Place("fm"), base=Place("vecor"))
     assert said_of(turned) == "loses"
     text = (whole[0] / "README.md").read_text()
-    assert "Clear gains: VeCoR in the plane, VeCoR on digits; Clear losses: none" in text
+    short = next(line for line in text.splitlines() if line.startswith("**With 50 evaluations, "))
+    assert "in the plane VeCoR gains" in short
+    assert "on the digits VeCoR gains" in short
+    assert "null" not in short
+
+
+def test_a_paper_s_number_stands_beside_ours_with_the_verdict(whole):
+    text = (whole[0] / "README.md").read_text()
+    (vecor,) = [line for line in text.splitlines() if "20.01 → 15.56 (−22 %)" in line]
+    assert "on the digits for VeCoR Fréchet distance 1 → 0.9" in vecor
+    assert "The gain is there in the plane for VeCoR and on the digits for VeCoR" in vecor
+    (repa,) = [line for line in text.splitlines() if "20.01 → 11.14 (−44 %)" in line]
+    assert "no clear difference. **The gain is not reproduced**" in repa
+
+
+def test_where_nothing_is_clear_the_answer_says_that_it_is_a_null_result():
+    values = {seed: 1 + 0.01 * (-1) ** seed for seed in range(6)}
+    idle = experiments.paired_difference("x", "frechet", 50, values, dict.fromkeys(values, 1.0))
+    better = experiments.paired_difference("y", "frechet", 50, dict.fromkeys(values, 0.5), dict.fromkeys(values, 1.0))
+    assert answers.by_suite({"digits": [("x", idle)]}) == "On the digits no clear difference for x (a null result)."
+    assert answers.by_suite({"digits": [("x", idle), ("y", better)], "toy": []}) == "On the digits y gains, no clear difference for x."
+    assert answers.by_suite({"digits": [("z", None)]}) == "Not measured yet."
 
 
 def test_higher_is_better_turns_the_words(whole):
@@ -142,6 +163,18 @@ def test_diverged_jobs_and_miniatures_are_named(tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert "**diverged**: ΔFM, seed 1 (core): the loss is inf in step 7" in text
     assert "its numbers mean nothing" in text
+    assert "| FM |" not in text  # no table, and no answer
+    assert text.count("**Not measured yet.**") == 8
+
+
+def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
+    store = Store(make(tmp_path, suites=("digits",), groups=("core",), seeds=2), "digits")
+    recipe = SUITES["digits"].base("core", {"hidden_size": 32}).as_dict()
+    store.write_info({**store.info(), "groups": {"core": {"recipe": recipe}}})
+    readme.write_report(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "not with the suite's own settings: hidden_size 32 (not 256)" in text
+    assert "Not measured yet: `sit`, `image`, `perturbation`" in text
 
 
 def test_rows_of_older_files_can_still_be_reported(tmp_path):

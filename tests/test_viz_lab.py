@@ -54,6 +54,28 @@ def test_rows_stand_at_their_means_with_their_intervals():
     assert "worse" in FIGURES["rows"]().axes[1].get_xlabel().split("better")[0]
 
 
+def test_rows_of_panels_with_equal_labels_name_them_once_and_marked_rows_have_a_band():
+    rows = [("ΔFM", CLEAR), ("VeCoR", HOLLOW)]
+    axes = viz.difference_rows({PANEL: rows, Panel("MNIST", "recall", "higher"): rows}, marked=["VeCoR"]).axes
+    assert [bool(axis.get_yticklabels()[0].get_visible()) for axis in axes] == [True, False]
+    assert [len(axis.patches) for axis in axes] == [1, 1]
+
+
+def test_labels_of_a_crowd_do_not_cover_each_other():
+    crowd = [(f"weight {i}", 2.0, difference("dispersive", 0.001 * i, -0.1, 0.1, False)) for i in range(10)]
+    figure = viz.difference_scatter({PANEL: crowd}, xlabel="length")
+    figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
+    assert len(boxes) == 10
+    assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes, boxes[1:]))
+
+
+def test_the_place_of_a_block_without_curves_stays_empty():
+    blocks = {PANEL: {"vecor": {2: CLEAR}}, Panel("MNIST", "x"): {}, Panel("Plane", "x", xlabel="width"): {"vecor": {32: CLEAR}}}
+    axes = viz.difference_curves(blocks, xlabel="NFE", columns=2).axes
+    assert [axis.get_xlabel() for axis in axes] == ["NFE", "width"]
+
+
 def test_curves_stand_at_their_settings():
     axes = FIGURES["curves"]().axes[0]
     assert axes.get_xscale() == "log"

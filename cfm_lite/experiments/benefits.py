@@ -2,14 +2,30 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from cfm_lite.experiments.answers import NAMES, TITLES, Answer, in_short, quality_panel, rows_figure, title, where
+from cfm_lite.experiments.answers import (
+    NAMES,
+    TITLES,
+    Answer,
+    absent,
+    by_suite,
+    clause,
+    quality_panel,
+    rows_figure,
+    setting,
+    spoken,
+    title,
+    where,
+)
+from cfm_lite.experiments.claims import GAINS, PAPERS, beside
 from cfm_lite.experiments.results import Place, Results, interval, number, percent, quality, said_of, tell
 from cfm_lite.experiments.statistics import Difference
-from cfm_lite.viz import difference_curves
+from cfm_lite.experiments.suites import SUITES
+from cfm_lite.viz import Panel, difference_curves
 
 __all__ = ["QUESTIONS", "TRAINED", "controls", "debiasing", "diversity", "gains"]
 
 TRAINED = ("delta_fm", "vecor", "vecor_latent", "dispersive", "repa", "pair", "pair_dispersive", "pair_delta_fm")
+FEW = 8  # at most so many evaluations are few
 
 
 def _at_top(results: Results, suite: str, methods: Sequence[str]) -> Iterator[tuple[str, Place]]:
@@ -21,99 +37,126 @@ def _at_top(results: Results, suite: str, methods: Sequence[str]) -> Iterator[tu
 
 def gains(results: Results) -> Answer:
     """Question 1: does each method lower the distance at equal cost, and where?"""
-    sentences, panels, told = [], {}, []
+    sentences, told = [], {}
     for suite in results.suites:
         found = {method: results.difference(suite, place) for method, place in _at_top(results, suite, TRAINED)}
-        told += [(f"{title(method)} {where(suite)}", d) for method, d in found.items()]
-        base = results.mean(suite, Place(nfe=results.nfes(suite)[-1]), quality(suite))
-        parts = [f"{tell(title(m), d)}{f', {percent(d, base)}' if d else ''}" for m, d in found.items()]
-        sentences.append(
-            f"**{TITLES.get(suite, suite)}**, {NAMES[quality(suite)]} at {results.nfes(suite)[-1]} evaluations: {'. '.join(parts)}."
-        )
-        sentences += [line for line in (_few_steps(results, suite), *_where(results, suite)) if line]
-        panels[quality_panel(suite)] = curves_by_nfe(results, suite, [m for m in TRAINED if m in found])
-    drawn = {panel: curves for panel, curves in panels.items() if curves}
-    figure = difference_curves(drawn, xlabel="network evaluations per sample (NFE)") if drawn else None
-    return Answer("Does each method lower the distance to the data at equal cost, and where?", in_short(told), sentences, PAPERS, figure)
+        told[suite] = [(spoken(method), d) for method, d in found.items()]
+        top = results.nfes(suite)[-1]
+        base = results.mean(suite, Place(nfe=top), quality(suite))
+        parts = [f"{tell(spoken(m), d)}{f', {percent(d, base)}' if d else ''}" for m, d in found.items()]
+        sentences.append(f"**{TITLES[suite]}**, {NAMES[quality(suite)]} at {top} evaluations (FM {number(base)}): {'; '.join(parts)}.")
+        sentences += [*_few_steps(results, suite), *_elsewhere(results, suite)]
+    tops = dict.fromkeys(str(results.nfes(suite)[-1]) for suite in results.suites)
+    short = by_suite(told, lead=f"with {' or '.join(tops)} evaluations, ")
+    panels = _panels(results)
+    look = {"xlabel": "network evaluations per sample (NFE)", "columns": len(results.suites)}
+    figure = difference_curves(panels, **look) if any(panels.values()) else None
+    papers = (*beside(results, GAINS), PAPERS[1])
+    return Answer("Does each method lower the distance to the data at equal cost, and where?", short, sentences, papers, figure)
 
 
-PAPERS = (
-    "ΔFM, ImageNet-256, SiT-XL/2, 400,000 steps, 50 SDE evaluations, no guidance: FID 20.01 → 16.32 (−18 %); VeCoR, same setting: 15.56 "
-    "(−22 %); dispersive, SiT-B/2, 80 epochs: 36.49 → 32.35 (−11 %). One run each, no error bars. Ours are small networks on small data, "
-    "the Fréchet distance in the features of our own judge, Euler steps, and a weight that was not tuned.",
-)
+def _panels(results: Results) -> dict[Panel, dict[str, dict[float, Difference]]]:
+    """The differences by evaluations for every suite, then by width and by length of training where those were measured: a column
+    for each suite, and nothing where it was not measured."""
+    blocks = {quality_panel(suite): curves_by_nfe(results, suite, TRAINED) for suite in results.suites}
+    for group, field, name in (("size", "hidden_size", "width of the network"), ("length", "steps", "steps of training")):
+        row = {quality_panel(suite, xlabel=name): _curves_by_field(results, suite, group, field) for suite in results.suites}
+        blocks |= row if any(row.values()) else {}
+    return blocks
 
 
 def curves_by_nfe(results: Results, suite: str, methods: Sequence[str]) -> dict[str, dict[float, Difference]]:
     """{method: {evaluations: difference to FM}} in the core of a suite."""
     curves = {m: {float(n): results.difference(suite, Place(m, nfe=n)) for n in results.nfes(suite)} for m in methods}
-    return {m: {n: d for n, d in curve.items() if d is not None} for m, curve in curves.items() if any(curve.values())}
+    return _measured(curves)
 
 
-def _few_steps(results: Results, suite: str) -> str:
+def _curves_by_field(results: Results, suite: str, group: str, field: str) -> dict[str, dict[float, Difference]]:
+    """{method: {value of the field: difference to FM}} in a group, and in the core, which has one more value of it."""
+    if not results.rows(suite, group):
+        return {}
+    top, core = results.nfes(suite, group)[-1], float(getattr(SUITES[suite].base("core", {}), field))
+    places = {float(variant.rpartition("=")[2]): (group, variant) for variant in results.variants(suite, group)} | {core: ("core", "")}
+    methods = [m for m in TRAINED if m in results.methods(suite, group)]
+    return _measured({m: {x: results.difference(suite, Place(m, *at, nfe=top)) for x, at in places.items()} for m in methods})
+
+
+def _measured(curves: Mapping[str, Mapping[float, Difference | None]]) -> dict[str, dict[float, Difference]]:
+    found = {m: {x: d for x, d in curve.items() if d is not None} for m, curve in curves.items()}
+    return {m: curve for m, curve in found.items() if curve}
+
+
+def _few_steps(results: Results, suite: str) -> Iterator[str]:
     """Which methods gain or lose clearly with few evaluations."""
-    few = [nfe for nfe in results.nfes(suite) if nfe <= 8]
-    words = []
-    for method in [m for m in TRAINED if m in results.methods(suite)]:
-        said = {nfe: d for nfe in few if (d := results.difference(suite, Place(method, nfe=nfe))) is not None and d.clear}
-        if said:
-            words.append(f"{title(method)} " + ", ".join(f"{said_of(d)} at {nfe} ({number(d.mean, True)})" for nfe, d in said.items()))
-    clear = "; ".join(words) or "no method differs clearly from FM"
-    return f"With few evaluations ({', '.join(map(str, few))}): {clear}." if few else ""
+    methods = [m for m in TRAINED if m in results.methods(suite)]
+    few = [nfe for nfe in results.nfes(suite) if nfe <= FEW]
+    told = [clause([(spoken(m), results.difference(suite, Place(m, nfe=nfe))) for m in methods], numbers=True) for nfe in few]
+    if few:
+        yield f"Few evaluations, {where(suite)}: {'; '.join(f'with {nfe}, {words}' for nfe, words in zip(few, told))}."
 
 
-def _where(results: Results, suite: str) -> Iterator[str]:
-    """A sentence on small networks and one on short training."""
-    for group, what in (("size", "In smaller networks"), ("length", "With another length of training")):
-        rows = results.rows(suite, group)
-        if not rows:
-            yield f"{what}: not measured yet."
+ELSEWHERE = {"size": "Smaller networks", "length": "Other lengths of training", "sit": "A small SiT in place of the MLP"}
+
+
+def _elsewhere(results: Results, suite: str) -> Iterator[str]:
+    """A sentence on smaller networks, one on the length of training, and one on the transformer, where a suite has them."""
+    for group, what in ELSEWHERE.items():
+        if group not in SUITES[suite].groups:
             continue
-        variants = list(dict.fromkeys(row["variant"] for row in rows))
+        what = f"{what}, {where(suite)}"
+        if not results.rows(suite, group):
+            yield absent(suite, group, what)
+            continue
+        methods, top = [m for m in results.methods(suite, group) if m in TRAINED], results.nfes(suite, group)[-1]
         parts = []
-        for variant in variants:
-            places = [Place(m, group, variant, results.nfes(suite, group)[-1]) for m in results.methods(suite, group) if m in TRAINED]
-            parts.append(f"{variant}: " + ", ".join(_short(title(p.method), results.difference(suite, p)) for p in places))
-        yield f"{what}, {'; '.join(parts)}."
+        for variant in results.variants(suite, group):
+            told = [(spoken(m), results.difference(suite, Place(m, group, variant, top))) for m in methods]
+            parts.append(f"{f'{setting(variant)}: ' if variant else ''}{clause(told, numbers=True)}")
+        yield f"{what}, {top} evaluations. {'; '.join(parts)}."
 
 
-def _short(name: str, d: Difference | None) -> str:
-    return f"{name} not measured" if d is None else f"{name} {said_of(d)} ({number(d.mean, True)})"
-
-
-CONTROLS = {
-    "delta_fm": ("fm_scaled", "fm_retargeted"),
-    "vecor": ("fm_scaled", "fm_retargeted_vecor"),
-    "vecor_latent": ("fm_scaled", "fm_retargeted_latent"),
-}
+CONTROLS = {"delta_fm": "fm_retargeted", "vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}
 
 
 def controls(results: Results) -> Answer:
     """Question 2: how much of the difference do scaling and re-targeting explain?"""
-    sentences, blocks, told = [], {}, []
+    sentences, blocks, told, marked = [], {}, {}, []
     for suite in results.suites:
-        top = results.nfes(suite)[-1]
-        rows: list[tuple[str, Difference | None]] = []
-        for method, (scaled, retargeted) in CONTROLS.items():
-            if method not in results.methods(suite):
-                continue
-            names = [name for name in (scaled, retargeted) if name in results.methods(suite)]
-            found = {name: results.difference(suite, Place(name, nfe=top)) for name in (method, *names)}
-            left = results.difference(suite, Place(method, nfe=top), base=Place(names[-1], nfe=top)) if names else None
-            parts = [tell(title(name), d) for name, d in found.items()]
-            parts += [f"What is left of {tell(f'{title(method)} against {title(names[-1])}', left)}"] if names else []
-            sentences.append(f"**{TITLES.get(suite, suite)}**, {NAMES[quality(suite)]} at {top} evaluations. {'. '.join(parts)}.")
-            told += [(f"{title(method)} {where(suite)}", left)]
-            rows += [(title(name), d) for name, d in found.items()]
-            rows += [(f"{title(method)}\nless {title(names[-1])}", left)] if names else []
-        blocks[quality_panel(suite)] = list(dict(rows).items())
+        rows: dict[str, Difference | None] = {}
+        told[suite] = []
+        for method, _ in _at_top(results, suite, tuple(CONTROLS)):
+            found = _shares(results, suite, method)
+            sentences.append(f"**{TITLES[suite]}**, {NAMES[quality(suite)]}. {_explained(method, found)}")
+            rows |= {title(name): found[name] for name in (method, "fm_scaled", CONTROLS[method])}
+            rows[f"{title(method)}, minus its control"] = found["left"]
+            told[suite] += [(spoken(method), found["left"])]
+            marked.append(f"{title(method)}, minus its control")
+        blocks[quality_panel(suite)] = list(rows.items())
     return Answer(
         "How much of that does scaling explain, how much re-targeting, and what is left?",
-        f"Against FM that is only re-targeted: {in_short(told, 'clear gains', 'clear losses')}",
+        by_suite(told, lead="against FM that is only re-targeted, "),
         sentences,
-        ("The papers do not report either control; a public critique notes that ΔFM's optimum is an affine map of FM's.",),
-        rows_figure(blocks),
+        (PAPERS[2],),
+        rows_figure(blocks, marked),
     )
+
+
+def _shares(results: Results, suite: str, method: str) -> dict[str, Difference | None]:
+    """The differences to FM of a method and its two controls, and "left": the method against its exact control."""
+    top, control = results.nfes(suite)[-1], CONTROLS[method]
+    found = {name: results.difference(suite, Place(name, nfe=top)) for name in (method, "fm_scaled", control)}
+    return {**found, "left": results.difference(suite, Place(method, nfe=top), base=Place(control, nfe=top))}
+
+
+def _explained(method: str, found: Mapping[str, Difference | None]) -> str:
+    """A method's difference to FM, what each control reaches of it, and what is left."""
+    mine, control = found[method], found[CONTROLS[method]]
+    parts = [tell(name, d) for name, d in ((spoken(method), mine), ("scaled FM", found["fm_scaled"]))]
+    if control is None or mine is None:
+        return f"Against FM: {'; '.join(parts)}; {spoken(CONTROLS[method])}: not measured, so what is left is not known."
+    share = f", {100 * control.mean / mine.mean:.0f} % of the method's" if mine.clear and control.mean * mine.mean > 0 else ""
+    parts.append(f"{tell(spoken(CONTROLS[method]), control)}{share}")
+    return f"Against FM: {'; '.join(parts)}. {tell('What is left', found['left'])}."
 
 
 DEBIASED = {"delta_fm": "delta_fm_debiased", "vecor": "vecor_debiased", "vecor_latent": "vecor_latent_debiased"}
@@ -121,50 +164,51 @@ DEBIASED = {"delta_fm": "delta_fm_debiased", "vecor": "vecor_debiased", "vecor_l
 
 def debiasing(results: Results) -> Answer:
     """Question 3: does debiasing keep the gain or lose it?"""
-    sentences, blocks, told = [], {}, []
+    sentences, blocks, told = [], {}, {}
     for suite in results.suites:
-        top, rows = results.nfes(suite)[-1], []
+        top, rows, told[suite] = results.nfes(suite)[-1], [], []
         for method, debiased in DEBIASED.items():
-            if not {method, debiased} <= set(results.methods(suite)):
-                continue
             before, after = (results.difference(suite, Place(name, nfe=top)) for name in (method, debiased))
             change = results.difference(suite, Place(debiased, nfe=top), base=Place(method, nfe=top))
+            if before is None or after is None or change is None:
+                continue
             sentences.append(
-                f"**{TITLES.get(suite, suite)}**: {tell(title(method), before)}; {tell(title(debiased), after)}, both against FM. "
-                f"Debiasing itself: {tell('', change).removeprefix(': ')}.{_kept(before, after)}"
+                f"**{TITLES[suite]}**, against FM: {tell(spoken(method), before)}; {tell('debiased', after)}. "
+                f"{tell('Debiasing itself', change)}.{_kept(before, after, change)}"
             )
             rows += [(title(method), before), (title(debiased), after)]
-            told.append((f"{title(method)} {where(suite)}", change))
+            told[suite].append((spoken(method), change))
         blocks[quality_panel(suite)] = rows
-    papers = (
-        "ΔFM's paper corrects the velocity only inside the guidance interval of its SDE sampler, and reports no run without guidance.",
-    )
-    short = f"What debiasing itself does: {in_short(told, 'clear gains', 'clear losses')}"
-    return Answer("Does debiasing keep or lose the gain?", short, sentences, papers, rows_figure(blocks))
+    short = by_suite(told, lead="when the bias is taken out, ")
+    return Answer("Does debiasing keep or lose the gain?", short, sentences, (PAPERS[3],), rows_figure(blocks))
 
 
-def _kept(before: Difference | None, after: Difference | None) -> str:
-    if before is None or after is None or said_of(before) != "gains":
+def _kept(before: Difference, after: Difference, change: Difference) -> str:
+    """What became of a clear difference to FM."""
+    if not before.clear:
         return ""
-    return " The gain is kept." if said_of(after) == "gains" else " The gain is lost."
+    what = "gain" if said_of(before) == "gains" else "loss"
+    if said_of(after) == said_of(before):
+        return f" The {what} is kept."
+    return f" The {what} is gone." if change.clear else f" The {what} is no longer clear."
 
 
 def diversity(results: Results) -> Answer:
     """Question 7: what does each method cost in diversity?"""
-    sentences, blocks, told = [], {}, []
-    names = ("fm_scaled", "fm_retargeted", *TRAINED)
+    sentences, blocks, told = [], {}, {}
     for suite in results.suites:
-        found = {m: results.difference(suite, p, "recall") for m, p in _at_top(results, suite, names)}
+        found = {m: results.difference(suite, p, "recall") for m, p in _at_top(results, suite, ("fm_scaled", "fm_retargeted", *TRAINED))}
         found = {m: d for m, d in found.items() if d is not None}
-        if found:
-            fm = number(results.mean(suite, Place(nfe=results.nfes(suite)[-1]), "recall"))
-            told += [(f"{title(m)} {where(suite)}", d) for m, d in found.items()]
-            parts = [f"{title(m)} {said_of(d)} ({interval(d)})" for m, d in found.items()]
-            sentences.append(f"**{TITLES.get(suite, suite)}**, recall (FM {fm}): {'; '.join(parts)}.")
-            blocks[quality_panel(suite, metric="recall")] = [(title(m), d) for m, d in found.items()]
-    papers = ("ΔFM and VeCoR, SiT-XL/2: recall 0.63 → 0.63 and 0.62; with REPA 0.65 → 0.64 (VeCoR). Precision rises by 0.03 to 0.04.",)
-    short = in_short(told, "Recall rises clearly", "falls clearly")
-    return Answer("What does each cost in diversity (recall)?", short, sentences, papers, rows_figure(blocks))
+        if not found:
+            sentences.append(f"**{TITLES[suite]}**: recall is not taken there; the table below has the gap of the classes.")
+            continue
+        top = results.nfes(suite)[-1]
+        told[suite] = [(spoken(m), d) for m, d in found.items()]
+        parts = [f"{spoken(m)} {said_of(d)} ({interval(d)})" for m, d in found.items()]
+        sentences.append(f"**{TITLES[suite]}**, recall (FM {number(results.mean(suite, Place(nfe=top), 'recall'))}): {'; '.join(parts)}.")
+        blocks[quality_panel(suite, metric="recall")] = [(title(m), d) for m, d in found.items()]
+    short = by_suite(told, "gain recall", "lose recall")
+    return Answer("What does each cost in diversity (recall)?", short, sentences, (PAPERS[7],), rows_figure(blocks))
 
 
 QUESTIONS: Mapping[int, Callable[[Results], Answer]] = {1: gains, 2: controls, 3: debiasing, 7: diversity}

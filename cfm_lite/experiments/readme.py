@@ -16,7 +16,7 @@ from cfm_lite.experiments import benefits, mechanisms
 from cfm_lite.experiments.answers import TITLES, Answer, title
 from cfm_lite.experiments.measures import Row
 from cfm_lite.experiments.results import Place, Results, interval, number, quality, said_of
-from cfm_lite.experiments.store import read_json
+from cfm_lite.experiments.store import Store, read_json
 from cfm_lite.experiments.suites import SUITES
 
 __all__ = ["QUESTIONS", "quality_figure", "write_report"]
@@ -49,7 +49,7 @@ def write_report(folder: str | Path) -> list[Path]:
     """Write README.md and the figures of all suites whose rows are in `folder`; returns the paths. DataError where there are none."""
     folder = Path(folder)
     results = Results(folder)
-    if not results.suites:
+    if not results.suites and not results.miniatures:
         raise DataError(f"{folder} holds no rows of a suite, such as digits.json is missing. Run cfm-lite compare first.")
     found = {n: ask(results) for n, ask in QUESTIONS.items()}
     paths = [viz.save(answer.figure, folder / _picture(n)) for n, answer in found.items() if answer.figure is not None]
@@ -57,6 +57,7 @@ def write_report(folder: str | Path) -> list[Path]:
         if quality(suite) == "frechet":
             paths.append(viz.save(quality_figure(results.rows(suite)), folder / f"{suite}.png"))
     parts = [PREAMBLE, *(_answer(n, answer) for n, answer in found.items()), *(_suite(results, suite) for suite in results.suites)]
+    parts += [_miniature(store) for store in results.miniatures.values()]
     text = "\n\n".join(part.strip() for part in [*parts, *_threads(folder)]) + "\n"
     write_bytes(folder / "README.md", text.encode())
     return [folder / "README.md", *paths]
@@ -82,21 +83,41 @@ def _answer(number: int, answer: Answer) -> str:
 
 def _suite(results: Results, suite: str) -> str:
     """A suite's facts and tables."""
-    info = results.suites[suite].info()
-    lines = [f"## Suite {suite}: {TITLES.get(suite, suite)}", "", *_facts(info), ""]
+    lines = [f"## Suite {suite}: {TITLES.get(suite, suite)}", "", *_facts(results.suites[suite]), ""]
     if quality(suite) == "frechet":
         lines += [f"![Quality against steps, {suite}]({suite}.png)", ""]
     lines += [*_core_table(results, suite), "", *_costs(results, suite)]
     for group in list(SUITES[suite].groups)[1:]:
         if results.rows(suite, group):
             lines += ["", *_group_table(results, suite, group)]
-    return "\n".join([*lines, "", *_failures(results, suite)])
+    return "\n".join([*lines, "", *_absent(results, suite), *_failures(results.suites[suite])])
 
 
-def _facts(info: dict[str, Any]) -> Iterator[str]:
+def _miniature(store: Store) -> str:
+    """What a miniature shows: that everything runs. It has no table, for its numbers mean nothing."""
+    rows = [row for group in SUITES[store.suite].groups for row in store.rows(group)]
+    counts = [len({row[name] for row in rows}) for name in ("method", "seed", "metric")]
+    lines = [
+        f"## Suite {store.suite}: {TITLES[store.suite]}, a miniature only",
+        "",
+        "**Made with `--quick`, to show that everything runs; its numbers mean nothing, and no answer above reads them.**",
+        "",
+        *_facts(store),
+        f"- {len(rows):,} rows: {counts[0]} arms, {counts[1]} seed{'s' * (counts[1] > 1)}, {counts[2]} metrics",
+    ]
+    return "\n".join([*lines, "", *_failures(store)])
+
+
+def _absent(results: Results, suite: str) -> Iterator[str]:
+    """The groups of a suite that were not run."""
+    names = [f"`{group}`" for group in SUITES[suite].groups if not results.rows(suite, group)]
+    if names:
+        yield f"Not measured yet: {', '.join(names)} (`cfm-lite compare {suite} --group all`).\n"
+
+
+def _facts(store: Store) -> Iterator[str]:
     """How the rows were made, as a list; files of an older kind say less."""
-    if info.get("quick"):
-        yield "**A miniature (`--quick`) that shows that everything runs; its numbers mean nothing.**\n"
+    info = store.info()
     sittings = info.get("sittings") or [{"facts": info.get("facts", {}), "command": ""}]
     commands = dict.fromkeys(sitting["command"] for sitting in sittings if sitting["command"])
     if commands:
@@ -111,9 +132,19 @@ def _facts(info: dict[str, Any]) -> Iterator[str]:
     if all("seconds" in sitting for sitting in sittings):
         hours = sum(sitting["seconds"] for sitting in sittings) / 3600
         yield f"- in {hours:.1f} hours of wall time, in {len(sittings)} sitting{'s' * (len(sittings) > 1)}"
+    other = _other_settings(store.suite, info)
+    if other:
+        yield f"- not with the suite's own settings: {other}"
     judge = info.get("judge")
     if isinstance(judge, dict):
         yield f"- judge right on {judge['accuracy']:.1%} of unseen rows, SHA-256 `{judge['fingerprint'][:16]}…`"
+
+
+def _other_settings(suite: str, info: dict[str, Any]) -> str:
+    """The fields of the core's recipe that are not the suite's."""
+    mine = info.get("groups", {}).get("core", info).get("recipe", {})
+    own = SUITES[suite].base("core", {}).as_dict()
+    return ", ".join(f"{name} {value} (not {own[name]})" for name, value in mine.items() if name in own and value != own[name])
 
 
 def _core_table(results: Results, suite: str) -> Iterator[str]:
@@ -174,10 +205,10 @@ def _costs(results: Results, suite: str) -> Iterator[str]:
         yield f"Training cost per step, median over all trainings of this network, several jobs side by side: {', '.join(told)}."
 
 
-def _failures(results: Results, suite: str) -> Iterator[str]:
+def _failures(store: Store) -> Iterator[str]:
     """What diverged."""
-    for group in SUITES[suite].groups:
-        for row in results.rows(suite, group):
+    for group in SUITES[store.suite].groups:
+        for row in store.rows(group):
             if row["metric"] == "diverged":
                 variant = f", {row['variant']}" if row.get("variant") else ""
                 yield f"- **diverged**: {title(row['method'])}{variant}, seed {row['seed']} ({group}): {row['reason']}"

@@ -37,10 +37,19 @@ class Results:
         self.folder = Path(folder)
 
     @cached_property
-    def suites(self) -> Mapping[str, Store]:
-        """The suites whose core was run."""
+    def _stores(self) -> Mapping[str, Store]:
         stores = {name: Store(self.folder, name) for name in SUITES}
         return {name: store for name, store in stores.items() if store.path("core").exists()}
+
+    @cached_property
+    def suites(self) -> Mapping[str, Store]:
+        """The suites whose core was run; a miniature is none, for its numbers mean nothing."""
+        return {name: store for name, store in self._stores.items() if name not in self.miniatures}
+
+    @cached_property
+    def miniatures(self) -> Mapping[str, Store]:
+        """The suites of which only a miniature was run."""
+        return {name: store for name, store in self._stores.items() if store.info().get("quick")}
 
     @cached_property
     def _rows(self) -> Mapping[tuple[str, str], Sequence[Row]]:
@@ -78,6 +87,10 @@ class Results:
         """The methods of a group, in the order of its rows."""
         return list(dict.fromkeys(row["method"] for row in self.rows(suite, group)))
 
+    def variants(self, suite: str, group: str, method: str = "") -> list[str]:
+        """The variants of a group (those that `method` has), in the order of its rows."""
+        return list(dict.fromkeys(row["variant"] for row in self.rows(suite, group) if method in ("", row["method"]) if "variant" in row))
+
     def values(self, suite: str, place: Place, metric: str) -> dict[int, float]:
         """{seed: value} of a metric at a place."""
         return dict(self._values.get((suite, place, metric), {}))
@@ -114,7 +127,8 @@ def said_of(d: Difference) -> str:
 
 def number(value: float, sign: bool = False) -> str:
     """`value` with three digits, and a true minus sign."""
-    text = f"{value:{'+' if sign else ''}.3g}" if abs(value) < 10**3 else f"{value:{'+' if sign else ''},.0f}"
+    form = ".5f" if 0 < abs(value) < 10**-3 else ".3g" if abs(value) < 10**3 else ",.0f"
+    text = f"{value:{'+' if sign else ''}{form}}"
     return text.replace("-", "−")
 
 
@@ -135,4 +149,5 @@ def tell(name: str, d: Difference | None) -> str:
 
 def percent(d: Difference, base: float) -> str:
     """The mean difference as a share of FM's mean."""
-    return f"{100 * d.mean / base:+.0f} %".replace("-", "−") if base else "no share"
+    share = 100 * d.mean / base if base else float("nan")
+    return f"{share:+.{0 if abs(share) >= 1 else 1}f} %".replace("-", "−") if base else "no share"

@@ -4,11 +4,13 @@ A difference is anything with `method`, `mean`, `low`, `high` and `clear`, such 
 hollow ones are not: nothing can be said of them. The line at zero is plain FM.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from textwrap import fill
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
@@ -16,8 +18,10 @@ from cfm_lite.viz.style import Picture, as_array, method_style, panels, styled
 
 __all__ = ["Panel", "difference_curves", "difference_rows", "difference_scatter"]
 
-FOOT = "Bars: 95 % bootstrap intervals over seeds. Filled: clear; hollow: no clear difference."
-BASE = "#9a9a9a"
+FOOT = "Bars: 95 % bootstrap intervals over seeds. Filled: clear; hollow: no clear difference. Grey line at 0: plain FM."
+BASE, BAND = "#9a9a9a", "#f0eef4"
+COLUMNS = 3  # panels in a row, unless another number is asked for
+LABEL_GAP = 0.062  # of the height of a panel
 
 
 class Compared(Protocol):
@@ -36,11 +40,18 @@ class Compared(Protocol):
 
 
 class Panel(NamedTuple):
-    """The words on one panel: its title, the name of the differences, and on which side ("lower" or "higher") a method is better."""
+    """The words on one panel: its title, the name of the differences, on which side ("lower" or "higher") a method is better, and
+    the name of the settings, where they are not those of all panels."""
 
     title: str
     quantity: str
     good: str = "lower"
+    xlabel: str = ""
+
+
+def _foot(figure: Picture, text: str) -> None:
+    """Words at the foot of `figure`, in as many lines as its width needs."""
+    figure.supxlabel(fill(text, int(15 * figure.get_figwidth())), x=0.01, ha="left", fontsize=9)
 
 
 def _checked(differences: Sequence[Compared], where: str) -> Sequence[Compared]:
@@ -55,26 +66,38 @@ def _fill(d: Compared, color: str) -> dict[str, Any]:
 
 
 @styled
-def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]]) -> Picture:
-    """A panel for each block: a row per (label, difference), with its interval. Raises ConfigError without rows and for NaN."""
+def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], marked: Collection[str] = ()) -> Picture:
+    """A panel for each block: a row per (label, difference), with its interval; rows whose label is in `marked` stand on a band.
+
+    Labels that all panels share are written once. Raises ConfigError without rows and for NaN.
+    """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, difference), ...]}.")
     count = max(len(rows) for rows in blocks.values())
-    figure, axes = panels(1, len(blocks), width=1.2 + 4.4 * len(blocks), height=1.5 + 0.3 * count)
+    shared = len({tuple(label for label, _ in rows) for rows in blocks.values()}) == 1
+    width = 2.4 + 3.2 * len(blocks) if shared else 1.2 + 4.4 * len(blocks)
+    figure, axes = panels(1, len(blocks), width=width, height=1.5 + 0.3 * count)
     for axis, (panel, rows) in zip(axes[0], blocks.items()):
         _checked([d for _, d in rows], panel.title)
-        for place, (_, d) in enumerate(rows):
-            look = method_style(d.method)
-            axis.plot([d.low, d.high], [place, place], color=look.color, linewidth=2.2, solid_capstyle="butt")
-            axis.plot(d.mean, place, look.marker or "o", color=look.color, markersize=7.5, zorder=3, **_fill(d, look.color))
+        for place, (label, d) in enumerate(rows):
+            _row(axis, place, d, label in marked)
         axis.axvline(0, color=BASE, linewidth=1.2, zorder=1.5)
         axis.set_yticks(range(len(rows)), [label for label, _ in rows])
-        axis.set(xlabel=f"{panel.quantity}\n{_sides(panel.good)}", ylim=(len(rows) - 0.5, -0.5))
+        axis.tick_params(axis="y", length=0, labelleft=not shared or axis is axes[0][0])
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set(xlabel=f"{panel.quantity}\n{_sides(panel.good)}", ylim=(count - 0.5, -0.5))
         axis.set_title(panel.title, loc="left")
-        axis.tick_params(axis="y", length=0)
         axis.grid(False, axis="y")
-    figure.supxlabel(FOOT, x=0.01, ha="left", fontsize=9)
+    _foot(figure, FOOT)
     return figure
+
+
+def _row(axis: Axes, place: int, d: Compared, marked: bool) -> None:
+    look = method_style(d.method)
+    axis.plot([d.low, d.high], [place, place], color=look.color, linewidth=2.2, solid_capstyle="butt")
+    axis.plot(d.mean, place, look.marker or "o", color=look.color, markersize=7.5, zorder=3, **_fill(d, look.color))
+    if marked:
+        axis.axhspan(place - 0.5, place + 0.5, color=BAND, zorder=0)
 
 
 def _sides(good: str) -> str:
@@ -82,38 +105,55 @@ def _sides(good: str) -> str:
 
 
 @styled
-def difference_curves(blocks: Mapping[Panel, Mapping[str, Mapping[float, Compared]]], *, xlabel: str, log: bool = True) -> Picture:
+def difference_curves(
+    blocks: Mapping[Panel, Mapping[str, Mapping[float, Compared]]], *, xlabel: str, log: bool = True, columns: int = COLUMNS
+) -> Picture:
     """A panel for each block: a line per method, its differences {setting: difference} against the setting, with intervals.
 
+    At most `columns` panels stand in a row; the place of a block without curves stays empty.
     `log` spaces the settings by their logarithm to base 2. Raises ConfigError without differences and for NaN.
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): {method: {setting: difference}}}.")
-    figure, axes = panels(1, len(blocks), width=2.2 + 4.0 * len(blocks), height=4.2)
+    columns = min(columns, len(blocks))
+    rows = -(-len(blocks) // columns)
+    figure, axes = panels(rows, columns, width=2.2 + 4.0 * columns, height=0.4 + 3.8 * rows)
     handles: dict[str, Any] = {}
-    for axis, (panel, curves) in zip(axes[0], blocks.items()):
-        settings = sorted({x for curve in curves.values() for x in curve})
-        for i, (method, curve) in enumerate(curves.items()):
-            _checked(list(curve.values()), f"{panel.title}, {method}")
-            shift = (i - (len(curves) - 1) / 2) * 0.05
-            x = np.array(sorted(curve), dtype=float)
-            handles[method_style(method).label] = _curve(
-                axis, method, x * 2**shift if log else x + shift * _gap(settings), [curve[k] for k in sorted(curve)]
-            )
-        axis.axhline(0, color=BASE, linewidth=1.2, zorder=1.5)
-        if log:
-            axis.set_xscale("log", base=2)
-        axis.set_xticks(settings, [f"{x:g}" for x in settings])
-        axis.minorticks_off()
-        axis.set(xlabel=xlabel, ylabel=f"{panel.quantity}\n({panel.good} is better)")
-        axis.set_title(panel.title, loc="left")
+    places = [*blocks.items(), *[(None, {})] * (axes.size - len(blocks))]
+    for axis, (panel, curves) in zip(axes.flat, places):
+        if panel and curves:
+            handles |= _panel_of_curves(axis, panel, curves, log)
+            axis.set_xlabel(panel.xlabel or xlabel)
+        else:
+            axis.remove()
     figure.legend(list(handles.values()), list(handles), loc="outside right upper", handlelength=2.6, labelspacing=0.7)
-    figure.supxlabel(FOOT, x=0.01, ha="left", fontsize=9)
+    _foot(figure, FOOT)
     return figure
 
 
-def _gap(settings: Sequence[float]) -> float:
-    return min(np.diff(settings), default=1.0)
+def _panel_of_curves(axis: Axes, panel: Panel, curves: Mapping[str, Mapping[float, Compared]], log: bool) -> dict[str, Any]:
+    """All curves of one panel, each moved a little sideways so that no interval hides another; {label: legend entry}."""
+    settings = sorted({x for curve in curves.values() for x in curve})
+    step = min(0.09, 0.5 / max(1, len(curves))) * _gap(np.log2(settings) if log else settings)
+    handles = {}
+    for i, (method, curve) in enumerate(curves.items()):
+        _checked(list(curve.values()), f"{panel.title}, {method}")
+        shift = (i - (len(curves) - 1) / 2) * step
+        x = np.array(sorted(curve), dtype=float)
+        moved = x * 2**shift if log else x + shift
+        handles[method_style(method).label] = _curve(axis, method, moved, [curve[k] for k in sorted(curve)])
+    axis.axhline(0, color=BASE, linewidth=1.2, zorder=1.5)
+    if log:
+        axis.set_xscale("log", base=2)
+    axis.set_xticks(settings, [f"{x:g}" for x in settings])
+    axis.minorticks_off()
+    axis.set_ylabel(f"{panel.quantity}\n({panel.good} is better)")
+    axis.set_title(panel.title, loc="left")
+    return handles
+
+
+def _gap(settings: Sequence[float] | np.ndarray) -> float:
+    return float(min(np.diff(settings), default=1.0))
 
 
 def _curve(axis: Axes, method: str, x: np.ndarray, found: Sequence[Compared]) -> Any:
@@ -127,31 +167,58 @@ def _curve(axis: Axes, method: str, x: np.ndarray, found: Sequence[Compared]) ->
 
 @styled
 def difference_scatter(blocks: Mapping[Panel, Sequence[tuple[str, float, Compared]]], *, xlabel: str) -> Picture:
-    """A panel for each block: (label, x, difference) as a point with its interval and its label beside it, x on a logarithmic axis.
+    """A panel for each block: (label, x, difference) as a point with its interval, x on a logarithmic axis. The labels stand in a
+    column beside the panel, each with a line to its point, so that none hides another.
 
     Raises ConfigError without points, for NaN, and for an x that is not above 0.
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, x, difference), ...]}.")
-    figure, axes = panels(1, len(blocks), width=0.6 + 5.2 * len(blocks), height=4.6)
+    figure, axes = panels(1, len(blocks), width=0.6 + 5.6 * len(blocks), height=4.8)
     for axis, (panel, points) in zip(axes[0], blocks.items()):
         _checked([d for _, _, d in points], panel.title)
         if min(x for _, x, _ in points) <= 0:
             raise ConfigError(f"{panel.title} has an x that is not above 0; its axis is logarithmic.")
-        for label, x, d in points:
+        for _, x, d in points:
             look = method_style(d.method)
             axis.plot([x, x], [d.low, d.high], color=look.color, linewidth=1.8)
             axis.plot(x, d.mean, look.marker or "o", color=look.color, markersize=7, zorder=3, **_fill(d, look.color))
-            axis.annotate(label, (x, d.mean), xytext=(7, 4), textcoords="offset points", fontsize=9)
         axis.axhline(0, color=BASE, linewidth=1.2, zorder=1.5)
         axis.axvline(1, color=BASE, linewidth=1.2, linestyle=":", zorder=1.5)
-        axis.set_xscale("log")
-        low, high = min(x for _, x, _ in points), max(x for _, x, _ in points)
-        axis.set_xlim(min(low, 1.0) / 1.15, max(high, 1.0) * (high / low) ** 0.3 * 1.15)  # room for the labels
-        ticks = [x for x in (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100) if axis.get_xlim()[0] <= x <= axis.get_xlim()[1]]
-        axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        axis.minorticks_off()
+        _ratio_axis(axis, [x for _, x, _ in points])
         axis.set(xlabel=xlabel, ylabel=f"{panel.quantity}\n({panel.good} is better)")
         axis.set_title(panel.title, loc="left")
-    figure.supxlabel(FOOT, x=0.01, ha="left", fontsize=9)
+        _label_column(axis, points)
+    _foot(figure, f"{FOOT} Dotted: as long as FM's.")
     return figure
+
+
+def _ratio_axis(axis: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis of ratios, with round numbers as ticks."""
+    axis.set_xscale("log")
+    axis.set_xlim(min(*values, 1.0) / 1.2, max(*values, 1.0) * 1.2)
+    low, high = axis.get_xlim()
+    ticks = [x for x in (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500) if low <= x <= high]
+    axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axis.minorticks_off()
+
+
+def _label_column(axis: Axes, points: Sequence[tuple[str, float, Compared]]) -> None:
+    """The labels right of the panel, in the order of their points' heights."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high)
+    ordered = sorted(points, key=lambda point: (point[2].mean, point[1]))
+    wanted = [(d.mean - low) / (high - low) for _, _, d in ordered]
+    for (label, x, d), place in zip(ordered, _spread(wanted, LABEL_GAP)):
+        line = {"arrowstyle": "-", "color": BASE, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
+        at = {"xytext": (1.03, place), "textcoords": "axes fraction", "va": "center", "fontsize": 9}
+        axis.annotate(label, (x, d.mean), arrowprops=line, **at)
+
+
+def _spread(wanted: Sequence[float], gap: float) -> np.ndarray:
+    """Places in [0, 1] near the `wanted` ones, which ascend, at least `gap` apart as far as there is room."""
+    gap = min(gap, 1 / max(1, len(wanted) - 1))
+    steps = gap * np.arange(len(wanted))
+    free = np.array(wanted) - steps
+    ascending = (np.maximum.accumulate(free) + np.minimum.accumulate(free[::-1])[::-1]) / 2
+    return np.clip(ascending, 0, 1 - steps[-1]) + steps

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from cfm_lite import guidance, metrics, paths, pretrained, samplers, viz
+from cfm_lite import experiments, guidance, metrics, paths, pretrained, samplers, viz
 from cfm_lite.draws import keyed_generator
 from cfm_lite.viz import artists
 from slides.figures.common import TWO, WIDE, data_behind, ends, enlarged, exact, figure, inside, legend, noise, record, rows, run, squares
@@ -182,9 +182,21 @@ def interference() -> viz.Picture:
     return _ends_of(fields, "interference")
 
 
+@figure("digits_controls")
+def digits_controls() -> viz.Picture:
+    """Each repelled method under its controls, which were never repelled: what FM gains by them, too, is no repulsion."""
+    shown = ("fm_scaled", "fm_retargeted", "delta_fm", "fm_retargeted_latent", "vecor_latent")
+    found = {d.method: d for d in experiments.differences(rows("digits"), "frechet", 50)}
+    panel = viz.Panel("Digits, 50 Euler steps", "Fréchet distance minus FM's, same seed")
+    return enlarged(viz.difference_rows({panel: [(viz.method_style(name).label, found[name]) for name in shown]}))
+
+
 @figure("digits_quality")
 def digits_quality() -> viz.Picture:
-    return enlarged(viz.quality_vs_steps(rows("demo"), ("frechet",)))
+    """Plain FM, its controls and the methods: the mean over the seeds, and the lowest and highest."""
+    shown = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "vecor_latent", "dispersive")
+    chosen = [row for row in rows("digits") if row["method"] in shown and row["metric"] in ("frechet", "frechet_real")]
+    return enlarged(viz.quality_vs_steps(chosen, ("frechet",)))
 
 
 @figure("same_form")
