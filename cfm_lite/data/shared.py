@@ -1,21 +1,22 @@
 """Files that other processes may touch: who makes one holds it alone, and who reads one looks first whether it is still the same.
 
-A lock is one byte of the folder's `.lock`; the system lets go of what a killed process held.
+A lock is one byte of the folder's `.lock`; the system lets go of what a killed process held, so no lock is ever stale.
 """
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cfm_lite.errors import DataError
+from cfm_lite.errors import ConfigError, DataError
 
 try:
     import fcntl
 except ImportError:  # Windows, where nothing keeps two builders apart
     fcntl = None
 
-__all__ = ["Watch", "alone", "forget_halves"]
+__all__ = ["Watch", "alone", "forget_halves", "owned"]
 
 LOCK = ".lock"
 
@@ -36,6 +37,27 @@ def alone(folder: Path, what: int | str) -> Iterator[None]:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.lockf(handle, fcntl.LOCK_EX, 1, place)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold a whole folder, such as that of a run; ConfigError, naming the process and its machine, where another one holds it."""
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    holder = os.read(handle, 200).decode(errors="replace") or "another process"
+                    raise ConfigError(
+                        f"{folder} is written to by {holder}. Stop that one (it saves first), wait for its end, or choose another --out."
+                    ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         os.close(handle)

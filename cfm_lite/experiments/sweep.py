@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cfm_lite.checks import check_choice
+from cfm_lite.data.shared import owned
 from cfm_lite.errors import CFMError
 from cfm_lite.experiments.jobs import Job, Trial, estimate, jobs_of
 from cfm_lite.experiments.measures import Row, judge_of
@@ -98,19 +99,19 @@ def compare(
     """Run what is left of a suite's groups and return {group: rows}; `chosen` are the arguments of `plan`.
 
     With one worker the work is done in this process. Diverged jobs are rows; where another error stopped a job, the others are
-    done first, and then CFMError lists what failed.
+    done first, and then CFMError lists what failed. Raises ConfigError where another process runs the same suite there.
     """
     todo = plan(suite, out=out, quick=quick, device=device, **chosen)
-    make_folder(out)
-    todo.store.assemble(todo.trials)
-    began, failed = time.perf_counter(), []
-    try:
-        with _terminable(), _bar(todo, device, progress) as tick:
-            for outcome in _outcomes(todo, suite, device, workers, tick):
-                failed += [outcome] if outcome.error else []
-    finally:
+    with owned(make_folder(todo.store.parts)):
         todo.store.assemble(todo.trials)
-        todo.store.write_info(_info(todo, suite, command, quick, device, time.perf_counter() - began))
+        began, failed = time.perf_counter(), []
+        try:
+            with _terminable(), _bar(todo, device, progress) as tick:
+                for outcome in _outcomes(todo, suite, device, workers, tick):
+                    failed += [outcome] if outcome.error else []
+        finally:
+            todo.store.assemble(todo.trials)
+            todo.store.write_info(_info(todo, suite, command, quick, device, time.perf_counter() - began))
     if failed:
         lines = "; ".join(f"{outcome.label}: {outcome.error}" for outcome in failed)
         raise CFMError(f"{len(failed)} of {len(todo.jobs)} jobs failed, the others are done: {lines}. The same command tries them again.")
