@@ -9,9 +9,11 @@ import time
 
 import pytest
 
-from cfm_lite import experiments
+from cfm_lite import cli, experiments
+from cfm_lite.data.shared import owned
 from cfm_lite.errors import CFMError, DataError, DivergenceError
 from cfm_lite.experiments import jobs, workers
+from tests.processes import forked
 
 TINY = {"steps": 3, "hidden_size": 16, "batch": 32}
 CORE = ("fm", "fm_scaled", "delta_fm")
@@ -187,3 +189,11 @@ def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_
     assert 1 <= len(seeds) < 200
     again = sweep(tmp_path / "again", seeds=seeds, changes=TINY | {"steps": 50})
     assert [row for row in again if row in kept] == kept
+
+
+def test_a_suite_that_another_process_runs_is_refused(tmp_path):
+    with owned(tmp_path, ".toy.lock"):  # a lock is a process's own, so that the other one is a fork
+        started = forked(lambda: cli.main(["compare", "toy", "--quick", "--out", str(tmp_path)]), tmp_path / "output.txt")
+        assert os.waitstatus_to_exitcode(os.waitpid(started, 0)[1]) == 2
+    assert f"is written to by process {os.getpid()} on" in (tmp_path / "output.txt").read_text()
+    assert not (tmp_path / "toy.json").exists()

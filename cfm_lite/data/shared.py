@@ -43,23 +43,37 @@ def alone(folder: Path, what: int | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold a whole folder, such as that of a run; ConfigError, naming the process and its machine, where another one holds it."""
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    path = folder / name
+    handle = _take(path)
     try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                try:
-                    fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError):
-                    holder = os.read(handle, 200).decode(errors="replace") or "another process"
-                    raise ConfigError(
-                        f"{folder} is written to by {holder}. Stop that one (it saves first), wait for its end, or choose another --out."
-                    ) from None
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
+        path.unlink(missing_ok=True)  # still held, so it is ours
+        os.close(handle)
+
+
+def _take(path: Path) -> int:
+    """The open file at `path`, locked; one that its last owner removed while this one waited for it is left alone."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.read(handle, 200).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise ConfigError(
+                f"{path.parent} is written to by {holder}. Stop that one (it saves first), wait for its end, or choose another --out."
+            ) from None
+        except OSError:  # a file system without locks
+            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
         os.close(handle)
 
 

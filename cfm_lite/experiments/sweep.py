@@ -102,7 +102,7 @@ def compare(
     done first, and then CFMError lists what failed. Raises ConfigError where another process runs the same suite there.
     """
     todo = plan(suite, out=out, quick=quick, device=device, **chosen)
-    with owned(make_folder(todo.store.parts)):
+    with owned(make_folder(out), f".{suite}.lock"):
         todo.store.assemble(todo.trials)
         began, failed = time.perf_counter(), []
         try:
