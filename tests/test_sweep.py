@@ -1,5 +1,6 @@
 """Sweeps that can be stopped, grown and run side by side: the files are those of a sweep that never stopped, byte for byte."""
 
+import contextlib
 import json
 import os
 import signal
@@ -162,6 +163,19 @@ def test_a_worker_that_was_asked_to_stop_takes_no_new_job(monkeypatch, tmp_path)
     assert workers._work(0, todo.jobs[0], tmp_path, "cpu", False).stopped
 
 
+def test_a_worker_that_did_not_hear_it_stops_at_its_next_report(monkeypatch, tmp_path):
+    def deaf(job, parts, device, *, keep, report):
+        with contextlib.suppress(SystemExit):
+            workers._stop(signal.SIGTERM, None)
+        report(0.5)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(workers._Worker, "stopping", False)
+    monkeypatch.setattr(workers, "run_job", deaf)
+    todo = experiments.plan("toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, quick=True)
+    assert workers._work(0, todo.jobs[0], tmp_path, "cpu", False).stopped
+
+
 def start(out, *more):
     words = ["compare", "toy", "--quick", "--arms", *CORE, "--out", str(out), "--workers", "2", *more]
     return subprocess.Popen([sys.executable, "-m", "cfm_lite.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -189,6 +203,23 @@ def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_
     assert 1 <= len(seeds) < 200
     again = sweep(tmp_path / "again", seeds=seeds, changes=TINY | {"steps": 50})
     assert [row for row in again if row in kept] == kept
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupt_that_python_dropped_is_heard_at_the_next_report(tmp_path, monkeypatch, number, error):
+    """What is raised while garbage is collected never comes to anybody."""
+
+    def deaf(job, parts, device, *, keep, report):
+        with contextlib.suppress(error):
+            os.kill(os.getpid(), number)
+        report(0.5)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(workers, "run_job", deaf)
+    before = signal.getsignal(number)
+    with pytest.raises(error):
+        sweep(tmp_path, seeds=(0,))
+    assert signal.getsignal(number) == before
 
 
 def test_a_suite_that_another_process_runs_is_refused(tmp_path):
