@@ -97,7 +97,8 @@ def trust_table() -> str:
         rate = 3 / row["trials"]
         bound = f"{rate:.{1 if rate > 0.001 else 3}%}" if row["drawn"] and not row["failures"] else ""
         lines.append(f"| {row['promise']} | {how} | {row['trials']:,} | {row['failures']:,} | {bound} |")
-    source = f"Without a rate: a list that was gone through, not drawn. Counted by `make test-faults` and `make test-mutants` on {machine(found['facts'])}; rows in `data/results/trust.json`."
+    counted = f"Counted by `make test-faults` and `make test-mutants` on {machine(found['facts'])}; rows in `data/results/trust.json`."
+    source = f"Without a rate: a list that was gone through, not drawn. {counted}"
     return "\n".join([*lines, "", source])
 
 
