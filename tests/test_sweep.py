@@ -163,6 +163,21 @@ def test_a_worker_that_was_asked_to_stop_takes_no_new_job(monkeypatch, tmp_path)
     assert workers._work(0, todo.jobs[0], tmp_path, "cpu", False).stopped
 
 
+def test_a_worker_whose_training_was_stopped_takes_no_new_job(monkeypatch, tmp_path):
+    def stopped(*args, **how):
+        raise SystemExit(143) from None
+
+    def terminated(*args, **how):
+        raise workers.Terminated
+
+    monkeypatch.setattr(workers._Worker, "stopping", False)
+    monkeypatch.setattr(workers, "run_job", terminated)
+    todo = experiments.plan("toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, quick=True)
+    assert workers._work(0, todo.jobs[0], tmp_path, "cpu", False).stopped
+    monkeypatch.setattr(workers, "run_job", stopped)  # would end the process
+    assert workers._work(1, todo.jobs[0], tmp_path, "cpu", False).stopped
+
+
 def test_a_worker_that_did_not_hear_it_stops_at_its_next_report(monkeypatch, tmp_path):
     def deaf(job, parts, device, *, keep, report):
         with contextlib.suppress(SystemExit):

@@ -131,6 +131,7 @@ def _work(number: int, job: Job, parts: Path, device: str, keep: bool) -> Outcom
     try:
         return _attempt(job, parts, device, keep, lambda share: _report(number, share))
     except (KeyboardInterrupt, Terminated):
+        _Worker.stopping = True  # a training has an ear of its own for the signal, and `_stop` did not hear it
         return Outcome(job.label, stopped=True)
     finally:
         _Worker.busy = False
