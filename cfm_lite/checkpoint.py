@@ -70,6 +70,7 @@ def save(
             raise OSError(errno.ENOSPC, "no space left")
         work.mkdir(mode=0o700)
         _write_files(work, weights, optimizer, {**state, "step": step})
+        work.chmod(directory.stat().st_mode & 0o777)  # private while half made, then as open as the folder around it
         os.replace(work, final)
         _fsync(directory)
     except (OSError, SafetensorError) as error:

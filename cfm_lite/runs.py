@@ -27,6 +27,7 @@ import cfm_lite
 from cfm_lite import checkpoint
 from cfm_lite.checks import check_choice, check_count, parse_json
 from cfm_lite.data.batches import batches
+from cfm_lite.data.shared import owned
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
 from cfm_lite.recipes.imagenet import build_imagenet_model
@@ -78,7 +79,8 @@ def train(
 
     `trainer` and `source`, a function from the first step to an iterator of batches, replace those of the recipe; `about` is
     written into config.json, and `listen` is called with every logged line. In the trainer's world, rank 0 writes and shows.
-    Raises ConfigError if `out` already holds a run and `resume` is not set, what `Trainer.run` raises, and DistributedError.
+    Raises ConfigError if `out` already holds a run and `resume` is not set, or another process trains there, what `Trainer.run`
+    raises, and DistributedError.
     """
     check_count("save_every", save_every)
     check_count("log_every", log_every)
@@ -87,20 +89,19 @@ def train(
     trainer.log_every = log_every
     world = trainer.world
     folder = None if out is None else Path(out)
-    if folder:
-        world.on_main(lambda: _prepare(folder, recipe, device, resume, about))
-        if resume:
-            trainer.resume(folder / "checkpoints")
-            world.agree("the checkpoint", trainer.step)
     source = source or (lambda step: batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=step))
-    run = Run(recipe, trainer.ema, trainer.step)
-    began = time.perf_counter()
-    with (
-        _stop_requests() as stop,
-        _log_file(folder if world.is_main else None, trainer.step, listen) as write,
-        _bar(recipe, trainer, progress and world.is_main, bar, label) as shown,
-        world.watching(lambda: _kept(trainer, folder)),
-    ):
+    with contextlib.ExitStack() as held:
+        if folder:
+            world.on_main(lambda: _prepare(held, folder, recipe, device, resume, about))
+            if resume:
+                trainer.resume(folder / "checkpoints")
+                world.agree("the checkpoint", trainer.step)
+        run = Run(recipe, trainer.ema, trainer.step)
+        began = time.perf_counter()
+        stop = held.enter_context(_stop_requests())
+        write = held.enter_context(_log_file(folder if world.is_main else None, trainer.step, listen))
+        shown = held.enter_context(_bar(recipe, trainer, progress and world.is_main, bar, label))
+        held.enter_context(world.watching(lambda: _kept(trainer, folder)))
         for step in _steps(run, trainer, source, shown, write):
             run.step = step
             due = step == recipe.steps or step % save_every == 0
@@ -254,12 +255,17 @@ def make_folder(folder: str | Path) -> Path:
     return folder
 
 
-def _prepare(folder: Path, recipe: Recipe, device: torch.device, resume: bool, about: Mapping[str, Any] | None) -> None:
-    if not resume and (folder / "checkpoints").exists():
-        raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
+def _prepare(
+    held: contextlib.ExitStack, folder: Path, recipe: Recipe, device: torch.device, resume: bool, about: Mapping[str, Any] | None
+) -> None:
+    """Make the folder this process's own until `held` is left, and write config.json."""
     make_folder(folder)
-    if not resume:
-        write_json(folder / "config.json", {"recipe": recipe.as_dict(), **(about or {}), "facts": facts(device)})
+    held.enter_context(owned(folder))
+    if resume:
+        return
+    if (folder / "checkpoints").exists():
+        raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
+    write_json(folder / "config.json", {"recipe": recipe.as_dict(), **(about or {}), "facts": facts(device)})
 
 
 @contextlib.contextmanager

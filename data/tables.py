@@ -88,6 +88,20 @@ def figure3_table() -> str:
     )
 
 
+def trust_table() -> str:
+    """Promises with trials and failures, as Markdown."""
+    found = json.loads((RESULTS / "trust.json").read_text(encoding="utf-8"))
+    lines = ["| promise | how it was tried | trials | failures | rate below (95 %) |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        how = "; ".join(text for text in (row["how"], row["note"]) if text)
+        rate = 3 / row["trials"]
+        bound = f"{rate:.{1 if rate > 0.001 else 3}%}" if row["drawn"] and not row["failures"] else ""
+        lines.append(f"| {row['promise']} | {how} | {row['trials']:,} | {row['failures']:,} | {bound} |")
+    counted = f"Counted by `make test-faults` and `make test-mutants` on {machine(found['facts'])}; rows in `data/results/trust.json`."
+    source = f"Without a rate: a list that was gone through, not drawn. {counted}"
+    return "\n".join([*lines, "", source])
+
+
 COURSE = {
     "00_tour": ("The tour", "train, sample and judge a flow in the plane; find your way in the library"),
     "01_paths": (
@@ -153,7 +167,13 @@ def fill(text: str, name: str, table: str) -> str:
 def readme() -> str:
     """The README as it should be."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, table in (("course", course_table), ("demo", demo_table), ("bench", bench_table), ("figure3", figure3_table)):
+    for name, table in (
+        ("course", course_table),
+        ("demo", demo_table),
+        ("bench", bench_table),
+        ("figure3", figure3_table),
+        ("trust", trust_table),
+    ):
         text = fill(text, name, table())
     return text
 

@@ -1,5 +1,6 @@
 """Sweeps that can be stopped, grown and run side by side: the files are those of a sweep that never stopped, byte for byte."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ import time
 
 import pytest
 
-from cfm_lite import experiments
+from cfm_lite import cli, experiments
+from cfm_lite.data.shared import owned
 from cfm_lite.errors import CFMError, DataError, DivergenceError
 from cfm_lite.experiments import jobs, workers
+from tests.processes import forked
 
 TINY = {"steps": 3, "hidden_size": 16, "batch": 32}
 CORE = ("fm", "fm_scaled", "delta_fm")
@@ -160,6 +163,34 @@ def test_a_worker_that_was_asked_to_stop_takes_no_new_job(monkeypatch, tmp_path)
     assert workers._work(0, todo.jobs[0], tmp_path, "cpu", False).stopped
 
 
+def test_a_worker_whose_training_was_stopped_takes_no_new_job(monkeypatch, tmp_path):
+    def stopped(*args, **how):
+        raise SystemExit(143) from None
+
+    def terminated(*args, **how):
+        raise workers.Terminated
+
+    monkeypatch.setattr(workers._Worker, "stopping", False)
+    monkeypatch.setattr(workers, "run_job", terminated)
+    todo = experiments.plan("toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, quick=True)
+    assert workers._work(0, todo.jobs[0], tmp_path, "cpu", False).stopped
+    monkeypatch.setattr(workers, "run_job", stopped)  # would end the process
+    assert workers._work(1, todo.jobs[0], tmp_path, "cpu", False).stopped
+
+
+def test_a_worker_that_did_not_hear_it_stops_at_its_next_report(monkeypatch, tmp_path):
+    def deaf(job, parts, device, *, keep, report):
+        with contextlib.suppress(SystemExit):
+            workers._stop(signal.SIGTERM, None)
+        report(0.5)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(workers._Worker, "stopping", False)
+    monkeypatch.setattr(workers, "run_job", deaf)
+    todo = experiments.plan("toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, quick=True)
+    assert workers._work(0, todo.jobs[0], tmp_path, "cpu", False).stopped
+
+
 def start(out, *more):
     words = ["compare", "toy", "--quick", "--arms", *CORE, "--out", str(out), "--workers", "2", *more]
     return subprocess.Popen([sys.executable, "-m", "cfm_lite.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -187,3 +218,28 @@ def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_
     assert 1 <= len(seeds) < 200
     again = sweep(tmp_path / "again", seeds=seeds, changes=TINY | {"steps": 50})
     assert [row for row in again if row in kept] == kept
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupt_that_python_dropped_is_heard_at_the_next_report(tmp_path, monkeypatch, number, error):
+    """What is raised while garbage is collected never comes to anybody."""
+
+    def deaf(job, parts, device, *, keep, report):
+        with contextlib.suppress(error):
+            os.kill(os.getpid(), number)
+        report(0.5)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(workers, "run_job", deaf)
+    before = signal.getsignal(number)
+    with pytest.raises(error):
+        sweep(tmp_path, seeds=(0,))
+    assert signal.getsignal(number) == before
+
+
+def test_a_suite_that_another_process_runs_is_refused(tmp_path):
+    with owned(tmp_path, ".toy.lock"):  # a lock is a process's own, so that the other one is a fork
+        started = forked(lambda: cli.main(["compare", "toy", "--quick", "--out", str(tmp_path)]), tmp_path / "output.txt")
+        assert os.waitstatus_to_exitcode(os.waitpid(started, 0)[1]) == 2
+    assert f"is written to by process {os.getpid()} on" in (tmp_path / "output.txt").read_text()
+    assert not (tmp_path / "toy.json").exists()

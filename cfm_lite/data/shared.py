@@ -1,21 +1,22 @@
 """Files that other processes may touch: who makes one holds it alone, and who reads one looks first whether it is still the same.
 
-A lock is one byte of the folder's `.lock`; the system lets go of what a killed process held.
+A lock is one byte of the folder's `.lock`; the system lets go of what a killed process held, so no lock is ever stale.
 """
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cfm_lite.errors import DataError
+from cfm_lite.errors import ConfigError, DataError
 
 try:
     import fcntl
 except ImportError:  # Windows, where nothing keeps two builders apart
     fcntl = None
 
-__all__ = ["Watch", "alone", "forget_halves"]
+__all__ = ["Watch", "alone", "forget_halves", "owned"]
 
 LOCK = ".lock"
 
@@ -38,6 +39,41 @@ def alone(folder: Path, what: int | str) -> Iterator[None]:
                 fcntl.lockf(handle, fcntl.LOCK_EX, 1, place)
         yield
     finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def owned(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Hold a whole folder, such as that of a run; ConfigError, naming the process and its machine, where another one holds it."""
+    path = folder / name
+    handle = _take(path)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # still held, so it is ours
+        os.close(handle)
+
+
+def _take(path: Path) -> int:
+    """The open file at `path`, locked; one that its last owner removed while this one waited for it is left alone."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.read(handle, 200).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise ConfigError(
+                f"{path.parent} is written to by {holder}. Stop that one (it saves first), wait for its end, or choose another --out."
+            ) from None
+        except OSError:  # a file system without locks
+            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
         os.close(handle)
 
 

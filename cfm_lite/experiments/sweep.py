@@ -8,7 +8,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from cfm_lite.checks import check_choice
+from cfm_lite.data.shared import owned
 from cfm_lite.errors import CFMError
 from cfm_lite.experiments.jobs import Job, Trial, estimate, jobs_of
 from cfm_lite.experiments.measures import Row, judge_of
@@ -98,19 +99,19 @@ def compare(
     """Run what is left of a suite's groups and return {group: rows}; `chosen` are the arguments of `plan`.
 
     With one worker the work is done in this process. Diverged jobs are rows; where another error stopped a job, the others are
-    done first, and then CFMError lists what failed.
+    done first, and then CFMError lists what failed. Raises ConfigError where another process runs the same suite there.
     """
     todo = plan(suite, out=out, quick=quick, device=device, **chosen)
-    make_folder(out)
-    todo.store.assemble(todo.trials)
-    began, failed = time.perf_counter(), []
-    try:
-        with _terminable(), _bar(todo, device, progress) as tick:
-            for outcome in _outcomes(todo, suite, device, workers, tick):
-                failed += [outcome] if outcome.error else []
-    finally:
+    with owned(make_folder(out), f".{suite}.lock"):
         todo.store.assemble(todo.trials)
-        todo.store.write_info(_info(todo, suite, command, quick, device, time.perf_counter() - began))
+        began, failed = time.perf_counter(), []
+        try:
+            with _stoppable() as check, _bar(todo, device, progress, check) as tick:
+                for outcome in _outcomes(todo, suite, device, workers, tick):
+                    failed += [outcome] if outcome.error else []
+        finally:
+            todo.store.assemble(todo.trials)
+            todo.store.write_info(_info(todo, suite, command, quick, device, time.perf_counter() - began))
     if failed:
         lines = "; ".join(f"{outcome.label}: {outcome.error}" for outcome in failed)
         raise CFMError(f"{len(failed)} of {len(todo.jobs)} jobs failed, the others are done: {lines}. The same command tries them again.")
@@ -123,14 +124,15 @@ def _outcomes(todo: Plan, suite: str, device: str, workers: int, tick: Any) -> I
 
 
 @contextlib.contextmanager
-def _bar(todo: Plan, device: str, progress: bool) -> Iterator[Any]:
-    """A function (job number, share done) that moves one bar over all jobs, each as long as it is estimated to take."""
+def _bar(todo: Plan, device: str, progress: bool, check: Callable[[], None]) -> Iterator[Any]:
+    """A function (job number, share done) that moves one bar over all jobs, each as long as it is estimated to take, and checks."""
     seconds = todo.seconds(device) if progress else [1.0] * len(todo.jobs)
     shares = [0.0] * len(todo.jobs)
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
     with tqdm(total=sum(seconds), disable=not progress or not todo.jobs, bar_format=form, desc=todo.store.suite, smoothing=0.05) as bar:
 
         def tick(number: int, share: float) -> None:
+            check()
             bar.set_postfix_str(f"{sum(s >= 1 for s in shares)} of {len(shares)} jobs", refresh=False)
             bar.update((share - shares[number]) * seconds[number])
             shares[number] = share
@@ -154,17 +156,27 @@ def _info(todo: Plan, suite: str, command: str, quick: bool, device: str, second
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises here as Ctrl-C does, so that what is finished is put in its place before the process ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _stoppable() -> Iterator[Callable[[], None]]:
+    """SIGTERM raises here as Ctrl-C does, so that what is finished is put in its place before the process ends.
+
+    Python drops what a handler raises while it collects garbage; the function that is given raises it again.
+    """
+    asked: list[BaseException] = []
+
+    def check() -> None:
+        if asked:
+            raise asked[0]
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        asked.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated())
+        check()
 
-    before = signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -119,7 +119,7 @@ ELSEWHERE: dict[str, str] = {
         viz.lab.difference_curves viz.lab.difference_rows viz.lab.difference_scatter
     """,
     "files of others, which test_data.py, test_data_changes.py, test_downloads.py and test_security.py damage": """
-        data.archive.read_to_end data.root.impatient data.shards.parse_npy data.shared.Watch data.shared.alone
+        data.archive.read_to_end data.root.impatient data.shards.parse_npy data.shared.Watch data.shared.alone data.shared.owned
         data.shared.forget_halves scale.train.read_mean
     """,
 }

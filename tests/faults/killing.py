@@ -49,6 +49,10 @@ class Shared:
     def saved(self) -> int:
         return struct.unpack_from("<q", self.map, 8)[0]
 
+    def forget(self) -> None:
+        """A new attempt begins: the save in which the last one was killed is over."""
+        self.map[0] = 0
+
     def begin(self) -> None:
         self.map[0] = 1
 
@@ -98,6 +102,7 @@ def _until_the_end(recipe: Recipe, data: DataSet, place: Path, save: Save, chanc
     """Kill one run so many times, then let it end; False where a saved step was lost, and the run given up."""
     shared = Shared()
     while True:
+        shared.forget()
         started = forked(lambda: child(recipe, data, place, shared, save), place / "output.txt")
         if kills == 0:
             return os.waitstatus_to_exitcode(os.waitpid(started, 0)[1]) == 0

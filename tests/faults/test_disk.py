@@ -1,5 +1,6 @@
 """Disks that fill up, calls that fail, bits that flip: what was saved before still loads, and the message says how much was needed."""
 
+import builtins
 import errno
 import os
 import random
@@ -7,13 +8,17 @@ import resource
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from cfm_lite import checkpoint
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, DiskFullError
 from tests.faults import counts
+from tests.faults.damage import keep
 from tests.processes import forked
 
 WEIGHTS = {"w": torch.arange(60_000.0), "b": torch.ones(3)}
@@ -71,9 +76,9 @@ def test_every_flip_truncation_and_zeroed_block_is_found(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 def test_a_failure_at_each_call_in_turn_loses_nothing(tmp_path, monkeypatch, code):
-    """Every call of fsync, rename, and of opening a file to write, fails once."""
+    """Every call of fsync and rename, of opening a file and of writing into it, and of writing tensors (half of them), fails once."""
     trials = 0
-    for name in ("fsync", "replace", "open"):
+    for name in ("fsync", "replace", "open", "write", "tensors"):
         number = 0
         while True:
             folder = tmp_path / f"{name}-{number}"
@@ -92,7 +97,8 @@ def test_a_failure_at_each_call_in_turn_loses_nothing(tmp_path, monkeypatch, cod
             assert not list(folder.glob(".tmp-*"))
             assert old.exists()
             shutil.rmtree(folder)
-    assert trials >= 8
+    keep("fault_points", {errno.errorcode[code]: {"calls that failed": trials, "lost": 0}})
+    assert trials >= 12
 
 
 def _refusal(folder, kind):
@@ -106,22 +112,50 @@ def _refusal(folder, kind):
 
 def _fail(patch, name, number, code):
     """Make the `number`-th call of os.fsync, os.replace or open fail; the list is filled when it did."""
-    real, calls, failed = {"fsync": os.fsync, "replace": os.replace, "open": open}[name], [], []
+    places = {"fsync": os, "replace": os, "open": builtins, "write": builtins, "tensors": safetensors.torch}
+    called = {"write": "open", "tensors": "save_file"}.get(name, name)
+    real, calls, failed = getattr(places[name], called), [], []
+
+    def due():
+        calls.append(1)
+        if len(calls) == number + 1:
+            failed.append(1)
+        return len(calls) == number + 1
 
     def failing(*args, **how):
-        writes = name != "open" or "x" in str(args[1:2])
-        if writes:
-            calls.append(1)
-            if len(calls) == number + 1:
-                failed.append(1)
-                raise OSError(code, os.strerror(code))
-        return real(*args, **how)
+        if name == "tensors" and due():
+            whole = safetensors.torch.save(args[0])
+            Path(args[1]).write_bytes(whole[: len(whole) // 2])
+            raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
+        if (name in ("fsync", "replace") or (name == "open" and "x" in str(args[1:2]))) and due():
+            raise OSError(code, os.strerror(code))
+        opened = real(*args, **how)
+        return Half(opened, due, code) if name == "write" and "x" in str(args[1:2]) else opened
 
-    if name == "open":
-        patch.setattr("builtins.open", failing)
-    else:
-        patch.setattr(os, name, failing)
+    patch.setattr(places[name], called, failing)
     return failed
+
+
+class Half:
+    """A file that takes half of what is written into it, and then fails, when it is due."""
+
+    def __init__(self, file, due, code):
+        self.file, self.due, self.code = file, due, code
+
+    def write(self, data):
+        if self.due():
+            self.file.write(data[: len(data) // 2])
+            raise OSError(self.code, os.strerror(self.code))
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
 
 
 def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_rename(tmp_path, monkeypatch):
@@ -197,12 +231,12 @@ def test_a_full_file_system_keeps_the_old_checkpoint(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_the_last_valid_one_stays_however_many_newer_ones_are_damaged(tmp_path, keep):
+@pytest.mark.parametrize("kept", [1, 2])
+def test_the_last_valid_one_stays_however_many_newer_ones_are_damaged(tmp_path, kept):
     good = save(tmp_path, 1)
     for step in (2, 3, 4):
         (save(tmp_path, step, keep=9) / "state.json").write_bytes(b"{}")
-    checkpoint._prune(tmp_path, keep)
+    checkpoint._prune(tmp_path, kept)
     assert good.exists()
     with pytest.warns(UserWarning, match="newer ones are damaged"):
         assert checkpoint.latest(tmp_path) == good

@@ -490,17 +490,20 @@ def test_a_temporary_name_that_somebody_took_first_is_never_written_through(tmp_
     assert victim.read_bytes() == b"mine"
 
 
-def test_temporary_names_cannot_be_guessed_and_checkpoints_are_the_user_s_alone(tmp_path, monkeypatch):
-    seen, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append((Path(a).name, Path(a).stat().st_mode & 0o777)), replace(a, b))[1])
+def test_temporary_names_cannot_be_guessed_and_half_made_checkpoints_are_the_user_s_alone(tmp_path, monkeypatch):
+    seen, modes, replace, write = [], set(), os.replace, checkpoint._write
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(Path(a).name), replace(a, b))[1])
+    monkeypatch.setattr(checkpoint, "_write", lambda path, data: (modes.add(path.parent.stat().st_mode & 0o777), write(path, data))[1])
+    (tmp_path / "run").mkdir(mode=0o750)
     for _ in range(2):
         root.publish(b"x", tmp_path / "a")
-        checkpoint.write_bytes(tmp_path / "b", b"x")
-        checkpoint.save(tmp_path / "run", 1, {"a": torch.zeros(2)}, {}, {})
-    names = [re.search(r"[0-9a-f]{16,}$", name) for name, _ in seen]
+        checkpoint.write_bytes(tmp_path / "run" / "b", b"x")
+        saved = checkpoint.save(tmp_path / "run", 1, {"a": torch.zeros(2)}, {}, {})
+        assert saved.stat().st_mode & 0o777 == 0o750  # once whole, as open as the folder around it
+    names = [re.search(r"[0-9a-f]{16,}$", name) for name in seen]
     assert all(names)
     assert len({name[0] for name in names if name}) == len(seen) == 6
-    assert {mode for name, mode in seen if name.startswith(".tmp-") and mode & 0o100} == {0o700}
+    assert modes == {0o750, 0o700}
 
 
 def test_links_in_the_place_of_temporaries_lead_nobody_to_delete_what_they_point_to(tmp_path):
