@@ -24,7 +24,7 @@ from cfm_lite.errors import CFMError, ConfigError, DataError
 
 __all__ = ["Compare", "Demo", "Evaluate", "Export", "Prepare", "Sample", "Train", "main"]
 
-Suite = Literal["toy", "digits", "mnist"]
+Suite = Literal["toy", "digits", "mnist", "cifar10"]
 Name = Literal["toy", "digits", "digits_sit", "mnist", "cifar10", "imagenet"]
 Data = Literal["digits", "mnist", "cifar10", "cifar10-jpeg75", "imagenet"]
 
@@ -209,7 +209,7 @@ class Compare(Common):
     """
 
     suite: Positional[Suite | None] = None
-    """toy, digits or mnist (default: digits; with --report all that is there)."""
+    """toy, digits, mnist or cifar10 (default: digits; with --report all that is there)."""
     group: tuple[str, ...] = ("core",)
     """Which tables to fill: core, any of the suite's ablations, or all."""
     seeds: int | None = None

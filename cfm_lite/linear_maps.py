@@ -2,6 +2,7 @@
 
     v* = (v - lambda K E[u_neg | x_t]) / (1 - lambda K),   u_neg = P u (velocity space)  or  d_alpha P x1 + d_sigma x0 (latent space)
 
+A map that mixes channels alone, such as channel_shuffle, may be given as a small matrix (C, C) that acts on them.
 P is independent of everything else, so only its mean M = E[P] matters, and both are affine in v: the control "re-targeted FM"
 needs no training, and its inverse takes the bias out of a trained VeCoR. `perturbations.expected_map` computes M.
 Reference: Hong et al. 2025 (arXiv:2511.18942), section 3; the minimiser follows by setting the gradient to 0.
@@ -25,7 +26,7 @@ SPACES = ("velocity", "latent")
 def retarget_linear(
     velocity: Velocity, weight: float, expected: Tensor, *, k: int = 1, space: str = "latent", path: Path = LINEAR
 ) -> Velocity:
-    """FM's velocity mapped to VeCoR's optimum for perturbations of mean `expected` = E[P] (D, D), D the size of a sample.
+    """FM's velocity mapped to VeCoR's optimum for perturbations of mean `expected` = E[P] (D, D), D the size of a sample, or (C, C).
 
     Raises ConfigError unless 0 <= weight * k < 1, and, when called, for samples of another size.
     """
@@ -63,7 +64,7 @@ def debias_linear(
         v = promote(inner(x, t))
         if solve is None:
             system = torch.eye(len(mean), dtype=v.dtype, device=v.device) - product * mean.to(v)
-            return (1 - product) * torch.linalg.solve(system, v.flatten(1).mT).mT.reshape(v.shape)
+            return (1 - product) * _solved(system, v)
         x1, d_alpha = solve(promote(x), v, t)
         return v - product / (1 - product) * d_alpha * (x1 - _apply(mean, x1))
 
@@ -75,24 +76,37 @@ def _solver(mean: Tensor, product: float, path: Path) -> Callable[[Tensor, Tenso
 
     def solve(x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma, d_alpha, d_sigma = path.coefficients(t, v)
-        right = ((1 - product) * (sigma * v - d_sigma * x)).flatten(1)
+        right = (1 - product) * (sigma * v - d_sigma * x)
         eye, x1 = torch.eye(len(mean), dtype=v.dtype, device=v.device), torch.empty_like(right)
         for time in t.unique():
             rows = t == time
             a, s, da, ds = (c[rows][0].flatten()[0] for c in (alpha, sigma, d_alpha, d_sigma))
             system = s * da * (eye - product * mean.to(v)) - (1 - product) * a * ds * eye
-            x1[rows] = torch.linalg.solve(system, right[rows].mT).mT
-        return x1.reshape(v.shape), d_alpha
+            x1[rows] = _solved(system, right[rows])
+        return x1, d_alpha
 
     return solve
 
 
 def _apply(mean: Tensor, x: Tensor) -> Tensor:
     """M x for every row of `x` (B, *dims)."""
-    flat = x.flatten(1)
-    if flat.shape[1] != len(mean):
-        raise ConfigError(f"expected is {tuple(mean.shape)} and a sample has {flat.shape[1]} numbers; give E[P] for samples of this size.")
-    return (flat @ mean.to(flat).mT).reshape(x.shape)
+    return _in_rows(lambda rows: rows @ mean.to(rows).mT, len(mean), x)
+
+
+def _solved(system: Tensor, x: Tensor) -> Tensor:
+    """The solution of system @ solution = x for every row of `x` (B, *dims)."""
+    return _in_rows(lambda rows: torch.linalg.solve(system, rows.mT).mT, len(system), x)
+
+
+def _in_rows(change: Callable[[Tensor], Tensor], size: int, x: Tensor) -> Tensor:
+    """`change` of rows (N, size): the samples of `x` (B, C, *dims), or the channels of each pixel where there are `size` of them."""
+    if x.flatten(1).shape[1] == size:
+        return change(x.flatten(1)).reshape(x.shape)
+    if x.shape[1] != size:
+        numbers = f"{x.flatten(1).shape[1]} numbers in {x.shape[1]} channels"
+        raise ConfigError(f"expected is ({size}, {size}) and a sample has {numbers}; give E[P] for samples of this size.")
+    channels = x.movedim(1, -1)
+    return change(channels.reshape(-1, size)).reshape(channels.shape).movedim(-1, 1)
 
 
 def _checked(velocity: Velocity, weight: float, expected: Tensor, k: int, space: str) -> tuple[float, Velocity, Tensor]:

@@ -124,7 +124,8 @@ def expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws
     """E[P] (D, D) float32 of a random linear `transform` of samples of `shape`, D = prod(shape), so that E[P x] = x.flatten(1) @ E[P].T.
 
     A mean over `draws` >= 2 draws for every basis vector, from `seed`: an entry's standard error is that of one draw over
-    sqrt(draws), below 0.02 for `crop_resize`. Raises ConfigError for a transform that is not linear, such as color_jitter's shift.
+    sqrt(draws), below 0.02 for `crop_resize`. That of `channel_shuffle` is exact. Raises ConfigError for a transform that is not
+    linear, such as color_jitter's shift.
     """
     check_callable(transform=transform)
     check_count("draws", draws, low=2)
@@ -139,6 +140,10 @@ def expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws
 @functools.cache
 def _expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int, seed: int) -> Tensor:
     generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
+    if transform is channel_shuffle and shape[0] > 1:
+        orders = math.factorial(shape[0])  # E[P m] = (C! mean(m) - m) / (C! - 1): the identity is left out
+        mean = (orders / shape[0] - torch.eye(shape[0])) / (orders - 1)
+        return torch.kron(mean, torch.eye(size // shape[0]))
     basis = torch.eye(size).reshape(size, *shape)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
         raise ConfigError(f"{getattr(transform, '__name__', transform)} of nothing is something, so it is not linear; use crop_resize.")

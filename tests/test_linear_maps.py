@@ -83,3 +83,24 @@ def test_weight_zero_changes_nothing_and_bad_settings_are_named():
         retarget_linear(lambda x, t: x, 0.1, SWAP)(torch.randn(4, 2), t)
     with pytest.raises(ConfigError, match="not linear"):
         expected_map(color_jitter, (3,))
+
+
+@pytest.mark.parametrize("space", ["velocity", "latent"])
+def test_a_map_of_channels_is_the_map_of_whole_images_that_it_stands_for(space):
+    g = torch.Generator().manual_seed(0)
+    x, v = torch.randn(2, 5, 3, 4, 4, generator=g, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.5, 0.5, 0.9, 0.3], dtype=torch.float64)
+    small, whole = (expected_map(channel_shuffle, shape).double() for shape in ((3,), (3, 4, 4)))
+    for change in (retarget_linear, debias_linear):
+        mine, other = (change(lambda x, t: v, 0.2, mean, space=space)(x, t) for mean in (small, whole))
+        torch.testing.assert_close(mine, other)
+    there = retarget_linear(lambda x, t: v, 0.2, small, space=space)
+    torch.testing.assert_close(debias_linear(there, 0.2, small, space=space)(x, t), v)
+
+
+def test_the_mean_of_a_channel_shuffle_is_exact():
+    drawn = torch.stack([channel_shuffle(torch.eye(3), generator=torch.Generator().manual_seed(i)) for i in range(3000)]).mean(0).mT
+    torch.testing.assert_close(expected_map(channel_shuffle, (3,)), drawn, rtol=0, atol=0.02)
+    assert torch.equal(expected_map(channel_shuffle, (2,)), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    with pytest.raises(ConfigError, match="at least 2 channels"):
+        expected_map(channel_shuffle, (1, 8, 8))

@@ -62,7 +62,7 @@ def _mean_velocity(recipe: Recipe, data: DataSet) -> Tensor:
 
 @cache
 def _expected(perturb: str, shape: tuple[int, ...]) -> Tensor:
-    return expected_map(PERTURBATIONS[perturb], shape)
+    return expected_map(PERTURBATIONS[perturb], shape[:1] if perturb == "channel_shuffle" else shape)  # a shuffle mixes channels alone
 
 
 def _linear(change: Callable[..., Velocity], space: str) -> Change:

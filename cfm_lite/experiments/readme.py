@@ -143,7 +143,7 @@ def _facts(store: Store) -> Iterator[str]:
 def _other_settings(suite: str, info: dict[str, Any]) -> str:
     """The fields of the core's recipe that are not the suite's."""
     mine = info.get("groups", {}).get("core", info).get("recipe", {})
-    own = SUITES[suite].base("core", {}).as_dict()
+    own = SUITES[suite].base("core", {}).as_dict() | {"dataset": SUITES[suite].dataset}  # not that of the reader's machine
     return ", ".join(f"{name} {value} (not {own[name]})" for name, value in mine.items() if name in own and value != own[name])
 
 

@@ -49,7 +49,7 @@ class Results:
     @cached_property
     def miniatures(self) -> Mapping[str, Store]:
         """The suites of which only a miniature was run."""
-        return {name: store for name, store in self._stores.items() if store.info().get("quick")}
+        return {name: store for name, store in self._stores.items() if store.info().get("quick") or _marked(store)}
 
     @cached_property
     def _rows(self) -> Mapping[tuple[str, str], Sequence[Row]]:
@@ -111,6 +111,11 @@ class Results:
         metric = metric or quality(suite)
         mine, other = (self.values(suite, at, metric) for at in (place, base or self.base(suite, place)))
         return paired_difference(place.method, metric, place.nfe, mine, other) if mine.keys() & other.keys() else None
+
+
+def _marked(store: Store) -> bool:
+    """Whether the rows of a core themselves say that they are a miniature's."""
+    return any(row.get("miniature") for row in store.rows("core")[:1])
 
 
 def quality(suite: str) -> str:

@@ -89,14 +89,15 @@ class Store:
     def _waiting(self) -> list[Path]:
         return [path for path in sorted(self.parts.glob("*.json")) if not path.stem.startswith("cost-")]
 
-    def assemble(self, trials: Iterable[Trial]) -> None:
+    def assemble(self, trials: Iterable[Trial], mark: Mapping[str, Any] | None = None) -> None:
         """Take up what of `trials` is finished into the groups' files, and the waiting costs into SUITE.costs.json.
 
-        Raises DataError where a file holds another trial in the place of one of these.
+        `mark` is added to every row, such as {"miniature": True}. Raises DataError where a file holds another trial in the place
+        of one of these.
         """
         done, trials = self.finished(), list(trials)
         for group in dict.fromkeys(trial.group for trial in trials):
-            self._assemble(group, [trial for trial in trials if trial.group == group and trial.key in done], done)
+            self._assemble(group, [trial for trial in trials if trial.group == group and trial.key in done], done, mark or {})
         taken = {trial.key for trial in trials}
         for path in [path for path in self._waiting() if path.stem in taken]:
             path.unlink()
@@ -112,7 +113,7 @@ class Store:
         for path in paths:
             path.unlink()
 
-    def _assemble(self, group: str, trials: Sequence[Trial], done: Mapping[str, list[Row]]) -> None:
+    def _assemble(self, group: str, trials: Sequence[Trial], done: Mapping[str, list[Row]], mark: Mapping[str, Any]) -> None:
         table: dict[tuple[str, int, str], list[Row]] = {}
         for row in self.rows(group):
             table.setdefault((row.get("variant", ""), row["seed"], row["method"]), []).append(row)
@@ -123,7 +124,7 @@ class Store:
                 raise DataError(
                     f"{self.path(group)} holds other rows of {where}, made with other settings; choose another --out, or remove it."
                 )
-            tag = {"variant": trial.variant} if group != "core" else {}
+            tag = {**mark, **({"variant": trial.variant} if group != "core" else {})}
             table[place] = [{**row, **tag} for row in done[trial.key]]
         if trials:
             variants, arms = list(SUITES[self.suite].groups[group].variants), list(ARMS)

@@ -62,6 +62,17 @@ SUITES = {
         {"hidden_size": 128, "depth": 4, "num_heads": 4, "patch_size": 7, "batch": 64, "steps": 5000, "lr": 3e-3, "precision": "float32"},
         keep=True,
     ),
+    "cifar10": Suite(
+        "cifar10",
+        "cifar10",
+        {"core": Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))},
+        keep=True,
+        stand_in="cifar10-jpeg75",
+        miniature={
+            **{"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "block": 1, "align_block": 1, "precision": "float32"},
+            **{"batch": 32, "shard": 32, "steps": 40, "warmup": 0},
+        },
+    ),
 }
 
 

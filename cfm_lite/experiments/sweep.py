@@ -60,10 +60,10 @@ def plan(
 
     Raises ConfigError for an unknown name, and DataError where files in `out` were made with other settings.
     """
-    changes = {**({"steps": 40} if quick else {}), **(changes or {})}
+    check_choice("suite", suite, SUITES)
+    changes = {**(SUITES[suite].miniature if quick else {}), **(changes or {})}
     wanted: list[Trial] = []
     for group in groups:
-        check_choice("suite", suite, SUITES)
         check_choice("group", group, SUITES[suite].groups)
         own = range(first_seed, first_seed + SUITES[suite].groups[group].seeds)
         wanted += trials(suite, group, seeds=own if seeds is None else seeds, arms=arms, changes=changes, quick=quick)
@@ -79,7 +79,7 @@ def plan(
 
 def _settings(suite: str, groups: Sequence[str], changes: Mapping[str, Any], wanted: Sequence[Trial], device: str) -> dict[str, Any]:
     """What all rows of a group have in common, by group: those made with other settings are not mixed in."""
-    judge = judge_of(SUITES[suite].dataset)
+    judge = judge_of(SUITES[suite].data)
     shared = {"judge": judge.fingerprint if judge else None, "device": torch.device(device).type}
     ways = {trial.group: [vars(way) for way in trial.samplings] for trial in wanted}
     return {group: {**shared, "recipe": SUITES[suite].base(group, changes).as_dict(), "samplings": ways.get(group, [])} for group in groups}
@@ -103,14 +103,15 @@ def compare(
     """
     todo = plan(suite, out=out, quick=quick, device=device, **chosen)
     with owned(make_folder(out), f".{suite}.lock"):
-        todo.store.assemble(todo.trials)
+        mark = {"miniature": True} if quick else {}
+        todo.store.assemble(todo.trials, mark)
         began, failed = time.perf_counter(), []
         try:
             with _stoppable() as check, _bar(todo, device, progress, check) as tick:
                 for outcome in _outcomes(todo, suite, device, workers, tick):
                     failed += [outcome] if outcome.error else []
         finally:
-            todo.store.assemble(todo.trials)
+            todo.store.assemble(todo.trials, mark)
             todo.store.write_info(_info(todo, suite, command, quick, device, time.perf_counter() - began))
     if failed:
         lines = "; ".join(f"{outcome.label}: {outcome.error}" for outcome in failed)
@@ -142,7 +143,7 @@ def _bar(todo: Plan, device: str, progress: bool, check: Callable[[], None]) -> 
 
 def _info(todo: Plan, suite: str, command: str, quick: bool, device: str, seconds: float) -> dict[str, Any]:
     """SUITE.info.json: settings of every group so far, the judge, and for each sitting its machine, commit and time."""
-    before, judge = todo.store.info(), judge_of(SUITES[suite].dataset)
+    before, judge = todo.store.info(), judge_of(SUITES[suite].data)
     sitting = {"command": command, "jobs": len(todo.jobs), "seconds": round(seconds, 1), "facts": facts(device)}
     return {
         "suite": suite,
