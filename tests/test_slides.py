@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cfm_lite import experiments
 from slides import build
 
 ROOT = Path(__file__).parent.parent
@@ -137,6 +138,24 @@ def test_a_number_follows_its_row():
     value = next(row["value"] for row in rows if (row["method"], row["metric"], row["nfe"]) == ("fm", "frechet", 50))
     stale = '<data value="demo fm frechet nfe=50 .4f">9.9999</data>'
     assert build.filled(stale) == f'<data value="demo fm frechet nfe=50 .4f">{value:.4f}</data>'
+
+
+def test_of_several_seeds_the_mean_their_number_the_difference_and_the_verdict_are_those_of_the_lab():
+    rows = json.loads((build.RESULTS / "digits.json").read_text(encoding="utf-8"))
+    found = {d.method: d for d in experiments.differences(rows, "frechet", 50)}["dispersive"]
+    place = "digits dispersive frechet nfe=50"
+    assert build.number(f"{place} of=seeds d") == str(found.seeds)
+    assert build.number(f"{place} of=difference +.2f") == f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]".replace("-", "−")
+    assert build.number(f"{place} less=dispersive of=difference +.2f") == "+0.00 [+0.00, +0.00]"
+    values = [row["value"] for row in rows if (row["method"], row["metric"], row["nfe"]) == ("dispersive", "frechet", 50)]
+    assert build.number(f"{place} of=mean .4f") == f"{sum(values) / len(values):.4f}"
+    with pytest.raises(ValueError, match="say of=mean"):
+        build.number(f"{place} .2f")
+
+
+def test_the_title_on_the_dispersive_loss_is_true_of_the_rows():
+    assert "# On digits it does not make better samples" in source(next(deck for deck in DECKS if deck.stem.startswith("3_")))
+    assert build.number("digits dispersive frechet nfe=50 of=verdict s") != "gains"
 
 
 @every_deck

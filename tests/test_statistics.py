@@ -8,6 +8,7 @@ from scipy import stats
 
 from cfm_lite import course
 from cfm_lite.experiments import differences, paired_difference, statistics
+from cfm_lite.experiments.results import said_of
 
 
 def against_zero(d):
@@ -63,6 +64,20 @@ def test_fm_with_other_seeds_is_not_called_better_on_committed_rows(n, monkeypat
     values = np.array([row["value"] for row in rows])
     assert len(values) >= 2 * n
     assert called_better([planted(values, n, rng) for _ in range(100)])[0] <= 5
+
+
+@pytest.mark.parametrize("metric", ["frechet", "recall"])
+def test_a_method_planted_among_the_committed_rows_is_not_called_better(metric, monkeypatch):
+    """The fake is FM under seeds drawn anew, with all of its rows, and is read as the report reads every method."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    rows = [r for r in course.results("digits") if (r["method"], r["metric"], r["nfe"]) == ("fm", metric, 50)]
+    values, rng, better = [row["value"] for row in rows], np.random.default_rng(1), 0
+    for _ in range(100):
+        fake = [row | {"method": "fake", "value": value} for row, value in zip(rows, rng.choice(values, len(values)))]
+        (found,) = differences([*rows, *fake], metric, 50)
+        assert (found.method, found.seeds) == ("fake", len(rows))
+        better += said_of(found) == "gains"
+    assert better <= 5
 
 
 @pytest.mark.parametrize("n", [3, 5, 8])
