@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 
 from cfm_lite.demo import GOALS, SHOWN
+from cfm_lite.experiments.answers import title
+from cfm_lite.experiments.results import Place, Results, interval, number, said_of
 from cfm_lite.viz import METHOD_LABELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +104,24 @@ def trust_table() -> str:
     return "\n".join([*lines, "", source])
 
 
+def lab_table() -> str:
+    """The core of the digits at its largest number of steps, with the differences to FM, as Markdown."""
+    results = Results(RESULTS)
+    top = results.nfes("digits")[-1]
+    lines = ["| method | Fréchet | difference to FM, 95 % interval | | recall |", "|---|---|---|---|---|"]
+    for method in results.methods("digits"):
+        place = Place(method, nfe=top)
+        d = results.difference("digits", place) if method != "fm" else None
+        told = f"{interval(d)} | {said_of(d)}" if d else " | "
+        means = [number(results.mean("digits", place, metric)) for metric in ("frechet", "recall")]
+        lines.append(f"| {title(method)} | {means[0]} | {told} | {means[1]} |")
+    real = number(results.mean("digits", Place(nfe=top), "frechet_real"))
+    source = (
+        f"Measured by `cfm-lite compare digits`, {top} Euler steps, {results.seeds('digits')} seeds; real against real: Fréchet {real}."
+    )
+    return "\n".join([*lines, "", f"{source} Rows in `data/results/digits.json`."])
+
+
 COURSE = {
     "00_tour": ("The tour", "train, sample and judge a flow in the plane; find your way in the library"),
     "01_paths": (
@@ -172,6 +192,7 @@ def readme() -> str:
         ("demo", demo_table),
         ("bench", bench_table),
         ("figure3", figure3_table),
+        ("lab", lab_table),
         ("trust", trust_table),
     ):
         text = fill(text, name, table())
