@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from cfm_lite.demo import GOALS, SHOWN
-from cfm_lite.experiments.answers import title
+from cfm_lite.experiments import answers
 from cfm_lite.experiments.results import Place, Results, interval, number, said_of
 from cfm_lite.viz import METHOD_LABELS
 
@@ -114,11 +114,10 @@ def lab_table() -> str:
         d = results.difference("digits", place) if method != "fm" else None
         told = f"{interval(d)} | {said_of(d)}" if d else " | "
         means = [number(results.mean("digits", place, metric)) for metric in ("frechet", "recall")]
-        lines.append(f"| {title(method)} | {means[0]} | {told} | {means[1]} |")
+        lines.append(f"| {answers.title(method)} | {means[0]} | {told} | {means[1]} |")
     real = number(results.mean("digits", Place(nfe=top), "frechet_real"))
-    source = (
-        f"Measured by `cfm-lite compare digits`, {top} Euler steps, {results.seeds('digits')} seeds; real against real: Fréchet {real}."
-    )
+    source = f"Measured by `cfm-lite compare digits`, {top} Euler steps, {results.seeds('digits')} seeds"
+    source += f"; real against real: Fréchet {real}."
     return "\n".join([*lines, "", f"{source} Rows in `data/results/digits.json`."])
 
 
