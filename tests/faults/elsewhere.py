@@ -101,10 +101,12 @@ ELSEWHERE: dict[str, str] = {
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
         commands.report_suite experiments.ablations.ablations experiments.ablations.values experiments.answers.Answer
-        experiments.answers.in_short experiments.answers.quality_panel experiments.answers.rows_figure experiments.answers.title
-        experiments.answers.where experiments.arms.Arm experiments.arms.balanced_labels experiments.arms.draw_samples
+        experiments.answers.absent experiments.answers.by_suite experiments.answers.clause experiments.answers.listed
+        experiments.answers.quality_panel experiments.answers.rows_figure experiments.answers.sentence experiments.answers.setting
+        experiments.answers.spoken experiments.answers.title experiments.answers.where experiments.arms.Arm experiments.arms.balanced_labels experiments.arms.draw_samples
         experiments.arms.noise_of experiments.arms.trained_recipe experiments.arms.velocity experiments.benefits.controls
-        experiments.benefits.debiasing experiments.benefits.diversity experiments.benefits.gains
+        experiments.benefits.debiasing experiments.benefits.diversity experiments.benefits.gains experiments.claims.Claim
+        experiments.claims.beside
         experiments.diagnostics.field_values experiments.diagnostics.path_values experiments.groups.Group experiments.groups.Suite
         experiments.groups.euler experiments.jobs.Job experiments.jobs.Trial experiments.jobs.estimate experiments.jobs.jobs_of
         experiments.jobs.key_of experiments.jobs.run_job experiments.measures.Sampling experiments.measures.field_rows
