@@ -141,7 +141,10 @@ def listing(plan: Plan, workers: int) -> str:
 
 
 def report_suite(suite: str | None, out: str | Path) -> str:
-    """The text report of a suite's core, and its figure beside the rows; without a suite, README.md and the figures of all."""
+    """The text report of a suite's core, and its figure beside the rows; without a suite, README.md and the figures of all.
+
+    A miniature is called one, and has no figure.
+    """
     if suite is None:
         return "\n".join(map(str, write_report(out)))
     path = Path(out) / f"{suite}.json"
@@ -149,7 +152,8 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     steps = max(row["nfe"] for row in rows)
     measured = {row["metric"] for row in rows}
     shown = [metric for metric in ("frechet", "sliced_wasserstein", "accuracy", "recall") if metric in measured]
-    where = [str(path)]
-    if "frechet" in measured:
+    where, miniature = [str(path)], any(row.get("miniature") for row in rows)
+    if "frechet" in measured and not miniature:
         where.append(str(viz.save(quality_figure(rows), path.with_suffix(".png"))))
-    return "\n\n".join([*(experiments.report(rows, metric, steps) for metric in shown), "\n".join(where)])
+    head = ["A miniature, which shows that everything runs; its numbers mean nothing."] if miniature else []
+    return "\n\n".join([*head, *(experiments.report(rows, metric, steps) for metric in shown), "\n".join(where)])

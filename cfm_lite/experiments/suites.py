@@ -68,6 +68,7 @@ SUITES = {
         {"core": Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))},
         keep=True,
         stand_in="cifar10-jpeg75",
+        # on one core it takes five minutes for each seed, and once, before, the judge and the teacher of REPA twenty
         miniature={
             **{"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "block": 1, "align_block": 1, "precision": "float32"},
             **{"batch": 32, "shard": 32, "steps": 40, "warmup": 0},
