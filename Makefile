@@ -54,6 +54,7 @@ test-scale: $(VENV)/.test  ## ImageNet's path end to end, on one process and on 
 	$(PYTEST) -m scale --durations=5 tests/scale
 
 test-faults: $(VENV)/.test  ## kill, corrupt, fill, interrupt and mistreat it, in numbers (15 minutes); counts go to build/faults
+	find build/faults -name '*.json' ! -name mutants.json -delete 2>/dev/null || true
 	CFM_LITE_FAULTS=1 $(PYTEST) --timeout=900 --durations=10 tests/faults
 
 test-mutants: $(VENV)/.test  ## make 52 mistakes in copies of the package, one by one; the tests must find each (6 to 9 minutes)

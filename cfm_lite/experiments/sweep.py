@@ -8,7 +8,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -107,7 +107,7 @@ def compare(
         todo.store.assemble(todo.trials, mark)
         began, failed = time.perf_counter(), []
         try:
-            with _stoppable() as check, _bar(todo, device, progress, check) as tick:
+            with _terminable(), _bar(todo, device, progress) as tick:
                 for outcome in _outcomes(todo, suite, device, workers, tick):
                     failed += [outcome] if outcome.error else []
         finally:
@@ -125,15 +125,14 @@ def _outcomes(todo: Plan, suite: str, device: str, workers: int, tick: Any) -> I
 
 
 @contextlib.contextmanager
-def _bar(todo: Plan, device: str, progress: bool, check: Callable[[], None]) -> Iterator[Any]:
-    """A function (job number, share done) that moves one bar over all jobs, each as long as it is estimated to take, and checks."""
+def _bar(todo: Plan, device: str, progress: bool) -> Iterator[Any]:
+    """A function (job number, share done) that moves one bar over all jobs, each as long as it is estimated to take."""
     seconds = todo.seconds(device) if progress else [1.0] * len(todo.jobs)
     shares = [0.0] * len(todo.jobs)
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
     with tqdm(total=sum(seconds), disable=not progress or not todo.jobs, bar_format=form, desc=todo.store.suite, smoothing=0.05) as bar:
 
         def tick(number: int, share: float) -> None:
-            check()
             bar.set_postfix_str(f"{sum(s >= 1 for s in shares)} of {len(shares)} jobs", refresh=False)
             bar.update((share - shares[number]) * seconds[number])
             shares[number] = share
@@ -157,27 +156,17 @@ def _info(todo: Plan, suite: str, command: str, quick: bool, device: str, second
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[Callable[[], None]]:
-    """SIGTERM raises here as Ctrl-C does, so that what is finished is put in its place before the process ends.
-
-    Python drops what a handler raises while it collects garbage; the function that is given raises it again.
-    """
-    asked: list[BaseException] = []
-
-    def check() -> None:
-        if asked:
-            raise asked[0]
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises here as Ctrl-C does, so that what is finished is put in its place before the process ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        asked.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated())
-        check()
+        raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield check
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)

@@ -118,18 +118,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
 
-def _report(number: int, share: float) -> None:
-    if _Worker.stopping:  # Python drops what a handler raises while it collects garbage
-        raise Terminated
-    _Worker.events.put((number, share))
-
-
 def _work(number: int, job: Job, parts: Path, device: str, keep: bool) -> Outcome:
     if _Worker.stopping:
         return Outcome(job.label, stopped=True)
     _Worker.busy = True
     try:
-        return _attempt(job, parts, device, keep, lambda share: _report(number, share))
+        return _attempt(job, parts, device, keep, lambda share: _Worker.events.put((number, share)))
     except (KeyboardInterrupt, Terminated):
         _Worker.stopping = True  # a training has an ear of its own for the signal, and `_stop` did not hear it
         return Outcome(job.label, stopped=True)
