@@ -224,12 +224,14 @@ class Compare(Common):
     """Where SUITE.json, SUITE.GROUP.json and SUITE.info.json go."""
     list: bool = False
     """Only list the jobs that are left, with about how long they take."""
+    costs: bool = False
+    """Only time a training step of each arm of the core, all in turn in one process, into SUITE.costs.json."""
     report: bool = False
     """Only print the report of a suite; without one write README.md and the figures of all suites from the JSON files alone."""
 
     def run(self) -> None:
         from cfm_lite.checks import check_count
-        from cfm_lite.commands import compare_suite, report_suite
+        from cfm_lite.commands import compare_suite, report_suite, time_steps
 
         if self.report:
             print(report_suite(self.suite, self.out))
@@ -239,6 +241,9 @@ class Compare(Common):
         own = sorted({"dataset", "method", "seed", "sample_steps"} & set(changes))
         if own:
             raise ConfigError(f"--set {own[0]} cannot be given here: the suite decides it. Use --seed and --seeds, or another suite.")
+        if self.costs:
+            print(time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick))
+            return
         seeds = None if self.seeds is None else range(self.seed, self.seed + check_count("seeds", self.seeds))
         chosen = {"groups": self.group, "seeds": seeds, "first_seed": self.seed, "arms": self.arms, "changes": changes}
         how = {"quick": self.quick, "device": self.device, "workers": self.workers, "only_list": self.list, "command": self.command}

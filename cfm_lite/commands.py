@@ -4,7 +4,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from cfm_lite.checks import check_choice, check_count, parse_json
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DataError
 from cfm_lite.experiments import ARMS, Row
+from cfm_lite.experiments.costs import ROUNDS
 from cfm_lite.experiments.readme import quality_figure, write_report
 from cfm_lite.experiments.sweep import Plan
 from cfm_lite.recipes import Recipe, from_dict
 from cfm_lite.runs import Run
 
-__all__ = ["compare_suite", "evaluate_file", "picture", "report_suite", "sample_run"]
+__all__ = ["compare_suite", "evaluate_file", "picture", "report_suite", "sample_run", "time_steps"]
 
 LIMIT = 2**32  # bytes of samples in one file
 
@@ -138,6 +139,19 @@ def listing(plan: Plan, workers: int) -> str:
     done = len(every) - sum(len(job.trials) for job in plan.jobs)
     total = f"{done} of {len(every)} trials are done; {len(plan.jobs)} jobs are left, about "
     return "\n".join([*lines, f"{total}{sum(seconds) / workers / 60:.0f} min with {workers} workers"])
+
+
+def time_steps(suite: str, out: str | Path, *, device: str = "auto", changes: Mapping[str, Any], quick: bool = False) -> str:
+    """Write SUITE.costs.json, and return it as a table; `quick` takes the miniature's settings and few rounds."""
+    check_choice("suite", suite, experiments.SUITES)
+    chosen = {**(experiments.SUITES[suite].miniature if quick else {}), **changes}
+    rows = experiments.training_costs(suite, device=str(runs.pick_device(device)), rounds=3 if quick else ROUNDS, changes=chosen)
+    path = experiments.Store(runs.make_folder(out), suite).costs_path
+    experiments.write_rows(path, rows)
+    lines = [
+        f"{row['method']:<24}{1000 * row['value']:8.1f} ms {row['relative']:6.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows
+    ]
+    return "\n".join([f"{'a training step of':<24}{'median':>11}   over FM's, and quartiles", *lines, str(path)])
 
 
 def report_suite(suite: str | None, out: str | Path) -> str:

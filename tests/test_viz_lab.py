@@ -78,6 +78,18 @@ def test_the_place_of_a_block_without_curves_stays_empty():
     assert [axis.get_xlabel() for axis in axes] == ["NFE", "width"]
 
 
+def test_an_axis_is_squeezed_only_where_differences_are_large_beside_most_and_says_so():
+    small, large = (
+        {x: difference("vecor", mean, mean, mean, True) for x, mean in zip((1, 2, 4), (0.03, -0.04, top))} for top in (0.05, 20.0)
+    )
+    blocks = {PANEL: {"vecor": small}, PANEL._replace(xlabel="λ"): {"vecor": large}}
+    plain, squeezed = viz.difference_curves(blocks, xlabel="K", squeeze=True).axes
+    assert (plain.get_yscale(), squeezed.get_yscale()) == ("linear", "symlog")
+    assert "logarithmic beyond ±0.1" in squeezed.get_ylabel()
+    assert squeezed.get_ylim()[1] > 20
+    assert viz.difference_curves(blocks, xlabel="K").axes[1].get_yscale() == "linear"
+
+
 def test_curves_stand_at_their_settings():
     axes = FIGURES["curves"]().axes[0]
     assert axes.get_xscale() == "log"

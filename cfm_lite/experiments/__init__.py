@@ -1,17 +1,18 @@
 """Paired experiments: methods x seeds x sampler settings, from one starting point, with the controls that need no retraining.
 
 `arms` says what is compared and `measures` by what; `groups`, `ablations` and `suites` say which experiments there are; `jobs`,
-`workers`, `sweep` and `store` run them, and can be stopped at any time; `statistics` and `results` read the rows; `answers`,
-`benefits`, `mechanisms` and `readme` say what they mean. Results are flat rows, one per method x seed x setting x metric; means
-and intervals are computed from the rows, never stored.
+`workers`, `sweep` and `store` run them, and can be stopped at any time; `costs` times training steps; `statistics` and `results`
+read the rows; `answers`, `benefits`, `mechanisms`, `tuning` and `readme` say what they mean. Results are flat rows, one per method x seed
+x setting x metric; means and intervals are computed from the rows, never stored.
 """
 
 from cfm_lite.experiments.arms import ARMS, Arm, balanced_labels, draw_samples, trained_recipe, velocity
+from cfm_lite.experiments.costs import training_costs
 from cfm_lite.experiments.groups import Group, Suite
 from cfm_lite.experiments.jobs import Job, Trial
 from cfm_lite.experiments.measures import Row, Sampling, judge_of, measure, row_base, rows_of
 from cfm_lite.experiments.statistics import Difference, differences, paired_difference, report
-from cfm_lite.experiments.store import Store, read_json
+from cfm_lite.experiments.store import Store, read_json, write_rows
 from cfm_lite.experiments.suites import SUITES, trials
 from cfm_lite.experiments.sweep import compare, plan
 
@@ -40,6 +41,8 @@ __all__ = [
     "row_base",
     "rows_of",
     "trained_recipe",
+    "training_costs",
     "trials",
     "velocity",
+    "write_rows",
 ]

@@ -1,10 +1,10 @@
-"""An answer to one of the eight questions of the lab: sentences and a figure, computed from the rows.
+"""An answer to one of the questions of the lab: sentences and a figure, computed from the rows.
 
 Sentences choose their verdicts by the statistics alone, and say "not measured yet" where rows are missing. The questions
-themselves stand in `benefits` and `mechanisms`, what the papers report in `claims`.
+themselves stand in `benefits`, `mechanisms` and `tuning`, what the papers report in `claims`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cfm_lite.experiments.results import number, quality, said_of
@@ -18,7 +18,9 @@ __all__ = [
     "Told",
     "absent",
     "by_suite",
+    "capital",
     "clause",
+    "items",
     "listed",
     "quality_panel",
     "rows_figure",
@@ -105,6 +107,16 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def items(head: str, parts: Iterable[str]) -> str:
+    """A line and, indented below it, one for each part."""
+    return "\n".join([f"{head}:", *(f"  - {capital(part)}" for part in parts)])
+
+
+def capital(text: str) -> str:
+    """`text` with a capital letter; λ and τ keep theirs."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
+
+
 def clause(told: Told, gain: str = "gain", lose: str = "lose", numbers: bool = False) -> str:
     """Who gains, who loses (with the mean difference if `numbers`), and who does neither, by what the statistics allow to be said."""
     found = [(name, d) for name, d in told if d is not None]
@@ -136,7 +148,7 @@ def by_suite(told: Mapping[str, Told], gain: str = "gain", lose: str = "lose", l
 
 def sentence(text: str) -> str:
     """`text` with a capital letter and a full stop; without words, that nothing was measured."""
-    return f"{text[0].upper()}{text[1:]}." if text else "Not measured yet."
+    return f"{capital(text)}." if text else "Not measured yet."
 
 
 def quality_panel(suite: str, more: str = "", metric: str = "", xlabel: str = "") -> Panel:

@@ -9,6 +9,7 @@ from cfm_lite.experiments.answers import (
     absent,
     by_suite,
     clause,
+    items,
     quality_panel,
     rows_figure,
     setting,
@@ -17,12 +18,12 @@ from cfm_lite.experiments.answers import (
     where,
 )
 from cfm_lite.experiments.claims import GAINS, PAPERS, beside
-from cfm_lite.experiments.results import Place, Results, interval, number, percent, quality, said_of, tell
+from cfm_lite.experiments.results import Place, Results, number, percent, quality, said_of, tell
 from cfm_lite.experiments.statistics import Difference
 from cfm_lite.experiments.suites import SUITES
 from cfm_lite.viz import Panel, difference_curves
 
-__all__ = ["QUESTIONS", "TRAINED", "controls", "debiasing", "diversity", "gains"]
+__all__ = ["QUESTIONS", "TRAINED", "controls", "curves_by_field", "curves_by_nfe", "debiasing", "diversity", "gains"]
 
 TRAINED = ("delta_fm", "vecor", "vecor_latent", "dispersive", "repa", "pair", "pair_dispersive", "pair_delta_fm")
 FEW = 8  # at most so many evaluations are few
@@ -44,7 +45,7 @@ def gains(results: Results) -> Answer:
         top = results.nfes(suite)[-1]
         base = results.mean(suite, Place(nfe=top), quality(suite))
         parts = [f"{tell(spoken(m), d)}{f', {percent(d, base)}' if d else ''}" for m, d in found.items()]
-        sentences.append(f"**{TITLES[suite]}**, {NAMES[quality(suite)]} at {top} evaluations (FM {number(base)}): {'; '.join(parts)}.")
+        sentences.append(items(f"**{TITLES[suite]}**, {NAMES[quality(suite)]} at {top} evaluations (FM {number(base)})", parts))
         sentences += [*_few_steps(results, suite), *_elsewhere(results, suite)]
     tops = dict.fromkeys(str(results.nfes(suite)[-1]) for suite in results.suites)
     short = by_suite(told, lead=f"with {' or '.join(tops)} evaluations, ")
@@ -60,25 +61,27 @@ def _panels(results: Results) -> dict[Panel, dict[str, dict[float, Difference]]]
     for each suite, and nothing where it was not measured."""
     blocks = {quality_panel(suite): curves_by_nfe(results, suite, TRAINED) for suite in results.suites}
     for group, field, name in (("size", "hidden_size", "width of the network"), ("length", "steps", "steps of training")):
-        row = {quality_panel(suite, xlabel=name): _curves_by_field(results, suite, group, field) for suite in results.suites}
+        row = {quality_panel(suite, xlabel=name): curves_by_field(results, suite, group, field, TRAINED) for suite in results.suites}
         blocks |= row if any(row.values()) else {}
     return blocks
 
 
-def curves_by_nfe(results: Results, suite: str, methods: Sequence[str]) -> dict[str, dict[float, Difference]]:
-    """{method: {evaluations: difference to FM}} in the core of a suite."""
-    curves = {m: {float(n): results.difference(suite, Place(m, nfe=n)) for n in results.nfes(suite)} for m in methods}
-    return _measured(curves)
+def curves_by_nfe(
+    results: Results, suite: str, methods: Sequence[str], group: str = "core", sampler: str = "euler"
+) -> dict[str, dict[float, Difference]]:
+    """{method: {evaluations: difference to FM}} in a group of a suite."""
+    nfes = results.nfes(suite, group) if results.rows(suite, group) else []
+    return _measured({m: {float(n): results.difference(suite, Place(m, group, "", n, sampler)) for n in nfes} for m in methods})
 
 
-def _curves_by_field(results: Results, suite: str, group: str, field: str) -> dict[str, dict[float, Difference]]:
+def curves_by_field(results: Results, suite: str, group: str, field: str, methods: Sequence[str]) -> dict[str, dict[float, Difference]]:
     """{method: {value of the field: difference to FM}} in a group, and in the core, which has one more value of it."""
     if not results.rows(suite, group):
         return {}
     top, core = results.nfes(suite, group)[-1], float(getattr(SUITES[suite].base("core", {}), field))
     places = {float(variant.rpartition("=")[2]): (group, variant) for variant in results.variants(suite, group)} | {core: ("core", "")}
-    methods = [m for m in TRAINED if m in results.methods(suite, group)]
-    return _measured({m: {x: results.difference(suite, Place(m, *at, nfe=top)) for x, at in places.items()} for m in methods})
+    mine = [m for m in methods if m in results.methods(suite, group)]
+    return _measured({m: {x: results.difference(suite, Place(m, *at, nfe=top)) for x, at in places.items()} for m in mine})
 
 
 def _measured(curves: Mapping[str, Mapping[float, Difference | None]]) -> dict[str, dict[float, Difference]]:
@@ -92,7 +95,7 @@ def _few_steps(results: Results, suite: str) -> Iterator[str]:
     few = [nfe for nfe in results.nfes(suite) if nfe <= FEW]
     told = [clause([(spoken(m), results.difference(suite, Place(m, nfe=nfe))) for m in methods], numbers=True) for nfe in few]
     if few:
-        yield f"Few evaluations, {where(suite)}: {'; '.join(f'with {nfe}, {words}' for nfe, words in zip(few, told))}."
+        yield items(f"Few evaluations, {where(suite)}", (f"with {nfe}, {words}" for nfe, words in zip(few, told)))
 
 
 ELSEWHERE = {"size": "Smaller networks", "length": "Other lengths of training", "sit": "A small SiT in place of the MLP"}
@@ -112,7 +115,7 @@ def _elsewhere(results: Results, suite: str) -> Iterator[str]:
         for variant in results.variants(suite, group):
             told = [(spoken(m), results.difference(suite, Place(m, group, variant, top))) for m in methods]
             parts.append(f"{f'{setting(variant)}: ' if variant else ''}{clause(told, numbers=True)}")
-        yield f"{what}, {top} evaluations. {'; '.join(parts)}."
+        yield items(f"{what}, {top} evaluations", parts)
 
 
 CONTROLS = {"delta_fm": "fm_retargeted", "vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}
@@ -126,7 +129,8 @@ def controls(results: Results) -> Answer:
         told[suite] = []
         for method, _ in _at_top(results, suite, tuple(CONTROLS)):
             found = _shares(results, suite, method)
-            sentences.append(f"**{TITLES[suite]}**, {NAMES[quality(suite)]}. {_explained(method, found)}")
+            head = f"**{TITLES[suite]}, {spoken(method)}**, {NAMES[quality(suite)]} against FM"
+            sentences.append(items(head, _explained(method, found)))
             rows |= {title(name): found[name] for name in (method, "fm_scaled", CONTROLS[method])}
             rows[f"{title(method)}, minus its control"] = found["left"]
             told[suite] += [(spoken(method), found["left"])]
@@ -148,15 +152,14 @@ def _shares(results: Results, suite: str, method: str) -> dict[str, Difference |
     return {**found, "left": results.difference(suite, Place(method, nfe=top), base=Place(control, nfe=top))}
 
 
-def _explained(method: str, found: Mapping[str, Difference | None]) -> str:
+def _explained(method: str, found: Mapping[str, Difference | None]) -> list[str]:
     """A method's difference to FM, what each control reaches of it, and what is left."""
     mine, control = found[method], found[CONTROLS[method]]
     parts = [tell(name, d) for name, d in ((spoken(method), mine), ("scaled FM", found["fm_scaled"]))]
     if control is None or mine is None:
-        return f"Against FM: {'; '.join(parts)}; {spoken(CONTROLS[method])}: not measured, so what is left is not known."
+        return [*parts, f"{spoken(CONTROLS[method])}: not measured, so what is left is not known"]
     share = f", {100 * control.mean / mine.mean:.0f} % of the method's" if mine.clear and control.mean * mine.mean > 0 else ""
-    parts.append(f"{tell(spoken(CONTROLS[method]), control)}{share}")
-    return f"Against FM: {'; '.join(parts)}. {tell('What is left', found['left'])}."
+    return [*parts, f"{tell(spoken(CONTROLS[method]), control)}{share}", tell("what is left", found["left"])]
 
 
 DEBIASED = {"delta_fm": "delta_fm_debiased", "vecor": "vecor_debiased", "vecor_latent": "vecor_latent_debiased"}
@@ -172,10 +175,9 @@ def debiasing(results: Results) -> Answer:
             change = results.difference(suite, Place(debiased, nfe=top), base=Place(method, nfe=top))
             if before is None or after is None or change is None:
                 continue
-            sentences.append(
-                f"**{TITLES[suite]}**, against FM: {tell(spoken(method), before)}; {tell('debiased', after)}. "
-                f"{tell('Debiasing itself', change)}.{_kept(before, after, change)}"
-            )
+            kept = tell("debiasing itself", change) + _kept(before, after, change)
+            head = f"**{TITLES[suite]}, {spoken(method)}**, {NAMES[quality(suite)]} against FM"
+            sentences.append(items(head, [tell("as trained", before), tell("debiased", after), kept]))
             rows += [(title(method), before), (title(debiased), after)]
             told[suite].append((spoken(method), change))
         blocks[quality_panel(suite)] = rows
@@ -189,8 +191,8 @@ def _kept(before: Difference, after: Difference, change: Difference) -> str:
         return ""
     what = "gain" if said_of(before) == "gains" else "loss"
     if said_of(after) == said_of(before):
-        return f" The {what} is kept."
-    return f" The {what} is gone." if change.clear else f" The {what} is no longer clear."
+        return f"; the {what} is kept"
+    return f"; the {what} is gone" if change.clear else f" The {what} is no longer clear."
 
 
 def diversity(results: Results) -> Answer:
@@ -204,8 +206,8 @@ def diversity(results: Results) -> Answer:
             continue
         top = results.nfes(suite)[-1]
         told[suite] = [(spoken(m), d) for m, d in found.items()]
-        parts = [f"{spoken(m)} {said_of(d)} ({interval(d)})" for m, d in found.items()]
-        sentences.append(f"**{TITLES[suite]}**, recall (FM {number(results.mean(suite, Place(nfe=top), 'recall'))}): {'; '.join(parts)}.")
+        head = f"**{TITLES[suite]}**, recall (FM {number(results.mean(suite, Place(nfe=top), 'recall'))})"
+        sentences.append(items(head, (tell(spoken(m), d) for m, d in found.items())))
         blocks[quality_panel(suite, metric="recall")] = [(title(m), d) for m, d in found.items()]
     short = by_suite(told, "gain recall", "lose recall")
     return Answer("What does each cost in diversity (recall)?", short, sentences, (PAPERS[7],), rows_figure(blocks))

@@ -7,7 +7,7 @@ give them, those of the dispersive loss in its official README and notes.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cfm_lite.experiments.answers import NAMES, listed, spoken, where
+from cfm_lite.experiments.answers import NAMES, items, listed, spoken, where
 from cfm_lite.experiments.results import Place, Results, number, percent, quality, said_of
 
 __all__ = ["GAINS", "PAPERS", "SPACES", "Claim", "beside"]
@@ -63,7 +63,7 @@ def beside(results: Results, claims: Sequence[Claim]) -> Iterator[str]:
     for claim in claims:
         ours = [one for method in (claim.method, *claim.also) for one in _ours(results, method, bool(claim.also))]
         if ours:
-            yield f"{claim}. Here {'; '.join(text for _, _, text in ours)}. {_agreement(ours)}"
+            yield items(f"{claim}. {_agreement(ours)} Here", (text for _, _, text in ours))
 
 
 def _ours(results: Results, method: str, named: bool) -> Iterator[tuple[str, str, str]]:

@@ -120,7 +120,7 @@ def estimate(job: Job, device: str = "cpu") -> float:
 
 
 def run_job(job: Job, parts: Path, device: str, *, keep: bool = False, report: Callable[[float], None] = lambda share: None) -> None:
-    """Train, sample and measure; leaves PARTS/KEY.json for each trial as it is finished, and the costs of the training.
+    """Train, sample and measure; leaves PARTS/KEY.json for each trial as it is finished.
 
     With `keep` the training has a folder in PARTS, from which a stopped one goes on. `report` is told the share that is done, in
     [0, 1]. Divergence, of the training or of samples, is a result: a row of metric "diverged" says what happened.
@@ -147,8 +147,7 @@ def estimate_rows(job: Job) -> float:
 def _trained(job: Job, data: DataSet, parts: Path, device: str, keep: bool, listen: Callable[[float], None]) -> Run:
     folder = parts / f"run-{job.key}" if keep else None
     before = folder is not None and any((folder / "checkpoints").glob("step-*"))
-    began = time.perf_counter()
-    run = train(
+    return train(
         job.training,
         data,
         device=device,
@@ -158,12 +157,6 @@ def _trained(job: Job, data: DataSet, parts: Path, device: str, keep: bool, list
         progress=False,
         listen=lambda line: listen(line["step"]),
     )
-    if not before:  # else only a part of the training was timed
-        seconds = time.perf_counter() - began
-        base = {name: getattr(job.training, name) for name in ("method", "dataset", "seed", "steps", "batch", "model", "hidden_size")}
-        cost = {**base, "key": job.key, "metric": "step_seconds", "value": seconds / job.training.steps}
-        write_json(parts / f"cost-{job.key}.json", [cost])
-    return run
 
 
 def _rows(trial: Trial, run: Run, data: DataSet, judge: Any) -> list[Row]:

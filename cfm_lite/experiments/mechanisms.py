@@ -13,6 +13,7 @@ from cfm_lite.experiments.answers import (
     absent,
     by_suite,
     clause,
+    items,
     listed,
     quality_panel,
     rows_figure,
@@ -106,7 +107,7 @@ def counterparts(results: Results) -> Answer:
         for method in NOISES:
             told_by[method][suite] = forms.get(method, [])
         told = [f"{spoken(name)}: {clause(mine, numbers=True)}" for name, mine in forms.items()]
-        sentences.append(f"**{TITLES[suite]}**, against FM. {'; '.join(told)}.")
+        sentences.append(items(f"**{TITLES[suite]}**, {NAMES[quality(suite)]} against FM", told))
         pairs = [(f"{setting(variant)} with {NOISES[name]}", d) for (variant, name), (_, d) in found.items() if name in NOISES]
         sentences.append(f"Pairs against the dispersive loss of the same form, {where(suite)}: {clause(pairs, numbers=True)}.")
         rows = {f"{setting(variant)}, {NOISES.get(name, 'no pairs')}": d for (variant, name), (d, _) in found.items()}
@@ -146,8 +147,8 @@ def norms(results: Results) -> Answer:
         points = list(_norm_points(results, suite))
         if not points:
             continue
-        told = "; ".join(f"{label}: {number(ratio)} times, {said_of(d)} ({number(d.mean, True)})" for label, ratio, d in points)
-        sentences.append(f"**{TITLES[suite]}**, length of the features over FM's, and {NAMES[quality(suite)]} minus FM's. {told}.")
+        told = (f"{label}: {number(ratio)} times, {said_of(d)} ({number(d.mean, True)})" for label, ratio, d in points)
+        sentences.append(items(f"**{TITLES[suite]}**, length of the features over FM's, and {NAMES[quality(suite)]} minus FM's", told))
         short.append(f"{where(suite)} {_because_of_norms(points)}")
         blocks[quality_panel(suite)] = points
     figure = difference_scatter(blocks, xlabel="length of the features, relative to FM's") if blocks else None
@@ -198,7 +199,7 @@ def interference(results: Results) -> Answer:
         found = {m: {s: d for s, d in curve.items() if d is not None} for m, curve in curves.items()}
         blocks[quality_panel(suite)] = {m: curve for m, curve in found.items() if curve}
         told = [f"at scale {s:g} {clause([(spoken(m), curves[m][s]) for m in GUIDED], numbers=True)}" for s in scales]
-        sentences.append(f"**{TITLES[suite]}**, {NAMES[quality(suite)]} against FM with the same guidance: {'; '.join(told)}.")
+        sentences.append(items(f"**{TITLES[suite]}**, {NAMES[quality(suite)]} against FM with the same guidance", told))
         sentences.append(_cure(results, suite, scales))
         short.append(f"{where(suite)} {_interferes(results, suite, scales)}")
     figure = difference_curves(blocks, xlabel="guidance scale", log=False) if blocks else None
@@ -219,11 +220,11 @@ def _interferes(results: Results, suite: str, scales: Sequence[float]) -> str:
 def _cure(results: Results, suite: str, scales: Sequence[float]) -> str:
     """The numbers of `_interferes`, and debiased ΔFM against ΔFM with most guidance."""
     low, high = scales[0], scales[-1]
-    grown = "; ".join(tell(spoken(m), _growth(results, suite, m, low, high)) for m in GUIDED[1:])
+    grown = [tell(spoken(m), _growth(results, suite, m, low, high)) for m in GUIDED[1:]]
     places = [Place(m, "guidance", guidance=high) for m in ("delta_fm_debiased", "delta_fm")]
     cure = results.difference(suite, places[0], base=places[1])
     change = f"Change of that difference from scale {low:g} to {high:g}, {where(suite)}"
-    return f"{change}. {grown}. {tell(f'The correction itself at {high:g}', cure)}."
+    return items(change, [*grown, tell(f"the correction itself at {high:g}", cure)])
 
 
 def _growth(results: Results, suite: str, method: str, low: float, high: float) -> Difference | None:

@@ -3,7 +3,8 @@
 Called twice, or on copies of the files elsewhere, it leaves the same bytes.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from cfm_lite import viz
 from cfm_lite.checkpoint import write_bytes
 from cfm_lite.errors import DataError
-from cfm_lite.experiments import benefits, mechanisms
+from cfm_lite.experiments import benefits, mechanisms, tuning
 from cfm_lite.experiments.answers import TITLES, Answer, title
 from cfm_lite.experiments.measures import Row
 from cfm_lite.experiments.results import Place, Results, interval, number, quality, said_of
@@ -21,7 +22,7 @@ from cfm_lite.experiments.suites import SUITES
 
 __all__ = ["QUESTIONS", "quality_figure", "write_report"]
 
-QUESTIONS = dict(sorted({**benefits.QUESTIONS, **mechanisms.QUESTIONS}.items()))
+QUESTIONS = dict(sorted({**benefits.QUESTIONS, **mechanisms.QUESTIONS, **tuning.QUESTIONS}.items()))
 SHOWN = ("accuracy", "precision", "recall", "nearest_ratio", "velocity_deficit", "straightness", "trajectory_error", "class_separation")
 HEADS = {
     "accuracy": "accuracy", "precision": "precision", "recall": "recall", "nearest_ratio": "nearest", "velocity_deficit": "‖v‖/‖u‖",
@@ -56,7 +57,8 @@ def write_report(folder: str | Path) -> list[Path]:
     for suite in results.suites:
         if quality(suite) == "frechet":
             paths.append(viz.save(quality_figure(results.rows(suite)), folder / f"{suite}.png"))
-    parts = [PREAMBLE, *(_answer(n, answer) for n, answer in found.items()), *(_suite(results, suite) for suite in results.suites)]
+    parts = [PREAMBLE, _in_short(found), *(_answer(n, answer) for n, answer in found.items())]
+    parts += [_suite(results, suite) for suite in results.suites]
     parts += [_miniature(store) for store in results.miniatures.values()]
     text = "\n\n".join(part.strip() for part in [*parts, *_threads(folder)]) + "\n"
     write_bytes(folder / "README.md", text.encode())
@@ -70,6 +72,17 @@ def quality_figure(rows: Sequence[Row]) -> viz.Picture:
 
 def _picture(number: int) -> str:
     return f"question_{number}.png"
+
+
+def _in_short(found: Mapping[int, Answer]) -> str:
+    """All questions with their answers in one sentence each."""
+    rows = [f"| [{n}](#{_anchor(f'{n}. {answer.question}')}) | {answer.question} | {answer.short} |" for n, answer in found.items()]
+    return "\n".join(["## In short", "", "| | question | answer |", "|---|---|---|", *rows])
+
+
+def _anchor(heading: str) -> str:
+    """Where GitHub's and JupyterLab's readers find a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _answer(number: int, answer: Answer) -> str:
@@ -191,18 +204,16 @@ def _group_table(results: Results, suite: str, group: str) -> Iterator[str]:
 
 
 def _costs(results: Results, suite: str) -> Iterator[str]:
-    """Training cost per step of each method, relative to FM's."""
-    base = SUITES[suite].base("core", {})
-    rows = [
-        r for r in results.suites[suite].costs() if (r["model"], r["hidden_size"], r["batch"]) == (base.model, base.hidden_size, base.batch)
-    ]
-    times: dict[str, list[float]] = {}
-    for row in rows:
-        times.setdefault(row["method"], []).append(row["value"])
-    if "fm" in times:
-        fm = float(np.median(times["fm"]))
-        told = [f"{title(name)} {1000 * np.median(v):.1f} ms ({np.median(v) / fm:.2f}×)" for name, v in sorted(times.items())]
-        yield f"Training cost per step, median over all trainings of this network, several jobs side by side: {', '.join(told)}."
+    """What a training step of each arm costs, relative to FM's."""
+    rows = results.suites[suite].costs()
+    if not rows:
+        return
+    fm = rows[0]
+    told = [f"{title(row['method'])} {row['relative']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows if row is not fm]
+    yield (
+        f"A training step with {fm['batch']} rows takes FM {1000 * fm['value']:.1f} ms ({fm['device']}). Times that, median and quartiles "
+        f"of {fm['rounds']} rounds in turn: {', '.join(told)} (`cfm-lite compare {suite} --costs`)."
+    )
 
 
 def _failures(store: Store) -> Iterator[str]:

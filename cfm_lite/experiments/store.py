@@ -1,8 +1,8 @@
 """The files of a suite: SUITE.json holds the rows of its core, SUITE.GROUP.json those of an ablation, SUITE.info.json the facts.
 
 Rows are written one a line, sorted by variant, seed and arm, so a sweep that was stopped and gone on with leaves the bytes of
-one that was not. What cannot be made again, such as times, stands in SUITE.info.json and SUITE.costs.json. While a sweep runs,
-each finished trial waits in SUITE.parts/ and is then taken up; a trial is known by the key in its rows.
+one that was not. What cannot be made again, such as times, stands in SUITE.info.json and SUITE.costs.json (see `costs`). While a
+sweep runs, each finished trial waits in SUITE.parts/ and is then taken up; a trial is known by the key in its rows.
 """
 
 import json
@@ -61,7 +61,7 @@ class Store:
         return read_json(self.info_path) if self.info_path.exists() else {}
 
     def costs(self) -> list[Row]:
-        """The rows of SUITE.costs.json, by training."""
+        """The rows of SUITE.costs.json, one for each way of training; none where they were not measured."""
         return read_json(self.costs_path) if self.costs_path.exists() else []
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -87,10 +87,10 @@ class Store:
         return found | {path.stem: read_json(path) for path in self._waiting()}
 
     def _waiting(self) -> list[Path]:
-        return [path for path in sorted(self.parts.glob("*.json")) if not path.stem.startswith("cost-")]
+        return sorted(self.parts.glob("*.json"))
 
     def assemble(self, trials: Iterable[Trial], mark: Mapping[str, Any] | None = None) -> None:
-        """Take up what of `trials` is finished into the groups' files, and the waiting costs into SUITE.costs.json.
+        """Take up what of `trials` is finished into the groups' files.
 
         `mark` is added to every row, such as {"miniature": True}. Raises DataError where a file holds another trial in the place
         of one of these.
@@ -101,17 +101,8 @@ class Store:
         taken = {trial.key for trial in trials}
         for path in [path for path in self._waiting() if path.stem in taken]:
             path.unlink()
-        self._assemble_costs()
         if self.parts.is_dir() and not any(self.parts.iterdir()):
             self.parts.rmdir()
-
-    def _assemble_costs(self) -> None:
-        paths = sorted(self.parts.glob("cost-*.json"))
-        if paths:
-            table = {row["key"]: row for row in [*self.costs(), *(row for path in paths for row in read_json(path))]}
-            write_rows(self.costs_path, sorted(table.values(), key=lambda row: (row["method"], row["seed"], row["key"])))
-        for path in paths:
-            path.unlink()
 
     def _assemble(self, group: str, trials: Sequence[Trial], done: Mapping[str, list[Row]], mark: Mapping[str, Any]) -> None:
         table: dict[tuple[str, int, str], list[Row]] = {}

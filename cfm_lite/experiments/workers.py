@@ -19,6 +19,7 @@ import torch
 
 from cfm_lite.errors import CFMError, DistributedError
 from cfm_lite.experiments.jobs import Job, run_job
+from cfm_lite.judges import one_thread
 from cfm_lite.runs import Terminated
 
 __all__ = ["Outcome", "in_process", "in_workers"]
@@ -37,15 +38,11 @@ class Outcome:
 
 def in_process(jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick) -> Iterator[Outcome]:
     """Run `jobs` here, one after the other; on a CPU with one thread, so that the numbers are those of the workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for number, job in enumerate(jobs):
             outcome = _attempt(job, parts, device, keep, lambda share, number=number: tick(number, share))
             tick(number, 1.0)
             yield outcome
-    finally:
-        torch.set_num_threads(threads)
 
 
 def in_workers(jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick) -> Iterator[Outcome]:

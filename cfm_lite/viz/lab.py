@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
@@ -18,10 +18,14 @@ from cfm_lite.viz.style import Picture, as_array, method_style, panels, styled
 
 __all__ = ["Panel", "difference_curves", "difference_rows", "difference_scatter"]
 
-FOOT = "Bars: 95 % bootstrap intervals over seeds. Filled: clear; hollow: no clear difference. Grey line at 0: plain FM."
+FOOT = (
+    "Bars: 95 % bootstrap intervals over seeds. Filled: clear, Student's 98 % interval misses 0 as well; hollow: no clear difference. "
+    "Grey line at 0: plain FM."
+)
 BASE, BAND = "#9a9a9a", "#f0eef4"
 COLUMNS = 3  # panels in a row, unless another number is asked for
 LABEL_GAP = 0.062  # of the height of a panel
+LARGE = 20  # times the median difference of a panel
 
 
 class Compared(Protocol):
@@ -106,12 +110,18 @@ def _sides(good: str) -> str:
 
 @styled
 def difference_curves(
-    blocks: Mapping[Panel, Mapping[str, Mapping[float, Compared]]], *, xlabel: str, log: bool = True, columns: int = COLUMNS
+    blocks: Mapping[Panel, Mapping[str, Mapping[float, Compared]]],
+    *,
+    xlabel: str,
+    log: bool = True,
+    columns: int = COLUMNS,
+    squeeze: bool = False,
 ) -> Picture:
     """A panel for each block: a line per method, its differences {setting: difference} against the setting, with intervals.
 
     At most `columns` panels stand in a row; the place of a block without curves stays empty.
-    `log` spaces the settings by their logarithm to base 2. Raises ConfigError without differences and for NaN.
+    `log` spaces the settings by their logarithm to base 2; `squeeze` makes the other axis logarithmic where differences are large
+    beside most others of their panel, and says from where on. Raises ConfigError without differences and for NaN.
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): {method: {setting: difference}}}.")
@@ -124,6 +134,8 @@ def difference_curves(
         if panel and curves:
             handles |= _panel_of_curves(axis, panel, curves, log)
             axis.set_xlabel(panel.xlabel or xlabel)
+            if squeeze:
+                _squeeze(axis, panel, [d.mean for curve in curves.values() for d in curve.values()])
         else:
             axis.remove()
     figure.legend(list(handles.values()), list(handles), loc="outside right upper", handlelength=2.6, labelspacing=0.7)
@@ -150,6 +162,19 @@ def _panel_of_curves(axis: Axes, panel: Panel, curves: Mapping[str, Mapping[floa
     axis.set_ylabel(f"{panel.quantity}\n({panel.good} is better)")
     axis.set_title(panel.title, loc="left")
     return handles
+
+
+def _squeeze(axis: Axes, panel: Panel, means: Sequence[float]) -> None:
+    """A symmetric logarithmic axis where the largest difference is more than LARGE times the median one."""
+    sizes = np.abs(means)
+    small, middle = np.quantile(sizes, (0.25, 0.5))
+    if small == 0 or sizes.max() < LARGE * middle:
+        return
+    linear = 10 ** np.ceil(np.log10(small))
+    axis.set_yscale("symlog", linthresh=linear, linscale=1.0)
+    axis.margins(y=0.08)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    axis.set_ylabel(f"{panel.quantity}\n({panel.good} is better; logarithmic beyond ±{linear:g})")
 
 
 def _gap(settings: Sequence[float] | np.ndarray) -> float:
