@@ -2,8 +2,8 @@
 
 `arms` says what is compared and `measures` by what; `groups`, `ablations` and `suites` say which experiments there are; `jobs`,
 `workers`, `sweep` and `store` run them, and can be stopped at any time; `costs` times training steps; `statistics` and `results`
-read the rows; `answers`, `benefits`, `mechanisms`, `tuning` and `readme` say what they mean. Results are flat rows, one per method x seed
-x setting x metric; means and intervals are computed from the rows, never stored.
+read the rows; `answers`, `benefits`, `controls`, `mechanisms`, `tuning` and `readme` say what they mean. Results are flat rows, one
+per method x seed x setting x metric; means and intervals are computed from the rows, never stored.
 """
 
 from cfm_lite.experiments.arms import ARMS, Arm, balanced_labels, draw_samples, trained_recipe, velocity

@@ -18,6 +18,7 @@ FEW_MANY = euler(8, 50)
 NFES = (1, 2, 4, 8, 16, 32, 64, 128)
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 COUNTERPARTS = ("dispersive", "contrastive_independent", "contrastive_restricted")
+CONTROLS = {"vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}  # FM re-targeted as each
 AFFINE = ("fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
 
 
@@ -52,10 +53,11 @@ def ablations(
 
     `blocks` and `steps` are those that differ from the core's.
     """
-    best, everyone = vecor[-1], ("fm", "fm_scaled", "fm_retargeted", "delta_fm", vecor[-1], "dispersive")
+    best, control = vecor[-1], CONTROLS[vecor[-1]]
+    everyone = ("fm", "fm_scaled", "fm_retargeted", control, "delta_fm", best, "dispersive")
     table: dict[str, tuple[tuple[str, ...], Variants]] = {
         "perturbation": (tuple(vecor), values("perturb", perturbations)),
-        "weight": ((*AFFINE, best), values("weight", (0.01, 0.1, 0.2, 0.35, 0.5))),
+        "weight": ((*AFFINE, control, best), values("weight", (0.01, 0.1, 0.2, 0.35, 0.5))),
         "k": ((best,), values("k", (2, 4))),
         "counterparts": (COUNTERPARTS, _counterparts(width)),
         "tau": (("dispersive",), values("tau", (0.1, 0.25, 1.0, 2.0))),

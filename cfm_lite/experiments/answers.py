@@ -1,7 +1,7 @@
 """An answer to one of the questions of the lab: sentences and a figure, computed from the rows.
 
 Sentences choose their verdicts by the statistics alone, and say "not measured yet" where rows are missing. The questions
-themselves stand in `benefits`, `mechanisms` and `tuning`, what the papers report in `claims`.
+themselves stand in `benefits`, `controls`, `mechanisms` and `tuning`, what the papers report in `claims`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

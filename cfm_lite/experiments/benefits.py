@@ -1,4 +1,4 @@
-"""What the methods buy, as sentences and figures computed from the rows: gain, share of the controls, debiasing, diversity."""
+"""What the methods buy, as sentences and figures computed from the rows: gain, debiasing, diversity."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -12,6 +12,7 @@ from cfm_lite.experiments.answers import (
     items,
     quality_panel,
     rows_figure,
+    sentence,
     setting,
     spoken,
     title,
@@ -23,7 +24,7 @@ from cfm_lite.experiments.statistics import Difference
 from cfm_lite.experiments.suites import SUITES
 from cfm_lite.viz import Panel, difference_curves
 
-__all__ = ["QUESTIONS", "TRAINED", "controls", "curves_by_field", "curves_by_nfe", "debiasing", "diversity", "gains"]
+__all__ = ["QUESTIONS", "TRAINED", "curves_by_field", "curves_by_nfe", "debiasing", "diversity", "gains"]
 
 TRAINED = ("delta_fm", "vecor", "vecor_latent", "dispersive", "repa", "pair", "pair_dispersive", "pair_delta_fm")
 FEW = 8  # at most so many evaluations are few
@@ -48,12 +49,29 @@ def gains(results: Results) -> Answer:
         sentences.append(items(f"**{TITLES[suite]}**, {NAMES[quality(suite)]} at {top} evaluations (FM {number(base)})", parts))
         sentences += [*_few_steps(results, suite), *_elsewhere(results, suite)]
     tops = dict.fromkeys(str(results.nfes(suite)[-1]) for suite in results.suites)
-    short = by_suite(told, lead=f"with {' or '.join(tops)} evaluations, ")
+    short = " ".join([by_suite(told, lead=f"with {' or '.join(tops)} evaluations, "), *_with_less(results)])
     panels = _panels(results)
     look = {"xlabel": "network evaluations per sample (NFE)", "columns": len(results.suites)}
     figure = difference_curves(panels, **look) if any(panels.values()) else None
     papers = (*beside(results, GAINS), PAPERS[1])
     return Answer("Does each method lower the distance to the data at equal cost, and where?", short, sentences, papers, figure)
+
+
+def _with_less(results: Results) -> Iterator[str]:
+    """A sentence on where the papers see the largest gains: the fewest evaluations, the smallest network, the shortest training."""
+    parts = []
+    for suite in results.suites:
+        fewest = results.nfes(suite)[0]
+        places = {f"{fewest} evaluations": ("core", "", fewest)}
+        for group in ("size", "length"):
+            for variant in results.variants(suite, group)[:1]:
+                places[setting(variant)] = (group, variant, results.nfes(suite, group)[-1])
+        for name, at in places.items():
+            told = [(spoken(m), results.difference(suite, Place(m, *at))) for m in TRAINED]
+            if any(d is not None for _, d in told):
+                parts.append(f"{where(suite)} with {name} {clause(told)}")
+    if parts:
+        yield sentence(f"with less, {'; '.join(parts)}")
 
 
 def _panels(results: Results) -> dict[Panel, dict[str, dict[float, Difference]]]:
@@ -118,50 +136,6 @@ def _elsewhere(results: Results, suite: str) -> Iterator[str]:
         yield items(f"{what}, {top} evaluations", parts)
 
 
-CONTROLS = {"delta_fm": "fm_retargeted", "vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}
-
-
-def controls(results: Results) -> Answer:
-    """Question 2: how much of the difference do scaling and re-targeting explain?"""
-    sentences, blocks, told, marked = [], {}, {}, []
-    for suite in results.suites:
-        rows: dict[str, Difference | None] = {}
-        told[suite] = []
-        for method, _ in _at_top(results, suite, tuple(CONTROLS)):
-            found = _shares(results, suite, method)
-            head = f"**{TITLES[suite]}, {spoken(method)}**, {NAMES[quality(suite)]} against FM"
-            sentences.append(items(head, _explained(method, found)))
-            rows |= {title(name): found[name] for name in (method, "fm_scaled", CONTROLS[method])}
-            rows[f"{title(method)}, minus its control"] = found["left"]
-            told[suite] += [(spoken(method), found["left"])]
-            marked.append(f"{title(method)}, minus its control")
-        blocks[quality_panel(suite)] = list(rows.items())
-    return Answer(
-        "How much of that does scaling explain, how much re-targeting, and what is left?",
-        by_suite(told, lead="against FM that is only re-targeted, "),
-        sentences,
-        (PAPERS[2],),
-        rows_figure(blocks, marked),
-    )
-
-
-def _shares(results: Results, suite: str, method: str) -> dict[str, Difference | None]:
-    """The differences to FM of a method and its two controls, and "left": the method against its exact control."""
-    top, control = results.nfes(suite)[-1], CONTROLS[method]
-    found = {name: results.difference(suite, Place(name, nfe=top)) for name in (method, "fm_scaled", control)}
-    return {**found, "left": results.difference(suite, Place(method, nfe=top), base=Place(control, nfe=top))}
-
-
-def _explained(method: str, found: Mapping[str, Difference | None]) -> list[str]:
-    """A method's difference to FM, what each control reaches of it, and what is left."""
-    mine, control = found[method], found[CONTROLS[method]]
-    parts = [tell(name, d) for name, d in ((spoken(method), mine), ("scaled FM", found["fm_scaled"]))]
-    if control is None or mine is None:
-        return [*parts, f"{spoken(CONTROLS[method])}: not measured, so what is left is not known"]
-    share = f", {100 * control.mean / mine.mean:.0f} % of the method's" if mine.clear and control.mean * mine.mean > 0 else ""
-    return [*parts, f"{tell(spoken(CONTROLS[method]), control)}{share}", tell("what is left", found["left"])]
-
-
 DEBIASED = {"delta_fm": "delta_fm_debiased", "vecor": "vecor_debiased", "vecor_latent": "vecor_latent_debiased"}
 
 
@@ -213,4 +187,4 @@ def diversity(results: Results) -> Answer:
     return Answer("What does each cost in diversity (recall)?", short, sentences, (PAPERS[7],), rows_figure(blocks))
 
 
-QUESTIONS: Mapping[int, Callable[[Results], Answer]] = {1: gains, 2: controls, 3: debiasing, 7: diversity}
+QUESTIONS: Mapping[int, Callable[[Results], Answer]] = {1: gains, 3: debiasing, 7: diversity}

@@ -13,7 +13,7 @@ import numpy as np
 from cfm_lite import viz
 from cfm_lite.checkpoint import write_bytes
 from cfm_lite.errors import DataError
-from cfm_lite.experiments import benefits, mechanisms, tuning
+from cfm_lite.experiments import benefits, controls, mechanisms, tuning
 from cfm_lite.experiments.answers import TITLES, Answer, title
 from cfm_lite.experiments.measures import Row
 from cfm_lite.experiments.results import Place, Results, interval, number, quality, said_of
@@ -22,7 +22,7 @@ from cfm_lite.experiments.suites import SUITES
 
 __all__ = ["QUESTIONS", "quality_figure", "write_report"]
 
-QUESTIONS = dict(sorted({**benefits.QUESTIONS, **mechanisms.QUESTIONS, **tuning.QUESTIONS}.items()))
+QUESTIONS = dict(sorted({**benefits.QUESTIONS, **controls.QUESTIONS, **mechanisms.QUESTIONS, **tuning.QUESTIONS}.items()))
 SHOWN = ("accuracy", "precision", "recall", "nearest_ratio", "velocity_deficit", "straightness", "trajectory_error", "class_separation")
 HEADS = {
     "accuracy": "accuracy", "precision": "precision", "recall": "recall", "nearest_ratio": "nearest", "velocity_deficit": "‖v‖/‖u‖",

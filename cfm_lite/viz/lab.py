@@ -79,15 +79,19 @@ def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], mark
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, difference), ...]}.")
     count = max(len(rows) for rows in blocks.values())
     shared = len({tuple(label for label, _ in rows) for rows in blocks.values()}) == 1
-    width = 2.4 + 3.2 * len(blocks) if shared else 1.2 + 4.4 * len(blocks)
-    figure, axes = panels(1, len(blocks), width=width, height=1.5 + 0.3 * count)
-    for axis, (panel, rows) in zip(axes[0], blocks.items()):
+    columns = min(COLUMNS, len(blocks))
+    lines = -(-len(blocks) // columns)
+    width = 2.4 + 3.2 * columns if shared else 1.2 + 4.4 * columns
+    figure, axes = panels(lines, columns, width=width, height=0.5 + lines * (1.0 + 0.3 * count))
+    for axis in axes.flat[len(blocks) :]:
+        axis.remove()
+    for axis, (panel, rows) in zip(axes.flat, blocks.items()):
         _checked([d for _, d in rows], panel.title)
         for place, (label, d) in enumerate(rows):
             _row(axis, place, d, label in marked)
         axis.axvline(0, color=BASE, linewidth=1.2, zorder=1.5)
         axis.set_yticks(range(len(rows)), [label for label, _ in rows])
-        axis.tick_params(axis="y", length=0, labelleft=not shared or axis is axes[0][0])
+        axis.tick_params(axis="y", length=0, labelleft=not shared or axis in axes[:, 0])
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set(xlabel=f"{panel.quantity}\n{_sides(panel.good)}", ylim=(count - 0.5, -0.5))
         axis.set_title(panel.title, loc="left")
