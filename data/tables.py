@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from cfm_lite.demo import GOALS, SHOWN
-from cfm_lite.experiments import answers
+from cfm_lite.experiments import answers, controls
 from cfm_lite.experiments.results import Place, Results, interval, number, said_of
 from cfm_lite.viz import METHOD_LABELS
 
@@ -118,7 +118,8 @@ def lab_table() -> str:
     real = number(results.mean("digits", Place(nfe=top), "frechet_real"))
     source = f"Measured by `cfm-lite compare digits`, {top} Euler steps, {results.seeds('digits')} seeds"
     source += f"; real against real: Fréchet {real}."
-    return "\n".join([*lines, "", f"{source} Rows in `data/results/digits.json`."])
+    short = f"**{controls.controls(results).short}**"
+    return "\n".join([*lines, "", f"{source} Rows in `data/results/digits.json`.", "", short])
 
 
 COURSE = {

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cfm_lite.experiments.answers import (
     NAMES,
     TITLES,
@@ -64,16 +66,22 @@ def controls(results: Results) -> Answer:
     others = {suite: list(_elsewhere(results, suite)) for suite in results.suites}
     sentences = [_explained(suite, one) for suite, found in cores.items() for one in found]
     sentences += [_told_elsewhere(suite, found) for suite, found in others.items() if found]
+    sentences += [told for suite in results.suites for told in _lengths(results, suite)]
     told = {suite: [(spoken(one.method), one.left) for one in found] for suite, found in cores.items()}
     short = [by_suite(told, lead="against FM that is only re-targeted, "), *_in_the_smallest(others)]
-    blocks = {quality_panel(suite): [row for one in found for row in one.rows()] for suite, found in cores.items()}
+    blocks = {quality_panel(suite): _rows(found) for suite, found in cores.items()}
     for suite, found in others.items():
         if found:
             first = found[0][0]
-            blocks[quality_panel(suite, more=first)] = [row for name, one in found if name == first for row in one.rows()]
+            blocks[quality_panel(suite, more=first)] = _rows([one for name, one in found if name == first])
     marked = [one.marked for found in cores.values() for one in found]
     question = "How much of that does scaling explain, how much re-targeting, and what is left?"
     return Answer(question, " ".join(short), sentences, (PAPERS[2],), rows_figure(blocks, marked))
+
+
+def _rows(found: Sequence[Shares]) -> list[tuple[str, Difference | None]]:
+    """The rows of several methods; a control that they share stands once."""
+    return list(dict(row for one in found for row in one.rows()).items())
 
 
 def _of_core(results: Results, suite: str) -> Iterator[Shares]:
@@ -120,6 +128,22 @@ def _in_a_line(one: Shares) -> str:
     """`_percents`, the method's verdict, and what is left."""
     left = f"; what is left: {number(one.left.mean, True)}, {said_of(one.left)}" if one.left else ""
     return f"{_percents(one)}: {said_of(one.mine)}{left}"
+
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+def _lengths(results: Results, suite: str) -> Iterator[str]:
+    """How long each trained velocity is beside the pairs' own; their mean is shorter, and rightly so (Jensen's inequality)."""
+    told = []
+    for method in ("fm", *CONTROLS, "dispersive"):
+        place = Place(method, nfe=results.nfes(suite)[-1])
+        values = [results.mean(suite, place, f"velocity_deficit_at_{t}") for t in TIMES]
+        told += [f"{spoken(method)}: {', '.join(map(number, values))}"] if np.isfinite(values).all() else []
+    if told:
+        yield items(
+            f"**{TITLES[suite]}**, ‖v‖/‖u‖, the velocity's length over that of the pairs, at t = {', '.join(map(str, TIMES))}", told
+        )
 
 
 def _in_the_smallest(others: Mapping[str, Sequence[tuple[str, Shares]]]) -> Iterator[str]:

@@ -23,12 +23,21 @@ from cfm_lite.experiments.suites import SUITES
 __all__ = ["QUESTIONS", "quality_figure", "write_report"]
 
 QUESTIONS = dict(sorted({**benefits.QUESTIONS, **controls.QUESTIONS, **mechanisms.QUESTIONS, **tuning.QUESTIONS}.items()))
-SHOWN = ("accuracy", "precision", "recall", "nearest_ratio", "velocity_deficit", "straightness", "trajectory_error", "class_separation")
-HEADS = {
-    "accuracy": "accuracy", "precision": "precision", "recall": "recall", "nearest_ratio": "nearest", "velocity_deficit": "‖v‖/‖u‖",
-    "straightness": "straightness", "trajectory_error": "path error", "class_separation": "class gap", "frechet": "Fréchet",
-    "sliced_wasserstein": "sliced W.",
-}  # fmt: skip
+SHOWN = {  # beside the suite's measure of quality: {metric: its head in a table}
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "nearest_ratio": "nearest",
+    "velocity_deficit": "‖v‖/‖u‖",
+    "straightness": "straightness",
+    "field_error": "field error",
+    "drift": "drift",
+    "trajectory_error": "path error",
+    "class_separation": "class gap",
+    "feature_norm": "feature length",
+    "feature_rank": "feature rank",
+}
+HEADS = {**SHOWN, "frechet": "Fréchet", "sliced_wasserstein": "sliced W."}
 
 PREAMBLE = """# What do these methods really buy?
 

@@ -77,15 +77,16 @@ def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], mark
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, difference), ...]}.")
-    count = max(len(rows) for rows in blocks.values())
     shared = len({tuple(label for label, _ in rows) for rows in blocks.values()}) == 1
     columns = min(COLUMNS, len(blocks))
-    lines = -(-len(blocks) // columns)
+    lengths = [len(rows) for rows in blocks.values()]
+    counts = [max(lengths[i : i + columns]) for i in range(0, len(lengths), columns)]
     width = 2.4 + 3.2 * columns if shared else 1.2 + 4.4 * columns
-    figure, axes = panels(lines, columns, width=width, height=0.5 + lines * (1.0 + 0.3 * count))
+    height = 0.5 + sum(1.0 + 0.3 * count for count in counts)
+    figure, axes = panels(len(counts), columns, width=width, height=height, height_ratios=counts)
     for axis in axes.flat[len(blocks) :]:
         axis.remove()
-    for axis, (panel, rows) in zip(axes.flat, blocks.items()):
+    for i, (axis, (panel, rows)) in enumerate(zip(axes.flat, blocks.items())):
         _checked([d for _, d in rows], panel.title)
         for place, (label, d) in enumerate(rows):
             _row(axis, place, d, label in marked)
@@ -93,7 +94,7 @@ def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], mark
         axis.set_yticks(range(len(rows)), [label for label, _ in rows])
         axis.tick_params(axis="y", length=0, labelleft=not shared or axis in axes[:, 0])
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.set(xlabel=f"{panel.quantity}\n{_sides(panel.good)}", ylim=(count - 0.5, -0.5))
+        axis.set(xlabel=f"{panel.quantity}\n{_sides(panel.good)}", ylim=(counts[i // columns] - 0.5, -0.5))
         axis.set_title(panel.title, loc="left")
         axis.grid(False, axis="y")
     _foot(figure, FOOT)
