@@ -178,7 +178,9 @@ def test_a_worker_whose_training_was_stopped_takes_no_new_job(monkeypatch, tmp_p
 
 def start(out, *more):
     words = ["compare", "toy", "--quick", "--arms", *CORE, "--out", str(out), "--workers", "2", *more]
-    return subprocess.Popen([sys.executable, "-m", "cfm_lite.cli", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from cfm_lite import cli; sys.exit(cli.main())"
+    command = [sys.executable, "-c", code, *words]  # a background job of a shell ignores Ctrl-C, and so do its children
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def test_workers_give_the_bytes_of_one_process(tmp_path, unbroken):
@@ -196,7 +198,10 @@ def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_
     while len(list((tmp_path / "toy.parts").glob("*.json"))) < 3 and time.monotonic() < until:
         time.sleep(0.05)
     running.send_signal(number)
-    _, err = running.communicate(timeout=30)
+    try:
+        _, err = running.communicate(timeout=30)
+    finally:
+        running.kill()  # its workers end with it
     assert running.returncode == code, err.decode()
     kept = json.loads((tmp_path / "toy.json").read_text())
     seeds = sorted({row["seed"] for row in kept})
