@@ -79,7 +79,10 @@ def _panels(results: Results) -> dict[Panel, dict[str, dict[float, Difference]]]
     for each suite, and nothing where it was not measured."""
     blocks = {quality_panel(suite): curves_by_nfe(results, suite, TRAINED) for suite in results.suites}
     for group, field, name in (("size", "hidden_size", "width of the network"), ("length", "steps", "steps of training")):
-        row = {quality_panel(suite, xlabel=name): curves_by_field(results, suite, group, field, TRAINED) for suite in results.suites}
+        row = {
+            quality_panel(suite, xlabel=name): curves_by_field(results, suite, group, field, ("fm_scaled", *TRAINED))
+            for suite in results.suites
+        }
         blocks |= row if any(row.values()) else {}
     return blocks
 
