@@ -122,6 +122,7 @@ def test_what_the_controls_reach_in_a_small_network_is_told(whole):
     section = text[text.index("\n## 2. ") :].split("\n## ")[1]
     short = next(line for line in section.splitlines() if line.startswith("**"))
     assert short.startswith("**Against FM that is only re-targeted, in the plane VeCoR gains")
+    assert "In other networks and trainings, in the plane VeCoR with width 32 (" in short
     small = short.split("In the smallest network, ")[1]
     assert small.endswith("; on the digits with width 64 ΔFM −20 %, scaled FM −20 %, re-targeted FM −20 %.**")
     assert "  - Width 64, ΔFM −20 %, scaled FM −20 %, re-targeted FM −20 %: gains; what is left: " in section

@@ -10,6 +10,7 @@ from cfm_lite.experiments.answers import (
     TITLES,
     Answer,
     by_suite,
+    clause,
     items,
     quality_panel,
     rows_figure,
@@ -68,7 +69,7 @@ def controls(results: Results) -> Answer:
     sentences += [_told_elsewhere(suite, found) for suite, found in others.items() if found]
     sentences += [told for suite in results.suites for told in _lengths(results, suite)]
     told = {suite: [(spoken(one.method), one.left) for one in found] for suite, found in cores.items()}
-    short = [by_suite(told, lead="against FM that is only re-targeted, "), *_in_the_smallest(others)]
+    short = [by_suite(told, lead="against FM that is only re-targeted, "), *_left_elsewhere(others), *_in_the_smallest(others)]
     blocks = {quality_panel(suite): _rows(found) for suite, found in cores.items()}
     for suite, found in others.items():
         if found:
@@ -144,6 +145,18 @@ def _lengths(results: Results, suite: str) -> Iterator[str]:
         yield items(
             f"**{TITLES[suite]}**, ‖v‖/‖u‖, the velocity's length over that of the pairs, at t = {', '.join(map(str, TIMES))}", told
         )
+
+
+def _left_elsewhere(others: Mapping[str, Sequence[tuple[str, Shares]]]) -> Iterator[str]:
+    """A sentence on what is left in other networks and at other lengths of training: the clear ones by name, the rest by number."""
+    parts = []
+    for suite, found in others.items():
+        left = [(f"{spoken(one.method)} with {name}", one.left) for name, one in found if one.left]
+        clear = [(name, d) for name, d in left if d.clear]
+        rest = f"no clear difference in {len(left) - len(clear)} of {len(left)}"
+        parts += [f"{where(suite)} {f'{clause(clear, numbers=True)}, ' if clear else ''}{rest}"] if left else []
+    if parts:
+        yield sentence(f"in other networks and trainings, {'; '.join(parts)}")
 
 
 def _in_the_smallest(others: Mapping[str, Sequence[tuple[str, Shares]]]) -> Iterator[str]:
