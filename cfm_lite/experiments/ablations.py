@@ -7,6 +7,7 @@ those rows from the core, whose seeds and samples are the same. Nothing is tuned
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cfm_lite.experiments.arms import CONTROLS
 from cfm_lite.experiments.groups import Group, euler
 from cfm_lite.experiments.measures import Sampling
 from cfm_lite.losses import VARIANTS
@@ -18,7 +19,6 @@ FEW_MANY = euler(8, 50)
 NFES = (1, 2, 4, 8, 16, 32, 64, 128)
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 COUNTERPARTS = ("dispersive", "contrastive_independent", "contrastive_restricted")
-CONTROLS = {"vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}  # FM re-targeted as each
 AFFINE = ("fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
 
 

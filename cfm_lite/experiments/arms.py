@@ -26,7 +26,7 @@ from cfm_lite.recipes import Recipe
 from cfm_lite.recipes.recipe import PERTURBATIONS, SOLVERS
 from cfm_lite.runs import Run
 
-__all__ = ["ARMS", "EVALUATIONS", "Arm", "balanced_labels", "draw_samples", "noise_of", "trained_recipe", "velocity"]
+__all__ = ["ARMS", "CONTROLS", "EVALUATIONS", "Arm", "balanced_labels", "draw_samples", "noise_of", "trained_recipe", "velocity"]
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "sde": 1}  # model calls per step
 SDE_END = 0.04  # the last step of the SDE, which has no noise, as in SiT's program
@@ -108,6 +108,8 @@ ARMS = {
         Arm("pair_dispersive", "vecor_latent", fields={"also": "dispersive"}),
     )
 }
+
+CONTROLS = {"delta_fm": "fm_retargeted", "vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}  # the same optimum
 
 _OF_REPULSION, _OF_FEATURES = ("weight", "k", "perturb"), ("spread", "variant", "tau", "block")
 READS: Mapping[str, tuple[str, ...]] = {  # the fields that belong to a method; all others are those of every training

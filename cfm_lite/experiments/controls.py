@@ -20,13 +20,12 @@ from cfm_lite.experiments.answers import (
     title,
     where,
 )
+from cfm_lite.experiments.arms import CONTROLS
 from cfm_lite.experiments.claims import PAPERS
 from cfm_lite.experiments.results import Place, Results, number, percent, quality, said_of, tell
 from cfm_lite.experiments.statistics import Difference
 
-__all__ = ["CONTROLS", "QUESTIONS", "Shares", "controls", "shares"]
-
-CONTROLS = {"delta_fm": "fm_retargeted", "vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}
+__all__ = ["QUESTIONS", "Shares", "controls", "shares"]
 
 
 @dataclass(frozen=True)
