@@ -77,6 +77,8 @@ def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], mark
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, difference), ...]}.")
+    for panel, rows in blocks.items():
+        _checked([d for _, d in rows], panel.title)
     shared = len({tuple(label for label, _ in rows) for rows in blocks.values()}) == 1
     columns = min(COLUMNS, len(blocks))
     lengths = [len(rows) for rows in blocks.values()]
@@ -87,7 +89,6 @@ def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], mark
     for axis in axes.flat[len(blocks) :]:
         axis.remove()
     for i, (axis, (panel, rows)) in enumerate(zip(axes.flat, blocks.items())):
-        _checked([d for _, d in rows], panel.title)
         for place, (label, d) in enumerate(rows):
             _row(axis, place, d, label in marked)
         axis.axvline(0, color=BASE, linewidth=1.2, zorder=1.5)
