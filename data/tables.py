@@ -118,8 +118,9 @@ def lab_table() -> str:
     real = number(results.mean("digits", Place(nfe=top), "frechet_real"))
     source = f"Measured by `cfm-lite compare digits`, {top} Euler steps, {results.seeds('digits')} seeds"
     source += f"; real against real: Fréchet {real}."
-    short = f"**{controls.controls(results).short}**"
-    return "\n".join([*lines, "", f"{source} Rows in `data/results/digits.json`.", "", short])
+    scaling = controls.controls(results)
+    said = [f"- {sentence}" for sentence in re.split(r"(?<=\.) (?=[A-Z])", scaling.short)]
+    return "\n".join([*lines, "", f"{source} Rows in `data/results/digits.json`.", "", f"**{scaling.question}**", "", *said])
 
 
 COURSE = {
