@@ -238,7 +238,8 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
         with safetensors.safe_open(path, "pt") as file:
             facts = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        judge = Judge(facts["dataset"])
+        with torch.random.fork_rng(devices=[]):  # the initial weights are not kept, and draw no number of anybody's
+            judge = Judge(facts["dataset"])
         judge.load_state_dict(weights)
         judge.seed, judge.accuracy = int(facts["seed"]), float(facts["accuracy"])
         intact = judge.fingerprint == facts["fingerprint"]

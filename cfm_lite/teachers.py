@@ -129,7 +129,8 @@ def _read(path: Path, dataset: str) -> SmallTeacher | None:
     """The teacher in a cached file; None where there is none, or a damaged one, which is then made anew."""
     if not path.is_file():
         return None
-    teacher = SmallTeacher(dataset)
+    with torch.random.fork_rng(devices=[]):  # the initial weights are not kept, and draw no number of anybody's
+        teacher = SmallTeacher(dataset)
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = file.metadata() or {}

@@ -126,7 +126,9 @@ def test_shifts_are_translations_filled_with_background(generator):
 def test_a_saved_judge_comes_back_whole(judge, tmp_path):
     path = tmp_path / "deep" / "judge.safetensors"
     judges.save_judge(judge, path)
+    state = torch.get_rng_state()
     again = judges.load_judge(path)
+    assert torch.equal(state, torch.get_rng_state())
     assert again.fingerprint == judge.fingerprint
     assert (again.accuracy, again.seed, again.dataset) == (judge.accuracy, 0, "digits")
     x = digits.load("judge_test")[0]

@@ -43,7 +43,9 @@ def test_a_cached_teacher_is_the_same_and_a_damaged_one_is_made_anew(teacher, tm
     teachers.teacher_for.cache_clear()
     teachers.teacher_for("digits")
     (path,) = (tmp_path / "teachers").glob("*.safetensors")
+    state = torch.get_rng_state()
     again = teachers._read(path, "digits")
+    assert torch.equal(state, torch.get_rng_state())  # whether it was cached must not change a user's run
     assert again is not None
     assert again.accuracy == teacher.accuracy
     content = bytearray(path.read_bytes())

@@ -181,7 +181,7 @@ def stubs(trained, monkeypatch):
     from cfm_lite.scale import commands as scale
 
     names = {
-        demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "judge_of"], mnist: ["download"],
+        demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "judge_of", "training_costs"], mnist: ["download"],
         sweep: ["judge_of", "_outcomes"],
         cifar10: ["download"], scale: ["train_imagenet", "try_out", "sample_imagenet", "prepare", "evaluate_samples", "open_codec",
         "open_extractor", "teacher", "encode_features"],
