@@ -90,7 +90,7 @@ def _in_short(found: Mapping[int, Answer]) -> str:
 
 
 def _anchor(heading: str) -> str:
-    """Where GitHub's and JupyterLab's readers find a heading."""
+    """Where a code host finds a heading: in lower case, without punctuation, with dashes for spaces."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
