@@ -146,12 +146,12 @@ def time_steps(suite: str, out: str | Path, *, device: str = "auto", changes: Ma
     check_choice("suite", suite, experiments.SUITES)
     chosen = {**(experiments.SUITES[suite].miniature if quick else {}), **changes}
     rows = experiments.training_costs(suite, device=str(runs.pick_device(device)), rounds=3 if quick else ROUNDS, changes=chosen)
-    path = experiments.Store(runs.make_folder(out), suite).costs_path
-    experiments.write_rows(path, rows)
+    store = experiments.Store(runs.make_folder(out), suite)
+    store.write_costs(rows)
     lines = [
         f"{row['method']:<24}{1000 * row['value']:8.1f} ms {row['relative']:6.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows
     ]
-    return "\n".join([f"{'a training step of':<24}{'median':>11}   over FM's, and quartiles", *lines, str(path)])
+    return "\n".join([f"{'a training step of':<24}{'median':>11}   over FM's, and quartiles", *lines, str(store.costs_path)])
 
 
 def report_suite(suite: str | None, out: str | Path) -> str:

@@ -12,7 +12,7 @@ TINY = {"hidden_size": 16, "batch": 16, "shard": 16}
 
 
 def test_every_trained_arm_of_the_core_has_a_row_beside_fm():
-    rows = experiments.training_costs("digits", rounds=4, changes=TINY)
+    rows = experiments.training_costs("digits", rounds=4, changes=TINY | {"steps": 2})  # a short training has steps enough
     trained = [name for name in SUITES["digits"].arms if not ARMS[name].changes]
     assert [row["method"] for row in rows] == trained
     assert rows[0]["relative"] == rows[0]["low"] == rows[0]["high"] == 1
@@ -26,7 +26,7 @@ def test_a_step_that_takes_three_times_as_long_costs_three_times_as_much(monkeyp
     """A plain step takes 1, one of `dispersive` 3, and the machine gets slower and slower."""
     slow, order = [1.0], []
 
-    def stepper(recipe, data, device):
+    def stepper(recipe, data, device, steps):
         def step():
             order.append(recipe)
             slow[0] += len(order) % 50 == 0  # now and then
@@ -49,6 +49,16 @@ def test_the_command_writes_the_rows_and_shows_them(tmp_path, capsys):
     assert all(f"\n{row['method']} " in shown for row in rows)
     assert len(rows) == 6  # FM, ΔFM, VeCoR twice, dispersive, and the pair
     assert "toy.costs.json" in shown
+
+
+def test_costs_of_other_settings_are_not_written_over(tmp_path, capsys):
+    words = ["compare", "toy", "--costs", "--quick", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main([*words, "--set", "hidden_size=16"]) == 0
+    before = (tmp_path / "toy.costs.json").read_bytes()
+    assert cli.main([*words, "--set", "hidden_size=8"]) == 3
+    assert "hidden_size differ" in capsys.readouterr().err
+    assert (tmp_path / "toy.costs.json").read_bytes() == before
+    assert cli.main([*words, "--set", "hidden_size=16"]) == 0
 
 
 @pytest.mark.parametrize(

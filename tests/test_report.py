@@ -45,7 +45,7 @@ def make(folder, suites=("toy", "digits"), groups=None, seeds=5):
         sitting = {"command": f"cfm-lite compare {suite} --group all", "seconds": 7200.0, "facts": facts}
         judge = {"dataset": suite, "accuracy": 0.9876, "fingerprint": "ab" * 32}
         store.write_info({"suite": suite, "judge": judge, "sittings": [sitting, sitting]})
-        cost = {"batch": 256, "device": "cpu", "metric": "step_seconds", "rounds": 40}
+        cost = {"batch": 256, "device": "cpu", "processor": "a processor", "metric": "step_seconds", "rounds": 40}
         fm = {**cost, "method": "fm", "value": 0.01, "relative": 1.0, "low": 1.0, "high": 1.0}
         write_rows(store.costs_path, [fm, {**cost, "method": "dispersive", "value": 0.016, "relative": 1.5, "low": 1.4, "high": 1.7}])
     return folder
@@ -112,8 +112,14 @@ def test_a_paper_s_number_stands_beside_ours_with_the_verdict(whole):
     text = (whole[0] / "README.md").read_text()
     vecor, repa = (text[text.index(paper) :].split("\n- ")[0] for paper in ("20.01 → 15.56 (−22 %)", "20.01 → 11.14 (−44 %)"))
     assert "\n  - On the digits for VeCoR Fréchet distance 1 → 0.9" in vecor
-    assert "The gain is there in the plane for VeCoR and on the digits for VeCoR" in vecor
+    places = "in the plane for VeCoR, in the plane with width 32 for VeCoR, "
+    places += "in the plane with 500 steps for VeCoR and on the digits for VeCoR"
+    assert f"The gain is there {places}. Here:" in vecor
     assert "**The gain is not reproduced**" in repa
+    delta = text[text.index("20.01 → 16.32 (−18 %)") :].split("\n- ")[0]  # planted in the small network alone
+    assert "The gain is there on the digits with width 64." in delta
+    small = next(line for line in delta.splitlines() if "width 64 Fréchet distance 1 → " in line)
+    assert small.endswith("(−20 %, n = 5), gains")
     assert "no clear difference" in repa
 
 
@@ -123,7 +129,7 @@ def test_what_the_controls_reach_in_a_small_network_is_told(whole):
     short = next(line for line in section.splitlines() if line.startswith("**"))
     assert short.startswith("**Against FM that is only re-targeted, in the plane VeCoR gains")
     assert "In other networks and trainings, in the plane VeCoR with width 32 (" in short
-    small = short.split("In the smallest network, ")[1]
+    small = short.split("For example, ")[1]
     assert small.endswith("; on the digits with width 64 ΔFM −20 %, scaled FM −20 %, re-targeted FM −20 %.**")
     assert "  - Width 64, ΔFM −20 %, scaled FM −20 %, re-targeted FM −20 %: gains; what is left: " in section
     first = next(line for line in text.splitlines() if line.startswith("**With 50 evaluations, "))
@@ -176,7 +182,7 @@ def test_the_facts_of_a_suite_are_told(whole):
         "`0123456789`",
         "4.0 hours",
         "98.8%",
-        "takes FM 10.0 ms (cpu)",
+        "takes FM 10.0 ms on cpu (a processor)",
         "Dispersive 1.50 [1.40, 1.70]",
     ):
         assert words in text

@@ -153,6 +153,14 @@ def test_of_several_seeds_the_mean_their_number_the_difference_and_the_verdict_a
         build.number(f"{place} .2f")
 
 
+def test_the_title_on_narrow_networks_is_true_of_the_rows():
+    assert "# Where the gain is large, a longer velocity is enough" in source(next(deck for deck in DECKS if deck.stem.startswith("4_")))
+    place = "digits.size {} frechet nfe=50 variant=hidden_size=64 of={} {}"
+    assert build.number(place.format("delta_fm", "verdict", "s")) == build.number(place.format("fm_scaled", "verdict", "s")) == "gains"
+    delta, scaled, fm = (float(build.number(place.format(name, "mean", ".6f"))) for name in ("delta_fm", "fm_scaled", "fm"))
+    assert scaled <= delta < 0.8 * fm
+
+
 def test_the_title_on_the_dispersive_loss_is_true_of_the_rows():
     assert "# On digits it does not make better samples" in source(next(deck for deck in DECKS if deck.stem.startswith("3_")))
     assert build.number("digits dispersive frechet nfe=50 of=verdict s") != "gains"

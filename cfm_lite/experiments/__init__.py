@@ -12,7 +12,7 @@ from cfm_lite.experiments.groups import Group, Suite
 from cfm_lite.experiments.jobs import Job, Trial
 from cfm_lite.experiments.measures import Row, Sampling, judge_of, measure, row_base, rows_of
 from cfm_lite.experiments.statistics import Difference, differences, paired_difference, report
-from cfm_lite.experiments.store import Store, read_json, write_rows
+from cfm_lite.experiments.store import Store, read_json
 from cfm_lite.experiments.suites import SUITES, trials
 from cfm_lite.experiments.sweep import compare, plan
 
@@ -44,5 +44,4 @@ __all__ = [
     "training_costs",
     "trials",
     "velocity",
-    "write_rows",
 ]

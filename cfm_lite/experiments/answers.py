@@ -4,10 +4,10 @@ Sentences choose their verdicts by the statistics alone, and say "not measured y
 themselves stand in `benefits`, `controls`, `mechanisms` and `tuning`, what the papers report in `claims`.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cfm_lite.experiments.results import number, quality, said_of
+from cfm_lite.experiments.results import Place, Results, number, quality, said_of
 from cfm_lite.experiments.statistics import Difference
 from cfm_lite.viz import Panel, Picture, difference_rows, method_style
 
@@ -21,6 +21,7 @@ __all__ = [
     "capital",
     "clause",
     "items",
+    "least",
     "listed",
     "quality_panel",
     "rows_figure",
@@ -100,6 +101,13 @@ def where(suite: str) -> str:
 def absent(suite: str, group: str, what: str) -> str:
     """What is said of a group without rows."""
     return f"{what}: not measured yet (`cfm-lite compare {suite} --group {group}`)."
+
+
+def least(results: Results, suite: str) -> Iterator[tuple[str, Place]]:
+    """(name, place of plain FM) where the papers see the largest gains: the smallest network, and the shortest training."""
+    for group in ("size", "length"):
+        for variant in results.variants(suite, group)[:1]:
+            yield setting(variant), Place("fm", group, variant, results.nfes(suite, group)[-1])
 
 
 def listed(names: Sequence[str]) -> str:

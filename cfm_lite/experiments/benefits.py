@@ -1,6 +1,7 @@
 """What the methods buy, as sentences and figures computed from the rows: gain, debiasing, diversity."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from cfm_lite.experiments.answers import (
     NAMES,
@@ -10,6 +11,7 @@ from cfm_lite.experiments.answers import (
     by_suite,
     clause,
     items,
+    least,
     quality_panel,
     rows_figure,
     sentence,
@@ -62,12 +64,8 @@ def _with_less(results: Results) -> Iterator[str]:
     parts = []
     for suite in results.suites:
         fewest = results.nfes(suite)[0]
-        places = {f"{fewest} evaluations": ("core", "", fewest)}
-        for group in ("size", "length"):
-            for variant in results.variants(suite, group)[:1]:
-                places[setting(variant)] = (group, variant, results.nfes(suite, group)[-1])
-        for name, at in places.items():
-            told = [(spoken(m), results.difference(suite, Place(m, *at))) for m in TRAINED]
+        for name, place in ((f"{fewest} evaluations", Place(nfe=fewest)), *least(results, suite)):
+            told = [(spoken(m), results.difference(suite, replace(place, method=m))) for m in TRAINED]
             if any(d is not None for _, d in told):
                 parts.append(f"{where(suite)} with {name} {clause(told)}")
     if parts:
@@ -169,7 +167,7 @@ def _kept(before: Difference, after: Difference, change: Difference) -> str:
     what = "gain" if said_of(before) == "gains" else "loss"
     if said_of(after) == said_of(before):
         return f"; the {what} is kept"
-    return f"; the {what} is gone" if change.clear else f" The {what} is no longer clear."
+    return f"; the {what} is gone" if change.clear else f"; the {what} is no longer clear"
 
 
 def diversity(results: Results) -> Answer:

@@ -5,9 +5,9 @@ give them, those of the dispersive loss in its official README and notes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cfm_lite.experiments.answers import NAMES, items, listed, spoken, where
+from cfm_lite.experiments.answers import NAMES, items, least, listed, spoken, where
 from cfm_lite.experiments.results import Place, Results, number, percent, quality, said_of
 
 __all__ = ["GAINS", "PAPERS", "SPACES", "Claim", "beside"]
@@ -67,14 +67,16 @@ def beside(results: Results, claims: Sequence[Claim]) -> Iterator[str]:
 
 
 def _ours(results: Results, method: str, named: bool) -> Iterator[tuple[str, str, str]]:
-    """(where, verdict, numbers) in the core of every suite, at its largest number of evaluations; `where` names the method if `named`."""
+    """(where, verdict, numbers) in the core of every suite, in its smallest network and in its shortest training, at the largest number
+    of evaluations; `where` names the method if `named`."""
     for suite in results.suites:
-        top, place = results.nfes(suite)[-1], where(suite) + (f" for {spoken(method)}" if named else "")
-        d = results.difference(suite, Place(method, nfe=top))
-        if d is not None:
-            fm, mine = (results.mean(suite, Place(name, nfe=top), quality(suite)) for name in ("fm", method))
-            numbers = f"{NAMES[quality(suite)]} {number(fm)} → {number(mine)} ({percent(d, fm)}, n = {d.seeds}), {said_of(d)}"
-            yield place, said_of(d), f"{place} {numbers}"
+        for name, place in (("", Place(nfe=results.nfes(suite)[-1])), *least(results, suite)):
+            d = results.difference(suite, replace(place, method=method))
+            if d is not None:
+                here = where(suite) + f" with {name}" * bool(name) + f" for {spoken(method)}" * named
+                fm, mine = (results.mean(suite, replace(place, method=one), quality(suite)) for one in ("fm", method))
+                numbers = f"{NAMES[quality(suite)]} {number(fm)} → {number(mine)} ({percent(d, fm)}, n = {d.seeds}), {said_of(d)}"
+                yield here, said_of(d), f"{here} {numbers}"
 
 
 def _agreement(ours: Sequence[tuple[str, str, str]]) -> str:

@@ -68,7 +68,7 @@ def controls(results: Results) -> Answer:
     sentences += [_told_elsewhere(suite, found) for suite, found in others.items() if found]
     sentences += [told for suite in results.suites for told in _lengths(results, suite)]
     told = {suite: [(spoken(one.method), one.left) for one in found] for suite, found in cores.items()}
-    short = [by_suite(told, lead="against FM that is only re-targeted, "), *_left_elsewhere(others), *_in_the_smallest(others)]
+    short = [by_suite(told, lead="against FM that is only re-targeted, "), *_left_elsewhere(others), *_in_the_first(others)]
     blocks = {quality_panel(suite): _rows(found) for suite, found in cores.items()}
     for suite, found in others.items():
         if found:
@@ -158,14 +158,14 @@ def _left_elsewhere(others: Mapping[str, Sequence[tuple[str, Shares]]]) -> Itera
         yield sentence(f"in other networks and trainings, {'; '.join(parts)}")
 
 
-def _in_the_smallest(others: Mapping[str, Sequence[tuple[str, Shares]]]) -> Iterator[str]:
-    """A sentence on what gains in the smallest networks, with what the controls give there."""
+def _in_the_first(others: Mapping[str, Sequence[tuple[str, Shares]]]) -> Iterator[str]:
+    """A sentence on what gains in the first of the other networks, the smallest one, with what the controls give there."""
     parts = []
     for suite, found in others.items():
         gain = [_percents(one) for name, one in found if name == found[0][0] and said_of(one.mine) == "gains"]
         parts += [f"{where(suite)} with {found[0][0]} {'; '.join(gain)}"] if gain else []
     if parts:
-        yield sentence(f"in the smallest network, {'; '.join(parts)}")
+        yield sentence(f"for example, {'; '.join(parts)}")
 
 
 QUESTIONS = {2: controls}

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from statistics import median, quantiles
 from typing import Any
 
-import torch
-
 from cfm_lite.checks import check_choice, check_count
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet, dataset
@@ -15,6 +13,7 @@ from cfm_lite.experiments.measures import Row
 from cfm_lite.experiments.suites import SUITES, trials
 from cfm_lite.judges import one_thread
 from cfm_lite.recipes import Recipe, build_model, build_trainer
+from cfm_lite.runs import facts
 
 __all__ = ["training_costs"]
 
@@ -34,7 +33,7 @@ def training_costs(suite: str, *, device: str = "cpu", rounds: int = ROUNDS, cha
     trainings = {job.trials[0].arm: job.training for job in jobs}  # arms that share a training come after the one it is named for
     names = list(trainings)
     with one_thread():
-        steps = {name: _stepper(trainings[name], dataset(SUITES[suite].data), device) for name in names}
+        steps = {name: _stepper(trainings[name], dataset(SUITES[suite].data), device, WARM + rounds) for name in names}
         for step in steps.values():
             for _ in range(WARM):
                 step()
@@ -43,13 +42,14 @@ def training_costs(suite: str, *, device: str = "cpu", rounds: int = ROUNDS, cha
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 spent[name].append(steps[name]())
-    return [_row(name, trainings[name], times, spent["fm"], device) for name, times in spent.items()]
+    machine = {name: value for name, value in facts(device).items() if name in ("processor", "cores", "device", "torch", "commit")}
+    return [_row(name, trainings[name], times, spent["fm"]) | machine for name, times in spent.items()]
 
 
-def _stepper(recipe: Recipe, data: DataSet, device: str) -> Callable[[], float]:
-    """A function that takes one step of a training and says how many seconds that took."""
+def _stepper(recipe: Recipe, data: DataSet, device: str, steps: int) -> Callable[[], float]:
+    """A function that takes one of so many steps of a training and says how many seconds that took."""
     source = batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed)
-    training = build_trainer(recipe, build_model(recipe, data).to(device)).run(source, recipe.steps)
+    training = build_trainer(recipe, build_model(recipe, data).to(device)).run(source, steps)
 
     def step() -> float:
         began = time.perf_counter()
@@ -59,12 +59,11 @@ def _stepper(recipe: Recipe, data: DataSet, device: str) -> Callable[[], float]:
     return step
 
 
-def _row(name: str, recipe: Recipe, times: list[float], plain: list[float], device: str) -> Row:
+def _row(name: str, recipe: Recipe, times: list[float], plain: list[float]) -> Row:
     low, relative, high = quantiles([mine / fm for mine, fm in zip(times, plain)], n=4, method="inclusive")
     return {
         "method": name,
         **{field: getattr(recipe, field) for field in ("dataset", "model", "hidden_size", "batch")},
-        "device": torch.device(device).type,
         "metric": "step_seconds",
         "rounds": len(times),
         "value": median(times),

@@ -220,8 +220,8 @@ def _costs(results: Results, suite: str) -> Iterator[str]:
     fm = rows[0]
     told = [f"{title(row['method'])} {row['relative']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows if row is not fm]
     yield (
-        f"A training step with {fm['batch']} rows takes FM {1000 * fm['value']:.1f} ms ({fm['device']}). Times that, median and quartiles "
-        f"of {fm['rounds']} rounds in turn: {', '.join(told)} (`cfm-lite compare {suite} --costs`)."
+        f"A training step with {fm['batch']} rows takes FM {1000 * fm['value']:.1f} ms on {fm['device']} ({fm['processor']}). Times "
+        f"that, median and quartiles of {fm['rounds']} rounds in turn: {', '.join(told)} (`cfm-lite compare {suite} --costs`)."
     )
 
 

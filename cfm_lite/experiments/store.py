@@ -64,6 +64,15 @@ class Store:
         """The rows of SUITE.costs.json, one for each way of training; none where they were not measured."""
         return read_json(self.costs_path) if self.costs_path.exists() else []
 
+    def write_costs(self, rows: Sequence[Row]) -> None:
+        """Write SUITE.costs.json; DataError where it holds those of other settings, of fewer rounds or of another kind of device."""
+        shared = ("dataset", "model", "hidden_size", "batch", "rounds", "device")
+        differ = [name for before, now in zip(self.costs(), rows) for name in shared if before.get(name) != now.get(name)]
+        if differ:
+            what = f"({', '.join(dict.fromkeys(differ))} differ)"
+            raise DataError(f"{self.costs_path} was made with other settings {what}; choose another --out, or remove it.")
+        write_rows(self.costs_path, rows)
+
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """DataError unless each group's rows, where there are any, were made with its `settings`; it names what differs."""
         before = self.info().get("groups", {})

@@ -102,25 +102,26 @@ ELSEWHERE: dict[str, str] = {
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
         commands.report_suite commands.time_steps experiments.ablations.ablations experiments.ablations.values
         experiments.answers.Answer experiments.answers.absent experiments.answers.by_suite experiments.answers.capital
-        experiments.answers.clause experiments.answers.items experiments.answers.listed experiments.answers.quality_panel
-        experiments.answers.rows_figure experiments.answers.sentence experiments.answers.setting experiments.answers.spoken
-        experiments.answers.title experiments.answers.where experiments.arms.Arm experiments.arms.balanced_labels
-        experiments.arms.draw_samples experiments.arms.noise_of experiments.arms.trained_recipe experiments.arms.velocity
-        experiments.benefits.curves_by_field experiments.benefits.curves_by_nfe experiments.benefits.debiasing
-        experiments.benefits.diversity experiments.benefits.gains experiments.claims.Claim experiments.claims.beside
-        experiments.controls.Shares experiments.controls.controls experiments.controls.shares experiments.costs.training_costs
-        experiments.diagnostics.field_values experiments.diagnostics.path_values experiments.groups.Group experiments.groups.Suite
-        experiments.groups.euler experiments.jobs.Job experiments.jobs.Trial experiments.jobs.estimate experiments.jobs.jobs_of
-        experiments.jobs.key_of experiments.jobs.run_job experiments.measures.Sampling experiments.measures.field_rows
-        experiments.measures.judge_of experiments.measures.measure experiments.measures.row_base experiments.measures.rows_of
-        experiments.measures.sample_rows experiments.mechanisms.counterparts experiments.mechanisms.interference
-        experiments.mechanisms.norms experiments.mechanisms.perturbations experiments.readme.quality_figure
-        experiments.readme.write_report experiments.results.Place experiments.results.Results experiments.results.percent
-        experiments.results.said_of experiments.results.tell experiments.statistics.Difference
-        experiments.statistics.paired_difference experiments.store.Store experiments.store.read_json experiments.store.write_rows
-        experiments.suites.trials experiments.sweep.Plan experiments.sweep.compare experiments.sweep.plan
-        experiments.tuning.settings experiments.workers.Outcome experiments.workers.in_process experiments.workers.in_workers
-        viz.lab.Panel viz.lab.difference_curves viz.lab.difference_rows viz.lab.difference_scatter
+        experiments.answers.clause experiments.answers.items experiments.answers.least experiments.answers.listed
+        experiments.answers.quality_panel experiments.answers.rows_figure experiments.answers.sentence experiments.answers.setting
+        experiments.answers.spoken experiments.answers.title experiments.answers.where experiments.arms.Arm
+        experiments.arms.balanced_labels experiments.arms.draw_samples experiments.arms.noise_of experiments.arms.trained_recipe
+        experiments.arms.velocity experiments.benefits.curves_by_field experiments.benefits.curves_by_nfe
+        experiments.benefits.debiasing experiments.benefits.diversity experiments.benefits.gains experiments.claims.Claim
+        experiments.claims.beside experiments.controls.Shares experiments.controls.controls experiments.controls.shares
+        experiments.costs.training_costs experiments.diagnostics.field_values experiments.diagnostics.path_values
+        experiments.groups.Group experiments.groups.Suite experiments.groups.euler experiments.jobs.Job experiments.jobs.Trial
+        experiments.jobs.estimate experiments.jobs.jobs_of experiments.jobs.key_of experiments.jobs.run_job
+        experiments.measures.Sampling experiments.measures.field_rows experiments.measures.judge_of experiments.measures.measure
+        experiments.measures.row_base experiments.measures.rows_of experiments.measures.sample_rows
+        experiments.mechanisms.counterparts experiments.mechanisms.interference experiments.mechanisms.norms
+        experiments.mechanisms.perturbations experiments.readme.quality_figure experiments.readme.write_report
+        experiments.results.Place experiments.results.Results experiments.results.percent experiments.results.said_of
+        experiments.results.tell experiments.statistics.Difference experiments.statistics.paired_difference
+        experiments.store.Store experiments.store.read_json experiments.store.write_rows experiments.suites.trials
+        experiments.sweep.Plan experiments.sweep.compare experiments.sweep.plan experiments.tuning.settings
+        experiments.workers.Outcome experiments.workers.in_process experiments.workers.in_workers viz.lab.Panel
+        viz.lab.difference_curves viz.lab.difference_rows viz.lab.difference_scatter
     """,
     "files of others, which test_data.py, test_data_changes.py, test_downloads.py and test_security.py damage": """
         data.archive.read_to_end data.root.impatient data.shards.parse_npy data.shared.Watch data.shared.alone data.shared.owned
