@@ -26,7 +26,7 @@ from cfm_lite.runs import Run, train, write_json
 __all__ = ["Job", "Trial", "estimate", "jobs_of", "key_of", "run_job"]
 
 VERSION = 1  # raised when the same settings would give other rows
-STEP_COST = 4.0  # forward, backward and update of one row, in forward passes
+STEP_COST = 3.0  # forward, backward and update of one row, in forward passes
 
 
 def key_of(value: Any) -> str:

@@ -59,7 +59,7 @@ SUITES = {
         "mnist",
         {"core": Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))},
         # smaller than the recipe, and without bf16, which a CPU computes slowly
-        {"hidden_size": 128, "depth": 4, "num_heads": 4, "patch_size": 7, "batch": 64, "steps": 5000, "lr": 3e-3, "precision": "float32"},
+        {"hidden_size": 128, "depth": 3, "num_heads": 4, "patch_size": 7, "batch": 64, "steps": 4000, "lr": 3e-3, "precision": "float32"},
         keep=True,
     ),
     "cifar10": Suite(
