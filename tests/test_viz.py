@@ -59,6 +59,12 @@ def rows(seeds: int = 3, nfes: tuple[int, ...] = (2, 4, 8, 16, 50)) -> list[dict
     return [*out, {"method": "real", "metric": "accuracy", "value": 0.98}]
 
 
+def more_samples_at(nfe: int) -> list[dict]:
+    """Five times as many samples with `nfe` evaluations, and the lower floor that comes with them."""
+    floor = lambda row: 0.25 if row["metric"] == "frechet_real" and row["nfe"] == nfe else row["value"]  # noqa: E731
+    return [{**row, "samples": 10_000 if row["nfe"] == nfe else 2000, "value": floor(row)} for row in rows() if "nfe" in row]
+
+
 def logs() -> dict[str, list[dict]]:
     line = lambda k: {"step": 10 * k, "loss": torch.tensor(1 + math.exp(-k / 20)), "grad_norm": 1.0, "repulsion": 2.0 - 0.01 * k}  # noqa: E731
     return {name: [line(k) for k in range(60)] for name in ("fm", "delta_fm", "vecor_latent", "dispersive")}
@@ -108,6 +114,7 @@ BUILDERS: dict[str, Callable[[], viz.Picture]] = {
     "perturbation_gallery, signed": lambda: viz.perturbation_gallery(3 * images(3), {"additive_noise": images(3)}, signed=True),
     "quality_vs_steps": lambda: viz.quality_vs_steps(rows()),
     "quality_vs_steps, one seed": lambda: viz.quality_vs_steps(rows(seeds=1)),
+    "quality_vs_steps, samples": lambda: viz.quality_vs_steps(more_samples_at(50)),
     "method_bars": lambda: viz.method_bars(rows(), "accuracy", nfe=8),
     "training_curves": lambda: viz.training_curves(logs()),
     "training_curves, one": lambda: viz.training_curves(logs()["fm"], ["loss"]),
@@ -519,6 +526,16 @@ def test_quality_vs_steps_shows_means_ranges_and_the_reference() -> None:
     assert dashed[accuracy] == pytest.approx([98])
     assert max(accuracy.containers[0][0].get_ydata()) > 90  # a percentage
     assert "lowest to highest" in picture.get_supxlabel()
+
+
+def test_where_samples_differ_in_number_the_floor_of_real_data_does_too() -> None:
+    picture = figure("quality_vs_steps, samples")
+    panel, line = picture.axes[0], picture.axes[0].lines[-1]
+    assert line.get_linestyle() == "--"
+    at = dict(zip(line.get_xdata(), line.get_ydata()))
+    assert [at[nfe] for nfe in (4, 8, 16, 50)] == [1.25, 1.25, 1.25, 0.25]
+    assert [at[edge] for edge in panel.get_xlim()] == [1.25, 0.25]
+    assert "2,000 with 2, 4, 8, 16 evaluations; 10,000 with 50 evaluations" in picture.get_supxlabel()
 
 
 def test_quality_vs_steps_gives_each_method_its_colour_and_one_legend_entry() -> None:

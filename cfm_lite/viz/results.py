@@ -85,10 +85,10 @@ def _by_method(rows: Rows, *keys: str) -> dict[str, dict[tuple, dict[Any, float]
     return table
 
 
-def _reference(rows: Rows, metric: str) -> float | None:
-    """What real data reach: the mean of rows `METRIC_real`, or of rows whose method is "real"; None where there are none."""
+def _reference(rows: Rows, metric: str, nfe: int | None = None) -> float | None:
+    """What real data reach, for samples of `nfe` if given: the mean of rows `METRIC_real`, or of rows whose method is "real"."""
     ours = [row for row in rows if row.get("metric") == f"{metric}_real" or (row.get("metric"), row.get("method")) == (metric, "real")]
-    values = [row["value"] for row in ours if row.get("value") is not None]
+    values = [row["value"] for row in ours if row.get("value") is not None and nfe in (None, row.get("nfe"))]
     return float(as_array("value", values).mean()) * _metric(metric).factor if values else None
 
 
@@ -108,12 +108,34 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
         for i, (method, cells) in enumerate(table.items()):
             handles[method_style(method).label] = _line(panel, method, cells, 2 ** (0.04 * (i - (len(table) - 1) / 2)))
         _axes_of_steps(panel, sorted({row["nfe"] for row in chosen}), metric, min(row["value"] for row in chosen))
-        reference = _reference(rows, metric)
-        if reference is not None:
-            handles["Real data"] = panel.axhline(reference, color=TRUTH, linestyle="--", linewidth=1.3, zorder=1.5)
+        handles |= _real_line(panel, rows, metric, _samples_by_step(chosen))
     figure.legend(list(handles.values()), list(handles), loc="outside right upper", handlelength=2.6, labelspacing=0.7)
-    _remark(figure, [row for row in rows if row.get("metric") in metrics], "Points: mean of {} seeds; bars: lowest to highest.")
+    shown = [row for row in rows if row.get("metric") in metrics]
+    drawn = "; ".join(f"{n:,} with {', '.join(map(str, steps))} evaluations" for n, steps in _samples_by_step(shown).items())
+    many = len(_samples_by_step(shown)) > 1
+    _remark(figure, shown, "Points: mean of {} seeds; bars: lowest to highest.", f"Samples: {drawn}." if many else "")
     return figure
+
+
+def _samples_by_step(rows: Rows) -> dict[int, list[int]]:
+    """{number of samples: the evaluations with which so many were drawn}, of the rows that say so."""
+    pairs = sorted({(row["nfe"], row["samples"]) for row in rows if row.get("nfe") is not None and row.get("samples") is not None})
+    return {n: [nfe for nfe, m in pairs if m == n] for n in dict.fromkeys(m for _, m in pairs)}
+
+
+def _real_line(panel: Axes, rows: Rows, metric: str, drawn: Mapping[int, Sequence[int]]) -> dict[str, Any]:
+    """Dashed, what real data reach; in steps where samples differ in number, since a distance of fewer samples is larger."""
+    look = {"color": TRUTH, "linestyle": "--", "linewidth": 1.3, "zorder": 1.5}
+    if _reference(rows, metric) is None:
+        return {}
+    steps = sorted(nfe for some in drawn.values() for nfe in some)
+    levels = [_reference(rows, metric, nfe) for nfe in steps] if len(drawn) > 1 else []
+    if not levels or None in levels:
+        return {"Real data": panel.axhline(_reference(rows, metric), **look)}
+    low, high = panel.get_xlim()
+    (line,) = panel.plot([low, *steps[1:-1], steps[-1], high], [levels[0], *levels[1:], levels[-1]], drawstyle="steps-mid", **look)
+    panel.set_xlim(low, high)
+    return {"Real data, as many": line}
 
 
 def _line(panel: Axes, method: str, cells: Mapping[tuple, Mapping[Any, float]], shift: float) -> Any:
@@ -141,11 +163,12 @@ def _axes_of_steps(panel: Axes, steps: Sequence[int], metric: str, lowest: float
     panel.minorticks_off()
 
 
-def _remark(figure: Picture, rows: Rows, several: str) -> None:
-    """At the foot of `figure`: what stands for `several` seeds, and how many values are missing."""
+def _remark(figure: Picture, rows: Rows, several: str, more: str = "") -> None:
+    """At the foot of `figure`: what stands for `several` seeds, `more`, and how many values are missing."""
     seeds = len({row.get("seed") for row in rows if row.get("method") != "real"})
     missing = sum(row.get("value") is None for row in rows)
     remarks = [several.format(seeds)] if seeds > 1 else []
+    remarks += [more] if more else []
     remarks += [f"Missing values, not finite: {missing}."] if missing else []
     if remarks:
         figure.supxlabel(" ".join(remarks), x=0.01, ha="left", fontsize=9)
