@@ -103,8 +103,7 @@ def test_verdicts_are_those_of_the_planted_gains(whole):
     assert said_of(turned) == "loses"
     text = (whole[0] / "README.md").read_text()
     short = next(line for line in text.splitlines() if line.startswith("**With 50 evaluations, "))
-    assert "in the plane VeCoR gains" in short
-    assert "on the digits VeCoR gains" in short
+    assert short.startswith("**With 50 evaluations, VeCoR gains in the plane and on the digits; no clear difference anywhere for ΔFM, ")
     assert "null" not in short
 
 
@@ -133,7 +132,8 @@ def test_what_the_controls_reach_in_a_small_network_is_told(whole):
     assert small.endswith("; on the digits with width 64 ΔFM −20 %, scaled FM −20 %, re-targeted FM −20 %.**")
     assert "  - Width 64, ΔFM −20 %, scaled FM −20 %, re-targeted FM −20 %: gains; what is left: " in section
     first = next(line for line in text.splitlines() if line.startswith("**With 50 evaluations, "))
-    assert "on the digits with width 64 ΔFM gains, no clear difference for VeCoR (latent) and dispersive" in first
+    less = first.split("With less (the fewest evaluations, the smallest network, the shortest training), ")[1]
+    assert "ΔFM gains on the digits (width 64)" in less
 
 
 def test_settings_are_held_against_the_core_s_and_those_that_spoil_are_named(whole):
@@ -152,6 +152,22 @@ def test_where_nothing_is_clear_the_answer_says_that_it_is_a_null_result():
     assert answers.by_suite({"digits": [("x", idle)]}) == "On the digits no clear difference for x (a null result)."
     assert answers.by_suite({"digits": [("x", idle), ("y", better)], "toy": []}) == "On the digits y gains, no clear difference for x."
     assert answers.by_suite({"digits": [("z", None)]}) == "Not measured yet."
+    assert answers.by_method({"digits": [("x", "", idle)]}, "here ") == "Here no clear difference anywhere for x (a null result)."
+    assert answers.by_method({"digits": [("z", "", None)]}) == "Not measured yet."
+
+
+def test_places_and_settings_are_gathered_by_method():
+    ones = dict.fromkeys(range(6), 1.0)
+    better, worse = (experiments.paired_difference("y", "frechet", 50, dict.fromkeys(ones, v), ones) for v in (0.5, 1.5))
+    idle = experiments.paired_difference("x", "frechet", 50, {seed: 1 + 0.01 * (-1) ** seed for seed in ones}, ones)
+    told = {
+        "digits": [("y", "width 64", better), ("y", "325 steps", better), ("x", "", idle)],
+        "mnist": [("y", "", worse), ("x", "", worse)],
+    }
+    said = "Y gains on the digits (width 64, 325 steps), loses on MNIST; x loses on MNIST."
+    assert answers.by_method(told) == said
+    del told["mnist"][1]
+    assert answers.by_method(told) == "Y gains on the digits (width 64, 325 steps), loses on MNIST; no clear difference anywhere for x."
 
 
 def test_higher_is_better_turns_the_words(whole):

@@ -17,6 +17,7 @@ __all__ = [
     "Answer",
     "Told",
     "absent",
+    "by_method",
     "by_suite",
     "capital",
     "clause",
@@ -152,6 +153,27 @@ def by_suite(told: Mapping[str, Told], gain: str = "gain", lose: str = "lose", l
     text = "; ".join(f"{where(suite)} {clause(mine, gain, lose)}" for suite, mine in found.items() if mine)
     idle = not any(d.clear for mine in found.values() for _, d in mine)
     return sentence(f"{lead}{text}{' (a null result)' if idle else ''}" if text else "")
+
+
+def by_method(told: Mapping[str, Iterable[tuple[str, str, Difference | None]]], lead: str = "") -> str:
+    """One sentence, after `lead`, with a clause for each method: where it gains and where it loses.
+
+    `told` has (method, setting, difference) by suite; a setting may be "". Methods without a clear difference stand at the end.
+    """
+    found = [(method, suite, how, said_of(d)) for suite, mine in told.items() for method, how, d in mine if d is not None]
+    parts, idle = [], []
+    for method in dict.fromkeys(method for method, *_ in found):
+        verdicts = [_at([(suite, how) for one, suite, how, said in found if (one, said) == (method, word)]) for word in ("gains", "loses")]
+        clear = ", ".join(f"{word} {places}" for word, places in zip(("gains", "loses"), verdicts) if places)
+        parts, idle = ([*parts, f"{method} {clear}"], idle) if clear else (parts, [*idle, method])
+    parts += [f"no clear difference anywhere for {listed(idle)}{'' if parts else ' (a null result)'}"] if idle else []
+    return sentence(f"{lead}{'; '.join(parts)}" if parts else "")
+
+
+def _at(places: Sequence[tuple[str, str]]) -> str:
+    """Suites as a list inside a sentence, each with its settings in brackets."""
+    settings = {suite: ", ".join(how for one, how in places if one == suite and how) for suite, _ in places}
+    return listed([f"{where(suite)}{f' ({hows})' if hows else ''}" for suite, hows in settings.items()])
 
 
 def sentence(text: str) -> str:

@@ -8,13 +8,13 @@ from cfm_lite.experiments.answers import (
     TITLES,
     Answer,
     absent,
+    by_method,
     by_suite,
     clause,
     items,
     least,
     quality_panel,
     rows_figure,
-    sentence,
     setting,
     spoken,
     title,
@@ -44,14 +44,14 @@ def gains(results: Results) -> Answer:
     sentences, told = [], {}
     for suite in results.suites:
         found = {method: results.difference(suite, place) for method, place in _at_top(results, suite, TRAINED)}
-        told[suite] = [(spoken(method), d) for method, d in found.items()]
+        told[suite] = [(spoken(method), "", d) for method, d in found.items()]
         top = results.nfes(suite)[-1]
         base = results.mean(suite, Place(nfe=top), quality(suite))
         parts = [f"{tell(spoken(m), d)}{f', {percent(d, base)}' if d else ''}" for m, d in found.items()]
         sentences.append(items(f"**{TITLES[suite]}**, {NAMES[quality(suite)]} at {top} evaluations (FM {number(base)})", parts))
         sentences += [*_few_steps(results, suite), *_elsewhere(results, suite)]
     tops = dict.fromkeys(str(results.nfes(suite)[-1]) for suite in results.suites)
-    short = " ".join([by_suite(told, lead=f"with {' or '.join(tops)} evaluations, "), *_with_less(results)])
+    short = " ".join(dict.fromkeys([by_method(told, f"with {' or '.join(tops)} evaluations, "), _with_less(results)]))
     panels = _panels(results)
     look = {"xlabel": "network evaluations per sample (NFE)", "columns": len(results.suites)}
     figure = difference_curves(panels, **look) if any(panels.values()) else None
@@ -59,17 +59,14 @@ def gains(results: Results) -> Answer:
     return Answer("Does each method lower the distance to the data at equal cost, and where?", short, sentences, papers, figure)
 
 
-def _with_less(results: Results) -> Iterator[str]:
+def _with_less(results: Results) -> str:
     """A sentence on where the papers see the largest gains: the fewest evaluations, the smallest network, the shortest training."""
-    parts = []
+    told: dict[str, list[tuple[str, str, Difference | None]]] = {}
     for suite in results.suites:
         fewest = results.nfes(suite)[0]
-        for name, place in ((f"{fewest} evaluations", Place(nfe=fewest)), *least(results, suite)):
-            told = [(spoken(m), results.difference(suite, replace(place, method=m))) for m in TRAINED]
-            if any(d is not None for _, d in told):
-                parts.append(f"{where(suite)} with {name} {clause(told)}")
-    if parts:
-        yield sentence(f"with less, {'; '.join(parts)}")
+        settings = ((f"{fewest} evaluations", Place(nfe=fewest)), *least(results, suite))
+        told[suite] = [(spoken(m), how, results.difference(suite, replace(place, method=m))) for how, place in settings for m in TRAINED]
+    return by_method(told, "with less (the fewest evaluations, the smallest network, the shortest training), ")
 
 
 def _panels(results: Results) -> dict[Panel, dict[str, dict[float, Difference]]]:

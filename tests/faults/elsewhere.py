@@ -101,10 +101,10 @@ ELSEWHERE: dict[str, str] = {
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
         commands.report_suite commands.time_steps experiments.ablations.ablations experiments.ablations.values
-        experiments.answers.Answer experiments.answers.absent experiments.answers.by_suite experiments.answers.capital
-        experiments.answers.clause experiments.answers.items experiments.answers.least experiments.answers.listed
-        experiments.answers.quality_panel experiments.answers.rows_figure experiments.answers.sentence experiments.answers.setting
-        experiments.answers.spoken experiments.answers.title experiments.answers.where experiments.arms.Arm
+        experiments.answers.Answer experiments.answers.absent experiments.answers.by_method experiments.answers.by_suite
+        experiments.answers.capital experiments.answers.clause experiments.answers.items experiments.answers.least
+        experiments.answers.listed experiments.answers.quality_panel experiments.answers.rows_figure experiments.answers.sentence
+        experiments.answers.setting experiments.answers.spoken experiments.answers.title experiments.answers.where experiments.arms.Arm
         experiments.arms.balanced_labels experiments.arms.draw_samples experiments.arms.noise_of experiments.arms.trained_recipe
         experiments.arms.velocity experiments.benefits.curves_by_field experiments.benefits.curves_by_nfe
         experiments.benefits.debiasing experiments.benefits.diversity experiments.benefits.gains experiments.claims.Claim
