@@ -4,23 +4,17 @@ Each command is a typed dataclass; its docstring is its help. An error of cfm_li
 (2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM); --debug shows where.
 """
 
-import contextlib
-import io
-import os
-import re
-import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from cfm_lite.arguments import Common, FullScale, parse_settings, show
-from cfm_lite.errors import CFMError, ConfigError, DataError
+from cfm_lite.errors import ConfigError
+from cfm_lite.terminal import run_command
 
 __all__ = ["Compare", "Demo", "Evaluate", "Export", "Prepare", "Sample", "Train", "main"]
 
@@ -346,105 +340,11 @@ Command = (
 )
 
 
-class Parsed:
-    """Keeps the process quiet about warnings that a person at a terminal has no use for."""
-
-    shown: ClassVar[set[str]] = set()
-
-    @classmethod
-    def show(cls, message: Warning | str, *_: Any, **__: Any) -> None:
-        text = str(message)
-        if text not in cls.shown:
-            cls.shown.add(text)
-            print(f"cfm-lite: note: {text}", file=sys.stderr)
-
-
-NARROWEST = 40  # columns; laying out the help in one would never end
-
-
-def _make_streams_safe() -> None:
-    """A closed stream swallows what is printed, one without Unicode shows question marks, and a very narrow one counts as wider."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    if shutil.get_terminal_size().columns < NARROWEST:
-        os.environ["COLUMNS"] = str(NARROWEST)
-
-
-def _parsed(words: Sequence[str]) -> Any:
-    """The command; what tyro says of a wrong argument, in a box of many lines, becomes one line. Exits with 2 then."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Command, args=words, prog="cfm-lite", description=__doc__)
-    except SystemExit as stop:
-        if stop.code:
-            print(f"cfm-lite: error: {_in_one_line(said.getvalue())} See cfm-lite --help.", file=sys.stderr)
-        raise
-
-
-def _in_one_line(box: str) -> str:
-    rows = [row.strip("│|╭╮╰╯ ") for row in box.splitlines()[1:]]  # the first one is a title
-    text = " ".join(row for row in rows if row.strip("─- "))
-    text = re.sub(r"no type matching (?:{None}\|)?(\S+) could be instantiated from \[(.*?)\]", r"\2 is no \1", text)
-    said = re.split(r" (?:Got errors|Perhaps you meant|Argument helptext|Available subcommands|For full helptext)\b", text)[0]
-    meant = re.search(r"Perhaps you meant: (\S+)", text)
-    commands = re.search(r"Available subcommands: (.*?) For full", text)
-    hint = f" Did you mean {meant[1]}?" if meant else f" The commands are {commands[1]}." if commands else ""
-    return said.rstrip(".") + "." + hint
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (and, called as a script, exits with it)."""
     words = list(sys.argv[1:] if argv is None else argv)
     words = words[1:] if words[:1] == ["--"] else words  # torchrun ... -m cfm_lite.cli -- sample --num 9: keeps torchrun off our options
-    _make_streams_safe()
-    try:
-        try:
-            return _run(_parsed(words))
-        finally:
-            sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
-    except OSError as error:  # a closed pipe, such as `| head`, or a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0 if isinstance(error, BrokenPipeError) else _fail(error)
-
-
-def _run(command: Any) -> int:
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = Parsed.show
-            command.run()
-    except KeyboardInterrupt:
-        print("cfm-lite: stopped; cfm-lite train --resume goes on, and so does the same cfm-lite compare", file=sys.stderr)
-        return 130
-    except (CFMError, OSError, MemoryError, RuntimeError) as error:
-        if command.debug or _explained(error) is None:
-            raise
-        return _fail(error)
-    return 0
-
-
-def _fail(error: Exception) -> int:
-    """Say what went wrong, in one line; the exit code."""
-    rank = os.environ.get("RANK", "0")
-    print(f"cfm-lite{'' if rank == '0' else f' [rank {rank}]'}: error: {_explained(error)}", file=sys.stderr)
-    return error.exit_code if isinstance(error, CFMError) else DataError.exit_code if isinstance(error, OSError) else 1
-
-
-def _explained(error: Exception) -> str | None:
-    """What to say of an error that is not a bug: ours, the system's about a file, and no memory left."""
-    if isinstance(error, CFMError):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-        return f"{error.filename or 'what was to be printed'}: {error.strerror or error}. Give another path."
-    text = str(error)
-    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")  # torch's, which is not imported here
-    if named or "allocate memory" in text or "not enough memory" in text:
-        return f"there is not enough memory ({text.splitlines()[0] if text else 'none left'}). Use a smaller batch or a smaller model."
-    return None
+    return run_command(Command, words, __doc__)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ ORDER = [
     "demo",
     "commands",
     "arguments",
+    "terminal",
     "cli",
 ]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfm_lite import checks, cli, runs
+from cfm_lite import checks, cli, runs, terminal
 from cfm_lite.arguments import FullScale
 from cfm_lite.data import datasets
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError
@@ -213,7 +213,7 @@ def command_line(draw):
 def run(words, capsys):
     """(exit code, what was printed to stderr), with every surprise as an AssertionError that shows the words."""
     checks._warned.clear()
-    cli.Parsed.shown.clear()
+    terminal.Notes.shown.clear()
     try:
         code = cli.main(words)
     except SystemExit as stop:
