@@ -167,7 +167,7 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     measured = {row["metric"] for row in rows}
     shown = [metric for metric in ("frechet", "sliced_wasserstein", "accuracy", "recall") if metric in measured]
     where, miniature = [str(path)], any(row.get("miniature") for row in rows)
-    if "frechet" in measured and not miniature:
-        where.append(str(viz.save(quality_figure(rows), path.with_suffix(".png"))))
+    if not miniature:
+        where.append(str(viz.save(quality_figure(suite, rows), path.with_suffix(".png"))))
     head = ["A miniature, which shows that everything runs; its numbers mean nothing."] if miniature else []
     return "\n\n".join([*head, *(experiments.report(rows, metric, steps) for metric in shown), "\n".join(where)])

@@ -77,7 +77,7 @@ def test_the_report_is_a_function_of_the_json_files_alone(whole, tmp_path):
     assert cli.main(["compare", "--report", "--out", str(tmp_path)]) == 0
     assert bytes_of(tmp_path / path.name for path in paths) == first
     assert bytes_of(readme.write_report(folder)) == first
-    assert {f"question_{n}.png" for n in range(1, 10)} | {"README.md", "digits.png"} == set(first)
+    assert {f"question_{n}.png" for n in range(1, 10)} | {"README.md", "toy.png", "digits.png"} == set(first)
 
 
 def test_every_question_is_answered_and_says_not_measured_yet_where_rows_are_missing(whole, tmp_path):

@@ -37,6 +37,7 @@ SHOWN = {  # beside the suite's measure of quality: {metric: its head in a table
     "feature_norm": "feature length",
     "feature_rank": "feature rank",
 }
+SHOWN_BY_STEPS = {"frechet": ("accuracy",), "sliced_wasserstein": ("trajectory_error", "class_separation")}
 HEADS = {**SHOWN, "frechet": "Fréchet", "sliced_wasserstein": "sliced W."}
 
 PREAMBLE = """# What do these methods really buy?
@@ -64,8 +65,7 @@ def write_report(folder: str | Path) -> list[Path]:
     found = {n: ask(results) for n, ask in QUESTIONS.items()}
     paths = [viz.save(answer.figure, folder / _picture(n)) for n, answer in found.items() if answer.figure is not None]
     for suite in results.suites:
-        if quality(suite) == "frechet":
-            paths.append(viz.save(quality_figure(results.rows(suite)), folder / f"{suite}.png"))
+        paths.append(viz.save(quality_figure(suite, results.rows(suite)), folder / f"{suite}.png"))
     parts = [PREAMBLE, _in_short(found), *(_answer(n, answer) for n, answer in found.items())]
     parts += [_suite(results, suite) for suite in results.suites]
     parts += [_miniature(store) for store in results.miniatures.values()]
@@ -74,9 +74,11 @@ def write_report(folder: str | Path) -> list[Path]:
     return [folder / "README.md", *paths]
 
 
-def quality_figure(rows: Sequence[Row]) -> viz.Picture:
+def quality_figure(suite: str, rows: Sequence[Row]) -> viz.Picture:
     """Quality against steps of FM and what was trained otherwise; the controls and inverses would hide them."""
-    return viz.quality_vs_steps([row for row in rows if row["method"] in ("fm", *benefits.TRAINED)])
+    measured = {row["metric"] for row in rows}
+    shown = [quality(suite), *(name for name in SHOWN_BY_STEPS[quality(suite)] if name in measured)]
+    return viz.quality_vs_steps([row for row in rows if row["method"] in ("fm", *benefits.TRAINED)], shown)
 
 
 def _picture(number: int) -> str:
@@ -106,8 +108,7 @@ def _answer(number: int, answer: Answer) -> str:
 def _suite(results: Results, suite: str) -> str:
     """A suite's facts and tables."""
     lines = [f"## Suite {suite}: {TITLES.get(suite, suite)}", "", *_facts(results.suites[suite]), ""]
-    if quality(suite) == "frechet":
-        lines += [f"![Quality against steps, {suite}]({suite}.png)", ""]
+    lines += [f"![Quality against steps, {suite}]({suite}.png)", ""]
     lines += [*_core_table(results, suite), "", *_costs(results, suite)]
     for group in list(SUITES[suite].groups)[1:]:
         if results.rows(suite, group):

@@ -41,6 +41,8 @@ METRICS: Mapping[str, Metric] = {
     "mmd": Metric("MMD", 1, "lower is better"),
     "straightness": Metric("straightness", 1, ""),
     "drift": Metric("drift from the data", 1, "lower is better"),
+    "trajectory_error": Metric("distance to the exact flow's end", 1, "lower is better"),
+    "class_separation": Metric("distance of the class means,\nrelative to the exact one", 1, "1 is ideal"),
 }
 
 
@@ -155,7 +157,7 @@ def _axes_of_steps(panel: Axes, steps: Sequence[int], metric: str, lowest: float
     panel.set_xticks(steps, [f"{step:g}" for step in steps])
     panel.set(xlabel="network evaluations per sample (NFE)", ylabel=_metric(metric).name)
     panel.set_title(_title(metric), loc="left")
-    if _metric(metric).factor == 1 and lowest > 0:
+    if _metric(metric).better == "lower is better" and lowest > 0:
         panel.set_yscale("log")
         low, high = panel.get_ylim()
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)))
