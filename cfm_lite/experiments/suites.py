@@ -39,7 +39,7 @@ SUITES = {
         "digits",
         {
             "core": Group(_IMAGES, 8, euler(*_STEPS)),
-            "sit": Group(_IMAGES, 3, euler(*_STEPS), recipe="digits_sit", changes={"batch": 128}),
+            "sit": Group(_IMAGES, 3, euler(*_STEPS), recipe="digits_sit", changes={"batch": 128, "steps": 1000}),
             "image": Group(
                 ("fm", "vecor_image"), 5, euler(8, 50), values("perturb", ("crop_resize", *_NOT_CROP)), changes={"dataset": "digits_pca"}
             ),
