@@ -30,6 +30,16 @@ def test_recipe_fields_reach_the_runs_and_the_record(tmp_path):
     assert json.loads((tmp_path / "toy.info.json").read_text())["recipe"]["hidden_size"] == 16
 
 
+def test_the_recipe_on_record_stays_the_core_s_when_an_ablation_follows(tmp_path):
+    assert compare(tmp_path, "--arms", "fm") == 0
+    core = json.loads((tmp_path / "toy.info.json").read_text())
+    assert compare(tmp_path, "--group", "block", "--arms", "dispersive", "--set", "hidden_size=16") == 0
+    both = json.loads((tmp_path / "toy.info.json").read_text())
+    assert both["recipe"] == core["recipe"]
+    assert both["groups"]["block"]["recipe"]["hidden_size"] == 16
+    assert len(both["sittings"]) == 2
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -143,13 +143,14 @@ def _bar(todo: Plan, device: str, progress: bool) -> Iterator[Any]:
 def _info(todo: Plan, suite: str, command: str, quick: bool, device: str, seconds: float) -> dict[str, Any]:
     """SUITE.info.json: settings of every group so far, the judge, and for each sitting its machine, commit and time."""
     before, judge = todo.store.info(), judge_of(SUITES[suite].data)
+    groups = {**before.get("groups", {}), **todo.settings}
     sitting = {"command": command, "jobs": len(todo.jobs), "seconds": round(seconds, 1), "facts": facts(device)}
     return {
         "suite": suite,
         "quick": quick,
-        "recipe": todo.settings.get("core", next(iter(todo.settings.values())))["recipe"] if todo.settings else {},
+        "recipe": groups.get("core", next(iter(groups.values())))["recipe"] if groups else {},
         "judge": judge and {"dataset": judge.dataset, "accuracy": judge.accuracy, "fingerprint": judge.fingerprint},
-        "groups": {**before.get("groups", {}), **todo.settings},
+        "groups": groups,
         "sittings": [*before.get("sittings", []), *([sitting] if todo.jobs else [])],
         "facts": facts(device),
     }
