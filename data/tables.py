@@ -104,23 +104,28 @@ def trust_table() -> str:
     return "\n".join([*lines, "", source])
 
 
+LAB = {"digits": "digits", "mnist": "MNIST"}
+
+
 def lab_table() -> str:
-    """The core of the digits at its largest number of steps, with the differences to FM, as Markdown."""
+    """The cores of the image suites at their largest number of steps, as differences to FM, and question 2, as Markdown."""
     results = Results(RESULTS)
-    top = results.nfes("digits")[-1]
-    lines = ["| method | Fréchet | difference to FM, 95 % interval | | recall |", "|---|---|---|---|---|"]
-    for method in results.methods("digits"):
-        place = Place(method, nfe=top)
-        d = results.difference("digits", place) if method != "fm" else None
-        told = f"{interval(d)} | {said_of(d)}" if d else " | "
-        means = [number(results.mean("digits", place, metric)) for metric in ("frechet", "recall")]
-        lines.append(f"| {answers.title(method)} | {means[0]} | {told} | {means[1]} |")
-    real = number(results.mean("digits", Place(nfe=top), "frechet_real"))
-    source = f"Measured by `cfm-lite compare digits`, {top} Euler steps, {results.seeds('digits')} seeds"
-    source += f"; real against real: Fréchet {real}."
+    tops = {suite: results.nfes(suite)[-1] for suite in LAB}
+    heads = [f"{name}, minus FM's {number(results.mean(suite, Place(nfe=tops[suite]), 'frechet'))}" for suite, name in LAB.items()]
+    lines = [f"| Fréchet distance | {heads[0]} | | {heads[1]} | |", "|---|---|---|---|---|"]
+    methods = dict.fromkeys(method for suite in LAB for method in results.methods(suite) if method != "fm")
+    for method in methods:
+        found = [results.difference(suite, Place(method, nfe=top)) for suite, top in tops.items()]
+        cells = [f"{interval(d)} | {said_of(d)}" if d else "not measured | " for d in found]
+        lines.append(f"| {answers.title(method)} | {' | '.join(cells)} |")
+    source = "In brackets the 95 % interval over the seeds. Measured by " + " and ".join(
+        f"`cfm-lite compare {suite}` ({top} Euler steps; real against real: {number(results.mean(suite, Place(nfe=top), 'frechet_real'))})"
+        for suite, top in tops.items()
+    )
     scaling = controls.controls(results)
     said = [f"- {sentence}" for sentence in re.split(r"(?<=\.) (?=[A-Z])", scaling.short)]
-    return "\n".join([*lines, "", f"{source} Rows in `data/results/digits.json`.", "", f"**{scaling.question}**", "", *said])
+    rows = "rows in `data/results/digits.json` and `mnist.json`, recall and all other numbers in the report."
+    return "\n".join([*lines, "", f"{source}; {rows}", "", f"**{scaling.question}**", "", *said])
 
 
 COURSE = {
