@@ -127,13 +127,14 @@ def _samples_by_step(rows: Rows) -> dict[int, list[int]]:
 
 def _real_line(panel: Axes, rows: Rows, metric: str, drawn: Mapping[int, Sequence[int]]) -> dict[str, Any]:
     """Dashed, what real data reach; in steps where samples differ in number, since a distance of fewer samples is larger."""
-    look = {"color": TRUTH, "linestyle": "--", "linewidth": 1.3, "zorder": 1.5}
-    if _reference(rows, metric) is None:
+    look: dict[str, Any] = {"color": TRUTH, "linestyle": "--", "linewidth": 1.3, "zorder": 1.5}
+    level = _reference(rows, metric)
+    if level is None:
         return {}
-    steps = sorted(nfe for some in drawn.values() for nfe in some)
-    levels = [_reference(rows, metric, nfe) for nfe in steps] if len(drawn) > 1 else []
-    if not levels or None in levels:
-        return {"Real data": panel.axhline(_reference(rows, metric), **look)}
+    steps = sorted(nfe for some in drawn.values() for nfe in some) if len(drawn) > 1 else []
+    levels = [known for known in (_reference(rows, metric, nfe) for nfe in steps) if known is not None]
+    if not steps or len(levels) < len(steps):
+        return {"Real data": panel.axhline(level, **look)}
     low, high = panel.get_xlim()
     (line,) = panel.plot([low, *steps[1:-1], steps[-1], high], [levels[0], *levels[1:], levels[-1]], drawstyle="steps-mid", **look)
     panel.set_xlim(low, high)
