@@ -113,9 +113,9 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
         handles |= _real_line(panel, rows, metric, _samples_by_step(chosen))
     figure.legend(list(handles.values()), list(handles), loc="outside right upper", handlelength=2.6, labelspacing=0.7)
     shown = [row for row in rows if row.get("metric") in metrics]
-    drawn = "; ".join(f"{n:,} with {', '.join(map(str, steps))} evaluations" for n, steps in _samples_by_step(shown).items())
-    many = len(_samples_by_step(shown)) > 1
-    _remark(figure, shown, "Points: mean of {} seeds; bars: lowest to highest.", f"Samples: {drawn}." if many else "")
+    counts = _samples_by_step(shown)
+    drawn = "; ".join(f"{n:,} with {', '.join(map(str, steps))} evaluations" for n, steps in counts.items())
+    _remark(figure, shown, "Points: mean of {} seeds; bars: lowest to highest.", f"Samples: {drawn}." if len(counts) > 1 else "")
     return figure
 
 
