@@ -23,6 +23,17 @@ HERE = Path(__file__).resolve().parent
 TIMES = HERE.parent / "data" / "results" / "notebooks.json"
 SEEN = 24  # of 255 levels, at the worst pixel
 WIDGET = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {  # converters read the ending and the exporter here: without them a script becomes .txt
+        "name": "python",
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+    },
+}  # all that a kernel writes there but the version, which differs from machine to machine
 
 
 def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
@@ -35,10 +46,7 @@ def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook without what differs from run to run for no reader's benefit."""
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key in ("tags", "jupyter")}
         if cell.cell_type == "code":

@@ -82,3 +82,45 @@ def test_timm_can_be_imported_beside_any_build_of_torchvision():
     timm = optional("timm", "imagenet")
     assert timm.is_model("vit_base_patch14_dinov2")
     assert optional("timm", "imagenet") is timm
+
+
+WITHOUT_EXTRAS = """
+import importlib, importlib.abc, pkgutil, sys
+ABSENT = {absent!r}
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import cfm_lite
+from cfm_lite.errors import ConfigError
+for info in pkgutil.walk_packages(cfm_lite.__path__, "cfm_lite.", onerror=lambda name: None):
+    try:
+        importlib.import_module(info.name)
+    except ConfigError as error:
+        print(info.name, "|", error)
+"""
+EXTRAS = {  # the modules of what only an extra installs
+    "ipywidgets", "traitlets", "IPython", "seaborn", "jupyterlab", "torchdiffeq", "diffusers", "tensorboard", "timm", "torchvision",
+    "torch_fidelity", "nbformat", "nbclient", "torchcfm", "transformers",
+}  # fmt: skip
+
+
+def test_without_any_extra_every_module_loads_or_says_in_one_line_what_to_install():
+    code = WITHOUT_EXTRAS.format(absent=EXTRAS)
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = dict(line.split(" | ") for line in done.stdout.splitlines())
+    assert set(said) == {"cfm_lite.widgets"}  # its submodules are never reached
+    assert said["cfm_lite.widgets"] == "ipywidgets is not installed: pip install 'cfm-lite[notebooks]'"
+
+
+def test_what_a_notebook_shows_needs_ipython_and_says_so(monkeypatch):
+    from cfm_lite import course
+
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    with pytest.raises(ConfigError, match=r"IPython(\.display)? is not installed: pip install 'cfm-lite\[notebooks\]'"):
+        course.say("Nothing is shown.")

@@ -88,6 +88,15 @@ def test_no_noise_is_kept(path):
 
 
 @every_notebook
+def test_a_notebook_becomes_a_script_that_python_can_read(path):
+    exporter = pytest.importorskip("nbconvert.exporters").ScriptExporter()
+    text, resources = exporter.from_filename(str(path))
+    assert resources["output_extension"] == ".py"
+    compile(text, path.name, "exec")
+    assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
+
+
+@every_notebook
 def test_pictures_are_real_pictures(path):
     for cell in cells(path, "code"):
         for output in cell.outputs:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from cfm_lite.checks import check_choice
 from cfm_lite.data.root import checkout
 from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.lazy import optional
 
 __all__ = ["FAST", "check", "exercise", "exercises", "pick", "results", "say", "show"]
 
@@ -74,15 +75,12 @@ def _hint(number: str, answer: Answer) -> str | None:
 
 def say(text: str, /, **values: Any) -> Any:
     """Markdown for the end of a cell, `text` with {name:format} filled from `values`: prose whose numbers come from the run."""
-    from IPython.display import Markdown  # only where a notebook runs
-
-    return Markdown(text.format(**values))
+    return optional("IPython.display", "notebooks").Markdown(text.format(**values))
 
 
 def show(*figures: Any) -> None:
     """Display several figures or tables from one cell."""
-    from IPython.display import display
-
+    display = optional("IPython.display", "notebooks").display  # only where a notebook runs
     for figure in figures:
         display(figure)
 
