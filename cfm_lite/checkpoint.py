@@ -27,7 +27,7 @@ from torch import Tensor
 from cfm_lite.checks import check_count
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, DiskFullError
 
-__all__ = ["Checkpoint", "latest", "load", "save", "write_bytes"]
+__all__ = ["Checkpoint", "exists", "latest", "load", "save", "write_bytes"]
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -118,6 +118,11 @@ def latest(directory: str | Path) -> Path:
         return path
     found = "; ".join(reasons) if reasons else "it holds no step-* directory"
     raise CheckpointError(f"no valid checkpoint under {directory}: {found}. Give another directory, or start a new run.")
+
+
+def exists(directory: str | Path) -> bool:
+    """True where `directory` holds a checkpoint that was saved whole, even if it was damaged later; nothing is read."""
+    return next(_candidates(Path(directory)), None) is not None
 
 
 def verify(path: Path) -> None:

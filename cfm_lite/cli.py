@@ -55,8 +55,8 @@ class Train(Common):
     """Any other recipe field, as name=value: --set lr=1e-3 weight=0.1 perturb=cutmix."""
     out: Path | None = None
     """The run's folder (default: runs/RECIPE-METHOD-SEED)."""
-    resume: bool = False
-    """Go on from the newest valid checkpoint in the folder."""
+    resume: bool | Literal["auto"] = False
+    """Go on from the newest valid checkpoint in the folder; --resume auto starts where there is none yet."""
     save_every: int | None = None
     """Steps between checkpoints (default: 1000, for imagenet 10000)."""
     batch: int | None = None
@@ -82,7 +82,7 @@ class Train(Common):
         data = dataset(chosen.dataset)
         device = runs.pick_device(self.device)
         done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, save_every=_given(self.save_every, 1000))
-        print(f"{done.step} steps, {done.seconds:.1f} s; the run is in {folder}")
+        print(f"{done.summary}; the run is in {folder}")
         from cfm_lite.commands import sample_run
 
         print("samples in {} and {}".format(*sample_run(folder, None, 100, self.device)))
@@ -344,7 +344,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (and, called as a script, exits with it)."""
     words = list(sys.argv[1:] if argv is None else argv)
     words = words[1:] if words[:1] == ["--"] else words  # torchrun ... -m cfm_lite.cli -- sample --num 9: keeps torchrun off our options
-    return run_command(Command, words, __doc__)
+    return run_command(Command, _resume_with_a_value(words), __doc__)
+
+
+def _resume_with_a_value(words: Sequence[str]) -> list[str]:
+    """`words` with --resume alone, and --no-resume, spelled out: a switch that may also be given as `--resume auto`."""
+    switches = {"--resume": "True", "--no-resume": "False"}
+    values = ("auto", "True", "False")
+    found: list[str] = []
+    for word, following in zip(words, [*words[1:], ""]):
+        alone = word in switches and not (word == "--resume" and following in values)
+        found += ["--resume", switches[word]] if alone else [word]
+    return found
 
 
 if __name__ == "__main__":

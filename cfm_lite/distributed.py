@@ -118,6 +118,10 @@ class World:
             raise DistributedError(f"rank 0 failed, and so all ranks stop: {found[0]}: {found[1]}")
         return result
 
+    def share(self, work: Callable[[], Any]) -> Any:
+        """Do `work` on rank 0 alone, as `on_main` does; its small plain result on every rank."""
+        return self.gather(self.on_main(work))[0]
+
     @contextlib.contextmanager
     def watching(self, kept: Callable[[], Any] = lambda: None) -> Iterator[None]:
         """Turn what torch raises when another rank is gone into DistributedError that names the checkpoint `kept()`."""

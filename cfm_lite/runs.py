@@ -33,18 +33,26 @@ from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_
 from cfm_lite.recipes.imagenet import build_imagenet_model
 from cfm_lite.training import Trainer
 
-__all__ = ["Run", "facts", "load_model", "peak_memory", "pick_device", "train", "write_json"]
+__all__ = ["Run", "facts", "goes_on", "load_model", "peak_memory", "pick_device", "train", "write_json"]
 
 
 @dataclass
 class Run:
-    """A trained recipe: `model` is the averaged network, `log` one dict of floats per logged step."""
+    """A trained recipe: `model` is the averaged network, `log` one dict of floats per logged step, `first` the step it started from."""
 
     recipe: Recipe
     model: nn.Module
     step: int = 0
     seconds: float = 0.0
     log: list[dict[str, float]] = field(default_factory=list)
+    first: int = 0
+
+    @property
+    def summary(self) -> str:
+        """What a command says of it: how far it came, or that there was nothing left to do."""
+        if self.first == self.step > 0:
+            return f"all {self.step} steps were done before"
+        return f"{self.step} steps, {self.seconds:.1f} s"
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -64,7 +72,7 @@ def train(
     *,
     device: torch.device | str = "cpu",
     out: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     save_every: int = 1000,
     log_every: int = 50,
     progress: bool = True,
@@ -77,6 +85,7 @@ def train(
 ) -> Run:
     """Train a recipe on a data set, with a progress bar (on line `bar`); under `out`, if given, it leaves config, log and checkpoints.
 
+    `resume` is True (go on from the newest checkpoint in `out`), False (start), or "auto" (go on if there is one, else start).
     `trainer` and `source`, a function from the first step to an iterator of batches, replace those of the recipe; `about` is
     written into config.json, and `listen` is called with every logged line. In the trainer's world, rank 0 writes and shows.
     Raises ConfigError if `out` already holds a run and `resume` is not set, or another process trains there, what `Trainer.run`
@@ -91,12 +100,10 @@ def train(
     folder = None if out is None else Path(out)
     source = source or (lambda step: batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=step))
     with contextlib.ExitStack() as held:
-        if folder:
-            world.on_main(lambda: _prepare(held, folder, recipe, device, resume, about))
-            if resume:
-                trainer.resume(folder / "checkpoints")
-                world.agree("the checkpoint", trainer.step)
-        run = Run(recipe, trainer.ema, trainer.step)
+        if folder and world.share(lambda: _prepare(held, folder, recipe, device, resume, about)):
+            trainer.resume(folder / "checkpoints")
+            world.agree("the checkpoint", trainer.step)
+        run = Run(recipe, trainer.ema, trainer.step, first=trainer.step)
         began = time.perf_counter()
         stop = held.enter_context(_stop_requests())
         write = held.enter_context(_log_file(folder if world.is_main else None, trainer.step, listen))
@@ -114,9 +121,21 @@ def train(
     return run
 
 
+def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
+    """Whether a run starts from a checkpoint in `folder`: as `resume` says, and with "auto" where one was saved.
+
+    A run that was killed before its first save has none, and starts again. One whose checkpoints are all damaged has some: it is
+    never started again without a word. Raises ConfigError where `resume` is none of True, False and "auto".
+    """
+    if isinstance(resume, bool):
+        return resume
+    check_choice("resume", resume, ("auto",))
+    return checkpoint.exists(Path(folder) / "checkpoints")
+
+
 def _kept(trainer: Trainer, folder: Path | None) -> Path | None:
     """Where to go on from; what rank 0 had just saved is on the disk, even if it died before it could say so."""
-    if folder and any((folder / "checkpoints").glob("step-*")):
+    if folder and checkpoint.exists(folder / "checkpoints"):
         return trainer.last_good or folder / "checkpoints"
     return trainer.last_good
 
@@ -256,16 +275,19 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def _prepare(
-    held: contextlib.ExitStack, folder: Path, recipe: Recipe, device: torch.device, resume: bool, about: Mapping[str, Any] | None
-) -> None:
-    """Make the folder this process's own until `held` is left, and write config.json."""
+    held: contextlib.ExitStack, folder: Path, recipe: Recipe, device: torch.device, resume: bool | str, about: Mapping[str, Any] | None
+) -> bool:
+    """Make the folder this process's own until `held` is left; write config.json, or return True where the run goes on."""
+    if resume is True and not folder.exists():  # refused before the folder is made
+        raise CheckpointError(f"{folder} is no run: it does not exist. Leave --resume out, or give --resume auto.")
     make_folder(folder)
     held.enter_context(owned(folder))
-    if resume:
-        return
-    if (folder / "checkpoints").exists():
+    if goes_on(folder, resume):  # asked once the folder is ours: nobody else saves there any more
+        return True
+    if checkpoint.exists(folder / "checkpoints"):
         raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
     write_json(folder / "config.json", {"recipe": recipe.as_dict(), **(about or {}), "facts": facts(device)})
+    return False
 
 
 @contextlib.contextmanager

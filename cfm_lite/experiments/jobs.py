@@ -146,13 +146,12 @@ def estimate_rows(job: Job) -> float:
 
 def _trained(job: Job, data: DataSet, parts: Path, device: str, keep: bool, listen: Callable[[float], None]) -> Run:
     folder = parts / f"run-{job.key}" if keep else None
-    before = folder is not None and any((folder / "checkpoints").glob("step-*"))
     return train(
         job.training,
         data,
         device=device,
         out=folder,
-        resume=before,
+        resume="auto",
         save_every=500,
         progress=False,
         listen=lambda line: listen(line["step"]),

@@ -99,7 +99,7 @@ def train_command(
             report = try_out(recipe, data, options, price=price)
             return "\n".join([report, "", *_table(method)]) if world.is_main else None
         done = train_imagenet(recipe, data, options)
-        return f"{done.step} steps, {done.seconds:.1f} s; the run is in {folder}" if world.is_main else None
+        return f"{done.summary}; the run is in {folder}" if world.is_main else None
 
 
 def _table(method: str) -> list[str]:

@@ -39,7 +39,7 @@ class Options:
     device: torch.device | str = "cpu"
     world: World = ALONE
     parallel: str = "ddp"
-    resume: bool = False
+    resume: bool | str = False  # or "auto": if there is a checkpoint
     micro_batch: int | None = None
     compile: bool = False
     checkpointing: bool = False  # each block runs again in the backward pass: memory for a third more work
@@ -61,7 +61,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     """
     world, out = options.world, options.out
     check_fit(recipe, latents)
-    if options.resume:
+    if world.share(lambda: runs.goes_on(out, options.resume)):
         _check_same_latents(out, latents)
     device = world.place(torch.device(options.device))
     trainer, split = trainer_for(recipe, latents, options, device)

@@ -25,7 +25,7 @@ ELSEWHERE: dict[str, str] = {
         scale.sample.run_of
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
-        checkpoint.latest checkpoint.load checkpoint.save checkpoint.write_bytes data.archive.samples data.archive.unpack
+        checkpoint.exists checkpoint.latest checkpoint.load checkpoint.save checkpoint.write_bytes data.archive.samples data.archive.unpack
         data.archive.unpacked data.codec.Codec data.codec.Scaling data.codec.open_codec data.codec.tiny_vae
         data.images.centre_crop data.images.find data.images.load data.images.read data.latents.Latents data.latents.prefetch
         data.mnist.available data.mnist.download data.mnist.load data.prepare.plan_of data.prepare.prepare data.root.checkout
@@ -34,7 +34,7 @@ ELSEWHERE: dict[str, str] = {
         data.shards.write_index data.shards.write_shard distributed.joined distributed.ranks_of_environment judges.Judge
         judges.assess judges.frechet_real judges.judge_for judges.load_judge judges.real_halves judges.save_judge
         judges.train_judge lazy.optional models.encoders.Encoder models.encoders.teacher models.official.export_official
-        models.official.read_weights pretrained.folder pretrained.make runs.facts runs.load_model runs.peak_memory runs.train
+        models.official.read_weights pretrained.folder pretrained.make runs.facts runs.goes_on runs.load_model runs.peak_memory runs.train
         runs.write_json viz.animation.save_animation viz.style.save
         data.cifar10.available data.cifar10.download data.cifar10.load data.pca.PCA data.shards.ask_for data.shards.check_hash
         data.shards.hash_of data.shards.read_json data.shards.write data.teacher_features.TeacherFeatures

@@ -1,0 +1,88 @@
+"""`--resume auto`: go on where there is something, start where there is nothing, and never lose what is only damaged."""
+
+import json
+import shutil
+
+import pytest
+
+from cfm_lite import cli, commands, runs
+from cfm_lite.errors import CheckpointError, ConfigError
+
+TOY = ["train", "toy", "--set", "hidden_size=16", "batch=32", "cooldown=0"]
+
+
+@pytest.fixture(autouse=True)
+def _no_samples(monkeypatch):
+    """What is drawn after a run is not looked at here."""
+    monkeypatch.setattr(commands, "sample_run", lambda *args: ("a", "b"))
+
+
+def train(folder, steps, *words):
+    return cli.main([*TOY, "--steps", str(steps), "--save-every", "2", "--out", str(folder), *words])
+
+
+def saved(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("how", [("--resume", "auto"), ("--resume=auto",)])
+def test_the_same_command_starts_goes_on_and_says_that_all_is_done(how, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(out, 4, *how) == 0
+    assert train(out, 6, *how) == 0
+    assert "6 steps" in capsys.readouterr().out
+    assert train(out, 6, *how) == 0
+    assert "all 6 steps were done before" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()][-1] == 6
+
+
+def test_a_run_killed_before_its_first_save_starts_again_with_or_without_auto(tmp_path):
+    for name, words in (("auto", ["--resume", "auto"]), ("plain", [])):
+        out = tmp_path / name
+        (out / "checkpoints" / ".tmp-half").mkdir(parents=True)  # killed inside its first save
+        (out / "log.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"st')
+        (out / "config.json").write_text("{}")
+        assert train(out, 4, *words) == 0
+        assert saved(out) == ["step-00000002", "step-00000004"]
+        assert json.loads((out / "config.json").read_text())["recipe"]["steps"] == 4
+        assert "9.0" not in (out / "log.jsonl").read_text()
+
+
+@pytest.mark.filterwarnings("default:using")
+def test_a_damaged_newest_one_is_a_note_and_only_damaged_ones_are_an_error(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(out, 4) == 0
+    (out / "checkpoints" / "step-00000004" / "weights.safetensors").write_bytes(b"half")
+    shutil.copytree(out, tmp_path / "worse")
+    (tmp_path / "worse" / "checkpoints" / "step-00000002" / "state.json").write_bytes(b"")
+    assert train(out, 6, "--resume", "auto") == 0
+    said = capsys.readouterr()
+    assert "newer ones are damaged" in said.err
+    assert "6 steps" in said.out
+    assert train(tmp_path / "worse", 6, "--resume", "auto") == 4  # a long run is never started again without a word
+    assert "no valid checkpoint" in capsys.readouterr().err
+
+
+def test_resume_alone_still_needs_a_run_and_leaves_nothing_where_there_is_none(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(out, 4, "--resume") == 4
+    assert "give --resume auto" in capsys.readouterr().err
+    assert not out.exists()
+    assert train(out, 4, "--no-resume") == 0
+    assert train(out, 4, "--resume", "--seed", "0") == 0
+    assert train(out, 4) == 2
+
+
+def test_where_a_run_goes_on_is_decided_in_one_place(tmp_path):
+    assert not runs.goes_on(tmp_path)
+    assert runs.goes_on(tmp_path, True)
+    with pytest.raises(ConfigError, match="auto"):
+        runs.goes_on(tmp_path, "atuo")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        runs.train(None, None, out=tmp_path / "none", resume=True, trainer=_Nothing())  # pyright: ignore
+
+
+class _Nothing:
+    """A trainer that is never asked to do anything."""
+
+    from cfm_lite.distributed import ALONE as world
