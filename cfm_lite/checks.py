@@ -7,14 +7,15 @@ host, and outside `torch.compile`.
 import difflib
 import json
 import math
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.errors import ConfigError
+from cfm_lite.errors import CheckpointError, ConfigError
 
 HALF = (torch.float16, torch.bfloat16)
 _warned: set[str] = set()
@@ -147,6 +148,46 @@ def check_flag(**flags: Any) -> None:
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise ConfigError(f"{name} is {_short(flag)}; it must be True or False.")
+
+
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
+    """How the tensors `given` differ from those `wanted`: counts and the first few names, in one line; "" where they fit."""
+    problems = {
+        "missing": [name for name in wanted if name not in given],
+        "unknown": [name for name in given if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in given and given[name].shape != wanted[name].shape
+        ],
+    }
+    return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Any) -> None:
+    """Put `weights` into `module`; CheckpointError, in one line that names `source`, where they do not fit."""
+    problems = misfits(module.state_dict(), weights)
+    if problems:
+        raise CheckpointError(f"{source} does not fit this {type(module).__name__}: {problems}. Give another file, or make it again.")
+    module.load_state_dict(weights)
+
+
+def in_one_line(error: Exception) -> str:
+    """What `error` says, in one line: of torch's wall about a state dict the counts and the first few names, else the first line."""
+    text = str(error).strip() or type(error).__name__
+    names = {
+        "missing": re.findall(r'"([^"]+)"', "".join(re.findall(r"Missing key\(s\) in state_dict: (.*)", text))),
+        "unknown": re.findall(r'"([^"]+)"', "".join(re.findall(r"Unexpected key\(s\) in state_dict: (.*)", text))),
+        "of another shape": re.findall(r"size mismatch for ([^:]+):", text),
+    }
+    counted = "; ".join(f"{len(found)} {what}: {listed(found)}" for what, found in names.items() if found)
+    return counted or text.splitlines()[0][:200]
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first few of many names, and how many more there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -5,6 +5,7 @@ a coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw takes a generato
 """
 
 import math
+import re
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
@@ -18,6 +19,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, Path
 
 __all__ = [
+    "class_labels",
     "drop_labels",
     "independent",
     "keyed_generator",
@@ -150,3 +152,35 @@ def drop_labels(y: Tensor, p: float, null: int, *, generator: torch.Generator | 
     check_generator(generator)
     drawn = torch.rand(len(y), generator=generator, device=_place(generator, None if generator else y.device))
     return torch.where(drawn.to(y.device) < p, null, y)
+
+
+def class_labels(labels: str, num_classes: int, n: int, *, first: int = 0, generator: torch.Generator | None = None) -> Tensor:
+    """The labels (n,) int64 that `labels` says: "turn", the classes in turn from row `first` on; "random"; "3,7", these in turn.
+
+    The programs of SiT and REPA draw them at random. `generator` is used by "random" alone. Raises ConfigError for another word,
+    and for a class outside [0, num_classes - 1].
+    """
+    check_count("num_classes", num_classes)
+    check_count("n", n)
+    check_count("first", first, low=0)
+    check_generator(generator)
+    if labels == "random":
+        return torch.randint(num_classes, (n,), generator=generator, device=_place(generator, None)).cpu()
+    chosen = torch.arange(num_classes) if labels == "turn" else torch.tensor(_listed_classes(labels, num_classes))
+    return chosen[torch.arange(first, first + n) % len(chosen)]
+
+
+def check_labels_word(how: str) -> None:
+    """Raise ConfigError unless `how` is "turn", "random", or classes such as "3,7"."""
+    if how not in ("turn", "random"):
+        _listed_classes(how, 2**31)
+
+
+def _listed_classes(how: Any, num_classes: int) -> list[int]:
+    words = how.split(",") if isinstance(how, str) else [""]
+    found = [int(word) for word in words if re.fullmatch(r" *[0-9]{1,9} *", word, re.ASCII)]
+    if len(found) < len(words):
+        raise ConfigError(f"labels is {how!r:.60}; it must be turn, random, or classes with commas between them, such as 3,7.")
+    if max(found) >= num_classes:
+        raise ConfigError(f"labels names the class {max(found)}; the classes are 0 to {num_classes - 1}.")
+    return found

@@ -85,7 +85,7 @@ def guide(good: Velocity, bad: Velocity, scale: float, interval: tuple[float, fl
     not finite or an interval outside [0, 1]. Reference: Ho & Salimans 2022 (arXiv:2207.12598), eq. 6; Karras et al. 2024
     (autoguidance, arXiv:2406.02507); Kynkäänniemi et al. 2024 (interval, arXiv:2404.07724).
     """
-    scale, interval = check_number("scale", scale, -math.inf, math.inf), _check_interval(interval)
+    scale, interval = check_number("scale", scale, -math.inf, math.inf), check_interval(interval)
     good, bad = as_velocity(good, "good"), as_velocity(bad, "bad")
     return good if scale == 1 else Guided((good, bad), lambda t, v, v_bad: v_bad + scale * (v - v_bad), interval)
 
@@ -103,7 +103,7 @@ def cfg(
     A scale of 1 is `conditional(model, y)`. A model without `num_classes` is asked for its null velocity by y = None, in a
     second call. Raises ConfigError as `guide` and `conditional` do, and for a model without a null label.
     """
-    scale, interval = check_number("scale", scale, -math.inf, math.inf), _check_interval(interval)
+    scale, interval = check_number("scale", scale, -math.inf, math.inf), check_interval(interval)
     if y is None:
         raise ConfigError("y is None; classifier-free guidance needs labels, (B,) or one int. Without labels use conditional(model).")
     cond = conditional(model, y)
@@ -170,7 +170,7 @@ def debias(velocity: Velocity, weight: float, mean_velocity: MeanVelocity, inter
     It may be applied before or after `cfg` of the same interval: both are affine with weights that sum to 1. Arguments and
     errors as in `retarget`. Reference: Stoica et al. 2025, section 5.4, whose vector has the other sign of time.
     """
-    weight, interval = _check_weight(weight), _check_interval(interval)
+    weight, interval = _check_weight(weight), check_interval(interval)
     mean = _check_mean(mean_velocity)
     return Guided((as_velocity(velocity),), lambda t, v: (1 - weight) * v + weight * _mean(mean, t, v), interval)
 
@@ -179,7 +179,7 @@ def debias_shuffle(
     velocity: Velocity, weight: float, k: int = 1, exclude_identity: bool = True, interval: tuple[float, float] = EVERYWHERE
 ) -> Velocity:
     """The inverse of `retarget_shuffle` inside the interval, v outside; a linear map of v, so nothing has to be stored."""
-    product, interval = _check_weight(weight, k), _check_interval(interval)
+    product, interval = _check_weight(weight, k), check_interval(interval)
     check_flag(exclude_identity=exclude_identity)
     return Guided((as_velocity(velocity),), lambda t, v: _stretch(v, 1 / _gain(v, product, exclude_identity)), interval)
 
@@ -211,7 +211,8 @@ def _inside(t: Tensor, interval: tuple[float, float]) -> bool | Tensor:
     return bool(inside.all()) or (inside if inside.any() else False)
 
 
-def _check_interval(interval: Any) -> tuple[float, float]:
+def check_interval(interval: Any) -> tuple[float, float]:
+    """`interval` as two floats; ConfigError unless 0 <= low <= high <= 1."""
     try:
         low, high = interval
     except (TypeError, ValueError):

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from cfm_lite.checks import check_choice, check_count, check_floating
+from cfm_lite.checks import check_choice, check_count, check_floating, in_one_line, load_weights
 from cfm_lite.data import cifar10, digits, mnist
 from cfm_lite.data.root import cache_root, publish
 from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError
@@ -240,11 +240,11 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         with torch.random.fork_rng(devices=[]):  # the initial weights are not kept, and draw no number of anybody's
             judge = Judge(facts["dataset"])
-        judge.load_state_dict(weights)
+        load_weights(judge, weights, "it")
         judge.seed, judge.accuracy = int(facts["seed"]), float(facts["accuracy"])
         intact = judge.fingerprint == facts["fingerprint"]
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (safetensors.SafetensorError, CheckpointError, OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = in_one_line(error)
         raise CheckpointCorruptError(f"{path} is damaged, or no judge ({reason}); train it again with train_judge.") from None
     if not intact:
         raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; train it again with train_judge.")

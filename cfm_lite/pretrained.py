@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cfm_lite import runs
 from cfm_lite.checkpoint import write_bytes
-from cfm_lite.checks import check_choice
+from cfm_lite.checks import check_choice, load_weights
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.data.root import checkout
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError
@@ -69,7 +69,7 @@ def load(name: str) -> nn.Module:
         raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; git checkout data/checkpoints.")
     trained = from_dict(json.loads(header["recipe"]))
     model = build_model(trained, _shaped(json.loads(header["shape"]), int(header["num_classes"]), trained.dataset))
-    model.load_state_dict(weights)
+    load_weights(model, weights, path)
     model.recipe = trained  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model.requires_grad_(False).eval()
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,30 @@ from tqdm.auto import tqdm
 
 import cfm_lite
 from cfm_lite import checkpoint
-from cfm_lite.checks import check_choice, check_count, parse_json
+from cfm_lite.checks import check_choice, check_count, load_weights, parse_json
 from cfm_lite.data.batches import batches
 from cfm_lite.data.shared import owned
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
+from cfm_lite.places import OWN, expanded
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
 from cfm_lite.recipes.imagenet import build_imagenet_model
 from cfm_lite.training import Trainer
 
-__all__ = ["Run", "facts", "goes_on", "load_model", "peak_memory", "pick_device", "train", "write_json"]
+__all__ = [
+    "Located",
+    "Run",
+    "facts",
+    "goes_on",
+    "load_model",
+    "located",
+    "peak_memory",
+    "pick_device",
+    "saved_recipe",
+    "train",
+    "write_json",
+]
+
+CONFIG = "config.json"
 
 
 @dataclass
@@ -184,26 +200,58 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+class Located(NamedTuple):
+    """Where a run is: its `folder`, which holds config.json, and the checkpoint in it that was named; None for the newest."""
+
+    folder: Path
+    step: Path | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that was named, or the newest whole one; CheckpointError where there is none."""
+        if self.step is not None:
+            return self.step
+        inner = self.folder / "checkpoints"
+        return checkpoint.latest(inner if inner.is_dir() else self.folder)
+
+
+def located(path: str | os.PathLike[str]) -> Located:
+    """The run that `path` means: its folder, its checkpoints/, one of its step-* folders, or a file in any of these.
+
+    `path` may be relative, hold `~`, `.` and `..`, end in a slash, or be a link. Nothing is read but names; what is no run is
+    given back as it is, for the caller to refuse.
+    """
+    given = expanded(path)
+    for view in (Path(os.path.abspath(given)), Path(os.path.realpath(given))):  # the checkpoints of a run may be a link to another disk
+        ours = (view.parent / checkpoint.MANIFEST).exists() or view.name in OWN  # an exported file may lie in the run's folder too
+        place = view.parent if ours and view.is_file() else view
+        step = place if _is_step(place) else None
+        home = place.parent if step else place
+        home = home.parent if home.name == "checkpoints" and not (home / CONFIG).exists() else home
+        if (home / CONFIG).exists():
+            return Located(home, step)
+    return Located(given, given if _is_step(given) else None)
+
+
+def _is_step(folder: Path) -> bool:
+    return (folder / checkpoint.MANIFEST).exists() or (re.fullmatch(r"step-\d+(-r\d+)?", folder.name) is not None)
+
+
 def load_model(path: str | Path, data: Any) -> tuple[Recipe, nn.Module, int]:
-    """(recipe, averaged model, step) of a run folder or one of its checkpoints; CheckpointError where there is none."""
-    path = Path(path)
-    where = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    saved = checkpoint.load(where if (where / checkpoint.MANIFEST).exists() else checkpoint.latest(where))
+    """(recipe, averaged model, step) of a run, or of one of its checkpoints (see `located`); CheckpointError where there is none."""
+    saved = checkpoint.load(located(path).checkpoint)
     recipe = from_dict(saved.state["config"])
     model = build_imagenet_model(recipe, data) if isinstance(recipe, ImageNet) else build_model(recipe, data)
-    try:
-        model.load_state_dict({k[4:]: v for k, v in saved.weights.items() if k.startswith("ema.")})
-    except RuntimeError as error:
-        raise CheckpointError(f"{saved.path} does not fit its own recipe: {error}") from error
+    load_weights(model, {k[4:]: v for k, v in saved.weights.items() if k.startswith("ema.")}, f"the average in {saved.path}")
     return recipe, model.eval(), saved.step
 
 
 def saved_recipe(path: str | Path) -> Recipe:
-    """The recipe that a run folder's config.json holds; CheckpointError if there is none."""
-    file = Path(path) / "config.json"
+    """The recipe in the config.json of a run (see `located`); CheckpointError if there is none."""
+    file = located(path).folder / CONFIG
     try:
         return from_dict(parse_json(file.read_bytes())["recipe"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path} is no run: {file} is missing. Give the folder that cfm-lite train wrote.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}). Give the folder that cfm-lite train wrote.") from error

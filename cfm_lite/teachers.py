@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_choice, check_count
+from cfm_lite.checks import check_choice, check_count, load_weights
 from cfm_lite.data import cifar10, digits, mnist
 from cfm_lite.data.root import cache_root, publish
 from cfm_lite.errors import CFMError, ConfigError
@@ -134,11 +134,11 @@ def _read(path: Path, dataset: str) -> SmallTeacher | None:
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = file.metadata() or {}
-            teacher.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+            load_weights(teacher, {name: file.get_tensor(name) for name in file.keys()}, "it")  # noqa: SIM118 (no mapping)
         teacher.accuracy = float(facts["accuracy"])
         if _hash(teacher) != facts["sha256"]:
             raise ConfigError("its weights differ from their hash")
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (safetensors.SafetensorError, CFMError, OSError, KeyError, ValueError, RuntimeError) as error:
         warnings.warn(f"{path} is damaged ({error}); the teacher is trained anew.", UserWarning, stacklevel=2)
         return None
     return teacher.requires_grad_(False).eval()

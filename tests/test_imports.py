@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "lazy",
     "checks",
+    "places",
     "paths",
     "draws",
     "perturbations",

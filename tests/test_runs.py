@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -108,6 +109,79 @@ def test_no_run_is_a_clear_error(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         runs.saved_recipe(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A run beside links to it, its checkpoints on another disk, and a copy of one without its run."""
+    home = tmp_path_factory.mktemp("located")
+    go(SMALL, home / "run")
+    (home / "link").symlink_to("run")
+    (home / "newest").symlink_to("run/checkpoints/step-00000005")
+    shutil.copytree(home / "run", home / "split")
+    (home / "split" / "checkpoints").rename(home / "disk")
+    (home / "split" / "checkpoints").symlink_to(home / "disk")
+    return home
+
+
+@pytest.mark.parametrize(
+    ("cwd", "path", "step"),
+    [
+        ("", "run", 12),
+        ("", "run/", 12),
+        ("", "./run/../run/.", 12),
+        ("run", ".", 12),
+        ("run", "checkpoints", 12),
+        ("run", "checkpoints/step-00000005/", 5),
+        ("run/checkpoints", ".", 12),
+        ("run/checkpoints", "..", 12),
+        ("run/checkpoints", "step-00000005", 5),
+        ("run/checkpoints/step-00000005", ".", 5),
+        ("run/checkpoints/step-00000005", "..", 12),
+        ("run/checkpoints/step-00000005", "../..", 12),
+        ("run/checkpoints/step-00000005", "weights.safetensors", 5),
+        ("", "run/config.json", 12),
+        ("", "run/log.jsonl", 12),
+        ("", "run/checkpoints/step-00000010/MANIFEST.json", 10),
+        ("", "link", 12),
+        ("", "link/checkpoints/step-00000010", 10),
+        ("", "newest", 5),
+        ("", "split", 12),
+        ("", "split/checkpoints/step-00000010", 10),
+        ("split/checkpoints", "step-00000010", 10),
+        ("run", "~/run", 12),
+        ("run", "~/run/checkpoints/step-00000005", 5),
+    ],
+)
+def test_a_run_is_found_from_wherever_one_stands(found, monkeypatch, cwd, path, step):
+    monkeypatch.chdir(found / cwd)
+    if cwd == "split/checkpoints":
+        monkeypatch.setenv("PWD", str(found / cwd))
+    monkeypatch.setenv("HOME", str(found))
+    if cwd != "split/checkpoints":  # who has followed the link stands on the other disk, where there is no run
+        assert runs.saved_recipe(path) == SMALL
+    assert runs.load_model(path, DATA)[2] == step
+
+
+@pytest.mark.parametrize("path", ["", "run/samples", "run/mine.safetensors", "run/checkpoints/mine", "nowhere", "~nobody-is-called-so/run"])
+def test_what_is_no_run_is_not_taken_for_one(found, monkeypatch, path):
+    monkeypatch.chdir(found)
+    (found / "run" / "samples").mkdir(exist_ok=True)
+    (found / "run" / "mine.safetensors").touch()
+    with pytest.raises((CheckpointError, ConfigError)):
+        runs.saved_recipe(path)
+    with pytest.raises((CheckpointError, ConfigError)):
+        runs.load_model(path, DATA)
+
+
+def test_weights_that_do_not_fit_are_counted_in_one_line(tmp_path, monkeypatch):
+    go(SMALL, tmp_path)
+    wide = runs.build_model(SMALL.changed(hidden_size=8, depth=3), DATA)
+    monkeypatch.setattr(runs, "build_model", lambda recipe, data: wide)
+    with pytest.raises(CheckpointError, match=r"does not fit this MLP: \d+ missing: \S+, .* and \d+ more; \d+ of another shape: ") as error:
+        runs.load_model(tmp_path, DATA)
+    assert len(str(error.value)) < 600
+    assert "\n" not in str(error.value)
 
 
 def test_divergence_names_the_last_checkpoint_and_keeps_it(tmp_path):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_floating, on_host
+from cfm_lite.checks import check_count, check_floating, in_one_line, on_host
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.lazy import optional
 from cfm_lite.models.official import read_weights
@@ -86,7 +86,9 @@ def teacher(
     try:  # the classifier, though unused, is kept: without it timm no longer insists that every weight is in the file
         vit = timm.create_model(name, pretrained or bool(overlay), img_size=size, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"no weights for the teacher {name!r} ({error}). Give a file: teacher(..., checkpoint=PATH).") from error
+        raise CheckpointError(
+            f"no weights for the teacher {name!r} ({in_one_line(error)}). Give a file: teacher(..., checkpoint=PATH)."
+        ) from error
     return Encoder(vit, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
 
 

@@ -19,7 +19,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_number, promote
+from cfm_lite.checks import check_choice, check_count, check_number, listed, misfits, promote
 from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError, UntrustedFileError
 from cfm_lite.models.embed import time_frequencies
 from cfm_lite.models.sit import SIT_CONFIGS, SiT
@@ -135,7 +135,7 @@ def _weights(content: Any) -> dict[str, Tensor]:
         raise ConfigError(f"state_dict_or_path must be a state dict (names and tensors) or a file, not {content!r:.80}.")
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
-        raise ConfigError(f"these entries of the state dict are no tensors: {_listed(strangers)}.")
+        raise ConfigError(f"these entries of the state dict are no tensors: {listed(strangers)}.")
     return {_plain(str(name)): promote(value.detach()).cpu().clone() for name, value in content.items()}
 
 
@@ -165,7 +165,7 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
     """SiT's keyword arguments, read off the shapes; ConfigError where `given` says something else."""
     unfit = [name for name, dims in _DIMS.items() if name not in state or state[name].dim() != dims]
     if unfit:
-        raise ConfigError(f"this is no SiT: {_listed(unfit)} missing or of a wrong shape. The file has {_listed(state)}.")
+        raise ConfigError(f"this is no SiT: {listed(unfit)} missing or of a wrong shape. It has {len(state)} tensors: {listed(state)}.")
     (hidden, channels, patch, _), rows = state[_PATCH].shape, state[_LABELS].shape[0]
     found: dict[str, Any] = {"hidden_size": hidden, "in_channels": channels, "patch_size": patch, "depth": _count_blocks(state)}
     found["input_size"] = patch * math.isqrt(state["pos_embed"].shape[1])
@@ -194,16 +194,11 @@ def _usual_heads(hidden: int, depth: int) -> int:
 
 def _check_fit(state: dict[str, Tensor], model: SiT) -> None:
     """Raise ConfigError unless the state has the model's names and shapes and only finite numbers."""
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
-    problems = {
-        "missing": [name for name in wanted if name not in state],
-        "unknown": [name for name in state if name not in wanted],
-        "of another shape": [name for name in wanted if name in state and state[name].shape != wanted[name]],
-        "not finite": [name for name, value in state.items() if not value.isfinite().all()],
-    }
-    if any(problems.values()):
-        seen = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items() if names)
-        raise ConfigError(f"the state dict does not fit a SiT of {model.config}. {seen}.")
+    problems = [misfits(model.state_dict(), state)]
+    infinite = [name for name, value in state.items() if not value.isfinite().all()]
+    problems += [f"{len(infinite)} not finite: {listed(infinite)}"] if infinite else []
+    if any(problems):
+        raise ConfigError(f"the state dict does not fit a SiT of {model.config}: {'; '.join(filter(None, problems))}.")
 
 
 def _reverse(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -214,8 +209,3 @@ def _reverse(state: dict[str, Tensor]) -> dict[str, Tensor]:
     turned = torch.cat([cosine * w.cos() + sine * w.sin(), cosine * w.sin() - sine * w.cos()], dim=1)
     head = {name: -state[name] for name in (f"{_HEAD}.weight", f"{_HEAD}.bias")}
     return {**state, **head, _TIME: turned.to(weight.dtype)}
-
-
-def _listed(names: Iterable[str], most: int = 12) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

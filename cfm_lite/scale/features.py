@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count
+from cfm_lite.checks import check_count, in_one_line
 from cfm_lite.data.root import cache_root, impatient
 from cfm_lite.data.shards import digest_file
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
@@ -125,8 +125,9 @@ def inception(file: str | Path | None = None, device: torch.device | str = "cpu"
             torch.save(state, Path(folder) / "weights.pth")  # ours, so the port may unpickle it
             network = kind("inception-v3-compat", ["2048", "logits_unbiased"], str(Path(folder) / "weights.pth"))
     except (RuntimeError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} holds no weights of Inception-v3 ({reason}). Give {WEIGHTS} of torch-fidelity.") from error
+        raise CheckpointError(
+            f"{path} holds no weights of Inception-v3 ({in_one_line(error)}). Give {WEIGHTS} of torch-fidelity."
+        ) from error
     return Inception(network, device)
 
 

@@ -17,6 +17,8 @@ from cfm_lite.checks import check_choice
 from cfm_lite.data.shards import digest_file
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.models import SiT, export_official, load_official
+from cfm_lite.models.official import FORMATS
+from cfm_lite.places import check_file, expanded
 from cfm_lite.recipes.imagenet import MODELS, imagenet
 from cfm_lite.scale.sample import Trained, open_run
 
@@ -27,8 +29,8 @@ VAE = "sd-vae-ft-ema"  # what the official programs decode with unless they are 
 
 
 def is_file_of_weights(path: Path) -> bool:
-    """True for the name of a single file of weights, as the official programs write them; a run is a folder."""
-    return path.suffix in SUFFIXES and not path.is_dir()
+    """True for the name of a single file of weights, as the official programs write them; a run is a folder, and so are its own."""
+    return path.suffix in SUFFIXES and not path.is_dir() and not (path.parent / checkpoint.MANIFEST).exists()
 
 
 def start_from(path: Path, format: str, network: str) -> SiT:
@@ -37,6 +39,8 @@ def start_from(path: Path, format: str, network: str) -> SiT:
     Raises ConfigError where its sizes are not those of `network`, CheckpointError, UntrustedFileError.
     """
     check_choice("model", network, MODELS)
+    check_choice("format", format, FORMATS)
+    path = expanded(path)
     if is_file_of_weights(path):
         return load_official(path, format=format, **MODELS[network])
     trained = open_run(path, torch.device("cpu"))
@@ -59,9 +63,12 @@ def open_official(path: Path, format: str, network: str, device: torch.device) -
 def export_run(run: Path, format: str, out: Path) -> Path:
     """Write the average of an ImageNet run as an official file: .safetensors, or .pt with the key "ema". Returns its path.
 
-    Raises ConfigError for another suffix, CheckpointError where there is no run or no room.
+    Raises ConfigError for another suffix or a file that something else needs, CheckpointError where there is no run or no room.
     """
-    check_choice(f"the suffix of {out.name}", out.suffix, (".safetensors", ".pt"))
+    check_choice("format", format, FORMATS)
+    run, out = expanded(run), check_file(expanded(out), (".safetensors", ".pt"), inputs=(run,))
+    if is_file_of_weights(run):
+        raise CheckpointError(f"{run} is a file of weights already; export takes the folder of an ImageNet run, or one of its checkpoints.")
     trained = open_run(run, torch.device("cpu"))
     model: Any = trained.model
     state = {name: value.contiguous() for name, value in export_official(model, format=format).items()}

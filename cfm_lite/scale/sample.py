@@ -3,7 +3,8 @@
     SAMPLES/  settings.json   part-00000.npy ...  ->  samples.npz (arr_0 (N, H, W, 3) uint8, arr_1 labels)  samples.png
 
 Part p holds samples p * batch, ... and depends on (seed, p) alone, so any number of ranks gives the same images, and a run that
-was stopped goes on where it was. Samples of other settings are never mixed in: settings.json is compared first.
+was stopped goes on where it was. A finished folder grows: more samples are asked for, and only the missing parts are drawn.
+Samples of other settings are never mixed in: settings.json is compared first.
 """
 
 import io
@@ -11,7 +12,9 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +29,19 @@ from cfm_lite import checkpoint, guidance, runs, samplers
 from cfm_lite.checks import check_choice, check_count, check_number
 from cfm_lite.data.codec import Codec, open_codec
 from cfm_lite.distributed import ALONE, World
-from cfm_lite.draws import keyed_generator
+from cfm_lite.draws import check_labels_word, class_labels, keyed_generator
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.guidance import Velocity
 from cfm_lite.paths import PATHS
+from cfm_lite.places import check_folder, expanded
+from cfm_lite.recipes import from_dict
 from cfm_lite.recipes.imagenet import ImageNet
 from cfm_lite.recipes.recipe import SOLVERS
 from cfm_lite.scale.train import read_about, read_mean
 
-__all__ = ["Settings", "Trained", "open_run", "run_of", "sample_imagenet"]
+__all__ = ["Settings", "Trained", "count_samples", "open_run", "run_of", "sample_imagenet"]
 
-SAMPLES = "samples.npz"
+SAMPLES, SETTINGS = "samples.npz", "settings.json"
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,16 @@ class Settings:
     interval: tuple[float, float] = (0.0, 1.0)
     debias: bool = False
     batch: int = 64
+    labels: str = "turn"  # the classes in turn, "random", or some of them such as "3,7"
 
     def __post_init__(self) -> None:
         for name in ("num", "steps", "batch"):
             check_count(name, getattr(self, name))
         check_choice("solver", self.solver, (*SOLVERS, "sde"))
         check_number("guidance", self.guidance, -float("inf"), float("inf"))
+        guidance.check_interval(self.interval)
+        check_labels_word(self.labels)
+        check_count("seed", self.seed, low=0)
         if self.solver == "sde" and self.steps < 2:
             raise ConfigError(f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise.")
 
@@ -88,20 +97,22 @@ class _Shape:
         self.shape, self.num_classes = tuple(about["shape"]), int(about["num_classes"])
 
 
-def run_of(folder: Path) -> Path:
-    """The folder of the run that `folder` is, or is a checkpoint of."""
-    return folder if (folder / "config.json").exists() else folder.parent.parent
+def run_of(folder: str | Path) -> Path:
+    """The folder of the run that `folder` is, or is a checkpoint of; see `runs.located`."""
+    return runs.located(folder).folder
 
 
 def open_run(folder: str | Path, device: torch.device) -> Trained:
     """The newest checkpoint of an ImageNet run, or the step-* folder given; CheckpointError where there is none."""
-    folder = Path(folder)
-    home = run_of(folder)
-    about = read_about(home)
-    where = folder if (folder / checkpoint.MANIFEST).exists() else checkpoint.latest(home / "checkpoints")
+    place = runs.located(folder)
+    home = place.folder
+    named = runs.saved_recipe(home)
+    if not isinstance(named, ImageNet):
+        raise CheckpointError(f"{home} is a run on {named.dataset}, not on ImageNet's latents; give the folder of such a run.")
+    about, where = read_about(home), place.checkpoint
     recipe, model, step = runs.load_model(where, _Shape(about))
     if not isinstance(recipe, ImageNet):
-        raise CheckpointError(f"{folder} is a run on {recipe.dataset}, not on ImageNet's latents.")
+        raise CheckpointError(f"{where} is a checkpoint of a run on {recipe.dataset}; it lies in the wrong folder.")
     digest = str(json.loads((where / checkpoint.MANIFEST).read_bytes())["self"])
     return Trained(recipe, model.to(device), step, about, digest, read_mean(home, about))
 
@@ -116,52 +127,75 @@ def sample_imagenet(
     vae: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw what is missing of `settings.num` samples, the classes in turn; returns the npz.
+    """Draw what is missing of `settings.num` samples; returns the npz, which keeps what it held where that was more.
 
     `source` is a run's folder, one of its checkpoints, or what was opened already. `vae` replaces the name or folder of the VAE,
     which must be the one that made the latents. Raises CheckpointError, DataError for another VAE, ConfigError where `out` holds
-    samples of other settings.
+    samples of other settings; then nothing is written.
     """
-    out, device = Path(out), world.place(torch.device(device))
+    out, device = check_folder(expanded(out)), world.place(torch.device(device))
     trained = source if isinstance(source, Trained) else open_run(source, device)
+    _velocity(trained, settings, _labels(settings, 0, trained.num_classes).to(device), device)  # what cannot be done is said now
     record = {**asdict(settings), "interval": list(settings.interval), "weights": trained.weights, "step": trained.step}
     record |= {"recipe": trained.recipe.as_dict(), "vae": trained.about["vae"], "vae_fingerprint": trained.about["vae_fingerprint"]}
-    world.on_main(lambda: _claim(out, record))
+    world.on_main(lambda: _check_same(out, record))
     world.agree("the samples' settings", record)
-    if (out / SAMPLES).exists():
+    done = count_samples(out)
+    if settings.num <= done:
         return out / SAMPLES
     codec = open_codec(vae or trained.about["vae"], device=device, fingerprint=trained.about["vae_fingerprint"])
-    parts = range(-(-settings.num // settings.batch))
-    mine = [part for part in parts if part % world.size == world.rank]
+    world.on_main(lambda: runs.write_json(out / SETTINGS, record))
+    kept = done // settings.batch  # whole parts; one that was cut short is drawn again, for a network rounds by the size of its batch
+    mine = [part for part in range(kept, _parts(settings)) if part % world.size == world.rank]
     with tqdm(total=len(mine), desc="sample", unit="part", disable=not (progress and world.is_main)) as bar:
         for part in mine:
             if not _is_done(_part(out, part), _count(settings, part)):
                 checkpoint.write_bytes(_part(out, part), _npy(_draw(trained, codec, settings, part, device)))
             bar.update()
     world.barrier()
-    world.on_main(lambda: _gather(out, settings, trained.num_classes))
+    world.on_main(lambda: _gather(out, settings, trained.num_classes, kept))
     return out / SAMPLES
 
 
-def _claim(out: Path, record: dict[str, Any]) -> None:
-    file = out / "settings.json"
+def count_samples(out: str | Path) -> int:
+    """How many samples the npz in a folder of samples holds; 0 where there is none, or a damaged one."""
+    try:
+        with _opened(Path(out) / SAMPLES) as (_, shape):
+            return int(shape[0])
+    except Exception:  # not there, or damaged in any way: all is drawn again
+        return 0
+
+
+def _check_same(out: Path, record: dict[str, Any]) -> None:
+    """Raise ConfigError where `out` holds anything but samples of these settings; how many does not matter."""
+    file = out / SETTINGS
     mine = json.loads(json.dumps(record))
     if not file.exists():
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"{out} is not empty and holds no samples of ours; choose another --out.")
-        runs.write_json(file, mine)
         return
     try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        theirs = {"labels": "turn", **json.loads(file.read_text(encoding="utf-8"))}
+        theirs["recipe"] = json.loads(json.dumps(from_dict(theirs["recipe"]).as_dict()))  # fields that came later are at their defaults
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{file} is damaged ({error}). Remove {out} and draw the samples again.") from None
-    differs = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    differs = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name) and name != "num")
     if differs:
         raise ConfigError(f"{out} holds samples of other settings ({', '.join(differs)} differ); choose another --out, or remove it.")
 
 
 def _part(out: Path, part: int) -> Path:
     return out / f"part-{part:05d}.npy"
+
+
+def _parts(settings: Settings) -> int:
+    return -(-settings.num // settings.batch)
+
+
+def _labels(settings: Settings, part: int, classes: int) -> Tensor:
+    """The labels (n,) of one part; those drawn at random depend on (seed, part) alone, however many rows are asked for."""
+    n, generator = _count(settings, part), keyed_generator("cpu", settings.seed, "samples' labels", part)
+    return class_labels(settings.labels, classes, settings.batch, first=part * settings.batch, generator=generator)[:n]
 
 
 def _count(settings: Settings, part: int) -> int:
@@ -177,11 +211,10 @@ def _is_done(path: Path, rows: int) -> bool:
 
 def _draw(trained: Trained, codec: Codec, settings: Settings, part: int, device: torch.device) -> np.ndarray:
     """The images (n, H, W, 3) uint8 of one part."""
-    n, first = _count(settings, part), part * settings.batch
-    y = (torch.arange(first, first + n) % trained.num_classes).to(device)
+    y = _labels(settings, part, trained.num_classes).to(device)
     noise = torch.randn(settings.batch, *trained.shape, generator=keyed_generator("cpu", settings.seed, "samples", part))
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        z = _solver(settings, part, trained)(_velocity(trained, settings, y, device), noise[:n].to(device))
+        z = _solver(settings, part, trained)(_velocity(trained, settings, y, device), noise[: len(y)].to(device))
         pixels = [codec.pixels(piece) for piece in z.split(16)]
     return torch.cat(pixels).permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -219,25 +252,60 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _gather(out: Path, settings: Settings, classes: int) -> None:
-    """Put the parts into one npz, part by part, so that 50,000 images need no memory; then remove them."""
-    paths = [_part(out, part) for part in range(-(-settings.num // settings.batch))]
-    first = np.load(paths[0], mmap_mode="r", allow_pickle=False)
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """The images of an npz of ours as a stream, and their shape (N, H, W, 3)."""
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+        np.lib.format.read_magic(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        if dtype != np.uint8 or len(shape) != 4:
+            raise ValueError(f"arr_0 is {dtype} {shape}")
+        yield member, shape
+
+
+def _kept(path: Path, parts: int, batch: int) -> Iterator[bytes]:
+    """The first whole parts of an npz of ours, then the rest unused, for only at its end is the sum compared."""
+    if not parts:
+        return
+    try:
+        with _opened(path) as (member, shape):
+            size = batch * int(np.prod(shape[1:]))
+            for _ in range(parts):
+                yield member.read(size)
+            while member.read(size):
+                pass
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}). Remove it and draw the samples again.") from None
+
+
+def _gather(out: Path, settings: Settings, classes: int, kept: int = 0) -> None:
+    """Put `kept` parts of the npz there and the new ones into one, part by part, so that 50,000 images need no memory.
+
+    The old npz is replaced in one step; then the parts are removed.
+    """
+    paths = [_part(out, part) for part in range(kept, _parts(settings))]
+    shape = (settings.num, *np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1:])
+    labels = torch.cat([_labels(settings, part, classes) for part in range(_parts(settings))]).numpy()
     work = out / f".tmp-{uuid.uuid4().hex}"
     try:
         with zipfile.ZipFile(work, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (settings.num, *first.shape[1:])}
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)  # pyright: ignore[reportArgumentType]
+                for content in _kept(out / SAMPLES, kept, settings.batch):
+                    member.write(content)
                 for path in paths:
                     member.write(np.load(path, allow_pickle=False).tobytes())
-            archive.writestr("arr_1.npy", _npy((np.arange(settings.num) % classes).astype(np.int64)))
+            archive.writestr("arr_1.npy", _npy(labels.astype(np.int64)))
         os.replace(work, out / SAMPLES)
     except OSError as error:
+        raise checkpoint.explained(error, out, int(np.prod(shape))) from error
+    finally:
         work.unlink(missing_ok=True)
-        raise checkpoint.explained(error, out, settings.num * int(np.prod(first.shape[1:]))) from error
-    _picture(np.load(paths[0], allow_pickle=False)[:32], out / "samples.png")
-    for path in paths:
+    with _opened(out / SAMPLES) as (member, _):
+        first = member.read(32 * int(np.prod(shape[1:])))
+    _picture(np.frombuffer(first, np.uint8).reshape(-1, *shape[1:]), out / "samples.png")
+    for path in out.glob("part-*.npy"):
         path.unlink()
 
 

@@ -151,6 +151,13 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "data.toy.to_figure3": lambda d: {"x": d.normal(4, 2)},
     "data.toy.load": lambda d: {"name": d.pick(*toy.TOYS), "n": 4, "generator": d.fresh()},
     "data.toy.mixture": lambda d: {"name": d.pick(*toy.MIXTURES)},
+    "draws.class_labels": lambda d: {
+        "labels": d.pick("turn", "random", "2,0"),
+        "num_classes": 3,
+        "n": 4,
+        "first": 2,
+        "generator": d.fresh(),
+    },
     "draws.drop_labels": lambda d: {"y": d.labels(6), "p": d.pick(0.0, 0.5, 1.0), "null": 3, "generator": d.fresh()},
     "draws.independent": lambda d: {"x0": d.normal(4, 2), "x1": d.normal(4, 2), "y": d.pick(None, d.labels(4))},
     "draws.minibatch_ot": lambda d: {"x0": d.normal(4, 2), "x1": d.normal(4, 2), "y": d.pick(None, d.labels(4))},

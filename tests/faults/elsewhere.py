@@ -22,7 +22,8 @@ ELSEWHERE: dict[str, str] = {
         scale.train.read_about scale.train.train_imagenet
         cli.Export scale.budget.peak_bytes scale.commands.features_command scale.official.export_run
         scale.official.is_file_of_weights scale.official.open_any scale.official.start_from scale.sample.open_run
-        scale.sample.run_of
+        scale.sample.count_samples scale.sample.run_of places.check_file places.check_folder places.check_suffix places.expanded
+        places.inside
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         checkpoint.exists checkpoint.latest checkpoint.load checkpoint.save checkpoint.write_bytes data.archive.samples data.archive.unpack
@@ -36,6 +37,7 @@ ELSEWHERE: dict[str, str] = {
         judges.train_judge lazy.optional models.encoders.Encoder models.encoders.teacher models.official.export_official
         models.official.read_weights pretrained.folder pretrained.make runs.facts runs.goes_on runs.load_model runs.peak_memory runs.train
         runs.write_json viz.animation.save_animation viz.style.save
+        runs.Located runs.located runs.saved_recipe
         data.cifar10.available data.cifar10.download data.cifar10.load data.pca.PCA data.shards.ask_for data.shards.check_hash
         data.shards.hash_of data.shards.read_json data.shards.write data.teacher_features.TeacherFeatures
         data.teacher_features.encode_features

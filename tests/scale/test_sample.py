@@ -1,5 +1,6 @@
 """Samples of a run: repeatable, resumable, in ADM's file, and never of mixed settings."""
 
+import dataclasses
 import json
 import shutil
 
@@ -75,14 +76,95 @@ def test_a_damaged_part_is_drawn_again(run, whole, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"steps": 5}, {"solver": "heun"}, {"solver": "sde"}, {"guidance": 2.0}, {"debias": True}, {"batch": 5}, {"num": 9}],
+    [
+        {"seed": 1},
+        {"steps": 5},
+        {"solver": "heun"},
+        {"solver": "sde"},
+        {"guidance": 2.0},
+        {"debias": True},
+        {"batch": 5},
+        {"labels": "random"},
+    ],
 )
 def test_every_setting_changes_the_samples_and_other_settings_are_refused(run, whole, tmp_path, change):
     settings = Settings(**{"num": 10, "steps": 4, "batch": 4} | change)
-    x, _ = go(run, tmp_path / "S", settings)
-    assert x.shape != whole[0].shape or not np.array_equal(x, whole[0])
+    x, y = go(run, tmp_path / "S", settings)
+    assert not np.array_equal(x, whole[0]) or not np.array_equal(y, whole[1])  # a network of six steps hardly sees its labels
     with pytest.raises(ConfigError, match=f"{next(iter(change))}.* differ"):
         go(run, tmp_path / "S")
+
+
+def grown(run, out, *numbers, **how):
+    """The samples after as many were asked for, one number after the other, and which parts were drawn."""
+    drawn, plain = [], sample._draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "_draw", lambda *args: (drawn.append(args[3]), plain(*args))[1])
+        for number in numbers:
+            content = go(run, out, dataclasses.replace(FEW, num=number, **how))
+    return content, drawn
+
+
+@pytest.mark.parametrize("labels", ["turn", "random", "2,0"])
+@pytest.mark.parametrize(("first", "drawn"), [(8, [0, 1, 2]), (6, [0, 1, 1, 2]), (3, [0, 0, 1, 2])])
+def test_a_finished_folder_grows_to_what_would_have_been_drawn_at_once(run, tmp_path, first, drawn, labels):
+    (at_once, y), _ = grown(run, tmp_path / "S", 10, labels=labels)
+    (bit_by_bit, y_too), parts = grown(run, tmp_path / "T", first, 10, labels=labels)
+    assert np.array_equal(bit_by_bit, at_once)
+    assert np.array_equal(y_too, y)
+    assert parts == drawn  # whole parts are kept, one that was cut short is not
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in "ST"]
+    assert names[0] == names[1] == ["samples.npz", "samples.png", "settings.json"]
+    assert all((tmp_path / "S" / name).read_bytes() == (tmp_path / "T" / name).read_bytes() for name in names[0][1:])
+
+
+def test_growing_may_be_stopped_and_asking_for_less_draws_nothing(run, whole, tmp_path, monkeypatch):
+    grown(run, tmp_path / "S", 5)
+    plain = sample._gather
+    monkeypatch.setattr(sample, "_gather", lambda *args: None)
+    grown(run, tmp_path / "S", 10)  # the parts are there, the npz holds five still
+    assert sample.count_samples(tmp_path / "S") == 5
+    monkeypatch.setattr(sample, "_gather", plain)
+    (x, _), parts = grown(run, tmp_path / "S", 10, 7, 10)
+    assert parts == []
+    assert np.array_equal(x, whole[0])
+
+
+def test_a_damaged_npz_is_not_grown_from(run, tmp_path):
+    grown(run, tmp_path / "S", 8)
+    file = tmp_path / "S" / "samples.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"is damaged.*Remove it"):
+        grown(run, tmp_path / "S", 10)
+    file.unlink()
+    assert grown(run, tmp_path / "S", 10)[1] == [0, 1]  # part 2 was drawn before
+
+
+@pytest.mark.parametrize(("labels", "words"), [("none", "turn, random"), ("3", "classes are 0 to 2"), ("1,,2", "commas"), ("-1", "commas")])
+def test_labels_that_are_none_are_refused_before_anything_is_written(run, tmp_path, labels, words):
+    with pytest.raises(ConfigError, match=words):
+        go(run, tmp_path / "S", dataclasses.replace(FEW, labels=labels) if labels == "3" else Settings(num=3, labels=labels))
+    assert not (tmp_path / "S").exists()
+
+
+def test_random_labels_are_uniform_and_depend_on_seed_and_part_alone():
+    many = Settings(num=3000, batch=100, labels="random")
+    y = torch.cat([sample._labels(many, part, 3) for part in range(30)])
+    assert all(900 < int((y == c).sum()) < 1100 for c in range(3))
+    assert torch.equal(sample._labels(dataclasses.replace(many, num=2950), 29, 3), y[2900:2950])
+    assert not torch.equal(sample._labels(dataclasses.replace(many, seed=1), 0, 3), y[:100])
+
+
+@pytest.mark.parametrize("change", [{"interval": (0.8, 0.2), "guidance": 2.0}, {"debias": True}, {"labels": "7"}, {"vae": "nowhere"}])
+def test_what_is_refused_leaves_nothing_and_the_right_command_works_there(data, tmp_path, change):
+    train_imagenet(SMALL.changed(method="fm", steps=1), data, Options(tmp_path / "fm", progress=False))
+    how = {"vae": change.pop("vae")} if "vae" in change else {}
+    with pytest.raises((ConfigError, DataError)):
+        go(tmp_path / "fm", tmp_path / "S", Settings(**{"num": 2, "steps": 1, "batch": 2} | change), **how)
+    assert not (tmp_path / "S").exists()
+    assert len(go(tmp_path / "fm", tmp_path / "S", Settings(num=2, steps=1, batch=2))[0]) == 2
 
 
 def test_the_interval_limits_guidance(run, tmp_path):
