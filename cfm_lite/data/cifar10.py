@@ -8,7 +8,6 @@ layers of features from tiny images".
 
 import functools
 import hashlib
-import io
 import os
 import tarfile
 import tempfile
@@ -17,10 +16,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cfm_lite.checks import check_choice, check_count
+from cfm_lite.data import images
 from cfm_lite.data import root as files
 from cfm_lite.data.archive import read_to_end
 from cfm_lite.errors import CFMError, DataError
@@ -158,12 +157,12 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes
 
 def _decode(content: bytes, name: str, path: Path) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.size != (32, 32):
-                raise files.damaged("cifar10", path, f"holds {name!r} of {image.size} pixels, not 32 x 32")
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError) as error:
+        image = images.decode(content, name)
+    except DataError as error:
         raise files.damaged("cifar10", path, f"holds {name!r}, which is no picture ({error})") from None
+    if image.size != (32, 32):
+        raise files.damaged("cifar10", path, f"holds {name!r} of {image.size} pixels, not 32 x 32")
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _md5(path: Path) -> str:

@@ -174,7 +174,7 @@ class Pictures:
     """The images that latents were made of, by key: what a teacher looks at."""
 
     def __init__(self, latents: Latents, folder: Path, workers: int = 4) -> None:
-        self.latents, self.root = latents, folder / "train" if (folder / "train").is_dir() else folder
+        self.latents, self.root = latents, image_files.layout(folder)
         self.pool = ThreadPoolExecutor(workers)
 
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ ELSEWHERE: dict[str, str] = {
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         checkpoint.exists checkpoint.latest checkpoint.load checkpoint.save checkpoint.write_bytes data.archive.samples data.archive.unpack
         data.archive.unpacked data.codec.Codec data.codec.Scaling data.codec.open_codec data.codec.tiny_vae
-        data.images.centre_crop data.images.find data.images.load data.images.read data.latents.Latents data.latents.prefetch
+        data.images.centre_crop data.images.decode data.images.find data.images.flat data.images.layout data.images.load data.images.read
+        data.latents.Latents data.latents.prefetch
         data.mnist.available data.mnist.download data.mnist.load data.prepare.plan_of data.prepare.prepare data.root.checkout
         data.root.damaged data.root.data_root data.root.missing data.root.publish data.root.read_file data.root.read_gzip
         data.shards.digest_file data.shards.is_done data.shards.map_shard data.shards.open_plan data.shards.read_index
