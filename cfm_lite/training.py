@@ -42,8 +42,9 @@ def warmup(steps: int) -> Callable[[int], float]:
 class Trainer:
     """Owns the optimizer, the averaged model `ema` and the step count of one objective.
 
-    `optimizer` defaults to fused AdamW(lr, no weight decay). `clip` bounds the gradient norm (None: no bound). `ema_decay` in
+    `optimizer` defaults to fused AdamW(lr, betas, weight_decay). `clip` bounds the gradient norm (None: no bound). `ema_decay` in
     [0, 1); with `ema_warmup` it is at most (1 + n) / (10 + n) after n updates, so that a short run does not average its own start.
+    `ema2_decay` > 0 keeps a second average, `ema2`, with a decay of its own (0: none); both are saved.
     `seed` keys every draw with the step. `accumulate` splits a batch into that many micro-batches of whole shards.
     `precision` is "float32" or "bf16" (autocast; parameters and losses stay float32). `schedule` maps a step to a factor on lr.
     `runaway` (None: never) stops, at a logged step, a run whose flow-matching error has been above runaway^2 times the first one
@@ -62,9 +63,12 @@ class Trainer:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
         clip: float | None = 1.0,
         ema_decay: float = 0.999,
-        ema_warmup: bool = False,
+        ema_warmup: bool = True,
+        ema2_decay: float = 0.0,
         seed: int = 0,
         accumulate: int = 1,
         precision: str = "float32",
@@ -80,7 +84,10 @@ class Trainer:
         check_flag(ema_warmup=ema_warmup, compile=compile)
         check_choice("parallel", parallel, PARALLEL)
         check_number("lr", lr, 0.0, 1e6, open_low=True)
+        check_number("weight_decay", weight_decay, 0.0, math.inf)
+        betas = _pair_of_betas(betas)
         check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
+        check_number("ema2_decay", ema2_decay, 0.0, 1.0, open_high=True)
         check_choice("precision", precision, PRECISIONS)
         if clip is not None:  # a negative bound would reverse the gradient
             check_number("clip", clip, 0.0, float("inf"), open_low=True)
@@ -90,16 +97,17 @@ class Trainer:
             raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
         self.objective, self.world = objective, world
         self._averaged = Average(objective.model, ema_decay, ema_warmup)
+        self._averaged2 = Average(objective.model, ema2_decay, ema_warmup) if ema2_decay else None
         if parallel == "fsdp" and optimizer is not None:
             raise ConfigError("the optimizer given is for whole parameters; with parallel='fsdp' leave it out, or use 'ddp'.")
         self._wrapped, self._forward = self._spread(parallel, compile)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("the objective has no parameter that requires a gradient; there is nothing to train.")
-        self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
+        self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule or warmup(0)
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
-        self.ema_decay, self.ema_warmup, self.step = ema_decay, ema_warmup, 0
+        self.ema_decay, self.ema_warmup, self.ema2_decay, self.step = ema_decay, ema_warmup, ema2_decay, 0
         self.last_good: Path | None = None
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
         device = self.parameters[0].device
@@ -113,7 +121,8 @@ class Trainer:
         """The objective over the ranks, and what runs it: DDP and one process compile the whole, FSDP block by block."""
         if parallel == "fsdp" and self.world.size > 1:
             device = next(self.objective.parameters()).device
-            sharded.shard(self.ema, self.world, device)
+            for average in self._averages.values():
+                sharded.shard(average.module, self.world, device)
             wrapped: Any = sharded.shard(self.objective, self.world, device, compile)
             return wrapped, wrapped
         wrapped = self.world.wrap(self.objective)
@@ -123,6 +132,21 @@ class Trainer:
     def ema(self) -> nn.Module:
         """The averaged model, a plain module: what one samples from."""
         return self._averaged.module
+
+    @property
+    def ema2(self) -> nn.Module | None:
+        """The second average, None where `ema2_decay` is 0."""
+        return self._averaged2.module if self._averaged2 else None
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step (of the first group, where there are several)."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def _averages(self) -> dict[str, Average]:
+        """The averages by the name that they have in a checkpoint."""
+        return {"ema": self._averaged} | ({"ema2": self._averaged2} if self._averaged2 else {})
 
     def run(self, batches: Iterable[Any], steps: int) -> Iterator[dict[str, Tensor]]:
         """Train for `steps` steps; yields {"step", "loss", term: value, "grad_norm"} of detached tensors after each.
@@ -224,8 +248,8 @@ class Trainer:
         """Read what was latched on the device, the average, and the largest error; raise DivergenceError for the first that is bad."""
         if (latched := self._bad.tolist())[0] >= 0:
             raise self._divergence(latched[0], self._names[latched[1]])
-        if not _is_finite(self.ema.parameters()):
-            for name in (name for name, p in self.ema.named_parameters() if not _is_finite([p])):
+        for module in (average.module for average in self._averages.values() if not _is_finite(average.module.parameters())):
+            for name in (name for name, p in module.named_parameters() if not _is_finite([p])):
                 raise DivergenceError(f"the average of {name} is not finite at step {step}, and {self._kept()}. Go on from there.")
         first, largest = torch.stack(self._errors).tolist() if self._errors else (1.0, 0.0)
         limit = math.inf if self.runaway is None else self.runaway**2 * first
@@ -253,7 +277,8 @@ class Trainer:
             return
         self.optimizer.step()
         # where steps are checked at once, a bad one never comes here
-        self._averaged.update_parameters(self.objective.model, None if self._at_once else self._ok)
+        for average in self._averages.values():
+            average.update_parameters(self.objective.model, None if self._at_once else self._ok)
 
     def save(self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3) -> Path:
         """Write a checkpoint of this step under `directory`; returns its path (see `checkpoint.save` for errors).
@@ -263,7 +288,8 @@ class Trainer:
         """
         self._check_health(self.step)
         weights = {f"objective.{k}": v for k, v in sharded.weights(self.objective).items()}
-        weights |= {f"ema.{k}": v for k, v in sharded.weights(self.ema).items()}
+        for name, average in self._averages.items():
+            weights |= {f"{name}.{k}": v for k, v in sharded.weights(average.module).items()}
         inner = sharded.optimizer_state(self.objective, self.optimizer)
         tensors = {f"{i}.{k}": v for i, entry in inner["state"].items() for k, v in entry.items() if isinstance(v, Tensor)}
         state = {
@@ -290,20 +316,23 @@ class Trainer:
         dealt = sharded.is_sharded(self._wrapped)
         saved = checkpoint.load(path, "cpu" if dealt else self.parameters[0].device)
         self._check_same(saved)
-        for module, prefix in ((self.objective, "objective."), (self.ema, "ema.")):
+        averages = ((average.module, f"{name}.") for name, average in self._averages.items())
+        for module, prefix in ((self.objective, "objective."), *averages):
             sharded.load_weights(module, {k.removeprefix(prefix): v for k, v in saved.weights.items() if k.startswith(prefix)})
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.optimizer.items():
             index, name = key.split(".", 1)
             entries.setdefault(int(index), {})[name] = value
         sharded.load_optimizer(self.objective, self.optimizer, {"state": entries, "param_groups": saved.state["groups"]})
-        self._averaged.n_averaged = saved.state["averaged"]
+        for average in self._averages.values():
+            average.n_averaged = saved.state["averaged"]
         self.step, self.last_good = saved.step, path
         return self
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a run to go on: a different value would silently make another run."""
         terms = {name: _plain(term) for name, term in self.objective.terms.items()}
+        groups = self.optimizer.param_groups
         return {
             "terms": terms,
             "path": self.objective.path.name,
@@ -314,14 +343,17 @@ class Trainer:
             "seed": self.seed,
             "ema_decay": self.ema_decay,
             "ema_warmup": self.ema_warmup,
+            "ema2_decay": self.ema2_decay,
             "clip": self.clip,
             "precision": self.precision,
             "optimizer": type(self.optimizer).__name__,
+            "lr": self._base_lr,
+            **{name: [_plain(group[name]) for group in groups] for name in _DECIDES if name in self.optimizer.defaults},
         }
 
     def _check_same(self, saved: checkpoint.Checkpoint) -> None:
         mine = json.loads(json.dumps(self._settings()))
-        theirs = saved.state.get("settings", {})
+        theirs = _completed(saved.state, mine)
         diff = [f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in mine if mine[k] != theirs.get(k)]
         have = {f"objective.{k}": tuple(v.shape) for k, v in self.objective.state_dict().items()}
         stored = {k: tuple(v.shape) for k, v in saved.weights.items() if k.startswith("objective.")}
@@ -334,6 +366,24 @@ class Trainer:
             raise ResumeMismatchError(
                 f"{saved.path} belongs to another run: {'; '.join(diff[:6])}. Start a new run, or give the settings of the old one."
             )
+
+
+# what the optimizer's groups hold and a run depends on, beside the learning rate
+_DECIDES = ("betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize")
+
+
+def _completed(state: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint, and those that older ones do not name: from its groups, or what was the only value then."""
+    theirs, groups = {"ema2_decay": 0.0, "lr": mine["lr"], **state.get("settings", {})}, state.get("groups", [])
+    return {name: [group.get(name) for group in groups] for name in _DECIDES if name in mine} | theirs
+
+
+def _pair_of_betas(betas: Any) -> tuple[float, float]:
+    """AdamW's two decays, each in [0, 1); ConfigError for anything else."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ConfigError(f"betas is {betas!r:.60}; it must be two numbers in [0, 1), such as (0.9, 0.999).")
+    first, second = (check_number(f"beta{i}", beta, 0.0, 1.0, open_high=True) for i, beta in enumerate(betas, 1))
+    return first, second
 
 
 def _is_finite(tensors: Iterable[Tensor]) -> bool:

@@ -11,6 +11,7 @@ from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import NAMES, dataset
 from cfm_lite.errors import ConfigError
 from cfm_lite.recipes import RECIPES, Recipe, build_model, build_objective, build_trainer, from_dict, recipe
+from cfm_lite.recipes.recipe import schedule_of
 from cfm_lite.runs import train
 
 SMALL = Recipe(hidden_size=16, depth=3, steps=6, batch=64, shard=32, warmup=0, sample_steps=3)
@@ -23,6 +24,7 @@ CHANGES = {
     "depth": (2, {}),
     "num_heads": (2, {"model": "sit"}),
     "patch_size": (4, {"model": "sit"}),
+    "qk_norm": (True, {"model": "sit"}),
     "method": ("delta_fm", {}),
     "weight": (0.2, {"method": "delta_fm"}),
     "k": (2, {"method": "vecor_latent"}),
@@ -43,8 +45,12 @@ CHANGES = {
     "batch": (32, {}),
     "steps": (4, {}),
     "lr": (1e-3, {}),
+    "weight_decay": (0.1, {}),
+    "beta1": (0.5, {}),
+    "beta2": (0.95, {}),
     "warmup": (5, {}),
     "cooldown": (0.5, {}),
+    "schedule": ("cosine", {}),
     "clip": (1e-3, {}),
     "ema": (0.1, {}),
     "precision": ("bf16", {}),
@@ -106,7 +112,30 @@ def test_vecor_in_image_space_differs_from_that_in_latent_space_where_there_is_a
 
 def test_every_field_is_in_the_list_above():
     # accumulation alone must NOT change a run: test_accumulation_does_not_change_a_run
-    assert set(CHANGES) | {"accumulate"} == {field.name for field in dataclasses.fields(Recipe)}
+    # a second average changes what is saved, not what is drawn from the first: test_a_second_average_...
+    assert set(CHANGES) | {"accumulate", "ema2"} == {field.name for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "factors"),
+    [
+        ({"cooldown": 0.5}, [1, 1, 1, 1, 1, 3 / 4, 2 / 4, 1 / 4]),
+        ({"cooldown": 0.5, "schedule": "cosine"}, [1, 1, 1, 1, 1, 0.8535534, 0.5, 0.1464466]),
+        ({"schedule": "cosine", "warmup": 4}, [1 / 4, 2 / 4, 3 / 4, 1, 1, 0.8535534, 0.5, 0.1464466]),
+        ({"cooldown": 0.5, "schedule": "constant"}, [1] * 8),
+        ({"warmup": 2}, [1 / 2, 1, 1, 1, 1, 1, 1, 1]),
+        ({"schedule": "cosine", "warmup": 9}, [(i + 1) / 9 for i in range(8)]),
+    ],
+)
+def test_the_learning_rate_rises_stays_and_falls_as_the_recipe_says(fields, factors):
+    factor = schedule_of(Recipe(steps=8, **fields))
+    assert [factor(step) for step in range(8)] == pytest.approx(factors)
+
+
+def test_the_optimizer_is_that_of_the_recipe():
+    chosen = SMALL.changed(weight_decay=0.01, beta1=0.8, beta2=0.95, lr=3e-3)
+    (group,) = build_trainer(chosen, build_model(chosen, DATA)).optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["lr"]) == (0.01, (0.8, 0.95), 3e-3)
 
 
 def test_equal_recipes_give_equal_samples_bit_for_bit():
@@ -161,6 +190,11 @@ def test_the_cifar10_recipe_trains_on_real_colour_images_and_shuffles_their_colo
         (lambda: recipe("digits", weigth=0.1), "Did you mean 'weight'"),
         (lambda: recipe("digits", method="deltafm"), "Did you mean 'delta_fm'"),
         (lambda: recipe("digits", steps=0), "steps"),
+        (lambda: recipe("digits", beta2=1.0), "beta2"),
+        (lambda: recipe("digits", weight_decay=-0.1), "weight_decay"),
+        (lambda: recipe("digits", ema2=1.0), "ema2"),
+        (lambda: recipe("digits", schedule="cosin"), "Did you mean 'cosine'"),
+        (lambda: recipe("digits", qk_norm="yes"), "qk_norm"),
         (lambda: from_dict({"speed": 3}), "speed"),
         (lambda: dataset("mnits"), "Did you mean 'mnist'"),
         (lambda: dataset("moons", points=0), "points"),

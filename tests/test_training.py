@@ -50,7 +50,7 @@ def test_each_step_logs_every_term_apart():
 
 
 def test_the_average_follows_its_closed_form():
-    trainer = build(ema_decay=0.9)
+    trainer = build(ema_decay=0.9, ema_warmup=False)
     go(trainer, 1)  # the first update copies
     start = [p.clone() for p in trainer.ema.parameters()]
     target = [p.clone() for p in trainer.objective.model.parameters()]
@@ -64,7 +64,7 @@ def test_the_average_follows_its_closed_form():
 
 
 def test_a_warm_average_forgets_the_start_of_a_short_run():
-    warm, cold = build(ema_decay=0.999, ema_warmup=True), build(ema_decay=0.999)
+    warm, cold = build(ema_decay=0.999), build(ema_decay=0.999, ema_warmup=False)  # warm is the default
     go(warm, 30), go(cold, 30)
     pairs = [list(zip(t.ema.parameters(), t.objective.model.parameters())) for t in (warm, cold)]
     distance = [sum(float((p - q).detach().square().sum()) for p, q in each) for each in pairs]
@@ -77,6 +77,25 @@ def test_the_average_does_not_change_the_training():
     assert same_parameters(a.objective, b.objective)
     assert same_parameters(a.ema, a.objective.model)
     assert not same_parameters(b.ema, b.objective.model)
+
+
+def test_a_second_average_has_a_decay_of_its_own_and_changes_nothing_else(tmp_path):
+    one, two = build("dispersive", ema_decay=0.9), build("dispersive", ema_decay=0.9, ema2_decay=0.5)
+    alone = build("dispersive", ema_decay=0.5)
+    for trainer in (one, two, alone):
+        go(trainer, 30)
+    assert same_parameters(one.objective, two.objective)
+    assert same_parameters(one.ema, two.ema)
+    assert same_parameters(alone.ema, two.ema2)
+    assert not same_parameters(two.ema, two.ema2)
+    assert one.ema2 is None
+    two.save(tmp_path)
+    resumed = build("dispersive", ema_decay=0.9, ema2_decay=0.5).resume(tmp_path)
+    for trainer in (two, resumed):
+        go(trainer, 5)
+    assert same_parameters(two.ema2, resumed.ema2)
+    with pytest.raises(ResumeMismatchError, match=r"ema2_decay: saved 0\.5, now 0\.0"):
+        build("dispersive", ema_decay=0.9).resume(tmp_path)
 
 
 def test_the_gradient_norm_is_bounded_by_clip():
@@ -212,6 +231,10 @@ def test_bf16_keeps_parameters_and_losses_in_float32():
         ({"lr": 0.0}, "lr"),
         ({"lr": float("nan")}, "lr"),
         ({"clip": -1.0}, "clip"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"betas": (0.9, 1.0)}, "beta2"),
+        ({"betas": 0.9}, "betas"),
+        ({"ema2_decay": 1.0}, "ema2_decay"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"precision": "fp8"}, "precision"),
         ({"accumulate": 0}, "accumulate"),
@@ -249,6 +272,13 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path):
         build("fm").resume(tmp_path)
     with pytest.raises(ResumeMismatchError, match="seed: saved 0, now 3"):
         build("delta_fm", seed=3).resume(tmp_path)
+    with pytest.raises(
+        ResumeMismatchError, match=r"betas: saved \[\[0.9, 0.999\]\], now \[\[0.9, 0.95\]\]; weight_decay: saved \[0.0\], now"
+    ):
+        build("delta_fm", betas=(0.9, 0.95), weight_decay=0.1).resume(tmp_path)
+    slower = Trainer(objective.delta_fm(Tiny(), shard=8), lr=1e-3)
+    with pytest.raises(ResumeMismatchError, match=r"lr: saved \[0.01\], now \[0.001\]"):
+        slower.resume(tmp_path)
     other = Trainer(objective.delta_fm(Tiny(num_classes=5), shard=8), lr=1e-2)
     with pytest.raises(ResumeMismatchError, match=r"labels.weight"):
         other.resume(tmp_path)

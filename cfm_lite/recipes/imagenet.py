@@ -107,6 +107,7 @@ def build_imagenet_model(recipe: ImageNet, data: Shaped) -> SiT:
             num_heads=recipe.num_heads,
             num_classes=data.num_classes,
             learn_sigma=recipe.learn_sigma,
+            qk_norm=recipe.qk_norm,
         )
 
 

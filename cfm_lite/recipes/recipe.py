@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cfm_lite import draws, negatives, objective, perturbations, samplers, teachers
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.checks import check_choice, check_count, check_flag, check_number
 from cfm_lite.data.datasets import codec_for
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError
@@ -39,6 +39,12 @@ PERTURBATIONS = {
     for name in ("channel_shuffle", "crop_resize", "cutmix", "gaussian_blur", "color_jitter", "additive_noise")
 }
 
+# the factor on the learning rate while a fraction `left` of the cooldown is still to come
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda left: left,
+    "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left),
+    "constant": lambda left: 1.0,
+}
 
 _COUNTS = {
     name: 1
@@ -48,12 +54,16 @@ _COUNTS |= {"sample_steps": 1, "warmup": 0, "seed": 0}  # the least of each fiel
 _NUMBERS = {"weight": (0.0, math.inf), "spread": (0.0, math.inf), "tau": (0.0, math.inf), "label_dropout": (0.0, 1.0), "lr": (0.0, 1e6)}
 _NUMBERS |= {
     "align": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "beta1": (0.0, 1.0),
+    "beta2": (0.0, 1.0),
     "cooldown": (0.0, 1.0),
     "clip": (0.0, math.inf),
     "ema": (0.0, 1.0),
+    "ema2": (0.0, 1.0),
     "guidance": (-math.inf, math.inf),
 }
-_ABOVE, _BELOW = ("tau", "lr"), ("ema",)  # these do not reach their bound
+_ABOVE, _BELOW = ("tau", "lr"), ("beta1", "beta2", "ema", "ema2")  # these do not reach their bound
 
 
 class Shaped(Protocol):
@@ -77,6 +87,7 @@ class Recipe:
     depth: int = 4
     num_heads: int = 4
     patch_size: int = 2
+    qk_norm: bool = False  # a LayerNorm on queries and keys; of a SiT
     # the method and its settings; each reads only its own
     method: str = "fm"
     weight: float = 0.05  # lambda of delta_fm and vecor
@@ -100,10 +111,15 @@ class Recipe:
     batch: int = 256
     steps: int = 1000
     lr: float = 2e-3
-    warmup: int = 0
-    cooldown: float = 0.0  # the last fraction of the steps, over which lr falls linearly to 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup: int = 0  # steps over which lr rises linearly
+    cooldown: float = 0.0  # the last fraction of the steps, over which lr falls to 0
+    schedule: str = "linear"  # how it falls; "cosine" with a cooldown of 0 falls from the warm-up on, "constant" never falls
     clip: float = 1.0
     ema: float = 0.999
+    ema2: float = 0.0  # decay of a second average; 0 is none
     precision: str = "float32"
     accumulate: int = 1
     seed: int = 0
@@ -125,8 +141,10 @@ class Recipe:
             ("variant", VARIANTS),
             ("views", ("independent", "restricted")),
             ("precision", PRECISIONS),
+            ("schedule", SCHEDULES),
         ):
             check_choice(name, getattr(self, name), allowed)
+        check_flag(qk_norm=self.qk_norm)
         for name, low in _COUNTS.items():
             check_count(name, getattr(self, name), low)
         for name, (low, high) in _NUMBERS.items():
@@ -166,6 +184,7 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
             depth=recipe.depth,
             num_heads=recipe.num_heads,
             num_classes=data.num_classes,
+            qk_norm=recipe.qk_norm,
         )
 
 
@@ -228,19 +247,25 @@ def build_trainer(
         parallel=parallel,
         compile=compile,
         lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.beta1, recipe.beta2),
         clip=recipe.clip or None,
         ema_decay=recipe.ema,
         ema_warmup=ema_warmup,
+        ema2_decay=recipe.ema2,
         seed=recipe.seed,
         accumulate=recipe.accumulate,
         precision=recipe.precision,
-        schedule=_schedule(recipe),
+        schedule=schedule_of(recipe),
     )
 
 
-def _schedule(recipe: Recipe) -> Callable[[int], float]:
-    rise, cool = warmup(recipe.warmup), round(recipe.cooldown * recipe.steps)
-    return lambda step: rise(step) * (min(1.0, (recipe.steps - step) / cool) if cool else 1.0)
+def schedule_of(recipe: Recipe) -> Callable[[int], float]:
+    """The factor on lr at each step: a linear rise over `warmup`, then 1, and over the last `cooldown` of the steps down to 0."""
+    rise, fall, cool = warmup(recipe.warmup), SCHEDULES[recipe.schedule], round(recipe.cooldown * recipe.steps)
+    if recipe.schedule == "cosine" and not cool:
+        cool = recipe.steps - recipe.warmup
+    return lambda step: rise(step) * (fall(min(1.0, (recipe.steps - step) / cool)) if cool > 0 else 1.0)
 
 
 def from_dict(fields: Mapping[str, Any], kind: type[Recipe] = Recipe) -> Recipe:

@@ -91,7 +91,8 @@ def train_command(
     data = None if latents is None else Latents(latents)
     recipe = recipe_of(method, model, where, {**({} if data is None else {"size": data.size}), **changes})
     begin = None if start is None else start_from(start, format, model)
-    recipe = recipe if begin is None else recipe.changed(learn_sigma=begin.learn_sigma)
+    if begin is not None:  # what the file is decides, unless something else was asked for, which is refused
+        recipe = recipe.changed(**{name: getattr(begin, name) for name in ("learn_sigma", "qk_norm") if name not in changes})
     folder = out or Path("runs") / f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
     with joined(where) as world:
         options = Options(out=folder, device=where, world=world, tensorboard=log == "tensorboard", start=begin, **how)

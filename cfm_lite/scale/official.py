@@ -56,7 +56,7 @@ def open_official(path: Path, format: str, network: str, device: torch.device) -
     model = load_official(path, format=format, **MODELS[network])
     side = model.input_size
     about = {"shape": [model.in_channels, side, side], "num_classes": model.num_classes, "vae": VAE, "vae_fingerprint": None}
-    recipe = imagenet("sit", model=network, size=8 * side, learn_sigma=model.learn_sigma)
+    recipe = imagenet("sit", model=network, size=8 * side, learn_sigma=model.learn_sigma, qk_norm=model.qk_norm)
     return Trained(recipe, model.to(device).eval(), 0, about, digest_file(path), None)
 
 

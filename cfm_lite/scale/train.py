@@ -108,8 +108,10 @@ def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.dev
         raise ConfigError(
             f"the model has {model.num_classes} classes and the latents {data.num_classes}; fine-tune on data of the same classes."
         )
-    if model.learn_sigma != getattr(recipe, "learn_sigma", False) or model.qk_norm:
-        raise ConfigError(f"the model has learn_sigma={model.learn_sigma} and qk_norm={model.qk_norm}, which the recipe has not.")
+    differ = [name for name in ("learn_sigma", "qk_norm") if getattr(model, name) != getattr(recipe, name)]
+    if differ:
+        fields = " ".join(f"{name}={str(getattr(model, name)).lower()}" for name in differ)
+        raise ConfigError(f"the model has {fields}, which the recipe has not; give --set {fields}, or another model.")
     parameters = count_parameters(model)[0]
     micro = options.micro_batch
     free = min(options.world.gather(free_memory(device)))

@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant("a manifest may name any file", "checkpoint.py", "    if outside:\n", "    if False:\n", f"{SECURITY} -k climbs"),
     # resume and training
     Mutant("an automatic resume starts again", "runs.py", 'return checkpoint.exists(Path(folder) / "checkpoints")', "return False", "tests/test_resume_auto.py"),
-    Mutant("the average is not resumed", "training.py", '((self.objective, "objective."), (self.ema, "ema."))', '((self.objective, "objective."),)', TRAINING),
-    Mutant("the average's count is not resumed", "training.py", 'self._averaged.n_averaged = saved.state["averaged"]', "pass", TRAINING),
+    Mutant("the average is not resumed", "training.py", '((self.objective, "objective."), *averages)', '((self.objective, "objective."),)', TRAINING),
+    Mutant("the average's count is not resumed", "training.py", 'average.n_averaged = saved.state["averaged"]', "pass", TRAINING),
     Mutant("the step is not resumed", "training.py", "self.step, self.last_good = saved.step, path", "self.last_good = path", TRAINING),
     Mutant("the optimizer's state is not resumed", "training.py", '{"state": entries, "param_groups"', '{"state": {}, "param_groups"', TRAINING),
     Mutant("another seed may go on", "training.py", '            "seed": self.seed,\n            "ema_decay"', '            "ema_decay"', TRAINING),
