@@ -1,5 +1,8 @@
 """One run of a recipe, and what it leaves behind: config.json, log.jsonl, checkpoints/step-N/.
 
+A line of the log holds step, loss, every term, grad_norm and lr, which the recipe decides, and what was measured: seconds since
+the start, images_per_second, memory (the most bytes so far) and, where the device's peak is known, mfu.
+
 A run stops at a step boundary on Ctrl-C or SIGTERM, saves, and can be gone on with bit for bit.
 """
 
@@ -33,6 +36,7 @@ from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.places import OWN, expanded
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
 from cfm_lite.recipes.imagenet import build_imagenet_model
+from cfm_lite.throughput import Clock, utilisation
 from cfm_lite.training import Trainer
 
 __all__ = [
@@ -122,10 +126,10 @@ def train(
         run = Run(recipe, trainer.ema, trainer.step, first=trainer.step)
         began = time.perf_counter()
         stop = held.enter_context(_stop_requests())
-        write = held.enter_context(_log_file(folder if world.is_main else None, trainer.step, listen))
+        write, spent = held.enter_context(_log_file(folder if world.is_main else None, trainer.step, listen))
         shown = held.enter_context(_bar(recipe, trainer, progress and world.is_main, bar, label))
         held.enter_context(world.watching(lambda: _kept(trainer, folder)))
-        for step in _steps(run, trainer, source, shown, write):
+        for step in _steps(run, trainer, source, shown, write, Clock(recipe.batch, spent)):
             run.step = step
             due = step == recipe.steps or step % save_every == 0
             halt = (device.type == "cpu" or due or step % log_every == 0) and world.any(bool(stop), device)
@@ -170,23 +174,25 @@ def _bar(recipe: Recipe, trainer: Trainer, progress: bool, line: int, label: str
     )
 
 
-def _steps(run: Run, trainer: Trainer, source: Callable[[int], Iterator[Any]], bar: Any, write: Any) -> Iterator[int]:
+def _steps(run: Run, trainer: Trainer, source: Callable[[int], Iterator[Any]], bar: Any, write: Any, clock: Clock) -> Iterator[int]:
     """Train to the recipe's last step; yields the step count, and reads the log where it is due."""
-    recipe = run.recipe
+    recipe, device = run.recipe, trainer.parameters[0].device
     if trainer.step >= recipe.steps:
         return
-    before, since = trainer.step, time.perf_counter()
     for log in trainer.run(source(trainer.step), recipe.steps - trainer.step):
+        clock.tick()
         if trainer.step % trainer.log_every == 0 or trainer.step == recipe.steps:
-            read = {name: float(value) for name, value in log.items()}
+            read = {name: float(value) for name, value in log.items()}  # waits for the device, so the clock is read after it
+            read |= {"lr": trainer.lr, **clock.read(), "memory": float(peak_memory(device))}
+            mfu = utilisation(run.model, read["images_per_second"] / trainer.world.size, device, trainer.precision)
+            read |= {} if mfu is None else {"mfu": mfu}
             run.log.append(read)
             write(read)
-            rate = (trainer.step - before) * recipe.batch / (time.perf_counter() - since)
-            before, since = trainer.step, time.perf_counter()
-            memory = f"{peak_memory(trainer.parameters[0].device) / 2**30:.1f} GiB"
-            bar.set_postfix({"loss": f"{read['loss']:.4f}", "images/s": f"{rate:.0f}", "memory": memory}, refresh=False)
+            rate, memory = f"{read['images_per_second']:.0f}", f"{read['memory'] / 2**30:.1f} GiB"
+            bar.set_postfix({"loss": f"{read['loss']:.4f}", "images/s": rate, "memory": memory}, refresh=False)
         bar.update()
-        yield trainer.step
+        with clock.paused():  # what the caller does between steps, such as saving, is no training
+            yield trainer.step
 
 
 def peak_memory(device: torch.device) -> int:
@@ -339,17 +345,23 @@ def _prepare(
 
 
 @contextlib.contextmanager
-def _log_file(folder: Path | None, step: int, listen: Callable[[Mapping[str, float]], None] | None = None) -> Iterator[Any]:
-    """A function that appends one line to log.jsonl; lines after `step`, left by a run that was cut off, are dropped first."""
+def _log_file(
+    folder: Path | None, step: int, listen: Callable[[Mapping[str, float]], None] | None = None
+) -> Iterator[tuple[Callable[[Mapping[str, float]], Any], float]]:
+    """(a function that appends one line to log.jsonl, the seconds of the lines that are there).
+
+    Lines after `step`, left by a run that was cut off, are dropped first.
+    """
     hear = listen or (lambda line: None)
     if folder is None:
-        yield hear
+        yield hear, 0.0
         return
     path = folder / "log.jsonl"
     kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+    spent = max((json.loads(line).get("seconds") or 0.0 for line in kept), default=0.0)
     checkpoint.write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
     with open(path, "a", encoding="utf-8") as file:
-        yield lambda line: (file.write(json.dumps(_finite(line)) + "\n"), file.flush(), hear(line))
+        yield lambda line: (file.write(json.dumps(_finite(line)) + "\n"), file.flush(), hear(line)), spent
 
 
 def _whole_lines(path: Path) -> Iterator[str]:

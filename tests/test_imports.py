@@ -28,6 +28,7 @@ ORDER = [
     "distributed",
     "sharded",
     "average",
+    "throughput",
     "training",
     "guidance",
     "linear_maps",

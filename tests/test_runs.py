@@ -12,14 +12,11 @@ from cfm_lite import runs
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import CheckpointError, ConfigError, DivergenceError
 from cfm_lite.recipes import Recipe
+from tests.logs import lines, numbers
 from tests.networks import same_parameters
 
 SMALL = Recipe(hidden_size=16, depth=2, steps=12, batch=32)
 DATA = dataset("digits")
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def go(recipe, folder, **settings):
@@ -41,13 +38,18 @@ def interrupt(monkeypatch, at, number):
 
 
 def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
-    run = go(SMALL.changed(method="delta_fm"), tmp_path / "run")
+    run = go(SMALL.changed(method="delta_fm", cooldown=1 / 3), tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["recipe"]["method"] == "delta_fm"
     assert set(config["facts"]) >= {"cfm_lite", "torch", "python", "device", "commit", "cores"}
     log = lines(tmp_path / "run")
     assert [line["step"] for line in log] == [2, 4, 6, 8, 10, 12]
-    assert set(log[0]) == {"step", "loss", "flow_matching", "repulsion", "grad_norm"}
+    said = {"step", "loss", "flow_matching", "repulsion", "grad_norm", "lr"}
+    assert set(log[0]) == said | {"images_per_second", "seconds", "memory"}  # no mfu: nobody says what this processor can do
+    assert set(numbers(tmp_path / "run")[0]) == said
+    assert [line["lr"] for line in log] == pytest.approx([2e-3] * 4 + [2e-3 * 3 / 4, 2e-3 / 4])  # of the steps themselves
+    assert all(line["memory"] > 2**24 and line["images_per_second"] > 0 for line in log)
+    assert [line["seconds"] for line in log] == sorted(line["seconds"] for line in log)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-00000005", "step-00000010", "step-00000012"]
     assert run.log == log
@@ -62,11 +64,15 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, monkeypatch):
     assert stop.value.code == 143
     assert (stopped / "checkpoints" / "step-00000007").is_dir()
     undo()
+    before_stop = lines(stopped)[-1]["seconds"]
     with (stopped / "log.jsonl").open("a") as file:
         file.write('{"step": 9, "loss": 1.0}\n{"step": 1')  # what a crash later on would have left
     resumed = go(SMALL, stopped, resume=True)
     assert same_parameters(whole.model, resumed.model)
-    assert lines(tmp_path / "whole") == lines(stopped)
+    assert numbers(tmp_path / "whole") == numbers(stopped)
+    seconds = [line["seconds"] for line in lines(stopped)]
+    assert seconds == sorted(seconds)  # the second sitting goes on from the first one's end
+    assert seconds[3] > before_stop
 
 
 def test_ctrl_c_saves_and_says_so(tmp_path, monkeypatch):

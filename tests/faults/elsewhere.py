@@ -52,7 +52,7 @@ ELSEWHERE: dict[str, str] = {
         models.sit.modulate perturbations.other_row steps.check_finite steps.euler steps.fitting steps.heun steps.midpoint
         steps.rk4 terms.Alignment terms.noise_like
         sharded.full sharded.is_sharded sharded.load_optimizer sharded.load_weights sharded.optimizer_state sharded.shard
-        sharded.weights
+        sharded.weights throughput.Clock throughput.peak_flops throughput.train_flops throughput.utilisation
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
             objective.repa

@@ -15,6 +15,7 @@ from cfm_lite.recipes import build_model, build_trainer
 from tests.faults import counts
 from tests.faults.killing import Shared, watched
 from tests.faults.work import POINTS, data_of
+from tests.logs import numbers
 from tests.networks import same_parameters
 from tests.processes import Ranks, ranks
 
@@ -64,7 +65,7 @@ def kill_ranks(folder: Path, kills: int, seed: int = 0) -> Tally:
     outputs.mkdir()
     done = start(folder / "whole", Shared(), outputs)
     assert done.wait() == [0, 0], "\n".join(done.texts())
-    log, (_, whole, _) = (folder / "whole" / "log.jsonl").read_text(), runs.load_model(folder / "whole", DATA)
+    log, (_, whole, _) = numbers(folder / "whole"), runs.load_model(folder / "whole", DATA)
     while tally.kills < kills:
         place, number, shared = folder / f"run-{number}", number + 1, Shared()
         for _ in range(min(8, kills - tally.kills)):
@@ -74,7 +75,7 @@ def kill_ranks(folder: Path, kills: int, seed: int = 0) -> Tally:
         assert ended.wait() == [0, 0], "\n".join(ended.texts())
         tally.runs += 1
         model = runs.load_model(place, DATA)[1]
-        tally.different += not same_parameters(model, whole) or (place / "log.jsonl").read_text() != log
+        tally.different += not same_parameters(model, whole) or numbers(place) != log
     return tally
 
 

@@ -19,6 +19,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.recipes import Recipe
 from tests.faults import counts
 from tests.faults.work import POINTS, data_of
+from tests.logs import numbers
 from tests.networks import same_parameters
 from tests.processes import forked
 
@@ -62,7 +63,7 @@ def stop_at_random(recipe: Recipe, data: DataSet, folder: Path, requests: int, s
     """Start the run and ask it to stop, again and again; after every fifth request it may come to its end."""
     chance, tally, number = random.Random(seed), Tally(), 0
     whole = go(recipe, data, folder / "whole")
-    log = (folder / "whole" / "log.jsonl").read_text(encoding="utf-8")
+    log = numbers(folder / "whole")
     while tally.requests < requests:
         place, number = folder / f"run-{number}", number + 1
         for _ in range(min(5, requests - tally.requests)):
@@ -70,7 +71,7 @@ def stop_at_random(recipe: Recipe, data: DataSet, folder: Path, requests: int, s
                 break
         end = go(recipe, data, place)
         tally.runs += 1
-        tally.different += not same_parameters(end.model, whole.model) or (place / "log.jsonl").read_text(encoding="utf-8") != log
+        tally.different += not same_parameters(end.model, whole.model) or numbers(place) != log
     return tally
 
 

@@ -20,6 +20,7 @@ from cfm_lite.recipes.imagenet import build_imagenet_trainer
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.scale.sample import Settings, sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet
+from tests.logs import numbers
 from tests.processes import eventually, free_port, ranks
 from tests.scale.conftest import SMALL
 
@@ -60,8 +61,8 @@ def test_every_term_is_the_same_on_two_ranks(data, tmp_path, method):
     recipe = imagenet(method, model="SiT-Ti/2", batch=8, shard=2, steps=4, size=32)
     done(together(2, tmp_path, train(data, tmp_path / "two", recipe)))
     train(data, tmp_path / "one", recipe)(ALONE)
-    for a, b in zip(*[(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]):
-        assert json.loads(a) == pytest.approx(json.loads(b), abs=1e-6)
+    for a, b in zip(*[numbers(tmp_path / name) for name in ("one", "two")], strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])

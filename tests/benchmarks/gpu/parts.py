@@ -17,6 +17,7 @@ from cfm_lite.objective import Alignment, Objective
 from cfm_lite.recipes import imagenet
 from cfm_lite.recipes.imagenet import MODELS, ImageNet
 from cfm_lite.scale.budget import Split, peak_bytes, split_batch
+from cfm_lite.throughput import train_flops
 from tests.benchmarks.gpu import sides
 from tests.benchmarks.gpu.clock import held, interleaved, measured, without_syncs
 from tests.benchmarks.gpu.plan import Bench
@@ -82,8 +83,8 @@ def _rates(bench: Bench, model: Any, name: str, rows: int, side: Callable[[], An
     yield measured(f"{name}: images/s", rate, " images/s", times=times, note=f"{note}; peak memory {peak:.1f} GB so far")
     if bench.ceiling is None:
         raise CannotRun("the ceiling was not measured, so there is no share of it")
-    share = 100 * rate * sides.train_flops(model) / bench.ceiling
-    note = f"{sides.train_flops(model) / 1e12:.4g} TFLOP an image, ceiling {bench.ceiling / 1e12:.4g} TFLOP/s"
+    share = 100 * rate * train_flops(model) / bench.ceiling
+    note = f"{train_flops(model) / 1e12:.4g} TFLOP an image, ceiling {bench.ceiling / 1e12:.4g} TFLOP/s"
     yield measured(f"{name}: share of the ceiling", share, " %", goal=goal, times=times, note=note)
 
 

@@ -22,7 +22,7 @@ from tests.benchmarks.gpu.plan import Bench
 from tests.benchmarks.harness import CannotRun
 from tests.benchmarks.sit import official_style
 
-__all__ = ["OfficialStep", "batches", "compiled", "network", "official", "plain_loss", "select", "stepping", "train_flops", "trainer"]
+__all__ = ["OfficialStep", "batches", "compiled", "network", "official", "plain_loss", "select", "stepping", "trainer"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -73,16 +73,6 @@ def select(built: Trainer, objective: Objective) -> None:
     """Train the same model, with the same optimizer and average, by another objective."""
     built.objective = built._wrapped = built._forward = objective
     objective.train()
-
-
-def train_flops(model: SiT) -> int:
-    """Floating-point operations of one image's training step: twice the multiply-adds, three times the forward pass."""
-    width, tokens = model.hidden_size, (model.input_size // model.patch_size) ** 2
-    inner, patch = int(width * model.mlp_ratio), model.patch_size**2
-    linear = 4 * width * width + 2 * width * inner  # per token: queries, keys, values, projection; the MLP
-    block = tokens * linear + 2 * tokens * tokens * width + 6 * width * width  # and attention; and the modulation
-    ends = tokens * width * patch * (model.in_channels + model.out_channels) + (256 + width) * width + 2 * width * width
-    return 6 * (model.depth * block + ends)
 
 
 class OfficialStep:
