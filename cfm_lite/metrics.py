@@ -6,12 +6,14 @@ done in float64, so that small differences of large numbers stay right.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from tqdm.auto import tqdm
 
 from cfm_lite.checks import (
     check_count,
@@ -22,6 +24,7 @@ from cfm_lite.checks import (
     check_same_shape,
     check_tensor,
     on_host,
+    promote,
 )
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, Path, check_path
@@ -50,12 +53,17 @@ _CHUNK = 1024  # rows of a distance matrix that are held at once
 
 def _rows(name: str, x: Tensor, at_least: int = 1) -> Tensor:
     """`x` (N, *dims) as (N, d) float64; ConfigError unless it is a finite tensor of at least `at_least` rows."""
+    return _plain_rows(name, x, at_least).double()
+
+
+def _plain_rows(name: str, x: Tensor, at_least: int = 1) -> Tensor:
+    """The same in float32 or float64, whichever holds `x` without rounding: a copy of many rows costs memory."""
     if not isinstance(x, Tensor) or x.dim() < 1 or len(x) < at_least:
         seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
         raise ConfigError(f"{name} has {seen}; a tensor (N, *dims) of at least {at_least} rows is needed.")
     check_floating(**{name: x})
     x = x.detach().cpu() if x.device.type == "mps" else x.detach()  # MPS has no float64
-    flat = x.double().reshape(len(x), -1)
+    flat = promote(x).reshape(len(x), -1)
     if flat.shape[1] == 0:
         raise ConfigError(f"{name} has shape {tuple(x.shape)}; its rows are empty.")
     if on_host(flat) and not flat.isfinite().all():
@@ -129,33 +137,156 @@ def _covariance(rows: Tensor) -> Tensor:
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     # the matmul shortcut |a|^2 + |b|^2 - 2ab loses the digits that decide who is nearest
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def neighbour_radii(x: Tensor, k: int = 3) -> Tensor:
-    """The distance (N,) from each row of `x` (N, *dims) to its k-th nearest other row; N > k."""
-    rows = _rows("x", x, at_least=check_count("k", k) + 1)
-    # the row itself is at distance 0 and comes first, hence k + 1
-    return torch.cat([_distances(part, rows).kthvalue(k + 1, dim=1).values for part in rows.split(_CHUNK)])
+def neighbour_radii(x: Tensor, k: int = 3, *, progress: bool = False) -> Tensor:
+    """The distance (N,) from each row of `x` (N, *dims) to its k-th nearest other row; N > k. `progress` shows a bar."""
+    rows = _plain_rows("x", x, at_least=check_count("k", k) + 1)
+    return _radii(_Rounded.of(rows)[0], k, progress)
 
 
-def _covered(points: Tensor, centres: Tensor, k: int) -> Tensor:
-    """The share of `points` that lie within the k-th neighbour radius of at least one centre."""
-    radii = neighbour_radii(centres, k)
-    inside = [(_distances(part, centres) <= radii).any(dim=1) for part in points.split(_CHUNK)]
-    return torch.cat(inside).double().mean()
+class _Rounded(NamedTuple):
+    """Rows (N, d) beside float32 copies of them, centred and scaled to norms of at most 1, whose products are cheap.
+
+    What a product says of a squared distance is off by at most `slack` times the sum of both squared norms:
+
+        d u   the sum of d products in any order, by the standard bound (Higham 2002, section 3.1), and 2 |a| |b| <= |a|^2 + |b|^2
+        4 u   both rows are rounded to float32, each by u times its norm
+        8 u   |a|^2 and |b|^2 are rounded and added to the product, and so are thresholds
+
+    with u = 2^-24 the unit roundoff. Only pairs that this cannot decide are measured again, in float64.
+    """
+
+    rows: Tensor  # (N, d) as given, float32 or float64
+    low: Tensor  # (N, d) float32
+    squares: Tensor  # (N,) float64, the squared norms of `low`
+    scale: float  # a power of two: distances of `low` are those of `rows` divided by it
+
+    @classmethod
+    def of(cls, *sets: Tensor) -> "list[_Rounded]":
+        """The sets with one centre and one scale, so that rows of one can be held against those of another."""
+        # far from the origin all digits would go into the norms; a mean would follow one row that is far away
+        centre = torch.cat([x[:_CHUNK] for x in sets]).double().median(dim=0).values
+        norms = [torch.cat([(part - centre).norm(dim=1) for part in x.split(_CHUNK)]) for x in sets]
+        largest = float(max(norm.max() for norm in norms))
+        scale = 2.0 ** math.ceil(math.log2(largest)) if 0 < largest < math.inf else 1.0
+        found = []
+        for x in sets:
+            low = torch.cat([((part - centre) / scale).float() for part in x.split(_CHUNK)])
+            found.append(cls(x, low, torch.cat([part.double().square().sum(1) for part in low.split(_CHUNK)]), scale))
+        return found
+
+    @property
+    def slack(self) -> float:
+        share = (self.rows.shape[1] + 16) * 2.0**-24
+        return 1.01 * share / (1 - share) if share < 0.5 else 1e6  # beyond, everything is measured again
+
+    def parts(self, other: "_Rounded") -> Sequence[Tensor]:
+        """Runs of row numbers (n,), so many that a block of their products with the rows of `other` stays within 128 MB."""
+        return torch.arange(len(self.rows), device=self.rows.device).split(max(1, min(_CHUNK, _BLOCK // len(other.rows))))
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+_BLOCK = 2**25  # float32 numbers of a block of products
+_FEW = 64  # rows that are held against all others in float64 at once
+_SPARE = 8  # candidates beyond the k nearest, among which rounding may have mixed them up
+_TINY = 1e-30  # what may be lost where float32 ends, in units of the scale
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products of float32 with all of its digits: neither TF32 nor bfloat16, which the bound above does not hold for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _bar(parts: Iterable[Tensor], total: int, what: str, progress: bool) -> Iterator[Tensor]:
+    with tqdm(total=total, desc=what, unit="row", disable=not progress) as bar:
+        for part in parts:
+            yield part
+            bar.update(len(part))
+
+
+def _radii(x: _Rounded, k: int, progress: bool, what: str = "neighbours") -> Tensor:
+    """The exact k-th distances (N,): of the rows that may be among the k nearest, each distance is taken in float64."""
+    n, kept = len(x.rows), min(len(x.rows), k + 1 + _SPARE)  # the row itself is at distance 0 and comes first, hence k + 1
+    least = (x.squares * (1 - x.slack)).float()  # with -2ab: what a squared distance is at least
+    radii = torch.empty(n, dtype=torch.float64, device=x.rows.device)
+    with _full_float32():
+        for part in _bar(x.parts(x), n, what, progress):
+            bounds = x.low[part] @ x.low.mT  # (n, N)
+            torch.sub(least, bounds, alpha=2, out=bounds)
+            near = bounds.topk(kept, dim=1, largest=False)
+            radii[part] = _exact(x.rows, part, x.rows, near.indices).kthvalue(k + 1, dim=1).values
+            if kept < n:  # every row that is left out is at least this far away
+                beyond = near.values[:, -1].double() + x.squares[part] * (1 - x.slack) - _TINY
+                again = part[beyond <= (radii[part] / x.scale).square() * (1 + 1e-9)]
+                for some in again.split(_FEW):  # rare, but for many equal distances
+                    radii[some] = _to_all(x.rows[some], x.rows).kthvalue(k + 1, dim=1).values
+    return radii
+
+
+def _to_all(few: Tensor, b: Tensor) -> Tensor:
+    """Distances (n, M) of a few rows to all of `b`, without a float64 copy of it."""
+    return torch.cat([_distances(few, part) for part in b.split(4 * _CHUNK)], dim=1)
+
+
+def _exact(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Tensor:
+    """Distances (n, m) of the rows a[rows] (n,) to the rows b[columns] (n, m), as `_distances` takes them."""
+    each = max(1, 2**23 // (columns.shape[1] * a.shape[1]))  # 64 MB of float64
+    pieces = [_distances(a[i, None], b[j])[:, 0] for i, j in zip(rows.split(each), columns.split(each))]
+    return torch.cat(pieces)
+
+
+def _covered(points: _Rounded, centres: _Rounded, radii: Tensor, progress: bool, what: str = "coverage") -> Tensor:
+    """The share of `points` that lie within the radius (M,) of at least one centre."""
+    reach = (radii / centres.scale).square()
+    offset = (centres.squares - reach).float()
+    doubt = (centres.slack * (centres.squares + reach)).float() * 1.01 + _TINY
+    inside = torch.zeros(len(points.rows), dtype=torch.bool, device=radii.device)
+    with _full_float32():
+        for part in _bar(points.parts(centres), len(inside), what, progress):
+            gap = points.low[part] @ centres.low.mT  # (n, M)
+            torch.sub(offset, gap, alpha=2, out=gap)  # plus |a|^2: the squared distance less the squared radius
+            own = points.squares[part]
+            sure = (gap + doubt).amin(dim=1).double() + own * (1 + points.slack) + _TINY <= 0
+            inside[part] = sure
+            unsure, limit = part[~sure], _TINY - own[~sure] * (1 - points.slack)
+            maybe = (gap[~sure] - doubt).double() <= limit[:, None]
+            inside[unsure] = _any_within(points.rows, unsure, centres.rows, radii, maybe)
+    return inside.double().mean()
+
+
+def _any_within(a: Tensor, rows: Tensor, b: Tensor, radii: Tensor, maybe: Tensor) -> Tensor:
+    """Whether one of the pairs `maybe` (n, M) of rows a[rows] (n,) and b (M, d) is within the radius of b, in float64."""
+    found = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    pairs = maybe.nonzero()
+    if len(pairs) > maybe.numel() // 8:  # on a lattice: taking all is cheaper than picking them
+        return torch.cat([(_to_all(a[some], b) <= radii).any(dim=1) for some in rows.split(_FEW)])
+    for some in pairs.split(max(1, 2**22 // a.shape[1])):
+        hit = _exact(a, rows[some[:, 0]], b, some[:, 1:])[:, 0] <= radii[some[:, 1]]
+        found[some[hit, 0]] = True
+    return found
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3, *, progress: bool = False) -> tuple[Tensor, Tensor]:
     """(precision, recall) in [0, 1] of features (N, d) and (M, d): the share of fakes near real rows, and of real rows near fakes.
 
-    Near a row: at a distance <= that from the row to its k-th neighbour, itself excluded. Raises ConfigError unless both sets
-    have more than k rows. Reference: Kynkäänniemi et al. 2019 (arXiv:1904.06991), eq. 1 and 2.
+    Near a row: at a distance <= that from the row to its k-th neighbour, itself excluded (prdc takes <, so on exact ties it
+    counts fewer). Products in float32 find the pairs that matter; what their rounding could decide is measured in float64, so
+    the result is that of float64 throughout. Memory stays within that of the rows and a few hundred MB. `progress` shows a bar.
+    Raises ConfigError unless both sets have more than k rows. Reference: Kynkäänniemi et al. 2019 (arXiv:1904.06991), eq. 1, 2.
     """
     check_count("k", k)
-    real, fake = _rows("real", real, at_least=k + 1), _rows("fake", fake, at_least=k + 1)
+    real, fake = _plain_rows("real", real, at_least=k + 1), _plain_rows("fake", fake, at_least=k + 1)
     _same_width(real=real, fake=fake)
-    return _covered(fake, real, k), _covered(real, fake, k)
+    a, b = _Rounded.of(real, fake)
+    precision = _covered(b, a, _radii(a, k, progress, "neighbours of real rows"), progress, "precision")
+    return precision, _covered(a, b, _radii(b, k, progress, "neighbours of samples"), progress, "recall")
 
 
 def nearest_distances(x: Tensor, reference: Tensor) -> Tensor:

@@ -128,6 +128,83 @@ def test_coarse_fixture_tells_less_or_equal_from_less():
     assert any(f[f"brute_precision_le_k{k}"] != f[f"brute_precision_lt_k{k}"] for k in (1, 3, 5))
 
 
+def _exactly(real, fake, k):
+    """Precision, recall and the radii of both from every distance in float64: the definition, without a short cut."""
+    real, fake = real.double(), fake.double()
+    table = lambda a, b: torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # noqa: E731
+    of_real, of_fake = (table(x, x).kthvalue(k + 1, dim=1).values for x in (real, fake))
+    across = table(fake, real)
+    return (across <= of_real).any(1).double().mean(), (across <= of_fake[:, None]).any(0).double().mean(), of_real, of_fake
+
+
+def _lattice(n, d, side, seed):
+    return torch.randint(side, (n, d), generator=torch.Generator().manual_seed(seed)).float()
+
+
+HARD = {  # where rounding of a product could decide who is nearest, or who is inside
+    "random": lambda: (normal(300, 40, dtype=torch.float32), normal(257, 40, 1, torch.float32) * 0.9),
+    "as wide as Inception's": lambda: (normal(90, 2048, dtype=torch.float32), normal(110, 2048, 1, torch.float32) + 0.02),
+    "duplicates": lambda: (normal(60, 9, dtype=torch.float32).repeat(5, 1), normal(60, 9, dtype=torch.float32).repeat(4, 1)),
+    "some duplicates": lambda: (torch.cat([normal(300, 9), normal(5, 9)]), torch.cat([normal(250, 9, 2), normal(5, 9), normal(5, 9)])),
+    "a lattice": lambda: (_lattice(300, 3, 4, 0), _lattice(280, 3, 4, 1)),
+    "a finer lattice": lambda: (_lattice(300, 2, 40, 0), _lattice(280, 2, 40, 1)),
+    "far from zero": lambda: (normal(300, 8, dtype=torch.float32) + 1000, normal(260, 8, 1, torch.float32) + 1000),
+    "very far from zero": lambda: (1e-3 * normal(300, 8) + 1e6, 1e-3 * normal(260, 8, 1) + 1e6),
+    "half precision": lambda: (normal(300, 16).half(), normal(260, 16, 1).half()),
+    "bfloat16": lambda: (normal(300, 16).bfloat16(), normal(260, 16, 1).bfloat16()),
+    "nearly equal rows": lambda: (1 + 1e-9 * normal(300, 5), 1 + 1e-9 * normal(260, 5, 1)),
+    "one outlier": lambda: (torch.cat([normal(300, 5), torch.full((1, 5), 1e6).double()]), normal(260, 5, 1)),
+    "huge": lambda: (1e100 * normal(100, 5), 1e100 * normal(90, 5, 1)),
+    "tiny": lambda: (1e-100 * normal(100, 5), 1e-100 * normal(90, 5, 1)),
+    "all equal": lambda: (torch.ones(50, 4), torch.ones(40, 4)),
+    "one number each": lambda: (normal(200, 1), normal(150, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("k", [1, 3, 30])
+def test_products_in_float32_never_decide_what_only_float64_can(name, k):
+    real, fake = HARD[name]()
+    precision, recall, of_real, of_fake = _exactly(real, fake, k)
+    assert metrics.precision_recall(real, fake, k) == (precision, recall)
+    assert torch.equal(metrics.neighbour_radii(real, k), of_real)
+    assert torch.equal(metrics.neighbour_radii(fake, k), of_fake)
+
+
+def test_a_lower_matmul_precision_of_the_process_changes_nothing_and_is_given_back():
+    real, fake = HARD["random"]()
+    right = metrics.precision_recall(real, fake)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert metrics.precision_recall(real, fake) == right
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("name", ["random", "as wide as Inception's", "far from zero", "one outlier"])
+def test_the_bound_of_a_product_s_rounding_holds_and_few_pairs_are_measured_again(name, monkeypatch):
+    real, fake = HARD[name]()
+    a, b = metrics._Rounded.of(real, fake)
+    rounded = a.squares[:, None] + b.squares - 2 * (a.low @ b.low.mT).double()
+    exact = metrics._distances(real, fake).square() / a.scale**2
+    assert ((rounded - exact).abs() <= a.slack * (a.squares[:, None] + b.squares)).all()
+    measured = []
+    plain = metrics._distances
+    monkeypatch.setattr(metrics, "_distances", lambda x, y: (measured.append(x.shape[:-1].numel() * y.shape[-2]), plain(x, y))[1])
+    metrics.precision_recall(real, fake)
+    assert sum(measured) < 20 * (len(real) + len(fake))  # the 12 candidates for each radius, and some pairs
+
+
+def test_products_are_taken_in_blocks_of_bounded_size(monkeypatch):
+    real, fake = HARD["random"]()
+    right = metrics.precision_recall(real, fake)
+    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    assert metrics.precision_recall(real, fake) == right
+    (a,) = metrics._Rounded.of(real)
+    assert max(len(part) * len(real) for part in a.parts(a)) <= 1000
+
+
 def test_collapse_to_one_mode_keeps_precision_and_loses_recall():
     modes = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
     real = modes.repeat(50, 1) + normal(200, 2)

@@ -26,6 +26,7 @@ NAMES = (
     "loader",
     "sit",
     "dispersive",
+    "coverage",
     "explorers",
 )  # the last needs a browser
 
