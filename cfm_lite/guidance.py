@@ -49,6 +49,10 @@ class Guided:
         guided = self.combine(t, *velocities)
         return guided if inside is True else torch.where(expand(inside, x), guided, velocities[0])
 
+    def acts_at(self, t: float) -> bool:
+        """Whether all parts are evaluated at time `t`."""
+        return self.interval[0] - _SLACK <= t <= self.interval[1] + _SLACK
+
     def restrict(self, low: float, high: float) -> Velocity:
         """The same velocity for times that all lie in [low, high]: decided here and now where the answer does not vary."""
         parts = tuple(restrict(part, low, high) for part in self.parts)

@@ -9,13 +9,15 @@ Reference: Ma et al. 2024 (SiT, arXiv:2401.08740), section 2 and appendix A.
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_floating, check_generator, check_number, check_tensor, on_host
+from cfm_lite.checks import check_choice, check_count, check_floating, check_generator, check_number, check_tensor, on_host
 from cfm_lite.errors import ConfigError, DivergenceError
-from cfm_lite.guidance import Velocity, as_velocity
+from cfm_lite.guidance import EVERYWHERE, Guided, Velocity, as_velocity, check_interval
 from cfm_lite.lazy import optional
 from cfm_lite.likelihood import log_prob
 from cfm_lite.paths import LINEAR, Path, check_path
@@ -23,9 +25,13 @@ from cfm_lite.steps import Step, check_finite, check_state, euler, fitting, heun
 
 __all__ = [
     "DIFFUSIONS",
+    "EVALUATIONS",
+    "SDE_END",
+    "Evaluations",
     "Step",
     "diffusion_coefficient",
     "euler",
+    "evaluations",
     "heun",
     "log_prob",
     "midpoint",
@@ -35,6 +41,41 @@ __all__ = [
     "sample_sde",
     "trajectory",
 ]
+
+
+STAGES = {"euler": (0.0,), "midpoint": (0.0, 1 / 2), "heun": (0.0, 1.0), "rk4": (0.0, 1 / 3, 2 / 3, 1.0)}  # times in a step
+EVALUATIONS = {**{solver: len(times) for solver, times in STAGES.items()}, "sde": 1}  # of the network, in one step
+SDE_END = 0.04  # the last step of the SDE, which has no noise, as in SiT's program
+
+
+class Evaluations(NamedTuple):
+    """What one sample costs: `nfe` evaluations of the velocity, and the `rows` that the network computes for them."""
+
+    nfe: int
+    rows: int
+
+
+def evaluations(solver: str, steps: int, guidance: float = 1.0, interval: tuple[float, float] = EVERYWHERE) -> Evaluations:
+    """What one sample costs with `steps` even steps of a solver from t = 0 to t = 1, or of "sde", its last step included.
+
+    The rule, here as in the papers: a guided evaluation counts once in `nfe`, and as two rows, one of them unconditional. So
+    `rows` is `nfe`, plus the evaluations inside `interval` where `guidance` is not 1. `sample_adaptive` chooses its own steps:
+    what it takes is known afterwards, by counting the calls of the velocity. Raises ConfigError for an unknown solver, for
+    fewer than one step (two for "sde"), and for a wrong guidance or interval.
+
+    >>> evaluations("heun", 25, guidance=1.5, interval=(0.5, 1.0))
+    Evaluations(nfe=50, rows=75)
+    """
+    check_choice("solver", solver, EVALUATIONS)
+    check_count("steps", steps, low=2 if solver == "sde" else 1)
+    scale = check_number("guidance", guidance, -math.inf, math.inf)
+    guided = Guided((), lambda t: t, check_interval(interval))
+    if solver == "sde":
+        times = torch.linspace(0, 1 - SDE_END, steps).tolist()
+    else:
+        ts = torch.linspace(0, 1, steps + 1).tolist()
+        times = [low + share * (high - low) for low, high in pairwise(ts) for share in STAGES[solver]]
+    return Evaluations(len(times), len(times) + (sum(map(guided.acts_at, times)) if scale != 1 else 0))
 
 
 @torch.no_grad()

@@ -37,7 +37,15 @@ def rows(n: int = 4096, steps: int = 100) -> list[dict]:
     """How far apart the classes end, how wide each is, and which share lies nearer to the other one."""
     y = torch.arange(2 * n) % 2
     x0 = torch.randn(n, 2, generator=keyed_generator("cpu", 0, "moving picture, numbers"), dtype=torch.float64).repeat_interleave(2, 0)
-    place = {"dataset": "close_classes", "seed": 0, "steps": 0, "nfe": 2 * steps, "sampler": "heun", "weight": WEIGHT, "samples": 2 * n}
+    place = {
+        "dataset": "close_classes",
+        "seed": 0,
+        "steps": 0,
+        "nfe": samplers.evaluations("heun", steps).nfe,
+        "sampler": "heun",
+        "weight": WEIGHT,
+        "samples": 2 * n,
+    }
     found = [
         {**place, "method": "real", "metric": "class_gap", "value": float(CENTRES[1, 0] - CENTRES[0, 0])},
         {**place, "method": "real", "metric": "class_spread", "value": SPREAD},

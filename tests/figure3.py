@@ -77,7 +77,15 @@ def rows(steps: int) -> list[dict]:
     """The gaps of the mean target, of the exact optimum and of trained networks, for FM and ΔFM."""
     found = []
     for method, weight in (("fm", 0.0), ("delta_fm", WEIGHT)):
-        base = {"method": method, "dataset": "figure3", "seed": 0, "steps": steps, "nfe": 800, "sampler": "heun", "weight": weight}
+        base = {
+            "method": method,
+            "dataset": "figure3",
+            "seed": 0,
+            "steps": steps,
+            "nfe": samplers.evaluations("heun", 400).nfe,
+            "sampler": "heun",
+            "weight": weight,
+        }
         values = {
             "target_gap": target_gap(weight),
             "exact_endpoint_gap": endpoint_gap(exact(weight)),

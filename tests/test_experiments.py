@@ -9,7 +9,7 @@ import torch
 from cfm_lite import experiments, guidance
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
-from cfm_lite.experiments import ARMS, SUITES, differences
+from cfm_lite.experiments import ARMS, SUITES, differences, jobs, measures
 from cfm_lite.judges import train_judge
 from cfm_lite.recipes import METHODS, Recipe
 from cfm_lite.runs import train
@@ -204,3 +204,33 @@ def test_the_sde_and_the_other_solvers_draw_what_their_names_say(run):
     for bad in ({"solver": "heun", "nfe": 3}, {"solver": "sde", "nfe": 1}, {"solver": "eular"}, {"samples": 0}):
         with pytest.raises(ConfigError):
             experiments.Sampling(**bad)
+
+
+@pytest.mark.parametrize(
+    ("held", "trained", "n"), [(10_000, 60_000, 6_000), (10_000, 60_000, 9_999), (10_000, 60_000, 10_000), (898, 5_500, 1_000)]
+)
+def test_samples_are_held_against_as_many_real_rows_of_each_kind(held, trained, n, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        measures, "assess", lambda judge, x: (seen.append(x.flatten()), (torch.zeros(len(x), 2), torch.randn(len(x), 2)))[1]
+    )
+    rows = [torch.arange(float(count))[:, None] for count in (trained, held, n)]
+    data = DATA._replace(x1=rows[0], held_x1=rows[1])
+    experiments.measure(rows[2], torch.zeros(n, dtype=torch.long), data, train_judge("digits", limit=5))
+    _, real, train = seen
+    assert (len(real), len(train)) == (min(n, held), min(n, trained))
+    for chosen, whole in ((real, held), (train, trained)):
+        assert chosen.diff().min() >= 1  # none twice
+        assert chosen.diff().max() - chosen.diff().min() <= 1  # evenly spaced
+        assert whole - chosen[-1] < whole / len(chosen) + 1  # up to the end
+        if whole % len(chosen) == 0:
+            assert torch.equal(chosen, torch.arange(0.0, whole, whole // len(chosen)))
+
+
+def test_a_guided_sampling_counts_its_evaluations_once_and_its_rows_twice_wherever_they_are_counted():
+    plain, guided = (experiments.Sampling("heun", 8, scale, 100) for scale in (1.0, 2.0))
+    assert (plain.nfe, plain.rows, guided.nfe, guided.rows) == (8, 800, 8, 1600)
+    one, two = (jobs.Job(SMALL, (experiments.Trial("core", "", "fm", SMALL, (way,)),)) for way in (plain, guided))
+    assert jobs.estimate_rows(two) - jobs.estimate_rows(one) == 800
+    assert jobs.estimate(two) / jobs.estimate(one) == pytest.approx(jobs.estimate_rows(two) / jobs.estimate_rows(one))
+    assert experiments.row_base("fm", SMALL.changed(guidance=2.0), 100, 4, "heun")["nfe"] == 8

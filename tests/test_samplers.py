@@ -1,12 +1,14 @@
 """ODE samplers: agreement with the official programs, order, evaluations, time grids, dtypes, errors."""
 
+import itertools
+import math
 import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cfm_lite import guidance, steps
+from cfm_lite import guidance, samplers, steps
 from cfm_lite.checks import expand
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.paths import COSINE
@@ -461,3 +463,51 @@ def test_a_missing_torchdiffeq_is_one_line_with_the_remedy(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(ConfigError, match=r"pip install 'cfm-lite\[ode\]'"):
         sample_adaptive(gaussian, torch.zeros(3, 2))
+
+
+# what a sample costs
+
+
+class Tally(nn.Module):
+    """A model with a null label that counts its calls and the rows in them."""
+
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.rows = 0, 0
+
+    def forward(self, x, t, y):
+        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        return -x
+
+
+INTERVALS = ((0.0, 1.0), (0.25, 0.75), (0.3, 0.62), (0.5, 0.5), (0.97, 1.0), (0.0, 0.0))
+
+
+@pytest.mark.parametrize("solver", samplers.EVALUATIONS)
+def test_evaluations_are_the_calls_of_the_network_and_guidance_doubles_rows_not_evaluations(solver):
+    x, y = torch.ones(3, 2), torch.tensor([0, 1, 1])
+    for scale, interval, n in itertools.product((1.0, 0.0, 2.5), INTERVALS, (2, 4, 7)):
+        model = Tally()
+        v = guidance.cfg(model, y, scale, interval)
+        if solver == "sde":
+            samplers.sample_sde(v, x, torch.linspace(0, 1 - samplers.SDE_END, n), noise=torch.zeros(n - 1, 3, 2))
+        else:
+            samplers.sample(v, x, torch.linspace(0, 1, n + 1), getattr(samplers, solver))
+        assert samplers.evaluations(solver, n, scale, interval) == (model.calls, model.rows / len(x)), (scale, interval, n)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: samplers.evaluations("dopri5", 4), "must be one of 'euler'"),
+        (lambda: samplers.evaluations("sde", 1), "at least 2"),
+        (lambda: samplers.evaluations("heun", 0), "at least 1"),
+        (lambda: samplers.evaluations("heun", 4, math.nan), "guidance is nan"),
+        (lambda: samplers.evaluations("heun", 4, 2.0, (0.8, 0.2)), "low above high"),
+    ],
+)
+def test_evaluations_of_what_cannot_be_sampled_are_refused(call, words):
+    with pytest.raises(ConfigError, match=words):
+        call()

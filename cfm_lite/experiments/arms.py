@@ -25,11 +25,9 @@ from cfm_lite.perturbations import expected_map
 from cfm_lite.recipes import Recipe
 from cfm_lite.recipes.recipe import PERTURBATIONS, SOLVERS
 from cfm_lite.runs import Run
+from cfm_lite.samplers import EVALUATIONS, SDE_END
 
 __all__ = ["ARMS", "CONTROLS", "EVALUATIONS", "Arm", "balanced_labels", "draw_samples", "noise_of", "trained_recipe", "velocity"]
-
-EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "sde": 1}  # model calls per step
-SDE_END = 0.04  # the last step of the SDE, which has no noise, as in SiT's program
 
 
 Change = Callable[[Velocity, Recipe, DataSet], Velocity]

@@ -115,8 +115,7 @@ def estimate(job: Job, device: str = "cpu") -> float:
     """About how many seconds a job takes, from one timed forward pass of its network; a weight for the bar, not a promise."""
     r = job.training
     architecture = tuple((name, getattr(r, name)) for name in ("dataset", "model", "hidden_size", "depth", "num_heads", "patch_size"))
-    drawn = sum(way.samples * way.nfe * (1 if way.guidance == 1 else 2) for trial in job.trials for way in trial.samplings)
-    return _row_seconds(architecture, device) * (STEP_COST * r.steps * r.batch + drawn)
+    return _row_seconds(architecture, device) * estimate_rows(job)
 
 
 def run_job(job: Job, parts: Path, device: str, *, keep: bool = False, report: Callable[[float], None] = lambda share: None) -> None:
@@ -140,7 +139,7 @@ def run_job(job: Job, parts: Path, device: str, *, keep: bool = False, report: C
 
 def estimate_rows(job: Job) -> float:
     """All rows that a job sends through its network, in forward passes."""
-    drawn = sum(way.samples * way.nfe for trial in job.trials for way in trial.samplings)
+    drawn = sum(way.rows for trial in job.trials for way in trial.samplings)
     return STEP_COST * job.training.steps * job.training.batch + drawn
 
 

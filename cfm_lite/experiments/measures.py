@@ -17,6 +17,7 @@ from cfm_lite.experiments.diagnostics import field_values, path_values
 from cfm_lite.judges import SETTINGS, Judge, assess, judge_for
 from cfm_lite.recipes import Recipe
 from cfm_lite.runs import Run
+from cfm_lite.samplers import evaluations
 from cfm_lite.theory import GaussianMixture
 
 __all__ = ["Row", "Sampling", "field_rows", "judge_of", "measure", "row_base", "rows_of", "sample_rows"]
@@ -47,6 +48,11 @@ class Sampling:
     def steps(self) -> int:
         """Steps of the solver."""
         return self.nfe // EVALUATIONS[self.solver]
+
+    @property
+    def rows(self) -> int:
+        """Rows that the network computes for all samples."""
+        return self.samples * evaluations(self.solver, self.steps, self.guidance).rows
 
 
 def judge_of(name: str) -> Judge | None:
@@ -80,11 +86,12 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
 
 
 def _some(x: Tensor, count: int) -> Tensor:
-    """At most `count` rows of real `x`, evenly spaced: the two halves of MNIST's test rows come from different groups of writers.
+    """`count` rows of real `x`, or all where it has fewer, evenly spaced: the halves of MNIST's test rows are by different writers.
 
     Samples are cut by taking the first rows instead: their labels run through the classes, and a stride would drop some of them.
     """
-    return x[:: -(-len(x) // count)]
+    n = min(count, len(x))
+    return x[torch.arange(n) * len(x) // n]  # exactly n, which a whole stride would give only where n divides len(x)
 
 
 def _measure_points(samples: Tensor, y: Tensor, data: DataSet) -> dict[str, float]:
@@ -138,7 +145,7 @@ def row_base(method: str, recipe: Recipe, n: int, steps: int, solver: str | None
         "dataset": recipe.dataset,
         "seed": recipe.seed,
         "steps": recipe.steps,
-        "nfe": steps * EVALUATIONS[solver],
+        "nfe": evaluations(solver, steps).nfe,
         "sampler": solver,
         "guidance": recipe.guidance,
         "samples": n,

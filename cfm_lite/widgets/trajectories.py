@@ -89,7 +89,7 @@ def trajectories(field: str = "fm", solver: str = "euler", steps: int = 8, label
             ring.set_visible(value == label)
         cloud.set_facecolor(scenes.cloud_colors(label, labels))
         name = dict((value, text) for text, value in scenes.FIELDS)[field]
-        calls = steps * {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}[solver]
+        calls = samplers.evaluations(solver, steps).nfe
         title.set_text(f"{name}, {solver}, {steps} step{'s' if steps > 1 else ''}, t = {t:.2f}")
         on_data = float((run.drift[-1] < scenes.inside()).mean())
         drift = run.drift[-1].mean()

@@ -325,6 +325,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "recipes.imagenet.ImageNet": lambda d: dict(cfm_lite.recipes.imagenet("vecor", model="SiT-Ti/2").as_dict()),
     "runs.pick_device": lambda d: {"name": d.pick("auto", "cpu")},
     "samplers.diffusion_coefficient": lambda d: {"t": d.times(4), "diffusion": d.pick(*samplers.DIFFUSIONS), "path": LINEAR, "norm": 1.0},
+    "samplers.evaluations": lambda d: {"solver": d.pick(*samplers.EVALUATIONS), "steps": 3, "guidance": 1.5, "interval": (0.2, 0.8)},
     "samplers.sample": lambda d: {"velocity": d.pick(velocity, _model()), "x": d.normal(4, 2), "ts": _grid(d), "step": samplers.heun},
     "samplers.sample_adaptive": lambda d: {"velocity": velocity, "x": d.normal(4, 2), "t0": 0.0, "t1": 1.0, "rtol": 1e-3, "atol": 1e-3},
     "samplers.sample_sde": lambda d: {

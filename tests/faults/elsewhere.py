@@ -9,7 +9,7 @@ ELSEWHERE: dict[str, str] = {
         judges.JudgeSettings paths.FlowSample paths.Path runs.Run scale.budget.Split scale.dry_run.Made scale.features.Extractor
         scale.features.Features scale.sample.Settings scale.train.Options steps.Grid terms.Draw terms.Evaluated terms.Term
         viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
-        scale.sample.Trained
+        scale.sample.Trained samplers.Evaluations
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
         arguments.Common arguments.FullScale arguments.show cli.Compare cli.Demo cli.Evaluate cli.Prepare cli.Sample cli.Train
