@@ -1,14 +1,15 @@
 """What several commands share: common options, those of the full scale, and settings written as name=value."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cfm_lite.errors import ConfigError
+from cfm_lite.places import expanded
 
-__all__ = ["Common", "Device", "FullScale", "parse_settings", "show"]
+__all__ = ["Common", "Device", "FullScale", "names_of", "parse_settings", "show"]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Log = Literal["json", "tensorboard"]
@@ -24,6 +25,39 @@ class Common:
     """A small version that shows that everything works; its numbers mean nothing."""
     debug: bool = False
     """Show the traceback of an error."""
+
+    words: ClassVar[frozenset[str]] = frozenset()  # the options that stand on the command line
+
+    def run(self) -> None:
+        """Expand `~` in every path, then do the command's `work`."""
+        for part, name, _ in self._options():
+            value = getattr(part, name)
+            if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~")):
+                setattr(part, name, type(value)(expanded(value)) if isinstance(value, str) else expanded(value))
+        self.work()
+
+    def work(self) -> None:
+        """What the command does; paths are expanded by then."""
+        raise NotImplementedError
+
+    @property
+    def given(self) -> set[str]:
+        """The names of the options that were given: on the command line, or as a value that is not the default."""
+        return {name for part, name, default in self._options() if name in self.words or getattr(part, name) != default}
+
+    def refuse(self, names: Collection[str], why: str) -> None:
+        """Raise ConfigError that says `why` for the first of the options `names` that was given: it would do nothing."""
+        given = self.given
+        for name in names:
+            if name in given:
+                raise ConfigError(f"--{name.replace('_', '-')} {why}")
+
+    def _options(self) -> Iterator[tuple[Any, str, Any]]:
+        """(the object that holds it, name, default) of every option, those of the full scale too."""
+        for part in (self, getattr(self, "full", None)):
+            for field in dataclasses.fields(part) if part is not None else ():
+                if field.name != "full":
+                    yield part, field.name, field.default
 
 
 @dataclass
@@ -64,6 +98,11 @@ class FullScale:
     """For repa: a file with the teacher's weights, or random (default: timm's, fetched once)."""
 
 
+def names_of(kind: type, *but: str) -> list[str]:
+    """The names of the options of a dataclass, without those in `but`."""
+    return [field.name for field in dataclasses.fields(kind) if field.name not in but]
+
+
 def show(text: str | None) -> None:
     """Print what a command says; ranks other than 0 say nothing."""
     if text is not None:
@@ -88,6 +127,8 @@ def parse_settings(settings: Sequence[str], kind: type | None = None) -> dict[st
             raise ConfigError(f"--set names {name!r} twice; give it once.")
         try:
             found[name] = _BOOLS[value.lower()] if kinds[name] is bool else kinds[name](value)
+            if kinds[name] is str and value.startswith("~"):
+                found[name] = str(expanded(value))
         except (ValueError, KeyError):
             example = getattr((kind or Recipe)(), name)
             raise ConfigError(f"--set {name}={value!r} is no {kinds[name].__name__}; such as {name}={example}.") from None

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
-from cfm_lite.arguments import Common, FullScale, parse_settings, show
+from cfm_lite.arguments import Common, FullScale, names_of, parse_settings, show
 from cfm_lite.errors import ConfigError
+from cfm_lite.places import check_file
 from cfm_lite.terminal import run_command
 
 __all__ = ["Compare", "Demo", "Evaluate", "Export", "Prepare", "Sample", "Train", "main"]
@@ -28,6 +29,12 @@ def _given(value: Any, otherwise: Any) -> Any:
     return otherwise if value is None else value
 
 
+def _on_the_cpu(device: str, what: str) -> None:
+    """Raise ConfigError for a device that would not be used."""
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {device} would change nothing: {what} on the CPU; leave it out.")
+
+
 @dataclass
 class Demo(Common):
     """Train FM, ΔFM, VeCoR and dispersive on real digits from one starting point, draw, and print a table (90 s on two cores)."""
@@ -35,7 +42,7 @@ class Demo(Common):
     out: Path = Path("runs/demo")
     """Where samples.png, fields.png, quality_vs_steps.png and metrics.json go."""
 
-    def run(self) -> None:
+    def work(self) -> None:
         from cfm_lite.demo import demo
 
         print(demo(self.out, seed=self.seed, device=self.device, quick=self.quick))
@@ -64,39 +71,60 @@ class Train(Common):
     full: Annotated[FullScale, arg(name="")] = field(default_factory=FullScale)
     """For imagenet."""
 
-    def run(self) -> None:
+    def work(self) -> None:
+        if self.quick:
+            self.refuse(["steps"], "and --quick both say how many steps; give one of them.")
         if self.recipe == "imagenet":
             self._run_imagenet()
             return
+        self.refuse(names_of(FullScale), f"is for train imagenet, and this is train {self.recipe}; leave it out.")
         from cfm_lite import runs
+        from cfm_lite.commands import sample_run
         from cfm_lite.data.datasets import dataset
         from cfm_lite.recipes import recipe
+        from cfm_lite.recipes.reads import check_read
 
-        changes = parse_settings(self.set) | {"method": self.method, "seed": self.seed}
-        if self.steps is not None or self.quick:
-            changes["steps"] = self.steps if self.steps is not None else 50
-        if self.batch is not None:
-            changes["batch"] = self.batch
+        changes, by_hand = self._changes({"steps": 50 if self.quick else self.steps})
         chosen = recipe(self.recipe, **changes)
-        folder = self.out or Path("runs") / f"{self.recipe}-{self.method}-{self.seed}"
+        check_read(chosen, by_hand)
+        folder = runs.home_for(self.out or Path("runs") / f"{self.recipe}-{chosen.method}-{chosen.seed}", self.resume)
         data = dataset(chosen.dataset)
         device = runs.pick_device(self.device)
         done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, save_every=_given(self.save_every, 1000))
         print(f"{done.summary}; the run is in {folder}")
-        from cfm_lite.commands import sample_run
-
         print("samples in {} and {}".format(*sample_run(folder, None, 100, self.device)))
+
+    def _changes(self, flags: dict[str, Any], kind: type | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Recipe fields from --set and from options of their own, and the names in --set; ConfigError for what both give."""
+        changes, given = parse_settings(self.set, kind), self.given
+        by_hand = tuple(changes)
+        for name, value in {"method": self.method, "seed": self.seed, "batch": self.batch, **flags}.items():
+            flag = name if name in given else "quick" if name == "steps" and self.quick else None
+            if flag and name in changes:
+                raise ConfigError(f"--set {name} and --{flag} both give the {name}; give one of them.")
+            if flag or (name in ("method", "seed") and name not in changes):
+                changes[name] = value
+        return changes, by_hand
 
     def _run_imagenet(self) -> None:
         from cfm_lite.recipes import ImageNet
         from cfm_lite.scale.commands import train_command
+        from cfm_lite.scale.official import is_file_of_weights
 
-        full, given = self.full, {"steps": 20 if self.quick else self.steps, "batch": self.batch, "size": self.full.size}
-        changes = parse_settings(self.set, ImageNet) | {"seed": self.seed} | {k: v for k, v in given.items() if v is not None}
+        full = self.full
+        if full.dry_run:
+            self.refuse(["resume", "save_every", "log", "log_every"], "would do nothing: --dry-run saves and logs nothing; leave it out.")
+        else:
+            self.refuse(["price"], "is what a device-hour costs, which --dry-run tells; give --dry-run too.")
+        if full.start is None or not is_file_of_weights(full.start):
+            self.refuse(["format"], "says whose official file --start is, and there is none; leave it out, or give --start FILE.")
+        changes, by_hand = self._changes({"steps": 20 if self.quick else self.steps, "size": full.size}, ImageNet)
+        if "method" not in by_hand:
+            changes.pop("method")  # it is the preset's name
         how = {
             "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "parallel": full.parallel,
             "checkpointing": full.checkpointing, "images": full.images, "features": full.features, "teacher": full.teacher,
-            "start": full.start, "format": full.format, "log": full.log,
+            "start": full.start, "format": full.format, "log": full.log, "by_hand": by_hand,
             "save_every": _given(self.save_every, 10_000), "log_every": full.log_every, "dry_run": full.dry_run, "price": full.price,
         }  # fmt: skip
         show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
@@ -109,21 +137,23 @@ class Sample(Common):
     checkpoint: Path = Path("runs/digits-fm-0")
     """A run's folder, or one of its checkpoints."""
     num: int = 100
-    """How many samples, the classes in turn."""
+    """How many samples; a folder of samples for imagenet grows to them, and only what is missing is drawn."""
+    labels: str = "turn"
+    """Which classes: turn, one after the other; random, as in the papers; or some, such as 3,7, in turn."""
     steps: int | None = None
     """Steps of the solver (default: the recipe's)."""
     solver: Literal["euler", "midpoint", "heun", "rk4"] | None = None
     """The fixed-step solver (default: the recipe's)."""
     guidance: float | None = None
     """Scale of classifier-free guidance (default: the recipe's; 1 is none)."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """The times, 0 noise to 1 data, between which guidance acts."""
+    sde: bool = False
+    """Euler-Maruyama on the SDE instead of an ODE solver."""
+    debias: bool = False
+    """Undo the bias of delta_fm or vecor."""
     out: Path | None = None
     """The npz file (default: samples.npz in the run's folder); for imagenet a folder (default: samples/ there)."""
-    sde: bool = False
-    """imagenet: Euler-Maruyama on the SDE instead of an ODE solver."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """imagenet: the times, 0 noise to 1 data, between which guidance acts."""
-    debias: bool = False
-    """imagenet: undo the bias of delta_fm or vecor."""
     batch: int = 64
     """imagenet: images drawn at once; it decides the noise, the number of ranks does not."""
     vae: str | None = None
@@ -133,25 +163,32 @@ class Sample(Common):
     model: str = "SiT-XL/2"
     """imagenet: and what is in it."""
 
-    def run(self) -> None:
+    def work(self) -> None:
         from cfm_lite import runs
         from cfm_lite.checks import check_count
+        from cfm_lite.commands import sample_run
+        from cfm_lite.recipes import imagenet
+        from cfm_lite.scale.official import is_file_of_weights
 
         check_count("num", self.num)
-        folder = self.checkpoint
-        if folder.suffix in (".pt", ".pth", ".safetensors") and not folder.is_dir():
-            from cfm_lite.recipes import imagenet
-
-            self._run_imagenet(imagenet("sit"))
-            return
-        recipe = runs.saved_recipe(folder if (folder / "config.json").exists() else folder.parent.parent)
+        if self.quick:
+            self.refuse(["num"], "and --quick both say how many samples; give one of them.")
+        if self.sde:
+            self.refuse(["solver"], "is for an ODE, and --sde is the solver of the SDE; give one of them.")
+        official = is_file_of_weights(self.checkpoint)
+        recipe = imagenet("sit") if official else runs.saved_recipe(self.checkpoint)
+        if not official:
+            self.refuse(["format", "model"], f"says what an official file holds, and {self.checkpoint} is a run of ours; leave it out.")
+        scale = _given(self.guidance, recipe.guidance)
+        if scale == 1:
+            self.refuse(["interval"], "is where guidance acts, and a scale of 1 is none; give another --guidance too.")
         if recipe.dataset == "imagenet":
             self._run_imagenet(recipe)
             return
-        from cfm_lite.commands import sample_run
-
+        self.refuse(["batch", "vae"], f"is for runs on imagenet, and {self.checkpoint} is a run on {recipe.dataset}; leave it out.")
         changes = {"solver": self.solver, "guidance": self.guidance, "sample_steps": self.steps, "seed": self.seed}
-        paths = sample_run(self.checkpoint, self.out, 20 if self.quick else self.num, self.device, **changes)
+        how = {"sde": self.sde, "interval": self.interval, "debias": self.debias, "labels": self.labels}
+        paths = sample_run(self.checkpoint, self.out, 20 if self.quick else self.num, self.device, **how, **changes)
         print("samples in {} and {}".format(*paths))
 
     def _run_imagenet(self, recipe: Any) -> None:
@@ -160,7 +197,7 @@ class Sample(Common):
         settings: dict[str, Any] = {
             "num": 16 if self.quick else self.num, "seed": self.seed, "solver": "sde" if self.sde else self.solver or recipe.solver,
             "steps": _given(self.steps, recipe.sample_steps), "guidance": _given(self.guidance, recipe.guidance),
-            "interval": self.interval, "debias": self.debias, "batch": self.batch,
+            "interval": self.interval, "debias": self.debias, "batch": self.batch, "labels": self.labels,
         }  # fmt: skip
         show(sample_command(self.checkpoint, self.out, self.device, self.vae, self.format, self.model, **settings))
 
@@ -181,12 +218,17 @@ class Evaluate(Common):
     out: Path | None = None
     """Where the rows go (default: metrics.json beside the samples)."""
 
-    def run(self) -> None:
+    def work(self) -> None:
+        self.refuse(["seed", "quick"], "would change nothing: samples are measured without drawing anything; leave it out.")
+        if self.out is not None:
+            check_file(self.out, (".json",), inputs=[path for path in (self.samples, self.reference) if path is not None])
         if self.reference is not None:
             from cfm_lite.scale.commands import evaluate_command
 
             print(evaluate_command(self.samples, self.reference, self.inception, self.out, self.device))
             return
+        self.refuse(["inception"], "is read only with --reference, for the metrics of imagenet; give that too, or leave it out.")
+        _on_the_cpu(self.device, "these samples are measured")
         from cfm_lite.commands import evaluate_file
 
         rows, path = evaluate_file(self.samples, self.out)
@@ -223,11 +265,12 @@ class Compare(Common):
     report: bool = False
     """Only print the report of a suite; without one write README.md and the figures of all suites from the JSON files alone."""
 
-    def run(self) -> None:
+    def work(self) -> None:
         from cfm_lite.checks import check_count
         from cfm_lite.commands import compare_suite, report_suite, time_steps
 
         if self.report:
+            self.refuse(names_of(Compare, "suite", "out", "report", "debug"), "would change nothing: --report only reads what is there.")
             print(report_suite(self.suite, self.out))
             return
         suite = self.suite or "digits"
@@ -236,6 +279,9 @@ class Compare(Common):
         if own:
             raise ConfigError(f"--set {own[0]} cannot be given here: the suite decides it. Use --seed and --seeds, or another suite.")
         if self.costs:
+            self.refuse(
+                ["group", "seeds", "arms", "workers", "list", "seed"], "would change nothing: --costs times the core's arms in turn."
+            )
             print(time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick))
             return
         seeds = None if self.seeds is None else range(self.seed, self.seed + check_count("seeds", self.seeds))
@@ -265,7 +311,9 @@ class Export(Common):
     out: Path = Path("exported.safetensors")
     """A .safetensors, or a .pt with the key "ema"."""
 
-    def run(self) -> None:
+    def work(self) -> None:
+        self.refuse(["seed", "quick"], "would change nothing: weights are written as they are; leave it out.")
+        _on_the_cpu(self.device, "weights are written")
         from cfm_lite.scale.official import export_run
 
         print(f"{self.format} weights in {export_run(self.checkpoint, self.format, self.out)}")
@@ -300,18 +348,26 @@ class Prepare(Common):
     mirrors: int = 1
     """imagenet, with --latents: 2 encodes the mirror images too, which REPA's recipes do not use."""
 
-    def run(self) -> None:
-        if self.dataset == "imagenet" and self.latents is not None and self.out is not None:
+    def work(self) -> None:
+        self.refuse(["seed", "quick"], "would change nothing: data are prepared without drawing anything; leave it out.")
+        if self.dataset != "imagenet":
+            self.refuse(names_of(Prepare, "dataset", *names_of(Common)), f"is for prepare imagenet, and this is prepare {self.dataset}.")
+            _on_the_cpu(self.device, "nothing is computed; files are fetched")
+        elif self.out is None:
+            raise ConfigError("there is no place for the latents or features; give a folder with --out FOLDER.")
+        elif self.latents is None:
+            self.refuse(["teacher", "mirrors"], "is for the teacher's features of some latents; give --latents LATENTS too.")
+        else:
+            self.refuse(["size", "vae", "rows", "workers"], "is for latents, and with --latents features are made; leave it out.")
+        if self.latents is not None and self.out is not None:
             from cfm_lite.scale.commands import features_command
 
             settings = {"mirrors": self.mirrors, "batch": self.batch}
             print(features_command(self.latents, self.images, self.out, self.device, self.teacher, **settings))
             return
-        if self.dataset == "imagenet":
+        if self.out is not None:
             from cfm_lite.scale.commands import prepare_command
 
-            if self.out is None:
-                raise ConfigError("there is no place for the latents; give a folder with --out LATENTS.")
             settings = {"size": self.size, "batch": self.batch, "rows": self.rows, "workers": self.workers}
             print(prepare_command(self.images, self.out, self.device, self.vae, **settings))
             return

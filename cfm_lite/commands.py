@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm_lite import experiments, runs, viz
+from cfm_lite import experiments, guidance, runs, viz
 from cfm_lite.checkpoint import write_bytes
 from cfm_lite.checks import check_choice, check_count, parse_json
 from cfm_lite.data.datasets import DataSet, dataset
-from cfm_lite.errors import DataError
-from cfm_lite.experiments import ARMS, Row
+from cfm_lite.draws import class_labels, keyed_generator
+from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.experiments import ARMS, Arm, Row
 from cfm_lite.experiments.costs import ROUNDS
 from cfm_lite.experiments.readme import quality_figure, write_report
 from cfm_lite.experiments.sweep import Plan
+from cfm_lite.places import check_file, check_folder, expanded
 from cfm_lite.recipes import Recipe, from_dict
 from cfm_lite.runs import Run
 
@@ -29,34 +31,74 @@ __all__ = ["compare_suite", "evaluate_file", "picture", "report_suite", "sample_
 LIMIT = 2**32  # bytes of samples in one file
 
 
-def sample_run(folder: str | Path, out: str | Path | None, num: int, device: str, **changes: Any) -> tuple[Path, Path]:
+def sample_run(
+    folder: str | Path,
+    out: str | Path | None,
+    num: int,
+    device: str,
+    *,
+    sde: bool = False,
+    interval: tuple[float, float] = (0.0, 1.0),
+    debias: bool = False,
+    labels: str = "turn",
+    **changes: Any,
+) -> tuple[Path, Path]:
     """Draw `num` samples from a run's averaged model; returns the npz (x, y, settings) and the picture beside it.
 
-    `changes` are recipe fields that decide the samples (solver, sample_steps, guidance, seed); None keeps the run's own.
-    Raises CheckpointError where there is no run and ConfigError for a wrong setting.
+    `folder` is a run or one of its checkpoints, `changes` are recipe fields that decide the samples (solver, sample_steps,
+    guidance, seed); None keeps the run's own. `interval` limits guidance, `sde` and `debias` are those of `cfm-lite sample`, and
+    `labels` is as in `class_labels`. Raises CheckpointError where there is no run, ConfigError for a wrong setting or a file that
+    would be lost, DataError where nothing can be written; all before anything is drawn.
     """
     check_count("num", num)
-    folder = Path(folder)
-    trained = runs.saved_recipe(folder if (folder / "config.json").exists() else folder.parent.parent)
+    guidance.check_interval(interval)
+    trained = runs.saved_recipe(folder)
+    recipe = trained.changed(**{name: value for name, value in changes.items() if value is not None})
+    if sde and recipe.sample_steps < 2:
+        raise ConfigError(f"steps is {recipe.sample_steps}; the SDE takes at least 2, the last of them without noise.")
+    arm = _debiased(recipe) if debias else ARMS[_arm(recipe)]
+    path = check_file(expanded(out) if out else runs.located(folder).folder / "samples.npz", (".npz",))
+    check_file(path.with_suffix(".png"), (".png",))
+    _check_replaceable(path)
     data = dataset(trained.dataset)
-    recipe, model, step = runs.load_model(folder, data)
-    recipe = recipe.changed(**{name: value for name, value in changes.items() if value is not None})
+    y = class_labels(labels, data.num_classes, num, generator=keyed_generator("cpu", recipe.seed, "labels"))
+    _, model, step = runs.load_model(folder, data)
     run = Run(recipe, model.to(runs.pick_device(device)))
-    y = experiments.balanced_labels(data.num_classes, num)
-    x = experiments.draw_samples(ARMS[_arm(recipe)], run, data, y, recipe.sample_steps, recipe.seed)
-    path = Path(out) if out else (folder if folder.is_dir() else folder.parent) / "samples.npz"
-    _save_samples(path, x, y, recipe, step)
+    how = {"solver": "sde" if sde else recipe.solver, "interval": interval}
+    x = experiments.draw_samples(arm, run, data, y, recipe.sample_steps, recipe.seed, **how)
+    _save_samples(path, x, y, {"recipe": recipe.as_dict(), "step": step, **how, "debias": debias, "labels": labels})
     return path, picture(x, y, data, path.with_suffix(".png"))
+
+
+def _debiased(recipe: Recipe) -> Arm:
+    """The arm that undoes what a method does to the velocity; ConfigError where nothing is known to undo it."""
+    undo = {arm.trained: arm for arm in ARMS.values() if arm.method.endswith("_debiased")}
+    if recipe.method not in undo or recipe.also in undo:
+        also = f" with {recipe.also!r}" if recipe.also else ""
+        raise ConfigError(f"the method {recipe.method!r}{also} has nothing that --debias could undo; it is for {', '.join(undo)} alone.")
+    return undo[recipe.method]
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise ConfigError for an npz that `sample_run` did not write: it may be somebody's data."""
+    if not path.exists():
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            ours = {"x.npy", "y.npy", "settings.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return  # a half-written or damaged file: what it held is lost already
+    if not ours:
+        raise ConfigError(f"{path} holds no samples of cfm-lite sample and would be lost; choose another --out.")
 
 
 def _arm(recipe: Recipe) -> str:
     return recipe.method if recipe.method in ARMS else "fm"
 
 
-def _save_samples(path: Path, x: Tensor, y: Tensor, recipe: Recipe, step: int) -> None:
+def _save_samples(path: Path, x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
-    settings = json.dumps({"recipe": recipe.as_dict(), "step": step})
-    np.savez_compressed(buffer, x=x.numpy(), y=y.numpy(), settings=np.array(settings))
+    np.savez_compressed(buffer, x=x.numpy(), y=y.numpy(), settings=np.array(json.dumps(settings)))
     write_bytes(path, buffer.getvalue())
 
 
@@ -116,14 +158,40 @@ def compare_suite(
     `chosen` are seeds, first_seed, arms, changes and quick, as `experiments.plan` takes them.
     """
     check_choice("suite", suite, experiments.SUITES)
-    where = runs.pick_device(device)
+    out, where = check_folder(expanded(out)), runs.pick_device(device)
+    if workers is not None and where.type != "cpu":
+        raise ConfigError(f"--workers would change nothing: on {where.type} the jobs run one after the other; leave it out.")
     every = tuple(experiments.SUITES[suite].groups)
     settings = {"out": out, "groups": every if "all" in groups else groups or ("core",), "device": str(where), **chosen}
+    _check_changes(suite, settings)
     many = check_count("workers", workers) if workers is not None else _side_by_side(bool(chosen.get("quick")))
     if only_list:
         return listing(experiments.plan(suite, **settings), many)
     experiments.compare(suite, workers=many, command=command, **settings)
     return report_suite(suite, out)
+
+
+def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a recipe field that no trial of these groups reads, or that each of them sets itself."""
+    changes = settings.get("changes") or {}
+    if not changes:
+        return
+
+    def trials(given: Mapping[str, Any]) -> list[Any]:
+        seeds, quick, arms = settings.get("seeds") or (0,), bool(settings.get("quick")), settings.get("arms", ())
+        whole = {**(experiments.SUITES[suite].miniature if quick else {}), **given}
+        how = {"seeds": seeds[:1], "arms": arms, "changes": whole, "quick": quick}
+        return [trial for group in settings["groups"] for trial in experiments.suites.trials(suite, group, **how)]
+
+    for group in settings["groups"]:
+        check_choice("group", group, experiments.SUITES[suite].groups)
+    keys = [trial.key for trial in trials(changes)]
+    for name, value in changes.items():
+        before = trials({field: given for field, given in changes.items() if field != name})
+        same = all(getattr(trial.recipe, name) == value for trial in before)  # what the suite has anyway
+        if keys and not same and keys == [trial.key for trial in before]:
+            groups = ", ".join(settings["groups"])
+            raise ConfigError(f"--set {name} would change nothing in {groups}: no arm there reads it, or each sets its own. Leave it out.")
 
 
 def _side_by_side(quick: bool) -> int:
@@ -144,6 +212,7 @@ def listing(plan: Plan, workers: int) -> str:
 def time_steps(suite: str, out: str | Path, *, device: str = "auto", changes: Mapping[str, Any], quick: bool = False) -> str:
     """Write SUITE.costs.json, and return it as a table; `quick` takes the miniature's settings and few rounds."""
     check_choice("suite", suite, experiments.SUITES)
+    out = check_folder(expanded(out))
     chosen = {**(experiments.SUITES[suite].miniature if quick else {}), **changes}
     rows = experiments.training_costs(suite, device=str(runs.pick_device(device)), rounds=3 if quick else ROUNDS, changes=chosen)
     store = experiments.Store(runs.make_folder(out), suite)
@@ -159,6 +228,7 @@ def report_suite(suite: str | None, out: str | Path) -> str:
 
     A miniature is called one, and has no figure.
     """
+    out = check_folder(expanded(out))
     if suite is None:
         return "\n".join(map(str, write_report(out)))
     path = Path(out) / f"{suite}.json"

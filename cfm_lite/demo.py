@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 from cfm_lite import experiments, viz
 from cfm_lite.data import toy
 from cfm_lite.data.datasets import DataSet, dataset
-from cfm_lite.errors import DistributedError
+from cfm_lite.errors import ConfigError, DistributedError
 from cfm_lite.experiments import ARMS, Row
 from cfm_lite.judges import Judge, judge_for
+from cfm_lite.places import check_folder, expanded
 from cfm_lite.recipes import Recipe, recipe
 from cfm_lite.runs import facts, make_folder, pick_device, train, write_json
 from cfm_lite.viz import METHOD_LABELS
@@ -63,9 +64,18 @@ def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _demo(make_folder(out), pick_device(device), seed, quick, progress)
+        where, _ = pick_device(device), recipe("digits", seed=seed)
+        return _demo(make_folder(_own_folder(expanded(out))), where, seed, quick, progress)
     finally:
         torch.set_num_threads(threads)
+
+
+def _own_folder(out: Path) -> Path:
+    """`out`; ConfigError for a folder of a run, of latents or of samples, whose files would be lost."""
+    theirs = [name for name in ("checkpoints", "index.json", "plan.json", "settings.json") if (out / name).exists()]
+    if theirs:
+        raise ConfigError(f"{out} holds something else (there is {theirs[0]}); choose another --out.")
+    return check_folder(out)
 
 
 def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool) -> str:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -33,7 +33,7 @@ from cfm_lite.checks import check_choice, check_count, load_weights, parse_json
 from cfm_lite.data.batches import batches
 from cfm_lite.data.shared import owned
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
-from cfm_lite.places import OWN, expanded
+from cfm_lite.places import OWN, check_folder, expanded
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
 from cfm_lite.recipes.imagenet import build_imagenet_model
 from cfm_lite.throughput import Clock, utilisation
@@ -120,6 +120,7 @@ def train(
     folder = None if out is None else Path(out)
     source = source or (lambda step: batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=step))
     with contextlib.ExitStack() as held:
+        held.enter_context(_undone_if_refused(folder if world.is_main else None, trainer))
         if folder and world.share(lambda: _prepare(held, folder, recipe, device, resume, about)):
             trainer.resume(folder / "checkpoints")
             world.agree("the checkpoint", trainer.step)
@@ -139,6 +140,26 @@ def train(
                 raise stop[0] if stop else Terminated()
     run.seconds = time.perf_counter() - began
     return run
+
+
+@contextlib.contextmanager
+def _undone_if_refused(folder: Path | None, trainer: Trainer) -> Iterator[None]:
+    """A run that is refused before its first step leaves nothing behind: what was made in here is removed again."""
+    if folder is None:
+        yield
+        return
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        yield
+    except (ConfigError, DataError, CheckpointError):
+        if trainer.step == 0:
+            for path in (set(folder.iterdir()) if folder.is_dir() else set()) - before:
+                path.unlink() if path.is_file() else None
+            with contextlib.suppress(OSError):  # somebody else's file is in it by now
+                for path in missing:
+                    path.rmdir()
+        raise
 
 
 def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
@@ -237,6 +258,33 @@ def located(path: str | os.PathLike[str]) -> Located:
         if (home / CONFIG).exists():
             return Located(home, step)
     return Located(given, given if _is_step(given) else None)
+
+
+def home_for(out: str | os.PathLike[str], resume: bool | str = False, *, inputs: Iterable[Path] = ()) -> Path:
+    """The folder that a run may be kept in, or goes on in; nothing is made.
+
+    Raises ConfigError for a place inside another run, for a folder of latents or samples, for one of `inputs` and for the name of
+    a file; DataError where nothing can be written.
+    """
+    place, path = located(out), expanded(out)
+    if (place.folder / CONFIG).exists() and place.folder != Path(os.path.abspath(path)):
+        newest = Located(place.folder).checkpoint if resume and place.step else None
+        if not resume or (newest and not newest.samefile(place.step or newest)):
+            raise ConfigError(f"--out is {path}, which lies inside the run {place.folder}; give that folder, or another.")
+        path = place.folder
+    for name in ("index.json", "plan.json", "settings.json"):
+        if (path / name).exists():
+            raise ConfigError(f"{path} holds latents, features or samples (there is {name}); choose another --out.")
+    if (path / CONFIG).exists() and not _is_config_of_run(path / CONFIG):
+        raise ConfigError(f"{path / CONFIG} is no run's and would be lost; choose another --out.")
+    return check_folder(path, inputs=inputs)
+
+
+def _is_config_of_run(file: Path) -> bool:
+    try:
+        return "recipe" in json.loads(file.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return True  # what was half written, or is damaged, belonged to a run: the run itself says more
 
 
 def _is_step(folder: Path) -> bool:

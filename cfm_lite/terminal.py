@@ -65,11 +65,18 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(commands, args=words, prog="cfm-lite", description=description)
+            command = tyro.cli(commands, args=words, prog="cfm-lite", description=description)
     except SystemExit as stop:
         if stop.code:
             print(f"cfm-lite: error: {_in_one_line(said.getvalue())} See cfm-lite --help.", file=sys.stderr)
         raise
+    command.words = frozenset(_option(word) for word in words if word.startswith("--"))  # a default that was typed out counts as given
+    return command
+
+
+def _option(word: str) -> str:
+    """The name of the field that --some-option, --some_option=value or --no-some-option sets."""
+    return word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
 
 
 def _in_one_line(box: str) -> str:

@@ -23,6 +23,7 @@ from cfm_lite.linear_maps import debias_linear, retarget_linear
 from cfm_lite.paths import PATHS
 from cfm_lite.perturbations import expected_map
 from cfm_lite.recipes import Recipe
+from cfm_lite.recipes.reads import READS
 from cfm_lite.recipes.recipe import PERTURBATIONS, SOLVERS
 from cfm_lite.runs import Run
 from cfm_lite.samplers import EVALUATIONS, SDE_END
@@ -109,18 +110,6 @@ ARMS = {
 
 CONTROLS = {"delta_fm": "fm_retargeted", "vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}  # the same optimum
 
-_OF_REPULSION, _OF_FEATURES = ("weight", "k", "perturb"), ("spread", "variant", "tau", "block")
-READS: Mapping[str, tuple[str, ...]] = {  # the fields that belong to a method; all others are those of every training
-    "": (),
-    "fm": (),
-    "delta_fm": ("weight",),
-    "vecor": _OF_REPULSION,
-    "vecor_latent": _OF_REPULSION,
-    "vecor_image": _OF_REPULSION,
-    "dispersive": _OF_FEATURES,
-    "contrastive": (*_OF_FEATURES, "views"),
-    "repa": ("align", "align_block"),
-}
 _OF_METHODS = {name for names in READS.values() for name in names}
 OF_SAMPLES = ("solver", "sample_steps", "guidance")
 
@@ -132,22 +121,31 @@ def trained_recipe(recipe: Recipe) -> Recipe:
     return recipe.changed(**defaults)
 
 
-def velocity(arm: Arm, run: Run, data: DataSet, y: Tensor) -> Velocity:
-    """The velocity of one arm for labels `y` (B,): guided if the recipe says so, then changed as the arm says."""
+def velocity(arm: Arm, run: Run, data: DataSet, y: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> Velocity:
+    """The velocity of one arm for labels `y` (B,): guided in `interval` if the recipe says so, then changed as the arm says."""
     device = next(run.model.parameters()).device
-    return arm.change(guidance.cfg(run.model, y.to(device), run.recipe.guidance), run.recipe, data)
+    return arm.change(guidance.cfg(run.model, y.to(device), run.recipe.guidance, interval), run.recipe, data)
 
 
 def draw_samples(
-    arm: Arm, run: Run, data: DataSet, y: Tensor, steps: int, seed: int = 0, chunk: int = 1000, solver: str | None = None
+    arm: Arm,
+    run: Run,
+    data: DataSet,
+    y: Tensor,
+    steps: int,
+    seed: int = 0,
+    chunk: int = 1000,
+    solver: str | None = None,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Samples (len(y), *dims) of one arm for labels `y`, from noise that depends on `seed` alone, so that arms are paired.
 
     `solver` is "sde" or one of SOLVERS, by default the recipe's; "sde" takes `steps` >= 2, the last of them without noise.
+    Guidance acts in `interval`, times from 0 (noise) to 1 (data).
     """
     device, noise, parts = next(run.model.parameters()).device, noise_of(data, len(y), seed), []
     for i in range(0, len(y), chunk):
-        v, x = velocity(arm, run, data, y[i : i + chunk]), noise[i : i + chunk].to(device)
+        v, x = velocity(arm, run, data, y[i : i + chunk], interval), noise[i : i + chunk].to(device)
         parts.append(_integrate(v, x, steps, solver or run.recipe.solver, run.recipe, keyed_generator("cpu", seed, "sde", i)).cpu())
     return torch.cat(parts)
 

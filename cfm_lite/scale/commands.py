@@ -1,27 +1,29 @@
 """What the four commands do for ImageNet: prepare, train, sample, evaluate, each on as many ranks as torchrun started."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cfm_lite import runs
-from cfm_lite.checks import check_choice
+from cfm_lite.checks import check_choice, check_number
 from cfm_lite.data import archive, images
 from cfm_lite.data.codec import open_codec
-from cfm_lite.data.latents import Latents
+from cfm_lite.data.latents import Latents, Pictures
 from cfm_lite.data.prepare import prepare
 from cfm_lite.data.teacher_features import encode_features
 from cfm_lite.distributed import joined, ranks_of_environment
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import teacher
+from cfm_lite.places import check_folder
 from cfm_lite.recipes.imagenet import ImageNet, imagenet, versus
+from cfm_lite.recipes.reads import check_read
 from cfm_lite.scale.dry_run import dry_run as try_out
 from cfm_lite.scale.evaluate import evaluate_samples
 from cfm_lite.scale.features import open_extractor
 from cfm_lite.scale.official import is_file_of_weights, open_any, start_from
-from cfm_lite.scale.sample import Settings, run_of, sample_imagenet
+from cfm_lite.scale.sample import Settings, count_samples, run_of, sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet
 
 __all__ = ["LOGS", "evaluate_command", "features_command", "prepare_command", "sample_command", "train_command"]
@@ -32,6 +34,7 @@ LOGS = ("json", "tensorboard")
 def prepare_command(source: Path | None, out: Path, device: str, vae: str, **settings: Any) -> str:
     """Encode a folder (or a tar) of images, by default the 63 samples; returns what to print."""
     rank, world, _ = ranks_of_environment()
+    check_folder(out, inputs=[] if source is None else [source])
     if source is not None and source.is_file():
         source = archive.unpacked(source)
     found = images.find(source or archive.samples())
@@ -50,15 +53,24 @@ def prepare_command(source: Path | None, out: Path, device: str, vae: str, **set
 def features_command(latents: Path, source: Path | None, out: Path, device: str, weights: str | None, **settings: Any) -> str:
     """Encode the images of some latents with REPA's teacher; returns what to print."""
     rank, world, _ = ranks_of_environment()
+    check_folder(out, inputs=[path for path in (latents, source) if path is not None])
     if source is not None and source.is_file():
         source = archive.unpacked(source)
     data, name = Latents(latents), imagenet("repa").teacher
     known = None if weights in (None, "random") else weights
     encoder = teacher(name, grid=data.shape[-1] // 2, pretrained=weights != "random", checkpoint=known).to(runs.pick_device(device))
-    index = encode_features(data, source or archive.samples(), encoder, name, out, rank=rank, world=world, **settings)
+    source = source or archive.samples()
+    _look_at(data, source)
+    index = encode_features(data, source, encoder, name, out, rank=rank, world=world, **settings)
     if index is None:
         return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
     return f"{len(data)} images, {encoder.grid**2} tokens of {encoder.dim} numbers each by {name}, in {out}"
+
+
+def _look_at(latents: Latents, folder: Path) -> None:
+    """Raise DataError unless the first image of the latents is in `folder`, before anything is written or computed."""
+    if len(latents):
+        Pictures(latents, folder, workers=1)(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.bool))
 
 
 def recipe_of(method: str, model: str, device: torch.device, changes: Mapping[str, Any]) -> ImageNet:
@@ -81,9 +93,13 @@ def train_command(
     log: str = "json",
     start: Path | None = None,
     format: str = "sit",
+    by_hand: Sequence[str] = (),
     **how: Any,
 ) -> str | None:
-    """Train one preset, or only try it; returns what to print, None on ranks other than 0. `how` are fields of `Options`."""
+    """Train one preset, or only try it; returns what to print, None on ranks other than 0. `how` are fields of `Options`.
+
+    `by_hand` names those of `changes` that were given with --set: they have to be read.
+    """
     check_choice("log", log, LOGS)
     where = runs.pick_device(device)
     if latents is None and not dry_run:
@@ -93,7 +109,13 @@ def train_command(
     begin = None if start is None else start_from(start, format, model)
     if begin is not None:  # what the file is decides, unless something else was asked for, which is refused
         recipe = recipe.changed(**{name: getattr(begin, name) for name in ("learn_sigma", "qk_norm") if name not in changes})
-    folder = out or Path("runs") / f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
+    check_read(recipe, by_hand)
+    _check_teacher(recipe, data, how)
+    if price is not None:
+        check_number("price", price, 0, float("inf"))
+    inputs = [path for path in (latents, start, how.get("images"), how.get("features")) if path is not None]
+    name = f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
+    folder = runs.home_for(out or Path("runs") / name, how.get("resume", False), inputs=inputs)
     with joined(where) as world:
         options = Options(out=folder, device=where, world=world, tensorboard=log == "tensorboard", start=begin, **how)
         if data is None or dry_run:
@@ -101,6 +123,24 @@ def train_command(
             return "\n".join([report, "", *_table(method)]) if world.is_main else None
         done = train_imagenet(recipe, data, options)
         return f"{done.summary}; the run is in {folder}" if world.is_main else None
+
+
+def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options of REPA's teacher that nothing would read, DataError for images that are not there."""
+    given = [name for name in ("images", "features", "teacher") if how.get(name) is not None]
+    if given and not recipe.align:
+        raise ConfigError(
+            f"--{given[0]} is for a teacher, and this recipe aligns with none; leave it out, or choose --method repa, repa_delta_fm or "
+            "repa_vecor."
+        )
+    if "features" in given and len(given) > 1:
+        raise ConfigError(
+            f"--{next(name for name in given if name != 'features')} and --features both say what the teacher sees; give one."
+        )
+    if "images" in given:
+        if data is None:
+            raise ConfigError("--images are those that some latents were made of; give --latents too, or leave them out.")
+        _look_at(data, how["images"])
 
 
 def _table(method: str) -> list[str]:
@@ -116,8 +156,13 @@ def sample_command(
     folder = out or (checkpoint.parent if is_file_of_weights(checkpoint) else run_of(checkpoint)) / "samples"
     with joined(where) as world:
         trained = open_any(checkpoint, format, model, world.place(where))
+        before = count_samples(folder)
         path = sample_imagenet(trained, folder, Settings(**settings), device=where, world=world, vae=vae)
-        return f"{settings['num']} samples in {path}" if world.is_main else None
+        if not world.is_main:
+            return None
+        if before >= settings["num"]:
+            return f"{before} samples are in {path} already, {settings['num']} were asked for: nothing was drawn"
+        return f"{settings['num']} samples in {path}" + (f", {before} of them from before" if before else "")
 
 
 def evaluate_command(samples: Path, reference: Path, inception: str | None, out: Path | None, device: str) -> str:
