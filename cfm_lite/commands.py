@@ -21,6 +21,7 @@ from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.experiments import ARMS, Arm, Row
 from cfm_lite.experiments.costs import ROUNDS
 from cfm_lite.experiments.readme import quality_figure, write_report
+from cfm_lite.experiments.suites import trials as trials_of
 from cfm_lite.experiments.sweep import Plan
 from cfm_lite.places import check_file, check_folder, expanded
 from cfm_lite.recipes import Recipe, from_dict
@@ -181,7 +182,7 @@ def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
         seeds, quick, arms = settings.get("seeds") or (0,), bool(settings.get("quick")), settings.get("arms", ())
         whole = {**(experiments.SUITES[suite].miniature if quick else {}), **given}
         how = {"seeds": seeds[:1], "arms": arms, "changes": whole, "quick": quick}
-        return [trial for group in settings["groups"] for trial in experiments.suites.trials(suite, group, **how)]
+        return [trial for group in settings["groups"] for trial in trials_of(suite, group, **how)]
 
     for group in settings["groups"]:
         check_choice("group", group, experiments.SUITES[suite].groups)

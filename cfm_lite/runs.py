@@ -44,6 +44,7 @@ __all__ = [
     "Run",
     "facts",
     "goes_on",
+    "home_for",
     "load_model",
     "located",
     "peak_memory",

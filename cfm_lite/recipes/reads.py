@@ -47,6 +47,10 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
             found[name] = f"the method {recipe.method!r} does not read it; {_and([m for m in READS if name in READS[m]])} do"
         elif name == "tau" and recipe.variant not in ("infonce_l2", "infonce_cosine"):
             found[name] = f"the variant {recipe.variant!r} has no temperature; infonce_l2 and infonce_cosine have"
+        elif name == "schedule" and recipe.schedule != "cosine" and not recipe.cooldown:
+            found[name] = "there is no cooldown over which the learning rate would fall; set cooldown too, such as cooldown=0.2"
+        elif name == "cooldown" and recipe.schedule == "constant":
+            found[name] = "the schedule is constant; set schedule=linear or cosine"
         elif name in _OF_SIT and recipe.model != "sit":
             found[name] = f"the network {recipe.model!r} does not read it; sit does (--set model=sit, or the recipe digits_sit)"
     return found
