@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +32,13 @@ import cfm_lite
 from cfm_lite import checkpoint
 from cfm_lite.checks import check_choice, check_count, load_weights, parse_json
 from cfm_lite.data.batches import batches
+from cfm_lite.data.datasets import DataSet
 from cfm_lite.data.shared import owned
-from cfm_lite.errors import CheckpointError, ConfigError, DataError
+from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMismatchError
 from cfm_lite.places import OWN, check_folder, expanded
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
 from cfm_lite.recipes.imagenet import build_imagenet_model
+from cfm_lite.segments import check_same_data, check_same_recipe, new_config, note_on_schedule
 from cfm_lite.throughput import Clock, utilisation
 from cfm_lite.training import Trainer
 
@@ -110,7 +113,7 @@ def train(
     `trainer` and `source`, a function from the first step to an iterator of batches, replace those of the recipe; `about` is
     written into config.json, and `listen` is called with every logged line. In the trainer's world, rank 0 writes and shows.
     Raises ConfigError if `out` already holds a run and `resume` is not set, or another process trains there, what `Trainer.run`
-    raises, and DistributedError.
+    raises, ResumeMismatchError where what is there is another run (see `segments`), and DistributedError.
     """
     check_count("save_every", save_every)
     check_count("log_every", log_every)
@@ -119,12 +122,17 @@ def train(
     trainer.log_every = log_every
     world = trainer.world
     folder = None if out is None else Path(out)
+    about = {**({"data": data.about} if folder and isinstance(data, DataSet) else {}), **(about or {})}
     source = source or (lambda step: batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=step))
     with contextlib.ExitStack() as held:
         held.enter_context(_undone_if_refused(folder if world.is_main else None, trainer))
         if folder and world.share(lambda: _prepare(held, folder, recipe, device, resume, about)):
-            trainer.resume(folder / "checkpoints")
+            trainer.resume(folder / "checkpoints", accept=lambda saved: check_same_recipe(folder / "checkpoints", saved, recipe))
             world.agree("the checkpoint", trainer.step)
+            if recipe.steps < trainer.step:
+                done = f"{folder} has done {trainer.step} steps"
+                raise ResumeMismatchError(f"{done} and steps is {recipe.steps}; give {trainer.step} or more.")
+            world.on_main(lambda: _go_on(folder, recipe, trainer.step, device, about))
         run = Run(recipe, trainer.ema, trainer.step, first=trainer.step)
         began = time.perf_counter()
         stop = held.enter_context(_stop_requests())
@@ -378,19 +386,42 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def _prepare(
-    held: contextlib.ExitStack, folder: Path, recipe: Recipe, device: torch.device, resume: bool | str, about: Mapping[str, Any] | None
+    held: contextlib.ExitStack, folder: Path, recipe: Recipe, device: torch.device, resume: bool | str, about: Mapping[str, Any]
 ) -> bool:
-    """Make the folder this process's own until `held` is left; write config.json, or return True where the run goes on."""
+    """Make the folder this process's own until `held` is left; write config.json, or return True where the same run goes on."""
     if resume is True and not folder.exists():  # refused before the folder is made
         raise CheckpointError(f"{folder} is no run: it does not exist. Leave --resume out, or give --resume auto.")
     make_folder(folder)
     held.enter_context(owned(folder))
     if goes_on(folder, resume):  # asked once the folder is ours: nobody else saves there any more
+        before = _config(folder)
+        check_same_recipe(folder, before.get("recipe", {}), recipe) if before else None
+        check_same_data(folder, before.get("data", {}), about.get("data", {}))
         return True
     if checkpoint.exists(folder / "checkpoints"):
         raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
-    write_json(folder / "config.json", {"recipe": recipe.as_dict(), **(about or {}), "facts": facts(device)})
+    write_json(folder / "config.json", {"recipe": recipe.as_dict(), **about, "facts": facts(device)})
     return False
+
+
+def _go_on(folder: Path, recipe: Recipe, step: int, device: torch.device, about: Mapping[str, Any]) -> None:
+    """Bring config.json up to date, with a segment more where something changed, and say where that moves the learning rate."""
+    before = _config(folder)
+    note = note_on_schedule(before.get("recipe", {}), recipe, step)
+    if note:
+        warnings.warn(note, UserWarning, stacklevel=3)
+    now = new_config(before, recipe, step, about, facts(device))
+    if now != before:
+        write_json(folder / CONFIG, now)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What config.json says of a run that goes on; nothing where it is missing or damaged, and then its checkpoints say enough."""
+    try:
+        config = parse_json((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and isinstance(config.get("recipe"), dict) else {}
 
 
 @contextlib.contextmanager

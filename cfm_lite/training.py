@@ -305,16 +305,18 @@ class Trainer:
         self.last_good = kept
         return kept
 
-    def resume(self, directory: str | Path) -> "Trainer":
+    def resume(self, directory: str | Path, *, accept: Callable[[Mapping[str, Any]], None] = lambda config: None) -> "Trainer":
         """Go on from `directory` (one step-* folder, or the newest valid one in a folder of them), bit for bit.
 
-        It may come from another number of ranks. Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError that lists
+        It may come from another number of ranks. `accept` is given the `config` that was saved with it, before anything changes, and
+        may raise. Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError that lists
         what differs.
         """
         directory = Path(directory)
         path = directory if (directory / checkpoint.MANIFEST).exists() else checkpoint.latest(directory)
         dealt = sharded.is_sharded(self._wrapped)
         saved = checkpoint.load(path, "cpu" if dealt else self.parameters[0].device)
+        accept(saved.state.get("config") or {})
         self._check_same(saved)
         averages = ((average.module, f"{name}.") for name, average in self._averages.items())
         for module, prefix in ((self.objective, "objective."), *averages):

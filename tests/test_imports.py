@@ -40,6 +40,7 @@ ORDER = [
     "teachers",
     "viz",
     "recipes",
+    "segments",
     "runs",
     "scale",
     "experiments",

@@ -1,6 +1,7 @@
 """A named data set, split once: what a generator learns from, and what is held out from it."""
 
 import functools
+import hashlib
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,16 @@ class DataSet(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """The dims of one sample."""
         return tuple(self.x1.shape[1:])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run's config.json says of its data; the fingerprint is the SHA-256 of the training rows and their labels."""
+        digest = hashlib.sha256()
+        for tensor in (self.x1, self.y):
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy())
+        rows, shape = len(self.x1), list(self.shape)
+        return {"name": self.name, "rows": rows, "shape": shape, "num_classes": self.num_classes, "fingerprint": digest.hexdigest()}
 
     @property
     def images(self) -> "DataSet":

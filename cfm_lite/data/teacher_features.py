@@ -72,12 +72,13 @@ def encode_features(
 
 def _plan(latents: Latents, teacher: Any, name: str, mirrors: int) -> dict[str, Any]:
     return {
-        "kind": KIND, "latents": latents.fingerprint, "teacher": name, "weights": _hash_weights(teacher),
+        "kind": KIND, "latents": latents.fingerprint, "teacher": name, "weights": hash_of_weights(teacher),
         "grid": teacher.grid, "dim": teacher.dim, "mirrors": mirrors,
     }  # fmt: skip
 
 
-def _hash_weights(module: nn.Module) -> str:
+def hash_of_weights(module: nn.Module) -> str:
+    """SHA-256 of every tensor of a module, with its name, shape and type."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

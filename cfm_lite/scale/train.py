@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from cfm_lite import checkpoint, runs
 from cfm_lite.data.latents import Latents, prefetch
 from cfm_lite.data.shards import parse_npy
-from cfm_lite.data.teacher_features import TeacherFeatures
+from cfm_lite.data.teacher_features import TeacherFeatures, hash_of_weights
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMismatchError
 from cfm_lite.lazy import optional
 from cfm_lite.models import SiT, count_parameters, teacher
+from cfm_lite.objective import Alignment
 from cfm_lite.recipes.imagenet import Given, ImageNet, build_imagenet_model, build_imagenet_trainer
 from cfm_lite.runs import Run
 from cfm_lite.scale.budget import Split, free_memory, split_batch
@@ -64,18 +65,22 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     if world.share(lambda: runs.goes_on(out, options.resume)):
         _check_same_latents(out, latents)
     device = world.place(torch.device(options.device))
+    start = {} if options.start is None else {"start": hash_of_weights(options.start)}
     trainer, split = trainer_for(recipe, latents, options, device)
+    about = {**_about(latents), **_about_teacher(trainer), **start}
+    how = {name: getattr(options, name) for name in ("parallel", "compile", "checkpointing")}
     world.agree("the run", [recipe.as_dict(), latents.fingerprint])
-    listen, close = _tensorboard(out, world) if options.tensorboard else (None, lambda: None)
+    board = _TensorBoard(out, world) if options.tensorboard else None
     with contextlib.ExitStack() as stack:
-        stack.callback(close)
+        if board:
+            stack.callback(board.close)
         return runs.train(
             recipe,
             latents,
             trainer=trainer,
             source=_source(recipe, latents, options, device),
-            about={"data": _about(latents), "split": str(split)},
-            listen=listen,
+            about={"data": about, "split": str(split), "how": how},
+            listen=board.listen if board else None,
             device=device,
             out=out,
             resume=options.resume,
@@ -135,7 +140,10 @@ def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.dev
 def _teacher(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> nn.Module | Given:
     """The frozen teacher, or the width of its features where they were computed before."""
     if options.features is not None:
-        return Given(features_of(recipe, data, options.features).dim if isinstance(data, Latents) else data.feature_dim)
+        if not isinstance(data, Latents):
+            return Given(data.feature_dim)
+        found = features_of(recipe, data, options.features)
+        return Given(found.dim, found.index["weights"])
     if options.images is None and isinstance(data, Latents):
         raise ConfigError(
             "the method aligns with a teacher, which has to see the images: give their folder with --images DIR, or what it saw in them "
@@ -192,6 +200,15 @@ def _about(latents: Latents) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _about_teacher(trainer: Trainer) -> dict[str, Any]:
+    """{"teacher": the hash of its weights}, whether it sees the images or has seen them; nothing without one."""
+    for term in trainer.objective.terms.values():
+        if isinstance(term, Alignment):
+            seen: Any = term._teacher[0]
+            return {"teacher": seen.weights if isinstance(seen, Given) else hash_of_weights(getattr(seen, "teacher", seen))}
+    return {}
+
+
 def _keep_mean(out: Path, latents: Latents) -> None:
     """E[x1] beside the run, byte for byte as the latents hold it: what debiasing ΔFM needs after they are gone."""
     checkpoint.write_bytes(out / MEAN, (latents.folder / "mean.npy").read_bytes())
@@ -226,15 +243,31 @@ def _check_same_latents(out: Path, latents: Latents) -> None:
         )
 
 
-def _tensorboard(out: Path, world: World) -> tuple[Callable[[Mapping[str, float]], None] | None, Callable[[], None]]:
-    if not world.is_main:
-        return None, lambda: None
-    optional("tensorboard", "imagenet")
-    writer = optional("torch.utils.tensorboard", "imagenet").SummaryWriter(str(out / "tensorboard"))
+class _TensorBoard:
+    """Writes what the log says, and the pictures drawn on the way, beside log.jsonl; nothing on ranks other than 0.
 
-    def listen(line: Mapping[str, float]) -> None:
-        for name, value in line.items():
+    The file is opened with the first line: a run that is refused leaves none.
+    """
+
+    def __init__(self, out: Path, world: World) -> None:
+        self.folder, self.is_main, self._writer = out / "tensorboard", world.is_main, None
+        if self.is_main:
+            optional("tensorboard", "imagenet")
+
+    @property
+    def writer(self) -> Any:
+        """torch's SummaryWriter."""
+        if self._writer is None:
+            self._writer = optional("torch.utils.tensorboard", "imagenet").SummaryWriter(str(self.folder))
+        return self._writer
+
+    def listen(self, line: Mapping[str, float]) -> None:
+        """Every number of a line of the log."""
+        for name, value in line.items() if self.is_main else ():
             if name != "step":
-                writer.add_scalar(name, value, int(line["step"]))
+                self.writer.add_scalar(name, value, int(line["step"]))
 
-    return listen, writer.close
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()

@@ -53,6 +53,7 @@ ELSEWHERE: dict[str, str] = {
         steps.rk4 terms.Alignment terms.noise_like
         sharded.full sharded.is_sharded sharded.load_optimizer sharded.load_weights sharded.optimizer_state sharded.shard
         sharded.weights throughput.Clock throughput.peak_flops throughput.train_flops throughput.utilisation
+        segments.check_same_data segments.check_same_recipe segments.new_config segments.note_on_schedule
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
             objective.repa

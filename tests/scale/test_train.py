@@ -139,6 +139,26 @@ def test_a_run_is_not_written_over_and_not_continued_on_other_latents(data, run,
         go(SMALL.changed(weight=0.1), data, run, resume=True)
 
 
+def test_a_run_goes_on_with_the_teacher_and_the_start_that_it_had(data, pictures, tmp_path):
+    recipe = imagenet("repa", model="SiT-Ti/2", batch=8, shard=2, steps=1, size=32, teacher="vit_tiny_patch16_224")
+    start = {seed: SiT(4, 2, 4, 64, 2, 2, num_classes=3) for seed in (0, 1)}
+    how = {"images": pictures, "teacher": "random", "resume": "auto"}
+    torch.manual_seed(0)
+    go(recipe, data, tmp_path / "run", start=start[0], **how)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    torch.manual_seed(1)
+    with pytest.raises(ResumeMismatchError, match="another teacher"):
+        go(recipe.changed(steps=2), data, tmp_path / "run", **how)
+    torch.manual_seed(0)
+    with pytest.raises(ResumeMismatchError, match="another network to begin with"):
+        go(recipe.changed(steps=2), data, tmp_path / "run", start=start[1], **how)
+    torch.manual_seed(0)
+    go(recipe.changed(steps=2), data, tmp_path / "run", checkpointing=True, **how)  # it has begun: the start need not be given again
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["data"] == kept
+    assert config["segments"][0]["changed"]["how"][1]["checkpointing"]
+
+
 def test_a_dry_run_says_throughput_memory_and_time(data, tmp_path):
     report = dry_run(SMALL, data, Options(tmp_path / "run"))
     for words in ("images/s", "ms a step", "GiB", "6 steps will take", "1 ranks x 1 micro-batches x 8 images = 8"):
