@@ -41,7 +41,7 @@ def test_a_run_killed_before_its_first_save_starts_again_with_or_without_auto(tm
         out = tmp_path / name
         (out / "checkpoints" / ".tmp-half").mkdir(parents=True)  # killed inside its first save
         (out / "log.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"st')
-        (out / "config.json").write_text("{}")
+        (out / "config.json").write_text('{"recipe": {}}')
         assert train(out, 4, *words) == 0
         assert saved(out) == ["step-00000002", "step-00000004"]
         assert json.loads((out / "config.json").read_text())["recipe"]["steps"] == 4

@@ -56,7 +56,7 @@ def config(folder):
 
 def test_the_words_of_a_refusal_bring_the_run_back(tmp_path, capsys):
     start = ["train", "digits", "--out", str(tmp_path / "run"), "--set", "hidden_size=16", "depth=2", "sample_steps=2"]
-    assert cli.main([*start, "batch=32", "qk_norm=false", "lr=0.001", "--steps", "3", "--seed", "4"]) == 0
+    assert cli.main([*start, "batch=32", "lr=0.001", "--steps", "3", "--seed", "4"]) == 0
     before = config(tmp_path / "run")
     capsys.readouterr()
     assert cli.main([*start, "--steps", "4", "--resume"]) == 4
