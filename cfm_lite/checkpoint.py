@@ -4,20 +4,24 @@
 
 MANIFEST.json holds the SHA-256 of every other file and of itself and is written last. The newest checkpoint is found by
 reading and hashing, never by name, size or a pointer that can dangle. Nothing is unpickled.
+A save hashes what it writes while it writes it, tensor by tensor: nothing is read back, and no second copy is held.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import struct
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -27,10 +31,19 @@ from torch import Tensor
 from cfm_lite.checks import check_count
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, DiskFullError
 
-__all__ = ["Checkpoint", "exists", "latest", "load", "save", "write_bytes"]
+__all__ = ["Checkpoint", "exists", "latest", "load", "ordered", "save", "write_bytes"]
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+LARGE = 1 << 20  # bytes from which a second thread is worth its start
+Item = TypeVar("Item")
+# how a .safetensors file calls the kinds of numbers
+_KINDS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+}  # fmt: skip
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -73,9 +86,13 @@ def save(
         work.chmod(directory.stat().st_mode & 0o777)  # private while half made, then as open as the folder around it
         os.replace(work, final)
         _fsync(directory)
-    except (OSError, SafetensorError) as error:
+        _remember(final)
+    except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise explained(error, directory, needed) from error
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     _clean(directory)
     _prune(directory, keep)
     return final
@@ -96,7 +113,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
         step = int(state["step"])
     except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointCorruptError(f"{path} is not a whole checkpoint: {error!r}. Use an older one, or train again.") from error
-    weights, optimizer = ({k: v.to(device) for k, v in tensors.items()} for tensors in (weights, optimizer))
+    _remember(path)
+    weights, optimizer = ({k: v.to(device) for k, v in ordered(tensors).items()} for tensors in (weights, optimizer))
     return Checkpoint(path, step, weights, optimizer, state)
 
 
@@ -129,6 +147,15 @@ def verify(path: Path) -> None:
     """Raise CheckpointCorruptError unless every byte of `path` is as its manifest says."""
     for name, digest in _read_manifest(path)["files"].items():
         _read_verified(path / name, digest)
+    _remember(path)
+
+
+def ordered(tensors: Mapping[str, Item]) -> dict[str, Item]:
+    """The same entries by name: the one order in which tensors are saved, loaded and dealt to ranks.
+
+    A file's own order is another one in each process that reads it, and ranks that exchange tensors must meet at the same one.
+    """
+    return {name: tensors[name] for name in sorted(tensors)}
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -136,7 +163,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     work = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(work, data)
+        _write(work, [data])
         os.replace(work, path)
         _fsync(path.parent)
     except OSError as error:
@@ -145,14 +172,33 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _write_files(work: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    for name, tensors in (("weights.safetensors", weights), ("optimizer.safetensors", optimizer)):
-        safetensors.torch.save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, work / name)
-        _fsync(work / name)
-    _write(work / "state.json", json.dumps(state, indent=1, sort_keys=True).encode())
-    files = {file.name: _digest(file.read_bytes()) for file in sorted(work.iterdir())}
-    body = {"format": FORMAT, "files": files}
-    _write(work / MANIFEST, json.dumps({**body, "self": _digest(_canonical(body))}, indent=1).encode())
+    files = {
+        "weights.safetensors": _write(work / "weights.safetensors", _safetensors(weights)),
+        "optimizer.safetensors": _write(work / "optimizer.safetensors", _safetensors(optimizer)),
+        "state.json": _write(work / "state.json", [json.dumps(state, indent=1, sort_keys=True).encode()]),
+    }
+    body = {"format": FORMAT, "files": ordered(files)}
+    _write(work / MANIFEST, [json.dumps({**body, "self": _digest(_canonical(body))}, indent=1).encode()])
     _fsync(work)
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a .safetensors file, the header and then one tensor after the other; each is brought to the host in its turn."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide ones first, so that all are aligned
+    header, end = {}, 0
+    for name in names:
+        kind = _KINDS.get(tensors[name].dtype)
+        if kind is None:
+            raise CheckpointError(f"the tensor {name} has dtype {tensors[name].dtype}, which a checkpoint cannot hold. Convert it first.")
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield flat.view(torch.uint8).numpy().data
 
 
 def _canonical(body: Mapping[str, Any]) -> bytes:
@@ -163,11 +209,24 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Write the parts into a new file, down to the disk; returns their SHA-256.
+
+    A large part is hashed in a second thread while it is written: where there are two cores, the slower of the two decides.
+    """
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1) as hashing, open(path, "xb") as file:
+        for part in parts:
+            if len(part) < LARGE:
+                digest.update(part)
+                file.write(part)
+            else:
+                hashed = hashing.submit(digest.update, part)
+                file.write(part)
+                hashed.result()
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:
@@ -246,18 +305,44 @@ def _clean(directory: Path) -> None:
             stale.unlink(missing_ok=True)
 
 
+# {checkpoint: stamps of its files} of what this process wrote or verified, so that pruning need not read it again
+_KNOWN: dict[Path, dict[str, tuple[int, int, int]]] = {}
+
+
+def _stamps(path: Path) -> dict[str, tuple[int, int, int]]:
+    """What changes when a file of a checkpoint does, without a look inside."""
+    facts = ((file.name, file.stat()) for file in path.iterdir())
+    return {name: (fact.st_size, fact.st_mtime_ns, fact.st_ino) for name, fact in facts}
+
+
+def _remember(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        _KNOWN[path.resolve()] = _stamps(path)
+
+
+def _is_known(path: Path) -> bool:
+    """True where this process wrote or verified the checkpoint, and no file of it was touched since."""
+    with contextlib.suppress(OSError):
+        return _KNOWN.get(path.resolve()) == _stamps(path)
+    return False
+
+
 def _prune(directory: Path, keep: int) -> None:
     """Remove what is older than the newest `keep` valid checkpoints; a failed removal is only a warning."""
-    valid = 0
-    for path in _candidates(directory):
+    candidates, valid = list(_candidates(directory)), 0
+    if len(candidates) <= keep:
+        return
+    for path in candidates:
         if valid >= keep:
+            _KNOWN.pop(path.resolve(), None)
             try:
                 shutil.rmtree(path)
             except OSError as error:
                 warnings.warn(f"cannot remove the old checkpoint {path}: {error}", UserWarning, stacklevel=2)
             continue
         try:
-            verify(path)
+            if not _is_known(path):
+                verify(path)
             valid += 1
         except CheckpointError:
             continue

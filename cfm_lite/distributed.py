@@ -4,6 +4,12 @@
 
 The ranks of a `World` hold whole shards of each batch, and all draws are keyed by the shard, so a run is the same on any number
 of them. Rank 0 alone writes. A rank that dies, hangs or disagrees ends the others with DistributedError; what was saved stays.
+
+Small values and waiting go through the store at which the ranks met, and every rank beats there from a thread. So a rank that
+works alone, however long (it saves 10 GB to a slow disk, hashes, gathers samples), is waited for as long as it beats. One that
+is dead or stopped is noticed within CFM_LITE_TIMEOUT seconds, one that has ended at once. Only a main thread that hangs beside a
+living interpreter, as on a dead network disk, looks like slow work: a line says every CFM_LITE_TIMEOUT seconds who is waited for.
+Gradients and other tensors are exchanged by gloo and nccl, under the same CFM_LITE_TIMEOUT.
 Reference: PyTorch's torchrun and DistributedDataParallel.
 """
 
@@ -14,9 +20,11 @@ import inspect
 import json
 import os
 import re
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +47,7 @@ class World:
     rank: int = 0
     size: int = 1
     local: int = 0
+    link: "Link | None" = field(default=None, compare=False, repr=False)  # None: small values go through the process group
 
     @property
     def is_main(self) -> bool:
@@ -66,6 +75,17 @@ class World:
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(kind).parameters else "broadcast_buffers"
         return kind(objective, gradient_as_bucket_view=True, find_unused_parameters=unused, **{buffers: False})
 
+    @torch.no_grad()
+    def start_alike(self, module: nn.Module) -> None:
+        """Give every rank the parameters and buffers of rank 0, whatever each has drawn; FSDP deals out what each rank holds."""
+        if self.size == 1:
+            return
+        for tensor in (*module.parameters(), *module.buffers()):
+            whole = tensor.detach().contiguous()
+            if whole.numel():
+                dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)  # bytes: gloo does not know every dtype
+                tensor.copy_(whole)
+
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each scalar averaged over the ranks, in one message and without a host read; not finite on one is not finite on all."""
         if self.size == 1:
@@ -91,9 +111,11 @@ class World:
             raise DistributedError(f"{what} differs between rank 0 and rank {others[0]}; start all ranks with the same command and code.")
 
     def gather(self, value: Any) -> list[Any]:
-        """The small plain value of every rank, in order."""
+        """The small plain value (JSON) of every rank, in order; a rank is waited for as long as it lives."""
         if self.size == 1:
             return [value]
+        if self.link is not None:
+            return self.link.gather(value)
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
@@ -134,6 +156,118 @@ class World:
                 raise
             saved = f"the last checkpoint is {kept()}; --resume goes on from it" if kept() else "no checkpoint was saved yet"
             raise DistributedError(f"rank {self.rank} lost the others: {_first_line(error)} One of them died or hangs; {saved}.") from error
+
+
+class Lost(RuntimeError):
+    """Another rank has ended, or gives no sign of life."""
+
+
+class Link:
+    """What a rank knows of the others through their store: small values, and who is alive.
+
+    `timeout` is how many seconds without a beat mean death. `hosts` says that the store ends with rank 0's process, as it does
+    without torchrun: rank 0 then stays until the others have read what it left there. The store is asked from other threads than
+    the main one, since a host that was stopped answers nothing, and a question cannot be taken back.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: float, hosts: bool) -> None:
+        self.store, self.rank, self.size, self.timeout, self.hosts = store, rank, size, timeout, hosts
+        self._turn = 0
+        self._heard = time.monotonic()  # when the store last answered
+        self._left = threading.Event()
+        store.set(f"beat/{rank}", "0")
+        self._heart = threading.Thread(target=self._beat, args=(store.clone(),), daemon=True)
+        self._heart.start()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The small plain value of every rank, in order. Raises Lost."""
+        self._turn += 1
+        return self._aside(lambda: self._exchange(json.dumps(value)))
+
+    def leave(self, failed: bool = False) -> None:
+        """Say goodbye, so that nobody waits for this rank; the host of the store stays until the others have left, too."""
+        self._left.set()
+        stay = min(2.0, self.timeout) if failed else self.timeout
+        with contextlib.suppress(RuntimeError):
+            self._aside(lambda: self._part(time.monotonic() + stay), stay + 1)
+
+    def _exchange(self, mine: str) -> list[Any]:
+        """Rank 0 collects, then says all; so each rank waits for one key at a time, whatever their number."""
+        everyone = f"{self._turn}/all"
+        if self.rank > 0:
+            self.store.set(f"{self._turn}/{self.rank}", mine)
+            return json.loads(self._wait(everyone, 0))
+        keys = {f"{self._turn}/{other}": other for other in range(1, self.size)}
+        found = [json.loads(mine), *(json.loads(self._wait(key, other)) for key, other in keys.items())]
+        self.store.set(everyone, json.dumps(found))
+        for old in (*keys, f"{self._turn - 1}/all"):
+            self.store.delete_key(old)  # all ranks are past it: they asked for the next one
+        return found
+
+    def _part(self, end: float) -> None:
+        self.store.set(f"left/{self.rank}", "")
+        while self.hosts and self.rank == 0 and time.monotonic() < end:
+            if all(self.store.check([f"left/{other}"]) for other in range(1, self.size)):
+                return
+            time.sleep(0.02)
+
+    def _aside(self, work: Callable[[], Any], limit: float | None = None) -> Any:
+        """The result of `work`, done in another thread; Lost where the store is silent for `timeout`, or after `limit` seconds."""
+        found: list[Any] = []
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                found.append(work())
+            except BaseException as error:  # raised below, in the thread that waits
+                failed.append(error)
+
+        began = self._heard = time.monotonic()
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        pause = 0.005
+        while thread.is_alive():
+            thread.join(pause)  # in pieces, so that a signal is heard
+            pause = min(2 * pause, 0.2)
+            now = time.monotonic()
+            if thread.is_alive() and (now - began > limit if limit is not None else now - self._heard > self.timeout + 1):
+                raise Lost(f"the store of the ranks gave no answer for {now - self._heard:.0f} s, so rank 0 gave no sign of life.")
+        if failed:
+            raise failed[0]
+        return found[0]
+
+    def _beat(self, store: Any) -> None:
+        count = 0
+        while not self._left.wait(min(1.0, self.timeout / 10)):
+            count += 1
+            try:
+                store.set(f"beat/{self.rank}", str(count))
+            except RuntimeError:  # the store is gone, which who waits notices as well
+                return
+
+    def _wait(self, key: str, other: int) -> bytes:
+        """The value that rank `other` puts at `key`, however long it works before; Lost where it does not live to do it."""
+        began = seen = time.monotonic()
+        beat, pause, notes = b"", 0.001, 0
+        while not self.store.check([key]):
+            if self.store.check([f"left/{other}"]) and not self.store.check([key]):  # both may have come since the first look
+                raise Lost(f"rank {other} has ended.")
+            last = self.store.get(f"beat/{other}") if self.store.check([f"beat/{other}"]) else b""
+            now = self._heard = time.monotonic()
+            if last != beat:
+                beat, seen = last, now
+            elif now - seen > self.timeout:
+                raise Lost(f"rank {other} gave no sign of life for {self.timeout:g} s.")
+            if now - began > (notes + 1) * self.timeout:
+                notes += 1
+                self._say(f"rank {other} is alive and has worked alone for {now - began:.0f} s; rank {self.rank} waits for it.")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25, self.timeout / 20)
+        return self.store.get(key)
+
+    def _say(self, text: str) -> None:
+        if self.rank <= 1:  # one of those that wait is enough
+            print(f"cfm-lite: note: {text}", file=sys.stderr, flush=True)
 
 
 ALONE = World()
@@ -184,34 +318,48 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
         return
     timeout = check_number(TIMEOUT, _number(os.environ.get(TIMEOUT, "300")), 0, 1e6, open_low=True)
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-    world = World(rank, size, local)
     if backend == "nccl":
-        world.place(torch.device(device))
-    _meet(backend, rank, size, timeout)
+        World(rank, size, local).place(torch.device(device))
+    store = _meet(backend, rank, size, timeout)
     _GROUPS.append(dist.group.WORLD)
+    # under torchrun the store is the agent's and outlives the ranks; the count keeps one block's keys from the next one's
+    hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    link = Link(dist.PrefixStore(f"cfm_lite/{len(_GROUPS)}", store.clone()), rank, size, timeout, hosts)
+    world, failed = World(rank, size, local, link), True
     try:
         with world.watching():
             yield world
+        failed = False
     finally:
+        link.leave(failed)
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
 
 
-def _meet(backend: str, rank: int, size: int, timeout: float) -> None:
-    """Join the process group, in a thread: whoever holds a taken port may never answer, and torch's own timeout does not see that."""
+def _meet(backend: str, rank: int, size: int, timeout: float) -> Any:
+    """Join the process group; returns the store at which the ranks met.
+
+    In a thread: whoever holds a taken port may never answer, and torch's own timeout does not see that.
+    """
     failed: list[Exception] = []
+    met: list[Any] = []
+    limit = datetime.timedelta(seconds=timeout)
 
     def join() -> None:
         try:
-            dist.init_process_group(backend, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout))
+            store, *_ = next(dist.rendezvous("env://", rank, size, timeout=limit))
+            store.set_timeout(limit)
+            prefixed = dist.PrefixStore("default_pg", store)
+            dist.init_process_group(backend, store=prefixed, rank=rank, world_size=size, timeout=limit)
+            met.append(store)
         except Exception as error:  # shown below, in the thread that waits
             failed.append(error)
 
     thread = threading.Thread(target=join, daemon=True)
     thread.start()
     thread.join(2 * timeout + 5)
-    if not failed and not thread.is_alive():
-        return
+    if met:
+        return met[0]
     reason = _first_line(failed[0]) if failed else f"no answer for {2 * timeout + 5:g} s."
     raise DistributedError(
         f"rank {rank} of {size} cannot join the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason} Is the port "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cfm_lite.checkpoint import ordered
 from cfm_lite.distributed import World
 
 __all__ = ["full", "is_sharded", "load_optimizer", "load_weights", "optimizer_state", "shard", "weights"]
@@ -21,10 +22,13 @@ __all__ = ["full", "is_sharded", "load_optimizer", "load_weights", "optimizer_st
 # torch.distributed's tensors and checkpoints take a second to import, and only the functions below need them
 
 
-def shard(module: nn.Module, world: World, device: torch.device, compile: bool = False) -> nn.Module:
+def shard(module: nn.Module, world: World, device: torch.device, compile: bool = False, read: bool = False) -> nn.Module:
     """Deal the parameters of `module` to the ranks, in place: every transformer block apart, and what is left together.
 
-    All ranks must hold the same values. Gradients are means over the ranks, on gloo and nccl (tested, for AdamW would hide a sum).
+    With `read` the module can be called and looked at between updates from outside, as an average is: what a call has put together
+    is dealt out again at its end. Else the outermost part stays whole until the backward pass, and would hide what is updated.
+    All ranks must hold the same values (`World.start_alike`). Gradients are means over the ranks, on gloo and nccl (tested, for
+    AdamW would hide a sum).
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -35,8 +39,22 @@ def shard(module: nn.Module, world: World, device: torch.device, compile: bool =
             if compile:  # FSDP's own work between blocks stays outside the graphs
                 block.compile(dynamic=False)
             fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    model = getattr(module, "model", None)
+    if isinstance(model, nn.Module):  # of an objective, so that its network can be called alone, as in validation
+        fully_shard(model, mesh=mesh)
+        _gather_in(model)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True if read else None)
+    _gather_in(module)
+    fully_shard.state(module)._lazy_init()  # pyright: ignore  # now the root is `module`, whichever part is called first
     return module
+
+
+def _gather_in(module: nn.Module) -> None:
+    """Put the parameters together for the other method by which a network is called, too."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    if hasattr(module, "forward_features"):
+        register_fsdp_forward_method(module, "forward_features")
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -66,7 +84,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
+    # every rank scatters what it meets first, so the order decides which tensors meet
+    set_model_state_dict(module, ordered(state), options=StateDictOptions(full_state_dict=True))
 
 
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -90,7 +109,7 @@ def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: M
 
     names = _trained(module)
     groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
-    named = {"state": {names[i]: entry for i, entry in state["state"].items()}, "param_groups": groups}
+    named = {"state": ordered({names[i]: ordered(entry) for i, entry in state["state"].items()}), "param_groups": groups}
     set_optimizer_state_dict(module, optimizer, named, options=StateDictOptions(full_state_dict=True))
 
 

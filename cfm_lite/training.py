@@ -96,6 +96,7 @@ class Trainer:
         if bad:
             raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
         self.objective, self.world = objective, world
+        world.start_alike(objective)
         self._averaged = Average(objective.model, ema_decay, ema_warmup)
         self._averaged2 = Average(objective.model, ema2_decay, ema_warmup) if ema2_decay else None
         if parallel == "fsdp" and optimizer is not None:
@@ -122,7 +123,7 @@ class Trainer:
         if parallel == "fsdp" and self.world.size > 1:
             device = next(self.objective.parameters()).device
             for average in self._averages.values():
-                sharded.shard(average.module, self.world, device)
+                sharded.shard(average.module, self.world, device, read=True)
             wrapped: Any = sharded.shard(self.objective, self.world, device, compile)
             return wrapped, wrapped
         wrapped = self.world.wrap(self.objective)

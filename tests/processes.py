@@ -1,6 +1,7 @@
-"""Forked processes for tests: nothing has to be imported again, so a rank costs a tenth of a second."""
+"""Processes for tests: forked ones, which import nothing again and cost a tenth of a second, and new interpreters."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -36,6 +37,9 @@ def forked(work: Callable[[], object], output: Path | None = None) -> int:
         os._exit(status)
 
 
+ROOT = Path(__file__).parents[1]
+
+
 @dataclass
 class Ranks:
     """Processes that were started as ranks of one world."""
@@ -64,23 +68,32 @@ class Ranks:
 
     def texts(self) -> list[str]:
         """What each rank printed."""
-        return [path.read_text(errors="replace") for path in self.outputs]
+        return [path.read_text(errors="replace") if path.exists() else "" for path in self.outputs]
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
         """Send a signal to one rank."""
         os.kill(self.children[rank], number)
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+_HELD: list[socket.socket] = []  # as long as this process lives
+
+
+def reserved_port() -> int:
+    """A port of this machine for a server that a test starts: nobody else is given it while this process lives.
+
+    A port that is only asked for and closed again may be given to another process before the server binds it. Here the socket stays
+    bound. A server may still bind and listen there, because both sides set SO_REUSEADDR and this one does not listen.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _HELD.append(held)
+    return held.getsockname()[1]
 
 
 def ranks(works: Sequence[Callable[[], object]], folder: Path, port: int | None = None, timeout: float = 20, **environment: str) -> Ranks:
     """Start one forked process per work, as the ranks of a world on this machine."""
-    port = port or free_port()
+    port = port or reserved_port()
     shared = {"WORLD_SIZE": str(len(works)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CFM_LITE_TIMEOUT": str(timeout)}
     children, outputs = [], []
     for rank, work in enumerate(works):
@@ -105,3 +118,34 @@ def eventually(seconds: float = 30):
             time.sleep(0.01)
 
     yield wait
+
+
+def interpreters(work: str, n: int, folder: Path, *words: str, timeout: float = 60, **environment: str) -> Ranks:
+    """Start `work`, "module:function" of a world and of `words`, in n new interpreters, as torchrun starts ranks.
+
+    Forked ranks share what the first process drew and hashed: its random state, the order of its sets, the maps of compiled code.
+    """
+    module, _, function = work.partition(":")
+    code = f"import sys; from {module} import {function}; from tests.processes import joining; sys.exit(joining({function}, sys.argv[1:]))"
+    port = reserved_port()
+    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CFM_LITE_TIMEOUT": str(timeout)}
+    outputs = [folder / f"rank-{port}-{rank}.txt" for rank in range(n)]
+    children = []
+    for rank, output in enumerate(outputs):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONHASHSEED": str(rank + 1), "PYTHONPATH": str(ROOT)}
+        environ = os.environ | shared | own | environment
+        start = functools.partial(os.execve, sys.executable, [sys.executable, "-c", code, *words], environ)
+        children.append(forked(start, output))
+    return Ranks(children, outputs)
+
+
+def joining(work: Callable[..., object], words: Sequence[str]) -> int:
+    """What each of the `interpreters` does."""
+    import torch
+
+    from cfm_lite.distributed import joined
+
+    torch.set_num_threads(1)
+    with joined() as world:
+        work(world, *words)
+    return 0

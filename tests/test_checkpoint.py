@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from cfm_lite import checkpoint
@@ -190,3 +192,57 @@ def test_every_file_is_on_the_disk_before_the_folder_is_renamed_and_the_manifest
     assert files[2:] == ["state.json", "MANIFEST.json"]
     assert work.startswith(".tmp-")
     assert (renaming, parent) == ("renamed", "run")
+
+
+def bytes_read():
+    """What this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="not run: this system does not count what a process reads")
+def test_a_save_reads_nothing_back(tmp_path):
+    """Neither what it has just written, nor the older checkpoints that this process wrote, verified or loaded itself."""
+    large = {"a": torch.rand(2_000_000), "b": torch.rand(500, 1000).t()}
+    size = sum(4 * x.numel() for x in large.values())
+    for step in range(6):  # the last three remove an older one
+        before = bytes_read()
+        path = checkpoint.save(tmp_path, step, large, {"m": large["a"]}, {})
+        assert bytes_read() - before < size / 20
+    assert len(list(tmp_path.iterdir())) == 3
+    checkpoint._KNOWN.clear()  # as in a new process, which has loaded the newest and looks at the older ones once
+    checkpoint.load(path)
+    for step, (low, high) in ((6, (1, 3)), (7, (-1, 0.1))):
+        before = bytes_read()
+        checkpoint.save(tmp_path, step, large, {"m": large["a"]}, {})
+        assert low * size < bytes_read() - before < high * size
+
+
+def test_what_this_process_wrote_is_read_again_once_it_was_touched(tmp_path):
+    """Same length, other bytes: the damaged one does not count, so the two older ones stay."""
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=9)
+    file = tmp_path / "step-00000003" / "state.json"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    save(tmp_path, 4, keep=3)
+    assert {path.name for path in tmp_path.iterdir()} == {f"step-0000000{n}" for n in (1, 2, 3, 4)}
+
+
+def test_the_tensors_files_are_those_of_safetensors_byte_for_byte_in_any_order_of_the_dict(tmp_path):
+    tensors = {"z": torch.rand(3, 2), "é": torch.arange(3), "h": torch.ones(2, 2).half(), "s": torch.tensor(1.0)}
+    backwards = dict(reversed(tensors.items()))
+    paths = [checkpoint.save(tmp_path, step, kept, {}, {}) for step, kept in enumerate((tensors, backwards))]
+    found = [(path / "weights.safetensors").read_bytes() for path in paths]
+    assert found[0] == found[1] == safetensors.torch.save(tensors)
+    assert list(checkpoint.load(checkpoint.latest(tmp_path)).weights) == sorted(tensors)
+
+
+def test_every_dtype_shape_and_layout_comes_back_and_an_unknown_dtype_is_refused_whole(tmp_path):
+    kinds = {str(kind): torch.randint(0, 2, (3, 5)).to(kind) for kind in checkpoint._KINDS}
+    shapes = {"empty": torch.zeros(0, 3), "scalar": torch.tensor(3.0), "turned": torch.rand(4, 6).t(), "same": torch.ones(1).expand(3)}
+    loaded = checkpoint.load(checkpoint.save(tmp_path, 1, kinds | shapes, {}, {})).weights
+    for name, value in (kinds | shapes).items():
+        assert loaded[name].dtype == value.dtype
+        assert loaded[name].tolist() == value.tolist()
+    with pytest.raises(CheckpointError, match="the tensor odd has dtype"):
+        checkpoint.save(tmp_path, 2, {"odd": torch.ones(2, dtype=torch.complex128)}, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.processes import reserved_port
 
 ROOT = Path(__file__).parents[2]
 _BUSY = "[...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*'))"
@@ -41,9 +42,7 @@ class Lab:
 @contextlib.contextmanager
 def running_lab(folder: Path) -> Iterator[Lab]:
     """JupyterLab over `folder`, in fast mode, with its own settings and kernels folder; it ends with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserved_port()
     token, home = secrets.token_hex(16), tempfile.mkdtemp(prefix="lab-")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={folder}"]
     command += [f"--IdentityProvider.token={token}", "--allow-root", "--ServerApp.port_retries=0"]

@@ -26,7 +26,8 @@ ELSEWHERE: dict[str, str] = {
         places.inside recipes.reads.check_read recipes.reads.unread runs.home_for arguments.names_of
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
-        checkpoint.exists checkpoint.latest checkpoint.load checkpoint.save checkpoint.write_bytes data.archive.samples data.archive.unpack
+        checkpoint.exists checkpoint.latest checkpoint.load checkpoint.ordered checkpoint.save checkpoint.write_bytes
+        data.archive.samples data.archive.unpack
         data.archive.unpacked data.codec.Codec data.codec.Scaling data.codec.open_codec data.codec.tiny_vae
         data.images.centre_crop data.images.decode data.images.find data.images.flat data.images.layout data.images.load data.images.read
         data.latents.Latents data.latents.prefetch

@@ -76,9 +76,11 @@ MUTANTS = (
     # checkpoints
     Mutant("a hash that is not compared", "checkpoint.py", "if _digest(data) != digest:", "if not digest:", CHECKPOINT),
     Mutant("the oldest is the newest", "checkpoint.py", "or (0, 0), reverse=True)", "or (0, 0))", CHECKPOINT),
-    Mutant("damaged ones count as kept", "checkpoint.py", "            verify(path)\n            valid += 1", "            valid += 1", CHECKPOINT),
-    Mutant("weights are renamed before they are on the disk", "checkpoint.py", "        _fsync(work / name)\n", "", CHECKPOINT),
+    Mutant("damaged ones count as kept", "checkpoint.py", "                verify(path)\n            valid += 1", "                pass\n            valid += 1", CHECKPOINT),
+    Mutant("weights are renamed before they are on the disk", "checkpoint.py", "        os.fsync(file.fileno())\n", "", CHECKPOINT),
     Mutant("a manifest may name any file", "checkpoint.py", "    if outside:\n", "    if False:\n", f"{SECURITY} -k climbs"),
+    Mutant("what was damaged since counts as known", "checkpoint.py", "return _KNOWN.get(path.resolve()) == _stamps(path)", "return path.resolve() in _KNOWN", CHECKPOINT),
+    Mutant("a save verifies what it wrote", "checkpoint.py", "            if not _is_known(path):\n", "            if True:\n", CHECKPOINT),
     # resume and training
     Mutant("an automatic resume starts again", "runs.py", 'return checkpoint.exists(Path(folder) / "checkpoints")', "return False", "tests/test_resume_auto.py"),
     Mutant("the average is not resumed", "training.py", '((self.objective, "objective."), *averages)', '((self.objective, "objective."),)', TRAINING),
@@ -101,6 +103,9 @@ MUTANTS = (
     # several processes
     Mutant("a sum over ranks, not a mean", "distributed.py", "for value in values.values()]) / self.size", "for value in values.values()])", RANKS),
     Mutant("all ranks must ask for a stop", "distributed.py", "op=dist.ReduceOp.MAX)", "op=dist.ReduceOp.MIN)", RANKS),
+    Mutant("ranks keep what each has drawn", "training.py", "        world.start_alike(objective)\n", "", RANKS),
+    Mutant("a slow rank counts as dead", "distributed.py", "                beat, seen = last, now\n", "                beat = last\n", RANKS),
+    Mutant("a stopped rank lives for ever", "distributed.py", "            elif now - seen > self.timeout:\n", "            elif False:\n", RANKS),
     Mutant("ranks draw alike", "training.py", "first = self.world.rank * self._shards(batch)", "first = 0", RANKS),
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ from cfm_lite.errors import DataError
 from cfm_lite.lazy import optional
 from cfm_lite.scale import features
 from tests.faults.damage import keep
+from tests.processes import reserved_port
 
 BEHAVIOURS = ("truncated", "longer than said", "shorter than said", "page", "not found", "error", "hangs", "resets", "empty")
 BEHAVIOURS += ("other file", "loops")
@@ -182,9 +183,7 @@ def test_a_server_that_lies_leaves_nothing_behind_and_the_message_says_what_to_d
 @sources
 def test_a_server_that_is_not_there_is_an_error_at_once(source, server, monkeypatch, tmp_path):
     fetch, there, by_hand = SOURCES[source](server, monkeypatch)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/"
+    nobody = f"http://127.0.0.1:{reserved_port()}/"
     for module in (cifar10, features):
         monkeypatch.setattr(module, "URL", nobody + "file")
     monkeypatch.setattr(optional("torchvision.datasets", "imagenet").MNIST, "mirrors", [nobody])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.damage import keep
-from tests.processes import free_port
+from tests.processes import reserved_port
 
 ROOT = Path(__file__).parents[2]
 OPENING = ("token", "password", "disable_check_xsrf", "allow_origin", "allow_remote", "0.0.0.0", "--ip=*", "allow_unauthenticated")
@@ -85,7 +85,7 @@ def started(folder: Path, port: int):
 def test_a_request_without_the_token_is_refused_and_nobody_listens_elsewhere(tmp_path):
     if shutil.which(str(Path(sys.executable).with_name("jupyter"))) is None:
         pytest.skip("not run: JupyterLab is not installed")
-    port = free_port()
+    port = reserved_port()
     with started(tmp_path, port) as process:
         end = time.monotonic() + 90
         while not list((tmp_path / "RUNTIME").glob("jpserver-*.json")) or not listening(port):

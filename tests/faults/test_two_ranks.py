@@ -1,5 +1,9 @@
 """What two processes owe each other, without a training run: means, stop requests, agreement, and their own shards."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 
@@ -8,7 +12,7 @@ from cfm_lite.distributed import ALONE, World, joined
 from cfm_lite.errors import DistributedError
 from cfm_lite.training import Trainer
 from tests.networks import Tiny
-from tests.processes import ranks
+from tests.processes import eventually, ranks
 
 
 def test_values_are_averaged_and_one_stop_is_a_stop_of_all(tmp_path):
@@ -43,3 +47,81 @@ def test_a_rank_draws_the_shards_of_its_place():
     parts = [drawn(ALONE, slice(0, 8)), drawn(second, slice(8, 16))]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
     assert not torch.equal(drawn(ALONE, slice(8, 16)), parts[1])
+
+
+def end(work, folder, timeout):
+    """What both ranks end with and say; `work(world)` may return an exit code. 7: it lost the others."""
+
+    def start():
+        try:
+            with joined() as world:
+                return work(world)
+        except DistributedError as error:
+            print(error, flush=True)
+            return 7
+
+    started = ranks([start, start], folder, timeout=timeout)
+    return started, lambda: (started.wait(40), started.texts())
+
+
+def test_a_rank_that_works_alone_is_waited_for_longer_than_the_time_out(tmp_path):
+    def work(world):
+        def slowly():
+            time.sleep(4)
+            return 5
+
+        assert world.on_main(slowly) == (5 if world.is_main else None)
+        if not world.is_main:
+            slowly()
+        world.barrier()
+        assert world.share(lambda: world.rank) == 0
+        assert world.gather({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
+
+    codes, texts = end(work, tmp_path, timeout=3)[1]()
+    assert codes == [0, 0], texts
+    assert "rank 0 is alive and has worked alone for" in texts[1]
+    assert "rank 1 is alive and has worked alone for" in texts[0]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_main_rank_that_dies_or_stops_while_it_works_alone_ends_the_others(tmp_path, how):
+    """A stopped process holds its connections open, so only its missing beat shows it."""
+
+    def work(world):
+        world.on_main(lambda: os.kill(os.getpid(), how))
+
+    started, ended = end(work, tmp_path, timeout=1)
+    with eventually(30) as wait:
+        wait(lambda: "lost the others" in started.texts()[1])
+    if how == signal.SIGSTOP:
+        assert "rank 0 gave no sign of life" in started.texts()[1]
+        started.kill(0)
+    assert ended()[0] == [-signal.SIGKILL, 7]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_ends_alone_is_noticed_long_before_the_time_out(tmp_path, victim):
+    def work(world):
+        if world.rank == victim:
+            return 3  # as after an error of its own
+        world.barrier()
+        return 0
+
+    codes, texts = end(work, tmp_path, timeout=100)[1]()  # the host of the store stays for it no longer than it is asked
+    assert codes[victim] == 3
+    assert codes[1 - victim] == 7
+    assert f"rank {victim} has ended" in texts[1 - victim]
+
+
+def test_ranks_that_drew_other_parameters_start_from_those_of_rank_0(tmp_path):
+    def work(world):
+        torch.manual_seed(world.rank)
+        model = Tiny()
+        model.register_buffer("seen", torch.tensor([world.rank > 0, True]))
+        trainer = Trainer(objective.fm(model), world=world)
+        for module in (trainer.objective.model, trainer.ema):
+            mine = [p.sum().item() for p in (*module.parameters(), *module.buffers())]
+            assert len(set(map(str, world.gather(mine)))) == 1
+
+    codes, texts = end(work, tmp_path, timeout=20)[1]()
+    assert codes == [0, 0], texts

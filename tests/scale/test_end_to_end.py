@@ -13,7 +13,6 @@ from cfm_lite import cli
 from cfm_lite.data import archive
 from cfm_lite.data.latents import Latents
 from tests.pictures import made_folder
-from tests.processes import free_port
 
 REAL = bool(os.environ.get("CFM_LITE_DATA"))
 SIZE, STEPS = "128", 20
@@ -59,7 +58,7 @@ def torchrun(*argv):
         "-m",
         "torch.distributed.run",
         "--nproc-per-node=2",
-        f"--master-port={free_port()}",
+        "--standalone",  # torchrun itself finds a port, and keeps it open
         "-m",
         "cfm_lite.cli",
         "--",

@@ -130,3 +130,40 @@ def test_an_optimizer_for_whole_parameters_is_refused():
     trainer = build_imagenet_trainer(SMALL, MADE)
     with pytest.raises(ConfigError, match="parallel"):
         type(trainer)(trainer.objective, trainer.optimizer, parallel="fsdp")
+
+
+def looks(trainer):
+    """The average and the network looked at from outside in every way there is: called, by features, read, and as a state dict."""
+    g = torch.Generator().manual_seed(5)
+    x, t, y = torch.randn(2, 4, 4, 4, generator=g), torch.tensor([0.2, 0.7]), torch.tensor([0, 1])
+    seen = []
+    for model in (trainer.ema, trainer.objective.model):
+        with torch.no_grad():
+            seen += [model(x, t, y), model.forward_features(x, t, y, (1,))[0]]
+        seen += [full(p) for p in model.parameters()]
+        seen += [full(value) for value in model.state_dict().values()]
+    seen.append(trainer.ema(x, t, y))  # with a graph, too
+    return [value.detach().clone() for value in seen]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_average_that_is_looked_at_during_training_is_that_of_ddp(tmp_path, first):
+    """A part that stays whole after a call would hide the updates of its slices; `first`: before the first step as well."""
+    recipe = SMALL.changed(ema=0.5)
+
+    def watched(parallel):
+        def work(world):
+            trainer = build_imagenet_trainer(recipe, MADE, world=world, parallel=parallel)
+            seen = looks(trainer) if first else []
+            for _ in range(3):
+                list(trainer.run([batch(world)], 1))
+                seen += looks(trainer)
+            if world.is_main:
+                torch.save(seen, tmp_path / f"{parallel}.pt")
+
+        return work
+
+    for parallel in ("ddp", "fsdp"):
+        done(together(2, tmp_path, watched(parallel)))
+    for a, b in zip(read(tmp_path, "ddp"), read(tmp_path, "fsdp"), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

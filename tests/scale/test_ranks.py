@@ -21,7 +21,7 @@ from cfm_lite.scale.dry_run import Made
 from cfm_lite.scale.sample import Settings, sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet
 from tests.logs import numbers
-from tests.processes import eventually, free_port, ranks
+from tests.processes import eventually, ranks, reserved_port
 from tests.scale.conftest import SMALL
 
 
@@ -198,7 +198,7 @@ def test_what_is_not_finite_on_one_rank_stops_both_at_the_same_step(tmp_path):
 
 
 def test_a_model_that_outlives_its_world_never_waits_for_ever(tmp_path):
-    ports = [free_port() for _ in range(20)]
+    ports = [reserved_port() for _ in range(20)]
 
     def often():  # without the reference to the group that `joined` keeps, one of the first few hangs
         for port in ports:
