@@ -1,13 +1,80 @@
 """Archives of images: unpacked whole, inside their folder, or not at all."""
 
 import io
+import os
+import re
+import shutil
+import signal
 import tarfile
+import time
+from pathlib import Path
 
 import pytest
 
 from cfm_lite.data import archive, images
-from cfm_lite.errors import DataError
-from tests.pictures import made_folder
+from cfm_lite.errors import DataError, DiskFullError
+from tests.pictures import made_folder, picture
+from tests.processes import forked
+
+
+def tarred(path, members, kind="w"):
+    """A tar of {name: bytes, or a dict for a tar inside}; returns its bytes, and writes them where `path` is given."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=kind) as tar:
+        for name, content in members.items():
+            content = (
+                tarred(None, content, f"w:{name[-2:]}" if name.endswith(("gz", "xz")) else "w") if isinstance(content, dict) else content
+            )
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    if path is not None:
+        path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "png")
+    return buffer.getvalue()
+
+
+BUS, CAR = {"1.png": png(1), "2.png": png(2)}, {"3.png": png(3)}
+FOLDERS = {f"{name}/{key}": content for name, images_ in (("bus", BUS), ("car", CAR)) for key, content in images_.items()}
+PACKED = {  # all of them hold the same three images of two classes
+    "a tar of tars": ("w", {"bus.tar": BUS, "car.tar": CAR}),
+    "a tar of tars with dots": ("w", {"./bus.tar": {f"./{key}": x for key, x in BUS.items()}, "./car.tar": CAR}),
+    "a tar of tars in a folder": ("w", {"set/bus.tar": BUS, "set/car.tar": CAR}),
+    "a tar of tars in train": ("w", {"train/bus.tar": BUS, "train/car.tar": CAR, "val/9.png": png(9)}),
+    "a tar of packed tars": ("w", {"bus.tar.gz": BUS, "car.txz": CAR}),
+    "a packed tar of tars": ("w:gz", {"bus.tar": BUS, "car.tar": CAR}),
+    "folders": ("w", FOLDERS),
+    "folders with dots": ("w:gz", {f"./{key}": x for key, x in FOLDERS.items()}),
+    "folders in a folder": ("w:xz", {f"set/{key}": x for key, x in FOLDERS.items()}),
+    "folders in folders, with hidden things": (
+        "w",
+        {f"a/b/{key}": x for key, x in FOLDERS.items()} | {"a/.x.png": png(8), "__MACOSX/a/8.png": png(8), "._a": b"x", "a/._c.tar": b"x"},
+    ),
+    "folders in train": ("w", {f"set/train/{key}": x for key, x in FOLDERS.items()} | {"set/val/bus/9.png": png(9)}),
+}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "cache_root", lambda: tmp_path / "cache")
+    return tmp_path / "cache" / archive.SAMPLES
+
+
+@pytest.mark.parametrize("case", PACKED)
+def test_however_a_set_is_packed_it_is_the_same_set(case, tmp_path, cache):
+    kind, members = PACKED[case]
+    path = tmp_path / "set.tar"
+    tarred(path, members, kind)
+    found = images.find(path)
+    assert found.classes == ("bus", "car")
+    assert {file.key: file.path.read_bytes() for file in found.files} == FOLDERS
+    assert images.layout(path) == found.root
+    assert [image.name for image in cache.rglob(".tmp-*")] == []
 
 
 def packed(tmp_path, members):
@@ -75,3 +142,135 @@ def test_the_63_samples_are_63_classes():
     found = images.find(archive.samples())
     assert len(found.files) == len(found.classes) == 63
     assert {images.load(file.path, 32).shape for file in found.files[:8]} == {(3, 32, 32)}
+
+
+def test_archives_of_one_name_in_two_places_are_two_sets_and_a_new_version_replaces_its_own_old_one(tmp_path, cache):
+    for name in ("a", "b", "a-b"):
+        (tmp_path / name).mkdir()
+        tarred(tmp_path / name / "set.tar", {"bus/1.png": name.encode()})
+    tarred(tmp_path / "a" / "set-b.tar", {"bus/1.png": b"set-b"})
+    folders = [archive.unpacked(path) for path in sorted(tmp_path.glob("*/set*.tar"))]
+    assert len({*folders}) == 4
+    assert all(folder.is_dir() for folder in folders)
+    tarred(tmp_path / "a" / "set.tar", {"bus/1.png": b"another"})
+    new = archive.unpacked(tmp_path / "a" / "set.tar")
+    assert (new / "bus" / "1.png").read_bytes() == b"another"
+    assert sorted(cache.iterdir()) == sorted([new, *(folder for folder in folders if folder.is_dir())])
+    assert len(list(cache.iterdir())) == 4
+
+
+INNER = {
+    "a link": lambda tar: tar.addfile(special("a.png", tarfile.SYMTYPE, "/etc/passwd")),
+    "a hard link": lambda tar: tar.addfile(special("a.png", tarfile.LNKTYPE, "b")),
+    "a name that climbs": lambda tar: tar.addfile(tarfile.TarInfo("../../a.png")),
+    "a device": lambda tar: tar.addfile(special("a", tarfile.CHRTYPE)),
+    "too many files": lambda tar: [tar.addfile(tarfile.TarInfo(f"{i}.png")) for i in range(30)],
+    "too many bytes": lambda tar: tar.addfile(special("a.png", tarfile.REGTYPE, size=90_000), io.BytesIO(bytes(90_000))),
+    "no tar": None,
+}
+
+
+def special(name, kind, link="", size=0):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, link, size
+    return member
+
+
+@pytest.mark.parametrize("packed_as", ["", "gz"])
+@pytest.mark.parametrize("case", INNER)
+def test_the_rules_hold_in_inner_tars_and_limits_count_all_of_them_together(case, packed_as, tmp_path):
+    buffer = io.BytesIO(b"no tar" * 200)
+    if INNER[case] is not None:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode=f"w:{packed_as}") as tar:
+            INNER[case](tar)
+    path, before = tmp_path / "outer.tar", {"in", "outer.tar"}
+    tarred(path, {"one.tar": {f"{i}.png": bytes(2000) for i in range(15)}, f"two.tar{packed_as and '.' + packed_as}": buffer.getvalue()})
+    with pytest.raises(DataError, match=r"outer\.tar"):
+        archive.unpack(path, tmp_path / "in" / "folder", limit=100_000, members=40)
+    assert {found.name for found in tmp_path.rglob("*")} == before
+
+
+def test_a_class_that_is_there_twice_is_refused(tmp_path):
+    for members in ({"bus/1.png": b"x", "bus.tar": BUS}, {"bus.tar": BUS, "bus.tgz": CAR}, {"./a/bus.tar": BUS, "a/./bus/1.png": b"x"}):
+        tarred(tmp_path / "a.tar", members)
+        with pytest.raises(DataError, match="once more"):
+            archive.unpack(tmp_path / "a.tar", tmp_path / "in" / "folder")
+
+
+def test_an_archive_larger_than_the_limit_of_50_gib_is_unpacked_and_one_that_does_not_fit_is_refused_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.tar"
+    tarred(path, {"bus.tar": BUS, "car.tar": CAR})
+    monkeypatch.setattr(archive, "LIMIT", 100)  # an archive may always be as large as it is
+    assert len(list(archive.unpack(path, tmp_path / "folder").rglob("*.png"))) == 3
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=path.stat().st_size - 1))
+    with pytest.raises(DiskFullError, match=r"needs about [0-9,]+ bytes"):
+        archive.unpack(path, tmp_path / "other" / "folder")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["header", "zeros", "cut", "no end"])
+@pytest.mark.parametrize("where", ["outer", "inner"])
+def test_a_damaged_header_is_an_error_and_not_the_end(where, damage, tmp_path):
+    """tarfile takes it for the end: the images behind it would be gone without a word."""
+    inner = bytearray(tarred(None, {f"{i}.png": bytes([i]) * 600 for i in range(8)}))
+    content = bytearray(tarred(None, {"one.tar": bytes(inner), "two.tar": bytes(inner)})) if where == "outer" else inner
+    at = 512 + len(inner) if where == "outer" else 4 * (512 + 1024)  # where a header begins
+    if damage == "header":
+        content[at + 150] ^= 1
+    elif damage == "zeros":
+        content[at : at + 512] = bytes(512)
+    else:
+        content = content[: at if damage == "cut" else at + (512 + len(inner) if where == "outer" else 4 * (512 + 1024))]
+    (tmp_path / "a.tar").write_bytes(content if where == "outer" else tarred(None, {"one.tar": bytes(content)}))
+    with pytest.raises(DataError, match=r"a\.tar is no whole tar archive \(.*at byte"):
+        archive.unpack(tmp_path / "a.tar", tmp_path / "folder")
+
+
+def test_a_killed_process_leaves_the_classes_that_it_finished_and_the_next_one_unpacks_the_others(tmp_path):
+    path, folder = tmp_path / "a.tar", tmp_path / "out" / "folder"
+    tarred(path, {f"c{i}.tar": {f"{i}.png": bytes([i]) * 50} for i in range(6)} | {"notes.txt": b"x"})
+    seen, plain = tmp_path / "seen", tarfile.TarFile.extract
+
+    def work(limit):
+        def extract(self, member, *rest, **how):
+            with open(seen, "a") as file:
+                file.write(f"{member.name}\n")
+            if limit and seen.read_text().count("png") > limit:
+                time.sleep(60)
+            return plain(self, member, *rest, **how)
+
+        tarfile.TarFile.extract = extract
+        return 0 if archive.unpack(path, folder) else 1
+
+    child = forked(lambda: work(3))
+    while not seen.exists() or seen.read_text().count("png") < 4:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not folder.exists()
+    seen.unlink()
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: work(0)), 0)[1]) == 0
+    assert seen.read_text().split() == ["3.png", "4.png", "5.png", "notes.txt"]
+    assert {file.name: file.read_bytes() for file in folder.rglob("*.png")} == {f"{i}.png": bytes([i]) * 50 for i in range(6)}
+    assert [entry.name for entry in folder.parent.iterdir()] == ["folder"]
+
+
+def test_what_was_begun_for_another_archive_is_not_taken_on(tmp_path):
+    path, folder = tmp_path / "a.tar", tmp_path / "out" / "folder"
+    stale = folder.parent / ".tmp-folder" / "content" / "bus"
+    stale.mkdir(parents=True)
+    (stale / "old.png").write_bytes(b"old")
+    (stale.parents[1] / "done").write_text('"another"\n["bus", 3]\n')
+    tarred(path, {"bus.tar": BUS})
+    assert sorted(file.name for file in archive.unpack(path, folder).rglob("*.png")) == ["1.png", "2.png"]
+    assert re.fullmatch(r"folder", *(entry.name for entry in Path(folder.parent).iterdir()))
+
+
+def test_a_stopped_unpacking_leaves_nothing_where_no_class_was_finished(tmp_path, monkeypatch):
+    tarred(tmp_path / "a.tar", FOLDERS)
+    monkeypatch.setattr(tarfile.TarFile, "extract", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        archive.unpack(tmp_path / "a.tar", tmp_path / "out" / "folder")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import signal
+import tarfile
 import threading
 import time
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite.data import images, latents, prepare, shards
+from cfm_lite.data import archive, images, latents, prepare, shards
 from cfm_lite.data.codec import Codec, open_codec, tiny_vae
 from cfm_lite.data.latents import Latents, prefetch
 from cfm_lite.errors import ConfigError, DataError, DiskFullError
+from cfm_lite.scale.evaluate import image_batches
 from tests.pictures import made_folder
 from tests.processes import forked
 
@@ -292,6 +294,21 @@ def test_pictures_come_with_their_latents_mirrored_alike(made, folder, codec):
         noise = (data.scaling.unscaled(z) - means[:, 0]) / means[:, 1]
         assert noise.std() == pytest.approx(1, abs=0.1)  # a picture of another row, or not mirrored, would add its difference
         torch.testing.assert_close(noise.mean(), torch.zeros(()), rtol=0, atol=0.2)
+
+
+def test_a_tar_of_tars_serves_as_the_folder_wherever_images_are_taken(made, folder, codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "cache_root", lambda: tmp_path / "cache")
+    with tarfile.open(tmp_path / "set.tar", "w") as outer:
+        for name in sorted(path.name for path in folder.iterdir()):
+            with tarfile.open(tmp_path / f"{name}.tar", "w") as inner:
+                for path in sorted((folder / name).iterdir()):
+                    inner.add(path, path.name)
+            outer.add(tmp_path / f"{name}.tar", f"{name}.tar")
+    assert go(tmp_path / "set.tar", tmp_path / "L", codec)["self"] == Latents(made).fingerprint
+    for (_, _, a), (_, _, b) in zip(*(first_batches(Latents(made), 2, images=source) for source in (folder, tmp_path / "set.tar"))):
+        assert torch.equal(a, b)
+    pictures = [torch.cat(list(image_batches(source, 5, 32))) for source in (folder, images.opened(tmp_path / "set.tar"))]
+    assert torch.equal(*pictures)
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,60 @@
 """Tar archives of images, unpacked so that nothing can land outside its folder; and the 63 real ImageNet samples.
 
 Only files and folders are unpacked: pictures need no links, and older Pythons can be led out of the folder by them. Python's
-`filter="data"` refuses names that leave the folder. The whole archive is unpacked beside its place and moved there in one step:
-a folder is complete or absent.
+`filter="data"` refuses names that leave the folder. A tar inside becomes the folder of its name, as ImageNet's train set is packed
+(a tar of one tar a class), and the same rules hold in it. The whole is unpacked beside its place and moved there in one step: a
+folder is complete or absent. A process that is killed on the way leaves the inner tars that it finished to the next one.
 """
 
+import errno
+import glob
 import hashlib
+import json
 import lzma
 import os
+import re
 import shutil
 import tarfile
-import tempfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cfm_lite.data.root import VARIABLE, cache_root, data_root
-from cfm_lite.errors import DataError
+from cfm_lite.data.shared import in_turn
+from cfm_lite.errors import DataError, DiskFullError
 
-__all__ = ["SAMPLES", "read_to_end", "samples", "unpack", "unpacked"]
+__all__ = ["SAMPLES", "is_archive", "read_to_end", "samples", "unpack", "unpacked"]
 
 SAMPLES = "imagenet-samples"
-LIMIT = 50 * 2**30  # bytes; more than any sample archive, less than a disk
-MEMBERS = 2_000_000  # ImageNet has 1.3 million; each costs a kilobyte of memory
+LIMIT = 50 * 2**30  # bytes; where an archive is larger than that itself, twice its size: images hardly pack, bombs do a thousandfold
+MEMBERS = 2_000_000  # ImageNet has 1.3 million
+_TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.xz|txz|tar\.bz2|tbz2?)$", re.IGNORECASE)
 
 
-def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, limit: int = LIMIT, members: int = MEMBERS) -> Path:
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """True for a file that is called a tar archive."""
+    return _TAR.search(Path(path).name) is not None and os.path.isfile(path)
+
+
+def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, limit: int | None = None, members: int = MEMBERS) -> Path:
     """Unpack a tar archive into the new `folder`, and return it; a folder that is there already is left as it is.
 
-    Raises DataError for a file that is missing, no tar, damaged, unpacks to over `limit` bytes or holds over `members` members,
-    a link or a device among them, or one that would land outside the folder. Nothing half-unpacked stays behind.
+    A tar in it is unpacked into the folder of its name, without a copy of it on the disk. Raises DataError for a file that is
+    missing, no tar, damaged, unpacks to over `limit` bytes (LIMIT) or holds over `members` members, a link or a device among
+    them, or one that would land outside the folder; DiskFullError before the work where there is not the archive's size to fill.
+    Nothing half-unpacked stays behind.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():
         return folder
     try:
+        facts = os.stat(archive)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as work:
-            _extract(archive, Path(work) / "content", limit, members)
-            os.replace(Path(work) / "content", folder)
+        with in_turn(folder.parent / f".tmp-{folder.name}.lock"):
+            if not folder.is_dir():  # else another process was faster
+                work = _Work(archive, folder, f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}")
+                work.fill(facts.st_size, max(LIMIT, 2 * facts.st_size) if limit is None else limit, members)
     except FileNotFoundError:
         raise DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.") from None
     except tarfile.FilterError as error:
@@ -46,40 +62,139 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, l
     except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:  # ValueError: a null byte in a name
         raise DataError(f"{archive} is no whole tar archive ({error}). Fetch it again.") from None
     except OSError as error:
-        if folder.is_dir():  # another process was faster
-            return folder
-        raise DataError(f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make room, or choose another.") from None
+        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else DataError
+        raise kind(f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make room, or choose another.") from None
     return folder
 
 
-def _extract(archive: Path, content: Path, limit: int, most: int) -> None:
-    with tarfile.open(archive) as tar:
-        members = _checked(tar, archive, limit, most)
-        content.mkdir()
-        tar.extractall(content, members, filter="data")
+@dataclass
+class _Budget:
+    """What may still be unpacked, over the archive and all that is in it."""
+
+    archive: Path
+    limit: int
+    most: int
+    total: int = 0
+    count: int = 0
+
+    def spend(self, member: tarfile.TarInfo, size: int) -> None:
+        """Count one member, of which `size` bytes are unpacked; DataError for what is refused, before anything of it is written."""
+        self.total += size
+        self.count += 1
+        if not (member.isreg() or member.isdir()) or member.size < 0 or member.issparse():
+            raise DataError(f"{self.archive} was not unpacked: {member.name!r:.200} is no plain file or folder. Fetch it from its source.")
+        if self.total > self.limit or self.count > self.most:
+            raise DataError(
+                f"{self.archive} unpacks to over {min(self.total, self.limit):,} bytes in {self.count:,} files; the limits are "
+                f"{self.limit:,} and {self.most:,}. Unpack it yourself if you trust it, and give the folder."
+            )
+
+
+class _Work:
+    """An archive on its way into `folder`, in a folder beside that; `done` lists the inner tars that are whole, with their sizes."""
+
+    def __init__(self, archive: Path, folder: Path, identity: str) -> None:
+        self.archive, self.folder, self.identity = archive, folder, identity
+        self.place = folder.parent / f".tmp-{folder.name}"
+        self.content, self.part, self.log = self.place / "content", self.place / "part", self.place / "done"
+        self.done: dict[str, int] = {}
+
+    def fill(self, size: int, limit: int, members: int) -> None:
+        """Unpack everything and move it into its place; of what fails nothing stays, of what is stopped the inner tars that are whole."""
+        try:
+            self._take_on()
+            self._check_room(size)
+            with tarfile.open(self.archive) as tar:
+                self._extract(tar, self.content, _Budget(self.archive, limit, members), outer=True)
+            os.replace(self.content, self.folder)
+            shutil.rmtree(self.place)
+        except Exception:
+            shutil.rmtree(self.place, ignore_errors=True)
+            raise
+        except BaseException:  # stopped: the next process goes on
+            if not self.done:
+                shutil.rmtree(self.place, ignore_errors=True)
+            raise
+
+    def _take_on(self) -> None:
+        """What an earlier process has finished of the same archive; anything else of it goes."""
+        lines = self.log.read_text(encoding="utf-8").split("\n")[:-1] if self.log.is_file() else []  # the last may be half
+        if lines[:1] == [json.dumps(self.identity)]:
+            self.done = {name: size for name, size in map(json.loads, lines[1:]) if (self.content / _TAR.sub("", name)).is_dir()}
+            shutil.rmtree(self.part, ignore_errors=True)
+        else:
+            shutil.rmtree(self.place, ignore_errors=True)
+            self.content.mkdir(parents=True)
+            self.log.write_text(json.dumps(self.identity) + "\n", encoding="utf-8")
+
+    def _check_room(self, size: int) -> None:
+        free, needed = shutil.disk_usage(self.place).free, size - sum(self.done.values())
+        if free < needed:
+            raise DiskFullError(
+                f"{self.archive} needs about {needed:,} bytes in {self.folder.parent} and {free:,} are free. Make room, or unpack it "
+                "elsewhere, each inner tar into a folder of its name, and give that folder."
+            )
+
+    def _extract(self, tar: tarfile.TarFile, folder: Path, budget: _Budget, *, outer: bool) -> None:
+        """Member by member, each looked at before it is written: a bad archive is left early, and a large one is read once."""
+        folder.mkdir(exist_ok=True)
+        while (member := tar.next()) is not None:
+            forget: Any = tar
+            forget.members.clear()  # a kilobyte each
+            inner = outer and member.isreg() and _is_tar(member.name)
+            budget.spend(member, 0 if inner else member.size)
+            if inner:
+                self._extract_inner(tar, member, budget)
+                continue
+            if outer and {str(parent) for parent in Path(member.name).parents} & {_TAR.sub("", name) for name in self.done}:
+                raise self._twice(member.name)
+            tar.extract(member, folder, filter="data")
         read_to_end(tar)
+
+    def _extract_inner(self, tar: tarfile.TarFile, member: tarfile.TarInfo, budget: _Budget) -> None:
+        name = os.path.normpath(tarfile.data_filter(member, str(self.content)).name)
+        if name in self.done:
+            budget.total += self.done[name]
+            return
+        folder = self.content / _TAR.sub("", name)
+        if folder.exists():
+            raise self._twice(name)
+        before = budget.total
+        try:
+            with tarfile.open(fileobj=tar.extractfile(member)) as inner:
+                self._extract(inner, self.part, budget, outer=False)
+        except tarfile.FilterError:
+            raise
+        except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+            raise tarfile.ReadError(f"{member.name}: {error}") from None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.part, folder)
+        self.done[name] = budget.total - before
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps([name, self.done[name]]) + "\n")
+
+    def _twice(self, name: str) -> DataError:
+        return DataError(f"{self.archive} was not unpacked: {name!r} is in it as a tar and once more. Fetch it from its source.")
+
+
+def _is_tar(name: str) -> bool:
+    return _TAR.search(name) is not None and not Path(name).name.startswith(".")
 
 
 def read_to_end(tar: Any) -> None:
-    """Read what follows the last member: only at the end of a compressed archive is its checksum compared."""
-    while tar.fileobj.read(2**20):
-        pass
+    """Read what follows the last member, which is nothing but zeros; tarfile.ReadError where it is anything else, or not there.
 
-
-def _checked(tar: tarfile.TarFile, archive: Path, limit: int, most: int) -> list[tarfile.TarInfo]:
-    """The members, read one by one, so that an archive that is too large is left early."""
-    members, total = [], 0
-    for member in tar:
-        members.append(member)
-        total += member.size
-        if not (member.isreg() or member.isdir()) or member.size < 0:
-            raise DataError(f"{archive} was not unpacked: {member.name!r:.200} is no plain file or folder. Fetch it from its source.")
-        if total > limit or len(members) > most:
-            raise DataError(
-                f"{archive} unpacks to over {min(total, limit):,} bytes in {len(members):,} files; the limits are {limit:,} and {most:,}. "
-                "Unpack it yourself if you trust it."
-            )
-    return members
+    Else a damaged header would pass for the end, and the images behind it would be gone without a word. Of a compressed archive
+    the checksum is compared only at its end.
+    """
+    tar.fileobj.seek(tar.offset)
+    seen = 0
+    while part := tar.fileobj.read(2**20):
+        if part.strip(b"\0"):
+            raise tarfile.ReadError(f"the header at byte {tar.offset:,} is damaged")
+        seen += len(part)
+    if seen < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it ends at byte {tar.offset:,} without the mark of an end")
 
 
 def unpacked(archive: str | os.PathLike[str]) -> Path:
@@ -89,17 +204,18 @@ def unpacked(archive: str | os.PathLike[str]) -> Path:
         facts = archive.stat()
     except OSError:
         raise DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.") from None
-    key = hashlib.sha256(f"{archive.resolve()}:{facts.st_size}:{facts.st_mtime_ns}".encode()).hexdigest()[:12]
-    folder = unpack(archive, cache_root() / SAMPLES / f"{archive.stem}-{key}")
-    _forget_others(folder, archive.stem)
+    path, version = (_short_hash(text) for text in (str(archive.resolve()), f"{facts.st_size}:{facts.st_mtime_ns}"))
+    own = f"{_TAR.sub('', archive.name)}-{path}-"
+    folder = unpack(archive, cache_root() / SAMPLES / f"{own}{version}")
+    for start in ("", ".tmp-"):  # what older versions of the same archive left
+        for other in folder.parent.glob(f"{start}{glob.escape(own)}*"):
+            if other != folder and not other.name.endswith(".lock"):
+                shutil.rmtree(other, ignore_errors=True)
     return folder
 
 
-def _forget_others(folder: Path, stem: str) -> None:
-    """Remove what older versions of the same archive left in the cache."""
-    for other in folder.parent.glob(f"{stem}-*"):
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def samples(root: str | os.PathLike[str] | None = None) -> Path:

@@ -23,9 +23,23 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cfm_lite.checks import check_count
+from cfm_lite.data import archive
 from cfm_lite.errors import CFMError, DataError
 
-__all__ = ["FORMATS", "SUFFIXES", "ImageFile", "ImageFolder", "centre_crop", "decode", "find", "flat", "layout", "load", "read"]
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "ImageFile",
+    "ImageFolder",
+    "centre_crop",
+    "decode",
+    "find",
+    "flat",
+    "layout",
+    "load",
+    "opened",
+    "read",
+]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder of Pillow's forty is ever asked
@@ -80,7 +94,7 @@ def flat(root: str | os.PathLike[str]) -> ImageFolder:
     The parts of a set are never mixed: where `root` holds train/ beside val/ or test/ and nothing else, train/ is taken. Raises
     DataError where no image is found, where parts would be mixed, and where a folder cannot be listed.
     """
-    root = _existing(root)
+    root = opened(root)
     full = _full(root)
     while len(full) > 1 and _are_parts(full) and (train := _train(root)):
         root, full = train, _full(train)
@@ -103,7 +117,7 @@ def layout(root: str | os.PathLike[str]) -> Path:
     Raises DataError that says which folder to give in the third case, where there is no such folder or no class folder, and
     where a folder cannot be listed.
     """
-    root = _existing(root)
+    root = opened(root)
     full = _full(root)
     if not full:
         one = f" For a single class, move its images into {root / 'all'}." if _listed(root)[1] else ""
@@ -125,6 +139,33 @@ def layout(root: str | os.PathLike[str]) -> Path:
         )
     _refuse_mixtures(root, full)
     return root
+
+
+def opened(source: str | os.PathLike[str]) -> Path:
+    """The folder that `source` stands for, wherever images are taken: itself, or what is in a tar archive, which may be one of tars.
+
+    A tar is unpacked into the cache once, and a folder in which all of it was packed is entered. Raises DataError where there is
+    neither, and as `archive.unpack` does.
+    """
+    source = Path(source).expanduser()
+    try:
+        kind = stat.S_IFMT(os.stat(source).st_mode)
+    except PermissionError as error:
+        raise _unlisted(source, error) from None
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        kind = 0
+    if kind == stat.S_IFDIR:
+        return source
+    if kind != stat.S_IFREG:
+        raise DataError(f"there is no folder {source}, and no tar archive. Give a folder of class folders, such as ImageNet's train/.")
+    folder = archive.unpacked(source)
+    while len(full := _full(folder)) == 1 and not _are_parts(full) and _holds_no_image_itself(folder) and _holds_no_image_itself(full[0]):
+        folder = full[0]
+    return folder
+
+
+def _holds_no_image_itself(folder: Path) -> bool:
+    return not _listed(folder)[1]
 
 
 def _refuse_mixtures(root: Path, full: list[Path]) -> None:
@@ -171,19 +212,6 @@ def _full(folder: Path, names: frozenset[str] | None = None) -> list[Path]:
 def _leads_back(folder: Path) -> bool:
     """True for a link to a folder that holds it."""
     return folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
-
-
-def _existing(root: str | os.PathLike[str]) -> Path:
-    root = Path(root).expanduser()
-    try:
-        there = stat.S_ISDIR(os.stat(root).st_mode)
-    except PermissionError as error:
-        raise _unlisted(root, error) from None
-    except (OSError, ValueError):  # ValueError: a null byte in the name
-        there = False
-    if not there:
-        raise DataError(f"there is no folder {root}. Give a folder of class folders, such as ImageNet's train/.")
-    return root
 
 
 def _unlisted(folder: Path, error: OSError) -> DataError:
@@ -333,7 +361,8 @@ def _top(image: Image.Image, name: str) -> int:
 def _scale_transparency(image: Image.Image) -> None:
     """The transparent level of a PNG is written in the file's own depth; the levels that it is compared with have 8 bits."""
     clear = image.info.get("transparency")
-    kind = image.tile[0][3] if image.format == "PNG" and image.tile else None
+    tiles: Any = getattr(image, "tile", ())
+    kind = tiles[0][3] if image.format == "PNG" and tiles else None
     if isinstance(clear, int) and kind in ("L;2", "L;4"):
         image.info["transparency"] = clear * (85 if kind == "L;2" else 17)
     elif isinstance(clear, tuple) and kind == "RGB;16B":

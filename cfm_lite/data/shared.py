@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows, where nothing keeps two builders apart
     fcntl = None
 
-__all__ = ["Watch", "alone", "forget_halves", "owned"]
+__all__ = ["Watch", "alone", "forget_halves", "in_turn", "owned"]
 
 LOCK = ".lock"
 
@@ -53,6 +53,20 @@ def owned(folder: Path, name: str = LOCK) -> Iterator[None]:
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # still held, so it is ours
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Hold the new file `path` while no other process does, which wait for it one after the other; it is removed at the end."""
+    if (locks := fcntl) is None:
+        yield
+        return
+    handle = _take(path, lambda handle: locks.lockf(handle, locks.LOCK_EX))
+    try:
         yield
     finally:
         path.unlink(missing_ok=True)  # still held, so it is ours

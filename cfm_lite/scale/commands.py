@@ -35,8 +35,6 @@ def prepare_command(source: Path | None, out: Path, device: str, vae: str, **set
     """Encode a folder (or a tar) of images, by default the 63 samples; returns what to print."""
     rank, world, _ = ranks_of_environment()
     check_folder(out, inputs=[] if source is None else [source])
-    if source is not None and source.is_file():
-        source = archive.unpacked(source)
     found = images.find(source or archive.samples())
     codec = open_codec(vae, device=runs.pick_device(device))
     index = prepare(found, out, codec, rank=rank, world=world, **settings)
@@ -54,8 +52,6 @@ def features_command(latents: Path, source: Path | None, out: Path, device: str,
     """Encode the images of some latents with REPA's teacher; returns what to print."""
     rank, world, _ = ranks_of_environment()
     check_folder(out, inputs=[path for path in (latents, source) if path is not None])
-    if source is not None and source.is_file():
-        source = archive.unpacked(source)
     data, name = Latents(latents), imagenet("repa").teacher
     known = None if weights in (None, "random") else weights
     encoder = teacher(name, grid=data.shape[-1] // 2, pretrained=weights != "random", checkpoint=known).to(runs.pick_device(device))
@@ -116,6 +112,8 @@ def train_command(
     inputs = [path for path in (latents, start, how.get("images"), how.get("features")) if path is not None]
     name = f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
     folder = runs.home_for(out or Path("runs") / name, how.get("resume", False), inputs=inputs)
+    if how.get("images") is not None:
+        how["images"] = images.layout(how["images"])  # a tar is unpacked, and a wrong folder refused, before anything begins
     with joined(where) as world:
         options = Options(out=folder, device=where, world=world, tensorboard=log == "tensorboard", start=begin, **how)
         if data is None or dry_run:
@@ -167,6 +165,10 @@ def sample_command(
 
 def evaluate_command(samples: Path, reference: Path, inception: str | None, out: Path | None, device: str) -> str:
     """Measure samples against a reference; returns the table to print."""
+    if archive.is_archive(samples):
+        samples, out = images.opened(samples), out or samples.with_name("metrics.json")
+    if archive.is_archive(reference):
+        reference = images.opened(reference)
     extractor = open_extractor(inception, runs.pick_device(device))
     rows, path = evaluate_samples(samples, reference, extractor, out=out)
     note = "a random network stands in for Inception: these numbers mean nothing\n" if extractor.prefix else ""
