@@ -8,6 +8,7 @@ Times on the host are read, so that a step outside the interval costs one networ
 There the samplers, who know their grid, say in advance where a step lies (`Guided.restrict`).
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,12 +75,12 @@ def conditional(model: Callable[..., Tensor], y: Tensor | int | None = None) -> 
     Raises ConfigError for labels that are no integers, out of range, or not as many as the rows of x.
     """
     _check_label(model, y)
+    return functools.partial(_evaluated, model, y)  # functions of this module and partials, not closures, so that a velocity can be pickled
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        with _evaluating(model):
-            return promote(model(x, t) if y is None else model(x, t, _rows(y, x)))
 
-    return velocity
+def _evaluated(model: Callable[..., Tensor], y: Tensor | int | None, x: Tensor, t: Tensor) -> Tensor:
+    with _evaluating(model):
+        return promote(model(x, t) if y is None else model(x, t, _rows(y, x)))
 
 
 def guide(good: Velocity, bad: Velocity, scale: float, interval: tuple[float, float] = EVERYWHERE) -> Velocity:
@@ -91,7 +92,12 @@ def guide(good: Velocity, bad: Velocity, scale: float, interval: tuple[float, fl
     """
     scale, interval = check_number("scale", scale, -math.inf, math.inf), check_interval(interval)
     good, bad = as_velocity(good, "good"), as_velocity(bad, "bad")
-    return good if scale == 1 else Guided((good, bad), lambda t, v, v_bad: v_bad + scale * (v - v_bad), interval)
+    return good if scale == 1 else Guided((good, bad), functools.partial(_extrapolated, scale, None), interval)
+
+
+def _extrapolated(scale: float, channels: int | None, t: Tensor, v: Tensor, v_bad: Tensor) -> Tensor:
+    guided = v_bad + scale * (v - v_bad)
+    return guided if channels is None else _leading(guided, v, channels)
 
 
 def cfg(
@@ -115,15 +121,10 @@ def cfg(
         check_count("channels", channels)
     if scale == 1:
         return cond
-
-    def combine(t: Tensor, v: Tensor, v_null: Tensor) -> Tensor:
-        guided = v_null + scale * (v - v_null)
-        return guided if channels is None else _leading(guided, v, channels)
-
-    null = _null_label(model)
+    combine, null = functools.partial(_extrapolated, scale, channels), _null_label(model)
     if null is None:
-        return Guided((cond, lambda x, t: _null_velocity(model, x, t)), combine, interval)
-    return Guided((cond,), combine, interval, joint=lambda x, t: _both(model, x, t, _rows(y, x), null))
+        return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)
+    return Guided((cond,), combine, interval, joint=functools.partial(_both, model, y, null))
 
 
 def rescale(velocity: Velocity, factor: float | Callable[[Tensor], Tensor]) -> Velocity:
@@ -133,15 +134,19 @@ def rescale(velocity: Velocity, factor: float | Callable[[Tensor], Tensor]) -> V
     """
     if not callable(factor):
         number = check_number("factor", factor, -math.inf, math.inf)
-        return Guided((as_velocity(velocity),), lambda t, v: number * v)
+        return Guided((as_velocity(velocity),), functools.partial(_times, number))
+    return Guided((as_velocity(velocity),), functools.partial(_times_of, factor))
 
-    def combine(t: Tensor, v: Tensor) -> Tensor:
-        f = torch.as_tensor(factor(t), dtype=v.dtype, device=v.device)
-        if f.dim() and f.shape != t.shape:
-            raise ConfigError(f"factor(t) has shape {tuple(f.shape)}; it must be (B,) = {tuple(t.shape)}, one number per row, or a number.")
-        return expand(f, v) * v
 
-    return Guided((as_velocity(velocity),), combine)
+def _times(number: float, t: Tensor, v: Tensor) -> Tensor:
+    return number * v
+
+
+def _times_of(factor: Callable[[Tensor], Tensor], t: Tensor, v: Tensor) -> Tensor:
+    f = torch.as_tensor(factor(t), dtype=v.dtype, device=v.device)
+    if f.dim() and f.shape != t.shape:
+        raise ConfigError(f"factor(t) has shape {tuple(f.shape)}; it must be (B,) = {tuple(t.shape)}, one number per row, or a number.")
+    return expand(f, v) * v
 
 
 def retarget(velocity: Velocity, weight: float, mean_velocity: MeanVelocity) -> Velocity:
@@ -153,7 +158,11 @@ def retarget(velocity: Velocity, weight: float, mean_velocity: MeanVelocity) -> 
     """
     weight = _check_weight(weight)
     mean = _check_mean(mean_velocity)
-    return Guided((as_velocity(velocity),), lambda t, v: (v - weight * _mean(mean, t, v)) / (1 - weight))
+    return Guided((as_velocity(velocity),), functools.partial(_away, weight, mean))
+
+
+def _away(weight: float, mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
+    return (v - weight * _mean(mean, t, v)) / (1 - weight)
 
 
 def retarget_shuffle(velocity: Velocity, weight: float, k: int = 1, exclude_identity: bool = True) -> Velocity:
@@ -165,7 +174,12 @@ def retarget_shuffle(velocity: Velocity, weight: float, k: int = 1, exclude_iden
     """
     product = _check_weight(weight, k)
     check_flag(exclude_identity=exclude_identity)
-    return Guided((as_velocity(velocity),), lambda t, v: _stretch(v, _gain(v, product, exclude_identity)))
+    return Guided((as_velocity(velocity),), functools.partial(_stretched, product, exclude_identity, False))
+
+
+def _stretched(product: float, exclude_identity: bool, back: bool, t: Tensor, v: Tensor) -> Tensor:
+    gain = _gain(v, product, exclude_identity)
+    return _stretch(v, 1 / gain if back else gain)
 
 
 def debias(velocity: Velocity, weight: float, mean_velocity: MeanVelocity, interval: tuple[float, float] = EVERYWHERE) -> Velocity:
@@ -176,7 +190,11 @@ def debias(velocity: Velocity, weight: float, mean_velocity: MeanVelocity, inter
     """
     weight, interval = _check_weight(weight), check_interval(interval)
     mean = _check_mean(mean_velocity)
-    return Guided((as_velocity(velocity),), lambda t, v: (1 - weight) * v + weight * _mean(mean, t, v), interval)
+    return Guided((as_velocity(velocity),), functools.partial(_back, weight, mean), interval)
+
+
+def _back(weight: float, mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
+    return (1 - weight) * v + weight * _mean(mean, t, v)
 
 
 def debias_shuffle(
@@ -185,7 +203,7 @@ def debias_shuffle(
     """The inverse of `retarget_shuffle` inside the interval, v outside; a linear map of v, so nothing has to be stored."""
     product, interval = _check_weight(weight, k), check_interval(interval)
     check_flag(exclude_identity=exclude_identity)
-    return Guided((as_velocity(velocity),), lambda t, v: _stretch(v, 1 / _gain(v, product, exclude_identity)), interval)
+    return Guided((as_velocity(velocity),), functools.partial(_stretched, product, exclude_identity, True), interval)
 
 
 def as_velocity(velocity: Velocity, name: str = "velocity") -> Velocity:
@@ -289,8 +307,9 @@ def _null_velocity(model: Callable[..., Tensor], x: Tensor, t: Tensor) -> Tensor
         return promote(model(x, t, None))
 
 
-def _both(model: Callable[..., Tensor], x: Tensor, t: Tensor, y: Tensor, null: int) -> Sequence[Tensor]:
+def _both(model: Callable[..., Tensor], labels: Tensor | int, null: int, x: Tensor, t: Tensor) -> Sequence[Tensor]:
     """Conditional and unconditional velocity, from one call on 2B rows."""
+    y = _rows(labels, x)
     with _evaluating(model):
         return promote(model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null)]))).chunk(2)
 
