@@ -66,7 +66,8 @@ def logit_normal_time(
 def lognormal_time(n: int, path: Path = LINEAR, *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
     """`n` times (n,) whose noise-to-signal ratio sigma(t) / alpha(t) is e^z with z ~ N(0, 1): REPA's "lognormal" weighting.
 
-    Raises ConfigError for a path other than LINEAR and COSINE. Reference: Yu et al. 2024 (arXiv:2410.06940), official loss.
+    In an `Objective` it follows the objective's path. Raises ConfigError for a path other than LINEAR and COSINE.
+    Reference: Yu et al. 2024 (arXiv:2410.06940), official loss.
     """
     return _lognormal_law(path)(_normal(n, generator, device))
 

@@ -8,6 +8,7 @@ needs no training, and its inverse takes the bias out of a trained VeCoR. `pertu
 Reference: Hong et al. 2025 (arXiv:2511.18942), section 3; the minimiser follows by setting the gradient to 0.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -32,17 +33,21 @@ def retarget_linear(
     """
     product, inner, mean = _checked(velocity, weight, expected, k, space)
     check_path(path)
+    return functools.partial(_retargeted, inner, product, mean, path if space == "latent" else None)
 
-    def retargeted(x: Tensor, t: Tensor) -> Tensor:
-        v = promote(inner(x, t))
-        if space == "velocity":
-            negative = _apply(mean, v)
-        else:
-            x0, x1 = path.endpoints(promote(x), v, t)
-            negative = path.interpolate(x0, _apply(mean, x1), t)[1]
-        return (v - product * negative) / (1 - product)
 
-    return retargeted
+def _retargeted(velocity: Velocity, product: float, mean: Tensor, path: Path | None, x: Tensor, t: Tensor) -> Tensor:
+    """In latent space, which needs the `path`, or without one in velocity space."""
+    v = promote(velocity(x, t))
+    if path is None:
+        negative = _apply(mean, v)
+    else:
+        x0, x1 = path.parts(promote(x), v, t)
+        moved = _apply(mean, x1)
+        *_, d_alpha, d_sigma = path.coefficients(t, v)
+        # where d_sigma is infinite the noise is 0, and v holds what is left of their product
+        negative = torch.where(d_sigma.isinf(), v + d_alpha * (moved - x1), d_alpha * moved + d_sigma * x0)
+    return (v - product * negative) / (1 - product)
 
 
 def debias_linear(
@@ -58,34 +63,32 @@ def debias_linear(
     """
     product, inner, mean = _checked(velocity, weight, expected, k, space)
     check_path(path)
-    solve = _solver(mean, product, path) if space == "latent" else None
-
-    def debiased(x: Tensor, t: Tensor) -> Tensor:
-        v = promote(inner(x, t))
-        if solve is None:
-            system = torch.eye(len(mean), dtype=v.dtype, device=v.device) - product * mean.to(v)
-            return (1 - product) * _solved(system, v)
-        x1, d_alpha = solve(promote(x), v, t)
-        return v - product / (1 - product) * d_alpha * (x1 - _apply(mean, x1))
-
-    return debiased
+    return functools.partial(_debiased, inner, product, mean, path if space == "latent" else None)
 
 
-def _solver(mean: Tensor, product: float, path: Path) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A function of (x, v*, t) that gives the posterior mean of the data and d_alpha; rows of one time share a system."""
+def _debiased(velocity: Velocity, product: float, mean: Tensor, path: Path | None, x: Tensor, t: Tensor) -> Tensor:
+    v = promote(velocity(x, t))
+    if path is None:
+        system = torch.eye(len(mean), dtype=v.dtype, device=v.device) - product * mean.to(v)
+        return (1 - product) * _solved(system, v)
+    x1, d_alpha = _data(mean, product, path, promote(x), v, t)
+    return v - product / (1 - product) * d_alpha * (x1 - _apply(mean, x1))
 
-    def solve(x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma, d_alpha, d_sigma = path.coefficients(t, v)
-        right = (1 - product) * (sigma * v - d_sigma * x)
-        eye, x1 = torch.eye(len(mean), dtype=v.dtype, device=v.device), torch.empty_like(right)
-        for time in t.unique():
-            rows = t == time
-            a, s, da, ds = (c[rows][0].flatten()[0] for c in (alpha, sigma, d_alpha, d_sigma))
-            system = s * da * (eye - product * mean.to(v)) - (1 - product) * a * ds * eye
-            x1[rows] = _solved(system, right[rows])
-        return x1, d_alpha
 
-    return solve
+def _data(mean: Tensor, product: float, path: Path, x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The posterior mean of the data, from VeCoR's velocity `v`, and d_alpha; rows of one time share a system."""
+    alpha, sigma, d_alpha, d_sigma = path.coefficients(t, v)
+    right = (1 - product) * (sigma * v - d_sigma * x)
+    eye, x1 = torch.eye(len(mean), dtype=v.dtype, device=v.device), torch.empty_like(right)
+    for time in t.unique():
+        rows = t == time
+        a, s, da, ds = (c[rows][0].flatten()[0] for c in (alpha, sigma, d_alpha, d_sigma))
+        if da == 0 or ds.isinf():  # the data have no part in the velocity, or are the position itself
+            x1[rows] = 0.0 if da == 0 else x[rows].to(x1) / a
+            continue
+        system = s * da * (eye - product * mean.to(v)) - (1 - product) * a * ds * eye
+        x1[rows] = _solved(system, right[rows])
+    return x1, d_alpha
 
 
 def _apply(mean: Tensor, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_generator, check_labels, check_same_shape, warn_once
+from cfm_lite.checks import check_choice, check_count, check_generator, check_labels, check_same_shape, on_host, warn_once
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import other_row
@@ -69,7 +69,7 @@ class Perturbed:
 
     transform: Callable[..., Tensor]
     space: str = "velocity"
-    path: Path = LINEAR
+    path: Path | None = None
     k: int = 1
     codec: Any = None
 
@@ -78,26 +78,28 @@ class Perturbed:
         check_count("k", self.k)
         if not callable(self.transform):
             raise ConfigError(f"transform is {self.transform!r}; it must be a function (x, *, generator=None), such as channel_shuffle.")
-        check_path(self.path)
+        if self.path is not None:
+            check_path(self.path)
         if self.space == "image" and self.codec is None:
             warn_once("space='image' without a codec is space='latent': the data themselves are perturbed. For latents, give their codec.")
         if self.codec is not None and not (callable(getattr(self.codec, "encode", None)) and callable(getattr(self.codec, "decode", None))):
             raise ConfigError(f"codec is {self.codec!r}; it must have the methods encode and decode.")
 
     @torch.no_grad()
-    def __call__(self, sample: FlowSample, *, generator: Generator | None = None) -> Tensor:
+    def __call__(self, sample: FlowSample, *, generator: Generator | None = None, path: Path | None = None) -> Tensor:
+        """The negatives of `sample`; `path` is the objective's, for one that was made without a path of its own."""
         check_generator(generator, _velocity_of(sample))
-        drawn = [self._one(sample, generator) for _ in range(self.k)]
+        drawn = [self._one(sample, generator, self.path or path) for _ in range(self.k)]
         return drawn[0] if self.k == 1 else torch.stack(drawn)
 
-    def _one(self, sample: FlowSample, generator: Generator | None) -> Tensor:
+    def _one(self, sample: FlowSample, generator: Generator | None, path: Path | None) -> Tensor:
         if self.space == "velocity":
             u_neg = self.transform(sample.u_t, generator=generator)
             check_same_shape(u_t=sample.u_t, perturbed=u_neg)
             return u_neg
         x1 = self._perturb_data(sample.x1, generator)
         check_same_shape(x1=sample.x1, perturbed=x1)
-        return self.path.interpolate(sample.x0, x1, sample.t)[1]  # the same noise and time
+        return (path or _linear(sample)).interpolate(sample.x0, x1, sample.t)[1]  # the same noise and time
 
     def _perturb_data(self, x1: Tensor, generator: Generator | None) -> Tensor:
         if self.space == "latent" or self.codec is None:
@@ -106,13 +108,22 @@ class Perturbed:
         return self.codec.encode(image).to(x1.dtype)
 
 
+def _linear(sample: FlowSample) -> Path:
+    """LINEAR, for a sample outside of an objective; ConfigError where its velocity shows that it lies on another path."""
+    expected = LINEAR.interpolate(sample.x0, sample.x1, sample.t)[1]
+    if on_host(expected) and not torch.allclose(sample.u_t.to(expected), expected, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise ConfigError("the sample does not lie on the linear path, and no path was given; name it: perturbed(..., path=COSINE).")
+    return LINEAR
+
+
 def perturbed(
-    transform: Callable[..., Tensor], *, space: str = "velocity", path: Path = LINEAR, k: int = 1, codec: Any = None
+    transform: Callable[..., Tensor], *, space: str = "velocity", path: Path | None = None, k: int = 1, codec: Any = None
 ) -> Perturbed:
     """VeCoR's negatives: the velocity after a perturbation A, `k` independent draws, (B, *dims) or (k, B, *dims) for k > 1.
 
     space "velocity": A(u_t). "latent": the velocity of `path` from the same x0 to A(x1) at the same t. "image": the same with
-    codec.encode(A(codec.decode(x1))); data without a codec are pixels already. A linear A of the velocity perturbs the noise
+    codec.encode(A(codec.decode(x1))); data without a codec are pixels already. Without a `path` it is that of the objective
+    (which refuses another one), and LINEAR where there is no objective. A linear A of the velocity perturbs the noise
     too, so its negatives lie farther off than those of the same A in latent space. Raises ConfigError for an unknown space.
     Reference: Hong et al. 2025 (arXiv:2511.18942); its default is channel_shuffle in velocity space with k = 1.
     """

@@ -25,7 +25,7 @@ from cfm_lite.checks import (
 )
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch, perturbed
-from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
+from cfm_lite.paths import LINEAR, FlowSample, Path, check_path, on_path
 from cfm_lite.perturbations import channel_shuffle
 from cfm_lite.terms import Alignment, Contrastive, Dispersive, Draw, Evaluated, FlowMatching, Repulsion, Term, noise_like
 
@@ -57,8 +57,11 @@ class Objective(nn.Module):
     default noise and times come from torch's global generator; after `at(seed, step)` everything is keyed by (seed, step,
     shard), so that neither accumulation nor world size changes a run.
 
+    A path is said once, here: times and negatives with a keyword `path` follow it.
+
     Raises ConfigError for a repulsion whose weight * K reaches the flow-matching weight (the loss is then unbounded below),
-    for two terms of one name, for labels out of range, and for label dropout without a null label.
+    for times or negatives that were given another path, for two terms of one name, for labels out of range, and for label
+    dropout without a null label.
     """
 
     def __init__(
@@ -83,7 +86,10 @@ class Objective(nn.Module):
         self.blocks = tuple(sorted({block for term in self.terms.values() for block in term.blocks}))
         self._key: tuple[int, int, int] | None = None
         self._calls = 0
+        self.law = on_path(time, path, "time")
         _check_terms(self.terms, getattr(model, "depth", None))
+        for term in self.terms.values():
+            on_path(getattr(term, "negatives", term), path, "negatives")
 
     def extra_repr(self) -> str:
         return f"path={self.path.name}, terms={list(self.terms)}, label_dropout={self.label_dropout}, shard={self.shard}"
@@ -134,13 +140,13 @@ class Objective(nn.Module):
         prepared = {}
         for name, term in self.terms.items():
             generators = [self._generator(x1.device, i, name) for i in range(len(shards))]
-            prepared[name] = term.prepare(Draw(sample, dropped, shards, generators, self.path, self.time))
+            prepared[name] = term.prepare(Draw(sample, dropped, shards, generators, self.path, self.law))
         return sample, prepared, shards
 
     def _draw_shard(self, x1: Tensor, y: Tensor | None, shard: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         g = self._generator(x1.device, shard, "draw") if self._key else None
         x0 = noise_like(x1, g)
-        t = self.time(len(x1), generator=g, device=x1.device).to(x1.dtype).clamp(max=self.path.train_end)
+        t = self.law(len(x1), generator=g, device=x1.device).to(x1.dtype).clamp(max=self.path.train_end)
         x0, x1, y = self.couple(x0, x1, y)
         if y is None:
             return x0, x1, t, None, None
@@ -240,7 +246,7 @@ def vecor(
 ) -> Objective:
     """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942)."""
     check_callable(perturb=perturb)
-    negatives = perturbed(perturb, space=space, path=path, k=k, codec=codec)
+    negatives = perturbed(perturb, space=space, k=k, codec=codec)
     return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
 
 

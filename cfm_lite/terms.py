@@ -16,7 +16,7 @@ from cfm_lite import losses
 from cfm_lite.checks import check_choice, check_number, on_host, warn_once
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch
-from cfm_lite.paths import FlowSample, Path
+from cfm_lite.paths import FlowSample, Path, on_path
 
 __all__ = ["Alignment", "Contrastive", "Dispersive", "Draw", "Evaluated", "FlowMatching", "Repulsion", "Term", "noise_like"]
 
@@ -86,7 +86,8 @@ class FlowMatching(_Deterministic):
 class Repulsion:
     """Push the velocity away from wrong ones; it is subtracted (Stoica et al. 2025, eq. 6; Hong et al. 2025).
 
-    `contrast_null=False` leaves out rows whose label was dropped; `rescale=True` then divides by the kept rows, as DeltaFM does.
+    Negatives with an argument `path` lie on the objective's. `contrast_null=False` leaves out rows whose label was dropped;
+    `rescale=True` then divides by the kept rows, as DeltaFM does.
     """
 
     weight: float
@@ -104,7 +105,8 @@ class Repulsion:
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """(u_neg, keep) of the whole batch, drawn shard by shard."""
-        parts = [_with_keep(self.negatives(sample, generator=g)) for sample, g in draw.each()]
+        negatives = on_path(self.negatives, draw.path, "negatives")
+        parts = [_with_keep(negatives(sample, generator=g)) for sample, g in draw.each()]
         u_neg = torch.cat([wrong for wrong, _ in parts], dim=parts[0][0].dim() - draw.sample.u_t.dim())  # (B, *dims) or (K, B, *dims)
         k = len(u_neg) if u_neg.dim() > draw.sample.u_t.dim() else 1
         if k != self.k:  # the bound weight * K < 1 was checked with the declared K

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cfm_lite.checks import check_choice, check_count, check_floating, check_generator, check_labels, check_number, on_host, promote
 from cfm_lite.errors import ConfigError
-from cfm_lite.paths import LINEAR, Path, check_path
+from cfm_lite.paths import LINEAR, STAY_AWAY, Path, check_defined, check_path
 
 __all__ = ["GaussianMixture", "mean_negative", "optimal_velocity"]
 
@@ -123,8 +123,9 @@ class GaussianMixture:
         means, variances = self.means.to(place), self._variances.to(place)
         alpha, sigma, d_alpha, _ = (c[..., None] for c in path.coefficients(t, place))  # (B, 1, 1)
         rate = path.half_variance_rate(t.to(place.dtype))[:, None, None]
+        check_defined(path, d_alpha.isfinite() & rate.isfinite(), t, "the velocity of a mixture", STAY_AWAY)
         spread = alpha**2 * variances + sigma**2
-        if on_host(x) and not (spread > 0).all():
+        if on_host(spread) and not (spread > 0).all():
             raise ConfigError("a component with std 0 has no density where sigma(t) = 0; keep t below 1, for example 0.999.")
         offset = place[:, None] - alpha * means  # (B, K, D)
         if self._basis is not None:

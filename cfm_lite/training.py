@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import cfm_lite
-from cfm_lite import checkpoint, sharded
+from cfm_lite import checkpoint, paths, sharded
 from cfm_lite.average import Average
 from cfm_lite.checks import check_choice, check_count, check_flag, check_number
 from cfm_lite.distributed import ALONE, World
@@ -36,7 +36,11 @@ PARALLEL = ("ddp", "fsdp")
 
 def warmup(steps: int) -> Callable[[int], float]:
     """A learning-rate factor that rises linearly to 1 over `steps` and stays there."""
-    return lambda step: min(1.0, (step + 1) / steps) if steps else 1.0
+    return functools.partial(_risen, steps)
+
+
+def _risen(steps: int, step: int) -> float:
+    return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
 class Trainer:
@@ -341,7 +345,7 @@ class Trainer:
             "path": self.objective.path.name,
             "label_dropout": self.objective.label_dropout,
             "shard": self.objective.shard,
-            "time": _plain(self.objective.time),
+            "time": _plain(self.objective.law),
             "couple": _plain(self.objective.couple),
             "seed": self.seed,
             "ema_decay": self.ema_decay,
@@ -355,8 +359,8 @@ class Trainer:
         }
 
     def _check_same(self, saved: checkpoint.Checkpoint) -> None:
-        mine = json.loads(json.dumps(self._settings()))
-        theirs = _completed(saved.state, mine)
+        mine = _said_once(json.loads(json.dumps(self._settings())))
+        theirs = _said_once(_completed(saved.state, mine))
         diff = [f"{k}: saved {theirs.get(k)!r}, now {mine.get(k)!r}" for k in mine if mine[k] != theirs.get(k)]
         have = {f"objective.{k}": tuple(v.shape) for k, v in self.objective.state_dict().items()}
         stored = {k: tuple(v.shape) for k, v in saved.weights.items() if k.startswith("objective.")}
@@ -394,8 +398,32 @@ def _is_finite(tensors: Iterable[Tensor]) -> bool:
     return math.isfinite(sharded.full(nn.utils.get_total_norm(tensors)))
 
 
+def _said_once(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the path named once, whichever edition saved them: the first wrote the functions of a path wherever one was given."""
+    path = settings.get("path")
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        if value.get("kind") == "Path":
+            return value["name"]
+        found = {k: named(v) for k, v in value.items()}
+        if found.get("kind") == "Perturbed" and (found["path"] is None or found["space"] == "velocity"):
+            found["path"] = path  # in velocity space it is not used
+        return found
+
+    found = named(settings)
+    if isinstance(found.get("time"), list) and found["time"][1:] == [[], {"path": "linear"}]:
+        found["time"] = found["time"][0]  # the first edition's law was linear where no path was given
+    return found
+
+
 def _plain(value: Any) -> Any:
-    """Settings as plain JSON values: dataclasses by field, callables by name."""
+    """Settings as plain JSON values: dataclasses by field, paths and callables by name."""
+    if isinstance(value, paths.Path):
+        return value.name
     if isinstance(value, functools.partial):
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

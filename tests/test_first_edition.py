@@ -10,6 +10,8 @@ import torch
 
 from cfm_lite import cli, runs
 from cfm_lite.data.datasets import dataset
+from cfm_lite.recipes import build_model, build_trainer
+from cfm_lite.training import _said_once
 
 OLD = Path(__file__).parent / "first_edition"
 SAMPLE = {
@@ -75,3 +77,23 @@ def test_the_average_of_an_old_run_is_opened(name, old):
     recipe, model, step = runs.load_model(old / name, dataset(runs.saved_recipe(old / name).dataset))
     assert (step, recipe.steps) == (300, 300)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_an_old_run_goes_on_and_an_old_run_on_a_wrong_path_does_not(old):
+    recipe = runs.saved_recipe(old / "digits")
+    (step,) = (old / "digits" / "checkpoints").iterdir()
+    trainer = build_trainer(recipe, build_model(recipe, dataset("digits")))
+    assert trainer.resume(step).step == 300
+    # the first edition's objective on COSINE let its negatives lie on LINEAR: another loss than today's
+    wrong = json.loads((step / "state.json").read_text())["settings"] | {"path": "cosine"}
+    assert _said_once(wrong)["terms"]["repulsion"]["negatives"]["path"] == "linear"
+    mine = _said_once(build_trainer(recipe.changed(path="cosine"), build_model(recipe, dataset("digits")))._settings())
+    assert mine["terms"]["repulsion"]["negatives"]["path"] == "cosine"
+
+
+def test_a_law_of_time_that_the_first_edition_saved_is_the_same_law_today():
+    old_path = {"kind": "Path", "name": "linear", "alpha": "<lambda>", "d_alpha": "ones_like", "sigma_d_sigma": None, "train_end": 1.0}
+    bare, told = ({"path": "linear", "time": law} for law in ("lognormal_time", ["lognormal_time", [], {"path": old_path}]))
+    today = {"path": "linear", "time": ["lognormal_time", [], {"path": "linear"}]}
+    assert _said_once(bare) == _said_once(told) == _said_once(today)
+    assert _said_once(bare | {"path": "cosine"}) != _said_once({"path": "cosine", "time": ["lognormal_time", [], {"path": "cosine"}]})

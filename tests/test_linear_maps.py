@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from cfm_lite.errors import ConfigError
 from cfm_lite.linear_maps import debias_linear, retarget_linear
 from cfm_lite.negatives import perturbed
-from cfm_lite.paths import COSINE, LINEAR, FlowSample
+from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample, Path
 from cfm_lite.perturbations import channel_shuffle, color_jitter, crop_resize, expected_map
 from cfm_lite.theory import GaussianMixture, optimal_velocity
 
@@ -51,6 +52,24 @@ def test_debias_inverts_retarget_at_every_time(space, path):
     for t in (torch.linspace(0, 1, 7, dtype=torch.float64), torch.full((7,), 0.25, dtype=torch.float64)):
         torch.testing.assert_close(back(x, t), fm(path)(x, t), rtol=1e-9, atol=1e-9)
         assert (there(x, t) - fm(path)(x, t)).abs().max() > 0.05
+
+
+def _smooth(t):
+    return 3 * t**2 - 2 * t**3
+
+
+SMOOTH = Path("smooth", _smooth, lambda t: 1 - _smooth(t), lambda t: 6 * t * (1 - t), lambda t: 6 * t * (t - 1))  # at rest at both ends
+
+
+@pytest.mark.parametrize("path", [SMOOTH, VP], ids=lambda p: p.name)
+def test_the_maps_have_their_limits_at_the_ends_of_a_path(path):
+    """SMOOTH's velocity is 0 at both ends; VP's d_sigma is infinite at t = 1, where the noise is 0 for a finite velocity."""
+    x, mean = torch.randn(3, 3, dtype=torch.float64), MAPS.double().mean(0)
+    ends, near = torch.tensor([0.0, 1.0, 0.5]).double(), torch.tensor([1e-7, 1 - 1e-9, 0.5]).double()
+    there = retarget_linear(fm(path), 0.3, mean, path=path)
+    back = debias_linear(there, 0.3, mean, path=path)
+    assert_close(there(x, ends), there(x, near), atol=1e-3, rtol=1e-3)
+    assert_close(back(x, ends), fm(path)(x, ends), atol=1e-6, rtol=1e-6)
 
 
 def test_for_shuffles_it_is_the_exact_theory():

@@ -9,7 +9,7 @@ import torch
 from cfm_lite import draws, losses, negatives, objective, perturbations
 from cfm_lite.errors import ConfigError
 from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Objective, Repulsion
-from cfm_lite.paths import COSINE, LINEAR, VP
+from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
 from tests.networks import Tiny
 
 X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
@@ -328,3 +328,87 @@ def test_a_compiled_objective_agrees_with_the_eager_one():
     torch.testing.assert_close(total.detach(), eager[0])
     for name, p in built.model.named_parameters():
         torch.testing.assert_close(p.grad, eager[1][name], rtol=1e-4, atol=1e-6)
+
+
+# a path is said once
+
+
+def _halved(x, *, generator=None):
+    return 0.5 * x
+
+
+class _Codec:
+    def decode(self, x):
+        return 2 * x
+
+    def encode(self, x):
+        return x / 2
+
+
+def _own_negatives(sample, *, path=LINEAR, generator=None):
+    return path.interpolate(sample.x0, -sample.x1, sample.t)[1]
+
+
+@pytest.mark.parametrize("path", [COSINE, VP], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "negative",
+    [
+        lambda **given: negatives.perturbed(_halved, space="latent", **given),
+        lambda **given: negatives.perturbed(_halved, space="image", k=2, codec=_Codec(), **given),
+        lambda **given: functools.partial(_own_negatives, **given),
+    ],
+    ids=["latent", "image", "own"],
+)
+def test_negatives_lie_on_the_path_of_the_objective(negative, path):
+    """Composed by hand or by a builder, said twice or not at all: one value."""
+    told, untold = (Repulsion(0.05, negative(**given)) for given in ({"path": path}, {}))
+    expected = gradients(Objective(Tiny(), path, (FlowMatching(), told)))[0]
+    linear = gradients(Objective(Tiny(), LINEAR, (FlowMatching(), untold)))[0]
+    assert torch.equal(gradients(Objective(Tiny(), path, (FlowMatching(), untold)))[0], expected)
+    assert torch.equal(gradients(objective.fm(Tiny(), path=path).plus(untold))[0], expected)
+    assert torch.equal(gradients(objective.delta_fm(Tiny(), negatives=untold.negatives, path=path))[0], expected)
+    assert not torch.equal(linear, expected)
+
+
+@pytest.mark.parametrize("time", [draws.lognormal_time, functools.partial(draws.lognormal_time)], ids=["bare", "partial"])
+def test_lognormal_times_follow_the_path_of_the_objective_in_both_views(time):
+    seen = {}
+
+    class Watching(Contrastive):
+        def prepare(self, draw):
+            x_t, t = super().prepare(draw)
+            seen["first"], seen["second"] = draw.sample.t, t
+            return x_t, t
+
+    built = objective.fm(Tiny(), path=COSINE, time=time, shard=100).plus(Watching(0.5, 1))
+    built.at(0, 0)(torch.zeros(20_000, 2))
+    for t in seen.values():  # log sigma / alpha is standard normal: by the linear law its deviation was 0.82
+        z = torch.log(COSINE.sigma(t.double()) / COSINE.alpha(t.double()))
+        assert z.mean().abs() < 0.03
+        assert z.std() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"time": functools.partial(draws.lognormal_time, path=LINEAR)},
+        {"time": functools.partial(functools.partial(draws.lognormal_time, path="linear"))},
+        {"terms": (FlowMatching(), Repulsion(0.05, negatives.perturbed(_halved, space="latent", path=LINEAR)))},
+        {"terms": (FlowMatching(), Repulsion(0.05, functools.partial(_own_negatives, path=VP)))},
+    ],
+    ids=["time", "time by name", "negatives", "own negatives"],
+)
+def test_another_path_beside_the_objectives_is_refused_by_both_names(settings):
+    with pytest.raises(ConfigError, match=r"path of (time|negatives) is '(linear|vp)' and the objective is on 'cosine'; leave it out"):
+        Objective(Tiny(), COSINE, **settings)
+
+
+def test_a_sample_of_another_path_needs_its_path_named_outside_of_an_objective():
+    x0, x1, t = X1.flip(0), X1, torch.linspace(0.1, 0.9, 24)
+    sample = FlowSample(x0, x1, t, *COSINE.interpolate(x0, x1, t))
+    with pytest.raises(ConfigError, match=r"perturbed\(\.\.\., path=COSINE\)"):
+        negatives.perturbed(_halved, space="latent")(sample)
+    right = COSINE.interpolate(x0, 0.5 * x1, t)[1]
+    assert torch.equal(negatives.perturbed(_halved, space="latent", path=COSINE)(sample), right)
+    on_linear = sample._replace(u_t=LINEAR.interpolate(x0, x1, t)[1])
+    assert torch.equal(negatives.perturbed(_halved, space="latent")(on_linear), 0.5 * x1 - x0)

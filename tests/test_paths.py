@@ -1,6 +1,8 @@
 """Paths: the official numbers, the derivatives, the conversions between velocity, score and noise, and wrong arguments."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -260,6 +262,120 @@ def test_a_path_of_ones_own_needs_only_the_four_coefficients() -> None:
     x0, x1 = batch(2)
     assert_close(square.endpoints(*square.interpolate(x0, x1, TIMES), TIMES), (x0, x1), atol=1e-10, rtol=1e-10)
     assert_close(square.half_variance_rate(TIMES), -2 * TIMES * (1 - TIMES**2))
+
+
+# the ends of time
+
+
+def _smooth(t: Tensor) -> Tensor:
+    return 3 * t**2 - 2 * t**3
+
+
+def _smooth_d(t: Tensor) -> Tensor:
+    return 6 * t * (1 - t)
+
+
+SQUARE = Path("square", lambda t: t**2, lambda t: 1 - t, lambda t: 2 * t, lambda t: -torch.ones_like(t))
+SMOOTH = Path("smooth", _smooth, lambda t: _smooth(1 - t), _smooth_d, lambda t: -_smooth_d(t))
+ROOTS = Path("roots", torch.sqrt, lambda t: 1 - t, lambda t: 0.5 / t.sqrt(), lambda t: -torch.ones_like(t))  # d_alpha(0) is infinite
+SLOW = Path("slow", lambda t: t, lambda t: (1 - t) ** 2, torch.ones_like, lambda t: 2 * (t - 1))  # sigma = d_sigma = 0 at t = 1
+FALLING = Path("falling", lambda t: t, lambda t: (1 - t).sqrt(), torch.ones_like, lambda t: -0.5 / (1 - t).sqrt())
+ALL = (LINEAR, COSINE, VP, SQUARE, SMOOTH, ROOTS, SLOW, FALLING)
+
+
+def _result(path: Path, end: float, convert: Callable[..., Tensor], *given: Tensor) -> Tensor | None:
+    """What the conversion gives, or None where it names the path and the time."""
+    said: list[str] = []
+    try:
+        return convert(*given)
+    except ConfigError as error:
+        said.append(str(error))
+    assert f"path {path.name!r} at t = {end:g}, where alpha = " in said[0]
+    return None
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
+@pytest.mark.parametrize("end", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_at_an_end_of_time_a_conversion_is_its_limit_or_names_path_and_time(path: Path, end: float, dtype: torch.dtype) -> None:
+    """No NaN anywhere: rows at the end stand beside rows inside, which must not change either."""
+    x0, x1 = (torch.randn(3, 2, dtype=dtype, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    t = torch.tensor([0.3, end, 0.7], dtype=dtype)
+    near = torch.tensor([0.3, abs(end - 1e-6), 0.7], dtype=torch.float64)
+    x, v = path.interpolate(x0, x1, t)
+    exact = path.interpolate(x0.double(), x1.double(), near)
+    v = torch.where(v.isfinite(), v, 0)  # of an infinite velocity nothing can be told; of a finite one its end is 0
+    calls = {
+        "endpoints": (lambda x, v, t: torch.stack(path.endpoints(x, v, t)), v, exact[1]),
+        "score": (path.score, v, exact[1]),
+        "velocity_from_score": (path.velocity_from_score, *(x0 if end else -x0.to(s) / path.sigma(s)[:, None] for s in (t, near))),
+        "velocity_from_data": (path.velocity_from_data, x1, x1),
+        "velocity_from_noise": (path.velocity_from_noise, x0, x0),
+    }
+    for name, (convert, given, nearly) in calls.items():
+        found = _result(path, end, convert, x, given, t)
+        if found is None:
+            continue
+        assert not found.isnan().any(), name
+        inside = torch.tensor([True, False, True])
+        assert torch.equal(found[..., inside, :], convert(x[inside], given[inside], t[inside])), name
+        at, limit = found[..., 1, :].double(), convert(exact[0], nearly.to(exact[0]), near)[..., 1, :]
+        if at.isfinite().all() and path.d_alpha(t).isfinite().all() and path.d_sigma(t).isfinite().all():
+            assert_close(at, limit, atol=2e-3, rtol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize("path", [SQUARE, SMOOTH, ROOTS], ids=lambda path: path.name)
+def test_the_score_of_a_path_that_starts_without_data_is_that_of_its_noise(path: Path) -> None:
+    x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    t, v = torch.zeros(4, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    score = path.score(x, v, t)
+    assert torch.equal(score, -x)
+    (slope,) = torch.autograd.grad(score.sum(), x)
+    assert torch.equal(slope, -torch.ones_like(x))  # a NaN in a branch that is not taken would show here
+    if path is not ROOTS:  # whose velocity is infinite unless the data are 0
+        with pytest.raises(ConfigError, match=rf"x1 from a velocity is not defined on path '{path.name}' at t = 0, .* 0\.001\."):
+            path.endpoints(x, v, t)
+
+
+def test_vp_ends_in_the_data_themselves() -> None:
+    x, v, t = torch.randn(4, 2), torch.randn(4, 2), torch.ones(4)
+    assert torch.equal(VP.endpoints(x, v, t)[1], x)
+    assert torch.equal(VP.endpoints(x, v, t)[0], torch.zeros(4, 2))
+
+
+@EVERY
+def test_predictions_of_data_and_of_noise_give_the_velocity_whose_endpoints_they_are(path: Path) -> None:
+    x, given = batch(2, 3)
+    for convert, which in ((path.velocity_from_noise, 0), (path.velocity_from_data, 1)):
+        v = convert(x, given, TIMES)
+        assert_close(path.endpoints(x, v, TIMES)[which], given, atol=1e-9, rtol=1e-9)
+    x0, x1 = batch(2, 3)
+    x_t, u_t = path.interpolate(x0, x1, TIMES)
+    assert_close(path.velocity_from_data(x_t, x1, TIMES), u_t, atol=1e-8, rtol=1e-8)
+    assert_close(path.velocity_from_noise(x_t, x0, TIMES), u_t, atol=1e-8, rtol=1e-8)
+
+
+def test_textbook_forms_of_the_predictions_on_the_linear_path() -> None:
+    x, given = batch(2)
+    t = TIMES[:, None]
+    assert_close(LINEAR.velocity_from_data(x, given, TIMES), (given - x) / (1 - t))
+    assert_close(LINEAR.velocity_from_noise(x, given, TIMES), (x - given) / t)
+    start, end = torch.zeros(13), torch.ones(13)
+    assert_close(LINEAR.velocity_from_data(x, given, start), given - x)
+    assert_close(LINEAR.velocity_from_noise(x, given, end), x - given)
+    with pytest.raises(ConfigError, match=r"velocity from data is not defined on path 'linear' at t = 1, .* Use .* 0\.999\."):
+        LINEAR.velocity_from_data(x, given, end)
+    with pytest.raises(ConfigError, match=r"velocity from noise is not defined on path 'linear' at t = 0, .* Use .* 0\.001\."):
+        LINEAR.velocity_from_noise(x, given, start)
+    assert LINEAR.velocity_from_data(x, given, torch.full((13,), 0.999)).isfinite().all()  # the remedy
+
+
+def test_a_path_without_its_finite_product_is_asked_for_it() -> None:
+    with pytest.raises(ConfigError, match=r"sigma d_sigma is not defined on path 'falling' at t = 1.*Give the path its sigma_d_sigma"):
+        FALLING.half_variance_rate(torch.tensor([0.5, 1.0]))
+    helped = dataclasses.replace(FALLING, sigma_d_sigma=lambda t: torch.full_like(t, -0.5))
+    x, v = batch(2)
+    assert helped.score(x, v, torch.ones(13, dtype=torch.float64)).isfinite().all()
 
 
 def test_paths_are_found_by_name_and_cannot_be_changed() -> None:

@@ -1,5 +1,7 @@
 """The stochastic sampler: agreement with SiT, marginals, last steps, noise, errors. (REPA's and DeltaFM's: test_samplers.py.)"""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from cfm_lite.checks import expand
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.paths import COSINE, LINEAR, VP, Path
 from cfm_lite.samplers import DIFFUSIONS, diffusion_coefficient, euler, sample, sample_sde
+from cfm_lite.theory import GaussianMixture
 from tests.fields import PATHS, seen_by, sit_field
 from tests.reference import case, cases, settings
 
@@ -217,3 +220,23 @@ def test_divergence_names_the_step_and_the_time() -> None:
     broken = lambda x, t: x / (expand(t, x) < 0.4)  # noqa: E731
     with pytest.raises(DivergenceError, match=r"after step 6 of 12, from t = 0\.4 to t = 0\.48"):
         sample_sde(broken, torch.ones(3, 2), GRID)
+
+
+SQUARE = Path("square", lambda t: t**2, lambda t: 1 - t, lambda t: 2 * t, lambda t: -torch.ones_like(t))  # alpha(0) = d_alpha(0) = 0
+
+
+@pytest.mark.parametrize("last_step", ["mean", "tweedie", "euler"])
+def test_a_path_that_starts_without_data_is_sampled_from_its_start(last_step):
+    mixture = GaussianMixture([1.0], [[2.0, -1.0]], [0.5])
+    x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    flow = functools.partial(mixture.velocity, path=SQUARE)
+    ts = torch.linspace(0, 0.99, 100)
+    end = sample_sde(flow, x, ts, SQUARE, last_step=last_step, last_step_size=0.01, generator=torch.Generator().manual_seed(1))
+    assert end.mean(0).tolist() == pytest.approx([2, -1], abs=0.04)
+    assert end.std(0).tolist() == pytest.approx([0.5, 0.5], abs=0.04)
+
+
+def test_a_score_that_a_path_does_not_define_is_named_and_the_velocity_is_not_blamed():
+    still = Path("still", lambda t: 0 * t + 0.5, lambda t: 0 * t + 0.5, torch.zeros_like, torch.zeros_like)
+    with pytest.raises(ConfigError, match=r"the score is not defined on path 'still' at t = 0, where alpha = 0\.5"):
+        sample_sde(lambda x, t: -x, torch.zeros(3, 2), torch.linspace(0, 0.96, 4), still)

@@ -717,3 +717,11 @@ def test_the_mixture_follows_its_arguments_to_their_device() -> None:
             assert_close(there.cpu(), getattr(mixture, name)(x, t, y))
         x1, labels = mixture.sample(5, generator=torch.Generator("cuda"))
         assert x1.device.type == labels.device.type == mixture.mean(y.cuda()).device.type == "cuda"
+
+
+def test_a_path_whose_velocity_is_infinite_at_an_end_is_named_with_the_time():
+    roots = Path("roots", torch.sqrt, lambda t: 1 - t, lambda t: 0.5 / t.sqrt(), lambda t: -torch.ones_like(t))
+    mixture = GaussianMixture([1.0], [[2.0]], [0.5])
+    assert mixture.velocity(torch.zeros(2, 1), torch.tensor([0.1, 1.0]), path=roots).isfinite().all()
+    with pytest.raises(ConfigError, match="not defined on path 'roots' at t = 0, where alpha = 0"):
+        mixture.velocity(torch.zeros(2, 1), torch.tensor([0.1, 0.0]), path=roots)

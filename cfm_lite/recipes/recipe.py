@@ -190,13 +190,12 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
 
 def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
     """The objective of a recipe on a model; ConfigError where the method's settings do not fit together."""
-    path, time = PATHS[recipe.path], TIMES[recipe.time]
     terms = [*_terms(recipe.method, recipe, model), *(_terms(recipe.also, recipe, model, recipe.also) if recipe.also else ())]
     return Objective(
         model,
-        path,
+        PATHS[recipe.path],
         (objective.FlowMatching(), *terms),
-        time=functools.partial(time, path=path) if recipe.time == "lognormal" else time,
+        time=TIMES[recipe.time],
         couple=COUPLINGS[recipe.coupling],
         label_dropout=recipe.label_dropout,
         shard=recipe.shard,
@@ -210,7 +209,7 @@ def _terms(method: str, recipe: Recipe, model: nn.Module, name: str | None = Non
     if method.startswith("vecor"):
         space = {"vecor": "velocity", "vecor_latent": "latent", "vecor_image": "image"}[method]
         codec = codec_for(recipe.dataset) if space == "image" else None
-        wrong = negatives.perturbed(PERTURBATIONS[recipe.perturb], space=space, path=PATHS[recipe.path], k=recipe.k, codec=codec)
+        wrong = negatives.perturbed(PERTURBATIONS[recipe.perturb], space=space, k=recipe.k, codec=codec)
         return (objective.Repulsion(recipe.weight, wrong, name=name),)
     if method == "dispersive":
         return (objective.Dispersive(recipe.spread, recipe.block, recipe.variant, recipe.tau),)
@@ -262,10 +261,14 @@ def build_trainer(
 
 def schedule_of(recipe: Recipe) -> Callable[[int], float]:
     """The factor on lr at each step: a linear rise over `warmup`, then 1, and over the last `cooldown` of the steps down to 0."""
-    rise, fall, cool = warmup(recipe.warmup), SCHEDULES[recipe.schedule], round(recipe.cooldown * recipe.steps)
+    cool = round(recipe.cooldown * recipe.steps)
     if recipe.schedule == "cosine" and not cool:
         cool = recipe.steps - recipe.warmup
-    return lambda step: rise(step) * (fall(min(1.0, (recipe.steps - step) / cool)) if cool > 0 else 1.0)
+    return functools.partial(_rate, warmup(recipe.warmup), recipe.schedule, cool, recipe.steps)
+
+
+def _rate(rise: Callable[[int], float], schedule: str, cool: int, steps: int, step: int) -> float:
+    return rise(step) * (SCHEDULES[schedule](min(1.0, (steps - step) / cool)) if cool > 0 else 1.0)
 
 
 def from_dict(fields: Mapping[str, Any], kind: type[Recipe] = Recipe) -> Recipe:

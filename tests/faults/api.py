@@ -305,6 +305,8 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "paths.Path.endpoints": lambda d: {"x": d.normal(4, 2), "v": d.normal(4, 2), "t": d.times(4)},
     "paths.Path.score": lambda d: {"x": d.normal(4, 2), "v": d.normal(4, 2), "t": d.times(4)},
     "paths.Path.velocity_from_score": lambda d: {"x": d.normal(4, 2), "score": d.normal(4, 2), "t": d.times(4)},
+    "paths.Path.velocity_from_data": lambda d: {"x": d.normal(4, 2), "x1": d.normal(4, 2), "t": d.times(4)},
+    "paths.Path.velocity_from_noise": lambda d: {"x": d.normal(4, 2), "x0": d.normal(4, 2), "t": d.times(4)},
     "perturbations.additive_noise": lambda d: {"x": d.normal(4, 3), "std": 0.5, "generator": d.fresh()},
     "perturbations.channel_shuffle": lambda d: {
         "x": d.normal(4, d.pick(2, 3, 9)),
