@@ -34,7 +34,7 @@ class Mutant(NamedTuple):
     tests: str
 
 
-LOSSES, DISPERSIVE, OBJECTIVE = "tests/test_losses.py", "tests/test_dispersive.py", "tests/test_objective.py"
+LOSSES, DISPERSIVE, OBJECTIVE, PATHS = "tests/test_losses.py", "tests/test_dispersive.py", "tests/test_objective.py", "tests/test_paths.py"
 NEGATIVES, GUIDANCE, SAMPLERS, SDE = "tests/test_negatives.py", "tests/test_guidance.py", "tests/test_samplers.py", "tests/test_sde.py"
 TRAINING, AVERAGE, CHECKPOINT = "tests/test_training.py", "tests/test_average.py", "tests/test_checkpoint.py"
 DRAWS, BATCHES, RANKS = "tests/test_draws.py", "tests/test_batches.py", "tests/faults/test_two_ranks.py"
@@ -63,9 +63,14 @@ MUTANTS = (
     # objective
     Mutant("every term attracts", "objective.py", "total + term.sign * term.weight * values[name]", "total + term.weight * values[name]", OBJECTIVE),
     Mutant("the null label is a class", "objective.py", "null: int = self.model.num_classes", "null: int = self.model.num_classes - 1", OBJECTIVE),
+    Mutant("times of the linear path", "objective.py", "self.law = on_path(time, path, \"time\")", "self.law = time", OBJECTIVE),
+    Mutant("negatives of the linear path", "terms.py", "on_path(self.negatives, draw.path, \"negatives\")", "self.negatives", OBJECTIVE),
+    Mutant("two paths at once", "paths.py", "if given not in (path, path.name):", "if not given:", OBJECTIVE),
+    Mutant("a score that divides by nothing", "paths.py", "rate.isfinite() & (d_alpha.isinf() | ((alpha == 0) & (d_alpha == 0)))", "(alpha > 9)", PATHS),
+    Mutant("noise that keeps the data", "paths.py", "t, \"the velocity from noise\", d_sigma) * (x - sigma * x0)", "t, \"the velocity from noise\", d_sigma) * x", PATHS),
     Mutant("all shards draw alike", "objective.py", "seed, step, first + shard, purpose)", "seed, step, first, purpose)", f"{OBJECTIVE} {TRAINING}"),
     # guidance and samplers
-    Mutant("guidance from the wrong end", "guidance.py", "guided = v_null + scale * (v - v_null)", "guided = v + scale * (v - v_null)", GUIDANCE),
+    Mutant("guidance from the wrong end", "guidance.py", "guided = v_bad + scale * (v - v_bad)", "guided = v + scale * (v - v_bad)", GUIDANCE),
     Mutant("debiasing biases twice", "guidance.py", "(1 - weight) * v + weight * _mean", "(1 - weight) * v - weight * _mean", GUIDANCE),
     Mutant("an interval without its end", "guidance.py", "& (t <= interval[1] + _SLACK)", "& (t < interval[1] - _SLACK)", GUIDANCE),
     Mutant("sampling in training mode", "guidance.py", "    model.eval()\n    try:", "    try:", GUIDANCE),
