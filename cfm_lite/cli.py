@@ -328,13 +328,14 @@ class Prepare(Common):
 
     dataset: Positional[Data] = "mnist"
     images: Path | None = None
-    """imagenet: a folder of class folders, or a tar of one (default: the 63 samples under CFM_LITE_DATA)."""
+    """imagenet: a folder of class folders, a tar of one, or a tar of one tar a class (default: the 63 samples under CFM_LITE_DATA)."""
     out: Path | None = None
     """imagenet: where the latents go."""
     size: int = 256
     """imagenet: pixels a side, 256 or 512."""
     vae: str = "sd-vae-ft-ema"
-    """imagenet: sd-vae-ft-ema, sd-vae-ft-mse, a folder in diffusers' layout, or tiny (random, for trying out)."""
+    """imagenet: sd-vae-ft-ema, sd-vae-ft-mse, any of diffusers as OWNER/NAME (a pipeline's as OWNER/NAME/vae), a folder in
+    diffusers' layout, or tiny (random, for trying out)."""
     batch: int = 32
     """imagenet: images encoded at once."""
     rows: int = 1024

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cfm_lite.data.codec import VAES, Codec, Scaling, open_codec, tiny_vae
 from cfm_lite.errors import ConfigError, DataError
@@ -91,6 +92,90 @@ def test_a_local_folder_is_opened_and_an_unknown_name_is_refused(codec, tmp_path
     with pytest.raises(DataError, match="--vae FOLDER"):
         open_codec(str(tmp_path / "empty"))
     assert set(VAES) == {"sd-vae-ft-ema", "sd-vae-ft-mse"}
+
+
+NAMES = {  # what is given, what the hub is asked for, and the one spelling that latents remember
+    "sd-vae-ft-ema": ("stabilityai/sd-vae-ft-ema", None, "sd-vae-ft-ema"),
+    "sd-vae-ft-mse": ("stabilityai/sd-vae-ft-mse", None, "sd-vae-ft-mse"),
+    "stabilityai/sd-vae-ft-mse": ("stabilityai/sd-vae-ft-mse", None, "sd-vae-ft-mse"),
+    "stabilityai/sdxl-vae": ("stabilityai/sdxl-vae", None, "stabilityai/sdxl-vae"),
+    "some-one/a_model-1.5/vae": ("some-one/a_model-1.5", "vae", "some-one/a_model-1.5/vae"),
+    "some-one/a_model-1.5:vae": ("some-one/a_model-1.5", "vae", "some-one/a_model-1.5/vae"),
+    "some-one/a_model-1.5/parts/vae": ("some-one/a_model-1.5", "parts/vae", "some-one/a_model-1.5/parts/vae"),
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What the hub is asked for; it gives a random VAE of 16 channels with a shift, as newer ones have."""
+    kind, asked = type(tiny_vae()), []
+
+    def fetch(name, **how):
+        asked.append((name, how.get("subfolder"), how["use_safetensors"]))
+        vae = tiny_vae(latent_channels=16)
+        vae.register_to_config(scaling_factor=0.3611, shift_factor=0.1159)
+        return vae
+
+    monkeypatch.setattr(kind, "from_pretrained", fetch)
+    return asked
+
+
+@pytest.mark.parametrize("given", NAMES)
+def test_any_name_of_diffusers_is_asked_for_and_its_config_decides_channels_scale_and_shift(given, hub):
+    name, part, spelled = NAMES[given]
+    codec = open_codec(given)
+    assert hub == [(name, part, True)]
+    assert codec.source == spelled
+    assert (codec.channels, codec.factor, codec.scaling) == (16, 8, Scaling(0.3611, 0.1159))
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(codec.encode(x), (codec.vae.encode(x).latent_dist.mean - 0.1159) * 0.3611)
+    assert open_codec(codec.source).source == spelled
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("sd-vae-ft-emma", "'sd-vae-ft-ema'"),
+        ("sd_vae_ft_mse", "'sd-vae-ft-mse'"),
+        ("tinny", "'tiny'"),
+        ("quite another", None),
+        ("./a/b", None),
+        ("/a/b", None),
+        ("a/b/../c", None),
+        ("", None),
+        ("a/b/c:d", None),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_the_nearest_and_nobody_is_asked(given, near, hub):
+    with pytest.raises(DataError, match=r"OWNER/NAME .*there is no such folder\.") as error:
+        open_codec(given)
+    assert ("Did you mean" in str(error.value)) == (near is not None)
+    assert near is None or near in str(error.value)
+    assert hub == []
+
+
+def test_a_local_folder_is_found_by_any_of_its_names_and_of_a_pipeline_the_vae_is_taken(codec, tmp_path, monkeypatch):
+    codec.vae.save_pretrained(tmp_path / "pipe" / "vae")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in ("pipe", "pipe/vae", "./pipe", "~/pipe/vae", str(tmp_path / "pipe")):
+        found = open_codec(given)
+        assert found.fingerprint == codec.fingerprint
+        assert found.source == str(tmp_path / "pipe" / "vae")
+
+
+def test_another_kind_of_model_and_weights_that_are_not_all_there_are_one_line(codec, tmp_path):
+    codec.vae.save_pretrained(tmp_path / "vae")
+    config, weights = tmp_path / "vae" / "config.json", tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    plain, kept = config.read_text(), load_file(weights)
+    save_file({name: value for name, value in kept.items() if name != "decoder.conv_in.bias"}, weights)
+    with pytest.raises(DataError, match=r"lacks 1 weights, such as decoder\.conv_in\.bias"):
+        open_codec(str(tmp_path / "vae"))
+    save_file(kept, weights)
+    for kind in ("AutoencoderTiny", "VQModel", "UNet2DModel"):
+        config.write_text(plain.replace("AutoencoderKL", kind))
+        with pytest.raises(DataError, match=f"is of the kind {kind}; only AutoencoderKL is read"):
+            open_codec(str(tmp_path / "vae"))
 
 
 @pytest.mark.parametrize("images", [torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32).byte(), torch.zeros(1, 3, 30, 32).byte()])

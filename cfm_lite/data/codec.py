@@ -7,9 +7,12 @@ the border of the library and floats in [-1, 1] inside; moments are (B, 2, C, h,
 Reference: Rombach et al. 2022 (arXiv:2112.10752), whose 0.18215 makes the latents' standard deviation about 1.
 """
 
+import difflib
 import hashlib
 import json
 import math
+import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +27,9 @@ from cfm_lite.lazy import optional
 
 __all__ = ["VAES", "Codec", "Scaling", "open_codec", "tiny_vae"]
 
+# short names of VAEs with Stable Diffusion's layout, and theirs on the hub
 VAES = {"sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema", "sd-vae-ft-mse": "stabilityai/sd-vae-ft-mse"}
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _MODULE = "diffusers.models.autoencoders.autoencoder_kl"
 
 
@@ -133,11 +138,15 @@ def tiny_vae(seed: int = 0, latent_channels: int = 4) -> nn.Module:
 
 
 def open_codec(source: str = "sd-vae-ft-ema", *, device: torch.device | str = "cpu", fingerprint: str | None = None) -> Codec:
-    """The codec called "sd-vae-ft-ema" or "sd-vae-ft-mse" (fetched once, then cached), in a local folder, or "tiny" (random).
+    """The codec called `source`: a short name (VAES), "tiny" (random), any of diffusers as OWNER/NAME, or a local folder.
 
-    Raises ConfigError without diffusers, and DataError where the weights cannot be had or differ from `fingerprint`.
+    The VAE of a whole pipeline is OWNER/NAME/vae (or OWNER/NAME:vae); in a local folder it is found. What is fetched is cached.
+    Channels, scale and shift are those of its config. Raises ConfigError without diffusers, and DataError for a name that is none,
+    for weights that cannot be had, are no AutoencoderKL of RGB images, or differ from `fingerprint`.
     """
-    codec = Codec(tiny_vae() if source == "tiny" else _pretrained(source), source).to(device)
+    where = _resolved(source)
+    codec = Codec(tiny_vae(), "tiny") if where is None else Codec(_pretrained(source, *where), _spelled(*where))
+    codec = codec.to(device)
     if fingerprint is not None and codec.fingerprint != fingerprint:
         raise DataError(
             f"the VAE {source!r} is not the one that made the latents: its fingerprint is {codec.fingerprint[:12]}, theirs "
@@ -146,15 +155,70 @@ def open_codec(source: str = "sd-vae-ft-ema", *, device: torch.device | str = "c
     return codec
 
 
-def _pretrained(source: str) -> nn.Module:
+def _resolved(source: str) -> tuple[str, str | None] | None:
+    """(folder or name on the hub, subfolder in it), None for the random one; DataError for what can be neither."""
+    if source == "tiny":
+        return None
+    folder = Path(source).expanduser()
+    if source and os.path.isdir(folder):
+        inside = not (folder / "config.json").exists() and (folder / "vae" / "config.json").exists()
+        return str(folder.absolute()), "vae" if inside else None
+    if source in VAES:
+        return VAES[source], None
+    name, _, part = source.partition(":")
+    owner, _, rest = name.partition("/")
+    name, _, deeper = rest.partition("/")
+    if all(_NAME.fullmatch(word) for word in (owner, name, *filter(None, f"{part}/{deeper}".split("/")))) and not (part and deeper):
+        return f"{owner}/{name}", part or deeper or None
+    near = difflib.get_close_matches(source, [*VAES, "tiny"], n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise DataError(
+        f"the VAE is {source!r}; it must be {', '.join(map(repr, VAES))}, 'tiny', a name of diffusers as OWNER/NAME (with /vae for a "
+        f"pipeline's), or a folder in diffusers' layout, and there is no such folder.{hint}"
+    )
+
+
+def _spelled(name: str, part: str | None) -> str:
+    """One spelling for each VAE, so that sets of latents made under two names of one can be told to be the same."""
+    short = {long: short for short, long in VAES.items()}
+    return f"{name}/{part}" if part else short.get(name, name)
+
+
+def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
     kind = optional(_MODULE, "imagenet").AutoencoderKL
-    local = Path(source).is_dir()
-    if not local and source not in VAES:
-        raise DataError(f"the VAE is {source!r}; it must be {', '.join(map(repr, VAES))}, 'tiny', or a folder in diffusers' layout.")
+    local = Path(name).is_dir()
+    inside = {} if part is None else {"subfolder": part}
+    how = {"local_files_only": local, "low_cpu_mem_usage": False, "output_loading_info": True}
+    failure: Exception | None = None
+    loaded: Any = None
     try:
-        return kind.from_pretrained(source if local else VAES[source], local_files_only=local, use_safetensors=True)
-    except Exception as error:  # no file, no network, another kind of model: the hub has a type for each
-        reason = " ".join(str(error).split())[:200]
+        loaded = kind.from_pretrained(name, use_safetensors=True, **how, **inside)
+    except Exception as error:  # no file, no network, weights of another shape: the hub has a type for each
+        failure = error
+    found = _kind_of(kind, name, inside)
+    if found != kind.__name__:
+        raise DataError(f"the VAE {source!r} is of the kind {found}; only {kind.__name__} is read. Give another with --vae.")
+    if failure is not None:
+        reason = " ".join(str(failure).split())[:200]
+        near = difflib.get_close_matches(name, VAES.values(), n=1, cutoff=0.8)
+        hint = f" Did you mean {near[0]!r}?" if near and near[0] != name else "" if part else " A pipeline's VAE is NAME/vae."
         raise DataError(
-            f"the VAE {source!r} cannot be had ({reason}). Go online once, or give a local folder with --vae FOLDER."
-        ) from error
+            f"the VAE {source!r} cannot be had ({reason}). Go online once, or give a local folder with --vae FOLDER.{hint}"
+        ) from failure
+    vae, about = loaded if isinstance(loaded, tuple) else (loaded, {})
+    if about.get("missing_keys"):  # diffusers would leave them at random
+        raise DataError(
+            f"the VAE {source!r} lacks {len(about['missing_keys'])} weights, such as {sorted(about['missing_keys'])[0]}. Fetch it again, "
+            "or give another with --vae."
+        )
+    if vae.config.in_channels != 3:
+        raise DataError(f"the VAE {source!r} encodes {vae.config.in_channels} channels; images have 3. Give another with --vae.")
+    return vae
+
+
+def _kind_of(kind: Any, name: str, inside: dict[str, str]) -> str:
+    """What the config calls its model, where it is on this machine."""
+    try:
+        return str(kind.load_config(name, local_files_only=True, **inside).get("_class_name", kind.__name__))
+    except Exception:  # not there: the weights are not either, and that is said
+        return str(kind.__name__)
