@@ -5,17 +5,20 @@ The exit code is that of the error (2 wrong argument, 3 data, 4 checkpoint, 5 di
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import tyro
 
-from cfm_lite.errors import CFMError, DataError
+from cfm_lite.errors import CFMError, DataError, DistributedError
 
 __all__ = ["Notes", "run_command"]
 
@@ -46,6 +49,31 @@ def run_command(commands: Any, words: Sequence[str], description: str | None) ->
     except OSError as error:  # a closed pipe, such as `| head`, or a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0 if isinstance(error, BrokenPipeError) else _fail(error)
+    except Exception:  # a bug, or --debug
+        _leave_for_torchrun(traceback.format_exc())
+        raise
+
+
+def _leave_for_torchrun(text: str, later: bool = False) -> None:
+    """Write why this rank failed where torchrun looks for it: its last words are what the first rank that failed left there.
+
+    Without it 30 lines of torchrun's own follow our one, and say nothing. `later`: another rank failed before, and is the cause.
+    It is the file of torch.distributed.elastic's `@record`, which would import torch for a mistyped option, and show a traceback.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        when = str(int(time.time()) + later)  # torchrun counts in seconds
+        said = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": when}}
+        with contextlib.suppress(OSError), open(file, "w", encoding="utf-8") as record:
+            json.dump({"message": said}, record)
+
+
+def _say_error(text: str, later: bool = False) -> None:
+    """The one line of an error, with the rank where it is not the first."""
+    rank = os.environ.get("RANK", "0")
+    line = f"cfm-lite{'' if rank == '0' else f' [rank {rank}]'}: error: {text}"
+    print(line, file=sys.stderr)
+    _leave_for_torchrun(line, later)
 
 
 def _make_streams_safe() -> None:
@@ -68,7 +96,7 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
             command = tyro.cli(commands, args=words, prog="cfm-lite", description=description)
     except SystemExit as stop:
         if stop.code:
-            print(f"cfm-lite: error: {_in_one_line(said.getvalue())} See cfm-lite --help.", file=sys.stderr)
+            _say_error(f"{_in_one_line(said.getvalue())} See cfm-lite --help.")
         raise
     command.words = frozenset(_option(word) for word in words if word.startswith("--"))  # a default that was typed out counts as given
     return command
@@ -107,8 +135,7 @@ def _run(command: Any) -> int:
 
 def _fail(error: Exception) -> int:
     """Say what went wrong, in one line; the exit code."""
-    rank = os.environ.get("RANK", "0")
-    print(f"cfm-lite{'' if rank == '0' else f' [rank {rank}]'}: error: {_explained(error)}", file=sys.stderr)
+    _say_error(str(_explained(error)), later=isinstance(error, DistributedError))
     return error.exit_code if isinstance(error, CFMError) else DataError.exit_code if isinstance(error, OSError) else 1
 
 
