@@ -12,13 +12,14 @@ import errno
 import hashlib
 import json
 import os
+import queue
 import re
 import shutil
 import struct
+import threading
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ __all__ = ["Checkpoint", "exists", "latest", "load", "ordered", "save", "write_b
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 LARGE = 1 << 20  # bytes from which a second thread is worth its start
+PIECE = 1 << 26  # bytes that are written and hashed at a time
 Item = TypeVar("Item")
 # how a .safetensors file calls the kinds of numbers
 _KINDS = {
@@ -212,21 +214,43 @@ def _digest(data: bytes) -> str:
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Write the parts into a new file, down to the disk; returns their SHA-256.
 
-    A large part is hashed in a second thread while it is written: where there are two cores, the slower of the two decides.
+    They are hashed in a second thread meanwhile: where there are two cores, the slower of the two decides.
     """
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(1) as hashing, open(path, "xb") as file:
+    with open(path, "xb") as file, _hashing() as (hear, digest):
         for part in parts:
-            if len(part) < LARGE:
-                digest.update(part)
-                file.write(part)
-            else:
-                hashed = hashing.submit(digest.update, part)
-                file.write(part)
-                hashed.result()
+            for start in range(0, len(part), PIECE):
+                piece = part[start : start + PIECE]
+                hear(piece)
+                file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _hashing() -> Iterator[tuple[Callable[[bytes | memoryview], None], Any]]:
+    """(a function that takes the next bytes, their SHA-256, which is complete after the block).
+
+    What is short is hashed at once. A thread for the long ones has at most a few pieces to do, for what is on its way from a GPU
+    to the disk is a copy that is held.
+    """
+    digest, pieces = hashlib.sha256(), queue.Queue[Any](maxsize=4)
+    thread = threading.Thread(target=lambda: [digest.update(piece) for piece in iter(pieces.get, None)], daemon=True)
+
+    def hear(piece: bytes | memoryview) -> None:
+        if thread.ident is None:
+            if len(piece) < LARGE:
+                digest.update(piece)
+                return
+            thread.start()
+        pieces.put(piece)
+
+    try:
+        yield hear, digest
+    finally:
+        if thread.ident is not None:
+            pieces.put(None)
+            thread.join()
 
 
 def _fsync(path: Path) -> None:

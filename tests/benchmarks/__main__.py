@@ -27,6 +27,7 @@ NAMES = (
     "sit",
     "dispersive",
     "coverage",
+    "save",
     "explorers",
 )  # the last needs a browser
 
