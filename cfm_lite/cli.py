@@ -66,6 +66,8 @@ class Train(Common):
     """Go on from the newest valid checkpoint in the folder; --resume auto starts where there is none yet."""
     save_every: int | None = None
     """Steps between checkpoints (default: 1000, for imagenet 10000)."""
+    sample_every: int = 0
+    """Steps between pictures of samples of the average, samples-step-N.png in the run's folder (0: only at the end)."""
     batch: int | None = None
     """The batch, over all ranks and micro-batches (default: the recipe's)."""
     full: Annotated[FullScale, arg(name="")] = field(default_factory=FullScale)
@@ -79,7 +81,7 @@ class Train(Common):
             return
         self.refuse(names_of(FullScale), f"is for train imagenet, and this is train {self.recipe}; leave it out.")
         from cfm_lite import runs
-        from cfm_lite.commands import sample_run
+        from cfm_lite.commands import drawing, sample_run
         from cfm_lite.data.datasets import dataset
         from cfm_lite.recipes import recipe
         from cfm_lite.recipes.reads import check_read
@@ -90,7 +92,8 @@ class Train(Common):
         folder = runs.home_for(self.out or Path("runs") / f"{self.recipe}-{chosen.method}-{chosen.seed}", self.resume)
         data = dataset(chosen.dataset)
         device = runs.pick_device(self.device)
-        done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, save_every=_given(self.save_every, 1000))
+        how = {"save_every": _given(self.save_every, 1000), "sample_every": self.sample_every, "draw": drawing(chosen, data, folder)}
+        done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, **how)
         print(f"{done.summary}; the run is in {folder}")
         print("samples in {} and {}".format(*sample_run(folder, None, 100, self.device)))
 
@@ -113,7 +116,10 @@ class Train(Common):
 
         full = self.full
         if full.dry_run:
-            self.refuse(["resume", "save_every", "log", "log_every"], "would do nothing: --dry-run saves and logs nothing; leave it out.")
+            self.refuse(
+                ["resume", "save_every", "sample_every", "log", "log_every"],
+                "would do nothing: --dry-run saves and logs nothing; leave it out.",
+            )
         else:
             self.refuse(["price"], "is what a device-hour costs, which --dry-run tells; give --dry-run too.")
         if full.start is None or not is_file_of_weights(full.start):
@@ -125,7 +131,8 @@ class Train(Common):
             "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "parallel": full.parallel,
             "checkpointing": full.checkpointing, "images": full.images, "features": full.features, "teacher": full.teacher,
             "start": full.start, "format": full.format, "log": full.log, "by_hand": by_hand,
-            "save_every": _given(self.save_every, 10_000), "log_every": full.log_every, "dry_run": full.dry_run, "price": full.price,
+            "save_every": _given(self.save_every, 10_000), "sample_every": self.sample_every, "log_every": full.log_every,
+            "dry_run": full.dry_run, "price": full.price,
         }  # fmt: skip
         show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
 
@@ -152,6 +159,8 @@ class Sample(Common):
     """Euler-Maruyama on the SDE instead of an ODE solver."""
     debias: bool = False
     """Undo the bias of delta_fm or vecor."""
+    average: Literal["ema", "ema2", "model"] = "ema"
+    """Which network: the average, the second average of a run that kept one (--set ema2=0.99), or the model itself."""
     out: Path | None = None
     """The npz file (default: samples.npz in the run's folder); for imagenet a folder (default: samples/ there)."""
     batch: int = 64
@@ -187,7 +196,7 @@ class Sample(Common):
             return
         self.refuse(["batch", "vae"], f"is for runs on imagenet, and {self.checkpoint} is a run on {recipe.dataset}; leave it out.")
         changes = {"solver": self.solver, "guidance": self.guidance, "sample_steps": self.steps, "seed": self.seed}
-        how = {"sde": self.sde, "interval": self.interval, "debias": self.debias, "labels": self.labels}
+        how = {"sde": self.sde, "interval": self.interval, "debias": self.debias, "labels": self.labels, "average": self.average}
         paths = sample_run(self.checkpoint, self.out, 20 if self.quick else self.num, self.device, **how, **changes)
         print("samples in {} and {}".format(*paths))
 
@@ -197,7 +206,7 @@ class Sample(Common):
         settings: dict[str, Any] = {
             "num": 16 if self.quick else self.num, "seed": self.seed, "solver": "sde" if self.sde else self.solver or recipe.solver,
             "steps": _given(self.steps, recipe.sample_steps), "guidance": _given(self.guidance, recipe.guidance),
-            "interval": self.interval, "debias": self.debias, "batch": self.batch, "labels": self.labels,
+            "interval": self.interval, "debias": self.debias, "batch": self.batch, "labels": self.labels, "average": self.average,
         }  # fmt: skip
         show(sample_command(self.checkpoint, self.out, self.device, self.vae, self.format, self.model, **settings))
 

@@ -4,13 +4,13 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfm_lite import experiments, guidance, runs, viz
 from cfm_lite.checkpoint import write_bytes
@@ -42,14 +42,16 @@ def sample_run(
     interval: tuple[float, float] = (0.0, 1.0),
     debias: bool = False,
     labels: str = "turn",
+    average: str = "ema",
     **changes: Any,
 ) -> tuple[Path, Path]:
     """Draw `num` samples from a run's averaged model; returns the npz (x, y, settings) and the picture beside it.
 
     `folder` is a run or one of its checkpoints, `changes` are recipe fields that decide the samples (solver, sample_steps,
-    guidance, seed); None keeps the run's own. `interval` limits guidance, `sde` and `debias` are those of `cfm-lite sample`, and
-    `labels` is as in `class_labels`. Raises CheckpointError where there is no run, ConfigError for a wrong setting or a file that
-    would be lost, DataError where nothing can be written; all before anything is drawn.
+    guidance, seed); None keeps the run's own. `interval` limits guidance, `sde` and `debias` are those of `cfm-lite sample`,
+    `labels` is as in `class_labels`, and `average` as in `runs.load_model`. Raises CheckpointError where there is no run,
+    ConfigError for a wrong setting or a file that would be lost, DataError where nothing can be written; all before anything is
+    drawn.
     """
     check_count("num", num)
     guidance.check_interval(interval)
@@ -63,12 +65,23 @@ def sample_run(
     _check_replaceable(path)
     data = dataset(trained.dataset)
     y = class_labels(labels, data.num_classes, num, generator=keyed_generator("cpu", recipe.seed, "labels"))
-    _, model, step = runs.load_model(folder, data)
+    _, model, step = runs.load_model(folder, data, average)
     run = Run(recipe, model.to(runs.pick_device(device)))
     how = {"solver": "sde" if sde else recipe.solver, "interval": interval}
     x = experiments.draw_samples(arm, run, data, y, recipe.sample_steps, recipe.seed, **how)
-    _save_samples(path, x, y, {"recipe": recipe.as_dict(), "step": step, **how, "debias": debias, "labels": labels})
+    _save_samples(path, x, y, {"recipe": recipe.as_dict(), "step": step, **how, "debias": debias, "labels": labels, "average": average})
     return path, picture(x, y, data, path.with_suffix(".png"))
+
+
+def drawing(recipe: Recipe, data: DataSet, folder: str | Path, num: int = 100) -> Callable[[nn.Module, int], None]:
+    """A function of a model and a step that writes FOLDER/samples-step-N.png, as `runs.train` takes it: the same noise each time."""
+    y = experiments.balanced_labels(data.num_classes, num)
+
+    def draw(model: nn.Module, step: int) -> None:
+        x = experiments.draw_samples(ARMS[_arm(recipe)], Run(recipe, model), data, y, recipe.sample_steps, recipe.seed)
+        picture(x, y, data, Path(folder) / f"samples-step-{step:08d}.png")
+
+    return draw
 
 
 def _debiased(recipe: Recipe) -> Arm:

@@ -34,7 +34,7 @@ from cfm_lite.checks import check_choice, check_count, load_weights, parse_json
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet
 from cfm_lite.data.shared import owned
-from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMismatchError
+from cfm_lite.errors import CFMError, CheckpointError, ConfigError, DataError, ResumeMismatchError
 from cfm_lite.places import OWN, check_folder, expanded
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
 from cfm_lite.recipes.imagenet import build_imagenet_model
@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 CONFIG = "config.json"
+AVERAGES = {"ema": "ema.", "ema2": "ema2.", "model": "objective.model."}  # what a checkpoint holds, and how its names begin
 
 
 @dataclass
@@ -106,17 +107,21 @@ def train(
     source: Callable[[int], Iterator[Any]] | None = None,
     about: Mapping[str, Any] | None = None,
     listen: Callable[[Mapping[str, float]], None] | None = None,
+    sample_every: int = 0,
+    draw: Callable[[nn.Module, int], None] | None = None,
 ) -> Run:
     """Train a recipe on a data set, with a progress bar (on line `bar`); under `out`, if given, it leaves config, log and checkpoints.
 
     `resume` is True (go on from the newest checkpoint in `out`), False (start), or "auto" (go on if there is one, else start).
     `trainer` and `source`, a function from the first step to an iterator of batches, replace those of the recipe; `about` is
     written into config.json, and `listen` is called with every logged line. In the trainer's world, rank 0 writes and shows.
+    Every `sample_every` steps (0: never) `draw` is called on every rank with the averaged model and the step.
     Raises ConfigError if `out` already holds a run and `resume` is not set, or another process trains there, what `Trainer.run`
     raises, ResumeMismatchError where what is there is another run (see `segments`), and DistributedError.
     """
     check_count("save_every", save_every)
     check_count("log_every", log_every)
+    check_count("sample_every", sample_every, low=0)
     device = torch.device(device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
     trainer.log_every = log_every
@@ -141,6 +146,8 @@ def train(
         held.enter_context(world.watching(lambda: _kept(trainer, folder)))
         for step in _steps(run, trainer, source, shown, write, Clock(recipe.batch, spent)):
             run.step = step
+            if draw and sample_every and step % sample_every == 0:
+                _look(draw, trainer.ema, step)
             due = step == recipe.steps or step % save_every == 0
             halt = (device.type == "cpu" or due or step % log_every == 0) and world.any(bool(stop), device)
             if folder and (due or halt):
@@ -149,6 +156,17 @@ def train(
                 raise stop[0] if stop else Terminated()
     run.seconds = time.perf_counter() - began
     return run
+
+
+def _look(draw: Callable[[nn.Module, int], None], model: nn.Module, step: int) -> None:
+    """Draw samples on the way; a picture that fails is a note, for the training is worth more."""
+    training = model.training
+    try:
+        draw(model.eval(), step)
+    except CFMError as error:
+        warnings.warn(f"no samples at step {step}: {error}", UserWarning, stacklevel=2)
+    finally:
+        model.train(training)
 
 
 @contextlib.contextmanager
@@ -300,12 +318,20 @@ def _is_step(folder: Path) -> bool:
     return (folder / checkpoint.MANIFEST).exists() or (re.fullmatch(r"step-\d+(-r\d+)?", folder.name) is not None)
 
 
-def load_model(path: str | Path, data: Any) -> tuple[Recipe, nn.Module, int]:
-    """(recipe, averaged model, step) of a run, or of one of its checkpoints (see `located`); CheckpointError where there is none."""
+def load_model(path: str | Path, data: Any, average: str = "ema") -> tuple[Recipe, nn.Module, int]:
+    """(recipe, averaged model, step) of a run, or of one of its checkpoints (see `located`); CheckpointError where there is none.
+
+    `average` is "ema", "ema2", the second average of a run that kept one, or "model", the trained parameters themselves.
+    """
+    check_choice("average", average, AVERAGES)
     saved = checkpoint.load(located(path).checkpoint)
+    prefix = AVERAGES[average]
+    weights = {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
+    if not weights and average == "ema2":
+        raise CheckpointError(f"{saved.path} keeps no second average; use --average ema or model, or train with --set ema2=0.9999.")
     recipe = from_dict(saved.state["config"])
     model = build_imagenet_model(recipe, data) if isinstance(recipe, ImageNet) else build_model(recipe, data)
-    load_weights(model, {k[4:]: v for k, v in saved.weights.items() if k.startswith("ema.")}, f"the average in {saved.path}")
+    load_weights(model, weights, f"{'the model' if average == 'model' else 'the average'} in {saved.path}")
     return recipe, model.eval(), saved.step
 
 

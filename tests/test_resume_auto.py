@@ -85,6 +85,8 @@ def test_where_a_run_goes_on_is_decided_in_one_place(tmp_path):
 class _Nothing:
     """A trainer that is never asked to do anything."""
 
+    step = 0
+
     from cfm_lite.distributed import ALONE as world
 
     step = 0

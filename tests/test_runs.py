@@ -5,10 +5,11 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 
-from cfm_lite import runs
+from cfm_lite import checkpoint, cli, runs
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import CheckpointError, ConfigError, DivergenceError
 from cfm_lite.recipes import Recipe
@@ -223,3 +224,58 @@ def test_a_device_that_is_not_there_is_refused():
             runs.pick_device("cuda")
     with pytest.raises(ConfigError, match="Did you mean 'cuda'"):
         runs.pick_device("cuad")
+
+
+class TestSamplesOnTheWay:
+    """Pictures of the average while a run goes on."""
+
+    words = ("--set", "hidden_size=16", "depth=2", "batch=32", "sample_steps=2", "ema2=0.2")
+
+    def train(self, out, *more):
+        assert cli.main(["train", "digits", "--out", str(out), "--steps", "6", "--save-every", "4", *more, *self.words]) == 0
+
+    def test_they_change_no_bit_of_the_run_and_come_again_after_a_stop(self, tmp_path, monkeypatch):
+        self.train(tmp_path / "plain")
+        self.train(tmp_path / "seen", "--sample-every", "2")
+        plain, seen = (checkpoint.load(checkpoint.latest(tmp_path / name / "checkpoints")).weights for name in ("plain", "seen"))
+        assert all(torch.equal(plain[name], seen[name]) for name in plain)
+        pictures = {path.name: path.read_bytes() for path in (tmp_path / "seen").glob("samples-step-*.png")}
+        assert sorted(pictures) == [f"samples-step-{step:08d}.png" for step in (2, 4, 6)]
+        assert len(set(pictures.values())) == 3
+        assert not list((tmp_path / "plain").glob("samples-step-*"))
+
+        undo = interrupt(monkeypatch, 3, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            self.train(tmp_path / "stopped", "--sample-every", "2")
+        undo()
+        self.train(tmp_path / "stopped", "--sample-every", "2", "--resume")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "stopped").glob("samples-step-*.png")} == pictures
+
+    def test_a_picture_that_fails_is_a_note_and_the_average_stays_in_the_mode_it_had(self, tmp_path):
+        def draw(model, step):
+            assert not model.training
+            raise DivergenceError("the samples are not finite")
+
+        with pytest.warns(UserWarning, match="no samples at step 12: the samples are not finite"):
+            run = go(SMALL, tmp_path, sample_every=12, draw=draw)
+        assert run.step == 12
+        assert run.model.training
+
+    def test_each_average_is_sampled_by_name(self, tmp_path, capsys):
+        self.train(tmp_path / "run")
+        saved = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints")).weights
+        drawn = {}
+        for name in ("ema", "ema2", "model"):
+            model = runs.load_model(tmp_path / "run", DATA, name)[1]
+            prefix = runs.AVERAGES[name]
+            assert all(torch.equal(value, saved[prefix + key]) for key, value in model.state_dict().items())
+            out = tmp_path / f"{name}.npz"
+            assert cli.main(["sample", "--checkpoint", str(tmp_path / "run"), "--out", str(out), "--num", "10", "--average", name]) == 0
+            with np.load(out, allow_pickle=False) as file:
+                drawn[name] = file["x"].tobytes()
+                assert json.loads(str(file["settings"]))["average"] == name
+        assert len(set(drawn.values())) == 3
+        go(SMALL, tmp_path / "one")
+        capsys.readouterr()
+        assert cli.main(["sample", "--checkpoint", str(tmp_path / "one"), "--average", "ema2"]) == 4
+        assert "keeps no second average; use --average ema or model" in capsys.readouterr().err

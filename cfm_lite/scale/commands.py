@@ -147,13 +147,20 @@ def _table(method: str) -> list[str]:
 
 
 def sample_command(
-    checkpoint: Path, out: Path | None, device: str, vae: str | None, format: str = "sit", model: str = "SiT-XL/2", **settings: Any
+    checkpoint: Path,
+    out: Path | None,
+    device: str,
+    vae: str | None,
+    format: str = "sit",
+    model: str = "SiT-XL/2",
+    average: str = "ema",
+    **settings: Any,
 ) -> str | None:
     """Sample an ImageNet run, or an official file; None on ranks other than 0."""
     where = runs.pick_device(device)
     folder = out or (checkpoint.parent if is_file_of_weights(checkpoint) else run_of(checkpoint)) / "samples"
     with joined(where) as world:
-        trained = open_any(checkpoint, format, model, world.place(where))
+        trained = open_any(checkpoint, format, model, world.place(where), average)
         before = count_samples(folder)
         path = sample_imagenet(trained, folder, Settings(**settings), device=where, world=world, vae=vae)
         if not world.is_main:

@@ -82,10 +82,12 @@ def _pickled(content: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def open_any(path: Path, format: str, network: str, device: torch.device) -> Trained:
+def open_any(path: Path, format: str, network: str, device: torch.device, average: str = "ema") -> Trained:
     """A run of ours, or an official file, to be sampled; CheckpointError where there is neither."""
     if is_file_of_weights(path):
         if not path.is_file():
             raise CheckpointError(f"there is no file {path}. Give a run's folder, or a file of weights.")
+        if average != "ema":
+            raise ConfigError(f"--average {average} is for runs of ours: {path} holds one network. Leave it out.")
         return open_official(path, format, network, device)
-    return open_run(path, device)
+    return open_run(path, device, average)

@@ -13,7 +13,7 @@ import os
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from cfm_lite.recipes.imagenet import ImageNet
 from cfm_lite.recipes.recipe import SOLVERS
 from cfm_lite.scale.train import read_about, read_mean
 
-__all__ = ["Settings", "Trained", "count_samples", "open_run", "run_of", "sample_imagenet"]
+__all__ = ["Settings", "Trained", "count_samples", "drawing", "open_run", "run_of", "sample_imagenet"]
 
 SAMPLES, SETTINGS = "samples.npz", "settings.json"
 
@@ -80,6 +80,7 @@ class Trained:
     about: dict[str, Any]
     weights: str  # the checkpoint's own hash
     mean: Tensor | None
+    average: str = "ema"  # which of the checkpoint's: see `runs.load_model`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,7 +103,7 @@ def run_of(folder: str | Path) -> Path:
     return runs.located(folder).folder
 
 
-def open_run(folder: str | Path, device: torch.device) -> Trained:
+def open_run(folder: str | Path, device: torch.device, average: str = "ema") -> Trained:
     """The newest checkpoint of an ImageNet run, or the step-* folder given; CheckpointError where there is none."""
     place = runs.located(folder)
     home = place.folder
@@ -110,11 +111,11 @@ def open_run(folder: str | Path, device: torch.device) -> Trained:
     if not isinstance(named, ImageNet):
         raise CheckpointError(f"{home} is a run on {named.dataset}, not on ImageNet's latents; give the folder of such a run.")
     about, where = read_about(home), place.checkpoint
-    recipe, model, step = runs.load_model(where, _Shape(about))
+    recipe, model, step = runs.load_model(where, _Shape(about), average)
     if not isinstance(recipe, ImageNet):
         raise CheckpointError(f"{where} is a checkpoint of a run on {recipe.dataset}; it lies in the wrong folder.")
     digest = str(json.loads((where / checkpoint.MANIFEST).read_bytes())["self"])
-    return Trained(recipe, model.to(device), step, about, digest, read_mean(home, about))
+    return Trained(recipe, model.to(device), step, about, digest, read_mean(home, about), average)
 
 
 def sample_imagenet(
@@ -137,6 +138,7 @@ def sample_imagenet(
     trained = source if isinstance(source, Trained) else open_run(source, device)
     _velocity(trained, settings, _labels(settings, 0, trained.num_classes).to(device), device)  # what cannot be done is said now
     record = {**asdict(settings), "interval": list(settings.interval), "weights": trained.weights, "step": trained.step}
+    record["average"] = trained.average
     record |= {"recipe": trained.recipe.as_dict(), "vae": trained.about["vae"], "vae_fingerprint": trained.about["vae_fingerprint"]}
     world.on_main(lambda: _check_same(out, record))
     world.agree("the samples' settings", record)
@@ -175,7 +177,7 @@ def _check_same(out: Path, record: dict[str, Any]) -> None:
             raise ConfigError(f"{out} is not empty and holds no samples of ours; choose another --out.")
         return
     try:
-        theirs = {"labels": "turn", **json.loads(file.read_text(encoding="utf-8"))}
+        theirs = {"labels": "turn", "average": "ema", **json.loads(file.read_text(encoding="utf-8"))}
         theirs["recipe"] = json.loads(json.dumps(from_dict(theirs["recipe"]).as_dict()))  # fields that came later are at their defaults
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{file} is damaged ({error}). Remove {out} and draw the samples again.") from None
@@ -211,10 +213,47 @@ def _is_done(path: Path, rows: int) -> bool:
 
 def _draw(trained: Trained, codec: Codec, settings: Settings, part: int, device: torch.device) -> np.ndarray:
     """The images (n, H, W, 3) uint8 of one part."""
+    return _pixels(codec, _latents(trained, settings, part, device), device)
+
+
+def _latents(trained: Trained, settings: Settings, part: int, device: torch.device) -> Tensor:
+    """What is decoded to the images of one part, (n, C, h, w)."""
     y = _labels(settings, part, trained.num_classes).to(device)
     noise = torch.randn(settings.batch, *trained.shape, generator=keyed_generator("cpu", settings.seed, "samples", part))
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        z = _solver(settings, part, trained)(_velocity(trained, settings, y, device), noise[: len(y)].to(device))
+        return _solver(settings, part, trained)(_velocity(trained, settings, y, device), noise[: len(y)].to(device))
+
+
+def drawing(
+    recipe: ImageNet,
+    about: Mapping[str, Any],
+    codec: Codec | None,
+    out: str | Path,
+    *,
+    device: torch.device,
+    num: int = 16,
+    show: Callable[[np.ndarray, int], None] | None = None,
+) -> Callable[[nn.Module, int], None]:
+    """A function of a model and a step that writes OUT/samples-step-N.png, as `runs.train` takes it: the same noise each time.
+
+    Every rank computes them, for under FSDP a forward pass takes all; one without a `codec` writes nothing. `show` is given the
+    images (num, H, W, 3) uint8 and the step.
+    """
+    settings = Settings(num, recipe.seed, recipe.solver, recipe.sample_steps, recipe.guidance, batch=num)
+
+    def draw(model: nn.Module, step: int) -> None:
+        z = _latents(Trained(recipe, model, step, dict(about), "", None), settings, 0, device)
+        if codec is not None:
+            images = _pixels(codec, z, device)
+            _picture(images, Path(out) / f"samples-step-{step:08d}.png")
+            if show:
+                show(images, step)
+
+    return draw
+
+
+def _pixels(codec: Codec, z: Tensor, device: torch.device) -> np.ndarray:
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         pixels = [codec.pixels(piece) for piece in z.split(16)]
     return torch.cat(pixels).permute(0, 2, 3, 1).contiguous().numpy()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite import checkpoint, runs
+from cfm_lite.data.codec import open_codec
 from cfm_lite.data.latents import Latents, prefetch
 from cfm_lite.data.shards import parse_npy
 from cfm_lite.data.teacher_features import TeacherFeatures, hash_of_weights
@@ -50,6 +51,7 @@ class Options:
     start: SiT | None = None  # fine-tune this model
     save_every: int = 10_000
     log_every: int = 100
+    sample_every: int = 0  # steps between pictures of samples on the way; 0 is none
     tensorboard: bool = False
     progress: bool = True
 
@@ -71,6 +73,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     how = {name: getattr(options, name) for name in ("parallel", "compile", "checkpointing")}
     world.agree("the run", [recipe.as_dict(), latents.fingerprint])
     board = _TensorBoard(out, world) if options.tensorboard else None
+    draw = _drawing(recipe, about, options, device, board) if options.sample_every else None
     with contextlib.ExitStack() as stack:
         if board:
             stack.callback(board.close)
@@ -86,6 +89,8 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
             resume=options.resume,
             save_every=options.save_every,
             log_every=options.log_every,
+            sample_every=options.sample_every,
+            draw=draw,
             progress=options.progress,
             label=recipe.network,
         )
@@ -243,6 +248,16 @@ def _check_same_latents(out: Path, latents: Latents) -> None:
         )
 
 
+def _drawing(
+    recipe: ImageNet, about: Mapping[str, Any], options: Options, device: torch.device, board: "_TensorBoard | None"
+) -> Callable[[nn.Module, int], None]:
+    """What draws samples on the way; rank 0 opens the VAE of the latents for it, before anything is trained."""
+    from cfm_lite.scale.sample import drawing  # it imports this file
+
+    codec = options.world.on_main(lambda: open_codec(about["vae"], device=device, fingerprint=about["vae_fingerprint"]))
+    return drawing(recipe, about, codec, options.out, device=device, show=board.show if board else None)
+
+
 class _TensorBoard:
     """Writes what the log says, and the pictures drawn on the way, beside log.jsonl; nothing on ranks other than 0.
 
@@ -266,6 +281,11 @@ class _TensorBoard:
         for name, value in line.items() if self.is_main else ():
             if name != "step":
                 self.writer.add_scalar(name, value, int(line["step"]))
+
+    def show(self, images: Any, step: int) -> None:
+        """Samples (N, H, W, 3) uint8 of one step."""
+        if self.is_main:
+            self.writer.add_images("samples", images, step, dataformats="NHWC")
 
     def close(self) -> None:
         """Write what is left."""
