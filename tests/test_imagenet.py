@@ -13,7 +13,7 @@ from cfm_lite.models import SIT_CONFIGS, SiT, count_parameters
 from cfm_lite.objective import Dispersive, Repulsion
 from cfm_lite.recipes import ImageNet, Recipe, from_dict, imagenet
 from cfm_lite.recipes.imagenet import MODELS, PRESETS, build_imagenet_model, build_imagenet_objective, build_imagenet_trainer, versus
-from cfm_lite.scale.budget import Split, activation_bytes, split_batch, state_bytes
+from cfm_lite.scale.budget import Split, activation_bytes, peak_bytes, split_batch, state_bytes
 from cfm_lite.scale.dry_run import Made
 
 DATA = Made((4, 4, 4), 3)
@@ -149,6 +149,12 @@ def test_a_split_gives_the_batch_in_whole_shards(shards, ranks, shard, free):
     assert split.micro % shard == 0
     if split.micro > shard:  # more than the least it can do: then it fits
         assert split.micro * activation_bytes(recipe, 32) + state_bytes(10**6) <= free
+
+
+def test_a_second_average_takes_four_bytes_a_parameter_more():
+    recipe, split = imagenet("sit"), Split(1, 1, 32)
+    assert state_bytes(10**6, averages=2) - state_bytes(10**6) == 4 * 10**6
+    assert peak_bytes(recipe.changed(ema2=0.999), 32, 10**9, split) - peak_bytes(recipe, 32, 10**9, split) == 4 * 10**9
 
 
 def test_a_given_micro_batch_is_taken_or_the_allowed_ones_are_listed():

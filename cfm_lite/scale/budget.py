@@ -1,6 +1,6 @@
 """How a global batch is computed: ranks x accumulation x micro-batch, and what that needs.
 
-    bytes = 16 per parameter (value, two moments, average) + 4 (gradient) + 2 (its copy in bf16) + micro-batch x activations
+    bytes = 16 per parameter (value, two moments, average; 20 with a second average) + 4 (gradient) + 2 (its copy in bf16) + micro-batch x activations
 
 Activations are what a block keeps for its backward pass, per token and channel, or with checkpointing its input alone and one
 block's worth while that runs again. The numbers were counted tensor by tensor on whole training steps (tests/scale/test_memory.py).
@@ -36,9 +36,9 @@ class Split:
         return f"{self.ranks} ranks x {self.accumulate} micro-batches x {self.micro} images = {self.ranks * self.accumulate * self.micro}"
 
 
-def state_bytes(parameters: int) -> int:
-    """What a number of parameters needs while it is trained."""
-    return 20 * parameters
+def state_bytes(parameters: int, averages: int = 1) -> int:
+    """What a number of parameters needs while it is trained, with one average or two."""
+    return (16 + 4 * averages) * parameters
 
 
 def activation_bytes(recipe: ImageNet, side: int, *, compile: bool = False, checkpointing: bool = False) -> int:
@@ -50,9 +50,15 @@ def activation_bytes(recipe: ImageNet, side: int, *, compile: bool = False, chec
 def peak_bytes(recipe: ImageNet, side: int, parameters: int, split: "Split", *, compile: bool = False, checkpointing: bool = False) -> int:
     """The most that a training step holds: where its backward pass begins, or where it ends and every gradient is there."""
     copies = 2 if recipe.precision == "bf16" and not checkpointing else 0
-    before = 16 + copies + (4 if split.accumulate > 1 else 0)
+    averages = averages_of(recipe)
+    before = 12 + 4 * averages + copies + (4 if split.accumulate > 1 else 0)
     begins = before * parameters + split.micro * activation_bytes(recipe, side, compile=compile, checkpointing=checkpointing)
-    return max(begins, state_bytes(parameters) + split.micro * _block_bytes(recipe, side, compile))
+    return max(begins, state_bytes(parameters, averages) + split.micro * _block_bytes(recipe, side, compile))
+
+
+def averages_of(recipe: ImageNet) -> int:
+    """How many averages a run keeps."""
+    return 2 if recipe.ema2 else 1
 
 
 def _block_bytes(recipe: ImageNet, side: int, compile: bool) -> int:

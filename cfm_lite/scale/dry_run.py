@@ -17,7 +17,7 @@ from cfm_lite.distributed import World
 from cfm_lite.errors import DiskFullError
 from cfm_lite.models import count_parameters
 from cfm_lite.recipes.imagenet import ImageNet
-from cfm_lite.scale.budget import Split, peak_bytes, state_bytes
+from cfm_lite.scale.budget import Split, averages_of, peak_bytes, state_bytes
 from cfm_lite.scale.train import Options, check_fit, features_of, trainer_for
 from cfm_lite.training import Trainer
 
@@ -50,7 +50,7 @@ def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, step
     device = world.place(torch.device(options.device))
     trainer, split = trainer_for(recipe, made, options, device)
     parameters = count_parameters(trainer.objective)[0]
-    _check_room(options.out, parameters)
+    _check_room(options.out, parameters, averages_of(recipe))
     seconds = _timed(trainer, _made_batches(recipe, made, options.features is not None, world, device), steps, device)
     memory = max(world.gather(runs.peak_memory(device)))
     held = parameters // (world.size if options.parallel == "fsdp" else 1)
@@ -85,9 +85,9 @@ def _timed(trainer: Trainer, batches: Iterator[Any], steps: int, device: torch.d
     return median(times[2:] or times)
 
 
-def _check_room(out: Path, parameters: int, kept: int = 4) -> None:
-    """Checkpoints hold weights, average and two moments; three are kept, and the next is written before the oldest goes."""
-    needed = kept * 16 * parameters
+def _check_room(out: Path, parameters: int, averages: int, kept: int = 4) -> None:
+    """Checkpoints hold weights, averages and two moments; three are kept, and the next is written before the oldest goes."""
+    needed = kept * (12 + 4 * averages) * parameters
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -112,7 +112,7 @@ def _report(
         f"batch {recipe.batch}: {split}",
         f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, {recipe.precision})",
         f"memory at its peak {memory / 2**30:.2f} GiB per rank ({predicted / 2**30:.2f} GiB of tensors were predicted), of which "
-        f"{state_bytes(parameters[1]) / 2**30:.2f} GiB are the trained state",
+        f"{state_bytes(parameters[1], averages_of(recipe)) / 2**30:.2f} GiB are the trained state",
         f"{recipe.steps:,} steps will take {_duration(whole)}: {split.ranks * whole / 3600:,.1f} device-hours",
     ]
     if price is not None:

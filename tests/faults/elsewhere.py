@@ -14,7 +14,7 @@ ELSEWHERE: dict[str, str] = {
     "the command line, whose arguments test_cli_fuzz.py writes": """
         arguments.Common arguments.FullScale arguments.show cli.Compare cli.Demo cli.Evaluate cli.Prepare cli.Sample cli.Train
         cli.main commands.compare_suite commands.evaluate_file commands.picture commands.sample_run demo.demo demo.table
-        scale.budget.activation_bytes scale.budget.free_memory scale.budget.split_batch scale.budget.state_bytes
+        scale.sample.drawing scale.budget.activation_bytes scale.budget.free_memory scale.budget.split_batch scale.budget.state_bytes
         scale.commands.evaluate_command scale.commands.prepare_command scale.commands.sample_command scale.commands.train_command
         terminal.Notes terminal.run_command
         scale.dry_run.dry_run scale.evaluate.evaluate_samples scale.evaluate.features_of scale.evaluate.image_batches

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cfm_lite import checkpoint
 from cfm_lite.distributed import ALONE
@@ -62,6 +64,24 @@ def test_gradients_of_fsdp_are_means_and_those_of_ddp_of_one_process_and_of_micr
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
     torch.testing.assert_close(grads["fsdp"]["norm"], grads[other]["norm"], rtol=1e-6, atol=0)
     assert max(g.abs().max() for g in grads["one"]["grads"]) > 1e-3
+
+
+def test_two_ranks_keep_the_second_average_and_draw_on_the_way_as_one_process_does(data, tmp_path):
+    recipe = SMALL.changed(ema2=0.5, sample_steps=2)
+    train(data, tmp_path / "one", recipe, sample_every=3)(ALONE)
+    one = checkpoint.load(checkpoint.latest(tmp_path / "one" / "checkpoints")).weights
+    assert any(not torch.equal(one[f"ema2.{name[4:]}"], value) for name, value in one.items() if name.startswith("ema."))
+    for name, parallel in (("ddp", "ddp"), ("fsdp", "fsdp")):
+        out = tmp_path / name
+        done(together(2, tmp_path, train(data, out, recipe.changed(steps=3), parallel=parallel, sample_every=3)))
+        done(together(2, tmp_path, train(data, out, recipe, parallel=parallel, sample_every=3, resume=True)))
+        two = checkpoint.load(checkpoint.latest(out / "checkpoints")).weights
+        assert two.keys() == one.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
+        for step in (3, 6):
+            sheets = [np.asarray(Image.open(tmp_path / run / f"samples-step-{step:08d}.png")).astype(int) for run in ("one", name)]
+            assert abs(sheets[0] - sheets[1]).max() <= 2  # levels of 255
 
 
 @pytest.mark.parametrize("method", ["vecor", "delta_fm", "dispersive"])

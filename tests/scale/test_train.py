@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cfm_lite import checkpoint, cli
@@ -14,6 +16,7 @@ from cfm_lite.errors import ConfigError, DataError, DiskFullError, ResumeMismatc
 from cfm_lite.models import SiT, export_official, load_official
 from cfm_lite.recipes import imagenet
 from cfm_lite.scale import dry_run as scale_dry_run
+from cfm_lite.scale import train as scale_train
 from cfm_lite.scale.dry_run import Made, dry_run
 from cfm_lite.scale.train import Options, train_imagenet
 from tests.logs import lines
@@ -112,6 +115,33 @@ def test_tensorboard_writes_beside_the_lines(data, tmp_path):
     for name in shown.Tags()["scalars"]:
         events = [(event.step, event.value) for event in shown.Scalars(name)]
         assert events == [(line["step"], pytest.approx(line[name])) for line in written]
+
+
+def test_samples_on_the_way_change_no_bit_and_stand_beside_the_scalars(data, run, tmp_path):
+    out = tmp_path / "seen"
+    go(SMALL.changed(sample_steps=2), data, out, sample_every=3, tensorboard=True)
+    assert losses(out) == losses(run)
+    plain, seen = (checkpoint.load(checkpoint.latest(folder / "checkpoints")).weights for folder in (run, out))
+    assert all(torch.equal(plain[name], seen[name]) for name in plain)
+    assert sorted(path.name for path in out.glob("samples-step-*")) == ["samples-step-00000003.png", "samples-step-00000006.png"]
+    with Image.open(out / "samples-step-00000006.png") as sheet:
+        assert sheet.size == (8 * 32, 2 * 32)
+        last = np.asarray(sheet)
+    shown = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.step for event in shown.Images("samples")] == [3, 6]
+    assert cli.main(["sample", "--checkpoint", str(out), "--num", "16", "--batch", "16", "--out", str(tmp_path / "S")]) == 0
+    with np.load(tmp_path / "S" / "samples.npz", allow_pickle=False) as file:  # what the finished run gives, for the same seed
+        assert np.array_equal(file["arr_0"][0], last[:32, :32])
+
+
+def test_samples_on_the_way_need_the_vae_before_the_run_begins(data, tmp_path, monkeypatch):
+    def gone(*args, **settings):
+        raise DataError("the VAE is not there")
+
+    monkeypatch.setattr(scale_train, "open_codec", gone)
+    with pytest.raises(DataError, match="the VAE is not there"):
+        go(SMALL, data, tmp_path / "run", sample_every=3)
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_settings_are_refused_before_a_folder_is_made(data, tmp_path):
