@@ -1,9 +1,10 @@
 """How a global batch is computed: ranks x accumulation x micro-batch, and what that needs.
 
-    bytes = 16 per parameter (value, two moments, average; 20 with a second average) + 4 (gradient) + 2 (its copy in bf16) + micro-batch x activations
+    bytes = 16 per parameter (value, two moments, average) + 4 (gradient) + 2 (its copy in bf16) + micro-batch x activations
 
-Activations are what a block keeps for its backward pass, per token and channel, or with checkpointing its input alone and one
-block's worth while that runs again. The numbers were counted tensor by tensor on whole training steps (tests/scale/test_memory.py).
+A second average takes 4 more. Activations are what a block keeps for its backward pass, per token and channel, or with
+checkpointing its input alone and one block's worth while that runs again. The numbers were counted tensor by tensor on whole
+training steps (tests/scale/test_memory.py).
 """
 
 import os
