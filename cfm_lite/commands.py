@@ -25,6 +25,7 @@ from cfm_lite.experiments.suites import trials as trials_of
 from cfm_lite.experiments.sweep import Plan
 from cfm_lite.places import check_file, check_folder, expanded
 from cfm_lite.recipes import Recipe, from_dict
+from cfm_lite.recipes.reads import READS, unread
 from cfm_lite.runs import Run
 
 __all__ = ["compare_suite", "evaluate_file", "picture", "report_suite", "sample_run", "time_steps"]
@@ -203,7 +204,8 @@ def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
     for name, value in changes.items():
         before = trials({field: given for field, given in changes.items() if field != name})
         same = all(getattr(trial.recipe, name) == value for trial in before)  # what the suite has anyway
-        if keys and not same and keys == [trial.key for trial in before]:
+        idle = name not in READS["vecor"] and all(unread(trial.recipe, [name]) for trial in before)  # controls read those of VeCoR
+        if keys and not same and (idle or keys == [trial.key for trial in before]):
             groups = ", ".join(settings["groups"])
             raise ConfigError(f"--set {name} would change nothing in {groups}: no arm there reads it, or each sets its own. Leave it out.")
 

@@ -1,0 +1,228 @@
+"""Every option of every command: a command line that it changes, and those in which it could do nothing and is refused.
+
+Read by test_flags.py (small runs) and scale/test_flags.py (imagenet). A test holds the tables against the dataclasses, so that a
+new option has to be entered. The names of files are those that `home` in test_flags.py makes.
+"""
+
+import dataclasses
+
+from cfm_lite import cli
+from cfm_lite.arguments import FullScale
+
+KINDS = {"demo": cli.Demo, "train": cli.Train, "sample": cli.Sample, "evaluate": cli.Evaluate, "compare": cli.Compare}
+KINDS |= {"prepare": cli.Prepare, "export": cli.Export}
+
+
+def options():
+    """(command, name) of every option; `debug` shows the traceback in each of them alike."""
+    for command, kind in KINDS.items():
+        for part in (kind, *([FullScale] if kind is cli.Train else ())):
+            yield from ((command, field.name) for field in dataclasses.fields(part) if field.name not in ("full", "debug"))
+
+
+_TOY = "train toy --steps 2 --set hidden_size=8 batch=16"
+_SAMPLE = "sample --checkpoint run --num 4 --steps 2"
+_GUIDED = f"{_SAMPLE} --guidance 2"
+_DELTA = "sample --checkpoint delta --num 4 --steps 2"
+_LIST = "compare toy --quick --list"
+
+# (command, option): the command line without it, and what is put behind it; the two leave something else
+ACTS = {
+    ("demo", "seed"): ("demo --quick", "--seed 1"),
+    ("demo", "quick"): ("demo", "--quick"),
+    ("demo", "out"): ("demo --quick", "--out other"),
+    ("train", "recipe"): ("train digits --steps 2 --set hidden_size=8", "train digits_sit --steps 2 --set hidden_size=8"),
+    ("train", "seed"): (_TOY, "--seed 1"),
+    ("train", "quick"): ("train toy --set steps=1 hidden_size=8", "train toy --set hidden_size=8 --quick"),
+    ("train", "method"): (_TOY, "--method delta_fm"),
+    ("train", "steps"): (_TOY, "train toy --steps 3 --set hidden_size=8 batch=16"),
+    ("train", "set"): (_TOY, "train toy --steps 2 --set hidden_size=8 batch=16 lr=0.5"),
+    ("train", "out"): (_TOY, "--out other"),
+    ("train", "resume"): ("train toy --out run --steps 3 --set hidden_size=8 batch=32 shard=32", "--resume"),
+    ("train", "save_every"): (_TOY, "--save-every 1"),
+    ("train", "batch"): ("train toy --steps 2 --set hidden_size=8", "--batch 20"),
+    ("sample", "checkpoint"): (_SAMPLE, "sample --checkpoint delta --num 4 --steps 2"),
+    ("sample", "seed"): (_SAMPLE, "--seed 1"),
+    ("sample", "quick"): ("sample --checkpoint run --steps 2", "--quick"),
+    ("sample", "num"): (_SAMPLE, "sample --checkpoint run --num 5 --steps 2"),
+    ("sample", "labels"): (_SAMPLE, "--labels 1"),
+    ("sample", "steps"): (_SAMPLE, "sample --checkpoint run --num 4 --steps 3"),
+    ("sample", "solver"): (_SAMPLE, "--solver heun"),
+    ("sample", "guidance"): (_SAMPLE, "--guidance 2"),
+    ("sample", "interval"): (_GUIDED, "--interval 0.4 0.6"),
+    ("sample", "sde"): (_SAMPLE, "--sde"),
+    ("sample", "debias"): (_DELTA, "--debias"),
+    ("sample", "out"): (_SAMPLE, "--out other.npz"),
+    ("evaluate", "samples"): ("evaluate --samples run/samples.npz", "evaluate --samples delta/samples.npz"),
+    ("evaluate", "out"): ("evaluate --samples run/samples.npz", "--out other.json"),
+    ("compare", "suite"): (_LIST, "compare digits --quick --list --set hidden_size=8"),
+    ("compare", "seed"): (_LIST, "--seed 3"),
+    ("compare", "quick"): ("compare toy --list --set hidden_size=8", "compare toy --quick --list --set hidden_size=8"),
+    ("compare", "group"): (_LIST, "--group weight"),
+    ("compare", "seeds"): (_LIST, "--seeds 1"),
+    ("compare", "arms"): (_LIST, "--arms fm"),
+    ("compare", "workers"): (_LIST, "--workers 7"),
+    ("compare", "set"): (_LIST, "--set hidden_size=8"),
+    ("compare", "out"): ("compare toy --report", "--out results"),
+    ("compare", "list"): ("compare toy --quick", "--list"),
+    ("compare", "costs"): ("compare toy --quick --list", "compare toy --quick --costs"),
+    ("compare", "report"): ("compare toy --quick --list --out results", "compare toy --report --out results"),
+    ("prepare", "dataset"): ("prepare digits", "prepare imagenet"),
+}
+
+_VALUES = {
+    "latents": "L", "model": "SiT-S/2", "size": "64", "log": "tensorboard", "log_every": "1", "price": "2", "micro_batch": "8",
+    "parallel": "fsdp", "images": "L", "features": "L", "start": "file", "format": "repa", "teacher": "random", "ranks": "2",
+    "interval": "0.2 0.8", "batch": "3", "vae": "tiny", "rows": "9", "workers": "2", "mirrors": "2", "out": "O",
+}  # fmt: skip
+_FULL = [field.name for field in dataclasses.fields(FullScale)]
+_SWITCHES = ("dry_run", "compile", "checkpointing")
+_TI = "train imagenet --model SiT-Ti/2 --dry-run"
+
+
+def flag(name):
+    """The words of an option with a value that it may have."""
+    return f"--{name.replace('_', '-')}" + ("" if name in _SWITCHES else f" {_VALUES[name]}")
+
+
+# (command line, what its one line of error says)
+REFUSED = [
+    *((f"train toy {flag(name)}", f"--{name.replace('_', '-')} is for train imagenet") for name in _FULL),
+    ("train toy --model SiT-XL/2", "--model is for train imagenet"),  # a default that is typed out
+    ("train toy --log-every 100", "--log-every is for"),
+    ("train toy --no-compile", "--compile is for"),
+    ("train toy --quick --steps 3", "both say how many steps"),
+    ("train toy --quick --set steps=3", "--set steps and --quick"),
+    ("train toy --steps 2 --set steps=3", "--set steps and --steps"),
+    ("train toy --batch 8 --set batch=16", "--set batch and --batch"),
+    ("train toy --seed 0 --set seed=1", "--set seed and --seed"),
+    ("train toy --method fm --set method=vecor", "--set method and --method"),
+    ("train toy --set tau=0.1", "dispersive and contrastive do"),
+    ("train toy --set weight=0.1", "'fm' does not read it; delta_fm, vecor, vecor_latent and vecor_image do"),
+    ("train toy --set k=2 --method delta_fm", "--set k would change nothing"),
+    ("train toy --set perturb=channel_shuffle", "--set perturb would change nothing"),
+    ("train toy --set views=restricted --method dispersive", "contrastive do"),
+    ("train toy --set align=0.3", "repa do"),
+    ("train toy --set variant=hinge tau=0.3 --method dispersive", "no temperature"),
+    ("train digits --set patch_size=4", "--set patch_size would change nothing"),
+    ("train digits --set num_heads=2", "digits_sit"),
+    ("train digits --set qk_norm=true", "digits_sit"),
+    ("train toy --set schedule=linear cooldown=0", "there is no cooldown"),
+    ("train toy --set schedule=constant cooldown=0.5", "the schedule is constant"),
+    ("train toy --out run", "already holds a run"),
+    ("train toy --out run/checkpoints", "inside the run"),
+    ("train toy --out run/checkpoints/step-00000002", "inside the run"),
+    ("train toy --out picture.png", "picture.png, which is a file"),
+    ("train toy --out new.npz", "has the name of a file"),
+    ("train toy --out file", "file is no folder"),
+    ("train toy --out file/new", "file is no folder"),
+    ("train toy --out foreign", "is no run's and would be lost"),
+    ("train toy --out latents", "holds latents"),
+    ("train toy --resume --out new", "new is no run"),
+    ("train toy --out ~nobody-of-that-name/x", "home folder"),
+    ("train digits --method vecor --set perturb=channel_shuffle --steps 2", "channel"),
+    ("train toy --method dispersive --set block=9 --steps 2", "block"),
+    ("train imagenet", "there are no latents"),
+    ("train imagenet --latents nowhere", "nowhere"),
+    ("train imagenet --latents L --price 2", "give --dry-run too"),
+    (f"{_TI} --resume", "--resume would do nothing"),
+    (f"{_TI} --save-every 5", "--save-every would do nothing"),
+    (f"{_TI} --log-every 5", "--log-every would do nothing"),
+    (f"{_TI} --log json", "--log would do nothing"),
+    (f"{_TI} --format sit", "there is none"),
+    (f"{_TI} --format repa --start run", "there is none"),
+    (f"{_TI} --start run", "is a run on two_classes"),
+    (f"{_TI} --images L", "aligns with none"),
+    (f"{_TI} --features L", "aligns with none"),
+    (f"{_TI} --teacher random --method vecor", "choose --method repa"),
+    (f"{_TI} --method repa --images L", "give --latents too"),
+    (f"{_TI} --method repa --features L --teacher random", "both say what the teacher sees"),
+    (f"{_TI} --set network=SiT-B/2", "--model"),
+    (f"{_TI} --set model=mlp", "--model"),
+    (f"{_TI} --set dataset=mnist", "--set dataset"),
+    (f"{_TI} --set accumulate=2", "--micro-batch"),
+    (f"{_TI} --set teacher=x", "align is above 0"),
+    (f"{_TI} --set align_block=2", "align is above 0"),
+    (f"{_TI} --set tau=2", "--set tau"),
+    (f"{_TI} --size 64 --set size=64", "--set size and --size"),
+    (f"{_TI} --quick --steps 2", "both say how many steps"),
+    (f"{_TI} --price -1", "price is -1"),
+    (f"{_TI} --out run.json", "has the name of a file"),
+    (f"{_TI} --out latents", "holds latents"),
+    ("sample --checkpoint nowhere", "is no run"),
+    ("sample --checkpoint picture.png", "is no run"),
+    ("sample --checkpoint nowhere.pt", "there is no file nowhere.pt"),
+    ("sample --checkpoint run --quick --num 3", "both say how many samples"),
+    ("sample --checkpoint run --sde --solver heun", "give one of them"),
+    ("sample --checkpoint run --sde --steps 1", "at least 2"),
+    ("sample --checkpoint run --interval 0.2 0.8", "a scale of 1 is none"),
+    ("sample --checkpoint run --interval 0 1", "a scale of 1 is none"),
+    ("sample --checkpoint run --guidance 2 --interval 0.8 0.2", "low above high"),
+    ("sample --checkpoint run --guidance 2 --interval 0.8 2", "high end is 2"),
+    ("sample --checkpoint run --guidance nan", "guidance is nan"),
+    ("sample --checkpoint run --debias", "nothing that --debias could undo; it is for delta_fm, vecor, vecor_latent"),
+    ("sample --checkpoint run --labels 9", "the classes are 0 to 1"),
+    ("sample --checkpoint run --labels all", "turn, random"),
+    *((f"sample --checkpoint run {flag(name)}", f"--{name} is for runs on imagenet") for name in ("batch", "vae")),
+    *((f"sample --checkpoint run {flag(name)}", "is a run of ours") for name in ("format", "model")),
+    ("sample --checkpoint run --format sit", "is a run of ours"),
+    ("sample --checkpoint run --out grid.png", "it must end in .npz, such as grid.npz"),
+    ("sample --checkpoint run --out grid", "it must end in .npz, such as grid.npz"),
+    ("sample --checkpoint run --out run/checkpoints/step-00000002/weights.safetensors", "must end in .npz"),
+    ("sample --checkpoint run --out data.npz", "holds no samples of cfm-lite sample and would be lost"),
+    ("sample --checkpoint run --out folder.npz", "which is a folder"),
+    ("sample --checkpoint run --out file/x.npz", "file is no folder"),
+    ("evaluate --samples run/samples.npz --seed 0", "--seed would change nothing"),
+    ("evaluate --samples run/samples.npz --quick", "--quick would change nothing"),
+    ("evaluate --samples run/samples.npz --inception standin", "read only with --reference"),
+    *((f"evaluate --samples run/samples.npz --out {name}", "must end in .json") for name in ("x.png", "x.npz", "x", "run/samples.npz")),
+    ("evaluate --samples run/samples.npz --out run/config.json", "would be lost"),
+    ("evaluate --samples run/samples.npz --out run/checkpoints/step-00000002/state.json", "would be lost"),
+    ("evaluate --samples run/samples.npz --out link.json", "would be lost"),
+    ("evaluate --samples run/samples.npz --out folder.json", "which is a folder"),
+    ("evaluate --samples nowhere.npz", "missing"),
+    ("compare toy --report --seeds 2", "--seeds would change nothing"),
+    *((f"compare toy --report {words}", "only reads what is there") for words in ("--list", "--costs", "--quick", "--arms fm", "--seed 0")),
+    *((f"compare toy --report {words}", "only reads what is there") for words in ("--group core", "--workers 1", "--set lr=1")),
+    ("compare toy --report --device cpu", "only reads what is there"),
+    *((f"compare toy --costs {words}", "times the core's arms") for words in ("--group core", "--seeds 2", "--arms fm", "--workers 2")),
+    ("compare toy --costs --list", "times the core's arms"),
+    ("compare toy --costs --seed 0", "times the core's arms"),
+    ("compare toy --quick --set tau=3 --arms fm", "--set tau would change nothing in core"),
+    ("compare toy --quick --set num_heads=3", "--set num_heads would change nothing"),
+    ("compare toy --quick --group weight --set weight=0.3", "--set weight would change nothing in weight"),
+    ("compare toy --quick --out file", "file is no folder"),
+    ("compare toy --quick --out results.json", "has the name of a file"),
+    ("compare toy --report --out nowhere", "missing"),
+    ("demo --quick --out file", "file is no folder"),
+    ("demo --quick --out demo.png", "has the name of a file"),
+    ("demo --quick --out run", "holds something else"),
+    ("demo --quick --out new --seed -1", "seed is -1"),
+    ("prepare digits --seed 0", "--seed would change nothing"),
+    ("prepare digits --quick", "--quick would change nothing"),
+    *((f"prepare digits {flag(name)}", f"--{name} is for prepare imagenet") for name in ("images", "out", "size", "vae", "batch", "rows")),
+    *((f"prepare digits {flag(name)}", f"--{name} is for prepare imagenet") for name in ("workers", "latents", "teacher", "mirrors")),
+    ("prepare imagenet --images pictures", "give a folder with --out"),
+    ("prepare imagenet --images pictures --out new --teacher random", "give --latents LATENTS too"),
+    ("prepare imagenet --images pictures --out new --mirrors 2", "give --latents LATENTS too"),
+    *((f"prepare imagenet --latents L --out new {flag(name)}", f"--{name} is for latents") for name in ("size", "vae", "rows", "workers")),
+    ("prepare imagenet --images pictures --out file", "file is no folder"),
+    ("prepare imagenet --images pictures --out pictures --vae tiny", "which this command reads"),
+    ("prepare imagenet --images nowhere --out new --vae tiny", "nowhere"),
+    ("prepare imagenet --images pictures --out new --vae tiny --size 33", "size is 33"),
+    ("prepare imagenet --images pictures --out new --vae tiny --batch 0", "batch is 0"),
+    ("prepare imagenet --latents nowhere --out new", "nowhere"),
+    ("export --checkpoint run --seed 0", "--seed would change nothing"),
+    ("export --checkpoint run --quick", "--quick would change nothing"),
+    ("export --checkpoint run --device cuda", "device"),
+    ("export --checkpoint run --out x.npz", "must end in .safetensors or .pt"),
+    ("export --checkpoint run --out x.txt", "such as x.safetensors"),
+    ("export --checkpoint run --out run/checkpoints/step-00000002/weights.safetensors", "would be lost"),
+    ("export --checkpoint run --out new.pt", "is a run on two_classes"),
+    ("export --checkpoint nowhere --out new.pt", "is no run"),
+    ("export --checkpoint weights.pt --out new.pt", "is a file of weights already"),
+    ("export --checkpoint weights.pt --out weights.pt", "which this command reads"),
+]  # fmt: skip
+
+# options that only a GPU shows: without one, another device is refused
+ON_A_DEVICE = {(command, "device") for command in KINDS}

@@ -1,0 +1,90 @@
+"""The options and recipe fields that only imagenet reads: see tests/flags.py. The names of files are those of test_flags.py here."""
+
+_TRAIN = "train imagenet --model SiT-Ti/2 --latents L --out O --batch 8 --set shard=2 --steps 2"
+_DRY = "train imagenet --model SiT-Ti/2 --dry-run --size 64 --set shard=2 --batch 8"
+_REPA = f"{_TRAIN} --method repa"
+_SAMPLE = "sample --checkpoint R --num 4 --steps 2 --out O"
+_FILE = "sample --checkpoint sit.pt --model SiT-Ti/2 --num 4 --steps 2 --out O"
+_PREPARE = "prepare imagenet --images pictures --vae tiny --size 32 --out O"
+_FEATURES = "prepare imagenet --latents L --images pictures --teacher random --out O"
+_EVALUATE = "evaluate --samples S --reference S --inception standin --out O.json"
+
+ACTS = {  # as in tests/flags.py
+    ("train", "latents"): (_DRY, "train imagenet --model SiT-Ti/2 --dry-run --set shard=2 --batch 8 --latents L"),
+    ("train", "model"): (_TRAIN, "train imagenet --model SiT-S/2 --latents L --out O --batch 8 --set shard=2 --steps 2"),
+    ("train", "size"): (_DRY, "train imagenet --model SiT-Ti/2 --dry-run --size 32 --set shard=2 --batch 8"),
+    ("train", "dry_run"): (_TRAIN, "--dry-run"),
+    ("train", "log"): (_TRAIN, "--log tensorboard"),
+    ("train", "log_every"): (_TRAIN, "--log-every 1"),
+    ("train", "price"): (_DRY, "--price 3"),
+    ("train", "micro_batch"): (_TRAIN, "--micro-batch 2"),
+    ("train", "compile"): (_TRAIN, "--compile"),
+    ("train", "parallel"): (_TRAIN, "--parallel fsdp"),
+    ("train", "checkpointing"): (_TRAIN, "--checkpointing"),
+    ("train", "images"): (f"{_REPA} --teacher random", "--images pictures"),
+    ("train", "features"): (f"{_REPA}", "--features F"),
+    ("train", "teacher"): (f"{_REPA} --images pictures", "--teacher random"),
+    ("train", "start"): (_TRAIN, "--start sit.pt"),
+    ("train", "format"): (f"{_TRAIN} --start sit.pt", "--format repa"),
+    ("sample", "batch"): (_SAMPLE, "--batch 3"),
+    ("sample", "vae"): (_SAMPLE, "--vae folder_of_vae"),
+    ("sample", "format"): (_FILE, "--format repa"),
+    ("sample", "model"): (_FILE, "sample --checkpoint sit.pt --model SiT-S/2 --num 4 --steps 2 --out O"),
+    ("evaluate", "reference"): (_EVALUATE, "evaluate --samples S --reference pictures --inception standin --out O.json"),
+    ("evaluate", "inception"): (_EVALUATE, "evaluate --samples S --reference S --inception nowhere.pth --out O.json"),
+    ("prepare", "images"): (_PREPARE, "prepare imagenet --images others --vae tiny --size 32 --out O"),
+    ("prepare", "out"): (_PREPARE, "prepare imagenet --images pictures --vae tiny --size 32 --out P"),
+    ("prepare", "size"): (_PREPARE, "prepare imagenet --images pictures --vae tiny --size 64 --out O"),
+    ("prepare", "vae"): (_PREPARE, "prepare imagenet --images pictures --vae folder_of_vae --size 32 --out O"),
+    ("prepare", "batch"): (_PREPARE, "--batch 2"),
+    ("prepare", "rows"): (_PREPARE, "--rows 5"),
+    ("prepare", "workers"): (_PREPARE, "--workers 1"),
+    ("prepare", "latents"): ("prepare imagenet --images pictures --out O --vae tiny", _FEATURES),
+    ("prepare", "teacher"): ("prepare imagenet --latents L --images pictures --out O", "--teacher random"),
+    ("prepare", "mirrors"): (_FEATURES, "--mirrors 2"),
+    ("export", "checkpoint"): ("export --checkpoint R --out O.safetensors", "export --checkpoint R2 --out O.safetensors"),
+    ("export", "format"): ("export --checkpoint R --out O.safetensors", "--format repa"),
+    ("export", "out"): ("export --checkpoint R --out O.safetensors", "export --checkpoint R --out O.pt"),
+}
+
+REFUSED = [
+    ("sample --checkpoint R --format repa --num 2", "--format says what an official file holds"),
+    ("sample --checkpoint R --model SiT-Ti/2 --num 2", "--model says what an official file holds"),
+    ("sample --checkpoint R --interval 0.2 0.8 --num 2 --out O", "a scale of 1 is none"),
+    ("sample --checkpoint R --guidance 2 --interval 0.8 0.2 --num 2 --out O", "low above high"),
+    ("sample --checkpoint R2 --debias --num 2 --out O", "nothing to undo"),
+    ("sample --checkpoint R --sde --steps 1 --num 2 --out O", "at least 2"),
+    ("sample --checkpoint R --labels 3 --num 2 --out O", "the classes are 0 to 2"),
+    ("sample --checkpoint R --vae nowhere --num 2 --out O", "nowhere"),
+    ("sample --checkpoint R --num 2 --out grid.png", "has the name of a file"),
+    ("sample --checkpoint R --num 2 --out L", "not empty"),
+    ("sample --checkpoint R --num 2 --out R", "not empty"),
+    ("evaluate --samples S --reference S --inception standin --seed 0", "--seed would change nothing"),
+    ("evaluate --samples S --reference S --inception standin --out x.png", "must end in .json"),
+    ("evaluate --samples S --reference S --inception standin --out S/settings.json", "would be lost"),
+    ("evaluate --samples S --reference S --inception standin --out L/index.json", "would be lost"),
+    ("train imagenet --model SiT-Ti/2 --latents L --out L", "holds latents"),
+    ("train imagenet --model SiT-Ti/2 --latents L --out S", "holds latents, features or samples"),
+    ("train imagenet --model SiT-Ti/2 --latents L --out R --batch 8 --set shard=2", "already holds a run"),
+    ("train imagenet --model SiT-Ti/2 --latents L --out new --log tensorboard --batch 4096", "batch"),
+    ("train imagenet --model SiT-Ti/2 --latents L --out R/checkpoints --resume --size 64", "64"),
+    ("train imagenet --model SiT-Ti/2 --latents L --out new --size 64", "64"),
+    ("train imagenet --model SiT-Ti/2 --latents L --out new --method repa --images others", "others"),
+    ("train imagenet --model SiT-Ti/2 --latents L --out new --start R --batch 8 --set shard=2 --format repa", "there is none"),
+    ("prepare imagenet --latents L --images others --out new --teacher random", "others"),
+    ("prepare imagenet --latents L --images pictures --out L --teacher random", "which this command reads"),
+    ("prepare imagenet --images pictures --out pictures --vae tiny --size 32", "which this command reads"),
+    ("export --checkpoint R --out R/latent_mean.npy", "must end in"),
+    ("export --checkpoint R --out R/checkpoints/step-00000006/weights.safetensors", "would be lost"),
+]
+
+FIELDS = {  # of ImageNet: another value, and the run is another; None where --set refuses it
+    "network": None,
+    "learn_sigma": True,
+    "size": None,  # the latents' own: another is refused
+    "mirror": True,
+    "ema_warmup": True,
+    "teacher": None,  # another network, which timm would have to fetch; refused where nothing aligns
+    "align": None,
+    "align_block": None,
+}
