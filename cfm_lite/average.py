@@ -6,13 +6,13 @@ The count stays on the host and the gate on the device, so that an update reads 
 Reference: Polyak & Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
 """
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cfm_lite.checks import check_flag, check_module, check_number
+from cfm_lite.networks import copied
 
 __all__ = ["Average"]
 
@@ -22,9 +22,9 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
         check_module(model=model)
-        check_number("decay", decay, 0.0, 1.0, open_high=True)
+        decay = check_number("decay", decay, 0.0, 1.0, open_high=True)
         check_flag(warmup=warmup)
-        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.module = copied(model).requires_grad_(False)
         self.decay, self.warmup, self.n_averaged = decay, warmup, 0
         self._pairs: tuple[nn.Module, Any] | None = None
 
@@ -51,8 +51,15 @@ class Average:
     def _found(self, model: nn.Module) -> tuple[tuple[list[Tensor], list[Tensor]], list[tuple[Tensor, Tensor]]]:
         """Both lists of parameters and the pairs of buffers; looked up once, for to walk the modules can take longer than to average."""
         if self._pairs is None or self._pairs[0] is not model:
-            ema, params = (list(map(_local, module.parameters())) for module in (self.module, model))
-            self._pairs = model, ((ema, params), list(zip(self.module.buffers(), model.buffers())))
+            pairs = [(_local(mine), _local(theirs)) for mine, theirs in zip(self.module.parameters(), model.parameters())]
+            for mine, theirs in pairs:  # one kernel walks both in the order of their memory
+                if mine.stride() != theirs.stride():
+                    mine.data = torch.empty_like(theirs).copy_(mine)
+            # frozen integers or 8-bit numbers have no mean: they are taken over, as buffers are
+            means = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point() and mine.itemsize > 1]
+            others = [(mine, theirs) for mine, theirs in pairs if not (mine.is_floating_point() and mine.itemsize > 1)]
+            ema, params = ([pair[i] for pair in means] for i in (0, 1))
+            self._pairs = model, ((ema, params), [*others, *zip(self.module.buffers(), model.buffers())])
         return self._pairs[1]
 
 

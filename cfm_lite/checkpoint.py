@@ -30,9 +30,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cfm_lite.checks import check_count
-from cfm_lite.errors import CheckpointCorruptError, CheckpointError, DiskFullError
+from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError, DiskFullError
 
-__all__ = ["Checkpoint", "exists", "latest", "load", "ordered", "save", "write_bytes"]
+__all__ = ["Checkpoint", "check_storable", "exists", "latest", "load", "once", "ordered", "save", "write_bytes"]
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -73,9 +73,11 @@ def save(
 
     Raises DiskFullError (with bytes needed and free) or CheckpointError; older checkpoints are untouched by a failure.
     """
-    check_count("keep", keep)
+    keep = check_count("keep", keep)
     directory = Path(directory)
     needed = sum(x.numel() * x.element_size() for x in (*weights.values(), *optimizer.values())) + 1_000_000
+    weights, tied = once(weights)
+    state = {**state, "tied": tied} if tied else state
     final = _unused(directory, step)
     work = directory / f".tmp-{uuid.uuid4().hex}"
     try:
@@ -113,6 +115,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
         optimizer = safetensors.torch.load(blobs["optimizer.safetensors"])
         state = json.loads(blobs["state.json"])
         step = int(state["step"])
+        weights |= {name: weights[first] for name, first in state.get("tied", {}).items()}
     except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointCorruptError(f"{path} is not a whole checkpoint: {error!r}. Use an older one, or train again.") from error
     _remember(path)
@@ -158,6 +161,32 @@ def ordered(tensors: Mapping[str, Item]) -> dict[str, Item]:
     A file's own order is another one in each process that reads it, and ranks that exchange tensors must meet at the same one.
     """
     return {name: tensors[name] for name in sorted(tensors)}
+
+
+def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(each tensor under the first of its names, {another name: that one}): a tied weight is stored once and read under both."""
+    kept: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    names: dict[Any, str] = {}
+    for name, x in ordered(tensors).items():
+        place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.dtype, x.shape, x.stride()) if x.numel() else name
+        if place in names:
+            tied[name] = names[place]
+        else:
+            kept[name], names[place] = x, name
+    return kept, tied
+
+
+def check_storable(tensors: Mapping[str, Any]) -> None:
+    """Raise ConfigError, before anything is trained, for the first entry of a state dict that a checkpoint cannot hold."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ConfigError(
+                f"the state dict holds {name}, a {type(x).__name__}; a checkpoint holds tensors alone. Make it a buffer, or leave it "
+                "out of the state dict."
+            )
+        if x.dtype not in _KINDS:
+            raise ConfigError(f"{name} has dtype {x.dtype}, which a checkpoint cannot hold. Cast it, or register it with persistent=False.")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -7,11 +7,13 @@ host, and outside `torch.compile`.
 import difflib
 import json
 import math
+import operator
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,8 +34,8 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 
 
 def promote(x: Tensor) -> Tensor:
-    """`x` in float32 if it came in half precision or as integers; float32 and float64 stay as they are."""
-    return x.float() if x.dtype in HALF or not x.is_floating_point() else x
+    """`x` in float32 if it came in a shorter floating type (16 or 8 bits) or as integers; float32 and float64 stay as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def check_tensor(**tensors: Any) -> None:
@@ -76,40 +78,69 @@ def check_time(t: Tensor, x: Tensor) -> None:
             raise ConfigError(f"t spans [{low:.4g}, {high:.4g}]; times lie in [0, 1], 0 noise and 1 data.")
 
 
-def check_labels(y: Tensor, x: Tensor | None, highest: int) -> None:
-    """Raise ConfigError unless `y` is an integer tensor (B,) with values in [0, highest]; B is that of `x`, any if x is None."""
+def as_labels(y: Any) -> Any:
+    """Integers of any kind, in a tensor or an array of NumPy, as an int64 tensor; anything else as it is."""
+    if not isinstance(y, Tensor) and isinstance(y, np.ndarray) and y.dtype.kind in "iu":
+        y = torch.from_numpy(y.astype(np.int64))
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        return y
+    # before anything is computed: most operations lack the unsigned kinds, and a null label of 256 does not fit into uint8
+    return y if y.dtype == torch.int64 else y.long()
+
+
+def check_labels(y: Any, x: Tensor | None, highest: int) -> Tensor:
+    """`y` (B,) as int64; ConfigError unless it holds integers, of any kind, in [0, highest]; B is that of `x`, any if x is None."""
     rows = "B" if x is None else x.shape[0] if x.dim() else "?"
+    y = as_labels(y)
     if not isinstance(y, Tensor) or y.dim() != 1 or (x is not None and y.shape[0] != rows):
         seen = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
         raise ConfigError(f"y has {seen}; it must be a tensor of shape ({rows},), one label per row of x.")
     check_tensor(y=y)
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    if y.dtype != torch.int64:
         raise ConfigError(f"y has dtype {y.dtype}; labels are integers. Call y.long().")
     if on_host(y) and y.numel():
         low, high = (bound.item() for bound in y.aminmax())
         if low < 0 or high > highest:
             raise ConfigError(f"labels span [{low}, {high}]; the allowed range is [0, {highest}].")
+    return y
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy, or an array or tensor of no dimension, as Python's own number; anything else as it is."""
+    if type(value) in (int, float, bool, str):  # first: a compiled graph cannot ask whether a number is NumPy's
+        return value
+    numeric = isinstance(value, (np.generic, np.ndarray, Tensor)) and not value.ndim
+    return value.item() if numeric and not getattr(value, "is_meta", False) else value
+
+
+_NO_NUMBERS = (bool, str, bytes, np.ndarray)  # though Python or NumPy would turn some of them into one
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> float:
     """`value` as a float; ConfigError unless it is a finite number between `low` and `high`."""
     try:
-        number = float(value)
+        given = plain(value)
+        number = math.nan if isinstance(given, _NO_NUMBERS) else float(given)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last two: 10**400, and a tensor of many numbers or none
         number = math.nan
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
-    if isinstance(value, (bool, str, bytes)) or not (above and below and math.isfinite(number)):
+    if not (above and below and math.isfinite(number)):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or math.isinf(high) else ']'}"
         raise ConfigError(f"{name} is {_short(value)}; it must be a number in {bounds}.")
     return number
 
 
 def check_count(name: str, value: Any, low: int = 1) -> int:
-    """`value` as an int; ConfigError unless it is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
+    """`value` as an int; ConfigError unless it is a whole number of at least `low`, Python's, NumPy's or a tensor's."""
+    try:
+        given = plain(value)
+        number = low - 1 if isinstance(given, (*_NO_NUMBERS, Tensor)) else operator.index(given)
+    except (TypeError, RuntimeError):
+        number = low - 1
+    if not low <= number < 2**63:
         raise ConfigError(f"{name} is {_short(value)}; it must be a whole number of at least {low} (and below 2^63).")
-    return value
+    return number
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -146,7 +177,7 @@ def check_module(**modules: Any) -> None:
 def check_flag(**flags: Any) -> None:
     """Raise ConfigError unless every value is True or False."""
     for name, flag in flags.items():
-        if not isinstance(flag, bool):
+        if not isinstance(plain(flag), bool):
             raise ConfigError(f"{name} is {_short(flag)}; it must be True or False.")
 
 

@@ -54,7 +54,7 @@ def sample_run(
     ConfigError for a wrong setting or a file that would be lost, DataError where nothing can be written; all before anything is
     drawn.
     """
-    check_count("num", num)
+    num = check_count("num", num)
     guidance.check_interval(interval)
     trained = runs.saved_recipe(folder)
     recipe = trained.changed(**{name: value for name, value in changes.items() if value is not None})

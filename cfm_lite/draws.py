@@ -14,7 +14,16 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_floating, check_generator, check_labels, check_number, check_same_shape
+from cfm_lite.checks import (
+    check_choice,
+    check_count,
+    check_floating,
+    check_generator,
+    check_labels,
+    check_number,
+    check_same_shape,
+    plain,
+)
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, Path
 
@@ -39,8 +48,9 @@ def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
     number of ranks nor what was drawn before changes it. (torch's CPU generator uses the low 32 bits of a seed.)
     Raises ConfigError for a part that is neither an int nor a str, for its text may differ between processes.
     """
+    key = tuple(map(plain, key))  # NumPy's 3 is 3
     for part in key:
-        if not isinstance(part, (int, str)):
+        if not isinstance(part, int | str) or isinstance(part, bool):
             raise ConfigError(f"the key holds {part!r} of type {type(part).__name__}; each part must be an int or a str.")
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device=_device(device)).manual_seed(int.from_bytes(digest, "big") >> 1)
@@ -149,7 +159,7 @@ def drop_labels(y: Tensor, p: float, null: int, *, generator: torch.Generator | 
     Reference: Ho & Salimans 2022 (arXiv:2207.12598), algorithm 1.
     """
     p, null = check_number("p", p, 0, 1), check_count("null", null)
-    check_labels(y, None, null)
+    y = check_labels(y, None, null)
     check_generator(generator)
     drawn = torch.rand(len(y), generator=generator, device=_place(generator, None if generator else y.device))
     return torch.where(drawn.to(y.device) < p, null, y)

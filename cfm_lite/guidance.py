@@ -10,16 +10,16 @@ There the samplers, who know their grid, say in advance where a step lies (`Guid
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_callable, check_count, check_flag, check_labels, check_number, expand, on_host, promote
+from cfm_lite.checks import check_callable, check_count, check_flag, check_labels, check_number, expand, on_host, plain, promote
 from cfm_lite.errors import ConfigError
+from cfm_lite.networks import as_velocity_of, evaluating, needs_labels, takes_labels
 
 __all__ = ["Guided", "Velocity", "cfg", "conditional", "debias", "debias_shuffle", "guide", "rescale", "retarget", "retarget_shuffle"]
 
@@ -74,13 +74,16 @@ def conditional(model: Callable[..., Tensor], y: Tensor | int | None = None) -> 
     A module in training mode is evaluated in eval mode and put back. Half-precision outputs are promoted to float32.
     Raises ConfigError for labels that are no integers, out of range, or not as many as the rows of x.
     """
-    _check_label(model, y)
-    return functools.partial(_evaluated, model, y)  # functions of this module and partials, not closures, so that a velocity can be pickled
+    y = _check_label(model, y)
+    given = y is not None or needs_labels(model)
+    # functions of this module and partials, not closures, so that a velocity can be pickled
+    return functools.partial(_evaluated, model, y, given)
 
 
-def _evaluated(model: Callable[..., Tensor], y: Tensor | int | None, x: Tensor, t: Tensor) -> Tensor:
-    with _evaluating(model):
-        return promote(model(x, t) if y is None else model(x, t, _rows(y, x)))
+def _evaluated(model: Callable[..., Tensor], y: Tensor | int | None, given: bool, x: Tensor, t: Tensor) -> Tensor:
+    with evaluating(model):
+        output = model(x, t, None if y is None else _rows(y, x)) if given else model(x, t)
+    return promote(as_velocity_of(output, x))
 
 
 def guide(good: Velocity, bad: Velocity, scale: float, interval: tuple[float, float] = EVERYWHERE) -> Velocity:
@@ -116,15 +119,15 @@ def cfg(
     scale, interval = check_number("scale", scale, -math.inf, math.inf), check_interval(interval)
     if y is None:
         raise ConfigError("y is None; classifier-free guidance needs labels, (B,) or one int. Without labels use conditional(model).")
-    cond = conditional(model, y)
+    cond, labels = conditional(model, y), _check_label(model, y)
     if channels is not None:
-        check_count("channels", channels)
+        channels = check_count("channels", channels)
     if scale == 1:
         return cond
     combine, null = functools.partial(_extrapolated, scale, channels), _null_label(model)
     if null is None:
         return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)
-    return Guided((cond,), combine, interval, joint=functools.partial(_both, model, y, null))
+    return Guided((cond,), combine, interval, joint=functools.partial(_both, model, labels, null))
 
 
 def rescale(velocity: Velocity, factor: float | Callable[[Tensor], Tensor]) -> Velocity:
@@ -247,35 +250,25 @@ def check_interval(interval: Any) -> tuple[float, float]:
     return low, high
 
 
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Eval mode for a module whose root is in training mode; afterwards each submodule has its own mode back."""
-    if not (isinstance(model, nn.Module) and model.training):
-        yield
-        return
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in trained:
-            module.training = True
-
-
 def _unwrapped(model: Any) -> Any:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def _check_label(model: Any, y: Any) -> None:
+def _check_label(model: Any, y: Any) -> Any:
+    """`y` as int64 labels (B,), as one int for every row, or None."""
     check_callable(model=model)
+    y, highest = y if isinstance(y, Tensor) else plain(y), plain(getattr(_unwrapped(model), "num_classes", None))
     if y is None:
-        return
-    highest = getattr(_unwrapped(model), "num_classes", None)
+        return None
+    if not takes_labels(model):
+        raise ConfigError(f"labels were given and {type(model).__name__} takes only (x, t); give y=None, or a model that takes y.")
     highest = highest if isinstance(highest, int) else 2**62
-    if isinstance(y, int) and not isinstance(y, bool) and abs(y) >= 2**62:
+    if not isinstance(y, int) or isinstance(y, bool):
+        return check_labels(y, None, highest)
+    if abs(y) >= 2**62:
         raise ConfigError(f"y is {hex(y):.20}...; labels span [0, {highest}].")
-    labels: Any = torch.tensor([y]) if isinstance(y, int) and not isinstance(y, bool) else y
-    check_labels(labels, None, highest)
+    check_labels(torch.tensor([y], device="cpu"), None, highest)
+    return y
 
 
 def _rows(y: Tensor | int, x: Tensor) -> Tensor:
@@ -303,15 +296,15 @@ def _null_label(model: Any) -> int | None:
 
 
 def _null_velocity(model: Callable[..., Tensor], x: Tensor, t: Tensor) -> Tensor:
-    with _evaluating(model):
-        return promote(model(x, t, None))
+    with evaluating(model):
+        return promote(as_velocity_of(model(x, t, None), x))
 
 
 def _both(model: Callable[..., Tensor], labels: Tensor | int, null: int, x: Tensor, t: Tensor) -> Sequence[Tensor]:
     """Conditional and unconditional velocity, from one call on 2B rows."""
-    y = _rows(labels, x)
-    with _evaluating(model):
-        return promote(model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null)]))).chunk(2)
+    y, both = _rows(labels, x), torch.cat([x, x])
+    with evaluating(model):
+        return promote(as_velocity_of(model(both, torch.cat([t, t]), torch.cat([y, torch.full_like(y, null)])), both)).chunk(2)
 
 
 def _leading(guided: Tensor, v: Tensor, channels: int) -> Tensor:

@@ -127,7 +127,7 @@ class Judge(nn.Module):
 @torch.no_grad()
 def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` of them at a time, on the judge's device."""
-    check_count("chunk", chunk)
+    chunk = check_count("chunk", chunk)
     features = torch.cat([judge.features(part.to(judge.head.weight.device)) for part in x.split(chunk)])
     return judge.head(features), features
 
@@ -159,9 +159,9 @@ def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = N
     DataError where MNIST is not there.
     """
     check_choice("dataset", dataset, SETTINGS)
-    check_count("seed", seed, low=0)
+    seed = check_count("seed", seed, low=0)
     if limit is not None:
-        check_count("limit", limit)
+        limit = check_count("limit", limit)
     (x, y), (x_test, y_test) = _splits(dataset, limit)
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator alone
         torch.manual_seed(seed)

@@ -82,7 +82,7 @@ def _measure(
     if trace is None:
         trace = "exact" if dims <= EXACT_UP_TO and probes is None else "hutchinson"
     check_choice("trace", trace, ("exact", "hutchinson"))
-    check_count("n_probes", n_probes)
+    n_probes = check_count("n_probes", n_probes)
     if trace == "exact":
         if probes is not None:
             raise ConfigError("probes were given with trace = 'exact', which uses none; leave one of the two out.")

@@ -281,7 +281,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, *, progress: bool =
     the result is that of float64 throughout. Memory stays within that of the rows and a few hundred MB. `progress` shows a bar.
     Raises ConfigError unless both sets have more than k rows. Reference: Kynkäänniemi et al. 2019 (arXiv:1904.06991), eq. 1, 2.
     """
-    check_count("k", k)
+    k = check_count("k", k)
     real, fake = _plain_rows("real", real, at_least=k + 1), _plain_rows("fake", fake, at_least=k + 1)
     _same_width(real=real, fake=fake)
     a, b = _Rounded.of(real, fake)
@@ -317,7 +317,7 @@ def nearest_ratio(fake: Tensor, train: Tensor, real: Tensor) -> Tensor:
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """The share of rows whose largest logit (N, classes) is the label y (N,), in [0, 1]."""
     rows = _rows("logits", logits)
-    check_labels(y, rows, rows.shape[1] - 1)
+    y = check_labels(y, rows, rows.shape[1] - 1)
     return (rows.argmax(dim=1) == y).double().mean()
 
 
@@ -444,7 +444,7 @@ def drift_by_time(
     states = _states(trajectory, at_least=1)
     check_path(path)
     check_generator(generator)
-    check_count("n_reference", n_reference)
+    n_reference = check_count("n_reference", n_reference)
     if isinstance(mixture_or_data, Tensor):
         rows = _rows("mixture_or_data", mixture_or_data)
         _same_width(states=states.flatten(0, 1), mixture_or_data=rows)

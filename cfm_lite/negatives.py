@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from cfm_lite.checks import check_choice, check_count, check_generator, check_labels, check_same_shape, on_host, warn_once
 from cfm_lite.errors import ConfigError
+from cfm_lite.networks import check_keywords
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import other_row
 
@@ -47,7 +48,7 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
     if y is None:
         raise ConfigError("other_class needs labels and the sample has y=None. Give labels (B,), or use in_batch.")
     check_generator(generator, u)
-    check_labels(y, u, torch.iinfo(torch.int64).max)
+    y = check_labels(y, u, torch.iinfo(torch.int64).max)
     labels, order = torch.sort(y)
     first, last = (torch.searchsorted(labels, y, right=right) for right in (False, True))  # the row's class is labels[first:last]
     others = len(y) - (last - first)  # (B,)
@@ -76,8 +77,7 @@ class Perturbed:
     def __post_init__(self) -> None:
         check_choice("space", self.space, SPACES)
         check_count("k", self.k)
-        if not callable(self.transform):
-            raise ConfigError(f"transform is {self.transform!r}; it must be a function (x, *, generator=None), such as channel_shuffle.")
+        check_keywords("transform", self.transform, "transform(x, *, generator=None)", 1, ("generator",))
         if self.path is not None:
             check_path(self.path)
         if self.space == "image" and self.codec is None:

@@ -12,7 +12,6 @@ from torch import Generator, Tensor, nn
 
 from cfm_lite import draws
 from cfm_lite.checks import (
-    check_callable,
     check_count,
     check_floating,
     check_labels,
@@ -20,11 +19,13 @@ from cfm_lite.checks import (
     check_number,
     check_same_shape,
     on_host,
+    plain,
     promote,
     warn_once,
 )
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch, perturbed
+from cfm_lite.networks import as_features, as_velocity_of, check_keywords, check_model, explained, takes, takes_labels
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path, on_path
 from cfm_lite.perturbations import channel_shuffle
 from cfm_lite.terms import Alignment, Contrastive, Dispersive, Draw, Evaluated, FlowMatching, Repulsion, Term, noise_like
@@ -55,7 +56,8 @@ class Objective(nn.Module):
     it returns the total (a scalar) and {term name: unweighted value}, with `repulsion_left_out` where rows can lack a negative.
     Noise, negatives, dispersive batches and label dropout live inside a shard of `shard` rows (None: the whole batch). By
     default noise and times come from torch's global generator; after `at(seed, step)` everything is keyed by (seed, step,
-    shard), so that neither accumulation nor world size changes a run.
+    shard), so that neither accumulation nor world size changes a run. Labels are dropped in training mode alone: after `eval()` the
+    losses are those of the labels given.
 
     A path is said once, here: times and negatives with a keyword `path` follow it.
 
@@ -77,19 +79,25 @@ class Objective(nn.Module):
         super().__init__()
         check_module(model=model)
         check_path(path)
-        check_callable(time=time, couple=couple)
+        check_keywords(
+            "time", time, "time(n, *, generator, device)", 1, ("generator", "device", *(["path"] if takes(time, "path") else []))
+        )
+        check_keywords("couple", couple, "couple(x0, x1, y)", 3, ("generator",) if takes(couple, "generator") else ())
         self.model, self.path, self.time, self.couple = model, path, time, couple
         self.label_dropout = check_number("label_dropout", label_dropout, 0.0, 1.0)
         self.shard = shard if shard is None else check_count("shard", shard)
         self.terms: dict[str, Any] = _named(terms)
         self.modules_of_terms = nn.ModuleDict({name: term for name, term in self.terms.items() if isinstance(term, nn.Module)})
-        self.blocks = tuple(sorted({block for term in self.terms.values() for block in term.blocks}))
+        self.blocks = tuple(sorted({plain(block) for term in self.terms.values() for block in term.blocks}))
+        self._labelled = takes_labels(model)
+        self._couple_draws = takes(couple, "generator")
         self._key: tuple[int, int, int] | None = None
         self._calls = 0
         self.law = on_path(time, path, "time")
-        _check_terms(self.terms, getattr(model, "depth", None))
+        _check_terms(self.terms, plain(getattr(model, "depth", None)))
         for term in self.terms.values():
             on_path(getattr(term, "negatives", term), path, "negatives")
+        check_model(model, self.blocks, self.label_dropout)
 
     def extra_repr(self) -> str:
         return f"path={self.path.name}, terms={list(self.terms)}, label_dropout={self.label_dropout}, shard={self.shard}"
@@ -105,10 +113,9 @@ class Objective(nn.Module):
         return self
 
     def forward(self, x1: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        self._check(x1, y)
+        y = self._check(x1, y)
         sample, prepared, shards = self._draw(promote(x1), y)  # pyright: ignore[reportCallIssue]
         v, features = self._run(sample.x_t, sample.t, sample.y, self.blocks)
-        check_same_shape(velocity=v, data=sample.x1)
         total = v.new_zeros((), dtype=promote(v).dtype)
         values: dict[str, Tensor] = {}
         for name, term in self.terms.items():
@@ -122,9 +129,21 @@ class Objective(nn.Module):
         return total, {name: value.detach() for name, value in values.items()}
 
     def _run(self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        if torch.compiler.is_compiling():
+            return self._call(x, t, y, blocks)
+        try:
+            return self._call(x, t, y, blocks)
+        except (IndexError, RuntimeError) as error:
+            reason = explained(self.model, error, y)
+            if reason is None:
+                raise
+            raise reason from error
+
+    def _call(self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
         if not blocks:
-            return self.model(x, t, y), {}
-        return self.model.forward_features(x, t, y, blocks=blocks)  # pyright: ignore[reportCallIssue]
+            return as_velocity_of(self.model(x, t, y) if self._labelled else self.model(x, t), x), {}
+        features: Any = self.model.forward_features
+        return as_features(features(x, t, y, blocks=blocks), x, blocks)
 
     @torch.compiler.disable
     def _draw(self, x1: Tensor, y: Tensor | None) -> tuple[FlowSample, dict[str, Any], list[slice]]:
@@ -146,19 +165,20 @@ class Objective(nn.Module):
     def _draw_shard(self, x1: Tensor, y: Tensor | None, shard: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         g = self._generator(x1.device, shard, "draw") if self._key else None
         x0 = noise_like(x1, g)
-        t = self.law(len(x1), generator=g, device=x1.device).to(x1.dtype).clamp(max=self.path.train_end)
-        x0, x1, y = self.couple(x0, x1, y)
+        t = _times(self.law(len(x1), generator=g, device=x1.device), x1).to(x1.dtype).clamp(max=self.path.train_end)
+        drawn = {"generator": self._generator(x1.device, shard, "couple")} if self._couple_draws else {}
+        x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
         if y is None:
             return x0, x1, t, None, None
-        null: int = self.model.num_classes  # pyright: ignore[reportAssignmentType]
-        seen = draws.drop_labels(y, self.label_dropout, null, generator=g)
+        null: int = plain(self.model.num_classes)  # pyright: ignore[reportAssignmentType]
+        seen = draws.drop_labels(y, self.label_dropout if self.training else 0.0, null, generator=g)
         return x0, x1, t, seen, seen == null
 
     def _generator(self, device: torch.device, shard: int, purpose: str) -> Generator:
         seed, step, first = self._key or (torch.initial_seed(), self._calls, 0)
         return draws.keyed_generator(device, seed, step, first + shard, purpose)
 
-    def _check(self, x1: Tensor, y: Tensor | None) -> None:
+    def _check(self, x1: Tensor, y: Tensor | None) -> Tensor | None:
         check_floating(x1=x1)
         if x1.dim() < 2 or not len(x1):
             raise ConfigError(f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims) with at least one row.")
@@ -166,16 +186,33 @@ class Objective(nn.Module):
             bad = (~torch.isfinite(x1.flatten(1)).all(1)).nonzero().flatten().tolist()
             raise ConfigError(f"x1 holds NaN or infinity in rows {bad[:8]}; every value must be finite. Clean the data first.")
         if y is None:
-            return
-        classes = getattr(self.model, "num_classes", None)
+            return None
+        classes = plain(getattr(self.model, "num_classes", None))
         if not classes:
             raise ConfigError(f"labels were given but the model has num_classes = {classes!r}; build it with num_classes, or give y=None.")
-        check_labels(y, x1, classes - 1)
-        if self.label_dropout > 0 and not getattr(self.model, "class_dropout_prob", 1.0):
+        if not self._labelled:
             raise ConfigError(
-                f"label_dropout is {self.label_dropout:g} but the model has no null label; build it with class_dropout_prob > 0, or set "
-                "label_dropout=0."
+                f"labels were given and {type(self.model).__name__}.forward takes only (x, t); add a third argument y, or give y=None."
             )
+        return check_labels(y, x1, classes - 1)
+
+
+def _times(t: Any, x1: Tensor) -> Tensor:
+    if not isinstance(t, Tensor) or t.shape != x1.shape[:1] or not t.is_floating_point():
+        seen = f"a tensor {tuple(t.shape)} of {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
+        raise ConfigError(f"time gave {seen}; it must give a floating tensor ({len(x1)},), one time in [0, 1] per row.")
+    return t
+
+
+def _coupled(triple: Any, x1: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(x0, x1, y) of what a coupling returned; ConfigError unless it is such a triple, with as many rows as before."""
+    if not isinstance(triple, tuple | list) or len(triple) != 3:
+        raise ConfigError(f"couple gave {type(triple).__name__}; it must give (x0, x1, y), the noise, the data and the labels.")
+    x0, data, y = triple
+    check_same_shape(x0=x0, x1=data, **{"the x1 it was given": x1})
+    if y is not None and (not isinstance(y, Tensor) or y.shape != x1.shape[:1]):
+        raise ConfigError(f"couple gave y of type {type(y).__name__}; it must be None or labels ({len(x1)},).")
+    return promote(x0).to(x1.dtype), promote(data).to(x1.dtype), y
 
 
 def _snake(name: str) -> str:
@@ -245,7 +282,6 @@ def vecor(
     **settings: Any,
 ) -> Objective:
     """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942)."""
-    check_callable(perturb=perturb)
     negatives = perturbed(perturb, space=space, k=k, codec=codec)
     return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
 
@@ -254,12 +290,19 @@ def dispersive(
     model: nn.Module, weight: float = 0.5, tau: float = 0.5, block: int | None = None, *, variant: str = "infonce_l2", **settings: Any
 ) -> Objective:
     """Dispersive loss after `block` (default: a quarter of the depth, counted from 1) (Wang and He 2025, arXiv:2506.09027; 0.5, 0.5)."""
-    depth: int = getattr(model, "depth", 1)
+    depth = plain(getattr(model, "depth", None)) or 1  # without a depth the first block
     term = Dispersive(weight, max(1, depth // 4) if block is None else check_count("block", block), variant, tau)
     return Objective(model, terms=(FlowMatching(), term), **settings)
 
 
 def repa(model: nn.Module, teacher: Any, weight: float = 0.5, block: int = 8, **settings: Any) -> Objective:
     """Representation alignment with a frozen `teacher` of `.dim` features per token (Yu et al. 2024, arXiv:2410.06940)."""
-    hidden: int = model.hidden_size  # pyright: ignore[reportAssignmentType]
-    return Objective(model, terms=(FlowMatching(), Alignment(weight, block, hidden, teacher, teacher.dim)), **settings)
+    check_module(model=model)
+    hidden, dim = plain(getattr(model, "hidden_size", None)), plain(getattr(teacher, "dim", None))
+    for what, value in ((f"{type(model).__name__}.hidden_size", hidden), (f"{type(teacher).__name__}.dim", dim)):
+        if not isinstance(value, int):
+            raise ConfigError(
+                f"{what} is {value!r:.60}; it must be the number of features per token. Set it, or use Alignment(weight, block, "
+                "hidden_size, teacher, teacher_dim), which is told."
+            )
+    return Objective(model, terms=(FlowMatching(), Alignment(weight, block, hidden, teacher, dim)), **settings)

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_callable, check_count, check_flag, check_floating, check_generator, check_number, expand, promote
+from cfm_lite.checks import check_count, check_flag, check_floating, check_generator, check_number, expand, promote
 from cfm_lite.errors import ConfigError
+from cfm_lite.networks import check_keywords
 
 __all__ = ["additive_noise", "channel_shuffle", "color_jitter", "crop_resize", "cutmix", "expected_map", "gaussian_blur", "other_row"]
 
@@ -127,14 +128,13 @@ def expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws
     sqrt(draws), below 0.02 for `crop_resize`. That of `channel_shuffle` is exact. Raises ConfigError for a transform that is not
     linear, such as color_jitter's shift.
     """
-    check_callable(transform=transform)
-    check_count("draws", draws, low=2)
+    check_keywords("transform", transform, "transform(x, *, generator=None)", 1, ("generator",))
+    draws = check_count("draws", draws, low=2)
     if not isinstance(shape, tuple | list) or not shape:
         raise ConfigError(f"shape is {shape!r:.60}; it must be the dims of one sample, such as (1, 8, 8).")
-    for size in shape:
-        check_count("shape", size)
-    check_count("seed", seed, low=0)
-    return _expected_map(transform, tuple(shape), draws, seed).clone()  # so that nobody writes into what is kept
+    shape = tuple(check_count("shape", size) for size in shape)
+    seed = check_count("seed", seed, low=0)
+    return _expected_map(transform, shape, draws, seed).clone()  # so that nobody writes into what is kept
 
 
 @functools.cache

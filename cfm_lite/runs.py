@@ -119,9 +119,9 @@ def train(
     Raises ConfigError if `out` already holds a run and `resume` is not set, or another process trains there, what `Trainer.run`
     raises, ResumeMismatchError where what is there is another run (see `segments`), and DistributedError.
     """
-    check_count("save_every", save_every)
-    check_count("log_every", log_every)
-    check_count("sample_every", sample_every, low=0)
+    save_every = check_count("save_every", save_every)
+    log_every = check_count("log_every", log_every)
+    sample_every = check_count("sample_every", sample_every, low=0)
     device = torch.device(device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
     trainer.log_every = log_every

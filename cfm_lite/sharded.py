@@ -104,6 +104,11 @@ def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: M
     """The inverse of `optimizer_state`, from the whole tensors on every rank (collective)."""
     if not is_sharded(module):
         optimizer.load_state_dict(dict(state))
+        for p, entry in optimizer.state.items():
+            for name, value in entry.items():
+                # a file holds rows in order; the fused kernel walks moments and parameters in the order of their memory
+                if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                    entry[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 

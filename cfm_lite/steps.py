@@ -17,6 +17,7 @@ from torch import Tensor
 from cfm_lite.checks import check_callable, check_floating, check_tensor, expand, on_host, promote
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.guidance import Guided, Velocity, as_velocity
+from cfm_lite.networks import as_velocity_of
 
 __all__ = ["Grid", "Step", "check_finite", "check_state", "euler", "fitting", "heun", "make_grid", "midpoint", "rk4", "trajectory"]
 
@@ -179,9 +180,7 @@ def _rows(t: Any, x: Tensor) -> Tensor:
 
 def fitting(v: Tensor, x: Tensor) -> Tensor:
     """`v` in the dtype of `x`; ConfigError unless it has the shape of `x`."""
-    check_tensor(**{"the velocity": v})
-    if v.shape != x.shape:
-        raise ConfigError(f"the velocity has shape {tuple(v.shape)} for x {tuple(x.shape)}; both must be (B, *dims).")
+    as_velocity_of(v, x)
     return v if v.dtype == x.dtype else v.to(x.dtype)
 
 

@@ -81,6 +81,7 @@ def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -
     `limit` takes the first rows alone. Leaves the global random state as it was. Raises ConfigError and DataError.
     """
     check_choice("the teacher's dataset", dataset, SETTINGS)
+    seed, limit = check_count("seed", seed, low=0), limit if limit is None else check_count("limit", limit)
     (x, y), (x_test, y_test) = _rows(dataset, "train", limit), _rows(dataset, "judge" if dataset == "digits" else "test", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

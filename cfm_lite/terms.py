@@ -13,9 +13,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cfm_lite import losses
-from cfm_lite.checks import check_choice, check_number, on_host, warn_once
+from cfm_lite.checks import check_choice, check_number, check_tensor, on_host, plain, warn_once
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch
+from cfm_lite.networks import check_keywords, evaluating, takes
 from cfm_lite.paths import FlowSample, Path, on_path
 
 __all__ = ["Alignment", "Contrastive", "Dispersive", "Draw", "Evaluated", "FlowMatching", "Repulsion", "Term", "noise_like"]
@@ -61,7 +62,15 @@ class Term(Protocol):
     def __call__(self, batch: Evaluated) -> Tensor: ...
 
 
-class _Deterministic:
+class _Plain:
+    """A frozen dataclass whose numbers are Python's own, whichever were given: they are keys, and they are written as JSON."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))
+
+
+class _Deterministic(_Plain):
     """A term that draws nothing."""
 
     sign = 1.0
@@ -83,7 +92,7 @@ class FlowMatching(_Deterministic):
 
 
 @dataclass(frozen=True)
-class Repulsion:
+class Repulsion(_Plain):
     """Push the velocity away from wrong ones; it is subtracted (Stoica et al. 2025, eq. 6; Hong et al. 2025).
 
     Negatives with an argument `path` lie on the objective's. `contrast_null=False` leaves out rows whose label was dropped;
@@ -98,6 +107,11 @@ class Repulsion:
     sign = -1.0
     blocks = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keywords = [name for name in ("generator", "path") if name == "generator" or takes(self.negatives, name)]
+        check_keywords("negatives", self.negatives, "negatives(sample, *, generator=None)", 1, keywords)
+
     @property
     def k(self) -> int:
         """How many wrong velocities each row is pushed away from."""
@@ -106,7 +120,7 @@ class Repulsion:
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """(u_neg, keep) of the whole batch, drawn shard by shard."""
         negatives = on_path(self.negatives, draw.path, "negatives")
-        parts = [_with_keep(negatives(sample, generator=g)) for sample, g in draw.each()]
+        parts = [_with_keep(negatives(sample, generator=g), sample.u_t) for sample, g in draw.each()]
         u_neg = torch.cat([wrong for wrong, _ in parts], dim=parts[0][0].dim() - draw.sample.u_t.dim())  # (B, *dims) or (K, B, *dims)
         k = len(u_neg) if u_neg.dim() > draw.sample.u_t.dim() else 1
         if k != self.k:  # the bound weight * K < 1 was checked with the declared K
@@ -153,7 +167,7 @@ class Dispersive(_Deterministic):
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class Contrastive(_Plain):
     """The counterpart with positive pairs: a second noisy view of the same data must stay near, the others far (ibid., table 1).
 
     `views`: "independent" draws noise and time anew; "restricted" draws the second time within `max_gap` of the first, clipped
@@ -175,6 +189,7 @@ class Contrastive:
         return (self.block,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("views", self.views, ("independent", "restricted"))
         check_number("max_gap", self.max_gap, 0.0, 1.0)
 
@@ -217,8 +232,8 @@ class Alignment(_Deterministic, nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self.weight, self.block, self.name = weight, block, name
-        self.blocks = (block,)
+        self.weight, self.block, self.name = plain(weight), plain(block), name
+        self.blocks = (self.block,)
         self._teacher = (teacher,)  # in a tuple: the frozen teacher is neither trained nor saved with the run
         self.projector = nn.Sequential(
             nn.Linear(hidden_size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, teacher_dim)
@@ -230,8 +245,9 @@ class Alignment(_Deterministic, nn.Module):
 
     def forward(self, batch: Evaluated) -> Tensor:
         data = batch.sample.x1 if batch.context is None else batch.context
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self._teacher[0]):
             target = self._teacher[0](data)
+        check_tensor(**{"what the teacher gives": target})
         h = batch.features[self.block]
         if h.dim() == 2:  # a network without tokens counts as one token
             h, target = h[:, None], target.reshape(len(target), 1, -1)
@@ -249,8 +265,15 @@ def _rows(sample: FlowSample, rows: slice) -> FlowSample:
     return FlowSample(x0, x1, t, x_t, u_t, None if y is None else y[rows])
 
 
-def _with_keep(part: Any) -> tuple[Tensor, Tensor | None]:
-    return part if isinstance(part, tuple) else (part, None)
+def _with_keep(part: Any, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(u_neg, keep) of what negatives gave for velocities `u` (B, *dims); ConfigError for anything else."""
+    u_neg, keep = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
+    if not isinstance(u_neg, Tensor) or u_neg.shape[u_neg.dim() - u.dim() :] != u.shape or u_neg.dim() > u.dim() + 1:
+        seen = f"a tensor {tuple(u_neg.shape)}" if isinstance(u_neg, Tensor) else type(u_neg).__name__
+        raise ConfigError(f"negatives gave {seen}; it must be u_neg {tuple(u.shape)}, (K, *{tuple(u.shape)}), or (u_neg, keep).")
+    if keep is not None and (not isinstance(keep, Tensor) or keep.shape != u.shape[:1]):
+        raise ConfigError(f"the keep that negatives gave must be a tensor ({len(u)},), True for rows that have a negative.")
+    return u_neg, keep
 
 
 def noise_like(x: Tensor, generator: Generator | None) -> Tensor:

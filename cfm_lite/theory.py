@@ -71,7 +71,7 @@ class GaussianMixture:
         """E[x1] (D,), or with labels `y` (B,) E[x1 | y] (B, D), in the dtype of the means given; on the device of y."""
         if y is None:
             return (self.weights @ self.means).to(self.dtype)
-        check_labels(y, None, int(self.labels.max()))
+        y = check_labels(y, None, int(self.labels.max()))
         weights = self._log_weights(y, y.device).exp()
         return (weights @ self.means.to(weights)).to(self.dtype)
 
@@ -118,7 +118,7 @@ class GaussianMixture:
     def _terms(self, x: Tensor, t: Tensor, y: Tensor | None, path: Path) -> _Terms:
         _check_position(x, self.means.shape[1], path)
         if y is not None:
-            check_labels(y, x, int(self.labels.max()))
+            y = check_labels(y, x, int(self.labels.max()))
         place = promote(x).to(_working(x.device))
         means, variances = self.means.to(place), self._variances.to(place)
         alpha, sigma, d_alpha, _ = (c[..., None] for c in path.coefficients(t, place))  # (B, 1, 1)

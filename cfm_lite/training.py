@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from torch import Tensor, nn
 import cfm_lite
 from cfm_lite import checkpoint, paths, sharded
 from cfm_lite.average import Average
-from cfm_lite.checks import check_choice, check_count, check_flag, check_number
+from cfm_lite.checks import check_choice, check_count, check_flag, check_number, plain
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
+from cfm_lite.networks import check_trainable
 from cfm_lite.objective import FlowMatching, Objective
 
-__all__ = ["Trainer", "warmup"]
+__all__ = ["Running", "Trainer", "warmup"]
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 PARALLEL = ("ddp", "fsdp")
@@ -43,10 +45,30 @@ def _risen(steps: int, step: int) -> float:
     return min(1.0, (step + 1) / steps) if steps else 1.0
 
 
+class Running(Iterator[dict[str, Tensor]]):
+    """What `Trainer.run` returns: the steps of a run, each done when it is asked for. Dropped before the first, it warns."""
+
+    def __init__(self, steps: Iterator[dict[str, Tensor]]) -> None:
+        self._steps, self._begun = steps, False
+
+    def __next__(self) -> dict[str, Tensor]:
+        self._begun = True
+        return next(self._steps)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_begun", True):
+            warnings.warn(
+                "a run was made and never iterated, so nothing was trained. Write `for log in trainer.run(...): ...`.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
 class Trainer:
     """Owns the optimizer, the averaged model `ema` and the step count of one objective.
 
-    `optimizer` defaults to fused AdamW(lr, betas, weight_decay). `clip` bounds the gradient norm (None: no bound). `ema_decay` in
+    `optimizer` defaults to fused AdamW(lr, betas, weight_decay) with 1e-3, (0.9, 0.999) and 0; one that is given has settings of its
+    own, and must hold every parameter that requires a gradient. `clip` bounds the gradient norm (None: no bound). `ema_decay` in
     [0, 1); with `ema_warmup` it is at most (1 + n) / (10 + n) after n updates, so that a short run does not average its own start.
     `ema2_decay` > 0 keeps a second average, `ema2`, with a decay of its own (0: none); both are saved.
     `seed` keys every draw with the step. `accumulate` splits a batch into that many micro-batches of whole shards.
@@ -66,9 +88,9 @@ class Trainer:
         objective: Objective,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        lr: float = 1e-3,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        betas: tuple[float, float] | None = None,
         clip: float | None = 1.0,
         ema_decay: float = 0.999,
         ema_warmup: bool = True,
@@ -87,18 +109,22 @@ class Trainer:
             raise ConfigError(f"objective has type {type(objective).__name__}; it must be an Objective, such as objective.fm(model).")
         check_flag(ema_warmup=ema_warmup, compile=compile)
         check_choice("parallel", parallel, PARALLEL)
-        check_number("lr", lr, 0.0, 1e6, open_low=True)
-        check_number("weight_decay", weight_decay, 0.0, math.inf)
-        betas = _pair_of_betas(betas)
-        check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
-        check_number("ema2_decay", ema2_decay, 0.0, 1.0, open_high=True)
+        ema_warmup, compile, seed = plain(ema_warmup), plain(compile), check_count("seed", seed, low=-(2**63))
+        given = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
+        lost = [f"{name} = {value!r:.60}" for name, value in given.items() if value is not None]
+        if optimizer is not None and lost:
+            raise ConfigError(f"{lost[0]} is given beside an optimizer, which has its own; leave out {lost[0].split()[0]}, or optimizer.")
+        lr = check_number("lr", 1e-3 if lr is None else lr, 0.0, 1e6, open_low=True)
+        weight_decay = check_number("weight_decay", 0.0 if weight_decay is None else weight_decay, 0.0, math.inf)
+        betas = _pair_of_betas((0.9, 0.999) if betas is None else betas)
+        ema_decay = check_number("ema_decay", ema_decay, 0.0, 1.0, open_high=True)
+        ema2_decay = check_number("ema2_decay", ema2_decay, 0.0, 1.0, open_high=True)
         check_choice("precision", precision, PRECISIONS)
         if clip is not None:  # a negative bound would reverse the gradient
-            check_number("clip", clip, 0.0, float("inf"), open_low=True)
+            clip = check_number("clip", clip, 0.0, float("inf"), open_low=True)
         self.runaway = runaway if runaway is None else check_number("runaway", runaway, 1.0, float("inf"))
-        bad = [name for name, p in objective.named_parameters() if not torch.isfinite(p).all()]
-        if bad:
-            raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
+        check_trainable(objective)
+        checkpoint.check_storable(objective.state_dict())
         self.objective, self.world = objective, world
         world.start_alike(objective)
         self._averaged = Average(objective.model, ema_decay, ema_warmup)
@@ -109,12 +135,14 @@ class Trainer:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("the objective has no parameter that requires a gradient; there is nothing to train.")
+        if optimizer is not None:
+            _check_optimizer(optimizer, objective)
         self.optimizer = optimizer or torch.optim.AdamW(self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.clip, self.seed, self.precision, self.schedule = clip, seed, precision, schedule or warmup(0)
         self.accumulate, self.log_every = check_count("accumulate", accumulate), check_count("log_every", log_every)
         self.ema_decay, self.ema_warmup, self.ema2_decay, self.step = ema_decay, ema_warmup, ema2_decay, 0
         self.last_good: Path | None = None
-        self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
         device = self.parameters[0].device
         self._at_once = device.type == "cpu"  # where looking at a number costs no synchronisation
         self._names: list[str] = []  # of what `_bad` counts
@@ -156,20 +184,31 @@ class Trainer:
     def run(self, batches: Iterable[Any], steps: int) -> Iterator[dict[str, Tensor]]:
         """Train for `steps` steps; yields {"step", "loss", term: value, "grad_norm"} of detached tensors after each.
 
-        `batches` gives x1 or (x1, y) or (x1, y, context). Raises DivergenceError (nothing was updated) and DataError when the
-        batches end early.
+        Each step is done when its entry is asked for: `for log in trainer.run(...): ...`; a run that nobody iterates trains nothing,
+        and warns. `batches` gives x1, (x1, y) or (x1, y, context), or {"x1": ..., "y": ..., "context": ...}. Raises ConfigError for
+        wrong arguments, DivergenceError (nothing was updated), and DataError for batches of another kind or that end early.
         """
-        check_count("steps", steps)
-        source = iter(batches)
-        self.objective.train()
+        steps = check_count("steps", steps)
+        try:
+            source = iter(batches)
+        except TypeError:
+            raise ConfigError(
+                f"batches has type {type(batches).__name__}; it must be an iterable of batches, such as data.batches."
+            ) from None
+        return Running(self._run(source, steps))
+
+    def _run(self, source: Iterator[Any], steps: int) -> Iterator[dict[str, Tensor]]:
+        self.objective.train()  # every part of it
         for i in range(steps):
             try:
                 batch = next(source)
             except StopIteration:
                 raise DataError(f"the batches ended after {i} of {steps} steps; give an endless iterator, such as data.batches.") from None
-            yield self._train_step(tuple(batch) if isinstance(batch, tuple | list) else (batch,), last=i == steps - 1)
+            yield self._train_step(_as_batch(batch), last=i == steps - 1)
 
     def _train_step(self, batch: tuple[Any, ...], last: bool) -> dict[str, Tensor]:
+        if not (self.objective.training and self.objective.model.training):  # as a look at held-out data leaves them
+            self.objective.train()
         for group, base in zip(self.optimizer.param_groups, self._base_lr):
             group["lr"] = base * self.schedule(self.step)
         log = self._backward(batch)
@@ -192,6 +231,8 @@ class Trainer:
             with self._talks_last(part is parts[-1]):
                 with self._autocast(part[0].device):
                     total, values = self._forward_at(first, part)
+                if not total.requires_grad:
+                    raise ConfigError("the loss has no gradient: the model's velocity was detached, or made under torch.no_grad().")
                 (total * share if share < 1 else total).backward()
             for name, value in {**values, "loss": total.detach()}.items():
                 log[name] = value if share == 1 else value * share + log.get(name, 0)
@@ -300,7 +341,7 @@ class Trainer:
         state = {
             "seed": self.seed,
             "averaged": self._averaged.n_averaged,
-            "groups": inner["param_groups"],
+            "groups": _plain(inner["param_groups"]),
             "settings": self._settings(),
             "config": json.loads(json.dumps(dict(config or {}))),
             "versions": {"cfm_lite": cfm_lite.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -393,9 +434,44 @@ def _pair_of_betas(betas: Any) -> tuple[float, float]:
     return first, second
 
 
+_PARTS = ("x1", "y", "context")
+
+
+def _as_batch(batch: Any) -> tuple[Any, ...]:
+    """(x1, ...) of what the batches gave; DataError unless it is a tensor, one to three of them, or a mapping of x1, y and context."""
+    if isinstance(batch, Mapping) and "x1" in batch and set(batch) <= set(_PARTS):
+        batch = tuple(batch.get(name) for name in _PARTS[: 3 if batch.get("context") is not None else 2])
+    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if 1 <= len(parts) <= 3 and isinstance(parts[0], Tensor) and parts[0].dim():
+        return parts
+    seen = f"keys {list(batch)[:6]}" if isinstance(batch, Mapping) else f"{len(parts)} entries" if len(parts) > 1 else "no more"
+    raise DataError(
+        f"a batch has type {type(batch).__name__}, with {seen}; it must be a tensor x1, (x1, y), (x1, y, context), or a dict with these "
+        'names. Convert each one, such as ({"x1": b["image"], "y": b["label"]} for b in batches).'
+    )
+
+
+def _check_optimizer(optimizer: Any, objective: nn.Module) -> None:
+    """ConfigError unless the optimizer holds the parameters of the objective that are trained, all of them and no others."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer has type {type(optimizer).__name__}; it must be a torch.optim.Optimizer, or None for AdamW.")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError("the optimizer is LBFGS, which asks for the loss several times a step; give one that does not, such as AdamW.")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missed = [name for name, p in objective.named_parameters() if p.requires_grad and id(p) not in held]
+    if missed:
+        raise ConfigError(
+            f"the optimizer does not hold {', '.join(missed[:3])}, which would never be trained. Build it from objective.parameters(), or "
+            "freeze them with requires_grad_(False)."
+        )
+    if held - {id(p) for p in objective.parameters()}:
+        raise ConfigError("the optimizer holds parameters that the objective does not have; build it from objective.parameters().")
+
+
 def _is_finite(tensors: Iterable[Tensor]) -> bool:
     """True if every entry is finite, whole tensors or parts of them on several ranks alike; False also if their norm is too large."""
-    return math.isfinite(sharded.full(nn.utils.get_total_norm(tensors)))
+    numbers = [x for x in tensors if x.is_floating_point() and x.itemsize > 1]  # integers are always finite
+    return math.isfinite(sharded.full(nn.utils.get_total_norm(numbers)))
 
 
 def _said_once(settings: dict[str, Any]) -> dict[str, Any]:
@@ -434,8 +510,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, nn.Module):
         return {"kind": type(value).__name__} | {
-            k: v for k, v in vars(value).items() if isinstance(v, int | float | str) and k != "training"
+            k: v for k, v in ((k, plain(v)) for k, v in vars(value).items()) if isinstance(v, int | float | str) and k != "training"
         }
     if callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
-    return copy.deepcopy(value)
+    return copy.deepcopy(plain(value))

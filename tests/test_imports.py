@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "lazy",
     "checks",
+    "networks",
     "places",
     "paths",
     "draws",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_count, check_tensor
+from cfm_lite.checks import as_labels, check_count, check_tensor, plain
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 
@@ -17,10 +17,9 @@ def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iter
 
     Epochs are fresh permutations laid end to end, so every batch is full and every row is seen once an epoch.
     """
-    check_count("count", count)
-    check_count("size", size)
-    check_count("start", start, low=0)
-    if not isinstance(seed, int):
+    count, size, start = check_count("count", count), check_count("size", size), check_count("start", start, low=0)
+    seed = plain(seed)
+    if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"seed is {seed!r:.60}; it must be a whole number.")
     position, epoch, order = start * size, -1, torch.empty(0, dtype=torch.long)
     while True:
@@ -42,6 +41,7 @@ def batches(x1: Tensor, y: Tensor | None = None, *, size: int, seed: int = 0, st
 
     Rows come in the order of `row_numbers`. Raises ConfigError for an empty set or a label count that differs.
     """
+    y = as_labels(y)
     check_tensor(x1=x1, **({} if y is None else {"y": y}))
     if not x1.dim() or (y is not None and not y.dim()):
         raise ConfigError(f"x1 has shape {tuple(x1.shape)} and y {None if y is None else tuple(y.shape)}; (N, *dims) and (N,) are needed.")

@@ -47,7 +47,7 @@ def load(
     check_choice("split", split, SPLITS)
     check_choice("name", name, NAMES)
     if limit is not None:
-        check_count("limit", limit)
+        limit = check_count("limit", limit)
     path = _path(name, root)
     pixels, labels = _read(name, path, split, *_stamp(name, path))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:limit].numpy()

@@ -62,7 +62,7 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
     """
     check_choice("dataset", name, NAMES)
     if limit is not None:
-        check_count("limit", limit)
+        limit = check_count("limit", limit)
     if name == "digits_pca":
         return _encoded(dataset("digits", limit=limit), codec_for(name))
     if name == "digits":
@@ -72,7 +72,7 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
     elif name in cifar10.NAMES:
         (x1, y), held, mixture = cifar10.load("train", name=name, limit=limit), cifar10.load("test", name=name), None
     else:
-        check_count("points", points)
+        points = check_count("points", points)
         (x1, y), held = (toy.load(name, points, keyed_generator("cpu", 0, name, part)) for part in ("train", "held"))
         mixture = toy.mixture(name) if name in toy.MIXTURES else None
     classes = int(torch.cat([y, held[1]]).max()) + 1

@@ -186,8 +186,8 @@ class Pictures:
 
 def part_of(size: int, world: int, shard: int) -> int:
     """How many rows of a global batch of `size` one of `world` ranks holds; ConfigError unless they are whole shards."""
-    check_count("batch", size)
-    check_count("shard", shard)
+    size = check_count("batch", size)
+    shard = check_count("shard", shard)
     if world > 1 and size % (world * shard):
         raise ConfigError(
             f"a batch of {size} cannot be dealt to {world} ranks in whole shards of {shard}; use a batch that is a multiple of "

@@ -83,7 +83,7 @@ def load(
     """
     check_choice("split", split, SPLITS)
     if limit is not None:
-        check_count("limit", limit)
+        limit = check_count("limit", limit)
     pixels, labels = _read_pair(files.data_root(root) / "mnist", split, verify)
     images = torch.from_numpy(pixels[:limit, None].astype(np.float32)).div_(127.5).sub_(1)  # (n, 1, 28, 28)
     return images, torch.from_numpy(labels[:limit].astype(np.int64))

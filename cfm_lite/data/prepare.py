@@ -31,8 +31,8 @@ Skipped = list[tuple[str, str]]
 
 def plan_of(images: ImageFolder, codec: Codec, size: int, rows: int = 1024) -> Plan:
     """What latents of these images will be. Raises ConfigError for a size that is no multiple of the codec's factor."""
-    check_count("size", size)
-    check_count("rows", rows)
+    size = check_count("size", size)
+    rows = check_count("rows", rows)
     if size % codec.factor:
         raise ConfigError(f"size is {size}; it must be a multiple of {codec.factor}, such as 256 or 512.")
     digest = hashlib.sha256("\n".join(f"{file.label} {file.key}" for file in images.files).encode()).hexdigest()
@@ -60,8 +60,8 @@ def prepare(
     `rows` images make a shard. Images that cannot be read are left out and listed in the index, up to 1 % of them. Raises
     DataError where `out` holds other latents or too much cannot be read, ConfigError for a wrong argument, DiskFullError.
     """
-    check_count("batch", batch)
-    check_count("workers", workers)
+    batch = check_count("batch", batch)
+    workers = check_count("workers", workers)
     if not 0 <= rank < check_count("world", world):
         raise ConfigError(f"rank is {rank} of {world}; it must lie in [0, {world - 1}].")
     out, plan = Path(out), plan_of(images, codec, size, rows)

@@ -52,7 +52,7 @@ def encode_features(
     mirror images too. May be killed at any time and started again. Raises DataError where `out` holds other features or an image
     is missing, ConfigError for a wrong argument, DiskFullError.
     """
-    check_count("batch", batch)
+    batch = check_count("batch", batch)
     if check_count("mirrors", mirrors) > 2:
         raise ConfigError(f"mirrors is {mirrors}; it is 1, or 2 for the mirror images too.")
     out, plan = Path(out), _plan(latents, teacher, name, mirrors)

@@ -28,7 +28,7 @@ def training_costs(suite: str, *, device: str = "cpu", rounds: int = ROUNDS, cha
     suite or field, and for fewer than two rounds.
     """
     check_choice("suite", suite, SUITES)
-    check_count("rounds", rounds, 2)
+    rounds = check_count("rounds", rounds, 2)
     jobs = jobs_of(trials(suite, "core", seeds=(0,), changes=changes or {}))
     trainings = {job.trials[0].arm: job.training for job in jobs}  # arms that share a training come after the one it is named for
     names = list(trainings)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite import metrics
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.checks import check_choice, check_count, check_number, plain
 from cfm_lite.data.datasets import PIXELS, DataSet
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
@@ -39,9 +39,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, EVALUATIONS)
-        check_count("samples", self.samples)
+        for name in ("samples", "nfe"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
         check_number("guidance", self.guidance, 0, float("inf"))
-        if check_count("nfe", self.nfe) % EVALUATIONS[self.solver] or (self.solver == "sde" and self.nfe < 2):
+        object.__setattr__(self, "guidance", plain(self.guidance))
+        if self.nfe % EVALUATIONS[self.solver] or (self.solver == "sde" and self.nfe < 2):
             raise ConfigError(f"nfe is {self.nfe}, which {self.solver} cannot take: it needs {EVALUATIONS[self.solver]} calls a step.")
 
     @property

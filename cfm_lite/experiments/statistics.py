@@ -54,7 +54,7 @@ def differences(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int, *, bas
     """
     _check_rows(rows)
     check_choice("metric", metric, sorted({row["metric"] for row in rows}))
-    check_count("nfe", nfe)
+    nfe = check_count("nfe", nfe)
     table: dict[str, dict[int, float]] = {}
     for row in rows:
         if row["metric"] == metric and row["nfe"] == nfe and row["value"] is not None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_floating, check_labels, check_module, check_number
+from cfm_lite.checks import check_count, check_floating, check_labels, check_module, check_number, plain
 from cfm_lite.errors import ConfigError
 
 __all__ = [
@@ -66,10 +66,10 @@ class LabelEmbedder(nn.Module):
     def labels(self, y: Tensor | None, x: Tensor) -> Tensor:
         """`y` (B,) checked against the batch `x`, or the null label for each of its rows if `y` is None."""
         if y is not None:
-            check_labels(y, x, self.num_classes if self.has_null else self.num_classes - 1)
+            y = check_labels(y, x, self.num_classes if self.has_null else self.num_classes - 1)
             if y.device != x.device:
                 raise ConfigError(f"y is on {y.device} and x on {x.device}; move both to one device.")
-            return y.long()
+            return y
         if not self.has_null:
             raise ConfigError(
                 f"y is None, but this model has no null label (class_dropout_prob=0): give labels in [0, {self.num_classes - 1}], "
@@ -86,7 +86,7 @@ def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0) ->
     check_floating(t=t)
     if t.dim() != 1:
         raise ConfigError(f"t has shape {tuple(t.shape)}; it must be (B,).")
-    check_count("dim", dim, 2)
+    dim = check_count("dim", dim, 2)
     check_number("max_period", max_period, 0, math.inf, open_low=True)
     features = _sines(t, time_frequencies(dim, max_period).to(t.device))
     return F.pad(features, (0, dim % 2))
@@ -128,7 +128,7 @@ def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
 
 def check_blocks(blocks: Iterable[int], depth: int) -> set[int]:
     """`blocks` as a set; ConfigError unless it is a sequence of block numbers from 1 to `depth`."""
-    numbers = list(blocks) if isinstance(blocks, Iterable) else [0]
+    numbers = list(map(plain, blocks)) if isinstance(blocks, Iterable) else [0]
     if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= depth for n in numbers):
         raise ConfigError(f"blocks is {blocks!r}; it must be a sequence of block numbers from 1 to {depth}, such as (1,).")
     return set(numbers)

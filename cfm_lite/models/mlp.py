@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_flag, check_labels, check_number, check_time
+from cfm_lite.checks import check_count, check_flag, check_labels, check_number, check_time, plain
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, check_blocks, check_input
 
@@ -41,8 +41,9 @@ class MLP(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        shape: Any = data_shape
-        self.data_shape: tuple[int, ...] = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+        shape: Any = plain(data_shape)
+        self.data_shape: tuple[int, ...] = tuple(map(plain, shape)) if isinstance(shape, tuple | list) else (shape,)
+        hidden_size, depth, num_classes = map(plain, (hidden_size, depth, num_classes))
         self.hidden_size, self.depth, self.num_classes = hidden_size, depth, num_classes
         self.class_dropout_prob, self.residual = class_dropout_prob, residual
         _check_sizes(self.config)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cfm_lite.checks import HALF, check_count, check_flag, check_number, check_time
+from cfm_lite.checks import HALF, check_count, check_flag, check_number, check_time, plain
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, check_blocks, check_input, sincos_2d
 
@@ -55,6 +55,8 @@ class SiT(nn.Module):
         qk_norm: bool = False,
     ) -> None:
         super().__init__()
+        input_size, patch_size, in_channels, num_classes = map(plain, (input_size, patch_size, in_channels, num_classes))
+        hidden_size, depth, num_heads, mlp_ratio = map(plain, (hidden_size, depth, num_heads, mlp_ratio))
         self.input_size, self.patch_size, self.in_channels, self.num_classes = input_size, patch_size, in_channels, num_classes
         self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
         self.class_dropout_prob, self.learn_sigma, self.qk_norm = class_dropout_prob, learn_sigma, qk_norm

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.checks import check_choice, check_count, check_number, plain
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import SIT_CONFIGS, SiT
@@ -47,8 +47,10 @@ class ImageNet(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("network", self.network, MODELS)
-        check_count("size", self.size)
+        object.__setattr__(self, "size", check_count("size", self.size))
+        object.__setattr__(self, "align_block", check_count("align_block", self.align_block))
         check_number("align", self.align, 0, float("inf"))
+        object.__setattr__(self, "align", plain(self.align))
         for name in ("learn_sigma", "mirror", "ema_warmup"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cfm_lite import draws, negatives, objective, perturbations, samplers, teachers
-from cfm_lite.checks import check_choice, check_count, check_flag, check_number
+from cfm_lite.checks import check_choice, check_count, check_flag, check_number, plain
 from cfm_lite.data.datasets import codec_for
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError
@@ -146,9 +146,10 @@ class Recipe:
             check_choice(name, getattr(self, name), allowed)
         check_flag(qk_norm=self.qk_norm)
         for name, low in _COUNTS.items():
-            check_count(name, getattr(self, name), low)
+            object.__setattr__(self, name, check_count(name, getattr(self, name), low))
         for name, (low, high) in _NUMBERS.items():
             check_number(name, getattr(self, name), low, high, open_low=name in _ABOVE, open_high=name in _BELOW)
+            object.__setattr__(self, name, plain(getattr(self, name)))  # what config.json can hold
         if self.weight * self.k >= 1:
             raise ConfigError(
                 f"weight {self.weight:g} times K = {self.k} is {self.weight * self.k:g}; it must stay below 1, else the loss has no "

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cfm_lite import checkpoint, guidance, runs, samplers
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite.checks import check_choice, check_count, check_number, plain
 from cfm_lite.data.codec import Codec, open_codec
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.draws import check_labels_word, class_labels, keyed_generator
@@ -59,13 +59,13 @@ class Settings:
     labels: str = "turn"  # the classes in turn, "random", or some of them such as "3,7"
 
     def __post_init__(self) -> None:
-        for name in ("num", "steps", "batch"):
-            check_count(name, getattr(self, name))
+        for name, low in (("num", 1), ("seed", 0), ("steps", 1), ("batch", 1)):
+            object.__setattr__(self, name, check_count(name, getattr(self, name), low))
         check_choice("solver", self.solver, (*SOLVERS, "sde"))
         check_number("guidance", self.guidance, -float("inf"), float("inf"))
+        object.__setattr__(self, "guidance", plain(self.guidance))
         guidance.check_interval(self.interval)
         check_labels_word(self.labels)
-        check_count("seed", self.seed, low=0)
         if self.solver == "sde" and self.steps < 2:
             raise ConfigError(f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise.")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import cfm_lite
-from cfm_lite import negatives, objective, perturbations, samplers, terms
+from cfm_lite import draws, negatives, objective, perturbations, samplers, terms
 from cfm_lite.data import digits, toy
 from cfm_lite.models import MLP, SiT, export_official
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
@@ -279,7 +279,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "path": LINEAR,
         "terms": (terms.FlowMatching(), terms.Repulsion(0.1)),
         "time": torch.rand,
-        "couple": velocity,
+        "couple": draws.independent,
         "label_dropout": 0.1,
         "shard": d.pick(None, 4),
     },

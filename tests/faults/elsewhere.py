@@ -26,7 +26,8 @@ ELSEWHERE: dict[str, str] = {
         places.inside recipes.reads.check_read recipes.reads.unread runs.home_for arguments.names_of
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
-        checkpoint.exists checkpoint.latest checkpoint.load checkpoint.ordered checkpoint.save checkpoint.write_bytes
+        checkpoint.check_storable checkpoint.exists checkpoint.latest checkpoint.load checkpoint.once checkpoint.ordered checkpoint.save
+        checkpoint.write_bytes
         data.archive.samples data.archive.unpack
         data.archive.unpacked data.codec.Codec data.codec.Scaling data.codec.open_codec data.codec.tiny_vae
         data.images.centre_crop data.images.decode data.images.find data.images.flat data.images.layout data.images.load data.images.read
@@ -56,6 +57,11 @@ ELSEWHERE: dict[str, str] = {
         sharded.full sharded.is_sharded sharded.load_optimizer sharded.load_weights sharded.optimizer_state sharded.shard
         sharded.weights throughput.Clock throughput.peak_flops throughput.train_flops throughput.utilisation
         segments.check_same_data segments.check_same_recipe segments.new_config segments.note_on_schedule
+    """,
+    "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
+        networks.as_features networks.as_velocity_of networks.check_keywords networks.check_model networks.check_trainable networks.copied
+        networks.takes networks.evaluating networks.explained networks.has_null networks.needs_labels networks.takes_labels
+        training.Running
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
             objective.repa

@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant("a key is its first part", "draws.py", "blake2b(repr(key).encode()", "blake2b(repr(key[:1]).encode()", DRAWS),
     # objective
     Mutant("every term attracts", "objective.py", "total + term.sign * term.weight * values[name]", "total + term.weight * values[name]", OBJECTIVE),
-    Mutant("the null label is a class", "objective.py", "null: int = self.model.num_classes", "null: int = self.model.num_classes - 1", OBJECTIVE),
+    Mutant("the null label is a class", "objective.py", "null: int = plain(self.model.num_classes)", "null: int = plain(self.model.num_classes) - 1", OBJECTIVE),
     Mutant("times of the linear path", "objective.py", "self.law = on_path(time, path, \"time\")", "self.law = time", OBJECTIVE),
     Mutant("negatives of the linear path", "terms.py", "on_path(self.negatives, draw.path, \"negatives\")", "self.negatives", OBJECTIVE),
     Mutant("two paths at once", "paths.py", "if given not in (path, path.name):", "if not given:", OBJECTIVE),
@@ -73,7 +73,7 @@ MUTANTS = (
     Mutant("guidance from the wrong end", "guidance.py", "guided = v_bad + scale * (v - v_bad)", "guided = v + scale * (v - v_bad)", GUIDANCE),
     Mutant("debiasing biases twice", "guidance.py", "(1 - weight) * v + weight * _mean", "(1 - weight) * v - weight * _mean", GUIDANCE),
     Mutant("an interval without its end", "guidance.py", "& (t <= interval[1] + _SLACK)", "& (t < interval[1] - _SLACK)", GUIDANCE),
-    Mutant("sampling in training mode", "guidance.py", "    model.eval()\n    try:", "    try:", GUIDANCE),
+    Mutant("sampling in training mode", "networks.py", "    model.eval()\n    try:", "    try:", GUIDANCE),
     Mutant("Heun with one time", "steps.py", "w = velocity(_move(x, v, dt), t + dt)", "w = velocity(_move(x, v, dt), t)", SAMPLERS),
     Mutant("Kutta's weights do not sum to 1", "steps.py", "_move(x, k1 + 3 * (k2 + k3) + k4, dt / 8)", "_move(x, k1 + 3 * (k2 + k3) + k4, dt / 6)", SAMPLERS),
     Mutant("half the noise", "samplers.py", "(2 * c * dt) ** 0.5 * z", "(c * dt) ** 0.5 * z", SDE),

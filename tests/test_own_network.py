@@ -1,0 +1,383 @@
+"""One's own network: what it must take and give is checked where an objective is made, and the message says what is missing."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from cfm_lite import draws, guidance, objective, perturbations, samplers
+from cfm_lite.data.batches import batches
+from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Objective, Repulsion
+from cfm_lite.training import Trainer
+from tests.networks import Tiny, same_parameters
+
+X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
+Y = torch.arange(24) % 3
+TS = torch.linspace(0, 1, 3)
+
+
+class Net(nn.Module):
+    """Calls `function(self, x, t, y)` in its forward pass; its one layer has something to train."""
+
+    def __init__(self, function=None, **facts):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.function = function or (lambda net, x, t, y: net.layer(x))
+        vars(self).update(facts)
+
+    def forward(self, x, t, y=None):
+        return self.function(self, x, t, y)
+
+
+class Featured(Net):
+    """Gives `give(h)` as its features, where h is (B, 2)."""
+
+    def __init__(self, give, **facts):
+        super().__init__(**facts)
+        self.give = give
+
+    def forward_features(self, x, t, y=None, blocks=()):
+        return self.layer(x), self.give(self.layer(x))
+
+
+def of(forward):
+    """A network whose forward pass is this function."""
+    return type("Own", (Net,), {"forward": forward})()
+
+
+def test_a_network_without_conditions_trains_and_samples_as_model_of_x_and_t():
+    model = of(lambda self, x, t: self.layer(x))
+    log = list(Trainer(objective.fm(model)).run(batches(X1, size=8), 2))
+    assert torch.isfinite(log[-1]["loss"])
+    assert samplers.sample(model, X1, TS).shape == X1.shape
+    model.num_classes = 3
+    with pytest.raises(ConfigError, match=r"takes only \(x, t\); add a third argument y"):
+        objective.fm(model)(X1, Y)
+    with pytest.raises(ConfigError, match=r"takes only \(x, t\)"):
+        samplers.sample(guidance.conditional(model, 1), X1, TS)
+
+
+def test_a_network_that_must_be_given_labels_is_given_none_where_there_are_none():
+    model = of(lambda self, x, t, y: self.layer(x) + (0 if y is None else y[:, None]))
+    assert torch.isfinite(objective.fm(model)(X1)[0])
+    assert samplers.sample(model, X1, TS).shape == X1.shape
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda self, x: x, r"cannot be called as model\(x, t, y\)"),
+        (lambda self, x, t, y, mask: x, r"cannot be called as model\(x, t, y\)"),
+        (lambda self, x, t, *, y: x, r"cannot be called as model\(x, t, y\)"),
+        (lambda self, t, x, y=None: x, "takes 't' first"),
+        (lambda self, timesteps, sample: sample, "takes 'timesteps' first"),
+    ],
+)
+def test_a_forward_pass_of_another_form_is_refused_before_it_runs(forward, words):
+    with pytest.raises(ConfigError, match=words):
+        objective.fm(of(forward))
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (lambda v: types.SimpleNamespace(sample=v), r"Return output\.sample"),
+        (lambda v: types.SimpleNamespace(logits=v), r"Return output\.logits"),
+        (lambda v: (v, v), "a tuple of 2.*first entry alone"),
+        (lambda v: [v], "a list of 1.*first entry alone"),
+        (lambda v: {"v": v, "h": v}, r"a dict.*the names are \['v', 'h'\]"),
+        (lambda v: None, "returned None"),
+        (lambda v: v.detach().numpy(), "a ndarray"),
+        (lambda v: torch.cat([v, v], 1), "twice the channels: return the first half"),
+        (lambda v: v[:, :1], r"shape \(24, 1\) for x \(24, 2\)"),
+        (lambda v: v.mean(), r"shape \(\)"),
+        (lambda v: v + 0j, "complex64"),
+        (lambda v: v.long(), "int64"),
+    ],
+)
+def test_what_is_no_velocity_is_refused_with_what_to_return(output, words):
+    model = Net(lambda net, x, t, y: output(net.layer(x)))
+    with pytest.raises(ConfigError, match=words):
+        objective.fm(model)(X1)
+    with pytest.raises(ConfigError, match=words):
+        samplers.sample(model, X1, TS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_velocity_in_another_precision_is_promoted(dtype):
+    model = Net(lambda net, x, t, y: net.layer(x).to(dtype))
+    total, _ = objective.delta_fm(model, 0.1)(X1)
+    total.backward()
+    assert total.dtype in (torch.float32, torch.float64)
+    assert model.layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("give", "words"),
+    [
+        (lambda h: [h, h], "as a list of 2; it must be a mapping"),
+        (lambda h: h, "as a tensor"),
+        (lambda h: None, "as None"),
+        (lambda h: {0: h, 1: h}, "the first block is 1"),
+        (lambda h: {2: h}, r"asked for the blocks \[1\] and returned \[2\]"),
+        (lambda h: {"block1": h}, r"returned \['block1'\]"),
+        (lambda h: {}, r"returned \[\]"),
+        (lambda h: {1: [h]}, "features of block 1 has type list"),
+        (lambda h: {1: h[:5]}, r"features of block 1 have shape \(5, 2\)"),
+        (lambda h: {1: h[:, 0]}, r"features of block 1 have shape \(24,\)"),
+        (lambda h: {1: h.long()}, "int64"),
+    ],
+)
+def test_features_in_another_container_are_refused(give, words):
+    for term in (Dispersive(0.5, 1), Contrastive(0.5, 1)):
+        with pytest.raises(ConfigError, match=words):
+            objective.fm(Featured(give)).plus(term)(X1)
+
+
+@pytest.mark.parametrize("output", [lambda v: v, lambda v: (v,), lambda v: (v, {1: v}, 0), lambda v: {1: v}])
+def test_forward_features_must_return_a_pair(output):
+    class Own(Net):
+        def forward_features(self, x, t, y=None, blocks=()):
+            return output(self.layer(x))
+
+    with pytest.raises(ConfigError, match=r"must return \(velocity"):
+        objective.dispersive(Own())(X1)
+
+
+def test_a_map_of_features_is_the_tokens_of_its_pixels():
+    class Teacher:
+        dim = 3
+
+        def __call__(self, x):
+            return torch.arange(len(x) * 4 * 3.0).reshape(len(x), 4, 3)
+
+    def build(give):
+        torch.manual_seed(1)
+        return objective.fm(Featured(give)).plus(Alignment(0.5, 1, 2, Teacher(), 3, width=8), Dispersive(0.5, 1)).at(0, 0)(X1)[0]
+
+    torch.manual_seed(2)
+    weight = torch.randn(1, 2, 2, 2)
+    tokens, maps = build(lambda h: {1: (h[:, :, None, None] * weight).flatten(2).mT}), build(lambda h: {1: h[:, :, None, None] * weight})
+    torch.testing.assert_close(tokens, maps)
+
+
+def test_a_term_that_reads_features_needs_a_network_that_gives_them():
+    for build in (objective.dispersive, lambda model: objective.fm(model).plus(Contrastive(0.1, 1))):
+        with pytest.raises(ConfigError, match=r"reads block 1, and Net has no forward_features\(x, t, y, blocks\)"):
+            build(Net())
+    without_blocks = type("Own", (Net,), {"forward_features": lambda self, x, t, y=None: x})()
+    with pytest.raises(ConfigError, match=r"must take \(x, t, y, blocks\)"):
+        objective.dispersive(without_blocks)
+
+
+def test_repa_names_the_size_that_is_missing():
+    class Teacher:
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(ConfigError, match=r"Net.hidden_size is None"):
+        objective.repa(Net(), Teacher())
+    with pytest.raises(ConfigError, match=r"Teacher.dim is None"):
+        objective.repa(Tiny(), Teacher(), block=1)
+
+
+def embedding(rows, **facts):
+    model = Net(lambda net, x, t, y: net.layer(x) + net.table(y), num_classes=3, **facts)
+    model.table = nn.Embedding(rows, 2)
+    return model
+
+
+def test_a_label_table_without_a_null_row_is_found_when_the_objective_is_made():
+    with pytest.raises(ConfigError, match="no null label: give its label table 4 rows"):
+        objective.fm(embedding(3))
+    assert torch.isfinite(objective.fm(embedding(3), label_dropout=0)(X1, Y)[0])
+    assert torch.isfinite(objective.fm(embedding(4), label_dropout=0.5)(X1, Y)[0])
+
+
+def test_a_null_label_that_fails_only_when_it_is_seen_is_explained():
+    two = embedding(3)
+    two.other = nn.Embedding(7, 2)  # with two tables nobody can say which is that of the labels
+    hot = Net(lambda net, x, t, y: net.layer(x) + nn.functional.one_hot(y, 3)[:, :2], num_classes=3)
+    for model in (two, hot):
+        with pytest.raises(ConfigError, match="on the null label 3, which dropped rows get: give its label table 4 rows"):
+            objective.fm(model, label_dropout=1.0)(X1, Y)
+
+
+def test_another_error_inside_a_network_stays_what_it_is():
+    with pytest.raises(IndexError, match="mine"):
+        objective.fm(Net(lambda net, x, t, y: (_ for _ in ()).throw(IndexError("mine"))))(X1)
+
+
+@pytest.mark.parametrize("classes", [2.5, "3", True, -1, [3]])
+def test_a_number_of_classes_that_is_none_is_refused(classes):
+    with pytest.raises(ConfigError, match="num_classes is"):
+        objective.fm(Net(num_classes=classes))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"time": lambda n: torch.rand(n)}, r"time takes \(n\); it is called as time\(n, \*, generator, device\)"),
+        ({"time": lambda n, generator: torch.rand(n)}, "time takes"),
+        ({"couple": lambda x0, x1: (x0, x1)}, r"couple takes \(x0, x1\)"),
+        ({"time": 3}, "time is 3"),
+    ],
+)
+def test_a_function_that_takes_no_generator_is_refused_with_the_form_that_it_needs(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        Objective(Net(), **settings)
+
+
+def test_negatives_that_take_no_generator_are_refused():
+    with pytest.raises(ConfigError, match=r"negatives takes \(sample\); it is called as negatives\(sample, \*, generator=None\)"):
+        Repulsion(0.1, lambda sample: sample.u_t)
+
+
+def test_a_perturbation_that_takes_no_generator_is_refused():
+    for build in (lambda f: objective.vecor(Net(), 0.1, perturb=f), lambda f: perturbations.expected_map(f, (2,))):
+        with pytest.raises(ConfigError, match=r"takes \(x\); it is called as \w+\(x, \*, generator=None\)"):
+            build(lambda x: -x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"time": lambda n, *, generator, device: torch.rand(n + 1)}, "time gave a tensor"),
+        ({"time": lambda n, *, generator, device: 0.5}, "time gave float"),
+        ({"time": lambda n, *, generator, device: torch.zeros(n, dtype=torch.long)}, "time gave a tensor"),
+        ({"couple": lambda x0, x1, y: (x0, x1)}, "couple gave tuple"),
+        ({"couple": lambda x0, x1, y: x0}, "couple gave Tensor"),
+        ({"couple": lambda x0, x1, y: (x0[:3], x1[:3], y)}, "shapes differ"),
+        ({"couple": lambda x0, x1, y: (x0, x1, [0] * 24)}, "couple gave y of type list"),
+        ({"terms": (FlowMatching(), Repulsion(0.1, lambda s, *, generator: [s.u_t]))}, "negatives gave list"),
+        ({"terms": (FlowMatching(), Repulsion(0.1, lambda s, *, generator: s.u_t[:3]))}, "negatives"),
+    ],
+)
+def test_what_a_function_of_ones_own_gives_is_checked(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        Objective(Net(), **settings)(X1)
+
+
+def test_a_coupling_that_draws_is_given_a_generator_of_the_step_and_moves_no_other_draw():
+    seen = []
+
+    def couple(x0, x1, y, *, generator):
+        seen.append(float(torch.rand((), generator=generator)))
+        return x0, x1, y
+
+    plain, drawn = Objective(Tiny()), Objective(Tiny(), couple=couple)
+    assert torch.equal(plain.at(0, 1)(X1, Y)[0], drawn.at(0, 1)(X1, Y)[0])
+    drawn.at(0, 1)(X1, Y)
+    drawn.at(0, 2)(X1, Y)
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_after_eval_no_label_is_dropped_and_a_run_goes_back_to_training():
+    seen = []
+    model = Tiny()
+    model.register_forward_pre_hook(lambda module, args: seen.append((args[2] == 3).float().mean().item()))
+    built = objective.fm(model, label_dropout=0.5)
+    built.eval().at(0, 0)(X1, Y)
+    built.train().at(0, 0)(X1, Y)
+    assert seen[0] == 0 < seen[1]
+    keep = Objective(model, terms=(FlowMatching(), Repulsion(0.1, contrast_null=False)), label_dropout=0.5).eval()
+    everyone = Objective(model, terms=(FlowMatching(), Repulsion(0.1)), label_dropout=0.0)
+    torch.testing.assert_close(keep.at(0, 0)(X1, Y)[0], everyone.at(0, 0)(X1, Y)[0])
+
+
+@pytest.mark.parametrize("leave", [lambda built: built.eval(), lambda built: built.model.eval()])
+def test_a_look_at_held_out_data_between_two_steps_changes_nothing_of_the_run(leave):
+    def run(look):
+        torch.manual_seed(3)
+        model = Net(lambda net, x, t, y: net.layer(nn.functional.dropout(x, 0.5, net.training)), num_classes=3)
+        trainer = Trainer(objective.fm(model, label_dropout=0.5))
+        torch.manual_seed(4)
+        for _ in trainer.run(batches(X1, Y, size=8), 4):
+            if look:
+                leave(trainer.objective)
+        return trainer.objective
+
+    assert same_parameters(run(False), run(True))
+
+
+def test_a_teacher_of_ones_own_is_asked_in_eval_mode():
+    teacher = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Unflatten(1, (1, 4)))
+    built = objective.fm(Tiny()).plus(Alignment(0.5, 1, 16, teacher, 4, width=8))
+    built(X1, Y)
+    assert teacher.training
+    assert teacher[1].num_batches_tracked == 0
+
+
+def test_batches_by_name_are_batches():
+    def run(source):
+        trainer = Trainer(objective.fm(Tiny()))
+        list(trainer.run(source, 2))
+        return trainer.objective
+
+    plain = run([(X1, Y)] * 2)
+    assert same_parameters(plain, run([{"x1": X1, "y": Y}] * 2))
+    assert same_parameters(plain, run([{"y": Y, "x1": X1, "context": None}] * 2))
+    assert same_parameters(run([X1] * 2), run([{"x1": X1}] * 2))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"image": X1, "label": Y},
+        {"x1": X1, "labels": Y},
+        None,
+        "x1",
+        3,
+        (X1, Y, X1, Y),
+        (),
+        X1.numpy(),
+        types.SimpleNamespace(x1=X1),
+        [Y[0]],
+    ],
+)
+def test_batches_of_another_kind_are_refused_with_what_is_expected(batch):
+    with pytest.raises(DataError, match=r"a batch has type .* it must be a tensor x1, \(x1, y\)"):
+        list(Trainer(objective.fm(Tiny())).run([batch], 1))
+
+
+def test_an_optimizer_has_a_rate_of_its_own():
+    built = objective.fm(Tiny())
+    with pytest.raises(ConfigError, match=r"lr = 0\.01 is given beside an optimizer"):
+        Trainer(built, torch.optim.SGD(built.parameters(), lr=0.1), lr=0.01)
+    assert Trainer(built).optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_an_optimizer_holds_the_parameters_of_the_objective_all_of_them():
+    model = Tiny()
+    built = objective.fm(model).plus(Alignment(0.5, 1, 16, lambda x: x[:, None], 2, width=8))
+    with pytest.raises(ConfigError, match=r"does not hold .*projector"):
+        Trainer(built, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ConfigError, match="does not have"):
+        Trainer(objective.fm(model), torch.optim.SGD([*model.parameters(), *Tiny().parameters()], lr=0.1))
+    with pytest.raises(ConfigError, match="LBFGS"):
+        Trainer(objective.fm(model), torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ConfigError, match=r"optimizer has type"):
+        Trainer(objective.fm(model), torch.optim.SGD)
+
+
+def test_a_run_that_nobody_iterates_warns():
+    trainer = Trainer(objective.fm(Tiny()))
+    with pytest.warns(UserWarning, match="never iterated, so nothing was trained"):
+        trainer.run(batches(X1, Y, size=8), 5)
+    run = trainer.run(batches(X1, Y, size=8), 5)
+    next(run)
+    del run  # a run that was begun may end early
+    assert trainer.step == 1
+
+
+def test_wrong_arguments_of_a_run_are_refused_when_it_is_called():
+    for arguments, words in (((3, 5), "batches has type int"), (([X1], 0), "steps is 0")):
+        with pytest.raises(ConfigError, match=words):
+            Trainer(objective.fm(Tiny())).run(*arguments)
+
+
+def test_a_time_law_of_torch_itself_is_a_time_law():
+    assert torch.isfinite(Objective(Net(), time=torch.rand)(X1)[0])
+    assert torch.isfinite(Objective(Net(), time=draws.logit_normal_time)(X1)[0])

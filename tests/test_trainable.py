@@ -1,0 +1,240 @@
+"""Whatever cannot be trained, averaged, guarded or saved is found before the first step, and named; the rest is saved and resumed."""
+
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from cfm_lite import checkpoint, objective
+from cfm_lite.data.batches import batches
+from cfm_lite.errors import ConfigError
+from cfm_lite.training import Trainer
+from tests.networks import same_parameters
+
+X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
+
+
+class Net(nn.Module):
+    """Two layers, and what `change` adds to them; `more(net, h)` is added to the output."""
+
+    def __init__(self, change=lambda net: None, more=lambda net, h: 0.0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.more = more
+            change(self)
+
+    def forward(self, x, t):
+        h = self.first(x)
+        return self.second(h) + self.more(self, h)
+
+
+def tie(net):
+    net.second.weight = net.first.weight
+
+
+def weight_norm(net):
+    nn.utils.parametrizations.weight_norm(net.second)
+
+
+def spectral_norm(net):
+    nn.utils.parametrizations.spectral_norm(net.second)
+
+
+def transposed(net):
+    net.second.weight = nn.Parameter(net.second.weight.detach().T.contiguous().T)
+
+
+def channels_last(net):
+    net.conv = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+
+
+def batch_norm(net):
+    net.first = nn.Sequential(net.first, nn.BatchNorm1d(2))
+
+
+def buffers(net):
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.complex64):
+        net.register_buffer("of_" + str(dtype).removeprefix("torch."), torch.ones(3).to(dtype))
+    net.register_buffer("count", torch.tensor(0))
+    net.register_buffer("passing", torch.ones(1), persistent=False)
+
+
+def frozen(net):
+    net.first.requires_grad_(False)
+    net.integers = nn.Parameter(torch.arange(3), requires_grad=False)
+    net.bytes = nn.Parameter(torch.ones(3).to(torch.float8_e5m2), requires_grad=False)
+
+
+def scalar(net):
+    net.gain = nn.Parameter(torch.tensor(0.5))
+
+
+def half(net):
+    net.gain = nn.Parameter(torch.tensor([0.5], dtype=torch.bfloat16))
+
+
+def unused(net):
+    net.spare = nn.Linear(2, 2)
+
+
+def views(net):
+    whole = torch.zeros(4)
+    net.register_buffer("low", whole[:2])
+    net.register_buffer("all", whole)
+
+
+GOOD = {
+    "tied weights": Net(tie),
+    "weight_norm": Net(weight_norm),
+    "spectral_norm": Net(spectral_norm),
+    "a transposed weight": Net(transposed),
+    "channels last": Net(channels_last, lambda net, h: net.conv(h[:, :, None, None].expand(-1, -1, 3, 3)).flatten(1)[:, :2]),
+    "BatchNorm": Net(batch_norm),
+    "buffers of every kind": Net(buffers, lambda net, h: net.count.add_(1) * 0.0),
+    "frozen parts": Net(frozen),
+    "a parameter without dimension": Net(scalar, lambda net, h: net.gain * h),
+    "a parameter in bfloat16": Net(half, lambda net, h: net.gain.float() * h),
+    "a parameter without gradient": Net(unused),
+    "buffers that share memory": Net(views),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_can_be_trained_is_averaged_saved_and_resumed_bit_for_bit(name, tmp_path):
+    import copy
+
+    def build():
+        return Trainer(objective.fm(copy.deepcopy(GOOD[name])), lr=1e-2, ema_decay=0.5, log_every=1)
+
+    straight, stopped, resumed = build(), build(), build()
+    list(straight.run(batches(X1, size=8), 4))
+    list(stopped.run(batches(X1, size=8), 2))
+    stopped.save(tmp_path)
+    list(resumed.run(batches(X1, size=8, seed=3), 1))  # other numbers, which the file has to replace
+    resumed.resume(tmp_path)
+    list(resumed.run(batches(X1, size=8, start=2), 2))
+    assert same_parameters(straight.objective, resumed.objective)
+    assert same_parameters(straight.ema, resumed.ema)
+    assert not same_parameters(straight.objective, stopped.objective)
+
+
+def test_a_tied_weight_is_stored_once_read_under_both_names_and_stays_tied(tmp_path):
+    trainer = Trainer(objective.fm(Net(tie)))
+    list(trainer.run(batches(X1, size=8), 2))
+    saved = trainer.save(tmp_path)
+    stored = safetensors.torch.load_file(saved / "weights.safetensors")
+    assert len([name for name in stored if name.endswith("weight")]) == 2  # the model's and the average's
+    read = checkpoint.load(saved).weights
+    assert torch.equal(read["objective.model.first.weight"], read["objective.model.second.weight"])
+    assert trainer.ema.first.weight is trainer.ema.second.weight
+    other = Trainer(objective.fm(Net(tie))).resume(tmp_path)
+    assert other.objective.model.first.weight is other.objective.model.second.weight
+
+
+def lazy(net):
+    net.second = nn.LazyLinear(2)
+
+
+def meta(net):
+    net.second = nn.Linear(2, 2, device="meta")
+
+
+def sparse(net):
+    net.table = nn.Embedding(3, 2, sparse=True)
+
+
+def sparse_tensor(net):
+    net.register_buffer("graph", torch.eye(2).to_sparse())
+
+
+def complex_weight(net):
+    net.gain = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+
+def expanded(net):
+    net.gain = nn.Parameter(torch.ones(1).expand(2))
+
+
+def expanded_buffer(net):
+    net.register_buffer("gain", torch.ones(1).expand(2))
+
+
+def old_weight_norm(net):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nn.utils.weight_norm(net.second)
+
+
+def result(net):
+    net.kept = net.first(torch.ones(1, 2))
+
+
+def inference(net):
+    with torch.inference_mode():
+        net.register_buffer("made", torch.ones(2))
+
+
+def extra(net):
+    net.second = type("Extra", (nn.Linear,), {"get_extra_state": lambda self: {"step": 1}, "set_extra_state": lambda self, s: None})(2, 2)
+
+
+def wide(net):
+    net.register_buffer("wide", torch.ones(1, dtype=torch.complex128))
+
+
+def nan(net):
+    net.second.bias.data[0] = torch.nan
+
+
+def all_frozen(net):
+    net.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lazy, "model.second.weight has no shape yet"),
+        (meta, "model.second.weight is on the meta device"),
+        (sparse, "model.table gives sparse gradients.*sparse=False"),
+        (sparse_tensor, r"model.graph has the layout torch.sparse_coo"),
+        (complex_weight, "model.gain is complex"),
+        (expanded, r"model.gain was expanded.*clone"),
+        (expanded_buffer, r"model.gain was expanded.*clone"),
+        (old_weight_norm, r"second.weight is the result of a computation.*parametrizations"),
+        (result, "kept is the result of a computation"),
+        (inference, "model.made was made in inference mode"),
+        (extra, r"model.second._extra_state, a dict"),
+        (wide, "model.wide has dtype torch.complex128"),
+        (nan, "model.second.bias.*NaN"),
+        (all_frozen, "no parameter that requires a gradient"),
+    ],
+)
+def test_what_cannot_be_trained_or_saved_is_named_before_the_first_step(change, words):
+    with pytest.raises(ConfigError, match=words):
+        Trainer(objective.fm(Net(change)))
+
+
+def test_a_velocity_without_a_gradient_is_named_at_the_first_step():
+    trainer = Trainer(objective.fm(type("Cut", (Net,), {"forward": lambda self, x, t: Net.forward(self, x, t).detach()})()))
+    with pytest.raises(ConfigError, match="the loss has no gradient"):
+        list(trainer.run(batches(X1, size=8), 1))
+
+
+def test_a_model_whose_memory_is_ordered_anew_after_its_average_was_made_is_averaged_number_by_number():
+    trainer = Trainer(objective.fm(Net(channels_last, lambda net, h: net.conv(h[:, :, None, None].expand(-1, -1, 3, 3)).flatten(1)[:, :2])))
+    trainer.objective.model.to(memory_format=torch.contiguous_format)
+    list(trainer.run(batches(X1, size=8), 3))
+    torch.testing.assert_close(trainer.ema.conv.weight, trainer.objective.model.conv.weight, atol=0.02, rtol=0)
+    assert (trainer.ema.conv.weight - trainer.objective.model.conv.weight).abs().max() < 0.01
+
+
+def test_an_optimizer_whose_rate_is_a_tensor_is_saved_and_resumed(tmp_path):
+    built = objective.fm(Net())
+    trainer = Trainer(built, torch.optim.Adam(built.parameters(), lr=torch.tensor(0.25), capturable=False, foreach=False))
+    list(trainer.run(batches(X1, size=8), 1))
+    trainer.save(tmp_path)
+    assert trainer.resume(tmp_path).step == 1
