@@ -488,15 +488,20 @@ class Terminated(SystemExit):
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[BaseException]]:
-    """A list that fills when Ctrl-C or SIGTERM asks to stop; a second request stops at once."""
+    """A list that fills when Ctrl-C or SIGTERM asks to stop; a second request stops at once.
+
+    Under torchrun the third does. A terminal and SLURM send a signal to every process, and torchrun then passes its own on: two of
+    them are one request, and a save that has begun must not be cut off by it.
+    """
     requests: list[BaseException] = []
+    enough = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
         error: BaseException = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
-        if requests:
+        if len(requests) >= enough:
             raise error
         requests.append(error)
 
