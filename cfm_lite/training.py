@@ -260,9 +260,12 @@ class Trainer:
         rows, shard = len(batch[0]), self.objective.shard or 0
         size = -(-rows // self.accumulate)
         if not shard or rows % self.accumulate or size % shard:
+            unit = self.accumulate * (shard or 1)
+            near = max(1, round(rows / unit)) * unit
+            how = f"choose a batch of {near}" if shard else f"give the objective a shard of {near // self.accumulate} and a batch of {near}"
             raise ConfigError(
-                f"a batch of {rows} cannot be cut into {self.accumulate} micro-batches of whole shards (shard = {shard or None}); choose a "
-                "batch that is a multiple of accumulate * shard."
+                f"a batch of {rows} cannot be cut into {self.accumulate} micro-batches of whole shards (shard = {shard or None}); {how}, "
+                f"or any multiple of {unit}."
             )
         return [tuple(None if x is None else x[i : i + size] for x in batch) for i in range(0, rows, size)]
 

@@ -9,7 +9,7 @@ from cfm_lite.checks import as_labels, check_count, check_tensor, plain
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 
-__all__ = ["batches", "row_numbers"]
+__all__ = ["batches", "fitting", "row_numbers"]
 
 
 def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iterator[Tensor]:
@@ -50,3 +50,21 @@ def batches(x1: Tensor, y: Tensor | None = None, *, size: int, seed: int = 0, st
     for numbers in row_numbers(len(x1), size=size, seed=seed, start=start):
         rows = numbers.to(x1.device)
         yield x1[rows], None if y is None else y[rows]
+
+
+def fitting(size: int, shard: int, *, ranks: int = 1, most: int | None = None) -> list[str]:
+    """Options of the command line that make a batch of `size` one that can be dealt to `ranks` in whole shards; each works as it is.
+
+    The nearest batch comes first, then a smaller shard for this one. With at most `most` rows a batch may need both at once; no
+    batch serves more ranks than there are rows, and the list is empty.
+    """
+    unit, found = ranks * shard, []
+    if most is None or most >= unit:
+        near = max(1, round(size / unit)) * unit
+        found.append(f"--batch {near if most is None else min(near, most // unit * unit)}")
+    elif most >= ranks:
+        found.append(f"--batch {most // ranks * ranks} --set shard={most // ranks}")
+    if size % ranks == 0 and (most is None or size <= most):
+        smaller = next((part for part in range(shard, 1, -1) if size // ranks % part == 0), None)  # a shard of one holds no negative
+        found += [f"--set shard={smaller}"] if smaller is not None else []
+    return found

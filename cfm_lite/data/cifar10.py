@@ -91,7 +91,12 @@ def _stamp(name: str, path: Path) -> tuple[int, int]:
     try:
         facts = path.stat()
     except FileNotFoundError:
-        raise files.missing("cifar10", path) from None
+        if name == "cifar10":
+            raise files.missing("cifar10", path) from None
+        raise DataError(
+            f"{name}: there is no file {path}, and nothing downloads it. Put it there, set {files.VARIABLE} to the folder that holds "
+            "cifar10/, or take the original pictures, called cifar10."
+        ) from None
     except OSError as error:
         raise files.damaged("cifar10", path, f"cannot be read ({error.strerror})") from None
     return facts.st_size, facts.st_mtime_ns

@@ -24,7 +24,7 @@ from torch import Tensor
 from cfm_lite.checks import check_choice, check_count
 from cfm_lite.data import images as image_files
 from cfm_lite.data import shards
-from cfm_lite.data.batches import row_numbers
+from cfm_lite.data.batches import fitting, row_numbers
 from cfm_lite.data.codec import Scaling
 from cfm_lite.data.shared import Watch
 from cfm_lite.draws import keyed_generator
@@ -154,13 +154,9 @@ class Latents:
         of rows (B,) and whether they are mirrored (B,), it holds what that gives. Raises ConfigError where a batch cannot be cut so,
         and where it is larger than the set.
         """
-        local = part_of(size, world, shard)
+        local = part_of(size, world, shard, len(self))
         if not 0 <= rank < world:
             raise ConfigError(f"rank is {rank}; it must lie in [0, {world - 1}].")
-        if size > len(self):
-            raise ConfigError(
-                f"the batch of {size} is larger than the data: {self.folder} holds {len(self)} images. Use --batch {len(self)} or less."
-            )
         third = features or (None if images is None else Pictures(self, Path(images)))
         for step, numbers in enumerate(row_numbers(len(self), size=size, seed=seed, start=start), start):
             mine = numbers[rank * local : (rank + 1) * local]
@@ -184,16 +180,20 @@ class Pictures:
         return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
 
 
-def part_of(size: int, world: int, shard: int) -> int:
-    """How many rows of a global batch of `size` one of `world` ranks holds; ConfigError unless they are whole shards."""
-    size = check_count("batch", size)
-    shard = check_count("shard", shard)
-    if world > 1 and size % (world * shard):
-        raise ConfigError(
-            f"a batch of {size} cannot be dealt to {world} ranks in whole shards of {shard}; use a batch that is a multiple of "
-            f"{world * shard}, or --set shard={max(1, size // world)}."
-        )
-    return size // world
+def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
+    """How many rows of a global batch of `size` one of `world` ranks holds.
+
+    Raises ConfigError unless they are whole shards, and for more than the `most` rows that there are.
+    """
+    size, shard = check_count("batch", size), check_count("shard", shard)
+    if most is not None and size > most:
+        why = f"the batch of {size} is larger than the data, which holds {most} images"
+    elif world > 1 and size % (world * shard):
+        why = f"a batch of {size} cannot be dealt to {world} ranks in whole shards of {shard}: it must be a multiple of {world * shard}"
+    else:
+        return size // world
+    hints = fitting(size, shard, ranks=world, most=most)
+    raise ConfigError(f"{why}. Use {', or '.join([*hints, *(['more images'] if most is not None else [])] or ['fewer ranks'])}.")
 
 
 def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:

@@ -34,7 +34,8 @@ def plan_of(images: ImageFolder, codec: Codec, size: int, rows: int = 1024) -> P
     size = check_count("size", size)
     rows = check_count("rows", rows)
     if size % codec.factor:
-        raise ConfigError(f"size is {size}; it must be a multiple of {codec.factor}, such as 256 or 512.")
+        near = max(1, round(size / codec.factor)) * codec.factor
+        raise ConfigError(f"size is {size}; it must be a multiple of {codec.factor}, such as {near}.")
     digest = hashlib.sha256("\n".join(f"{file.label} {file.key}" for file in images.files).encode()).hexdigest()
     side = size // codec.factor
     scaling = codec.scaling

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite.checks import check_choice, check_count, check_number, plain
+from cfm_lite.data.batches import fitting
 from cfm_lite.distributed import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import SIT_CONFIGS, SiT
@@ -55,7 +56,8 @@ class ImageNet(Recipe):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
         if self.batch % self.shard:
-            raise ConfigError(f"batch is {self.batch}, which is not a multiple of shard = {self.shard}; change one of them.")
+            hints = ", or ".join(fitting(self.batch, self.shard))
+            raise ConfigError(f"batch is {self.batch}, which is not a multiple of shard = {self.shard}. Use {hints}.")
 
 
 # SiT (Ma et al. 2024) and what its official program sets

@@ -101,7 +101,11 @@ def split_batch(
         check_count("micro_batch", micro)
         if micro % recipe.shard or local % micro:
             allowed = [recipe.shard * n for n in range(1, shards + 1) if shards % n == 0]
-            raise ConfigError(f"micro_batch is {micro}; a rank's {local} images in whole shards of {recipe.shard} allow {allowed}.")
+            near = min(allowed, key=lambda size: abs(size - micro))
+            raise ConfigError(
+                f"micro_batch is {micro}; a rank's {local} images in whole shards of {recipe.shard} allow {allowed}. Use --micro-batch "
+                f"{near}."
+            )
         return Split(ranks, local // micro, micro)
     splits = [Split(ranks, shards // n, n * recipe.shard) for n in range(shards, 0, -1) if shards % n == 0]
     how = {"compile": compile, "checkpointing": checkpointing}

@@ -42,7 +42,7 @@ def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, step
     world = options.world
     if latents is not None:
         latents.verify()
-        check_fit(recipe, latents)
+        check_fit(recipe, latents, world.size)
     side = recipe.size // 8
     made = Made(latents.shape, latents.num_classes) if latents else Made((4, side, side), 1000)
     if latents and recipe.align and options.features:

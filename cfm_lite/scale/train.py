@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cfm_lite import checkpoint, runs
 from cfm_lite.data.codec import open_codec
-from cfm_lite.data.latents import Latents, prefetch
+from cfm_lite.data.latents import Latents, part_of, prefetch
 from cfm_lite.data.shards import parse_npy
 from cfm_lite.data.teacher_features import TeacherFeatures, hash_of_weights
 from cfm_lite.distributed import ALONE, World
@@ -63,7 +63,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     shards, and a run that is there already; ResumeMismatchError for a run on other latents; DistributedError.
     """
     world, out = options.world, options.out
-    check_fit(recipe, latents)
+    check_fit(recipe, latents, world.size)
     if world.share(lambda: runs.goes_on(out, options.resume)):
         _check_same_latents(out, latents)
     device = world.place(torch.device(options.device))
@@ -96,17 +96,13 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
         )
 
 
-def check_fit(recipe: ImageNet, latents: Latents) -> None:
-    """Raise ConfigError for latents of another size than the recipe's, or fewer than a batch of them."""
+def check_fit(recipe: ImageNet, latents: Latents, ranks: int = 1) -> None:
+    """Raise ConfigError for latents of another size than the recipe's, fewer than a batch of them, or a batch not for `ranks`."""
     if recipe.size != latents.size:
         raise ConfigError(
             f"the recipe is for {recipe.size} pixels and {latents.folder} holds latents of {latents.size}; use --size {latents.size}."
         )
-    if recipe.batch > len(latents):
-        raise ConfigError(
-            f"the batch of {recipe.batch} is larger than the data: {latents.folder} holds {len(latents)} images. Use --batch "
-            f"{len(latents) // recipe.shard * recipe.shard or len(latents)}, or more images."
-        )
+    part_of(recipe.batch, ranks, recipe.shard, len(latents))
 
 
 def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> tuple[Trainer, Split]:
@@ -165,7 +161,7 @@ def features_of(recipe: ImageNet, latents: Latents, folder: Path) -> TeacherFeat
     found, grid = TeacherFeatures(folder, latents), latents.shape[-1] // recipe.patch_size
     if found.teacher != recipe.teacher:
         raise ConfigError(
-            f"{folder} holds features of {found.teacher!r}, the recipe's teacher is {recipe.teacher!r}; use --set teacher=..."
+            f"{folder} holds features of {found.teacher!r}, the recipe's teacher is {recipe.teacher!r}; use --set teacher={found.teacher}."
         )
     if found.grid != grid:
         raise ConfigError(f"{folder} holds {found.grid} x {found.grid} tokens and {recipe.network} has {grid} x {grid}; encode them again.")
