@@ -6,6 +6,7 @@ Convention: t enters as it is, in [0, 1]; label `num_classes` is the null label.
 SiT's (Ma et al. 2024, arXiv:2401.08740).
 """
 
+import contextlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -14,15 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_floating, check_labels, check_module, check_number, plain
+from cfm_lite.checks import HALF, check_count, check_floating, check_labels, check_module, check_number, plain
 from cfm_lite.errors import ConfigError
 
 __all__ = [
     "LabelEmbedder",
     "TimestepEmbedder",
+    "autocasting",
     "check_blocks",
     "check_input",
     "count_parameters",
+    "in_float32",
     "sincos_1d",
     "sincos_2d",
     "time_frequencies",
@@ -31,7 +34,10 @@ __all__ = [
 
 
 class TimestepEmbedder(nn.Module):
-    """A time t (B,) as a vector (B, D): 256 sines and cosines, Linear, SiLU, Linear."""
+    """A time t (B,) as a vector (B, D): 256 sines and cosines, Linear, SiLU, Linear.
+
+    Never in less than float32: rounded to 16 bits, the vectors of two neighbouring times of 250 are hardly different ones.
+    """
 
     frequencies: Tensor
 
@@ -42,7 +48,7 @@ class TimestepEmbedder(nn.Module):
         self.register_buffer("frequencies", time_frequencies(features), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(_sines(t, self.frequencies).to(self.mlp.get_parameter("0.weight").dtype))
+        return in_float32(self.mlp, _sines(t, self.frequencies))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TimestepEmbedder":
         # frequencies are made anew after every move or cast: they stay float32, and `to_empty` cannot lose them
@@ -76,6 +82,21 @@ class LabelEmbedder(nn.Module):
                 "or build the model with class_dropout_prob > 0."
             )
         return torch.full((x.shape[0],), self.num_classes, dtype=torch.long, device=x.device)
+
+
+def autocasting(x: Tensor) -> bool:
+    """True inside a torch.autocast for the device of `x`."""
+    return x.device.type in ("cpu", "cuda", "mps", "xpu") and torch.is_autocast_enabled(x.device.type)
+
+
+def in_float32(layers: nn.Module, x: Tensor) -> Tensor:
+    """`layers(x)` in the precision of the weights, but at least float32, whatever autocast and the weights' own type ask for."""
+    with torch.autocast(x.device.type, enabled=False) if autocasting(x) else contextlib.nullcontext():
+        dtype = next(layers.parameters()).dtype
+        if dtype not in HALF:
+            return layers(x.to(dtype))
+        wide = {name: p.float() for name, p in layers.named_parameters()}
+        return torch.func.functional_call(layers, wide, (x.float(),))
 
 
 def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
@@ -122,7 +143,7 @@ def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
     check_floating(x=x)
     if x.shape[1:] != shape:
         raise ConfigError(f"x has shape {tuple(x.shape)}; this model takes (B, {', '.join(map(str, shape))}).")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not autocasting(x):
         raise ConfigError(f"x has dtype {x.dtype} and the weights {weight.dtype}: cast one of them, or use torch.autocast.")
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_flag, check_labels, check_number, check_time, plain
+from cfm_lite.checks import check_count, check_flag, check_labels, check_number, check_time, plain, promote
 from cfm_lite.errors import ConfigError
-from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, check_blocks, check_input
+from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, autocasting, check_blocks, check_input, in_float32
 
 __all__ = ["MLP", "ResidualBlock"]
 
@@ -86,14 +86,15 @@ class MLP(nn.Module):
 
     def _first(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         if self.t_embedder is None:
-            h = self.input(torch.cat([x, t[:, None].to(x.dtype)], dim=1))
+            # the time is a coordinate of the first layer, so that layer rounds neither
+            h = in_float32(self.input, torch.cat([x, t[:, None].to(promote(x).dtype)], dim=1))
         else:
             h = self.input(x) + self.t_embedder(t)
         if self.y_embedder is not None:
-            return h + self.y_embedder(y, x)
-        if y is not None:
+            h = h + self.y_embedder(y, x)
+        elif y is not None:
             check_labels(y, x, 0)
-        return h
+        return h if autocasting(x) else h.to(x.dtype)  # weights of 16 bits meet their own type from here on
 
 
 class ResidualBlock(nn.Module):

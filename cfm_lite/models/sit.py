@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cfm_lite.checks import HALF, check_count, check_flag, check_number, check_time, plain
 from cfm_lite.errors import ConfigError
-from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, check_blocks, check_input, sincos_2d
+from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, autocasting, check_blocks, check_input, sincos_2d
 
 __all__ = ["SIT_CONFIGS", "Attention", "FeedForward", "FinalLayer", "PatchEmbed", "SiT", "SiTBlock", "attend", "modulate"]
 
@@ -92,7 +92,8 @@ class SiT(nn.Module):
         wanted = check_blocks(blocks, self.depth)
         check_input(x, (self.in_channels, self.input_size, self.input_size), self.x_embedder.proj.weight)
         check_time(t, x)
-        c = self.t_embedder(t) + self.y_embedder(y, x)  # (B, D)
+        c = self.t_embedder(t) + self.y_embedder(y, x)  # (B, D), in float32 at least: rounded once, not twice
+        c = c if autocasting(x) else c.to(x.dtype)
         h = self.x_embedder(x) + self.pos_embed  # (B, T, D)
         features = {}
         for number, block in enumerate(self.blocks, 1):

@@ -49,6 +49,7 @@ ELSEWHERE: dict[str, str] = {
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         kernels.attract_repel kernels.cosine kernels.gram kernels.inverse_root kernels.root kernels.standardize
+        models.embed.autocasting models.embed.in_float32
         models.embed.LabelEmbedder models.embed.TimestepEmbedder models.embed.check_blocks models.embed.check_input
         models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies models.mlp.ResidualBlock models.sit.Attention
         models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed models.sit.SiTBlock models.sit.attend
