@@ -238,9 +238,11 @@ class Evaluate(Common):
             return
         self.refuse(["inception"], "is read only with --reference, for the metrics of imagenet; give that too, or leave it out.")
         _on_the_cpu(self.device, "these samples are measured")
+        from cfm_lite.card import told
         from cfm_lite.commands import evaluate_file
 
         rows, path = evaluate_file(self.samples, self.out)
+        print("\n".join(told(rows[0])))
         for row in rows:
             print(f"{row['metric']:<16} {row['value']:.4f}")
         print(f"rows in {path}")

@@ -1,5 +1,6 @@
 """What `cfm-lite sample`, `evaluate` and `compare` do: from a run's folder to samples, from samples to rows, from seeds to a report."""
 
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite import experiments, guidance, runs, viz
+from cfm_lite.card import card_of
 from cfm_lite.checkpoint import write_bytes
 from cfm_lite.checks import check_choice, check_count, parse_json
 from cfm_lite.data.datasets import DataSet, dataset
@@ -117,34 +119,62 @@ def _save_samples(path: Path, x: Tensor, y: Tensor, settings: Mapping[str, Any])
     write_bytes(path, buffer.getvalue())
 
 
-def load_samples(path: str | Path) -> tuple[Tensor, Tensor, Recipe]:
-    """(x, y, recipe) of a file that `sample_run` wrote; DataError if it is missing, damaged or another kind of file."""
-    path = Path(path)
+def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(x, y, settings) of a file that `sample_run` wrote, or of the samples.npz in a folder; the recipe is settings["recipe"].
+
+    Raises DataError if it is missing, damaged or another kind of file.
+    """
+    path = _npz_of(path)
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder without a samples.npz. Give one of cfm-lite sample, or for images what to measure them against, "
+            "with --reference."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > LIMIT:
             raise DataError(f"it unpacks to {size:,} bytes, the limit is {LIMIT:,}")
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            if "arr_0" in file:
+                raise DataError("it holds images, arr_0, which are measured against others: give those with --reference")
             x, y, settings = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]), parse_json(str(file["settings"]))
-        recipe = from_dict(settings["recipe"])
+        from_dict(settings["recipe"])
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Run cfm-lite sample first, or give the right file.") from None
     except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
         raise DataError(f"{path} holds no samples of cfm-lite sample ({error}). Draw them again.") from None
     if len(x) != len(y) or not torch.isfinite(x).all():
         raise DataError(f"{path} holds {len(x)} samples and {len(y)} labels, or values that are not finite. Draw them again.")
-    return x, y, recipe
+    return x, y, settings
+
+
+def _npz_of(path: str | Path) -> Path:
+    """The npz itself, or the samples.npz in a folder."""
+    path = expanded(path)
+    return path / "samples.npz" if (path / "samples.npz").exists() else path
 
 
 def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list[Row], Path]:
-    """Measure the samples in an npz; returns flat rows and the metrics.json that they were written to."""
-    x, y, recipe = load_samples(path)
-    data = dataset(recipe.dataset)
-    values = experiments.measure(x, y, data, experiments.judge_of(recipe.dataset))
-    base = experiments.row_base(_arm(recipe), recipe, len(x), recipe.sample_steps)
-    rows = [{**base, "metric": name, "value": value} for name, value in values.items()]
-    return rows, runs.write_json(Path(out) if out else Path(path).with_name("metrics.json"), rows)
+    """Measure the samples in an npz; returns flat rows, each with its card, and the metrics.json that they were written to."""
+    x, y, settings = load_samples(path)
+    target = check_file(expanded(out) if out else _npz_of(path).with_name("metrics.json"), (".json",))
+    name = from_dict(settings["recipe"]).dataset
+    data, judge = dataset(name), experiments.judge_of(name)
+    values = experiments.measure(x, y, data, judge)
+    by = (
+        {"features": "coordinates", "features_hash": None}
+        if judge is None
+        else {"features": f"judge of {judge.dataset}", "features_hash": judge.fingerprint}
+    )
+    card = card_of(settings, samples=len(x), reference=f"held-out rows of {data.name}", **by)
+    held = experiments.reference_rows(len(x), data, judge)
+    card |= {"codec": type(data.codec).__name__ if data.codec else None, "reference_kind": "rows", "reference_images": len(held)}
+    card |= {
+        "reference_hash": hashlib.sha256(held.contiguous().numpy().tobytes()).hexdigest(),
+        "reference_holds": f"{len(held):,} of {len(data.held_x1):,}",
+    }
+    return (rows := [{**card, "metric": name, "value": value} for name, value in values.items()]), runs.write_json(target, rows)
 
 
 def picture(x: Tensor, y: Tensor, data: DataSet, path: Path, shown: int = 100) -> Path:

@@ -25,8 +25,8 @@ from torch import Generator, Tensor, nn
 
 from cfm_lite.checks import check_choice, check_count, check_floating, in_one_line, load_weights
 from cfm_lite.data import cifar10, digits, mnist
-from cfm_lite.data.root import cache_root, publish
-from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError
+from cfm_lite.data.root import cache_root, keep, publish
+from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.metrics import accuracy, frechet
 
 __all__ = [
@@ -222,8 +222,12 @@ def frechet_real(judge: Judge) -> Tensor:
 
 def save_judge(judge: Judge, path: str | os.PathLike[str]) -> None:
     """Write the weights as safetensors, with the facts and the fingerprint in the header; the file appears whole or not at all."""
+    publish(_as_file(judge), Path(path))
+
+
+def _as_file(judge: Judge) -> bytes:
     weights = {name: weight.detach().cpu().contiguous() for name, weight in judge.state_dict().items()}
-    publish(safetensors.torch.save(weights, judge.facts | {"fingerprint": judge.fingerprint}), Path(path))
+    return safetensors.torch.save(weights, judge.facts | {"fingerprint": judge.fingerprint})
 
 
 def load_judge(path: str | os.PathLike[str]) -> Judge:
@@ -269,10 +273,7 @@ def judge_for(dataset: str) -> Judge:
         except CheckpointError:  # not there
             continue
     judge = train_judge(dataset)
-    try:
-        save_judge(judge, path)
-    except (OSError, CFMError) as error:  # such as a cache that may only be read
-        warnings.warn(f"the judge cannot be kept in {path.parent}: {error}", UserWarning, stacklevel=2)
+    keep(_as_file(judge), path, "the judge")
     return judge
 
 

@@ -32,13 +32,16 @@ from cfm_lite.theory import GaussianMixture
 
 __all__ = [
     "accuracy",
+    "check_covariance",
     "drift",
     "drift_by_time",
     "effective_rank",
     "frechet",
     "frechet_distance",
+    "frechet_to",
     "inception_score",
     "mmd",
+    "moments",
     "nearest_distances",
     "nearest_ratio",
     "neighbour_radii",
@@ -87,24 +90,36 @@ def _root(covariance: Tensor) -> Tensor:
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
     """The squared Fréchet distance (2-Wasserstein) of two Gaussians with means (d,) and covariances (d, d); singular ones are allowed.
 
-    Symmetric eigenvalues only, so nothing complex can appear. Raises ConfigError for shapes that do not fit, NaN, and
-    covariances that are not symmetric. Reference: Dowson and Landau 1982; Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
+    Symmetric eigenvalues only, so nothing complex can appear. Raises ConfigError for shapes that do not fit, NaN, and what is no
+    covariance. Reference: Dowson and Landau 1982; Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
     """
     mean1, mean2 = (_rows(name, mean)[:, 0] for name, mean in (("mean1", mean1), ("mean2", mean2)))
-    cov1, cov2 = _check_covariance("cov1", cov1, len(mean1)), _check_covariance("cov2", cov2, len(mean2))
+    cov1, cov2 = check_covariance("cov1", cov1, len(mean1)), check_covariance("cov2", cov2, len(mean2))
     check_same_shape(mean1=mean1, mean2=mean2)
+    return _frechet_distance(mean1, cov1, mean2, cov2)
+
+
+def _frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
     root = _root(cov1)
     product = root @ cov2 @ root
     overlap = torch.linalg.eigvalsh((product + product.mT) / 2).clamp(min=0).sqrt().sum()
     return (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap
 
 
-def _check_covariance(name: str, covariance: Tensor, d: int) -> Tensor:
+def check_covariance(name: str, covariance: Tensor, d: int) -> Tensor:
+    """`covariance` (d, d) in float64; ConfigError unless it is finite, symmetric, and has no negative eigenvalue, up to rounding."""
+    rounding = torch.finfo(covariance.dtype).eps if isinstance(covariance, Tensor) and covariance.is_floating_point() else 0.0
     covariance = _rows(name, covariance)
     if covariance.shape != (d, d):
         raise ConfigError(f"{name} has shape {tuple(covariance.shape)}; with a mean of length {d} it must be ({d}, {d}).")
-    if on_host(covariance) and not torch.allclose(covariance, covariance.mT, rtol=1e-6, atol=1e-6 * float(covariance.abs().max())):
+    if not on_host(covariance):
+        return covariance
+    tolerance = max(1e-6, 4 * rounding)
+    if not torch.allclose(covariance, covariance.mT, rtol=tolerance, atol=tolerance * float(covariance.abs().max())):
         raise ConfigError(f"{name} is not symmetric; a covariance is. Was it transposed or overwritten?")
+    values = torch.linalg.eigvalsh(covariance)
+    if values[0] < -max(1e-5, 64 * rounding) * values.abs().max():
+        raise ConfigError(f"{name} has the eigenvalue {values[0]:.3g}; a covariance has none below 0. Was it scaled or overwritten?")
     return covariance
 
 
@@ -117,7 +132,32 @@ def frechet(features_a: Tensor, features_b: Tensor) -> Tensor:
     _same_width(features_a=a, features_b=b)
     if max(len(a), len(b)) < a.shape[1]:
         return _frechet_of_few(a, b)
-    return frechet_distance(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
+    return _frechet_distance(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
+
+
+def frechet_to(features: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """The Fréchet distance of features (N, d), N > 1, to a law of which only the mean (d,) and the covariance (d, d) are kept.
+
+    That `covariance` is one is for `check_covariance` to say, once, when it is read: it takes as long as the distance. Raises
+    ConfigError for shapes that do not fit and NaN. With fewer rows than features no root of a (d, d) matrix is taken.
+    """
+    rows, mean, covariance = _rows("features", features, at_least=2), _rows("mean", mean)[:, 0], _rows("covariance", covariance)
+    d = len(mean)
+    if rows.shape[1] != d or covariance.shape != (d, d):
+        seen = f"features {tuple(rows.shape)}, mean ({d},) and covariance {tuple(covariance.shape)}"
+        raise ConfigError(f"shapes differ: {seen}; (N, d), (d,) and (d, d) are needed.")
+    if len(rows) > d:
+        return _frechet_distance(rows.mean(0), _covariance(rows), mean, covariance)
+    centred = (rows - rows.mean(0)) / (len(rows) - 1) ** 0.5  # A, with A'A the covariance of the rows
+    product = centred @ covariance @ centred.mT  # (N, N), with the eigenvalues that A'A C has beside zeros
+    overlap = torch.linalg.eigvalsh((product + product.mT) / 2).clamp(min=0).sqrt().sum()
+    return (rows.mean(0) - mean).square().sum() + centred.square().sum() + covariance.trace() - 2 * overlap
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (d,) and the covariance (d, d), divided by N - 1, of at least two rows (N, d), in float64."""
+    rows = _rows("features", features, at_least=2)
+    return rows.mean(0), _covariance(rows)
 
 
 def _frechet_of_few(a: Tensor, b: Tensor) -> Tensor:

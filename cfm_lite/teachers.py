@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cfm_lite.checks import check_choice, check_count, load_weights
 from cfm_lite.data import cifar10, digits, mnist
-from cfm_lite.data.root import cache_root, publish
+from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CFMError, ConfigError
 from cfm_lite.judges import JudgeSettings, fit_classifier, one_thread
 
@@ -111,11 +111,8 @@ def teacher_for(dataset: str) -> SmallTeacher:
     if found is not None:
         return found
     teacher = train_teacher(dataset)
-    try:
-        weights = {name: value.contiguous() for name, value in teacher.state_dict().items()}
-        publish(safetensors.torch.save(weights, {"accuracy": repr(teacher.accuracy), "sha256": _hash(teacher)}), path)
-    except (OSError, CFMError) as error:  # such as a cache that may only be read
-        warnings.warn(f"the teacher cannot be kept in {path.parent}: {error}", UserWarning, stacklevel=2)
+    weights = {name: value.contiguous() for name, value in teacher.state_dict().items()}
+    keep(safetensors.torch.save(weights, {"accuracy": repr(teacher.accuracy), "sha256": _hash(teacher)}), path, "the teacher")
     return teacher
 
 

@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from cfm_lite import cli, judges
+from cfm_lite.data import digits
 from cfm_lite.errors import ConfigError
+from cfm_lite.recipes import recipe
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +135,42 @@ def test_help_lists_the_commands_and_the_module_can_be_run():
     assert done.returncode == 0
     for name in ("demo", "train", "sample", "evaluate", "compare", "prepare"):
         assert name in done.stdout
+
+
+# samples are filed under the run's own name
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"method": "contrastive"}, "contrastive"),
+        ({"method": "vecor_latent", "also": "repa"}, "vecor_latent+repa"),
+        ({"method": "vecor_image"}, "vecor_image"),
+        ({"method": "fm"}, "fm"),
+    ],
+)
+def test_evaluate_files_samples_under_the_run_s_own_name_with_their_card(fields, name, tmp_path, capsys):
+    chosen = recipe("digits", hidden_size=8, depth=1, steps=2, align_block=1, **fields)
+    x, y = digits.load("judge")
+    settings = {"recipe": chosen.as_dict(), "step": 1, "solver": "heun", "interval": [0.1, 0.5]}
+    np.savez(tmp_path / "samples.npz", x=x[:40].numpy(), y=y[:40].numpy(), settings=np.array(json.dumps(settings)))
+    assert cli.main(["evaluate", "--samples", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    for row in json.loads((tmp_path / "metrics.json").read_text()):
+        assert (row["method"], row.get("also", ""), row["steps"], row["sampler"]) == (name, fields.get("also", ""), 1, "heun")
+        assert row["features"] == "judge of digits"
+        assert row["reference_images"] == len(x)
+        assert row["nfe"] == 2 * chosen.sample_steps
+    assert f"40 samples of {name}" in told
+    assert f"held-out rows of digits ({row['reference_hash'][:12]}): 898 of 898" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [({}, "folder without a samples.npz"), ({"arr_0": np.zeros((5, 8, 8, 3), np.uint8)}, "--reference")]
+)
+def test_images_without_a_reference_are_refused_with_the_remedy(content, words, tmp_path, capsys):
+    if content:
+        np.savez(tmp_path / "samples.npz", **content)
+    assert cli.main(["evaluate", "--samples", str(tmp_path)]) == 3
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cfm_lite.card import method_name
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import SIT_CONFIGS, SiT, count_parameters
 from cfm_lite.objective import Dispersive, Repulsion
@@ -60,6 +61,22 @@ def test_every_preset_is_a_recipe_that_survives_being_written_down(method, model
     assert 1 <= recipe.block <= recipe.depth
     assert 1 <= recipe.align_block <= recipe.depth
     assert all(len(row) == 3 for row in versus(method))
+
+
+@pytest.mark.parametrize("model", ["SiT-XL/2", "SiT-Ti/2"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_run_is_called_by_its_preset_also_when_fields_were_changed_and_written_down(name, model):
+    for changes in (
+        {},
+        {"steps": 7, "ema": 0.5, "guidance": 4.0},
+        {"batch": 64, "shard": 32},
+        {"lr": 1.0, "seed": 3, "precision": "float32"},
+    ):
+        made = imagenet(name, model=model, **changes)
+        assert method_name(from_dict(made.as_dict())) == name
+        assert method_name(made, debias=True) == f"{name}_debiased"
+    assert method_name(imagenet("vecor", model=model, also="dispersive")) == "vecor+dispersive"
+    assert method_name(imagenet("repa", model=model).changed(method="vecor_latent")) == "repa_vecor_latent"
 
 
 def test_the_papers_numbers():

@@ -43,6 +43,7 @@ ORDER = [
     "recipes",
     "segments",
     "runs",
+    "card",
     "scale",
     "experiments",
     "pretrained",

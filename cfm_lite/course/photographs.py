@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cfm_lite.data import archive
-from cfm_lite.data.root import cache_root, publish
+from cfm_lite.data.root import cache_root, publish, scratch
 from cfm_lite.errors import DataError
 
 __all__ = ["photographs"]
@@ -22,6 +22,7 @@ def photographs() -> tuple[Path, str]:
     except DataError:
         folder = cache_root() / "photographs"
         if not (folder / "whole").exists():
+            folder = scratch(folder, "the pictures")
             _cut(folder)
         what = "64 pieces of two photographs inside scikit-learn (china, flower): the ImageNet samples are not under CFM_LITE_DATA"
         return folder / "train", what

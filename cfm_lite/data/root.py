@@ -4,21 +4,38 @@ The root is CFM_LITE_DATA, else `data/cache` of the checkout, else the user's ca
 read whole and right, or one DataError names the path looked at, the variable and the command that downloads it.
 """
 
+import atexit
 import contextlib
+import functools
 import gzip
 import io
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
 
-from cfm_lite.errors import DataError
+from cfm_lite.checks import warn_once
+from cfm_lite.errors import CFMError, DataError
 
-__all__ = ["VARIABLE", "checkout", "damaged", "data_root", "impatient", "missing", "publish", "read_file", "read_gzip"]
+__all__ = [
+    "VARIABLE",
+    "checkout",
+    "damaged",
+    "data_root",
+    "impatient",
+    "keep",
+    "missing",
+    "publish",
+    "read_file",
+    "read_gzip",
+    "scratch",
+]
 
 VARIABLE = "CFM_LITE_DATA"
 PATIENCE = 30.0  # seconds without a byte, after which a download has failed
@@ -38,7 +55,43 @@ def checkout() -> Path | None:
 def cache_root() -> Path:
     """The folder for what can be made again, such as judges: data/cache in a checkout, else the user's cache folder."""
     repository = checkout()
-    return repository / "data" / "cache" if repository else platformdirs.user_cache_path("cfm_lite")
+    if repository:
+        return repository / "data" / "cache"
+    path = platformdirs.user_cache_path("cfm_lite")
+    # without a home folder the answer is "~/.cache", which would be made where the command runs
+    return path if path.is_absolute() else Path(tempfile.gettempdir()) / f"cfm_lite-{os.getuid() if hasattr(os, 'getuid') else os.getpid()}"
+
+
+def keep(content: bytes, path: Path, what: str) -> bool:
+    """Write `content` to a file of the cache, as `publish` does; False, and one note, where it cannot be kept.
+
+    A cache is a convenience: read-only, full, or with a file in its way, it costs time at the next call and nothing else.
+    """
+    try:
+        publish(content, path)
+    except (OSError, CFMError) as error:
+        reason = getattr(error, "strerror", None) or error
+        warn_once(f"{what} cannot be kept in {path.parent} ({reason}): nothing is lost, but the next call makes it again.")
+        return False
+    return True
+
+
+def scratch(folder: Path, what: str) -> Path:
+    """`folder` of the cache, for what has to lie in a file; where nothing can be written there, with one note, a folder until exit."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        warn_once(f"{what} cannot be kept in {folder} ({error.strerror or error}): nothing is lost, but the next call makes it again.")
+        return _until_exit()
+    return folder
+
+
+@functools.cache
+def _until_exit() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="cfm_lite-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:

@@ -10,7 +10,7 @@ from cfm_lite.experiments.arms import ARMS, Arm, balanced_labels, draw_samples, 
 from cfm_lite.experiments.costs import training_costs
 from cfm_lite.experiments.groups import Group, Suite
 from cfm_lite.experiments.jobs import Job, Trial
-from cfm_lite.experiments.measures import Row, Sampling, judge_of, measure, row_base, rows_of
+from cfm_lite.experiments.measures import Row, Sampling, judge_of, measure, reference_rows, row_base, rows_of
 from cfm_lite.experiments.statistics import Difference, differences, paired_difference, report
 from cfm_lite.experiments.store import Store, read_json
 from cfm_lite.experiments.suites import SUITES, trials
@@ -37,6 +37,7 @@ __all__ = [
     "paired_difference",
     "plan",
     "read_json",
+    "reference_rows",
     "report",
     "row_base",
     "rows_of",

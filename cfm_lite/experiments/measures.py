@@ -20,7 +20,7 @@ from cfm_lite.runs import Run
 from cfm_lite.samplers import evaluations
 from cfm_lite.theory import GaussianMixture
 
-__all__ = ["Row", "Sampling", "field_rows", "judge_of", "measure", "row_base", "rows_of", "sample_rows"]
+__all__ = ["Row", "Sampling", "field_rows", "judge_of", "measure", "reference_rows", "row_base", "rows_of", "sample_rows"]
 
 Row = dict[str, Any]
 COMPARED = 1000  # real rows of each kind that samples are held against, or as many as there are samples; the digits have fewer
@@ -76,15 +76,21 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
         return _measure_points(samples, y, data)
     if data.codec is not None:
         samples, data = data.codec.decode(samples), data.images
-    count = max(COMPARED, len(samples))
     logits, fake = assess(judge, samples)
-    real, train_features = (assess(judge, _some(x, count))[1] for x in (data.held_x1, data.x1))
+    real = assess(judge, reference_rows(len(samples), data, judge))[1]
+    train_features = assess(judge, _some(data.x1, max(COMPARED, len(samples))))[1]
     accuracy = metrics.accuracy(logits, y)
     values = {"accuracy": accuracy, "frechet": metrics.frechet(fake, real), "frechet_real": metrics.frechet(train_features, real)}
     if len(data.x1) <= ALL_PAIRS:
         values["nearest_ratio"] = metrics.nearest_ratio(samples, data.x1, data.held_x1)
     values["precision"], values["recall"] = metrics.precision_recall(_some(real, NEIGHBOURS), fake[:NEIGHBOURS])
     return {name: float(value) for name, value in values.items()}
+
+
+def reference_rows(n: int, data: DataSet, judge: Judge | None) -> Tensor:
+    """The held-out rows that `n` samples are held against: for points the first n, for images 1,000, or n where that is more."""
+    held = data.images.held_x1
+    return held[:n] if judge is None else _some(held, max(COMPARED, n))
 
 
 def _some(x: Tensor, count: int) -> Tensor:
@@ -98,8 +104,8 @@ def _some(x: Tensor, count: int) -> Tensor:
 
 def _measure_points(samples: Tensor, y: Tensor, data: DataSet) -> dict[str, float]:
     g = keyed_generator("cpu", 0, "projections")
-    n = min(len(samples), len(data.held_x1))
-    real = data.held_x1[:n]
+    real = reference_rows(len(samples), data, None)
+    n = len(real)
     values = {"sliced_wasserstein": metrics.sliced_wasserstein(samples[:n], real, generator=g), "mmd": metrics.mmd(samples[:n], real)}
     if data.mixture is not None:
         values["accuracy"] = _posterior_accuracy(samples, y, data.mixture)

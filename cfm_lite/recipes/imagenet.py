@@ -22,7 +22,7 @@ from cfm_lite.objective import Alignment, Objective
 from cfm_lite.recipes.recipe import Recipe, Shaped, build_objective, build_trainer
 from cfm_lite.training import Trainer
 
-__all__ = ["MODELS", "PRESETS", "Given", "ImageNet", "build_imagenet_model", "build_imagenet_trainer", "imagenet", "versus"]
+__all__ = ["MODELS", "PRESETS", "Given", "ImageNet", "build_imagenet_model", "build_imagenet_trainer", "imagenet", "preset_of", "versus"]
 
 MODELS: dict[str, dict[str, int]] = {
     **SIT_CONFIGS,
@@ -95,6 +95,21 @@ def imagenet(method: str = "sit", *, model: str = "SiT-XL/2", **changes: Any) ->
     settings["block"] = depth if method == "dispersive_torch" else max(1, depth // 4)
     settings["align_block"] = min(depth, int(settings.get("align_block", 8)))
     return ImageNet(network=model, **sizes, **settings).changed(**changes)
+
+
+def preset_of(recipe: ImageNet) -> str:
+    """The name of the preset that a recipe was made from: of those with its method and alignment, the one it shares most fields with.
+
+    A recipe that no preset has is called by its method, with "repa_" before it where it aligns.
+    """
+    plain = f"{'repa_' if recipe.align else ''}{recipe.method}"
+    of_kind = {
+        name: settings
+        for name, settings in PRESETS.items()
+        if settings.get("method", "fm") == recipe.method and bool(settings.get("align")) == bool(recipe.align)
+    }
+    shared = {name: sum(getattr(recipe, field) == value for field, value in settings.items()) for name, settings in of_kind.items()}
+    return max(shared, key=lambda name: shared[name]) if shared else plain
 
 
 def build_imagenet_model(recipe: ImageNet, data: Shaped) -> SiT:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cfm_lite import runs
+from cfm_lite.card import told
 from cfm_lite.checks import check_choice, check_number
 from cfm_lite.data import archive, images
 from cfm_lite.data.codec import open_codec
@@ -171,12 +172,14 @@ def sample_command(
 
 
 def evaluate_command(samples: Path, reference: Path, inception: str | None, out: Path | None, device: str) -> str:
-    """Measure samples against a reference; returns the table to print."""
+    """Measure samples against a reference; returns the card and the table to print."""
+    called = str(reference)
     if archive.is_archive(samples):
         samples, out = images.opened(samples), out or samples.with_name("metrics.json")
     if archive.is_archive(reference):
         reference = images.opened(reference)
     extractor = open_extractor(inception, runs.pick_device(device))
-    rows, path = evaluate_samples(samples, reference, extractor, out=out)
+    rows, path = evaluate_samples(samples, reference, extractor, out=out, called=called)
     note = "a random network stands in for Inception: these numbers mean nothing\n" if extractor.prefix else ""
-    return note + "\n".join(f"{row['metric']:<30} {row['value']:.4f}" for row in rows) + f"\nrows in {path}"
+    table = (f"{row['metric']:<30} {row['value']:.4f}" for row in rows)
+    return note + "\n".join([*told(rows[0]), *table, f"rows in {path}"])

@@ -1,7 +1,8 @@
 """FID, sFID, inception score, precision and recall of samples against a reference, with the library's own metrics.
 
-Samples and reference are an npz with arr_0 (N, H, W, 3) uint8, a folder that holds samples.npz, or a folder of images, which is
-cropped to the samples' size. The reference's features are kept in the cache under the hash of its content and of the network.
+Samples are an npz with arr_0 (N, H, W, 3) uint8, a folder that holds samples.npz, or a folder of images, flat or not. A reference
+is any of these, cropped to the samples' size, or statistics that were computed of a whole set (see reference.py). The features of
+a reference's images are kept in the cache under the hash of its content and of the network.
 """
 
 import hashlib
@@ -9,27 +10,33 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cfm_lite import checkpoint, metrics, runs
+from cfm_lite import metrics, runs
+from cfm_lite.card import card_of
 from cfm_lite.checks import warn_once
 from cfm_lite.data import images as image_files
-from cfm_lite.data.root import cache_root
+from cfm_lite.data.root import cache_root, keep
 from cfm_lite.data.shards import digest_file
-from cfm_lite.errors import DataError
+from cfm_lite.errors import CFMError, DataError
+from cfm_lite.places import check_file, expanded
 from cfm_lite.scale.features import Extractor, Features
-from cfm_lite.scale.sample import SAMPLES
+from cfm_lite.scale.reference import IMAGES, Reference, names_in, refuse_pickles, statistics_of
+from cfm_lite.scale.sample import SAMPLES, SETTINGS
 
 __all__ = ["evaluate_samples", "features_of", "image_batches"]
 
 Row = dict[str, Any]
+FEWEST = 4  # images on each side
 
 
 def evaluate_samples(
@@ -40,63 +47,116 @@ def evaluate_samples(
     out: str | Path | None = None,
     batch: int = 64,
     progress: bool = True,
+    called: str | None = None,
 ) -> tuple[list[Row], Path]:
-    """Measure `samples` against `reference`; returns flat rows and the metrics.json that they were written to.
+    """Measure `samples` against `reference`; returns flat rows, each with its card, and the metrics.json that they were written to.
 
-    Raises DataError for files that are missing, damaged, hold no images, or too few of them (at least 4 on each side).
+    fid and sfid are distances to the statistics of a whole set, fid_to_N_images and sfid_to_N_images to N images. On the card the
+    reference is `called` so, where it was unpacked from somewhere else. Raises DataError for files that are missing, damaged, hold no images, or too few of them (at least 4 on each side), and where nothing can be
+    written, before anything is computed; UntrustedFileError for pickles.
     """
-    source = _npz_of(Path(samples))
-    size = next(image_batches(source, 1)).shape[-1]
-    fake = features_of(source, extractor, batch=batch, progress=progress)
-    real = _reference(Path(reference), extractor, size, batch, progress)
-    if min(len(fake.pool), len(real.pool)) < 4:
-        raise DataError(f"there are {len(fake.pool)} samples and {len(real.pool)} reference images; each side needs at least 4.")
-    if min(len(fake.pool), len(real.pool)) <= fake.pool.shape[1]:
-        warn_once(
-            f"{len(fake.pool)} samples against {len(real.pool)}: Fréchet distances need more images than the {fake.pool.shape[1]} features "
-            "and are biased upwards here; published ones use 50,000."
-        )
-    base = _base(source, extractor, reference, len(fake.pool), len(real.pool))
-    rows = [{**base, "metric": extractor.prefix + name, "value": value} for name, value in measure(fake, real).items()]
-    target = Path(out) if out else (source if source.is_dir() else source.parent) / "metrics.json"
+    source, held = _npz_of(expanded(samples)), _npz_of(expanded(reference))
+    target = expanded(out) if out else (source if source.is_dir() else source.parent) / "metrics.json"
+    check_file(target, (".json",), inputs=[source, held])
+    size, called = _size_of(source), called or str(reference)
+    statistics = {} if held.is_dir() else statistics_of(held, extractor)
+    settings = _settings(source.parent / SETTINGS) if source.is_file() else None
+    card = card_of(settings, samples=0, features=extractor.name, features_hash=extractor.fingerprint, reference=called)
+    fake = features_of(source, extractor, size=size, batch=batch, progress=progress)
+    has_images = held.is_dir() or IMAGES in names_in(held)
+    digest = _content(held, size)
+    real = _features_of_reference(held, digest, extractor, size, batch, progress) if has_images else None
+    against = Reference(called, digest, statistics, real)
+    _check_numbers(fake, against)
+    card |= {"samples": len(fake.pool), "reference_hash": against.digest, "reference_holds": against.holds}
+    card |= {} if "dataset" in card else {"dataset": "imagenet"}
+    device = getattr(extractor, "device", "cpu")
+    rows = [
+        {**card, **facts, "metric": extractor.prefix + name, "value": value}
+        for name, value, facts in measure(fake, against, device=device, progress=progress)
+    ]
     return rows, runs.write_json(target, rows)
 
 
-def measure(fake: Features, real: Features) -> dict[str, float]:
-    """{metric: value}: fid, sfid, inception_score and its deviation over ten splits, precision, recall."""
-    precision, recall = metrics.precision_recall(real.pool, fake.pool)
+def _check_numbers(fake: Features, reference: Reference) -> None:
+    """DataError for too few images on either side, a note for so few that a Fréchet distance is biased."""
+    sides = [len(fake.pool), *([reference.images] if reference.features is not None else [])]
+    if min(sides) < FEWEST:
+        has = "" if reference.features is None else f" and {reference.images} reference images"
+        raise DataError(f"there are {len(fake.pool)} samples{has}; each side needs at least {FEWEST}.")
+    width = fake.pool.shape[1]
+    if min(sides[:1] if "fid" in reference.statistics else sides) <= width:
+        other = "the statistics" if "fid" in reference.statistics else reference.images
+        warn_once(
+            f"{len(fake.pool)} samples against {other}: Fréchet distances need more images than the {width} features "
+            "and are biased upwards here; published ones use 50,000."
+        )
+
+
+def measure(
+    fake: Features, reference: Reference, *, device: torch.device | str = "cpu", progress: bool = False
+) -> list[tuple[str, float, Mapping[str, Any]]]:
+    """(metric, value, what it was held against) of each: the Fréchet distances, inception score and its deviation over ten splits,
+    and, where the reference has images, precision and recall, computed on `device`.
+    """
+    found: list[tuple[str, Any, Mapping[str, Any]]] = []
+    to_images = {"reference_kind": "images", "reference_images": reference.images}
+    to_statistics = {"reference_kind": "statistics", "reference_images": None}
+    for metric, rows in (("fid", fake.pool), ("sfid", fake.spatial)):
+        distance = reference.distance(metric, rows)
+        if distance is not None:
+            found.append((*distance, to_statistics if metric in reference.statistics else to_images))
     score, deviation = metrics.inception_score(fake.logits, splits=min(10, len(fake.logits)))
-    values = {
-        "fid": metrics.frechet(fake.pool, real.pool),
-        "sfid": metrics.frechet(fake.spatial, real.spatial),
-        "inception_score": score,
-        "inception_score_std": deviation,
-        "precision": precision,
-        "recall": recall,
-    }
-    return {name: float(value) for name, value in values.items()}
+    alone = {"reference_kind": None, "reference_images": None}
+    found += [("inception_score", score, alone), ("inception_score_std", deviation, alone)]
+    if reference.features is not None:
+        pools = (reference.features.pool.to(device), fake.pool.to(device))
+        precision, recall = metrics.precision_recall(*pools, progress=progress)
+        found += [("precision", precision, to_images), ("recall", recall, to_images)]
+    return [(name, float(value), facts) for name, value, facts in found]
 
 
 def _npz_of(path: Path) -> Path:
     return path / SAMPLES if (path / SAMPLES).exists() else path
 
 
-def _base(source: Path, extractor: Extractor, reference: str | Path, n: int, n_real: int) -> Row:
-    """What a row says of its origin; the run's settings where cfm-lite sample left them beside the samples."""
-    base: Row = {"features": extractor.name, "reference": str(reference), "samples": n, "reference_images": n_real, "dataset": "imagenet"}
-    file = source.parent / "settings.json"
+def _settings(file: Path) -> dict[str, Any] | None:
+    """What cfm-lite sample left beside the samples; None where they are somebody else's."""
     if not file.exists():
-        return base
+        return None
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        recipe = settings["recipe"]
-        evaluations = settings["steps"] * {"midpoint": 2, "heun": 2, "rk4": 4}.get(settings["solver"], 1)
-        name = f"repa_{recipe['method']}" if recipe["align"] else recipe["method"]
-        told = {"method": name + ("_debiased" if settings["debias"] else ""), "network": recipe["network"], "seed": settings["seed"]}
-        told |= {"steps": settings["step"], "nfe": evaluations, "sampler": settings["solver"], "guidance": settings["guidance"]}
-    except (OSError, ValueError, KeyError) as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} is damaged ({error}). Remove it, or draw the samples again.") from None
-    return {**told, **base}
+    if not isinstance(found, dict):
+        raise DataError(f"{file} is damaged (it holds no settings). Remove it, or draw the samples again.")
+    return found
+
+
+def _size_of(source: Path) -> int:
+    """The side at which samples are measured: that of an npz; of a folder the commonest, to which the others are cropped."""
+    if not source.is_dir():
+        return min(next(image_batches(source, 1)).shape[-2:])
+    sizes: Counter[tuple[int, int]] = Counter()
+    for file in image_files.flat(source).files:
+        try:
+            with Image.open(file.path) as image:
+                sizes[image.size] += 1
+        except Exception:  # its own error comes when it is read
+            continue
+    if not sizes:
+        return 256
+    (width, height), _ = sizes.most_common(1)[0]
+    side = min(width, height)
+    if len(sizes) > 1:
+        others = sum(sizes.values()) - sizes[width, height]
+        warn_once(
+            f"{source} holds images of {len(sizes)} sizes: {others:,} of {sum(sizes.values()):,} are not {width} x {height}. "
+            f"All are cropped to {side} x {side} before they are measured."
+        )
+    elif width != height:
+        warn_once(f"{source} holds images of {width} x {height}; they are cropped to {side} x {side} before they are measured.")
+    return side
 
 
 def features_of(source: Path, extractor: Extractor, *, size: int = 256, batch: int = 64, progress: bool = True) -> Features:
@@ -108,16 +168,18 @@ def features_of(source: Path, extractor: Extractor, *, size: int = 256, batch: i
 def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]:
     """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder; DataError for anything else."""
     if source.is_dir():
-        files = image_files.find(source).files
+        files = image_files.flat(source).files
         for i in range(0, len(files), batch):
-            yield torch.stack([image_files.load(file.path, size) for file in files[i : i + batch]])
+            part = torch.stack([image_files.load(file.path, size) for file in files[i : i + batch]])
+            yield part.contiguous(memory_format=torch.channels_last)  # as an npz has them: a network rounds by the layout
         return
     try:
+        refuse_pickles(source)
         with zipfile.ZipFile(source) as archive, archive.open("arr_0.npy") as member:
             yield from _rows(member, source, batch)
     except FileNotFoundError:
         raise DataError(f"there is no {source}. Run cfm-lite sample first, or give an npz with arr_0 or a folder of images.") from None
-    except DataError:
+    except CFMError:
         raise
     except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
         raise DataError(f"{source} holds no images ({error}); arr_0 (N, H, W, 3) uint8 in an npz is expected. Make it again.") from None
@@ -140,23 +202,23 @@ def _rows(member: Any, source: Path, batch: int) -> Iterator[Tensor]:
         yield torch.from_numpy(np.frombuffer(content, np.uint8).reshape(n, *shape[1:]).copy()).permute(0, 3, 1, 2)
 
 
-def _reference(path: Path, extractor: Extractor, size: int, batch: int, progress: bool) -> Features:
-    """Features of the reference, from the cache where its content and the network are the same."""
-    source = _npz_of(path)
-    cached = cache_root() / "reference" / f"{_content(source, size)}-{extractor.fingerprint[:16]}.npz"
+def _features_of_reference(source: Path, digest: str, extractor: Extractor, size: int, batch: int, progress: bool) -> Features:
+    """Features of the reference's images, from the cache where its content and the network are the same."""
+    cached = cache_root() / "reference" / f"{digest[:16]}-{extractor.fingerprint[:16]}.npz"
     found = _cached(cached)
     if found is None:
         found = features_of(source, extractor, size=size, batch=batch, progress=progress)
         buffer = io.BytesIO()
         np.savez(buffer, **{name: value.numpy() for name, value in found._asdict().items()})
-        checkpoint.write_bytes(cached, buffer.getvalue())
+        keep(buffer.getvalue(), cached, "the reference's features")
     return found
 
 
 def _cached(path: Path) -> Features | None:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Features(*(torch.from_numpy(file[name]) for name in Features._fields))
+            found = Features(*(torch.from_numpy(file[name]) for name in Features._fields))
+            return found if len({len(part) for part in found}) == 1 else None
     except Exception:  # not there, or damaged in any way: it is computed again
         return None
 
@@ -164,9 +226,9 @@ def _cached(path: Path) -> Features | None:
 def _content(source: Path, size: int) -> str:
     """A hash of the images: of the file, or of the folder's names, sizes and times."""
     if source.is_dir():
-        files = image_files.find(source).files
+        files = image_files.flat(source).files
         facts = [(file.key, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.path.stat()]]
-        return hashlib.sha256(json.dumps([size, facts]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([size, facts]).encode()).hexdigest()
     if not source.is_file():
         raise DataError(f"there is no reference {source}. Give an npz with arr_0, such as ADM's, or a folder of images.")
-    return digest_file(source)[:16]
+    return digest_file(source)

@@ -8,7 +8,9 @@ evaluator (Dhariwal and Nichol 2021), agreement with which was not run here.
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfm_lite.checks import check_count, in_one_line
-from cfm_lite.data.root import cache_root, impatient
+from cfm_lite.data.root import cache_root, impatient, scratch
 from cfm_lite.data.shards import digest_file
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.lazy import optional
@@ -39,11 +41,15 @@ class Features(NamedTuple):
 
 
 class Extractor(Protocol):
-    """Features of uint8 images (B, 3, H, W); `prefix` stands before the names of metrics that are not the published ones."""
+    """Features of uint8 images (B, 3, H, W); `prefix` stands before the names of metrics that are not the published ones.
+
+    `widths` says how many numbers the features of FID and of sFID have, before any is computed.
+    """
 
     name: str
     prefix: str
     fingerprint: str
+    widths: Mapping[str, int]
 
     def __call__(self, images: Tensor) -> Features: ...
 
@@ -52,6 +58,7 @@ class Inception:
     """torch-fidelity's port of the TensorFlow graph, with a hook where sFID reads."""
 
     name, prefix = "inception-v3-compat", ""
+    widths: Mapping[str, int] = MappingProxyType({"fid": 2048, "sfid": 2023})
 
     def __init__(self, network: nn.Module, device: torch.device | str) -> None:
         self.network, self.device = network.to(device), device
@@ -78,6 +85,7 @@ class StandIn:
     """
 
     name, prefix = "stand-in", "standin_"
+    widths: Mapping[str, int] = MappingProxyType({"fid": 64, "sfid": 2023})
 
     def __init__(self, seed: int = 0, device: torch.device | str = "cpu") -> None:
         with torch.random.fork_rng(devices=[]):
@@ -132,11 +140,12 @@ def inception(file: str | Path | None = None, device: torch.device | str = "cpu"
 
 
 def _fetched() -> Path:
-    path = cache_root() / "inception" / WEIGHTS
+    folder = cache_root() / "inception"
+    path = folder / WEIGHTS
     if path.is_file() and digest_file(path).startswith(SHA256_HEAD):
         return path
+    path = scratch(folder, "Inception's weights") / WEIGHTS
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with impatient():  # it writes beside the path, and moves there what has the right hash
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_HEAD)
     except Exception as error:  # the network fails in many types; all mean the same to the reader

@@ -22,7 +22,7 @@ from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMisma
 from cfm_lite.lazy import optional
 from cfm_lite.models import SiT, count_parameters, teacher
 from cfm_lite.objective import Alignment
-from cfm_lite.recipes.imagenet import Given, ImageNet, build_imagenet_model, build_imagenet_trainer
+from cfm_lite.recipes.imagenet import Given, ImageNet, build_imagenet_model, build_imagenet_trainer, preset_of
 from cfm_lite.runs import Run
 from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.training import Trainer
@@ -82,7 +82,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
             latents,
             trainer=trainer,
             source=_source(recipe, latents, options, device),
-            about={"data": about, "split": str(split), "how": how},
+            about={"preset": preset_of(recipe), "data": about, "split": str(split), "how": how},
             listen=board.listen if board else None,
             device=device,
             out=out,

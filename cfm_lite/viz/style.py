@@ -119,6 +119,11 @@ METHOD_LABELS = {name: look.label for name, look in METHOD_STYLES.items()}
 _OTHER_LABELS = {  # arms of the lab without a hue of their own
     "fm_retargeted_vecor": "FM, re-targeted as VeCoR",
     "fm_retargeted_latent": "FM, re-targeted as VeCoR (latent)",
+    "contrastive": "Contrastive",
+    "sit": "SiT (FM)",
+    "dispersive_torch": "Dispersive (PyTorch code's)",
+    "repa_delta_fm": "REPA and ΔFM",
+    "repa_vecor": "REPA and VeCoR",
     "pair_delta_fm": "ΔFM and REPA",
     "pair_dispersive": "VeCoR and dispersive",
     "vecor_image": "VeCoR (image)",
@@ -140,7 +145,8 @@ def method_style(name: str) -> MethodStyle:
         return METHOD_STYLES[name]
     key = zlib.crc32(name.encode())
     color, marker, line = (options[(key >> 8 * i) % len(options)] for i, options in enumerate(_OTHER))
-    return MethodStyle(_OTHER_LABELS.get(name, name), color, marker, line)
+    parts = [METHOD_LABELS.get(part, part) for part in name.split("+")]  # a method and a second one
+    return MethodStyle(_OTHER_LABELS.get(name, " and ".join(parts)), color, marker, line)
 
 
 def method_title(name: str) -> str:

@@ -9,7 +9,7 @@ ELSEWHERE: dict[str, str] = {
         judges.JudgeSettings paths.FlowSample paths.Path runs.Run scale.budget.Split scale.dry_run.Made scale.features.Extractor
         scale.features.Features scale.sample.Settings scale.train.Options steps.Grid terms.Draw terms.Evaluated terms.Term
         viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
-        scale.sample.Trained samplers.Evaluations
+        scale.sample.Trained samplers.Evaluations scale.reference.Reference scale.reference.Statistics
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
         arguments.Common arguments.FullScale arguments.show cli.Compare cli.Demo cli.Evaluate cli.Prepare cli.Sample cli.Train
@@ -18,6 +18,7 @@ ELSEWHERE: dict[str, str] = {
         scale.commands.evaluate_command scale.commands.prepare_command scale.commands.sample_command scale.commands.train_command
         terminal.Notes terminal.run_command
         scale.dry_run.dry_run scale.evaluate.evaluate_samples scale.evaluate.features_of scale.evaluate.image_batches
+        card.card_of card.method_name card.told scale.reference.names_in scale.reference.statistics_of
         scale.features.StandIn scale.features.inception scale.features.open_extractor scale.sample.sample_imagenet
         scale.train.read_about scale.train.train_imagenet
         cli.Export scale.budget.peak_bytes scale.commands.features_command scale.official.export_run
@@ -45,7 +46,7 @@ ELSEWHERE: dict[str, str] = {
         data.cifar10.available data.cifar10.download data.cifar10.load data.pca.PCA data.shards.ask_for data.shards.check_hash
         data.shards.hash_of data.shards.read_json data.shards.write data.teacher_features.TeacherFeatures
         data.teacher_features.encode_features
-        data.datasets.codec_for pretrained.load teachers.teacher_for
+        data.datasets.codec_for data.root.keep data.root.scratch pretrained.load teachers.teacher_for
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         kernels.attract_repel kernels.cosine kernels.gram kernels.inverse_root kernels.root kernels.standardize
@@ -69,6 +70,7 @@ ELSEWHERE: dict[str, str] = {
         recipes.imagenet.build_imagenet_model recipes.imagenet.build_imagenet_trainer recipes.recipe.build_model
         recipes.recipe.build_objective recipes.recipe.build_trainer recipes.recipe.from_dict
         recipes.imagenet.Given teachers.SmallTeacher teachers.Tokens teachers.train_teacher
+        recipes.imagenet.preset_of experiments.measures.reference_rows
     """,
     "answers of a learner: tests/test_course.py gives right and wrong ones": """
         course.check course.exercise course.exercises course.nb00_tour.move_by_hand course.nb00_tour.what_weight_does
