@@ -219,9 +219,10 @@ class Evaluate(Common):
     """
 
     samples: Path = Path("runs/digits-fm-0/samples.npz")
-    """An npz written by cfm-lite sample; for imagenet also its folder, or a folder of images."""
+    """An npz written by cfm-lite sample, or its folder; for imagenet also a folder of images, flat or not."""
     reference: Path | None = None
-    """imagenet: what to measure against, an npz with arr_0 (such as ADM's) or a folder of images."""
+    """imagenet: what to measure against: statistics of a whole set (mu, sigma, mu_s, sigma_s, as ADM, pytorch-fid and EDM save
+    them), images (arr_0 of an npz, a folder, a tar), or both in one npz."""
     inception: str | None = None
     """imagenet: a file with Inception-v3's weights (default: fetched once), or standin for a random network."""
     out: Path | None = None

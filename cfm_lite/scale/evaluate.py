@@ -51,9 +51,10 @@ def evaluate_samples(
 ) -> tuple[list[Row], Path]:
     """Measure `samples` against `reference`; returns flat rows, each with its card, and the metrics.json that they were written to.
 
-    fid and sfid are distances to the statistics of a whole set, fid_to_N_images and sfid_to_N_images to N images. On the card the
-    reference is `called` so, where it was unpacked from somewhere else. Raises DataError for files that are missing, damaged, hold no images, or too few of them (at least 4 on each side), and where nothing can be
-    written, before anything is computed; UntrustedFileError for pickles.
+    fid and sfid are distances to the statistics of a whole set, fid_to_N_images and sfid_to_N_images to N images. The card names
+    the reference as it was `called`, where it was unpacked from somewhere else. Raises DataError for files that are missing,
+    damaged, hold no images, or too few of them (at least 4 on each side), and where nothing can be written, before anything is
+    computed; UntrustedFileError for pickles.
     """
     source, held = _npz_of(expanded(samples)), _npz_of(expanded(reference))
     target = expanded(out) if out else (source if source.is_dir() else source.parent) / "metrics.json"
