@@ -186,7 +186,9 @@ class Sample(Common):
             self.refuse(["solver"], "is for an ODE, and --sde is the solver of the SDE; give one of them.")
         official = is_file_of_weights(self.checkpoint)
         recipe = imagenet("sit") if official else runs.saved_recipe(self.checkpoint)
-        if not official:
+        if official:
+            self.refuse(["average"], f"chooses among the networks of a run of ours, and {self.checkpoint} holds one network; leave it out.")
+        else:
             self.refuse(["format", "model"], f"says what an official file holds, and {self.checkpoint} is a run of ours; leave it out.")
         scale = _given(self.guidance, recipe.guidance)
         if scale == 1:

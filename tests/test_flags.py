@@ -140,7 +140,7 @@ def outcome(home, monkeypatch, capsys):
     monkeypatch.setattr(demo, "_work", lambda jobs: reached(*jobs))
     monkeypatch.setattr(experiments, "training_costs", reached)
     monkeypatch.setattr(experiments.sweep, "_outcomes", lambda todo, *rest: reached(*(job.key for job in todo.jobs)))
-    monkeypatch.setattr("cfm_lite.commands.picture", lambda x, y, data, path: path)
+    monkeypatch.setattr("cfm_lite.commands.picture", lambda x, y, data, path: path.touch() or path)
 
     def left(line):
         before = tree(home)
