@@ -137,6 +137,17 @@ def test_without_samples_the_error_names_the_variable(tmp_path):
         archive.samples(tmp_path)
 
 
+def test_the_archive_of_samples_is_not_what_a_desktop_left_beside_it_and_a_closed_folder_is_named(tmp_path, cache, monkeypatch):
+    folder = tmp_path / "root" / archive.SAMPLES
+    folder.mkdir(parents=True)
+    (folder / "._set.tar").write_bytes(b"x")
+    tarred(folder / "set.tar", FOLDERS)
+    assert images.find(archive.samples(tmp_path / "root")).classes == ("bus", "car")
+    monkeypatch.setattr(os, "listdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(DataError, match=f"{archive.SAMPLES} cannot be listed"):
+        archive.samples(tmp_path / "root")
+
+
 @pytest.mark.real_data
 def test_the_63_samples_are_63_classes():
     found = images.find(archive.samples())

@@ -64,6 +64,14 @@ def test_pictures_keep_their_pixels_and_their_labels(folder, name, split):
     assert torch.equal(cifar10.load(split, name=name, limit=7)[0], x[:7])
 
 
+def test_what_a_desktop_leaves_in_the_archive_is_passed_over(folder):
+    pack(
+        folder / cifar10.ARCHIVES["cifar10-jpeg75"],
+        FOLDERS | {f"{where}train/dog/{name}0001.jpg": b"x" for where, name in (("", "._"), ("__MACOSX/", ""))},
+    )
+    assert len(cifar10.load("train", name="cifar10-jpeg75")[0]) == 20
+
+
 def test_the_two_names_are_two_data_sets(folder):
     assert dataset("cifar10").name == "cifar10"
     data = dataset("cifar10-jpeg75", limit=5)

@@ -24,12 +24,19 @@ from cfm_lite.data.root import VARIABLE, cache_root, data_root
 from cfm_lite.data.shared import in_turn
 from cfm_lite.errors import DataError, DiskFullError
 
-__all__ = ["SAMPLES", "is_archive", "read_to_end", "samples", "unpack", "unpacked"]
+__all__ = ["SAMPLES", "is_archive", "is_hidden", "read_to_end", "samples", "unpack", "unpacked"]
 
 SAMPLES = "imagenet-samples"
 LIMIT = 50 * 2**30  # bytes; where an archive is larger than that itself, twice its size: images hardly pack, bombs do a thousandfold
 MEMBERS = 2_000_000  # ImageNet has 1.3 million
+# beside the names with a dot: what Synology, macOS, Windows, QNAP and Linux put into folders of their own accord
+UNSEEN = frozenset({"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.xz|txz|tar\.bz2|tbz2?)$", re.IGNORECASE)
+
+
+def is_hidden(name: str) -> bool:
+    """True for the name of a file or folder that is passed over wherever images are taken, in folders and in tars."""
+    return name.startswith(".") or name.lower() in UNSEEN
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
@@ -178,7 +185,7 @@ class _Work:
 
 
 def _is_tar(name: str) -> bool:
-    return _TAR.search(name) is not None and not Path(name).name.startswith(".")
+    return _TAR.search(name) is not None and not any(is_hidden(part) for part in Path(name).parts)
 
 
 def read_to_end(tar: Any) -> None:
@@ -221,7 +228,12 @@ def _short_hash(text: str) -> str:
 def samples(root: str | os.PathLike[str] | None = None) -> Path:
     """The folder of the 63 real ImageNet images under the data root, unpacked into the cache; DataError where there are none."""
     folder = data_root(root) / SAMPLES
-    archives = sorted(folder.glob("*.tar"))
+    try:
+        archives = sorted(folder / name for name in os.listdir(folder) if name.endswith(".tar") and not is_hidden(name))
+    except (FileNotFoundError, NotADirectoryError):
+        archives = []
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error.strerror or error}). Make it readable, or set {VARIABLE}.") from None
     if not archives:
         raise DataError(f"there is no archive {folder}/*.tar. Give a folder of class folders with --images, or set {VARIABLE}.")
     return unpacked(archives[0])

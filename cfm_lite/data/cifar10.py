@@ -21,7 +21,7 @@ from torch import Tensor
 from cfm_lite.checks import check_choice, check_count
 from cfm_lite.data import images
 from cfm_lite.data import root as files
-from cfm_lite.data.archive import read_to_end
+from cfm_lite.data.archive import is_hidden, read_to_end
 from cfm_lite.errors import CFMError, DataError
 from cfm_lite.lazy import optional
 
@@ -133,7 +133,7 @@ def _read_folders(tar: tarfile.TarFile, path: Path, split: str) -> tuple[np.ndar
     pictures: dict[str, np.ndarray] = {}
     for member in _members(tar, path):
         parts = PurePosixPath(member.name).parts[-3:]
-        if member.isfile() and len(parts) == 3 and parts[0] == split:
+        if member.isfile() and len(parts) == 3 and parts[0] == split and not any(map(is_hidden, PurePosixPath(member.name).parts)):
             if parts[1] not in CLASSES:
                 raise files.damaged("cifar10", path, f"has a class called {parts[1]!r}; the classes are {', '.join(CLASSES)}")
             pictures["/".join(parts)] = _decode(_content(tar, member, path), member.name, path)

@@ -46,8 +46,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decod
 PIXELS = 178_956_970  # where Pillow begins to warn of a decompression bomb: 0.5 GB of RGB
 LONGEST = 1_000_000  # pixels of a side: each row costs memory of its own
 RESIZED = 2**24  # pixels that may be made on the way to a crop: 64 MB
-# beside the names with a dot: what Synology, macOS, Windows, QNAP and Linux put into folders of their own accord
-UNSEEN = frozenset({"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
 TRAIN, HELD = frozenset({"train", "training"}), frozenset({"val", "valid", "validation", "test", "testing"})
 
 
@@ -71,7 +69,7 @@ class ImageFolder:
 def find(root: str | os.PathLike[str]) -> ImageFolder:
     """The images of the class folders in `layout(root)`, at any depth below them; links are followed, loops are not.
 
-    Hidden files and folders (UNSEEN, and names that begin with a dot) are passed over at every level. Raises DataError where
+    Hidden files and folders (`archive.is_hidden`) are passed over at every level. Raises DataError where
     `layout` does, for a class folder without an image, and for a name with a line break or bytes that are no UTF-8.
     """
     root = layout(root)
@@ -227,7 +225,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[str]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in UNSEEN:
+                if archive.is_hidden(entry.name):
                     continue
                 if _is_folder(entry):
                     folders.append(entry.name)

@@ -32,7 +32,7 @@ ELSEWHERE: dict[str, str] = {
         data.archive.samples data.archive.unpack
         data.archive.unpacked data.codec.Codec data.codec.Scaling data.codec.open_codec data.codec.tiny_vae
         data.images.centre_crop data.images.decode data.images.find data.images.flat data.images.layout data.images.load data.images.read
-        data.images.opened data.archive.is_archive data.shared.in_turn data.batches.fitting
+        data.images.opened data.archive.is_archive data.archive.is_hidden data.shared.in_turn data.batches.fitting
         data.latents.Latents data.latents.prefetch
         data.mnist.available data.mnist.download data.mnist.load data.prepare.plan_of data.prepare.prepare data.root.checkout
         data.root.damaged data.root.data_root data.root.missing data.root.publish data.root.read_file data.root.read_gzip

@@ -38,6 +38,7 @@ LOSSES, DISPERSIVE, OBJECTIVE, PATHS = "tests/test_losses.py", "tests/test_dispe
 NEGATIVES, GUIDANCE, SAMPLERS, SDE = "tests/test_negatives.py", "tests/test_guidance.py", "tests/test_samplers.py", "tests/test_sde.py"
 TRAINING, AVERAGE, CHECKPOINT = "tests/test_training.py", "tests/test_average.py", "tests/test_checkpoint.py"
 DRAWS, BATCHES, RANKS = "tests/test_draws.py", "tests/test_batches.py", "tests/faults/test_two_ranks.py"
+IMAGES, ARCHIVE, CODEC, HINTS = "tests/test_images.py", "tests/test_archive.py", "tests/test_codec.py", "tests/test_hints.py"
 CHANGES, DATA, SECURITY = "tests/faults/test_data_changes.py", "tests/faults/test_data.py", "tests/faults/test_security.py"
 
 MUTANTS = (
@@ -104,6 +105,17 @@ MUTANTS = (
     Mutant("latents of the neighbour", "data/latents.py", "out[i] = self._maps[number][row, mirror]", "out[i] = self._maps[number][row - 1, mirror]", "tests/test_latents.py -k vae_gave"),
     Mutant("nobody looks before a map is read", "data/latents.py", "        self._watch.check({number for number, *_ in places})\n", "", f"{CHANGES} -k never_a_signal"),
     Mutant("the sum at the end of a tar.gz is not read", "data/archive.py", "        read_to_end(tar)\n", "", f"{DATA} -k tar.gz"),
+    Mutant("depth is guessed from what a picture holds", "data/images.py", "(levels * 255 // top)", "(levels * 255 // max(255, int(levels.max())))", f"{IMAGES} -k depth"),
+    Mutant("a class called train is entered", "data/images.py", "return all(folder.name.lower() in TRAIN | HELD", "return any(folder.name.lower() in TRAIN | HELD", f"{IMAGES} -k structure"),
+    Mutant("train and val become one class", "data/images.py", "    _refuse_mixtures(root, full)\n    return root", "    return root", f"{IMAGES} -k mix"),
+    Mutant("a folder that cannot be listed is empty", "data/images.py", "    except OSError as error:\n        raise _unlisted(folder, error) from None\n    return [folder", "    except OSError:\n        pass\n    return [folder", f"{IMAGES} -k listed"),
+    Mutant("every decoder is asked", "data/images.py", "formats=FORMATS)", "formats=None)", f"{IMAGES} -k another_kind"),
+    Mutant("a decoder's odd error ends the run", "data/images.py", "except Exception as error:  # forty", "except (OSError, ValueError) as error:  # forty", f"{IMAGES} -k decoder_raises"),
+    Mutant("a long picture is scaled whole", "data/images.py", "if width * height > RESIZED:", "if width * height > 1000 * RESIZED:", f"{IMAGES} -k long_image"),
+    Mutant("hidden folders hold pictures", "data/archive.py", 'return name.startswith(".") or name.lower() in UNSEEN', "return False", f"{IMAGES} -k hidden"),
+    Mutant("inner tars count for nothing", "data/archive.py", "            budget.spend(member, 0 if inner else member.size)", "            if outer:\n                budget.spend(member, 0 if inner else member.size)", f"{ARCHIVE} -k inner"),
+    Mutant("another kind of VAE is filled at random", "data/codec.py", "if found != kind.__name__:", "if False:", f"{CODEC} -k another_kind"),
+    Mutant("a batch is proposed without its shard", "data/batches.py", " --set shard={most // ranks}\")", '")', HINTS),
     Mutant("links are unpacked", "data/archive.py", "if not (member.isreg() or member.isdir()) or", "if", f"{SECURITY} -k link"),
     # several processes
     Mutant("a sum over ranks, not a mean", "distributed.py", "for value in values.values()]) / self.size", "for value in values.values()])", RANKS),
