@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 import cfm_lite
 from cfm_lite import checkpoint
+from cfm_lite.average import share_of_start
 from cfm_lite.checks import check_choice, check_count, load_weights, parse_json
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet
@@ -77,7 +78,10 @@ class Run:
         """What a command says of it: how far it came, or that there was nothing left to do."""
         if self.first == self.step > 0:
             return f"all {self.step} steps were done before"
-        return f"{self.step} steps, {self.seconds:.1f} s"
+        warm = getattr(self.recipe, "ema_warmup", True)
+        start = share_of_start(self.recipe.ema, warm, self.step)
+        note = f" (the average still holds {start:.0%} of its start: train longer, or --set ema_warmup=true)" if start > 0.05 else ""
+        return f"{self.step} steps, {self.seconds:.1f} s{note}"
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -122,6 +126,8 @@ def train(
     save_every = check_count("save_every", save_every)
     log_every = check_count("log_every", log_every)
     sample_every = check_count("sample_every", sample_every, low=0)
+    if sample_every > recipe.steps:
+        raise ConfigError(f"sample_every is {sample_every} and there are {recipe.steps} steps: nothing would be drawn. Use fewer, or 0.")
     device = torch.device(device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
     trainer.log_every = log_every

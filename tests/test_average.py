@@ -7,7 +7,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from cfm_lite import objective
-from cfm_lite.average import Average, lerp
+from cfm_lite.average import Average, lerp, share_of_start
 from cfm_lite.data.batches import batches
 from cfm_lite.training import Trainer
 from tests.networks import Tiny, same_parameters
@@ -54,6 +54,19 @@ def test_on_cuda_the_gated_kernel_is_the_lerp(ok):
     for e, old, p, new in zip(ema, weights(0), weights(1), params):
         torch.testing.assert_close(e.cpu(), old.lerp(p, 0.1 * ok), rtol=0, atol=2e-7)
         assert torch.equal(new.cpu(), p)
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("updates", [0, 1, 2, 30])
+def test_the_share_of_the_start_is_what_an_average_keeps_of_it(warmup, updates):
+    average, model = Average(Tiny(), 0.9, warmup), Tiny()
+    with torch.no_grad():
+        for n in range(updates):
+            for p in model.parameters():
+                p.fill_(1.0 if n == 0 else 0.0)  # the first update copies the start
+            average.update_parameters(model)
+    kept = next(average.module.parameters()).flatten()[0].item() if updates else 1.0
+    assert share_of_start(0.9, warmup, updates) == pytest.approx(kept, rel=1e-5)
 
 
 def test_a_bad_step_moves_nothing_even_where_the_model_is_not_finite():

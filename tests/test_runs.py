@@ -12,7 +12,7 @@ import torch
 from cfm_lite import checkpoint, cli, runs
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import CheckpointError, ConfigError, DivergenceError
-from cfm_lite.recipes import Recipe
+from cfm_lite.recipes import Recipe, imagenet
 from tests.logs import lines, numbers
 from tests.networks import same_parameters
 
@@ -22,6 +22,14 @@ DATA = dataset("digits")
 
 def go(recipe, folder, **settings):
     return runs.train(recipe, DATA, out=folder, progress=False, log_every=2, save_every=5, **settings)
+
+
+def test_a_short_run_says_what_its_average_still_holds_of_the_start():
+    papers = {"ema": 0.9999, "ema_warmup": False}
+    assert "still holds 90% of its start" in runs.Run(imagenet("sit", **papers), None, step=1000).summary
+    assert "start" not in runs.Run(imagenet("sit", **papers), None, step=400_000).summary
+    assert "start" not in runs.Run(imagenet("sit", **papers | {"ema_warmup": True}), None, step=1000).summary
+    assert "start" not in runs.Run(Recipe(ema=0.999), None, step=50).summary  # the small recipes warm up
 
 
 def interrupt(monkeypatch, at, number):
@@ -260,6 +268,12 @@ class TestSamplesOnTheWay:
             run = go(SMALL, tmp_path, sample_every=12, draw=draw)
         assert run.step == 12
         assert run.model.training
+
+    def test_a_picture_that_would_never_come_is_refused(self, tmp_path, capsys):
+        words = ["train", "digits", "--out", str(tmp_path / "run"), "--steps", "6", "--sample-every", "7"]
+        assert cli.main(words) == 2
+        assert "sample_every is 7 and there are 6 steps" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
     def test_each_average_is_sampled_by_name(self, tmp_path, capsys):
         self.train(tmp_path / "run")

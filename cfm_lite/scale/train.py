@@ -265,23 +265,22 @@ class _TensorBoard:
         if self.is_main:
             optional("tensorboard", "imagenet")
 
-    @property
-    def writer(self) -> Any:
-        """torch's SummaryWriter."""
+    def _at(self, step: int) -> Any:
+        """torch's SummaryWriter; what a run that was cut off had written from `step` on is not shown any more."""
         if self._writer is None:
-            self._writer = optional("torch.utils.tensorboard", "imagenet").SummaryWriter(str(self.folder))
+            self._writer = optional("torch.utils.tensorboard", "imagenet").SummaryWriter(str(self.folder), purge_step=step)
         return self._writer
 
     def listen(self, line: Mapping[str, float]) -> None:
         """Every number of a line of the log."""
         for name, value in line.items() if self.is_main else ():
             if name != "step":
-                self.writer.add_scalar(name, value, int(line["step"]))
+                self._at(int(line["step"])).add_scalar(name, value, int(line["step"]))
 
     def show(self, images: Any, step: int) -> None:
         """Samples (N, H, W, 3) uint8 of one step."""
         if self.is_main:
-            self.writer.add_images("samples", images, step, dataformats="NHWC")
+            self._at(step).add_images("samples", images, step, dataformats="NHWC")
 
     def close(self) -> None:
         """Write what is left."""

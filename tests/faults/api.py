@@ -380,6 +380,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "path": LINEAR,
     },
     "theory.optimal_velocity": _optimal,
+    "average.share_of_start": lambda d: {"decay": 0.9, "warmup": d.pick(True, False), "updates": 3},
     "training.Trainer": lambda d: {
         "objective": objective.fm(_model()),
         "lr": 1e-3,

@@ -39,6 +39,7 @@ NEGATIVES, GUIDANCE, SAMPLERS, SDE = "tests/test_negatives.py", "tests/test_guid
 TRAINING, AVERAGE, CHECKPOINT = "tests/test_training.py", "tests/test_average.py", "tests/test_checkpoint.py"
 DRAWS, BATCHES, RANKS = "tests/test_draws.py", "tests/test_batches.py", "tests/faults/test_two_ranks.py"
 IMAGES, ARCHIVE, CODEC, HINTS = "tests/test_images.py", "tests/test_archive.py", "tests/test_codec.py", "tests/test_hints.py"
+SEGMENTS = "tests/test_segments.py"
 CHANGES, DATA, SECURITY = "tests/faults/test_data_changes.py", "tests/faults/test_data.py", "tests/faults/test_security.py"
 
 MUTANTS = (
@@ -91,6 +92,14 @@ MUTANTS = (
     Mutant("an automatic resume starts again", "runs.py", 'return checkpoint.exists(Path(folder) / "checkpoints")', "return False", "tests/test_resume_auto.py"),
     Mutant("the average is not resumed", "training.py", '((self.objective, "objective."), *averages)', '((self.objective, "objective."),)', TRAINING),
     Mutant("the average's count is not resumed", "training.py", 'average.n_averaged = saved.state["averaged"]', "pass", TRAINING),
+    Mutant("the second average is the first", "training.py", "Average(objective.model, ema2_decay, ema_warmup)", "Average(objective.model, ema_decay, ema_warmup)", TRAINING),
+    Mutant("an average starts cold", "training.py", "ema_warmup: bool = True,", "ema_warmup: bool = False,", TRAINING),
+    Mutant("another recipe may go on", "segments.py", "for name, pair in changes(before, recipe).items() if name not in FREE}", "for name, pair in changes(before, recipe).items() if name in ()}", SEGMENTS),
+    Mutant("the checkpoint's recipe is not looked at", "runs.py", 'accept=lambda saved: check_same_recipe(folder / "checkpoints", saved, recipe)', "accept=lambda saved: None", SEGMENTS),
+    Mutant("other data may go on", "segments.py", "if saved and given and saved != given:", "if False:", SEGMENTS),
+    Mutant("the config says what was true before", "segments.py", "return {**before, **now,", "return {**now, **before,", SEGMENTS),
+    Mutant("saving counts for the rate", "throughput.py", "        self._since += gone\n        self._warm += gone\n", "        pass\n", "tests/test_throughput.py"),
+    Mutant("a cosine is a line", "recipes/recipe.py", "0.5 - 0.5 * math.cos(math.pi * left)", "left", "tests/test_recipes.py -k learning_rate"),
     Mutant("the step is not resumed", "training.py", "self.step, self.last_good = saved.step, path", "self.last_good = path", TRAINING),
     Mutant("the optimizer's state is not resumed", "training.py", '{"state": entries, "param_groups"', '{"state": {}, "param_groups"', TRAINING),
     Mutant("another seed may go on", "training.py", '            "seed": self.seed,\n            "ema_decay"', '            "ema_decay"', TRAINING),
