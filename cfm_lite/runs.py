@@ -126,7 +126,7 @@ def train(
     save_every = check_count("save_every", save_every)
     log_every = check_count("log_every", log_every)
     sample_every = check_count("sample_every", sample_every, low=0)
-    if sample_every > recipe.steps:
+    if draw and sample_every > recipe.steps:
         raise ConfigError(f"sample_every is {sample_every} and there are {recipe.steps} steps: nothing would be drawn. Use fewer, or 0.")
     device = torch.device(device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))

@@ -111,6 +111,7 @@ REFUSED = [
     ("train digits --set qk_norm=true", "digits_sit"),
     ("train toy --set schedule=linear cooldown=0", "there is no cooldown"),
     ("train toy --set schedule=constant cooldown=0.5", "the schedule is constant"),
+    ("train toy --steps 2 --sample-every 3", "nothing would be drawn"),
     ("train toy --out run", "already holds a run"),
     ("train toy --out run/checkpoints", "inside the run"),
     ("train toy --out run/checkpoints/step-00000002", "inside the run"),
