@@ -221,7 +221,7 @@ class Evaluate(Common):
     """
 
     samples: Path = Path("runs/digits-fm-0/samples.npz")
-    """An npz written by cfm-lite sample, or its folder; for imagenet also a folder of images, flat or not."""
+    """An npz written by cfm-lite sample, its folder, or the run; for imagenet also a folder of images, flat or not."""
     reference: Path | None = None
     """imagenet: what to measure against: statistics of a whole set (mu, sigma, mu_s, sigma_s, as ADM, pytorch-fid and EDM save
     them), images (arr_0 of an npz, a folder, a tar), or both in one npz."""
@@ -232,6 +232,9 @@ class Evaluate(Common):
 
     def work(self) -> None:
         self.refuse(["seed", "quick"], "would change nothing: samples are measured without drawing anything; leave it out.")
+        from cfm_lite.runs import samples_of
+
+        self.samples = samples_of(self.samples)
         if self.out is not None:
             check_file(self.out, (".json",), inputs=[path for path in (self.samples, self.reference) if path is not None])
         if self.reference is not None:

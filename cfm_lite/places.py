@@ -31,7 +31,7 @@ def expanded(path: Given) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise ConfigError(f"{text!r:.100} names a home folder that is not there; write the whole path, or ./~name for that name.") from None
+        raise ConfigError(f"{text!r:.100} names a home folder that is not there; write the whole path, from / on.") from None
 
 
 def check_suffix(path: Path, suffixes: Iterable[str], option: str = "--out") -> None:

@@ -53,6 +53,7 @@ __all__ = [
     "located",
     "peak_memory",
     "pick_device",
+    "samples_of",
     "saved_recipe",
     "train",
     "write_json",
@@ -291,6 +292,18 @@ def located(path: str | os.PathLike[str]) -> Located:
         if (home / CONFIG).exists():
             return Located(home, step)
     return Located(given, given if _is_step(given) else None)
+
+
+def samples_of(path: str | os.PathLike[str]) -> Path:
+    """The samples.npz that `path` means: a file, a folder that holds one, or those of a run (see `located`) where there are some.
+
+    What holds none is given back as it is, for the caller to read as a folder of images, or to refuse.
+    """
+    given, home = expanded(path), located(path).folder
+    if given.is_file() and given.suffix == ".npz":
+        return given
+    places = [given, *([home, home / "samples"] if (home / CONFIG).exists() else [])]
+    return next((place / "samples.npz" for place in places if (place / "samples.npz").is_file()), given)
 
 
 def home_for(out: str | os.PathLike[str], resume: bool | str = False, *, inputs: Iterable[Path] = ()) -> Path:

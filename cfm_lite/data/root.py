@@ -22,6 +22,7 @@ import platformdirs
 
 from cfm_lite.checks import warn_once
 from cfm_lite.errors import CFMError, DataError
+from cfm_lite.places import expanded
 
 __all__ = [
     "VARIABLE",
@@ -57,7 +58,7 @@ def cache_root() -> Path:
     repository = checkout()
     if repository:
         return repository / "data" / "cache"
-    path = platformdirs.user_cache_path("cfm_lite")
+    path = Path(os.path.expanduser(platformdirs.user_cache_path("cfm_lite")))  # XDG_CACHE_HOME may begin with ~
     # without a home folder the answer is "~/.cache", which would be made where the command runs
     return path if path.is_absolute() else Path(tempfile.gettempdir()) / f"cfm_lite-{os.getuid() if hasattr(os, 'getuid') else os.getpid()}"
 
@@ -98,7 +99,7 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """The folder that holds the data sets: `root` if given, else CFM_LITE_DATA, else the default. It need not exist."""
     chosen = root or os.environ.get(VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     return cache_root()
 
 

@@ -24,7 +24,7 @@ ELSEWHERE: dict[str, str] = {
         cli.Export scale.budget.peak_bytes scale.commands.features_command scale.official.export_run
         scale.official.is_file_of_weights scale.official.open_any scale.official.start_from scale.sample.open_run
         scale.sample.count_samples scale.sample.run_of places.check_file places.check_folder places.check_suffix places.expanded
-        places.inside recipes.reads.check_read recipes.reads.unread runs.home_for arguments.names_of
+        places.inside recipes.reads.check_read recipes.reads.unread runs.home_for runs.samples_of arguments.names_of
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         checkpoint.check_storable checkpoint.exists checkpoint.latest checkpoint.load checkpoint.once checkpoint.ordered checkpoint.save
