@@ -1,0 +1,54 @@
+"""The code blocks of the documents, and which test runs each: what stands in a document is tried as it stands."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+_INDENTED = re.compile(r"(?:^ {4}\S.*\n)+", re.MULTILINE)
+
+RUN: dict[str, tuple[str, ...]] = {
+    # the blocks of each document in their order, and the test that runs each
+    "README.md": (
+        "tests/test_documents.py::test_the_twelve_lines_learn_the_data_that_they_were_given",
+        "tests/scale/test_documents.py::test_the_commands_for_imagenet_go_from_images_to_a_score",
+        "tests/scale/test_slurm.py::test_the_recipe_goes_on_after_a_term",
+        "tests/scale/test_documents.py::test_the_commands_of_the_lab_list_measure_and_report",
+    ),
+    "CONTRIBUTING.md": (
+        "tests/test_contributing.py::test_both_blocks_run_as_printed",
+        "tests/test_contributing.py::test_both_blocks_run_as_printed",
+    ),
+}
+
+
+class Block(NamedTuple):
+    """One fenced block: its language, as written, and its text."""
+
+    language: str
+    text: str
+
+
+def documents() -> list[str]:
+    """Every document of the project, as a path below its root; reports that a program writes are not among them."""
+    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *(ROOT / name / "README.md" for name in ("data", "slides", "notebooks"))]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found if path.is_file())
+
+
+def read(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def blocks(document: str) -> list[Block]:
+    """The fenced blocks of a document, in their order."""
+    return [Block(match[2], match[3]) for match in _FENCE.finditer(read(document))]
+
+
+def command_lines(document: str) -> list[str]:
+    """What a reader may type: lines of shell blocks, of indented blocks, and code between backquotes that starts with a command."""
+    text = _FENCE.sub("", read(document))
+    fenced = [block.text for block in blocks(document) if block.language in ("bash", "sh", "shell")]
+    inline = re.findall(r"`([^`]+)`", text)
+    lines = "\n".join([*fenced, *_INDENTED.findall(text)]).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*$", "", " ".join(line.split())) for line in [*lines, *inline]]
