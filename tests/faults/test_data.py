@@ -109,7 +109,7 @@ def read_official(tmp_path):
 
 def read_samples(tmp_path):
     path = tmp_path / "samples.npz"
-    commands._save_samples(path, torch.randn(100, 1, 8, 8), torch.arange(100) % 10, recipe("digits"), 3)
+    commands._save_samples(path, torch.randn(100, 1, 8, 8), torch.arange(100) % 10, {"recipe": recipe("digits").as_dict(), "step": 3})
     return path, lambda: commands.load_samples(path)
 
 

@@ -51,6 +51,11 @@ ALLOWED = {  # file and call: why it harms nobody
     ("tests/test_contributing.py", "exec"): "the guide's own example",
     ("tests/test_contributing.py", "eval"): "the guide's own example",
     ("tests/fakegpu.py", "eval"): "text of its own",
+    ("tests/test_documents.py", "exec"): "the README's own example",
+    ("tests/test_pickling.py", "pickle.dumps"): "pickles that the test makes itself, in memory",
+    ("tests/test_pickling.py", "pickle.loads"): "pickles that the test made itself, in memory",
+    ("tests/test_pickling.py", "torch.load without weights_only=True"): "what the test saved itself, in memory",
+    ("tests/test_pickling.py", f"torch.load {POISON}"): "what the test saved itself, in memory",
 }
 
 
