@@ -47,7 +47,6 @@ FORBIDDEN = {
 POISON = "with shell, allow_pickle or without weights_only"
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 ALLOWED = {  # file and call: why it harms nobody
-    ("tests/test_project.py", "exec"): "the README's own example",
     ("tests/test_contributing.py", "exec"): "the guide's own example",
     ("tests/test_contributing.py", "eval"): "the guide's own example",
     ("tests/fakegpu.py", "eval"): "text of its own",
