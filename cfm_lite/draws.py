@@ -161,7 +161,7 @@ def drop_labels(y: Tensor, p: float, null: int, *, generator: torch.Generator | 
     p, null = check_number("p", p, 0, 1), check_count("null", null)
     y = check_labels(y, None, null)
     check_generator(generator)
-    drawn = torch.rand(len(y), generator=generator, device=_place(generator, None if generator else y.device))
+    drawn = torch.rand(len(y), dtype=torch.float32, generator=generator, device=_place(generator, None if generator else y.device))
     return torch.where(drawn.to(y.device) < p, null, y)
 
 

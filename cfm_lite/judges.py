@@ -192,7 +192,7 @@ def fit_classifier(judge: nn.Module, x: Tensor, y: Tensor, settings: JudgeSettin
     for _ in range(settings.epochs):
         for rows in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch):
             images = _shifted(x[rows], settings.shift, generator)
-            images = images + settings.noise * torch.randn(images.shape, generator=generator)
+            images = images + settings.noise * torch.randn(images.shape, generator=generator, dtype=torch.float32)
             loss = F.cross_entropy(judge(images), y[rows], label_smoothing=settings.smoothing)
             optimizer.zero_grad()
             loss.backward()

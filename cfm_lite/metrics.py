@@ -389,7 +389,9 @@ def sliced_wasserstein(a: Tensor, b: Tensor, n_projections: int = 256, *, genera
     _same_width(a=a, b=b)
     check_generator(generator)
     device = a.device if generator is None else generator.device
-    directions = torch.randn(a.shape[1], check_count("n_projections", n_projections), generator=generator, device=device).to(a)
+    directions = torch.randn(
+        a.shape[1], check_count("n_projections", n_projections), generator=generator, device=device, dtype=torch.float32
+    ).to(a)
     directions = directions / directions.norm(dim=0)
     quantiles_a, quantiles_b, mass = _coupled(*((x @ directions).sort(dim=0).values for x in (a, b)))
     return (mass[:, None] * (quantiles_a - quantiles_b).square()).sum(dim=0).mean().sqrt()

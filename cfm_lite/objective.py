@@ -148,6 +148,9 @@ class Objective(nn.Module):
     @torch.compiler.disable
     def _draw(self, x1: Tensor, y: Tensor | None) -> tuple[FlowSample, dict[str, Any], list[slice]]:
         """Everything random, outside any compiled graph: the sample, what each term prepared, and the shards as slices."""
+        weight = next((p for p in self.model.parameters() if p.dtype == torch.float64), None)
+        if weight is not None:  # as under torch.set_default_dtype(torch.float64): data that were read in float32 follow the weights
+            x1 = x1.double()
         size = self.shard or max(1, len(x1))
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
         self._calls += 1

@@ -142,12 +142,12 @@ def _expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draw
     generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
     if transform is channel_shuffle and shape[0] > 1:
         orders = math.factorial(shape[0])  # E[P m] = (C! mean(m) - m) / (C! - 1): the identity is left out
-        mean = (orders / shape[0] - torch.eye(shape[0])) / (orders - 1)
-        return torch.kron(mean, torch.eye(size // shape[0]))
-    basis = torch.eye(size).reshape(size, *shape)
+        mean = (orders / shape[0] - torch.eye(shape[0], dtype=torch.float32)) / (orders - 1)
+        return torch.kron(mean, torch.eye(size // shape[0], dtype=torch.float32))
+    basis = torch.eye(size, dtype=torch.float32).reshape(size, *shape)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
         raise ConfigError(f"{getattr(transform, '__name__', transform)} of nothing is something, so it is not linear; use crop_resize.")
-    total = torch.zeros(size, size)
+    total = torch.zeros(size, size, dtype=torch.float32)
     for _ in range(draws):
         total += transform(basis, generator=generator).reshape(size, size)
     return (total / draws).mT.contiguous()
@@ -199,7 +199,7 @@ def _signed(x: Tensor, size: float, generator: Generator | None) -> Tensor:
 def _random_orders(n: int, channels: int, exclude_identity: bool, device: torch.device, generator: Generator | None) -> Tensor:
     """(n, C) permutations, drawn without reading a value back to the host."""
     if channels > 8:
-        order = torch.rand(n, channels, device=device, generator=generator).argsort(1)
+        order = torch.rand(n, channels, dtype=torch.float32, device=device, generator=generator).argsort(1)
         identity = torch.arange(channels, device=device)
         swapped = torch.cat([identity[:2].flip(0), identity[2:]])
         return torch.where(exclude_identity & (order == identity).all(1, keepdim=True), swapped, order)

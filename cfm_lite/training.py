@@ -147,7 +147,7 @@ class Trainer:
         self._at_once = device.type == "cpu"  # where looking at a number costs no synchronisation
         self._names: list[str] = []  # of what `_bad` counts
         self._errors: tuple[Tensor, Tensor] | None = None  # the first flow-matching error and the largest, on the device
-        self._ok = torch.ones((), device=device)
+        self._ok = torch.ones((), device=device, dtype=torch.float32)  # as the fused optimizer reads it
         self._bad = torch.full((2,), -1, device=device, dtype=torch.long)  # step and term of the first bad step
 
     def _spread(self, parallel: str, compile: bool) -> tuple[nn.Module, Any]:

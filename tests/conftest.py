@@ -43,6 +43,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
         ("CUDA device", "GPU tests did not run: no CUDA device"),
         ("Chromium", "browser tests did not run: make test-browser runs them"),
         ("long tier", "long fault tests did not run: make test-faults runs them"),
+        ("torchcfm", "test of torchcfm's U-Net did not run: pip install 'cfm-lite[bench]'"),
         ("CFM_LITE_DATA", "real-data tests did not run: set CFM_LITE_DATA"),
     ):
         missed = sum(cause in reason for reason in reasons)

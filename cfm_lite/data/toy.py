@@ -45,19 +45,31 @@ class Toy(Protocol):
 def _ring_of_gaussians() -> GaussianMixture:
     angles = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     means = 2 * torch.stack([angles.cos(), angles.sin()], dim=1)  # (8, 2)
-    return GaussianMixture(torch.full((8,), 1 / 8).double(), means, torch.full((8,), 0.2).double(), labels=torch.arange(8))
+    return GaussianMixture(
+        torch.full((8,), 1 / 8, dtype=torch.float32).double(),
+        means,
+        torch.full((8,), 0.2, dtype=torch.float32).double(),
+        labels=torch.arange(8),
+    )
 
 
 def _two_classes() -> GaussianMixture:
     # each class sits on both sides, so its mean is of little use: where to go depends on where one is
     means = torch.tensor([[-1.5, 1.8], [2.3, 0.9], [2.3, -0.9], [-1.5, -1.8]], dtype=torch.float64)
-    return GaussianMixture(torch.full((4,), 0.25).double(), means, torch.full((4,), 0.35).double(), labels=torch.tensor([0, 0, 1, 1]))
+    return GaussianMixture(
+        torch.full((4,), 0.25, dtype=torch.float32).double(),
+        means,
+        torch.full((4,), 0.35, dtype=torch.float32).double(),
+        labels=torch.tensor([0, 0, 1, 1]),
+    )
 
 
 def _figure3() -> GaussianMixture:
     angles = torch.tensor([0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64)  # the second is 12.57 degrees
     modes = 5 * torch.stack([angles.cos(), angles.sin()], dim=1)
-    return GaussianMixture(torch.full((2,), 0.5).double(), from_figure3(modes), torch.ones(2).double(), labels=torch.arange(2))
+    return GaussianMixture(
+        torch.full((2,), 0.5, dtype=torch.float32).double(), from_figure3(modes), torch.ones(2, dtype=torch.float64), labels=torch.arange(2)
+    )
 
 
 MIXTURES: dict[str, Callable[[], GaussianMixture]] = {
@@ -122,39 +134,45 @@ def _classes(n: int, generator: Generator | None) -> Tensor:
     return torch.randint(2, (check_count("n", n),), generator=generator)
 
 
+def _uniform(n: int, generator: Generator | None) -> Tensor:
+    return torch.rand(n, generator=generator, dtype=torch.float32)  # whatever torch's default type is
+
+
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)  # (n, 2)
 
 
 def _blur(x1: Tensor, noise: float, generator: Generator | None) -> Tensor:
-    return x1 + noise * torch.randn(x1.shape, generator=generator)
+    return x1 + noise * torch.randn(x1.shape, generator=generator, dtype=torch.float32)
 
 
 def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """Two interleaved half circles of radius 1.6 with noise 0.08; class 0 is the upper one. Scikit-learn's moons, centred, times 1.6."""
     y = _classes(n, generator)
-    half_circle = 1.6 * _polar(torch.ones(n), math.pi * torch.rand(n, generator=generator)) - torch.tensor([0.8, 0.4])
+    half_circle = 1.6 * _polar(torch.ones(n, dtype=torch.float32), math.pi * _uniform(n, generator)) - torch.tensor(
+        [0.8, 0.4], dtype=torch.float32
+    )
     return _blur(half_circle * (1 - 2 * y[:, None]), 0.08, generator), y  # class 1 is class 0 turned by pi
 
 
 def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """Two circles with noise 0.08, class 0 of radius 2 and class 1 of radius 1: scikit-learn's circles with factor 0.5, doubled."""
     y = _classes(n, generator)
-    return _blur(_polar(2.0 - y, 2 * math.pi * torch.rand(n, generator=generator)), 0.08, generator), y
+    return _blur(_polar(2.0 - y.float(), 2 * math.pi * _uniform(n, generator)), 0.08, generator), y
 
 
 def swiss_roll(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """The section of scikit-learn's Swiss roll, 1.5 turns from radius 0.8 to 2.5, with noise 0.06; class 0 is the inner half of them."""
     check_generator(generator)
-    turn = math.pi * (1.5 + 3 * torch.rand(check_count("n", n), generator=generator))
+    turn = math.pi * (1.5 + 3 * _uniform(check_count("n", n), generator))
     return _blur(_polar(turn * 2.5 / (4.5 * math.pi), turn), 0.06, generator), (turn > 3 * math.pi).long()
 
 
 def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """Two arms of a spiral, 1.25 turns each, from radius 0.4 to 2.5 with noise 0.06; one arm per class, the other turned by pi."""
     y = _classes(n, generator)
-    outward = torch.rand(n, generator=generator).sqrt()  # the root spreads the points nearly evenly along the arm
-    arm = _polar(0.4 + 2.1 * outward, 2.5 * math.pi * outward + math.pi * y)
+    outward = _uniform(n, generator).sqrt()  # the root spreads the points nearly evenly along the arm
+    arm = _polar(0.4 + 2.1 * outward, 2.5 * math.pi * outward + math.pi * y.float())
     return _blur(arm, 0.06, generator), y
 
 
@@ -163,7 +181,7 @@ def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor,
     column = _classes(n, generator)
     row = torch.randint(4, (n,), generator=generator)
     corner = torch.stack([2 * column + row % 2, row], dim=1) - 2  # (n, 2) lower left corner of the square
-    return corner + torch.rand(n, 2, generator=generator), row % 2
+    return corner.float() + torch.rand(n, 2, generator=generator, dtype=torch.float32), row % 2
 
 
 TOYS: dict[str, Toy] = {

@@ -43,8 +43,8 @@ class Encoder(nn.Module):
         self.dim: int = self.vit.num_features
         self.size: tuple[int, int] = self.vit.patch_embed.img_size
         self.grid: int = self.vit.patch_embed.grid_size[0]
-        self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1), persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

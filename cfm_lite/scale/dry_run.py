@@ -61,7 +61,7 @@ def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, step
 
 def _made_batches(recipe: ImageNet, made: Made, features: bool, world: World, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
     rows = recipe.batch // world.size
-    x1 = torch.randn(rows, *made.shape, device=device)
+    x1 = torch.randn(rows, *made.shape, device=device, dtype=torch.float32)
     y = torch.randint(made.num_classes, (rows,), device=device)
     third: tuple[Tensor, ...] = ()
     if recipe.align and features:

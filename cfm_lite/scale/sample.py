@@ -219,7 +219,9 @@ def _draw(trained: Trained, codec: Codec, settings: Settings, part: int, device:
 def _latents(trained: Trained, settings: Settings, part: int, device: torch.device) -> Tensor:
     """What is decoded to the images of one part, (n, C, h, w)."""
     y = _labels(settings, part, trained.num_classes).to(device)
-    noise = torch.randn(settings.batch, *trained.shape, generator=keyed_generator("cpu", settings.seed, "samples", part))
+    noise = torch.randn(
+        settings.batch, *trained.shape, generator=keyed_generator("cpu", settings.seed, "samples", part), dtype=torch.float32
+    )
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         return _solver(settings, part, trained)(_velocity(trained, settings, y, device), noise[: len(y)].to(device))
 
