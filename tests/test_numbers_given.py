@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from cfm_lite import draws, guidance, metrics, negatives, objective, samplers
 from cfm_lite.checks import check_count, check_flag, check_labels, check_number, promote
 from cfm_lite.data.batches import batches, row_numbers
 from cfm_lite.errors import ConfigError
-from cfm_lite.models import MLP, SiT
+from cfm_lite.models import MLP, SiT, export_official, load_official
 from cfm_lite.paths import LINEAR, FlowSample
 from cfm_lite.recipes import Recipe
 from cfm_lite.training import Trainer
@@ -144,3 +145,15 @@ def test_every_shorter_floating_type_becomes_float32(dtype):
         return  # two numbers in a byte: torch itself cannot read them
     assert promote(torch.ones(2).to(dtype)).tolist() == [1.0, 1.0]
     assert promote(torch.ones(2).to(dtype)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64])
+def test_official_weights_of_every_floating_type_become_a_network_of_float32_or_float64(dtype, tmp_path):
+    sit = SiT(input_size=4, patch_size=2, in_channels=1, hidden_size=8, depth=1, num_heads=2, num_classes=3)
+    state = {name: value.to(dtype) for name, value in export_official(sit, format="sit").items()}
+    safetensors.torch.save_file(state, tmp_path / "sit.safetensors")
+    torch.save(state, tmp_path / "sit.pt")
+    for source in (state, tmp_path / "sit.safetensors", tmp_path / "sit.pt"):
+        model = load_official(source, format="sit", num_heads=2)
+        assert {p.dtype for p in model.parameters()} == {torch.float64 if dtype == torch.float64 else torch.float32}
+        assert torch.equal(model.pos_embed, state["pos_embed"].to(model.pos_embed.dtype))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_floating, in_one_line, on_host
+from cfm_lite.checks import check_count, check_floating, in_one_line, on_host, promote
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.lazy import optional
 from cfm_lite.models.official import read_weights
@@ -96,4 +96,4 @@ def _content(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     content = read_weights(checkpoint)
     if not content:  # timm would take this for "no file given" and fetch its own
         raise CheckpointError(f"{checkpoint} holds no weights.")
-    return content
+    return {name: promote(x) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in content.items()}
