@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cfm_lite.data import archive, images
+from cfm_lite.data import archive, images, root
 from cfm_lite.errors import DataError, DiskFullError
 from tests.pictures import made_folder, picture
 from tests.processes import forked
@@ -285,3 +285,22 @@ def test_a_stopped_unpacking_leaves_nothing_where_no_class_was_finished(tmp_path
     with pytest.raises(KeyboardInterrupt):
         archive.unpack(tmp_path / "a.tar", tmp_path / "out" / "folder")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_costs_a_note_and_the_set_is_there_all_the_same(tmp_path, cache):
+    tarred(tmp_path / "set.tar", FOLDERS)
+    right = {path.name for path in archive.unpacked(tmp_path / "set.tar").rglob("*.png")}
+    os.utime(tmp_path / "set.tar", ns=(1, 1))  # another version, which is not in the cache
+    shutil.rmtree(cache)
+    cache.write_text("no folder")
+    with pytest.warns(UserWarning, match=r"what set\.tar holds cannot be kept in .*: nothing is lost"):
+        folder = archive.unpacked(tmp_path / "set.tar")
+    assert {path.name for path in folder.rglob("*.png")} == right
+    assert not folder.is_relative_to(tmp_path)
+
+
+def test_the_cache_is_an_absolute_folder_also_without_a_home(monkeypatch):
+    monkeypatch.setattr(root, "checkout", lambda: None)
+    monkeypatch.setattr(root.platformdirs, "user_cache_path", lambda name: Path("~/.cache") / name)  # what it gives without one
+    assert root.cache_root().is_absolute()
+    assert "~" not in str(root.cache_root())

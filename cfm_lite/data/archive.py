@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfm_lite.data.root import VARIABLE, cache_root, data_root
+from cfm_lite.data.root import VARIABLE, cache_root, data_root, scratch
 from cfm_lite.data.shared import in_turn
 from cfm_lite.errors import DataError, DiskFullError
 
@@ -213,7 +213,9 @@ def unpacked(archive: str | os.PathLike[str]) -> Path:
         raise DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.") from None
     path, version = (_short_hash(text) for text in (str(archive.resolve()), f"{facts.st_size}:{facts.st_mtime_ns}"))
     own = f"{_TAR.sub('', archive.name)}-{path}-"
-    folder = unpack(archive, cache_root() / SAMPLES / f"{own}{version}")
+    folder = cache_root() / SAMPLES / f"{own}{version}"
+    if not folder.is_dir():  # a cache that may only be read is one all the same
+        folder = unpack(archive, scratch(folder.parent, f"what {archive.name} holds") / folder.name)
     for start in ("", ".tmp-"):  # what older versions of the same archive left
         for other in folder.parent.glob(f"{start}{glob.escape(own)}*"):
             if other != folder and not other.name.endswith(".lock"):
