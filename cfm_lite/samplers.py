@@ -102,15 +102,45 @@ def sample_adaptive(velocity: Velocity, x: Tensor, t0: float = 0.0, t1: float = 
     low, high = min(t0, t1), max(t0, t1)
     ends = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
 
+    stuck = _Stuck(t0, t1)
+
     def field(t: Tensor, x: Tensor) -> Tensor:
+        stuck.check(float(t))
         return fitting(velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))), x)  # a first guess of the step may overshoot
 
+    solve = optional("torchdiffeq", "ode").odeint
     try:
-        return optional("torchdiffeq", "ode").odeint(field, x, ends, method="dopri5", options={"step_t": ends[1:]}, **tolerances)[-1]
+        end = solve(field, x, ends, method="dopri5", options={"step_t": ends[1:]}, **tolerances)[-1]
     except AssertionError as error:
         if not str(error).startswith(("underflow in dt", "non-finite values", "max_num_steps")):
             raise
-        raise DivergenceError(f"dopri5 found no step between t = {t0:g} and t = {t1:g} that meets its tolerance: {error}") from error
+        raise stuck.error() from error
+    if on_host(end) and not end.isfinite().all():  # a bounded velocity is finite even where the state is not
+        raise stuck.error()
+    return end
+
+
+class _Stuck:
+    """Finds, from the times that dopri5 asks for, that it will never arrive: its own assertions do not run under `python -O`.
+
+    A step is six calls at as many times. Where it has become too short for the clock they are one time and its two neighbours,
+    and a velocity that is not finite gives a step length, and so a time, that is not.
+    """
+
+    def __init__(self, t0: float, t1: float) -> None:
+        self.t0, self.t1 = t0, t1
+        self.recent: deque[float] = deque(maxlen=18)
+
+    def check(self, t: float) -> None:
+        self.recent.append(t)
+        if not math.isfinite(t) or (len(self.recent) == 18 and len(set(self.recent)) <= 3):
+            raise self.error()
+
+    def error(self) -> DivergenceError:
+        return DivergenceError(
+            f"dopri5 found no step between t = {self.t0:g} and t = {self.t1:g} that meets its tolerance. Look at the velocity: it may "
+            "not be finite, or change too fast; loosen rtol and atol, or stop before the time where it is infinite."
+        )
 
 
 Form = Callable[[Path, Tensor, float], Tensor]

@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -382,6 +383,36 @@ def test_a_field_that_does_not_repeat_itself_still_stops() -> None:
 def test_large_finite_states_are_no_divergence() -> None:
     x = torch.full((4, 2), 3e38)
     assert torch.equal(sample(lambda x, t: torch.zeros_like(x), x, torch.linspace(0, 1, 3)), x)
+
+
+def _broken(kind: float, x: Tensor, t: Tensor, where: str) -> Tensor:
+    bad = {"everywhere": t >= 0, "later": t > 0.5, "one row": torch.arange(len(x)) == 1}[where]
+    return torch.where(bad[:, None], kind, -x)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("asserting", [True, False], ids=["python", "python -O"])
+@pytest.mark.parametrize("where", ["everywhere", "later", "one row"])
+@pytest.mark.parametrize("kind", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["up", "down"])
+def test_adaptive_ends_where_the_velocity_is_not_finite(
+    ends: tuple[float, float], kind: float, where: str, asserting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under -O torchdiffeq's assertions are gone, and its loop had no end."""
+    if not asserting:
+        from torchdiffeq._impl import rk_common
+
+        bare = {"__name__": "torchdiffeq._impl.rk_common", "__package__": "torchdiffeq._impl"}
+        exec(compile(Path(rk_common.__file__).read_text(), rk_common.__file__, "exec", optimize=1), bare)  # noqa: S102
+        solver = "RKAdaptiveStepsizeODESolver"
+        monkeypatch.setattr(getattr(rk_common, solver), "_adaptive_step", bare[solver]._adaptive_step)
+    with pytest.raises(DivergenceError, match="Look at the velocity"):
+        sample_adaptive(lambda x, t: _broken(kind, x, t, where), torch.ones(3, 2), *ends)
+
+
+def test_adaptive_does_not_return_a_state_that_is_not_finite() -> None:
+    with pytest.raises(DivergenceError):
+        sample_adaptive(lambda x, t: torch.where(t[:, None] > 0.3, 3e38 * x.sign(), x), torch.ones(3, 2))
 
 
 def test_adaptive_divergence_is_an_error() -> None:
