@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
+from torch.func import debug_unwrap
 
 from cfm_lite.errors import CheckpointError, ConfigError
 
@@ -24,8 +26,18 @@ _warned: set[str] = set()
 
 
 def on_host(x: Tensor) -> bool:
-    """True where reading a value costs no device synchronisation and breaks no compiled graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """True where reading a value costs no device synchronisation and breaks no compiled graph, and torch.func does not hide it."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and debug_unwrap(x, recurse=False) is x
+
+
+def transformed(*tensors: Tensor | None) -> bool:
+    """True where torch.func (grad, vmap, jvp and what is made of them) or forward-mode autograd follows one of the tensors.
+
+    There only plain formulas are used: a kernel of our own would need a rule for each of them, and for each in each other.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return any(x is not None and (debug_unwrap(x, recurse=False) is not x or unpack_dual(x).tangent is not None) for x in tensors)
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:

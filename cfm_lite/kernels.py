@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import promote
+from cfm_lite.checks import promote, transformed
 
 __all__ = ["TINY", "attract_repel", "cosine", "gram", "inverse_root", "root", "standardize"]
 
@@ -57,7 +57,15 @@ def gram(z: Tensor, centre: bool = False) -> Tensor:
 
     Distances from an uncentred Gram matrix lose every digit to a common offset of 1000 standard deviations.
     """
+    if transformed(z):
+        return _plain_gram(promote(z), centre)
     return _gram(z, centre)
+
+
+def _plain_gram(z: Tensor, centre: bool) -> Tensor:
+    z = z - z.mean(0) if centre else z
+    with torch.autocast(z.device.type, enabled=False):
+        return z @ z.mT
 
 
 class _AttractRepel(torch.autograd.Function):
@@ -78,7 +86,7 @@ class _AttractRepel(torch.autograd.Function):
         v, u, u_neg, pull = ctx.saved_tensors
         scale = grad * (2 / v.shape[1])
         push = (pull * scale)[:, None]
-        if torch.is_grad_enabled():  # a second derivative is wanted: leave it to autograd
+        if torch.is_grad_enabled() or _many_at_once(grad):  # a second derivative, or one for each of many `grad`: leave it to autograd
             return scale / len(v) * (v - u) - (push * (v - u_neg)).sum(0), None, None, None
         out = torch.empty_like(v)
         for rows, x, buffer in _row_blocks(v):
@@ -86,6 +94,17 @@ class _AttractRepel(torch.autograd.Function):
             for wrong in u_neg:
                 part.addcmul_(torch.sub(x, wrong[rows], out=buffer), push[rows], value=-1)
         return out, None, None, None
+
+
+def _many_at_once(grad: Tensor) -> bool:
+    """Whether autograd runs this backward pass for a batch of gradients (is_grads_batched), which is a tensor without a storage."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        grad.untyped_storage()
+    except NotImplementedError:
+        return True
+    return transformed(grad)
 
 
 def _row_blocks(v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -157,7 +176,7 @@ def _gram_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     if ctx.centre:
         weights = weights - weights.mean(0)
         weights = weights - weights.mean(1, keepdim=True)
-    if torch.is_grad_enabled():  # a second derivative is wanted: leave it to autograd
+    if torch.is_grad_enabled() or _many_at_once(grad):  # as above
         return (weights @ z.to(weights.dtype)).to(z.dtype), None
     return _gram_gradient(weights, z, ctx.centre), None
 

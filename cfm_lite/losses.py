@@ -20,6 +20,7 @@ from cfm_lite.checks import (
     check_tensor,
     on_host,
     promote,
+    transformed,
     warn_once,
 )
 from cfm_lite.errors import ConfigError
@@ -83,7 +84,8 @@ def contrastive_flow_matching(
     check_flag(rescale=rescale)
     if weight == 0:  # bit for bit plain flow matching, whatever the negatives are
         return flow_matching(v, u)
-    if torch.compiler.is_compiling():  # the compiler fuses the plain formula by itself
+    # the compiler fuses the plain formula by itself, and torch.func follows nothing else
+    if torch.compiler.is_compiling() or transformed(v, u, u_neg, keep):
         return flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale)
     share = v.new_full((len(v),), 1 / len(v)) if keep is None else _row_shares(keep, v, rescale)
     n = v[0].numel()
@@ -126,6 +128,8 @@ def dispersive(
     infonce_cosine: the same with D = -cosine. hinge: mean_ij max(0, margin - D_ij)^2, D as in infonce_l2 or, with
     distance="l2", its root. The pairs i = j count unless `include_diagonal` is False. covariance: the sum over m != n of the
     squared correlations of features m and n over the batch; a constant feature correlates with none. A batch of one gives 0.
+    The covariance form is a sum over d (d - 1) pairs of features that nothing divides: some d^2 / B for unrelated features, where
+    the other forms stay near 1. Its weight must be as much smaller (`objective.dispersive` divides 0.5 by the pairs).
     Raises ConfigError for an unknown name or a number out of range. Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
     """
     tau, margin = _check_options(variant, distance, tau=tau, margin=margin)

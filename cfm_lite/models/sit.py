@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cfm_lite.checks import HALF, check_count, check_flag, check_number, check_time, plain
+from cfm_lite.checks import HALF, check_count, check_flag, check_number, check_time, plain, transformed
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, autocasting, check_blocks, check_input, sincos_2d
 
@@ -96,8 +96,9 @@ class SiT(nn.Module):
         c = c if autocasting(x) else c.to(x.dtype)
         h = self.x_embedder(x) + self.pos_embed  # (B, T, D)
         features = {}
+        again = self.checkpointing and torch.is_grad_enabled() and not transformed(h)  # torch.func has no hooks for what is saved
         for number, block in enumerate(self.blocks, 1):
-            h = self._again_later(block, h, c) if self.checkpointing and torch.is_grad_enabled() else block(h, c)
+            h = self._again_later(block, h, c) if again else block(h, c)
             if number in wanted:
                 features[number] = h
         return self.unpatchify(self.final_layer(h, c)), features
@@ -196,8 +197,9 @@ class PatchEmbed(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k' / sqrt(d)) v of queries, keys and values (B, heads, T, d)."""
-    if q.requires_grad and q.device.type == "cpu" and q.dtype in HALF:
-        # the fused CPU kernel's backward pass in half precision takes about five times as long as these two products
+    if (q.requires_grad and q.device.type == "cpu" and q.dtype in HALF) or transformed(q, k, v):
+        # the fused CPU kernel's backward pass in half precision takes about five times as long as these two products, and no
+        # fused kernel has a forward-mode or a second derivative
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
