@@ -290,12 +290,40 @@ def vecor(
 
 
 def dispersive(
-    model: nn.Module, weight: float = 0.5, tau: float = 0.5, block: int | None = None, *, variant: str = "infonce_l2", **settings: Any
+    model: nn.Module,
+    weight: float | None = None,
+    tau: float = 0.5,
+    block: int | None = None,
+    *,
+    variant: str = "infonce_l2",
+    **settings: Any,
 ) -> Objective:
-    """Dispersive loss after `block` (default: a quarter of the depth, counted from 1) (Wang and He 2025, arXiv:2506.09027; 0.5, 0.5)."""
+    """Dispersive loss after `block` (default: a quarter of the depth, counted from 1) (Wang and He 2025, arXiv:2506.09027; 0.5, 0.5).
+
+    `weight` None is 0.5 for the forms that are means over pairs of rows. The covariance form is a sum over the d (d - 1) pairs of
+    features, so there it is 0.5 / (d (d - 1)): half the mean squared correlation, between 0 and 0.5. d is the model's `hidden_size`,
+    times the tokens of a SiT; give the weight for a network of your own with tokens. Raises ConfigError without `hidden_size`.
+    """
+    check_module(model=model)
+    weight = _spreading_weight(model, variant) if weight is None else weight
     depth = plain(getattr(model, "depth", None)) or 1  # without a depth the first block
     term = Dispersive(weight, max(1, depth // 4) if block is None else check_count("block", block), variant, tau)
     return Objective(model, terms=(FlowMatching(), term), **settings)
+
+
+def _spreading_weight(model: Any, variant: str) -> float:
+    """The paper's 0.5, on a mean over pairs: the covariance form does not divide by the number of its pairs, so the weight does."""
+    if variant != "covariance":
+        return 0.5
+    width, positions = plain(getattr(model, "hidden_size", None)), getattr(model, "pos_embed", None)
+    if not isinstance(width, int):
+        raise ConfigError(
+            "weight is None, and the covariance form needs one that fits the number of features d, which this network does not tell; "
+            "give weight = 0.5 / (d * (d - 1)), d the size of one sample's features."
+        )
+    tokens = positions.shape[1] if isinstance(positions, Tensor) and positions.dim() == 3 else 1  # a row of the table for each
+    d = width * tokens
+    return 0.5 / max(1, d * (d - 1))
 
 
 def repa(model: nn.Module, teacher: Any, weight: float = 0.5, block: int = 8, **settings: Any) -> Objective:

@@ -8,6 +8,7 @@ import torch
 
 from cfm_lite import draws, losses, negatives, objective, perturbations
 from cfm_lite.errors import ConfigError
+from cfm_lite.models import MLP, SiT
 from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Objective, Repulsion
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
 from tests.networks import Tiny
@@ -412,3 +413,28 @@ def test_a_sample_of_another_path_needs_its_path_named_outside_of_an_objective()
     assert torch.equal(negatives.perturbed(_halved, space="latent", path=COSINE)(sample), right)
     on_linear = sample._replace(u_t=LINEAR.interpolate(x0, x1, t)[1])
     assert torch.equal(negatives.perturbed(_halved, space="latent")(on_linear), 0.5 * x1 - x0)
+
+
+@pytest.mark.parametrize("model", [lambda: MLP(8, 64, 2, 3), lambda: SiT(4, 2, 1, 32, 2, 2, num_classes=3)], ids=["MLP", "SiT"])
+def test_without_a_weight_every_form_of_the_dispersive_loss_stays_near_flow_matching(model):
+    """The covariance form is an undivided sum: weighted by 0.5 it was thousands beside 2."""
+    network = model()
+    x1 = torch.randn(24, *((1, 4, 4) if isinstance(network, SiT) else (8,)), generator=torch.Generator().manual_seed(0))
+    for variant in losses.VARIANTS:
+        built = objective.dispersive(network, variant=variant)
+        total, values = built.at(0, 1)(x1, Y)
+        assert abs(total - values["flow_matching"]) <= 2.0, variant
+        assert (total != values["flow_matching"]).item(), variant
+    features = 64 if isinstance(network, MLP) else 4 * 32
+    assert objective.dispersive(network, variant="covariance").terms["dispersive"].weight == 0.5 / (features * (features - 1))
+    assert objective.dispersive(network, 0.5, variant="covariance").terms["dispersive"].weight == 0.5  # said is said
+
+
+def test_the_covariance_form_on_a_network_of_unknown_width_asks_for_its_weight():
+    unknown = Tiny()
+    del unknown.hidden_size
+    assert objective.dispersive(unknown).terms["dispersive"].weight == 0.5
+    with pytest.raises(ConfigError, match=r"give weight = 0\.5 / \(d \* \(d - 1\)\)"):
+        objective.dispersive(unknown, variant="covariance")
+    expected = objective.dispersive(unknown, 0.5 / (16 * 15), variant="covariance").at(0, 1)(X1, Y)[0]
+    assert torch.equal(objective.dispersive(Tiny(), variant="covariance").at(0, 1)(X1, Y)[0], expected)

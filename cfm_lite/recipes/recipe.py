@@ -93,7 +93,9 @@ class Recipe:
     weight: float = 0.05  # lambda of delta_fm and vecor
     k: int = 1
     perturb: str = "crop_resize"
-    spread: float = 0.5  # weight of dispersive and contrastive
+    spread: float = (
+        0.5  # weight of dispersive and contrastive; their covariance form is a sum over pairs of features, and needs some 0.5 / width^2
+    )
     variant: str = "infonce_l2"
     tau: float = 0.5
     block: int = 1  # from 1; the papers take a quarter of the depth
