@@ -35,6 +35,7 @@ class Mutant(NamedTuple):
 
 
 LOSSES, DISPERSIVE, OBJECTIVE, PATHS = "tests/test_losses.py", "tests/test_dispersive.py", "tests/test_objective.py", "tests/test_paths.py"
+TRANSFORMS = "tests/test_transforms.py"
 NEGATIVES, GUIDANCE, SAMPLERS, SDE = "tests/test_negatives.py", "tests/test_guidance.py", "tests/test_samplers.py", "tests/test_sde.py"
 TRAINING, AVERAGE, CHECKPOINT = "tests/test_training.py", "tests/test_average.py", "tests/test_checkpoint.py"
 DRAWS, BATCHES, RANKS = "tests/test_draws.py", "tests/test_batches.py", "tests/faults/test_two_ranks.py"
@@ -70,6 +71,9 @@ MUTANTS = (
     Mutant("two paths at once", "paths.py", "if given not in (path, path.name):", "if not given:", OBJECTIVE),
     Mutant("a score that divides by nothing", "paths.py", "rate.isfinite() & (d_alpha.isinf() | ((alpha == 0) & (d_alpha == 0)))", "(alpha > 9)", PATHS),
     Mutant("noise that keeps the data", "paths.py", "t, \"the velocity from noise\", d_sigma) * (x - sigma * x0)", "t, \"the velocity from noise\", d_sigma) * x", PATHS),
+    Mutant("a sum weighted as a mean", "objective.py", "return 0.5 / max(1, d * (d - 1))", "return 0.5", OBJECTIVE),
+    Mutant("torch.func meets the kernel", "losses.py", "is_compiling() or transformed(v, u, u_neg, keep):", "is_compiling():", TRANSFORMS),
+    Mutant("dopri5 without an end", "samplers.py", "len(self.recent) == 18 and len(set(self.recent)) <= 3", "False", SAMPLERS),
     Mutant("all shards draw alike", "objective.py", "seed, step, first + shard, purpose)", "seed, step, first, purpose)", f"{OBJECTIVE} {TRAINING}"),
     # guidance and samplers
     Mutant("guidance from the wrong end", "guidance.py", "guided = v_bad + scale * (v - v_bad)", "guided = v + scale * (v - v_bad)", GUIDANCE),
