@@ -332,8 +332,22 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
         failed = False
     finally:
         link.leave(failed)
+        _part_with_group(seconds=min(5.0, timeout) if failed else None)
+
+
+def _part_with_group(seconds: float | None) -> None:
+    """Destroy the process group; after a failure for so many `seconds` at most, for a host that was stopped lets it wait."""
+
+    def destroy() -> None:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+    if seconds is None:
+        destroy()
+        return
+    thread = threading.Thread(target=destroy, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _meet(backend: str, rank: int, size: int, timeout: float) -> Any:

@@ -50,37 +50,38 @@ def test_a_rank_draws_the_shards_of_its_place():
 
 
 def end(work, folder, timeout):
-    """What both ranks end with and say; `work(world)` may return an exit code. 7: it lost the others."""
+    """What both ranks end with and say; `work(world)` may return an exit code. 7: it lost the others.
+
+    On busy cores it can take seconds to meet, so `timeout` begins after that.
+    """
 
     def start():
         try:
             with joined() as world:
+                world.link.timeout = timeout
                 return work(world)
         except DistributedError as error:
             print(error, flush=True)
             return 7
 
-    started = ranks([start, start], folder, timeout=timeout)
-    return started, lambda: (started.wait(40), started.texts())
+    started = ranks([start, start], folder, timeout=60)
+    return started, lambda: (started.wait(90), started.texts())
 
 
 def test_a_rank_that_works_alone_is_waited_for_longer_than_the_time_out(tmp_path):
     def work(world):
         def slowly():
-            time.sleep(4)
+            time.sleep(5)
             return 5
 
         assert world.on_main(slowly) == (5 if world.is_main else None)
-        if not world.is_main:
-            slowly()
         world.barrier()
         assert world.share(lambda: world.rank) == 0
         assert world.gather({"rank": world.rank}) == [{"rank": 0}, {"rank": 1}]
 
-    codes, texts = end(work, tmp_path, timeout=3)[1]()
+    codes, texts = end(work, tmp_path, timeout=4)[1]()
     assert codes == [0, 0], texts
     assert "rank 0 is alive and has worked alone for" in texts[1]
-    assert "rank 1 is alive and has worked alone for" in texts[0]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -88,10 +89,11 @@ def test_a_main_rank_that_dies_or_stops_while_it_works_alone_ends_the_others(tmp
     """A stopped process holds its connections open, so only its missing beat shows it."""
 
     def work(world):
+        world.barrier()  # both have met and are linked; until then the time-out of meeting counts
         world.on_main(lambda: os.kill(os.getpid(), how))
 
     started, ended = end(work, tmp_path, timeout=1)
-    with eventually(30) as wait:
+    with eventually(80) as wait:
         wait(lambda: "lost the others" in started.texts()[1])
     if how == signal.SIGSTOP:
         assert "rank 0 gave no sign of life" in started.texts()[1]
