@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from tyro.conf import FlagCreatePairsOff
+
 from cfm_lite.errors import ConfigError
 from cfm_lite.places import expanded
 
@@ -80,8 +82,10 @@ class FullScale:
     """With --dry-run: what an hour of one device costs, to say what the run will."""
     micro_batch: int | None = None
     """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
-    compile: bool = False
-    """Compile the model: a minute at the start, faster steps."""
+    compile: FlagCreatePairsOff[bool] = False
+    """Compile the network block by block: half a minute at the start, faster steps. On a GPU this is the default."""
+    no_compile: FlagCreatePairsOff[bool] = False
+    """Leave it as it is on a GPU too."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: ddp keeps everything on each of them, fsdp deals parameters, moments and average to them (FSDP2)."""
     checkpointing: bool = False
@@ -96,6 +100,13 @@ class FullScale:
     """Whose file --start is: sit, or repa (DeltaFM's too)."""
     teacher: str | None = None
     """For repa: a file with the teacher's weights, or random (default: timm's, fetched once)."""
+
+    @property
+    def compiles(self) -> bool | None:
+        """What --compile and --no-compile say, None where neither is given. ConfigError for both."""
+        if self.compile and self.no_compile:
+            raise ConfigError("--compile and --no-compile are both given; give one of them.")
+        return self.compile or (False if self.no_compile else None)
 
 
 def names_of(kind: type, *but: str) -> list[str]:

@@ -128,7 +128,7 @@ class Train(Common):
         if "method" not in by_hand:
             changes.pop("method")  # it is the preset's name
         how = {
-            "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compile, "parallel": full.parallel,
+            "resume": self.resume, "micro_batch": full.micro_batch, "compile": full.compiles, "parallel": full.parallel,
             "checkpointing": full.checkpointing, "images": full.images, "features": full.features, "teacher": full.teacher,
             "start": full.start, "format": full.format, "log": full.log, "by_hand": by_hand,
             "save_every": _given(self.save_every, 10_000), "sample_every": self.sample_every, "log_every": full.log_every,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite.checkpoint import ordered
+from cfm_lite.compiled import blocks_of
 from cfm_lite.distributed import World
 
 __all__ = ["full", "is_sharded", "load_optimizer", "load_weights", "optimizer_state", "shard", "weights"]
@@ -22,23 +23,24 @@ __all__ = ["full", "is_sharded", "load_optimizer", "load_weights", "optimizer_st
 # torch.distributed's tensors and checkpoints take a second to import, and only the functions below need them
 
 
-def shard(module: nn.Module, world: World, device: torch.device, compile: bool = False, read: bool = False) -> nn.Module:
+def shard(module: nn.Module, world: World, device: torch.device, half: torch.dtype | None = None, read: bool = False) -> nn.Module:
     """Deal the parameters of `module` to the ranks, in place: every transformer block apart, and what is left together.
 
+    With `half` the blocks are put together in that dtype, which halves the messages and what is whole, and their gradients are summed
+    in float32; run it under autocast of that dtype, whose casts they spare, so that the numbers are DDP's. What lies around the
+    blocks (time, labels, patches, the head) stays float32, and so does all that is kept.
     With `read` the module can be called and looked at between updates from outside, as an average is: what a call has put together
     is dealt out again at its end. Else the outermost part stays whole until the backward pass, and would hide what is updated.
     All ranks must hold the same values (`World.start_alike`). Gradients are means over the ranks, on gloo and nccl (tested, for
     AdamW would hide a sum).
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (world.size,))
-    for blocks in (part for name, part in module.named_modules() if name.split(".")[-1] == "blocks"):
-        for block in blocks.children():
-            if compile:  # FSDP's own work between blocks stays outside the graphs
-                block.compile(dynamic=False)
-            fully_shard(block, mesh=mesh)
+    policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False) if half else MixedPrecisionPolicy()
+    for block in blocks_of(module):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     model = getattr(module, "model", None)
     if isinstance(model, nn.Module):  # of an objective, so that its network can be called alone, as in validation
         fully_shard(model, mesh=mesh)

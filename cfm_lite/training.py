@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import cfm_lite
-from cfm_lite import checkpoint, paths, sharded
+from cfm_lite import checkpoint, compiled, paths, sharded
 from cfm_lite.average import Average
 from cfm_lite.checks import check_choice, check_count, check_flag, check_number, plain
 from cfm_lite.distributed import ALONE, World
@@ -76,11 +76,13 @@ class Trainer:
     `runaway` (None: never) stops, at a logged step, a run whose flow-matching error has been above runaway^2 times the first one
     seen, or times 1, the variance of the noise, if that is more: the velocity was then about `runaway` times as fast as the data
     ask for. So an optimum that repulsion scales by more than that, weight * K > 1 - 1 / runaway, is refused as well.
+    `compile` compiles the transformer blocks in place (each for a size of micro-batch), or, where there are none, the objective as a
+    whole; None does so on CUDA, where there are blocks. Names, copies and the average stay plain.
     In a `world` of several ranks each is given its own part of the batch, whole shards in the order of the ranks; gradients and
     logged values are means over all of them. `parallel` is "ddp", every rank holds everything, or "fsdp", every rank holds a part
     (FSDP2); then `ema` runs on all ranks together.
 
-    Raises ConfigError for a value outside its range and for parameters that are not finite.
+    Raises ConfigError for a value outside its range, for parameters that are not finite, and without a compiler that is asked for.
     """
 
     def __init__(
@@ -100,14 +102,14 @@ class Trainer:
         precision: str = "float32",
         log_every: int = 50,
         schedule: Callable[[int], float] | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         runaway: float | None = 20.0,
         world: World = ALONE,
         parallel: str = "ddp",
     ) -> None:
         if not isinstance(objective, Objective):
             raise ConfigError(f"objective has type {type(objective).__name__}; it must be an Objective, such as objective.fm(model).")
-        check_flag(ema_warmup=ema_warmup, compile=compile)
+        check_flag(ema_warmup=ema_warmup)
         check_choice("parallel", parallel, PARALLEL)
         ema_warmup, compile, seed = plain(ema_warmup), plain(compile), check_count("seed", seed, low=-(2**63))
         given = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
@@ -131,7 +133,8 @@ class Trainer:
         self._averaged2 = Average(objective.model, ema2_decay, ema_warmup) if ema2_decay else None
         if parallel == "fsdp" and optimizer is not None:
             raise ConfigError("the optimizer given is for whole parameters; with parallel='fsdp' leave it out, or use 'ddp'.")
-        self._wrapped, self._forward = self._spread(parallel, compile)
+        self.compiled = compiled.is_compiled(compile, objective, next((p.device for p in objective.parameters()), torch.device("cpu")))
+        self._wrapped, self._forward = self._spread(parallel, PRECISIONS[precision])
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("the objective has no parameter that requires a gradient; there is nothing to train.")
@@ -150,16 +153,18 @@ class Trainer:
         self._ok = torch.ones((), device=device, dtype=torch.float32)  # as the fused optimizer reads it
         self._bad = torch.full((2,), -1, device=device, dtype=torch.long)  # step and term of the first bad step
 
-    def _spread(self, parallel: str, compile: bool) -> tuple[nn.Module, Any]:
-        """The objective over the ranks, and what runs it: DDP and one process compile the whole, FSDP block by block."""
+    def _spread(self, parallel: str, half: torch.dtype | None) -> tuple[nn.Module, Any]:
+        """The objective over the ranks, and what runs it: what is compiled is so before it is wrapped."""
+        if self.compiled:
+            compiled.compile_parts(self.objective)
         if parallel == "fsdp" and self.world.size > 1:
             device = next(self.objective.parameters()).device
             for average in self._averages.values():
                 sharded.shard(average.module, self.world, device, read=True)
-            wrapped: Any = sharded.shard(self.objective, self.world, device, compile)
-            return wrapped, wrapped
-        wrapped = self.world.wrap(self.objective)
-        return wrapped, torch.compile(wrapped, dynamic=False) if compile else wrapped
+            wrapped: Any = sharded.shard(self.objective, self.world, device, half)
+        else:
+            wrapped = self.world.wrap(self.objective)
+        return wrapped, compiled.unsplit(wrapped, self.objective) if self.compiled else wrapped
 
     @property
     def ema(self) -> nn.Module:

@@ -26,6 +26,7 @@ ORDER = [
     "terms",
     "objective",
     "checkpoint",
+    "compiled",
     "distributed",
     "sharded",
     "average",

@@ -174,7 +174,7 @@ def build_imagenet_trainer(
     teacher: Any = None,
     world: World = ALONE,
     parallel: str = "ddp",
-    compile: bool = False,
+    compile: bool | None = None,
     model: nn.Module | None = None,
 ) -> Trainer:
     """The trainer of a recipe, on `model` (such as one from `load_official`, to fine-tune it) or on a new network."""

@@ -240,7 +240,7 @@ def build_trainer(
     ema_warmup: bool = True,
     world: World = ALONE,
     parallel: str = "ddp",
-    compile: bool = False,
+    compile: bool | None = None,
 ) -> Trainer:
     """The trainer of a recipe on a model, for its objective or the one `built` already; a `clip` of 0 means none."""
     return Trainer(

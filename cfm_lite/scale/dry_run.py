@@ -54,7 +54,7 @@ def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, step
     seconds = _timed(trainer, _made_batches(recipe, made, options.features is not None, world, device), steps, device)
     memory = max(world.gather(runs.peak_memory(device)))
     held = parameters // (world.size if options.parallel == "fsdp" else 1)
-    how = {"compile": options.compile, "checkpointing": options.checkpointing}
+    how = {"compile": trainer.compiled, "checkpointing": options.checkpointing}
     predicted = peak_bytes(recipe, made.shape[-1], held, split, **how)
     return _report(recipe, made, (parameters, held), split, seconds, memory, predicted, price)
 

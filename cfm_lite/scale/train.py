@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite import checkpoint, runs
+from cfm_lite.compiled import is_compiled
 from cfm_lite.data.codec import open_codec
 from cfm_lite.data.latents import Latents, part_of, prefetch
 from cfm_lite.data.shards import parse_npy
@@ -43,7 +44,7 @@ class Options:
     parallel: str = "ddp"
     resume: bool | str = False  # or "auto": if there is a checkpoint
     micro_batch: int | None = None
-    compile: bool = False
+    compile: bool | None = None  # None: on CUDA
     checkpointing: bool = False  # each block runs again in the backward pass: memory for a third more work
     images: Path | None = None  # for a teacher: the folder that the latents were made of
     features: Path | None = None  # or what the teacher saw in them, computed before
@@ -123,7 +124,7 @@ def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.dev
     free = min(options.world.gather(free_memory(device)))
     model.checkpointing = options.checkpointing
     held = parameters // (options.world.size if options.parallel == "fsdp" else 1)
-    how = {"compile": options.compile, "checkpointing": options.checkpointing}
+    how = {"compile": is_compiled(options.compile, model, device), "checkpointing": options.checkpointing}
     split = split_batch(recipe, data.shape[-1], held, free, options.world.size, micro, **how)
     built = build_imagenet_trainer(
         recipe.changed(accumulate=split.accumulate),

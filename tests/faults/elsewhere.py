@@ -59,6 +59,7 @@ ELSEWHERE: dict[str, str] = {
         sharded.full sharded.is_sharded sharded.load_optimizer sharded.load_weights sharded.optimizer_state sharded.shard
         sharded.weights throughput.Clock throughput.peak_flops throughput.train_flops throughput.utilisation
         segments.check_same_data segments.check_same_recipe segments.new_config segments.note_on_schedule
+        compiled.blocks_of compiled.compile_parts compiled.is_compiled compiled.unsplit
     """,
     "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
         networks.as_features networks.as_velocity_of networks.check_keywords networks.check_model networks.check_trainable networks.copied

@@ -36,7 +36,7 @@ def flags(kind):
 
 
 COMMANDS = {name: flags(kind) for name, kind in KINDS.items()}
-SWITCHES = {"--quick", "--resume", "--dry-run", "--compile", "--sde", "--debias", "--report", "--checkpointing"}
+SWITCHES = {"--quick", "--resume", "--dry-run", "--compile", "--no-compile", "--sde", "--debias", "--report", "--checkpointing"}
 FIRST = {
     "train": ["toy", "digits", "digits_sit", "mnist", "cifar10", "imagenet", "digit", ""],
     "compare": ["toy", "digits", "mnist", "imagenet"],
