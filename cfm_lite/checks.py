@@ -4,13 +4,14 @@ Shapes and dtypes are checked everywhere. Values are checked only where reading 
 host, and outside `torch.compile`.
 """
 
+import contextlib
 import difflib
 import json
 import math
 import operator
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,16 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 def promote(x: Tensor) -> Tensor:
     """`x` in float32 if it came in a shorter floating type (16 or 8 bits) or as integers; float32 and float64 stay as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Autocast off, on whatever device it is on: what is computed inside has the precision of its tensors. A decorator too."""
+    with contextlib.ExitStack() as off:
+        for kind in ("cpu", "cuda", "mps", "xpu", torch._C._get_privateuse1_backend_name()):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                off.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def check_tensor(**tensors: Any) -> None:

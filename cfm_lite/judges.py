@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from cfm_lite.checks import check_choice, check_count, check_floating, in_one_line, load_weights
+from cfm_lite.checks import check_choice, check_count, check_floating, full_precision, in_one_line, load_weights
 from cfm_lite.data import cifar10, digits, mnist
 from cfm_lite.data.root import cache_root, keep, publish
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
@@ -97,6 +97,7 @@ class Judge(nn.Module):
         )
         self.head = nn.Linear(FEATURES, CLASSES)
 
+    @full_precision()
     def features(self, x: Tensor) -> Tensor:
         """The last hidden layer (B, 64), all >= 0, of images `x` (B, C, S, S) in [-1, 1]."""
         if tuple(x.shape[1:]) != self.shape:
@@ -105,6 +106,7 @@ class Judge(nn.Module):
         check_floating(x=x)
         return self.body(x.to(self.head.weight.dtype))
 
+    @full_precision()
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, 10) of images `x` (B, C, S, S) in [-1, 1]."""
         return self.head(self.features(x))

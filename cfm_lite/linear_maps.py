@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_floating, check_number, promote
+from cfm_lite.checks import check_choice, check_count, check_floating, check_number, full_precision, promote
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity, as_velocity
 from cfm_lite.paths import LINEAR, Path, check_path
@@ -101,6 +101,7 @@ def _solved(system: Tensor, x: Tensor) -> Tensor:
     return _in_rows(lambda rows: torch.linalg.solve(system, rows.mT).mT, len(system), x)
 
 
+@full_precision()
 def _in_rows(change: Callable[[Tensor], Tensor], size: int, x: Tensor) -> Tensor:
     """`change` of rows (N, size): the samples of `x` (B, C, *dims), or the channels of each pixel where there are `size` of them."""
     if x.flatten(1).shape[1] == size:

@@ -23,6 +23,7 @@ from cfm_lite.checks import (
     check_number,
     check_same_shape,
     check_tensor,
+    full_precision,
     on_host,
     promote,
 )
@@ -239,7 +240,8 @@ def _full_float32() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with full_precision():
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 

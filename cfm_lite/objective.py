@@ -18,6 +18,7 @@ from cfm_lite.checks import (
     check_module,
     check_number,
     check_same_shape,
+    full_precision,
     on_host,
     plain,
     promote,
@@ -146,6 +147,7 @@ class Objective(nn.Module):
         return as_features(features(x, t, y, blocks=blocks), x, blocks)
 
     @torch.compiler.disable
+    @full_precision()
     def _draw(self, x1: Tensor, y: Tensor | None) -> tuple[FlowSample, dict[str, Any], list[slice]]:
         """Everything random, outside any compiled graph: the sample, what each term prepared, and the shards as slices."""
         weight = next((p for p in self.model.parameters() if p.dtype == torch.float64), None)

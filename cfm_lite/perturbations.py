@@ -8,13 +8,12 @@ arXiv:2511.18942); its parameters are not published, so the defaults here are ch
 import functools
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_count, check_flag, check_floating, check_generator, check_number, expand, promote
+from cfm_lite.checks import check_count, check_flag, check_floating, check_generator, check_number, expand, full_precision, promote
 from cfm_lite.errors import ConfigError
 from cfm_lite.networks import check_keywords
 
@@ -90,7 +89,7 @@ def gaussian_blur(x: Tensor, *, sigma: Range = (0.5, 1.5), generator: Generator 
     z = promote(x)
     width = expand(_uniform(z, sigma, generator), z[:, 0])  # (B, 1, 1)
     down, across = (_blur_matrix(size, width)[:, None] for size in z.shape[2:])  # (B, 1, H, H), (B, 1, W, W)
-    with torch.autocast(z.device.type, enabled=False) if torch.amp.is_autocast_available(z.device.type) else nullcontext():
+    with full_precision():
         return (down @ z @ across.mT).to(x.dtype)
 
 

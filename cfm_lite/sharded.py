@@ -26,9 +26,9 @@ __all__ = ["full", "is_sharded", "load_optimizer", "load_weights", "optimizer_st
 def shard(module: nn.Module, world: World, device: torch.device, half: torch.dtype | None = None, read: bool = False) -> nn.Module:
     """Deal the parameters of `module` to the ranks, in place: every transformer block apart, and what is left together.
 
-    With `half` the blocks are put together in that dtype, which halves the messages and what is whole, and their gradients are summed
-    in float32; run it under autocast of that dtype, whose casts they spare, so that the numbers are DDP's. What lies around the
-    blocks (time, labels, patches, the head) stays float32, and so does all that is kept.
+    With `half` an objective's blocks are put together in that dtype, which halves the messages and what is whole, and their gradients
+    are summed in float32. Autocast of that dtype, whose casts this spares, surrounds the network, so that the numbers are DDP's. What
+    lies around the blocks (time, labels, patches, the head) stays float32, and so does all that is kept.
     With `read` the module can be called and looked at between updates from outside, as an average is: what a call has put together
     is dealt out again at its end. Else the outermost part stays whole until the backward pass, and would hide what is updated.
     All ranks must hold the same values (`World.start_alike`). Gradients are means over the ranks, on gloo and nccl (tested, for
@@ -43,12 +43,21 @@ def shard(module: nn.Module, world: World, device: torch.device, half: torch.dty
         fully_shard(block, mesh=mesh, mp_policy=policy)
     model = getattr(module, "model", None)
     if isinstance(model, nn.Module):  # of an objective, so that its network can be called alone, as in validation
+        if half:
+            _compute_in(model, device, half)
         fully_shard(model, mesh=mesh)
         _gather_in(model)
     fully_shard(module, mesh=mesh, reshard_after_forward=True if read else None)
     _gather_in(module)
     fully_shard.state(module)._lazy_init()  # pyright: ignore  # now the root is `module`, whichever part is called first
     return module
+
+
+def _compute_in(model: nn.Module, device: torch.device, half: torch.dtype) -> None:
+    """Surround the network's methods with autocast: blocks in `half` would not take float32, also where it is called alone."""
+    for name in ("forward", "forward_features"):
+        if hasattr(model, name):
+            setattr(model, name, torch.autocast(device.type, dtype=half)(getattr(model, name)))
 
 
 def _gather_in(module: nn.Module) -> None:

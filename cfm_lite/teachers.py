@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_choice, check_count, load_weights
+from cfm_lite.checks import check_choice, check_count, full_precision, load_weights
 from cfm_lite.data import cifar10, digits, mnist
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CFMError, ConfigError
@@ -51,10 +51,12 @@ class SmallTeacher(nn.Module):
         )
         self.head = nn.Linear(WIDTH, 10)
 
+    @full_precision()
     def features(self, x: Tensor) -> Tensor:
         """The map (B, 48, S', S') of images `x` (B, C, S, S) in [-1, 1]."""
         return self.body(x.to(self.head.weight.dtype))
 
+    @full_precision()
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, 10)."""
         return self.head(F.silu(self.features(x)).mean((2, 3)))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, in_one_line
+from cfm_lite.checks import check_count, full_precision, in_one_line
 from cfm_lite.data.root import cache_root, impatient, scratch
 from cfm_lite.data.shards import digest_file
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
@@ -71,6 +71,7 @@ class Inception:
         self._map = output
 
     @torch.no_grad()
+    @full_precision()
     def __call__(self, images: Tensor) -> Features:
         pool, logits = self.network(check_images(images).to(self.device))
         kept: Any = self._map
@@ -96,6 +97,7 @@ class StandIn:
         self.device, self.fingerprint = device, fingerprint_of(self.network)
 
     @torch.no_grad()
+    @full_precision()
     def __call__(self, images: Tensor) -> Features:
         x = F.interpolate(check_images(images).to(self.device).float() / 127.5 - 1, size=(107, 107), mode="bilinear", antialias=True)
         features = self.body(x)  # (B, 64, 17, 17)

@@ -17,6 +17,7 @@ ACTS = {  # as in tests/flags.py
     ("train", "log"): (_TRAIN, "--log tensorboard"),
     ("train", "log_every"): (_TRAIN, "--log-every 1"),
     ("train", "price"): (_DRY, "--price 3"),
+    ("train", "ranks"): (_DRY, "--ranks 2"),
     ("train", "micro_batch"): (_TRAIN, "--micro-batch 2"),
     ("train", "compile"): (_TRAIN, "--compile"),
     ("train", "parallel"): (_TRAIN, "--parallel fsdp"),
