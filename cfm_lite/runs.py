@@ -35,6 +35,7 @@ from cfm_lite.checks import check_choice, check_count, load_weights, parse_json
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet
 from cfm_lite.data.shared import owned
+from cfm_lite.distributed import World, ranks_of_environment
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError, DataError, ResumeMismatchError
 from cfm_lite.places import OWN, check_folder, expanded
 from cfm_lite.recipes import ImageNet, Recipe, build_model, build_trainer, from_dict
@@ -86,14 +87,18 @@ class Run:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called "auto" (CUDA if there is one, else the CPU), "cpu", "cuda" or "mps" (opt-in); ConfigError if it is absent."""
+    """The device called "auto" (CUDA if there is one, else the CPU), "cpu", "cuda" or "mps" (opt-in); ConfigError if it is absent.
+
+    Where torchrun has started several processes each takes a GPU of its own, whatever the command (`World.place`).
+    """
     check_choice("device", name, ("auto", "cpu", "cuda", "mps"))
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = "cuda" if present["cuda"] else "cpu"
     if not present[name]:
         raise ConfigError(f"device is {name!r}, which this machine or this build of torch does not have; use --device cpu.")
-    return torch.device(name)
+    device = torch.device(name)
+    return World(*ranks_of_environment()).place(device) if name == "cuda" else device
 
 
 def train(

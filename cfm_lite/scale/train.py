@@ -71,7 +71,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     start = {} if options.start is None else {"start": hash_of_weights(options.start)}
     trainer, split = trainer_for(recipe, latents, options, device)
     about = {**_about(latents), **_about_teacher(trainer), **start}
-    how = {name: getattr(options, name) for name in ("parallel", "compile", "checkpointing")}
+    how = {"parallel": options.parallel, "compile": trainer.compiled, "checkpointing": options.checkpointing}
     world.agree("the run", [recipe.as_dict(), latents.fingerprint])
     board = _TensorBoard(out, world) if options.tensorboard else None
     draw = _drawing(recipe, about, options, device, board) if options.sample_every else None

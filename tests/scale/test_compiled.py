@@ -56,7 +56,7 @@ def test_a_network_without_transformer_blocks_is_compiled_once_on_two_ranks(on_t
     found = on_two_ranks[f"{parallel} mlp"]
     assert found["again"] == 0
     assert found["graphs"] == 1 or parallel == "fsdp"
-    assert found["losses"] == sorted(found["losses"], reverse=True)
+    assert all(0 < loss < 3 for loss in found["losses"])
 
 
 @pytest.mark.parametrize("preset", ["repa_delta_fm", "dispersive"])
