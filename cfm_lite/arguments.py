@@ -80,6 +80,8 @@ class FullScale:
     """Steps between logged lines."""
     price: float | None = None
     """With --dry-run: what an hour of one device costs, to say what the run will."""
+    ranks: int | None = None
+    """With --dry-run: on how many devices the run will be (default: those that the dry run is started on)."""
     micro_batch: int | None = None
     """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
     compile: FlagCreatePairsOff[bool] = False

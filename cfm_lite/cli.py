@@ -122,6 +122,7 @@ class Train(Common):
             )
         else:
             self.refuse(["price"], "is what a device-hour costs, which --dry-run tells; give --dry-run too.")
+            self.refuse(["ranks"], "is for --dry-run: a run has as many ranks as torchrun starts; leave it out, or give --dry-run too.")
         if full.start is None or not is_file_of_weights(full.start):
             self.refuse(["format"], "says whose official file --start is, and there is none; leave it out, or give --start FILE.")
         changes, by_hand = self._changes({"steps": 20 if self.quick else self.steps, "size": full.size}, ImageNet)
@@ -132,7 +133,7 @@ class Train(Common):
             "checkpointing": full.checkpointing, "images": full.images, "features": full.features, "teacher": full.teacher,
             "start": full.start, "format": full.format, "log": full.log, "by_hand": by_hand,
             "save_every": _given(self.save_every, 10_000), "sample_every": self.sample_every, "log_every": full.log_every,
-            "dry_run": full.dry_run, "price": full.price,
+            "dry_run": full.dry_run, "price": full.price, "ranks": full.ranks,
         }  # fmt: skip
         show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
 

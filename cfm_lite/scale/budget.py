@@ -48,13 +48,37 @@ def activation_bytes(recipe: ImageNet, side: int, *, compile: bool = False, chec
     return one + _INPUT * _numbers(recipe, side) * depth if checkpointing else one * depth
 
 
-def peak_bytes(recipe: ImageNet, side: int, parameters: int, split: "Split", *, compile: bool = False, checkpointing: bool = False) -> int:
-    """The most that a training step holds: where its backward pass begins, or where it ends and every gradient is there."""
-    copies = 2 if recipe.precision == "bf16" and not checkpointing else 0
-    averages = averages_of(recipe)
-    before = 12 + 4 * averages + copies + (4 if split.accumulate > 1 else 0)
-    begins = before * parameters + split.micro * activation_bytes(recipe, side, compile=compile, checkpointing=checkpointing)
-    return max(begins, state_bytes(parameters, averages) + split.micro * _block_bytes(recipe, side, compile))
+def peak_bytes(
+    recipe: ImageNet,
+    side: int,
+    parameters: int,
+    split: "Split",
+    *,
+    compile: bool = False,
+    checkpointing: bool = False,
+    fsdp: bool = False,
+) -> int:
+    """The most that a training step holds: where its backward pass begins, or where it ends and every gradient is there.
+
+    With `fsdp` a rank keeps its share of the state of all `parameters`, and what is whole while it is used.
+    """
+    copies = 2 if recipe.precision == "bf16" and not (checkpointing or fsdp) else 0
+    averages, summed = averages_of(recipe), 4 if split.accumulate > 1 else 0
+    share, whole = (split.ranks, _whole_bytes(recipe, parameters, split.accumulate)) if fsdp else (1, 0)
+    begins = (12 + 4 * averages + copies + (0 if fsdp else summed)) * parameters // share
+    begins += split.micro * activation_bytes(recipe, side, compile=compile, checkpointing=checkpointing)
+    return whole + max(begins, state_bytes(parameters, averages) // share + split.micro * _block_bytes(recipe, side, compile))
+
+
+def _whole_bytes(recipe: ImageNet, parameters: int, accumulate: int) -> int:
+    """What FSDP has whole at once on each rank: two blocks (one is fetched ahead), the gradients of one, and all around the blocks.
+
+    Where a batch is accumulated, gradients are exchanged with its last micro-batch only, and are whole until then.
+    """
+    width, size = recipe.hidden_size, 2 if recipe.precision == "bf16" else 4
+    block = 18 * width**2 + 15 * width  # queries, keys, values, projection; the MLP; the modulation
+    around = max(0, parameters - recipe.depth * block)
+    return (3 * size + 4) * block + 8 * around + (4 * parameters if accumulate > 1 else 0)
 
 
 def averages_of(recipe: ImageNet) -> int:
@@ -90,6 +114,7 @@ def split_batch(
     *,
     compile: bool = False,
     checkpointing: bool = False,
+    fsdp: bool = False,
 ) -> Split:
     """The largest micro-batch of whole shards that fits into `free` bytes, at least one shard; or `micro`, checked.
 
@@ -108,5 +133,5 @@ def split_batch(
             )
         return Split(ranks, local // micro, micro)
     splits = [Split(ranks, shards // n, n * recipe.shard) for n in range(shards, 0, -1) if shards % n == 0]
-    how = {"compile": compile, "checkpointing": checkpointing}
+    how = {"compile": compile, "checkpointing": checkpointing, "fsdp": fsdp}
     return next((split for split in splits if peak_bytes(recipe, side, parameters, split, **how) <= _MARGIN * free), splits[-1])

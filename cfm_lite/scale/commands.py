@@ -87,6 +87,7 @@ def train_command(
     *,
     dry_run: bool = False,
     price: float | None = None,
+    ranks: int | None = None,
     log: str = "json",
     start: Path | None = None,
     format: str = "sit",
@@ -118,7 +119,7 @@ def train_command(
     with joined(where) as world:
         options = Options(out=folder, device=where, world=world, tensorboard=log == "tensorboard", start=begin, **how)
         if data is None or dry_run:
-            report = try_out(recipe, data, options, price=price)
+            report = try_out(recipe, data, options, price=price, ranks=ranks)
             return "\n".join([report, "", *_table(method)]) if world.is_main else None
         done = train_imagenet(recipe, data, options)
         return f"{done.summary}; the run is in {folder}" if world.is_main else None

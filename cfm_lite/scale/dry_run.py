@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from cfm_lite import runs
+from cfm_lite.checks import check_count
 from cfm_lite.data.latents import Latents
-from cfm_lite.distributed import World
-from cfm_lite.errors import DiskFullError
+from cfm_lite.errors import ConfigError, DiskFullError
 from cfm_lite.models import count_parameters
 from cfm_lite.recipes.imagenet import ImageNet
 from cfm_lite.scale.budget import Split, averages_of, peak_bytes, state_bytes
@@ -33,13 +33,26 @@ class Made:
     feature_dim: int = 768  # of a teacher whose features were computed before
 
 
-def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, steps: int = 10, price: float | None = None) -> str:
+def dry_run(
+    recipe: ImageNet,
+    latents: Latents | None,
+    options: Options,
+    *,
+    steps: int = 10,
+    price: float | None = None,
+    ranks: int | None = None,
+) -> str:
     """Check everything that a run needs, train `steps` steps on made data, and say what the whole run will take.
 
-    The latents, if given, are hashed in full. `price` is that of an hour of one rank's device. Raises what `train_imagenet`
-    would, and DiskFullError where the checkpoints will not fit.
+    The latents, if given, are hashed in full. `price` is that of an hour of one rank's device. `ranks` is the number of devices that
+    the run will have (default: those that it was started on): one process then does one rank's part of each batch. Raises what
+    `train_imagenet` would, ConfigError for another number of ranks than several that were started, and DiskFullError where the
+    checkpoints will not fit.
     """
     world = options.world
+    ranks = world.size if ranks is None else check_count("ranks", ranks)
+    if world.size not in (1, ranks):
+        raise ConfigError(f"ranks is {ranks} and the dry run was started on {world.size}; leave it out, or start one process.")
     if latents is not None:
         latents.verify()
         check_fit(recipe, latents, world.size)
@@ -48,19 +61,22 @@ def dry_run(recipe: ImageNet, latents: Latents | None, options: Options, *, step
     if latents and recipe.align and options.features:
         made = replace(made, feature_dim=features_of(recipe, latents, options.features).dim)
     device = world.place(torch.device(options.device))
-    trainer, split = trainer_for(recipe, made, options, device)
+    trainer, split = trainer_for(recipe, made, options, device, ranks)
     parameters = count_parameters(trainer.objective)[0]
     _check_room(options.out, parameters, averages_of(recipe))
-    seconds = _timed(trainer, _made_batches(recipe, made, options.features is not None, world, device), steps, device)
+    seconds = _timed(trainer, _made_batches(recipe, made, options.features is not None, ranks, device), steps, device)
     memory = max(world.gather(runs.peak_memory(device)))
-    held = parameters // (world.size if options.parallel == "fsdp" else 1)
-    how = {"compile": trainer.compiled, "checkpointing": options.checkpointing}
-    predicted = peak_bytes(recipe, made.shape[-1], held, split, **how)
-    return _report(recipe, made, (parameters, held), split, seconds, memory, predicted, price)
+    fsdp = options.parallel == "fsdp"
+    how = {"compile": trainer.compiled, "checkpointing": options.checkpointing, "fsdp": fsdp}
+    predicted = peak_bytes(recipe, made.shape[-1], parameters, split, **how)
+    kept = state_bytes(parameters, averages_of(recipe)) // (ranks if fsdp else 1)
+    lines = _report(recipe, made, parameters, split, seconds, price)
+    lines[3:3] = [_memory(predicted, kept, memory, ranks if fsdp and world.size == 1 else 1), _where(world.size, ranks)]
+    return "\n".join(lines)
 
 
-def _made_batches(recipe: ImageNet, made: Made, features: bool, world: World, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-    rows = recipe.batch // world.size
+def _made_batches(recipe: ImageNet, made: Made, features: bool, ranks: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    rows = recipe.batch // ranks
     x1 = torch.randn(rows, *made.shape, device=device, dtype=torch.float32)
     y = torch.randint(made.num_classes, (rows,), device=device)
     third: tuple[Tensor, ...] = ()
@@ -94,30 +110,36 @@ def _check_room(out: Path, parameters: int, averages: int, kept: int = 4) -> Non
         raise DiskFullError(f"{out} will need {needed:,} bytes for checkpoints and has {free:,} free. Make room, or choose another --out.")
 
 
-def _report(
-    recipe: ImageNet,
-    made: Made,
-    parameters: tuple[int, int],
-    split: Split,
-    seconds: float,
-    memory: int,
-    predicted: int,
-    price: float | None,
-) -> str:
-    """`parameters`: how many there are, and of how many one rank keeps the state."""
+def _report(recipe: ImageNet, made: Made, parameters: int, split: Split, seconds: float, price: float | None) -> list[str]:
     whole = recipe.steps * seconds
     name = f"{recipe.network}, {recipe.method}{' + repa' if recipe.align else ''}"
     lines = [
-        f"{name}: {parameters[0]:,} parameters, latents {made.shape}, {made.num_classes} classes",
+        f"{name}: {parameters:,} parameters, latents {made.shape}, {made.num_classes} classes",
         f"batch {recipe.batch}: {split}",
         f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, {recipe.precision})",
-        f"memory at its peak {memory / 2**30:.2f} GiB per rank ({predicted / 2**30:.2f} GiB of tensors were predicted), of which "
-        f"{state_bytes(parameters[1], averages_of(recipe)) / 2**30:.2f} GiB are the trained state",
         f"{recipe.steps:,} steps will take {_duration(whole)}: {split.ranks * whole / 3600:,.1f} device-hours",
     ]
     if price is not None:
         lines.append(f"at {price:g} per device-hour that costs {price * split.ranks * whole / 3600:,.2f}")
-    return "\n".join(lines)
+    return lines
+
+
+def _memory(predicted: int, kept: int, measured: int, shared: int) -> str:
+    """`shared`: how many ranks will share the state of which one process held all, so that its memory says nothing."""
+    parts = f"{predicted / 2**30:.2f} GiB of tensors {'are' if shared > 1 else 'were'} predicted"
+    state = f"of which {kept / 2**30:.2f} GiB are the trained state"
+    if shared > 1:
+        return f"memory: {parts} per rank, {state} (one process holds that of all {shared} here, {measured / 2**30:.2f} GiB at its peak)"
+    return f"memory at its peak {measured / 2**30:.2f} GiB per rank ({parts}), {state}"
+
+
+def _where(started: int, ranks: int) -> str:
+    """On how many devices the run is meant to be, and what of that was tried."""
+    if started == ranks > 1:
+        return f"all of this is for {ranks} ranks, on which it was tried, messages between them included"
+    if ranks > 1:
+        return f"all of this is for {ranks} ranks, of which one did its part here; the messages between them are not in it"
+    return "all of this is for 1 rank; for more give --ranks N, or start the dry run with torchrun as the run will be"
 
 
 def _duration(seconds: float) -> str:

@@ -106,9 +106,13 @@ def check_fit(recipe: ImageNet, latents: Latents, ranks: int = 1) -> None:
     part_of(recipe.batch, ranks, recipe.shard, len(latents))
 
 
-def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> tuple[Trainer, Split]:
-    """The trainer on this rank, and how the batch is split; `data` has the shape and the classes. ConfigError where they do not fit."""
-    if options.parallel == "fsdp" and options.world.size == 1:
+def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.device, ranks: int | None = None) -> tuple[Trainer, Split]:
+    """The trainer on this rank, and how the batch is split; `data` has the shape and the classes. ConfigError where they do not fit.
+
+    `ranks` (default: those of the world) is the number that share the batch: a dry run on one device can be one of many.
+    """
+    size = options.world.size if ranks is None else ranks
+    if options.parallel == "fsdp" and size == 1:
         raise ConfigError("parallel is 'fsdp' and there is one process, which has nobody to share with; use torchrun, or ddp.")
     model: Any = options.start or build_imagenet_model(recipe, data)
     if model.num_classes != data.num_classes:
@@ -123,16 +127,15 @@ def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.dev
     micro = options.micro_batch
     free = min(options.world.gather(free_memory(device)))
     model.checkpointing = options.checkpointing
-    held = parameters // (options.world.size if options.parallel == "fsdp" else 1)
-    how = {"compile": is_compiled(options.compile, model, device), "checkpointing": options.checkpointing}
-    split = split_batch(recipe, data.shape[-1], held, free, options.world.size, micro, **how)
+    how: dict[str, Any] = {"compile": is_compiled(options.compile, model, device), "checkpointing": options.checkpointing}
+    split = split_batch(recipe, data.shape[-1], parameters, free, size, micro, fsdp=options.parallel == "fsdp", **how)
     built = build_imagenet_trainer(
         recipe.changed(accumulate=split.accumulate),
         data,
         device=device,
         teacher=_teacher(recipe, data, options, device) if recipe.align else None,
         world=options.world,
-        parallel=options.parallel,
+        parallel=options.parallel if options.world.size > 1 else "ddp",
         compile=options.compile,
         model=model,
     )

@@ -6,7 +6,6 @@ import torch
 from cfm_lite import cli, runs
 from cfm_lite.errors import ConfigError
 
-
 AT = "cfm_lite.scale.commands"
 
 

@@ -1,6 +1,7 @@
 """A run on latents: what it leaves, how it goes on, and what it refuses."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cfm_lite import checkpoint, cli
 from cfm_lite.data import images, prepare
 from cfm_lite.data.latents import Latents
+from cfm_lite.distributed import World
 from cfm_lite.errors import ConfigError, DataError, DiskFullError, ResumeMismatchError
 from cfm_lite.models import SiT, export_official, load_official
 from cfm_lite.recipes import imagenet
@@ -240,3 +242,41 @@ def test_each_wrong_command_is_one_line_and_its_exit_code(argv, code, words, cap
 
 def test_made_data_has_what_a_model_asks_for():
     assert Made((4, 2, 2), 7).num_classes == 7
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_dry_run_speaks_of_the_ranks_that_the_run_will_have(tmp_path, parallel):
+    """One process does one rank's part: the split, the hours, the price and the memory are those of four."""
+    options = Options(tmp_path / "run", parallel=parallel)
+    report = dry_run(SMALL.changed(steps=3_600_000), None, options, price=2.0, ranks=4)
+    assert "4 ranks x 1 micro-batches x 2 images = 8" in report
+    assert "for 4 ranks, of which one did its part here" in report
+    step = float(re.search(r"([\d.,]+) ms a step", report)[1].replace(",", ""))
+    hours = float(re.search(r"([\d.,]+) device-hours", report)[1].replace(",", ""))
+    assert hours == pytest.approx(4 * step, rel=0.02)  # 3.6 million steps of as many milliseconds
+    assert f"that costs {2 * hours:,.0f}"[:-2] in report
+    assert ("one process holds that of all 4 here" in report) == (parallel == "fsdp")
+
+
+def test_a_dry_run_alone_says_that_it_is_for_one_rank_and_how_to_ask_for_more(tmp_path):
+    assert "for 1 rank; for more give --ranks N" in dry_run(SMALL, None, Options(tmp_path / "run"), steps=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ranks", "2"], "--dry-run too"),
+        (["--dry-run", "--ranks", "0"], "at least 1"),
+        (["--dry-run", "--ranks", "3"], "cannot be dealt to 3 ranks"),
+    ],
+)
+def test_ranks_that_a_run_cannot_have_are_one_line(tmp_path, capsys, words, said):
+    argv = ["train", "imagenet", "--model", "SiT-Ti/2", "--out", str(tmp_path / "run"), "--batch", "8", "--set", "shard=2", "size=32"]
+    assert cli.main([*argv, *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_on_two_ranks_of_another_number_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="was started on 2"):
+        dry_run(SMALL, None, Options(tmp_path / "run", world=World(0, 2)), ranks=8)
