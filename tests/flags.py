@@ -78,7 +78,7 @@ _VALUES = {
     "interval": "0.2 0.8", "batch": "3", "vae": "tiny", "rows": "9", "workers": "2", "mirrors": "2", "out": "O",
 }  # fmt: skip
 _FULL = [field.name for field in dataclasses.fields(FullScale)]
-_SWITCHES = ("dry_run", "compile", "checkpointing")
+_SWITCHES = ("dry_run", "compile", "no_compile", "checkpointing")
 _TI = "train imagenet --model SiT-Ti/2 --dry-run"
 
 
@@ -92,7 +92,7 @@ REFUSED = [
     *((f"train toy {flag(name)}", f"--{name.replace('_', '-')} is for train imagenet") for name in _FULL),
     ("train toy --model SiT-XL/2", "--model is for train imagenet"),  # a default that is typed out
     ("train toy --log-every 100", "--log-every is for"),
-    ("train toy --no-compile", "--compile is for"),
+    ("train toy --no-compile", "--no-compile is for"),
     ("train toy --quick --steps 3", "both say how many steps"),
     ("train toy --quick --set steps=3", "--set steps and --quick"),
     ("train toy --steps 2 --set steps=3", "--set steps and --steps"),
