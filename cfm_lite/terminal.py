@@ -98,13 +98,16 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
         if stop.code:
             _say_error(f"{_in_one_line(said.getvalue())} See cfm-lite --help.")
         raise
-    command.words = frozenset(_option(word) for word in words if word.startswith("--"))  # a default that was typed out counts as given
+    command.words = frozenset(
+        _option(word, command) for word in words if word.startswith("--")
+    )  # a default that was typed out counts as given
     return command
 
 
-def _option(word: str) -> str:
-    """The name of the field that --some-option, --some_option=value or --no-some-option sets."""
-    return word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
+def _option(word: str, command: Any) -> str:
+    """The name of the field that --some-option, --some_option=value or --no-some-option sets; --no-compile is a field of its own."""
+    name = word[2:].partition("=")[0].replace("-", "_")
+    return name if hasattr(getattr(command, "full", None), name) else name.removeprefix("no_")
 
 
 def _in_one_line(box: str) -> str:

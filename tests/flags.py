@@ -232,4 +232,4 @@ REFUSED = [
 ]  # fmt: skip
 
 # options that only a GPU shows: without one, another device is refused
-ON_A_DEVICE = {(command, "device") for command in KINDS}
+ON_A_DEVICE = {(command, "device") for command in KINDS} | {("train", "no_compile")}  # what a CPU does anyway
