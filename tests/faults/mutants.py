@@ -130,6 +130,14 @@ MUTANTS = (
     Mutant("another kind of VAE is filled at random", "data/codec.py", "if found != kind.__name__:", "if False:", f"{CODEC} -k another_kind"),
     Mutant("a batch is proposed without its shard", "data/batches.py", " --set shard={most // ranks}\")", '")', HINTS),
     Mutant("links are unpacked", "data/archive.py", "if not (member.isreg() or member.isdir()) or", "if", f"{SECURITY} -k link"),
+    # one's own network
+    Mutant("labels are dropped after eval too", "objective.py", "self.label_dropout if self.training else 0.0", "self.label_dropout", "tests/test_own_network.py -k eval"),
+    Mutant("features counted from 0", "networks.py", "if missing or 0 in keys:", "if False:", "tests/test_own_network.py -k container"),
+    Mutant("a lost run says nothing", "training.py", "self._steps, self._begun = steps, False", "self._steps, self._begun = steps, True", "tests/test_own_network.py -k nobody"),
+    Mutant("labels keep their kind", "checks.py", "return y if y.dtype == torch.int64 else y.long()", "return y", "tests/test_numbers_given.py"),
+    Mutant("the time in 16 bits", "models/embed.py", "if autocasting(x) else contextlib.nullcontext():", "if False else contextlib.nullcontext():", "tests/test_time_precision.py"),
+    Mutant("moments in another order", "sharded.py", "value.stride() != p.stride():", "False:", "tests/test_trainable.py"),
+    Mutant("a tied weight is stored twice", "checkpoint.py", "        if place in names:", "        if False:", "tests/test_trainable.py -k tied"),
     # several processes
     Mutant("a sum over ranks, not a mean", "distributed.py", "for value in values.values()]) / self.size", "for value in values.values()])", RANKS),
     Mutant("all ranks must ask for a stop", "distributed.py", "op=dist.ReduceOp.MAX)", "op=dist.ReduceOp.MIN)", RANKS),
