@@ -84,21 +84,24 @@ def test_a_rank_that_works_alone_is_waited_for_longer_than_the_time_out(tmp_path
     assert "rank 0 is alive and has worked alone for" in texts[1]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_main_rank_that_dies_or_stops_while_it_works_alone_ends_the_others(tmp_path, how):
-    """A stopped process holds its connections open, so only its missing beat shows it."""
+@pytest.mark.parametrize(("how", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)])
+def test_a_rank_that_dies_or_stops_while_it_works_alone_ends_the_other(tmp_path, how, victim):
+    """A stopped process holds its connections open, so only its missing beat shows it, or the silence of the store it hosts."""
 
     def work(world):
         world.barrier()  # both have met and are linked; until then the time-out of meeting counts
-        world.on_main(lambda: os.kill(os.getpid(), how))
+        if world.rank == victim:
+            os.kill(os.getpid(), how)
+        world.barrier()
 
     started, ended = end(work, tmp_path, timeout=1)
     with eventually(80) as wait:
-        wait(lambda: "lost the others" in started.texts()[1])
+        wait(lambda: "lost the others" in started.texts()[1 - victim])
     if how == signal.SIGSTOP:
-        assert "rank 0 gave no sign of life" in started.texts()[1]
-        started.kill(0)
-    assert ended()[0] == [-signal.SIGKILL, 7]
+        assert f"rank {victim} gave no sign of life" in started.texts()[1 - victim]
+        started.kill(victim)
+    codes, _ = ended()
+    assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 7)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
