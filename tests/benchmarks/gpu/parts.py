@@ -89,7 +89,7 @@ def _rates(bench: Bench, model: Any, name: str, rows: int, side: Callable[[], An
 
 
 def whole_graph(bench: Bench) -> Iterator[Row]:
-    """The smallest network compiled as one graph with its losses, as `Trainer(compile=True)` does, beside its block compiled."""
+    """The smallest network compiled as one graph with its losses, which no run does, beside its blocks compiled, as every run does."""
     name, rows = list(bench.plan.networks)[-1], bench.plan.batch
     made = {}
     for how in ("blocks", "whole"):
