@@ -145,6 +145,12 @@ MUTANTS = (
     Mutant("a slow rank counts as dead", "distributed.py", "                beat, seen = last, now\n", "                beat = last\n", RANKS),
     Mutant("a stopped rank lives for ever", "distributed.py", "            elif now - seen > self.timeout:\n", "            elif False:\n", RANKS),
     Mutant("ranks draw alike", "training.py", "first = self.world.rank * self._shards(batch)", "first = 0", RANKS),
+    # the command line
+    Mutant("a run is looked for from where one stands", "runs.py", "for view in (Path(os.path.abspath(given)), Path(os.path.realpath(given)))", "for view in (given, given)", "tests/test_runs.py -k found_from"),
+    Mutant("a tilde is a name", "places.py", "        return Path(text).expanduser()\n", "        return Path(text)\n", "tests/test_places.py"),
+    Mutant("the switch of the SDE does nothing", "commands.py", '"sde" if sde else recipe.solver', "recipe.solver", "tests/test_flags.py -k sample-sde"),
+    Mutant("every method reads every field", "recipes/reads.py", "elif name in _OF_METHODS and name not in mine:", "elif False:", "tests/test_flags.py -k one_method"),
+    Mutant("what is refused leaves its folder", "runs.py", "        if trainer.step == 0:\n            for path in", "        if False:\n            for path in", "tests/test_flags.py -k refused_by_name"),
 )  # fmt: skip
 
 
