@@ -16,6 +16,13 @@ RUN: dict[str, tuple[str, ...]] = {
         "tests/scale/test_slurm.py::test_the_recipe_starts_saves_at_term_goes_on_and_ends_where_an_unbroken_run_does",
         "tests/scale/test_documents.py::test_the_commands_of_the_lab_list_measure_and_report",
     ),
+    "docs/own_network.md": (
+        *4 * ("tests/test_own_network_guide.py::test_a_network_of_another_library_trains_and_is_sampled",),
+        "tests/test_own_network_guide.py::test_the_block_that_trains_runs_as_printed",
+        "tests/test_own_network_guide.py::test_eight_gaussians_flow_to_two_moons",
+        "tests/test_own_network_guide.py::test_transport_inside_a_class_keeps_the_noise_of_a_class_and_shortens_its_way",
+        "tests/test_own_network_guide.py::test_predictions_of_data_and_of_noise_become_velocities",
+    ),
     "CONTRIBUTING.md": (
         "tests/test_contributing.py::test_both_blocks_run_as_printed",
         "tests/test_contributing.py::test_both_blocks_run_as_printed",
