@@ -57,7 +57,7 @@ test-faults: $(VENV)/.test  ## kill, corrupt, fill, interrupt and mistreat it, i
 	find build/faults -name '*.json' ! -name mutants.json -delete 2>/dev/null || true
 	CFM_LITE_FAULTS=1 $(PYTEST) --timeout=900 --durations=10 tests/faults
 
-test-mutants: $(VENV)/.test  ## make 52 mistakes in copies of the package, one by one; the tests must find each (6 to 9 minutes)
+test-mutants: $(VENV)/.test  ## make mistakes in copies of the package, one by one; the tests must find each (15 to 25 minutes)
 	$(BIN)/python -m tests.faults.mutants
 
 lint: $(VENV)/.dev  ## ruff and pyright, clean

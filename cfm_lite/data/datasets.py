@@ -41,7 +41,7 @@ class DataSet(NamedTuple):
         digest = hashlib.sha256()
         for tensor in (self.x1, self.y):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         rows, shape = len(self.x1), list(self.shape)
         return {"name": self.name, "rows": rows, "shape": shape, "num_classes": self.num_classes, "fingerprint": digest.hexdigest()}
 
