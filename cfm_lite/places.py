@@ -38,7 +38,7 @@ def check_suffix(path: Path, suffixes: Iterable[str], option: str = "--out") -> 
     """Raise ConfigError that names a path that would do, unless `path` ends in one of `suffixes`."""
     allowed = list(suffixes)
     if path.suffix not in allowed:
-        better = path.with_name(f"{path.stem or 'out'}{allowed[0]}")
+        better = path.with_name(f"{path.stem}{allowed[0]}") if path.name else path / f"out{allowed[0]}"
         raise ConfigError(f"{option} is {path}; it must end in {' or '.join(allowed)}, such as {better}.")
 
 

@@ -98,10 +98,16 @@ def test_a_kept_training_goes_on_from_its_checkpoint_to_the_same_rows(tmp_path, 
     monkeypatch.setattr(jobs, "train", stops_after_two)
     with pytest.raises(KeyboardInterrupt):
         jobs.run_job(job, parts, "cpu", keep=True)
-    resumed = []
-    monkeypatch.setattr(jobs, "train", lambda recipe, data, **how: resumed.append(how["resume"]) or real(recipe, data, **how))
+    began = []
+
+    def goes_on(recipe, data, **how):
+        run = real(recipe, data, **how)
+        began.append(run.first)
+        return run
+
+    monkeypatch.setattr(jobs, "train", goes_on)
     jobs.run_job(job, parts, "cpu", keep=True)
-    assert resumed == [True]
+    assert began == [2]
     todo.store.assemble(todo.trials, {"miniature": True})
     assert json.loads((tmp_path / "toy.json").read_text()) == [r for r in unbroken[0] if r["seed"] == 0 and r["method"].startswith("fm")]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import platformdirs
 
 from cfm_lite.checks import warn_once
-from cfm_lite.errors import CFMError, DataError
+from cfm_lite.errors import CFMError, ConfigError, DataError
 from cfm_lite.places import expanded
 
 __all__ = [
@@ -96,11 +96,17 @@ def _until_exit() -> Path:
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that holds the data sets: `root` if given, else CFM_LITE_DATA, else the default. It need not exist."""
+    """The folder that holds the data sets: `root` if given, else CFM_LITE_DATA, else the default. It need not exist.
+
+    Raises DataError for a name that no folder can have.
+    """
     chosen = root or os.environ.get(VARIABLE)
-    if chosen:
+    if not chosen:
+        return cache_root()
+    try:
         return expanded(chosen)
-    return cache_root()
+    except ConfigError as error:  # wherever data are looked for, what is wrong with their place is an error of data
+        raise DataError(f"{error} It was to be the root of the data sets (root=..., or {VARIABLE}).") from None
 
 
 def _remedy(dataset: str) -> str:

@@ -224,7 +224,6 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "metrics.drift_by_time": lambda d: {**_drift(d), "path": LINEAR, "n_reference": 50, "generator": d.fresh()},
     "metrics.effective_rank": lambda d: {"h": d.normal(5, 3)},
     "metrics.frechet": lambda d: _rows(d, "features_a", "features_b"),
-    "metrics.check_covariance": lambda d: {"name": "cov", "covariance": _spectrum(d)["cov1"], "d": 3},
     "metrics.frechet_distance": _spectrum,
     "metrics.frechet_to": lambda d: {"features": d.normal(d.pick(2, 9), 3), "mean": d.normal(3), "covariance": _spectrum(d)["cov1"]},
     "metrics.moments": lambda d: {"features": d.normal(6, 3)},

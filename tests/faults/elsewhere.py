@@ -49,6 +49,7 @@ ELSEWHERE: dict[str, str] = {
         data.datasets.codec_for data.root.keep data.root.scratch pretrained.load teachers.teacher_for
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
+        metrics.check_covariance
         kernels.attract_repel kernels.cosine kernels.gram kernels.inverse_root kernels.root kernels.standardize
         models.embed.autocasting models.embed.in_float32
         models.embed.LabelEmbedder models.embed.TimestepEmbedder models.embed.check_blocks models.embed.check_input
