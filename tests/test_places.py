@@ -19,7 +19,7 @@ def test_a_tilde_is_expanded_in_variables_too(tmp_path, monkeypatch):
     monkeypatch.setenv("CFM_LITE_DATA", "~/data")
     assert root.data_root() == tmp_path / "data"
     monkeypatch.setenv("CFM_LITE_DATA", "~nobody-of-that-name/data")
-    with pytest.raises(ConfigError, match="home folder"):
+    with pytest.raises(DataError, match="home folder"):
         root.data_root()
     monkeypatch.setattr(root, "checkout", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
