@@ -62,23 +62,32 @@ def peak_bytes(
 
     With `fsdp` a rank keeps its share of the state of all `parameters`, and what is whole while it is used.
     """
-    copies = 2 if recipe.precision == "bf16" and not (checkpointing or fsdp) else 0
-    averages, summed = averages_of(recipe), 4 if split.accumulate > 1 else 0
-    share, whole = (split.ranks, _whole_bytes(recipe, parameters, split.accumulate)) if fsdp else (1, 0)
-    begins = (12 + 4 * averages + copies + (0 if fsdp else summed)) * parameters // share
-    begins += split.micro * activation_bytes(recipe, side, compile=compile, checkpointing=checkpointing)
-    return whole + max(begins, state_bytes(parameters, averages) // share + split.micro * _block_bytes(recipe, side, compile))
+    averages, summed = averages_of(recipe), 4 * parameters if split.accumulate > 1 else 0
+    kept, block = (12 + 4 * averages) * parameters, split.micro * _block_bytes(recipe, side, compile)
+    images = split.micro * activation_bytes(recipe, side, compile=compile, checkpointing=checkpointing)
+    if fsdp:
+        return _dealt_bytes(recipe, parameters, split.ranks, kept // split.ranks, summed, images, block)
+    copies = 2 * parameters if recipe.precision == "bf16" and not checkpointing else 0
+    return max(kept + copies + summed + images, state_bytes(parameters, averages) + block)
 
 
-def _whole_bytes(recipe: ImageNet, parameters: int, accumulate: int) -> int:
-    """What FSDP has whole at once on each rank: two blocks (one is fetched ahead), the gradients of one, and all around the blocks.
+def _dealt_bytes(recipe: ImageNet, parameters: int, ranks: int, kept: int, summed: int, images: int, block: int) -> int:
+    """The most that a rank holds under FSDP, of the four moments of a step that can be the fullest.
 
-    Where a batch is accumulated, gradients are exchanged with its last micro-batch only, and are whole until then.
+    Above what it `kept` a rank has whole: all that lies around the blocks, the block in use, and the next, twice while it is taken
+    out of its message. Gradients leave as messages in float32, block by block. Where a batch is accumulated that happens with its
+    last micro-batch, and until then the gradients, `summed` in float32, are whole.
     """
-    width, size = recipe.hidden_size, 2 if recipe.precision == "bf16" else 4
-    block = 18 * width**2 + 15 * width  # queries, keys, values, projection; the MLP; the modulation
-    around = max(0, parameters - recipe.depth * block)
-    return (3 * size + 4) * block + 8 * around + (4 * parameters if accumulate > 1 else 0)
+    width, half = recipe.hidden_size, recipe.precision == "bf16"
+    one = 18 * width**2 + 15 * width  # of a block: queries, keys, values, projection; the MLP; the modulation
+    around, head = max(0, parameters - recipe.depth * one), 2 * width**2  # the head's gradients come before those of the blocks
+    size, grads = 2 if half else 4, 4 * parameters // ranks
+    return max(
+        kept + summed + 8 * around + 3 * size * one,  # the forward pass begins: around the blocks, and its message
+        kept + summed + 4 * (around + head) + (3 * size + (2 if half and summed else 0)) * one + images,  # the backward pass begins
+        kept + grads - 4 * (around + one) // ranks + 4 * (around + head) + (12 if half else 16) * one + block,  # it is among the blocks
+        kept + grads + 8 * around + block,  # it ends: gradients around the blocks, and their message
+    )
 
 
 def averages_of(recipe: ImageNet) -> int:
