@@ -11,7 +11,7 @@ from cfm_lite import checkpoint
 from cfm_lite.distributed import ALONE
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.recipes import imagenet
-from cfm_lite.recipes.imagenet import build_imagenet_trainer
+from cfm_lite.recipes.imagenet import build_imagenet_model, build_imagenet_trainer
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.scale.train import Options, train_imagenet
 from cfm_lite.sharded import full
@@ -187,3 +187,45 @@ def test_an_average_that_is_looked_at_during_training_is_that_of_ddp(tmp_path, f
         done(together(2, tmp_path, watched(parallel)))
     for a, b in zip(read(tmp_path, "ddp"), read(tmp_path, "fsdp"), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_fsdp_in_bf16_is_ddp_in_bf16_up_to_its_rounding_and_keeps_float32(tmp_path):
+    """Three steps: FSDP casts a block's weights once where autocast casts them at each use, and sums gradients in float32 as DDP does."""
+    recipe = SMALL.changed(precision="bf16", clip=0.0)
+
+    def work_under(parallel):
+        def work(world):
+            model = build_imagenet_model(recipe, MADE)
+            g = torch.Generator().manual_seed(7)
+            for p in model.parameters():
+                if p.requires_grad:
+                    p.data += 0.05 * torch.randn(p.shape, generator=g)  # nowhere 0, so that every part has a gradient
+            start = {f"objective.model.{name}": value.clone() for name, value in model.state_dict().items()}
+            trainer = build_imagenet_trainer(recipe, MADE, world=world, parallel=parallel, model=model)
+            times: list[torch.Tensor] = []
+            trainer.objective.model.t_embedder.register_forward_hook(lambda module, args, out: times.append(out.detach().clone()))
+            dtypes: set[torch.dtype] = set()
+            attention = trainer.objective.model.blocks[0].attn
+            attention.register_forward_pre_hook(lambda module, args: dtypes.update(p.dtype for p in module.parameters()))
+            seen = [log["loss"] for log in trainer.run(iter([batch(world)] * 3), 3)]
+            trainer.save(tmp_path / parallel)
+            assert {p.grad.dtype for p in trainer.parameters if p.grad is not None} == {torch.float32}
+            if world.is_main:
+                found = {"losses": seen, "time": times[0], "start": start, "computed in": list(dtypes)}
+                torch.save(found, tmp_path / f"{parallel}.pt")
+
+        return work
+
+    for parallel in ("ddp", "fsdp"):
+        done(together(2, tmp_path, work_under(parallel)))
+    ddp, fsdp = read(tmp_path, "ddp"), read(tmp_path, "fsdp")
+    assert torch.equal(ddp["time"], fsdp["time"])
+    torch.testing.assert_close(torch.stack(fsdp["losses"]), torch.stack(ddp["losses"]), rtol=2**-8, atol=0)  # one rounding to bf16
+    ours, whole = (checkpoint.load(checkpoint.latest(tmp_path / name)) for name in ("fsdp", "ddp"))
+    for part in (ours.weights, ours.optimizer, whole.weights, whole.optimizer):
+        assert {x.dtype for x in part.values() if x.is_floating_point()} == {torch.float32}
+    moved = torch.cat([(whole.weights[name] - value).flatten() for name, value in ddp["start"].items()]).norm()
+    apart = torch.cat([(whole.weights[name] - ours.weights[name]).flatten() for name in ddp["start"]]).norm()
+    assert moved > 0
+    assert apart < 0.1 * moved
+    assert fsdp["computed in"] == [torch.bfloat16]
