@@ -6,6 +6,7 @@ Reason: two numbers with the same name are compared by everybody, and most of th
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cfm_lite import runs
@@ -88,7 +89,9 @@ def told(row: Mapping[str, Any]) -> list[str]:
     else:
         lines = [f"{row['samples']:,} samples, of which nothing else is known: no settings.json of cfm-lite sample lies with them"]
     lines.append(f"features {row['features']}{_short(row['features_hash'])}; cfm_lite {row['cfm_lite']}, commit {_cut(row['commit'])}")
-    return [*lines, f"reference {row['reference']}{_short(row.get('reference_hash'))}: {row.get('reference_holds', '')}".rstrip(": ")]
+    held = Path(row["reference"])  # the row keeps where it lies; a reader, and a page that others read, need its name
+    name = held.name if held.is_absolute() else row["reference"]
+    return [*lines, f"reference {name}{_short(row.get('reference_hash'))}: {row.get('reference_holds', '')}".rstrip(": ")]
 
 
 def _short(digest: str | None) -> str:

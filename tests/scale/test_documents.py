@@ -18,13 +18,14 @@ from tests.pictures import made_folder
 # what stands in front of the real programs: it makes the numbers small, and passes everything else on
 SMALL = """#!{python}
 import os, sys
-SMALLER = {{"SiT-XL/2": "SiT-Ti/2", "50000": "10", "--nproc-per-node=8": "--nproc-per-node=2"}}
+# every group in one sweep is tests/test_cifar10_suite.py's: here "all" is the core
+SMALLER = {{"SiT-XL/2": "SiT-Ti/2", "50000": "10", "--nproc-per-node=8": "--nproc-per-node=2", "all": "core"}}
 MORE = {{
     "prepare": ["--vae", "tiny", "--size", "64"],
-    "train": ["--steps", "3", "--batch", "16", "--save-every", "3"],
+    "train": ["--steps", "3", "--batch", "16"],
     "sample": ["--steps", "3", "--batch", "4"],
     "evaluate": ["--inception", "standin"],
-    "compare": ["--quick", "--seeds", "1", "--arms", "fm"],
+    "compare": ["--quick", "--seeds", "1", "--arms", "fm", "delta_fm"],
 }}
 words = [SMALLER.get(word, word) for word in sys.argv[1:]]
 command = next(word for word in words if word in MORE)
@@ -80,7 +81,8 @@ def test_the_commands_for_imagenet_go_from_images_to_a_score(shell):
     assert "10 samples in samples/samples.npz" in said
     assert (shell.home / "runs/vecor-xl/checkpoints/step-00000003/MANIFEST.json").exists()
     values = rows(shell.home / "samples/metrics.json")
-    assert {name.removeprefix("standin_") for name in values} >= {"fid", "sfid", "inception_score", "precision", "recall"}
+    five = {"fid_to_40_images", "sfid_to_40_images", "inception_score", "precision", "recall"}
+    assert {name.removeprefix("standin_") for name in values} >= five
     assert all(np.isfinite(value) for value in values.values())
 
 
@@ -92,6 +94,6 @@ def test_the_commands_of_the_lab_list_measure_and_report(shell):
         shutil.copy(file, results)
     said = shell(blocks("README.md")[3].text)
     assert "jobs are left" in said
-    assert {row["method"] for row in json.loads((results / "digits.json").read_text(encoding="utf-8"))} == {"fm"}
+    assert {row["method"] for row in json.loads((results / "digits.json").read_text(encoding="utf-8"))} == {"fm", "delta_fm"}
     assert (results / "digits.weight.json").exists()
     assert (results / "README.md").exists()
