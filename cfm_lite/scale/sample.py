@@ -265,7 +265,7 @@ def _solver(settings: Settings, part: int, trained: Trained) -> Callable[[Veloci
     if settings.solver != "sde":
         ts = torch.linspace(0, 1, settings.steps + 1)
         return lambda velocity, x: samplers.sample(velocity, x, ts, SOLVERS[settings.solver])
-    ts = torch.linspace(0, 0.96, settings.steps)
+    ts = torch.linspace(0, 1 - samplers.SDE_END, settings.steps)
     generator = keyed_generator("cpu", settings.seed, "samples' noise", part)
     return lambda velocity, x: samplers.sample_sde(velocity, x, ts, path, generator=generator)
 
