@@ -175,14 +175,6 @@ def test_the_mnist_recipe_trains_on_real_images():
     assert run.log[-1]["flow_matching"] > 0
 
 
-@pytest.mark.real_data
-def test_the_cifar10_recipe_trains_on_real_colour_images_and_shuffles_their_colours():
-    small = {"hidden_size": 48, "depth": 4, "num_heads": 2, "steps": 2, "batch": 32, "precision": "float32"}
-    chosen = recipe("cifar10", dataset="cifar10-jpeg75", method="vecor", **small)
-    run = train(chosen, dataset(chosen.dataset, limit=64), progress=False, log_every=1)
-    assert run.log[-1]["repulsion"] > 0
-
-
 @pytest.mark.parametrize(
     ("build", "words"),
     [

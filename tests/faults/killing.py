@@ -1,7 +1,8 @@
 """Kill -9 at random instants, half of them aimed at the moments in which a checkpoint is written.
 
 torch is imported once; each trial is a fork that goes on with the run where its newest checkpoint is. A byte in shared memory
-says whether a save is under way, a number which step was saved last.
+says whether a save is under way, two numbers which step was saved last and how long that took: an aimed kill falls at a random
+instant of a save as long as the last one, so that it hits on a fast disk and on a slow one.
 """
 
 import contextlib
@@ -36,10 +37,10 @@ class Tally:
 
 
 class Shared:
-    """A byte and a number that parent and child both see: whether a save is under way, and the last step saved."""
+    """What parent and child both see: whether a save is under way, the last step saved, and the seconds that its save took."""
 
     def __init__(self) -> None:
-        self.map = mmap.mmap(-1, 16)
+        self.map = mmap.mmap(-1, 24)
 
     @property
     def saving(self) -> bool:
@@ -49,6 +50,10 @@ class Shared:
     def saved(self) -> int:
         return struct.unpack_from("<q", self.map, 8)[0]
 
+    @property
+    def seconds(self) -> float:
+        return struct.unpack_from("<d", self.map, 16)[0]
+
     def forget(self) -> None:
         """A new attempt begins: the save in which the last one was killed is over."""
         self.map[0] = 0
@@ -56,8 +61,8 @@ class Shared:
     def begin(self) -> None:
         self.map[0] = 1
 
-    def end(self, step: int) -> None:
-        struct.pack_into("<q", self.map, 8, step)
+    def end(self, step: int, seconds: float) -> None:
+        struct.pack_into("<qd", self.map, 8, step, seconds)
         self.map[0] = 0
 
 
@@ -66,9 +71,10 @@ def watched(shared: Shared, save: Save) -> Iterator[None]:
     """Every save tells the shared memory that it begins, and that it has ended."""
 
     def saving(directory, step, *args, **settings):
+        begun = time.monotonic()
         shared.begin()
         path = save(directory, step, *args, **settings)
-        shared.end(step)
+        shared.end(step, time.monotonic() - begun)
         return path
 
     with mock.patch.object(checkpoint, "save", saving):
@@ -122,7 +128,7 @@ def _kill(process: int, shared: Shared, chance: random.Random, aim: bool) -> boo
     while aim and not shared.saving and time.monotonic() < until and not _over(process):
         time.sleep(0.0001)
     if aim:
-        time.sleep(chance.uniform(0, 0.02))
+        time.sleep(chance.uniform(0, shared.seconds))
     os.kill(process, signal.SIGKILL)
     inside = shared.saving  # nothing changes it any more
     _, status = os.waitpid(process, 0)

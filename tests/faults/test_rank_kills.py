@@ -84,7 +84,7 @@ def _kill(started: Ranks, place: Path, shared: Shared, chance: random.Random, ta
     victim, saved, aim, until = chance.randrange(2), shared.saved, chance.random() < 0.5, time.monotonic() + 30
     while not (shared.saving if aim else shared.saved > saved) and not _over(place) and time.monotonic() < until:
         time.sleep(0.0005)
-    time.sleep(chance.uniform(0, 0.01 if aim else 0.05))
+    time.sleep(chance.uniform(0, shared.seconds if aim else 0.05))
     started.kill(victim)
     killed, inside = time.monotonic(), shared.saving
     codes = started.wait(60)
