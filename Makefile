@@ -70,10 +70,10 @@ format: $(VENV)/.dev  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.bench  ## measured ratios against published packages, side by side (performance, not a test)
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tools.benchmarks
 
 bench-gpu: $(VENV)/.bench  ## speed and memory of SiT-S to XL on one GPU of 80 GB, with their goals (10 minutes)
-	$(BIN)/python -m tests.benchmarks gpu
+	$(BIN)/python -m tools.benchmarks gpu
 
 lab: $(VENV)/.notebooks  ## open the course in JupyterLab, on this machine only, with its token
 	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(AS_ROOT) --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
@@ -93,7 +93,7 @@ test-notebooks: $(VENV)/.test  ## run every notebook in fast mode; every stub mu
 	CFM_LITE_NOTEBOOKS=build/notebooks $(PYTEST) tests/test_notebooks.py
 
 figures: $(VENV)/.installed  ## draw the README's moving picture and the slides' figures, and measure their numbers (2 min)
-	$(BIN)/python data/figures.py
+	$(BIN)/python -m tools.figures
 	$(BIN)/python -m slides.figures
 
 slides: $(VENV)/.installed  ## build the slides as HTML and PDF (30 s; needs Node 20 and Chromium, and npm once)

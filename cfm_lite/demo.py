@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cfm_lite import experiments, viz
+from cfm_lite import lab as experiments
+from cfm_lite import viz
+from cfm_lite._internal.places import check_folder, expanded
 from cfm_lite.data import toy
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import ConfigError, DistributedError
-from cfm_lite.experiments import ARMS, Row
-from cfm_lite.judges import Judge, judge_for
-from cfm_lite.places import check_folder, expanded
-from cfm_lite.recipes import Recipe, recipe
+from cfm_lite.evaluate.judges import Judge, judge_for
+from cfm_lite.lab import ARMS, Row
 from cfm_lite.runs import facts, make_folder, pick_device, train, write_json
+from cfm_lite.runs.recipe import Recipe, recipe
 from cfm_lite.viz import METHOD_LABELS
 
 __all__ = ["GOALS", "SHOWN", "demo", "table"]

@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cfm_lite.checks import (
+from cfm_lite._internal.checks import (
     check_choice,
     check_count,
     check_floating,

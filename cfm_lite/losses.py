@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfm_lite.checks import (
+from cfm_lite._internal.checks import (
     check_choice,
     check_flag,
     check_floating,
@@ -23,8 +23,8 @@ from cfm_lite.checks import (
     transformed,
     warn_once,
 )
+from cfm_lite._internal.kernels import TINY, attract_repel, cosine, gram, inverse_root, root, standardize
 from cfm_lite.errors import ConfigError
-from cfm_lite.kernels import TINY, attract_repel, cosine, gram, inverse_root, root, standardize
 
 __all__ = [
     "align",

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from cfm_lite.checks import (
+from cfm_lite._internal.checks import (
     check_count,
     check_floating,
     check_generator,

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_generator, check_labels, check_same_shape, on_host, warn_once
+from cfm_lite._internal.checks import check_choice, check_count, check_generator, check_labels, check_same_shape, on_host, warn_once
+from cfm_lite._internal.networks import check_keywords
 from cfm_lite.errors import ConfigError
-from cfm_lite.networks import check_keywords
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import other_row
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cfm_lite import draws
-from cfm_lite.checks import (
+from cfm_lite._internal.checks import (
     check_count,
     check_floating,
     check_labels,
@@ -24,9 +24,9 @@ from cfm_lite.checks import (
     promote,
     warn_once,
 )
+from cfm_lite._internal.networks import as_features, as_velocity_of, check_keywords, check_model, explained, takes, takes_labels
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch, perturbed
-from cfm_lite.networks import as_features, as_velocity_of, check_keywords, check_model, explained, takes, takes_labels
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path, on_path
 from cfm_lite.perturbations import channel_shuffle
 from cfm_lite.terms import Alignment, Contrastive, Dispersive, Draw, Evaluated, FlowMatching, Repulsion, Term, noise_like

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_floating, check_same_shape, check_time, expand, on_host, promote
+from cfm_lite._internal.checks import check_floating, check_same_shape, check_time, expand, on_host, promote
 from cfm_lite.errors import ConfigError
 
 __all__ = ["COSINE", "LINEAR", "PATHS", "VP", "FlowSample", "Path"]

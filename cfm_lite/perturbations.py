@@ -13,9 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_count, check_flag, check_floating, check_generator, check_number, expand, full_precision, promote
+from cfm_lite._internal.checks import (
+    check_count,
+    check_flag,
+    check_floating,
+    check_generator,
+    check_number,
+    expand,
+    full_precision,
+    promote,
+)
+from cfm_lite._internal.networks import check_keywords
 from cfm_lite.errors import ConfigError
-from cfm_lite.networks import check_keywords
 
 __all__ = ["additive_noise", "channel_shuffle", "color_jitter", "crop_resize", "cutmix", "expected_map", "gaussian_blur", "other_row"]
 

@@ -1,6 +1,6 @@
-"""Small networks that ship with the repository, so that every explorer moves before anything is trained.
+"""Small networks that ship with the package, so that every explorer moves before anything is trained.
 
-data/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision, with the recipe and a fingerprint of
+cfm_lite/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision, with the recipe and a fingerprint of
 both in its header. The recorded command that makes them all: python -m cfm_lite.pretrained; with names, only those.
 """
 
@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite import runs
-from cfm_lite.checkpoint import write_bytes
-from cfm_lite.checks import check_choice, load_weights
+from cfm_lite._internal.checks import check_choice, load_weights
 from cfm_lite.data.datasets import DataSet, dataset
-from cfm_lite.data.root import checkout
+from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError
-from cfm_lite.recipes import Recipe, build_model, from_dict, recipe
+from cfm_lite.runs.recipe import Recipe, build_model, from_dict, recipe
 
 __all__ = ["RECIPES", "folder", "load", "make"]
 
@@ -39,11 +38,8 @@ RECIPES: dict[str, Recipe] = {
 
 
 def folder() -> Path:
-    """data/checkpoints of the checkout; CheckpointError for an installation without one."""
-    repository = checkout()
-    if repository is None:
-        raise CheckpointError("shipped checkpoints lie in data/checkpoints of the repository; clone it, then pip install -e .")
-    return repository / "data" / "checkpoints"
+    """Where the shipped networks lie: cfm_lite/checkpoints, in a checkout and in an installed package."""
+    return Path(__file__).parent / "checkpoints"
 
 
 @functools.cache
@@ -60,13 +56,11 @@ def load(name: str) -> nn.Module:
             header = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError:
-        raise CheckpointError(
-            f"there is no {path}; git checkout data/checkpoints, or make it: python -m cfm_lite.pretrained {name}."
-        ) from None
+        raise CheckpointError(f"there is no {path}; install cfm_lite again, or make it: python -m cfm_lite.pretrained {name}.") from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointCorruptError(f"{path} is damaged ({error}); git checkout data/checkpoints.") from None
+        raise CheckpointCorruptError(f"{path} is damaged ({error}); install cfm_lite again, or git checkout it.") from None
     if header.pop("fingerprint", None) != _fingerprint(header, weights):
-        raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; git checkout data/checkpoints.")
+        raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; install cfm_lite again.")
     trained = from_dict(json.loads(header["recipe"]))
     model = build_model(trained, _shaped(json.loads(header["shape"]), int(header["num_classes"]), trained.dataset))
     load_weights(model, weights, path)

@@ -1,27 +1,42 @@
 """Samplers carry noise to data:  dx = v(x, t) dt, or with noise of any strength c(t) >= 0  dx = (v + c s) dt + sqrt(2 c) dW.
 
-Both have the same marginals, for the score s of the path makes up for the noise. A sampler sees a `Velocity` (guidance.py)
-and a grid of times; the single steps and the loop over them are in steps.py, the likelihood in likelihood.py.
-Convention: t = 0 is noise, t = 1 is data. The state keeps its dtype, half precision becomes float32. Noise is an argument.
+Both have the same marginals, for the score s of the path makes up for the noise. A sampler sees a `Velocity` (guidance.py) and a
+grid of times. A `Step` is a function (velocity, x (B, *dims), t (B,), dt) -> x at t + dt, and one loop takes it; a negative dt
+runs backwards. `log_prob` walks back from data to noise and sums the divergence on the way.
+Convention: t = 0 is noise, t = 1 is data. The state keeps its dtype, half precision becomes float32: times are rounded to it
+once, and the step lengths are the exact differences of the rounded times. Noise is an argument.
 Reference: Ma et al. 2024 (SiT, arXiv:2401.08740), section 2 and appendix A.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_floating, check_generator, check_number, check_tensor, on_host
+from cfm_lite._internal.checks import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    check_floating,
+    check_generator,
+    check_number,
+    check_same_shape,
+    check_tensor,
+    expand,
+    on_host,
+    promote,
+)
+from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.networks import as_velocity_of
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.guidance import EVERYWHERE, Guided, Velocity, as_velocity, check_interval
-from cfm_lite.lazy import optional
-from cfm_lite.likelihood import log_prob
 from cfm_lite.paths import LINEAR, Path, check_path
-from cfm_lite.steps import Step, check_finite, check_state, euler, fitting, heun, make_grid, midpoint, rk4, trajectory
 
 __all__ = [
     "DIFFUSIONS",
@@ -41,6 +56,177 @@ __all__ = [
     "sample_sde",
     "trajectory",
 ]
+
+Step = Callable[[Velocity, Tensor, Tensor, Any], Tensor]
+
+CHECK_EVERY = 8  # steps; a look at each one would cost as much as the step itself for a toy model
+TABLE_UP_TO = 2**22  # times held at once, 16 MiB
+
+
+def euler(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
+    """Order 1, one evaluation. `t` is (B,), or one number for all rows; `dt` likewise."""
+    return _move(x, velocity(x, _rows(t, x)), dt)
+
+
+def midpoint(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
+    """Order 2, two evaluations: the slope at the middle of an Euler half step."""
+    t = _rows(t, x)
+    half = _move(x, velocity(x, t), dt / 2)
+    return _move(x, velocity(half, t + dt / 2), dt)
+
+
+def heun(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
+    """Order 2, two evaluations: the mean slope of the two ends, the far end reached by an Euler step (torchdiffeq's heun2)."""
+    t = _rows(t, x)
+    v = velocity(x, t)
+    w = velocity(_move(x, v, dt), t + dt)
+    return _move(_move(x, v, dt / 2), w, dt / 2)
+
+
+def rk4(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
+    """Order 4, four evaluations: Kutta's 3/8 rule, at 0, 1/3, 2/3 and 1 of the step.
+
+    It is what torchdiffeq, and so the official SiT, calls rk4. The better known rule, at 0, 1/2, 1/2 and 1, has the same order
+    and cost. Reference: Kutta 1901; Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, section II.1.
+    """
+    t = _rows(t, x)
+    k1 = velocity(x, t)
+    k2 = velocity(_move(x, k1, dt / 3), t + dt / 3)
+    k3 = velocity(_move(x, k2 - k1 / 3, dt), t + 2 * dt / 3)
+    k4 = velocity(_move(x, k1 - k2 + k3, dt), t + dt)
+    return _move(x, k1 + 3 * (k2 + k3) + k4, dt / 8)
+
+
+def trajectory(velocity: Velocity, x: Tensor, ts: Tensor, step: Step = heun) -> Iterator[Tensor]:
+    """Yields the state at every time of `ts`, `x` (B, *dims) at ts[0] first; gradients flow where grad mode is on.
+
+    `ts` (n + 1,) runs up (noise to data) or down (data to noise) inside [0, 1]; leave it on the host: the steps are then
+    numbers, and guidance knows without a device read where its interval ends. Raises ConfigError for a grid or state that is
+    not as said, and DivergenceError, within eight steps, that names the first step whose state on the host is not finite.
+    """
+    velocity, x = as_velocity(velocity), check_state(x)
+    check_callable(step=step)
+    return _walk(velocity, x, make_grid(ts, x), step)
+
+
+def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[Tensor]:
+    watched, aware, last = on_host(x), isinstance(velocity, Guided), len(grid.lengths) - 1
+    start, first = x, 0  # of the block that is not checked yet; the states between are not kept: fresh memory would cost time
+    yield x
+    for k, (t, dt) in enumerate(zip(grid.rows(), grid.lengths)):
+        x = step(grid.restrict(velocity, k) if aware else velocity, x, t, dt)
+        if watched and (k == last or k - first + 1 == CHECK_EVERY):
+            if not _is_finite(x):
+                check_finite([*_again(velocity, start, grid, step, first, k), x], k, grid)
+            start, first = x, k + 1
+        yield x
+
+
+def _again(velocity: Velocity, x: Tensor, grid: "Grid", step: Step, first: int, k: int) -> Iterator[Tensor]:
+    """The states after the steps from `first` to the one before `k`, walked once more to find which of them went wrong.
+
+    A velocity is a function of (x, t); of one that does not repeat itself only the last step of the block is named.
+    """
+    for i in range(first, k):
+        x = step(grid.restrict(velocity, i), x, grid.table[i], grid.lengths[i])
+        yield x
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The times of a walk: `table` (n + 1, B); `lengths`, the n steps; `times`, numbers, if ts is on the host."""
+
+    table: Tensor
+    lengths: Sequence[float] | Sequence[Tensor]
+    times: list[float] | None
+
+    def rows(self) -> Iterator[Tensor]:
+        """The times, (B,) each, in their order."""
+        return chain.from_iterable(map(Tensor.unbind, self.table.split(256)))
+
+    def restrict(self, velocity: Velocity, k: int) -> Velocity:
+        """`velocity` for step `k`, told where the step lies, if it asks and the host knows."""
+        if self.times is None or not isinstance(velocity, Guided):
+            return velocity
+        return velocity.restrict(*sorted(self.times[k : k + 2]))
+
+
+def make_grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
+    """`ts` (n + 1,) as a grid for the state `x`; ConfigError unless it is strictly monotone, inside [0, 1], n >= 1."""
+    if not isinstance(ts, Tensor) or ts.dim() != 1 or len(ts) < 2 or not ts.is_floating_point():
+        seen = f"shape {tuple(ts.shape)} and dtype {ts.dtype}" if isinstance(ts, Tensor) else f"type {type(ts).__name__}"
+        raise ConfigError(f"ts has {seen}; it must be a floating tensor (n + 1,) of at least 2 times: torch.linspace(0, 1, steps + 1).")
+    check_tensor(ts=ts, x=x)
+    if not x.dim():
+        raise ConfigError("x is one number; it must be a tensor (B, *dims).")
+    if on_host(ts):
+        _check_times(ts.tolist(), ascending)
+    ts = ts.to(x.dtype)
+    table = ts.to(x.device, non_blocking=True)[:, None].expand(-1, len(x))
+    if table.numel() <= TABLE_UP_TO:
+        table = table.contiguous()  # torch.cat([x, t], 1) is faster with it; a longer table shares one number per row
+    if not on_host(ts):
+        return Grid(table, ts.diff().unbind(), None)
+    times = ts.tolist()
+    return Grid(table, [end - start for start, end in pairwise(times)], times)
+
+
+def check_state(x: Any, name: str = "x") -> Tensor:
+    """`x` (B, *dims) promoted from half precision; ConfigError unless it is floating and, on the host, finite."""
+    if not isinstance(x, Tensor) or x.dim() < 1:
+        seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+        raise ConfigError(f"{name} has {seen}; it must be a tensor (B, *dims).")
+    check_floating(**{name: x})
+    if on_host(x) and not _is_finite(x):
+        raise ConfigError(f"{name} has entries that are not finite; the walk must start from finite numbers.")
+    return promote(x)
+
+
+def check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
+    """DivergenceError for the first of `states` that is not finite; the last is the one after step `k`, counted from 0."""
+    if _is_finite(states[-1]):  # not finite once is not finite ever after, so the last one answers for all
+        return
+    k += 1 - sum(not _is_finite(x) for x in states)
+    start, end = (grid.table[i].mean().item() for i in (k, k + 1))
+    raise DivergenceError(
+        f"the state is not finite after step {k + 1} of {len(grid.lengths)}, from t = {start:.4g} to t = {end:.4g}. "
+        "Look at the velocity there: it may be infinite at the end of its path, or its model may have diverged."
+    )
+
+
+def _check_times(ts: list[float], ascending: bool) -> None:
+    if not all(0 <= t <= 1 for t in ts):  # false for NaN too
+        raise ConfigError(f"ts spans [{min(ts):.4g}, {max(ts):.4g}]; times lie in [0, 1], 0 noise and 1 data.")
+    rises = ts[0] < ts[-1]
+    if not all((a < b) is rises and a != b for a, b in pairwise(ts)):
+        raise ConfigError("ts turns or stands still; it must rise, or fall, from each entry to the next.")
+    if ascending and not rises:
+        raise ConfigError(f"ts falls from {ts[0]:.4g} to {ts[-1]:.4g}; here it must rise, from noise (0) to data (1).")
+
+
+def _is_finite(x: Tensor) -> bool:
+    # the sum is finite unless an entry is not, or it overflows; it costs a fifth of the full answer
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
+
+
+def _rows(t: Any, x: Tensor) -> Tensor:
+    """`t` (B,) as it is; one number as (B,)."""
+    return t if isinstance(t, Tensor) and t.dim() == 1 else x.new_full((len(x),), float(t))
+
+
+def fitting(v: Tensor, x: Tensor) -> Tensor:
+    """`v` in the dtype of `x`; ConfigError unless it has the shape of `x`."""
+    as_velocity_of(v, x)
+    return v if v.dtype == x.dtype else v.to(x.dtype)
+
+
+def _move(x: Tensor, v: Tensor, dt: float | Tensor) -> Tensor:
+    """x + dt v, in the dtype of x."""
+    if not isinstance(v, Tensor) or v.shape != x.shape or v.dtype != x.dtype:
+        v = fitting(v, x)
+    if isinstance(dt, Tensor):
+        return x + expand(dt.to(x.dtype), x) * v
+    return torch.add(x, v, alpha=dt)
 
 
 STAGES = {"euler": (0.0,), "midpoint": (0.0, 1 / 2), "heun": (0.0, 1.0), "rk4": (0.0, 1 / 3, 2 / 3, 1.0)}  # times in a step
@@ -255,3 +441,107 @@ def _noises(x: Tensor, n: int, generator: torch.Generator | None, noise: Tensor 
     if on_host(x) and not all(z.isfinite().all() for z in noise):
         raise ConfigError("noise holds NaN or infinity; it must be standard normals, such as torch.randn(n, *x.shape).")
     return (z.to(x) for z in noise)
+
+
+EXACT_UP_TO = 16  # dimensions; beyond, the exact trace needs more passes than it is worth
+Trace = Callable[[Tensor, Tensor], Tensor]  # (v, x) -> (B,)
+
+
+def log_prob(
+    velocity: Velocity,
+    x1: Tensor,
+    ts: Tensor | None = None,
+    step: Step = rk4,
+    trace: str | None = None,
+    n_probes: int = 1,
+    generator: torch.Generator | None = None,
+    probes: Sequence[Tensor] | None = None,
+    grad: bool = False,
+) -> Tensor:
+    """log p(x1) (B,) in nats, for points `x1` (B, *dims) and a velocity whose noise is N(0, I).
+
+    `ts` is the grid between 1 and 0 (default: 100 equal steps); a rising one is walked from its end. `trace` is "exact" (the
+    default up to 16 dimensions) or "hutchinson", which draws `n_probes` fresh sign vectors from `generator` at every velocity
+    call; `probes` gives them instead, one tensor (B, *dims) or (n_probes, B, *dims) per call. Rows must not depend on each
+    other. `grad` keeps the graph, to differentiate the result; without it the grad mode outside does not matter.
+    Raises ConfigError for a wrong argument and for a velocity that autograd cannot follow.
+    """
+    velocity, x1 = as_velocity(velocity), check_state(x1, "x1")
+    check_flag(grad=grad)
+    check_callable(step=step)
+    check_generator(generator)
+    if x1.dim() < 2:
+        raise ConfigError(f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims).")
+    ts = torch.linspace(1, 0, 101, dtype=torch.float64) if ts is None else ts
+    if isinstance(ts, Tensor) and ts.is_floating_point() and ts.dim() == 1 and len(ts) and on_host(ts) and ts[0] < ts[-1]:
+        ts = ts.flip(0)
+    measure = _measure(x1, trace, n_probes, generator, probes, grad)
+    z = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)  # (B, D + 1): the point, and the integral so far
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        z = deque(trajectory(_augmented(velocity, measure, x1.shape), z.clone(), ts, step), maxlen=1).pop()
+    x0, integral = z[:, :-1], z[:, -1]
+    return integral - 0.5 * (x0**2).sum(1) - 0.5 * x0.shape[1] * math.log(2 * math.pi)
+
+
+def _augmented(velocity: Velocity, trace: Trace, shape: torch.Size) -> Velocity:
+    """The velocity of (x, integral of div v), on a state (B, D + 1)."""
+
+    def field(z: Tensor, t: Tensor) -> Tensor:
+        x = z[:, :-1].reshape(shape)
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            v = velocity(x, t.clone())  # a clone, because a time made in inference mode cannot be saved for a backward pass
+            check_same_shape(velocity=v, x=x)
+            divergence = trace(v, x)
+        return torch.cat([v.flatten(1), divergence[:, None]], 1)
+
+    return field
+
+
+def _measure(
+    x: Tensor, trace: str | None, n_probes: int, generator: torch.Generator | None, probes: Sequence[Tensor] | None, grad: bool
+) -> Trace:
+    """The function (v, x) -> (B,) that `trace` and its settings describe."""
+    dims = x.shape[1:].numel()
+    if trace is None:
+        trace = "exact" if dims <= EXACT_UP_TO and probes is None else "hutchinson"
+    check_choice("trace", trace, ("exact", "hutchinson"))
+    n_probes = check_count("n_probes", n_probes)
+    if trace == "exact":
+        if probes is not None:
+            raise ConfigError("probes were given with trace = 'exact', which uses none; leave one of the two out.")
+        axes = torch.eye(dims, dtype=x.dtype, device=x.device).reshape(dims, 1, *x.shape[1:]).expand(dims, *x.shape)
+        return lambda v, x: _forms(v, x, axes, grad)
+    signs = _signs(x, n_probes, generator) if probes is None else _given(x, probes)
+
+    def hutchinson(v: Tensor, x: Tensor) -> Tensor:
+        drawn = next(signs)
+        return _forms(v, x, drawn, grad) / len(drawn)
+
+    return hutchinson
+
+
+def _forms(v: Tensor, x: Tensor, vectors: Tensor, grad: bool) -> Tensor:
+    """The sum of e . (dv/dx) e over the `vectors` e (K, B, *dims), per row (B,)."""
+    if not v.requires_grad:
+        raise ConfigError("the velocity is not a function of x that autograd can follow; was it computed under torch.no_grad()?")
+    total = v.new_zeros(len(v))
+    for e in vectors:
+        (pulled,) = torch.autograd.grad(v, x, e, retain_graph=True, create_graph=grad, materialize_grads=True)
+        total = total + (pulled * e).flatten(1).sum(1)
+    return total
+
+
+def _signs(x: Tensor, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    device = x.device if generator is None else generator.device
+    while True:
+        bits = torch.randint(0, 2, (n, *x.shape), generator=generator, device=device)
+        yield (2 * bits - 1).to(x, non_blocking=True)
+
+
+def _given(x: Tensor, probes: Sequence[Tensor]) -> Iterator[Tensor]:
+    for probe in probes:
+        if tuple(probe.shape[-x.dim() :]) != tuple(x.shape) or probe.dim() > x.dim() + 1:
+            raise ConfigError(f"a probe has shape {tuple(probe.shape)}; it must be {tuple(x.shape)}, or (n_probes, *{tuple(x.shape)}).")
+        yield (probe if probe.dim() > x.dim() else probe[None]).to(x)
+    raise ConfigError(f"only {len(probes)} probes were given; every call of the velocity uses one: steps times evaluations per step.")

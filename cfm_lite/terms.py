@@ -13,10 +13,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cfm_lite import losses
-from cfm_lite.checks import check_choice, check_number, check_tensor, on_host, plain, warn_once
+from cfm_lite._internal.checks import check_choice, check_number, check_tensor, on_host, plain, warn_once
+from cfm_lite._internal.networks import check_keywords, evaluating, takes
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch
-from cfm_lite.networks import check_keywords, evaluating, takes
 from cfm_lite.paths import FlowSample, Path, on_path
 
 __all__ = ["Alignment", "Contrastive", "Dispersive", "Draw", "Evaluated", "FlowMatching", "Repulsion", "Term", "noise_like"]

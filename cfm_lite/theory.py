@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_floating, check_generator, check_labels, check_number, on_host, promote
+from cfm_lite._internal.checks import (
+    check_choice,
+    check_count,
+    check_floating,
+    check_generator,
+    check_labels,
+    check_number,
+    on_host,
+    promote,
+)
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, STAY_AWAY, Path, check_defined, check_path
 

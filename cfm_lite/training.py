@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 import cfm_lite
-from cfm_lite import checkpoint, compiled, paths, sharded
-from cfm_lite.average import Average
-from cfm_lite.checks import check_choice, check_count, check_flag, check_number, plain
-from cfm_lite.distributed import ALONE, World
+from cfm_lite import paths
+from cfm_lite._internal.checks import check_choice, check_count, check_flag, check_number, plain
+from cfm_lite._internal.networks import check_trainable
+from cfm_lite.engine import checkpoint, compiled, sharded
+from cfm_lite.engine.average import Average
+from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError, DataError, DivergenceError, ResumeMismatchError
-from cfm_lite.networks import check_trainable
 from cfm_lite.objective import FlowMatching, Objective
 
 __all__ = ["Running", "Trainer", "warmup"]

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cfm_lite.experiments import paired_difference
-from cfm_lite.experiments.results import said_of
+from cfm_lite.lab import paired_difference
+from cfm_lite.lab.results import said_of
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "data" / "results"

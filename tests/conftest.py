@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from cfm_lite import checks
+from cfm_lite._internal import checks
 
 torch.set_num_threads(1)  # tests are small; two workers of two threads on two cores would only wait for each other
 

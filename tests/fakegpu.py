@@ -25,10 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cfm_lite import average, draws, kernels
+from cfm_lite import draws
+from cfm_lite._internal import kernels
+from cfm_lite.engine import average
 from cfm_lite.models import sit
-from cfm_lite.recipes import imagenet
-from cfm_lite.recipes.imagenet import build_imagenet_trainer
+from cfm_lite.runs.imagenet import build_imagenet_trainer, imagenet
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.training import Trainer
 

@@ -7,7 +7,7 @@ new option has to be entered. The names of files are those that `home` in test_f
 import dataclasses
 
 from cfm_lite import cli
-from cfm_lite.arguments import FullScale
+from cfm_lite.cli.arguments import FullScale
 
 KINDS = {"demo": cli.Demo, "train": cli.Train, "sample": cli.Sample, "evaluate": cli.Evaluate, "compare": cli.Compare}
 KINDS |= {"prepare": cli.Prepare, "export": cli.Export}

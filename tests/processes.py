@@ -143,7 +143,7 @@ def joining(work: Callable[..., object], words: Sequence[str]) -> int:
     """What each of the `interpreters` does."""
     import torch
 
-    from cfm_lite.distributed import joined
+    from cfm_lite.engine.parallel import joined
 
     torch.set_num_threads(1)
     with joined() as world:

@@ -7,8 +7,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from cfm_lite import objective
-from cfm_lite.average import Average, lerp, share_of_start
 from cfm_lite.data.batches import batches
+from cfm_lite.engine.average import Average, lerp, share_of_start
 from cfm_lite.training import Trainer
 from tests.networks import Tiny, same_parameters
 

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cfm_lite import checkpoint
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, DiskFullError
 
 WEIGHTS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([1, 2, 3])}

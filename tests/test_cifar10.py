@@ -10,9 +10,9 @@ from PIL import Image
 
 from cfm_lite.data import cifar10, root
 from cfm_lite.data.datasets import dataset
+from cfm_lite.data.teachers import Tokens, train_teacher
 from cfm_lite.errors import ConfigError, DataError
-from cfm_lite.judges import Judge, train_judge
-from cfm_lite.teachers import Tokens, train_teacher
+from cfm_lite.evaluate.judges import Judge, train_judge
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), np.uint8)
 LABELS = np.arange(40) % 10

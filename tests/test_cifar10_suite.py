@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfm_lite import cli, judges, teachers
-from cfm_lite.data import cifar10, root
-from cfm_lite.experiments import SUITES, jobs
-from cfm_lite.experiments.groups import euler
-from cfm_lite.experiments.measures import judge_of
-from cfm_lite.experiments.results import Results
+from cfm_lite import cli
+from cfm_lite.data import cifar10, root, teachers
+from cfm_lite.evaluate import judges
+from cfm_lite.lab import SUITES, jobs
+from cfm_lite.lab.groups import euler
+from cfm_lite.lab.measures import judge_of
+from cfm_lite.lab.results import Results
 
 
 @pytest.fixture

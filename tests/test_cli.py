@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from cfm_lite import cli, judges
+from cfm_lite import cli
 from cfm_lite.data import digits
 from cfm_lite.errors import ConfigError
-from cfm_lite.recipes import recipe
+from cfm_lite.evaluate import judges
+from cfm_lite.runs.recipe import recipe
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfm_lite.data.codec import VAES, Codec, Scaling, open_codec, tiny_vae
+from cfm_lite.data.latents.codec import VAES, Codec, Scaling, open_codec, tiny_vae
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.models import SiT
 from cfm_lite.negatives import perturbed

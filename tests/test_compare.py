@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from cfm_lite import cli, experiments
+from cfm_lite import cli
+from cfm_lite import lab as experiments
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
-from cfm_lite.experiments import measures
-from cfm_lite.judges import judge_for
+from cfm_lite.evaluate.judges import judge_for
+from cfm_lite.lab import measures
 
 
 def compare(tmp_path, *more):

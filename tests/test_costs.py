@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from cfm_lite import cli, experiments
+from cfm_lite import cli
+from cfm_lite import lab as experiments
 from cfm_lite.errors import ConfigError
-from cfm_lite.experiments import ARMS, SUITES, costs
+from cfm_lite.lab import ARMS, SUITES, costs
 
 TINY = {"hidden_size": 16, "batch": 16, "shard": 16}
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from cfm_lite.data.datasets import dataset
-from cfm_lite.experiments import ARMS, balanced_labels, diagnostics, draw_samples
-from cfm_lite.recipes import Recipe, build_model, recipe
+from cfm_lite.lab import ARMS, balanced_labels, diagnostics, draw_samples
 from cfm_lite.runs import Run
+from cfm_lite.runs.recipe import Recipe, build_model, recipe
 
 DATA = dataset("two_classes", points=2000)
 

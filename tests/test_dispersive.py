@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cfm_lite import kernels
+from cfm_lite._internal import kernels
+from cfm_lite._internal.kernels import cosine, gram, standardize
 from cfm_lite.errors import ConfigError
-from cfm_lite.kernels import cosine, gram, standardize
 from cfm_lite.losses import contrastive, dispersive, squared_error
 from tests.reference import case, cases, settings
 

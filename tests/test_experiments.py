@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import experiments, guidance
+from cfm_lite import guidance
+from cfm_lite import lab as experiments
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
-from cfm_lite.experiments import ARMS, SUITES, differences, jobs, measures
-from cfm_lite.judges import train_judge
-from cfm_lite.recipes import METHODS, Recipe
+from cfm_lite.evaluate.judges import train_judge
+from cfm_lite.lab import ARMS, SUITES, differences, jobs, measures
 from cfm_lite.runs import train
+from cfm_lite.runs.recipe import METHODS, Recipe
 
 DATA = dataset("digits")
 SMALL = Recipe(hidden_size=16, depth=2, steps=5, batch=32, weight=0.2)

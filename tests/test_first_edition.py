@@ -10,7 +10,7 @@ import torch
 
 from cfm_lite import cli, runs
 from cfm_lite.data.datasets import dataset
-from cfm_lite.recipes import build_model, build_trainer
+from cfm_lite.runs.recipe import build_model, build_trainer
 from cfm_lite.training import _said_once
 
 OLD = Path(__file__).parent / "first_edition"

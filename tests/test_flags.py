@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cfm_lite import checkpoint, cli, demo, experiments, runs, teachers
+from cfm_lite import cli, demo, runs
+from cfm_lite import lab as experiments
+from cfm_lite.data import teachers
 from cfm_lite.data.datasets import dataset
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, ConfigError
-from cfm_lite.recipes import recipe
-from cfm_lite.recipes.imagenet import ImageNet
-from cfm_lite.recipes.reads import check_read, unread
-from cfm_lite.recipes.recipe import METHODS, Recipe
+from cfm_lite.runs.imagenet import ImageNet
+from cfm_lite.runs.reads import check_read, unread
+from cfm_lite.runs.recipe import METHODS, Recipe, recipe
 from tests import flags
 from tests.pictures import made_folder
 from tests.scale import flags as scale_flags
@@ -140,7 +142,7 @@ def outcome(home, monkeypatch, capsys):
     monkeypatch.setattr(demo, "_work", lambda jobs: reached(*jobs))
     monkeypatch.setattr(experiments, "training_costs", reached)
     monkeypatch.setattr(experiments.sweep, "_outcomes", lambda todo, *rest: reached(*(job.key for job in todo.jobs)))
-    monkeypatch.setattr("cfm_lite.commands.picture", lambda x, y, data, path: path.touch() or path)
+    monkeypatch.setattr("cfm_lite.cli.actions.picture", lambda x, y, data, path: path.touch() or path)
 
     def left(line):
         before = tree(home)

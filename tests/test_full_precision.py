@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from cfm_lite import guidance, metrics, objective
-from cfm_lite.checks import full_precision
-from cfm_lite.data.codec import open_codec
-from cfm_lite.judges import Judge
+from cfm_lite._internal.checks import full_precision
+from cfm_lite.data.latents.codec import open_codec
+from cfm_lite.data.teachers import SmallTeacher, Tokens
+from cfm_lite.evaluate.inception import StandIn
+from cfm_lite.evaluate.judges import Judge
 from cfm_lite.models import SiT
 from cfm_lite.perturbations import crop_resize, gaussian_blur
-from cfm_lite.scale.features import StandIn
-from cfm_lite.teachers import SmallTeacher, Tokens
 
 
 def images(n=2, side=32):

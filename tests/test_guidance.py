@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite import samplers, theory
-from cfm_lite.checks import expand
+from cfm_lite._internal.checks import expand
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Guided, cfg, conditional, debias, debias_shuffle, guide, rescale, retarget, retarget_shuffle
 from cfm_lite.models import MLP, SiT, load_official

@@ -7,17 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfm_lite.arguments import parse_settings
+from cfm_lite.cli.arguments import parse_settings
 from cfm_lite.data import cifar10, mnist
 from cfm_lite.data.batches import fitting
-from cfm_lite.data.codec import Scaling
 from cfm_lite.data.images import ImageFolder
 from cfm_lite.data.latents import part_of
-from cfm_lite.data.prepare import plan_of
+from cfm_lite.data.latents.codec import Scaling
+from cfm_lite.data.latents.prepare import plan_of
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.models import MLP
 from cfm_lite.objective import fm
-from cfm_lite.recipes import ImageNet, imagenet
+from cfm_lite.runs.imagenet import ImageNet, imagenet
 from cfm_lite.scale.budget import split_batch
 from cfm_lite.scale.train import check_fit
 from cfm_lite.training import Trainer

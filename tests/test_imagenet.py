@@ -8,12 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfm_lite.card import method_name
 from cfm_lite.errors import ConfigError
+from cfm_lite.evaluate.card import method_name
 from cfm_lite.models import SIT_CONFIGS, SiT, count_parameters
 from cfm_lite.objective import Dispersive, Repulsion
-from cfm_lite.recipes import ImageNet, Recipe, from_dict, imagenet
-from cfm_lite.recipes.imagenet import MODELS, PRESETS, build_imagenet_model, build_imagenet_objective, build_imagenet_trainer, versus
+from cfm_lite.runs.imagenet import (
+    MODELS,
+    PRESETS,
+    ImageNet,
+    build_imagenet_model,
+    build_imagenet_objective,
+    build_imagenet_trainer,
+    imagenet,
+    versus,
+)
+from cfm_lite.runs.recipe import Recipe, from_dict
 from cfm_lite.scale.budget import Split, activation_bytes, peak_bytes, split_batch, state_bytes
 from cfm_lite.scale.dry_run import Made
 

@@ -10,50 +10,31 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cfm_lite"
 ORDER = [
     "errors",
-    "lazy",
-    "checks",
-    "networks",
-    "places",
+    "_internal",
     "paths",
     "draws",
     "perturbations",
     "negatives",
-    "kernels",
     "losses",
-    "theory",
-    "data",
-    "models",
     "terms",
     "objective",
-    "checkpoint",
-    "compiled",
-    "distributed",
-    "sharded",
-    "average",
-    "throughput",
-    "training",
+    "theory",
     "guidance",
-    "linear_maps",
-    "steps",
-    "likelihood",
     "samplers",
     "metrics",
-    "judges",
-    "teachers",
-    "viz",
-    "recipes",
-    "segments",
+    "engine",
+    "training",
+    "models",
+    "data",
     "runs",
-    "card",
-    "scale",
-    "experiments",
+    "evaluate",
     "pretrained",
+    "viz",
     "widgets",
+    "lab",
+    "scale",
     "course",
     "demo",
-    "commands",
-    "arguments",
-    "terminal",
     "cli",
 ]
 
@@ -91,7 +72,7 @@ def test_every_room_stands_in_the_order():
 
 def test_optional_packages_are_not_imported_before_they_are_needed():
     lazy = ["timm", "torchvision", "torchdiffeq", "ipywidgets", "seaborn", "diffusers", "sklearn", "matplotlib.pyplot"]
-    code = f"import sys, cfm_lite.cli, cfm_lite.experiments, cfm_lite.demo; print([m for m in {lazy} if m in sys.modules])"
+    code = f"import sys, cfm_lite.cli, cfm_lite.lab, cfm_lite.demo; print([m for m in {lazy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", done.stderr
 

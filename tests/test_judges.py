@@ -8,9 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from cfm_lite import judges, metrics
+from cfm_lite import metrics
 from cfm_lite.data import digits
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
+from cfm_lite.evaluate import judges
 
 
 @pytest.fixture(scope="module")

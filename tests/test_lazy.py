@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import ConfigError
-from cfm_lite.lazy import optional
 
 # a package that, like torchvision, describes a compiled operator which is not there
 HALF_BUILT = """

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from cfm_lite.errors import ConfigError
-from cfm_lite.linear_maps import debias_linear, retarget_linear
+from cfm_lite.guidance import debias_linear, retarget_linear
 from cfm_lite.negatives import perturbed
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample, Path
 from cfm_lite.perturbations import channel_shuffle, color_jitter, crop_resize, expected_map

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.checks import expand
+from cfm_lite._internal.checks import expand
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import conditional
 from cfm_lite.paths import COSINE, LINEAR, Path

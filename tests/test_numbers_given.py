@@ -8,12 +8,12 @@ import safetensors.torch
 import torch
 
 from cfm_lite import draws, guidance, metrics, negatives, objective, samplers
-from cfm_lite.checks import check_count, check_flag, check_labels, check_number, promote
+from cfm_lite._internal.checks import check_count, check_flag, check_labels, check_number, promote
 from cfm_lite.data.batches import batches, row_numbers
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, SiT, export_official, load_official
 from cfm_lite.paths import LINEAR, FlowSample
-from cfm_lite.recipes import Recipe
+from cfm_lite.runs.recipe import Recipe
 from cfm_lite.training import Trainer
 from tests.networks import Tiny, same_parameters
 

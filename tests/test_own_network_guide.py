@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cfm_lite import draws, guidance, metrics, objective, samplers
+from cfm_lite._internal.lazy import optional
 from cfm_lite.data import digits
-from cfm_lite.lazy import optional
 from cfm_lite.paths import LINEAR
 from cfm_lite.training import Trainer
 

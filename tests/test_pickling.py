@@ -9,11 +9,11 @@ import pickle
 import pytest
 import torch
 
-from cfm_lite import draws, guidance, linear_maps, negatives, objective, perturbations
+from cfm_lite import draws, guidance, negatives, objective, perturbations
 from cfm_lite.models import MLP, SiT
 from cfm_lite.objective import Alignment, Contrastive, Dispersive, Repulsion
 from cfm_lite.paths import COSINE, LINEAR, VP, Path
-from cfm_lite.recipes import METHODS, build_model, build_objective, build_trainer, recipe
+from cfm_lite.runs.recipe import METHODS, build_model, build_objective, build_trainer, recipe
 from cfm_lite.theory import GaussianMixture
 from tests.networks import Tiny
 
@@ -88,8 +88,8 @@ def network():
         lambda m: guidance.rescale(guidance.rescale(m, 1.1), shrunk),
         lambda m: guidance.debias(guidance.retarget(m, 0.1, torch.ones(2)), 0.2, torch.ones(2), (0, 0.5)),
         lambda m: guidance.debias_shuffle(guidance.retarget_shuffle(m, 0.1, 2), 0.2),
-        lambda m: linear_maps.debias_linear(linear_maps.retarget_linear(m, 0.1, SHRINK, path=COSINE), 0.2, SHRINK, space="velocity"),
-        lambda m: linear_maps.debias_linear(m, 0.1, SHRINK, path=COSINE),
+        lambda m: guidance.debias_linear(guidance.retarget_linear(m, 0.1, SHRINK, path=COSINE), 0.2, SHRINK, space="velocity"),
+        lambda m: guidance.debias_linear(m, 0.1, SHRINK, path=COSINE),
     ],
 )
 def test_a_velocity_is_the_same_after_a_pickle(build):

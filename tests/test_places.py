@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cfm_lite import checks, places, runs
+from cfm_lite import runs
+from cfm_lite._internal import checks, places
 from cfm_lite.data import root
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 

@@ -5,12 +5,13 @@ import shutil
 import pytest
 import torch
 
-from cfm_lite import experiments, guidance, metrics, pretrained, runs, samplers
+from cfm_lite import guidance, metrics, pretrained, runs, samplers
+from cfm_lite import lab as experiments
 from cfm_lite.data import mnist, toy
 from cfm_lite.data.datasets import dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
-from cfm_lite.judges import judge_for
+from cfm_lite.evaluate.judges import judge_for
 from cfm_lite.models import MLP, SiT
 from tests.networks import same_parameters
 

@@ -1,11 +1,12 @@
 """The project's own files agree with each other."""
 
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tools import tables
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -76,12 +77,7 @@ def test_the_package_says_that_it_is_typed():
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "data" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    assert tables.readme() == (ROOT / "README.md").read_text(encoding="utf-8"), "run: python data/tables.py"
+    assert tables.readme() == (ROOT / "README.md").read_text(encoding="utf-8"), "run: python -m tools.tables"
 
 
 def test_every_file_that_the_readme_names_is_there():

@@ -6,13 +6,12 @@ import json
 import pytest
 import torch
 
-from cfm_lite import experiments
+from cfm_lite import lab as experiments
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import NAMES, dataset
 from cfm_lite.errors import ConfigError
-from cfm_lite.recipes import RECIPES, Recipe, build_model, build_objective, build_trainer, from_dict, recipe
-from cfm_lite.recipes.recipe import schedule_of
 from cfm_lite.runs import train
+from cfm_lite.runs.recipe import RECIPES, Recipe, build_model, build_objective, build_trainer, from_dict, recipe, schedule_of
 
 SMALL = Recipe(hidden_size=16, depth=3, steps=6, batch=64, shard=32, warmup=0, sample_steps=3)
 DATA = dataset("digits")

@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from cfm_lite import cli, experiments
+from cfm_lite import cli
+from cfm_lite import lab as experiments
 from cfm_lite.errors import DataError
-from cfm_lite.experiments import SUITES, Store, answers, readme, statistics
-from cfm_lite.experiments.measures import row_base
-from cfm_lite.experiments.results import Place, Results, said_of
-from cfm_lite.experiments.store import write_rows
+from cfm_lite.lab import SUITES, Store, answers, readme, statistics
+from cfm_lite.lab.measures import row_base
+from cfm_lite.lab.results import Place, Results, said_of
+from cfm_lite.lab.store import write_rows
 
 METRICS = {"sliced_wasserstein": 0.2, "frechet": 1.0, "frechet_real": 0.6, "accuracy": 0.9, "recall": 0.8, "feature_norm": 12.0}
 GAINS = {"vecor": -0.05}  # planted, far above the spread of 0.002

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from cfm_lite import cli, commands, runs
+from cfm_lite import cli, runs
+from cfm_lite.cli import actions as commands
 from cfm_lite.errors import CheckpointError, ConfigError
 
 TOY = ["train", "toy", "--set", "hidden_size=16", "batch=32", "cooldown=0"]
@@ -87,6 +88,6 @@ class _Nothing:
 
     step = 0
 
-    from cfm_lite.distributed import ALONE as world
+    from cfm_lite.engine.parallel import ALONE as world
 
     step = 0

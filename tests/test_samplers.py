@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfm_lite import guidance, samplers, steps
-from cfm_lite.checks import expand
+from cfm_lite import guidance, samplers
+from cfm_lite import samplers as steps
+from cfm_lite._internal.checks import expand
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.paths import COSINE
 from cfm_lite.samplers import euler, heun, midpoint, rk4, sample, sample_adaptive, sample_sde, trajectory

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite import guidance
-from cfm_lite.checks import expand
+from cfm_lite._internal.checks import expand
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.paths import COSINE, LINEAR, VP, Path
 from cfm_lite.samplers import DIFFUSIONS, diffusion_coefficient, euler, sample, sample_sde

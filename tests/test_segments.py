@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfm_lite import cli, runs, segments
+from cfm_lite import cli, runs
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ResumeMismatchError
-from cfm_lite.recipes import ImageNet, Recipe, imagenet
+from cfm_lite.runs import segments
+from cfm_lite.runs.imagenet import ImageNet, imagenet
+from cfm_lite.runs.recipe import Recipe
 from tests.logs import numbers
 from tests.networks import same_parameters
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cfm_lite import experiments
+from cfm_lite import lab as experiments
 from slides import build
 
 ROOT = Path(__file__).parent.parent

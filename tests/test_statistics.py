@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from cfm_lite import course
-from cfm_lite.experiments import differences, paired_difference, statistics
-from cfm_lite.experiments.results import said_of
+from cfm_lite.lab import differences, paired_difference, statistics
+from cfm_lite.lab.results import said_of
 
 
 def against_zero(d):

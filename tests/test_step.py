@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from cfm_lite.recipes import imagenet
-from cfm_lite.recipes.imagenet import PRESETS, build_imagenet_trainer
+from cfm_lite.runs.imagenet import PRESETS, build_imagenet_trainer, imagenet
 from cfm_lite.scale.dry_run import Made
 from tests import fakegpu
 

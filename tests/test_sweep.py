@@ -9,10 +9,11 @@ import time
 
 import pytest
 
-from cfm_lite import cli, experiments
+from cfm_lite import cli
+from cfm_lite import lab as experiments
 from cfm_lite.data.shared import owned
 from cfm_lite.errors import CFMError, DataError, DivergenceError
-from cfm_lite.experiments import jobs, workers
+from cfm_lite.lab import jobs, workers
 from tests.processes import forked
 
 TINY = {"steps": 3, "hidden_size": 16, "batch": 32}

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from cfm_lite import teachers
-from cfm_lite.data import digits
+from cfm_lite.data import digits, teachers
 from cfm_lite.errors import ConfigError
-from cfm_lite.judges import judge_for
+from cfm_lite.evaluate.judges import judge_for
 
 
 @pytest.fixture(scope="module")

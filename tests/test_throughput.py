@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cfm_lite import throughput
 from cfm_lite.models import MLP, SIT_CONFIGS, SiT
-from tests.benchmarks.gpu import parts
+from cfm_lite.runs import throughput
+from tools.benchmarks.gpu import parts
 
 
 @pytest.mark.parametrize(

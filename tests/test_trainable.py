@@ -7,8 +7,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cfm_lite import checkpoint, objective
+from cfm_lite import objective
 from cfm_lite.data.batches import batches
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import ConfigError
 from cfm_lite.training import Trainer
 from tests.networks import same_parameters

@@ -13,7 +13,7 @@ from cfm_lite.models import MLP
 from cfm_lite.objective import Dispersive
 from cfm_lite.paths import COSINE, LINEAR
 from cfm_lite.training import Trainer
-from tests import figure3
+from tools import figure3
 
 MIXTURE = toy.mixture("two_classes")
 X1, Y1 = toy.two_classes(20_000, generator=keyed_generator("cpu", 0, "train"))

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from cfm_lite import checkpoint, objective
+from cfm_lite import objective
 from cfm_lite.data.batches import batches
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResumeMismatchError
 from cfm_lite.objective import Alignment, Contrastive, Dispersive
 from cfm_lite.training import Trainer, warmup

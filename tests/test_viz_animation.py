@@ -14,7 +14,7 @@ from PIL import Image
 from cfm_lite import samplers, viz
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.viz import animation
-from data import figures
+from tools import figures
 
 LIMITS = (-3.0, 3.0, -3.0, 3.0)
 TS = torch.linspace(0, 1, 5, dtype=torch.float64)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cfm_lite.checks import check_choice
+from cfm_lite._internal.checks import check_choice
+from cfm_lite._internal.lazy import optional
 from cfm_lite.data.root import checkout
 from cfm_lite.errors import ConfigError, DataError
-from cfm_lite.lazy import optional
 
 __all__ = ["FAST", "check", "exercise", "exercises", "pick", "results", "say", "show"]
 

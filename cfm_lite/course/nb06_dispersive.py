@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cfm_lite import losses, pretrained
 from cfm_lite.course import exercise
 from cfm_lite.data import digits
-from cfm_lite.experiments import Difference
+from cfm_lite.lab import Difference
 
 __all__ = ["cosine_floor", "covariance_floor", "free_of_charge", "same_loss", "verdict"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import as_labels, check_count, check_tensor, plain
+from cfm_lite._internal.checks import as_labels, check_count, check_tensor, plain
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count
+from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite.data import cifar10, digits, mnist, toy
 from cfm_lite.data.pca import PCA
 from cfm_lite.draws import keyed_generator

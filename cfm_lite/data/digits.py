@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice
+from cfm_lite._internal.checks import check_choice
 
 __all__ = ["SEED", "SPLITS", "indices", "load"]
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from cfm_lite.checks import check_count
+from cfm_lite._internal.checks import check_count
 from cfm_lite.data import archive
 from cfm_lite.errors import CFMError, DataError
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count
+from cfm_lite._internal.checks import check_choice, check_count
+from cfm_lite._internal.lazy import optional
 from cfm_lite.data import root as files
 from cfm_lite.errors import CFMError, DataError
-from cfm_lite.lazy import optional
 
 __all__ = ["MD5", "SPLITS", "available", "download", "load"]
 

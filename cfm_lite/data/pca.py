@@ -9,7 +9,7 @@ distances in pixels. Latents are (B, components, 1, 1): a component counts as a 
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_count
+from cfm_lite._internal.checks import check_count
 from cfm_lite.errors import ConfigError
 
 __all__ = ["PCA"]

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import platformdirs
 
-from cfm_lite.checks import warn_once
+from cfm_lite._internal.checks import warn_once
+from cfm_lite._internal.places import expanded
 from cfm_lite.errors import CFMError, ConfigError, DataError
-from cfm_lite.places import expanded
 
 __all__ = [
     "VARIABLE",

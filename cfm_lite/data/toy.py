@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_floating, check_generator
+from cfm_lite._internal.checks import check_choice, check_count, check_floating, check_generator
 from cfm_lite.errors import ConfigError
 from cfm_lite.theory import GaussianMixture
 

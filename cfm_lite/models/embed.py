@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import HALF, check_count, check_floating, check_labels, check_module, check_number, plain
+from cfm_lite._internal.checks import HALF, check_count, check_floating, check_labels, check_module, check_number, plain
 from cfm_lite.errors import ConfigError
 
 __all__ = [

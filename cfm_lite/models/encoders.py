@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_floating, in_one_line, on_host, promote
+from cfm_lite._internal.checks import check_count, check_floating, in_one_line, on_host, promote
+from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import CheckpointError, ConfigError
-from cfm_lite.lazy import optional
 from cfm_lite.models.official import read_weights
 
 __all__ = ["Encoder", "teacher"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite.checks import check_count, check_flag, check_labels, check_number, check_time, plain, promote
+from cfm_lite._internal.checks import check_count, check_flag, check_labels, check_number, check_time, plain, promote
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, autocasting, check_blocks, check_input, in_float32
 

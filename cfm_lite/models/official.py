@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cfm_lite.checks import check_choice, check_count, check_number, listed, misfits, promote
+from cfm_lite._internal.checks import check_choice, check_count, check_number, listed, misfits, promote
 from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError, UntrustedFileError
 from cfm_lite.models.embed import time_frequencies
 from cfm_lite.models.sit import SIT_CONFIGS, SiT

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cfm_lite.checks import HALF, check_count, check_flag, check_number, check_time, plain, transformed
+from cfm_lite._internal.checks import HALF, check_count, check_flag, check_number, check_time, plain, transformed
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, autocasting, check_blocks, check_input, sincos_2d
 

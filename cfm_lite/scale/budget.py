@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from cfm_lite.checks import check_count
+from cfm_lite._internal.checks import check_count
 from cfm_lite.data.latents import part_of
 from cfm_lite.errors import ConfigError
-from cfm_lite.recipes.imagenet import ImageNet
+from cfm_lite.runs.imagenet import ImageNet
 
 __all__ = ["Split", "activation_bytes", "free_memory", "peak_bytes", "split_batch", "state_bytes"]
 

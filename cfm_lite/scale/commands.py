@@ -7,22 +7,22 @@ from typing import Any
 import torch
 
 from cfm_lite import runs
-from cfm_lite.card import told
-from cfm_lite.checks import check_choice, check_number
+from cfm_lite._internal.checks import check_choice, check_number
+from cfm_lite._internal.places import check_folder
 from cfm_lite.data import archive, images
-from cfm_lite.data.codec import open_codec
 from cfm_lite.data.latents import Latents, Pictures
-from cfm_lite.data.prepare import prepare
-from cfm_lite.data.teacher_features import encode_features
-from cfm_lite.distributed import joined, ranks_of_environment
+from cfm_lite.data.latents.codec import open_codec
+from cfm_lite.data.latents.features import encode_features
+from cfm_lite.data.latents.prepare import prepare
+from cfm_lite.engine.parallel import joined, ranks_of_environment
 from cfm_lite.errors import ConfigError
+from cfm_lite.evaluate.card import told
+from cfm_lite.evaluate.inception import open_extractor
 from cfm_lite.models import teacher
-from cfm_lite.places import check_folder
-from cfm_lite.recipes.imagenet import ImageNet, imagenet, versus
-from cfm_lite.recipes.reads import check_read
+from cfm_lite.runs.imagenet import ImageNet, imagenet, versus
+from cfm_lite.runs.reads import check_read
 from cfm_lite.scale.dry_run import dry_run as try_out
 from cfm_lite.scale.evaluate import evaluate_samples
-from cfm_lite.scale.features import open_extractor
 from cfm_lite.scale.official import is_file_of_weights, open_any, start_from
 from cfm_lite.scale.sample import Settings, count_samples, run_of, sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet

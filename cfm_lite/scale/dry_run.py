@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cfm_lite import runs
-from cfm_lite.checks import check_count
+from cfm_lite._internal.checks import check_count
 from cfm_lite.data.latents import Latents
 from cfm_lite.errors import ConfigError, DiskFullError
 from cfm_lite.models import count_parameters
-from cfm_lite.recipes.imagenet import ImageNet
+from cfm_lite.runs.imagenet import ImageNet
 from cfm_lite.scale.budget import Split, averages_of, peak_bytes, state_bytes
 from cfm_lite.scale.train import Options, check_fit, features_of, trainer_for
 from cfm_lite.training import Trainer

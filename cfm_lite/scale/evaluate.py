@@ -22,15 +22,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfm_lite import metrics, runs
-from cfm_lite.card import card_of
-from cfm_lite.checks import warn_once
+from cfm_lite._internal.checks import warn_once
+from cfm_lite._internal.places import check_file, expanded
 from cfm_lite.data import images as image_files
+from cfm_lite.data.latents.shards import digest_file
 from cfm_lite.data.root import cache_root, keep
-from cfm_lite.data.shards import digest_file
 from cfm_lite.errors import CFMError, DataError
-from cfm_lite.places import check_file, expanded
-from cfm_lite.scale.features import Extractor, Features
-from cfm_lite.scale.reference import IMAGES, Reference, names_in, refuse_pickles, statistics_of
+from cfm_lite.evaluate.card import card_of
+from cfm_lite.evaluate.inception import Extractor, Features
+from cfm_lite.evaluate.reference import IMAGES, Reference, names_in, refuse_pickles, statistics_of
 from cfm_lite.scale.sample import SAMPLES, SETTINGS
 
 __all__ = ["evaluate_samples", "features_of", "image_batches"]

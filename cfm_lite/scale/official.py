@@ -12,14 +12,14 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from cfm_lite import checkpoint
-from cfm_lite.checks import check_choice
-from cfm_lite.data.shards import digest_file
+from cfm_lite._internal.checks import check_choice
+from cfm_lite._internal.places import check_file, expanded
+from cfm_lite.data.latents.shards import digest_file
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.models import SiT, export_official, load_official
 from cfm_lite.models.official import FORMATS
-from cfm_lite.places import check_file, expanded
-from cfm_lite.recipes.imagenet import MODELS, imagenet
+from cfm_lite.runs.imagenet import MODELS, imagenet
 from cfm_lite.scale.sample import Trained, open_run
 
 __all__ = ["export_run", "is_file_of_weights", "open_any", "start_from"]

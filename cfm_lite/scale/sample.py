@@ -25,18 +25,18 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cfm_lite import checkpoint, guidance, runs, samplers
-from cfm_lite.checks import check_choice, check_count, check_number, plain
-from cfm_lite.data.codec import Codec, open_codec
-from cfm_lite.distributed import ALONE, World
+from cfm_lite import guidance, runs, samplers
+from cfm_lite._internal.checks import check_choice, check_count, check_number, plain
+from cfm_lite._internal.places import check_folder, expanded
+from cfm_lite.data.latents.codec import Codec, open_codec
 from cfm_lite.draws import check_labels_word, class_labels, keyed_generator
+from cfm_lite.engine import checkpoint
+from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.guidance import Velocity
 from cfm_lite.paths import PATHS
-from cfm_lite.places import check_folder, expanded
-from cfm_lite.recipes import from_dict
-from cfm_lite.recipes.imagenet import ImageNet
-from cfm_lite.recipes.recipe import SOLVERS
+from cfm_lite.runs.imagenet import ImageNet
+from cfm_lite.runs.recipe import SOLVERS, from_dict
 from cfm_lite.scale.train import read_about, read_mean
 
 __all__ = ["Settings", "Trained", "count_samples", "drawing", "open_run", "run_of", "sample_imagenet"]

@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite import checkpoint, runs
-from cfm_lite.compiled import is_compiled
-from cfm_lite.data.codec import open_codec
+from cfm_lite import runs
+from cfm_lite._internal.lazy import optional
 from cfm_lite.data.latents import Latents, part_of, prefetch
-from cfm_lite.data.shards import parse_npy
-from cfm_lite.data.teacher_features import TeacherFeatures, hash_of_weights
-from cfm_lite.distributed import ALONE, World
+from cfm_lite.data.latents.codec import open_codec
+from cfm_lite.data.latents.features import TeacherFeatures, hash_of_weights
+from cfm_lite.data.latents.shards import parse_npy
+from cfm_lite.engine import checkpoint
+from cfm_lite.engine.compiled import is_compiled
+from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMismatchError
-from cfm_lite.lazy import optional
 from cfm_lite.models import SiT, count_parameters, teacher
 from cfm_lite.objective import Alignment
-from cfm_lite.recipes.imagenet import Given, ImageNet, build_imagenet_model, build_imagenet_trainer, preset_of
 from cfm_lite.runs import Run
+from cfm_lite.runs.imagenet import Given, ImageNet, build_imagenet_model, build_imagenet_trainer, preset_of
 from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.training import Trainer
 

@@ -24,8 +24,8 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from cfm_lite import samplers
-from cfm_lite.checkpoint import write_bytes
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite._internal.checks import check_choice, check_count, check_number
+from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Density, Limits, Velocity

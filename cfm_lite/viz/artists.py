@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.quiver import Quiver
 from torch import Tensor
 
-from cfm_lite.checks import check_callable, check_count, check_flag, check_number
+from cfm_lite._internal.checks import check_callable, check_count, check_flag, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz.style import MODEL, NOISE, TIME_MAP, TRUTH, Picture, as_array, as_tensor, frame, new_figure
 

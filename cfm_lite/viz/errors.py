@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
 
-from cfm_lite.checks import check_choice, check_number
+from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Limits

@@ -14,7 +14,7 @@ from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 from cfm_lite import samplers, theory
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite._internal.checks import check_choice, check_count, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, Path
 from cfm_lite.viz import artists

@@ -13,9 +13,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from cfm_lite.checks import check_choice, check_count, check_number
+from cfm_lite._internal.checks import check_choice, check_count, check_number
+from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import ConfigError
-from cfm_lite.lazy import optional
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Limits
 from cfm_lite.viz.style import (

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from cfm_lite.checks import check_choice
+from cfm_lite._internal.checks import check_choice
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Density, Limits, Velocity

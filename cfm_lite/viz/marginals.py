@@ -13,7 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from torch import Tensor
 
-from cfm_lite.checks import check_count, check_number
+from cfm_lite._internal.checks import check_count, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import Path
 from cfm_lite.viz import artists

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.collections import LineCollection
 
-from cfm_lite.checks import check_count, check_number
+from cfm_lite._internal.checks import check_count, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Limits, Velocity

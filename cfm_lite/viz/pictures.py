@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from cfm_lite.checks import check_choice
+from cfm_lite._internal.checks import check_choice
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz.artists import color_bar
 from cfm_lite.viz.style import (

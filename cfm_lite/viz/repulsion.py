@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from cfm_lite.checks import check_number
+from cfm_lite._internal.checks import check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Limits, legend_entry

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from cfm_lite.checks import check_choice, check_number
+from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz.style import DIVERGING, METHOD_STYLES, MODEL, TRUTH, Picture, as_array, frame, method_style, panels, styled
 

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from torch import Tensor
 
-from cfm_lite.checkpoint import write_bytes
-from cfm_lite.checks import check_choice, check_number
+from cfm_lite._internal.checks import check_choice, check_number
+from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import ConfigError
 
 __all__ = [

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.patches import Rectangle
 
-from cfm_lite.checks import check_count
+from cfm_lite._internal.checks import check_count
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz.style import DIVERGING, REPEL, TRUTH, Picture, as_array, frame, new_figure, panels, styled
 

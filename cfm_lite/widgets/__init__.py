@@ -5,16 +5,16 @@
 dispersive loss does to the features of a batch.
 """
 
-from cfm_lite.lazy import optional
+from cfm_lite._internal.lazy import optional
 
 optional("ipywidgets", "notebooks")  # first: each module below imports it, and would fail with a traceback
 
-from cfm_lite.widgets.divergence import divergence  # noqa: E402
-from cfm_lite.widgets.exact_field import exact_field  # noqa: E402
+from cfm_lite.widgets._divergence import divergence  # noqa: E402
+from cfm_lite.widgets._exact_field import exact_field  # noqa: E402
+from cfm_lite.widgets._features import features  # noqa: E402
+from cfm_lite.widgets._guidance import guidance  # noqa: E402
+from cfm_lite.widgets._trajectories import trajectories  # noqa: E402
+from cfm_lite.widgets._wrong_velocities import wrong_velocities  # noqa: E402
 from cfm_lite.widgets.explorer import Canvas, Explorer  # noqa: E402
-from cfm_lite.widgets.features import features  # noqa: E402
-from cfm_lite.widgets.guidance import guidance  # noqa: E402
-from cfm_lite.widgets.trajectories import trajectories  # noqa: E402
-from cfm_lite.widgets.wrong_velocities import wrong_velocities  # noqa: E402
 
 __all__ = ["Canvas", "Explorer", "divergence", "exact_field", "features", "guidance", "trajectories", "wrong_velocities"]

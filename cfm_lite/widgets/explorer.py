@@ -19,7 +19,7 @@ import traitlets
 from matplotlib.artist import Artist
 from PIL import Image
 
-from cfm_lite.checks import check_choice
+from cfm_lite._internal.checks import check_choice
 from cfm_lite.viz.style import Picture
 
 __all__ = ["Canvas", "Explorer", "choice", "play_for", "slider"]

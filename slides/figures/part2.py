@@ -11,7 +11,6 @@ from cfm_lite.data.datasets import dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.paths import FlowSample
 from cfm_lite.viz import artists
-from data import figures as readme
 from slides.figures.common import (
     LIMITS,
     TWO,
@@ -28,6 +27,7 @@ from slides.figures.common import (
     run,
     squares,
 )
+from tools import figures as readme
 
 ENTRY = artists.legend_entry
 WEIGHT = 0.35

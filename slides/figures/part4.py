@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cfm_lite import experiments, guidance, metrics, paths, pretrained, samplers, viz
+from cfm_lite import guidance, metrics, paths, pretrained, samplers, viz
+from cfm_lite import lab as experiments
 from cfm_lite.draws import keyed_generator
 from cfm_lite.viz import artists
 from slides.figures.common import TWO, WIDE, data_behind, ends, enlarged, exact, figure, inside, legend, noise, record, rows, run, squares

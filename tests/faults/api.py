@@ -18,6 +18,8 @@ from cfm_lite import draws, negatives, objective, perturbations, samplers, terms
 from cfm_lite.data import digits, toy
 from cfm_lite.models import MLP, SiT, export_official
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
+from cfm_lite.runs.imagenet import imagenet
+from cfm_lite.runs.recipe import recipe
 
 Arguments = dict[str, Any]
 
@@ -138,8 +140,8 @@ def _rows_of_results() -> list[dict[str, Any]]:
 
 
 CALLS: dict[str, Callable[[Draws], Arguments]] = {
-    "average.Average": lambda d: {"model": _model(), "decay": 0.9, "warmup": True},
-    "arguments.parse_settings": lambda d: {"settings": ["lr=1e-3", "weight=0.1"]},
+    "engine.average.Average": lambda d: {"model": _model(), "decay": 0.9, "warmup": True},
+    "cli.arguments.parse_settings": lambda d: {"settings": ["lr=1e-3", "weight=0.1"]},
     "course.pick": lambda d: {"full": 10, "fast": 2},
     "data.batches.batches": lambda d: {"x1": d.normal(5, 2), "y": d.pick(None, d.labels(5)), "size": 3, "seed": 1, "start": 2},
     "data.batches.row_numbers": lambda d: {"count": 5, "size": 3, "seed": 1, "start": 2},
@@ -165,8 +167,8 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "draws.uniform_time": lambda d: {"n": 5, "generator": d.fresh(), "device": d.pick(None, "cpu")},
     "draws.logit_normal_time": lambda d: {"n": 5, "mean": 0.5, "std": 2.0, "generator": d.fresh(), "device": d.pick(None, "cpu")},
     "draws.lognormal_time": lambda d: {"n": 5, "path": d.pick(LINEAR, COSINE), "generator": d.fresh(), "device": d.pick(None, "cpu")},
-    "experiments.statistics.differences": lambda d: {"rows": _rows_of_results(), "metric": "frechet", "nfe": 4, "base": "fm"},
-    "experiments.statistics.report": lambda d: {"rows": _rows_of_results(), "metric": "frechet", "nfe": 4},
+    "lab.statistics.differences": lambda d: {"rows": _rows_of_results(), "metric": "frechet", "nfe": 4, "base": "fm"},
+    "lab.statistics.report": lambda d: {"rows": _rows_of_results(), "metric": "frechet", "nfe": 4},
     "guidance.cfg": lambda d: {"model": _model(), "y": d.pick(1, d.labels(4)), "scale": d.pick(1, 2.5), "interval": (0.2, 0.8)},
     "guidance.conditional": lambda d: {"model": _model(), "y": d.pick(None, 1, d.labels(4))},
     "guidance.debias": lambda d: {"velocity": velocity, "weight": 0.1, "mean_velocity": d.normal(2), "interval": (0, 1)},
@@ -175,7 +177,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "guidance.rescale": lambda d: {"velocity": velocity, "factor": d.pick(1.1, lambda t: t)},
     "guidance.retarget": lambda d: {"velocity": velocity, "weight": 0.1, "mean_velocity": d.normal(2)},
     "guidance.retarget_shuffle": lambda d: {"velocity": velocity, "weight": 0.1, "k": 2, "exclude_identity": True},
-    "likelihood.log_prob": lambda d: {
+    "samplers.log_prob": lambda d: {
         "velocity": velocity,
         "x1": d.normal(2, 2),
         "ts": torch.linspace(1, 0, 3),
@@ -185,8 +187,8 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "generator": d.fresh(),
         "grad": False,
     },
-    "linear_maps.debias_linear": lambda d: {**_linear(d), "path": d.pick(LINEAR, COSINE)},
-    "linear_maps.retarget_linear": lambda d: {**_linear(d), "path": d.pick(LINEAR, COSINE)},
+    "guidance.debias_linear": lambda d: {**_linear(d), "path": d.pick(LINEAR, COSINE)},
+    "guidance.retarget_linear": lambda d: {**_linear(d), "path": d.pick(LINEAR, COSINE)},
     "losses.align": lambda d: {"projected": d.normal(3, 4, 5), "target": d.normal(3, 4, 5)},
     "losses.contrastive": lambda d: {
         "h": _features(d),
@@ -321,13 +323,13 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "perturbations.cutmix": lambda d: {"x": _images(d), "area": (0.3, 0.5), "generator": d.fresh()},
     "perturbations.expected_map": lambda d: {"transform": perturbations.crop_resize, "shape": (1, 3, 3), "draws": 3, "seed": 1},
     "perturbations.gaussian_blur": lambda d: {"x": _images(d), "sigma": (0.5, 1.0), "generator": d.fresh()},
-    "recipes.from_dict": lambda d: {"fields": {"lr": 1e-3, "depth": 2}},
-    "recipes.imagenet.imagenet": lambda d: {"method": "vecor", "model": "SiT-Ti/2", "lr": 1e-4},
-    "recipes.imagenet.versus": lambda d: {"method": "repa_vecor"},
-    "recipes.recipe": lambda d: {"name": "digits", "lr": 1e-3, "batch": 64},
-    "recipes.recipe.Recipe": lambda d: dict(cfm_lite.recipes.recipe("digits").as_dict()),
-    "recipes.imagenet.ImageNet": lambda d: dict(cfm_lite.recipes.imagenet("vecor", model="SiT-Ti/2").as_dict()),
-    "runs.pick_device": lambda d: {"name": d.pick("auto", "cpu")},
+    "runs.recipe.from_dict": lambda d: {"fields": {"lr": 1e-3, "depth": 2}},
+    "runs.imagenet.imagenet": lambda d: {"method": "vecor", "model": "SiT-Ti/2", "lr": 1e-4},
+    "runs.imagenet.versus": lambda d: {"method": "repa_vecor"},
+    "runs.recipe.recipe": lambda d: {"name": "digits", "lr": 1e-3, "batch": 64},
+    "runs.recipe.Recipe": lambda d: dict(recipe("digits").as_dict()),
+    "runs.imagenet.ImageNet": lambda d: dict(imagenet("vecor", model="SiT-Ti/2").as_dict()),
+    "runs.run.pick_device": lambda d: {"name": d.pick("auto", "cpu")},
     "samplers.diffusion_coefficient": lambda d: {"t": d.times(4), "diffusion": d.pick(*samplers.DIFFUSIONS), "path": LINEAR, "norm": 1.0},
     "samplers.evaluations": lambda d: {"solver": d.pick(*samplers.EVALUATIONS), "steps": 3, "guidance": 1.5, "interval": (0.2, 0.8)},
     "samplers.sample": lambda d: {"velocity": d.pick(velocity, _model()), "x": d.normal(4, 2), "ts": _grid(d), "step": samplers.heun},
@@ -344,9 +346,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "generator": d.fresh(),
         "noise": d.pick(None, d.normal(3, 4, 2)),
     },
-    "steps.check_state": lambda d: {"x": d.normal(4, 2)},
-    "steps.make_grid": lambda d: {"ts": _grid(d), "x": d.normal(4, 2)},
-    "steps.trajectory": lambda d: {"velocity": velocity, "x": d.normal(4, 2), "ts": _grid(d), "step": samplers.rk4},
+    "samplers.trajectory": lambda d: {"velocity": velocity, "x": d.normal(4, 2), "ts": _grid(d), "step": samplers.rk4},
     "terms.Contrastive": lambda d: {
         "weight": 0.5,
         "block": 1,
@@ -379,7 +379,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "path": LINEAR,
     },
     "theory.optimal_velocity": _optimal,
-    "average.share_of_start": lambda d: {"decay": 0.9, "warmup": d.pick(True, False), "updates": 3},
+    "engine.average.share_of_start": lambda d: {"decay": 0.9, "warmup": d.pick(True, False), "updates": 3},
     "training.Trainer": lambda d: {
         "objective": objective.fm(_model()),
         "lr": 1e-3,

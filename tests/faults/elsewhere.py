@@ -2,77 +2,76 @@
 
 ELSEWHERE: dict[str, str] = {
     "values that cannot be wrong: errors, protocols, and records that the package itself fills": """
-        checkpoint.Checkpoint data.datasets.DataSet data.images.ImageFile data.images.ImageFolder data.shards.Plan
-        data.shards.ShardFacts data.toy.Toy distributed.World errors.CFMError errors.CheckpointCorruptError errors.CheckpointError
-        errors.ConfigError errors.DataError errors.DiskFullError errors.DistributedError errors.DivergenceError
-        errors.ResumeMismatchError errors.UntrustedFileError   guidance.Guided
-        judges.JudgeSettings paths.FlowSample paths.Path runs.Run scale.budget.Split scale.dry_run.Made scale.features.Extractor
-        scale.features.Features scale.sample.Settings scale.train.Options steps.Grid terms.Draw terms.Evaluated terms.Term
-        viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
-        scale.sample.Trained samplers.Evaluations scale.reference.Reference scale.reference.Statistics
+        data.datasets.DataSet data.images.ImageFile data.images.ImageFolder data.latents.shards.Plan
+        data.latents.shards.ShardFacts data.toy.Toy engine.checkpoint.Checkpoint engine.parallel.World errors.CFMError
+        errors.CheckpointCorruptError errors.CheckpointError errors.ConfigError errors.DataError errors.DiskFullError
+        errors.DistributedError errors.DivergenceError errors.ResumeMismatchError errors.UntrustedFileError
+        evaluate.inception.Extractor evaluate.inception.Features evaluate.judges.JudgeSettings evaluate.reference.Reference
+        evaluate.reference.Statistics guidance.Guided paths.FlowSample paths.Path runs.run.Run samplers.Evaluations samplers.Grid
+        scale.budget.Split scale.dry_run.Made scale.sample.Settings scale.sample.Trained scale.train.Options terms.Draw
+        terms.Evaluated terms.Term viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
-        arguments.Common arguments.FullScale arguments.show cli.Compare cli.Demo cli.Evaluate cli.Prepare cli.Sample cli.Train
-        cli.main commands.compare_suite commands.evaluate_file commands.picture commands.sample_run demo.demo demo.table
-        scale.sample.drawing scale.budget.activation_bytes scale.budget.free_memory scale.budget.split_batch scale.budget.state_bytes
-        scale.commands.evaluate_command scale.commands.prepare_command scale.commands.sample_command scale.commands.train_command
-        terminal.Notes terminal.run_command
-        scale.dry_run.dry_run scale.evaluate.evaluate_samples scale.evaluate.features_of scale.evaluate.image_batches
-        card.card_of card.method_name card.told scale.reference.names_in scale.reference.statistics_of
-        scale.features.StandIn scale.features.inception scale.features.open_extractor scale.sample.sample_imagenet
-        scale.train.read_about scale.train.train_imagenet
-        cli.Export scale.budget.peak_bytes scale.commands.features_command scale.official.export_run
-        scale.official.is_file_of_weights scale.official.open_any scale.official.start_from scale.sample.open_run
-        scale.sample.count_samples scale.sample.run_of places.check_file places.check_folder places.check_suffix places.expanded
-        places.inside recipes.reads.check_read recipes.reads.unread runs.home_for runs.samples_of arguments.names_of
+        _internal.places.check_file _internal.places.check_folder _internal.places.check_suffix _internal.places.expanded
+        _internal.places.inside _internal.terminal.Notes _internal.terminal.run_command cli.Compare cli.Demo cli.Evaluate
+        cli.Export cli.Prepare cli.Sample cli.Train cli.actions.compare_suite cli.actions.evaluate_file cli.actions.picture
+        cli.actions.sample_run cli.arguments.Common cli.arguments.FullScale cli.arguments.names_of cli.arguments.show cli.main
+        demo.demo demo.table evaluate.card.card_of evaluate.card.method_name evaluate.card.told evaluate.inception.StandIn
+        evaluate.inception.inception evaluate.inception.open_extractor evaluate.reference.names_in
+        evaluate.reference.statistics_of runs.reads.check_read runs.reads.unread runs.run.home_for runs.run.samples_of
+        scale.budget.activation_bytes scale.budget.free_memory scale.budget.peak_bytes scale.budget.split_batch
+        scale.budget.state_bytes scale.commands.evaluate_command scale.commands.features_command scale.commands.prepare_command
+        scale.commands.sample_command scale.commands.train_command scale.dry_run.dry_run scale.evaluate.evaluate_samples
+        scale.evaluate.features_of scale.evaluate.image_batches scale.official.export_run scale.official.is_file_of_weights
+        scale.official.open_any scale.official.start_from scale.sample.count_samples scale.sample.drawing scale.sample.open_run
+        scale.sample.run_of scale.sample.sample_imagenet scale.train.read_about scale.train.train_imagenet
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
-        checkpoint.check_storable checkpoint.exists checkpoint.latest checkpoint.load checkpoint.once checkpoint.ordered checkpoint.save
-        checkpoint.write_bytes
-        data.archive.samples data.archive.unpack
-        data.archive.unpacked data.codec.Codec data.codec.Scaling data.codec.open_codec data.codec.tiny_vae
-        data.images.centre_crop data.images.decode data.images.find data.images.flat data.images.layout data.images.load data.images.read
-        data.images.opened data.archive.is_archive data.archive.is_hidden data.shared.in_turn data.batches.fitting
-        data.latents.Latents data.latents.prefetch
-        data.mnist.available data.mnist.download data.mnist.load data.prepare.plan_of data.prepare.prepare data.root.checkout
-        data.root.damaged data.root.data_root data.root.missing data.root.publish data.root.read_file data.root.read_gzip
-        data.shards.digest_file data.shards.is_done data.shards.map_shard data.shards.open_plan data.shards.read_index
-        data.shards.write_index data.shards.write_shard distributed.joined distributed.ranks_of_environment judges.Judge
-        judges.assess judges.frechet_real judges.judge_for judges.load_judge judges.real_halves judges.save_judge
-        judges.train_judge lazy.optional models.encoders.Encoder models.encoders.teacher models.official.export_official
-        models.official.read_weights pretrained.folder pretrained.make runs.facts runs.goes_on runs.load_model runs.peak_memory runs.train
-        runs.write_json viz.animation.save_animation viz.style.save
-        runs.Located runs.located runs.saved_recipe
-        data.cifar10.available data.cifar10.download data.cifar10.load data.pca.PCA data.shards.ask_for data.shards.check_hash
-        data.shards.hash_of data.shards.read_json data.shards.write data.teacher_features.TeacherFeatures
-        data.teacher_features.encode_features
-        data.datasets.codec_for data.root.keep data.root.scratch pretrained.load teachers.teacher_for
+        _internal.lazy.optional data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
+        data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
+        data.datasets.codec_for data.images.centre_crop data.images.decode data.images.find data.images.flat data.images.layout
+        data.images.load data.images.opened data.images.read data.latents.codec.Codec data.latents.codec.Scaling
+        data.latents.codec.open_codec data.latents.codec.tiny_vae data.latents.features.TeacherFeatures
+        data.latents.features.encode_features data.latents.prepare.plan_of data.latents.prepare.prepare
+        data.latents.reader.Latents data.latents.reader.prefetch data.latents.shards.ask_for data.latents.shards.check_hash
+        data.latents.shards.digest_file data.latents.shards.hash_of data.latents.shards.is_done data.latents.shards.map_shard
+        data.latents.shards.open_plan data.latents.shards.read_index data.latents.shards.read_json data.latents.shards.write
+        data.latents.shards.write_index data.latents.shards.write_shard data.mnist.available data.mnist.download data.mnist.load
+        data.pca.PCA data.root.checkout data.root.damaged data.root.data_root data.root.keep data.root.missing data.root.publish
+        data.root.read_file data.root.read_gzip data.root.scratch data.shared.in_turn data.teachers.teacher_for
+        engine.checkpoint.check_storable engine.checkpoint.exists engine.checkpoint.latest engine.checkpoint.load
+        engine.checkpoint.once engine.checkpoint.ordered engine.checkpoint.save engine.checkpoint.write_bytes
+        engine.parallel.joined engine.parallel.ranks_of_environment evaluate.judges.Judge evaluate.judges.assess
+        evaluate.judges.frechet_real evaluate.judges.judge_for evaluate.judges.load_judge evaluate.judges.real_halves
+        evaluate.judges.save_judge evaluate.judges.train_judge models.encoders.Encoder models.encoders.teacher
+        models.official.export_official models.official.read_weights pretrained.folder pretrained.load pretrained.make
+        runs.run.Located runs.run.facts runs.run.goes_on runs.run.load_model runs.run.located runs.run.peak_memory
+        runs.run.saved_recipe runs.run.train runs.run.write_json viz.animation.save_animation viz.style.save
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
-        metrics.check_covariance
-        kernels.attract_repel kernels.cosine kernels.gram kernels.inverse_root kernels.root kernels.standardize
-        models.embed.autocasting models.embed.in_float32
-        models.embed.LabelEmbedder models.embed.TimestepEmbedder models.embed.check_blocks models.embed.check_input
-        models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies models.mlp.ResidualBlock models.sit.Attention
-        models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed models.sit.SiTBlock models.sit.attend
-        models.sit.modulate perturbations.other_row steps.check_finite steps.euler steps.fitting steps.heun steps.midpoint
-        steps.rk4 terms.Alignment terms.noise_like
-        sharded.full sharded.is_sharded sharded.load_optimizer sharded.load_weights sharded.optimizer_state sharded.shard
-        sharded.weights throughput.Clock throughput.peak_flops throughput.train_flops throughput.utilisation
-        segments.check_same_data segments.check_same_recipe segments.new_config segments.note_on_schedule
-        compiled.blocks_of compiled.compile_parts compiled.is_compiled compiled.unsplit
+        _internal.kernels.attract_repel _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root
+        _internal.kernels.root _internal.kernels.standardize engine.compiled.blocks_of engine.compiled.compile_parts
+        engine.compiled.is_compiled engine.compiled.unsplit engine.sharded.full engine.sharded.is_sharded
+        engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard
+        engine.sharded.weights metrics.check_covariance models.embed.LabelEmbedder models.embed.TimestepEmbedder
+        models.embed.autocasting models.embed.check_blocks models.embed.check_input models.embed.in_float32 models.embed.sincos_1d
+        models.embed.sincos_2d models.embed.time_frequencies models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward
+        models.sit.FinalLayer models.sit.PatchEmbed models.sit.SiTBlock models.sit.attend models.sit.modulate
+        perturbations.other_row runs.segments.check_same_data runs.segments.check_same_recipe runs.segments.new_config
+        runs.segments.note_on_schedule runs.throughput.Clock runs.throughput.peak_flops runs.throughput.train_flops
+        runs.throughput.utilisation samplers.check_finite samplers.euler samplers.fitting samplers.heun samplers.midpoint
+        samplers.rk4 terms.Alignment terms.noise_like
     """,
     "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
-        networks.as_features networks.as_velocity_of networks.check_keywords networks.check_model networks.check_trainable networks.copied
-        networks.takes networks.evaluating networks.explained networks.has_null networks.needs_labels networks.takes_labels
-        training.Running
+        _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
+        _internal.networks.check_model _internal.networks.check_trainable _internal.networks.copied _internal.networks.evaluating
+        _internal.networks.explained _internal.networks.has_null _internal.networks.needs_labels _internal.networks.takes
+        _internal.networks.takes_labels training.Running
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
-            objective.repa
-        recipes.imagenet.build_imagenet_model recipes.imagenet.build_imagenet_trainer recipes.recipe.build_model
-        recipes.recipe.build_objective recipes.recipe.build_trainer recipes.recipe.from_dict
-        recipes.imagenet.Given teachers.SmallTeacher teachers.Tokens teachers.train_teacher
-        recipes.imagenet.preset_of experiments.measures.reference_rows
+        data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher lab.measures.reference_rows objective.repa
+        runs.imagenet.Given runs.imagenet.build_imagenet_model runs.imagenet.build_imagenet_trainer runs.imagenet.preset_of
+        runs.recipe.build_model runs.recipe.build_objective runs.recipe.build_trainer runs.recipe.from_dict
     """,
     "answers of a learner: tests/test_course.py gives right and wrong ones": """
         course.check course.exercise course.exercises course.nb00_tour.move_by_hand course.nb00_tour.what_weight_does
@@ -111,38 +110,32 @@ ELSEWHERE: dict[str, str] = {
         viz.tokens.token_maps
     """,
     "explorers: tests/test_widgets.py moves every slider to its ends": """
-        widgets.divergence.divergence widgets.exact_field.exact_field widgets.explorer.Canvas widgets.explorer.Explorer
-        widgets.explorer.choice widgets.explorer.play_for widgets.explorer.slider widgets.features.features
-        widgets.guidance.guidance widgets.scenes.exact widgets.scenes.excess widgets.scenes.field widgets.scenes.labelled
-        widgets.scenes.start widgets.trajectories.trajectories widgets.wrong_velocities.wrong_velocities
-        widgets.scenes.two_classes widgets.scenes.typical
+        widgets._divergence.divergence widgets._exact_field.exact_field widgets._features.features widgets._guidance.guidance
+        widgets._trajectories.trajectories widgets._wrong_velocities.wrong_velocities widgets.explorer.Canvas
+        widgets.explorer.Explorer widgets.explorer.choice widgets.explorer.play_for widgets.explorer.slider widgets.scenes.exact
+        widgets.scenes.excess widgets.scenes.field widgets.scenes.labelled widgets.scenes.start widgets.scenes.two_classes
+        widgets.scenes.typical
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
-        commands.report_suite commands.time_steps experiments.ablations.ablations experiments.ablations.values
-        experiments.answers.Answer experiments.answers.absent experiments.answers.by_method experiments.answers.by_suite
-        experiments.answers.capital experiments.answers.clause experiments.answers.items experiments.answers.least
-        experiments.answers.listed experiments.answers.quality_panel experiments.answers.rows_figure experiments.answers.sentence
-        experiments.answers.setting experiments.answers.spoken experiments.answers.title experiments.answers.where experiments.arms.Arm
-        experiments.arms.balanced_labels experiments.arms.draw_samples experiments.arms.noise_of experiments.arms.trained_recipe
-        experiments.arms.velocity experiments.benefits.curves_by_field experiments.benefits.curves_by_nfe
-        experiments.benefits.debiasing experiments.benefits.diversity experiments.benefits.gains experiments.claims.Claim
-        experiments.claims.beside experiments.controls.Shares experiments.controls.controls experiments.controls.shares
-        experiments.costs.training_costs experiments.diagnostics.field_values experiments.diagnostics.path_values
-        experiments.groups.Group experiments.groups.Suite experiments.groups.euler experiments.jobs.Job experiments.jobs.Trial
-        experiments.jobs.estimate experiments.jobs.jobs_of experiments.jobs.key_of experiments.jobs.run_job
-        experiments.measures.Sampling experiments.measures.field_rows experiments.measures.judge_of experiments.measures.measure
-        experiments.measures.row_base experiments.measures.rows_of experiments.measures.sample_rows
-        experiments.mechanisms.counterparts experiments.mechanisms.interference experiments.mechanisms.norms
-        experiments.mechanisms.perturbations experiments.readme.quality_figure experiments.readme.write_report
-        experiments.results.Place experiments.results.Results experiments.results.percent experiments.results.said_of
-        experiments.results.tell experiments.statistics.Difference experiments.statistics.paired_difference
-        experiments.store.Store experiments.store.read_json experiments.store.write_rows experiments.suites.trials
-        experiments.sweep.Plan experiments.sweep.compare experiments.sweep.plan experiments.tuning.settings
-        experiments.workers.Outcome experiments.workers.in_process experiments.workers.in_workers viz.lab.Panel
+        cli.actions.report_suite cli.actions.time_steps lab.ablations.ablations lab.ablations.values lab.answers.Answer
+        lab.answers.absent lab.answers.by_method lab.answers.by_suite lab.answers.capital lab.answers.clause lab.answers.items
+        lab.answers.least lab.answers.listed lab.answers.quality_panel lab.answers.rows_figure lab.answers.sentence
+        lab.answers.setting lab.answers.spoken lab.answers.title lab.answers.where lab.arms.Arm lab.arms.balanced_labels
+        lab.arms.draw_samples lab.arms.noise_of lab.arms.trained_recipe lab.arms.velocity lab.benefits.curves_by_field
+        lab.benefits.curves_by_nfe lab.benefits.debiasing lab.benefits.diversity lab.benefits.gains lab.claims.Claim
+        lab.claims.beside lab.controls.Shares lab.controls.controls lab.controls.shares lab.costs.training_costs
+        lab.diagnostics.field_values lab.diagnostics.path_values lab.groups.Group lab.groups.Suite lab.groups.euler lab.jobs.Job
+        lab.jobs.Trial lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of lab.jobs.run_job lab.measures.Sampling
+        lab.measures.field_rows lab.measures.judge_of lab.measures.measure lab.measures.row_base lab.measures.rows_of
+        lab.measures.sample_rows lab.mechanisms.counterparts lab.mechanisms.interference lab.mechanisms.norms
+        lab.mechanisms.perturbations lab.readme.quality_figure lab.readme.write_report lab.results.Place lab.results.Results
+        lab.results.percent lab.results.said_of lab.results.tell lab.statistics.Difference lab.statistics.paired_difference
+        lab.store.Store lab.store.read_json lab.store.write_rows lab.suites.trials lab.sweep.Plan lab.sweep.compare lab.sweep.plan
+        lab.tuning.settings lab.workers.Outcome lab.workers.in_process lab.workers.in_workers viz.lab.Panel
         viz.lab.difference_curves viz.lab.difference_rows viz.lab.difference_scatter
     """,
     "files of others, which test_data.py, test_data_changes.py, test_downloads.py and test_security.py damage": """
-        data.archive.read_to_end data.root.impatient data.shards.parse_npy data.shared.Watch data.shared.alone data.shared.owned
-        data.shared.forget_halves scale.train.read_mean
+        data.archive.read_to_end data.latents.shards.parse_npy data.root.impatient data.shared.Watch data.shared.alone
+        data.shared.forget_halves data.shared.owned scale.train.read_mean
     """,
 }

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from cfm_lite import checkpoint
 from cfm_lite.data.datasets import DataSet
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError
-from cfm_lite.recipes import Recipe
+from cfm_lite.runs.recipe import Recipe
 from tests.faults.work import Save, digest, going_on, new_trainer, steps, unbroken
 from tests.processes import forked
 

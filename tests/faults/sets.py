@@ -2,9 +2,9 @@
 
 import torch
 
-from cfm_lite.data import images, prepare
-from cfm_lite.data.codec import Scaling
-from cfm_lite.data.latents import Latents
+from cfm_lite.data import images
+from cfm_lite.data.latents import Latents, prepare
+from cfm_lite.data.latents.codec import Scaling
 
 
 class Law:

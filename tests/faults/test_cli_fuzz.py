@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfm_lite import checks, cli, runs, terminal
-from cfm_lite.arguments import FullScale
+from cfm_lite import cli, runs
+from cfm_lite._internal import checks, terminal
+from cfm_lite.cli.arguments import FullScale
 from cfm_lite.data import datasets
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError
-from cfm_lite.recipes import recipe
+from cfm_lite.runs.recipe import recipe
 from tests.faults import counts
 
 CODES = {0, 1, 2, 3, 4}
@@ -175,9 +176,10 @@ def stubs(trained, monkeypatch):
     monkeypatch.chdir(trained)
     monkeypatch.setenv("CFM_LITE_DATA", str(trained / "none"))
     monkeypatch.setenv("COLUMNS", "80")
-    from cfm_lite import demo, experiments
+    from cfm_lite import demo
+    from cfm_lite import lab as experiments
     from cfm_lite.data import cifar10, mnist
-    from cfm_lite.experiments import sweep
+    from cfm_lite.lab import sweep
     from cfm_lite.scale import commands as scale
 
     names = {

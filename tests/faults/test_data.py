@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import commands, judges, pretrained
-from cfm_lite.data import archive, cifar10, mnist, shards
-from cfm_lite.data.latents import Latents
-from cfm_lite.data.teacher_features import TeacherFeatures, encode_features
+from cfm_lite import pretrained
+from cfm_lite.cli import actions as commands
+from cfm_lite.data import archive, cifar10, mnist
+from cfm_lite.data.latents import Latents, shards
+from cfm_lite.data.latents.features import TeacherFeatures, encode_features
+from cfm_lite.evaluate import judges
 from cfm_lite.models.official import read_weights
-from cfm_lite.recipes import recipe
+from cfm_lite.runs.recipe import recipe
 from cfm_lite.scale import evaluate, train
 from tests.faults.damage import keep, sweep
 from tests.faults.sets import build, whole

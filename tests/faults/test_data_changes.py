@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite.data import archive, images, mnist, shards
-from cfm_lite.data.latents import Latents, prefetch
+from cfm_lite.data import archive, images, mnist
+from cfm_lite.data.latents import Latents, prefetch, shards
+from cfm_lite.data.latents.features import TeacherFeatures, encode_features
 from cfm_lite.data.root import publish
-from cfm_lite.data.teacher_features import TeacherFeatures, encode_features
 from cfm_lite.errors import DataError
 from tests.faults.damage import keep
 from tests.faults.sets import Law, build, whole

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 import torch
 
-from cfm_lite import checkpoint
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, DiskFullError
 from tests.faults import counts
 from tests.faults.damage import keep

@@ -19,10 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from cfm_lite._internal.lazy import optional
 from cfm_lite.data import cifar10, mnist, root
 from cfm_lite.errors import DataError
-from cfm_lite.lazy import optional
-from cfm_lite.scale import features
+from cfm_lite.evaluate import inception as features
 from tests.faults.damage import keep
 from tests.processes import reserved_port
 
@@ -230,7 +230,7 @@ import sys
 from cfm_lite.errors import CFMError
 try:
     if sys.argv[1] == "vae":
-        from cfm_lite.data.codec import open_codec
+        from cfm_lite.data.latents.codec import open_codec
         open_codec("sd-vae-ft-ema")
     else:
         from cfm_lite.models import teacher

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cfm_lite import checks
+from cfm_lite._internal import checks
 from cfm_lite.errors import CFMError
 from tests.faults import api, counts
 from tests.faults.elsewhere import ELSEWHERE

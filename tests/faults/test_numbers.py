@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from cfm_lite import checkpoint, objective, terms
+from cfm_lite import objective, terms
 from cfm_lite.data import toy
 from cfm_lite.data.batches import batches
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.models import MLP
-from cfm_lite.recipes import RECIPES, build_model, build_objective, build_trainer, imagenet
-from cfm_lite.recipes.imagenet import PRESETS, build_imagenet_trainer
+from cfm_lite.runs.imagenet import PRESETS, build_imagenet_trainer, imagenet
+from cfm_lite.runs.recipe import RECIPES, build_model, build_objective, build_trainer
 from cfm_lite.training import Trainer
 from tests.faults import counts
 from tests.networks import Tiny
@@ -149,7 +150,8 @@ def test_nothing_is_saved_between_a_bad_step_and_the_error_on_a_device(tmp_path)
 
 def refusals(weight, k):
     """Every entrance at which a weight of repulsion comes in."""
-    from cfm_lite import guidance, losses, recipes, theory
+    from cfm_lite import guidance, losses, theory
+    from cfm_lite.runs import recipe as recipes
 
     v, mixture = torch.zeros(4, 2), toy.mixture("two_classes")
     t = torch.full((4,), 0.5, dtype=torch.float64)

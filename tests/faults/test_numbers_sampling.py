@@ -8,7 +8,7 @@ import torch
 from cfm_lite import guidance, metrics, samplers
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.paths import COSINE, LINEAR, VP
-from cfm_lite.recipes import recipe
+from cfm_lite.runs.recipe import recipe
 from tests.networks import Tiny
 
 STEPS = (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)

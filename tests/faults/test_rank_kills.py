@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cfm_lite import checkpoint, runs
+from cfm_lite import runs
 from cfm_lite.data.batches import batches
-from cfm_lite.distributed import joined
+from cfm_lite.engine import checkpoint
+from cfm_lite.engine.parallel import joined
 from cfm_lite.errors import CheckpointError
-from cfm_lite.recipes import build_model, build_trainer
+from cfm_lite.runs.recipe import build_model, build_trainer
 from tests.faults import counts
 from tests.faults.killing import Shared, watched
 from tests.faults.work import POINTS, data_of

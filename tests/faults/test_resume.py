@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 
-from cfm_lite import checkpoint
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, ResumeMismatchError
 from tests.faults import counts
 from tests.faults.work import DIGITS, METHODS, POINTS, data_of, digest, going_on, new_trainer, steps, unbroken

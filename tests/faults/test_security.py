@@ -21,11 +21,14 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import checkpoint, commands, judges, pretrained, runs
+from cfm_lite import pretrained, runs
+from cfm_lite.cli import actions as commands
 from cfm_lite.cli import main
-from cfm_lite.data import archive, cifar10, root, shards
-from cfm_lite.data.latents import Latents
+from cfm_lite.data import archive, cifar10, root
+from cfm_lite.data.latents import Latents, shards
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError, UntrustedFileError
+from cfm_lite.evaluate import judges
 from cfm_lite.models import load_official
 from cfm_lite.models.official import read_weights
 from cfm_lite.scale import evaluate, sample, train

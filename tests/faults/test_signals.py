@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from cfm_lite import checkpoint, runs
+from cfm_lite import runs
 from cfm_lite.data.datasets import DataSet
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import ConfigError
-from cfm_lite.recipes import Recipe
+from cfm_lite.runs.recipe import Recipe
 from tests.faults import counts
 from tests.faults.work import POINTS, data_of
 from tests.logs import numbers

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cfm_lite import objective
-from cfm_lite.distributed import ALONE, World, joined
+from cfm_lite.engine.parallel import ALONE, World, joined
 from cfm_lite.errors import DistributedError
 from cfm_lite.training import Trainer
 from tests.networks import Tiny

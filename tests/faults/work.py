@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from cfm_lite import checkpoint
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet, dataset
+from cfm_lite.engine import checkpoint
 from cfm_lite.objective import Alignment, Objective
-from cfm_lite.recipes import Recipe, build_model, build_objective, build_trainer
+from cfm_lite.runs.recipe import Recipe, build_model, build_objective, build_trainer
 from cfm_lite.training import Trainer
 
 POINTS = Recipe(dataset="two_classes", hidden_size=16, depth=3, batch=32, shard=16, steps=60, perturb="channel_shuffle", warmup=7, ema=0.9)

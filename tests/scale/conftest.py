@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cfm_lite.data import images, prepare
-from cfm_lite.data.codec import open_codec
-from cfm_lite.data.latents import Latents
-from cfm_lite.recipes import imagenet
+from cfm_lite.data import images
+from cfm_lite.data.latents import Latents, prepare
+from cfm_lite.data.latents.codec import open_codec
+from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.scale.train import Options, train_imagenet
 from tests.pictures import made_folder
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from cfm_lite import compiled, objective
-from cfm_lite.distributed import ALONE, World, joined
+from cfm_lite import objective
+from cfm_lite.engine import compiled
+from cfm_lite.engine.parallel import ALONE, World, joined
 from cfm_lite.models import MLP
-from cfm_lite.recipes import imagenet
-from cfm_lite.recipes.imagenet import build_imagenet_model, build_imagenet_trainer
+from cfm_lite.runs.imagenet import build_imagenet_model, build_imagenet_trainer, imagenet
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.training import Trainer
 

@@ -5,8 +5,8 @@ import torch
 
 from cfm_lite.data import cifar10
 from cfm_lite.data.datasets import dataset
-from cfm_lite.recipes import recipe
 from cfm_lite.runs import train
+from cfm_lite.runs.recipe import recipe
 
 
 @pytest.mark.real_data

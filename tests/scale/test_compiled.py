@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from cfm_lite import compiled, objective
-from cfm_lite.arguments import FullScale
+from cfm_lite import objective
 from cfm_lite.cli import main
+from cfm_lite.cli.arguments import FullScale
+from cfm_lite.engine import compiled
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, SiT
 from cfm_lite.training import Trainer

@@ -11,13 +11,15 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from cfm_lite import card, metrics
+from cfm_lite import metrics
+from cfm_lite._internal.lazy import optional
 from cfm_lite.data import root
 from cfm_lite.errors import CheckpointError, ConfigError, DataError, UntrustedFileError
-from cfm_lite.lazy import optional
-from cfm_lite.scale import evaluate, features
+from cfm_lite.evaluate import card
+from cfm_lite.evaluate import inception as features
+from cfm_lite.evaluate.inception import Features, StandIn, inception, open_extractor
+from cfm_lite.scale import evaluate
 from cfm_lite.scale.evaluate import evaluate_samples, features_of, image_batches
-from cfm_lite.scale.features import Features, StandIn, inception, open_extractor
 from tests.reference import case
 
 

@@ -1,6 +1,6 @@
 """A network trained on the data of figure 3: 2,500 steps, so it stands in the longer tier."""
 
-from tests import figure3
+from tools import figure3
 
 
 def test_a_network_trained_on_figure_3_reaches_the_exact_gap_not_the_doubled_one(record_property):

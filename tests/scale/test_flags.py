@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import checkpoint, cli
-from cfm_lite.data.codec import Codec, tiny_vae
+from cfm_lite import cli
 from cfm_lite.data.latents import Latents
+from cfm_lite.data.latents.codec import Codec, tiny_vae
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError
 from cfm_lite.models import SiT, export_official
-from cfm_lite.recipes.imagenet import MODELS
-from cfm_lite.recipes.reads import unread
+from cfm_lite.runs.imagenet import MODELS
+from cfm_lite.runs.reads import unread
 from cfm_lite.scale import commands, official
 from cfm_lite.scale.train import Options, train_imagenet
 from tests.pictures import made_folder

@@ -7,14 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cfm_lite import checkpoint
-from cfm_lite.distributed import ALONE
+from cfm_lite.engine import checkpoint
+from cfm_lite.engine.parallel import ALONE
+from cfm_lite.engine.sharded import full
 from cfm_lite.errors import ConfigError, DivergenceError
-from cfm_lite.recipes import imagenet
-from cfm_lite.recipes.imagenet import build_imagenet_model, build_imagenet_trainer
+from cfm_lite.runs.imagenet import build_imagenet_model, build_imagenet_trainer, imagenet
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.scale.train import Options, train_imagenet
-from cfm_lite.sharded import full
 from tests.scale.conftest import SMALL
 from tests.scale.test_ranks import done, losses, together, train
 

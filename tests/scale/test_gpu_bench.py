@@ -10,15 +10,15 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.benchmarks.gpu import clock, main, parts, sides
-from tests.benchmarks.gpu.plan import FULL, TINY, Bench
-from tests.benchmarks.harness import NotRun, Row
+from tools.benchmarks.gpu import clock, main, parts, sides
+from tools.benchmarks.gpu.plan import FULL, TINY, Bench
+from tools.benchmarks.harness import NotRun, Row
 
 pytestmark = pytest.mark.filterwarnings("ignore:::torch", "ignore:.*(attention|backend|grad attribute|deprecated).*")
 NAMES = list(parts.parts_of(Bench(TINY, torch.device("cpu"))))
 OFFICIAL = {
     "models.py": """
-from tests.benchmarks.sit import official_style
+from tools.benchmarks.sit import official_style
 from cfm_lite.models import SiT
 
 def tiny(input_size, num_classes):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfm_lite import checkpoint
 from cfm_lite.data.latents import Latents
+from cfm_lite.engine import checkpoint
 from cfm_lite.scale.train import Options, train_imagenet
 from tests.processes import interpreters
 from tests.scale.conftest import SMALL

@@ -12,8 +12,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cfm_lite.models import SiT, sit
-from cfm_lite.recipes import imagenet
-from cfm_lite.recipes.imagenet import build_imagenet_trainer
+from cfm_lite.runs.imagenet import build_imagenet_trainer, imagenet
 from cfm_lite.scale.budget import _KEPT, Split, peak_bytes, split_batch, state_bytes
 from cfm_lite.scale.dry_run import Made
 from tests import fakegpu

@@ -6,9 +6,9 @@ import safetensors.torch
 import torch
 
 from cfm_lite import cli
-from cfm_lite.data.codec import open_codec
+from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.models import SiT, export_official, load_official
-from cfm_lite.recipes.imagenet import MODELS
+from cfm_lite.runs.imagenet import MODELS
 from cfm_lite.scale import official as room
 
 TINY = MODELS["SiT-Ti/2"]

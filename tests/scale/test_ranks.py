@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import checkpoint, cli, distributed
-from cfm_lite.data import images, prepare
-from cfm_lite.data.latents import Latents
-from cfm_lite.distributed import ALONE, joined, ranks_of_environment
+from cfm_lite import cli
+from cfm_lite.data import images
+from cfm_lite.data.latents import Latents, prepare
+from cfm_lite.engine import checkpoint
+from cfm_lite.engine import parallel as distributed
+from cfm_lite.engine.parallel import ALONE, joined, ranks_of_environment
 from cfm_lite.errors import ConfigError, DiskFullError, DistributedError
-from cfm_lite.recipes import imagenet
-from cfm_lite.recipes.imagenet import build_imagenet_trainer
+from cfm_lite.runs.imagenet import build_imagenet_trainer, imagenet
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.scale.sample import Settings, sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet

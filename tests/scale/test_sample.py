@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite.data.codec import Codec, tiny_vae
+from cfm_lite.data.latents.codec import Codec, tiny_vae
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.scale import sample
 from cfm_lite.scale.sample import Settings, open_run, sample_imagenet
@@ -192,7 +192,7 @@ def test_the_samples_are_the_averaged_model_s(run, whole, codec):
 
 
 def torch_weights(run):
-    from cfm_lite import checkpoint
+    from cfm_lite.engine import checkpoint
 
     return checkpoint.load(checkpoint.latest(run / "checkpoints")).weights
 

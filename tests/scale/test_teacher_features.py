@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cfm_lite.data.latents import Latents, Pictures
-from cfm_lite.data.teacher_features import TeacherFeatures, encode_features
+from cfm_lite.data.latents.features import TeacherFeatures, encode_features
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.models import teacher
-from cfm_lite.recipes import imagenet
+from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.scale.dry_run import dry_run
 from cfm_lite.scale.train import Options, train_imagenet
 from tests.scale.test_ranks import done, losses, together, train

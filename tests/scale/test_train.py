@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cfm_lite import checkpoint, cli
-from cfm_lite.data import images, prepare
-from cfm_lite.data.latents import Latents
-from cfm_lite.distributed import World
+from cfm_lite import cli
+from cfm_lite.data import images
+from cfm_lite.data.latents import Latents, prepare
+from cfm_lite.engine import checkpoint
+from cfm_lite.engine.parallel import World
 from cfm_lite.errors import ConfigError, DataError, DiskFullError, ResumeMismatchError
 from cfm_lite.models import SiT, export_official, load_official
-from cfm_lite.recipes import imagenet
+from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.scale import dry_run as scale_dry_run
 from cfm_lite.scale import train as scale_train
 from cfm_lite.scale.dry_run import Made, dry_run

@@ -1,0 +1,144 @@
+"""REPA's teacher where there is no DINOv2: a small classifier of the real data, frozen, whose map of features is the target.
+
+    image (B, C, S, S) in [-1, 1]  ->  map (B, 48, S', S')  ->  averaged to the model's grid of tokens (B, T, 48)
+
+It is never the judge that measures samples: another network, of another shape and seed, that learns from the rows that the
+generator learns from and from no others. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), with a smaller teacher.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import warnings
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfm_lite._internal.checks import check_choice, check_count, full_precision, load_weights
+from cfm_lite.data import cifar10, digits, mnist
+from cfm_lite.data.root import cache_root, keep
+from cfm_lite.errors import CFMError, ConfigError
+from cfm_lite.models.classifier import JudgeSettings, fit_classifier, one_thread
+
+__all__ = ["SETTINGS", "SmallTeacher", "Tokens", "teacher_for", "train_teacher"]
+
+WIDTH, SEED = 48, 1
+SETTINGS = {
+    "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=30, batch=64),
+    "mnist": JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128),
+    **{name: JudgeSettings(size=32, stride=2, channels=48, epochs=10, batch=128, shift=4, colours=3) for name in cifar10.NAMES},
+}
+
+
+class SmallTeacher(nn.Module):
+    """A classifier of "digits", "mnist" or "cifar10"; `accuracy` is that on rows it has not seen, NaN before training."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        check_choice("the teacher's dataset", dataset, SETTINGS)
+        own, self.dataset, self.accuracy = SETTINGS[dataset], dataset, math.nan
+        self.body = nn.Sequential(
+            nn.Conv2d(own.colours, own.channels, 5, stride=own.stride, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(own.channels, WIDTH, 3, stride=own.stride, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+        )
+        self.head = nn.Linear(WIDTH, 10)
+
+    @full_precision()
+    def features(self, x: Tensor) -> Tensor:
+        """The map (B, 48, S', S') of images `x` (B, C, S, S) in [-1, 1]."""
+        return self.body(x.to(self.head.weight.dtype))
+
+    @full_precision()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 10)."""
+        return self.head(F.silu(self.features(x)).mean((2, 3)))
+
+
+class Tokens:
+    """What `Alignment` asks of a teacher: features (B, grid * grid, `dim`) of images, one token for a `grid` of 1."""
+
+    dim = WIDTH
+
+    def __init__(self, teacher: SmallTeacher, grid: int) -> None:
+        self.teacher, self.grid = teacher, check_count("grid", grid)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        device = self.teacher.head.weight.device
+        if device != x.device:
+            self.teacher.to(x.device)
+        return F.adaptive_avg_pool2d(self.teacher.features(x), self.grid).flatten(2).mT
+
+
+def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -> SmallTeacher:
+    """A teacher of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its accuracy on held-out rows.
+
+    `limit` takes the first rows alone. Leaves the global random state as it was. Raises ConfigError and DataError.
+    """
+    check_choice("the teacher's dataset", dataset, SETTINGS)
+    seed, limit = check_count("seed", seed, low=0), limit if limit is None else check_count("limit", limit)
+    (x, y), (x_test, y_test) = _rows(dataset, "train", limit), _rows(dataset, "judge" if dataset == "digits" else "test", None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        teacher = SmallTeacher(dataset)
+    with one_thread():
+        fit_classifier(teacher, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            hits = torch.cat([teacher(part).argmax(1) for part in x_test.split(1024)]) == y_test
+    teacher.accuracy = float(hits.double().mean())
+    return teacher
+
+
+def _rows(dataset: str, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
+    if dataset in cifar10.NAMES:
+        return cifar10.load(split, name=dataset, limit=limit)
+    x, y = mnist.load(split) if dataset == "mnist" else digits.load(split)
+    return x[:limit], y[:limit]
+
+
+@functools.cache
+def teacher_for(dataset: str) -> SmallTeacher:
+    """The teacher of a data set with its usual seed, from the cache or trained now and kept there."""
+    check_choice("the teacher's dataset", dataset, SETTINGS)
+    digest = hashlib.sha256(repr((SETTINGS[dataset], WIDTH, SEED)).encode()).hexdigest()[:12]
+    path = cache_root() / "teachers" / f"teacher-{dataset}-{digest}.safetensors"
+    found = _read(path, dataset)
+    if found is not None:
+        return found
+    teacher = train_teacher(dataset)
+    weights = {name: value.contiguous() for name, value in teacher.state_dict().items()}
+    keep(safetensors.torch.save(weights, {"accuracy": repr(teacher.accuracy), "sha256": _hash(teacher)}), path, "the teacher")
+    return teacher
+
+
+def _hash(teacher: SmallTeacher) -> str:
+    digest = hashlib.sha256(json.dumps([teacher.dataset, repr(teacher.accuracy)]).encode())
+    for name, value in sorted(teacher.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, dataset: str) -> SmallTeacher | None:
+    """The teacher in a cached file; None where there is none, or a damaged one, which is then made anew."""
+    if not path.is_file():
+        return None
+    with torch.random.fork_rng(devices=[]):  # the initial weights are not kept, and draw no number of anybody's
+        teacher = SmallTeacher(dataset)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            load_weights(teacher, {name: file.get_tensor(name) for name in file.keys()}, "it")  # noqa: SIM118 (no mapping)
+        teacher.accuracy = float(facts["accuracy"])
+        if _hash(teacher) != facts["sha256"]:
+            raise ConfigError("its weights differ from their hash")
+    except (safetensors.SafetensorError, CFMError, OSError, KeyError, ValueError, RuntimeError) as error:
+        warnings.warn(f"{path} is damaged ({error}); the teacher is trained anew.", UserWarning, stacklevel=2)
+        return None
+    return teacher.requires_grad_(False).eval()

@@ -1,0 +1,401 @@
+"""Checkpoints that are whole or absent: a directory per step, hashed, written aside and renamed.
+
+    run/checkpoints/step-00000500/  weights.safetensors  optimizer.safetensors  state.json  MANIFEST.json
+
+MANIFEST.json holds the SHA-256 of every other file and of itself and is written last. The newest checkpoint is found by
+reading and hashing, never by name, size or a pointer that can dangle. Nothing is unpickled.
+A save hashes what it writes while it writes it, tensor by tensor: nothing is read back, and no second copy is held.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import queue
+import re
+import shutil
+import struct
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from cfm_lite._internal.checks import check_count
+from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError, DiskFullError
+
+__all__ = ["Checkpoint", "check_storable", "exists", "latest", "load", "once", "ordered", "save", "write_bytes"]
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+LARGE = 1 << 20  # bytes from which a second thread is worth its start
+PIECE = 1 << 26  # bytes that are written and hashed at a time
+Item = TypeVar("Item")
+# how a .safetensors file calls the kinds of numbers
+_KINDS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+}  # fmt: skip
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one directory holds: tensors by name, the optimizer's tensors, and everything else as plain JSON values."""
+
+    path: Path
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    directory: str | Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    *,
+    keep: int = 3,
+) -> Path:
+    """Write `directory`/step-N whole or not at all, and remove all but the newest `keep` valid ones; returns its path.
+
+    Raises DiskFullError (with bytes needed and free) or CheckpointError; older checkpoints are untouched by a failure.
+    """
+    keep = check_count("keep", keep)
+    directory = Path(directory)
+    needed = sum(x.numel() * x.element_size() for x in (*weights.values(), *optimizer.values())) + 1_000_000
+    weights, tied = once(weights)
+    state = {**state, "tied": tied} if tied else state
+    final = _unused(directory, step)
+    work = directory / f".tmp-{uuid.uuid4().hex}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _clean(directory)
+        if shutil.disk_usage(directory).free < needed:
+            raise OSError(errno.ENOSPC, "no space left")
+        work.mkdir(mode=0o700)
+        _write_files(work, weights, optimizer, {**state, "step": step})
+        work.chmod(directory.stat().st_mode & 0o777)  # private while half made, then as open as the folder around it
+        os.replace(work, final)
+        _fsync(directory)
+        _remember(final)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise explained(error, directory, needed) from error
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    _clean(directory)
+    _prune(directory, keep)
+    return final
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read and verify one checkpoint directory.
+
+    Raises CheckpointError where there is none, CheckpointCorruptError with the file named where a byte differs.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    blobs = {name: _read_verified(path / name, digest) for name, digest in manifest["files"].items()}
+    try:
+        weights = safetensors.torch.load(blobs["weights.safetensors"])
+        optimizer = safetensors.torch.load(blobs["optimizer.safetensors"])
+        state = json.loads(blobs["state.json"])
+        step = int(state["step"])
+        weights |= {name: weights[first] for name, first in state.get("tied", {}).items()}
+    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointCorruptError(f"{path} is not a whole checkpoint: {error!r}. Use an older one, or train again.") from error
+    _remember(path)
+    weights, optimizer = ({k: v.to(device) for k, v in ordered(tensors).items()} for tensors in (weights, optimizer))
+    return Checkpoint(path, step, weights, optimizer, state)
+
+
+def latest(directory: str | Path) -> Path:
+    """The newest checkpoint under `directory` that is whole; damaged newer ones are named in a warning.
+
+    Raises CheckpointError that lists what was found and why it does not serve.
+    """
+    directory = Path(directory)
+    reasons: list[str] = []
+    for path in _candidates(directory):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            warnings.warn(f"using {path}; newer ones are damaged: {'; '.join(reasons)}", UserWarning, stacklevel=2)
+        return path
+    found = "; ".join(reasons) if reasons else "it holds no step-* directory"
+    raise CheckpointError(f"no valid checkpoint under {directory}: {found}. Give another directory, or start a new run.")
+
+
+def exists(directory: str | Path) -> bool:
+    """True where `directory` holds a checkpoint that was saved whole, even if it was damaged later; nothing is read."""
+    return next(_candidates(Path(directory)), None) is not None
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointCorruptError unless every byte of `path` is as its manifest says."""
+    for name, digest in _read_manifest(path)["files"].items():
+        _read_verified(path / name, digest)
+    _remember(path)
+
+
+def ordered(tensors: Mapping[str, Item]) -> dict[str, Item]:
+    """The same entries by name: the one order in which tensors are saved, loaded and dealt to ranks.
+
+    A file's own order is another one in each process that reads it, and ranks that exchange tensors must meet at the same one.
+    """
+    return {name: tensors[name] for name in sorted(tensors)}
+
+
+def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(each tensor under the first of its names, {another name: that one}): a tied weight is stored once and read under both."""
+    kept: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    names: dict[Any, str] = {}
+    for name, x in ordered(tensors).items():
+        place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.dtype, x.shape, x.stride()) if x.numel() else name
+        if place in names:
+            tied[name] = names[place]
+        else:
+            kept[name], names[place] = x, name
+    return kept, tied
+
+
+def check_storable(tensors: Mapping[str, Any]) -> None:
+    """Raise ConfigError, before anything is trained, for the first entry of a state dict that a checkpoint cannot hold."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ConfigError(
+                f"the state dict holds {name}, a {type(x).__name__}; a checkpoint holds tensors alone. Make it a buffer, or leave it "
+                "out of the state dict."
+            )
+        if x.dtype not in _KINDS:
+            raise ConfigError(f"{name} has dtype {x.dtype}, which a checkpoint cannot hold. Cast it, or register it with persistent=False.")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader sees the old file or the new one, never half of it."""
+    work = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(work, [data])
+        os.replace(work, path)
+        _fsync(path.parent)
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        raise explained(error, path.parent, len(data)) from error
+
+
+def _write_files(work: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    files = {
+        "weights.safetensors": _write(work / "weights.safetensors", _safetensors(weights)),
+        "optimizer.safetensors": _write(work / "optimizer.safetensors", _safetensors(optimizer)),
+        "state.json": _write(work / "state.json", [json.dumps(state, indent=1, sort_keys=True).encode()]),
+    }
+    body = {"format": FORMAT, "files": ordered(files)}
+    _write(work / MANIFEST, [json.dumps({**body, "self": _digest(_canonical(body))}, indent=1).encode()])
+    _fsync(work)
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a .safetensors file, the header and then one tensor after the other; each is brought to the host in its turn."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide ones first, so that all are aligned
+    header, end = {}, 0
+    for name in names:
+        kind = _KINDS.get(tensors[name].dtype)
+        if kind is None:
+            raise CheckpointError(f"the tensor {name} has dtype {tensors[name].dtype}, which a checkpoint cannot hold. Convert it first.")
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield flat.view(torch.uint8).numpy().data
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Write the parts into a new file, down to the disk; returns their SHA-256.
+
+    They are hashed in a second thread meanwhile: where there are two cores, the slower of the two decides.
+    """
+    with open(path, "xb") as file, _hashing() as (hear, digest):
+        for part in parts:
+            for start in range(0, len(part), PIECE):
+                piece = part[start : start + PIECE]
+                hear(piece)
+                file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _hashing() -> Iterator[tuple[Callable[[bytes | memoryview], None], Any]]:
+    """(a function that takes the next bytes, their SHA-256, which is complete after the block).
+
+    What is short is hashed at once. A thread for the long ones has at most a few pieces to do, for what is on its way from a GPU
+    to the disk is a copy that is held.
+    """
+    digest, pieces = hashlib.sha256(), queue.Queue[Any](maxsize=4)
+    thread = threading.Thread(target=lambda: [digest.update(piece) for piece in iter(pieces.get, None)], daemon=True)
+
+    def hear(piece: bytes | memoryview) -> None:
+        if thread.ident is None:
+            if len(piece) < LARGE:
+                digest.update(piece)
+                return
+            thread.start()
+        pieces.put(piece)
+
+    try:
+        yield hear, digest
+    finally:
+        if thread.ident is not None:
+            pieces.put(None)
+            thread.join()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def explained(error: Exception, directory: Path, needed: int) -> CheckpointError | DiskFullError:
+    code = getattr(error, "errno", None)
+    if code in _FULL or any(word in str(error).lower() for word in ("no space left", "file too large", "quota exceeded")):
+        free = shutil.disk_usage(directory).free if directory.exists() else 0
+        return DiskFullError(f"{directory} needs {needed:,} bytes and has {free:,} free; nothing older was lost. Make room and resume.")
+    return CheckpointError(f"cannot write under {directory}: {error}; nothing older was lost. Check the folder's permissions.")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+        body = {key: manifest[key] for key in ("format", "files")}
+        whole = manifest["self"] == _digest(_canonical(body)) and isinstance(body["files"], dict)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}. Give a step-* directory.") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointCorruptError(f"{file} is damaged ({type(error).__name__}). Use an older checkpoint.") from error
+    if not whole:
+        raise CheckpointCorruptError(f"{file} is damaged: its own hash differs. Use an older checkpoint.")
+    outside = [name for name in body["files"] if "\0" in name or os.path.basename(name) != name]
+    if outside:
+        raise CheckpointCorruptError(f"{file} names {outside[0]!r:.200}, which is outside its checkpoint; it was not read.")
+    if body["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {body['format']}; this cfm_lite reads format {FORMAT}. Use the release that wrote it.")
+    return body
+
+
+def _read_verified(file: Path, digest: str) -> bytes:
+    if file.is_symlink():
+        raise CheckpointCorruptError(f"{file} points outside its checkpoint; it was not read.")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointCorruptError(f"{file} cannot be read ({error.strerror}). Use an older checkpoint.") from error
+    if _digest(data) != digest:
+        raise CheckpointCorruptError(f"{file} is damaged: its SHA-256 differs from the manifest's. Use an older checkpoint.")
+    return data
+
+
+def _order(path: Path) -> tuple[int, int] | None:
+    """(step, repeat) of a checkpoint's name, numbers compared as numbers; None for any other name."""
+    match = re.fullmatch(r"step-(\d+)(?:-r(\d+))?", path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def _candidates(directory: Path) -> Iterator[Path]:
+    """The checkpoint directories, newest first."""
+    found = [path for path in directory.glob("step-*") if path.is_dir() and _order(path)]
+    yield from sorted(found, key=lambda path: _order(path) or (0, 0), reverse=True)
+
+
+def _unused(directory: Path, step: int) -> Path:
+    """step-N, or step-N-r1, ... when that step was saved before: the old one stays until the new one is whole."""
+    final, repeat = directory / f"step-{step:08d}", 0
+    while final.exists():
+        repeat += 1
+        final = directory / f"step-{step:08d}-r{repeat}"
+    return final
+
+
+def _clean(directory: Path) -> None:
+    for stale in directory.glob(".tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+        if stale.is_file():
+            stale.unlink(missing_ok=True)
+
+
+# {checkpoint: stamps of its files} of what this process wrote or verified, so that pruning need not read it again
+_KNOWN: dict[Path, dict[str, tuple[int, int, int]]] = {}
+
+
+def _stamps(path: Path) -> dict[str, tuple[int, int, int]]:
+    """What changes when a file of a checkpoint does, without a look inside."""
+    facts = ((file.name, file.stat()) for file in path.iterdir())
+    return {name: (fact.st_size, fact.st_mtime_ns, fact.st_ino) for name, fact in facts}
+
+
+def _remember(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        _KNOWN[path.resolve()] = _stamps(path)
+
+
+def _is_known(path: Path) -> bool:
+    """True where this process wrote or verified the checkpoint, and no file of it was touched since."""
+    with contextlib.suppress(OSError):
+        return _KNOWN.get(path.resolve()) == _stamps(path)
+    return False
+
+
+def _prune(directory: Path, keep: int) -> None:
+    """Remove what is older than the newest `keep` valid checkpoints; a failed removal is only a warning."""
+    candidates, valid = list(_candidates(directory)), 0
+    if len(candidates) <= keep:
+        return
+    for path in candidates:
+        if valid >= keep:
+            _KNOWN.pop(path.resolve(), None)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                warnings.warn(f"cannot remove the old checkpoint {path}: {error}", UserWarning, stacklevel=2)
+            continue
+        try:
+            if not _is_known(path):
+                verify(path)
+            valid += 1
+        except CheckpointError:
+            continue

@@ -1,0 +1,113 @@
+"""The one way in which training is compiled: transformer block by transformer block, and everything else as it is.
+
+    graphs of a run = kinds of block, not blocks: the 28 blocks of SiT-XL share one
+
+The same blocks are the unit for one process, under DDP and under FSDP, so nothing between them (messages, the losses, what is
+drawn) breaks a graph. A network without such blocks becomes one graph together with its losses.
+Reference: PyTorch's recipe for regional compilation; torchtitan compiles its blocks in the same way.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from cfm_lite._internal.checks import check_flag
+from cfm_lite.errors import ConfigError
+
+__all__ = ["blocks_of", "compile_parts", "is_compiled", "unsplit"]
+
+BACKEND: Any = "inductor"  # tests put a quick one here, or one that counts
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """What lies in every list of `module` that is called `blocks`, in order: what FSDP deals out and gathers one by one.
+
+    Blocks inside a block are not listed: they belong to it.
+    """
+    lists: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        inner = any(name.startswith(f"{outer}.") for outer in lists)
+        if name.split(".")[-1] == "blocks" and isinstance(part, _LISTS) and not inner:
+            lists[name] = part
+    return [block for part in lists.values() for block in _called(part)]
+
+
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def _called(part: nn.Module) -> Iterator[nn.Module]:
+    """The children that have a forward pass of their own, which a list of modules has not."""
+    for child in part.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _called(child)
+        else:
+            yield child
+
+
+def is_compiled(chosen: bool | None, module: nn.Module, device: torch.device) -> bool:
+    """Whether the training of `module` on `device` is compiled: as `chosen`, and for None on CUDA, if it has transformer blocks.
+
+    None leaves a GPU eager that torch's compiler cannot serve, for want of Triton, a C compiler or capability 7.
+    Raises ConfigError where True is asked for and the machine has no compiler.
+    """
+    lacking = _lacking(device) if BACKEND == "inductor" else ""
+    if chosen is None:
+        return device.type == "cuda" and bool(_transformer_blocks(module)) and not lacking
+    check_flag(compile=chosen)
+    if chosen and lacking:
+        raise ConfigError(
+            f"compile is True and this machine has no {lacking}, which torch.compile needs. Install it, or use compile=False."
+        )
+    return chosen
+
+
+def compile_parts(module: nn.Module) -> None:
+    """Compile every transformer block of `module` in place, or `module` itself where it has none; names and copies stay plain.
+
+    Sizes are part of a graph: each size of batch has one of its own. Call it before DDP or FSDP wrap the module.
+    """
+    for part in _transformer_blocks(module) or [module]:
+        part.compile(dynamic=False, backend=BACKEND)
+
+
+def unsplit(forward: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+    """`forward`, in which a graph of `module` is never cut or left out.
+
+    DDP would cut each graph where its buckets of gradients end, which gains nothing where a block is the graph. And torch gives a
+    function up after eight graphs, which blocks that differ (in width, or in a number that they hold) would soon reach.
+    """
+    from torch._dynamo import config
+
+    limit = max(config.recompile_limit, 8 + len(_transformer_blocks(module)))
+    settings = config.patch(optimize_ddp=False, recompile_limit=limit)  # made once: to enter it takes a tenth of the time
+
+    def run(*args: Any) -> Any:
+        with settings:
+            return forward(*args)
+
+    return run
+
+
+def _transformer_blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks that are worth a graph: they are made of parts (attention, an MLP); an MLP's are single layers."""
+    return [block for block in blocks_of(module) if any(True for part in block.children() for _ in part.children())]
+
+
+def _lacking(device: torch.device) -> str:
+    """What torch.compile lacks on this machine for this device, in words; "" where nothing."""
+    if device.type != "cuda":
+        return "" if _program("CXX", "g++", "clang++", "cl") else "C++ compiler (such as g++)"
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return "GPU of capability 7.0"
+    if importlib.util.find_spec("triton") is None:
+        return "package triton"
+    return "" if _program("CC", "gcc", "clang", "cl") else "C compiler (such as gcc)"
+
+
+def _program(variable: str, *names: str) -> str | None:
+    return os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)

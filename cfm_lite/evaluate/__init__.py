@@ -1,0 +1,1 @@
+"""How samples are measured: judges of small pictures, Inception's features, and the card of every distance."""

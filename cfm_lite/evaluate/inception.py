@@ -1,0 +1,160 @@
+"""Networks whose features measure images: the Inception-v3 of 2015 that FID was defined with, and a small stand-in for tests.
+
+An `Extractor` maps uint8 images (B, 3, H, W) to pooled features (FID, precision, recall), spatial features (sFID) and logits
+(inception score). sFID's 2,023 numbers are the first 7 channels of the 17 x 17 map after the first branch of the block that
+TensorFlow calls mixed_6. Reference: Heusel et al. 2017 (arXiv:1706.08500); Nash et al. 2021 (arXiv:2103.03841); ADM's
+evaluator (Dhariwal and Nichol 2021), agreement with which was not run here.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfm_lite._internal.checks import check_count, full_precision, in_one_line
+from cfm_lite._internal.lazy import optional
+from cfm_lite.data.latents.shards import digest_file
+from cfm_lite.data.root import cache_root, impatient, scratch
+from cfm_lite.errors import CheckpointError, ConfigError, DataError
+from cfm_lite.models.official import read_weights
+
+__all__ = ["Extractor", "Features", "StandIn", "inception", "open_extractor"]
+
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+SHA256_HEAD = "6726825d"
+SPATIAL_CHANNELS = 7
+
+
+class Features(NamedTuple):
+    """pool (N, D), spatial (N, S) and logits (N, K), float32 on the host."""
+
+    pool: Tensor
+    spatial: Tensor
+    logits: Tensor
+
+
+class Extractor(Protocol):
+    """Features of uint8 images (B, 3, H, W); `prefix` stands before the names of metrics that are not the published ones.
+
+    `widths` says how many numbers the features of FID and of sFID have, before any is computed.
+    """
+
+    name: str
+    prefix: str
+    fingerprint: str
+    widths: Mapping[str, int]
+
+    def __call__(self, images: Tensor) -> Features: ...
+
+
+class Inception:
+    """torch-fidelity's port of the TensorFlow graph, with a hook where sFID reads."""
+
+    name, prefix = "inception-v3-compat", ""
+    widths: Mapping[str, int] = MappingProxyType({"fid": 2048, "sfid": 2023})
+
+    def __init__(self, network: nn.Module, device: torch.device | str) -> None:
+        self.network, self.device = network.to(device), device
+        self.fingerprint = fingerprint_of(network)
+        self._map: Tensor | None = None
+        block: Any = network.get_submodule("Mixed_6d.branch1x1")
+        block.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._map = output
+
+    @torch.no_grad()
+    @full_precision()
+    def __call__(self, images: Tensor) -> Features:
+        pool, logits = self.network(check_images(images).to(self.device))
+        kept: Any = self._map
+        spatial = kept[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, 17 * 17 * 7)
+        return Features(pool.float().cpu(), spatial.float().cpu(), logits.float().cpu())
+
+
+class StandIn:
+    """A random network of fixed seed in Inception's place, 64 pooled and 2,023 spatial features, 16 logits: for tests and trials.
+
+    Equal images have equal features, and that is all: its numbers mean nothing, and its metrics are called standin_*.
+    """
+
+    name, prefix = "stand-in", "standin_"
+    widths: Mapping[str, int] = MappingProxyType({"fid": 64, "sfid": 2023})
+
+    def __init__(self, seed: int = 0, device: torch.device | str = "cpu") -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(check_count("seed", seed, low=0))
+            self.body = nn.Sequential(nn.Conv2d(3, 32, 5, 3), nn.ReLU(), nn.Conv2d(32, 64, 3, 2), nn.ReLU())
+            self.head = nn.Linear(64, 16)
+        self.network = nn.ModuleList([self.body, self.head]).to(device).eval().requires_grad_(False)
+        self.device, self.fingerprint = device, fingerprint_of(self.network)
+
+    @torch.no_grad()
+    @full_precision()
+    def __call__(self, images: Tensor) -> Features:
+        x = F.interpolate(check_images(images).to(self.device).float() / 127.5 - 1, size=(107, 107), mode="bilinear", antialias=True)
+        features = self.body(x)  # (B, 64, 17, 17)
+        pool = features.mean((2, 3))
+        return Features(pool.cpu(), features[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu(), self.head(pool).cpu())
+
+
+def check_images(images: Tensor) -> Tensor:
+    """`images`; ConfigError unless they are uint8 (B, 3, H, W)."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or not len(images):
+        raise ConfigError(f"images is {tuple(images.shape)} of {images.dtype}; features are computed from uint8 (B, 3, H, W).")
+    return images
+
+
+def fingerprint_of(network: nn.Module) -> str:
+    """SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Inception:
+    """Inception-v3 from the weights in `file`, or fetched once and cached (91 MB).
+
+    Raises ConfigError without torch-fidelity (extra `eval`), DataError where the weights cannot be had, CheckpointError where
+    they do not fit. The file is read without running code, and handed on in that form.
+    """
+    kind = optional("torch_fidelity.feature_extractor_inceptionv3", "eval").FeatureExtractorInceptionV3
+    path = Path(file) if file is not None else _fetched()
+    state = read_weights(path)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state, Path(folder) / "weights.pth")  # ours, so the port may unpickle it
+            network = kind("inception-v3-compat", ["2048", "logits_unbiased"], str(Path(folder) / "weights.pth"))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} holds no weights of Inception-v3 ({in_one_line(error)}). Give {WEIGHTS} of torch-fidelity."
+        ) from error
+    return Inception(network, device)
+
+
+def _fetched() -> Path:
+    folder = cache_root() / "inception"
+    path = folder / WEIGHTS
+    if path.is_file() and digest_file(path).startswith(SHA256_HEAD):
+        return path
+    path = scratch(folder, "Inception's weights") / WEIGHTS
+    try:
+        with impatient():  # it writes beside the path, and moves there what has the right hash
+            torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_HEAD)
+    except Exception as error:  # the network fails in many types; all mean the same to the reader
+        raise DataError(f"the weights of Inception-v3 cannot be fetched ({error}). Get {URL} and give it with --inception FILE.") from None
+    return path
+
+
+def open_extractor(source: str | None = None, device: torch.device | str = "cpu") -> Extractor:
+    """Inception-v3 (None: its published weights; a path: that file), or "standin" for the random stand-in."""
+    return StandIn(device=device) if source == "standin" else inception(source, device)

@@ -1,0 +1,224 @@
+"""Judges: small networks trained on the real data, whose labels and features measure samples.
+
+    image (B, C, S, S) in [-1, 1]  ->  features (B, 64), the last hidden layer  ->  logits (B, 10)
+
+Convention: the Fréchet distance, precision and recall on digits and MNIST are taken in these 64 features and are called by the
+judge's name; they are not the Inception distance of the papers. A judge's accuracy is measured on rows that it has not seen;
+the digits' judge also learns from rows that no generator sees.
+"""
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cfm_lite._internal.checks import check_choice, check_count, check_floating, full_precision, in_one_line, load_weights
+from cfm_lite.data import cifar10, digits, mnist
+from cfm_lite.data.root import cache_root, keep, publish
+from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
+from cfm_lite.metrics import accuracy, frechet
+from cfm_lite.models.classifier import JudgeSettings, fit_classifier, one_thread
+
+__all__ = [
+    "SETTINGS",
+    "Judge",
+    "assess",
+    "frechet_real",
+    "judge_for",
+    "load_judge",
+    "real_halves",
+    "save_judge",
+    "train_judge",
+]
+
+FEATURES, CLASSES = 64, 10
+SHIPPED = Path(__file__).parents[1] / "checkpoints"  # one fixed measuring stick for the digits, on every machine
+
+
+SETTINGS = {
+    "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=40, batch=64),
+    "mnist": JudgeSettings(size=28, stride=2, channels=16, epochs=2, batch=128),
+    **{name: JudgeSettings(size=32, stride=2, channels=48, epochs=12, batch=128, shift=4, colours=3) for name in cifar10.NAMES},
+}
+
+
+class Judge(nn.Module):
+    """A classifier of "digits", "mnist" or "cifar10" images; `accuracy` is that on unseen rows, NaN before training, and `seed` its seed.
+
+    Raises ConfigError for an unknown data set, and for images of another shape or dtype.
+    """
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        check_choice("dataset", dataset, SETTINGS)
+        self.dataset, self.seed, self.accuracy = dataset, 0, math.nan
+        own = SETTINGS[dataset]
+        self.shape = (own.colours, own.size, own.size)
+        c, side = own.channels, own.size // own.stride // 2
+        self.body = nn.Sequential(
+            nn.Conv2d(own.colours, c, 2 * own.stride + 1, stride=own.stride, padding=own.stride),
+            nn.ReLU(),
+            nn.Conv2d(c, 2 * c, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(2 * c, 2 * c, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * c * side * side, FEATURES),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(FEATURES, CLASSES)
+
+    @full_precision()
+    def features(self, x: Tensor) -> Tensor:
+        """The last hidden layer (B, 64), all >= 0, of images `x` (B, C, S, S) in [-1, 1]."""
+        if tuple(x.shape[1:]) != self.shape:
+            takes = ", ".join(map(str, self.shape))
+            raise ConfigError(f"x has shape {tuple(x.shape)}; this judge of {self.dataset} takes (B, {takes}).")
+        check_floating(x=x)
+        return self.body(x.to(self.head.weight.dtype))
+
+    @full_precision()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 10) of images `x` (B, C, S, S) in [-1, 1]."""
+        return self.head(self.features(x))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is known of this judge beside its weights, as text."""
+        return {"dataset": self.dataset, "seed": str(self.seed), "accuracy": repr(self.accuracy)}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the facts, and of every weight with its name and shape; results name the judge by it."""
+        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
+        for name, weight in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@torch.no_grad()
+def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` of them at a time, on the judge's device."""
+    chunk = check_count("chunk", chunk)
+    features = torch.cat([judge.features(part.to(judge.head.weight.device)) for part in x.split(chunk)])
+    return judge.head(features), features
+
+
+def _splits(dataset: str, limit: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The rows (x, y) that the judge learns from, and those that it is examined on."""
+    if dataset == "mnist":
+        return mnist.load("train", limit=limit), mnist.load("test")
+    if dataset in cifar10.NAMES:
+        return cifar10.load("train", name=dataset, limit=limit), cifar10.load("test", name=dataset)
+    x, y = digits.load("judge_fit")
+    return (x[:limit], y[:limit]), digits.load("judge_test")
+
+
+def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = None) -> Judge:
+    """A judge of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its accuracy on unseen rows.
+
+    `limit` takes the first rows alone. The same seed gives the same judge on the same machine, however many threads there are;
+    the global random state is left as it was. Raises ConfigError for an unknown data set, a seed below 0 or a limit below 1,
+    DataError where MNIST is not there.
+    """
+    check_choice("dataset", dataset, SETTINGS)
+    seed = check_count("seed", seed, low=0)
+    if limit is not None:
+        limit = check_count("limit", limit)
+    (x, y), (x_test, y_test) = _splits(dataset, limit)
+    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator alone
+        torch.manual_seed(seed)
+        judge = Judge(dataset)
+    with one_thread():
+        fit_classifier(judge, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
+        judge.seed, judge.accuracy = seed, float(accuracy(assess(judge, x_test)[0], y_test))
+    return judge
+
+
+def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Two sets (x, y) of real rows in equal number: what generators learn from, and what is kept from them.
+
+    "digits": the halves "train" and "judge". "mnist" and "cifar10": the first 10,000 training rows and the 10,000 test rows.
+    """
+    check_choice("dataset", dataset, SETTINGS)
+    if dataset == "mnist":
+        return mnist.load("train", limit=10_000), mnist.load("test")
+    if dataset in cifar10.NAMES:
+        return cifar10.load("train", name=dataset, limit=10_000), cifar10.load("test", name=dataset)
+    return digits.load("train"), digits.load("judge")
+
+
+def frechet_real(judge: Judge) -> Tensor:
+    """The Fréchet distance of the two `real_halves` in the judge's features: what real data score, the floor for samples."""
+    (x, _), (x_other, _) = real_halves(judge.dataset)
+    return frechet(assess(judge, x)[1], assess(judge, x_other)[1])
+
+
+def save_judge(judge: Judge, path: str | os.PathLike[str]) -> None:
+    """Write the weights as safetensors, with the facts and the fingerprint in the header; the file appears whole or not at all."""
+    publish(_as_file(judge), Path(path))
+
+
+def _as_file(judge: Judge) -> bytes:
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in judge.state_dict().items()}
+    return safetensors.torch.save(weights, judge.facts | {"fingerprint": judge.fingerprint})
+
+
+def load_judge(path: str | os.PathLike[str]) -> Judge:
+    """The judge of a file that `save_judge` wrote, frozen, on the host.
+
+    Raises CheckpointError where there is none, and CheckpointCorruptError where its content is not what its fingerprint says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no judge {path}; train_judge(...) makes one, save_judge(judge, path) writes it.")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with torch.random.fork_rng(devices=[]):  # the initial weights are not kept, and draw no number of anybody's
+            judge = Judge(facts["dataset"])
+        load_weights(judge, weights, "it")
+        judge.seed, judge.accuracy = int(facts["seed"]), float(facts["accuracy"])
+        intact = judge.fingerprint == facts["fingerprint"]
+    except (safetensors.SafetensorError, CheckpointError, OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = in_one_line(error)
+        raise CheckpointCorruptError(f"{path} is damaged, or no judge ({reason}); train it again with train_judge.") from None
+    if not intact:
+        raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; train it again with train_judge.")
+    return judge.requires_grad_(False).eval()
+
+
+def judge_file(dataset: str) -> str:
+    """The name of the file of the judge with seed 0: other settings have another name, so an old file is never taken for a new one."""
+    settings = hashlib.sha256(repr(SETTINGS[dataset]).encode()).hexdigest()[:12]
+    return f"judge-{dataset}-{settings}.safetensors"
+
+
+def judge_for(dataset: str) -> Judge:
+    """The judge of a data set with seed 0: the shipped one, else a cached one, else trained now and kept in the cache."""
+    check_choice("dataset", dataset, SETTINGS)
+    path = cache_root() / "judges" / judge_file(dataset)
+    for known in (SHIPPED / judge_file(dataset), path):
+        try:
+            return load_judge(known)
+        except CheckpointCorruptError as error:
+            warnings.warn(f"{error} It is trained anew.", UserWarning, stacklevel=2)
+        except CheckpointError:  # not there
+            continue
+    judge = train_judge(dataset)
+    keep(_as_file(judge), path, "the judge")
+    return judge
+
+
+if __name__ == "__main__":  # python -m cfm_lite.evaluate.judges: the recorded command that made the shipped judge
+    save_judge(train_judge("digits"), SHIPPED / judge_file("digits"))

@@ -1,0 +1,183 @@
+"""The unit of work of a sweep: one training, and every trial that is sampled from it.
+
+A `Trial` is an arm of a variant with one seed; its key is a hash of all that decides its rows, so a finished trial is known
+wherever it is met again, in a longer sweep or in another group. Trials whose trainings are equal share a `Job`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cfm_lite.data.datasets import DataSet, dataset
+from cfm_lite.errors import DivergenceError
+from cfm_lite.lab.arms import ARMS, OF_SAMPLES, trained_recipe
+from cfm_lite.lab.measures import Row, Sampling, field_rows, judge_of, row_base, sample_rows
+from cfm_lite.runs import Run, train, write_json
+from cfm_lite.runs.recipe import Recipe, build_model
+
+__all__ = ["Job", "Trial", "estimate", "jobs_of", "key_of", "run_job"]
+
+VERSION = 1  # raised when the same settings would give other rows
+STEP_COST = 3.0  # forward, backward and update of one row, in forward passes
+
+
+def key_of(value: Any) -> str:
+    """The first 12 hex digits of the SHA-256 of `value` as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe that are not at their default: a field that is added later changes no key."""
+    return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if getattr(recipe, f.name) != f.default}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm of one variant with one seed: the recipe that it is trained and changed by, and how it is sampled."""
+
+    group: str
+    variant: str
+    arm: str
+    recipe: Recipe
+    samplings: tuple[Sampling, ...]
+
+    @cached_property
+    def training(self) -> Recipe:
+        """The recipe of its training, equal for all trials that share one."""
+        return trained_recipe(self.recipe)
+
+    @cached_property
+    def key(self) -> str:
+        """The name of its rows; the fields that only a change of the velocity reads count where there is a change."""
+        ways = [dataclasses.asdict(way) for way in self.samplings]
+        read = (
+            self.recipe.changed(**{name: getattr(self.training, name) for name in OF_SAMPLES}) if ARMS[self.arm].changes else self.training
+        )
+        return key_of([VERSION, self.arm, _told(read), _told(self.training), ways])
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and the trials that are sampled from it, each key once."""
+
+    training: Recipe
+    trials: tuple[Trial, ...]
+
+    @property
+    def key(self) -> str:
+        """The name of its training."""
+        return key_of([VERSION, _told(self.training)])
+
+    @property
+    def label(self) -> str:
+        """Method, seed and variant, for a list or an error."""
+        variants = dict.fromkeys(trial.variant for trial in self.trials if trial.variant)
+        return " ".join([self.training.method, f"seed {self.training.seed}", *variants])
+
+
+def jobs_of(trials: Iterable[Trial]) -> list[Job]:
+    """The jobs that give `trials`, in the order in which their trainings are first met."""
+    table: dict[str, tuple[Recipe, dict[str, Trial]]] = {}
+    for trial in trials:
+        training = trial.training
+        table.setdefault(key_of(_told(training)), (training, {}))[1].setdefault(trial.key, trial)
+    return [Job(training, tuple(mine.values())) for training, mine in table.values()]
+
+
+@cache
+def _data(name: str) -> DataSet:
+    return dataset(name)
+
+
+@cache
+def _row_seconds(architecture: tuple[Any, ...], device: str) -> float:
+    recipe = Recipe(**dict(architecture))
+    data = _data(recipe.dataset)
+    model = build_model(recipe, data).to(device)
+    x, y = torch.zeros(128, *data.shape, device=device), torch.zeros(128, dtype=torch.long, device=device)
+    t = torch.full((128,), 0.5, device=device)
+    with torch.no_grad():
+        float(model(x, t, y).sum())
+        began = time.perf_counter()
+        float(model(x, t, y).sum())  # the host waits for the value
+    return (time.perf_counter() - began) / 128
+
+
+def estimate(job: Job, device: str = "cpu") -> float:
+    """About how many seconds a job takes, from one timed forward pass of its network; a weight for the bar, not a promise."""
+    r = job.training
+    architecture = tuple((name, getattr(r, name)) for name in ("dataset", "model", "hidden_size", "depth", "num_heads", "patch_size"))
+    return _row_seconds(architecture, device) * estimate_rows(job)
+
+
+def run_job(job: Job, parts: Path, device: str, *, keep: bool = False, report: Callable[[float], None] = lambda share: None) -> None:
+    """Train, sample and measure; leaves PARTS/KEY.json for each trial as it is finished.
+
+    With `keep` the training has a folder in PARTS, from which a stopped one goes on. `report` is told the share that is done, in
+    [0, 1]. Divergence, of the training or of samples, is a result: a row of metric "diverged" says what happened.
+    """
+    data, judge = _data(job.training.dataset), judge_of(job.training.dataset)
+    training = min(0.9, STEP_COST * job.training.steps * job.training.batch / max(1, estimate_rows(job)))
+    try:
+        run = _trained(job, data, parts, device, keep, lambda step: report(training * step / job.training.steps))
+    except DivergenceError as error:
+        for trial in job.trials:
+            _write(parts, trial, [_diverged(trial, error)])
+        return
+    for i, trial in enumerate(job.trials):
+        _write(parts, trial, _rows(trial, Run(trial.recipe, run.model), data, judge))
+        report(training + (1 - training) * (i + 1) / len(job.trials))
+
+
+def estimate_rows(job: Job) -> float:
+    """All rows that a job sends through its network, in forward passes."""
+    drawn = sum(way.rows for trial in job.trials for way in trial.samplings)
+    return STEP_COST * job.training.steps * job.training.batch + drawn
+
+
+def _trained(job: Job, data: DataSet, parts: Path, device: str, keep: bool, listen: Callable[[float], None]) -> Run:
+    folder = parts / f"run-{job.key}" if keep else None
+    return train(
+        job.training,
+        data,
+        device=device,
+        out=folder,
+        resume="auto",
+        save_every=500,
+        progress=False,
+        listen=lambda line: listen(line["step"]),
+    )
+
+
+def _rows(trial: Trial, run: Run, data: DataSet, judge: Any) -> list[Row]:
+    rows: list[Row] = []
+    try:
+        for way in trial.samplings:
+            rows += sample_rows(ARMS[trial.arm], run, data, judge, way)
+        rows += field_rows(ARMS[trial.arm], run, data, trial.samplings[-1])
+    except DivergenceError as error:
+        rows.append(_diverged(trial, error))
+    return rows
+
+
+def _diverged(trial: Trial, error: DivergenceError) -> Row:
+    way = trial.samplings[-1]
+    recipe = trial.recipe.changed(guidance=way.guidance)
+    return {
+        **row_base(trial.arm, recipe, way.samples, way.steps, way.solver),
+        "metric": "diverged",
+        "value": None,
+        "reason": " ".join(str(error).split()),
+    }
+
+
+def _write(parts: Path, trial: Trial, rows: list[Row]) -> None:
+    write_json(parts / f"{trial.key}.json", [{**row, "key": trial.key} for row in rows])

@@ -1,0 +1,148 @@
+"""The files of a suite: SUITE.json holds the rows of its core, SUITE.GROUP.json those of an ablation, SUITE.info.json the facts.
+
+Rows are written one a line, sorted by variant, seed and arm, so a sweep that was stopped and gone on with leaves the bytes of
+one that was not. What cannot be made again, such as times, stands in SUITE.info.json and SUITE.costs.json (see `costs`). While a
+sweep runs, each finished trial waits in SUITE.parts/ and is then taken up; a trial is known by the key in its rows.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cfm_lite._internal.checks import parse_json
+from cfm_lite.engine.checkpoint import write_bytes
+from cfm_lite.errors import DataError
+from cfm_lite.lab.arms import ARMS
+from cfm_lite.lab.jobs import Trial
+from cfm_lite.lab.measures import Row
+from cfm_lite.lab.suites import SUITES
+from cfm_lite.runs import write_json
+from cfm_lite.runs.recipe import Recipe
+
+__all__ = ["Store", "read_json", "write_rows"]
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds; DataError names the file if it is missing or damaged."""
+    try:
+        return parse_json(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Run cfm-lite compare first, or give the right folder.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}. Remove it and run again.") from None
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a JSON list with one row a line, whole or not at all."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+    write_bytes(path, f"[\n{lines}\n]\n".encode())
+
+
+class Store:
+    """The files of one suite in the folder `out`."""
+
+    def __init__(self, out: str | Path, suite: str) -> None:
+        self.out, self.suite = Path(out), suite
+        self.info_path = self.out / f"{suite}.info.json"
+        self.costs_path = self.out / f"{suite}.costs.json"
+        self.parts = self.out / f"{suite}.parts"
+
+    def path(self, group: str) -> Path:
+        """The file of a group's rows."""
+        return self.out / (f"{self.suite}.json" if group == "core" else f"{self.suite}.{group}.json")
+
+    def rows(self, group: str) -> list[Row]:
+        """The rows of a group; none where it was not run."""
+        return read_json(self.path(group)) if self.path(group).exists() else []
+
+    def info(self) -> dict[str, Any]:
+        """What SUITE.info.json holds; nothing where there is none."""
+        return read_json(self.info_path) if self.info_path.exists() else {}
+
+    def costs(self) -> list[Row]:
+        """The rows of SUITE.costs.json, one for each way of training; none where they were not measured."""
+        return read_json(self.costs_path) if self.costs_path.exists() else []
+
+    def write_costs(self, rows: Sequence[Row]) -> None:
+        """Write SUITE.costs.json; DataError where it holds those of other settings, of fewer rounds or of another kind of device."""
+        shared = ("dataset", "model", "hidden_size", "batch", "rounds", "device")
+        differ = [name for before, now in zip(self.costs(), rows) for name in shared if before.get(name) != now.get(name)]
+        if differ:
+            what = f"({', '.join(dict.fromkeys(differ))} differ)"
+            raise DataError(f"{self.costs_path} was made with other settings {what}; choose another --out, or remove it.")
+        write_rows(self.costs_path, rows)
+
+    def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """DataError unless each group's rows, where there are any, were made with its `settings`; it names what differs."""
+        before = self.info().get("groups", {})
+        for group, mine in settings.items():
+            if not self.path(group).exists():
+                continue
+            changed = _changed(before.get(group, {}), json.loads(json.dumps(mine)))
+            if changed:
+                what = f"({', '.join(changed)} differ)"
+                raise DataError(f"{self.path(group)} was made with other settings {what}; choose another --out, or remove it.")
+
+    def finished(self) -> dict[str, list[Row]]:
+        """{key: rows} of every trial of the suite that is done, in any group or waiting."""
+        found: dict[str, list[Row]] = {}
+        for group in SUITES[self.suite].groups:
+            mine: dict[str, list[Row]] = {}
+            for row in self.rows(group):
+                bare = {name: value for name, value in row.items() if name != "variant"}
+                mine.setdefault(f"{row.get('variant', '')} {row.get('key')}", []).append(bare)
+            found |= {rows[0]["key"]: rows for rows in mine.values() if rows[0].get("key")}
+        return found | {path.stem: read_json(path) for path in self._waiting()}
+
+    def _waiting(self) -> list[Path]:
+        return sorted(self.parts.glob("*.json"))
+
+    def assemble(self, trials: Iterable[Trial], mark: Mapping[str, Any] | None = None) -> None:
+        """Take up what of `trials` is finished into the groups' files.
+
+        `mark` is added to every row, such as {"miniature": True}. Raises DataError where a file holds another trial in the place
+        of one of these.
+        """
+        done, trials = self.finished(), list(trials)
+        for group in dict.fromkeys(trial.group for trial in trials):
+            self._assemble(group, [trial for trial in trials if trial.group == group and trial.key in done], done, mark or {})
+        taken = {trial.key for trial in trials}
+        for path in [path for path in self._waiting() if path.stem in taken]:
+            path.unlink()
+        if self.parts.is_dir() and not any(self.parts.iterdir()):
+            self.parts.rmdir()
+
+    def _assemble(self, group: str, trials: Sequence[Trial], done: Mapping[str, list[Row]], mark: Mapping[str, Any]) -> None:
+        table: dict[tuple[str, int, str], list[Row]] = {}
+        for row in self.rows(group):
+            table.setdefault((row.get("variant", ""), row["seed"], row["method"]), []).append(row)
+        for trial in trials:
+            place = (trial.variant, trial.recipe.seed, trial.arm)
+            if place in table and table[place][0].get("key") != trial.key:
+                where = f"{trial.arm}, seed {trial.recipe.seed}{', ' * bool(trial.variant)}{trial.variant}"
+                raise DataError(
+                    f"{self.path(group)} holds other rows of {where}, made with other settings; choose another --out, or remove it."
+                )
+            tag = {**mark, **({"variant": trial.variant} if group != "core" else {})}
+            table[place] = [{**row, **tag} for row in done[trial.key]]
+        if trials:
+            variants, arms = list(SUITES[self.suite].groups[group].variants), list(ARMS)
+            order = sorted(table, key=lambda place: (_rank(variants, place[0]), place[1], _rank(arms, place[2])))
+            write_rows(self.path(group), [row for place in order for row in table[place]])
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        """Write SUITE.info.json."""
+        write_json(self.info_path, info)
+
+
+def _rank(known: Sequence[str], name: str) -> tuple[int, str]:
+    return (known.index(name) if name in known else len(known), name)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of the settings that differ, those inside the recipe by their own."""
+    changed = [name for name in now if name != "recipe" and before.get(name) != now[name]]
+    default = Recipe().as_dict()  # for fields that are younger than the file
+    old, new = default | before.get("recipe", {}), default | now["recipe"]
+    return [*changed, *(f"recipe.{name}" for name in new if old.get(name) != new[name])]

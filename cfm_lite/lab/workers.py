@@ -1,0 +1,128 @@
+"""Where jobs run: in this process one after the other, or side by side in processes with one thread each."""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from cfm_lite.errors import CFMError, DistributedError
+from cfm_lite.lab.jobs import Job, run_job
+from cfm_lite.models.classifier import one_thread
+from cfm_lite.runs import Terminated
+
+__all__ = ["Outcome", "in_process", "in_workers"]
+
+Tick = Callable[[int, float], None]  # (job number, share done)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: `error` is empty where it went well, and says what was raised where it did not."""
+
+    label: str
+    error: str = ""
+    stopped: bool = False
+
+
+def in_process(jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick) -> Iterator[Outcome]:
+    """Run `jobs` here, one after the other; on a CPU with one thread, so that the numbers are those of the workers."""
+    with one_thread():
+        for number, job in enumerate(jobs):
+            outcome = _attempt(job, parts, device, keep, lambda share, number=number: tick(number, share))
+            tick(number, 1.0)
+            yield outcome
+
+
+def in_workers(jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick) -> Iterator[Outcome]:
+    """Run `jobs` in up to `workers` processes at once; leaving the loop early, as an interrupt does, ends them in seconds.
+
+    Raises DistributedError if one of the processes dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(events,))
+    try:
+        left = {pool.submit(_work, number, job, parts, device, keep): number for number, job in enumerate(jobs)}
+        while left:
+            done, _ = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    tick(*events.get_nowait())
+            for future in done:
+                tick(left.pop(future), 1.0)
+                yield _result(future)
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()  # a training saves first, if it has a folder
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future[Outcome]) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise DistributedError("a worker died, perhaps for want of memory; try again with fewer --workers.") from error
+
+
+def _attempt(job: Job, parts: Path, device: str, keep: bool, report: Callable[[float], None]) -> Outcome:
+    """Run a job; an error of its own is an outcome, an interrupt is not."""
+    try:
+        run_job(job, parts, device, keep=keep, report=report)
+    except CFMError as error:
+        return Outcome(job.label, f"{type(error).__name__}: {error}")
+    except Exception:
+        return Outcome(job.label, traceback.format_exc())
+    return Outcome(job.label)
+
+
+class _Worker:
+    """The state of this process, if it is a worker."""
+
+    events: Any = None
+    busy = False
+    stopping = False
+
+
+def _start(events: Any) -> None:
+    """Make this process a worker: one thread, an ear for SIGTERM, and none for the terminal's Ctrl-C, which is for the parent."""
+    torch.set_num_threads(1)
+    _Worker.events = events
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    signal.signal(signal.SIGTERM, _stop)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # no worker outlives its parent
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    _Worker.stopping = True
+    if _Worker.busy:
+        raise Terminated
+
+
+def _work(number: int, job: Job, parts: Path, device: str, keep: bool) -> Outcome:
+    if _Worker.stopping:
+        return Outcome(job.label, stopped=True)
+    _Worker.busy = True
+    try:
+        return _attempt(job, parts, device, keep, lambda share: _Worker.events.put((number, share)))
+    except (KeyboardInterrupt, Terminated):
+        _Worker.stopping = True  # a training has an ear of its own for the signal, and `_stop` did not hear it
+        return Outcome(job.label, stopped=True)
+    finally:
+        _Worker.busy = False

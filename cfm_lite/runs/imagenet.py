@@ -1,0 +1,221 @@
+"""ImageNet in latent space with SiT: the papers' recipes by name, at 256 and 512 pixels.
+
+    imagenet("vecor", model="SiT-XL/2")        the same Recipe, objective and Trainer as for the digits
+
+The global batch is the setting; micro-batch, accumulation and ranks only decide how it is computed. `shard` is the papers'
+batch per device, inside which negatives and dispersive batches live. `versus` lists where we differ from the papers, and why.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfm_lite._internal.checks import check_choice, check_count, check_number, plain
+from cfm_lite.data.batches import fitting
+from cfm_lite.engine.parallel import ALONE, World
+from cfm_lite.errors import ConfigError
+from cfm_lite.models import SIT_CONFIGS, SiT
+from cfm_lite.objective import Alignment, Objective
+from cfm_lite.runs.recipe import Recipe, Shaped, build_objective, build_trainer
+from cfm_lite.training import Trainer
+
+__all__ = ["MODELS", "PRESETS", "Given", "ImageNet", "build_imagenet_model", "build_imagenet_trainer", "imagenet", "preset_of", "versus"]
+
+MODELS: dict[str, dict[str, int]] = {
+    **SIT_CONFIGS,
+    "SiT-Ti/2": {"depth": 2, "hidden_size": 64, "patch_size": 2, "num_heads": 2},  # ours, for trying out on a laptop
+}
+
+
+@dataclass(frozen=True)
+class ImageNet(Recipe):
+    """A `Recipe` with what only the full scale has; `block` and `align_block` count from 1."""
+
+    dataset: str = "imagenet"
+    model: str = "sit"
+    network: str = "SiT-XL/2"  # its sizes stand in hidden_size, depth, num_heads and patch_size
+    learn_sigma: bool = False
+    size: int = 256  # pixels a side
+    mirror: bool = True  # half of the rows are mirror images
+    ema_warmup: bool = False
+    align: float = 0.0  # REPA's weight; 0 is none
+    align_block: int = 8
+    teacher: str = "vit_base_patch14_dinov2.lvd142m"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("network", self.network, MODELS)
+        object.__setattr__(self, "size", check_count("size", self.size))
+        object.__setattr__(self, "align_block", check_count("align_block", self.align_block))
+        check_number("align", self.align, 0, float("inf"))
+        object.__setattr__(self, "align", plain(self.align))
+        for name in ("learn_sigma", "mirror", "ema_warmup"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        if self.batch % self.shard:
+            hints = ", or ".join(fitting(self.batch, self.shard))
+            raise ConfigError(f"batch is {self.batch}, which is not a multiple of shard = {self.shard}. Use {hints}.")
+
+
+# SiT (Ma et al. 2024) and what its official program sets
+_SIT: dict[str, Any] = {
+    "perturb": "channel_shuffle", "batch": 256, "shard": 32, "steps": 7_000_000, "lr": 1e-4, "clip": 0.0, "ema": 0.9999,
+    "precision": "bf16", "sample_steps": 250,
+}  # fmt: skip
+# REPA's program, on which ΔFM and VeCoR were trained: gradients are clipped, images are not mirrored, 400,000 steps
+_REPA: dict[str, Any] = {**_SIT, "steps": 400_000, "clip": 1.0, "mirror": False}
+_ALIGN: dict[str, Any] = {**_REPA, "align": 0.5, "align_block": 8}
+PRESETS: dict[str, dict[str, Any]] = {
+    "sit": _SIT,
+    "delta_fm": {**_REPA, "method": "delta_fm", "weight": 0.05},
+    "vecor": {**_REPA, "method": "vecor", "weight": 0.05, "k": 1},
+    "dispersive": {**_SIT, "steps": 400_000, "method": "dispersive", "spread": 0.5, "tau": 0.5, "shard": 16},
+    "dispersive_torch": {**_SIT, "steps": 400_000, "method": "dispersive", "spread": 0.25, "tau": 1.0},
+    "repa": _ALIGN,
+    "repa_delta_fm": {**_ALIGN, "method": "delta_fm", "weight": 0.05},
+    "repa_vecor": {**_ALIGN, "method": "vecor", "weight": 0.05, "k": 1},
+}
+_TRY: dict[str, Any] = {"batch": 32, "shard": 8, "steps": 200, "lr": 1e-3, "ema": 0.99, "precision": "float32", "sample_steps": 25}
+
+
+def imagenet(method: str = "sit", *, model: str = "SiT-XL/2", **changes: Any) -> ImageNet:
+    """The preset called `method` for the network `model`, with some fields changed.
+
+    SiT-Ti/2 is ours and takes small batches and few steps. Raises ConfigError for an unknown name, with the nearest.
+    """
+    check_choice("method", method, PRESETS)
+    check_choice("model", model, MODELS)
+    sizes, settings = MODELS[model], dict(PRESETS[method])
+    if model == "SiT-Ti/2":
+        settings |= _TRY
+    depth = sizes["depth"]
+    settings["block"] = depth if method == "dispersive_torch" else max(1, depth // 4)
+    settings["align_block"] = min(depth, int(settings.get("align_block", 8)))
+    return ImageNet(network=model, **sizes, **settings).changed(**changes)
+
+
+def preset_of(recipe: ImageNet) -> str:
+    """The name of the preset that a recipe was made from: of those with its method and alignment, the one it shares most fields with.
+
+    A recipe that no preset has is called by its method, with "repa_" before it where it aligns.
+    """
+    plain = f"{'repa_' if recipe.align else ''}{recipe.method}"
+    of_kind = {
+        name: settings
+        for name, settings in PRESETS.items()
+        if settings.get("method", "fm") == recipe.method and bool(settings.get("align")) == bool(recipe.align)
+    }
+    shared = {name: sum(getattr(recipe, field) == value for field, value in settings.items()) for name, settings in of_kind.items()}
+    return max(shared, key=lambda name: shared[name]) if shared else plain
+
+
+def build_imagenet_model(recipe: ImageNet, data: Shaped) -> SiT:
+    """The SiT of a recipe for latents (C, h, w), initialised from the recipe's seed without touching the global generator."""
+    channels, side = data.shape[0], data.shape[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return SiT(
+            input_size=side,
+            patch_size=recipe.patch_size,
+            in_channels=channels,
+            hidden_size=recipe.hidden_size,
+            depth=recipe.depth,
+            num_heads=recipe.num_heads,
+            num_classes=data.num_classes,
+            learn_sigma=recipe.learn_sigma,
+            qk_norm=recipe.qk_norm,
+        )
+
+
+def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) -> Objective:
+    """The objective of a recipe; with `align` > 0 it aligns with `teacher`, whose grid must be the model's."""
+    plain = build_objective(recipe, model)
+    if not recipe.align:
+        return plain
+    if teacher is None:
+        raise ConfigError(
+            f"align is {recipe.align:g} and there is no teacher; give the images with --images DIR, or features with --features DIR."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 1)
+        sees = teacher if isinstance(teacher, Given) else _Bytes(teacher)
+        return plain.plus(Alignment(recipe.align, recipe.align_block, recipe.hidden_size, sees, teacher.dim))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Stands for a teacher whose features (B, T, dim) were computed before and come with the batch."""
+
+    dim: int
+    weights: str = ""  # the hash of the teacher's own
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features.float()
+
+
+class _Bytes:
+    """A teacher of images in [0, 1], as one of uint8 images (B, 3, H, W)."""
+
+    def __init__(self, teacher: Callable[[Tensor], Tensor]) -> None:
+        self.teacher = teacher
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.teacher(images.float() / 255)
+
+
+def build_imagenet_trainer(
+    recipe: ImageNet,
+    data: Shaped,
+    *,
+    device: torch.device | str = "cpu",
+    teacher: Any = None,
+    world: World = ALONE,
+    parallel: str = "ddp",
+    compile: bool | None = None,
+    model: nn.Module | None = None,
+) -> Trainer:
+    """The trainer of a recipe, on `model` (such as one from `load_official`, to fine-tune it) or on a new network."""
+    network: Any = (model or build_imagenet_model(recipe, data)).to(device)
+    built = build_imagenet_objective(recipe, network, teacher).to(device)
+    return build_trainer(recipe, network, built=built, ema_warmup=recipe.ema_warmup, world=world, parallel=parallel, compile=compile)
+
+
+_VERSUS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    "": (
+        ("arithmetic", "TF32 (SiT), fp16 with a loss scale (REPA, ΔFM)", "bf16 autocast, parameters and losses float32"),
+        ("optimizer", "AdamW 1e-4, no weight decay", "the same, fused"),
+        ("latents", "encoded in every step (SiT), or stored without mirror images (REPA)", "stored, both mirrors encoded"),
+        ("label dropout", "0.1 (REPA's legacy switch drops twice: 0.19)", "0.1"),
+    ),
+    "sit": (("steps", "1,400 epochs of 5,004 steps", "7,000,000"), ("mirror images", "yes", "yes")),
+    "delta_fm": (
+        ("weight", "0.05 in the README; the program's default of 1.0 diverges", "0.05"),
+        ("negatives", "another row of the GPU's 32", "another row of the shard of 32, whatever the GPU holds"),
+    ),
+    "vecor": (
+        ("negatives", "random channel shuffle in velocity space, K = 1, weight 0.05; no official code", "the same"),
+        ("shuffle", "per sample or batch, with or without the identity: not published", "per sample, never the identity"),
+    ),
+    "dispersive": (
+        ("weight, tau, block", "0.5, 0.5, a quarter of the depth (JAX)", "the same"),
+        ("batch of the loss", "16 per device", "shard = 16"),
+    ),
+    "dispersive_torch": (
+        ("weight, tau, block", "0.25, 1, the last (PyTorch)", "the same"),
+        ("batch of the loss", "32 per device", "shard = 32"),
+    ),
+    "repa": (
+        ("weight, block", "0.5, 8 for every size", "the same; the last block where there are fewer than 8"),
+        ("teacher", "DINOv2-B on 224 pixels, position table resampled", "timm's DINOv2-B, the same"),
+    ),
+}
+
+
+def versus(method: str) -> list[tuple[str, str, str]]:
+    """(setting, in the paper, here) for a preset; ConfigError for an unknown name."""
+    check_choice("method", method, PRESETS)
+    parts = ["repa", method.removeprefix("repa_")] if method.startswith("repa_") else [method]
+    return [row for part in ("", *parts) for row in _VERSUS[part]]

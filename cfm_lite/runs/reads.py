@@ -1,0 +1,66 @@
+"""Which fields of a recipe decide a run, and which its method, its network or its data never look at."""
+
+from collections.abc import Iterable, Mapping
+
+from cfm_lite.errors import ConfigError
+from cfm_lite.runs.imagenet import ImageNet
+from cfm_lite.runs.recipe import Recipe
+
+__all__ = ["READS", "check_read", "unread"]
+
+_OF_REPULSION, _OF_FEATURES = ("weight", "k", "perturb"), ("spread", "variant", "tau", "block")
+READS: Mapping[str, tuple[str, ...]] = {  # the fields that belong to a method; all others are those of every training
+    "": (),
+    "fm": (),
+    "delta_fm": ("weight",),
+    "vecor": _OF_REPULSION,
+    "vecor_latent": _OF_REPULSION,
+    "vecor_image": _OF_REPULSION,
+    "dispersive": _OF_FEATURES,
+    "contrastive": (*_OF_FEATURES, "views"),
+    "repa": ("align", "align_block"),
+}
+_OF_METHODS = {name for names in READS.values() for name in names}
+_OF_SIT = ("num_heads", "patch_size", "qk_norm")
+_ELSEWHERE = {  # ImageNet's recipes: fields that something else decides
+    "dataset": "these recipes are for imagenet's latents; train another recipe by its name",
+    "model": "these recipes train SiTs; choose one with --model",
+    "network": "it is only the name of the network; choose one with --model",
+    "accumulate": "the batch is split as memory allows; choose with --micro-batch",
+}
+
+
+def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
+    """{field: why} of those of `names` that decide nothing in a training by `recipe`, nor in what is sampled from it."""
+    full = isinstance(recipe, ImageNet)
+    mine = {*READS[recipe.method], *READS[recipe.also]}
+    found: dict[str, str] = {}
+    for name in names:
+        if full and name in _ELSEWHERE:
+            found[name] = _ELSEWHERE[name]
+        elif full and name in ("align_block", "teacher"):
+            if not recipe.align:
+                found[name] = "it is read where align is above 0, as by the presets repa, repa_delta_fm and repa_vecor"
+        elif full and name == "align":
+            continue  # it switches REPA on
+        elif name in _OF_METHODS and name not in mine:
+            found[name] = f"the method {recipe.method!r} does not read it; {_and([m for m in READS if name in READS[m]])} do"
+        elif name == "tau" and recipe.variant not in ("infonce_l2", "infonce_cosine"):
+            found[name] = f"the variant {recipe.variant!r} has no temperature; infonce_l2 and infonce_cosine have"
+        elif name == "schedule" and recipe.schedule != "cosine" and not recipe.cooldown:
+            found[name] = "there is no cooldown over which the learning rate would fall; set cooldown too, such as cooldown=0.2"
+        elif name == "cooldown" and recipe.schedule == "constant":
+            found[name] = "the schedule is constant; set schedule=linear or cosine"
+        elif name in _OF_SIT and recipe.model != "sit":
+            found[name] = f"the network {recipe.model!r} does not read it; sit does (--set model=sit, or the recipe digits_sit)"
+    return found
+
+
+def check_read(recipe: Recipe, names: Iterable[str]) -> None:
+    """Raise ConfigError for the first of `names`, given with --set, that this recipe never reads."""
+    for name, why in unread(recipe, names).items():
+        raise ConfigError(f"--set {name} would change nothing: {why}. Leave it out.")
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 2 else names)

@@ -1,0 +1,381 @@
+"""A run is a function that returns a frozen `Recipe`; every field changes the run, and the whole of it is kept in config.json.
+
+The code that trains the plane, the digits and ImageNet is one; only the recipe differs.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import nn
+
+from cfm_lite import draws, negatives, objective, perturbations, samplers
+from cfm_lite._internal.checks import check_choice, check_count, check_flag, check_number, plain
+from cfm_lite.data import teachers
+from cfm_lite.data.datasets import codec_for
+from cfm_lite.engine.parallel import ALONE, World
+from cfm_lite.errors import ConfigError
+from cfm_lite.losses import VARIANTS
+from cfm_lite.models import MLP, SiT
+from cfm_lite.objective import Objective
+from cfm_lite.paths import PATHS
+from cfm_lite.training import PRECISIONS, Trainer, warmup
+
+__all__ = [
+    "METHODS",
+    "PERTURBATIONS",
+    "RECIPES",
+    "SOLVERS",
+    "Recipe",
+    "build_model",
+    "build_objective",
+    "build_trainer",
+    "from_dict",
+    "recipe",
+]
+
+METHODS = ("fm", "delta_fm", "vecor", "vecor_latent", "vecor_image", "dispersive", "contrastive", "repa")
+TIMES: dict[str, Callable[..., Any]] = {
+    "uniform": draws.uniform_time,
+    "logit_normal": draws.logit_normal_time,
+    "lognormal": draws.lognormal_time,
+}
+COUPLINGS = {"independent": draws.independent, "minibatch_ot": draws.minibatch_ot}
+SOLVERS = {step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)}
+PERTURBATIONS = {
+    name: getattr(perturbations, name)
+    for name in ("channel_shuffle", "crop_resize", "cutmix", "gaussian_blur", "color_jitter", "additive_noise")
+}
+
+# the factor on the learning rate while a fraction `left` of the cooldown is still to come
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda left: left,
+    "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left),
+    "constant": lambda left: 1.0,
+}
+
+_COUNTS = {
+    name: 1
+    for name in ("hidden_size", "depth", "num_heads", "patch_size", "k", "block", "align_block", "shard", "batch", "steps", "accumulate")
+}
+_COUNTS |= {"sample_steps": 1, "warmup": 0, "seed": 0}  # the least of each field that counts something
+_NUMBERS = {"weight": (0.0, math.inf), "spread": (0.0, math.inf), "tau": (0.0, math.inf), "label_dropout": (0.0, 1.0), "lr": (0.0, 1e6)}
+_NUMBERS |= {
+    "align": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "beta1": (0.0, 1.0),
+    "beta2": (0.0, 1.0),
+    "cooldown": (0.0, 1.0),
+    "clip": (0.0, math.inf),
+    "ema": (0.0, 1.0),
+    "ema2": (0.0, 1.0),
+    "guidance": (-math.inf, math.inf),
+}
+_ABOVE, _BELOW = ("tau", "lr"), ("beta1", "beta2", "ema", "ema2")  # these do not reach their bound
+
+
+class Shaped(Protocol):
+    """What a model has to know of its data: the dims of one sample, and how many classes there are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run, from the data to the samples."""
+
+    dataset: str = "digits"
+    # the network: "mlp" or "sit"
+    model: str = "mlp"
+    hidden_size: int = 256
+    depth: int = 4
+    num_heads: int = 4
+    patch_size: int = 2
+    qk_norm: bool = False  # a LayerNorm on queries and keys; of a SiT
+    # the method and its settings; each reads only its own
+    method: str = "fm"
+    weight: float = 0.05  # lambda of delta_fm and vecor
+    k: int = 1
+    perturb: str = "crop_resize"
+    spread: float = (
+        0.5  # weight of dispersive and contrastive; their covariance form is a sum over pairs of features, and needs some 0.5 / width^2
+    )
+    variant: str = "infonce_l2"
+    tau: float = 0.5
+    block: int = 1  # from 1; the papers take a quarter of the depth
+    views: str = "independent"
+    align: float = 0.5  # weight of repa
+    align_block: int = 2  # from 1
+    also: str = ""  # a second method, whose term is added
+    # the draw
+    path: str = "linear"
+    time: str = "uniform"
+    coupling: str = "independent"
+    label_dropout: float = 0.1
+    shard: int = 32
+    # the optimisation
+    batch: int = 256
+    steps: int = 1000
+    lr: float = 2e-3
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup: int = 0  # steps over which lr rises linearly
+    cooldown: float = 0.0  # the last fraction of the steps, over which lr falls to 0
+    schedule: str = "linear"  # how it falls; "cosine" with a cooldown of 0 falls from the warm-up on, "constant" never falls
+    clip: float = 1.0
+    ema: float = 0.999
+    ema2: float = 0.0  # decay of a second average; 0 is none
+    precision: str = "float32"
+    accumulate: int = 1
+    seed: int = 0
+    # the samples
+    solver: str = "euler"
+    sample_steps: int = 50
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("model", ("mlp", "sit")),
+            ("method", METHODS),
+            ("also", ("", *METHODS[1:])),
+            ("perturb", PERTURBATIONS),
+            ("path", PATHS),
+            ("time", TIMES),
+            ("coupling", COUPLINGS),
+            ("solver", SOLVERS),
+            ("variant", VARIANTS),
+            ("views", ("independent", "restricted")),
+            ("precision", PRECISIONS),
+            ("schedule", SCHEDULES),
+        ):
+            check_choice(name, getattr(self, name), allowed)
+        check_flag(qk_norm=self.qk_norm)
+        for name, low in _COUNTS.items():
+            object.__setattr__(self, name, check_count(name, getattr(self, name), low))
+        for name, (low, high) in _NUMBERS.items():
+            check_number(name, getattr(self, name), low, high, open_low=name in _ABOVE, open_high=name in _BELOW)
+            object.__setattr__(self, name, plain(getattr(self, name)))  # what config.json can hold
+        if self.weight * self.k >= 1:
+            raise ConfigError(
+                f"weight {self.weight:g} times K = {self.k} is {self.weight * self.k:g}; it must stay below 1, else the loss has no "
+                f"minimum. Use a weight below {1 / self.k:g}."
+            )
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be below 2^63.")
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with some fields changed; ConfigError names the nearest field for an unknown one."""
+        for name in changes:
+            check_choice("recipe field", name, [field.name for field in dataclasses.fields(self)])
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for config.json."""
+        return dataclasses.asdict(self)
+
+
+def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
+    """The network of a recipe for one data set, initialised from the recipe's seed without touching the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.model == "mlp":
+            points = len(data.shape) == 1
+            return MLP(data.shape, recipe.hidden_size, recipe.depth, data.num_classes, residual=not points)
+        channels, side = data.shape[0], data.shape[-1]
+        return SiT(
+            input_size=side,
+            patch_size=recipe.patch_size,
+            in_channels=channels,
+            hidden_size=recipe.hidden_size,
+            depth=recipe.depth,
+            num_heads=recipe.num_heads,
+            num_classes=data.num_classes,
+            qk_norm=recipe.qk_norm,
+        )
+
+
+def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
+    """The objective of a recipe on a model; ConfigError where the method's settings do not fit together."""
+    terms = [*_terms(recipe.method, recipe, model), *(_terms(recipe.also, recipe, model, recipe.also) if recipe.also else ())]
+    return Objective(
+        model,
+        PATHS[recipe.path],
+        (objective.FlowMatching(), *terms),
+        time=TIMES[recipe.time],
+        couple=COUPLINGS[recipe.coupling],
+        label_dropout=recipe.label_dropout,
+        shard=recipe.shard,
+    )
+
+
+def _terms(method: str, recipe: Recipe, model: nn.Module, name: str | None = None) -> tuple[Any, ...]:
+    """What a method adds to flow matching."""
+    if method == "delta_fm":
+        return (objective.Repulsion(recipe.weight, negatives.in_batch, name=name),)
+    if method.startswith("vecor"):
+        space = {"vecor": "velocity", "vecor_latent": "latent", "vecor_image": "image"}[method]
+        codec = codec_for(recipe.dataset) if space == "image" else None
+        wrong = negatives.perturbed(PERTURBATIONS[recipe.perturb], space=space, k=recipe.k, codec=codec)
+        return (objective.Repulsion(recipe.weight, wrong, name=name),)
+    if method == "dispersive":
+        return (objective.Dispersive(recipe.spread, recipe.block, recipe.variant, recipe.tau),)
+    if method == "contrastive":
+        return (objective.Contrastive(recipe.spread, recipe.block, recipe.variant, recipe.tau, recipe.views),)
+    return (_alignment(recipe, model),) if method == "repa" else ()
+
+
+def _alignment(recipe: Recipe, model: Any) -> nn.Module:
+    """REPA with the small teacher of the data set: on the grid of a SiT's tokens, and one token for an MLP."""
+    if recipe.dataset not in teachers.SETTINGS:
+        raise ConfigError(f"repa needs a teacher, and {recipe.dataset!r} has none; it works on {', '.join(teachers.SETTINGS)}.")
+    grid = model.input_size // model.patch_size if isinstance(model, SiT) else 1
+    tokens = teachers.Tokens(teachers.teacher_for(recipe.dataset), grid)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 1)
+        return objective.Alignment(recipe.align, recipe.align_block, model.hidden_size, tokens, tokens.dim, width=256)
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: nn.Module,
+    *,
+    built: Objective | None = None,
+    ema_warmup: bool = True,
+    world: World = ALONE,
+    parallel: str = "ddp",
+    compile: bool | None = None,
+) -> Trainer:
+    """The trainer of a recipe on a model, for its objective or the one `built` already; a `clip` of 0 means none."""
+    return Trainer(
+        built or build_objective(recipe, model),
+        world=world,
+        parallel=parallel,
+        compile=compile,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.beta1, recipe.beta2),
+        clip=recipe.clip or None,
+        ema_decay=recipe.ema,
+        ema_warmup=ema_warmup,
+        ema2_decay=recipe.ema2,
+        seed=recipe.seed,
+        accumulate=recipe.accumulate,
+        precision=recipe.precision,
+        schedule=schedule_of(recipe),
+    )
+
+
+def schedule_of(recipe: Recipe) -> Callable[[int], float]:
+    """The factor on lr at each step: a linear rise over `warmup`, then 1, and over the last `cooldown` of the steps down to 0."""
+    cool = round(recipe.cooldown * recipe.steps)
+    if recipe.schedule == "cosine" and not cool:
+        cool = recipe.steps - recipe.warmup
+    return functools.partial(_rate, warmup(recipe.warmup), recipe.schedule, cool, recipe.steps)
+
+
+def _rate(rise: Callable[[int], float], schedule: str, cool: int, steps: int, step: int) -> float:
+    return rise(step) * (SCHEDULES[schedule](min(1.0, (steps - step) / cool)) if cool > 0 else 1.0)
+
+
+def from_dict(fields: Mapping[str, Any]) -> Recipe:
+    """The inverse of `Recipe.as_dict`, for ImageNet's recipes too; ConfigError for an unknown field, with the nearest right one."""
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"fields has type {type(fields).__name__}; the fields of a recipe are a mapping of names to values.")
+    kind = Recipe
+    if fields.get("dataset") == "imagenet":
+        from cfm_lite.runs.imagenet import ImageNet as kind  # it builds on this file
+    for name in fields:
+        check_choice("recipe field", name, [field.name for field in dataclasses.fields(kind)])
+    return kind(**fields)
+
+
+def toy() -> Recipe:
+    """Two dimensions: four Gaussians in two classes, whose exact field is known; a minute on a laptop.
+
+    VeCoR shuffles the coordinates, the only perturbation that means something on points.
+    """
+    return Recipe(
+        dataset="two_classes",
+        hidden_size=128,
+        depth=3,
+        perturb="channel_shuffle",
+        batch=512,
+        shard=512,
+        steps=2000,
+        cooldown=0.2,
+        ema=0.995,
+    )
+
+
+def digits() -> Recipe:
+    """The 8x8 digits inside scikit-learn, with a residual MLP: some ten seconds a method on two cores.
+
+    One channel cannot be shuffled, so VeCoR crops and resizes in the latent (here: pixel) space. 1,300 steps are 370 epochs:
+    later the samples come too near to the training images. Shards of 128 cost less than those of 32.
+    """
+    return Recipe(dataset="digits", hidden_size=256, depth=3, batch=256, shard=128, steps=1300, lr=2e-3, cooldown=0.3, ema=0.997)
+
+
+def digits_sit() -> Recipe:
+    """The digits with a small SiT: 16 tokens of 2x2 pixels."""
+    return digits().changed(model="sit", hidden_size=96, depth=4, num_heads=4, patch_size=2, lr=1e-3)
+
+
+def mnist() -> Recipe:
+    """MNIST with a small SiT: 49 tokens of 4x4 pixels; an hour or two on two cores, minutes on a GPU (both estimated)."""
+    return Recipe(
+        dataset="mnist",
+        model="sit",
+        hidden_size=192,
+        depth=6,
+        num_heads=3,
+        patch_size=4,
+        batch=128,
+        steps=6000,
+        lr=1e-3,
+        warmup=200,
+        cooldown=0.2,
+        precision="bf16",
+    )
+
+
+def cifar10() -> Recipe:
+    """CIFAR-10 in pixels with a SiT of the S/2's width and depth: for a GPU; on a CPU a step takes seconds.
+
+    VeCoR can shuffle the three colours here. `dataset="cifar10-jpeg75"` trains on the JPEG pictures, under their own name.
+    """
+    return Recipe(
+        dataset="cifar10",
+        model="sit",
+        hidden_size=384,
+        depth=12,
+        num_heads=6,
+        patch_size=2,
+        perturb="channel_shuffle",
+        block=3,
+        align_block=4,
+        batch=128,
+        steps=100_000,
+        lr=2e-4,
+        warmup=1000,
+        ema=0.9995,
+        precision="bf16",
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {preset.__name__: preset for preset in (toy, digits, digits_sit, mnist, cifar10)}
+
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """The recipe called `name` with some fields changed; ConfigError for an unknown name or field, with the nearest right one."""
+    check_choice("recipe", name, RECIPES)
+    return RECIPES[name]().changed(**changes)

@@ -1,0 +1,43 @@
+"""A small picture per notebook for the README, taken from the notebook's own outputs: python -m tools.covers
+
+The picture is that of the cell tagged "cover", else the widest of the first three; it is scaled down, never drawn anew.
+"""
+
+import base64
+import io
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "data" / "results" / "course"
+SIZE = (420, 240)  # pixels that a cover fits into; the README shows it at half of that width
+
+
+def pictures(path: Path) -> list[tuple[bool, Image.Image]]:
+    """(is it tagged, picture) of every picture in a notebook's outputs, in order."""
+    found = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            png = output.get("data", {}).get("image/png")
+            if png:
+                found.append(("cover" in cell.metadata.get("tags", []), Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")))
+    return found
+
+
+def cover(path: Path) -> Image.Image:
+    """The cover of one notebook, at most SIZE."""
+    every = pictures(path)
+    if not every:
+        raise SystemExit(f"{path.name} has no picture; run it first: python notebooks/run.py {path.name[:2]}")
+    chosen = next((picture for tagged, picture in every if tagged), None) or max((p for _, p in every[:3]), key=lambda p: p.width)
+    chosen.thumbnail(SIZE, Image.Resampling.LANCZOS)
+    return chosen
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        cover(notebook).quantize(128).save(FOLDER / f"{notebook.stem}.png", optimize=True)
+        print(FOLDER / f"{notebook.stem}.png")
