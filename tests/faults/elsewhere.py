@@ -6,10 +6,10 @@ ELSEWHERE: dict[str, str] = {
         data.latents.shards.ShardFacts data.toy.Toy engine.checkpoint.Checkpoint engine.parallel.World errors.CFMError
         errors.CheckpointCorruptError errors.CheckpointError errors.ConfigError errors.DataError errors.DiskFullError
         errors.DistributedError errors.DivergenceError errors.ResumeMismatchError errors.UntrustedFileError
-        evaluate.inception.Extractor evaluate.inception.Features evaluate.judges.JudgeSettings evaluate.reference.Reference
-        evaluate.reference.Statistics guidance.Guided paths.FlowSample paths.Path runs.run.Run samplers.Evaluations samplers.Grid
-        scale.budget.Split scale.dry_run.Made scale.sample.Settings scale.sample.Trained scale.train.Options terms.Draw
-        terms.Evaluated terms.Term viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
+        evaluate.inception.Extractor evaluate.inception.Features evaluate.reference.Reference evaluate.reference.Statistics
+        guidance.Guided models.classifier.JudgeSettings paths.FlowSample paths.Path runs.run.Run runs.run.Terminated
+        samplers.Evaluations scale.budget.Split scale.dry_run.Made scale.sample.Settings scale.sample.Trained scale.train.Options
+        terms.Draw terms.Evaluated terms.Term viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
         _internal.places.check_file _internal.places.check_folder _internal.places.check_suffix _internal.places.expanded
@@ -33,20 +33,21 @@ ELSEWHERE: dict[str, str] = {
         data.images.load data.images.opened data.images.read data.latents.codec.Codec data.latents.codec.Scaling
         data.latents.codec.open_codec data.latents.codec.tiny_vae data.latents.features.TeacherFeatures
         data.latents.features.encode_features data.latents.prepare.plan_of data.latents.prepare.prepare
-        data.latents.reader.Latents data.latents.reader.prefetch data.latents.shards.ask_for data.latents.shards.check_hash
-        data.latents.shards.digest_file data.latents.shards.hash_of data.latents.shards.is_done data.latents.shards.map_shard
-        data.latents.shards.open_plan data.latents.shards.read_index data.latents.shards.read_json data.latents.shards.write
-        data.latents.shards.write_index data.latents.shards.write_shard data.mnist.available data.mnist.download data.mnist.load
-        data.pca.PCA data.root.checkout data.root.damaged data.root.data_root data.root.keep data.root.missing data.root.publish
-        data.root.read_file data.root.read_gzip data.root.scratch data.shared.in_turn data.teachers.teacher_for
-        engine.checkpoint.check_storable engine.checkpoint.exists engine.checkpoint.latest engine.checkpoint.load
-        engine.checkpoint.once engine.checkpoint.ordered engine.checkpoint.save engine.checkpoint.write_bytes
-        engine.parallel.joined engine.parallel.ranks_of_environment evaluate.judges.Judge evaluate.judges.assess
-        evaluate.judges.frechet_real evaluate.judges.judge_for evaluate.judges.load_judge evaluate.judges.real_halves
-        evaluate.judges.save_judge evaluate.judges.train_judge models.encoders.Encoder models.encoders.teacher
-        models.official.export_official models.official.read_weights pretrained.folder pretrained.load pretrained.make
-        runs.run.Located runs.run.facts runs.run.goes_on runs.run.load_model runs.run.located runs.run.peak_memory
-        runs.run.saved_recipe runs.run.train runs.run.write_json viz.animation.save_animation viz.style.save
+        data.latents.reader.Latents data.latents.reader.Pictures data.latents.reader.part_of data.latents.reader.prefetch
+        data.latents.shards.ask_for data.latents.shards.check_hash data.latents.shards.digest_file data.latents.shards.hash_of
+        data.latents.shards.is_done data.latents.shards.map_shard data.latents.shards.open_plan data.latents.shards.read_index
+        data.latents.shards.read_json data.latents.shards.write data.latents.shards.write_index data.latents.shards.write_shard
+        data.mnist.available data.mnist.download data.mnist.load data.pca.PCA data.root.checkout data.root.damaged
+        data.root.data_root data.root.keep data.root.missing data.root.publish data.root.read_file data.root.read_gzip
+        data.root.scratch data.shared.in_turn data.teachers.teacher_for engine.checkpoint.check_storable engine.checkpoint.exists
+        engine.checkpoint.latest engine.checkpoint.load engine.checkpoint.once engine.checkpoint.ordered engine.checkpoint.save
+        engine.checkpoint.write_bytes engine.parallel.joined engine.parallel.ranks_of_environment evaluate.judges.Judge
+        evaluate.judges.assess evaluate.judges.frechet_real evaluate.judges.judge_for evaluate.judges.load_judge
+        evaluate.judges.real_halves evaluate.judges.save_judge evaluate.judges.train_judge models.classifier.fit_classifier
+        models.classifier.one_thread models.encoders.Encoder models.encoders.teacher models.official.export_official
+        models.official.read_weights pretrained.folder pretrained.load pretrained.make runs.run.Located runs.run.facts
+        runs.run.goes_on runs.run.load_model runs.run.located runs.run.make_folder runs.run.peak_memory runs.run.saved_recipe
+        runs.run.train runs.run.write_json viz.animation.save_animation viz.style.save
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         _internal.kernels.attract_repel _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root
@@ -59,8 +60,7 @@ ELSEWHERE: dict[str, str] = {
         models.sit.FinalLayer models.sit.PatchEmbed models.sit.SiTBlock models.sit.attend models.sit.modulate
         perturbations.other_row runs.segments.check_same_data runs.segments.check_same_recipe runs.segments.new_config
         runs.segments.note_on_schedule runs.throughput.Clock runs.throughput.peak_flops runs.throughput.train_flops
-        runs.throughput.utilisation samplers.check_finite samplers.euler samplers.fitting samplers.heun samplers.midpoint
-        samplers.rk4 terms.Alignment terms.noise_like
+        runs.throughput.utilisation samplers.euler samplers.heun samplers.midpoint samplers.rk4 terms.Alignment terms.noise_like
     """,
     "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
