@@ -1,8 +1,9 @@
 """`cfm-lite demo`: the whole library on real handwritten digits, in 90 seconds on two cores.
 
-Four methods are trained from one starting point with paired draws, two controls are sampled from FM without training, and
-all are measured by a judge that saw only held-out digits. On a CPU each method has a process and a thread of its own: small
-matrices gain little from a second thread, and two threads on a busy core wait for each other.
+Four methods are trained from one starting point with paired draws, two controls are sampled from FM
+without training, and all are measured by a judge that saw only held-out digits. On a CPU each
+method has a process and a thread of its own: small matrices gain little from a second thread, and
+two threads on a busy core wait for each other.
 """
 
 import multiprocessing
@@ -34,7 +35,11 @@ __all__ = ["GOALS", "SHOWN", "demo", "table"]
 
 SHOWN = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "vecor_latent", "dispersive")
 NFES = (2, 4, 8, 16, 50)
-GOALS = {"accuracy": 0.985, "frechet": 2.0, "nearest_ratio": 0.9}  # at least; at most, times the real data's own; at least
+GOALS = {
+    "accuracy": 0.985,
+    "frechet": 2.0,
+    "nearest_ratio": 0.9,
+}  # at least; at most, times the real data's own; at least
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,27 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What a job gives back: flat rows, {arm: two images of each class}, and the seconds of training."""
+    """What a job gives back: flat rows, {arm: two images of each class}, and the seconds of
+    training.
+    """
 
     rows: list[Row]
     images: dict[str, Tensor]
     seconds: float
 
 
-def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = False, progress: bool = True) -> str:
+def demo(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    quick: bool = False,
+    progress: bool = True,
+) -> str:
     """Run the demo, leave its files in `out`, and return the table to print.
 
-    It leaves samples.png, fields.png, quality_vs_steps.png, metrics.json (flat rows) and config.json.
+    It leaves samples.png, fields.png, quality_vs_steps.png, metrics.json (flat rows) and
+    config.json.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -72,46 +87,90 @@ def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = 
 
 
 def _own_folder(out: Path) -> Path:
-    """`out`; ConfigError for a folder of a run, of latents or of samples, whose files would be lost."""
-    theirs = [name for name in ("checkpoints", "index.json", "plan.json", "settings.json") if (out / name).exists()]
+    """`out`; ConfigError for a folder of a run, of latents or of samples, whose files would be
+    lost.
+    """
+    theirs = [
+        name
+        for name in ("checkpoints", "index.json", "plan.json", "settings.json")
+        if (out / name).exists()
+    ]
     if theirs:
-        raise ConfigError(f"{out} holds something else (there is {theirs[0]}); choose another --out.")
+        raise ConfigError(
+            f"{out} holds something else (there is {theirs[0]}); choose another --out."
+        )
     return check_folder(out)
 
 
 def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool) -> str:
     base = recipe("digits", seed=seed, **({"steps": 60} if quick else {}))
     methods = list(dict.fromkeys(ARMS[name].trained for name in SHOWN))
-    arms = {method: tuple(name for name in SHOWN if ARMS[name].trained == method) for method in methods}
+    arms = {
+        method: tuple(name for name in SHOWN if ARMS[name].trained == method) for method in methods
+    }
     n = 200 if quick else 1000
-    jobs = [Job(base.changed(method=m), arms[m], str(where), n, i if progress else -1) for i, m in enumerate(methods)]
-    done = dict(zip(methods, _work(jobs) if where.type == "cpu" and not quick else [_run(job) for job in jobs]))
+    jobs = [
+        Job(base.changed(method=m), arms[m], str(where), n, i if progress else -1)
+        for i, m in enumerate(methods)
+    ]
+    done = dict(
+        zip(
+            methods,
+            _work(jobs) if where.type == "cpu" and not quick else [_run(job) for job in jobs],
+        )
+    )
     rows = [row for name in SHOWN for row in done[ARMS[name].trained].rows if row["method"] == name]
     data, judge = dataset("digits"), judge_for("digits")
     write_json(out / "metrics.json", rows)
-    _draw({name: image for part in done.values() for name, image in part.images.items()}, data, rows, out)
-    trained = {job.recipe.method: {"seconds": done[job.recipe.method].seconds, "recipe": job.recipe.as_dict()} for job in jobs}
-    write_json(out / "config.json", {"runs": trained, "judge": _judge_facts(judge), "goals": GOALS, "quick": quick, "facts": facts(where)})
+    _draw(
+        {name: image for part in done.values() for name, image in part.images.items()},
+        data,
+        rows,
+        out,
+    )
+    trained = {
+        job.recipe.method: {
+            "seconds": done[job.recipe.method].seconds,
+            "recipe": job.recipe.as_dict(),
+        }
+        for job in jobs
+    }
+    write_json(
+        out / "config.json",
+        {
+            "runs": trained,
+            "judge": _judge_facts(judge),
+            "goals": GOALS,
+            "quick": quick,
+            "facts": facts(where),
+        },
+    )
     pictures = [str(out / name) for name in ("samples.png", "fields.png", "quality_vs_steps.png")]
     note = "quick: the numbers mean nothing\n" if quick else ""
     return f"\n{note}{table(rows, judge)}\n\n" + "\n".join(pictures)
 
 
 def _work(jobs: Sequence[Job]) -> list[Done]:
-    """Run the jobs side by side, as many as there are cores, each with one thread; an interrupt ends them all at once.
+    """Run the jobs side by side, as many as there are cores, each with one thread; an interrupt
+    ends them all at once.
 
     Raises DistributedError if one of the processes dies, and what a job raises.
     """
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)
-    pool = ProcessPoolExecutor(workers, context, initializer=_one_thread, initargs=(context.RLock(),))
+    pool = ProcessPoolExecutor(
+        workers, context, initializer=_one_thread, initargs=(context.RLock(),)
+    )
     try:
         return list(pool.map(_run, jobs))
     except BaseException as error:
         for child in multiprocessing.active_children():  # else they would train to the end first
             child.kill()
         if isinstance(error, BrokenProcessPool):
-            raise DistributedError("a training process died, perhaps for want of memory; close other programs and run again.") from error
+            raise DistributedError(
+                "a training process died, perhaps for want of memory; close other programs and run "
+                "again."
+            ) from error
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -125,24 +184,37 @@ def _one_thread(lock: Any) -> None:
 def _run(job: Job) -> Done:
     """Train one method, sample its arms with every number of steps, and measure them."""
     data, judge = dataset("digits"), judge_for("digits")
-    run = train(job.recipe, data, device=job.device, progress=job.bar >= 0, bar=job.bar, label=METHOD_LABELS[job.recipe.method])
+    run = train(
+        job.recipe,
+        data,
+        device=job.device,
+        progress=job.bar >= 0,
+        bar=job.bar,
+        label=METHOD_LABELS[job.recipe.method],
+    )
     labels, _ = _two_of_each(data)
     rows, images = [], {}
     for name in job.arms:
         rows += experiments.rows_of(ARMS[name], run, data, judge, nfes=NFES, n=job.samples)
-        images[name] = experiments.draw_samples(ARMS[name], run, data, labels, run.recipe.sample_steps, run.recipe.seed)
+        images[name] = experiments.draw_samples(
+            ARMS[name], run, data, labels, run.recipe.sample_steps, run.recipe.seed
+        )
     return Done(rows, images, run.seconds)
 
 
 def _two_of_each(data: DataSet) -> tuple[Tensor, Tensor]:
     """Each label twice, and two held-out images of each class."""
     labels = torch.arange(data.num_classes).repeat_interleave(2)
-    real = torch.stack([data.held_x1[data.held_y == c][i] for c in range(data.num_classes) for i in range(2)])
+    real = torch.stack(
+        [data.held_x1[data.held_y == c][i] for c in range(data.num_classes) for i in range(2)]
+    )
     return labels, real
 
 
 def _draw(images: dict[str, Tensor], data: DataSet, rows: Sequence[Row], out: Path) -> None:
-    """The three pictures: a row of ten classes per method, the plane's exact fields, quality against the number of steps."""
+    """The three pictures: a row of ten classes per method, the plane's exact fields, quality
+    against the number of steps.
+    """
     labels, real = _two_of_each(data)
     columns = [str(int(label)) if i % 2 == 0 else "" for i, label in enumerate(labels)]
     shown = {"real": real} | {name: images[name] for name in SHOWN}
@@ -152,16 +224,27 @@ def _draw(images: dict[str, Tensor], data: DataSet, rows: Sequence[Row], out: Pa
 
 
 def _judge_facts(judge: Judge) -> dict[str, Any]:
-    return {"accuracy": judge.accuracy, "fingerprint": judge.fingerprint, "trained_on": "the held-out half of the digits"}
+    return {
+        "accuracy": judge.accuracy,
+        "fingerprint": judge.fingerprint,
+        "trained_on": "the held-out half of the digits",
+    }
 
 
 def table(rows: Sequence[Row], judge: Judge) -> str:
-    """Accuracy, Fréchet distance and nearest-neighbour ratio at 50 evaluations; a star marks what misses its goal."""
+    """Accuracy, Fréchet distance and nearest-neighbour ratio at 50 evaluations; a star marks what
+    misses its goal.
+    """
     at = {(row["method"], row["metric"]): row["value"] for row in rows if row["nfe"] == max(NFES)}
     real = at["fm", "frechet_real"]
-    lines = [f"{'50 Euler steps':<26}{'accuracy':>10}{'Fréchet':>10}{'nearest':>10}{'precision':>11}{'recall':>9}"]
+    lines = [
+        f"{'50 Euler steps':<26}{'accuracy':>10}{'Fréchet':>10}{'nearest':>10}{'precision':>11}{'recall':>9}"
+    ]
     for name in SHOWN:
-        values = {metric: at[name, metric] for metric in ("accuracy", "frechet", "nearest_ratio", "precision", "recall")}
+        values = {
+            metric: at[name, metric]
+            for metric in ("accuracy", "frechet", "nearest_ratio", "precision", "recall")
+        }
         misses = {
             "accuracy": values["accuracy"] < GOALS["accuracy"],
             "frechet": values["frechet"] > GOALS["frechet"] * real,
@@ -175,5 +258,8 @@ def table(rows: Sequence[Row], judge: Judge) -> str:
     bound = f"≤ {GOALS['frechet'] * real:.2f}"
     lines.append(f"{'goal':<26}{'≥ 98.5%':>9} {bound:>9} {'≥ 0.90':>9}")
     star = "* misses the goal. " if any("*" in line for line in lines) else ""
-    lines.append(f"{star}One seed: no difference here is significant. The judge is right on {judge.accuracy:.1%} of unseen digits.")
+    lines.append(
+        f"{star}One seed: no difference here is significant. The judge is right on "
+        f"{judge.accuracy:.1%} of unseen digits."
+    )
     return "\n".join(lines)

@@ -1,7 +1,9 @@
-"""What is drawn before a training step: the time t, the pairing of noise with data, the labels to drop, the generators.
+"""What is drawn before a training step: the time t, the pairing of noise with data, the labels to
+drop, the generators.
 
-Convention: t = 0 is noise, t = 1 is data. A time law is a function (n, *, generator, device) -> (n,) float32 in [0, 1];
-a coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw takes a generator; without one it uses torch's global state.
+Convention: t = 0 is noise, t = 1 is data. A time law is a function (n, *, generator, device) ->
+(n,) float32 in [0, 1]; a coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw takes a
+generator; without one it uses torch's global state.
 """
 
 import math
@@ -42,29 +44,47 @@ Device = torch.device | str | None
 
 
 def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
-    """A generator on `device` that depends on the key alone, for example (seed, step, shard, "noise").
+    """A generator on `device` that depends on the key alone, for example (seed, step, shard,
+    "noise").
 
-    The seed is a 63-bit BLAKE2b hash of the key, so it is the same in every process and on every machine; neither the
-    number of ranks nor what was drawn before changes it. (torch's CPU generator uses the low 32 bits of a seed.)
-    Raises ConfigError for a part that is neither an int nor a str, for its text may differ between processes.
+    The seed is a 63-bit BLAKE2b hash of the key, so it is the same in every process and on every
+    machine; neither the number of ranks nor what was drawn before changes it. (torch's CPU
+    generator uses the low 32 bits of a seed.) Raises ConfigError for a part that is neither an int
+    nor a str, for its text may differ between processes.
     """
     key = tuple(map(plain, key))  # NumPy's 3 is 3
     for part in key:
         if not isinstance(part, int | str) or isinstance(part, bool):
-            raise ConfigError(f"the key holds {part!r} of type {type(part).__name__}; each part must be an int or a str.")
+            raise ConfigError(
+                f"the key holds {part!r} of type {type(part).__name__}; each part must be an int "
+                "or a str."
+            )
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device=_device(device)).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def uniform_time(n: int, *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
+def uniform_time(
+    n: int, *, generator: torch.Generator | None = None, device: Device = None
+) -> Tensor:
     """`n` times (n,), uniform on [0, 1)."""
-    return torch.rand(check_count("n", n), generator=generator, device=_place(generator, device), dtype=torch.float32)
+    return torch.rand(
+        check_count("n", n),
+        generator=generator,
+        device=_place(generator, device),
+        dtype=torch.float32,
+    )
 
 
 def logit_normal_time(
-    n: int, mean: float = 0.0, std: float = 1.0, *, generator: torch.Generator | None = None, device: Device = None
+    n: int,
+    mean: float = 0.0,
+    std: float = 1.0,
+    *,
+    generator: torch.Generator | None = None,
+    device: Device = None,
 ) -> Tensor:
-    """`n` times (n,), t = sigmoid(mean + std z) with z ~ N(0, 1); mean > 0 favours times near the data.
+    """`n` times (n,), t = sigmoid(mean + std z) with z ~ N(0, 1); mean > 0 favours times near the
+    data.
 
     Raises ConfigError unless std > 0. Reference: Esser et al. 2024 (arXiv:2403.03206), section 3.1.
     """
@@ -73,11 +93,14 @@ def logit_normal_time(
     return torch.sigmoid(mean + std * _normal(n, generator, device))
 
 
-def lognormal_time(n: int, path: Path = LINEAR, *, generator: torch.Generator | None = None, device: Device = None) -> Tensor:
-    """`n` times (n,) whose noise-to-signal ratio sigma(t) / alpha(t) is e^z with z ~ N(0, 1): REPA's "lognormal" weighting.
+def lognormal_time(
+    n: int, path: Path = LINEAR, *, generator: torch.Generator | None = None, device: Device = None
+) -> Tensor:
+    """`n` times (n,) whose noise-to-signal ratio sigma(t) / alpha(t) is e^z with z ~ N(0, 1):
+    REPA's "lognormal" weighting.
 
-    In an `Objective` it follows the objective's path. Raises ConfigError for a path other than LINEAR and COSINE.
-    Reference: Yu et al. 2024 (arXiv:2410.06940), official loss.
+    In an `Objective` it follows the objective's path. Raises ConfigError for a path other than
+    LINEAR and COSINE. Reference: Yu et al. 2024 (arXiv:2410.06940), official loss.
     """
     return _lognormal_law(path)(_normal(n, generator, device))
 
@@ -95,7 +118,12 @@ def _lognormal_law(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _normal(n: int, generator: torch.Generator | None, device: Device) -> Tensor:
-    return torch.randn(check_count("n", n), generator=generator, device=_place(generator, device), dtype=torch.float32)
+    return torch.randn(
+        check_count("n", n),
+        generator=generator,
+        device=_place(generator, device),
+        dtype=torch.float32,
+    )
 
 
 def _place(generator: torch.Generator | None, device: Device) -> Device:
@@ -104,7 +132,10 @@ def _place(generator: torch.Generator | None, device: Device) -> Device:
     if generator is None or device is None:
         return _device(device) if generator is None else generator.device
     if _device(device).type != generator.device.type:
-        raise ConfigError(f"generator is on {generator.device}, device is {device}; leave device out, or make the generator there.")
+        raise ConfigError(
+            f"generator is on {generator.device}, device is {device}; leave device out, or make "
+            "the generator there."
+        )
     return device
 
 
@@ -112,10 +143,14 @@ def _device(device: Any) -> torch.device:
     try:
         return torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError, ValueError):
-        raise ConfigError(f"device is {device!r:.60}; it must be a device of torch, such as 'cpu' or 'cuda'.") from None
+        raise ConfigError(
+            f"device is {device!r:.60}; it must be a device of torch, such as 'cpu' or 'cuda'."
+        ) from None
 
 
-def independent(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+def independent(
+    x0: Tensor, x1: Tensor, y: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Noise and data (B, *dims) and labels (B,) as they come: any noise may meet any data point.
 
     Raises ConfigError for shapes that differ.
@@ -124,20 +159,27 @@ def independent(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor
     return x0, x1, y
 
 
-def minibatch_ot(x0: Tensor, x1: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Noise permuted so that the sum of squared distances to the data (B, *dims) is least; x1 and y keep their order.
+def minibatch_ot(
+    x0: Tensor, x1: Tensor, y: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Noise permuted so that the sum of squared distances to the data (B, *dims) is least; x1 and y
+    keep their order.
 
-    The pairing does not look at y: with labels, each class gets its own part of the noise, which sampling does not know (Cheng
-    and Schwing 2025, arXiv:2503.10636). The assignment problem is solved on the host, in O(B^3): this synchronises with the
-    device. Raises ConfigError for shapes that differ and for NaN or infinite values. Reference: Tong et al. 2024
-    (arXiv:2302.00482), section 3.2.
+    The pairing does not look at y: with labels, each class gets its own part of the noise, which
+    sampling does not know (Cheng and Schwing 2025, arXiv:2503.10636). The assignment problem is
+    solved on the host, in O(B^3): this synchronises with the device. Raises ConfigError for shapes
+    that differ and for NaN or infinite values. Reference: Tong et al. 2024 (arXiv:2302.00482),
+    section 3.2.
     """
     _check_pair(x0, x1, y)
     noise, data = (x.detach().reshape(len(x), -1).to("cpu", torch.float64) for x in (x0, x1))
     # |x1_i - x0_j|^2 without the squares: they sum to the same number under every permutation
     gain = data @ noise.T  # (B, B)
     if not gain.isfinite().all():
-        raise ConfigError("x0 or x1 holds NaN or infinite values; a pairing needs finite distances. Check the data.")
+        raise ConfigError(
+            "x0 or x1 holds NaN or infinite values; a pairing needs finite distances. Check the "
+            "data."
+        )
     _, order = linear_sum_assignment(gain.numpy(), maximize=True)
     return x0[torch.from_numpy(order).to(x0.device)], x1, y
 
@@ -146,14 +188,21 @@ def _check_pair(x0: Tensor, x1: Tensor, y: Tensor | None) -> None:
     check_same_shape(x0=x0, x1=x1)
     check_floating(x0=x0, x1=x1)
     if x0.dim() < 1 or x0.shape[0] == 0:
-        raise ConfigError(f"x0 and x1 have shape {tuple(x0.shape)}; they must be (B, *dims) with B of at least 1.")
+        raise ConfigError(
+            f"x0 and x1 have shape {tuple(x0.shape)}; they must be (B, *dims) with B of at least 1."
+        )
     if y is not None and (not isinstance(y, Tensor) or y.shape[:1] != x1.shape[:1]):
         seen = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ConfigError(f"y is {seen} beside x1 {tuple(x1.shape)}; it must be a tensor with one label per row.")
+        raise ConfigError(
+            f"y is {seen} beside x1 {tuple(x1.shape)}; it must be a tensor with one label per row."
+        )
 
 
-def drop_labels(y: Tensor, p: float, null: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """A new (B,) tensor in which each label of `y` (B,) is `null` with probability `p` in [0, 1]; `y` stays as it is.
+def drop_labels(
+    y: Tensor, p: float, null: int, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """A new (B,) tensor in which each label of `y` (B,) is `null` with probability `p` in [0, 1];
+    `y` stays as it is.
 
     `null` is the number of classes. Raises ConfigError for labels outside [0, null].
     Reference: Ho & Salimans 2022 (arXiv:2207.12598), algorithm 1.
@@ -161,23 +210,42 @@ def drop_labels(y: Tensor, p: float, null: int, *, generator: torch.Generator | 
     p, null = check_number("p", p, 0, 1), check_count("null", null)
     y = check_labels(y, None, null)
     check_generator(generator)
-    drawn = torch.rand(len(y), dtype=torch.float32, generator=generator, device=_place(generator, None if generator else y.device))
+    drawn = torch.rand(
+        len(y),
+        dtype=torch.float32,
+        generator=generator,
+        device=_place(generator, None if generator else y.device),
+    )
     return torch.where(drawn.to(y.device) < p, null, y)
 
 
-def class_labels(labels: str, num_classes: int, n: int, *, first: int = 0, generator: torch.Generator | None = None) -> Tensor:
-    """The labels (n,) int64 that `labels` says: "turn", the classes in turn from row `first` on; "random"; "3,7", these in turn.
+def class_labels(
+    labels: str,
+    num_classes: int,
+    n: int,
+    *,
+    first: int = 0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The labels (n,) int64 that `labels` says: "turn", the classes in turn from row `first` on;
+    "random"; "3,7", these in turn.
 
-    The programs of SiT and REPA draw them at random. `generator` is used by "random" alone. Raises ConfigError for another word,
-    and for a class outside [0, num_classes - 1].
+    The programs of SiT and REPA draw them at random. `generator` is used by "random" alone. Raises
+    ConfigError for another word, and for a class outside [0, num_classes - 1].
     """
     check_count("num_classes", num_classes)
     check_count("n", n)
     check_count("first", first, low=0)
     check_generator(generator)
     if labels == "random":
-        return torch.randint(num_classes, (n,), generator=generator, device=_place(generator, None)).cpu()
-    chosen = torch.arange(num_classes) if labels == "turn" else torch.tensor(_listed_classes(labels, num_classes))
+        return torch.randint(
+            num_classes, (n,), generator=generator, device=_place(generator, None)
+        ).cpu()
+    chosen = (
+        torch.arange(num_classes)
+        if labels == "turn"
+        else torch.tensor(_listed_classes(labels, num_classes))
+    )
     return chosen[torch.arange(first, first + n) % len(chosen)]
 
 
@@ -191,7 +259,12 @@ def _listed_classes(how: Any, num_classes: int) -> list[int]:
     words = how.split(",") if isinstance(how, str) else [""]
     found = [int(word) for word in words if re.fullmatch(r" *[0-9]{1,9} *", word, re.ASCII)]
     if len(found) < len(words):
-        raise ConfigError(f"labels is {how!r:.60}; it must be turn, random, or classes with commas between them, such as 3,7.")
+        raise ConfigError(
+            f"labels is {how!r:.60}; it must be turn, random, or classes with commas between them, "
+            "such as 3,7."
+        )
     if max(found) >= num_classes:
-        raise ConfigError(f"labels names the class {max(found)}; the classes are 0 to {num_classes - 1}.")
+        raise ConfigError(
+            f"labels names the class {max(found)}; the classes are 0 to {num_classes - 1}."
+        )
     return found

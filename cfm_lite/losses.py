@@ -1,7 +1,8 @@
 """Losses: tensors in, a scalar out.  L = |v - u|^2 - weight * sum_k |v - u_neg_k|^2, and what spreads or aligns features.
 
-Convention: a mean over all non-batch dimensions, then over the batch. Arithmetic runs in float32 at least: half precisions
-are promoted, float64 stays. Velocity losses send no gradient into their targets; feature losses send it into every view.
+Convention: a mean over all non-batch dimensions, then over the batch. Arithmetic runs in float32 at
+least: half precisions are promoted, float64 stays. Velocity losses send no gradient into their
+targets; feature losses send it into every view.
 """
 
 import math
@@ -23,7 +24,15 @@ from cfm_lite._internal.checks import (
     transformed,
     warn_once,
 )
-from cfm_lite._internal.kernels import TINY, attract_repel, cosine, gram, inverse_root, root, standardize
+from cfm_lite._internal.kernels import (
+    TINY,
+    attract_repel,
+    cosine,
+    gram,
+    inverse_root,
+    root,
+    standardize,
+)
 from cfm_lite.errors import ConfigError
 
 __all__ = [
@@ -42,7 +51,9 @@ DISTANCES = ("sq_l2", "l2")
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """The mean squared difference of each row: `a`, `b` (B, *dims) -> (B,). Raises ConfigError for unequal shapes or no rows."""
+    """The mean squared difference of each row: `a`, `b` (B, *dims) -> (B,). Raises ConfigError for
+    unequal shapes or no rows.
+    """
     a, b = _pair(a=a, b=b)
     return F.mse_loss(a, b, reduction="none").reshape(len(a), -1).mean(1)
 
@@ -56,27 +67,43 @@ def flow_matching(v: Tensor, u: Tensor) -> Tensor:
     return F.mse_loss(v, u.detach())
 
 
-def repulsion(v: Tensor, u_neg: Tensor, keep: Tensor | None = None, rescale: bool = False) -> Tensor:
-    """The mean squared distance of `v` (B, *dims) to wrong velocities `u_neg` (B, *dims) or (K, B, *dims), summed over K; >= 0.
+def repulsion(
+    v: Tensor, u_neg: Tensor, keep: Tensor | None = None, rescale: bool = False
+) -> Tensor:
+    """The mean squared distance of `v` (B, *dims) to wrong velocities `u_neg` (B, *dims) or (K, B,
+    *dims), summed over K; >= 0.
 
-    `keep` (B,), bool or 0/1, leaves out rows where it is False. The mean divides by B, or with `rescale` by the number of
-    kept rows, as DeltaFM's code does. No kept row gives 0 and a zero gradient. Raises ConfigError for shapes that do not fit.
+    `keep` (B,), bool or 0/1, leaves out rows where it is False. The mean divides by B, or with
+    `rescale` by the number of kept rows, as DeltaFM's code does. No kept row gives 0 and a zero
+    gradient. Raises ConfigError for shapes that do not fit.
     """
     v, u_neg = _pair_with_negatives(v, u_neg)
     check_flag(rescale=rescale)
     if keep is None:
         return len(u_neg) * F.mse_loss(v.expand_as(u_neg), u_neg)
-    errors = F.mse_loss(v.expand_as(u_neg), u_neg, reduction="none").reshape(*u_neg.shape[:2], -1).mean(2).sum(0)  # (B,)
+    errors = (
+        F.mse_loss(v.expand_as(u_neg), u_neg, reduction="none")
+        .reshape(*u_neg.shape[:2], -1)
+        .mean(2)
+        .sum(0)
+    )  # (B,)
     return (errors * _row_shares(keep, errors, rescale)).sum()
 
 
 def contrastive_flow_matching(
-    v: Tensor, u: Tensor, u_neg: Tensor, weight: float = 0.05, keep: Tensor | None = None, rescale: bool = False
+    v: Tensor,
+    u: Tensor,
+    u_neg: Tensor,
+    weight: float = 0.05,
+    keep: Tensor | None = None,
+    rescale: bool = False,
 ) -> Tensor:
-    """flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale); it may be negative. `weight` lies in [0, 1).
+    """flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale); it may be negative.
+    `weight` lies in [0, 1).
 
-    The optimum is (E[u] - weight E[u_neg]) / (1 - weight). With `rescale`, kept rows feel weight * B / kept: choose it smaller.
-    Raises ConfigError for weight * K >= 1 (no minimum) and for NaN. Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6.
+    The optimum is (E[u] - weight E[u_neg]) / (1 - weight). With `rescale`, kept rows feel weight *
+    B / kept: choose it smaller. Raises ConfigError for weight * K >= 1 (no minimum) and for NaN.
+    Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6.
     """
     v, u = _pair(v=v, u=u)
     v, u_neg = _pair_with_negatives(v, u_neg)
@@ -89,27 +116,36 @@ def contrastive_flow_matching(
         return flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale)
     share = v.new_full((len(v),), 1 / len(v)) if keep is None else _row_shares(keep, v, rescale)
     n = v[0].numel()
-    return attract_repel(v.reshape(-1, n), u.detach().to(v.dtype).reshape(-1, n), u_neg.reshape(len(u_neg), -1, n), weight * share)
+    return attract_repel(
+        v.reshape(-1, n),
+        u.detach().to(v.dtype).reshape(-1, n),
+        u_neg.reshape(len(u_neg), -1, n),
+        weight * share,
+    )
 
 
 def vecor(v: Tensor, u: Tensor, u_neg: Tensor, weight: float = 0.05) -> Tensor:
-    """flow_matching(v, u) - weight * repulsion(v, u_neg) with `u_neg` (B, *dims) or (K, B, *dims), 0 <= weight * K < 1.
+    """flow_matching(v, u) - weight * repulsion(v, u_neg) with `u_neg` (B, *dims) or (K, B, *dims),
+    0 <= weight * K < 1.
 
-    The optimum is (E[u] - weight sum_k E[u_neg_k]) / (1 - weight K). Raises ConfigError from weight * K = 1 on.
-    Reference: Hong et al. 2025 (arXiv:2511.18942); K = 1, weight 0.05.
+    The optimum is (E[u] - weight sum_k E[u_neg_k]) / (1 - weight K). Raises ConfigError from weight
+    * K = 1 on. Reference: Hong et al. 2025 (arXiv:2511.18942); K = 1, weight 0.05.
     """
     return contrastive_flow_matching(v, u, u_neg, weight)
 
 
 def align(projected: Tensor, target: Tensor) -> Tensor:
-    """Minus the mean cosine between `projected` and `target`, both (B, T, D); between -1 and 1. A zero vector counts as cosine 0.
+    """Minus the mean cosine between `projected` and `target`, both (B, T, D); between -1 and 1. A
+    zero vector counts as cosine 0.
 
     For several encoders, average the values. Raises ConfigError for unequal shapes.
     Reference: Yu et al. 2024 (arXiv:2410.06940), eq. 8.
     """
     projected, target = _pair(projected=projected, target=target)
     squared = projected.square().sum(-1)
-    inverse = squared.masked_fill(squared <= TINY**2, math.inf).rsqrt()  # few calls: on a GPU each is a launch
+    inverse = squared.masked_fill(
+        squared <= TINY**2, math.inf
+    ).rsqrt()  # few calls: on a GPU each is a launch
     return -((projected * F.normalize(target.detach(), dim=-1)).sum(-1) * inverse).mean()
 
 
@@ -122,15 +158,18 @@ def dispersive(
     include_diagonal: bool = True,
     distance: str = "sq_l2",
 ) -> Tensor:
-    """Spread the features `h` (B, *dims), flattened to (B, d), over the batch; no positive pairs are needed.
+    """Spread the features `h` (B, *dims), flattened to (B, d), over the batch; no positive pairs
+    are needed.
 
-    infonce_l2: log mean_ij exp(-D_ij / tau), D = |h_i - h_j|^2 / d (undivided without `normalize_by_dim`), in (-log B, 0].
-    infonce_cosine: the same with D = -cosine. hinge: mean_ij max(0, margin - D_ij)^2, D as in infonce_l2 or, with
-    distance="l2", its root. The pairs i = j count unless `include_diagonal` is False. covariance: the sum over m != n of the
-    squared correlations of features m and n over the batch; a constant feature correlates with none. A batch of one gives 0.
-    The covariance form is a sum over d (d - 1) pairs of features that nothing divides: some d^2 / B for unrelated features, where
-    the other forms stay near 1. Its weight must be as much smaller (`objective.dispersive` divides 0.5 by the pairs).
-    Raises ConfigError for an unknown name or a number out of range. Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
+    infonce_l2: log mean_ij exp(-D_ij / tau), D = |h_i - h_j|^2 / d (undivided without
+    `normalize_by_dim`), in (-log B, 0]. infonce_cosine: the same with D = -cosine. hinge: mean_ij
+    max(0, margin - D_ij)^2, D as in infonce_l2 or, with distance="l2", its root. The pairs i = j
+    count unless `include_diagonal` is False. covariance: the sum over m != n of the squared
+    correlations of features m and n over the batch; a constant feature correlates with none. A
+    batch of one gives 0. The covariance form is a sum over d (d - 1) pairs of features that nothing
+    divides: some d^2 / B for unrelated features, where the other forms stay near 1. Its weight must
+    be as much smaller (`objective.dispersive` divides 0.5 by the pairs). Raises ConfigError for an
+    unknown name or a number out of range. Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
     """
     tau, margin = _check_options(variant, distance, tau=tau, margin=margin)
     check_flag(normalize_by_dim=normalize_by_dim, include_diagonal=include_diagonal)
@@ -139,7 +178,9 @@ def dispersive(
         return _nothing_to_spread(z)
     if variant == "covariance":
         z = standardize(z)
-        return gram(z).div(len(z)).square().sum() - z.detach().any(0).sum()  # the diagonal: 1 for each feature that varies
+        return (
+            gram(z).div(len(z)).square().sum() - z.detach().any(0).sum()
+        )  # the diagonal: 1 for each feature that varies
     gap = _dissimilarity(z, variant, normalize_by_dim, distance)
     if not include_diagonal:
         # infinitely far from itself: no weight in the exponential, nothing left of the hinge
@@ -160,12 +201,15 @@ def contrastive(
     normalize_by_dim: bool = True,
     distance: str = "sq_l2",
 ) -> Tensor:
-    """The counterpart of `dispersive` with positive pairs: `h_positive` holds the second view of each row of `h`, both (B, *dims).
+    """The counterpart of `dispersive` with positive pairs: `h_positive` holds the second view of
+    each row of `h`, both (B, *dims).
 
-    InfoNCE: mean_i [D(i, i+) / tau + log sum_j exp(-D_ij / tau)], j over the first view, i included. hinge: mean_i D(i, i+)^2 +
-    mean_ij max(0, margin - D_ij)^2. covariance: sum_m (1 - C_mm)^2 + w sum over m != n of C_mn^2, C the correlation of feature m
-    in the first view with n in the second. D as in `dispersive`. A batch of one gives 0, as there is nothing to contrast with.
-    Raises ConfigError as `dispersive` does. Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
+    InfoNCE: mean_i [D(i, i+) / tau + log sum_j exp(-D_ij / tau)], j over the first view, i
+    included. hinge: mean_i D(i, i+)^2 + mean_ij max(0, margin - D_ij)^2. covariance: sum_m (1 -
+    C_mm)^2 + w sum over m != n of C_mn^2, C the correlation of feature m in the first view with n
+    in the second. D as in `dispersive`. A batch of one gives 0, as there is nothing to contrast
+    with. Raises ConfigError as `dispersive` does. Reference: Wang and He 2025 (arXiv:2506.09027),
+    table 1.
     """
     tau, margin = _check_options(variant, distance, tau=tau, margin=margin)
     check_flag(normalize_by_dim=normalize_by_dim)
@@ -183,12 +227,16 @@ def contrastive(
 
 
 def _pair(**tensors: Tensor) -> tuple[Tensor, ...]:
-    """The named tensors, promoted to one dtype; ConfigError unless they are floating (B, *dims) of one shape with B >= 1."""
+    """The named tensors, promoted to one dtype; ConfigError unless they are floating (B, *dims) of
+    one shape with B >= 1.
+    """
     check_same_shape(**tensors)
     check_floating(**tensors)
     name, first = next(iter(tensors.items()))
     if first.dim() == 0 or first.numel() == 0:
-        raise ConfigError(f"{name} has shape {tuple(first.shape)}; it must be (B, *dims) and not empty.")
+        raise ConfigError(
+            f"{name} has shape {tuple(first.shape)}; it must be (B, *dims) and not empty."
+        )
     return _one_dtype(*tensors.values())
 
 
@@ -203,52 +251,78 @@ def _pair_with_negatives(v: Tensor, u_neg: Tensor) -> tuple[Tensor, Tensor]:
     stack = u_neg if u_neg.dim() > v.dim() else u_neg[None]
     if stack.shape[1:] != v.shape or v.dim() == 0 or stack.numel() == 0:
         seen = f"u_neg has shape {tuple(u_neg.shape)}, v {tuple(v.shape)}"
-        raise ConfigError(f"{seen}; u_neg must have the shape of v, (B, *dims), or (K, B, *dims) for K negatives, and not be empty.")
+        raise ConfigError(
+            f"{seen}; u_neg must have the shape of v, (B, *dims), or (K, B, *dims) for K "
+            "negatives, and not be empty."
+        )
     v, stack = _one_dtype(v, stack.detach())
     return v, stack
 
 
 def _row_shares(keep: Tensor, v: Tensor, rescale: bool) -> Tensor:
-    """What each row (B,) counts in a mean over the kept rows: keep / B, or with `rescale` keep / (kept rows), 0 if none is."""
+    """What each row (B,) counts in a mean over the kept rows: keep / B, or with `rescale` keep /
+    (kept rows), 0 if none is.
+    """
     check_tensor(keep=keep)
     if keep.shape != v.shape[:1]:
-        raise ConfigError(f"keep has shape {tuple(keep.shape)}; it must be ({len(v)},), one flag per row.")
+        raise ConfigError(
+            f"keep has shape {tuple(keep.shape)}; it must be ({len(v)},), one flag per row."
+        )
     if keep.dtype != torch.bool and on_host(keep) and not ((keep == 0) | (keep == 1)).all():
-        raise ConfigError("keep holds values other than 0 and 1; it must be bool or 0/1. For weights, scale the loss instead.")
+        raise ConfigError(
+            "keep holds values other than 0 and 1; it must be bool or 0/1. For weights, scale the "
+            "loss instead."
+        )
     kept = keep.to(v.dtype)
     return kept / (kept.sum().clamp_min(1) if rescale else len(v))
 
 
 def _check_weight(weight: float, k: int) -> float:
-    if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight * k < 1:  # false for NaN too
+    if (
+        not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight * k < 1
+    ):  # false for NaN too
         raise ConfigError(
-            f"weight is {weight!r} and K, the number of negatives, is {k}; weight must be a number in [0, 1/K) = [0, {1 / k:.4g}), "
+            f"weight is {weight!r} and K, the number of negatives, is {k}; weight must be a number "
+            f"in [0, 1/K) = [0, {1 / k:.4g}), "
             "for from weight * K = 1 on the loss has no minimum. The papers use 0.05."
         )
     if weight * k >= 0.5:
-        warn_once(f"weight {weight:g} with K = {k} scales the optimal velocity by 1/(1 - weight K) = {1 / (1 - weight * k):.3g}.")
+        warn_once(
+            f"weight {weight:g} with K = {k} scales the optimal velocity by 1/(1 - weight K) = "
+            f"{1 / (1 - weight * k):.3g}."
+        )
     return float(weight)
 
 
 def _check_options(variant: str, distance: str, **positive: float) -> list[float]:
     check_choice("variant", variant, VARIANTS)
     check_choice("distance", distance, DISTANCES)
-    return [check_number(name, value, 0, math.inf, open_low=True) for name, value in positive.items()]
+    return [
+        check_number(name, value, 0, math.inf, open_low=True) for name, value in positive.items()
+    ]
 
 
 def _features(**views: Tensor) -> tuple[Tensor, ...]:
-    """Each view (B, *dims) as (B, d); ConfigError unless they are floating, of one shape, and not empty."""
+    """Each view (B, *dims) as (B, d); ConfigError unless they are floating, of one shape, and not
+    empty.
+    """
     check_same_shape(**views)
     check_floating(**views)
     name, first = next(iter(views.items()))
     if first.dim() < 2 or first.numel() == 0:
-        raise ConfigError(f"{name} has shape {tuple(first.shape)}; it must be (B, *dims) with at least one row and one feature.")
+        raise ConfigError(
+            f"{name} has shape {tuple(first.shape)}; it must be (B, *dims) with at least one row "
+            "and one feature."
+        )
     return tuple(h.reshape(len(h), -1) for h in views.values())
 
 
 def _nothing_to_spread(z: Tensor) -> Tensor:
     """0 with a zero gradient, even where `z` is infinite."""
-    warn_once("a batch of one has nothing to spread or contrast with: the loss is 0. Use batches (or shards) of at least two.")
+    warn_once(
+        "a batch of one has nothing to spread or contrast with: the loss is 0. Use batches (or "
+        "shards) of at least two."
+    )
     return promote(z[:, :0]).sum()
 
 
@@ -262,13 +336,16 @@ def _dissimilarity(z: Tensor, variant: str, normalize_by_dim: bool, distance: st
     scale = z.shape[1] if normalize_by_dim else 1
     squared = (size[:, None] + size - 2 * products).clamp_min(0) / scale
     if variant == "hinge" and distance == "l2":
-        # a difference of large numbers knows no smaller distance than this; its root would be noise with a steep slope
+        # a difference of large numbers knows no smaller distance than this; its root would be noise
+        # with a steep slope
         floor = 4 * torch.finfo(size.dtype).eps * (size[:, None] + size).detach() / scale
         return root(torch.where(squared <= floor, 0, squared))
     return squared
 
 
-def _dissimilarity_to(z: Tensor, other: Tensor, variant: str, normalize_by_dim: bool, distance: str) -> Tensor:
+def _dissimilarity_to(
+    z: Tensor, other: Tensor, variant: str, normalize_by_dim: bool, distance: str
+) -> Tensor:
     """D(z_i, other_i) (B,) between the rows of two views (B, d)."""
     z, other = _one_dtype(z, other)
     if variant == "infonce_cosine":
@@ -280,7 +357,9 @@ def _dissimilarity_to(z: Tensor, other: Tensor, variant: str, normalize_by_dim: 
 
 
 def _cross_correlation(z: Tensor, other: Tensor, w: float) -> Tensor:
-    """sum_m (1 - C_mm)^2 + w sum_{m != n} C_mn^2 with C = z^T other / B, through B x B matrices: |C|^2 = sum(K * K')."""
+    """sum_m (1 - C_mm)^2 + w sum_{m != n} C_mn^2 with C = z^T other / B, through B x B matrices:
+    |C|^2 = sum(K * K').
+    """
     diagonal = (z * other).mean(0)
     everything = (gram(z) * gram(other)).sum() / len(z) ** 2
     return (1 - diagonal).square().sum() + w * (everything - diagonal.square().sum())

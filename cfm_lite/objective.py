@@ -1,7 +1,8 @@
 """An objective is a weighted sum of terms:  L = flow matching - lambda * repulsion + w * dispersive + ...
 
-Adding a regulariser is adding one element to the tuple. Every term draws from a generator of its own, so a term with weight 0
-leaves the run bit for bit as it was. The terms themselves stand in terms.py; this is where they meet a model.
+Adding a regulariser is adding one element to the tuple. Every term draws from a generator of its
+own, so a term with weight 0 leaves the run bit for bit as it was. The terms themselves stand in
+terms.py; this is where they meet a model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +25,30 @@ from cfm_lite._internal.checks import (
     promote,
     warn_once,
 )
-from cfm_lite._internal.networks import as_features, as_velocity_of, check_keywords, check_model, explained, takes, takes_labels
+from cfm_lite._internal.networks import (
+    as_features,
+    as_velocity_of,
+    check_keywords,
+    check_model,
+    explained,
+    takes,
+    takes_labels,
+)
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch, perturbed
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path, on_path
 from cfm_lite.perturbations import channel_shuffle
-from cfm_lite.terms import Alignment, Contrastive, Dispersive, Draw, Evaluated, FlowMatching, Repulsion, Term, noise_like
+from cfm_lite.terms import (
+    Alignment,
+    Contrastive,
+    Dispersive,
+    Draw,
+    Evaluated,
+    FlowMatching,
+    Repulsion,
+    Term,
+    noise_like,
+)
 
 __all__ = [
     "Alignment",
@@ -50,21 +69,24 @@ __all__ = [
 
 
 class Objective(nn.Module):
-    """Draws noise and times, runs the model once, and sums the terms; DDP and torch.compile wrap this.
+    """Draws noise and times, runs the model once, and sums the terms; DDP and torch.compile wrap
+    this.
 
-    `model(x, t, y)` returns a velocity and `model.forward_features(x, t, y, blocks)` also features. `forward` takes data `x1`
-    (B, *dims), labels `y` (B,) in [0, num_classes - 1] or None, and an optional `context` (B, ...) for an alignment teacher;
-    it returns the total (a scalar) and {term name: unweighted value}, with `repulsion_left_out` where rows can lack a negative.
-    Noise, negatives, dispersive batches and label dropout live inside a shard of `shard` rows (None: the whole batch). By
-    default noise and times come from torch's global generator; after `at(seed, step)` everything is keyed by (seed, step,
-    shard), so that neither accumulation nor world size changes a run. Labels are dropped in training mode alone: after `eval()` the
-    losses are those of the labels given.
+    `model(x, t, y)` returns a velocity and `model.forward_features(x, t, y, blocks)` also features.
+    `forward` takes data `x1` (B, *dims), labels `y` (B,) in [0, num_classes - 1] or None, and an
+    optional `context` (B, ...) for an alignment teacher; it returns the total (a scalar) and {term
+    name: unweighted value}, with `repulsion_left_out` where rows can lack a negative. Noise,
+    negatives, dispersive batches and label dropout live inside a shard of `shard` rows (None: the
+    whole batch). By default noise and times come from torch's global generator; after `at(seed,
+    step)` everything is keyed by (seed, step, shard), so that neither accumulation nor world size
+    changes a run. Labels are dropped in training mode alone: after `eval()` the losses are those of
+    the labels given.
 
     A path is said once, here: times and negatives with a keyword `path` follow it.
 
-    Raises ConfigError for a repulsion whose weight * K reaches the flow-matching weight (the loss is then unbounded below),
-    for times or negatives that were given another path, for two terms of one name, for labels out of range, and for label
-    dropout without a null label.
+    Raises ConfigError for a repulsion whose weight * K reaches the flow-matching weight (the loss
+    is then unbounded below), for times or negatives that were given another path, for two terms of
+    one name, for labels out of range, and for label dropout without a null label.
     """
 
     def __init__(
@@ -81,15 +103,29 @@ class Objective(nn.Module):
         check_module(model=model)
         check_path(path)
         check_keywords(
-            "time", time, "time(n, *, generator, device)", 1, ("generator", "device", *(["path"] if takes(time, "path") else []))
+            "time",
+            time,
+            "time(n, *, generator, device)",
+            1,
+            ("generator", "device", *(["path"] if takes(time, "path") else [])),
         )
-        check_keywords("couple", couple, "couple(x0, x1, y)", 3, ("generator",) if takes(couple, "generator") else ())
+        check_keywords(
+            "couple",
+            couple,
+            "couple(x0, x1, y)",
+            3,
+            ("generator",) if takes(couple, "generator") else (),
+        )
         self.model, self.path, self.time, self.couple = model, path, time, couple
         self.label_dropout = check_number("label_dropout", label_dropout, 0.0, 1.0)
         self.shard = shard if shard is None else check_count("shard", shard)
         self.terms: dict[str, Any] = _named(terms)
-        self.modules_of_terms = nn.ModuleDict({name: term for name, term in self.terms.items() if isinstance(term, nn.Module)})
-        self.blocks = tuple(sorted({plain(block) for term in self.terms.values() for block in term.blocks}))
+        self.modules_of_terms = nn.ModuleDict(
+            {name: term for name, term in self.terms.items() if isinstance(term, nn.Module)}
+        )
+        self.blocks = tuple(
+            sorted({plain(block) for term in self.terms.values() for block in term.blocks})
+        )
         self._labelled = takes_labels(model)
         self._couple_draws = takes(couple, "generator")
         self._key: tuple[int, int, int] | None = None
@@ -101,19 +137,30 @@ class Objective(nn.Module):
         check_model(model, self.blocks, self.label_dropout)
 
     def extra_repr(self) -> str:
-        return f"path={self.path.name}, terms={list(self.terms)}, label_dropout={self.label_dropout}, shard={self.shard}"
+        return (
+            f"path={self.path.name}, terms={list(self.terms)}, label_dropout={self.label_dropout}, "
+            f"shard={self.shard}"
+        )
 
     def plus(self, *terms: Any) -> "Objective":
-        """A new objective on the same model with further terms: `delta_fm(model).plus(Dispersive(0.5, block=2))`."""
+        """A new objective on the same model with further terms:
+        `delta_fm(model).plus(Dispersive(0.5, block=2))`.
+        """
         every = (*self.terms.values(), *terms)
-        return Objective(self.model, self.path, every, self.time, self.couple, self.label_dropout, self.shard)
+        return Objective(
+            self.model, self.path, every, self.time, self.couple, self.label_dropout, self.shard
+        )
 
     def at(self, seed: int, step: int, first_shard: int = 0) -> "Objective":
-        """Key every draw of the next calls by (seed, step, shard number), shards counted from `first_shard`."""
+        """Key every draw of the next calls by (seed, step, shard number), shards counted from
+        `first_shard`.
+        """
         self._key = (seed, step, first_shard)
         return self
 
-    def forward(self, x1: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x1: Tensor, y: Tensor | None = None, context: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         y = self._check(x1, y)
         sample, prepared, shards = self._draw(promote(x1), y)  # pyright: ignore[reportCallIssue]
         v, features = self._run(sample.x_t, sample.t, sample.y, self.blocks)
@@ -129,7 +176,9 @@ class Objective(nn.Module):
             values |= {f"{name}_{what}": count for what, count in counted.items()}
         return total, {name: value.detach() for name, value in values.items()}
 
-    def _run(self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def _run(
+        self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         if torch.compiler.is_compiling():
             return self._call(x, t, y, blocks)
         try:
@@ -140,38 +189,61 @@ class Objective(nn.Module):
                 raise
             raise reason from error
 
-    def _call(self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def _call(
+        self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         if not blocks:
-            return as_velocity_of(self.model(x, t, y) if self._labelled else self.model(x, t), x), {}
+            return as_velocity_of(
+                self.model(x, t, y) if self._labelled else self.model(x, t), x
+            ), {}
         features: Any = self.model.forward_features
         return as_features(features(x, t, y, blocks=blocks), x, blocks)
 
     @torch.compiler.disable
     @full_precision()
     def _draw(self, x1: Tensor, y: Tensor | None) -> tuple[FlowSample, dict[str, Any], list[slice]]:
-        """Everything random, outside any compiled graph: the sample, what each term prepared, and the shards as slices."""
+        """Everything random, outside any compiled graph: the sample, what each term prepared, and
+        the shards as slices.
+        """
         weight = next((p for p in self.model.parameters() if p.dtype == torch.float64), None)
-        if weight is not None:  # as under torch.set_default_dtype(torch.float64): data that were read in float32 follow the weights
+        if (
+            weight is not None
+        ):  # as under torch.set_default_dtype(torch.float64): data that were read in float32 follow the weights
             x1 = x1.double()
         size = self.shard or max(1, len(x1))
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
         self._calls += 1
-        parts = [self._draw_shard(x1[rows], None if y is None else y[rows], i) for i, rows in enumerate(shards)]
+        parts = [
+            self._draw_shard(x1[rows], None if y is None else y[rows], i)
+            for i, rows in enumerate(shards)
+        ]
         x0, x1, t = (torch.cat(column) for column in list(zip(*parts))[:3])  # pyright: ignore[reportArgumentType]
-        y, dropped = (None if column[0] is None else torch.cat(column) for column in list(zip(*parts))[3:])
+        y, dropped = (
+            None if column[0] is None else torch.cat(column) for column in list(zip(*parts))[3:]
+        )
         x_t, u_t = self.path.interpolate(x0, x1, t)
         sample = FlowSample(x0, x1, t, x_t, u_t, y)
         prepared = {}
         for name, term in self.terms.items():
             generators = [self._generator(x1.device, i, name) for i in range(len(shards))]
-            prepared[name] = term.prepare(Draw(sample, dropped, shards, generators, self.path, self.law))
+            prepared[name] = term.prepare(
+                Draw(sample, dropped, shards, generators, self.path, self.law)
+            )
         return sample, prepared, shards
 
-    def _draw_shard(self, x1: Tensor, y: Tensor | None, shard: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    def _draw_shard(
+        self, x1: Tensor, y: Tensor | None, shard: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         g = self._generator(x1.device, shard, "draw") if self._key else None
         x0 = noise_like(x1, g)
-        t = _times(self.law(len(x1), generator=g, device=x1.device), x1).to(x1.dtype).clamp(max=self.path.train_end)
-        drawn = {"generator": self._generator(x1.device, shard, "couple")} if self._couple_draws else {}
+        t = (
+            _times(self.law(len(x1), generator=g, device=x1.device), x1)
+            .to(x1.dtype)
+            .clamp(max=self.path.train_end)
+        )
+        drawn = (
+            {"generator": self._generator(x1.device, shard, "couple")} if self._couple_draws else {}
+        )
         x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
         if y is None:
             return x0, x1, t, None, None
@@ -186,37 +258,58 @@ class Objective(nn.Module):
     def _check(self, x1: Tensor, y: Tensor | None) -> Tensor | None:
         check_floating(x1=x1)
         if x1.dim() < 2 or not len(x1):
-            raise ConfigError(f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims) with at least one row.")
+            raise ConfigError(
+                f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims) with at least one row."
+            )
         if on_host(x1) and not torch.isfinite(x1).all():
             bad = (~torch.isfinite(x1.flatten(1)).all(1)).nonzero().flatten().tolist()
-            raise ConfigError(f"x1 holds NaN or infinity in rows {bad[:8]}; every value must be finite. Clean the data first.")
+            raise ConfigError(
+                f"x1 holds NaN or infinity in rows {bad[:8]}; every value must be finite. Clean "
+                "the data first."
+            )
         if y is None:
             return None
         classes = plain(getattr(self.model, "num_classes", None))
         if not classes:
-            raise ConfigError(f"labels were given but the model has num_classes = {classes!r}; build it with num_classes, or give y=None.")
+            raise ConfigError(
+                f"labels were given but the model has num_classes = {classes!r}; build it with "
+                "num_classes, or give y=None."
+            )
         if not self._labelled:
             raise ConfigError(
-                f"labels were given and {type(self.model).__name__}.forward takes only (x, t); add a third argument y, or give y=None."
+                f"labels were given and {type(self.model).__name__}.forward takes only (x, t); add "
+                "a third argument y, or give y=None."
             )
         return check_labels(y, x1, classes - 1)
 
 
 def _times(t: Any, x1: Tensor) -> Tensor:
     if not isinstance(t, Tensor) or t.shape != x1.shape[:1] or not t.is_floating_point():
-        seen = f"a tensor {tuple(t.shape)} of {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
-        raise ConfigError(f"time gave {seen}; it must give a floating tensor ({len(x1)},), one time in [0, 1] per row.")
+        seen = (
+            f"a tensor {tuple(t.shape)} of {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
+        )
+        raise ConfigError(
+            f"time gave {seen}; it must give a floating tensor ({len(x1)},), one time in [0, 1] "
+            "per row."
+        )
     return t
 
 
 def _coupled(triple: Any, x1: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(x0, x1, y) of what a coupling returned; ConfigError unless it is such a triple, with as many rows as before."""
+    """(x0, x1, y) of what a coupling returned; ConfigError unless it is such a triple, with as many
+    rows as before.
+    """
     if not isinstance(triple, tuple | list) or len(triple) != 3:
-        raise ConfigError(f"couple gave {type(triple).__name__}; it must give (x0, x1, y), the noise, the data and the labels.")
+        raise ConfigError(
+            f"couple gave {type(triple).__name__}; it must give (x0, x1, y), the noise, the data "
+            "and the labels."
+        )
     x0, data, y = triple
     check_same_shape(x0=x0, x1=data, **{"the x1 it was given": x1})
     if y is not None and (not isinstance(y, Tensor) or y.shape != x1.shape[:1]):
-        raise ConfigError(f"couple gave y of type {type(y).__name__}; it must be None or labels ({len(x1)},).")
+        raise ConfigError(
+            f"couple gave y of type {type(y).__name__}; it must be None or labels ({len(x1)},)."
+        )
     return promote(x0).to(x1.dtype), promote(data).to(x1.dtype), y
 
 
@@ -225,12 +318,21 @@ def _snake(name: str) -> str:
 
 
 def _named(terms: Sequence[Any]) -> dict[str, Any]:
-    if not isinstance(terms, Sequence) or not terms or not all(hasattr(term, "weight") and hasattr(term, "blocks") for term in terms):
-        raise ConfigError("terms must be a tuple of terms: an objective needs at least one term; FlowMatching() is the usual first.")
+    if (
+        not isinstance(terms, Sequence)
+        or not terms
+        or not all(hasattr(term, "weight") and hasattr(term, "blocks") for term in terms)
+    ):
+        raise ConfigError(
+            "terms must be a tuple of terms: an objective needs at least one term; FlowMatching() "
+            "is the usual first."
+        )
     names = [getattr(term, "name", None) or _snake(type(term).__name__) for term in terms]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"two terms are called {twice[0]!r}; names must differ. Give one of them name='...'.")
+        raise ConfigError(
+            f"two terms are called {twice[0]!r}; names must differ. Give one of them name='...'."
+        )
     return dict(zip(names, terms))
 
 
@@ -240,7 +342,9 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
         for block in term.blocks:
             check_count(f"the block of {name}", block)
             if depth is not None and not 1 <= block <= depth:
-                raise ConfigError(f"{name} reads block {block}; this model has blocks 1 to {depth}.")
+                raise ConfigError(
+                    f"{name} reads block {block}; this model has blocks 1 to {depth}."
+                )
     attract = sum(term.weight for term in terms.values() if isinstance(term, FlowMatching))
     for term in terms.values():
         if isinstance(term, Repulsion):
@@ -248,17 +352,22 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
     pull = sum(term.weight * term.k for term in terms.values() if isinstance(term, Repulsion))
     if pull and pull >= attract:
         raise ConfigError(
-            f"the repulsion weights times K sum to {pull:g}; the loss is bounded below {attract:g}, from there on it is not. Lower them."
+            f"the repulsion weights times K sum to {pull:g}; the loss is bounded below "
+            f"{attract:g}, from there on it is not. Lower them."
         )
     if attract and pull / attract >= 0.5:
         share = pull / attract
-        warn_once(f"repulsion weight * K is {pull:g}: the optimal velocity is scaled by 1/(1 - {share:g}) = {1 / (1 - share):.3g}.")
+        warn_once(
+            f"repulsion weight * K is {pull:g}: the optimal velocity is scaled by 1/(1 - "
+            f"{share:g}) = {1 / (1 - share):.3g}."
+        )
 
 
 def _check_bound(weight: float, k: int, attract: float) -> None:
     if weight * k >= attract and weight > 0:
         raise ConfigError(
-            f"repulsion weight {weight:g} times K = {k} is {weight * k:g}; it must stay below {attract:g} (the flow-matching "
+            f"repulsion weight {weight:g} times K = {k} is {weight * k:g}; it must stay below "
+            f"{attract:g} (the flow-matching "
             f"weight), else the loss has no minimum. Use a weight below {attract / k:g}."
         )
 
@@ -269,10 +378,19 @@ def fm(model: nn.Module, **settings: Any) -> Objective:
 
 
 def delta_fm(
-    model: nn.Module, weight: float = 0.05, *, negatives: Negatives = in_batch, contrast_null: bool = True, **settings: Any
+    model: nn.Module,
+    weight: float = 0.05,
+    *,
+    negatives: Negatives = in_batch,
+    contrast_null: bool = True,
+    **settings: Any,
 ) -> Objective:
-    """Contrastive flow matching, lambda = `weight` in [0, 1) (Stoica et al. 2025, arXiv:2506.05350, eq. 6; lambda = 0.05)."""
-    return Objective(model, terms=(FlowMatching(), Repulsion(weight, negatives, contrast_null)), **settings)
+    """Contrastive flow matching, lambda = `weight` in [0, 1) (Stoica et al. 2025, arXiv:2506.05350,
+    eq. 6; lambda = 0.05).
+    """
+    return Objective(
+        model, terms=(FlowMatching(), Repulsion(weight, negatives, contrast_null)), **settings
+    )
 
 
 def vecor(
@@ -300,42 +418,62 @@ def dispersive(
     variant: str = "infonce_l2",
     **settings: Any,
 ) -> Objective:
-    """Dispersive loss after `block` (default: a quarter of the depth, counted from 1) (Wang and He 2025, arXiv:2506.09027; 0.5, 0.5).
+    """Dispersive loss after `block` (default: a quarter of the depth, counted from 1) (Wang and He
+    2025, arXiv:2506.09027; 0.5, 0.5).
 
-    `weight` None is 0.5 for the forms that are means over pairs of rows. The covariance form is a sum over the d (d - 1) pairs of
-    features, so there it is 0.5 / (d (d - 1)): half the mean squared correlation, between 0 and 0.5. d is the model's `hidden_size`,
-    times the tokens of a SiT; give the weight for a network of your own with tokens. Raises ConfigError without `hidden_size`.
+    `weight` None is 0.5 for the forms that are means over pairs of rows. The covariance form is a
+    sum over the d (d - 1) pairs of features, so there it is 0.5 / (d (d - 1)): half the mean
+    squared correlation, between 0 and 0.5. d is the model's `hidden_size`, times the tokens of a
+    SiT; give the weight for a network of your own with tokens. Raises ConfigError without
+    `hidden_size`.
     """
     check_module(model=model)
     weight = _spreading_weight(model, variant) if weight is None else weight
     depth = plain(getattr(model, "depth", None)) or 1  # without a depth the first block
-    term = Dispersive(weight, max(1, depth // 4) if block is None else check_count("block", block), variant, tau)
+    term = Dispersive(
+        weight, max(1, depth // 4) if block is None else check_count("block", block), variant, tau
+    )
     return Objective(model, terms=(FlowMatching(), term), **settings)
 
 
 def _spreading_weight(model: Any, variant: str) -> float:
-    """The paper's 0.5, on a mean over pairs: the covariance form does not divide by the number of its pairs, so the weight does."""
+    """The paper's 0.5, on a mean over pairs: the covariance form does not divide by the number of
+    its pairs, so the weight does.
+    """
     if variant != "covariance":
         return 0.5
     width, positions = plain(getattr(model, "hidden_size", None)), getattr(model, "pos_embed", None)
     if not isinstance(width, int):
         raise ConfigError(
-            "weight is None, and the covariance form needs one that fits the number of features d, which this network does not tell; "
+            "weight is None, and the covariance form needs one that fits the number of features d, "
+            "which this network does not tell; "
             "give weight = 0.5 / (d * (d - 1)), d the size of one sample's features."
         )
-    tokens = positions.shape[1] if isinstance(positions, Tensor) and positions.dim() == 3 else 1  # a row of the table for each
+    tokens = (
+        positions.shape[1] if isinstance(positions, Tensor) and positions.dim() == 3 else 1
+    )  # a row of the table for each
     d = width * tokens
     return 0.5 / max(1, d * (d - 1))
 
 
-def repa(model: nn.Module, teacher: Any, weight: float = 0.5, block: int = 8, **settings: Any) -> Objective:
-    """Representation alignment with a frozen `teacher` of `.dim` features per token (Yu et al. 2024, arXiv:2410.06940)."""
+def repa(
+    model: nn.Module, teacher: Any, weight: float = 0.5, block: int = 8, **settings: Any
+) -> Objective:
+    """Representation alignment with a frozen `teacher` of `.dim` features per token (Yu et al.
+    2024, arXiv:2410.06940).
+    """
     check_module(model=model)
     hidden, dim = plain(getattr(model, "hidden_size", None)), plain(getattr(teacher, "dim", None))
-    for what, value in ((f"{type(model).__name__}.hidden_size", hidden), (f"{type(teacher).__name__}.dim", dim)):
+    for what, value in (
+        (f"{type(model).__name__}.hidden_size", hidden),
+        (f"{type(teacher).__name__}.dim", dim),
+    ):
         if not isinstance(value, int):
             raise ConfigError(
-                f"{what} is {value!r:.60}; it must be the number of features per token. Set it, or use Alignment(weight, block, "
+                f"{what} is {value!r:.60}; it must be the number of features per token. Set it, or "
+                "use Alignment(weight, block, "
                 "hidden_size, teacher, teacher_dim), which is told."
             )
-    return Objective(model, terms=(FlowMatching(), Alignment(weight, block, hidden, teacher, dim)), **settings)
+    return Objective(
+        model, terms=(FlowMatching(), Alignment(weight, block, hidden, teacher, dim)), **settings
+    )

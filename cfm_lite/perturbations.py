@@ -1,8 +1,9 @@
 """Perturbations make wrong but plausible tensors:  A(x), of the shape and dtype of x, and never x itself.
 
-Each row gets its own draw. `x` is (B, C, H, W), pixels or latents; channel_shuffle, color_jitter and additive_noise also take
-(B, D), where a coordinate counts as a channel. VeCoR repels from velocities made of these (Hong et al. 2025,
-arXiv:2511.18942); its parameters are not published, so the defaults here are choices and are named as such.
+Each row gets its own draw. `x` is (B, C, H, W), pixels or latents; channel_shuffle, color_jitter
+and additive_noise also take (B, D), where a coordinate counts as a channel. VeCoR repels from
+velocities made of these (Hong et al. 2025, arXiv:2511.18942); its parameters are not published, so
+the defaults here are choices and are named as such.
 """
 
 import functools
@@ -26,34 +27,57 @@ from cfm_lite._internal.checks import (
 from cfm_lite._internal.networks import check_keywords
 from cfm_lite.errors import ConfigError
 
-__all__ = ["additive_noise", "channel_shuffle", "color_jitter", "crop_resize", "cutmix", "expected_map", "gaussian_blur", "other_row"]
+__all__ = [
+    "additive_noise",
+    "channel_shuffle",
+    "color_jitter",
+    "crop_resize",
+    "cutmix",
+    "expected_map",
+    "gaussian_blur",
+    "other_row",
+]
 
 Range = tuple[float, float]
 
 
-def channel_shuffle(x: Tensor, *, per_sample: bool = True, exclude_identity: bool = True, generator: Generator | None = None) -> Tensor:
-    """The channels (dimension 1) of `x` (B, C, ...) in random order, one order per row or, without `per_sample`, per batch.
+def channel_shuffle(
+    x: Tensor,
+    *,
+    per_sample: bool = True,
+    exclude_identity: bool = True,
+    generator: Generator | None = None,
+) -> Tensor:
+    """The channels (dimension 1) of `x` (B, C, ...) in random order, one order per row or, without
+    `per_sample`, per batch.
 
-    Uniform over the C! - 1 orders other than the identity (some channels may stay in place), or over all C! of them. Exact
-    up to C = 8; from there on the identity, of probability below 3e-6, is replaced by one swap. Raises ConfigError for C = 1.
+    Uniform over the C! - 1 orders other than the identity (some channels may stay in place), or
+    over all C! of them. Exact up to C = 8; from there on the identity, of probability below 3e-6,
+    is replaced by one swap. Raises ConfigError for C = 1.
     """
     _check(x, "channel_shuffle", generator)
     check_flag(per_sample=per_sample, exclude_identity=exclude_identity)
     if x.shape[1] < 2:
         raise ConfigError(
-            f"channel_shuffle needs at least 2 channels; x has shape {tuple(x.shape)}. For grey images use crop_resize or cutmix."
+            f"channel_shuffle needs at least 2 channels; x has shape {tuple(x.shape)}. For grey "
+            "images use crop_resize or cutmix."
         )
-    order = _random_orders(len(x) if per_sample else 1, x.shape[1], exclude_identity, x.device, generator)
+    order = _random_orders(
+        len(x) if per_sample else 1, x.shape[1], exclude_identity, x.device, generator
+    )
     if not per_sample:
         return x[:, order[0]]
     return x[torch.arange(len(x), device=x.device)[:, None], order]
 
 
-def crop_resize(x: Tensor, *, side: Range = (0.6, 0.9), generator: Generator | None = None) -> Tensor:
+def crop_resize(
+    x: Tensor, *, side: Range = (0.6, 0.9), generator: Generator | None = None
+) -> Tensor:
     """A random window of each image (B, C, H, W), resized back bilinearly.
 
-    The window's sides are s H and s W with s uniform on `side`, within (0, 1); its place is uniform inside the image. The
-    default range is that of a public third-party implementation of VeCoR. Raises ConfigError for anything but images.
+    The window's sides are s H and s W with s uniform on `side`, within (0, 1); its place is uniform
+    inside the image. The default range is that of a public third-party implementation of VeCoR.
+    Raises ConfigError for anything but images.
     """
     _check_images(x, "crop_resize", generator)
     _check_range("side", side, 0, 1)
@@ -62,23 +86,30 @@ def crop_resize(x: Tensor, *, side: Range = (0.6, 0.9), generator: Generator | N
     room = 1 - scale  # the window's centre lies in [-room, room] on grid_sample's axis from -1 to 1
     row, column = (room * _uniform(z, (-1, 1), generator) for _ in range(2))
     zero = torch.zeros_like(scale)
-    window = torch.stack([torch.stack([scale, zero, column], 1), torch.stack([zero, scale, row], 1)], 1)  # (B, 2, 3)
+    window = torch.stack(
+        [torch.stack([scale, zero, column], 1), torch.stack([zero, scale, row], 1)], 1
+    )  # (B, 2, 3)
     grid = F.affine_grid(window, list(z.shape), align_corners=False)
-    return F.grid_sample(z, grid, mode="bilinear", padding_mode="border", align_corners=False).to(x.dtype)
+    return F.grid_sample(z, grid, mode="bilinear", padding_mode="border", align_corners=False).to(
+        x.dtype
+    )
 
 
 def cutmix(x: Tensor, *, area: Range = (0.25, 0.5), generator: Generator | None = None) -> Tensor:
-    """Each image (B, C, H, W) with one box of another row pasted in at the same place; the other row is uniform over the rest.
+    """Each image (B, C, H, W) with one box of another row pasted in at the same place; the other
+    row is uniform over the rest.
 
-    The box covers a share of the image that is uniform on `area`, within (0, 1), with the image's aspect (sides rounded to
-    pixels, one at least); its place is uniform inside the image. Yun et al. 2019 (arXiv:1905.04899) draw the share from
-    (0, 1): here the box is kept large enough not to hide in an empty corner. Raises ConfigError for a batch of one.
+    The box covers a share of the image that is uniform on `area`, within (0, 1), with the image's
+    aspect (sides rounded to pixels, one at least); its place is uniform inside the image. Yun et
+    al. 2019 (arXiv:1905.04899) draw the share from (0, 1): here the box is kept large enough not to
+    hide in an empty corner. Raises ConfigError for a batch of one.
     """
     _check_images(x, "cutmix", generator)
     _check_range("area", area, 0, 1)
     if len(x) < 2:
         raise ConfigError(
-            f"cutmix pastes from another row, and x {tuple(x.shape)} has {len(x)}. Use a batch of at least 2, or crop_resize."
+            f"cutmix pastes from another row, and x {tuple(x.shape)} has {len(x)}. Use a batch of "
+            "at least 2, or crop_resize."
         )
     ratio = _uniform(x, area, generator).sqrt()
     rows = _random_span(x, x.shape[2], ratio, generator)  # (B, H)
@@ -87,23 +118,31 @@ def cutmix(x: Tensor, *, area: Range = (0.25, 0.5), generator: Generator | None 
     return torch.where(box, x[other_row(len(x), x.device, generator)], x)
 
 
-def gaussian_blur(x: Tensor, *, sigma: Range = (0.5, 1.5), generator: Generator | None = None) -> Tensor:
-    """Each image (B, C, H, W) under a Gaussian blur whose width in pixels is uniform on `sigma`, above 0.2.
+def gaussian_blur(
+    x: Tensor, *, sigma: Range = (0.5, 1.5), generator: Generator | None = None
+) -> Tensor:
+    """Each image (B, C, H, W) under a Gaussian blur whose width in pixels is uniform on `sigma`,
+    above 0.2.
 
-    At the border the weights are rescaled to sum to one, so a constant image stays as it is. The default range is a choice.
-    Raises ConfigError for anything but images.
+    At the border the weights are rescaled to sum to one, so a constant image stays as it is. The
+    default range is a choice. Raises ConfigError for anything but images.
     """
     _check_images(x, "gaussian_blur", generator)
     _check_range("sigma", sigma, 0.2, math.inf)  # a narrower one changes nothing
     z = promote(x)
     width = expand(_uniform(z, sigma, generator), z[:, 0])  # (B, 1, 1)
-    down, across = (_blur_matrix(size, width)[:, None] for size in z.shape[2:])  # (B, 1, H, H), (B, 1, W, W)
+    down, across = (
+        _blur_matrix(size, width)[:, None] for size in z.shape[2:]
+    )  # (B, 1, H, H), (B, 1, W, W)
     with full_precision():
         return (down @ z @ across.mT).to(x.dtype)
 
 
-def color_jitter(x: Tensor, *, contrast: float = 0.4, brightness: float = 0.4, generator: Generator | None = None) -> Tensor:
-    """Every channel of every row of `x` (B, C, ...) scaled by 1 + a and shifted by b; it suits latents too.
+def color_jitter(
+    x: Tensor, *, contrast: float = 0.4, brightness: float = 0.4, generator: Generator | None = None
+) -> Tensor:
+    """Every channel of every row of `x` (B, C, ...) scaled by 1 + a and shifted by b; it suits
+    latents too.
 
     |a| is uniform on [contrast / 2, contrast] and |b| on [brightness / 2, brightness], both with a random sign, so that no
     draw is close to the identity. `contrast` lies in [0, 1), `brightness` is in units of x; one of them must be positive.
@@ -112,49 +151,70 @@ def color_jitter(x: Tensor, *, contrast: float = 0.4, brightness: float = 0.4, g
     contrast = check_number("contrast", contrast, 0, 1, open_high=True)
     brightness = check_number("brightness", brightness, 0, math.inf)
     if contrast == brightness == 0:
-        raise ConfigError("contrast and brightness are both 0, which changes nothing; make one of them positive.")
+        raise ConfigError(
+            "contrast and brightness are both 0, which changes nothing; make one of them positive."
+        )
     z = promote(x)
-    scale, shift = (_signed(z, size, generator) for size in (contrast, brightness))  # (B, C, 1, ...)
+    scale, shift = (
+        _signed(z, size, generator) for size in (contrast, brightness)
+    )  # (B, C, 1, ...)
     return (z * (1 + scale) + shift).to(x.dtype)
 
 
 def additive_noise(x: Tensor, *, std: float = 0.5, generator: Generator | None = None) -> Tensor:
     """`x` (B, ...) plus independent normal noise of standard deviation `std` > 0, in units of x.
 
-    In velocity space its mean is the true velocity, so at the optimum it repels from nothing: a useful control.
+    In velocity space its mean is the true velocity, so at the optimum it repels from nothing: a
+    useful control.
     """
     _check(x, "additive_noise", generator)
     std = check_number("std", std, 0, math.inf, open_low=True)
     z = promote(x)
-    return (z + std * torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)).to(x.dtype)
+    return (z + std * torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)).to(
+        x.dtype
+    )
 
 
-def expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int = 2000, seed: int = 0) -> Tensor:
-    """E[P] (D, D) float32 of a random linear `transform` of samples of `shape`, D = prod(shape), so that E[P x] = x.flatten(1) @ E[P].T.
+def expected_map(
+    transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int = 2000, seed: int = 0
+) -> Tensor:
+    """E[P] (D, D) float32 of a random linear `transform` of samples of `shape`, D = prod(shape), so
+    that E[P x] = x.flatten(1) @ E[P].T.
 
-    A mean over `draws` >= 2 draws for every basis vector, from `seed`: an entry's standard error is that of one draw over
-    sqrt(draws), below 0.02 for `crop_resize`. That of `channel_shuffle` is exact. Raises ConfigError for a transform that is not
-    linear, such as color_jitter's shift.
+    A mean over `draws` >= 2 draws for every basis vector, from `seed`: an entry's standard error is
+    that of one draw over sqrt(draws), below 0.02 for `crop_resize`. That of `channel_shuffle` is
+    exact. Raises ConfigError for a transform that is not linear, such as color_jitter's shift.
     """
     check_keywords("transform", transform, "transform(x, *, generator=None)", 1, ("generator",))
     draws = check_count("draws", draws, low=2)
     if not isinstance(shape, tuple | list) or not shape:
-        raise ConfigError(f"shape is {shape!r:.60}; it must be the dims of one sample, such as (1, 8, 8).")
+        raise ConfigError(
+            f"shape is {shape!r:.60}; it must be the dims of one sample, such as (1, 8, 8)."
+        )
     shape = tuple(check_count("shape", size) for size in shape)
     seed = check_count("seed", seed, low=0)
-    return _expected_map(transform, shape, draws, seed).clone()  # so that nobody writes into what is kept
+    return _expected_map(
+        transform, shape, draws, seed
+    ).clone()  # so that nobody writes into what is kept
 
 
 @functools.cache
-def _expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int, seed: int) -> Tensor:
+def _expected_map(
+    transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int, seed: int
+) -> Tensor:
     generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
     if transform is channel_shuffle and shape[0] > 1:
-        orders = math.factorial(shape[0])  # E[P m] = (C! mean(m) - m) / (C! - 1): the identity is left out
+        orders = math.factorial(
+            shape[0]
+        )  # E[P m] = (C! mean(m) - m) / (C! - 1): the identity is left out
         mean = (orders / shape[0] - torch.eye(shape[0], dtype=torch.float32)) / (orders - 1)
         return torch.kron(mean, torch.eye(size // shape[0], dtype=torch.float32))
     basis = torch.eye(size, dtype=torch.float32).reshape(size, *shape)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
-        raise ConfigError(f"{getattr(transform, '__name__', transform)} of nothing is something, so it is not linear; use crop_resize.")
+        raise ConfigError(
+            f"{getattr(transform, '__name__', transform)} of nothing is something, so it is not "
+            "linear; use crop_resize."
+        )
     total = torch.zeros(size, size, dtype=torch.float32)
     for _ in range(draws):
         total += transform(basis, generator=generator).reshape(size, size)
@@ -162,14 +222,22 @@ def _expected_map(transform: Callable[..., Tensor], shape: tuple[int, ...], draw
 
 
 def other_row(n: int, device: torch.device, generator: Generator | None = None) -> Tensor:
-    """For each of `n` >= 2 rows the number (n,) of another: uniform over the rest, independent, repeats allowed; O(n)."""
-    return (torch.arange(n, device=device) + torch.randint(1, n, (n,), device=device, generator=generator)) % n
+    """For each of `n` >= 2 rows the number (n,) of another: uniform over the rest, independent,
+    repeats allowed; O(n).
+    """
+    return (
+        torch.arange(n, device=device)
+        + torch.randint(1, n, (n,), device=device, generator=generator)
+    ) % n
 
 
 def _check(x: Tensor, name: str, generator: Generator | None) -> None:
     check_floating(x=x)
     if x.dim() < 2 or x.numel() == 0:
-        raise ConfigError(f"{name} needs data (B, D) or images (B, C, H, W), not empty; x has shape {tuple(x.shape)}.")
+        raise ConfigError(
+            f"{name} needs data (B, D) or images (B, C, H, W), not empty; x has shape "
+            f"{tuple(x.shape)}."
+        )
     check_generator(generator, x)
 
 
@@ -177,7 +245,8 @@ def _check_images(x: Tensor, name: str, generator: Generator | None) -> None:
     _check(x, name, generator)
     if x.dim() != 4 or x.shape[2] * x.shape[3] < 2:
         raise ConfigError(
-            f"{name} needs images (B, C, H, W) of more than one pixel; x has shape {tuple(x.shape)}. "
+            f"{name} needs images (B, C, H, W) of more than one pixel; x has shape "
+            f"{tuple(x.shape)}. "
             "For (B, D) use channel_shuffle, color_jitter or additive_noise."
         )
 
@@ -195,31 +264,53 @@ def _check_range(name: str, bounds: Range, low: float, high: float) -> None:
 def _uniform(x: Tensor, bounds: Range, generator: Generator | None) -> Tensor:
     """One number per row of `x`, (B,)."""
     low, high = bounds
-    return low + (high - low) * torch.rand(len(x), dtype=promote(x).dtype, device=x.device, generator=generator)
+    return low + (high - low) * torch.rand(
+        len(x), dtype=promote(x).dtype, device=x.device, generator=generator
+    )
 
 
 def _signed(x: Tensor, size: float, generator: Generator | None) -> Tensor:
-    """One number per row and channel, (B, C, 1, ...): uniform on [size / 2, size] with a random sign."""
-    u = 2 * torch.rand(x.shape[:2], dtype=x.dtype, device=x.device, generator=generator) - 1  # the sign, and the place in the range
-    return (size / 2 * (u + torch.where(u < 0, -1, 1))).reshape(*x.shape[:2], *([1] * (x.dim() - 2)))
+    """One number per row and channel, (B, C, 1, ...): uniform on [size / 2, size] with a random
+    sign.
+    """
+    u = (
+        2 * torch.rand(x.shape[:2], dtype=x.dtype, device=x.device, generator=generator) - 1
+    )  # the sign, and the place in the range
+    return (size / 2 * (u + torch.where(u < 0, -1, 1))).reshape(
+        *x.shape[:2], *([1] * (x.dim() - 2))
+    )
 
 
-def _random_orders(n: int, channels: int, exclude_identity: bool, device: torch.device, generator: Generator | None) -> Tensor:
+def _random_orders(
+    n: int, channels: int, exclude_identity: bool, device: torch.device, generator: Generator | None
+) -> Tensor:
     """(n, C) permutations, drawn without reading a value back to the host."""
     if channels > 8:
-        order = torch.rand(n, channels, dtype=torch.float32, device=device, generator=generator).argsort(1)
+        order = torch.rand(
+            n, channels, dtype=torch.float32, device=device, generator=generator
+        ).argsort(1)
         identity = torch.arange(channels, device=device)
         swapped = torch.cat([identity[:2].flip(0), identity[2:]])
-        return torch.where(exclude_identity & (order == identity).all(1, keepdim=True), swapped, order)
-    rank = torch.randint(int(exclude_identity), math.factorial(channels), (n,), device=device, generator=generator)
+        return torch.where(
+            exclude_identity & (order == identity).all(1, keepdim=True), swapped, order
+        )
+    rank = torch.randint(
+        int(exclude_identity), math.factorial(channels), (n,), device=device, generator=generator
+    )
     return _unrank(rank, channels)
 
 
 def _unrank(rank: Tensor, channels: int) -> Tensor:
-    """The permutations (n, C) with these numbers (n,) in lexicographic order; number 0 is the identity."""
-    digits = [rank // math.factorial(channels - 1 - k) % (channels - k) for k in range(channels)]  # Lehmer code
+    """The permutations (n, C) with these numbers (n,) in lexicographic order; number 0 is the
+    identity.
+    """
+    digits = [
+        rank // math.factorial(channels - 1 - k) % (channels - k) for k in range(channels)
+    ]  # Lehmer code
     order = torch.stack(digits, 1)
-    for k in range(channels - 2, -1, -1):  # entry k takes the digit-th of what is left: later entries step over it
+    for k in range(
+        channels - 2, -1, -1
+    ):  # entry k takes the digit-th of what is left: later entries step over it
         order[:, k + 1 :] += order[:, k + 1 :] >= order[:, k : k + 1]
     return order
 

@@ -1,7 +1,9 @@
-"""Small networks that ship with the package, so that every explorer moves before anything is trained.
+"""Small networks that ship with the package, so that every explorer moves before anything is
+trained.
 
-cfm_lite/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision, with the recipe and a fingerprint of
-both in its header. The recorded command that makes them all: python -m cfm_lite.pretrained; with names, only those.
+cfm_lite/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision,
+with the recipe and a fingerprint of both in its header. The recorded command that makes them all:
+python -m cfm_lite.pretrained; with names, only those.
 """
 
 import functools
@@ -27,27 +29,47 @@ from cfm_lite.runs.recipe import Recipe, build_model, from_dict, recipe
 __all__ = ["RECIPES", "folder", "load", "make"]
 
 _DIGITS = {"hidden_size": 192}
-# some eight minutes on one core: 16 tokens, small batches, and more of the times at which the field is hard to learn
-_MNIST: dict[str, Any] = {"hidden_size": 80, "depth": 3, "num_heads": 2, "patch_size": 7, "batch": 32, "steps": 10_000}
+# some eight minutes on one core: 16 tokens, small batches, and more of the times at which the field
+# is hard to learn
+_MNIST: dict[str, Any] = {
+    "hidden_size": 80,
+    "depth": 3,
+    "num_heads": 2,
+    "patch_size": 7,
+    "batch": 32,
+    "steps": 10_000,
+}
 _MNIST |= {"lr": 5e-3, "cooldown": 0.6, "time": "logit_normal", "precision": "float32"}
 RECIPES: dict[str, Recipe] = {
-    **{f"toy_{method}": recipe("toy", method=method, weight=0.35) for method in ("fm", "delta_fm", "vecor", "dispersive")},
-    **{f"digits_{method}": recipe("digits", method=method, **_DIGITS) for method in ("fm", "delta_fm", "vecor_latent", "dispersive")},
-    **{f"mnist_{method}": recipe("mnist", method=method, **_MNIST) for method in ("fm", "vecor_latent")},
+    **{
+        f"toy_{method}": recipe("toy", method=method, weight=0.35)
+        for method in ("fm", "delta_fm", "vecor", "dispersive")
+    },
+    **{
+        f"digits_{method}": recipe("digits", method=method, **_DIGITS)
+        for method in ("fm", "delta_fm", "vecor_latent", "dispersive")
+    },
+    **{
+        f"mnist_{method}": recipe("mnist", method=method, **_MNIST)
+        for method in ("fm", "vecor_latent")
+    },
 }
 
 
 def folder() -> Path:
-    """Where the shipped networks lie: cfm_lite/checkpoints, in a checkout and in an installed package."""
+    """Where the shipped networks lie: cfm_lite/checkpoints, in a checkout and in an installed
+    package.
+    """
     return Path(__file__).parent / "checkpoints"
 
 
 @functools.cache
 def load(name: str) -> nn.Module:
-    """The network called `name` (see RECIPES) in eval mode, float32, frozen; `load(name).recipe` is what trained it.
+    """The network called `name` (see RECIPES) in eval mode, float32, frozen; `load(name).recipe` is
+    what trained it.
 
-    One object per name and process. Raises ConfigError for an unknown name, CheckpointError where the file is missing, and
-    CheckpointCorruptError where its content is not what its header says.
+    One object per name and process. Raises ConfigError for an unknown name, CheckpointError where
+    the file is missing, and CheckpointCorruptError where its content is not what its header says.
     """
     check_choice("checkpoint", name, RECIPES)
     path = folder() / f"{name}.safetensors"
@@ -56,13 +78,22 @@ def load(name: str) -> nn.Module:
             header = file.metadata() or {}
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}; install cfm_lite again, or make it: python -m cfm_lite.pretrained {name}.") from None
+        raise CheckpointError(
+            f"there is no {path}; install cfm_lite again, or make it: python -m "
+            f"cfm_lite.pretrained {name}."
+        ) from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointCorruptError(f"{path} is damaged ({error}); install cfm_lite again, or git checkout it.") from None
+        raise CheckpointCorruptError(
+            f"{path} is damaged ({error}); install cfm_lite again, or git checkout it."
+        ) from None
     if header.pop("fingerprint", None) != _fingerprint(header, weights):
-        raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; install cfm_lite again.")
+        raise CheckpointCorruptError(
+            f"{path} is damaged: its content differs from its fingerprint; install cfm_lite again."
+        )
     trained = from_dict(json.loads(header["recipe"]))
-    model = build_model(trained, _shaped(json.loads(header["shape"]), int(header["num_classes"]), trained.dataset))
+    model = build_model(
+        trained, _shaped(json.loads(header["shape"]), int(header["num_classes"]), trained.dataset)
+    )
     load_weights(model, weights, path)
     model.recipe = trained  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model.requires_grad_(False).eval()
@@ -83,7 +114,9 @@ def _fingerprint(header: dict[str, str], weights: dict[str, Tensor]) -> str:
 
 
 def make(name: str, into: Path, **changes: Any) -> Path:
-    """Train the network called `name`, with some recipe fields changed, and write it to INTO/NAME.safetensors."""
+    """Train the network called `name`, with some recipe fields changed, and write it to
+    INTO/NAME.safetensors.
+    """
     check_choice("checkpoint", name, RECIPES)
     chosen = RECIPES[name].changed(**changes)
     data = dataset(chosen.dataset)
@@ -95,12 +128,17 @@ def make(name: str, into: Path, **changes: Any) -> Path:
         "num_classes": str(data.num_classes),
     }
     path = into / f"{name}.safetensors"
-    write_bytes(path, safetensors.torch.save(weights, header | {"fingerprint": _fingerprint(header, weights)}))
+    write_bytes(
+        path,
+        safetensors.torch.save(weights, header | {"fingerprint": _fingerprint(header, weights)}),
+    )
     return path
 
 
 def main(names: Sequence[str]) -> None:
-    """Make the networks called `names`, or all of them; ConfigError for an unknown name, before anything is trained."""
+    """Make the networks called `names`, or all of them; ConfigError for an unknown name, before
+    anything is trained.
+    """
     for name in names:
         check_choice("checkpoint", name, RECIPES)
     torch.set_num_threads(1)

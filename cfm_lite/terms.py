@@ -1,8 +1,8 @@
 """The terms of an objective: what a loss needs, its weight, and what it reads.
 
-A term names its `weight` and the `blocks` whose features it reads; what is random in it happens in `prepare`, what is
-differentiable in the call, which returns the unweighted value. `sign` is -1 for what is subtracted. See CONTRIBUTING.md for
-one in 20 lines.
+A term names its `weight` and the `blocks` whose features it reads; what is random in it happens in
+`prepare`, what is differentiable in the call, which returns the unweighted value. `sign` is -1 for
+what is subtracted. See CONTRIBUTING.md for one in 20 lines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +13,39 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cfm_lite import losses
-from cfm_lite._internal.checks import check_choice, check_number, check_tensor, on_host, plain, warn_once
+from cfm_lite._internal.checks import (
+    check_choice,
+    check_number,
+    check_tensor,
+    on_host,
+    plain,
+    warn_once,
+)
 from cfm_lite._internal.networks import check_keywords, evaluating, takes
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import Negatives, in_batch
 from cfm_lite.paths import FlowSample, Path, on_path
 
-__all__ = ["Alignment", "Contrastive", "Dispersive", "Draw", "Evaluated", "FlowMatching", "Repulsion", "Term", "noise_like"]
+__all__ = [
+    "Alignment",
+    "Contrastive",
+    "Dispersive",
+    "Draw",
+    "Evaluated",
+    "FlowMatching",
+    "Repulsion",
+    "Term",
+    "noise_like",
+]
 
 
 class Draw(NamedTuple):
-    """What a term may use to prepare itself: the sample, the rows whose label was dropped, and one generator of its own per shard."""
+    """What a term may use to prepare itself: the sample, the rows whose label was dropped, and one
+    generator of its own per shard.
+    """
 
-    sample: FlowSample  # y holds the labels that the model will see: the null label where they were dropped
+    # y holds the labels that the model will see: the null label where they were dropped
+    sample: FlowSample
     dropped: Tensor | None
     shards: Sequence[slice]
     generators: Sequence[Generator]
@@ -38,7 +58,9 @@ class Draw(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What a term may read: the sample, the model's velocity `v` (B, *dims), the features it asked for, and its own preparation."""
+    """What a term may read: the sample, the model's velocity `v` (B, *dims), the features it asked
+    for, and its own preparation.
+    """
 
     sample: FlowSample
     v: Tensor
@@ -50,7 +72,9 @@ class Evaluated(NamedTuple):
 
 
 class Term(Protocol):
-    """The interface of a term; see CONTRIBUTING.md for one in 20 lines. `sign` is -1 for what is subtracted."""
+    """The interface of a term; see CONTRIBUTING.md for one in 20 lines. `sign` is -1 for what is
+    subtracted.
+    """
 
     weight: float
     name: str | None
@@ -63,7 +87,9 @@ class Term(Protocol):
 
 
 class _Plain:
-    """A frozen dataclass whose numbers are Python's own, whichever were given: they are keys, and they are written as JSON."""
+    """A frozen dataclass whose numbers are Python's own, whichever were given: they are keys, and
+    they are written as JSON.
+    """
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -93,10 +119,11 @@ class FlowMatching(_Deterministic):
 
 @dataclass(frozen=True)
 class Repulsion(_Plain):
-    """Push the velocity away from wrong ones; it is subtracted (Stoica et al. 2025, eq. 6; Hong et al. 2025).
+    """Push the velocity away from wrong ones; it is subtracted (Stoica et al. 2025, eq. 6; Hong et
+    al. 2025).
 
-    Negatives with an argument `path` lie on the objective's. `contrast_null=False` leaves out rows whose label was dropped;
-    `rescale=True` then divides by the kept rows, as DeltaFM does.
+    Negatives with an argument `path` lie on the objective's. `contrast_null=False` leaves out rows
+    whose label was dropped; `rescale=True` then divides by the kept rows, as DeltaFM does.
     """
 
     weight: float
@@ -109,8 +136,14 @@ class Repulsion(_Plain):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keywords = [name for name in ("generator", "path") if name == "generator" or takes(self.negatives, name)]
-        check_keywords("negatives", self.negatives, "negatives(sample, *, generator=None)", 1, keywords)
+        keywords = [
+            name
+            for name in ("generator", "path")
+            if name == "generator" or takes(self.negatives, name)
+        ]
+        check_keywords(
+            "negatives", self.negatives, "negatives(sample, *, generator=None)", 1, keywords
+        )
 
     @property
     def k(self) -> int:
@@ -120,19 +153,34 @@ class Repulsion(_Plain):
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """(u_neg, keep) of the whole batch, drawn shard by shard."""
         negatives = on_path(self.negatives, draw.path, "negatives")
-        parts = [_with_keep(negatives(sample, generator=g), sample.u_t) for sample, g in draw.each()]
-        u_neg = torch.cat([wrong for wrong, _ in parts], dim=parts[0][0].dim() - draw.sample.u_t.dim())  # (B, *dims) or (K, B, *dims)
+        parts = [
+            _with_keep(negatives(sample, generator=g), sample.u_t) for sample, g in draw.each()
+        ]
+        u_neg = torch.cat(
+            [wrong for wrong, _ in parts], dim=parts[0][0].dim() - draw.sample.u_t.dim()
+        )  # (B, *dims) or (K, B, *dims)
         k = len(u_neg) if u_neg.dim() > draw.sample.u_t.dim() else 1
         if k != self.k:  # the bound weight * K < 1 was checked with the declared K
-            raise ConfigError(f"the negatives gave K = {k} wrong velocities and declare k = {self.k}; set their attribute k = {k}.")
+            raise ConfigError(
+                f"the negatives gave K = {k} wrong velocities and declare k = {self.k}; set their "
+                f"attribute k = {k}."
+            )
         everyone = torch.ones(len(draw.sample.t), dtype=torch.bool, device=draw.sample.t.device)
         keep = None
         if any(kept is not None for _, kept in parts):
-            keep = torch.cat([everyone[rows] if kept is None else kept.bool() for (_, kept), rows in zip(parts, draw.shards)])
+            keep = torch.cat(
+                [
+                    everyone[rows] if kept is None else kept.bool()
+                    for (_, kept), rows in zip(parts, draw.shards)
+                ]
+            )
         if not self.contrast_null and draw.dropped is not None:
             keep = ~draw.dropped if keep is None else keep & ~draw.dropped
         elif keep is not None and len(keep) > 1 and on_host(keep) and not keep.all():
-            warn_once("some rows have no negative, such as in a batch of a single class: they are not repelled (counted in the log).")
+            warn_once(
+                "some rows have no negative, such as in a batch of a single class: they are not "
+                "repelled (counted in the log)."
+            )
         return u_neg, keep
 
     def counts(self, prepared: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
@@ -147,14 +195,18 @@ class Repulsion(_Plain):
 
 @dataclass(frozen=True)
 class Dispersive(_Deterministic):
-    """Spread the features after `block` (from 1), shard by shard, without positive pairs (Wang and He 2025, table 1)."""
+    """Spread the features after `block` (from 1), shard by shard, without positive pairs (Wang and
+    He 2025, table 1).
+    """
 
     weight: float
     block: int
     variant: str = "infonce_l2"
     tau: float = 0.5
     name: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # margin, normalize_by_dim, include_diagonal, distance
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # margin, normalize_by_dim, include_diagonal, distance
 
     @property
     def blocks(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -162,16 +214,21 @@ class Dispersive(_Deterministic):
 
     def __call__(self, batch: Evaluated) -> Tensor:
         h = batch.features[self.block]
-        values = [losses.dispersive(h[rows], self.variant, self.tau, **self.options) for rows in batch.shards]
+        values = [
+            losses.dispersive(h[rows], self.variant, self.tau, **self.options)
+            for rows in batch.shards
+        ]
         return _mean_over_shards(values, batch.shards)
 
 
 @dataclass(frozen=True)
 class Contrastive(_Plain):
-    """The counterpart with positive pairs: a second noisy view of the same data must stay near, the others far (ibid., table 1).
+    """The counterpart with positive pairs: a second noisy view of the same data must stay near, the
+    others far (ibid., table 1).
 
-    `views`: "independent" draws noise and time anew; "restricted" draws the second time within `max_gap` of the first, clipped
-    to [0, 1]. Both views have noise of their own; the flow-matching loss sees the first only.
+    `views`: "independent" draws noise and time anew; "restricted" draws the second time within
+    `max_gap` of the first, clipped to [0, 1]. Both views have noise of their own; the flow-matching
+    loss sees the first only.
     """
 
     weight: float
@@ -195,13 +252,22 @@ class Contrastive(_Plain):
 
     def _second_time(self, t: Tensor, draw: Draw, generator: Generator) -> Tensor:
         if self.views == "independent":
-            return draw.time(len(t), generator=generator, device=t.device).to(t.dtype).clamp(max=draw.path.train_end)
+            return (
+                draw.time(len(t), generator=generator, device=t.device)
+                .to(t.dtype)
+                .clamp(max=draw.path.train_end)
+            )
         u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
         return (t + self.max_gap * (2 * u - 1)).clamp(0, draw.path.train_end)
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """(x_t, t) of the second view."""
-        noise, times = zip(*[(noise_like(sample.x1, g), self._second_time(sample.t, draw, g)) for sample, g in draw.each()])
+        noise, times = zip(
+            *[
+                (noise_like(sample.x1, g), self._second_time(sample.t, draw, g))
+                for sample, g in draw.each()
+            ]
+        )
         t = torch.cat(times)
         return draw.path.interpolate(torch.cat(noise), draw.sample.x1, t)[0], t
 
@@ -209,15 +275,19 @@ class Contrastive(_Plain):
         x_t, t = batch.prepared
         _, second = batch.model(x_t, t, batch.sample.y, blocks=(self.block,))
         h, h_positive = batch.features[self.block], second[self.block]
-        values = [losses.contrastive(h[rows], h_positive[rows], self.variant, self.tau, **self.options) for rows in batch.shards]
+        values = [
+            losses.contrastive(h[rows], h_positive[rows], self.variant, self.tau, **self.options)
+            for rows in batch.shards
+        ]
         return _mean_over_shards(values, batch.shards)
 
 
 class Alignment(_Deterministic, nn.Module):
-    """REPA: project the features after `block` and align them with a frozen teacher's (Yu et al. 2024, eq. 8).
+    """REPA: project the features after `block` and align them with a frozen teacher's (Yu et al.
+    2024, eq. 8).
 
-    The teacher maps the data (or the `context` given to the objective: clean images, or features computed before) to (B, T, D).
-    Projector: Linear, SiLU, Linear, SiLU, Linear of width 2048.
+    The teacher maps the data (or the `context` given to the objective: clean images, or features
+    computed before) to (B, T, D). Projector: Linear, SiLU, Linear, SiLU, Linear of width 2048.
     """
 
     def __init__(
@@ -234,9 +304,15 @@ class Alignment(_Deterministic, nn.Module):
         super().__init__()
         self.weight, self.block, self.name = plain(weight), plain(block), name
         self.blocks = (self.block,)
-        self._teacher = (teacher,)  # in a tuple: the frozen teacher is neither trained nor saved with the run
+        self._teacher = (
+            teacher,
+        )  # in a tuple: the frozen teacher is neither trained nor saved with the run
         self.projector = nn.Sequential(
-            nn.Linear(hidden_size, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, teacher_dim)
+            nn.Linear(hidden_size, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, teacher_dim),
         )
         for layer in self.projector:
             if isinstance(layer, nn.Linear):
@@ -253,8 +329,10 @@ class Alignment(_Deterministic, nn.Module):
             h, target = h[:, None], target.reshape(len(target), 1, -1)
         if h.shape[:2] != target.shape[:2]:
             raise ConfigError(
-                f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block {self.block} gives {tuple(h.shape[:2])}; they must "
-                "be equal. Choose the teacher's image size so that it has as many tokens as the model."
+                f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block "
+                f"{self.block} gives {tuple(h.shape[:2])}; they must "
+                "be equal. Choose the teacher's image size so that it has as many tokens as the "
+                "model."
             )
         return losses.align(self.projector(h), target)
 
@@ -266,13 +344,27 @@ def _rows(sample: FlowSample, rows: slice) -> FlowSample:
 
 
 def _with_keep(part: Any, u: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(u_neg, keep) of what negatives gave for velocities `u` (B, *dims); ConfigError for anything else."""
+    """(u_neg, keep) of what negatives gave for velocities `u` (B, *dims); ConfigError for anything
+    else.
+    """
     u_neg, keep = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
-    if not isinstance(u_neg, Tensor) or u_neg.shape[u_neg.dim() - u.dim() :] != u.shape or u_neg.dim() > u.dim() + 1:
-        seen = f"a tensor {tuple(u_neg.shape)}" if isinstance(u_neg, Tensor) else type(u_neg).__name__
-        raise ConfigError(f"negatives gave {seen}; it must be u_neg {tuple(u.shape)}, (K, *{tuple(u.shape)}), or (u_neg, keep).")
+    if (
+        not isinstance(u_neg, Tensor)
+        or u_neg.shape[u_neg.dim() - u.dim() :] != u.shape
+        or u_neg.dim() > u.dim() + 1
+    ):
+        seen = (
+            f"a tensor {tuple(u_neg.shape)}" if isinstance(u_neg, Tensor) else type(u_neg).__name__
+        )
+        raise ConfigError(
+            f"negatives gave {seen}; it must be u_neg {tuple(u.shape)}, (K, *{tuple(u.shape)}), or "
+            "(u_neg, keep)."
+        )
     if keep is not None and (not isinstance(keep, Tensor) or keep.shape != u.shape[:1]):
-        raise ConfigError(f"the keep that negatives gave must be a tensor ({len(u)},), True for rows that have a negative.")
+        raise ConfigError(
+            f"the keep that negatives gave must be a tensor ({len(u)},), True for rows that have a "
+            "negative."
+        )
     return u_neg, keep
 
 

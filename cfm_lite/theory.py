@@ -1,11 +1,13 @@
-"""Exact theory on Gaussian mixtures: density, score, velocity, and the field that each objective has as its optimum.
+"""Exact theory on Gaussian mixtures: density, score, velocity, and the field that each objective
+has as its optimum.
 
-Data ~ sum_k w_k N(mu_k, Sigma_k) makes every x_t a mixture too, with means alpha mu_k and covariances S_k = alpha^2 Sigma_k +
-sigma^2 I, so that with the responsibilities r_k of x_t
+Data ~ sum_k w_k N(mu_k, Sigma_k) makes every x_t a mixture too, with means alpha mu_k and
+covariances S_k = alpha^2 Sigma_k + sigma^2 I, so that with the responsibilities r_k of x_t
 
     velocity = sum_k r_k [d_alpha mu_k + (d_alpha alpha Sigma_k + d_sigma sigma I) S_k^-1 (x - alpha mu_k)] = E[u_t | x_t].
 
-Convention: t = 0 is noise, t = 1 is data. The work is done in float64 (float32 on MPS); the result has the dtype of x.
+Convention: t = 0 is noise, t = 1 is data. The work is done in float64 (float32 on MPS); the result
+has the dtype of x.
 """
 
 import math
@@ -31,37 +33,57 @@ __all__ = ["GaussianMixture", "mean_negative", "optimal_velocity"]
 
 
 class _Terms(NamedTuple):
-    """What each component contributes at (x, t); the last axis is its eigenbasis, of size 1 where all eigenvalues agree."""
+    """What each component contributes at (x, t); the last axis is its eigenbasis, of size 1 where
+    all eigenvalues agree.
+    """
 
     log_joint: Tensor  # (B, K) log of w_k N(x; alpha mu_k, S_k)
     offset: Tensor  # (B, K, D) x - alpha mu_k
     spread: Tensor  # (B, K, D or 1) eigenvalues of S_k
-    rate: Tensor  # (B, K, D or 1) eigenvalues of d_alpha alpha Sigma_k + d_sigma sigma I, half of dS_k/dt
+    # (B, K, D or 1) eigenvalues of d_alpha alpha Sigma_k + d_sigma sigma I, half of dS_k/dt
+    rate: Tensor
     lead: Tensor  # (B, 1) d_alpha
 
 
 class GaussianMixture:
-    """Data with a known density: `weights` (K,), `means` (K, D), and either `stds` (K,) or `covariances` (K, D, D).
+    """Data with a known density: `weights` (K,), `means` (K, D), and either `stds` (K,) or
+    `covariances` (K, D, D).
 
-    Weights need not sum to 1. A std of 0 is a data point itself: exact wherever sigma(t) > 0. `labels` (K,) gives each
-    component its class, several may share one; without labels, component k is class k. The tensors are kept on the host
-    in float64 and follow x at each call. Raises ConfigError for wrong shapes, weights that are negative, not finite or all
-    zero, negative stds, covariances that are not symmetric and positive, and for both or neither of stds and covariances.
+    Weights need not sum to 1. A std of 0 is a data point itself: exact wherever sigma(t) > 0.
+    `labels` (K,) gives each component its class, several may share one; without labels, component k
+    is class k. The tensors are kept on the host in float64 and follow x at each call. Raises
+    ConfigError for wrong shapes, weights that are negative, not finite or all zero, negative stds,
+    covariances that are not symmetric and positive, and for both or neither of stds and
+    covariances.
     """
 
-    def __init__(self, weights: Any, means: Any, stds: Any = None, *, covariances: Any = None, labels: Any = None) -> None:
+    def __init__(
+        self,
+        weights: Any,
+        means: Any,
+        stds: Any = None,
+        *,
+        covariances: Any = None,
+        labels: Any = None,
+    ) -> None:
         floating = isinstance(means, Tensor) and means.is_floating_point()
         self.dtype = promote(means).dtype if floating else torch.get_default_dtype()
         self.means = _numbers("means", means)
         if self.means.dim() != 2 or 0 in self.means.shape:
-            raise ConfigError(f"means has shape {tuple(self.means.shape)}; it must be (K, D), one row per component.")
+            raise ConfigError(
+                f"means has shape {tuple(self.means.shape)}; it must be (K, D), one row per "
+                "component."
+            )
         components, dim = self.means.shape
         self.weights = _numbers("weights", weights, (components,), low=0)
         if self.weights.sum() <= 0:
             raise ConfigError("weights are all 0; at least one must be positive.")
         self.weights = self.weights / self.weights.sum()
         if (stds is None) == (covariances is None):
-            raise ConfigError("give either stds (K,) or covariances (K, D, D), not both or neither; stds of 0 are data points.")
+            raise ConfigError(
+                "give either stds (K,) or covariances (K, D, D), not both or neither; stds of 0 "
+                "are data points."
+            )
         self.stds = self.covariances = self._basis = None
         if stds is not None:
             self.stds = _numbers("stds", stds, (components,), low=0)
@@ -77,7 +99,9 @@ class GaussianMixture:
         return self.labels[self.weights > 0].unique()
 
     def mean(self, y: Tensor | None = None) -> Tensor:
-        """E[x1] (D,), or with labels `y` (B,) E[x1 | y] (B, D), in the dtype of the means given; on the device of y."""
+        """E[x1] (D,), or with labels `y` (B,) E[x1 | y] (B, D), in the dtype of the means given; on
+        the device of y.
+        """
         if y is None:
             return (self.weights @ self.means).to(self.dtype)
         y = check_labels(y, None, int(self.labels.max()))
@@ -85,38 +109,56 @@ class GaussianMixture:
         return (weights @ self.means.to(weights)).to(self.dtype)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """`n` data points x1 (n, D) and their labels y (n,) int64, on the generator's device, in the dtype of the means given."""
+        """`n` data points x1 (n, D) and their labels y (n,) int64, on the generator's device, in
+        the dtype of the means given.
+        """
         check_generator(generator)
         device = torch.device("cpu") if generator is None else generator.device
-        weights, means, variances = (a.to(device, _working(device)) for a in (self.weights, self.means, self._variances))
-        which = torch.multinomial(weights, check_count("n", n), replacement=True, generator=generator)
-        noise = torch.randn(n, means.shape[1], generator=generator, device=device, dtype=means.dtype)
+        weights, means, variances = (
+            a.to(device, _working(device)) for a in (self.weights, self.means, self._variances)
+        )
+        which = torch.multinomial(
+            weights, check_count("n", n), replacement=True, generator=generator
+        )
+        noise = torch.randn(
+            n, means.shape[1], generator=generator, device=device, dtype=means.dtype
+        )
         noise = variances.sqrt()[which] * noise  # (n, D)
         if self._basis is not None:
             noise = torch.einsum("ne,nde->nd", noise, self._basis.to(means)[which])
         return (means[which] + noise).to(self.dtype), self.labels.to(device)[which]
 
-    def log_prob(self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR) -> Tensor:
+    def log_prob(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR
+    ) -> Tensor:
         """log p_t(x) (B,), or log p_t(x | y), of positions `x` (B, D) at times `t` (B,).
 
-        Labels `y` (B,) int64 choose the components, whose weights are renormalised inside the class. Raises ConfigError for
-        wrong shapes, times outside [0, 1], a label without component, and stds of 0 where sigma(t) = 0.
+        Labels `y` (B,) int64 choose the components, whose weights are renormalised inside the
+        class. Raises ConfigError for wrong shapes, times outside [0, 1], a label without component,
+        and stds of 0 where sigma(t) = 0.
         """
         return self._terms(x, t, y, path).log_joint.logsumexp(1).to(promote(x).dtype)
 
-    def responsibilities(self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR) -> Tensor:
+    def responsibilities(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR
+    ) -> Tensor:
         """P(component k | x_t = x, y) (B, K); rows sum to 1. Arguments and errors as in `log_prob`."""
         return self._terms(x, t, y, path).log_joint.softmax(1).to(promote(x).dtype)
 
-    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR) -> Tensor:
-        """E[u_t | x_t = x, y] (B, D), exact: the minimiser of flow matching. Arguments and errors as in `log_prob`.
+    def velocity(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR
+    ) -> Tensor:
+        """E[u_t | x_t = x, y] (B, D), exact: the minimiser of flow matching. Arguments and errors
+        as in `log_prob`.
 
         Reference: Lipman et al. 2023 (arXiv:2210.02747), eq. 8, with Gaussian data integrated out.
         """
         terms = self._terms(x, t, y, path)
         shares = terms.log_joint.softmax(1)  # (B, K)
         flow = terms.lead * (shares @ self.means.to(shares))
-        return (flow + self._collect(shares[..., None] * terms.rate / terms.spread, terms.offset)).to(promote(x).dtype)
+        return (
+            flow + self._collect(shares[..., None] * terms.rate / terms.spread, terms.offset)
+        ).to(promote(x).dtype)
 
     def score(self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR) -> Tensor:
         """The gradient of log p_t(x | y) by x (B, D), exact. Arguments and errors as in `log_prob`."""
@@ -132,16 +174,23 @@ class GaussianMixture:
         means, variances = self.means.to(place), self._variances.to(place)
         alpha, sigma, d_alpha, _ = (c[..., None] for c in path.coefficients(t, place))  # (B, 1, 1)
         rate = path.half_variance_rate(t.to(place.dtype))[:, None, None]
-        check_defined(path, d_alpha.isfinite() & rate.isfinite(), t, "the velocity of a mixture", STAY_AWAY)
+        check_defined(
+            path, d_alpha.isfinite() & rate.isfinite(), t, "the velocity of a mixture", STAY_AWAY
+        )
         spread = alpha**2 * variances + sigma**2
         if on_host(spread) and not (spread > 0).all():
-            raise ConfigError("a component with std 0 has no density where sigma(t) = 0; keep t below 1, for example 0.999.")
+            raise ConfigError(
+                "a component with std 0 has no density where sigma(t) = 0; keep t below 1, for "
+                "example 0.999."
+            )
         offset = place[:, None] - alpha * means  # (B, K, D)
         if self._basis is not None:
             offset = torch.einsum("bkd,kde->bke", offset, self._basis.to(place))
         log_normal = -0.5 * (offset**2 / spread + torch.log(2 * math.pi * spread)).sum(-1)
         log_joint = self._log_weights(y, x.device) + log_normal
-        return _Terms(log_joint, offset, spread, d_alpha * alpha * variances + rate, d_alpha[..., 0])
+        return _Terms(
+            log_joint, offset, spread, d_alpha * alpha * variances + rate, d_alpha[..., 0]
+        )
 
     def _log_weights(self, y: Tensor | None, device: torch.device) -> Tensor:
         """Log weights (1, K), or (B, K) renormalised inside the class of each row."""
@@ -152,24 +201,38 @@ class GaussianMixture:
         log_weights = log_weights.masked_fill(~inside, -math.inf)
         if on_host(y) and not (log_weights > -math.inf).any(1).all():
             known = self.classes.tolist()
-            raise ConfigError(f"y holds the labels {y.unique().tolist()}; this mixture has components for {known} only.")
+            raise ConfigError(
+                f"y holds the labels {y.unique().tolist()}; this mixture has components for "
+                f"{known} only."
+            )
         return log_weights.log_softmax(1)
 
     def _collect(self, factors: Tensor, offset: Tensor) -> Tensor:
-        """The sum over components of factors (B, K, D or 1) times offsets (B, K, D), back in the coordinates of x: (B, D)."""
+        """The sum over components of factors (B, K, D or 1) times offsets (B, K, D), back in the
+        coordinates of x: (B, D).
+        """
         if self._basis is None:
             return (factors.mT @ offset)[:, 0]
         return torch.einsum("bke,kde->bd", factors * offset, self._basis.to(offset))
 
 
-def mean_negative(mixture: GaussianMixture, x: Tensor, t: Tensor, y: Tensor | None = None, *, method: str, path: Path = LINEAR) -> Tensor:
+def mean_negative(
+    mixture: GaussianMixture,
+    x: Tensor,
+    t: Tensor,
+    y: Tensor | None = None,
+    *,
+    method: str,
+    path: Path = LINEAR,
+) -> Tensor:
     """E[u_neg | x_t = x, y] (B, D): where the contrastive term says not to go.
 
-    "delta_fm": the velocity of another pair, of any class and with its own uniform time, independent of x and y:
-    (alpha(1) - alpha(0)) E[x1]. "vecor": the velocity with its D coordinates permuted, uniformly over all permutations but the
-    identity: (D! mean - m) / (D! - 1), m the exact velocity and mean that of its coordinates. Raises ConfigError for
-    another method and for "vecor" with D = 1.
-    Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; Hong et al. 2025 (arXiv:2511.18942).
+    "delta_fm": the velocity of another pair, of any class and with its own uniform time,
+    independent of x and y: (alpha(1) - alpha(0)) E[x1]. "vecor": the velocity with its D
+    coordinates permuted, uniformly over all permutations but the identity: (D! mean - m) / (D! -
+    1), m the exact velocity and mean that of its coordinates. Raises ConfigError for another method
+    and for "vecor" with D = 1. Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; Hong et al.
+    2025 (arXiv:2511.18942).
     """
     check_choice("method", method, ("delta_fm", "vecor"))
     _check_mixture(mixture)
@@ -181,7 +244,9 @@ def _mean_negative(mixture: GaussianMixture, v: Tensor, method: str, path: Path)
         start, end = path.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         return ((end - start) * mixture.weights @ mixture.means).to(v).repeat(len(v), 1)
     if v.shape[1] == 1:
-        raise ConfigError("vecor permutes coordinates, and this mixture has D = 1; it needs D of at least 2.")
+        raise ConfigError(
+            "vecor permutes coordinates, and this mixture has D = 1; it needs D of at least 2."
+        )
     others = math.factorial(v.shape[1]) - 1
     return v.mean(1, keepdim=True) * ((others + 1) / others) - v * (1 / others)
 
@@ -197,11 +262,13 @@ def optimal_velocity(
     k: int = 1,
     path: Path = LINEAR,
 ) -> Tensor:
-    """The field (B, D) that minimises the objective on this mixture, at positions `x` (B, D), times `t` (B,), labels `y` (B,).
+    """The field (B, D) that minimises the objective on this mixture, at positions `x` (B, D), times
+    `t` (B,), labels `y` (B,).
 
-    "fm": v = E[u_t | x_t, y]. "delta_fm" and "vecor": (v - weight k E[u_neg | x_t, y]) / (1 - weight k), with `mean_negative`.
-    Raises ConfigError for another method and where weight * k >= 1: there the loss has no minimum.
-    Reference: set the gradient of E|f - u|^2 - weight sum_k E|f - u_neg|^2 to zero.
+    "fm": v = E[u_t | x_t, y]. "delta_fm" and "vecor": (v - weight k E[u_neg | x_t, y]) / (1 -
+    weight k), with `mean_negative`. Raises ConfigError for another method and where weight * k >=
+    1: there the loss has no minimum. Reference: set the gradient of E|f - u|^2 - weight sum_k E|f -
+    u_neg|^2 to zero.
     """
     check_choice("method", method, ("fm", "delta_fm", "vecor"))
     _check_mixture(mixture)
@@ -211,7 +278,8 @@ def optimal_velocity(
     total = check_number("weight", weight, 0, math.inf) * check_count("k", k)
     if total >= 1:
         raise ConfigError(
-            f"weight = {weight:g} with k = {k} gives weight * k = {total:g}; the loss is unbounded below unless weight * k < 1. "
+            f"weight = {weight:g} with k = {k} gives weight * k = {total:g}; the loss is unbounded "
+            "below unless weight * k < 1. "
             f"Choose a weight below {1 / k:g}."
         )
     return (v - total * _mean_negative(mixture, v, method, path)) / (1 - total)
@@ -221,7 +289,9 @@ def _working(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
-def _numbers(name: str, value: Any, shape: tuple[int, ...] | None = None, low: float = -math.inf) -> Tensor:
+def _numbers(
+    name: str, value: Any, shape: tuple[int, ...] | None = None, low: float = -math.inf
+) -> Tensor:
     """`value` as a finite float64 host tensor of its own; a single number fills `shape` (K,)."""
     try:
         tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
@@ -231,7 +301,9 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...] | None = None, low: f
     if shape is not None and tensor.dim() == 0 and len(shape) == 1:
         tensor = tensor.repeat(shape)
     if shape is not None and tensor.shape != shape:
-        raise ConfigError(f"{name} has shape {tuple(tensor.shape)}; means of (K, D) components need {shape}.")
+        raise ConfigError(
+            f"{name} has shape {tuple(tensor.shape)}; means of (K, D) components need {shape}."
+        )
     if not tensor.isfinite().all():
         raise ConfigError(f"{name} holds NaN or infinite values; all must be finite.")
     if (tensor < low).any():
@@ -248,29 +320,43 @@ def _check_component_labels(labels: Any, components: int) -> Tensor:
         raise ConfigError(f"labels cannot be read as numbers: {error}") from None
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     if not whole or tensor.shape != (components,) or (tensor < 0).any():
-        raise ConfigError(f"labels is {tensor.dtype} {tuple(tensor.shape)}; it must hold {components} integers of at least 0.")
+        raise ConfigError(
+            f"labels is {tensor.dtype} {tuple(tensor.shape)}; it must hold {components} integers "
+            "of at least 0."
+        )
     return tensor.to(torch.int64, copy=True)
 
 
 def _eigen(covariances: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (K, D) and eigenvectors in columns (K, D, D) of each covariance: one factorisation serves every time."""
+    """Eigenvalues (K, D) and eigenvectors in columns (K, D, D) of each covariance: one
+    factorisation serves every time.
+    """
     size = covariances.abs().amax((1, 2), keepdim=True)
     if ((covariances - covariances.mT).abs() > 1e-6 * size).any():
-        raise ConfigError("covariances must be symmetric matrices; use (c + c.mT) / 2 if they nearly are.")
+        raise ConfigError(
+            "covariances must be symmetric matrices; use (c + c.mT) / 2 if they nearly are."
+        )
     values, vectors = torch.linalg.eigh(covariances)
     if (values < -1e-6 * size[..., 0]).any():
-        raise ConfigError(f"covariances have an eigenvalue of {values.min():.3g}; all must be at least 0.")
+        raise ConfigError(
+            f"covariances have an eigenvalue of {values.min():.3g}; all must be at least 0."
+        )
     return values.clamp(min=0), vectors
 
 
 def _check_mixture(mixture: Any) -> None:
     if not isinstance(mixture, GaussianMixture):
-        raise ConfigError(f"mixture has type {type(mixture).__name__}; it must be a GaussianMixture.")
+        raise ConfigError(
+            f"mixture has type {type(mixture).__name__}; it must be a GaussianMixture."
+        )
 
 
 def _check_position(x: Tensor, dim: int, path: Path) -> None:
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != dim:
         seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-        raise ConfigError(f"x has {seen}; it must be a tensor of shape (B, {dim}), the dimension of the mixture's means.")
+        raise ConfigError(
+            f"x has {seen}; it must be a tensor of shape (B, {dim}), the dimension of the "
+            "mixture's means."
+        )
     check_floating(x=x)
     check_path(path)

@@ -1,7 +1,8 @@
 """Build the slides: python -m slides.build  (make slides installs Marp first)
 
-Fills in the numbers, turns each Markdown deck into one HTML file that asks the network for nothing and into a PDF, and notes in
-slides/built.json which sources they were made of, so that a test can tell a stale build.
+Fills in the numbers, turns each Markdown deck into one HTML file that asks the network for nothing
+and into a PDF, and notes in slides/built.json which sources they were made of, so that a test can
+tell a stale build.
 
 A number stands in the source as  <data value="FILE METHOD METRIC [KEY=VALUE ...] FORMAT">1.23</data>:  the one row of
 data/results/FILE.json with that method, metric and settings, written in Python's FORMAT. Of rows that differ in their seed alone,
@@ -38,7 +39,9 @@ def decks() -> list[Path]:
 
 
 def number(reference: str) -> str:
-    """The number that `reference` names; ValueError unless it fits exactly one value, or with of=... one value of each seed."""
+    """The number that `reference` names; ValueError unless it fits exactly one value, or with
+    of=... one value of each seed.
+    """
     file, method, metric, *settings, form = reference.split()
     wanted = dict(setting.split("=", 1) for setting in settings)
     what, base = wanted.pop("of", "value"), wanted.pop("less", "fm")
@@ -46,26 +49,41 @@ def number(reference: str) -> str:
     mine = _by_seed(rows, {"method": method, "metric": metric} | wanted, reference)
     if what == "value":
         if len(set(mine.values())) != 1:
-            raise ValueError(f"{reference!r} fits {len(mine)} values of {file}.json; name one row by more settings, or say of=mean.")
+            raise ValueError(
+                f"{reference!r} fits {len(mine)} values of {file}.json; name one row by more "
+                "settings, or say of=mean."
+            )
         return format(next(iter(mine.values())), form)
     if what in ("mean", "seeds"):
         return format(sum(mine.values()) / len(mine) if what == "mean" else len(mine), form)
-    d = paired_difference(method, metric, 0, mine, _by_seed(rows, {"method": base, "metric": metric} | wanted, reference))
+    d = paired_difference(
+        method,
+        metric,
+        0,
+        mine,
+        _by_seed(rows, {"method": base, "metric": metric} | wanted, reference),
+    )
     if what == "verdict":
         return format(said_of(d), form)
     mean, low, high = (format(value, form).replace("-", "−") for value in (d.mean, d.low, d.high))
     return f"{mean} [{low}, {high}]"
 
 
-def _by_seed(rows: list[dict[str, Any]], wanted: dict[str, str], reference: str) -> dict[int, float]:
-    """{seed: value} of the rows that fit; ValueError without any, and where one seed has two values."""
+def _by_seed(
+    rows: list[dict[str, Any]], wanted: dict[str, str], reference: str
+) -> dict[int, float]:
+    """{seed: value} of the rows that fit; ValueError without any, and where one seed has two
+    values.
+    """
     found: dict[int, set[float]] = {}
     for row in rows:
         if all(str(row.get(key)) == value for key, value in wanted.items()):
             found.setdefault(row.get("seed", 0), set()).add(row["value"])
     if not found or max(map(len, found.values())) > 1:
         several = "several values of one seed" if found else "no value"
-        raise ValueError(f"{reference!r} fits {several}; name rows by more settings, such as nfe=50.")
+        raise ValueError(
+            f"{reference!r} fits {several}; name rows by more settings, such as nfe=50."
+        )
     return {seed: values.pop() for seed, values in found.items()}
 
 
@@ -86,7 +104,11 @@ def digest(*parts: bytes) -> str:
 def source_digest(deck: Path) -> str:
     """One hash of all that a build of `deck` depends on: its text, the theme and its pictures."""
     text = deck.read_text(encoding="utf-8")
-    return digest(text.encode(), (HERE / "theme.css").read_bytes(), *(path.read_bytes() for path in images(text)))
+    return digest(
+        text.encode(),
+        (HERE / "theme.css").read_bytes(),
+        *(path.read_bytes() for path in images(text)),
+    )
 
 
 def data_uri(path: Path) -> str:
@@ -103,7 +125,12 @@ def inlined(html: str) -> str:
 
 def marp(*arguments: str) -> None:
     """Run Marp; a root user's Chromium runs without its sandbox, as it must."""
-    chrome = os.environ.get("CHROME_PATH") or shutil.which("chromium") or shutil.which("google-chrome") or ""
+    chrome = (
+        os.environ.get("CHROME_PATH")
+        or shutil.which("chromium")
+        or shutil.which("google-chrome")
+        or ""
+    )
     environment = os.environ | ({"CHROME_PATH": chrome} if chrome else {})
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         environment["CHROME_NO_SANDBOX"] = "1"
@@ -113,10 +140,21 @@ def marp(*arguments: str) -> None:
 
 def build() -> None:
     if not MARP.exists():
-        sys.exit(f"there is no {MARP.relative_to(HERE.parent)}; make slides installs it (it needs Node 20 or newer).")
-    missing = [path.name for deck in decks() for path in images(deck.read_text(encoding="utf-8")) if not path.exists()]
+        sys.exit(
+            f"there is no {MARP.relative_to(HERE.parent)}; make slides installs it (it needs Node "
+            "20 or newer)."
+        )
+    missing = [
+        path.name
+        for deck in decks()
+        for path in images(deck.read_text(encoding="utf-8"))
+        if not path.exists()
+    ]
     if missing:
-        sys.exit(f"slides/img has no {', '.join(missing)}; make figures draws them, or a deck asks for the wrong ending.")
+        sys.exit(
+            f"slides/img has no {', '.join(missing)}; make figures draws them, or a deck asks for "
+            "the wrong ending."
+        )
     for deck in decks():
         deck.write_text(filled(deck.read_text(encoding="utf-8")), encoding="utf-8")
     names = [deck.name for deck in decks()]
@@ -126,7 +164,11 @@ def build() -> None:
     for deck in decks():
         page, paper = deck.with_suffix(".html"), deck.with_suffix(".pdf")
         page.write_text(inlined(page.read_text(encoding="utf-8")), encoding="utf-8")
-        manifest[deck.stem] = {"source": source_digest(deck), "html": digest(page.read_bytes()), "pdf": digest(paper.read_bytes())}
+        manifest[deck.stem] = {
+            "source": source_digest(deck),
+            "html": digest(page.read_bytes()),
+            "pdf": digest(paper.read_bytes()),
+        }
     MANIFEST.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 

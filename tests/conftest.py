@@ -1,4 +1,6 @@
-"""What every test shares: one thread, a fixed global seed, and a summary line for what could not run."""
+"""What every test shares: one thread, a fixed global seed, and a summary line for what could not
+run.
+"""
 
 import os
 
@@ -7,7 +9,9 @@ import torch
 
 from cfm_lite._internal import checks
 
-torch.set_num_threads(1)  # tests are small; two workers of two threads on two cores would only wait for each other
+torch.set_num_threads(
+    1
+)  # tests are small; two workers of two threads on two cores would only wait for each other
 
 
 @pytest.fixture(autouse=True)

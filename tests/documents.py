@@ -1,4 +1,6 @@
-"""The code blocks of the documents, and which test runs each: what stands in a document is tried as it stands."""
+"""The code blocks of the documents, and which test runs each: what stands in a document is tried as
+it stands.
+"""
 
 import re
 from pathlib import Path
@@ -17,7 +19,10 @@ RUN: dict[str, tuple[str, ...]] = {
         "tests/scale/test_documents.py::test_the_commands_of_the_lab_list_measure_and_report",
     ),
     "docs/own_network.md": (
-        *4 * ("tests/test_own_network_guide.py::test_a_network_of_another_library_trains_and_is_sampled",),
+        *4
+        * (
+            "tests/test_own_network_guide.py::test_a_network_of_another_library_trains_and_is_sampled",
+        ),
         "tests/test_own_network_guide.py::test_the_block_that_trains_runs_as_printed",
         "tests/test_own_network_guide.py::test_eight_gaussians_flow_to_two_moons",
         "tests/test_own_network_guide.py::test_transport_inside_a_class_keeps_the_noise_of_a_class_and_shortens_its_way",
@@ -38,8 +43,14 @@ class Block(NamedTuple):
 
 
 def documents() -> list[str]:
-    """Every document of the project, as a path below its root; reports that a program writes are not among them."""
-    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *(ROOT / name / "README.md" for name in ("data", "slides", "notebooks"))]
+    """Every document of the project, as a path below its root; reports that a program writes are
+    not among them.
+    """
+    found = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *(ROOT / name / "README.md" for name in ("data", "slides", "notebooks")),
+    ]
     return sorted(path.relative_to(ROOT).as_posix() for path in found if path.is_file())
 
 
@@ -53,7 +64,9 @@ def blocks(document: str) -> list[Block]:
 
 
 def command_lines(document: str) -> list[str]:
-    """What a reader may type: lines of shell blocks, of indented blocks, and code between backquotes that starts with a command."""
+    """What a reader may type: lines of shell blocks, of indented blocks, and code between
+    backquotes that starts with a command.
+    """
     text = _FENCE.sub("", read(document))
     fenced = [block.text for block in blocks(document) if block.language in ("bash", "sh", "shell")]
     inline = re.findall(r"`([^`]+)`", text)

@@ -2,9 +2,10 @@
 
     python -m tests.fakegpu "step('vecor')"     one JSON line: [{"reads": [...], "copies": [...], "calls": n, "by_name": {...}}]
 
-torch's fake tensors carry shape, dtype and device alone, so whatever would wait for a GPU (`.item()`, a boolean mask, `nonzero`)
-raises. Their device is torch's spare backend under the name "gpu": all code that asks "is this the CPU?" takes the device's way.
-It registers itself with torch for good, so it runs in a process of its own.
+torch's fake tensors carry shape, dtype and device alone, so whatever would wait for a GPU
+(`.item()`, a boolean mask, `nonzero`) raises. Their device is torch's spare backend under the name
+"gpu": all code that asks "is this the CPU?" takes the device's way. It registers itself with torch
+for good, so it runs in a process of its own.
 """
 
 import gc
@@ -59,7 +60,11 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        places = {x.device.type for x in _tensors((args, kwargs, out)) if x.dim() or name in ("_to_copy", "copy_")}
+        places = {
+            x.device.type
+            for x in _tensors((args, kwargs, out))
+            if x.dim() or name in ("_to_copy", "copy_")
+        }
         if name in ("_to_copy", "copy_", "_pin_memory") and len(places) > 1:
             self.copies.append(name)
         if DEVICE in {x.device.type for x in _tensors((args, kwargs, out))} and name not in VIEWS:
@@ -79,22 +84,45 @@ class _Backend(backend_registration._DummyBackendModule):
 def register() -> None:
     """Make the device known to torch; once in a process."""
     backend_registration._setup_privateuseone_for_python_backend(DEVICE, backend_module=_Backend())
-    _ATEN.impl("_fused_sgd_", lambda *args, **kwargs: None, "Meta")  # torch has none for fake tensors
+    _ATEN.impl(
+        "_fused_sgd_", lambda *args, **kwargs: None, "Meta"
+    )  # torch has none for fake tensors
     _REST.fallback(torch.library.fallthrough_kernel)
-    for name, dtype in (*((name, torch.bfloat16) for name in LOWER), *((name, torch.float32) for name in UPPER)):
+    for name, dtype in (
+        *((name, torch.bfloat16) for name in LOWER),
+        *((name, torch.float32) for name in UPPER),
+    ):
         _ATEN.impl(name, _cast(getattr(torch.ops.aten, name), dtype), "AutocastPrivateUse1")
 
 
-LOWER = ("linear", "conv2d", "matmul", "scaled_dot_product_attention")  # what CUDA's autocast does to what we call
-UPPER = ("layer_norm", "mse_loss", "addcmul")  # addcmul goes to the widest type, and here one part always is float32
-_ATEN, _REST = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+LOWER = (
+    "linear",
+    "conv2d",
+    "matmul",
+    "scaled_dot_product_attention",
+)  # what CUDA's autocast does to what we call
+UPPER = (
+    "layer_norm",
+    "mse_loss",
+    "addcmul",
+)  # addcmul goes to the widest type, and here one part always is float32
+_ATEN, _REST = (
+    torch.library.Library("aten", "IMPL"),
+    torch.library.Library("_", "IMPL", "AutocastPrivateUse1"),
+)
 _KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 
 
 def _cast(op: Any, dtype: torch.dtype) -> Any:
     def cast(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
-            return op(*(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args), **kwargs)
+            return op(
+                *(
+                    x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+                    for x in args
+                ),
+                **kwargs,
+            )
 
     return cast
 
@@ -116,14 +144,30 @@ FakeTensorMode.__deepcopy__ = lambda self, memo: self  # pyright: ignore[reportA
 
 def trainer(preset: str, **changes: Any) -> Any:
     """The trainer of an ImageNet preset with a tiny SiT on the device; call it inside `device()`."""
-    recipe = imagenet(preset, model="SiT-Ti/2", batch=BATCH, shard=SHARD, precision="bf16", size=64, clip=1.0, **changes)
+    recipe = imagenet(
+        preset,
+        model="SiT-Ti/2",
+        batch=BATCH,
+        shard=SHARD,
+        precision="bf16",
+        size=64,
+        clip=1.0,
+        **changes,
+    )
 
-    def teacher(images: Tensor) -> Tensor:  # of features that were computed before: 16 tokens of width 32
+    def teacher(
+        images: Tensor,
+    ) -> Tensor:  # of features that were computed before: 16 tokens of width 32
         return images.flatten(1)[:, : 16 * 32].reshape(-1, 16, 32)
 
     teacher.dim = 32  # pyright: ignore[reportFunctionMemberAccess]
-    with patch.object(torch.Tensor, "__bool__", lambda self: True), patch.object(nn.Module, "to", _move):  # what is read once, at the start
-        return build_imagenet_trainer(recipe, Made((4, 8, 8), 10), device=DEVICE, teacher=teacher if recipe.align else None)
+    with (
+        patch.object(torch.Tensor, "__bool__", lambda self: True),
+        patch.object(nn.Module, "to", _move),
+    ):  # what is read once, at the start
+        return build_imagenet_trainer(
+            recipe, Made((4, 8, 8), 10), device=DEVICE, teacher=teacher if recipe.align else None
+        )
 
 
 def _move(self: nn.Module, place: Any) -> nn.Module:
@@ -139,12 +183,21 @@ def _move(self: nn.Module, place: Any) -> nn.Module:
 
 def batch(preset: str) -> tuple[Tensor, ...]:
     """Latents, labels and, for REPA, pictures, all on the device."""
-    x1, y = torch.randn(BATCH, 4, 8, 8, device=DEVICE), torch.zeros(BATCH, dtype=torch.long, device=DEVICE)
-    return (x1, y, torch.zeros(BATCH, 3, 64, 64, dtype=torch.uint8, device=DEVICE)) if "repa" in preset else (x1, y)
+    x1, y = (
+        torch.randn(BATCH, 4, 8, 8, device=DEVICE),
+        torch.zeros(BATCH, dtype=torch.long, device=DEVICE),
+    )
+    return (
+        (x1, y, torch.zeros(BATCH, 3, 64, 64, dtype=torch.uint8, device=DEVICE))
+        if "repa" in preset
+        else (x1, y)
+    )
 
 
 def step(preset: str, **changes: Any) -> dict[str, Any]:
-    """What the second step of a run does, neither it nor the first being logged: host reads, copies, operators by name."""
+    """What the second step of a run does, neither it nor the first being logged: host reads,
+    copies, operators by name.
+    """
     watch, reads = Watch(), []
     with device(), patch.object(average, "_FUSED", (DEVICE,)):
         built, data = trainer(preset, **changes), batch(preset)
@@ -154,11 +207,18 @@ def step(preset: str, **changes: Any) -> dict[str, Any]:
                 built._train_step(data, last=False)
         except Exception as error:  # each kind of host read has its own
             reads.append(f"{type(error).__name__}: {error}".splitlines()[0])
-    return {"reads": reads, "copies": watch.copies, "calls": sum(watch.calls.values()), "by_name": watch.calls}
+    return {
+        "reads": reads,
+        "copies": watch.copies,
+        "calls": sum(watch.calls.values()),
+        "by_name": watch.calls,
+    }
 
 
 class Memory(TorchDispatchMode):
-    """The bytes that live on the device, and the most there ever were, in blocks of 512 as CUDA's allocator counts them."""
+    """The bytes that live on the device, and the most there ever were, in blocks of 512 as CUDA's
+    allocator counts them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,19 +245,50 @@ def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False)[0]
 
 
-def peak(network: str, micro: int, accumulate: int = 1, precision: str = "bf16", checkpointing: bool = False) -> dict[str, int]:
-    """The most bytes that two eager training steps of a SiT at 256 pixels hold, and those of the trained state between steps."""
-    recipe = imagenet("sit", model=network, batch=micro * accumulate, shard=micro, accumulate=accumulate, precision=precision, clip=1.0)
+def peak(
+    network: str,
+    micro: int,
+    accumulate: int = 1,
+    precision: str = "bf16",
+    checkpointing: bool = False,
+) -> dict[str, int]:
+    """The most bytes that two eager training steps of a SiT at 256 pixels hold, and those of the
+    trained state between steps.
+    """
+    recipe = imagenet(
+        "sit",
+        model=network,
+        batch=micro * accumulate,
+        shard=micro,
+        accumulate=accumulate,
+        precision=precision,
+        clip=1.0,
+    )
     rows = micro * accumulate
-    with device(), patch.object(average, "_FUSED", (DEVICE,)), patch.object(sit, "attend", flash), Memory() as memory:
-        with patch.object(torch.Tensor, "__bool__", lambda self: True), patch.object(nn.Module, "to", _move):
+    with (
+        device(),
+        patch.object(average, "_FUSED", (DEVICE,)),
+        patch.object(sit, "attend", flash),
+        Memory() as memory,
+    ):
+        with (
+            patch.object(torch.Tensor, "__bool__", lambda self: True),
+            patch.object(nn.Module, "to", _move),
+        ):
             built = build_imagenet_trainer(recipe, Made((4, 32, 32), 1000), device=DEVICE)
         built.objective.model.checkpointing = checkpointing
-        data = torch.randn(rows, 4, 32, 32, device=DEVICE), torch.zeros(rows, dtype=torch.long, device=DEVICE)
+        data = (
+            torch.randn(rows, 4, 32, 32, device=DEVICE),
+            torch.zeros(rows, dtype=torch.long, device=DEVICE),
+        )
         for _ in range(2):
             built._train_step(data, last=False)
         gc.collect()
-        return {"peak": memory.peak, "state": memory.now, "parameters": sum(p.numel() for p in built.objective.parameters())}
+        return {
+            "peak": memory.peak,
+            "state": memory.now,
+            "parameters": sum(p.numel() for p in built.objective.parameters()),
+        }
 
 
 def spoiled() -> dict[str, Any]:
@@ -208,12 +299,16 @@ def spoiled() -> dict[str, Any]:
 
 def copying() -> dict[str, Any]:
     """A step that moves its learning rate to the device, to show that a copy is seen."""
-    with patch.object(Trainer, "_guard", lambda self, log, norm, check: norm * torch.ones(1).to(DEVICE)):
+    with patch.object(
+        Trainer, "_guard", lambda self, log, norm, check: norm * torch.ones(1).to(DEVICE)
+    ):
         return step("sit")
 
 
 def gram_calls(rows: int, columns: int) -> int:
-    """How many operators the dispersive loss's Gram matrix takes, forward and backward, of bf16 features (rows, columns)."""
+    """How many operators the dispersive loss's Gram matrix takes, forward and backward, of bf16
+    features (rows, columns).
+    """
     with device(), Watch() as watch:
         z = torch.empty(rows, columns, dtype=torch.bfloat16, device=DEVICE)
         kernels._gram_product(kernels._gram_forward(z, True), z, True)

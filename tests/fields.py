@@ -1,7 +1,9 @@
-"""The fields of the sampler fixtures, in our convention, as models (x, t, y) -> velocity with a null label.
+"""The fields of the sampler fixtures, in our convention, as models (x, t, y) -> velocity with a
+null label.
 
-`Mixture` is the exact field of a Gaussian mixture, one component per class, the whole of it for the null label. `Network` is the
-fixtures' small tanh network. REPA's network runs time the other way: v(x, t) = -network(x, 1 - t).
+`Mixture` is the exact field of a Gaussian mixture, one component per class, the whole of it for the
+null label. `Network` is the fixtures' small tanh network. REPA's network runs time the other way:
+v(x, t) = -network(x, 1 - t).
 """
 
 import math
@@ -17,7 +19,9 @@ PATHS = {"Linear": LINEAR, "GVP": COSINE, "VP": VP, "linear": LINEAR, "cosine": 
 
 
 class Field:
-    """A model that remembers its calls, as (t of the first row, rows), and works in `dtype` if one is given."""
+    """A model that remembers its calls, as (t of the first row, rows), and works in `dtype` if one
+    is given.
+    """
 
     num_classes: int
 
@@ -36,12 +40,24 @@ class Field:
 
 
 class Mixture(Field):
-    """`prediction` "score" or "noise" is turned into a velocity by the path, as a network's would be. Always in float64."""
+    """`prediction` "score" or "noise" is turned into a velocity by the path, as a network's would
+    be. Always in float64.
+    """
 
-    def __init__(self, file: str, path: Path = LINEAR, prediction: str = "velocity", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        file: str,
+        path: Path = LINEAR,
+        prediction: str = "velocity",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(dtype)
         given = case(file, "gmm")
-        self.means, self.variances, self.log_weights = given["means"], given["stds"] ** 2, given["weights"].log()
+        self.means, self.variances, self.log_weights = (
+            given["means"],
+            given["stds"] ** 2,
+            given["weights"].log(),
+        )
         self.path, self.prediction, self.num_classes = path, prediction, len(self.means)
 
     def velocity(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -50,12 +66,18 @@ class Mixture(Field):
         spread = alpha**2 * self.variances + sigma**2  # (B, K)
         offset = x[:, None] - alpha[..., None] * self.means  # (B, K, D)
         other = (y[:, None] != torch.arange(self.num_classes)) & (y[:, None] != self.num_classes)
-        log_joint = self.log_weights - 0.5 * x.shape[1] * spread.log() - 0.5 * (offset**2).sum(2) / spread
+        log_joint = (
+            self.log_weights - 0.5 * x.shape[1] * spread.log() - 0.5 * (offset**2).sum(2) / spread
+        )
         joint = log_joint.masked_fill(other, -math.inf).sub(log_joint.amax(1, keepdim=True)).exp()
-        shares = (joint / joint.sum(1, keepdim=True))[..., None]  # (B, K, 1); softmax would wake torch's threads at every call
+        shares = (joint / joint.sum(1, keepdim=True))[
+            ..., None
+        ]  # (B, K, 1); softmax would wake torch's threads at every call
         score = -(shares * offset / spread[..., None]).sum(1)
         if self.prediction == "velocity":
-            data = (shares * (self.means + (alpha * self.variances / spread)[..., None] * offset)).sum(1)
+            data = (
+                shares * (self.means + (alpha * self.variances / spread)[..., None] * offset)
+            ).sum(1)
             return d_alpha * data - self.path.half_variance_rate(t)[:, None] * score
         if self.prediction == "noise":
             score = -(-sigma * score) / sigma

@@ -1,7 +1,9 @@
-"""Every option of every command: a command line that it changes, and those in which it could do nothing and is refused.
+"""Every option of every command: a command line that it changes, and those in which it could do
+nothing and is refused.
 
-Read by test_flags.py (small runs) and scale/test_flags.py (imagenet). A test holds the tables against the dataclasses, so that a
-new option has to be entered. The names of files are those that `home` in test_flags.py makes.
+Read by test_flags.py (small runs) and scale/test_flags.py (imagenet). A test holds the tables
+against the dataclasses, so that a new option has to be entered. The names of files are those that
+`home` in test_flags.py makes.
 """
 
 import dataclasses
@@ -9,7 +11,13 @@ import dataclasses
 from cfm_lite import cli
 from cfm_lite.cli.arguments import FullScale
 
-KINDS = {"demo": cli.Demo, "train": cli.Train, "sample": cli.Sample, "evaluate": cli.Evaluate, "compare": cli.Compare}
+KINDS = {
+    "demo": cli.Demo,
+    "train": cli.Train,
+    "sample": cli.Sample,
+    "evaluate": cli.Evaluate,
+    "compare": cli.Compare,
+}
 KINDS |= {"prepare": cli.Prepare, "export": cli.Export}
 
 
@@ -17,7 +25,11 @@ def options():
     """(command, name) of every option; `debug` shows the traceback in each of them alike."""
     for command, kind in KINDS.items():
         for part in (kind, *([FullScale] if kind is cli.Train else ())):
-            yield from ((command, field.name) for field in dataclasses.fields(part) if field.name not in ("full", "debug"))
+            yield from (
+                (command, field.name)
+                for field in dataclasses.fields(part)
+                if field.name not in ("full", "debug")
+            )
 
 
 _TOY = "train toy --steps 2 --set hidden_size=8 batch=16"
@@ -26,19 +38,29 @@ _GUIDED = f"{_SAMPLE} --guidance 2"
 _DELTA = "sample --checkpoint delta --num 4 --steps 2"
 _LIST = "compare toy --quick --list"
 
-# (command, option): the command line without it, and what is put behind it; the two leave something else
+# (command, option): the command line without it, and what is put behind it; the two leave something
+# else
 ACTS = {
     ("demo", "seed"): ("demo --quick", "--seed 1"),
     ("demo", "quick"): ("demo", "--quick"),
     ("demo", "out"): ("demo --quick", "--out other"),
-    ("train", "recipe"): ("train digits --steps 2 --set hidden_size=8", "train digits_sit --steps 2 --set hidden_size=8"),
+    ("train", "recipe"): (
+        "train digits --steps 2 --set hidden_size=8",
+        "train digits_sit --steps 2 --set hidden_size=8",
+    ),
     ("train", "seed"): (_TOY, "--seed 1"),
-    ("train", "quick"): ("train toy --set steps=1 hidden_size=8", "train toy --set hidden_size=8 --quick"),
+    ("train", "quick"): (
+        "train toy --set steps=1 hidden_size=8",
+        "train toy --set hidden_size=8 --quick",
+    ),
     ("train", "method"): (_TOY, "--method delta_fm"),
     ("train", "steps"): (_TOY, "train toy --steps 3 --set hidden_size=8 batch=16"),
     ("train", "set"): (_TOY, "train toy --steps 2 --set hidden_size=8 batch=16 lr=0.5"),
     ("train", "out"): (_TOY, "--out other"),
-    ("train", "resume"): ("train toy --out run --steps 3 --set hidden_size=8 batch=32 shard=32", "--resume"),
+    ("train", "resume"): (
+        "train toy --out run --steps 3 --set hidden_size=8 batch=32 shard=32",
+        "--resume",
+    ),
     ("train", "save_every"): (_TOY, "--save-every 1"),
     ("train", "batch"): ("train toy --steps 2 --set hidden_size=8", "--batch 20"),
     ("sample", "checkpoint"): (_SAMPLE, "sample --checkpoint delta --num 4 --steps 2"),
@@ -55,11 +77,17 @@ ACTS = {
     ("train", "sample_every"): (_TOY, "--sample-every 1"),
     ("sample", "average"): (_SAMPLE, "--average model"),
     ("sample", "out"): (_SAMPLE, "--out other.npz"),
-    ("evaluate", "samples"): ("evaluate --samples run/samples.npz", "evaluate --samples delta/samples.npz"),
+    ("evaluate", "samples"): (
+        "evaluate --samples run/samples.npz",
+        "evaluate --samples delta/samples.npz",
+    ),
     ("evaluate", "out"): ("evaluate --samples run/samples.npz", "--out other.json"),
     ("compare", "suite"): (_LIST, "compare digits --quick --list --set hidden_size=8"),
     ("compare", "seed"): (_LIST, "--seed 3"),
-    ("compare", "quick"): ("compare toy --list --set hidden_size=8", "compare toy --quick --list --set hidden_size=8"),
+    ("compare", "quick"): (
+        "compare toy --list --set hidden_size=8",
+        "compare toy --quick --list --set hidden_size=8",
+    ),
     ("compare", "group"): (_LIST, "--group weight"),
     ("compare", "seeds"): (_LIST, "--seeds 1"),
     ("compare", "arms"): (_LIST, "--arms fm"),
@@ -68,7 +96,10 @@ ACTS = {
     ("compare", "out"): ("compare toy --report", "--out results"),
     ("compare", "list"): ("compare toy --quick", "--list"),
     ("compare", "costs"): ("compare toy --quick --list", "compare toy --quick --costs"),
-    ("compare", "report"): ("compare toy --quick --list --out results", "compare toy --report --out results"),
+    ("compare", "report"): (
+        "compare toy --quick --list --out results",
+        "compare toy --report --out results",
+    ),
     ("prepare", "dataset"): ("prepare digits", "prepare imagenet"),
 }
 
@@ -232,4 +263,6 @@ REFUSED = [
 ]  # fmt: skip
 
 # options that only a GPU shows: without one, another device is refused
-ON_A_DEVICE = {(command, "device") for command in KINDS} | {("train", "no_compile")}  # what a CPU does anyway
+ON_A_DEVICE = {(command, "device") for command in KINDS} | {
+    ("train", "no_compile")
+}  # what a CPU does anyway

@@ -9,7 +9,9 @@ from PIL import Image
 def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:
     """A smooth random RGB image, unlike its mirror image."""
     rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
 
 
 def made_folder(root: Path, classes: int = 3, each: int = 8) -> Path:

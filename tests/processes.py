@@ -1,4 +1,6 @@
-"""Processes for tests: forked ones, which import nothing again and cost a tenth of a second, and new interpreters."""
+"""Processes for tests: forked ones, which import nothing again and cost a tenth of a second, and
+new interpreters.
+"""
 
 import contextlib
 import functools
@@ -14,7 +16,9 @@ from pathlib import Path
 
 
 def forked(work: Callable[[], object], output: Path | None = None) -> int:
-    """The process id of a child that does `work` and is gone, with its exit code if it gives one, and 99 after an error."""
+    """The process id of a child that does `work` and is gone, with its exit code if it gives one,
+    and 99 after an error.
+    """
     child = os.fork()
     if child:
         return child
@@ -48,7 +52,9 @@ class Ranks:
     outputs: list[Path]
 
     def wait(self, seconds: float = 60) -> list[int]:
-        """The exit code of each rank, minus the signal for those that were killed; what is left after `seconds` is killed: None."""
+        """The exit code of each rank, minus the signal for those that were killed; what is left
+        after `seconds` is killed: None.
+        """
         codes: dict[int, int] = {}
         end = time.monotonic() + seconds
         while len(codes) < len(self.children) and time.monotonic() < end:
@@ -79,10 +85,12 @@ _HELD: list[socket.socket] = []  # as long as this process lives
 
 
 def reserved_port() -> int:
-    """A port of this machine for a server that a test starts: nobody else is given it while this process lives.
+    """A port of this machine for a server that a test starts: nobody else is given it while this
+    process lives.
 
-    A port that is only asked for and closed again may be given to another process before the server binds it. Here the socket stays
-    bound. A server may still bind and listen there, because both sides set SO_REUSEADDR and this one does not listen.
+    A port that is only asked for and closed again may be given to another process before the server
+    binds it. Here the socket stays bound. A server may still bind and listen there, because both
+    sides set SO_REUSEADDR and this one does not listen.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -91,10 +99,21 @@ def reserved_port() -> int:
     return held.getsockname()[1]
 
 
-def ranks(works: Sequence[Callable[[], object]], folder: Path, port: int | None = None, timeout: float = 20, **environment: str) -> Ranks:
+def ranks(
+    works: Sequence[Callable[[], object]],
+    folder: Path,
+    port: int | None = None,
+    timeout: float = 20,
+    **environment: str,
+) -> Ranks:
     """Start one forked process per work, as the ranks of a world on this machine."""
     port = port or reserved_port()
-    shared = {"WORLD_SIZE": str(len(works)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CFM_LITE_TIMEOUT": str(timeout)}
+    shared = {
+        "WORLD_SIZE": str(len(works)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "CFM_LITE_TIMEOUT": str(timeout),
+    }
     children, outputs = [], []
     for rank, work in enumerate(works):
 
@@ -120,21 +139,37 @@ def eventually(seconds: float = 30):
     yield wait
 
 
-def interpreters(work: str, n: int, folder: Path, *words: str, timeout: float = 60, **environment: str) -> Ranks:
-    """Start `work`, "module:function" of a world and of `words`, in n new interpreters, as torchrun starts ranks.
+def interpreters(
+    work: str, n: int, folder: Path, *words: str, timeout: float = 60, **environment: str
+) -> Ranks:
+    """Start `work`, "module:function" of a world and of `words`, in n new interpreters, as torchrun
+    starts ranks.
 
-    Forked ranks share what the first process drew and hashed: its random state, the order of its sets, the maps of compiled code.
+    Forked ranks share what the first process drew and hashed: its random state, the order of its
+    sets, the maps of compiled code.
     """
     module, _, function = work.partition(":")
     code = f"import sys; from {module} import {function}; from tests.processes import joining; sys.exit(joining({function}, sys.argv[1:]))"
     port = reserved_port()
-    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CFM_LITE_TIMEOUT": str(timeout)}
+    shared = {
+        "WORLD_SIZE": str(n),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "CFM_LITE_TIMEOUT": str(timeout),
+    }
     outputs = [folder / f"rank-{port}-{rank}.txt" for rank in range(n)]
     children = []
     for rank, output in enumerate(outputs):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONHASHSEED": str(rank + 1), "PYTHONPATH": str(ROOT)}
+        own = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "PYTHONHASHSEED": str(rank + 1),
+            "PYTHONPATH": str(ROOT),
+        }
         environ = os.environ | shared | own | environment
-        start = functools.partial(os.execve, sys.executable, [sys.executable, "-c", code, *words], environ)
+        start = functools.partial(
+            os.execve, sys.executable, [sys.executable, "-c", code, *words], environ
+        )
         children.append(forked(start, output))
     return Ranks(children, outputs)
 

@@ -18,12 +18,16 @@ from tests.processes import forked
 
 
 def tarred(path, members, kind="w"):
-    """A tar of {name: bytes, or a dict for a tar inside}; returns its bytes, and writes them where `path` is given."""
+    """A tar of {name: bytes, or a dict for a tar inside}; returns its bytes, and writes them where
+    `path` is given.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=kind) as tar:
         for name, content in members.items():
             content = (
-                tarred(None, content, f"w:{name[-2:]}" if name.endswith(("gz", "xz")) else "w") if isinstance(content, dict) else content
+                tarred(None, content, f"w:{name[-2:]}" if name.endswith(("gz", "xz")) else "w")
+                if isinstance(content, dict)
+                else content
             )
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -40,12 +44,22 @@ def png(seed):
 
 
 BUS, CAR = {"1.png": png(1), "2.png": png(2)}, {"3.png": png(3)}
-FOLDERS = {f"{name}/{key}": content for name, images_ in (("bus", BUS), ("car", CAR)) for key, content in images_.items()}
+FOLDERS = {
+    f"{name}/{key}": content
+    for name, images_ in (("bus", BUS), ("car", CAR))
+    for key, content in images_.items()
+}
 PACKED = {  # all of them hold the same three images of two classes
     "a tar of tars": ("w", {"bus.tar": BUS, "car.tar": CAR}),
-    "a tar of tars with dots": ("w", {"./bus.tar": {f"./{key}": x for key, x in BUS.items()}, "./car.tar": CAR}),
+    "a tar of tars with dots": (
+        "w",
+        {"./bus.tar": {f"./{key}": x for key, x in BUS.items()}, "./car.tar": CAR},
+    ),
     "a tar of tars in a folder": ("w", {"set/bus.tar": BUS, "set/car.tar": CAR}),
-    "a tar of tars in train": ("w", {"train/bus.tar": BUS, "train/car.tar": CAR, "val/9.png": png(9)}),
+    "a tar of tars in train": (
+        "w",
+        {"train/bus.tar": BUS, "train/car.tar": CAR, "val/9.png": png(9)},
+    ),
     "a tar of packed tars": ("w", {"bus.tar.gz": BUS, "car.txz": CAR}),
     "a packed tar of tars": ("w:gz", {"bus.tar": BUS, "car.tar": CAR}),
     "folders": ("w", FOLDERS),
@@ -53,9 +67,13 @@ PACKED = {  # all of them hold the same three images of two classes
     "folders in a folder": ("w:xz", {f"set/{key}": x for key, x in FOLDERS.items()}),
     "folders in folders, with hidden things": (
         "w",
-        {f"a/b/{key}": x for key, x in FOLDERS.items()} | {"a/.x.png": png(8), "__MACOSX/a/8.png": png(8), "._a": b"x", "a/._c.tar": b"x"},
+        {f"a/b/{key}": x for key, x in FOLDERS.items()}
+        | {"a/.x.png": png(8), "__MACOSX/a/8.png": png(8), "._a": b"x", "a/._c.tar": b"x"},
     ),
-    "folders in train": ("w", {f"set/train/{key}": x for key, x in FOLDERS.items()} | {"set/val/bus/9.png": png(9)}),
+    "folders in train": (
+        "w",
+        {f"set/train/{key}": x for key, x in FOLDERS.items()} | {"set/val/bus/9.png": png(9)},
+    ),
 }
 
 
@@ -99,14 +117,18 @@ def test_an_archive_is_unpacked_once_and_found_again(tmp_path, monkeypatch):
     with tarfile.open(path, "w") as tar:
         tar.add(tmp_path / "set" / "train", "train")
     folder = archive.unpacked(path)
-    assert [f.key for f in images.find(folder).files] == [f.key for f in images.find(tmp_path / "set").files]
+    assert [f.key for f in images.find(folder).files] == [
+        f.key for f in images.find(tmp_path / "set").files
+    ]
     marker = folder / "marker"
     marker.touch()
     assert archive.unpacked(path) == folder
     assert marker.exists()
 
 
-@pytest.mark.parametrize("members", [{"../escape.txt": b"x"}, {"a/link": "../../outside"}, {"b": "/etc/passwd"}])
+@pytest.mark.parametrize(
+    "members", [{"../escape.txt": b"x"}, {"a/link": "../../outside"}, {"b": "/etc/passwd"}]
+)
 def test_a_member_that_would_leave_the_folder_refuses_the_archive(tmp_path, members):
     with pytest.raises(DataError, match=r"a\.tar was not unpacked"):
         archive.unpack(packed(tmp_path, members), tmp_path / "in" / "folder")
@@ -137,13 +159,17 @@ def test_without_samples_the_error_names_the_variable(tmp_path):
         archive.samples(tmp_path)
 
 
-def test_the_archive_of_samples_is_not_what_a_desktop_left_beside_it_and_a_closed_folder_is_named(tmp_path, cache, monkeypatch):
+def test_the_archive_of_samples_is_not_what_a_desktop_left_beside_it_and_a_closed_folder_is_named(
+    tmp_path, cache, monkeypatch
+):
     folder = tmp_path / "root" / archive.SAMPLES
     folder.mkdir(parents=True)
     (folder / "._set.tar").write_bytes(b"x")
     tarred(folder / "set.tar", FOLDERS)
     assert images.find(archive.samples(tmp_path / "root")).classes == ("bus", "car")
-    monkeypatch.setattr(os, "listdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(
+        os, "listdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
     with pytest.raises(DataError, match=f"{archive.SAMPLES} cannot be listed"):
         archive.samples(tmp_path / "root")
 
@@ -155,7 +181,9 @@ def test_the_63_samples_are_63_classes():
     assert {images.load(file.path, 32).shape for file in found.files[:8]} == {(3, 32, 32)}
 
 
-def test_archives_of_one_name_in_two_places_are_two_sets_and_a_new_version_replaces_its_own_old_one(tmp_path, cache):
+def test_archives_of_one_name_in_two_places_are_two_sets_and_a_new_version_replaces_its_own_old_one(
+    tmp_path, cache
+):
     for name in ("a", "b", "a-b"):
         (tmp_path / name).mkdir()
         tarred(tmp_path / name / "set.tar", {"bus/1.png": name.encode()})
@@ -166,7 +194,9 @@ def test_archives_of_one_name_in_two_places_are_two_sets_and_a_new_version_repla
     tarred(tmp_path / "a" / "set.tar", {"bus/1.png": b"another"})
     new = archive.unpacked(tmp_path / "a" / "set.tar")
     assert (new / "bus" / "1.png").read_bytes() == b"another"
-    assert sorted(cache.iterdir()) == sorted([new, *(folder for folder in folders if folder.is_dir())])
+    assert sorted(cache.iterdir()) == sorted(
+        [new, *(folder for folder in folders if folder.is_dir())]
+    )
     assert len(list(cache.iterdir())) == 4
 
 
@@ -176,7 +206,9 @@ INNER = {
     "a name that climbs": lambda tar: tar.addfile(tarfile.TarInfo("../../a.png")),
     "a device": lambda tar: tar.addfile(special("a", tarfile.CHRTYPE)),
     "too many files": lambda tar: [tar.addfile(tarfile.TarInfo(f"{i}.png")) for i in range(30)],
-    "too many bytes": lambda tar: tar.addfile(special("a.png", tarfile.REGTYPE, size=90_000), io.BytesIO(bytes(90_000))),
+    "too many bytes": lambda tar: tar.addfile(
+        special("a.png", tarfile.REGTYPE, size=90_000), io.BytesIO(bytes(90_000))
+    ),
     "no tar": None,
 }
 
@@ -189,33 +221,49 @@ def special(name, kind, link="", size=0):
 
 @pytest.mark.parametrize("packed_as", ["", "gz"])
 @pytest.mark.parametrize("case", INNER)
-def test_the_rules_hold_in_inner_tars_and_limits_count_all_of_them_together(case, packed_as, tmp_path):
+def test_the_rules_hold_in_inner_tars_and_limits_count_all_of_them_together(
+    case, packed_as, tmp_path
+):
     buffer = io.BytesIO(b"no tar" * 200)
     if INNER[case] is not None:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode=f"w:{packed_as}") as tar:
             INNER[case](tar)
     path, before = tmp_path / "outer.tar", {"in", "outer.tar"}
-    tarred(path, {"one.tar": {f"{i}.png": bytes(2000) for i in range(15)}, f"two.tar{packed_as and '.' + packed_as}": buffer.getvalue()})
+    tarred(
+        path,
+        {
+            "one.tar": {f"{i}.png": bytes(2000) for i in range(15)},
+            f"two.tar{packed_as and '.' + packed_as}": buffer.getvalue(),
+        },
+    )
     with pytest.raises(DataError, match=r"outer\.tar"):
         archive.unpack(path, tmp_path / "in" / "folder", limit=100_000, members=40)
     assert {found.name for found in tmp_path.rglob("*")} == before
 
 
 def test_a_class_that_is_there_twice_is_refused(tmp_path):
-    for members in ({"bus/1.png": b"x", "bus.tar": BUS}, {"bus.tar": BUS, "bus.tgz": CAR}, {"./a/bus.tar": BUS, "a/./bus/1.png": b"x"}):
+    for members in (
+        {"bus/1.png": b"x", "bus.tar": BUS},
+        {"bus.tar": BUS, "bus.tgz": CAR},
+        {"./a/bus.tar": BUS, "a/./bus/1.png": b"x"},
+    ):
         tarred(tmp_path / "a.tar", members)
         with pytest.raises(DataError, match="once more"):
             archive.unpack(tmp_path / "a.tar", tmp_path / "in" / "folder")
 
 
-def test_an_archive_larger_than_the_limit_of_50_gib_is_unpacked_and_one_that_does_not_fit_is_refused_before(tmp_path, monkeypatch):
+def test_an_archive_larger_than_the_limit_of_50_gib_is_unpacked_and_one_that_does_not_fit_is_refused_before(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "a.tar"
     tarred(path, {"bus.tar": BUS, "car.tar": CAR})
     monkeypatch.setattr(archive, "LIMIT", 100)  # an archive may always be as large as it is
     assert len(list(archive.unpack(path, tmp_path / "folder").rglob("*.png"))) == 3
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=path.stat().st_size - 1))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: usage._replace(free=path.stat().st_size - 1)
+    )
     with pytest.raises(DiskFullError, match=r"needs about [0-9,]+ bytes"):
         archive.unpack(path, tmp_path / "other" / "folder")
     assert list((tmp_path / "other").iterdir()) == []
@@ -226,22 +274,36 @@ def test_an_archive_larger_than_the_limit_of_50_gib_is_unpacked_and_one_that_doe
 def test_a_damaged_header_is_an_error_and_not_the_end(where, damage, tmp_path):
     """tarfile takes it for the end: the images behind it would be gone without a word."""
     inner = bytearray(tarred(None, {f"{i}.png": bytes([i]) * 600 for i in range(8)}))
-    content = bytearray(tarred(None, {"one.tar": bytes(inner), "two.tar": bytes(inner)})) if where == "outer" else inner
+    content = (
+        bytearray(tarred(None, {"one.tar": bytes(inner), "two.tar": bytes(inner)}))
+        if where == "outer"
+        else inner
+    )
     at = 512 + len(inner) if where == "outer" else 4 * (512 + 1024)  # where a header begins
     if damage == "header":
         content[at + 150] ^= 1
     elif damage == "zeros":
         content[at : at + 512] = bytes(512)
     else:
-        content = content[: at if damage == "cut" else at + (512 + len(inner) if where == "outer" else 4 * (512 + 1024))]
-    (tmp_path / "a.tar").write_bytes(content if where == "outer" else tarred(None, {"one.tar": bytes(content)}))
+        content = content[
+            : at
+            if damage == "cut"
+            else at + (512 + len(inner) if where == "outer" else 4 * (512 + 1024))
+        ]
+    (tmp_path / "a.tar").write_bytes(
+        content if where == "outer" else tarred(None, {"one.tar": bytes(content)})
+    )
     with pytest.raises(DataError, match=r"a\.tar is no whole tar archive \(.*at byte"):
         archive.unpack(tmp_path / "a.tar", tmp_path / "folder")
 
 
-def test_a_killed_process_leaves_the_classes_that_it_finished_and_the_next_one_unpacks_the_others(tmp_path):
+def test_a_killed_process_leaves_the_classes_that_it_finished_and_the_next_one_unpacks_the_others(
+    tmp_path,
+):
     path, folder = tmp_path / "a.tar", tmp_path / "out" / "folder"
-    tarred(path, {f"c{i}.tar": {f"{i}.png": bytes([i]) * 50} for i in range(6)} | {"notes.txt": b"x"})
+    tarred(
+        path, {f"c{i}.tar": {f"{i}.png": bytes([i]) * 50} for i in range(6)} | {"notes.txt": b"x"}
+    )
     seen, plain = tmp_path / "seen", tarfile.TarFile.extract
 
     def work(limit):
@@ -264,7 +326,9 @@ def test_a_killed_process_leaves_the_classes_that_it_finished_and_the_next_one_u
     seen.unlink()
     assert os.waitstatus_to_exitcode(os.waitpid(forked(lambda: work(0)), 0)[1]) == 0
     assert seen.read_text().split() == ["3.png", "4.png", "5.png", "notes.txt"]
-    assert {file.name: file.read_bytes() for file in folder.rglob("*.png")} == {f"{i}.png": bytes([i]) * 50 for i in range(6)}
+    assert {file.name: file.read_bytes() for file in folder.rglob("*.png")} == {
+        f"{i}.png": bytes([i]) * 50 for i in range(6)
+    }
     assert [entry.name for entry in folder.parent.iterdir()] == ["folder"]
 
 
@@ -275,25 +339,34 @@ def test_what_was_begun_for_another_archive_is_not_taken_on(tmp_path):
     (stale / "old.png").write_bytes(b"old")
     (stale.parents[1] / "done").write_text('"another"\n["bus", 3]\n')
     tarred(path, {"bus.tar": BUS})
-    assert sorted(file.name for file in archive.unpack(path, folder).rglob("*.png")) == ["1.png", "2.png"]
+    assert sorted(file.name for file in archive.unpack(path, folder).rglob("*.png")) == [
+        "1.png",
+        "2.png",
+    ]
     assert re.fullmatch(r"folder", *(entry.name for entry in Path(folder.parent).iterdir()))
 
 
 def test_a_stopped_unpacking_leaves_nothing_where_no_class_was_finished(tmp_path, monkeypatch):
     tarred(tmp_path / "a.tar", FOLDERS)
-    monkeypatch.setattr(tarfile.TarFile, "extract", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        tarfile.TarFile, "extract", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         archive.unpack(tmp_path / "a.tar", tmp_path / "out" / "folder")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_costs_a_note_and_the_set_is_there_all_the_same(tmp_path, cache):
+def test_a_cache_that_cannot_be_written_costs_a_note_and_the_set_is_there_all_the_same(
+    tmp_path, cache
+):
     tarred(tmp_path / "set.tar", FOLDERS)
     right = {path.name for path in archive.unpacked(tmp_path / "set.tar").rglob("*.png")}
     os.utime(tmp_path / "set.tar", ns=(1, 1))  # another version, which is not in the cache
     shutil.rmtree(cache)
     cache.write_text("no folder")
-    with pytest.warns(UserWarning, match=r"what set\.tar holds cannot be kept in .*: nothing is lost"):
+    with pytest.warns(
+        UserWarning, match=r"what set\.tar holds cannot be kept in .*: nothing is lost"
+    ):
         folder = archive.unpacked(tmp_path / "set.tar")
     assert {path.name for path in folder.rglob("*.png")} == right
     assert not folder.is_relative_to(tmp_path)
@@ -301,6 +374,8 @@ def test_a_cache_that_cannot_be_written_costs_a_note_and_the_set_is_there_all_th
 
 def test_the_cache_is_an_absolute_folder_also_without_a_home(monkeypatch):
     monkeypatch.setattr(root, "checkout", lambda: None)
-    monkeypatch.setattr(root.platformdirs, "user_cache_path", lambda name: Path("~/.cache") / name)  # what it gives without one
+    monkeypatch.setattr(
+        root.platformdirs, "user_cache_path", lambda name: Path("~/.cache") / name
+    )  # what it gives without one
     assert root.cache_root().is_absolute()
     assert "~" not in str(root.cache_root())

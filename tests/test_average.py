@@ -22,7 +22,9 @@ def weights(seed=0):
 
 @pytest.mark.parametrize("warmup", [False, True])
 def test_twenty_steps_give_the_bits_of_averaged_model(warmup):
-    trainer = Trainer(objective.delta_fm(Tiny(), shard=8), lr=1e-2, ema_decay=0.9, ema_warmup=warmup)
+    trainer = Trainer(
+        objective.delta_fm(Tiny(), shard=8), lr=1e-2, ema_decay=0.9, ema_warmup=warmup
+    )
     seen = []
 
     def old_formula(ema, params, count):
@@ -43,7 +45,9 @@ def test_the_gated_form_is_the_plain_one_where_the_step_was_good():
     lerp(gated, params, 0.1, torch.ones(()))
     for a, b in zip(plain, gated):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-7)
-    assert all(torch.equal(p, q) for p, q in zip(params, weights(1)))  # what is averaged stays as it is
+    assert all(
+        torch.equal(p, q) for p, q in zip(params, weights(1))
+    )  # what is averaged stays as it is
 
 
 @pytest.mark.gpu
@@ -104,4 +108,6 @@ def test_the_average_is_neither_trained_nor_the_model_itself():
     with torch.no_grad():
         model.first.weight.add_(1.0)
     assert not any(p.requires_grad for p in average.module.parameters())
-    assert all(torch.equal(before[key], value) for key, value in average.module.state_dict().items())
+    assert all(
+        torch.equal(before[key], value) for key, value in average.module.state_dict().items()
+    )

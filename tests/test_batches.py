@@ -31,7 +31,10 @@ def test_epochs_differ_and_seeds_differ():
 @pytest.mark.parametrize("start", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [3, 4, 25])
 def test_starting_later_equals_skipping(size, start):
-    assert all(torch.equal(a, b) for a, b in zip(take(12, size=size)[start:], take(12 - start, size=size, start=start)))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(take(12, size=size)[start:], take(12 - start, size=size, start=start))
+    )
 
 
 def test_rows_and_labels_stay_together():

@@ -27,7 +27,10 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert loaded.state["seed"] == 3
     assert loaded.path.name == "step-00000500"
     for saved, back in ((WEIGHTS, loaded.weights), (OPTIMIZER, loaded.optimizer)):
-        assert all(torch.equal(saved[key], back[key]) and saved[key].dtype == back[key].dtype for key in saved)
+        assert all(
+            torch.equal(saved[key], back[key]) and saved[key].dtype == back[key].dtype
+            for key in saved
+        )
     names = {file.name for file in loaded.path.iterdir()}
     assert names == {"weights.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"}
 
@@ -102,7 +105,11 @@ def test_pruning_keeps_the_newest_valid_ones(tmp_path):
     (tmp_path / "step-00000003" / "state.json").write_bytes(b"{}")
     save(tmp_path, 4, keep=2)
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["step-00000002", "step-00000003", "step-00000004"]  # 3 is damaged and does not count
+    assert left == [
+        "step-00000002",
+        "step-00000003",
+        "step-00000004",
+    ]  # 3 is damaged and does not count
 
 
 def test_saving_a_step_again_keeps_the_old_one_until_the_new_one_is_whole(tmp_path):
@@ -120,8 +127,12 @@ def test_stale_temporaries_are_cleaned(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EIO, CheckpointError)])
-def test_a_failure_of_any_call_leaves_the_previous_checkpoint(tmp_path, monkeypatch, call, code, kind):
+@pytest.mark.parametrize(
+    ("code", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EIO, CheckpointError)]
+)
+def test_a_failure_of_any_call_leaves_the_previous_checkpoint(
+    tmp_path, monkeypatch, call, code, kind
+):
     real, calls = getattr(os, call), []
     monkeypatch.setattr(os, call, lambda *args: (calls.append(args), real(*args))[1])
     save(tmp_path, 1)
@@ -137,7 +148,10 @@ def test_a_failure_of_any_call_leaves_the_previous_checkpoint(tmp_path, monkeypa
         with pytest.raises(kind, match="nothing older was lost"):
             save(tmp_path, 2)
         monkeypatch.setattr(os, call, real)
-        assert checkpoint.load(checkpoint.latest(tmp_path)).step in (1, 2)  # 2 where only the last fsync of the folder failed
+        assert checkpoint.load(checkpoint.latest(tmp_path)).step in (
+            1,
+            2,
+        )  # 2 where only the last fsync of the folder failed
         assert checkpoint.load(tmp_path / "step-00000001").step == 1
     assert len(calls) >= 1
 
@@ -162,14 +176,18 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(tmp_path):
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "f.json"
     checkpoint.write_bytes(file, b"old")
-    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    monkeypatch.setattr(
+        os, "replace", lambda *a: (_ for _ in ()).throw(OSError(errno.EIO, "broken"))
+    )
     with pytest.raises(CheckpointError):
         checkpoint.write_bytes(file, b"new")
     assert file.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
 
 
-def test_every_file_is_on_the_disk_before_the_folder_is_renamed_and_the_manifest_is_the_last(tmp_path, monkeypatch):
+def test_every_file_is_on_the_disk_before_the_folder_is_renamed_and_the_manifest_is_the_last(
+    tmp_path, monkeypatch
+):
     """A kill cannot show this, for what a process wrote outlives it; a power failure would."""
     done, fsync, replace = [], os.fsync, os.replace
 
@@ -199,9 +217,14 @@ def bytes_read():
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="not run: this system does not count what a process reads")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/io"),
+    reason="not run: this system does not count what a process reads",
+)
 def test_a_save_reads_nothing_back(tmp_path):
-    """Neither what it has just written, nor the older checkpoints that this process wrote, verified or loaded itself."""
+    """Neither what it has just written, nor the older checkpoints that this process wrote, verified
+    or loaded itself.
+    """
     large = {"a": torch.rand(2_000_000), "b": torch.rand(500, 1000).t()}
     size = sum(4 * x.numel() for x in large.values())
     for step in range(6):  # the last three remove an older one
@@ -209,7 +232,8 @@ def test_a_save_reads_nothing_back(tmp_path):
         path = checkpoint.save(tmp_path, step, large, {"m": large["a"]}, {})
         assert bytes_read() - before < size / 20
     assert len(list(tmp_path.iterdir())) == 3
-    checkpoint._KNOWN.clear()  # as in a new process, which has loaded the newest and looks at the older ones once
+    # as in a new process, which has loaded the newest and looks at the older ones once
+    checkpoint._KNOWN.clear()
     checkpoint.load(path)
     for step, (low, high) in ((6, (1, 3)), (7, (-1, 0.1))):
         before = bytes_read()
@@ -227,10 +251,20 @@ def test_what_this_process_wrote_is_read_again_once_it_was_touched(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {f"step-0000000{n}" for n in (1, 2, 3, 4)}
 
 
-def test_the_tensors_files_are_those_of_safetensors_byte_for_byte_in_any_order_of_the_dict(tmp_path):
-    tensors = {"z": torch.rand(3, 2), "é": torch.arange(3), "h": torch.ones(2, 2).half(), "s": torch.tensor(1.0)}
+def test_the_tensors_files_are_those_of_safetensors_byte_for_byte_in_any_order_of_the_dict(
+    tmp_path,
+):
+    tensors = {
+        "z": torch.rand(3, 2),
+        "é": torch.arange(3),
+        "h": torch.ones(2, 2).half(),
+        "s": torch.tensor(1.0),
+    }
     backwards = dict(reversed(tensors.items()))
-    paths = [checkpoint.save(tmp_path, step, kept, {}, {}) for step, kept in enumerate((tensors, backwards))]
+    paths = [
+        checkpoint.save(tmp_path, step, kept, {}, {})
+        for step, kept in enumerate((tensors, backwards))
+    ]
     found = [(path / "weights.safetensors").read_bytes() for path in paths]
     assert found[0] == found[1] == safetensors.torch.save(tensors)
     assert list(checkpoint.load(checkpoint.latest(tmp_path)).weights) == sorted(tensors)
@@ -238,7 +272,12 @@ def test_the_tensors_files_are_those_of_safetensors_byte_for_byte_in_any_order_o
 
 def test_every_dtype_shape_and_layout_comes_back_and_an_unknown_dtype_is_refused_whole(tmp_path):
     kinds = {str(kind): torch.randint(0, 2, (3, 5)).to(kind) for kind in checkpoint._KINDS}
-    shapes = {"empty": torch.zeros(0, 3), "scalar": torch.tensor(3.0), "turned": torch.rand(4, 6).t(), "same": torch.ones(1).expand(3)}
+    shapes = {
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(3.0),
+        "turned": torch.rand(4, 6).t(),
+        "same": torch.ones(1).expand(3),
+    }
     loaded = checkpoint.load(checkpoint.save(tmp_path, 1, kinds | shapes, {}, {})).weights
     for name, value in (kinds | shapes).items():
         assert loaded[name].dtype == value.dtype

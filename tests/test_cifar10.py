@@ -1,4 +1,6 @@
-"""data/cifar10.py: both archives are read exactly, without unpacking and without a pickle, and damage is one clear error."""
+"""data/cifar10.py: both archives are read exactly, without unpacking and without a pickle, and
+damage is one clear error.
+"""
 
 import io
 import tarfile
@@ -37,9 +39,15 @@ def picture(pixels, kind="PNG"):
     return buffer.getvalue()
 
 
-BINARY = {f"cifar-10-batches-bin/data_batch_{i}.bin": records(range(4 * i - 4, 4 * i)) for i in range(1, 6)}
+BINARY = {
+    f"cifar-10-batches-bin/data_batch_{i}.bin": records(range(4 * i - 4, 4 * i))
+    for i in range(1, 6)
+}
 BINARY["cifar-10-batches-bin/test_batch.bin"] = records(range(20, 40))
-FOLDERS = {f"{'train' if i < 20 else 'test'}/{cifar10.CLASSES[LABELS[i]]}/{i:04d}.jpg": picture(PIXELS[i]) for i in range(40)}
+FOLDERS = {
+    f"{'train' if i < 20 else 'test'}/{cifar10.CLASSES[LABELS[i]]}/{i:04d}.jpg": picture(PIXELS[i])
+    for i in range(40)
+}
 
 
 @pytest.fixture
@@ -67,7 +75,11 @@ def test_pictures_keep_their_pixels_and_their_labels(folder, name, split):
 def test_what_a_desktop_leaves_in_the_archive_is_passed_over(folder):
     pack(
         folder / cifar10.ARCHIVES["cifar10-jpeg75"],
-        FOLDERS | {f"{where}train/dog/{name}0001.jpg": b"x" for where, name in (("", "._"), ("__MACOSX/", ""))},
+        FOLDERS
+        | {
+            f"{where}train/dog/{name}0001.jpg": b"x"
+            for where, name in (("", "._"), ("__MACOSX/", ""))
+        },
     )
     assert len(cifar10.load("train", name="cifar10-jpeg75")[0]) == 20
 
@@ -75,20 +87,50 @@ def test_what_a_desktop_leaves_in_the_archive_is_passed_over(folder):
 def test_the_two_names_are_two_data_sets(folder):
     assert dataset("cifar10").name == "cifar10"
     data = dataset("cifar10-jpeg75", limit=5)
-    assert (data.name, data.num_classes, data.shape, len(data.x1), len(data.held_x1)) == ("cifar10-jpeg75", 10, (3, 32, 32), 5, 20)
+    assert (data.name, data.num_classes, data.shape, len(data.x1), len(data.held_x1)) == (
+        "cifar10-jpeg75",
+        10,
+        (3, 32, 32),
+        5,
+        20,
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "members", "words"),
     [
         ("cifar10", {**BINARY, "cifar-10-batches-bin/data_batch_3.bin": b""}, "holds 16 pictures"),
-        ("cifar10", {**BINARY, "cifar-10-batches-bin/data_batch_3.bin": b"123"}, "no whole archive"),
-        ("cifar10", {k: v for k, v in BINARY.items() if "batch_2" not in k}, r"no data_batch_2\.bin"),
-        ("cifar10", {**BINARY, "cifar-10-batches-bin/data_batch_1.bin": b"\xff" * len(records(range(4)))}, "by class"),
-        ("cifar10-jpeg75", {**FOLDERS, "train/horse/0007.jpg": b"<html>"}, "0007.jpg', which is no picture"),
+        (
+            "cifar10",
+            {**BINARY, "cifar-10-batches-bin/data_batch_3.bin": b"123"},
+            "no whole archive",
+        ),
+        (
+            "cifar10",
+            {k: v for k, v in BINARY.items() if "batch_2" not in k},
+            r"no data_batch_2\.bin",
+        ),
+        (
+            "cifar10",
+            {**BINARY, "cifar-10-batches-bin/data_batch_1.bin": b"\xff" * len(records(range(4)))},
+            "by class",
+        ),
+        (
+            "cifar10-jpeg75",
+            {**FOLDERS, "train/horse/0007.jpg": b"<html>"},
+            "0007.jpg', which is no picture",
+        ),
         ("cifar10-jpeg75", {**FOLDERS, "train/unicorn/1.jpg": picture(PIXELS[0])}, "unicorn"),
-        ("cifar10-jpeg75", {**FOLDERS, "train/horse/0007.jpg": picture(PIXELS[0][:, :8])}, "not 32 x 32"),
-        ("cifar10-jpeg75", {k: v for k, v in FOLDERS.items() if "0007" not in k}, "holds 19 pictures"),
+        (
+            "cifar10-jpeg75",
+            {**FOLDERS, "train/horse/0007.jpg": picture(PIXELS[0][:, :8])},
+            "not 32 x 32",
+        ),
+        (
+            "cifar10-jpeg75",
+            {k: v for k, v in FOLDERS.items() if "0007" not in k},
+            "holds 19 pictures",
+        ),
         ("cifar10-jpeg75", {}, "holds 0 pictures"),
     ],
 )

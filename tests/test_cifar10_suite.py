@@ -1,4 +1,6 @@
-"""The suite cifar10: the JPEG pictures serve where the original bytes are missing, under their own name, and a miniature runs on a CPU."""
+"""The suite cifar10: the JPEG pictures serve where the original bytes are missing, under their own
+name, and a miniature runs on a CPU.
+"""
 
 import dataclasses
 import io
@@ -20,14 +22,18 @@ from cfm_lite.lab.results import Results
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    """A data root with the JPEG pictures alone, 200 + 200 of them, and a judge and a teacher that learn from them in a second."""
+    """A data root with the JPEG pictures alone, 200 + 200 of them, and a judge and a teacher that
+    learn from them in a second.
+    """
     (tmp_path / "cifar10").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), np.uint8)
     with tarfile.open(tmp_path / "cifar10" / cifar10.ARCHIVES["cifar10-jpeg75"], "w:gz") as tar:
         for i, image in enumerate(pixels):
             buffer = io.BytesIO()
             Image.fromarray(image).save(buffer, "JPEG")
-            info = tarfile.TarInfo(f"{'train' if i < 200 else 'test'}/{cifar10.CLASSES[i % 10]}/{i:04d}.jpg")
+            info = tarfile.TarInfo(
+                f"{'train' if i < 200 else 'test'}/{cifar10.CLASSES[i % 10]}/{i:04d}.jpg"
+            )
             info.size = len(buffer.getvalue())
             tar.addfile(info, io.BytesIO(buffer.getvalue()))
     monkeypatch.setenv(root.VARIABLE, str(tmp_path))
@@ -47,7 +53,13 @@ def test_the_suite_compares_the_core_arms_of_mnist_in_pixels_at_the_size_of_sit_
     assert suite.arms == SUITES["mnist"].arms
     assert suite.groups["core"].seeds >= 3
     assert suite.groups["core"].samplings == SUITES["mnist"].groups["core"].samplings
-    assert (recipe.model, recipe.hidden_size, recipe.depth, recipe.num_heads, recipe.patch_size) == ("sit", 384, 12, 6, 2)
+    assert (
+        recipe.model,
+        recipe.hidden_size,
+        recipe.depth,
+        recipe.num_heads,
+        recipe.patch_size,
+    ) == ("sit", 384, 12, 6, 2)
 
 
 def test_where_only_the_jpeg_pictures_are_their_name_stands_in_every_setting(pictures):

@@ -23,14 +23,56 @@ def _own_cache(tmp_path_factory, monkeypatch, request):
 
 def test_train_sample_and_evaluate_follow_each_other(tmp_path, capsys):
     run = tmp_path / "run"
-    assert cli.main(["train", "digits", "--method", "vecor_latent", "--steps", "5", "--out", str(run), "--set", "hidden_size=16"]) == 0
+    assert (
+        cli.main(
+            [
+                "train",
+                "digits",
+                "--method",
+                "vecor_latent",
+                "--steps",
+                "5",
+                "--out",
+                str(run),
+                "--set",
+                "hidden_size=16",
+            ]
+        )
+        == 0
+    )
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((run / "config.json").read_text())["recipe"]["hidden_size"] == 16
-    assert cli.main(["sample", "--checkpoint", str(run), "--num", "30", "--steps", "3", "--guidance", "1.5", "--solver", "heun"]) == 0
+    assert (
+        cli.main(
+            [
+                "sample",
+                "--checkpoint",
+                str(run),
+                "--num",
+                "30",
+                "--steps",
+                "3",
+                "--guidance",
+                "1.5",
+                "--solver",
+                "heun",
+            ]
+        )
+        == 0
+    )
     assert cli.main(["evaluate", "--samples", str(run / "samples.npz")]) == 0
     rows = json.loads((run / "metrics.json").read_text())
-    assert {row["metric"] for row in rows} >= {"accuracy", "frechet", "frechet_real", "nearest_ratio", "precision", "recall"}
-    assert {(row["method"], row["nfe"], row["sampler"], row["guidance"]) for row in rows} == {("vecor_latent", 6, "heun", 1.5)}
+    assert {row["metric"] for row in rows} >= {
+        "accuracy",
+        "frechet",
+        "frechet_real",
+        "nearest_ratio",
+        "precision",
+        "recall",
+    }
+    assert {(row["method"], row["nfe"], row["sampler"], row["guidance"]) for row in rows} == {
+        ("vecor_latent", 6, "heun", 1.5)
+    }
     assert "accuracy" in capsys.readouterr().out
 
 
@@ -61,8 +103,18 @@ def test_demo_leaves_what_it_promises(tmp_path, capsys):
         assert str(tmp_path / name) in out
     rows = json.loads((tmp_path / "metrics.json").read_text())
     assert {row["nfe"] for row in rows} == {2, 4, 8, 16, 50}
-    assert {row["method"] for row in rows} == {"fm", "fm_scaled", "fm_retargeted", "delta_fm", "vecor_latent", "dispersive"}
-    assert all(set(row) >= {"method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"} for row in rows)
+    assert {row["method"] for row in rows} == {
+        "fm",
+        "fm_scaled",
+        "fm_retargeted",
+        "delta_fm",
+        "vecor_latent",
+        "dispersive",
+    }
+    assert all(
+        set(row) >= {"method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"}
+        for row in rows
+    )
     assert "quick: the numbers mean nothing" in out
 
 
@@ -94,7 +146,9 @@ def test_prepare_of_mnist_verifies_what_is_there(capsys):
         (["sample", "--checkpoint", "nowhere", "--num", "0"], 2, "num"),
     ],
 )
-def test_each_wrong_input_is_one_line_and_an_exit_code(argv, code, words, tmp_path, monkeypatch, capsys):
+def test_each_wrong_input_is_one_line_and_an_exit_code(
+    argv, code, words, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert cli.main(argv) == code
     err = capsys.readouterr().err
@@ -103,7 +157,17 @@ def test_each_wrong_input_is_one_line_and_an_exit_code(argv, code, words, tmp_pa
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("argv", [[], ["trian"], ["train", "digit"], ["demo", "--seed", "x"], ["demo", "--speed", "9"], ["--version"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["trian"],
+        ["train", "digit"],
+        ["demo", "--seed", "x"],
+        ["demo", "--speed", "9"],
+        ["--version"],
+    ],
+)
 def test_what_cannot_be_parsed_exits_with_two(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
@@ -111,7 +175,9 @@ def test_what_cannot_be_parsed_exits_with_two(argv, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_missing_mnist_is_one_error_that_names_path_variable_and_command(tmp_path, monkeypatch, capsys):
+def test_missing_mnist_is_one_error_that_names_path_variable_and_command(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("CFM_LITE_DATA", str(tmp_path / "none"))
     assert cli.main(["train", "mnist", "--out", str(tmp_path / "run")]) == 3
     err = capsys.readouterr().err
@@ -132,7 +198,12 @@ def test_a_damaged_sample_file_is_refused(tmp_path, capsys):
 
 
 def test_help_lists_the_commands_and_the_module_can_be_run():
-    done = subprocess.run([sys.executable, "-m", "cfm_lite.cli", "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "cfm_lite.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0
     for name in ("demo", "train", "sample", "evaluate", "compare", "prepare"):
         assert name in done.stdout
@@ -150,15 +221,27 @@ def test_help_lists_the_commands_and_the_module_can_be_run():
         ({"method": "fm"}, "fm"),
     ],
 )
-def test_evaluate_files_samples_under_the_run_s_own_name_with_their_card(fields, name, tmp_path, capsys):
+def test_evaluate_files_samples_under_the_run_s_own_name_with_their_card(
+    fields, name, tmp_path, capsys
+):
     chosen = recipe("digits", hidden_size=8, depth=1, steps=2, align_block=1, **fields)
     x, y = digits.load("judge")
     settings = {"recipe": chosen.as_dict(), "step": 1, "solver": "heun", "interval": [0.1, 0.5]}
-    np.savez(tmp_path / "samples.npz", x=x[:40].numpy(), y=y[:40].numpy(), settings=np.array(json.dumps(settings)))
+    np.savez(
+        tmp_path / "samples.npz",
+        x=x[:40].numpy(),
+        y=y[:40].numpy(),
+        settings=np.array(json.dumps(settings)),
+    )
     assert cli.main(["evaluate", "--samples", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     for row in json.loads((tmp_path / "metrics.json").read_text()):
-        assert (row["method"], row.get("also", ""), row["steps"], row["sampler"]) == (name, fields.get("also", ""), 1, "heun")
+        assert (row["method"], row.get("also", ""), row["steps"], row["sampler"]) == (
+            name,
+            fields.get("also", ""),
+            1,
+            "heun",
+        )
         assert row["features"] == "judge of digits"
         assert row["reference_images"] == len(x)
         assert row["nfe"] == 2 * chosen.sample_steps
@@ -167,7 +250,11 @@ def test_evaluate_files_samples_under_the_run_s_own_name_with_their_card(fields,
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [({}, "folder without a samples.npz"), ({"arr_0": np.zeros((5, 8, 8, 3), np.uint8)}, "--reference")]
+    ("content", "words"),
+    [
+        ({}, "folder without a samples.npz"),
+        ({"arr_0": np.zeros((5, 8, 8, 3), np.uint8)}, "--reference"),
+    ],
 )
 def test_images_without_a_reference_are_refused_with_the_remedy(content, words, tmp_path, capsys):
     if content:

@@ -36,7 +36,9 @@ def test_a_draw_is_mean_plus_std_times_noise_then_scaled():
     torch.testing.assert_close(Scaling(2.0, 0.1).draw(moments), (moments[:, 0] - 0.1) * 2)
 
 
-@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": float("nan")}, {"shift": float("inf")}, {"scale": "x"}])
+@pytest.mark.parametrize(
+    "wrong", [{"scale": 0.0}, {"scale": float("nan")}, {"shift": float("inf")}, {"scale": "x"}]
+)
 def test_a_scale_that_is_no_scale_is_refused(wrong):
     with pytest.raises(ConfigError):
         Scaling(**wrong)
@@ -56,7 +58,9 @@ def test_encode_and_decode_use_the_scale_once_each(codec):
     z = codec.encode(x)
     latent = codec.vae.encode(x).latent_dist.mean
     torch.testing.assert_close(z, latent * 0.18215)
-    torch.testing.assert_close(codec.decode(z), codec.vae.decode(latent).sample, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        codec.decode(z), codec.vae.decode(latent).sample, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_pixels_are_the_nearest_levels(codec):
@@ -101,13 +105,19 @@ NAMES = {  # what is given, what the hub is asked for, and the one spelling that
     "stabilityai/sdxl-vae": ("stabilityai/sdxl-vae", None, "stabilityai/sdxl-vae"),
     "some-one/a_model-1.5/vae": ("some-one/a_model-1.5", "vae", "some-one/a_model-1.5/vae"),
     "some-one/a_model-1.5:vae": ("some-one/a_model-1.5", "vae", "some-one/a_model-1.5/vae"),
-    "some-one/a_model-1.5/parts/vae": ("some-one/a_model-1.5", "parts/vae", "some-one/a_model-1.5/parts/vae"),
+    "some-one/a_model-1.5/parts/vae": (
+        "some-one/a_model-1.5",
+        "parts/vae",
+        "some-one/a_model-1.5/parts/vae",
+    ),
 }
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What the hub is asked for; it gives a random VAE of 16 channels with a shift, as newer ones have."""
+    """What the hub is asked for; it gives a random VAE of 16 channels with a shift, as newer ones
+    have.
+    """
     kind, asked = type(tiny_vae()), []
 
     def fetch(name, **how):
@@ -121,14 +131,18 @@ def hub(monkeypatch):
 
 
 @pytest.mark.parametrize("given", NAMES)
-def test_any_name_of_diffusers_is_asked_for_and_its_config_decides_channels_scale_and_shift(given, hub):
+def test_any_name_of_diffusers_is_asked_for_and_its_config_decides_channels_scale_and_shift(
+    given, hub
+):
     name, part, spelled = NAMES[given]
     codec = open_codec(given)
     assert hub == [(name, part, True)]
     assert codec.source == spelled
     assert (codec.channels, codec.factor, codec.scaling) == (16, 8, Scaling(0.3611, 0.1159))
     x = torch.rand(1, 3, 32, 32) * 2 - 1
-    torch.testing.assert_close(codec.encode(x), (codec.vae.encode(x).latent_dist.mean - 0.1159) * 0.3611)
+    torch.testing.assert_close(
+        codec.encode(x), (codec.vae.encode(x).latent_dist.mean - 0.1159) * 0.3611
+    )
     assert open_codec(codec.source).source == spelled
 
 
@@ -154,7 +168,9 @@ def test_a_name_that_is_none_is_refused_with_the_nearest_and_nobody_is_asked(giv
     assert hub == []
 
 
-def test_a_local_folder_is_found_by_any_of_its_names_and_of_a_pipeline_the_vae_is_taken(codec, tmp_path, monkeypatch):
+def test_a_local_folder_is_found_by_any_of_its_names_and_of_a_pipeline_the_vae_is_taken(
+    codec, tmp_path, monkeypatch
+):
     codec.vae.save_pretrained(tmp_path / "pipe" / "vae")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -166,9 +182,14 @@ def test_a_local_folder_is_found_by_any_of_its_names_and_of_a_pipeline_the_vae_i
 
 def test_another_kind_of_model_and_weights_that_are_not_all_there_are_one_line(codec, tmp_path):
     codec.vae.save_pretrained(tmp_path / "vae")
-    config, weights = tmp_path / "vae" / "config.json", tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    config, weights = (
+        tmp_path / "vae" / "config.json",
+        tmp_path / "vae" / "diffusion_pytorch_model.safetensors",
+    )
     plain, kept = config.read_text(), load_file(weights)
-    save_file({name: value for name, value in kept.items() if name != "decoder.conv_in.bias"}, weights)
+    save_file(
+        {name: value for name, value in kept.items() if name != "decoder.conv_in.bias"}, weights
+    )
     with pytest.raises(DataError, match=r"lacks 1 weights, such as decoder\.conv_in\.bias"):
         open_codec(str(tmp_path / "vae"))
     save_file(kept, weights)
@@ -178,7 +199,10 @@ def test_another_kind_of_model_and_weights_that_are_not_all_there_are_one_line(c
             open_codec(str(tmp_path / "vae"))
 
 
-@pytest.mark.parametrize("images", [torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32).byte(), torch.zeros(1, 3, 30, 32).byte()])
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32).byte(), torch.zeros(1, 3, 30, 32).byte()],
+)
 def test_images_that_do_not_fit_are_refused(codec, images):
     with pytest.raises(ConfigError):
         codec.moments(images)

@@ -1,4 +1,6 @@
-"""What `cfm-lite compare` can be told: which arms, which recipe fields, and what it refuses; what large data sets leave out."""
+"""What `cfm-lite compare` can be told: which arms, which recipe fields, and what it refuses; what
+large data sets leave out.
+"""
 
 import json
 
@@ -19,13 +21,22 @@ def compare(tmp_path, *more):
 
 def test_only_the_chosen_arms_are_run_and_the_rest_can_follow(tmp_path):
     assert compare(tmp_path, "--arms", "fm", "fm_scaled") == 0
-    assert {row["method"] for row in json.loads((tmp_path / "toy.json").read_text())} == {"fm", "fm_scaled"}
+    assert {row["method"] for row in json.loads((tmp_path / "toy.json").read_text())} == {
+        "fm",
+        "fm_scaled",
+    }
     assert compare(tmp_path, "--arms", "fm", "vecor") == 0
-    assert {row["method"] for row in json.loads((tmp_path / "toy.json").read_text())} == {"fm", "fm_scaled", "vecor"}
+    assert {row["method"] for row in json.loads((tmp_path / "toy.json").read_text())} == {
+        "fm",
+        "fm_scaled",
+        "vecor",
+    }
 
 
 def test_recipe_fields_reach_the_runs_and_the_record(tmp_path):
-    assert compare(tmp_path, "--arms", "fm", "--set", "hidden_size=16", "steps=7", "solver=heun") == 0
+    assert (
+        compare(tmp_path, "--arms", "fm", "--set", "hidden_size=16", "steps=7", "solver=heun") == 0
+    )
     rows = json.loads((tmp_path / "toy.json").read_text())
     assert {(row["steps"], row["sampler"]) for row in rows} == {(7, "heun")}
     assert json.loads((tmp_path / "toy.info.json").read_text())["recipe"]["hidden_size"] == 16
@@ -34,7 +45,10 @@ def test_recipe_fields_reach_the_runs_and_the_record(tmp_path):
 def test_the_recipe_on_record_stays_the_core_s_when_an_ablation_follows(tmp_path):
     assert compare(tmp_path, "--arms", "fm") == 0
     core = json.loads((tmp_path / "toy.info.json").read_text())
-    assert compare(tmp_path, "--group", "block", "--arms", "dispersive", "--set", "hidden_size=16") == 0
+    assert (
+        compare(tmp_path, "--group", "block", "--arms", "dispersive", "--set", "hidden_size=16")
+        == 0
+    )
     both = json.loads((tmp_path / "toy.info.json").read_text())
     assert both["recipe"] == core["recipe"]
     assert both["groups"]["block"]["recipe"]["hidden_size"] == 16

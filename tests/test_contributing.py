@@ -34,8 +34,16 @@ def test_the_term_fits_in_twenty_lines():
 
 
 def test_the_hardest_negative_is_no_farther_than_a_single_one(names):
-    hard = objective.fm(Tiny()).plus(names["HardRepulsion"](0.05, tries=8)).at(0, 0)(X1, Y)[1]["hard_repulsion"]
-    soft = objective.fm(Tiny()).plus(names["HardRepulsion"](0.05, tries=1)).at(0, 0)(X1, Y)[1]["hard_repulsion"]
+    hard = (
+        objective.fm(Tiny())
+        .plus(names["HardRepulsion"](0.05, tries=8))
+        .at(0, 0)(X1, Y)[1]["hard_repulsion"]
+    )
+    soft = (
+        objective.fm(Tiny())
+        .plus(names["HardRepulsion"](0.05, tries=1))
+        .at(0, 0)(X1, Y)[1]["hard_repulsion"]
+    )
     assert 0 < hard < soft
 
 
@@ -44,4 +52,7 @@ def test_weight_zero_is_plain_flow_matching(names):
     for built in (plain, hard):
         built.at(0, 0)(X1, Y)[0].backward()
     assert same_parameters(plain.model, hard.model)
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(plain.model.parameters(), hard.model.parameters()))
+    assert all(
+        torch.equal(p.grad, q.grad)
+        for p, q in zip(plain.model.parameters(), hard.model.parameters())
+    )

@@ -13,14 +13,21 @@ TINY = {"hidden_size": 16, "batch": 16, "shard": 16}
 
 
 def test_every_trained_arm_of_the_core_has_a_row_beside_fm():
-    rows = experiments.training_costs("digits", rounds=4, changes=TINY | {"steps": 2})  # a short training has steps enough
+    rows = experiments.training_costs(
+        "digits", rounds=4, changes=TINY | {"steps": 2}
+    )  # a short training has steps enough
     trained = [name for name in SUITES["digits"].arms if not ARMS[name].changes]
     assert [row["method"] for row in rows] == trained
     assert rows[0]["relative"] == rows[0]["low"] == rows[0]["high"] == 1
     for row in rows:
         assert row["value"] > 0
         assert row["low"] <= row["relative"] <= row["high"]
-        assert (row["batch"], row["hidden_size"], row["dataset"], row["rounds"]) == (16, 16, "digits", 4)
+        assert (row["batch"], row["hidden_size"], row["dataset"], row["rounds"]) == (
+            16,
+            16,
+            "digits",
+            4,
+        )
 
 
 def test_a_step_that_takes_three_times_as_long_costs_three_times_as_much(monkeypatch):
@@ -36,7 +43,9 @@ def test_a_step_that_takes_three_times_as_long_costs_three_times_as_much(monkeyp
         return step
 
     monkeypatch.setattr(costs, "_stepper", stepper)
-    rows = {row["method"]: row for row in experiments.training_costs("toy", rounds=41, changes=TINY)}
+    rows = {
+        row["method"]: row for row in experiments.training_costs("toy", rounds=41, changes=TINY)
+    }
     assert rows["dispersive"]["relative"] == pytest.approx(3)
     assert rows["delta_fm"]["relative"] == pytest.approx(1)
     timed = order[costs.WARM * len(rows) :]

@@ -1,4 +1,6 @@
-"""The course's own tools: a check never raises and never lies, fast mode is read in one place, results come from files."""
+"""The course's own tools: a check never raises and never lies, fast mode is read in one place,
+results come from files.
+"""
 
 import ast
 import subprocess
@@ -68,12 +70,25 @@ def test_two_checks_of_one_exercise_are_refused(registered):
 def test_every_notebook_has_at_least_three_exercises_in_order():
     numbers = course.exercises()
     for notebook in range(11):
-        mine = [int(number.split(".")[1]) for number in numbers if number.split(".")[0] == str(notebook)]
+        mine = [
+            int(number.split(".")[1]) for number in numbers if number.split(".")[0] == str(notebook)
+        ]
         assert mine == list(range(1, len(mine) + 1))
         assert len(mine) >= 3, notebook
 
 
-@pytest.mark.parametrize("answer", [0.0, "text", [], torch.zeros(3), lambda *a, **k: torch.zeros(()), lambda *a, **k: None, object()])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        0.0,
+        "text",
+        [],
+        torch.zeros(3),
+        lambda *a, **k: torch.zeros(()),
+        lambda *a, **k: None,
+        object(),
+    ],
+)
 def test_no_check_takes_nonsense_for_an_answer_and_none_raises(answer, capsys):
     for number in course.exercises():
         assert course.check(number, answer) is False, number
@@ -88,16 +103,29 @@ def test_a_check_leaves_the_global_random_state_alone():
 
 
 def test_fast_mode_is_read_in_one_place():
-    words = {path: ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in PACKAGE.rglob("*.py")}
-    readers = [path for path, nodes in words.items() if any(isinstance(n, ast.Constant) and n.value == "CFM_LITE_FAST" for n in nodes)]
+    words = {
+        path: ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path in PACKAGE.rglob("*.py")
+    }
+    readers = [
+        path
+        for path, nodes in words.items()
+        if any(isinstance(n, ast.Constant) and n.value == "CFM_LITE_FAST" for n in nodes)
+    ]
     assert [path.parent.name for path in readers] == ["course"]
 
 
-@pytest.mark.parametrize(("value", "fast"), [("1", True), ("true", True), ("0", False), ("", False), ("no", False)])
+@pytest.mark.parametrize(
+    ("value", "fast"), [("1", True), ("true", True), ("0", False), ("", False), ("no", False)]
+)
 def test_the_switch(value, fast):
     code = "from cfm_lite import course; print(course.FAST, course.pick('full', 'fast'))"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={"CFM_LITE_FAST": value, "PATH": ""}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={"CFM_LITE_FAST": value, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == [str(fast), "fast" if fast else "full"]
 
@@ -127,5 +155,10 @@ def test_the_verdict_of_exercise_8_5_needs_both_intervals(capsys):
 
     assert course.check("8.5", by_the_bootstrap) is False
     assert "Student's contains it" in capsys.readouterr().out
-    right = lambda d, lower: "no clear difference" if not d.clear else "better" if (d.mean < 0) == lower else "worse"  # noqa: E731
+
+    def right(d, lower):
+        return (
+            "no clear difference" if not d.clear else "better" if (d.mean < 0) == lower else "worse"
+        )
+
     assert course.check("8.5", right) is True

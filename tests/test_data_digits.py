@@ -11,7 +11,10 @@ from cfm_lite.data import digits
 from cfm_lite.errors import ConfigError
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 899), ("judge", 898), ("judge_fit", 673), ("judge_test", 225), ("all", 1797)])
+@pytest.mark.parametrize(
+    ("split", "count"),
+    [("train", 899), ("judge", 898), ("judge_fit", 673), ("judge_test", 225), ("all", 1797)],
+)
 def test_images_span_minus_one_to_one_and_labels_zero_to_nine(split, count):
     images, labels = digits.load(split)
     assert (images.shape, images.dtype) == ((count, 1, 8, 8), torch.float32)
@@ -26,7 +29,12 @@ def test_pixels_are_scikit_learns():
     pixels, target = load_digits(return_X_y=True)
     images, labels = digits.load("judge_test")
     rows = digits.indices("judge_test").numpy()
-    torch.testing.assert_close(8 * (images + 1), torch.from_numpy(pixels[rows]).float().reshape(-1, 1, 8, 8), rtol=0, atol=0)
+    torch.testing.assert_close(
+        8 * (images + 1),
+        torch.from_numpy(pixels[rows]).float().reshape(-1, 1, 8, 8),
+        rtol=0,
+        atol=0,
+    )
     assert labels.tolist() == target[rows].tolist()
 
 
@@ -43,7 +51,10 @@ def test_no_image_of_one_half_is_in_the_other():
     assert torch.cdist(train, judge, compute_mode="donot_use_mm_for_euclid_dist").min() > 0
 
 
-@pytest.mark.parametrize(("split", "share"), [("train", 1 / 2), ("judge", 1 / 2), ("judge_fit", 3 / 8), ("judge_test", 1 / 8)])
+@pytest.mark.parametrize(
+    ("split", "share"),
+    [("train", 1 / 2), ("judge", 1 / 2), ("judge_fit", 3 / 8), ("judge_test", 1 / 8)],
+)
 def test_every_class_is_split_in_proportion(split, share):
     whole = digits.load("all")[1].bincount()
     assert (digits.load(split)[1].bincount() - share * whole).abs().max() < 2

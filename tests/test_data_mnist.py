@@ -1,4 +1,6 @@
-"""data/mnist.py and data/root.py: right files are read exactly, and every damaged one is one clear DataError."""
+"""data/mnist.py and data/root.py: right files are read exactly, and every damaged one is one clear
+DataError.
+"""
 
 import gzip
 import hashlib
@@ -14,7 +16,9 @@ from cfm_lite.errors import ConfigError, DataError
 
 N = 6
 IMAGES, LABELS = mnist.SPLITS["train"]
-PIXELS = torch.randint(256, (N, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+PIXELS = torch.randint(
+    256, (N, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+)
 DIGITS = torch.tensor([3, 0, 9, 1, 1, 4], dtype=torch.uint8)
 
 
@@ -33,9 +37,13 @@ def pack(content):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A data root with four small right files, whose MD5 stand in the table; returns its mnist folder."""
+    """A data root with four small right files, whose MD5 stand in the table; returns its mnist
+    folder.
+    """
     monkeypatch.setenv(root.VARIABLE, str(tmp_path))
-    monkeypatch.setattr(mnist, "MD5", {name: hashlib.md5(content).hexdigest() for name, content in CONTENT.items()})
+    monkeypatch.setattr(
+        mnist, "MD5", {name: hashlib.md5(content).hexdigest() for name, content in CONTENT.items()}
+    )
     (tmp_path / "mnist").mkdir()
     for name, content in CONTENT.items():
         (tmp_path / "mnist" / name).write_bytes(pack(content))
@@ -43,7 +51,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def failure(path, call=mnist.load):
-    """The message of the DataError that `call` must raise; it is one line that names the path, the variable and the command."""
+    """The message of the DataError that `call` must raise; it is one line that names the path, the
+    variable and the command.
+    """
     with pytest.raises(DataError) as caught:
         call()
     message = str(caught.value)
@@ -51,7 +61,9 @@ def failure(path, call=mnist.load):
     assert root.VARIABLE in message
     assert "cfm-lite prepare mnist" in message
     assert "\n" not in message
-    assert caught.value.__context__ is None or caught.value.__suppress_context__  # no second traceback above the clear one
+    assert (
+        caught.value.__context__ is None or caught.value.__suppress_context__
+    )  # no second traceback above the clear one
     return message
 
 
@@ -227,12 +239,16 @@ def test_official_table_names_the_official_files():
 # the root
 
 
-def test_root_is_the_argument_then_the_variable_then_the_checkout_then_the_users_cache(monkeypatch, tmp_path):
+def test_root_is_the_argument_then_the_variable_then_the_checkout_then_the_users_cache(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv(root.VARIABLE, str(tmp_path))
     assert root.data_root(tmp_path / "own") == tmp_path / "own"
     assert root.data_root() == tmp_path
     for unset in (None, ""):
-        monkeypatch.delenv(root.VARIABLE, raising=False) if unset is None else monkeypatch.setenv(root.VARIABLE, unset)
+        monkeypatch.delenv(root.VARIABLE, raising=False) if unset is None else monkeypatch.setenv(
+            root.VARIABLE, unset
+        )
         monkeypatch.setattr(root, "checkout", lambda: tmp_path / "repository")
         assert root.data_root() == tmp_path / "repository" / "data" / "cache"
         monkeypatch.setattr(root, "checkout", lambda: None)
@@ -271,7 +287,9 @@ def test_publish_replaces_whole_files_and_leaves_nothing_behind(tmp_path, monkey
 
 
 def stand_in(monkeypatch, content=None, error=None):
-    """Puts `content` where torchvision puts its files, or raises `error`; returns the list of calls."""
+    """Puts `content` where torchvision puts its files, or raises `error`; returns the list of
+    calls.
+    """
     calls = []
 
     def fetch(folder, download):
@@ -323,7 +341,9 @@ def test_download_replaces_the_damaged_file_alone_and_keeps_it_aside(folder, mon
         ({IMAGES: pack(CONTENT[IMAGES])}, None),
     ],
 )
-def test_failed_download_leaves_nothing_and_says_where_files_belong(folder, monkeypatch, tmp_path, content, error):
+def test_failed_download_leaves_nothing_and_says_where_files_belong(
+    folder, monkeypatch, tmp_path, content, error
+):
     stand_in(monkeypatch, content, error)
     fresh = tmp_path / "fresh"
     with pytest.raises(DataError) as caught:
@@ -351,7 +371,10 @@ def test_interrupted_download_leaves_no_temporary_folder(folder, monkeypatch, tm
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize(("split", "count", "first"), [("train", 60_000, [5, 0, 4, 1, 9]), ("test", 10_000, [7, 2, 1, 0, 4])])
+@pytest.mark.parametrize(
+    ("split", "count", "first"),
+    [("train", 60_000, [5, 0, 4, 1, 9]), ("test", 10_000, [7, 2, 1, 0, 4])],
+)
 def test_real_files_are_the_official_ones(split, count, first):
     images, labels = mnist.load(split)
     assert images.shape == (count, 1, 28, 28)

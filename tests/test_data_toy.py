@@ -1,4 +1,6 @@
-"""data/toy.py: each set lies where its description says, follows its generator alone, and has its exact density where it is a mixture."""
+"""data/toy.py: each set lies where its description says, follows its generator alone, and has its
+exact density where it is a mixture.
+"""
 
 import math
 
@@ -84,7 +86,9 @@ def _scikit_learn(name, *arguments, **settings):
     """Noise-free points of scikit-learn's generator of the same name."""
     from sklearn import datasets
 
-    points, label = getattr(datasets, f"make_{name}")(*arguments, noise=0.0, random_state=0, **settings)
+    points, label = getattr(datasets, f"make_{name}")(
+        *arguments, noise=0.0, random_state=0, **settings
+    )
     return torch.from_numpy(points), torch.from_numpy(label)
 
 
@@ -149,25 +153,39 @@ def test_figure3_modes_are_the_papers(generator):
     x1, y = toy.figure3(8000, generator=generator)
     original = toy.to_figure3(x1)
     means = torch.stack([original[y == k].mean(0) for k in range(2)])
-    torch.testing.assert_close(means, torch.tensor([[5.0, 0.0], [4.8801, 1.0879]]), atol=0.03, rtol=0)
-    torch.testing.assert_close((original - means[y]).std(0), torch.full((2,), 0.5), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        means, torch.tensor([[5.0, 0.0], [4.8801, 1.0879]]), atol=0.03, rtol=0
+    )
+    torch.testing.assert_close(
+        (original - means[y]).std(0), torch.full((2,), 0.5), atol=0.02, rtol=0
+    )
 
 
 def test_figure3_maps_invert_each_other_and_make_the_source_standard_normal():
     x = torch.randn(5, 2, dtype=torch.float64)
     torch.testing.assert_close(toy.to_figure3(toy.from_figure3(x)), x)
     torch.testing.assert_close(toy.from_figure3(torch.tensor([-15.0, 0.0])), torch.zeros(2))
-    torch.testing.assert_close(toy.from_figure3(torch.tensor([-14.5, 0.5])), torch.ones(2))  # one standard deviation
+    torch.testing.assert_close(
+        toy.from_figure3(torch.tensor([-14.5, 0.5])), torch.ones(2)
+    )  # one standard deviation
     assert toy.to_figure3(x.float()).dtype == torch.float32
 
 
 def test_figure3_optimum_doubles_the_gap_of_the_class_means():
-    """In the figure's coordinates and at weight 0.5, E[u_neg] = (19.940, 0.544) and the gap grows from 1.088 to 2.176."""
+    """In the figure's coordinates and at weight 0.5, E[u_neg] = (19.940, 0.544) and the gap grows
+    from 1.088 to 2.176.
+    """
     mixture = toy.mixture("figure3")
     mean = toy.to_figure3(mixture.mean()) - toy.to_figure3(torch.zeros(2))
-    torch.testing.assert_close(mean, torch.tensor([19.940, 0.544], dtype=mean.dtype), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        mean, torch.tensor([19.940, 0.544], dtype=mean.dtype), atol=1e-3, rtol=0
+    )
     # noise at the origin, t = 0: the class-mean velocity
-    x, t, y = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), torch.tensor([0, 1])
+    x, t, y = (
+        torch.zeros(2, 2, dtype=torch.float64),
+        torch.zeros(2, dtype=torch.float64),
+        torch.tensor([0, 1]),
+    )
     plain = 0.5 * optimal_velocity(mixture, x, t, y, method="fm")
     contrast = 0.5 * optimal_velocity(mixture, x, t, y, method="delta_fm", weight=0.5)
     assert abs(plain.diff(dim=0)[0, 1] - 1.088) < 1e-3
@@ -187,7 +205,10 @@ def test_mixture_is_the_density_of_its_set(name, generator):
     assert isinstance(mixture, GaussianMixture)
     x1, y = toy.load(name, 6000, generator)
     ones = torch.ones(6000)
-    own, same = mixture.log_prob(x1, ones, y), mixture.log_prob(*mixture.sample(6000, generator=generator)[:1], ones)
+    own, same = (
+        mixture.log_prob(x1, ones, y),
+        mixture.log_prob(*mixture.sample(6000, generator=generator)[:1], ones),
+    )
     assert own.mean() > mixture.log_prob(x1, ones).mean()  # the label says more than the mixture
     assert abs(mixture.log_prob(x1, ones).mean() - same.mean()) < 0.1
     torch.testing.assert_close(mixture.mean().float(), x1.mean(0), atol=0.12, rtol=0)

@@ -1,4 +1,6 @@
-"""losses.py, the feature half: the fixtures, bounds and invariances of each variant, extreme scales, memory, wrong arguments."""
+"""losses.py, the feature half: the fixtures, bounds and invariances of each variant, extreme
+scales, memory, wrong arguments.
+"""
 
 import itertools
 import math
@@ -25,7 +27,9 @@ EVERY = [
     {"variant": "covariance"},
 ]
 NAMES = [", ".join(str(value) for value in options.values()) for options in EVERY]
-PAIRED = [{key: value for key, value in options.items() if key != "include_diagonal"} for options in EVERY]
+PAIRED = [
+    {key: value for key, value in options.items() if key != "include_diagonal"} for options in EVERY
+]
 every_variant = pytest.mark.parametrize("options", EVERY, ids=NAMES)
 every_paired_variant = pytest.mark.parametrize("options", PAIRED, ids=NAMES)
 
@@ -53,11 +57,15 @@ def test_infonce_agrees_with_its_definition(name):
     for tau in settings("dispersive")[name]["taus"]:
         for part, diagonal in (("full", True), ("offdiag", False)):
             for scale, by_dim in (("divD", True), ("noD", False)):
-                value = dispersive(z, "infonce_l2", tau, normalize_by_dim=by_dim, include_diagonal=diagonal)
+                value = dispersive(
+                    z, "infonce_l2", tau, normalize_by_dim=by_dim, include_diagonal=diagonal
+                )
                 close(value.detach(), f[f"infonce_l2_{part}_{scale}_tau{tau}"])
             value = dispersive(z, "infonce_cosine", tau, include_diagonal=diagonal).detach()
             close(value, f[f"infonce_cos_{part}_tau{tau}"])
-            close(value - 1 / tau, f[f"infonce_cos1m_{part}_tau{tau}"])  # a dissimilarity of 1 - cosine shifts the logarithm
+            close(
+                value - 1 / tau, f[f"infonce_cos1m_{part}_tau{tau}"]
+            )  # a dissimilarity of 1 - cosine shifts the logarithm
         close(gradient(dispersive(z, tau=tau), z)[0], f[f"grad_infonce_l2_full_divD_tau{tau}"])
 
 
@@ -69,10 +77,17 @@ def test_hinge_and_covariance_agree_with_their_definitions(name):
         for part, diagonal in (("full", True), ("offdiag", False)):
             kinds = {"sqL2": ("sq_l2", False), "sqL2divD": ("sq_l2", True), "L2": ("l2", False)}
             for kind, (distance, by_dim) in kinds.items():
-                options = {"margin": eps, "distance": distance, "normalize_by_dim": by_dim, "include_diagonal": diagonal}
+                options = {
+                    "margin": eps,
+                    "distance": distance,
+                    "normalize_by_dim": by_dim,
+                    "include_diagonal": diagonal,
+                }
                 close(dispersive(z, "hinge", **options), f[f"hinge_{kind}_{part}_eps{eps}"])
     close(dispersive(z, "covariance"), f["corr_offdiag_biased"])
-    close(dispersive(z, "covariance"), f["corr_offdiag_unbiased"])  # a correlation does not know ddof
+    close(
+        dispersive(z, "covariance"), f["corr_offdiag_unbiased"]
+    )  # a correlation does not know ddof
     close(dispersive(z, "covariance") + setting["D"], f["corr_all_biased"])
 
 
@@ -93,10 +108,14 @@ def test_infonce_lies_between_minus_log_batch_and_zero(n):
     z = normal(n, 40)
     values = [dispersive(scale * z) for scale in (0.0, 0.1, 1.0, 10.0, 100.0)]
     assert values[0] == pytest.approx(0, abs=1e-15)
-    assert all(a > b for a, b in itertools.pairwise(values) if b > -math.log(n) + 1e-9)  # scale-seeking
+    assert all(
+        a > b for a, b in itertools.pairwise(values) if b > -math.log(n) + 1e-9
+    )  # scale-seeking
     assert values[-1] == pytest.approx(-math.log(n), abs=1e-12)
     assert all(-math.log(n) <= value <= 0 for value in values)
-    assert dispersive(100 * z, include_diagonal=False) < -1000  # without the diagonal there is no floor
+    assert (
+        dispersive(100 * z, include_diagonal=False) < -1000
+    )  # without the diagonal there is no floor
 
 
 @every_variant
@@ -105,7 +124,9 @@ def test_loss_ignores_the_order_of_the_batch(options):
     close(dispersive(z[torch.randperm(9)], **options), dispersive(z, **options))
 
 
-@pytest.mark.parametrize("options", [o for o in EVERY if o["variant"] in ("infonce_l2", "hinge")], ids=str)
+@pytest.mark.parametrize(
+    "options", [o for o in EVERY if o["variant"] in ("infonce_l2", "hinge")], ids=str
+)
 def test_distances_ignore_shifts_and_rotations(options):
     z, shift = normal(9, 6).requires_grad_(), 5 * normal(6, seed=1)
     rotation, _ = torch.linalg.qr(normal(6, 6, seed=2))
@@ -119,7 +140,9 @@ def test_scale_trades_with_temperature():
     z = normal(9, 6)
     close(dispersive(3 * z, tau=0.5), dispersive(z, tau=0.5 / 9))
     close(dispersive(z, tau=0.5), dispersive(z, tau=3.0, normalize_by_dim=False))
-    close(dispersive(torch.rand(9, 1).double() * z, "infonce_cosine"), dispersive(z, "infonce_cosine"))
+    close(
+        dispersive(torch.rand(9, 1).double() * z, "infonce_cosine"), dispersive(z, "infonce_cosine")
+    )
     assert abs(dispersive(z + 1, "infonce_cosine") - dispersive(z, "infonce_cosine")) > 0.01
     close(dispersive(torch.rand(6).double() * z, "covariance"), dispersive(z, "covariance"))
 
@@ -159,20 +182,33 @@ def test_contrastive_infonce_splits_into_attraction_and_a_row_wise_dispersion():
     z, other = normal(7, 10), normal(7, 10, seed=1)
     for variant in ("infonce_l2", "infonce_cosine"):
         tau = 0.7
-        gap = -cosine(z[:, None], z[None]) if variant == "infonce_cosine" else (z[:, None] - z[None]).square().mean(2)
+        gap = (
+            -cosine(z[:, None], z[None])
+            if variant == "infonce_cosine"
+            else (z[:, None] - z[None]).square().mean(2)
+        )
         near = -cosine(z, other) if variant == "infonce_cosine" else squared_error(z, other)
         row_wise = torch.logsumexp(-gap / tau, 1).sub(math.log(7)).mean()
         close(contrastive(z, other, variant, tau), near.mean() / tau + math.log(7) + row_wise)
-        assert row_wise <= dispersive(z, variant, tau)  # Jensen; equal when all rows have the same mean
+        assert row_wise <= dispersive(
+            z, variant, tau
+        )  # Jensen; equal when all rows have the same mean
     same = torch.eye(7).double()
     close(contrastive(same, same), dispersive(same) + math.log(7))
 
 
 def test_contrastive_hinge_adds_the_squared_distance_of_the_pair():
     z, other = normal(7, 10), normal(7, 10, seed=1)
-    close(contrastive(z, other, "hinge"), squared_error(z, other).square().mean() + dispersive(z, "hinge"))
+    close(
+        contrastive(z, other, "hinge"),
+        squared_error(z, other).square().mean() + dispersive(z, "hinge"),
+    )
     distant = contrastive(z, other, "hinge", margin=3.0, distance="l2", normalize_by_dim=False)
-    close(distant, (z - other).square().sum(1).mean() + dispersive(z, "hinge", margin=3.0, distance="l2", normalize_by_dim=False))
+    close(
+        distant,
+        (z - other).square().sum(1).mean()
+        + dispersive(z, "hinge", margin=3.0, distance="l2", normalize_by_dim=False),
+    )
     close(contrastive(z, z, "hinge"), dispersive(z, "hinge"))
 
 
@@ -259,7 +295,10 @@ def plain_infonce(z, tau=0.5):
     return torch.logsumexp(-gap.flatten() / tau, 0) - 2 * math.log(len(z))
 
 
-@pytest.mark.parametrize(("n", "d"), [(6, 1), (6, 1023), (6, 1024), (6, 1025), (6, 5000), (64, 9), (65, 9), (131, 1030), (300, 40)])
+@pytest.mark.parametrize(
+    ("n", "d"),
+    [(6, 1), (6, 1023), (6, 1024), (6, 1025), (6, 5000), (64, 9), (65, 9), (131, 1030), (300, 40)],
+)
 def test_slabs_of_columns_and_bands_of_rows_add_up(n, d):
     z = normal(n, d).requires_grad_()
     loss, plain = dispersive(z), plain_infonce(z)
@@ -275,7 +314,9 @@ def test_gram_matrix_has_two_derivatives(centre):
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(lambda z: (weights * gram(z, centre)).sin(), z)
     value = (weights * gram(z, centre)).sum()
-    with_graph, alone = (torch.autograd.grad(value, z, create_graph=g, retain_graph=True)[0] for g in (True, False))
+    with_graph, alone = (
+        torch.autograd.grad(value, z, create_graph=g, retain_graph=True)[0] for g in (True, False)
+    )
     close(with_graph.detach(), alone, 1e-12)
 
 
@@ -283,12 +324,17 @@ def test_near_duplicates_have_the_distance_that_float32_can_resolve():
     for seed in range(8):
         z = normal(6, 3000, seed=seed, dtype=torch.float32)
         z[1] = z[0] * (1 + 2e-7)
-        value = dispersive(z, "hinge", distance="l2", normalize_by_dim=False, include_diagonal=False)
+        value = dispersive(
+            z, "hinge", distance="l2", normalize_by_dim=False, include_diagonal=False
+        )
         close(value, 2 / 30, 1e-4)  # the pair adds margin^2 twice, all others are far
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("spread", "offset"), [(1.0, 0.0), (1.0, 1e3), (1e-2, 10.0), (1e-8, 0.0), (1e-8, 1e-5), (1e4, 0.0), (1e4, 1e7)])
+@pytest.mark.parametrize(
+    ("spread", "offset"),
+    [(1.0, 0.0), (1.0, 1e3), (1e-2, 10.0), (1e-8, 0.0), (1e-8, 1e-5), (1e4, 0.0), (1e4, 1e7)],
+)
 def test_any_scale_and_a_common_offset_stay_accurate(spread, offset, dtype):
     z = (spread * normal(16, 3000) + offset * normal(3000, seed=1)).to(dtype).requires_grad_()
     tau = 0.5 * max(spread, 1e-4) ** 2
@@ -334,7 +380,9 @@ def test_all_rows_equal_is_the_worst_value_and_finite():
 
 def test_a_constant_feature_correlates_with_none():
     z = normal(7, 5, dtype=torch.float32)
-    constant = torch.cat([z, torch.full((7, 1), 0.1)], 1).requires_grad_()  # its mean is not exactly 0.1
+    constant = torch.cat(
+        [z, torch.full((7, 1), 0.1)], 1
+    ).requires_grad_()  # its mean is not exactly 0.1
     loss = dispersive(constant, "covariance")
     close(loss.detach(), dispersive(z, "covariance"), 1e-5)
     assert torch.equal(gradient(loss, constant)[0][:, 5], torch.zeros(7))
@@ -396,10 +444,15 @@ def test_covariance_never_builds_a_features_by_features_matrix(paired):
 @every_paired_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_batch_of_one_gives_zero_and_one_warning(options, dtype):
-    z, other = normal(1, 3, 2, dtype=dtype).requires_grad_(), normal(1, 3, 2, seed=1, dtype=dtype).requires_grad_()
+    z, other = (
+        normal(1, 3, 2, dtype=dtype).requires_grad_(),
+        normal(1, 3, 2, seed=1, dtype=dtype).requires_grad_(),
+    )
     with pytest.warns(UserWarning, match="batch of one"):
         loss = dispersive(z, **options)
-    paired = contrastive(z, other, **options)  # warned already: a second warning would be an error here
+    paired = contrastive(
+        z, other, **options
+    )  # warned already: a second warning would be an error here
     for value in (loss, paired):
         assert value == 0
         assert value.dtype == dtype
@@ -411,7 +464,10 @@ def test_batch_of_one_gives_zero_and_one_warning(options, dtype):
 @pytest.mark.parametrize("name", ["tau", "margin"])
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "1", True, None])
 def test_numbers_out_of_range_are_refused(name, value):
-    for loss in (lambda **o: dispersive(normal(4, 3), **o), lambda **o: contrastive(normal(4, 3), normal(4, 3), **o)):
+    for loss in (
+        lambda **o: dispersive(normal(4, 3), **o),
+        lambda **o: contrastive(normal(4, 3), normal(4, 3), **o),
+    ):
         with pytest.raises(ConfigError, match=name):
             loss(**{name: value})
 

@@ -1,4 +1,6 @@
-"""What the documents say works: every block of code is run by a test, and every command line is one that the program takes."""
+"""What the documents say works: every block of code is run by a test, and every command line is one
+that the program takes.
+"""
 
 import re
 import shlex
@@ -23,9 +25,20 @@ def test_every_block_of_code_is_run_by_a_test():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_twelve_lines_learn_the_data_that_they_were_given(seed):
-    """Two samples of the data have a distance of 0.02 to 0.33 (of twenty), and up to 0.6 % of class 0 lie nearer to class 1."""
+    """Two samples of the data have a distance of 0.02 to 0.33 (of twenty), and up to 0.6 % of class
+    0 lie nearer to class 1.
+    """
     code = blocks("README.md")[0].text
-    assert len([line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]) <= 12
+    assert (
+        len(
+            [
+                line
+                for line in code.splitlines()
+                if line.strip() and not line.startswith(("import", "from"))
+            ]
+        )
+        <= 12
+    )
     torch.manual_seed(seed)
     names: dict = {}
     exec(code, names)  # noqa: S102 (our own text)
@@ -33,20 +46,32 @@ def test_the_twelve_lines_learn_the_data_that_they_were_given(seed):
     fresh, label = toy.two_classes(20_000, generator=torch.Generator().manual_seed(77))
     own = fresh[label == 0][: len(points)]
     assert points.shape == (2000, 2)
-    assert metrics.sliced_wasserstein(points, own, generator=torch.Generator().manual_seed(3)) <= 0.3
+    assert (
+        metrics.sliced_wasserstein(points, own, generator=torch.Generator().manual_seed(3)) <= 0.3
+    )
     nearest = torch.cdist(points, fresh).argmin(1)
     assert (label[nearest] == 1).double().mean() <= 0.05
 
 
 @pytest.mark.parametrize("document", documents())
 def test_every_make_target_in_a_document_is_one(document):
-    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    asked = {word for line in command_lines(document) for word in re.findall(r"(?:^|\s)make ([a-z][a-z-]*)$", line)}
+    targets = set(
+        re.findall(
+            r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
+    asked = {
+        word
+        for line in command_lines(document)
+        for word in re.findall(r"(?:^|\s)make ([a-z][a-z-]*)$", line)
+    }
     assert asked <= targets
 
 
 def _words(line: str) -> list[str] | None:
-    """The words behind cfm-lite, or behind torchrun ... -m cfm_lite.cli --; None for another command or one that is only hinted at."""
+    """The words behind cfm-lite, or behind torchrun ... -m cfm_lite.cli --; None for another
+    command or one that is only hinted at.
+    """
     try:
         words = shlex.split(line)
     except ValueError:
@@ -61,9 +86,19 @@ def _words(line: str) -> list[str] | None:
 
 
 @pytest.mark.parametrize("document", documents())
-def test_every_command_line_in_a_document_is_one_that_the_program_takes(document, monkeypatch, capsys):
+def test_every_command_line_in_a_document_is_one_that_the_program_takes(
+    document, monkeypatch, capsys
+):
     """Read, not run: a flag that went away, or a value that is no longer allowed, stands out."""
-    for kind in (cli.Demo, cli.Train, cli.Sample, cli.Evaluate, cli.Compare, cli.Prepare, cli.Export):
+    for kind in (
+        cli.Demo,
+        cli.Train,
+        cli.Sample,
+        cli.Evaluate,
+        cli.Compare,
+        cli.Prepare,
+        cli.Export,
+    ):
         monkeypatch.setattr(kind, "run", lambda self: None)
     for line in command_lines(document):
         words = _words(line)

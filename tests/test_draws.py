@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from cfm_lite import draws
-from cfm_lite.draws import drop_labels, independent, keyed_generator, logit_normal_time, lognormal_time, minibatch_ot, uniform_time
+from cfm_lite.draws import (
+    drop_labels,
+    independent,
+    keyed_generator,
+    logit_normal_time,
+    lognormal_time,
+    minibatch_ot,
+    uniform_time,
+)
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import COSINE, LINEAR, VP, Path
 from tests.reference import case
@@ -38,7 +46,9 @@ def test_lognormal_times_agree_with_repa_in_reversed_time(path: Path) -> None:
     t = draws._lognormal_law(path)(reference["normal"])
     assert_close(t, 1 - reference["t"], atol=1e-10, rtol=1e-10)
     inside = t < 1 - 1e-6
-    assert_close((path.sigma(t) / path.alpha(t))[inside], reference["sigma"][inside], atol=1e-9, rtol=1e-9)
+    assert_close(
+        (path.sigma(t) / path.alpha(t))[inside], reference["sigma"][inside], atol=1e-9, rtol=1e-9
+    )
 
 
 def logit(t: Tensor) -> Tensor:
@@ -50,13 +60,21 @@ def logit(t: Tensor) -> Tensor:
     [
         (uniform_time, lambda t: t),
         (logit_normal_time, lambda t: norm.cdf(logit(t))),
-        (partial(logit_normal_time, mean=-0.7, std=1.6), lambda t: norm.cdf((logit(t) + 0.7) / 1.6)),
+        (
+            partial(logit_normal_time, mean=-0.7, std=1.6),
+            lambda t: norm.cdf((logit(t) + 0.7) / 1.6),
+        ),
         (lognormal_time, lambda t: norm.cdf(logit(t))),
-        (partial(lognormal_time, path=COSINE), lambda t: 1 - norm.cdf(torch.log(torch.tan(math.pi / 2 * (1 - t))))),
+        (
+            partial(lognormal_time, path=COSINE),
+            lambda t: 1 - norm.cdf(torch.log(torch.tan(math.pi / 2 * (1 - t)))),
+        ),
     ],
     ids=["uniform", "logit_normal", "shifted_logit_normal", "lognormal_linear", "lognormal_cosine"],
 )
-def test_times_follow_their_law(law: Callable[..., Tensor], cdf: Callable[[Tensor], Tensor]) -> None:
+def test_times_follow_their_law(
+    law: Callable[..., Tensor], cdf: Callable[[Tensor], Tensor]
+) -> None:
     t = law(20_000, generator=seeded()).double()
     assert kstest(t.numpy(), lambda values: np.asarray(cdf(torch.from_numpy(values)))).pvalue > 1e-3
 
@@ -74,7 +92,11 @@ def test_extreme_logit_normal_and_lognormal_times_stay_in_the_unit_interval() ->
     t = logit_normal_time(1000, mean=40, std=100, generator=seeded())
     assert (t.min(), t.max()) == (0, 1)
     for path in (LINEAR, COSINE):
-        assert draws._lognormal_law(path)(torch.tensor([-200.0, 0.0, 200.0])).tolist() == [1, 0.5, 0]
+        assert draws._lognormal_law(path)(torch.tensor([-200.0, 0.0, 200.0])).tolist() == [
+            1,
+            0.5,
+            0,
+        ]
 
 
 @EVERY
@@ -94,7 +116,9 @@ def test_without_a_generator_the_global_seed_decides(law: Callable[..., Tensor])
 
 
 def test_zero_mean_logit_normal_is_the_mirrored_linear_lognormal() -> None:
-    assert_close(logit_normal_time(64, generator=seeded()), 1 - lognormal_time(64, generator=seeded()))
+    assert_close(
+        logit_normal_time(64, generator=seeded()), 1 - lognormal_time(64, generator=seeded())
+    )
 
 
 @EVERY
@@ -165,9 +189,13 @@ def test_minibatch_ot_permutes_noise_and_leaves_data_and_labels_in_place() -> No
 
 @COUPLINGS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_couplings_keep_the_type_and_accept_a_batch_of_one(couple: Callable[..., tuple], dtype: torch.dtype) -> None:
+def test_couplings_keep_the_type_and_accept_a_batch_of_one(
+    couple: Callable[..., tuple], dtype: torch.dtype
+) -> None:
     state = torch.get_rng_state()
-    x0, x1, y = couple(torch.ones(1, 2, dtype=dtype), torch.zeros(1, 2, dtype=dtype), torch.tensor([3]))
+    x0, x1, y = couple(
+        torch.ones(1, 2, dtype=dtype), torch.zeros(1, 2, dtype=dtype), torch.tensor([3])
+    )
     assert (x0.dtype, x1.dtype, y.tolist()) == (dtype, dtype, [3])
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -184,7 +212,9 @@ def test_couplings_keep_the_type_and_accept_a_batch_of_one(couple: Callable[...,
         (torch.zeros(2, 3), torch.zeros(2, 3), [0, 1], "y is list"),
     ],
 )
-def test_wrong_pairs_are_named(couple: Callable[..., tuple], x0: Tensor, x1: Tensor, y: Tensor | None, says: str) -> None:
+def test_wrong_pairs_are_named(
+    couple: Callable[..., tuple], x0: Tensor, x1: Tensor, y: Tensor | None, says: str
+) -> None:
     with pytest.raises(ConfigError, match=says):
         couple(x0, x1, y)
 
@@ -215,7 +245,9 @@ def test_dropping_labels_changes_nothing_but_the_result() -> None:
     dropped = drop_labels(y, 0.5, 10, generator=seeded())
     assert torch.equal(y, before)
     assert torch.equal(torch.get_rng_state(), state)
-    assert dropped.dtype == torch.int64  # whatever the labels were: a narrow kind may not hold the null label
+    assert (
+        dropped.dtype == torch.int64
+    )  # whatever the labels were: a narrow kind may not hold the null label
     assert torch.equal(dropped[dropped != 10], y[dropped != 10])
     assert torch.equal(dropped, drop_labels(y, 0.5, 10, generator=seeded()))
 
@@ -253,13 +285,36 @@ def test_a_keyed_generator_is_the_same_in_every_process() -> None:
 
 
 def test_keyed_generators_of_different_keys_differ() -> None:
-    keys = [(0, 1, 2), (0, 2, 1), (0, 12), (1, 2), (0, 1, "2"), (0, 1), (), ("noise",), ("time",), (-1,)]
-    keys += [(0, step, shard, what) for step in range(20) for shard in range(20) for what in ("noise", "time")]
-    assert len({torch.rand(1, generator=keyed_generator("cpu", *key), dtype=torch.float64).item() for key in keys}) == len(keys)
+    keys = [
+        (0, 1, 2),
+        (0, 2, 1),
+        (0, 12),
+        (1, 2),
+        (0, 1, "2"),
+        (0, 1),
+        (),
+        ("noise",),
+        ("time",),
+        (-1,),
+    ]
+    keys += [
+        (0, step, shard, what)
+        for step in range(20)
+        for shard in range(20)
+        for what in ("noise", "time")
+    ]
+    assert len(
+        {
+            torch.rand(1, generator=keyed_generator("cpu", *key), dtype=torch.float64).item()
+            for key in keys
+        }
+    ) == len(keys)
 
 
 def test_keyed_generators_of_neighbouring_keys_are_independent() -> None:
-    first = torch.stack([torch.randn(8, generator=keyed_generator("cpu", 0, step, "noise")) for step in range(4000)])
+    first = torch.stack(
+        [torch.randn(8, generator=keyed_generator("cpu", 0, step, "noise")) for step in range(4000)]
+    )
     assert_close(first.T @ first / 4000, torch.eye(8), atol=0.08, rtol=0)
     assert abs((first[1:] * first[:-1]).mean()) < 0.03
     assert kstest(first.flatten().numpy(), "norm").pvalue > 1e-3

@@ -16,7 +16,9 @@ TINY = "vit_tiny_patch16_224"
 
 
 class Pixels(nn.Module):
-    """Stands in for a vision transformer: one prefix token of zeros, then the mean colour of each 2 x 2 patch."""
+    """Stands in for a vision transformer: one prefix token of zeros, then the mean colour of each 2
+    x 2 patch.
+    """
 
     num_prefix_tokens, num_features = 1, 3
 
@@ -69,7 +71,9 @@ def test_a_timm_transformer_gives_grid_by_grid_tokens_from_any_image(tiny, size)
 
 def test_a_timm_transformer_is_its_own_forward_pass(tiny):
     images = torch.rand(2, 3, 32, 32)
-    tokens = tiny.vit.forward_features((images - tiny.mean) / tiny.std)  # already 2 patches of 16 a side
+    tokens = tiny.vit.forward_features(
+        (images - tiny.mean) / tiny.std
+    )  # already 2 patches of 16 a side
     torch.testing.assert_close(tiny(images), tokens[:, 1:])
 
 
@@ -88,7 +92,9 @@ def test_weights_come_from_a_local_file_and_follow_the_grid(tiny, tmp_path):
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(teacher(TINY, grid=2, checkpoint=file)(images), tiny(images))
     larger = teacher(TINY, grid=3, checkpoint=file)  # position table resampled
-    torch.testing.assert_close(larger.vit.blocks[0].mlp.fc1.weight, tiny.vit.blocks[0].mlp.fc1.weight)
+    torch.testing.assert_close(
+        larger.vit.blocks[0].mlp.fc1.weight, tiny.vit.blocks[0].mlp.fc1.weight
+    )
     assert larger(images).shape == (2, 9, 192)
 
 

@@ -25,7 +25,10 @@ def run():
 
 
 def rows(method, values, metric="frechet", nfe=50):
-    return [{"method": method, "seed": i, "metric": metric, "nfe": nfe, "value": v} for i, v in enumerate(values)]
+    return [
+        {"method": method, "seed": i, "metric": metric, "nfe": nfe, "value": v}
+        for i, v in enumerate(values)
+    ]
 
 
 def test_scaled_fm_is_fm_times_its_factor(run):
@@ -40,7 +43,9 @@ def test_retargeted_fm_is_the_exact_affine_map_with_the_mean_of_the_data(run):
     x, t = torch.randn(12, 1, 8, 8), torch.full((12,), 0.3)
     v = guidance.conditional(run.model, y)(x, t)
     expected = (v - 0.2 * DATA.x1.mean(0)) / 0.8
-    torch.testing.assert_close(experiments.velocity(ARMS["fm_retargeted"], run, DATA, y)(x, t), expected)
+    torch.testing.assert_close(
+        experiments.velocity(ARMS["fm_retargeted"], run, DATA, y)(x, t), expected
+    )
 
 
 def test_debiasing_undoes_retargeting(run):
@@ -48,7 +53,12 @@ def test_debiasing_undoes_retargeting(run):
     x, t = torch.randn(12, 1, 8, 8), torch.full((12,), 0.3)
     mean = DATA.x1.mean(0)
     retargeted = experiments.velocity(ARMS["fm_retargeted"], run, DATA, y)
-    torch.testing.assert_close(guidance.debias(retargeted, 0.2, mean)(x, t), guidance.conditional(run.model, y)(x, t), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        guidance.debias(retargeted, 0.2, mean)(x, t),
+        guidance.conditional(run.model, y)(x, t),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_arms_are_paired_by_their_noise(run):
@@ -56,7 +66,12 @@ def test_arms_are_paired_by_their_noise(run):
     a = experiments.draw_samples(ARMS["fm"], run, DATA, y, 2, seed=3)
     assert torch.equal(a, experiments.draw_samples(ARMS["fm"], run, DATA, y, 2, seed=3, chunk=12))
     assert not torch.equal(a, experiments.draw_samples(ARMS["fm"], run, DATA, y, 2, seed=4))
-    torch.testing.assert_close(a, experiments.draw_samples(ARMS["fm"], run, DATA, y, 2, seed=3, chunk=5), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        a,
+        experiments.draw_samples(ARMS["fm"], run, DATA, y, 2, seed=3, chunk=5),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_every_arm_of_every_suite_exists_and_is_trained_by_a_known_method():
@@ -99,7 +114,9 @@ def test_points_are_measured_by_their_exact_law():
 
 def test_differences_are_paired_by_seed():
     base = [1.0, 5.0, 9.0, 2.0]
-    found = differences(rows("fm", base) + rows("delta_fm", [v - 0.5 for v in base]), "frechet", 50)[0]
+    found = differences(
+        rows("fm", base) + rows("delta_fm", [v - 0.5 for v in base]), "frechet", 50
+    )[0]
     assert found.mean == pytest.approx(-0.5)
     assert found.std == pytest.approx(0.0, abs=1e-12)
     assert found.seeds == 4
@@ -110,13 +127,19 @@ def test_the_interval_of_a_known_law_covers_its_mean_about_as_often_as_it_says()
     hits = 0
     for _ in range(60):
         d = rng.normal(1.0, 1.0, size=20)
-        found = experiments.paired_difference("m", "x", 1, dict(enumerate(d)), dict(enumerate(np.zeros(20))))
+        found = experiments.paired_difference(
+            "m", "x", 1, dict(enumerate(d)), dict(enumerate(np.zeros(20)))
+        )
         hits += found.low <= 1.0 <= found.high
     assert 51 <= hits <= 60  # 95 % of 60 is 57; the bootstrap is a little short on 20 values
 
 
 def test_no_winner_is_named_whose_interval_contains_zero():
-    noisy = rows("fm", [1, 2, 3, 4]) + rows("delta_fm", [1.1, 1.9, 3.2, 3.8]) + rows("vecor", [0.1, 1.2, 2.1, 3.0])
+    noisy = (
+        rows("fm", [1, 2, 3, 4])
+        + rows("delta_fm", [1.1, 1.9, 3.2, 3.8])
+        + rows("vecor", [0.1, 1.2, 2.1, 3.0])
+    )
     text = experiments.report(noisy, "frechet", 50)
     assert "no clear difference" in next(line for line in text.splitlines() if "delta_fm" in line)
     assert next(line for line in text.splitlines() if "vecor" in line).endswith("differs")
@@ -126,7 +149,9 @@ def test_one_seed_gives_no_interval():
     found = differences(rows("fm", [1.0]) + rows("vecor", [2.0]), "frechet", 50)[0]
     assert not found.clear
     assert math.isnan(found.low)
-    assert "no interval: one seed" in experiments.report(rows("fm", [1.0]) + rows("vecor", [2.0]), "frechet", 50)
+    assert "no interval: one seed" in experiments.report(
+        rows("fm", [1.0]) + rows("vecor", [2.0]), "frechet", 50
+    )
 
 
 def test_missing_rows_are_a_clear_error():
@@ -139,7 +164,11 @@ def test_an_unknown_suite_is_refused_with_the_nearest():
         experiments.compare("digit", seeds=[0], out=".")
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS.values() if arm.trained != "vecor_image"], ids=lambda arm: arm.method)
+@pytest.mark.parametrize(
+    "arm",
+    [arm for arm in ARMS.values() if arm.trained != "vecor_image"],
+    ids=lambda arm: arm.method,
+)
 def test_every_arm_changes_the_velocity_as_it_says_and_nothing_else(arm, run):
     y, x, t = experiments.balanced_labels(10, 4), torch.randn(4, 1, 8, 8), torch.full((4,), 0.4)
     v, mine = (experiments.velocity(some, run, DATA, y)(x, t) for some in (ARMS["fm"], arm))
@@ -148,21 +177,28 @@ def test_every_arm_changes_the_velocity_as_it_says_and_nothing_else(arm, run):
 
 
 @pytest.mark.parametrize(
-    ("retargeted", "debiased"), [("fm_retargeted_vecor", "vecor_debiased"), ("fm_retargeted_latent", "vecor_latent_debiased")]
+    ("retargeted", "debiased"),
+    [("fm_retargeted_vecor", "vecor_debiased"), ("fm_retargeted_latent", "vecor_latent_debiased")],
 )
 def test_the_controls_of_vecor_and_their_inverses_cancel(retargeted, debiased, run):
     y, x, t = experiments.balanced_labels(10, 4), torch.randn(4, 1, 8, 8), torch.full((4,), 0.4)
     there = experiments.velocity(ARMS[retargeted], run, DATA, y)
     back = ARMS[debiased].change(there, run.recipe, DATA)(x, t)
-    torch.testing.assert_close(back, experiments.velocity(ARMS["fm"], run, DATA, y)(x, t), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        back, experiments.velocity(ARMS["fm"], run, DATA, y)(x, t), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_training_is_named_by_the_fields_that_it_reads():
     told = experiments.trained_recipe
     base = Recipe(method="delta_fm", weight=0.2)
-    assert told(base) == told(base.changed(tau=0.1, views="restricted", align=0.9, guidance=3.0, solver="heun"))
+    assert told(base) == told(
+        base.changed(tau=0.1, views="restricted", align=0.9, guidance=3.0, solver="heun")
+    )
     assert told(base) != told(base.changed(weight=0.3))
-    assert told(base) != told(base.changed(also="repa", align=0.9)) != told(base.changed(also="repa"))
+    assert (
+        told(base) != told(base.changed(also="repa", align=0.9)) != told(base.changed(also="repa"))
+    )
     assert set(METHODS) <= set(experiments.arms.READS)
 
 
@@ -180,7 +216,13 @@ def test_a_field_that_a_training_does_not_read_does_not_change_it(method):
         "align": 2.0,
         "align_block": 1,
     }
-    other = one.changed(**{name: value for name, value in idle.items() if name not in experiments.arms.READS[method]})
+    other = one.changed(
+        **{
+            name: value
+            for name, value in idle.items()
+            if name not in experiments.arms.READS[method]
+        }
+    )
     assert experiments.trained_recipe(one) == experiments.trained_recipe(other)
     a, b = (train(r, data, progress=False).model.state_dict() for r in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -197,27 +239,52 @@ def test_latents_are_measured_as_the_images_that_they_stand_for():
 
 def test_the_sde_and_the_other_solvers_draw_what_their_names_say(run):
     y = experiments.balanced_labels(10, 6)
-    plain, heun, sde = (experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, solver=name) for name in (None, "heun", "sde"))
-    assert torch.equal(plain, experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, solver=run.recipe.solver))
+    plain, heun, sde = (
+        experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, solver=name)
+        for name in (None, "heun", "sde")
+    )
+    assert torch.equal(
+        plain, experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, solver=run.recipe.solver)
+    )
     assert not torch.equal(plain, heun)
     assert torch.equal(sde, experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, solver="sde"))
-    assert not torch.equal(sde, experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, seed=1, solver="sde"))
-    for bad in ({"solver": "heun", "nfe": 3}, {"solver": "sde", "nfe": 1}, {"solver": "eular"}, {"samples": 0}):
+    assert not torch.equal(
+        sde, experiments.draw_samples(ARMS["fm"], run, DATA, y, 4, seed=1, solver="sde")
+    )
+    for bad in (
+        {"solver": "heun", "nfe": 3},
+        {"solver": "sde", "nfe": 1},
+        {"solver": "eular"},
+        {"samples": 0},
+    ):
         with pytest.raises(ConfigError):
             experiments.Sampling(**bad)
 
 
 @pytest.mark.parametrize(
-    ("held", "trained", "n"), [(10_000, 60_000, 6_000), (10_000, 60_000, 9_999), (10_000, 60_000, 10_000), (898, 5_500, 1_000)]
+    ("held", "trained", "n"),
+    [
+        (10_000, 60_000, 6_000),
+        (10_000, 60_000, 9_999),
+        (10_000, 60_000, 10_000),
+        (898, 5_500, 1_000),
+    ],
 )
 def test_samples_are_held_against_as_many_real_rows_of_each_kind(held, trained, n, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        measures, "assess", lambda judge, x: (seen.append(x.flatten()), (torch.zeros(len(x), 2), torch.randn(len(x), 2)))[1]
+        measures,
+        "assess",
+        lambda judge, x: (
+            seen.append(x.flatten()),
+            (torch.zeros(len(x), 2), torch.randn(len(x), 2)),
+        )[1],
     )
     rows = [torch.arange(float(count))[:, None] for count in (trained, held, n)]
     data = DATA._replace(x1=rows[0], held_x1=rows[1])
-    experiments.measure(rows[2], torch.zeros(n, dtype=torch.long), data, train_judge("digits", limit=5))
+    experiments.measure(
+        rows[2], torch.zeros(n, dtype=torch.long), data, train_judge("digits", limit=5)
+    )
     _, real, train = seen
     assert (len(real), len(train)) == (min(n, held), min(n, trained))
     for chosen, whole in ((real, held), (train, trained)):
@@ -231,7 +298,12 @@ def test_samples_are_held_against_as_many_real_rows_of_each_kind(held, trained, 
 def test_a_guided_sampling_counts_its_evaluations_once_and_its_rows_twice_wherever_they_are_counted():
     plain, guided = (experiments.Sampling("heun", 8, scale, 100) for scale in (1.0, 2.0))
     assert (plain.nfe, plain.rows, guided.nfe, guided.rows) == (8, 800, 8, 1600)
-    one, two = (jobs.Job(SMALL, (experiments.Trial("core", "", "fm", SMALL, (way,)),)) for way in (plain, guided))
+    one, two = (
+        jobs.Job(SMALL, (experiments.Trial("core", "", "fm", SMALL, (way,)),))
+        for way in (plain, guided)
+    )
     assert jobs.estimate_rows(two) - jobs.estimate_rows(one) == 800
-    assert jobs.estimate(two) / jobs.estimate(one) == pytest.approx(jobs.estimate_rows(two) / jobs.estimate_rows(one))
+    assert jobs.estimate(two) / jobs.estimate(one) == pytest.approx(
+        jobs.estimate_rows(two) / jobs.estimate_rows(one)
+    )
     assert experiments.row_base("fm", SMALL.changed(guidance=2.0), 100, 4, "heun")["nfe"] == 8

@@ -58,23 +58,41 @@ def test_the_checkpoint_of_an_old_run_is_sampled_too(name, old, tmp_path):
 
 @pytest.mark.parametrize("name", ["toy", "digits"])
 def test_old_samples_are_measured_as_they_were(name, old, tmp_path):
-    before = {row["metric"]: row["value"] for row in json.loads((old / name / "metrics.json").read_text())}
+    before = {
+        row["metric"]: row["value"] for row in json.loads((old / name / "metrics.json").read_text())
+    }
     command("evaluate", "--samples", old / name / "samples.npz", "--out", tmp_path / "metrics.json")
-    after = {row["metric"]: row["value"] for row in json.loads((tmp_path / "metrics.json").read_text())}
+    after = {
+        row["metric"]: row["value"] for row in json.loads((tmp_path / "metrics.json").read_text())
+    }
     assert {metric: after[metric] for metric in before} == pytest.approx(before, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:16 samples against 16")
 def test_old_samples_of_imagenet_are_measured(old, tmp_path):
     samples = old / "imagenet" / "samples"
-    command("evaluate", "--samples", samples, "--reference", samples, "--inception", "standin", "--out", tmp_path / "metrics.json")
-    values = {row["metric"]: row["value"] for row in json.loads((tmp_path / "metrics.json").read_text())}
+    command(
+        "evaluate",
+        "--samples",
+        samples,
+        "--reference",
+        samples,
+        "--inception",
+        "standin",
+        "--out",
+        tmp_path / "metrics.json",
+    )
+    values = {
+        row["metric"]: row["value"] for row in json.loads((tmp_path / "metrics.json").read_text())
+    }
     assert values["standin_fid_to_16_images"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["toy", "digits"])
 def test_the_average_of_an_old_run_is_opened(name, old):
-    recipe, model, step = runs.load_model(old / name, dataset(runs.saved_recipe(old / name).dataset))
+    recipe, model, step = runs.load_model(
+        old / name, dataset(runs.saved_recipe(old / name).dataset)
+    )
     assert (step, recipe.steps) == (300, 300)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
@@ -84,16 +102,33 @@ def test_an_old_run_goes_on_and_an_old_run_on_a_wrong_path_does_not(old):
     (step,) = (old / "digits" / "checkpoints").iterdir()
     trainer = build_trainer(recipe, build_model(recipe, dataset("digits")))
     assert trainer.resume(step).step == 300
-    # the first edition's objective on COSINE let its negatives lie on LINEAR: another loss than today's
+    # the first edition's objective on COSINE let its negatives lie on LINEAR: another loss than
+    # today's
     wrong = json.loads((step / "state.json").read_text())["settings"] | {"path": "cosine"}
     assert _said_once(wrong)["terms"]["repulsion"]["negatives"]["path"] == "linear"
-    mine = _said_once(build_trainer(recipe.changed(path="cosine"), build_model(recipe, dataset("digits")))._settings())
+    mine = _said_once(
+        build_trainer(
+            recipe.changed(path="cosine"), build_model(recipe, dataset("digits"))
+        )._settings()
+    )
     assert mine["terms"]["repulsion"]["negatives"]["path"] == "cosine"
 
 
 def test_a_law_of_time_that_the_first_edition_saved_is_the_same_law_today():
-    old_path = {"kind": "Path", "name": "linear", "alpha": "<lambda>", "d_alpha": "ones_like", "sigma_d_sigma": None, "train_end": 1.0}
-    bare, told = ({"path": "linear", "time": law} for law in ("lognormal_time", ["lognormal_time", [], {"path": old_path}]))
+    old_path = {
+        "kind": "Path",
+        "name": "linear",
+        "alpha": "<lambda>",
+        "d_alpha": "ones_like",
+        "sigma_d_sigma": None,
+        "train_end": 1.0,
+    }
+    bare, told = (
+        {"path": "linear", "time": law}
+        for law in ("lognormal_time", ["lognormal_time", [], {"path": old_path}])
+    )
     today = {"path": "linear", "time": ["lognormal_time", [], {"path": "linear"}]}
     assert _said_once(bare) == _said_once(told) == _said_once(today)
-    assert _said_once(bare | {"path": "cosine"}) != _said_once({"path": "cosine", "time": ["lognormal_time", [], {"path": "cosine"}]})
+    assert _said_once(bare | {"path": "cosine"}) != _said_once(
+        {"path": "cosine", "time": ["lognormal_time", [], {"path": "cosine"}]}
+    )

@@ -1,4 +1,6 @@
-"""Every option changes what a command does, or is refused by name; and what is refused leaves nothing behind."""
+"""Every option changes what a command does, or is refused by name; and what is refused leaves
+nothing behind.
+"""
 
 import dataclasses
 import json
@@ -32,9 +34,15 @@ def made(tmp_path_factory):
     """A folder with two small runs, their samples, a report, and things that are none of ours."""
     home = tmp_path_factory.mktemp("home")
     data = dataset("two_classes", points=50)
-    for name, chosen in (("run", FEW), ("delta", FEW.changed(method="delta_fm", weight=0.4, seed=1))):
+    for name, chosen in (
+        ("run", FEW),
+        ("delta", FEW.changed(method="delta_fm", weight=0.4, seed=1)),
+    ):
         runs.train(chosen, data, out=home / name, progress=False)
-        assert cli.main(["sample", "--checkpoint", str(home / name), "--num", "20", "--steps", "2"]) == 0
+        assert (
+            cli.main(["sample", "--checkpoint", str(home / name), "--num", "20", "--steps", "2"])
+            == 0
+        )
     made_folder(home / "pictures", classes=2, each=2)
     for name in ("foreign", "latents", "L", "folder.npz", "folder.json", "results"):
         (home / name).mkdir()
@@ -76,20 +84,30 @@ def no_work(monkeypatch):
         yield
 
     monkeypatch.setattr(runs, "_steps", one_step)
-    monkeypatch.setattr(experiments.sweep, "_outcomes", lambda *args: (_ for _ in ()).throw(Reached("it trains")))
-    monkeypatch.setattr(experiments, "training_costs", lambda *args, **how: (_ for _ in ()).throw(Reached("it times")))
+    monkeypatch.setattr(
+        experiments.sweep, "_outcomes", lambda *args: (_ for _ in ()).throw(Reached("it trains"))
+    )
+    monkeypatch.setattr(
+        experiments,
+        "training_costs",
+        lambda *args, **how: (_ for _ in ()).throw(Reached("it times")),
+    )
     monkeypatch.setattr(demo, "_run", lambda job: (_ for _ in ()).throw(Reached("it trains")))
 
 
 def tree(home):
     """{path: (size, time)} of all that is there."""
-    return {str(path.relative_to(home)): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in home.rglob("*") if path.is_file()} | {
-        str(path.relative_to(home)): None for path in home.rglob("*") if path.is_dir()
-    }
+    return {
+        str(path.relative_to(home)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in home.rglob("*")
+        if path.is_file()
+    } | {str(path.relative_to(home)): None for path in home.rglob("*") if path.is_dir()}
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_what_would_do_nothing_is_refused_by_name_and_leaves_nothing_behind(part, home, no_work, capsys):
+def test_what_would_do_nothing_is_refused_by_name_and_leaves_nothing_behind(
+    part, home, no_work, capsys
+):
     before, wrong = tree(home), []
     for line, words in flags.REFUSED[part::4]:
         try:
@@ -98,18 +116,33 @@ def test_what_would_do_nothing_is_refused_by_name_and_leaves_nothing_behind(part
             code = stop.code
         said = capsys.readouterr().err
         errors = [row for row in said.splitlines() if row.startswith("cfm-lite: error:")]
-        if code not in (2, 3, 4) or len(errors) != 1 or words not in errors[0] or said.splitlines()[-1] != errors[0]:
+        if (
+            code not in (2, 3, 4)
+            or len(errors) != 1
+            or words not in errors[0]
+            or said.splitlines()[-1] != errors[0]
+        ):
             wrong.append(f"{line}: exit {code}: {said}")
         after = tree(home)
         if after != before:
-            wrong.append(f"{line} left {sorted(after.keys() ^ before.keys()) or [name for name in after if after[name] != before[name]]}")
+            wrong.append(
+                f"{line} left "
+                f"{sorted(after.keys() ^ before.keys()) or [name for name in after if after[name] != before[name]]}"
+            )
             before = after
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_corrected_command_works_where_the_wrong_one_was_refused(home):
     assert cli.main(shlex.split("train toy --resume --out new --steps 2")) == 4
-    assert cli.main(shlex.split("train digits --method vecor --set perturb=channel_shuffle --steps 2 --out new")) == 2
+    assert (
+        cli.main(
+            shlex.split(
+                "train digits --method vecor --set perturb=channel_shuffle --steps 2 --out new"
+            )
+        )
+        == 2
+    )
     assert cli.main(shlex.split("train toy --out new --steps 2 --set hidden_size=8")) == 0
     assert cli.main(shlex.split("sample --checkpoint new --out grid.png --num 4 --steps 2")) == 2
     assert cli.main(shlex.split("sample --checkpoint new --out grid.npz --num 4 --steps 2")) == 0
@@ -119,9 +152,17 @@ def test_the_corrected_command_works_where_the_wrong_one_was_refused(home):
 @pytest.mark.parametrize("form", ["--out ~/x/run", "--out=~/x/run"])
 def test_a_tilde_is_the_home_folder_in_every_form(form, home, monkeypatch):
     monkeypatch.setenv("HOME", str(home / "me"))
-    assert cli.main(shlex.split(f"train toy --steps 1 --set hidden_size=8 {form}".replace("~", "'~'"))) == 0
+    assert (
+        cli.main(shlex.split(f"train toy --steps 1 --set hidden_size=8 {form}".replace("~", "'~'")))
+        == 0
+    )
     assert (home / "me" / "x" / "run" / "config.json").is_file()
-    assert cli.main(["sample", "--checkpoint=~/x/run", "--num", "4", "--steps", "2", "--out=~/y/s.npz"]) == 0
+    assert (
+        cli.main(
+            ["sample", "--checkpoint=~/x/run", "--num", "4", "--steps", "2", "--out=~/y/s.npz"]
+        )
+        == 0
+    )
     assert cli.main(["evaluate", "--samples", "~/y/s.npz", "--out", "~/y/m.json"]) == 0
     assert {path.name for path in (home / "me" / "y").iterdir()} == {"s.npz", "s.png", "m.json"}
     assert cli.main(["compare", "toy", "--quick", "--list", "--out=~/z"]) == 0
@@ -133,7 +174,9 @@ def test_a_tilde_is_the_home_folder_in_every_form(form, home, monkeypatch):
 
 @pytest.fixture
 def outcome(home, monkeypatch, capsys):
-    """A function of a command line: what it leaves and prints, without times; slow work counts as what it is given."""
+    """A function of a command line: what it leaves and prints, without times; slow work counts as
+    what it is given.
+    """
 
     def reached(*given, **how):
         raise Reached(f"{given} {sorted(how.items())}")
@@ -141,18 +184,32 @@ def outcome(home, monkeypatch, capsys):
     monkeypatch.setattr(demo, "_run", reached)
     monkeypatch.setattr(demo, "_work", lambda jobs: reached(*jobs))
     monkeypatch.setattr(experiments, "training_costs", reached)
-    monkeypatch.setattr(experiments.sweep, "_outcomes", lambda todo, *rest: reached(*(job.key for job in todo.jobs)))
-    monkeypatch.setattr("cfm_lite.cli.actions.picture", lambda x, y, data, path: path.touch() or path)
+    monkeypatch.setattr(
+        experiments.sweep, "_outcomes", lambda todo, *rest: reached(*(job.key for job in todo.jobs))
+    )
+    monkeypatch.setattr(
+        "cfm_lite.cli.actions.picture", lambda x, y, data, path: path.touch() or path
+    )
 
     def left(line):
         before = tree(home)
         code = cli.main(shlex.split(line))
         said = capsys.readouterr()
         errors = [row for row in said.err.splitlines() if row.startswith("cfm-lite: error")]
-        text = re.sub(r"about +[\d.]+ s|\d+\.\d s|about [\d.]+ min|at 0x\w+", "", said.out.replace(str(home), "") + "".join(errors))
-        files = {name: content(home / name) for name, facts in tree(home).items() if before.get(name, 0) != facts}
+        text = re.sub(
+            r"about +[\d.]+ s|\d+\.\d s|about [\d.]+ min|at 0x\w+",
+            "",
+            said.out.replace(str(home), "") + "".join(errors),
+        )
+        files = {
+            name: content(home / name)
+            for name, facts in tree(home).items()
+            if before.get(name, 0) != facts
+        }
         for name in sorted(tree(home).keys() - before.keys(), reverse=True):
-            shutil.rmtree(home / name) if (home / name).is_dir() else (home / name).unlink(missing_ok=True)
+            shutil.rmtree(home / name) if (home / name).is_dir() else (home / name).unlink(
+                missing_ok=True
+            )
         return code, text, files
 
     return left
@@ -168,11 +225,19 @@ def content(path):
     if path.name == "config.json":
         return json.loads(path.read_text()).get("recipe")
     if path.suffix == ".jsonl":
-        return [(line["step"], line["loss"]) for line in map(json.loads, path.read_text().splitlines())]
+        return [
+            (line["step"], line["loss"]) for line in map(json.loads, path.read_text().splitlines())
+        ]
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name].tolist() for name in file.files}
-    return None if path.is_dir() or path.suffix not in (".safetensors", ".json") or path.name == "state.json" else path.read_bytes()
+    return (
+        None
+        if path.is_dir()
+        or path.suffix not in (".safetensors", ".json")
+        or path.name == "state.json"
+        else path.read_bytes()
+    )
 
 
 @pytest.mark.parametrize("option", flags.ACTS, ids="-".join)
@@ -181,7 +246,9 @@ def test_an_option_changes_what_a_command_does(option, outcome):
     whole = more if more.split()[0] == option[0] else f"{plain} {more}"
     if plain not in WITHOUT:
         WITHOUT[plain] = outcome(plain)
-        assert outcome(plain) == WITHOUT[plain]  # the difference is the option's, and not that of another second
+        assert (
+            outcome(plain) == WITHOUT[plain]
+        )  # the difference is the option's, and not that of another second
     assert outcome(whole) != WITHOUT[plain]
 
 
@@ -196,7 +263,9 @@ def test_every_option_stands_in_the_tables():
     every = set(flags.options())
     assert every - acts - refused - flags.ON_A_DEVICE == set()
     assert acts - every == set()
-    never = every - acts - flags.ON_A_DEVICE  # these do nothing anywhere, and are refused wherever they are given
+    never = (
+        every - acts - flags.ON_A_DEVICE
+    )  # these do nothing anywhere, and are refused wherever they are given
     assert never == {
         ("evaluate", "seed"),
         ("evaluate", "quick"),
@@ -209,8 +278,19 @@ def test_every_option_stands_in_the_tables():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with CUDA it is used")
 def test_a_device_that_would_not_be_used_is_refused(home, capsys):
-    lines = ("demo --quick --out new", "train toy", "sample --checkpoint run", "evaluate --samples run/samples.npz", "compare toy --quick")
-    for line in (*lines, "prepare digits", "export --checkpoint run", "prepare imagenet --images pictures --out new"):
+    lines = (
+        "demo --quick --out new",
+        "train toy",
+        "sample --checkpoint run",
+        "evaluate --samples run/samples.npz",
+        "compare toy --quick",
+    )
+    for line in (
+        *lines,
+        "prepare digits",
+        "export --checkpoint run",
+        "prepare imagenet --images pictures --out new",
+    ):
         before = tree(home)
         assert cli.main([*shlex.split(line), "--device", "cuda"]) == 2, line
         assert "device" in capsys.readouterr().err
@@ -219,10 +299,23 @@ def test_a_device_that_would_not_be_used_is_refused(home, capsys):
 
 # ---- recipe fields
 
-TOY = Recipe(dataset="two_classes", hidden_size=8, depth=2, batch=16, shard=8, steps=3, lr=0.01, sample_steps=2, label_dropout=0.5)
+TOY = Recipe(
+    dataset="two_classes",
+    hidden_size=8,
+    depth=2,
+    batch=16,
+    shard=8,
+    steps=3,
+    lr=0.01,
+    sample_steps=2,
+    label_dropout=0.5,
+)
 DIGITS = TOY.changed(dataset="digits")
 SIT = DIGITS.changed(model="sit", patch_size=4, num_heads=2)
-SPREAD, WRONG = TOY.changed(method="dispersive"), TOY.changed(method="vecor", perturb="channel_shuffle", weight=0.2)
+SPREAD, WRONG = (
+    TOY.changed(method="dispersive"),
+    TOY.changed(method="vecor", perturb="channel_shuffle", weight=0.2),
+)
 FIELDS = {  # field: (a recipe, another value), and the run is another
     "dataset": (TOY, "moons"),
     "model": (DIGITS, "sit"),
@@ -267,7 +360,9 @@ FIELDS = {  # field: (a recipe, another value), and the run is another
     "sample_steps": (TOY, 3),
     "guidance": (TOY, 3.0),
 }
-OF_IMAGENET = {field.name for field in dataclasses.fields(ImageNet)} - {field.name for field in dataclasses.fields(Recipe)}
+OF_IMAGENET = {field.name for field in dataclasses.fields(ImageNet)} - {
+    field.name for field in dataclasses.fields(Recipe)
+}
 
 
 def left_by(chosen, folder):
@@ -275,13 +370,19 @@ def left_by(chosen, folder):
     data = dataset(chosen.dataset, points=50)
     run = runs.train(chosen, data, out=folder, progress=False, log_every=1)
     arm = experiments.ARMS["fm"]
-    torch.nn.init.normal_(list(run.model.parameters())[-1], generator=torch.Generator().manual_seed(0))  # else labels are hardly seen
-    x = experiments.draw_samples(arm, run, data, torch.arange(6) % 2, chosen.sample_steps, chosen.seed)
+    torch.nn.init.normal_(
+        list(run.model.parameters())[-1], generator=torch.Generator().manual_seed(0)
+    )  # else labels are hardly seen
+    x = experiments.draw_samples(
+        arm, run, data, torch.arange(6) % 2, chosen.sample_steps, chosen.seed
+    )
     return checkpoint.load(checkpoint.latest(folder / "checkpoints")).weights, x
 
 
 def equal(a, b):
-    weights = a[0].keys() == b[0].keys() and all(torch.equal(value, b[0][name]) for name, value in a[0].items())
+    weights = a[0].keys() == b[0].keys() and all(
+        torch.equal(value, b[0][name]) for name, value in a[0].items()
+    )
     return weights and a[1].shape == b[1].shape and torch.equal(a[1], b[1])
 
 
@@ -296,7 +397,9 @@ def untrained_teacher(monkeypatch):
 def test_a_recipe_field_changes_the_run(name, tmp_path, untrained_teacher):
     chosen, value = FIELDS[name]
     assert not unread(chosen.changed(**{name: value}), [name])
-    assert not equal(left_by(chosen, tmp_path / "a"), left_by(chosen.changed(**{name: value}), tmp_path / "b"))
+    assert not equal(
+        left_by(chosen, tmp_path / "a"), left_by(chosen.changed(**{name: value}), tmp_path / "b")
+    )
 
 
 def test_every_recipe_field_stands_in_the_tables():
@@ -309,13 +412,28 @@ def test_a_field_that_is_refused_changes_no_bit(name, tmp_path):
     value = {**{field: value for field, (_, value) in FIELDS.items()}, "schedule": "constant"}[name]
     with pytest.raises(ConfigError, match=f"--set {name} would change nothing"):
         check_read(TOY.changed(**{name: value}), [name])
-    assert equal(left_by(TOY, tmp_path / "a"), left_by(TOY.changed(**{name: value}), tmp_path / "b"))
+    assert equal(
+        left_by(TOY, tmp_path / "a"), left_by(TOY.changed(**{name: value}), tmp_path / "b")
+    )
 
 
 def test_what_one_method_reads_another_refuses():
-    """Over all methods and fields: the fields refused for a method are exactly those that its terms have no use for."""
+    """Over all methods and fields: the fields refused for a method are exactly those that its terms
+    have no use for.
+    """
     for method in METHODS:
-        for name in ("weight", "k", "perturb", "spread", "variant", "tau", "block", "views", "align", "align_block"):
+        for name in (
+            "weight",
+            "k",
+            "perturb",
+            "spread",
+            "variant",
+            "tau",
+            "block",
+            "views",
+            "align",
+            "align_block",
+        ):
             read = {
                 "delta_fm": ("weight",),
                 "dispersive": ("spread", "variant", "tau", "block"),

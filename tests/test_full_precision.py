@@ -1,4 +1,6 @@
-"""What autocast surrounds without being asked to lower it: the same numbers inside as outside, bit for bit."""
+"""What autocast surrounds without being asked to lower it: the same numbers inside as outside, bit
+for bit.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from cfm_lite.perturbations import crop_resize, gaussian_blur
 
 
 def images(n=2, side=32):
-    return torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def normal(*shape):
@@ -27,21 +31,27 @@ def precision_and_recall(codec):
 
 
 def debiased(codec):
-    """What undoes VeCoR's shuffles: a matrix on the channels, where autocast would round every velocity."""
+    """What undoes VeCoR's shuffles: a matrix on the channels, where autocast would round every
+    velocity.
+    """
     velocity = guidance.debias_shuffle(lambda x, t: x, 0.05)
     return velocity(normal(2, 4, 4, 4), torch.rand(2, generator=torch.Generator().manual_seed(2)))
 
 
 def drawn(codec):
     """All that an objective draws, the perturbed images of its negatives too."""
-    built = objective.vecor(SiT(4, 2, 4, 16, 1, 1, num_classes=3), perturb=crop_resize, space="image", codec=codec)
+    built = objective.vecor(
+        SiT(4, 2, 4, 16, 1, 1, num_classes=3), perturb=crop_resize, space="image", codec=codec
+    )
     sample, prepared, _ = built.at(0, 0)._draw(normal(4, 4, 4, 4), torch.tensor([0, 1, 2, 0]))
     return torch.cat([sample.x_t, sample.u_t, prepared["repulsion"][0]])
 
 
 def own_coupling(codec):
     """A user's coupling that multiplies matrices is no network either."""
-    built = objective.fm(SiT(4, 2, 4, 16, 1, 1), couple=lambda x0, x1, y: (x0 @ normal(4, 4), x1, y))
+    built = objective.fm(
+        SiT(4, 2, 4, 16, 1, 1), couple=lambda x0, x1, y: (x0 @ normal(4, 4), x1, y)
+    )
     return built.at(0, 0)._draw(normal(4, 4, 4, 4), None)[0].x_t
 
 
@@ -50,12 +60,16 @@ SAME = {
     "pixels": lambda codec: codec.pixels(normal(2, 4, 4, 4)),
     "encode": lambda codec: codec.encode(images() / 127.5 - 1),
     "moments": lambda codec: codec.moments(images()),
-    "a blur": lambda codec: gaussian_blur(normal(2, 3, 8, 8), generator=torch.Generator().manual_seed(0)),
+    "a blur": lambda codec: gaussian_blur(
+        normal(2, 3, 8, 8), generator=torch.Generator().manual_seed(0)
+    ),
     "precision and recall": precision_and_recall,
     "what undoes a shuffle": debiased,
     "an objective's draws": drawn,
     "a coupling of one's own": own_coupling,
-    "the stand-in's features": lambda codec: torch.cat([part.flatten() for part in StandIn()(images())]),
+    "the stand-in's features": lambda codec: torch.cat(
+        [part.flatten() for part in StandIn()(images())]
+    ),
     "a judge": lambda codec: _seeded(Judge, "digits")(normal(4, 1, 8, 8)),
     "a small teacher": lambda codec: Tokens(_seeded(SmallTeacher, "digits"), 4)(normal(4, 1, 8, 8)),
 }

@@ -1,4 +1,6 @@
-"""Guidance, re-targeting and its inverse: identities, exact theory, SiT's own numbers, calls, devices, errors."""
+"""Guidance, re-targeting and its inverse: identities, exact theory, SiT's own numbers, calls,
+devices, errors.
+"""
 
 import itertools
 import math
@@ -11,7 +13,17 @@ from torch import Tensor, nn
 from cfm_lite import samplers, theory
 from cfm_lite._internal.checks import expand
 from cfm_lite.errors import ConfigError
-from cfm_lite.guidance import Guided, cfg, conditional, debias, debias_shuffle, guide, rescale, retarget, retarget_shuffle
+from cfm_lite.guidance import (
+    Guided,
+    cfg,
+    conditional,
+    debias,
+    debias_shuffle,
+    guide,
+    rescale,
+    retarget,
+    retarget_shuffle,
+)
 from cfm_lite.models import MLP, SiT, load_official
 from cfm_lite.paths import COSINE, LINEAR
 from cfm_lite.paths import Path as FlowPath
@@ -59,7 +71,8 @@ def other(x: Tensor, t: Tensor) -> Tensor:
     return torch.cos(2 * x) - expand(t, x) * x
 
 
-# ------------------------------------------------------------------------------------------------ conditional
+# ------------------------------------------------------------------------------------------------
+# conditional
 
 
 def test_conditional_is_the_model_with_its_labels(model: Counting, x: Tensor) -> None:
@@ -91,18 +104,23 @@ def test_conditional_evaluates_in_eval_mode_and_restores_each_submodule() -> Non
 def test_half_precision_outputs_are_promoted(x: Tensor) -> None:
     for dtype in (torch.float16, torch.bfloat16):
 
-        def half(x: Tensor, t: Tensor, y: Tensor | None = None, dtype: torch.dtype = dtype) -> Tensor:
+        def half(
+            x: Tensor, t: Tensor, y: Tensor | None = None, dtype: torch.dtype = dtype
+        ) -> Tensor:
             return x.to(dtype)
 
         assert conditional(half)(x, times(0, 0, 0, 0)).dtype == torch.float32
         assert cfg(half, 1, 2.0)(x, times(0, 0, 0, 0)).dtype == torch.float32
 
 
-# ------------------------------------------------------------------------------------------------ guide and cfg
+# ------------------------------------------------------------------------------------------------
+# guide and cfg
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.0, 0.3, 1.0, 1.85, 4.0])
-def test_guidance_extrapolates_between_its_two_velocities(model: Counting, x: Tensor, scale: float) -> None:
+def test_guidance_extrapolates_between_its_two_velocities(
+    model: Counting, x: Tensor, scale: float
+) -> None:
     t = times(0.1, 0.2, 0.3, 0.4)
     good, bad = anything(x, t), other(x, t)
     torch.testing.assert_close(guide(anything, other, scale)(x, t), bad + scale * (good - bad))
@@ -111,20 +129,26 @@ def test_guidance_extrapolates_between_its_two_velocities(model: Counting, x: Te
     torch.testing.assert_close(guide(anything, anything, scale)(x, t), good)
 
 
-def test_scale_one_is_the_conditional_velocity_bit_for_bit_in_one_call(model: Counting, x: Tensor) -> None:
+def test_scale_one_is_the_conditional_velocity_bit_for_bit_in_one_call(
+    model: Counting, x: Tensor
+) -> None:
     t = times(0.5, 0.5, 0.5, 0.5)
     assert torch.equal(cfg(model, Y, 1.0)(x, t), conditional(model, Y)(x, t))
     assert model.rows == [4, 4]
     assert guide(anything, other, 1) is anything
 
 
-def test_both_velocities_come_from_one_call_and_only_inside_the_interval(model: Counting, x: Tensor) -> None:
+def test_both_velocities_come_from_one_call_and_only_inside_the_interval(
+    model: Counting, x: Tensor
+) -> None:
     velocity = cfg(model, Y, 2.0, INTERVAL)
     for t, rows in ((0.0, 4), (0.29, 4), (0.3, 8), (0.5, 8), (0.7, 8), (0.71, 4), (1.0, 4)):
         velocity(x, torch.full((4,), t))
         assert model.rows.pop() == rows
         assert not model.rows
-    assert torch.equal(velocity(x, times(0.1, 0.1, 0.1, 0.1)), conditional(model, Y)(x, times(0.1, 0.1, 0.1, 0.1)))
+    assert torch.equal(
+        velocity(x, times(0.1, 0.1, 0.1, 0.1)), conditional(model, Y)(x, times(0.1, 0.1, 0.1, 0.1))
+    )
 
 
 def test_a_function_that_names_no_classes_is_asked_twice(x: Tensor) -> None:
@@ -142,7 +166,10 @@ def test_a_function_that_names_no_classes_is_asked_twice(x: Tensor) -> None:
 def test_interval_bounds_on_grid_times_are_inside(dtype: torch.dtype) -> None:
     x = torch.ones(1, 2, dtype=dtype)
     for n in (10, 20, 50, 250):
-        grids = (torch.linspace(0, 1, n + 1, dtype=dtype), 1 - torch.linspace(1, 0, n + 1, dtype=dtype))
+        grids = (
+            torch.linspace(0, 1, n + 1, dtype=dtype),
+            1 - torch.linspace(1, 0, n + 1, dtype=dtype),
+        )
         for ts, (i, j) in itertools.product(grids, ((n // 10, n // 2), (3 * n // 10, 7 * n // 10))):
             velocity = guide(lambda x, t: 2 * x, lambda x, t: x, 3.0, (i / n, j / n))
             inside = [k for k, t in enumerate(ts) if velocity(x, t[None])[0, 0] == 4]
@@ -168,7 +195,9 @@ def test_official_guidance_of_three_channels_leaves_the_fourth_conditional() -> 
     for name in ("sit_learnsigma", "sit_nosigma", "sit_patch4"):
         given, arrays = settings("models/models_io")[name], case("models/models_io", name)
         model = load_official(
-            str(Path(reference.__file__).parent / "models" / given["weights"]), format="sit", num_heads=given["config"]["num_heads"]
+            str(Path(reference.__file__).parent / "models" / given["weights"]),
+            format="sit",
+            num_heads=given["config"]["num_heads"],
         )
         half = len(arrays["cfg_x"]) // 2
         x, t, y = (arrays[key][:half] for key in ("cfg_x", "cfg_t", "cfg_y"))
@@ -181,20 +210,31 @@ def test_official_guidance_of_three_channels_leaves_the_fourth_conditional() -> 
 
 
 def test_guidance_of_a_class_moves_samples_towards_it() -> None:
-    mixture = theory.GaussianMixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, 0.5]), labels=torch.tensor([0, 1]))
+    mixture = theory.GaussianMixture(
+        torch.ones(2),
+        torch.tensor([[-1.0], [1.0]]),
+        torch.tensor([0.5, 0.5]),
+        labels=torch.tensor([0, 1]),
+    )
     model = lambda x, t, y=None: mixture.velocity(x, t, y)  # noqa: E731
-    x, ts = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 1, 33)
+    x, ts = (
+        torch.randn(200, 1, generator=torch.Generator().manual_seed(0)),
+        torch.linspace(0, 1, 33),
+    )
     means = [samplers.sample(cfg(model, 1, scale), x, ts).mean() for scale in (0.0, 1.0, 2.0)]
     assert means[0].abs() < 0.2
     assert means[1].item() == pytest.approx(1, abs=0.15)
     assert means[2] > means[1] + 0.2
 
 
-# ------------------------------------------------------------------------------------------------ devices
+# ------------------------------------------------------------------------------------------------
+# devices
 
 
 @pytest.mark.parametrize("step", [samplers.euler, samplers.heun, samplers.rk4])
-def test_samplers_say_where_a_step_lies_so_a_device_skips_calls_too(model: Counting, step: samplers.Step) -> None:
+def test_samplers_say_where_a_step_lies_so_a_device_skips_calls_too(
+    model: Counting, step: samplers.Step
+) -> None:
     calls_per_step = {samplers.euler: 1, samplers.heun: 2, samplers.rk4: 4}[step]
     x = torch.empty(4, 3, device="meta")  # has no values: reading one is an error
     inner = cfg(model, Y.to("meta"), 2.0, INTERVAL)
@@ -209,7 +249,11 @@ def test_samplers_say_where_a_step_lies_so_a_device_skips_calls_too(model: Count
 
 def test_without_a_sampler_a_device_decides_row_by_row(model: Counting) -> None:
     x, t = torch.empty(4, 3, device="meta"), torch.empty(4, device="meta")
-    for velocity in (cfg(model, Y, 2.0, INTERVAL), debias(anything, 0.1, torch.zeros(3), INTERVAL), guide(anything, other, 2.0, INTERVAL)):
+    for velocity in (
+        cfg(model, Y, 2.0, INTERVAL),
+        debias(anything, 0.1, torch.zeros(3), INTERVAL),
+        guide(anything, other, 2.0, INTERVAL),
+    ):
         assert velocity(x, t).device.type == "meta"
     assert model.rows == [8]
 
@@ -222,39 +266,59 @@ def test_restricting_changes_nothing_inside_the_range(x: Tensor) -> None:
         assert torch.equal(velocity.restrict(low, high)(x, t), velocity(x, t))
 
 
-# ------------------------------------------------------------------------------------------------ scaling, re-targeting and back
+# ------------------------------------------------------------------------------------------------
+# scaling, re-targeting and back
 
 
 def test_rescaling_takes_a_number_or_a_function_of_time(x: Tensor) -> None:
     t = times(0.0, 0.2, 0.5, 1.0)
     v = anything(x, t)
     assert torch.equal(rescale(anything, 1.5)(x, t), 1.5 * v)
-    torch.testing.assert_close(rescale(anything, lambda t: 1 + 0.1 * (1 - t) ** 2)(x, t), (1 + 0.1 * (1 - expand(t, x)) ** 2) * v)
+    torch.testing.assert_close(
+        rescale(anything, lambda t: 1 + 0.1 * (1 - t) ** 2)(x, t),
+        (1 + 0.1 * (1 - expand(t, x)) ** 2) * v,
+    )
     torch.testing.assert_close(rescale(anything, lambda t: 2.0)(x, t), 2 * v)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.05, 0.5, 0.9])
 def test_debias_inverts_retarget(x: Tensor, weight: float) -> None:
     t = times(0.0, 0.2, 0.5, 1.0)
-    means = (torch.randn(3, 2, dtype=torch.float64), torch.randn(4, 3, 2), lambda t: expand(t, x).cos() * x[0], lambda t: x[1])
+    means = (
+        torch.randn(3, 2, dtype=torch.float64),
+        torch.randn(4, 3, 2),
+        lambda t: expand(t, x).cos() * x[0],
+        lambda t: x[1],
+    )
     for mean in means:
         there = retarget(anything, weight, mean)
         torch.testing.assert_close(debias(there, weight, mean)(x, t), anything(x, t))
-        torch.testing.assert_close(retarget(debias(anything, weight, mean), weight, mean)(x, t), anything(x, t))
+        torch.testing.assert_close(
+            retarget(debias(anything, weight, mean), weight, mean)(x, t), anything(x, t)
+        )
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
 @pytest.mark.parametrize(("weight", "k"), [(0.05, 1), (0.3, 3), (0.45, 2)])
 @pytest.mark.parametrize("exclude_identity", [True, False])
-def test_retarget_shuffle_is_the_optimum_under_all_permutations(channels: int, weight: float, k: int, exclude_identity: bool) -> None:
-    x, t = torch.randn(5, channels, 2, 2, dtype=torch.float64), torch.full((5,), 0.4, dtype=torch.float64)
-    permutations = list(itertools.permutations(range(channels)))[exclude_identity:]  # the identity comes first
+def test_retarget_shuffle_is_the_optimum_under_all_permutations(
+    channels: int, weight: float, k: int, exclude_identity: bool
+) -> None:
+    x, t = (
+        torch.randn(5, channels, 2, 2, dtype=torch.float64),
+        torch.full((5,), 0.4, dtype=torch.float64),
+    )
+    permutations = list(itertools.permutations(range(channels)))[
+        exclude_identity:
+    ]  # the identity comes first
     v = anything(x, t)
     mean = torch.stack([v[:, list(p)] for p in permutations]).mean(0)
     there = retarget_shuffle(anything, weight, k, exclude_identity)
     torch.testing.assert_close(there(x, t), (v - weight * k * mean) / (1 - weight * k))
     torch.testing.assert_close(debias_shuffle(there, weight, k, exclude_identity)(x, t), v)
-    torch.testing.assert_close(there(x, t).mean(1), v.mean(1))  # the mean over the channels is never biased
+    torch.testing.assert_close(
+        there(x, t).mean(1), v.mean(1)
+    )  # the mean over the channels is never biased
 
 
 def test_shuffling_many_channels_has_a_finite_gain() -> None:
@@ -265,9 +329,15 @@ def test_shuffling_many_channels_has_a_finite_gain() -> None:
 
 
 @pytest.mark.parametrize("path", [LINEAR, COSINE])
-def test_exact_optima_are_debiased_to_flow_matching_and_reached_by_retargeting(path: FlowPath) -> None:
-    means = torch.tensor([[2.0, 0.5, -1.0], [-1.0, 1.5, 0.0], [0.3, -2.0, 1.0]], dtype=torch.float64)
-    mixture = theory.GaussianMixture(torch.tensor([0.2, 0.3, 0.5]), means, torch.tensor([0.3, 0.6, 0.4]))
+def test_exact_optima_are_debiased_to_flow_matching_and_reached_by_retargeting(
+    path: FlowPath,
+) -> None:
+    means = torch.tensor(
+        [[2.0, 0.5, -1.0], [-1.0, 1.5, 0.0], [0.3, -2.0, 1.0]], dtype=torch.float64
+    )
+    mixture = theory.GaussianMixture(
+        torch.tensor([0.2, 0.3, 0.5]), means, torch.tensor([0.3, 0.6, 0.4])
+    )
     x, t = torch.randn(20, 3, dtype=torch.float64), torch.linspace(0, 1, 20, dtype=torch.float64)
     field = lambda **kind: lambda x, t: theory.optimal_velocity(mixture, x, t, path=path, **kind)  # noqa: E731
     fm = field(method="fm")
@@ -285,8 +355,14 @@ def test_exact_optima_are_debiased_to_flow_matching_and_reached_by_retargeting(p
 def test_debias_commutes_with_guidance_of_the_same_interval(model: Counting, x: Tensor) -> None:
     t, mean = times(0.1, 0.3, 0.5, 0.9), torch.randn(3, 2, dtype=torch.float64)
     good = conditional(model, Y)
-    for change in (lambda v: debias(v, 0.3, mean, INTERVAL), lambda v: debias_shuffle(v, 0.2, 2, interval=INTERVAL)):
-        torch.testing.assert_close(change(guide(good, other, 1.8, INTERVAL))(x, t), guide(change(good), change(other), 1.8, INTERVAL)(x, t))
+    for change in (
+        lambda v: debias(v, 0.3, mean, INTERVAL),
+        lambda v: debias_shuffle(v, 0.2, 2, interval=INTERVAL),
+    ):
+        torch.testing.assert_close(
+            change(guide(good, other, 1.8, INTERVAL))(x, t),
+            guide(change(good), change(other), 1.8, INTERVAL)(x, t),
+        )
 
 
 def test_scaled_flow_matching_differs_from_the_optimum_by_the_mean_alone(x: Tensor) -> None:
@@ -297,7 +373,11 @@ def test_scaled_flow_matching_differs_from_the_optimum_by_the_mean_alone(x: Tens
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtypes_are_kept_and_inputs_are_not_changed(dtype: torch.dtype) -> None:
-    x, t, mean = torch.randn(4, 3, dtype=dtype), torch.rand(4, dtype=dtype), torch.randn(3, dtype=torch.float64)
+    x, t, mean = (
+        torch.randn(4, 3, dtype=dtype),
+        torch.rand(4, dtype=dtype),
+        torch.randn(3, dtype=torch.float64),
+    )
     copies = [a.clone() for a in (x, t, mean)]
     velocities = (
         guide(anything, other, 2.0, INTERVAL),
@@ -319,7 +399,8 @@ def test_velocities_have_gradients(model: Counting) -> None:
     assert x.grad.abs().min() > 0
 
 
-# ------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------------
+# errors
 
 
 @pytest.mark.parametrize(
@@ -347,7 +428,11 @@ def test_bad_intervals_are_refused(interval: object, message: str) -> None:
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), None, "strong", True])
 def test_bad_scales_are_refused(scale: object) -> None:
-    for make in (lambda: cfg(Counting(), 0, scale), lambda: guide(anything, other, scale), lambda: rescale(anything, scale)):  # pyright: ignore
+    for make in (
+        lambda: cfg(Counting(), 0, scale),
+        lambda: guide(anything, other, scale),
+        lambda: rescale(anything, scale),
+    ):  # pyright: ignore
         with pytest.raises(ConfigError, match=r"(scale|factor) is .*; it must be a number"):
             make()
 
@@ -381,9 +466,14 @@ def test_bad_means_factors_and_channels_are_refused(x: Tensor) -> None:
         with pytest.raises(ConfigError, match="not finite"):
             make(anything, 0.1, torch.tensor([float("nan"), 1.0]))
         for mean in (torch.zeros(2), torch.zeros(5, 3, 2), lambda t: torch.zeros(4)):
-            with pytest.raises(ConfigError, match=r"mean_velocity has shape .*; it must be \(3, 2\), or \(4, 3, 2\)"):
+            with pytest.raises(
+                ConfigError,
+                match=r"mean_velocity has shape .*; it must be \(3, 2\), or \(4, 3, 2\)",
+            ):
                 make(anything, 0.1, mean)(x, t)
-    with pytest.raises(ConfigError, match=r"factor\(t\) has shape \(3,\); it must be \(B,\) = \(4,\)"):
+    with pytest.raises(
+        ConfigError, match=r"factor\(t\) has shape \(3,\); it must be \(B,\) = \(4,\)"
+    ):
         rescale(anything, lambda t: torch.ones(3))(x, t)
     for make in (retarget_shuffle, debias_shuffle):
         for grey in (x[:, :1], x[:, 0, 0]):
@@ -426,13 +516,27 @@ def test_labels_must_be_as_many_as_rows(x: Tensor) -> None:
 
 
 def test_guidance_needs_a_null_label() -> None:
-    sit = {"input_size": 4, "in_channels": 2, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
-    for model in (SiT(class_dropout_prob=0.0, **sit), MLP(2, num_classes=3, class_dropout_prob=0.0), MLP(2), Counting(num_classes=0)):
+    sit = {
+        "input_size": 4,
+        "in_channels": 2,
+        "hidden_size": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "num_classes": 3,
+    }
+    for model in (
+        SiT(class_dropout_prob=0.0, **sit),
+        MLP(2, num_classes=3, class_dropout_prob=0.0),
+        MLP(2),
+        Counting(num_classes=0),
+    ):
         with pytest.raises(ConfigError, match="no null label"):
             cfg(model, 0, 1.5)
     x, t = torch.randn(2, 2), torch.rand(2)
     without = MLP(2, num_classes=3, class_dropout_prob=0.0)
-    assert torch.equal(cfg(without, 1, 1.0)(x, t), conditional(without, 1)(x, t))  # a scale of 1 needs none
+    assert torch.equal(
+        cfg(without, 1, 1.0)(x, t), conditional(without, 1)(x, t)
+    )  # a scale of 1 needs none
     assert cfg(MLP(2, num_classes=3), 1, 1.5)(x, t).shape == x.shape
 
 

@@ -1,4 +1,6 @@
-"""A hint is a promise: each number and each command that a message proposes is tried here, as it stands."""
+"""A hint is a promise: each number and each command that a message proposes is tried here, as it
+stands.
+"""
 
 import re
 
@@ -28,7 +30,10 @@ def remedies(message):
     found = []
     for words in re.split(r", or |; ", message):
         changes = parse_settings(re.findall(r"--set (\w+=[^\s,.]+)", words), ImageNet)
-        changes |= {name.replace("-", "_"): int(value) for name, value in re.findall(r"--(batch|size|micro-batch) (\d+)", words)}
+        changes |= {
+            name.replace("-", "_"): int(value)
+            for name, value in re.findall(r"--(batch|size|micro-batch) (\d+)", words)
+        }
         found += [changes] if changes else []
     return found
 
@@ -51,10 +56,17 @@ def fits(images, ranks, changes):
 
 
 @settings(max_examples=300, deadline=None)
-@given(batch=st.integers(1, 300), shard=st.integers(1, 64), ranks=st.integers(1, 9), images=st.integers(1, 400))
+@given(
+    batch=st.integers(1, 300),
+    shard=st.integers(1, 64),
+    ranks=st.integers(1, 9),
+    images=st.integers(1, 400),
+)
 def test_what_a_refused_batch_is_told_to_be_is_taken_as_it_stands(batch, shard, ranks, images):
     given_, tried = {"batch": batch, "shard": shard}, 0
-    for _ in range(3):  # a recipe does not know the data, nor a set the recipe: each may have its say once
+    for _ in range(
+        3
+    ):  # a recipe does not know the data, nor a set the recipe: each may have its say once
         try:
             fits(images, ranks, given_)
             break
@@ -64,7 +76,9 @@ def test_what_a_refused_batch_is_told_to_be_is_taken_as_it_stands(batch, shard, 
         if not told:
             assert images < ranks
             return
-        where = (images, ranks) if "not a multiple of shard" not in message else (10**6, 1)  # as much as who speaks can know
+        where = (
+            (images, ranks) if "not a multiple of shard" not in message else (10**6, 1)
+        )  # as much as who speaks can know
         for changes in told:
             fits(*where, given_ | changes)
             tried += 1
@@ -85,7 +99,9 @@ def test_what_a_refused_batch_is_told_to_be_is_taken_as_it_stands(batch, shard, 
     ],
 )
 def test_a_small_set_is_told_a_batch_and_a_shard_that_go_together(images, ranks, told):
-    """The 20 images of a trial, with the recipe's batch of 256 and shard of 32: "--batch 20" alone would be refused."""
+    """The 20 images of a trial, with the recipe's batch of 256 and shard of 32: "--batch 20" alone
+    would be refused.
+    """
     if images >= 256:
         return fits(images, ranks, {})
     assert fitting(256, 32, ranks=ranks, most=images) == told
@@ -98,7 +114,9 @@ def test_the_micro_batch_that_is_named_is_taken(micro):
     with pytest.raises(ConfigError, match="micro_batch is") as error:
         split_batch(imagenet("sit", batch=384), 32, 10**6, 10**9, 2, micro)
     (changes,) = remedies(str(error.value))
-    allowed = [int(text) for text in re.findall(r"\d+", re.search(r"allow \[(.*?)\]", str(error.value))[1])]
+    allowed = [
+        int(text) for text in re.findall(r"\d+", re.search(r"allow \[(.*?)\]", str(error.value))[1])
+    ]
     for size in [changes["micro_batch"], *allowed]:
         assert split_batch(imagenet("sit", batch=384), 32, 10**6, 10**9, 2, size).micro == size
 
@@ -114,7 +132,10 @@ def test_the_batch_that_micro_batches_ask_for_is_taken(rows, accumulate, shard):
     with pytest.raises(ConfigError, match="cannot be cut into") as error:
         step(rows, shard)
     message = str(error.value)
-    batch, unit = (int(re.search(words, message)[1]) for words in (r"batch of (\d+), or any", r"multiple of (\d+)"))
+    batch, unit = (
+        int(re.search(words, message)[1])
+        for words in (r"batch of (\d+), or any", r"multiple of (\d+)")
+    )
     wanted = re.search(r"a shard of (\d+)", message)
     step(batch, int(wanted[1]) if wanted else shard)
     assert batch % unit == 0
@@ -133,7 +154,10 @@ def test_the_size_that_a_codec_asks_for_is_taken(size, factor):
     codec.factor = factor
     with pytest.raises(ConfigError, match="it must be a multiple") as error:
         plan_of(none, codec, size)
-    assert plan_of(none, codec, int(re.search(r"such as (\d+)", str(error.value))[1])).size % factor == 0
+    assert (
+        plan_of(none, codec, int(re.search(r"such as (\d+)", str(error.value))[1])).size % factor
+        == 0
+    )
     with pytest.raises(ConfigError, match="holds latents of 96") as error:
         check_fit(imagenet("sit"), Set(1000, 96))
     check_fit(imagenet("sit", **remedies(str(error.value))[0]), Set(1000, 96))

@@ -1,4 +1,6 @@
-"""ImageNet's recipes: presets, the official sizes, and how a batch is dealt to ranks and micro-batches."""
+"""ImageNet's recipes: presets, the official sizes, and how a batch is dealt to ranks and
+micro-batches.
+"""
 
 import dataclasses
 import json
@@ -28,7 +30,8 @@ from cfm_lite.scale.dry_run import Made
 
 DATA = Made((4, 4, 4), 3)
 TINY = {"model": "SiT-Ti/2"}
-# parameters with 1,000 classes at 256 pixels: (without, with learn_sigma), counted from the official definitions
+# parameters with 1,000 classes at 256 pixels: (without, with learn_sigma), counted from the
+# official definitions
 OFFICIAL = {
     "SiT-S/2": (32_957_200, 32_963_360),
     "SiT-B/2": (130_500_112, 130_512_416),
@@ -45,11 +48,18 @@ class Teacher(torch.nn.Module):
         return images.mean((1, 2, 3))[:, None, None].expand(-1, 4, 5)
 
 
-@pytest.mark.parametrize(("name", "learn_sigma"), [(name, flag) for name in OFFICIAL for flag in (False, True)])
+@pytest.mark.parametrize(
+    ("name", "learn_sigma"), [(name, flag) for name in OFFICIAL for flag in (False, True)]
+)
 def test_the_official_models_have_the_official_parameter_counts(name, learn_sigma):
     recipe = imagenet("sit", model=name, learn_sigma=learn_sigma)
     with torch.device("meta"):
-        model = SiT(hidden_size=recipe.hidden_size, depth=recipe.depth, num_heads=recipe.num_heads, learn_sigma=learn_sigma)
+        model = SiT(
+            hidden_size=recipe.hidden_size,
+            depth=recipe.depth,
+            num_heads=recipe.num_heads,
+            learn_sigma=learn_sigma,
+        )
     assert count_parameters(model)[0] == OFFICIAL[name][learn_sigma]
 
 
@@ -85,7 +95,10 @@ def test_a_run_is_called_by_its_preset_also_when_fields_were_changed_and_written
         assert method_name(from_dict(made.as_dict())) == name
         assert method_name(made, debias=True) == f"{name}_debiased"
     assert method_name(imagenet("vecor", model=model, also="dispersive")) == "vecor+dispersive"
-    assert method_name(imagenet("repa", model=model).changed(method="vecor_latent")) == "repa_vecor_latent"
+    assert (
+        method_name(imagenet("repa", model=model).changed(method="vecor_latent"))
+        == "repa_vecor_latent"
+    )
 
 
 def test_the_papers_numbers():
@@ -94,7 +107,13 @@ def test_the_papers_numbers():
     assert (torch_.spread, torch_.tau, torch_.block, torch_.shard) == (0.25, 1.0, 28, 32)
     for method in PRESETS:
         recipe = imagenet(method)
-        assert (recipe.batch, recipe.lr, recipe.ema, recipe.label_dropout, recipe.ema_warmup) == (256, 1e-4, 0.9999, 0.1, False)
+        assert (recipe.batch, recipe.lr, recipe.ema, recipe.label_dropout, recipe.ema_warmup) == (
+            256,
+            1e-4,
+            0.9999,
+            0.1,
+            False,
+        )
         repa_code = method not in ("sit", "dispersive", "dispersive_torch")
         assert (recipe.clip, recipe.mirror) == ((1.0, False) if repa_code else (0.0, True))
         assert recipe.align == (0.5 if method.startswith("repa") else 0)
@@ -116,12 +135,22 @@ def test_every_preset_builds_its_terms_and_takes_a_step(method):
     assert trainer.clip == (recipe.clip or None)
 
 
-CHANGES = {"learn_sigma": True, "ema_warmup": True, "align": 0.5, "align_block": 1, "network": "SiT-S/2"}
+CHANGES = {
+    "learn_sigma": True,
+    "ema_warmup": True,
+    "align": 0.5,
+    "align_block": 1,
+    "network": "SiT-S/2",
+}
 
 
 def weights_after(recipe):
     trainer = build_imagenet_trainer(recipe, DATA, teacher=Teacher())
-    batch = torch.randn(8, *DATA.shape), torch.arange(8) % 3, torch.arange(8 * 3 * 16).reshape(8, 3, 4, 4).byte()
+    batch = (
+        torch.randn(8, *DATA.shape),
+        torch.arange(8) % 3,
+        torch.arange(8 * 3 * 16).reshape(8, 3, 4, 4).byte(),
+    )
     deque = [batch] * 3
     list(trainer.run(deque, 3))
     return torch.cat([p.flatten() for p in trainer.ema.parameters()])
@@ -135,9 +164,16 @@ def test_every_field_of_the_full_scale_changes_the_run(field):
 
 
 def test_the_other_fields_of_the_full_scale_are_tested_elsewhere():
-    # size and mirror: test_latents.py; teacher: test_scale_train.py; network is a name for four other fields
-    mine = {field.name for field in dataclasses.fields(ImageNet)} - {field.name for field in dataclasses.fields(Recipe)}
-    assert mine == set(CHANGES) - {field.name for field in dataclasses.fields(Recipe)} | {"size", "mirror", "teacher"}
+    # size and mirror: test_latents.py; teacher: test_scale_train.py; network is a name for four
+    # other fields
+    mine = {field.name for field in dataclasses.fields(ImageNet)} - {
+        field.name for field in dataclasses.fields(Recipe)
+    }
+    assert mine == set(CHANGES) - {field.name for field in dataclasses.fields(Recipe)} | {
+        "size",
+        "mirror",
+        "teacher",
+    }
 
 
 @pytest.mark.parametrize(
@@ -163,7 +199,12 @@ def test_alignment_without_a_teacher_says_what_to_give():
 
 
 @settings(max_examples=200, deadline=None)
-@given(shards=st.integers(1, 64), ranks=st.integers(1, 16), shard=st.sampled_from([4, 16, 32]), free=st.floats(0, 1e12))
+@given(
+    shards=st.integers(1, 64),
+    ranks=st.integers(1, 16),
+    shard=st.sampled_from([4, 16, 32]),
+    free=st.floats(0, 1e12),
+)
 def test_a_split_gives_the_batch_in_whole_shards(shards, ranks, shard, free):
     recipe = imagenet("sit", batch=shards * shard, shard=shard)
     if shards % ranks:
@@ -180,7 +221,11 @@ def test_a_split_gives_the_batch_in_whole_shards(shards, ranks, shard, free):
 def test_a_second_average_takes_four_bytes_a_parameter_more():
     recipe, split = imagenet("sit"), Split(1, 1, 32)
     assert state_bytes(10**6, averages=2) - state_bytes(10**6) == 4 * 10**6
-    assert peak_bytes(recipe.changed(ema2=0.999), 32, 10**9, split) - peak_bytes(recipe, 32, 10**9, split) == 4 * 10**9
+    assert (
+        peak_bytes(recipe.changed(ema2=0.999), 32, 10**9, split)
+        - peak_bytes(recipe, 32, 10**9, split)
+        == 4 * 10**9
+    )
 
 
 def test_a_given_micro_batch_is_taken_or_the_allowed_ones_are_listed():

@@ -34,7 +34,8 @@ def test_classes_are_the_sorted_folder_names_and_keys_are_paths(tmp_path):
     assert all(found.classes[file.label] == file.key.split("/")[0] for file in found.files)
 
 
-# what is there (a name without a slash is an image in the root), and what is found: the classes, the folder that is taken
+# what is there (a name without a slash is an image in the root), and what is found: the classes,
+# the folder that is taken
 LAYOUTS = {
     "classes": ("bus/1 car/1", "bus car", ""),
     "classes with folders of their own": ("bus/a/1 bus/b/1 car/a/1", "bus car", ""),
@@ -49,7 +50,11 @@ LAYOUTS = {
     "train of one class": ("train/bus/1 val/bus/1", "bus", "train"),
     "train twice": ("train/train/bus/1 train/val/bus/1 val/bus/1", "bus", "train/train"),
     "train as a class": ("train/1 bus/1 car/1", "bus car train", ""),
-    "train as a class with folders": ("train/steam/1 train/diesel/1 bus/1 car/1", "bus car train", ""),
+    "train as a class with folders": (
+        "train/steam/1 train/diesel/1 bus/1 car/1",
+        "bus car train",
+        "",
+    ),
     "train, val and test as classes": ("train/a/1 val/b/1 test/1 bus/1", "bus test train val", ""),
     "train as the only class": ("train/1 train/2", "train", ""),
     "val as a class": ("val/1 bus/1", "bus val", ""),
@@ -57,7 +62,10 @@ LAYOUTS = {
 }
 REFUSED = {  # and the folder that the message says to give, with what has to be moved there first
     "a parent of the set": ("set/train/bus/1 set/train/car/1 set/val/1", "set/train"),
-    "a parent of its parent": ("ILSVRC/Data/CLS-LOC/train/bus/1 ILSVRC/Data/CLS-LOC/val/1 ILSVRC/Notes/", "ILSVRC/Data/CLS-LOC/train"),
+    "a parent of its parent": (
+        "ILSVRC/Data/CLS-LOC/train/bus/1 ILSVRC/Data/CLS-LOC/val/1 ILSVRC/Notes/",
+        "ILSVRC/Data/CLS-LOC/train",
+    ),
     "a parent of classes": ("set/bus/1 set/car/1", "set"),
     "a parent of classes with an image": ("set/0 set/bus/1 set/car/1", "set"),
     "two sets": ("a/train/bus/1 a/val/bus/1 b/train/bus/1 b/val/bus/1", "a/train"),
@@ -108,8 +116,14 @@ def test_a_layout_that_would_mix_sets_is_refused_and_the_folder_that_is_named_wo
 
 
 def test_a_flat_folder_has_no_classes_and_never_mixes_the_parts_of_a_set(tmp_path):
-    assert [file.key for file in images.flat(laid_out(tmp_path / "a", "0 x/1 x/y/2")).files] == ["0.png", "x/1.png", "x/y/2.png"]
-    assert [file.key for file in images.flat(laid_out(tmp_path / "b", "train/1 val/2")).files] == ["1.png"]
+    assert [file.key for file in images.flat(laid_out(tmp_path / "a", "0 x/1 x/y/2")).files] == [
+        "0.png",
+        "x/1.png",
+        "x/y/2.png",
+    ]
+    assert [file.key for file in images.flat(laid_out(tmp_path / "b", "train/1 val/2")).files] == [
+        "1.png"
+    ]
     assert len(images.flat(laid_out(tmp_path / "c", "bus/1 train/1")).files) == 2
     for names in ("val/1 test/1", "a/train/1 a/val/1", "a/b/c/train/1 a/b/c/val/1", "x/"):
         with pytest.raises(DataError, match=r"parts of a set|no image"):
@@ -120,7 +134,14 @@ def test_a_flat_folder_has_no_classes_and_never_mixes_the_parts_of_a_set(tmp_pat
 def test_files_that_are_no_images_and_hidden_ones_are_not_found_at_any_level(tmp_path, level):
     root = made_folder(tmp_path / "set", classes=1, each=2)
     here = root / level
-    for name in (".ipynb_checkpoints", ".thumbnails", "@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN"):
+    for name in (
+        ".ipynb_checkpoints",
+        ".thumbnails",
+        "@eaDir",
+        "__MACOSX",
+        "lost+found",
+        "$RECYCLE.BIN",
+    ):
         (here / name / "class0").mkdir(parents=True)
         picture(9).save(here / name / "class0" / "000.png")
         picture(9).save(here / name / "000.png")
@@ -158,7 +179,9 @@ def test_an_ordinary_user_hears_of_a_closed_folder_and_of_a_closed_file():
         def look():
             if os.getuid() == 0:
                 os.setuid(65534)
-            with pytest.raises(DataError, match=r"001\.png cannot be decoded \(Permission denied\)"):
+            with pytest.raises(
+                DataError, match=r"001\.png cannot be decoded \(Permission denied\)"
+            ):
                 images.load(images.find(root).files[-1].path, 8)
             return 7
 
@@ -183,7 +206,9 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
         with pytest.raises(DataError, match=rf"{link.name} is a link that leads nowhere"):
             images.find(root)
         link.unlink()
-    (root / "class1" / "009.png").symlink_to(tmp_path / "gone.png")  # an image that cannot be read, as any other
+    (root / "class1" / "009.png").symlink_to(
+        tmp_path / "gone.png"
+    )  # an image that cannot be read, as any other
     found = images.find(root).files[-1]
     with pytest.raises(DataError, match=r"009\.png cannot be decoded"):
         images.load(found.path, 8)
@@ -226,7 +251,8 @@ def test_the_crop_is_the_middle():
 
 
 def test_large_images_are_halved_by_means_of_four(tmp_path):
-    # a grid of single white pixels would alias under a bicubic filter alone; its mean is what is left
+    # a grid of single white pixels would alias under a bicubic filter alone; its mean is what is
+    # left
     fine = np.zeros((64, 64, 3), np.uint8)
     fine[::2, ::2] = 255
     got = np.asarray(images.centre_crop(Image.fromarray(fine), 16))
@@ -268,7 +294,11 @@ def test_a_palette_with_a_transparent_entry_becomes_white_there(tmp_path):
 
 
 def test_cmyk_becomes_rgb(tmp_path):
-    got = np.asarray(images.read(saved(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "red.jpg", quality=95)))
+    got = np.asarray(
+        images.read(
+            saved(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "red.jpg", quality=95)
+        )
+    )
     assert got[..., 0].min() > 230
     assert got[..., 1:].max() < 40
 
@@ -276,11 +306,18 @@ def test_cmyk_becomes_rgb(tmp_path):
 @pytest.mark.parametrize("value", [0, 257, 32896, 65535])
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path, value):
     path = saved(tmp_path, Image.fromarray(np.full((8, 8), value, np.uint16)))
-    assert np.asarray(images.read(path)).max() == np.asarray(images.read(path)).min() == value // 257
+    assert (
+        np.asarray(images.read(path)).max() == np.asarray(images.read(path)).min() == value // 257
+    )
 
 
 def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def packed_bits(levels, bits):
@@ -289,7 +326,9 @@ def packed_bits(levels, bits):
 
 
 def png(levels, bits, kind=0, extra=b""):
-    """A PNG of one row, written by hand so that its depth is what is said; `kind` 0 is grey, 2 RGB, 4 grey with alpha, 6 RGBA."""
+    """A PNG of one row, written by hand so that its depth is what is said; `kind` 0 is grey, 2 RGB,
+    4 grey with alpha, 6 RGBA.
+    """
     width = len(levels) // {0: 1, 2: 3, 4: 2, 6: 4}[kind]
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0))
     content = chunk(b"IDAT", zlib.compress(b"\0" + packed_bits(levels, bits)))
@@ -297,14 +336,22 @@ def png(levels, bits, kind=0, extra=b""):
 
 
 def pnm(levels, top, plain=False):
-    body = " ".join(map(str, levels)).encode() if plain else packed_bits(levels, 16 if top > 255 else 8)
+    body = (
+        " ".join(map(str, levels)).encode()
+        if plain
+        else packed_bits(levels, 16 if top > 255 else 8)
+    )
     return b"P%d\n%d 1\n%d\n" % (2 if plain else 5, len(levels), top) + body
 
 
 def tiff(levels, bits, *, order="<", white=False, kind=1):
     """A TIFF of one row; `white` for 0 as white, `kind` 2 for signed integers and 3 for floats."""
     data = packed_bits([level % 2**bits for level in levels], bits)
-    data = data if order == ">" or bits < 16 else np.frombuffer(data, f">u{bits // 8}").astype(f"<u{bits // 8}").tobytes()
+    data = (
+        data
+        if order == ">" or bits < 16
+        else np.frombuffer(data, f">u{bits // 8}").astype(f"<u{bits // 8}").tobytes()
+    )
     tags = {
         256: len(levels),
         257: 1,
@@ -317,8 +364,16 @@ def tiff(levels, bits, *, order="<", white=False, kind=1):
         279: len(data),
         339: kind,
     }
-    entries = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
-    return (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(tags)) + entries + bytes(4) + data
+    entries = b"".join(
+        struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()
+    )
+    return (
+        (b"II" if order == "<" else b"MM")
+        + struct.pack(f"{order}HIH", 42, 8, len(tags))
+        + entries
+        + bytes(4)
+        + data
+    )
 
 
 DEPTHS = {  # a file of the levels 0, 1, a third and white, by its own depth
@@ -327,7 +382,11 @@ DEPTHS = {  # a file of the levels 0, 1, a third and white, by its own depth
     "TIFF of 16 bits, big end first": (tiff, 16, {"order": ">"}),
     "TIFF of 16 bits, 0 is white": (tiff, 16, {"white": True}),
     "TIFF of 8 bits, 0 is white": (tiff, 8, {"white": True}),
-    **{f"PGM up to {top}": (pnm, top, {"plain": plain}) for plain in (False, True) for top in (15, 255, 1023, 4095, 65535)},
+    **{
+        f"PGM up to {top}": (pnm, top, {"plain": plain})
+        for plain in (False, True)
+        for top in (15, 255, 1023, 4095, 65535)
+    },
 }
 
 
@@ -336,7 +395,11 @@ DEPTHS = {  # a file of the levels 0, 1, a third and white, by its own depth
 def test_levels_are_scaled_by_the_depth_of_the_file_and_never_by_what_it_holds(case, part):
     make, size, how = DEPTHS[case]
     top = size if make is pnm else 2**size - 1
-    levels = [0, min(1, top), top // 3, top] if part == "whole" else sorted({0, 1, min(top, 255) // 2, min(top, 255)})
+    levels = (
+        [0, min(1, top), top // 3, top]
+        if part == "whole"
+        else sorted({0, 1, min(top, 255) // 2, min(top, 255)})
+    )
     got = np.asarray(images.decode(make(levels, size, **how), case))[0, :, 0].astype(float)
     expected = np.array(levels) * 255 / top
     assert np.abs(got - (255 - expected if how.get("white") else expected)).max() <= 1
@@ -360,7 +423,14 @@ def test_the_transparent_level_of_a_grey_png_counts_in_its_own_depth(bits):
 
 
 @pytest.mark.parametrize(
-    "content", [tiff([0, 5], 16, kind=2), tiff([0, 5], 8, kind=2), tiff([0, 5], 32), tiff([0, 5], 32, kind=2), tiff([0, 0], 32, kind=3)]
+    "content",
+    [
+        tiff([0, 5], 16, kind=2),
+        tiff([0, 5], 8, kind=2),
+        tiff([0, 5], 32),
+        tiff([0, 5], 32, kind=2),
+        tiff([0, 0], 32, kind=3),
+    ],
 )
 def test_numbers_without_a_known_white_are_refused(content):
     with pytest.raises(DataError, match="whose range is unknown"):
@@ -375,10 +445,15 @@ def test_one_pixel_is_an_image(tmp_path):
 def bomb(path, width, height):
     """A PNG of a few bytes that claims width x height pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize("kind", ["empty", "page", "half", "bomb", "big", "long", "gone", "loop", "float", "folder", "pipe"])
+@pytest.mark.parametrize(
+    "kind",
+    ["empty", "page", "half", "bomb", "big", "long", "gone", "loop", "float", "folder", "pipe"],
+)
 def test_what_is_no_image_is_one_error_that_names_the_file(tmp_path, kind):
     path = tmp_path / ("odd.tiff" if kind == "float" else "odd.png")
     if kind == "empty":
@@ -389,7 +464,9 @@ def test_what_is_no_image_is_one_error_that_names_the_file(tmp_path, kind):
         picture(5, 200, 200).save(path)
         path.write_bytes(path.read_bytes()[:-2000])
     elif kind in ("bomb", "big", "long"):
-        bomb(path, *{"bomb": (60_000, 60_000), "big": (14_000, 14_000), "long": (1, 2_000_000)}[kind])
+        bomb(
+            path, *{"bomb": (60_000, 60_000), "big": (14_000, 14_000), "long": (1, 2_000_000)}[kind]
+        )
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind == "loop":
@@ -426,7 +503,20 @@ def test_a_size_below_one_is_refused():
         images.centre_crop(picture(0), 0)
 
 
-OTHERS = ("DDS", "ICO", "PCX", "TGA", "SGI", "JPEG2000", "QOI", "EPS", "ICNS", "DIB", "PDF", "TIFF of a kind unknown")
+OTHERS = (
+    "DDS",
+    "ICO",
+    "PCX",
+    "TGA",
+    "SGI",
+    "JPEG2000",
+    "QOI",
+    "EPS",
+    "ICNS",
+    "DIB",
+    "PDF",
+    "TIFF of a kind unknown",
+)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -441,11 +531,19 @@ def test_an_image_of_another_kind_is_left_out_by_name_whatever_it_is_called(tmp_
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO"])
-def test_what_is_an_image_is_read_whatever_it_is_called_and_of_many_frames_the_first(tmp_path, kind):
-    path, frames = tmp_path / "a.jpg", [picture(i, 24, 16).convert("P" if kind == "GIF" else "RGB") for i in range(3)]
+def test_what_is_an_image_is_read_whatever_it_is_called_and_of_many_frames_the_first(
+    tmp_path, kind
+):
+    path, frames = (
+        tmp_path / "a.jpg",
+        [picture(i, 24, 16).convert("P" if kind == "GIF" else "RGB") for i in range(3)],
+    )
     more = {"save_all": True, "append_images": frames[1:]} if kind not in ("BMP", "PPM") else {}
     frames[0].save(path, kind, **({"lossless": True} if kind == "WEBP" else {}), **more)
-    got, first = np.asarray(images.read(path)).astype(int), np.asarray(frames[0].convert("RGB")).astype(int)
+    got, first = (
+        np.asarray(images.read(path)).astype(int),
+        np.asarray(frames[0].convert("RGB")).astype(int),
+    )
     assert np.abs(got - first).mean() < (8 if kind == "MPO" else 0.01)
 
 
@@ -483,7 +581,9 @@ def test_remarks_of_pillow_are_silent_from_several_threads_and_filters_stay_as_t
 
     image = Image.new("P", (8, 8))
     image.putpalette([10, 20, 30] + [0] * 765)
-    image.save(tmp_path / "a.png", transparency=bytes([0] * 256))  # "should be converted to RGBA images", if it is not
+    image.save(
+        tmp_path / "a.png", transparency=bytes([0] * 256)
+    )  # "should be converted to RGBA images", if it is not
     with Image.open(tmp_path / "a.png") as opened, pytest.warns(UserWarning, match="RGBA"):
         opened.convert("RGB")
     before = list(warnings.filters)
@@ -497,29 +597,50 @@ def adm(image, size):
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
 @settings(max_examples=60, deadline=None)
-@given(width=st.integers(1, 700), height=st.integers(1, 700), size=st.integers(1, 300), seed=st.integers(0, 9))
+@given(
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    size=st.integers(1, 300),
+    seed=st.integers(0, 9),
+)
 def test_the_crop_is_adm_s_bit_for_bit(width, height, size, seed):
     image = picture(seed, width, height)
     assert images.centre_crop(image, size).tobytes() == adm(image, size).tobytes()
 
 
-@pytest.mark.parametrize("shape", [(20_000, 1), (1, 20_000), (3000, 2), (7, 9000), (90_000, 300), (1_000_000, 1)])
+@pytest.mark.parametrize(
+    "shape", [(20_000, 1), (1, 20_000), (3000, 2), (7, 9000), (90_000, 300), (1_000_000, 1)]
+)
 def test_a_long_image_is_cropped_before_it_is_scaled(shape, monkeypatch):
     image, sizes, plain = picture(3, *shape), [], Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest: (sizes.append(size), plain(self, size, *rest))[1])
+    monkeypatch.setattr(
+        Image.Image,
+        "resize",
+        lambda self, size, *rest: (sizes.append(size), plain(self, size, *rest))[1],
+    )
     assert images.centre_crop(image, 256).size == (256, 256)
     assert all(width * height <= 2**24 for width, height in sizes)
 
 
 def test_a_crop_of_part_of_an_image_is_that_of_the_whole(monkeypatch):
     monkeypatch.setattr(images, "RESIZED", 0)
-    for seed, shape in enumerate([(40, 90), (90, 40), (17, 300), (300, 17), (33, 34), (64, 64), (5, 61)]):
+    for seed, shape in enumerate(
+        [(40, 90), (90, 40), (17, 300), (300, 17), (33, 34), (64, 64), (5, 61)]
+    ):
         for size in (8, 30, 48):
             image = picture(seed, *shape)
-            assert np.abs(np.asarray(images.centre_crop(image, size)).astype(int) - np.asarray(adm(image, size))).max() <= 2
+            assert (
+                np.abs(
+                    np.asarray(images.centre_crop(image, size)).astype(int)
+                    - np.asarray(adm(image, size))
+                ).max()
+                <= 2
+            )

@@ -47,11 +47,19 @@ def imported(path: Path) -> set[str]:
     """The rooms of cfm_lite that a file imports anywhere, inside functions too."""
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cfm_lite":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "cfm_lite"
+        ):
             parts = node.module.split(".")
             rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         if isinstance(node, ast.Import):
-            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("cfm_lite.")}
+            rooms |= {
+                alias.name.split(".")[1]
+                for alias in node.names
+                if alias.name.startswith("cfm_lite.")
+            }
     return rooms & set(ORDER)
 
 
@@ -66,12 +74,23 @@ def test_a_room_imports_only_from_rooms_above_it(path):
 
 
 def test_every_room_stands_in_the_order():
-    rooms = {room_of(path) for path in FILES} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    rooms = {room_of(path) for path in FILES} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
     assert rooms == set(ORDER)
 
 
 def test_optional_packages_are_not_imported_before_they_are_needed():
-    lazy = ["timm", "torchvision", "torchdiffeq", "ipywidgets", "seaborn", "diffusers", "sklearn", "matplotlib.pyplot"]
+    lazy = [
+        "timm",
+        "torchvision",
+        "torchdiffeq",
+        "ipywidgets",
+        "seaborn",
+        "diffusers",
+        "sklearn",
+        "matplotlib.pyplot",
+    ]
     code = f"import sys, cfm_lite.cli, cfm_lite.lab, cfm_lite.demo; print([m for m in {lazy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", done.stderr
@@ -84,7 +103,13 @@ def test_no_user_input_is_checked_by_assert_and_nothing_is_unpickled():
             assert not isinstance(node, ast.Assert), f"{where}: python -O would remove this check"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 name = ast.unparse(node.func)
-                assert name not in ("pickle.load", "pickle.loads", "torch.hub.load", "yaml.load", "os.system"), where
+                assert name not in (
+                    "pickle.load",
+                    "pickle.loads",
+                    "torch.hub.load",
+                    "yaml.load",
+                    "os.system",
+                ), where
                 words = {word.arg: word.value for word in node.keywords}
                 if name == "torch.load":
                     assert isinstance(words.get("weights_only"), ast.Constant), where

@@ -1,4 +1,6 @@
-"""judges.py: judges that are right on rows they have not seen, the same for a seed, and known by their fingerprint."""
+"""judges.py: judges that are right on rows they have not seen, the same for a seed, and known by
+their fingerprint.
+"""
 
 import dataclasses
 import math
@@ -22,7 +24,9 @@ def judge():
 @pytest.fixture
 def brief(monkeypatch):
     """Judges of one epoch, for what does not depend on how good they are."""
-    monkeypatch.setitem(judges.SETTINGS, "digits", dataclasses.replace(judges.SETTINGS["digits"], epochs=1))
+    monkeypatch.setitem(
+        judges.SETTINGS, "digits", dataclasses.replace(judges.SETTINGS["digits"], epochs=1)
+    )
 
 
 def test_digits_judge_is_right_on_98_5_percent_of_the_rows_it_has_not_seen(judge):
@@ -114,7 +118,9 @@ def test_shifts_are_translations_filled_with_background(generator):
     x = digits.load("train")[0][:200]
     moved = judges._shifted(x, 1, generator)
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1), value=-1.0)
-    all_moves = torch.stack([padded[:, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)])  # (9, 200, 1, 8, 8)
+    all_moves = torch.stack(
+        [padded[:, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+    )  # (9, 200, 1, 8, 8)
     hits = (all_moves == moved).flatten(2).all(2)
     assert hits.any(0).all()
     assert hits.any(1).all()  # every one of the nine moves occurs
@@ -143,7 +149,9 @@ def test_no_flipped_bit_or_truncation_passes_for_a_judge(judge, tmp_path):
     judges.save_judge(judge, path)
     right, draw = path.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(right[:8], "little")
-    places = [draw.randrange(8 * header) for _ in range(60)] + [draw.randrange(8 * header, 8 * len(right)) for _ in range(20)]
+    places = [draw.randrange(8 * header) for _ in range(60)] + [
+        draw.randrange(8 * header, 8 * len(right)) for _ in range(20)
+    ]
     for place in places:
         wrong = bytearray(right)
         wrong[place // 8] ^= 1 << (place % 8)
@@ -186,7 +194,9 @@ def test_judge_for_trains_anew_for_other_settings_and_for_a_damaged_file(kept, m
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="trained anew"):
         assert judges.judge_for("digits").fingerprint == first.fingerprint
-    monkeypatch.setitem(judges.SETTINGS, "digits", dataclasses.replace(judges.SETTINGS["digits"], noise=0.2))
+    monkeypatch.setitem(
+        judges.SETTINGS, "digits", dataclasses.replace(judges.SETTINGS["digits"], noise=0.2)
+    )
     assert judges.judge_for("digits").fingerprint != first.fingerprint
     assert len(list(kept.iterdir())) == 2
 
@@ -197,7 +207,11 @@ def test_the_shipped_judge_is_what_its_recorded_command_makes():
     assert shipped.accuracy >= 0.985
     again = judges.train_judge("digits")
     x = digits.load("judge_test")[0]
-    agree = (judges.assess(shipped, x)[0].argmax(1) == judges.assess(again, x)[0].argmax(1)).float().mean()
+    agree = (
+        (judges.assess(shipped, x)[0].argmax(1) == judges.assess(again, x)[0].argmax(1))
+        .float()
+        .mean()
+    )
     assert agree >= 0.98  # another processor rounds in another way
 
 
@@ -222,8 +236,14 @@ def test_judge_for_works_where_nothing_can_be_kept(kept):
         (lambda: judges.judge_for("cifar"), "must be one of"),
         (lambda: judges.Judge("digits")(torch.zeros(2, 1, 28, 28)), r"takes \(B, 1, 8, 8\)"),
         (lambda: judges.Judge("mnist")(torch.zeros(2, 784)), r"takes \(B, 1, 28, 28\)"),
-        (lambda: judges.Judge("digits")(torch.zeros(2, 1, 8, 8, dtype=torch.long)), "floating dtype"),
-        (lambda: judges.assess(judges.Judge("digits"), torch.zeros(2, 1, 8, 8), chunk=0), "chunk is 0"),
+        (
+            lambda: judges.Judge("digits")(torch.zeros(2, 1, 8, 8, dtype=torch.long)),
+            "floating dtype",
+        ),
+        (
+            lambda: judges.assess(judges.Judge("digits"), torch.zeros(2, 1, 8, 8), chunk=0),
+            "chunk is 0",
+        ),
     ],
 )
 def test_wrong_arguments_are_config_errors_that_say_what_was_seen(call, words):

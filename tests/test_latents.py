@@ -35,7 +35,9 @@ def folder(tmp_path_factory):
 
 
 def go(folder, out, codec, **how):
-    return prepare.prepare(images.find(folder), out, codec, **({"size": 32, "rows": ROWS, "progress": False} | how))
+    return prepare.prepare(
+        images.find(folder), out, codec, **({"size": 32, "rows": ROWS, "progress": False} | how)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +61,22 @@ def every(data, mirrored=False):
 def test_what_is_read_is_what_the_vae_gave(made, folder, codec):
     data, found = Latents(made), images.find(folder)
     pixels = torch.stack([images.load(file.path, 32) for file in found.files])
-    torch.testing.assert_close(every(data), codec.moments(pixels), rtol=1e-3, atol=1e-3)  # float16 on disk
+    torch.testing.assert_close(
+        every(data), codec.moments(pixels), rtol=1e-3, atol=1e-3
+    )  # float16 on disk
     assert data.keys == [file.key for file in found.files]
     assert data.labels.tolist() == [file.label for file in found.files]
     assert (data.shape, data.num_classes, data.size, len(data)) == ((4, 4, 4), 3, 32, 24)
 
 
-def test_a_mirror_is_the_encoding_of_the_flipped_image_not_the_flipped_encoding(made, folder, codec):
+def test_a_mirror_is_the_encoding_of_the_flipped_image_not_the_flipped_encoding(
+    made, folder, codec
+):
     pixels = torch.stack([images.load(file.path, 32) for file in images.find(folder).files])
     data = Latents(made)
-    torch.testing.assert_close(every(data, True), codec.moments(pixels.flip(-1)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        every(data, True), codec.moments(pixels.flip(-1)), rtol=1e-3, atol=1e-3
+    )
     assert (every(data, True) - every(data).flip(-1)).abs().max() > 0.01
 
 
@@ -76,9 +84,13 @@ def test_the_index_holds_the_mean_of_the_scaled_latents_over_both_mirrors(made):
     data = Latents(made)
     means = torch.stack([every(data)[:, 0], every(data, True)[:, 0]]) * 0.18215
     torch.testing.assert_close(data.mean, means.mean((0, 1)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.tensor(data.index["channel_mean"]), means.mean((0, 1, 3, 4)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(data.index["channel_mean"]), means.mean((0, 1, 3, 4)), rtol=1e-4, atol=1e-5
+    )
     drawn = torch.cat([data.draw(torch.arange(24), 0, step, 0)[0] for step in range(200)])
-    torch.testing.assert_close(drawn.std((0, 2, 3)), torch.tensor(data.index["channel_std"]), rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        drawn.std((0, 2, 3)), torch.tensor(data.index["channel_std"]), rtol=0.02, atol=0
+    )
 
 
 def test_ranks_together_write_what_one_process_writes(made, folder, codec, tmp_path):
@@ -96,7 +108,9 @@ def test_a_second_run_encodes_only_what_is_missing(copy, folder, codec, monkeypa
     (copy / "index.json").unlink()
     encoded = []
     plain = prepare.both_mirrors
-    monkeypatch.setattr(prepare, "both_mirrors", lambda codec, x: (encoded.append(len(x)), plain(codec, x))[1])
+    monkeypatch.setattr(
+        prepare, "both_mirrors", lambda codec, x: (encoded.append(len(x)), plain(codec, x))[1]
+    )
     go(folder, copy, codec)
     assert encoded == [ROWS]
     assert Latents(copy).fingerprint == whole
@@ -123,7 +137,12 @@ def test_other_latents_are_never_mixed_in(copy, folder, codec, change, tmp_path)
         how = {"size": 64} if change == "size" else {"rows": 8}
     with pytest.raises(DataError, match="holds other latents") as error:
         go(other, copy, codec, **how)
-    assert {"vae": "fingerprint", "size": "size: there 32, now 64", "images": "images", "rows": "rows"}[change] in str(error.value)
+    assert {
+        "vae": "fingerprint",
+        "size": "size: there 32, now 64",
+        "images": "images",
+        "rows": "rows",
+    }[change] in str(error.value)
 
 
 def test_300_damaged_shards_are_all_found_and_named(copy):
@@ -146,7 +165,9 @@ def test_300_damaged_shards_are_all_found_and_named(copy):
     Latents(copy)
 
 
-@pytest.mark.parametrize("name", ["index.json", "labels.npy", "keys.txt", "mean.npy", "shard-00000.npy"])
+@pytest.mark.parametrize(
+    "name", ["index.json", "labels.npy", "keys.txt", "mean.npy", "shard-00000.npy"]
+)
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     with pytest.raises(DataError, match=name.split(".")[0]):
@@ -225,13 +246,19 @@ def test_a_full_disk_is_said_and_loses_nothing(copy, folder, codec, monkeypatch)
 
     (copy / "shard-00002.json").unlink()
     before = (copy / "shard-00000.npy").read_bytes()
-    monkeypatch.setattr(shards, "publish", lambda content, path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(
+        shards,
+        "publish",
+        lambda content, path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")),
+    )
     with pytest.raises(DiskFullError, match="shard-00002"):
         go(folder, copy, codec)
     assert (copy / "shard-00000.npy").read_bytes() == before
 
 
-def test_killed_builders_leave_what_an_uninterrupted_one_writes(folder, codec, tmp_path, monkeypatch):
+def test_killed_builders_leave_what_an_uninterrupted_one_writes(
+    folder, codec, tmp_path, monkeypatch
+):
     """Twelve kills on the way, then a run to the end: the same bytes."""
     go(folder, tmp_path / "whole", codec, batch=2)
     plain, out, killed = shards.write, tmp_path / "L", 0
@@ -240,7 +267,9 @@ def test_killed_builders_leave_what_an_uninterrupted_one_writes(folder, codec, t
         time.sleep(0.02)
         plain(path, content)
 
-    monkeypatch.setattr(shards, "write", slow)  # so that kills fall before, between and after the writes
+    monkeypatch.setattr(
+        shards, "write", slow
+    )  # so that kills fall before, between and after the writes
     for trial in range(12):
         child = forked(lambda: go(folder, out, codec, batch=2))
         time.sleep(0.03 + 0.04 * trial)
@@ -282,7 +311,9 @@ def test_every_image_comes_once_an_epoch_with_fresh_noise_and_half_of_them_mirro
     (a, m), (b, n) = data.draw(torch.arange(24), 0, 0, 0), data.draw(torch.arange(24), 0, 1, 0)
     assert not torch.equal(a, b)
     assert not torch.equal(m, n)
-    share = torch.cat([data.draw(torch.arange(24), 0, step, 0)[1] for step in range(50)]).float().mean()
+    share = (
+        torch.cat([data.draw(torch.arange(24), 0, step, 0)[1] for step in range(50)]).float().mean()
+    )
     assert abs(share - 0.5) < 0.06  # four standard deviations of 1,200 draws
     assert not data.draw(torch.arange(24), 0, 0, 0, mirror=False)[1].any()
 
@@ -292,11 +323,15 @@ def test_pictures_come_with_their_latents_mirrored_alike(made, folder, codec):
     for z, _, pixels in first_batches(data, 2, images=folder):
         means = codec.moments(pixels)
         noise = (data.scaling.unscaled(z) - means[:, 0]) / means[:, 1]
-        assert noise.std() == pytest.approx(1, abs=0.1)  # a picture of another row, or not mirrored, would add its difference
+        assert noise.std() == pytest.approx(
+            1, abs=0.1
+        )  # a picture of another row, or not mirrored, would add its difference
         torch.testing.assert_close(noise.mean(), torch.zeros(()), rtol=0, atol=0.2)
 
 
-def test_a_tar_of_tars_serves_as_the_folder_wherever_images_are_taken(made, folder, codec, tmp_path, monkeypatch):
+def test_a_tar_of_tars_serves_as_the_folder_wherever_images_are_taken(
+    made, folder, codec, tmp_path, monkeypatch
+):
     monkeypatch.setattr(archive, "cache_root", lambda: tmp_path / "cache")
     with tarfile.open(tmp_path / "set.tar", "w") as outer:
         for name in sorted(path.name for path in folder.iterdir()):
@@ -305,9 +340,17 @@ def test_a_tar_of_tars_serves_as_the_folder_wherever_images_are_taken(made, fold
                     inner.add(path, path.name)
             outer.add(tmp_path / f"{name}.tar", f"{name}.tar")
     assert go(tmp_path / "set.tar", tmp_path / "L", codec)["self"] == Latents(made).fingerprint
-    for (_, _, a), (_, _, b) in zip(*(first_batches(Latents(made), 2, images=source) for source in (folder, tmp_path / "set.tar"))):
+    for (_, _, a), (_, _, b) in zip(
+        *(
+            first_batches(Latents(made), 2, images=source)
+            for source in (folder, tmp_path / "set.tar")
+        )
+    ):
         assert torch.equal(a, b)
-    pictures = [torch.cat(list(image_batches(source, 5, 32))) for source in (folder, images.opened(tmp_path / "set.tar"))]
+    pictures = [
+        torch.cat(list(image_batches(source, 5, 32)))
+        for source in (folder, images.opened(tmp_path / "set.tar"))
+    ]
     assert torch.equal(*pictures)
 
 
@@ -350,7 +393,14 @@ def test_the_reading_thread_is_gone_when_its_reader_is():
 
 
 def test_wrong_ranks_and_sizes_are_refused_before_anything_is_written(folder, codec, tmp_path):
-    for how in ({"rank": 2, "world": 2}, {"world": 0}, {"size": 33}, {"rows": 0}, {"batch": 0}, {"workers": 0}):
+    for how in (
+        {"rank": 2, "world": 2},
+        {"world": 0},
+        {"size": 33},
+        {"rows": 0},
+        {"batch": 0},
+        {"workers": 0},
+    ):
         with pytest.raises(ConfigError):
             go(folder, tmp_path / "L", codec, **how)
     assert not (tmp_path / "L").exists()
@@ -369,7 +419,9 @@ def test_what_is_asked_for_are_the_bytes_of_the_row_and_its_mirror_image(made):
         array = data._maps[number]
         with open(array.filename, "rb") as file:
             mapped = Map(file.fileno(), 0, access=mmap.ACCESS_READ)
-        copy = np.ndarray.__new__(np.memmap, array.shape, array.dtype, buffer=mapped, offset=array.offset)
+        copy = np.ndarray.__new__(
+            np.memmap, array.shape, array.dtype, buffer=mapped, offset=array.offset
+        )
         copy.offset = array.offset
         shards.ask_for(copy, place, mirror)
         start, length = asked.pop()

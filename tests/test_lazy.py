@@ -1,4 +1,6 @@
-"""Optional packages: imported late, missed clearly, and torchvision's Python part without its compiled one."""
+"""Optional packages: imported late, missed clearly, and torchvision's Python part without its
+compiled one.
+"""
 
 import subprocess
 import sys
@@ -21,7 +23,9 @@ tries = half_built.part.tries  # missing if the second attempt finds the first o
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A folder from which packages can be imported for the length of one test: `packages(name, file=text)`."""
+    """A folder from which packages can be imported for the length of one test: `packages(name,
+    file=text)`.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 
@@ -41,7 +45,9 @@ def test_a_package_that_is_there_is_returned():
 
 
 def test_a_missing_package_names_the_extra():
-    with pytest.raises(ConfigError, match=r"no_such_package is not installed: pip install 'cfm-lite\[imagenet\]'"):
+    with pytest.raises(
+        ConfigError, match=r"no_such_package is not installed: pip install 'cfm-lite\[imagenet\]'"
+    ):
         optional("no_such_package.part", "imagenet")
 
 
@@ -54,12 +60,16 @@ def test_a_package_that_misses_another_names_that_one(packages):
 @pytest.mark.parametrize("error", ["ImportError('libfoo.so')", "RuntimeError('wrong build')"])
 def test_a_package_that_cannot_be_imported_says_why(packages, error):
     packages("broken", __init__=f"raise {error}")
-    with pytest.raises(ConfigError, match=r"broken is installed but cannot be imported .*(libfoo|wrong build)"):
+    with pytest.raises(
+        ConfigError, match=r"broken is installed but cannot be imported .*(libfoo|wrong build)"
+    ):
         optional("broken", "ode")
 
 
 def test_an_operator_that_only_has_a_description_does_not_stop_the_import(packages):
-    packages("half_built", __init__=HALF_BUILT.format(operator="cfm_lite_test_one"), part="tries = []")
+    packages(
+        "half_built", __init__=HALF_BUILT.format(operator="cfm_lite_test_one"), part="tries = []"
+    )
     module = optional("half_built", "imagenet")
     assert module.tries == []
     with pytest.raises(NotImplementedError):  # declared, not defined
@@ -67,14 +77,24 @@ def test_an_operator_that_only_has_a_description_does_not_stop_the_import(packag
 
 
 def test_a_second_failure_is_reported(packages):
-    packages("half_built", __init__=HALF_BUILT.format(operator="cfm_lite_test_two") + "import no_such_package", part="tries = []")
+    packages(
+        "half_built",
+        __init__=HALF_BUILT.format(operator="cfm_lite_test_two") + "import no_such_package",
+        part="tries = []",
+    )
     with pytest.raises(ConfigError, match="no_such_package is not installed"):
         optional("half_built", "imagenet")
 
 
 def test_importing_the_library_imports_no_optional_package():
     code = "import sys, cfm_lite.models; print([m for m in ('timm', 'torchvision', 'torchdiffeq', 'matplotlib') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -115,12 +135,17 @@ def test_without_any_extra_every_module_loads_or_says_in_one_line_what_to_instal
     assert done.returncode == 0, done.stderr[-2000:]
     said = dict(line.split(" | ") for line in done.stdout.splitlines())
     assert set(said) == {"cfm_lite.widgets"}  # its submodules are never reached
-    assert said["cfm_lite.widgets"] == "ipywidgets is not installed: pip install 'cfm-lite[notebooks]'"
+    assert (
+        said["cfm_lite.widgets"] == "ipywidgets is not installed: pip install 'cfm-lite[notebooks]'"
+    )
 
 
 def test_what_a_notebook_shows_needs_ipython_and_says_so(monkeypatch):
     from cfm_lite import course
 
     monkeypatch.setitem(sys.modules, "IPython.display", None)
-    with pytest.raises(ConfigError, match=r"IPython(\.display)? is not installed: pip install 'cfm-lite\[notebooks\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"IPython(\.display)? is not installed: pip install 'cfm-lite\[notebooks\]'",
+    ):
         course.say("Nothing is shown.")

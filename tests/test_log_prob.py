@@ -32,7 +32,9 @@ def density(x: Tensor) -> Tensor:
 MIXTURE = GaussianMixture(
     torch.tensor([0.3, 0.7]),
     torch.tensor([[1.5, 0.0], [-0.5, 1.0]], dtype=torch.float64),
-    covariances=torch.tensor([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.5]]], dtype=torch.float64),
+    covariances=torch.tensor(
+        [[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.5]]], dtype=torch.float64
+    ),
 )
 
 
@@ -51,12 +53,16 @@ def test_likelihood_agrees_with_sit(name: str, step: Step) -> None:
     velocity, ts = conditional(model, y), grid(7)
     result = log_prob(velocity, given["data"], ts, step, probes=list(given["eps_pm1"]))
     torch.testing.assert_close(result, given["logp"], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(sample(velocity, given["data"], ts, step), given["latent"], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        sample(velocity, given["data"], ts, step), given["latent"], rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-7)])
 @pytest.mark.parametrize("shape", [(5, 1), (5, 2), (5, 2, 2, 2), (1, 3)])
-def test_gaussian_likelihood_is_its_density(shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+def test_gaussian_likelihood_is_its_density(
+    shape: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
     x = torch.randn(shape, dtype=dtype)
     result = log_prob(gaussian, x)
     assert result.shape == shape[:1]
@@ -83,14 +89,17 @@ def test_grid_may_be_given_either_way_round() -> None:
     assert torch.equal(log_prob(gaussian, x, grid(10)), log_prob(gaussian, x, grid(10).flip(0)))
 
 
-# ------------------------------------------------------------------------------------------------ the trace
+# ------------------------------------------------------------------------------------------------
+# the trace
 
 
 def test_hutchinson_is_exact_for_a_multiple_of_the_identity(generator: torch.Generator) -> None:
     # dv/dx = a I, so e . a e = a D for every vector of signs
     x = torch.randn(4, 3, dtype=torch.float64)
     exact = log_prob(gaussian, x, grid(20))
-    torch.testing.assert_close(log_prob(gaussian, x, grid(20), trace="hutchinson", generator=generator), exact)
+    torch.testing.assert_close(
+        log_prob(gaussian, x, grid(20), trace="hutchinson", generator=generator), exact
+    )
 
 
 def test_hutchinson_is_unbiased_and_more_probes_are_better(generator: torch.Generator) -> None:
@@ -126,7 +135,10 @@ def test_probes_are_used_in_their_order() -> None:
 def test_the_generator_decides_and_the_global_state_is_left_alone() -> None:
     x, before = torch.randn(3, 2), torch.get_rng_state()
     first, again, other = (
-        log_prob(mixture, x, grid(3), trace="hutchinson", generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        log_prob(
+            mixture, x, grid(3), trace="hutchinson", generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in (1, 1, 2)
     )
     log_prob(mixture, x, grid(3))
     assert torch.equal(first, again)
@@ -134,7 +146,8 @@ def test_the_generator_decides_and_the_global_state_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ------------------------------------------------------------------------------------------------ gradients and modes
+# ------------------------------------------------------------------------------------------------
+# gradients and modes
 
 
 def test_it_works_whatever_the_grad_mode_outside_and_leaves_no_graph() -> None:
@@ -162,7 +175,9 @@ def test_parameters_receive_gradients() -> None:
     scale = torch.tensor(0.5, requires_grad=True)
     # v = a x carries x1 back to x1 / e^a: log p = log N(x1 e^-a) - a D, so d/da = |x0|^2 - D
     x = torch.randn(5, 3)
-    (slope,) = torch.autograd.grad(log_prob(lambda x, t: scale * x, x, grid(20), grad=True).sum(), scale)
+    (slope,) = torch.autograd.grad(
+        log_prob(lambda x, t: scale * x, x, grid(20), grad=True).sum(), scale
+    )
     assert slope.item() == pytest.approx(((x * math.exp(-0.5)) ** 2).sum().item() - 15, rel=1e-4)
 
 
@@ -201,7 +216,8 @@ def test_nothing_is_read_back_from_a_device() -> None:
             assert log_prob(field, x, ts, trace=trace).shape == (3,)
 
 
-# ------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------------
+# errors
 
 
 @pytest.mark.parametrize(
@@ -209,7 +225,10 @@ def test_nothing_is_read_back_from_a_device() -> None:
     [
         ({"trace": "hutchison"}, "trace is 'hutchison'.*Did you mean 'hutchinson'"),
         ({"n_probes": 0}, "n_probes is 0"),
-        ({"trace": "exact", "probes": [torch.ones(3, 2)]}, "probes were given with trace = 'exact'"),
+        (
+            {"trace": "exact", "probes": [torch.ones(3, 2)]},
+            "probes were given with trace = 'exact'",
+        ),
         ({"probes": [torch.ones(3, 2)] * 3}, "only 3 probes were given"),
         ({"probes": [torch.ones(2, 2)] * 40}, r"a probe has shape \(2, 2\); it must be \(3, 2\)"),
         ({"ts": torch.tensor([1.0])}, r"ts has shape \(1,\)"),

@@ -1,4 +1,6 @@
-"""losses.py, the velocity half: the numbers of DeltaFM and REPA, closed forms of the optimum, weights, keep, wrong arguments."""
+"""losses.py, the velocity half: the numbers of DeltaFM and REPA, closed forms of the optimum,
+weights, keep, wrong arguments.
+"""
 
 import math
 
@@ -9,10 +11,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cfm_lite import paths
 from cfm_lite.errors import ConfigError
-from cfm_lite.losses import align, contrastive_flow_matching, flow_matching, repulsion, squared_error, vecor
+from cfm_lite.losses import (
+    align,
+    contrastive_flow_matching,
+    flow_matching,
+    repulsion,
+    squared_error,
+    vecor,
+)
 from tests.reference import case, cases, settings
 
-TRIPLETS = [name for name in cases("deltafm_triplet") if name.startswith(("random_", "class_conditioned_lam", "forced_"))]
+TRIPLETS = [
+    name
+    for name in cases("deltafm_triplet")
+    if name.startswith(("random_", "class_conditioned_lam", "forced_"))
+]
 CALLS = cases("deltafm_triplet", "call_")
 REPA_CALLS = cases("repa_siloss", "call_")
 
@@ -26,7 +39,9 @@ def normal(*shape, seed=0, dtype=torch.float64):
 
 
 def keep_of(setting):
-    """DeltaFM's `dont_contrast_on_unconditional`: rows with the null label are not contrasted, and the mean is over the others."""
+    """DeltaFM's `dont_contrast_on_unconditional`: rows with the null label are not contrasted, and
+    the mean is over the others.
+    """
     labels = case("deltafm_triplet", "inputs")[setting["labels"]]
     null = settings("deltafm_triplet")["inputs"]["null_class_idx"]
     return labels != null if setting["exclude_null"] else None
@@ -37,8 +52,18 @@ def keep_of(setting):
 
 @pytest.mark.parametrize("name", TRIPLETS)
 def test_contrastive_loss_agrees_with_deltafm(name):
-    f, inputs, setting = case("deltafm_triplet", name), case("deltafm_triplet", "inputs"), settings("deltafm_triplet")[name]
-    v, u, u_neg, keep, weight = inputs["pred"], inputs["target"], inputs["target"][f["neg_idx"]], keep_of(setting), setting["lam"]
+    f, inputs, setting = (
+        case("deltafm_triplet", name),
+        case("deltafm_triplet", "inputs"),
+        settings("deltafm_triplet")[name],
+    )
+    v, u, u_neg, keep, weight = (
+        inputs["pred"],
+        inputs["target"],
+        inputs["target"][f["neg_idx"]],
+        keep_of(setting),
+        setting["lam"],
+    )
     v.requires_grad_()
     counted = torch.ones(len(v)).double() if keep is None else keep * (len(v) / keep.sum())
     close(squared_error(v, u), f["flow_loss"])
@@ -46,7 +71,9 @@ def test_contrastive_loss_agrees_with_deltafm(name):
     separately = flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale=True)
     close(separately, f["loss_mean"])
     losses = [separately]
-    if weight < 1:  # a weight of 1 has no minimum: the library refuses it, the official code does not
+    if (
+        weight < 1
+    ):  # a weight of 1 has no minimum: the library refuses it, the official code does not
         losses.append(contrastive_flow_matching(v, u, u_neg, weight, keep, rescale=True))
         close(losses[1], f["loss_mean"])
     if "grad_pred_of_loss_mean" in f:
@@ -67,7 +94,11 @@ def test_whole_deltafm_step_agrees_after_turning_time_around(name):
     close(x_t, f["x_t"], tolerance)
     close(squared_error(v, u), f["flow_loss"], tolerance)
     close(squared_error(v, u_neg) * keep * (len(v) / keep.sum()), f["contrastive_loss"], tolerance)
-    close(contrastive_flow_matching(v, u, u_neg, setting["lam"], keep, rescale=True), f["loss_mean"], tolerance)
+    close(
+        contrastive_flow_matching(v, u, u_neg, setting["lam"], keep, rescale=True),
+        f["loss_mean"],
+        tolerance,
+    )
     close(align(f["zs_tilde"], f["zs"]), f["proj_loss"], tolerance)
 
 
@@ -96,7 +127,11 @@ def test_optimum_is_an_affine_target(k):
     (grad,) = torch.autograd.grad(loss, best)
     close(grad, torch.zeros_like(grad))
     # completing the square: the least value, which may be negative
-    least = u.square().mean() - weight * u_neg.square().mean((1, 2, 3)).sum() - (1 - weight * k) * best.detach().square().mean()
+    least = (
+        u.square().mean()
+        - weight * u_neg.square().mean((1, 2, 3)).sum()
+        - (1 - weight * k) * best.detach().square().mean()
+    )
     close(loss.detach(), least)
     assert vecor(best + 0.1 * normal(4, 3, 2, seed=2), u, u_neg, weight) > least
 
@@ -111,14 +146,23 @@ def test_loss_falls_without_bound_from_weight_times_k_above_one():
 def test_zero_network_starts_at_one_minus_weight_times_flow_matching():
     u = normal(8, 2, 3)
     for weight in (0.05, 0.4):
-        close(contrastive_flow_matching(torch.zeros_like(u), u, u.roll(1, 0), weight), (1 - weight) * flow_matching(torch.zeros_like(u), u))
+        close(
+            contrastive_flow_matching(torch.zeros_like(u), u, u.roll(1, 0), weight),
+            (1 - weight) * flow_matching(torch.zeros_like(u), u),
+        )
 
 
 def test_weight_zero_is_plain_flow_matching_bit_for_bit():
-    v, u = normal(8, 5, dtype=torch.float32).requires_grad_(), normal(8, 5, seed=1, dtype=torch.float32)
+    v, u = (
+        normal(8, 5, dtype=torch.float32).requires_grad_(),
+        normal(8, 5, seed=1, dtype=torch.float32),
+    )
     plain = flow_matching(v, u)
     (grad,) = torch.autograd.grad(plain, v)
-    for loss in (contrastive_flow_matching(v, u, torch.full_like(u, math.nan), 0.0), vecor(v, u, u.expand(3, 8, 5), 0)):
+    for loss in (
+        contrastive_flow_matching(v, u, torch.full_like(u, math.nan), 0.0),
+        vecor(v, u, u.expand(3, 8, 5), 0),
+    ):
         assert torch.equal(loss, plain)
         assert torch.equal(torch.autograd.grad(loss, v)[0], grad)
 
@@ -133,7 +177,9 @@ def test_one_pass_equals_the_two_losses(shape, k, rescale):
         together = contrastive_flow_matching(v, u, u_neg, 0.15, keep, rescale)
         apart = flow_matching(v, u) - 0.15 * repulsion(v, u_neg, keep, rescale)
         close(together, apart.detach(), 1e-12)
-        close(torch.autograd.grad(2.5 * together, v)[0], torch.autograd.grad(2.5 * apart, v)[0], 1e-12)
+        close(
+            torch.autograd.grad(2.5 * together, v)[0], torch.autograd.grad(2.5 * apart, v)[0], 1e-12
+        )
 
 
 def test_gradients_agree_with_finite_differences():
@@ -143,18 +189,26 @@ def test_gradients_agree_with_finite_differences():
         assert check(lambda v: contrastive_flow_matching(v, u, u_neg, 0.2, keep, True), v)
         assert check(lambda v: vecor(v, u, u_neg, 0.2), v)
     loss = contrastive_flow_matching(v, u, u_neg, 0.2, keep, True)
-    with_graph, alone = (torch.autograd.grad(loss, v, create_graph=g, retain_graph=True)[0] for g in (True, False))
+    with_graph, alone = (
+        torch.autograd.grad(loss, v, create_graph=g, retain_graph=True)[0] for g in (True, False)
+    )
     close(with_graph.detach(), alone, 1e-12)
     assert torch.autograd.gradcheck(lambda v: repulsion(v, u_neg, keep), v)
     assert torch.autograd.gradcheck(squared_error, (v, u.requires_grad_()))
-    assert torch.autograd.gradcheck(align, (normal(2, 3, 4).requires_grad_(), normal(2, 3, 4, seed=1)))
+    assert torch.autograd.gradcheck(
+        align, (normal(2, 3, 4).requires_grad_(), normal(2, 3, 4, seed=1))
+    )
 
 
 # keep
 
 
 def test_keep_leaves_rows_out_of_value_and_gradient():
-    v, u_neg, keep = normal(6, 3).requires_grad_(), normal(6, 3, seed=1), torch.tensor([1, 0, 1, 1, 0, 1])
+    v, u_neg, keep = (
+        normal(6, 3).requires_grad_(),
+        normal(6, 3, seed=1),
+        torch.tensor([1, 0, 1, 1, 0, 1]),
+    )
     rows = squared_error(v, u_neg).detach()
     close(repulsion(v, u_neg, keep.bool()), rows[keep.bool()].sum() / 6)
     close(repulsion(v, u_neg, keep.float(), rescale=True), rows[keep.bool()].mean())
@@ -165,12 +219,21 @@ def test_keep_leaves_rows_out_of_value_and_gradient():
 
 @pytest.mark.parametrize("rescale", [False, True])
 def test_no_kept_row_gives_exactly_zero(rescale):
-    v, u, u_neg, none = normal(4, 3).requires_grad_(), normal(4, 3, seed=1), normal(4, 3, seed=2), torch.zeros(4, dtype=torch.bool)
+    v, u, u_neg, none = (
+        normal(4, 3).requires_grad_(),
+        normal(4, 3, seed=1),
+        normal(4, 3, seed=2),
+        torch.zeros(4, dtype=torch.bool),
+    )
     loss = repulsion(v, u_neg, none, rescale)
     (grad,) = torch.autograd.grad(loss, v)
     assert loss == 0
     assert torch.equal(grad, torch.zeros_like(v))
-    close(contrastive_flow_matching(v, u, u_neg, 0.3, none, rescale), flow_matching(v, u).detach(), 1e-15)
+    close(
+        contrastive_flow_matching(v, u, u_neg, 0.3, none, rescale),
+        flow_matching(v, u).detach(),
+        1e-15,
+    )
 
 
 def test_negatives_are_summed_over_k():
@@ -192,7 +255,10 @@ def test_weight_outside_zero_to_one_is_refused(weight):
 
 def test_weight_times_k_is_bounded_by_one_and_the_message_says_how():
     v, u, u_neg = normal(4, 3), normal(4, 3, seed=1), normal(4, 4, 3, seed=2)
-    with pytest.raises(ConfigError, match=r"0\.25 and K, the number of negatives, is 4; .* \[0, 1/K\) = \[0, 0\.25\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"0\.25 and K, the number of negatives, is 4; .* \[0, 1/K\) = \[0, 0\.25\)",
+    ):
         vecor(v, u, u_neg, 0.25)
     with pytest.raises(ConfigError, match="is 4"):
         contrastive_flow_matching(v, u, u_neg, 0.3)
@@ -204,7 +270,9 @@ def test_from_half_on_one_warning_names_the_factor():
     v, u = normal(4, 3), normal(4, 3, seed=1)
     with pytest.warns(UserWarning, match=r"1/\(1 - weight K\) = 2\.$"):
         contrastive_flow_matching(v, u, u.roll(1, 0), 0.5)
-    contrastive_flow_matching(v, u, u.roll(1, 0), 0.5)  # said once: a second warning would be an error here
+    contrastive_flow_matching(
+        v, u, u.roll(1, 0), 0.5
+    )  # said once: a second warning would be an error here
     contrastive_flow_matching(v, u, u.roll(1, 0), 0.49)
     contrastive_flow_matching(v, u, u.roll(1, 0), np.float32(0.05))
 
@@ -216,7 +284,10 @@ def test_alignment_lies_between_minus_one_and_one_and_ignores_length():
     a = normal(2, 3, 5)
     close(align(a, 7 * a), -1.0)
     close(align(a, -a), 1.0)
-    close(align(a * normal(2, 3, 1, seed=1).abs(), normal(2, 3, 5, seed=2)), align(a, normal(2, 3, 5, seed=2)))
+    close(
+        align(a * normal(2, 3, 1, seed=1).abs(), normal(2, 3, 5, seed=2)),
+        align(a, normal(2, 3, 5, seed=2)),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -254,7 +325,13 @@ def test_alignment_takes_under_100_operations_at_any_batch_size():
 
 
 def losses_of(v, u, u_neg):
-    return flow_matching(v, u), repulsion(v, u_neg), contrastive_flow_matching(v, u, u_neg), vecor(v, u, u_neg[None]), align(v, u)
+    return (
+        flow_matching(v, u),
+        repulsion(v, u_neg),
+        contrastive_flow_matching(v, u, u_neg),
+        vecor(v, u, u_neg[None]),
+        align(v, u),
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
@@ -288,12 +365,19 @@ def test_targets_receive_no_gradient_and_nothing_is_mutated():
 
 def test_memory_layout_does_not_matter():
     v, u, u_neg = (normal(4, 3, 5, 6, seed=s) for s in range(3))
-    strange = [v.to(memory_format=torch.channels_last), u.flip(0).flip(0), u_neg.transpose(2, 3).contiguous().transpose(2, 3)]
+    strange = [
+        v.to(memory_format=torch.channels_last),
+        u.flip(0).flip(0),
+        u_neg.transpose(2, 3).contiguous().transpose(2, 3),
+    ]
     strange[0].requires_grad_()
     loss = contrastive_flow_matching(*strange)
     close(loss.detach(), contrastive_flow_matching(v, u, u_neg))
     loss.backward()
-    close(strange[0].grad, torch.autograd.grad(contrastive_flow_matching(v.requires_grad_(), u, u_neg), v)[0])
+    close(
+        strange[0].grad,
+        torch.autograd.grad(contrastive_flow_matching(v.requires_grad_(), u, u_neg), v)[0],
+    )
 
 
 def test_compiled_losses_agree_in_one_graph():
@@ -305,7 +389,9 @@ def test_compiled_losses_agree_in_one_graph():
 
 
 def test_nothing_is_read_back_from_a_device():
-    v, u, u_neg = (torch.empty(4, 3, 2, device="meta").requires_grad_(s == 0) for s in range(3))  # reading a meta tensor raises
+    v, u, u_neg = (
+        torch.empty(4, 3, 2, device="meta").requires_grad_(s == 0) for s in range(3)
+    )  # reading a meta tensor raises
     for loss in (*losses_of(v, u, u_neg), repulsion(v, u_neg, torch.ones(4, device="meta"), True)):
         loss.backward()
 
@@ -325,9 +411,14 @@ def test_unequal_empty_or_integer_tensors_are_refused(loss):
         loss(torch.tensor(1.0), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("shape", [(3,), (4, 2), (3, 3), (2, 4, 2), (0, 4, 3), (2, 2, 4, 3), (1, 3)])
+@pytest.mark.parametrize(
+    "shape", [(3,), (4, 2), (3, 3), (2, 4, 2), (0, 4, 3), (2, 2, 4, 3), (1, 3)]
+)
 def test_negatives_of_a_wrong_shape_are_refused(shape):
-    for call in (lambda n: repulsion(normal(4, 3), n), lambda n: vecor(normal(4, 3), normal(4, 3), n)):
+    for call in (
+        lambda n: repulsion(normal(4, 3), n),
+        lambda n: vecor(normal(4, 3), normal(4, 3), n),
+    ):
         with pytest.raises(ConfigError, match="u_neg"):
             call(torch.zeros(shape))
 

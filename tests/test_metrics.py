@@ -1,4 +1,6 @@
-"""metrics.py: the fixtures of the official evaluators, closed forms, invariances, and wrong arguments."""
+"""metrics.py: the fixtures of the official evaluators, closed forms, invariances, and wrong
+arguments.
+"""
 
 import math
 
@@ -16,7 +18,10 @@ NEIGHBOURS = cases("metrics", "prec_recall")
 
 def close(a, b, tolerance=1e-8):
     torch.testing.assert_close(
-        torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64), rtol=tolerance, atol=tolerance
+        torch.as_tensor(a, dtype=torch.float64),
+        torch.as_tensor(b, dtype=torch.float64),
+        rtol=tolerance,
+        atol=tolerance,
     )
 
 
@@ -42,7 +47,9 @@ def test_frechet_agrees_with_every_official_evaluator(name):
 def test_frechet_of_the_recorded_moments_is_frechet_of_the_features(name):
     f = case("metrics", name)
     tolerance = 1e-5 if name == "frechet_rank_deficient" else 1e-8
-    from_moments = metrics.frechet_distance(f["mu_real"], f["cov_real"], f["mu_fake"], f["cov_fake"])
+    from_moments = metrics.frechet_distance(
+        f["mu_real"], f["cov_real"], f["mu_fake"], f["cov_fake"]
+    )
     close(from_moments, f["fid_symmetric_eigh"], tolerance)
     close(f["real"].mean(0), f["mu_real"])
     close(metrics._covariance(f["real"]), f["cov_real"])
@@ -64,7 +71,9 @@ def test_frechet_of_a_set_with_itself_is_zero():
 def test_frechet_of_diagonal_gaussians_has_its_closed_form():
     f = case("metrics", "frechet_analytic")
     value = metrics.frechet_distance(f["mu1"], f["cov1"], f["mu2"], f["cov2"])
-    by_hand = (f["mu1"] - f["mu2"]).square().sum() + (f["cov1"].diag().sqrt() - f["cov2"].diag().sqrt()).square().sum()
+    by_hand = (f["mu1"] - f["mu2"]).square().sum() + (
+        f["cov1"].diag().sqrt() - f["cov2"].diag().sqrt()
+    ).square().sum()
     close(value, by_hand)
     close(value, f["fid"])
     close(value, f["fid_pytorch_fid"])
@@ -72,7 +81,8 @@ def test_frechet_of_diagonal_gaussians_has_its_closed_form():
 
 def test_frechet_of_gaussians_that_do_not_commute_has_its_closed_form_in_two_dimensions():
     a, b = (m @ m.mT for m in (normal(2, 2, 1), normal(2, 2, 2)))
-    # tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)) for 2x2 M, and a^1/2 b a^1/2 has the trace and determinant of a b
+    # tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)) for 2x2 M, and a^1/2 b a^1/2 has the trace and
+    # determinant of a b
     overlap = ((a @ b).trace() + 2 * (a.det() * b.det()).sqrt()).sqrt()
     mean = torch.zeros(2, dtype=torch.float64)
     close(metrics.frechet_distance(mean, a, mean + 1, b), 2 + a.trace() + b.trace() - 2 * overlap)
@@ -129,12 +139,19 @@ def test_coarse_fixture_tells_less_or_equal_from_less():
 
 
 def _exactly(real, fake, k):
-    """Precision, recall and the radii of both from every distance in float64: the definition, without a short cut."""
+    """Precision, recall and the radii of both from every distance in float64: the definition,
+    without a short cut.
+    """
     real, fake = real.double(), fake.double()
     table = lambda a, b: torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # noqa: E731
     of_real, of_fake = (table(x, x).kthvalue(k + 1, dim=1).values for x in (real, fake))
     across = table(fake, real)
-    return (across <= of_real).any(1).double().mean(), (across <= of_fake[:, None]).any(0).double().mean(), of_real, of_fake
+    return (
+        (across <= of_real).any(1).double().mean(),
+        (across <= of_fake[:, None]).any(0).double().mean(),
+        of_real,
+        of_fake,
+    )
 
 
 def _lattice(n, d, side, seed):
@@ -142,18 +159,36 @@ def _lattice(n, d, side, seed):
 
 
 HARD = {  # where rounding of a product could decide who is nearest, or who is inside
-    "random": lambda: (normal(300, 40, dtype=torch.float32), normal(257, 40, 1, torch.float32) * 0.9),
-    "as wide as Inception's": lambda: (normal(90, 2048, dtype=torch.float32), normal(110, 2048, 1, torch.float32) + 0.02),
-    "duplicates": lambda: (normal(60, 9, dtype=torch.float32).repeat(5, 1), normal(60, 9, dtype=torch.float32).repeat(4, 1)),
-    "some duplicates": lambda: (torch.cat([normal(300, 9), normal(5, 9)]), torch.cat([normal(250, 9, 2), normal(5, 9), normal(5, 9)])),
+    "random": lambda: (
+        normal(300, 40, dtype=torch.float32),
+        normal(257, 40, 1, torch.float32) * 0.9,
+    ),
+    "as wide as Inception's": lambda: (
+        normal(90, 2048, dtype=torch.float32),
+        normal(110, 2048, 1, torch.float32) + 0.02,
+    ),
+    "duplicates": lambda: (
+        normal(60, 9, dtype=torch.float32).repeat(5, 1),
+        normal(60, 9, dtype=torch.float32).repeat(4, 1),
+    ),
+    "some duplicates": lambda: (
+        torch.cat([normal(300, 9), normal(5, 9)]),
+        torch.cat([normal(250, 9, 2), normal(5, 9), normal(5, 9)]),
+    ),
     "a lattice": lambda: (_lattice(300, 3, 4, 0), _lattice(280, 3, 4, 1)),
     "a finer lattice": lambda: (_lattice(300, 2, 40, 0), _lattice(280, 2, 40, 1)),
-    "far from zero": lambda: (normal(300, 8, dtype=torch.float32) + 1000, normal(260, 8, 1, torch.float32) + 1000),
+    "far from zero": lambda: (
+        normal(300, 8, dtype=torch.float32) + 1000,
+        normal(260, 8, 1, torch.float32) + 1000,
+    ),
     "very far from zero": lambda: (1e-3 * normal(300, 8) + 1e6, 1e-3 * normal(260, 8, 1) + 1e6),
     "half precision": lambda: (normal(300, 16).half(), normal(260, 16, 1).half()),
     "bfloat16": lambda: (normal(300, 16).bfloat16(), normal(260, 16, 1).bfloat16()),
     "nearly equal rows": lambda: (1 + 1e-9 * normal(300, 5), 1 + 1e-9 * normal(260, 5, 1)),
-    "one outlier": lambda: (torch.cat([normal(300, 5), torch.full((1, 5), 1e6).double()]), normal(260, 5, 1)),
+    "one outlier": lambda: (
+        torch.cat([normal(300, 5), torch.full((1, 5), 1e6).double()]),
+        normal(260, 5, 1),
+    ),
     "huge": lambda: (1e100 * normal(100, 5), 1e100 * normal(90, 5, 1)),
     "tiny": lambda: (1e-100 * normal(100, 5), 1e-100 * normal(90, 5, 1)),
     "all equal": lambda: (torch.ones(50, 4), torch.ones(40, 4)),
@@ -182,8 +217,12 @@ def test_a_lower_matmul_precision_of_the_process_changes_nothing_and_is_given_ba
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("name", ["random", "as wide as Inception's", "far from zero", "one outlier"])
-def test_the_bound_of_a_product_s_rounding_holds_and_few_pairs_are_measured_again(name, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["random", "as wide as Inception's", "far from zero", "one outlier"]
+)
+def test_the_bound_of_a_product_s_rounding_holds_and_few_pairs_are_measured_again(
+    name, monkeypatch
+):
     real, fake = HARD[name]()
     a, b = metrics._Rounded.of(real, fake)
     rounded = a.squares[:, None] + b.squares - 2 * (a.low @ b.low.mT).double()
@@ -191,9 +230,15 @@ def test_the_bound_of_a_product_s_rounding_holds_and_few_pairs_are_measured_agai
     assert ((rounded - exact).abs() <= a.slack * (a.squares[:, None] + b.squares)).all()
     measured = []
     plain = metrics._distances
-    monkeypatch.setattr(metrics, "_distances", lambda x, y: (measured.append(x.shape[:-1].numel() * y.shape[-2]), plain(x, y))[1])
+    monkeypatch.setattr(
+        metrics,
+        "_distances",
+        lambda x, y: (measured.append(x.shape[:-1].numel() * y.shape[-2]), plain(x, y))[1],
+    )
     metrics.precision_recall(real, fake)
-    assert sum(measured) < 20 * (len(real) + len(fake))  # the 12 candidates for each radius, and some pairs
+    assert sum(measured) < 20 * (
+        len(real) + len(fake)
+    )  # the 12 candidates for each radius, and some pairs
 
 
 def test_products_are_taken_in_blocks_of_bounded_size(monkeypatch):
@@ -280,7 +325,8 @@ def test_sliced_wasserstein_of_a_shift_is_its_length_over_root_d(generator):
 
 def test_sliced_wasserstein_in_one_dimension_is_the_wasserstein_distance_for_unequal_counts():
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [0.0], [3.0]])
-    # quantiles: a is 0 on (0, 1/2], 1 after; b is 0 on (0, 2/3], 3 after: squared cost 1/6 * 1 + 1/3 * 4
+    # quantiles: a is 0 on (0, 1/2], 1 after; b is 0 on (0, 2/3], 3 after: squared cost 1/6 * 1 +
+    # 1/3 * 4
     close(metrics.sliced_wasserstein(a, b), math.sqrt(1 / 6 + 4 / 3))
     close(metrics.sliced_wasserstein(b, a), math.sqrt(1 / 6 + 4 / 3))
 
@@ -289,7 +335,10 @@ def test_sliced_wasserstein_is_zero_for_the_same_rows_in_any_order_and_number(ge
     a = normal(30, 4)
     assert metrics.sliced_wasserstein(a, a.flip(0)) < 1e-12
     assert metrics.sliced_wasserstein(a, a.repeat(3, 1)) < 1e-12
-    one, two = (metrics.sliced_wasserstein(a, a + 1, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    one, two = (
+        metrics.sliced_wasserstein(a, a + 1, generator=torch.Generator().manual_seed(5))
+        for _ in range(2)
+    )
     assert one == two
 
 
@@ -302,12 +351,19 @@ def test_mmd_has_the_value_of_its_definition():
     def mean(values):
         return sum(values) / len(values)
 
-    within = [mean([kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]) for s in (a, b)]
-    close(metrics.mmd(a, b, (0.7, 1.5)), sum(within) - 2 * mean([kernel(x, y) for x in a for y in b]))
+    within = [
+        mean([kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j])
+        for s in (a, b)
+    ]
+    close(
+        metrics.mmd(a, b, (0.7, 1.5)), sum(within) - 2 * mean([kernel(x, y) for x in a for y in b])
+    )
 
 
 def test_mmd_is_zero_on_average_for_equal_laws_and_positive_for_others():
-    values = torch.stack([metrics.mmd(normal(100, 2, seed), normal(80, 2, 1000 + seed)) for seed in range(40)])
+    values = torch.stack(
+        [metrics.mmd(normal(100, 2, seed), normal(80, 2, 1000 + seed)) for seed in range(40)]
+    )
     assert abs(values.mean()) < 3 * values.std() / math.sqrt(40)
     assert (values < 0).any()  # unbiased, hence of either sign
     assert metrics.mmd(normal(100, 2), normal(80, 2, 7) + 1) > 10 * values.std()
@@ -348,7 +404,9 @@ def test_straightness_of_a_resting_point_is_one():
 
 
 def _mixture():
-    return GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.3, 0.3]))
+    return GaussianMixture(
+        torch.tensor([0.5, 0.5]), torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.3, 0.3])
+    )
 
 
 def _exact_states(mixture, ts, n, seed=3):
@@ -364,10 +422,15 @@ def test_drift_is_zero_for_the_exact_law_and_grows_off_the_support(generator):
     by_time = metrics.drift_by_time(states, mixture, generator=generator)
     assert by_time.shape == (6,)
     assert by_time.abs().max() < 0.1
-    close(metrics.drift(states, mixture, generator=generator.manual_seed(1234)), by_time.mean(), 1e-12)
+    close(
+        metrics.drift(states, mixture, generator=generator.manual_seed(1234)), by_time.mean(), 1e-12
+    )
     halfway = torch.zeros(6, 100, 2)  # between the modes, where no sample should end
     assert metrics.drift_by_time(halfway, mixture, generator=generator)[-1] > 10
-    assert metrics.drift_by_time(halfway - torch.tensor([2.0, 0.0]), mixture, generator=generator)[-1] < -0.5  # all at one mode
+    assert (
+        metrics.drift_by_time(halfway - torch.tensor([2.0, 0.0]), mixture, generator=generator)[-1]
+        < -0.5
+    )  # all at one mode
 
 
 def test_drift_of_a_shifted_gaussian_has_its_closed_form(generator):
@@ -449,7 +512,10 @@ EYE = torch.eye(4)
         (lambda: metrics.straightness([GOOD, GOOD[:5]]), "differ in shape"),
         (lambda: metrics.straightness(NAN[:, None]), "NaN"),
         (lambda: metrics.drift(GOOD[:, None, :2], _mixture(), ts=torch.ones(3)), "10 states"),
-        (lambda: metrics.drift(GOOD[:, None, :2], _mixture(), ts=torch.full((10,), 2.0)), "\\[0, 1\\]"),
+        (
+            lambda: metrics.drift(GOOD[:, None, :2], _mixture(), ts=torch.full((10,), 2.0)),
+            "\\[0, 1\\]",
+        ),
         (lambda: metrics.drift(GOOD[:, None], GOOD[:, :3]), "differ in width"),
         (lambda: metrics.nearest_ratio(GOOD, GOOD, GOOD), "held out"),
         (lambda: metrics.velocity_deficit(GOOD, GOOD[:5]), "shapes differ"),
@@ -463,8 +529,17 @@ def test_wrong_arguments_are_config_errors_that_say_what_was_seen(call, words):
 
 def test_nothing_is_mutated_and_the_global_random_state_stays():
     a, b = normal(20, 4), normal(20, 4, 1)
-    copies, state, g = (a.clone(), b.clone()), torch.get_rng_state(), torch.Generator().manual_seed(0)
-    metrics.frechet(a, b), metrics.precision_recall(a, b), metrics.mmd(a, b), metrics.sliced_wasserstein(a, b, generator=g)
+    copies, state, g = (
+        (a.clone(), b.clone()),
+        torch.get_rng_state(),
+        torch.Generator().manual_seed(0),
+    )
+    (
+        metrics.frechet(a, b),
+        metrics.precision_recall(a, b),
+        metrics.mmd(a, b),
+        metrics.sliced_wasserstein(a, b, generator=g),
+    )
     metrics.inception_score(a), metrics.effective_rank(a), metrics.nearest_ratio(a, b, a)
     metrics.drift(a[:, None, :2], _mixture(), generator=g)
     assert torch.equal(a, copies[0])

@@ -21,14 +21,22 @@ def random_mlp(**settings) -> MLP:
     return model
 
 
-def batch(model: MLP, size: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(size, *model.data_shape, dtype=dtype), torch.rand(size, dtype=dtype), torch.randint(0, 11, (size,))
+def batch(
+    model: MLP, size: int = 6, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.randn(size, *model.data_shape, dtype=dtype),
+        torch.rand(size, dtype=dtype),
+        torch.randint(0, 11, (size,)),
+    )
 
 
 def test_plain_network_is_its_formula():
     model = random_mlp(depth=3)
     x, t, y = batch(model)
-    one_hot = F.one_hot(y, 11).float()  # a label vector in the first layer is a one-hot code beside x
+    one_hot = F.one_hot(
+        y, 11
+    ).float()  # a label vector in the first layer is a one-hot code beside x
     first = torch.cat([model.input.weight, model.y_embedder.embedding_table.weight.T], dim=1)
     h = F.silu(torch.cat([x, t[:, None], one_hot], dim=1) @ first.T + model.input.bias)
     for block in list(model.blocks)[1:]:
@@ -39,14 +47,23 @@ def test_plain_network_is_its_formula():
 def test_residual_network_is_its_formula():
     model = random_mlp(**KINDS["residual"], depth=2)
     x, t, y = batch(model)
-    h = model.input(x.flatten(1)) + model.t_embedder.mlp(timestep_features(t)) + model.y_embedder.embedding_table.weight[y]
+    h = (
+        model.input(x.flatten(1))
+        + model.t_embedder.mlp(timestep_features(t))
+        + model.y_embedder.embedding_table.weight[y]
+    )
     for block in model.blocks:
         h = h + block.fc2(F.silu(block.fc1(block.norm(h))))
-    torch.testing.assert_close(model(x, t, y).flatten(1), model.output(model.norm(h)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model(x, t, y).flatten(1), model.output(model.norm(h)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_plain_network_in_two_dimensions_is_3_64_64_64_2():
-    assert count_parameters(MLP()) == (sum(a * b + b for a, b in ((3, 64), (64, 64), (64, 64), (64, 2))),) * 2
+    assert (
+        count_parameters(MLP())
+        == (sum(a * b + b for a, b in ((3, 64), (64, 64), (64, 64), (64, 2))),) * 2
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,7 +87,10 @@ def test_features_are_the_hidden_layers(kind):
 
 
 def test_an_image_is_its_flat_vector():
-    image, flat = random_mlp(data_shape=(1, 8, 8), residual=True), random_mlp(data_shape=64, residual=True)
+    image, flat = (
+        random_mlp(data_shape=(1, 8, 8), residual=True),
+        random_mlp(data_shape=64, residual=True),
+    )
     flat.load_state_dict(image.state_dict())
     x, t, y = batch(image)
     torch.testing.assert_close(image(x, t, y).flatten(1), flat(x.flatten(1), t, y), rtol=0, atol=0)
@@ -99,7 +119,9 @@ def test_without_a_null_row_a_label_is_needed(kind):
 def test_no_classes_at_all_is_an_unconditional_model():
     model = random_mlp(num_classes=0)
     x, t, _ = batch(model)
-    torch.testing.assert_close(model(x, t), model(x, t, torch.zeros(6, dtype=torch.long)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model(x, t), model(x, t, torch.zeros(6, dtype=torch.long)), rtol=0, atol=0
+    )
     assert not any("y_embedder" in name for name in model.state_dict())
     with pytest.raises(ConfigError, match=r"\[0, 0\]"):
         model(x, t, torch.ones(6, dtype=torch.long))
@@ -133,7 +155,9 @@ def test_autocast_to_bfloat16_is_near_float32(kind):
     v = model(x, t, y)
     for inputs in (x, x.bfloat16()):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(model(inputs, t, y).float(), v, rtol=0, atol=0.03 * v.abs().max().item())
+            torch.testing.assert_close(
+                model(inputs, t, y).float(), v, rtol=0, atol=0.03 * v.abs().max().item()
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,7 +169,8 @@ def test_training_reaches_every_parameter(kind):
 
 
 def test_plain_network_learns_the_exact_velocity_of_a_gaussian():
-    # x1 ~ N(m, s^2) on the linear path has E[u | x_t] = m + (t s^2 - (1 - t)) / (t^2 s^2 + (1 - t)^2) (x_t - t m)
+    # x1 ~ N(m, s^2) on the linear path has E[u | x_t] = m + (t s^2 - (1 - t)) / (t^2 s^2 + (1 -
+    # t)^2) (x_t - t m)
     mean, std = torch.tensor([1.0, -0.5]), 0.5
     model = MLP(hidden_size=32)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

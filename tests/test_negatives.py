@@ -1,4 +1,6 @@
-"""negatives.py: the laws of DeltaFM's draws (chi-square), the three spaces of VeCoR, batches without a negative, wrong arguments."""
+"""negatives.py: the laws of DeltaFM's draws (chi-square), the three spaces of VeCoR, batches
+without a negative, wrong arguments.
+"""
 
 import dataclasses
 import functools
@@ -26,7 +28,9 @@ def sample_of(n, *dims, y=None, path=LINEAR, dtype=torch.float64):
     g = seeded(5)
     x0, x1 = (torch.randn(n, *dims, generator=g, dtype=dtype) for _ in range(2))
     t = torch.rand(n, generator=g, dtype=dtype)
-    return FlowSample(x0, x1, t, *path.interpolate(x0, x1, t), None if y is None else torch.as_tensor(y))
+    return FlowSample(
+        x0, x1, t, *path.interpolate(x0, x1, t), None if y is None else torch.as_tensor(y)
+    )
 
 
 def numbered(n, y=None):
@@ -46,7 +50,9 @@ def counts_of(draw, n, repeats=400):
 
 
 def check_law(counts, probabilities, p=1e-4):
-    """Chi-square of each row of counts against its probabilities; a count where the probability is 0 fails at once."""
+    """Chi-square of each row of counts against its probabilities; a count where the probability is
+    0 fails at once.
+    """
     assert (counts[probabilities == 0] == 0).all()
     expected = counts.sum(1, keepdim=True) * probabilities
     allowed = probabilities > 0
@@ -77,7 +83,11 @@ def test_deltafm_negatives_are_offsets_from_one_to_batch_minus_one(name, monkeyp
     i, r = torch.arange(6), f["raw_draw"]
     assert torch.equal(r + (r >= i), f["neg_idx"])  # the official draw skips the row itself
     offset = (f["neg_idx"] - i) % 6
-    monkeypatch.setattr(torch, "randint", lambda low, high, size, **_: offset if (low, high, size) == (1, 6, (6,)) else None)
+    monkeypatch.setattr(
+        torch,
+        "randint",
+        lambda low, high, size, **_: offset if (low, high, size) == (1, 6, (6,)) else None,
+    )
     assert torch.equal(in_batch(sample_of(6, 4, 4, 4)._replace(u_t=u)), u[f["neg_idx"]])
 
 
@@ -99,7 +109,10 @@ def test_in_batch_of_one_keeps_nothing_and_warns_once():
 
 def test_in_batch_is_linear_in_the_batch():
     s = sample_of(65_536, 1)
-    assert in_batch(s, generator=seeded()).shape == (65_536, 1)  # a B x B matrix of int64 would be 32 GiB
+    assert in_batch(s, generator=seeded()).shape == (
+        65_536,
+        1,
+    )  # a B x B matrix of int64 would be 32 GiB
     y = torch.arange(65_536) % 1000
     _, keep = other_class(s._replace(y=y), generator=seeded())
     assert keep.all()
@@ -109,17 +122,24 @@ def test_in_batch_is_linear_in_the_batch():
 
 
 def test_other_class_has_the_law_of_deltafm():
-    labels = case("deltafm_triplet", "inputs")[settings("deltafm_triplet")["class_conditioned_lam0.05_excl0_with_null"]["labels"]]
+    labels = case("deltafm_triplet", "inputs")[
+        settings("deltafm_triplet")["class_conditioned_lam0.05_excl0_with_null"]["labels"]
+    ]
     official = case("deltafm_triplet", "class_conditioned_probs")["probs"]
     assert (labels == 5).any()  # the null label, a class like any other
     check_law(counts_of(functools.partial(other_class, numbered(6, labels)), 6), official)
 
 
-@pytest.mark.parametrize("y", [[0, 0, 0, 1], [3, 1, 2, 0], [7, 7, 2, 2, 7, 9, 2, 1], [0, 1], [2**40, 0, 2**40, 5]])
+@pytest.mark.parametrize(
+    "y", [[0, 0, 0, 1], [3, 1, 2, 0], [7, 7, 2, 2, 7, 9, 2, 1], [0, 1], [2**40, 0, 2**40, 5]]
+)
 def test_other_class_is_uniform_over_the_rows_of_other_classes(y):
     y = torch.tensor(y)
     different = (y[:, None] != y).double()
-    check_law(counts_of(functools.partial(other_class, numbered(len(y), y)), len(y)), different / different.sum(1, keepdim=True))
+    check_law(
+        counts_of(functools.partial(other_class, numbered(len(y), y)), len(y)),
+        different / different.sum(1, keepdim=True),
+    )
 
 
 @pytest.mark.parametrize("y", [[4], [4, 4, 4]])
@@ -151,7 +171,13 @@ def test_labels_of_any_integer_type_will_do(dtype):
 
 
 @pytest.mark.parametrize(
-    "y", [torch.zeros(3), torch.zeros(4, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.int64), torch.tensor([0, -1, 2])]
+    "y",
+    [
+        torch.zeros(3),
+        torch.zeros(4, dtype=torch.int64),
+        torch.zeros(3, 1, dtype=torch.int64),
+        torch.tensor([0, -1, 2]),
+    ],
 )
 def test_labels_of_a_wrong_kind_are_refused(y):
     with pytest.raises(ConfigError, match=r"y has|labels span"):
@@ -190,7 +216,9 @@ def test_each_space_is_its_definition(path):
 
     torch.testing.assert_close(make("velocity"), s.u_t + drawn)
     torch.testing.assert_close(make("latent"), path.interpolate(s.x0, s.x1 + drawn, s.t)[1])
-    torch.testing.assert_close(make("image", Halving()), path.interpolate(s.x0, s.x1 + drawn / 2, s.t)[1])
+    torch.testing.assert_close(
+        make("image", Halving()), path.interpolate(s.x0, s.x1 + drawn / 2, s.t)[1]
+    )
     with pytest.warns(UserWarning, match="is space='latent'"):
         same = make("image")
     assert torch.equal(same, make("latent"))
@@ -200,7 +228,10 @@ def test_each_space_is_its_definition(path):
 def test_velocity_space_perturbs_the_noise_too():
     # a linear A on the linear path: A(x1 - x0) - (A x1 - x0) = x0 - A x0
     s = sample_of(6, 4, 3, 3)
-    velocity, latent = (perturbed(channel_shuffle, space=space)(s, generator=seeded()) for space in ("velocity", "latent"))
+    velocity, latent = (
+        perturbed(channel_shuffle, space=space)(s, generator=seeded())
+        for space in ("velocity", "latent")
+    )
     torch.testing.assert_close(velocity - latent, s.x0 - channel_shuffle(s.x0, generator=seeded()))
     assert (velocity - s.u_t).norm() > (latent - s.u_t).norm()
 
@@ -215,7 +246,9 @@ def test_k_negatives_are_independent_draws():
     assert torch.equal(u_neg, torch.stack([channel_shuffle(s.u_t, generator=g) for _ in range(3)]))
     assert not torch.equal(u_neg[0], u_neg[1])
     assert perturbed(channel_shuffle)(s, generator=seeded()).shape == s.u_t.shape
-    assert vecor(s.u_t, s.u_t, u_neg, 0.1) < 0  # the truth is as far from wrong as it can be, for free
+    assert (
+        vecor(s.u_t, s.u_t, u_neg, 0.1) < 0
+    )  # the truth is as far from wrong as it can be, for free
 
 
 def test_a_perturbation_carries_no_gradient_and_mutates_nothing():
@@ -231,10 +264,17 @@ def test_perturbed_is_a_frozen_description():
     negatives = perturbed(channel_shuffle, space="latent", path=COSINE, k=2)
     assert isinstance(negatives, Perturbed)
     assert negatives == perturbed(channel_shuffle, space="latent", path=COSINE, k=2)
-    assert (negatives.space, negatives.path, negatives.k, negatives.codec) == ("latent", paths.COSINE, 2, None)
+    assert (negatives.space, negatives.path, negatives.k, negatives.codec) == (
+        "latent",
+        paths.COSINE,
+        2,
+        None,
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         negatives.k = 3  # pyright: ignore[reportAttributeAccessIssue]
-    options = perturbed(functools.partial(channel_shuffle, per_sample=False))(sample_of(6, 4), generator=seeded())
+    options = perturbed(functools.partial(channel_shuffle, per_sample=False))(
+        sample_of(6, 4), generator=seeded()
+    )
     assert options.shape == (6, 4)
 
 
@@ -268,7 +308,12 @@ def test_a_transform_that_is_none_or_changes_the_shape_is_refused():
 
 
 def draws():
-    return [in_batch, other_class, perturbed(channel_shuffle), perturbed(channel_shuffle, space="latent", k=2)]
+    return [
+        in_batch,
+        other_class,
+        perturbed(channel_shuffle),
+        perturbed(channel_shuffle, space="latent", k=2),
+    ]
 
 
 @pytest.mark.parametrize("negatives", draws())

@@ -1,6 +1,8 @@
-"""What every committed notebook keeps: outputs, no error, no local path, small, exercises that can be failed and solved.
+"""What every committed notebook keeps: outputs, no error, no local path, small, exercises that can
+be failed and solved.
 
-`make test-notebooks` points CFM_LITE_NOTEBOOKS at copies that were just executed in fast mode, so the same tests hold them too.
+`make test-notebooks` points CFM_LITE_NOTEBOOKS at copies that were just executed in fast mode, so
+the same tests hold them too.
 """
 
 import ast
@@ -45,14 +47,24 @@ def source(path: Path, kind: str) -> str:
 
 def code_of(cell) -> ast.Module:
     """The cell's Python, without lines that belong to IPython."""
-    return ast.parse("\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines()))
+    return ast.parse(
+        "\n".join(
+            "pass" if line.lstrip().startswith(("%", "!")) else line
+            for line in cell.source.splitlines()
+        )
+    )
 
 
 def text_outputs(cell) -> str:
     parts = []
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        parts.append(output.get("text", "") + data.get("text/plain", "") + data.get("text/markdown", "") + data.get("text/html", ""))
+        parts.append(
+            output.get("text", "")
+            + data.get("text/plain", "")
+            + data.get("text/markdown", "")
+            + data.get("text/html", "")
+        )
     return "\n".join(parts)
 
 
@@ -77,13 +89,21 @@ def test_no_noise_is_kept(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     text = path.read_text(encoding="utf-8")
-    found = re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|opt)/[\w.-]+", re.sub(r'"image/png": "[^"]*"', "", text))
+    found = re.search(
+        r"(?<![\w.:/])/(home|root|tmp|work|Users|usr|opt)/[\w.-]+",
+        re.sub(r'"image/png": "[^"]*"', "", text),
+    )
     assert not found, f"a local path: {found[0]}"
     if "CFM_LITE_NOTEBOOKS" not in os.environ:  # what `make notebooks` takes out
         assert path.stat().st_size <= 1_000_000
         assert "widgets" not in notebook.metadata
         assert "vnd.jupyter.widget-view" not in text
-    stderr = [output.text for cell in cells(path, "code") for output in cell.outputs if output.get("name") == "stderr"]
+    stderr = [
+        output.text
+        for cell in cells(path, "code")
+        for output in cell.outputs
+        if output.get("name") == "stderr"
+    ]
     assert not [text for text in stderr if "Warning" in text]
 
 
@@ -103,7 +123,11 @@ def test_pictures_are_real_pictures(path):
             png = output.get("data", {}).get("image/png")
             if png:
                 assert base64.b64decode(png)[:8] == b"\x89PNG\r\n\x1a\n"
-    shown = sum("image/png" in output.get("data", {}) for cell in cells(path, "code") for output in cell.outputs)
+    shown = sum(
+        "image/png" in output.get("data", {})
+        for cell in cells(path, "code")
+        for output in cell.outputs
+    )
     assert shown >= 3
 
 
@@ -116,7 +140,9 @@ def test_a_stub_fails_its_check_and_the_solution_passes_it(path):
         last = next((tag for tag in tags(cell) if tag in ("exercise", "solution")), last)
         for exercise in re.findall(r"course\.check\(\"([\d.]+)\"", cell.source):
             assert tags(cell) == ["check"]
-            (verdict,) = re.findall(rf"^([✓✗]) Exercise {re.escape(exercise)}:", text_outputs(cell), re.MULTILINE)
+            (verdict,) = re.findall(
+                rf"^([✓✗]) Exercise {re.escape(exercise)}:", text_outputs(cell), re.MULTILINE
+            )
             verdicts.setdefault(exercise, []).append((last, verdict == "✓"))
     assert len(verdicts) >= 3
     assert set(verdicts) == {e for e in course.exercises() if e.split(".")[0] == str(number)}
@@ -135,7 +161,12 @@ def test_solutions_are_folded_and_stubs_are_short(path):
 
 def lines_of(text: str) -> list[str]:
     """The lines that a reader has to follow: no blank ones, no comments, no imports."""
-    text = re.sub(r"^from [\w.]+ import \([^)]*\)\n?|^(?:from [\w.]+ )?import .*\n?", "", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^from [\w.]+ import \([^)]*\)\n?|^(?:from [\w.]+ )?import .*\n?",
+        "",
+        text,
+        flags=re.MULTILINE,
+    )
     return [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
@@ -144,7 +175,11 @@ def test_cells_are_short_and_what_is_derived_is_held_against_the_library(path):
     code = cells(path, "code")
     for cell in code:
         assert len(lines_of(cell.source)) <= 15, cell.source
-        if "viz." in cell.source and not {"exercise", "solution"} & set(tags(cell)) and "import" not in cell.source:
+        if (
+            "viz." in cell.source
+            and not {"exercise", "solution"} & set(tags(cell))
+            and "import" not in cell.source
+        ):
             assert len(lines_of(cell.source)) <= 10, cell.source
     assert sum("assert_close" in cell.source for cell in code) >= 3
     assert "pyplot" not in source(path, "code")
@@ -164,7 +199,12 @@ def public_names() -> set[str]:
 @every_notebook
 def test_no_notebook_defines_what_the_library_has(path):
     trees = [code_of(cell) for cell in cells(path, "code")]
-    defined = {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined = {
+        node.name
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
     assert not defined & public_names()
 
 
@@ -181,20 +221,25 @@ CITED = re.compile(r"et al|arXiv|paper|official|\bTable\b|Wang and He|[A-Z]\w+ (
 
 
 NO_MEASUREMENT = re.compile(  # settings that stand as code, addresses, exercise numbers, versions
-    r"`[^`]*`|^    .*|https?://\S+|arXiv:\d+\.\d+|\b\d{4}\.\d{5}\b|[Ee]xercises? \d+\.\d+|\b\d+\.\d+\.\d+\b"
+    r"`[^`]*`|^    .*|https?://\S+|arXiv:\d+\.\d+|\b\d{4}\.\d{5}\b|[Ee]xercises? "
+    r"\d+\.\d+|\b\d+\.\d+\.\d+\b"
 )
 
 
 @every_notebook
 def test_measured_numbers_in_text_come_from_the_run(path):
-    """A decimal number in prose stands in the code, in an output, or in a line that names its source; a setting stands as `code`."""
+    """A decimal number in prose stands in the code, in an output, or in a line that names its
+    source; a setting stands as `code`.
+    """
     computed = source(path, "code") + "\n".join(text_outputs(cell) for cell in cells(path, "code"))
     computed = computed.replace("−", "-")
     for cell in cells(path, "markdown"):
         for line in cell.source.splitlines():
             plain = NO_MEASUREMENT.sub("", line)
             for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", plain):
-                assert number in computed or CITED.search(line) or line.startswith("#"), f"{number} in: {line[:160]}"
+                assert number in computed or CITED.search(line) or line.startswith("#"), (
+                    f"{number} in: {line[:160]}"
+                )
 
 
 def test_links_between_notebooks_lead_somewhere():
@@ -204,6 +249,9 @@ def test_links_between_notebooks_lead_somewhere():
 
 
 def test_times_are_kept_for_every_notebook_and_within_the_goal():
-    rows = {row["notebook"]: row["seconds"] for row in json.loads((ROOT / "data" / "results" / "notebooks.json").read_text())}
+    rows = {
+        row["notebook"]: row["seconds"]
+        for row in json.loads((ROOT / "data" / "results" / "notebooks.json").read_text())
+    }
     assert list(rows) == NAMES
     assert sum(rows.values()) <= 480

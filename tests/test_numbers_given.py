@@ -1,4 +1,6 @@
-"""Numbers and labels of every kind: NumPy's, tensors', and integers of 8 to 64 bits mean what Python's mean."""
+"""Numbers and labels of every kind: NumPy's, tensors', and integers of 8 to 64 bits mean what
+Python's mean.
+"""
 
 import json
 
@@ -19,8 +21,23 @@ from tests.networks import Tiny, same_parameters
 
 X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
 Y = torch.arange(24) % 3
-THREES = [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor(3, dtype=torch.int16)]
-INTEGERS = [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64]
+THREES = [
+    np.int64(3),
+    np.uint8(3),
+    np.array(3),
+    torch.tensor(3),
+    torch.tensor(3, dtype=torch.int16),
+]
+INTEGERS = [
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+]
 
 
 @pytest.mark.parametrize("three", THREES)
@@ -31,7 +48,18 @@ def test_a_whole_number_of_any_library_is_that_number(three):
 
 
 @pytest.mark.parametrize(
-    "number", [True, np.True_, torch.tensor(True), np.array([3]), torch.tensor([3]), 3.0, torch.tensor(3.0), "3", None]
+    "number",
+    [
+        True,
+        np.True_,
+        torch.tensor(True),
+        np.array([3]),
+        torch.tensor([3]),
+        3.0,
+        torch.tensor(3.0),
+        "3",
+        None,
+    ],
 )
 def test_what_is_no_whole_number_is_refused_by_name(number):
     with pytest.raises(ConfigError, match="steps is"):
@@ -39,7 +67,11 @@ def test_what_is_no_whole_number_is_refused_by_name(number):
 
 
 def test_numbers_and_flags_of_numpy_count_and_its_flags_are_no_numbers():
-    assert check_number("w", np.float32(0.5), 0, 1) == check_number("w", torch.tensor(0.5), 0, 1) == 0.5
+    assert (
+        check_number("w", np.float32(0.5), 0, 1)
+        == check_number("w", torch.tensor(0.5), 0, 1)
+        == 0.5
+    )
     check_flag(on=np.True_)
     for value in (np.True_, torch.tensor(False), np.array([0.5])):
         with pytest.raises(ConfigError, match="w is"):
@@ -48,14 +80,33 @@ def test_numbers_and_flags_of_numpy_count_and_its_flags_are_no_numbers():
 
 @pytest.mark.parametrize("three", THREES)
 def test_seeds_of_any_library_draw_the_same(three):
-    assert draws.keyed_generator("cpu", three, "a").initial_seed() == draws.keyed_generator("cpu", 3, "a").initial_seed()
-    assert torch.equal(next(row_numbers(9, size=three, seed=three, start=three)), next(row_numbers(9, size=3, seed=3, start=3)))
+    assert (
+        draws.keyed_generator("cpu", three, "a").initial_seed()
+        == draws.keyed_generator("cpu", 3, "a").initial_seed()
+    )
+    assert torch.equal(
+        next(row_numbers(9, size=three, seed=three, start=three)),
+        next(row_numbers(9, size=3, seed=3, start=3)),
+    )
 
 
-def test_a_run_of_numpy_numbers_is_the_run_of_the_same_numbers_and_can_be_saved_and_resumed(tmp_path):
+def test_a_run_of_numpy_numbers_is_the_run_of_the_same_numbers_and_can_be_saved_and_resumed(
+    tmp_path,
+):
     def build(n, x):
-        built = objective.delta_fm(Tiny(), x(0.125), label_dropout=x(0.5), shard=n(8)).plus(objective.Dispersive(x(0.5), block=n(1)))
-        return Trainer(built, lr=x(0.0078125), clip=x(0.5), ema_decay=x(0.75), seed=n(4), accumulate=n(2), log_every=n(2), runaway=x(20.0))
+        built = objective.delta_fm(Tiny(), x(0.125), label_dropout=x(0.5), shard=n(8)).plus(
+            objective.Dispersive(x(0.5), block=n(1))
+        )
+        return Trainer(
+            built,
+            lr=x(0.0078125),
+            clip=x(0.5),
+            ema_decay=x(0.75),
+            seed=n(4),
+            accumulate=n(2),
+            log_every=n(2),
+            runaway=x(20.0),
+        )
 
     runs = [build(int, float), build(np.int64, np.float32), build(np.array, torch.tensor)]
     for trainer in runs:
@@ -68,33 +119,63 @@ def test_a_run_of_numpy_numbers_is_the_run_of_the_same_numbers_and_can_be_saved_
 
 def test_a_recipe_of_numpy_numbers_is_the_same_recipe_and_can_be_written():
     recipe = Recipe(
-        steps=np.int64(7), weight=np.float64(0.25), k=torch.tensor(2), seed=np.uint8(3), lr=torch.tensor(0.5), guidance=np.array(2)
+        steps=np.int64(7),
+        weight=np.float64(0.25),
+        k=torch.tensor(2),
+        seed=np.uint8(3),
+        lr=torch.tensor(0.5),
+        guidance=np.array(2),
     )
-    assert json.dumps(recipe.as_dict()) == json.dumps(Recipe(steps=7, weight=0.25, k=2, seed=3, lr=0.5, guidance=2).as_dict())
+    assert json.dumps(recipe.as_dict()) == json.dumps(
+        Recipe(steps=7, weight=0.25, k=2, seed=3, lr=0.5, guidance=2).as_dict()
+    )
 
 
 def test_networks_of_numpy_sizes_are_built_and_say_their_sizes_as_plain_numbers():
     mlp = MLP((np.int64(1), 2), np.int64(8), np.int32(2), torch.tensor(3))
     sit = SiT(
-        np.int64(4), np.int64(2), np.int64(1), np.int64(8), np.int64(1), np.int64(2), num_classes=np.int64(3), mlp_ratio=np.float32(2)
+        np.int64(4),
+        np.int64(2),
+        np.int64(1),
+        np.int64(8),
+        np.int64(1),
+        np.int64(2),
+        num_classes=np.int64(3),
+        mlp_ratio=np.float32(2),
     )
-    assert json.loads(json.dumps(mlp.config))["hidden_size"] == json.loads(json.dumps(sit.config))["hidden_size"] == 8
+    assert (
+        json.loads(json.dumps(mlp.config))["hidden_size"]
+        == json.loads(json.dumps(sit.config))["hidden_size"]
+        == 8
+    )
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_labels_of_every_integer_kind_are_those_labels(dtype):
     y = Y.to(dtype)
-    expected = objective.delta_fm(Tiny(), negatives=negatives.other_class, label_dropout=0.5).at(0, 1)(X1, Y)[0]
-    assert torch.equal(objective.delta_fm(Tiny(), negatives=negatives.other_class, label_dropout=0.5).at(0, 1)(X1, y)[0], expected)
+    expected = objective.delta_fm(Tiny(), negatives=negatives.other_class, label_dropout=0.5).at(
+        0, 1
+    )(X1, Y)[0]
+    assert torch.equal(
+        objective.delta_fm(Tiny(), negatives=negatives.other_class, label_dropout=0.5).at(0, 1)(
+            X1, y
+        )[0],
+        expected,
+    )
     ts = torch.linspace(0, 1, 3)
-    for guided in (lambda y: guidance.conditional(Tiny(), y), lambda y: guidance.cfg(Tiny(), y, 2.0)):
+    for guided in (
+        lambda y: guidance.conditional(Tiny(), y),
+        lambda y: guidance.cfg(Tiny(), y, 2.0),
+    ):
         assert torch.equal(samplers.sample(guided(y), X1, ts), samplers.sample(guided(Y), X1, ts))
     assert metrics.accuracy(torch.eye(3)[Y], y) == 1
     assert torch.equal(next(batches(X1, y, size=5))[1], next(batches(X1, Y, size=5))[1])
     assert torch.equal(MLP(2, 8, 2, 3)(X1, torch.full((24,), 0.5), y), torch.zeros(24, 2))
 
 
-@pytest.mark.parametrize(("dtype", "null"), [(torch.uint8, 256), (torch.int8, 128), (torch.uint16, 65536)])
+@pytest.mark.parametrize(
+    ("dtype", "null"), [(torch.uint8, 256), (torch.int8, 128), (torch.uint16, 65536)]
+)
 def test_a_null_label_that_does_not_fit_into_the_labels_kind_is_still_the_null_label(dtype, null):
     y = torch.tensor([0, null - 1]).to(dtype)
     assert draws.drop_labels(y, 1.0, null).tolist() == [null, null]
@@ -114,12 +195,24 @@ def test_a_null_label_that_does_not_fit_into_the_labels_kind_is_still_the_null_l
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_labels_in_an_array_are_labels(dtype):
     y = Y.numpy().astype(dtype)
-    assert torch.equal(objective.fm(Tiny()).at(0, 1)(X1, y)[0], objective.fm(Tiny()).at(0, 1)(X1, Y)[0])
+    assert torch.equal(
+        objective.fm(Tiny()).at(0, 1)(X1, y)[0], objective.fm(Tiny()).at(0, 1)(X1, Y)[0]
+    )
     x, t = X1, torch.full((24,), 0.5)
     assert torch.equal(guidance.conditional(Tiny(), y)(x, t), guidance.conditional(Tiny(), Y)(x, t))
 
 
-@pytest.mark.parametrize("y", [Y > 0, Y.float(), Y.to(torch.complex64), Y.numpy() > 0, Y.tolist(), torch.full((24,), -1).to(torch.uint64)])
+@pytest.mark.parametrize(
+    "y",
+    [
+        Y > 0,
+        Y.float(),
+        Y.to(torch.complex64),
+        Y.numpy() > 0,
+        Y.tolist(),
+        torch.full((24,), -1).to(torch.uint64),
+    ],
+)
 def test_what_are_no_labels_is_refused(y):
     with pytest.raises(ConfigError, match=r"y has|labels span"):
         check_labels(y, X1, 2)
@@ -136,7 +229,14 @@ def test_negatives_of_a_sample_know_unsigned_labels():
     assert u.shape == X1.shape
 
 
-FLOATS = sorted((d for d in vars(torch).values() if isinstance(d, torch.dtype) and d.is_floating_point and d.itemsize < 4), key=str)
+FLOATS = sorted(
+    (
+        d
+        for d in vars(torch).values()
+        if isinstance(d, torch.dtype) and d.is_floating_point and d.itemsize < 4
+    ),
+    key=str,
+)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -147,13 +247,27 @@ def test_every_shorter_floating_type_becomes_float32(dtype):
     assert promote(torch.ones(2).to(dtype)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64])
-def test_official_weights_of_every_floating_type_become_a_network_of_float32_or_float64(dtype, tmp_path):
-    sit = SiT(input_size=4, patch_size=2, in_channels=1, hidden_size=8, depth=1, num_heads=2, num_classes=3)
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64]
+)
+def test_official_weights_of_every_floating_type_become_a_network_of_float32_or_float64(
+    dtype, tmp_path
+):
+    sit = SiT(
+        input_size=4,
+        patch_size=2,
+        in_channels=1,
+        hidden_size=8,
+        depth=1,
+        num_heads=2,
+        num_classes=3,
+    )
     state = {name: value.to(dtype) for name, value in export_official(sit, format="sit").items()}
     safetensors.torch.save_file(state, tmp_path / "sit.safetensors")
     torch.save(state, tmp_path / "sit.pt")
     for source in (state, tmp_path / "sit.safetensors", tmp_path / "sit.pt"):
         model = load_official(source, format="sit", num_heads=2)
-        assert {p.dtype for p in model.parameters()} == {torch.float64 if dtype == torch.float64 else torch.float32}
+        assert {p.dtype for p in model.parameters()} == {
+            torch.float64 if dtype == torch.float64 else torch.float32
+        }
         assert torch.equal(model.pos_embed, state["pos_embed"].to(model.pos_embed.dtype))

@@ -9,7 +9,14 @@ import torch
 from cfm_lite import draws, losses, negatives, objective, perturbations
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, SiT
-from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Objective, Repulsion
+from cfm_lite.objective import (
+    Alignment,
+    Contrastive,
+    Dispersive,
+    FlowMatching,
+    Objective,
+    Repulsion,
+)
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
 from tests.networks import Tiny
 
@@ -40,7 +47,11 @@ def gradients(built):
     total, values = built.at(3, 7)(X1, Y)
     built.zero_grad()
     total.backward()
-    return total.detach(), {name: p.grad.clone() for name, p in built.model.named_parameters()}, values
+    return (
+        total.detach(),
+        {name: p.grad.clone() for name, p in built.model.named_parameters()},
+        values,
+    )
 
 
 @pytest.mark.parametrize("index", range(9))
@@ -69,7 +80,9 @@ def test_a_positive_weight_changes_the_gradient(index):
 def test_the_total_is_the_signed_weighted_sum_of_the_unweighted_values():
     terms = (FlowMatching(2.0), Repulsion(0.3), Dispersive(0.5, block=1))
     total, values = Objective(Tiny(), terms=terms).at(0, 0)(X1, Y)
-    expected = 2.0 * values["flow_matching"] - 0.3 * values["repulsion"] + 0.5 * values["dispersive"]
+    expected = (
+        2.0 * values["flow_matching"] - 0.3 * values["repulsion"] + 0.5 * values["dispersive"]
+    )
     torch.testing.assert_close(total, expected)
     assert values["repulsion"] > 0
 
@@ -87,7 +100,9 @@ def test_the_objective_agrees_with_the_plain_functions_on_its_own_draw():
 
     u_neg = negatives.in_batch(FlowSample(x0, X1, t, x_t, u_t, Y), generator=j)
     assert isinstance(u_neg, torch.Tensor)
-    torch.testing.assert_close(total, losses.contrastive_flow_matching(model(x_t, t, Y), u_t, u_neg, 0.2))
+    torch.testing.assert_close(
+        total, losses.contrastive_flow_matching(model(x_t, t, Y), u_t, u_neg, 0.2)
+    )
 
 
 def test_without_a_key_the_global_generator_decides_and_calls_differ():
@@ -110,7 +125,10 @@ def test_a_keyed_call_leaves_the_global_generator_alone():
 def test_shards_make_a_batch_the_mean_of_its_parts(name):
     built = getattr(objective, name)(Tiny(), shard=8)
     whole, _ = built.at(0, 5)(X1, Y)
-    parts = [built.at(0, 5, first_shard=i)(X1[8 * i : 8 * i + 8], Y[8 * i : 8 * i + 8])[0] for i in range(3)]
+    parts = [
+        built.at(0, 5, first_shard=i)(X1[8 * i : 8 * i + 8], Y[8 * i : 8 * i + 8])[0]
+        for i in range(3)
+    ]
     torch.testing.assert_close(whole, torch.stack(parts).mean())
 
 
@@ -128,7 +146,9 @@ def test_negatives_never_leave_their_shard():
 
 @pytest.mark.parametrize("path", [LINEAR, COSINE, VP])
 def test_every_path_gives_a_finite_loss(path):
-    total, values = objective.delta_fm(Tiny(), 0.1, path=path).plus(Contrastive(0.2, 1)).at(0, 0)(X1, Y)
+    total, values = (
+        objective.delta_fm(Tiny(), 0.1, path=path).plus(Contrastive(0.2, 1)).at(0, 0)(X1, Y)
+    )
     assert torch.isfinite(total)
     assert set(values) == {"flow_matching", "repulsion", "contrastive"}
 
@@ -167,18 +187,26 @@ def test_dropped_labels_are_the_null_label_and_can_be_left_out_of_the_repulsion(
         seen["y"] = sample.y
         return sample.u_t + 1.0
 
-    built = Objective(Tiny(), terms=(FlowMatching(), Repulsion(0.1, spy, contrast_null=False)), label_dropout=0.5)
+    built = Objective(
+        Tiny(), terms=(FlowMatching(), Repulsion(0.1, spy, contrast_null=False)), label_dropout=0.5
+    )
     total, values = built.at(0, 1)(X1, Y)
     dropped = seen["y"] == 3
     assert 0 < dropped.sum() < 24
     assert torch.equal(seen["y"][~dropped], Y[~dropped])
-    everyone = Objective(Tiny(), terms=(FlowMatching(), Repulsion(0.1, spy)), label_dropout=0.5).at(0, 1)(X1, Y)[1]
+    everyone = Objective(Tiny(), terms=(FlowMatching(), Repulsion(0.1, spy)), label_dropout=0.5).at(
+        0, 1
+    )(X1, Y)[1]
     assert values["repulsion"] < everyone["repulsion"]
     assert torch.isfinite(total)
 
 
 def test_all_labels_dropped_leaves_no_repulsion_and_no_nan():
-    built = Objective(Tiny(), terms=(FlowMatching(), Repulsion(0.1, contrast_null=False, rescale=True)), label_dropout=1.0)
+    built = Objective(
+        Tiny(),
+        terms=(FlowMatching(), Repulsion(0.1, contrast_null=False, rescale=True)),
+        label_dropout=1.0,
+    )
     total, values = built(X1, Y)
     assert values["repulsion"] == 0
     assert torch.equal(total.detach(), values["flow_matching"])
@@ -186,9 +214,9 @@ def test_all_labels_dropped_leaves_no_repulsion_and_no_nan():
 
 def test_a_single_class_batch_has_no_negatives_of_another_class():
     with pytest.warns(UserWarning, match="class"):
-        _, values = objective.delta_fm(Tiny(), 0.1, negatives=negatives.other_class, label_dropout=0.0)(
-            X1, torch.zeros(24, dtype=torch.long)
-        )
+        _, values = objective.delta_fm(
+            Tiny(), 0.1, negatives=negatives.other_class, label_dropout=0.0
+        )(X1, torch.zeros(24, dtype=torch.long))
     assert values["repulsion"] == 0
     assert values["repulsion_left_out"] == 24
 
@@ -228,7 +256,9 @@ def test_repa_aligns_the_projected_features_and_trains_its_projector():
 
 
 def test_precomputed_features_come_in_as_context():
-    built = Objective(Tiny(), terms=(FlowMatching(), Alignment(0.5, 1, 16, lambda features: features, 4, width=8)))
+    built = Objective(
+        Tiny(), terms=(FlowMatching(), Alignment(0.5, 1, 16, lambda features: features, 4, width=8))
+    )
     _, values = built(X1, Y, torch.randn(24, 1, 4))
     assert -1 <= values["alignment"] <= 1
 
@@ -239,13 +269,21 @@ def test_a_teacher_with_another_number_of_tokens_is_refused():
             v, features = super().forward_features(x, t, y, blocks)
             return v, {k: h[:, None].repeat(1, 3, 1) for k, h in features.items()}
 
-    built = Objective(Tokens(), terms=(FlowMatching(), Alignment(0.5, 1, 16, lambda x: x.new_ones(len(x), 4, 2), 2, width=8)))
+    built = Objective(
+        Tokens(),
+        terms=(
+            FlowMatching(),
+            Alignment(0.5, 1, 16, lambda x: x.new_ones(len(x), 4, 2), 2, width=8),
+        ),
+    )
     with pytest.raises(ConfigError, match="tokens"):
         built(X1, Y)
 
 
 def test_presets_compose_by_adding_terms():
-    built = objective.delta_fm(Tiny(), 0.1).plus(Dispersive(0.5, block=1), Repulsion(0.1, negatives.other_class, name="far"))
+    built = objective.delta_fm(Tiny(), 0.1).plus(
+        Dispersive(0.5, block=1), Repulsion(0.1, negatives.other_class, name="far")
+    )
     _, values = built(X1, Y)
     assert built_names(values) == ["flow_matching", "repulsion", "dispersive", "far"]
 
@@ -367,11 +405,15 @@ def test_negatives_lie_on_the_path_of_the_objective(negative, path):
     linear = gradients(Objective(Tiny(), LINEAR, (FlowMatching(), untold)))[0]
     assert torch.equal(gradients(Objective(Tiny(), path, (FlowMatching(), untold)))[0], expected)
     assert torch.equal(gradients(objective.fm(Tiny(), path=path).plus(untold))[0], expected)
-    assert torch.equal(gradients(objective.delta_fm(Tiny(), negatives=untold.negatives, path=path))[0], expected)
+    assert torch.equal(
+        gradients(objective.delta_fm(Tiny(), negatives=untold.negatives, path=path))[0], expected
+    )
     assert not torch.equal(linear, expected)
 
 
-@pytest.mark.parametrize("time", [draws.lognormal_time, functools.partial(draws.lognormal_time)], ids=["bare", "partial"])
+@pytest.mark.parametrize(
+    "time", [draws.lognormal_time, functools.partial(draws.lognormal_time)], ids=["bare", "partial"]
+)
 def test_lognormal_times_follow_the_path_of_the_objective_in_both_views(time):
     seen = {}
 
@@ -383,7 +425,9 @@ def test_lognormal_times_follow_the_path_of_the_objective_in_both_views(time):
 
     built = objective.fm(Tiny(), path=COSINE, time=time, shard=100).plus(Watching(0.5, 1))
     built.at(0, 0)(torch.zeros(20_000, 2))
-    for t in seen.values():  # log sigma / alpha is standard normal: by the linear law its deviation was 0.82
+    for t in (
+        seen.values()
+    ):  # log sigma / alpha is standard normal: by the linear law its deviation was 0.82
         z = torch.log(COSINE.sigma(t.double()) / COSINE.alpha(t.double()))
         assert z.mean().abs() < 0.03
         assert z.std() == pytest.approx(1, abs=0.02)
@@ -394,13 +438,21 @@ def test_lognormal_times_follow_the_path_of_the_objective_in_both_views(time):
     [
         {"time": functools.partial(draws.lognormal_time, path=LINEAR)},
         {"time": functools.partial(functools.partial(draws.lognormal_time, path="linear"))},
-        {"terms": (FlowMatching(), Repulsion(0.05, negatives.perturbed(_halved, space="latent", path=LINEAR)))},
+        {
+            "terms": (
+                FlowMatching(),
+                Repulsion(0.05, negatives.perturbed(_halved, space="latent", path=LINEAR)),
+            )
+        },
         {"terms": (FlowMatching(), Repulsion(0.05, functools.partial(_own_negatives, path=VP)))},
     ],
     ids=["time", "time by name", "negatives", "own negatives"],
 )
 def test_another_path_beside_the_objectives_is_refused_by_both_names(settings):
-    with pytest.raises(ConfigError, match=r"path of (time|negatives) is '(linear|vp)' and the objective is on 'cosine'; leave it out"):
+    with pytest.raises(
+        ConfigError,
+        match=r"path of (time|negatives) is '(linear|vp)' and the objective is on 'cosine'; leave it out",
+    ):
         Objective(Tiny(), COSINE, **settings)
 
 
@@ -415,19 +467,31 @@ def test_a_sample_of_another_path_needs_its_path_named_outside_of_an_objective()
     assert torch.equal(negatives.perturbed(_halved, space="latent")(on_linear), 0.5 * x1 - x0)
 
 
-@pytest.mark.parametrize("model", [lambda: MLP(8, 64, 2, 3), lambda: SiT(4, 2, 1, 32, 2, 2, num_classes=3)], ids=["MLP", "SiT"])
+@pytest.mark.parametrize(
+    "model",
+    [lambda: MLP(8, 64, 2, 3), lambda: SiT(4, 2, 1, 32, 2, 2, num_classes=3)],
+    ids=["MLP", "SiT"],
+)
 def test_without_a_weight_every_form_of_the_dispersive_loss_stays_near_flow_matching(model):
     """The covariance form is an undivided sum: weighted by 0.5 it was thousands beside 2."""
     network = model()
-    x1 = torch.randn(24, *((1, 4, 4) if isinstance(network, SiT) else (8,)), generator=torch.Generator().manual_seed(0))
+    x1 = torch.randn(
+        24,
+        *((1, 4, 4) if isinstance(network, SiT) else (8,)),
+        generator=torch.Generator().manual_seed(0),
+    )
     for variant in losses.VARIANTS:
         built = objective.dispersive(network, variant=variant)
         total, values = built.at(0, 1)(x1, Y)
         assert abs(total - values["flow_matching"]) <= 2.0, variant
         assert (total != values["flow_matching"]).item(), variant
     features = 64 if isinstance(network, MLP) else 4 * 32
-    assert objective.dispersive(network, variant="covariance").terms["dispersive"].weight == 0.5 / (features * (features - 1))
-    assert objective.dispersive(network, 0.5, variant="covariance").terms["dispersive"].weight == 0.5  # said is said
+    assert objective.dispersive(network, variant="covariance").terms["dispersive"].weight == 0.5 / (
+        features * (features - 1)
+    )
+    assert (
+        objective.dispersive(network, 0.5, variant="covariance").terms["dispersive"].weight == 0.5
+    )  # said is said
 
 
 def test_the_covariance_form_on_a_network_of_unknown_width_asks_for_its_weight():
@@ -436,5 +500,9 @@ def test_the_covariance_form_on_a_network_of_unknown_width_asks_for_its_weight()
     assert objective.dispersive(unknown).terms["dispersive"].weight == 0.5
     with pytest.raises(ConfigError, match=r"give weight = 0\.5 / \(d \* \(d - 1\)\)"):
         objective.dispersive(unknown, variant="covariance")
-    expected = objective.dispersive(unknown, 0.5 / (16 * 15), variant="covariance").at(0, 1)(X1, Y)[0]
-    assert torch.equal(objective.dispersive(Tiny(), variant="covariance").at(0, 1)(X1, Y)[0], expected)
+    expected = objective.dispersive(unknown, 0.5 / (16 * 15), variant="covariance").at(0, 1)(X1, Y)[
+        0
+    ]
+    assert torch.equal(
+        objective.dispersive(Tiny(), variant="covariance").at(0, 1)(X1, Y)[0], expected
+    )

@@ -1,4 +1,6 @@
-"""One's own network: what it must take and give is checked where an objective is made, and the message says what is missing."""
+"""One's own network: what it must take and give is checked where an objective is made, and the
+message says what is missing.
+"""
 
 import types
 
@@ -9,7 +11,14 @@ from torch import nn
 from cfm_lite import draws, guidance, objective, perturbations, samplers
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import ConfigError, DataError
-from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Objective, Repulsion
+from cfm_lite.objective import (
+    Alignment,
+    Contrastive,
+    Dispersive,
+    FlowMatching,
+    Objective,
+    Repulsion,
+)
 from cfm_lite.training import Trainer
 from tests.networks import Tiny, same_parameters
 
@@ -136,7 +145,9 @@ def test_features_in_another_container_are_refused(give, words):
             objective.fm(Featured(give)).plus(term)(X1)
 
 
-@pytest.mark.parametrize("output", [lambda v: v, lambda v: (v,), lambda v: (v, {1: v}, 0), lambda v: {1: v}])
+@pytest.mark.parametrize(
+    "output", [lambda v: v, lambda v: (v,), lambda v: (v, {1: v}, 0), lambda v: {1: v}]
+)
 def test_forward_features_must_return_a_pair(output):
     class Own(Net):
         def forward_features(self, x, t, y=None, blocks=()):
@@ -155,17 +166,29 @@ def test_a_map_of_features_is_the_tokens_of_its_pixels():
 
     def build(give):
         torch.manual_seed(1)
-        return objective.fm(Featured(give)).plus(Alignment(0.5, 1, 2, Teacher(), 3, width=8), Dispersive(0.5, 1)).at(0, 0)(X1)[0]
+        return (
+            objective.fm(Featured(give))
+            .plus(Alignment(0.5, 1, 2, Teacher(), 3, width=8), Dispersive(0.5, 1))
+            .at(0, 0)(X1)[0]
+        )
 
     torch.manual_seed(2)
     weight = torch.randn(1, 2, 2, 2)
-    tokens, maps = build(lambda h: {1: (h[:, :, None, None] * weight).flatten(2).mT}), build(lambda h: {1: h[:, :, None, None] * weight})
+    tokens, maps = (
+        build(lambda h: {1: (h[:, :, None, None] * weight).flatten(2).mT}),
+        build(lambda h: {1: h[:, :, None, None] * weight}),
+    )
     torch.testing.assert_close(tokens, maps)
 
 
 def test_a_term_that_reads_features_needs_a_network_that_gives_them():
-    for build in (objective.dispersive, lambda model: objective.fm(model).plus(Contrastive(0.1, 1))):
-        with pytest.raises(ConfigError, match=r"reads block 1, and Net has no forward_features\(x, t, y, blocks\)"):
+    for build in (
+        objective.dispersive,
+        lambda model: objective.fm(model).plus(Contrastive(0.1, 1)),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"reads block 1, and Net has no forward_features\(x, t, y, blocks\)"
+        ):
             build(Net())
     without_blocks = type("Own", (Net,), {"forward_features": lambda self, x, t, y=None: x})()
     with pytest.raises(ConfigError, match=r"must take \(x, t, y, blocks\)"):
@@ -201,7 +224,10 @@ def test_a_null_label_that_fails_only_when_it_is_seen_is_explained():
     two.other = nn.Embedding(7, 2)  # with two tables nobody can say which is that of the labels
     hot = Net(lambda net, x, t, y: net.layer(x) + nn.functional.one_hot(y, 3)[:, :2], num_classes=3)
     for model in (two, hot):
-        with pytest.raises(ConfigError, match="on the null label 3, which dropped rows get: give its label table 4 rows"):
+        with pytest.raises(
+            ConfigError,
+            match="on the null label 3, which dropped rows get: give its label table 4 rows",
+        ):
             objective.fm(model, label_dropout=1.0)(X1, Y)
 
 
@@ -219,7 +245,10 @@ def test_a_number_of_classes_that_is_none_is_refused(classes):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"time": lambda n: torch.rand(n)}, r"time takes \(n\); it is called as time\(n, \*, generator, device\)"),
+        (
+            {"time": lambda n: torch.rand(n)},
+            r"time takes \(n\); it is called as time\(n, \*, generator, device\)",
+        ),
         ({"time": lambda n, generator: torch.rand(n)}, "time takes"),
         ({"couple": lambda x0, x1: (x0, x1)}, r"couple takes \(x0, x1\)"),
         ({"time": 3}, "time is 3"),
@@ -231,13 +260,21 @@ def test_a_function_that_takes_no_generator_is_refused_with_the_form_that_it_nee
 
 
 def test_negatives_that_take_no_generator_are_refused():
-    with pytest.raises(ConfigError, match=r"negatives takes \(sample\); it is called as negatives\(sample, \*, generator=None\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"negatives takes \(sample\); it is called as negatives\(sample, \*, generator=None\)",
+    ):
         Repulsion(0.1, lambda sample: sample.u_t)
 
 
 def test_a_perturbation_that_takes_no_generator_is_refused():
-    for build in (lambda f: objective.vecor(Net(), 0.1, perturb=f), lambda f: perturbations.expected_map(f, (2,))):
-        with pytest.raises(ConfigError, match=r"takes \(x\); it is called as \w+\(x, \*, generator=None\)"):
+    for build in (
+        lambda f: objective.vecor(Net(), 0.1, perturb=f),
+        lambda f: perturbations.expected_map(f, (2,)),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"takes \(x\); it is called as \w+\(x, \*, generator=None\)"
+        ):
             build(lambda x: -x)
 
 
@@ -246,13 +283,22 @@ def test_a_perturbation_that_takes_no_generator_is_refused():
     [
         ({"time": lambda n, *, generator, device: torch.rand(n + 1)}, "time gave a tensor"),
         ({"time": lambda n, *, generator, device: 0.5}, "time gave float"),
-        ({"time": lambda n, *, generator, device: torch.zeros(n, dtype=torch.long)}, "time gave a tensor"),
+        (
+            {"time": lambda n, *, generator, device: torch.zeros(n, dtype=torch.long)},
+            "time gave a tensor",
+        ),
         ({"couple": lambda x0, x1, y: (x0, x1)}, "couple gave tuple"),
         ({"couple": lambda x0, x1, y: x0}, "couple gave Tensor"),
         ({"couple": lambda x0, x1, y: (x0[:3], x1[:3], y)}, "shapes differ"),
         ({"couple": lambda x0, x1, y: (x0, x1, [0] * 24)}, "couple gave y of type list"),
-        ({"terms": (FlowMatching(), Repulsion(0.1, lambda s, *, generator: [s.u_t]))}, "negatives gave list"),
-        ({"terms": (FlowMatching(), Repulsion(0.1, lambda s, *, generator: s.u_t[:3]))}, "negatives"),
+        (
+            {"terms": (FlowMatching(), Repulsion(0.1, lambda s, *, generator: [s.u_t]))},
+            "negatives gave list",
+        ),
+        (
+            {"terms": (FlowMatching(), Repulsion(0.1, lambda s, *, generator: s.u_t[:3]))},
+            "negatives",
+        ),
     ],
 )
 def test_what_a_function_of_ones_own_gives_is_checked(settings, words):
@@ -277,12 +323,16 @@ def test_a_coupling_that_draws_is_given_a_generator_of_the_step_and_moves_no_oth
 def test_after_eval_no_label_is_dropped_and_a_run_goes_back_to_training():
     seen = []
     model = Tiny()
-    model.register_forward_pre_hook(lambda module, args: seen.append((args[2] == 3).float().mean().item()))
+    model.register_forward_pre_hook(
+        lambda module, args: seen.append((args[2] == 3).float().mean().item())
+    )
     built = objective.fm(model, label_dropout=0.5)
     built.eval().at(0, 0)(X1, Y)
     built.train().at(0, 0)(X1, Y)
     assert seen[0] == 0 < seen[1]
-    keep = Objective(model, terms=(FlowMatching(), Repulsion(0.1, contrast_null=False)), label_dropout=0.5).eval()
+    keep = Objective(
+        model, terms=(FlowMatching(), Repulsion(0.1, contrast_null=False)), label_dropout=0.5
+    ).eval()
     everyone = Objective(model, terms=(FlowMatching(), Repulsion(0.1)), label_dropout=0.0)
     torch.testing.assert_close(keep.at(0, 0)(X1, Y)[0], everyone.at(0, 0)(X1, Y)[0])
 
@@ -291,7 +341,10 @@ def test_after_eval_no_label_is_dropped_and_a_run_goes_back_to_training():
 def test_a_look_at_held_out_data_between_two_steps_changes_nothing_of_the_run(leave):
     def run(look):
         torch.manual_seed(3)
-        model = Net(lambda net, x, t, y: net.layer(nn.functional.dropout(x, 0.5, net.training)), num_classes=3)
+        model = Net(
+            lambda net, x, t, y: net.layer(nn.functional.dropout(x, 0.5, net.training)),
+            num_classes=3,
+        )
         trainer = Trainer(objective.fm(model, label_dropout=0.5))
         torch.manual_seed(4)
         for _ in trainer.run(batches(X1, Y, size=8), 4):
@@ -355,7 +408,10 @@ def test_an_optimizer_holds_the_parameters_of_the_objective_all_of_them():
     with pytest.raises(ConfigError, match=r"does not hold .*projector"):
         Trainer(built, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(ConfigError, match="does not have"):
-        Trainer(objective.fm(model), torch.optim.SGD([*model.parameters(), *Tiny().parameters()], lr=0.1))
+        Trainer(
+            objective.fm(model),
+            torch.optim.SGD([*model.parameters(), *Tiny().parameters()], lr=0.1),
+        )
     with pytest.raises(ConfigError, match="LBFGS"):
         Trainer(objective.fm(model), torch.optim.LBFGS(model.parameters()))
     with pytest.raises(ConfigError, match=r"optimizer has type"):

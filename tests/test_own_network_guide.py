@@ -1,4 +1,6 @@
-"""docs/own_network.md runs as printed: every network trains, knows the null label, gives its features and is sampled."""
+"""docs/own_network.md runs as printed: every network trains, knows the null label, gives its
+features and is sampled.
+"""
 
 import importlib.util
 import re
@@ -15,8 +17,18 @@ from cfm_lite.training import Trainer
 
 TEXT = (Path(__file__).parent.parent / "docs" / "own_network.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-NETWORKS = {"torchcfm": BLOCKS[0], "UNet2DModel": BLOCKS[1], "DiTTransformer2DModel": BLOCKS[2], "timm": BLOCKS[3]}
-PACKAGES = {"torchcfm": "torchcfm", "UNet2DModel": "diffusers", "DiTTransformer2DModel": "diffusers", "timm": "timm"}
+NETWORKS = {
+    "torchcfm": BLOCKS[0],
+    "UNet2DModel": BLOCKS[1],
+    "DiTTransformer2DModel": BLOCKS[2],
+    "timm": BLOCKS[3],
+}
+PACKAGES = {
+    "torchcfm": "torchcfm",
+    "UNet2DModel": "diffusers",
+    "DiTTransformer2DModel": "diffusers",
+    "timm": "timm",
+}
 HAS = {package: importlib.util.find_spec(package) is not None for package in set(PACKAGES.values())}
 
 
@@ -28,7 +40,12 @@ def run(block, **names):
 
 
 def case(name, package):
-    return pytest.param(name, marks=() if HAS[package] else pytest.mark.skip(reason=f"not run: {package} is not installed"))
+    return pytest.param(
+        name,
+        marks=()
+        if HAS[package]
+        else pytest.mark.skip(reason=f"not run: {package} is not installed"),
+    )
 
 
 @pytest.mark.parametrize("name", [case(*pair) for pair in PACKAGES.items()])
@@ -39,17 +56,28 @@ def test_a_network_of_another_library_trains_and_is_sampled(name):
     x1, y = digits.load("train")
     x1, y = x1[:32], y[:32] if hasattr(model, "num_classes") else None
     featured = hasattr(model, "forward_features")
-    trainer = Trainer(objective.dispersive(model, block=1) if featured else objective.fm(model), lr=2e-3)
+    trainer = Trainer(
+        objective.dispersive(model, block=1) if featured else objective.fm(model), lr=2e-3
+    )
     losses = [float(log["flow_matching"]) for log in trainer.run([(x1, y)] * 30, 30)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    velocity = guidance.cfg(trainer.ema, 3, 2.0) if y is not None else trainer.ema  # guidance asks for the null label
+    velocity = (
+        guidance.cfg(trainer.ema, 3, 2.0) if y is not None else trainer.ema
+    )  # guidance asks for the null label
     samples = samplers.sample(velocity, torch.randn(2, 1, 8, 8), torch.linspace(0, 1, 4))
     assert samples.shape == (2, 1, 8, 8)
     assert samples.isfinite().all()
     if featured:
         v, features = model.eval().forward_features(x1, torch.full((32,), 0.5), y, blocks=(1, 2))
-        assert {block: tuple(h.shape) for block, h in features.items()} == {1: (32, 16, 32), 2: (32, 16, 32)}
-        alone = model(x1, torch.full((32,), 0.5), y) if y is not None else model(x1, torch.full((32,), 0.5))
+        assert {block: tuple(h.shape) for block, h in features.items()} == {
+            1: (32, 16, 32),
+            2: (32, 16, 32),
+        }
+        alone = (
+            model(x1, torch.full((32,), 0.5), y)
+            if y is not None
+            else model(x1, torch.full((32,), 0.5))
+        )
         torch.testing.assert_close(v, alone)
 
 
@@ -70,7 +98,11 @@ def test_eight_gaussians_flow_to_two_moons():
     torch.manual_seed(0)
     names = run(BLOCKS[5])
     distance = [
-        float(metrics.sliced_wasserstein(names[which], names["moons"][:500], generator=torch.Generator().manual_seed(0)))
+        float(
+            metrics.sliced_wasserstein(
+                names[which], names["moons"][:500], generator=torch.Generator().manual_seed(0)
+            )
+        )
         for which in ("start", "samples")
     ]
     assert distance[1] < 0.3 * distance[0]
@@ -79,7 +111,11 @@ def test_eight_gaussians_flow_to_two_moons():
 def test_transport_inside_a_class_keeps_the_noise_of_a_class_and_shortens_its_way():
     names = run(BLOCKS[6])
     g = torch.Generator().manual_seed(0)
-    x0, x1, y = torch.randn(64, 2, generator=g), torch.randn(64, 2, generator=g), torch.arange(64) % 2
+    x0, x1, y = (
+        torch.randn(64, 2, generator=g),
+        torch.randn(64, 2, generator=g),
+        torch.arange(64) % 2,
+    )
     paired = names["ot_within_classes"](x0, x1, y)[0]
     for label in (0, 1):
         rows = y == label
@@ -92,7 +128,11 @@ def test_transport_inside_a_class_keeps_the_noise_of_a_class_and_shortens_its_wa
 def test_predictions_of_data_and_of_noise_become_velocities():
     names = run(BLOCKS[7])
     g = torch.Generator().manual_seed(0)
-    x0, x1, t = torch.randn(64, 2, generator=g), torch.randn(64, 2, generator=g), 0.1 + 0.8 * torch.rand(64, generator=g)
+    x0, x1, t = (
+        torch.randn(64, 2, generator=g),
+        torch.randn(64, 2, generator=g),
+        0.1 + 0.8 * torch.rand(64, generator=g),
+    )
     x_t, u = LINEAR.interpolate(x0, x1, t)
     for which, target in (("x_prediction", x1), ("noise_prediction", x0)):
         model = names[which].model

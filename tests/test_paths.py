@@ -1,4 +1,6 @@
-"""Paths: the official numbers, the derivatives, the conversions between velocity, score and noise, and wrong arguments."""
+"""Paths: the official numbers, the derivatives, the conversions between velocity, score and noise,
+and wrong arguments.
+"""
 
 import dataclasses
 import math
@@ -31,7 +33,10 @@ def batch(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tens
 @SIT
 @pytest.mark.parametrize("name", NAMES)
 def test_coefficients_agree_with_sit(which: str, name: str) -> None:
-    official(getattr(OFFICIAL[which], name)(case("sit_paths", "inputs")["t"]), case("sit_paths", which)[name])
+    official(
+        getattr(OFFICIAL[which], name)(case("sit_paths", "inputs")["t"]),
+        case("sit_paths", which)[name],
+    )
 
 
 @SIT
@@ -47,8 +52,12 @@ def test_conversions_agree_with_sit(which: str) -> None:
     path, given, reference = OFFICIAL[which], case("sit_paths", "inputs"), case("sit_paths", which)
     t = given["t"]
     official(path.score(given["x"], given["velocity"], t), reference["score_from_velocity"])
-    official(path.score(given["x_4d"], given["velocity_4d"], t), reference["score_from_velocity_4d"])
-    official(path.velocity_from_score(given["x"], given["score"], t), reference["velocity_from_score"])
+    official(
+        path.score(given["x_4d"], given["velocity_4d"], t), reference["score_from_velocity_4d"]
+    )
+    official(
+        path.velocity_from_score(given["x"], given["score"], t), reference["velocity_from_score"]
+    )
     official(path.endpoints(given["x"], given["velocity"], t)[0], reference["noise_from_velocity"])
 
 
@@ -59,7 +68,9 @@ def test_the_drift_of_sit_follows_from_the_coefficients(which: str) -> None:
     ratio = path.d_alpha(t) / path.alpha(t)
     official(ratio, reference["d_alpha_over_alpha"])
     official(-ratio[:, None] * given["x"], reference["compute_drift_first"])
-    official(ratio * path.sigma(t) ** 2 - path.half_variance_rate(t), reference["compute_drift_second"])
+    official(
+        ratio * path.sigma(t) ** 2 - path.half_variance_rate(t), reference["compute_drift_second"]
+    )
 
 
 @pytest.mark.parametrize("which", cases("sit_paths", "train_"))
@@ -70,15 +81,27 @@ def test_training_losses_agree_with_sit(which: str) -> None:
     official(x_t, given["x_t"])
     sigma = path.sigma(t)
     pull = path.d_alpha(t) / path.alpha(t) * sigma**2 - path.half_variance_rate(t)
-    weight = {None: torch.ones_like(t), "velocity": (pull / sigma) ** 2, "likelihood": pull / sigma**2}[about["loss_weight"]]
-    residual = {"velocity": out - u_t, "noise": out - given["x0"], "score": out * sigma[:, None, None, None] + given["x0"]}
+    weight = {
+        None: torch.ones_like(t),
+        "velocity": (pull / sigma) ** 2,
+        "likelihood": pull / sigma**2,
+    }[about["loss_weight"]]
+    residual = {
+        "velocity": out - u_t,
+        "noise": out - given["x0"],
+        "score": out * sigma[:, None, None, None] + given["x0"],
+    }
     loss = weight * residual[about["prediction"]].square().flatten(1).mean(1)
     official(loss, given["loss"], 1e-10 if about["loss_weight"] is None else 1e-8)
 
 
 @pytest.mark.parametrize("which", ["linear", "cosine"])
 def test_interpolation_agrees_with_repa_in_reversed_time(which: str) -> None:
-    path, grid, reference = PATHS[which], case("repa_siloss", "grid"), case("repa_siloss", f"interp_{which}")
+    path, grid, reference = (
+        PATHS[which],
+        case("repa_siloss", "grid"),
+        case("repa_siloss", f"interp_{which}"),
+    )
     ours = 1 - grid["t"]
     for name in NAMES:
         sign = -1 if name.startswith("d_") else 1  # dt_ours = -dt_REPA
@@ -107,7 +130,9 @@ def test_derivatives_are_the_derivatives_of_the_coefficients(path: Path, name: s
 
 @EVERY
 def test_half_variance_rate_is_half_the_derivative_of_sigma_squared(path: Path) -> None:
-    _, derivative = torch.func.jvp(lambda t: path.sigma(t) ** 2 / 2, (TIMES,), (torch.ones_like(TIMES),))
+    _, derivative = torch.func.jvp(
+        lambda t: path.sigma(t) ** 2 / 2, (TIMES,), (torch.ones_like(TIMES),)
+    )
     assert_close(path.half_variance_rate(TIMES), derivative, atol=1e-12, rtol=1e-12)
 
 
@@ -132,7 +157,9 @@ def test_endpoints_invert_interpolate(path: Path, dtype: torch.dtype) -> None:
     x0, x1 = batch(2, 3, dtype=dtype)
     t = torch.linspace(0.05, 0.95, 13, dtype=dtype)
     back = path.endpoints(*path.interpolate(x0, x1, t), t)
-    tolerance = 1e-10 if dtype == torch.float64 else 2e-3 if path is VP else 1e-5  # VP's early positions hardly hold the data
+    tolerance = (
+        1e-10 if dtype == torch.float64 else 2e-3 if path is VP else 1e-5
+    )  # VP's early positions hardly hold the data
     assert_close(back, (x0, x1), atol=tolerance, rtol=tolerance)
 
 
@@ -150,8 +177,12 @@ def test_endpoints_are_exact_at_both_ends(path: Path, time: float) -> None:
 @EVERY
 def test_score_and_velocity_invert_each_other(path: Path) -> None:
     x, v = batch(2, 2)
-    assert_close(path.velocity_from_score(x, path.score(x, v, TIMES), TIMES), v, atol=1e-9, rtol=1e-9)
-    assert_close(path.score(x, path.velocity_from_score(x, v, TIMES), TIMES), v, atol=1e-9, rtol=1e-9)
+    assert_close(
+        path.velocity_from_score(x, path.score(x, v, TIMES), TIMES), v, atol=1e-9, rtol=1e-9
+    )
+    assert_close(
+        path.score(x, path.velocity_from_score(x, v, TIMES), TIMES), v, atol=1e-9, rtol=1e-9
+    )
 
 
 @EVERY
@@ -181,7 +212,9 @@ def test_vp_score_is_finite_at_the_data_although_its_velocity_coefficient_is_not
     near = torch.full_like(end, 1 - 1e-9)
     assert VP.d_sigma(end).isinf().all()
     assert_close(VP.score(x, v, end), VP.score(x, v, near), atol=1e-5, rtol=1e-5)
-    assert_close(VP.velocity_from_score(x, v, end), VP.velocity_from_score(x, v, near), atol=1e-5, rtol=1e-5)
+    assert_close(
+        VP.velocity_from_score(x, v, end), VP.velocity_from_score(x, v, near), atol=1e-5, rtol=1e-5
+    )
 
 
 @EVERY
@@ -191,16 +224,26 @@ def test_time_never_broadcasts_along_the_features(path: Path) -> None:
         rows = [torch.cat(convert(x0[i : i + 1], x1[i : i + 1], t[i : i + 1])) for i in range(4)]
         assert_close(torch.stack(convert(x0, x1, t), 1), torch.stack(rows))
     for convert in (path.score, path.velocity_from_score):
-        assert_close(convert(x0, x1, t), torch.cat([convert(x0[i : i + 1], x1[i : i + 1], t[i : i + 1]) for i in range(4)]))
+        assert_close(
+            convert(x0, x1, t),
+            torch.cat([convert(x0[i : i + 1], x1[i : i + 1], t[i : i + 1]) for i in range(4)]),
+        )
 
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_half_precision_is_promoted_and_the_rest_keeps_its_type(path: Path, dtype: torch.dtype) -> None:
+def test_half_precision_is_promoted_and_the_rest_keeps_its_type(
+    path: Path, dtype: torch.dtype
+) -> None:
     x0, x1 = torch.randn(3, 2).to(dtype), torch.randn(3, 2).to(dtype)
     wanted = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     for t in (torch.rand(3), torch.rand(3, dtype=torch.float64), torch.rand(3).half()):
-        results = [*path.interpolate(x0, x1, t), *path.endpoints(x0, x1, t), path.score(x0, x1, t), path.velocity_from_score(x0, x1, t)]
+        results = [
+            *path.interpolate(x0, x1, t),
+            *path.endpoints(x0, x1, t),
+            path.score(x0, x1, t),
+            path.velocity_from_score(x0, x1, t),
+        ]
         assert {x.dtype for x in results} == {wanted}
 
 
@@ -260,7 +303,12 @@ def test_wrong_arguments_are_named(x0: Tensor, x1: Tensor, t: Tensor, says: str)
 def test_a_path_of_ones_own_needs_only_the_four_coefficients() -> None:
     square = Path("square", lambda t: t**2, lambda t: 1 - t**2, lambda t: 2 * t, lambda t: -2 * t)
     x0, x1 = batch(2)
-    assert_close(square.endpoints(*square.interpolate(x0, x1, TIMES), TIMES), (x0, x1), atol=1e-10, rtol=1e-10)
+    assert_close(
+        square.endpoints(*square.interpolate(x0, x1, TIMES), TIMES),
+        (x0, x1),
+        atol=1e-10,
+        rtol=1e-10,
+    )
     assert_close(square.half_variance_rate(TIMES), -2 * TIMES * (1 - TIMES**2))
 
 
@@ -275,15 +323,29 @@ def _smooth_d(t: Tensor) -> Tensor:
     return 6 * t * (1 - t)
 
 
-SQUARE = Path("square", lambda t: t**2, lambda t: 1 - t, lambda t: 2 * t, lambda t: -torch.ones_like(t))
+SQUARE = Path(
+    "square", lambda t: t**2, lambda t: 1 - t, lambda t: 2 * t, lambda t: -torch.ones_like(t)
+)
 SMOOTH = Path("smooth", _smooth, lambda t: _smooth(1 - t), _smooth_d, lambda t: -_smooth_d(t))
-ROOTS = Path("roots", torch.sqrt, lambda t: 1 - t, lambda t: 0.5 / t.sqrt(), lambda t: -torch.ones_like(t))  # d_alpha(0) is infinite
-SLOW = Path("slow", lambda t: t, lambda t: (1 - t) ** 2, torch.ones_like, lambda t: 2 * (t - 1))  # sigma = d_sigma = 0 at t = 1
-FALLING = Path("falling", lambda t: t, lambda t: (1 - t).sqrt(), torch.ones_like, lambda t: -0.5 / (1 - t).sqrt())
+ROOTS = Path(
+    "roots", torch.sqrt, lambda t: 1 - t, lambda t: 0.5 / t.sqrt(), lambda t: -torch.ones_like(t)
+)  # d_alpha(0) is infinite
+SLOW = Path(
+    "slow", lambda t: t, lambda t: (1 - t) ** 2, torch.ones_like, lambda t: 2 * (t - 1)
+)  # sigma = d_sigma = 0 at t = 1
+FALLING = Path(
+    "falling",
+    lambda t: t,
+    lambda t: (1 - t).sqrt(),
+    torch.ones_like,
+    lambda t: -0.5 / (1 - t).sqrt(),
+)
 ALL = (LINEAR, COSINE, VP, SQUARE, SMOOTH, ROOTS, SLOW, FALLING)
 
 
-def _result(path: Path, end: float, convert: Callable[..., Tensor], *given: Tensor) -> Tensor | None:
+def _result(
+    path: Path, end: float, convert: Callable[..., Tensor], *given: Tensor
+) -> Tensor | None:
     """What the conversion gives, or None where it names the path and the time."""
     said: list[str] = []
     try:
@@ -297,18 +359,27 @@ def _result(path: Path, end: float, convert: Callable[..., Tensor], *given: Tens
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 @pytest.mark.parametrize("end", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_at_an_end_of_time_a_conversion_is_its_limit_or_names_path_and_time(path: Path, end: float, dtype: torch.dtype) -> None:
+def test_at_an_end_of_time_a_conversion_is_its_limit_or_names_path_and_time(
+    path: Path, end: float, dtype: torch.dtype
+) -> None:
     """No NaN anywhere: rows at the end stand beside rows inside, which must not change either."""
-    x0, x1 = (torch.randn(3, 2, dtype=dtype, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    x0, x1 = (
+        torch.randn(3, 2, dtype=dtype, generator=torch.Generator().manual_seed(s)) for s in (0, 1)
+    )
     t = torch.tensor([0.3, end, 0.7], dtype=dtype)
     near = torch.tensor([0.3, abs(end - 1e-6), 0.7], dtype=torch.float64)
     x, v = path.interpolate(x0, x1, t)
     exact = path.interpolate(x0.double(), x1.double(), near)
-    v = torch.where(v.isfinite(), v, 0)  # of an infinite velocity nothing can be told; of a finite one its end is 0
+    v = torch.where(
+        v.isfinite(), v, 0
+    )  # of an infinite velocity nothing can be told; of a finite one its end is 0
     calls = {
         "endpoints": (lambda x, v, t: torch.stack(path.endpoints(x, v, t)), v, exact[1]),
         "score": (path.score, v, exact[1]),
-        "velocity_from_score": (path.velocity_from_score, *(x0 if end else -x0.to(s) / path.sigma(s)[:, None] for s in (t, near))),
+        "velocity_from_score": (
+            path.velocity_from_score,
+            *(x0 if end else -x0.to(s) / path.sigma(s)[:, None] for s in (t, near)),
+        ),
         "velocity_from_data": (path.velocity_from_data, x1, x1),
         "velocity_from_noise": (path.velocity_from_noise, x0, x0),
     }
@@ -318,9 +389,18 @@ def test_at_an_end_of_time_a_conversion_is_its_limit_or_names_path_and_time(path
             continue
         assert not found.isnan().any(), name
         inside = torch.tensor([True, False, True])
-        assert torch.equal(found[..., inside, :], convert(x[inside], given[inside], t[inside])), name
-        at, limit = found[..., 1, :].double(), convert(exact[0], nearly.to(exact[0]), near)[..., 1, :]
-        if at.isfinite().all() and path.d_alpha(t).isfinite().all() and path.d_sigma(t).isfinite().all():
+        assert torch.equal(found[..., inside, :], convert(x[inside], given[inside], t[inside])), (
+            name
+        )
+        at, limit = (
+            found[..., 1, :].double(),
+            convert(exact[0], nearly.to(exact[0]), near)[..., 1, :],
+        )
+        if (
+            at.isfinite().all()
+            and path.d_alpha(t).isfinite().all()
+            and path.d_sigma(t).isfinite().all()
+        ):
             assert_close(at, limit, atol=2e-3, rtol=2e-3, msg=name)
 
 
@@ -331,9 +411,14 @@ def test_the_score_of_a_path_that_starts_without_data_is_that_of_its_noise(path:
     score = path.score(x, v, t)
     assert torch.equal(score, -x)
     (slope,) = torch.autograd.grad(score.sum(), x)
-    assert torch.equal(slope, -torch.ones_like(x))  # a NaN in a branch that is not taken would show here
+    assert torch.equal(
+        slope, -torch.ones_like(x)
+    )  # a NaN in a branch that is not taken would show here
     if path is not ROOTS:  # whose velocity is infinite unless the data are 0
-        with pytest.raises(ConfigError, match=rf"x1 from a velocity is not defined on path '{path.name}' at t = 0, .* 0\.001\."):
+        with pytest.raises(
+            ConfigError,
+            match=rf"x1 from a velocity is not defined on path '{path.name}' at t = 0, .* 0\.001\.",
+        ):
             path.endpoints(x, v, t)
 
 
@@ -344,7 +429,9 @@ def test_vp_ends_in_the_data_themselves() -> None:
 
 
 @EVERY
-def test_predictions_of_data_and_of_noise_give_the_velocity_whose_endpoints_they_are(path: Path) -> None:
+def test_predictions_of_data_and_of_noise_give_the_velocity_whose_endpoints_they_are(
+    path: Path,
+) -> None:
     x, given = batch(2, 3)
     for convert, which in ((path.velocity_from_noise, 0), (path.velocity_from_data, 1)):
         v = convert(x, given, TIMES)
@@ -363,15 +450,26 @@ def test_textbook_forms_of_the_predictions_on_the_linear_path() -> None:
     start, end = torch.zeros(13), torch.ones(13)
     assert_close(LINEAR.velocity_from_data(x, given, start), given - x)
     assert_close(LINEAR.velocity_from_noise(x, given, end), x - given)
-    with pytest.raises(ConfigError, match=r"velocity from data is not defined on path 'linear' at t = 1, .* Use .* 0\.999\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"velocity from data is not defined on path 'linear' at t = 1, .* Use .* 0\.999\.",
+    ):
         LINEAR.velocity_from_data(x, given, end)
-    with pytest.raises(ConfigError, match=r"velocity from noise is not defined on path 'linear' at t = 0, .* Use .* 0\.001\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"velocity from noise is not defined on path 'linear' at t = 0, .* Use .* 0\.001\.",
+    ):
         LINEAR.velocity_from_noise(x, given, start)
-    assert LINEAR.velocity_from_data(x, given, torch.full((13,), 0.999)).isfinite().all()  # the remedy
+    assert (
+        LINEAR.velocity_from_data(x, given, torch.full((13,), 0.999)).isfinite().all()
+    )  # the remedy
 
 
 def test_a_path_without_its_finite_product_is_asked_for_it() -> None:
-    with pytest.raises(ConfigError, match=r"sigma d_sigma is not defined on path 'falling' at t = 1.*Give the path its sigma_d_sigma"):
+    with pytest.raises(
+        ConfigError,
+        match=r"sigma d_sigma is not defined on path 'falling' at t = 1.*Give the path its sigma_d_sigma",
+    ):
         FALLING.half_variance_rate(torch.tensor([0.5, 1.0]))
     helped = dataclasses.replace(FALLING, sigma_d_sigma=lambda t: torch.full_like(t, -0.5))
     x, v = batch(2)
@@ -379,7 +477,11 @@ def test_a_path_without_its_finite_product_is_asked_for_it() -> None:
 
 
 def test_paths_are_found_by_name_and_cannot_be_changed() -> None:
-    assert {name: path.name for name, path in PATHS.items()} == {"linear": "linear", "cosine": "cosine", "vp": "vp"}
+    assert {name: path.name for name, path in PATHS.items()} == {
+        "linear": "linear",
+        "cosine": "cosine",
+        "vp": "vp",
+    }
     with pytest.raises(AttributeError):
         LINEAR.name = "other"  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -20,7 +20,9 @@ def test_all_components_give_the_images_back():
 def test_latents_are_uncorrelated_and_of_mean_variance_one():
     z = PCA(X).encode(X).flatten(1).double()
     cov = z.T.cov()
-    torch.testing.assert_close(cov.diagonal().mean(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        cov.diagonal().mean(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-4, atol=0
+    )
     assert (cov - cov.diagonal().diag()).abs().max() < 1e-3
     assert (cov.diagonal().diff() <= 1e-6).all()
 
@@ -29,7 +31,9 @@ def test_distances_in_latents_are_distances_in_pixels():
     codec = PCA(X)
     z = torch.randn(5, 32, 1, 1)
     pixels = torch.cdist(codec.decode(z).flatten(1), codec.decode(z).flatten(1))
-    torch.testing.assert_close(pixels, codec.scale * torch.cdist(z.flatten(1), z.flatten(1)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        pixels, codec.scale * torch.cdist(z.flatten(1), z.flatten(1)), rtol=1e-3, atol=1e-3
+    )
     assert 0.9 < codec.kept < 1
 
 

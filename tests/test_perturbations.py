@@ -1,4 +1,6 @@
-"""perturbations.py: laws (chi-square), geometry of windows, boxes and blurs, never the identity, wrong arguments."""
+"""perturbations.py: laws (chi-square), geometry of windows, boxes and blurs, never the identity,
+wrong arguments.
+"""
 
 import itertools
 import math
@@ -9,7 +11,15 @@ from scipy.stats import chi2
 
 from cfm_lite import perturbations
 from cfm_lite.errors import ConfigError
-from cfm_lite.perturbations import additive_noise, channel_shuffle, color_jitter, crop_resize, cutmix, gaussian_blur, other_row
+from cfm_lite.perturbations import (
+    additive_noise,
+    channel_shuffle,
+    color_jitter,
+    crop_resize,
+    cutmix,
+    gaussian_blur,
+    other_row,
+)
 
 EVERY = [channel_shuffle, crop_resize, cutmix, gaussian_blur, color_jitter, additive_noise]
 IMAGES_ONLY = [crop_resize, cutmix, gaussian_blur]
@@ -98,7 +108,9 @@ def test_image_transforms_name_themselves_when_given_points(transform):
             transform(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("transform", [channel_shuffle, color_jitter, additive_noise], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "transform", [channel_shuffle, color_jitter, additive_noise], ids=lambda f: f.__name__
+)
 def test_point_transforms_take_points(transform):
     x = normal(50, 2)
     y = transform(x, generator=seeded())
@@ -148,7 +160,9 @@ def test_one_order_for_the_batch_is_uniform_too():
 def test_ranks_enumerate_the_permutations_in_order():
     for channels in (1, 2, 4, 5):
         expected = torch.tensor(list(itertools.permutations(range(channels))))
-        assert torch.equal(perturbations._unrank(torch.arange(math.factorial(channels)), channels), expected)
+        assert torch.equal(
+            perturbations._unrank(torch.arange(math.factorial(channels)), channels), expected
+        )
 
 
 @pytest.mark.parametrize("channels", [8, 9, 64])
@@ -160,7 +174,9 @@ def test_many_channels_are_permuted_uniformly(channels):
 
 
 def test_a_drawn_identity_of_many_channels_becomes_a_swap(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda n, c, **_: torch.arange(float(c)).repeat(n, 1))  # its argsort is the identity
+    monkeypatch.setattr(
+        torch, "rand", lambda n, c, **_: torch.arange(float(c)).repeat(n, 1)
+    )  # its argsort is the identity
     x = torch.arange(9.0).repeat(3, 1)
     assert channel_shuffle(x)[0].tolist() == [1, 0, 2, 3, 4, 5, 6, 7, 8]
     assert torch.equal(channel_shuffle(x, exclude_identity=False), x)
@@ -180,14 +196,18 @@ def test_crop_of_a_ramp_is_the_ramp_of_a_smaller_window():
     x = torch.stack([rows, columns]).repeat(200, 1, 1, 1).double()
     y = crop_resize(x, side=(0.5, 0.9), generator=seeded())
     side = (y[:, 0, -2, 0] - y[:, 0, 1, 0]) / 29  # a slope: the side of the window
-    torch.testing.assert_close((y[:, 1, 0, -2] - y[:, 1, 0, 1]) / 21, side)  # the window has the image's aspect
+    torch.testing.assert_close(
+        (y[:, 1, 0, -2] - y[:, 1, 0, 1]) / 21, side
+    )  # the window has the image's aspect
     assert 0.5 <= side.min() < 0.52
     assert 0.88 < side.max() <= 0.9
     for channel, size in ((0, 32), (1, 24)):
         low, high = y[:, channel].flatten(1).aminmax(dim=1)
         assert (low >= 0).all()
         assert (high <= size - 1).all()
-        start = (low - (side - 1) / 2) / (size * (1 - side))  # where the window begins, 0 to 1 of the room there is
+        start = (low - (side - 1) / 2) / (
+            size * (1 - side)
+        )  # where the window begins, 0 to 1 of the room there is
         check_uniform(torch.histc(start.clamp(0, 1), 5, 0, 1))
 
 
@@ -258,7 +278,10 @@ def test_blur_of_a_point_is_a_gaussian_of_the_drawn_width():
     x[:, 0, 20, 15] = 1
     y = gaussian_blur(x, sigma=(0.7, 2.0), generator=seeded())[:, 0]
     torch.testing.assert_close(y.sum((1, 2)), torch.ones(300).double())
-    widths = [(y.sum(axis) * (torch.arange(size) - size // 2) ** 2).sum(1).sqrt() for axis, size in ((2, 41), (1, 31))]
+    widths = [
+        (y.sum(axis) * (torch.arange(size) - size // 2) ** 2).sum(1).sqrt()
+        for axis, size in ((2, 41), (1, 31))
+    ]
     torch.testing.assert_close(widths[0], widths[1], rtol=1e-6, atol=1e-6)
     assert 0.69 < widths[0].min() < 0.75
     assert 1.95 < widths[0].max() < 2.01

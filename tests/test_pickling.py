@@ -17,8 +17,14 @@ from cfm_lite.runs.recipe import METHODS, build_model, build_objective, build_tr
 from cfm_lite.theory import GaussianMixture
 from tests.networks import Tiny
 
-X, T, Y = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(0.1, 0.9, 6), torch.arange(6) % 3
-MIX = GaussianMixture([0.4, 0.6], [[0.0, 1.0], [2.0, -1.0]], covariances=torch.eye(2).expand(2, 2, 2))
+X, T, Y = (
+    torch.randn(6, 2, generator=torch.Generator().manual_seed(0)),
+    torch.linspace(0.1, 0.9, 6),
+    torch.arange(6) % 3,
+)
+MIX = GaussianMixture(
+    [0.4, 0.6], [[0.0, 1.0], [2.0, -1.0]], covariances=torch.eye(2).expand(2, 2, 2)
+)
 SHRINK = 0.5 * torch.eye(2)
 
 
@@ -51,12 +57,19 @@ def test_a_path_of_the_library_comes_back_as_itself(path):
 
 def objectives():
     yield objective.fm(Tiny(), time=draws.lognormal_time, path=COSINE)
-    yield objective.vecor(Tiny(), k=2, perturb=perturbations.additive_noise, space="latent", path=VP)
+    yield objective.vecor(
+        Tiny(), k=2, perturb=perturbations.additive_noise, space="latent", path=VP
+    )
     yield objective.delta_fm(
-        Tiny(), negatives=negatives.other_class, couple=draws.minibatch_ot, time=functools.partial(draws.logit_normal_time, std=2.0)
+        Tiny(),
+        negatives=negatives.other_class,
+        couple=draws.minibatch_ot,
+        time=functools.partial(draws.logit_normal_time, std=2.0),
     )
     yield objective.dispersive(Tiny()).plus(
-        Contrastive(0.1, 2, views="restricted"), Dispersive(0.1, 1, "hinge", name="also"), Repulsion(0.1)
+        Contrastive(0.1, 2, views="restricted"),
+        Dispersive(0.1, 1, "hinge", name="also"),
+        Repulsion(0.1),
     )
     yield objective.fm(Tiny()).plus(Alignment(0.1, 1, 16, teacher, 2, width=8))
 
@@ -86,9 +99,13 @@ def network():
         lambda m: guidance.cfg(MIX.velocity, 1, 1.5),
         lambda m: guidance.guide(m, MIX.velocity, 1.5, (0.3, 1)),
         lambda m: guidance.rescale(guidance.rescale(m, 1.1), shrunk),
-        lambda m: guidance.debias(guidance.retarget(m, 0.1, torch.ones(2)), 0.2, torch.ones(2), (0, 0.5)),
+        lambda m: guidance.debias(
+            guidance.retarget(m, 0.1, torch.ones(2)), 0.2, torch.ones(2), (0, 0.5)
+        ),
         lambda m: guidance.debias_shuffle(guidance.retarget_shuffle(m, 0.1, 2), 0.2),
-        lambda m: guidance.debias_linear(guidance.retarget_linear(m, 0.1, SHRINK, path=COSINE), 0.2, SHRINK, space="velocity"),
+        lambda m: guidance.debias_linear(
+            guidance.retarget_linear(m, 0.1, SHRINK, path=COSINE), 0.2, SHRINK, space="velocity"
+        ),
         lambda m: guidance.debias_linear(m, 0.1, SHRINK, path=COSINE),
     ],
 )
@@ -106,13 +123,25 @@ def test_a_mixture_is_the_same_after_a_pickle():
 @pytest.mark.filterwarnings("ignore:space='image' without a codec")
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_recipe_builds_can_be_pickled(method):
-    small = recipe("digits", method=method, hidden_size=8, depth=2, block=1, time="lognormal", path="cosine", warmup=2, cooldown=0.5)
+    small = recipe(
+        "digits",
+        method=method,
+        hidden_size=8,
+        depth=2,
+        block=1,
+        time="lognormal",
+        path="cosine",
+        warmup=2,
+        cooldown=0.5,
+    )
     data = type("Shape", (), {"shape": (1, 8, 8), "num_classes": 10})
     built = build_objective(small, build_model(small, data))
     schedule = build_trainer(small, built.model, built=built).schedule
     for other in through((small, built, schedule)):
         assert other[0] == small
-        assert [other[2](step) for step in (0, 5, small.steps - 1)] == [schedule(step) for step in (0, 5, small.steps - 1)]
+        assert [other[2](step) for step in (0, 5, small.steps - 1)] == [
+            schedule(step) for step in (0, 5, small.steps - 1)
+        ]
         x1 = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
         assert torch.equal(other[1].at(0, 1)(x1, Y[:4])[0], built.at(0, 1)(x1, Y[:4])[0])
 

@@ -37,7 +37,12 @@ def test_a_file_that_is_read_is_never_written_whatever_it_is_called(link, tmp_pa
         (os.symlink if link == "symbolic" else os.link)(original, out)
     with pytest.raises(ConfigError, match="which this command reads"):
         places.check_file(out, (".json",), inputs=[original])
-    assert places.check_file(tmp_path / "new.json", (".json",), inputs=[original, tmp_path / "missing"]) == tmp_path / "new.json"
+    assert (
+        places.check_file(
+            tmp_path / "new.json", (".json",), inputs=[original, tmp_path / "missing"]
+        )
+        == tmp_path / "new.json"
+    )
 
 
 def test_what_cannot_be_written_is_refused_and_nothing_is_made(tmp_path, monkeypatch):
@@ -56,11 +61,16 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_made(tmp_path, monkeyp
 
 
 def test_a_wall_about_a_state_dict_becomes_counts_and_first_names():
-    wide, deep = nn.Sequential(*(nn.Linear(3, 3) for _ in range(9))), nn.Sequential(nn.Linear(3, 4), *(nn.Linear(4, 4) for _ in range(4)))
+    wide, deep = (
+        nn.Sequential(*(nn.Linear(3, 3) for _ in range(9))),
+        nn.Sequential(nn.Linear(3, 4), *(nn.Linear(4, 4) for _ in range(4))),
+    )
     with pytest.raises(RuntimeError) as wall:
         wide.load_state_dict({**deep.state_dict(), "extra": torch.zeros(1)})
     assert len(str(wall.value).splitlines()) > 5
-    mine = "8 missing: 5.weight, 5.bias, 6.weight and 5 more; 1 unknown: extra; 10 of another shape: "
+    mine = (
+        "8 missing: 5.weight, 5.bias, 6.weight and 5 more; 1 unknown: extra; 10 of another shape: "
+    )
     assert checks.in_one_line(wall.value).startswith(mine)
     with pytest.raises(CheckpointError, match=f"it does not fit this Sequential: {mine}") as error:
         checks.load_weights(wide, {**deep.state_dict(), "extra": torch.zeros(1)}, "it")
@@ -77,5 +87,7 @@ def test_the_samples_of_a_run_are_found_from_its_parts(tmp_path):
     (tmp_path / "run" / "samples").mkdir()
     inner = tmp_path / "run" / "samples" / "samples.npz"
     inner.touch()
-    assert {runs.samples_of(path) for path in (tmp_path / "run", step, inner.parent, inner)} == {inner}
+    assert {runs.samples_of(path) for path in (tmp_path / "run", step, inner.parent, inner)} == {
+        inner
+    }
     assert runs.samples_of(tmp_path) == tmp_path  # a folder of pictures, perhaps

@@ -21,7 +21,9 @@ every_network = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
-    """The shipped files in a folder of their own, where a test may damage them; nothing is remembered."""
+    """The shipped files in a folder of their own, where a test may damage them; nothing is
+    remembered.
+    """
     shutil.copytree(pretrained.folder(), tmp_path / "checkpoints")
     monkeypatch.setattr(pretrained, "folder", lambda: tmp_path / "checkpoints")
     pretrained.load.cache_clear()
@@ -63,7 +65,9 @@ def test_a_flipped_byte_is_found_and_named(name, copied):
         pretrained.load(name)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x08\0\0\0\0\0\0\0{}      "], ids=["empty", "short", "no header"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"\x08\0\0\0\0\0\0\0{}      "], ids=["empty", "short", "no header"]
+)
 def test_a_file_of_another_kind_is_found_and_named(content, copied):
     (copied / "toy_fm.safetensors").write_bytes(content)
     with pytest.raises(CheckpointCorruptError, match=r"toy_fm.safetensors is damaged"):
@@ -79,7 +83,9 @@ def test_a_cut_file_is_found(copied):
 
 def test_a_missing_file_says_how_to_get_it(copied):
     (copied / "digits_fm.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"digits_fm.safetensors; git checkout data/checkpoints, or make it") as error:
+    with pytest.raises(
+        CheckpointError, match=r"digits_fm.safetensors; git checkout data/checkpoints, or make it"
+    ) as error:
         pretrained.load("digits_fm")
     assert not isinstance(error.value, CheckpointCorruptError)
 
@@ -98,7 +104,9 @@ def test_an_installation_without_a_checkout_is_told_so(monkeypatch):
 def test_what_is_made_is_what_is_loaded(copied, monkeypatch):
     trained = {}
     real = runs.train
-    monkeypatch.setattr(runs, "train", lambda *a, **k: trained.setdefault("run", real(*a, **k, progress=False)))
+    monkeypatch.setattr(
+        runs, "train", lambda *a, **k: trained.setdefault("run", real(*a, **k, progress=False))
+    )
     path = pretrained.make("toy_vecor", copied, steps=3, hidden_size=16)
     model = pretrained.load("toy_vecor")
     assert path == copied / "toy_vecor.safetensors"
@@ -134,9 +142,16 @@ def test_the_mnist_networks_draw_the_digit_that_is_asked_for(name):
     images, labels = mnist.load("train", limit=5000)
     means = torch.stack([images[labels == c].mean(0) for c in range(10)]).flatten(1)
     y = experiments.balanced_labels(10, 200)
-    model, noise = pretrained.load(name), torch.randn(200, 1, 28, 28, generator=keyed_generator("cpu", 0, "noise"))
-    x = samplers.sample(guidance.cfg(model, y, 2.0), noise, torch.linspace(0, 1, 17), samplers.euler)
-    read = torch.cdist(x.flatten(1), means).argmin(1)  # the nearest class mean: a weak reader, right on four of five real images
+    model, noise = (
+        pretrained.load(name),
+        torch.randn(200, 1, 28, 28, generator=keyed_generator("cpu", 0, "noise")),
+    )
+    x = samplers.sample(
+        guidance.cfg(model, y, 2.0), noise, torch.linspace(0, 1, 17), samplers.euler
+    )
+    read = torch.cdist(x.flatten(1), means).argmin(
+        1
+    )  # the nearest class mean: a weak reader, right on four of five real images
     assert float((read == y).float().mean()) >= 0.75
 
 
@@ -146,7 +161,8 @@ def test_the_toy_networks_land_on_their_class(name):
     y = experiments.balanced_labels(2, 2000)
     values = experiments.measure(samples(name, y), y, data, None)
     assert values["accuracy"] >= 0.95
-    # noise is at 0.133, other data at 0.001; the repelled fields overshoot on purpose: their optimum is stretched by 1/(1 - 0.35)
+    # noise is at 0.133, other data at 0.001; the repelled fields overshoot on purpose: their
+    # optimum is stretched by 1/(1 - 0.35)
     assert values["mmd"] < (0.005 if name in ("toy_fm", "toy_dispersive") else 0.05)
 
 
@@ -156,4 +172,9 @@ def test_the_plain_toy_network_is_near_the_exact_field():
     t = 0.05 + 0.9 * torch.rand(4000, generator=g)
     x_t = t[:, None] * x1.float() + (1 - t[:, None]) * torch.randn(4000, 2, generator=g)
     exact = mixture.velocity(x_t, t, y)
-    assert float((pretrained.load("toy_fm")(x_t, t, y) - exact).square().mean() / exact.square().mean()) < 0.02
+    assert (
+        float(
+            (pretrained.load("toy_fm")(x_t, t, y) - exact).square().mean() / exact.square().mean()
+        )
+        < 0.02
+    )

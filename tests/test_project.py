@@ -10,7 +10,16 @@ from tools import tables
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CARD = ["torch", "matplotlib", "jupyterlab", "numpy", "scikit-learn", "ipywidgets", "timm", "seaborn"]
+CARD = [
+    "torch",
+    "matplotlib",
+    "jupyterlab",
+    "numpy",
+    "scikit-learn",
+    "ipywidgets",
+    "timm",
+    "seaborn",
+]
 
 
 def floors(requirements: list[str]) -> dict[str, str]:
@@ -22,7 +31,12 @@ def test_environment_yml_has_the_eight_packages_with_the_floors_of_pyproject():
     text = (ROOT / "environment.yml").read_text()
     lines = re.findall(r"^  - ([^\s:]+)$", text, re.MULTILINE)
     conda = floors(lines)
-    every = floors([*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)])
+    every = floors(
+        [
+            *PROJECT["dependencies"],
+            *(r for extra in PROJECT["optional-dependencies"].values() for r in extra),
+        ]
+    )
     for name in CARD:
         assert conda["pytorch" if name == "torch" else name] == every[name]
     assert conda["python"] == PROJECT["requires-python"].removeprefix(">=")
@@ -32,12 +46,25 @@ def test_environment_yml_has_the_eight_packages_with_the_floors_of_pyproject():
 
 def test_one_package_has_one_floor_in_every_extra():
     seen: dict[str, str] = {}
-    for name, floor in (pair for extra in PROJECT["optional-dependencies"].values() for pair in floors(extra).items()):
+    for name, floor in (
+        pair
+        for extra in PROJECT["optional-dependencies"].values()
+        for pair in floors(extra).items()
+    ):
         assert seen.setdefault(name, floor) == floor
 
 
 def test_the_extras_are_the_promised_ones():
-    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "ode", "imagenet", "eval", "test", "bench", "browser", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {
+        "notebooks",
+        "ode",
+        "imagenet",
+        "eval",
+        "test",
+        "bench",
+        "browser",
+        "dev",
+    }
 
 
 def test_the_version_stands_in_one_place_each():
@@ -77,7 +104,9 @@ def test_the_package_says_that_it_is_typed():
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():
-    assert tables.readme() == (ROOT / "README.md").read_text(encoding="utf-8"), "run: python -m tools.tables"
+    assert tables.readme() == (ROOT / "README.md").read_text(encoding="utf-8"), (
+        "run: python -m tools.tables"
+    )
 
 
 def test_every_file_that_the_readme_names_is_there():

@@ -11,7 +11,16 @@ from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import NAMES, dataset
 from cfm_lite.errors import ConfigError
 from cfm_lite.runs import train
-from cfm_lite.runs.recipe import RECIPES, Recipe, build_model, build_objective, build_trainer, from_dict, recipe, schedule_of
+from cfm_lite.runs.recipe import (
+    RECIPES,
+    Recipe,
+    build_model,
+    build_objective,
+    build_trainer,
+    from_dict,
+    recipe,
+    schedule_of,
+)
 
 SMALL = Recipe(hidden_size=16, depth=3, steps=6, batch=64, shard=32, warmup=0, sample_steps=3)
 DATA = dataset("digits")
@@ -64,7 +73,9 @@ def samples_of(chosen: Recipe) -> torch.Tensor:
     data = dataset(chosen.dataset, points=200)
     run = train(chosen, data, progress=False)
     y = experiments.balanced_labels(data.num_classes, 8)
-    return experiments.draw_samples(experiments.ARMS["fm"], run, data, y, chosen.sample_steps, chosen.seed)
+    return experiments.draw_samples(
+        experiments.ARMS["fm"], run, data, y, chosen.sample_steps, chosen.seed
+    )
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -80,17 +91,26 @@ def test_every_recipe_field_changes_the_run(field):
 def test_repa_trains_the_features_towards_the_teacher_and_samples_without_its_projector(model):
     chosen = SMALL.changed(method="repa", model=model, steps=60, align=2.0, hidden_size=32)
     trained = train(chosen, DATA, progress=False, log_every=1)
-    first, last = (sum(line["alignment"] for line in part) / 5 for part in (trained.log[:5], trained.log[-5:]))
+    first, last = (
+        sum(line["alignment"] for line in part) / 5 for part in (trained.log[:5], trained.log[-5:])
+    )
     assert last < first - 0.2
-    assert [name for name, _ in trained.model.named_parameters()] == [name for name, _ in build_model(chosen, DATA).named_parameters()]
+    assert [name for name, _ in trained.model.named_parameters()] == [
+        name for name, _ in build_model(chosen, DATA).named_parameters()
+    ]
 
 
 def test_a_method_may_be_joined_by_a_second():
     chosen = SMALL.changed(method="delta_fm", also="vecor_latent", weight=0.05)
     log = train(chosen, DATA, progress=False, log_every=1).log[0]
     assert {"flow_matching", "repulsion", "vecor_latent"} <= set(log)
-    parts = [train(SMALL.changed(method=m), DATA, progress=False, log_every=1).log[0] for m in ("delta_fm", "vecor_latent")]
-    assert log["repulsion"] == pytest.approx(parts[0]["repulsion"])  # its own draws, whoever is beside it
+    parts = [
+        train(SMALL.changed(method=m), DATA, progress=False, log_every=1).log[0]
+        for m in ("delta_fm", "vecor_latent")
+    ]
+    assert log["repulsion"] == pytest.approx(
+        parts[0]["repulsion"]
+    )  # its own draws, whoever is beside it
     with pytest.raises(ConfigError, match="sum to"):
         build_objective(chosen.changed(weight=0.5), build_model(chosen, DATA))
     toy = Recipe(dataset="moons", method="repa")
@@ -103,7 +123,11 @@ def test_vecor_in_image_space_differs_from_that_in_latent_space_where_there_is_a
     assert latents.shape == (32, 1, 1)
     assert (latents.images.held_x1 - DATA.held_x1).square().mean() < 0.1 * DATA.held_x1.var()
     seen = []
-    for method, perturb in (("vecor_image", "crop_resize"), ("vecor_latent", "channel_shuffle"), ("vecor", "channel_shuffle")):
+    for method, perturb in (
+        ("vecor_image", "crop_resize"),
+        ("vecor_latent", "channel_shuffle"),
+        ("vecor", "channel_shuffle"),
+    ):
         chosen = SMALL.changed(dataset="digits_pca", method=method, perturb=perturb)
         seen.append(train(chosen, latents, progress=False, log_every=1).log[0]["repulsion"])
     assert len(set(seen)) == 3
@@ -111,8 +135,11 @@ def test_vecor_in_image_space_differs_from_that_in_latent_space_where_there_is_a
 
 def test_every_field_is_in_the_list_above():
     # accumulation alone must NOT change a run: test_accumulation_does_not_change_a_run
-    # a second average changes what is saved, not what is drawn from the first: test_a_second_average_...
-    assert set(CHANGES) | {"accumulate", "ema2"} == {field.name for field in dataclasses.fields(Recipe)}
+    # a second average changes what is saved, not what is drawn from the first:
+    # test_a_second_average_...
+    assert set(CHANGES) | {"accumulate", "ema2"} == {
+        field.name for field in dataclasses.fields(Recipe)
+    }
 
 
 @pytest.mark.parametrize(
@@ -120,7 +147,10 @@ def test_every_field_is_in_the_list_above():
     [
         ({"cooldown": 0.5}, [1, 1, 1, 1, 1, 3 / 4, 2 / 4, 1 / 4]),
         ({"cooldown": 0.5, "schedule": "cosine"}, [1, 1, 1, 1, 1, 0.8535534, 0.5, 0.1464466]),
-        ({"schedule": "cosine", "warmup": 4}, [1 / 4, 2 / 4, 3 / 4, 1, 1, 0.8535534, 0.5, 0.1464466]),
+        (
+            {"schedule": "cosine", "warmup": 4},
+            [1 / 4, 2 / 4, 3 / 4, 1, 1, 0.8535534, 0.5, 0.1464466],
+        ),
         ({"cooldown": 0.5, "schedule": "constant"}, [1] * 8),
         ({"warmup": 2}, [1 / 2, 1, 1, 1, 1, 1, 1, 1]),
         ({"schedule": "cosine", "warmup": 9}, [(i + 1) / 9 for i in range(8)]),
@@ -204,10 +234,14 @@ def test_shuffling_the_one_channel_of_digits_is_refused():
 
 def test_a_bound_that_is_reached_is_refused_before_training():
     with pytest.raises(ConfigError, match=r"weight 0\.5 times K = 2"):
-        build_objective(SMALL.changed(method="vecor_latent", weight=0.5, k=2), build_model(SMALL, DATA))
+        build_objective(
+            SMALL.changed(method="vecor_latent", weight=0.5, k=2), build_model(SMALL, DATA)
+        )
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "mnist" and not name.startswith("cifar10")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name != "mnist" and not name.startswith("cifar10")]
+)
 def test_every_data_set_loads_with_held_out_data_of_the_same_kind(name):
     data = dataset(name, points=50)
     assert data.x1.shape[1:] == data.held_x1.shape[1:] == data.shape

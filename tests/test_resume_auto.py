@@ -1,4 +1,6 @@
-"""`--resume auto`: go on where there is something, start where there is nothing, and never lose what is only damaged."""
+"""`--resume auto`: go on where there is something, start where there is nothing, and never lose
+what is only damaged.
+"""
 
 import json
 import shutil
@@ -19,7 +21,9 @@ def _no_samples(monkeypatch):
 
 
 def train(folder, steps, *words):
-    return cli.main([*TOY, "--steps", str(steps), "--save-every", "2", "--out", str(folder), *words])
+    return cli.main(
+        [*TOY, "--steps", str(steps), "--save-every", "2", "--out", str(folder), *words]
+    )
 
 
 def saved(folder):
@@ -34,7 +38,9 @@ def test_the_same_command_starts_goes_on_and_says_that_all_is_done(how, tmp_path
     assert "6 steps" in capsys.readouterr().out
     assert train(out, 6, *how) == 0
     assert "all 6 steps were done before" in capsys.readouterr().out
-    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()][-1] == 6
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()][
+        -1
+    ] == 6
 
 
 def test_a_run_killed_before_its_first_save_starts_again_with_or_without_auto(tmp_path):
@@ -60,7 +66,9 @@ def test_a_damaged_newest_one_is_a_note_and_only_damaged_ones_are_an_error(tmp_p
     said = capsys.readouterr()
     assert "newer ones are damaged" in said.err
     assert "6 steps" in said.out
-    assert train(tmp_path / "worse", 6, "--resume", "auto") == 4  # a long run is never started again without a word
+    assert (
+        train(tmp_path / "worse", 6, "--resume", "auto") == 4
+    )  # a long run is never started again without a word
     assert "no valid checkpoint" in capsys.readouterr().err
 
 

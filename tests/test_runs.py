@@ -23,15 +23,25 @@ DATA = dataset("digits")
 
 
 def go(recipe, folder, **settings):
-    return runs.train(recipe, DATA, out=folder, progress=False, log_every=2, save_every=5, **settings)
+    return runs.train(
+        recipe, DATA, out=folder, progress=False, log_every=2, save_every=5, **settings
+    )
 
 
 def test_a_short_run_says_what_its_average_still_holds_of_the_start():
     papers = {"ema": 0.9999, "ema_warmup": False}
-    assert "still holds 90% of its start" in runs.Run(imagenet("sit", **papers), None, step=1000).summary
+    assert (
+        "still holds 90% of its start"
+        in runs.Run(imagenet("sit", **papers), None, step=1000).summary
+    )
     assert "start" not in runs.Run(imagenet("sit", **papers), None, step=400_000).summary
-    assert "start" not in runs.Run(imagenet("sit", **papers | {"ema_warmup": True}), None, step=1000).summary
-    assert "start" not in runs.Run(Recipe(ema=0.999), None, step=50).summary  # the small recipes warm up
+    assert (
+        "start"
+        not in runs.Run(imagenet("sit", **papers | {"ema_warmup": True}), None, step=1000).summary
+    )
+    assert (
+        "start" not in runs.Run(Recipe(ema=0.999), None, step=50).summary
+    )  # the small recipes warm up
 
 
 def interrupt(monkeypatch, at, number):
@@ -56,9 +66,15 @@ def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
     log = lines(tmp_path / "run")
     assert [line["step"] for line in log] == [2, 4, 6, 8, 10, 12]
     said = {"step", "loss", "flow_matching", "repulsion", "grad_norm", "lr"}
-    assert set(log[0]) == said | {"images_per_second", "seconds", "memory"}  # no mfu: nobody says what this processor can do
+    assert set(log[0]) == said | {
+        "images_per_second",
+        "seconds",
+        "memory",
+    }  # no mfu: nobody says what this processor can do
     assert set(numbers(tmp_path / "run")[0]) == said
-    assert [line["lr"] for line in log] == pytest.approx([2e-3] * 4 + [2e-3 * 3 / 4, 2e-3 / 4])  # of the steps themselves
+    assert [line["lr"] for line in log] == pytest.approx(
+        [2e-3] * 4 + [2e-3 * 3 / 4, 2e-3 / 4]
+    )  # of the steps themselves
     assert all(line["memory"] > 2**24 and line["images_per_second"] > 0 for line in log)
     assert [line["seconds"] for line in log] == sorted(line["seconds"] for line in log)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -175,12 +191,24 @@ def test_a_run_is_found_from_wherever_one_stands(found, monkeypatch, cwd, path, 
     if cwd == "split/checkpoints":
         monkeypatch.setenv("PWD", str(found / cwd))
     monkeypatch.setenv("HOME", str(found))
-    if cwd != "split/checkpoints":  # who has followed the link stands on the other disk, where there is no run
+    if (
+        cwd != "split/checkpoints"
+    ):  # who has followed the link stands on the other disk, where there is no run
         assert runs.saved_recipe(path) == SMALL
     assert runs.load_model(path, DATA)[2] == step
 
 
-@pytest.mark.parametrize("path", ["", "run/samples", "run/mine.safetensors", "run/checkpoints/mine", "nowhere", "~nobody-is-called-so/run"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "run/samples",
+        "run/mine.safetensors",
+        "run/checkpoints/mine",
+        "nowhere",
+        "~nobody-is-called-so/run",
+    ],
+)
 def test_what_is_no_run_is_not_taken_for_one(found, monkeypatch, path):
     monkeypatch.chdir(found)
     (found / "run" / "samples").mkdir(exist_ok=True)
@@ -195,7 +223,10 @@ def test_weights_that_do_not_fit_are_counted_in_one_line(tmp_path, monkeypatch):
     go(SMALL, tmp_path)
     wide = runs.build_model(SMALL.changed(hidden_size=8, depth=3), DATA)
     monkeypatch.setattr(runs, "build_model", lambda recipe, data: wide)
-    with pytest.raises(CheckpointError, match=r"does not fit this MLP: \d+ missing: \S+, .* and \d+ more; \d+ of another shape: ") as error:
+    with pytest.raises(
+        CheckpointError,
+        match=r"does not fit this MLP: \d+ missing: \S+, .* and \d+ more; \d+ of another shape: ",
+    ) as error:
         runs.load_model(tmp_path, DATA)
     assert len(str(error.value)) < 600
     assert "\n" not in str(error.value)
@@ -209,7 +240,9 @@ def test_divergence_names_the_last_checkpoint_and_keeps_it(tmp_path):
 
 
 def _poisoned(data, step):
-    """The data set with values that overflow the loss in the batch of `step`, but are finite themselves."""
+    """The data set with values that overflow the loss in the batch of `step`, but are finite
+    themselves.
+    """
     from itertools import islice
 
     from cfm_lite.data.batches import batches
@@ -223,7 +256,9 @@ def _poisoned(data, step):
 
 
 def test_numbers_that_are_not_finite_become_null_in_json(tmp_path):
-    path = runs.write_json(tmp_path / "a.json", {"a": float("nan"), "b": [float("inf"), 1.0], "c": torch.tensor([1.5])})
+    path = runs.write_json(
+        tmp_path / "a.json", {"a": float("nan"), "b": [float("inf"), 1.0], "c": torch.tensor([1.5])}
+    )
     assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.0], "c": [1.5]}
 
 
@@ -242,14 +277,35 @@ class TestSamplesOnTheWay:
     words = ("--set", "hidden_size=16", "depth=2", "batch=32", "sample_steps=2", "ema2=0.2")
 
     def train(self, out, *more):
-        assert cli.main(["train", "digits", "--out", str(out), "--steps", "6", "--save-every", "4", *more, *self.words]) == 0
+        assert (
+            cli.main(
+                [
+                    "train",
+                    "digits",
+                    "--out",
+                    str(out),
+                    "--steps",
+                    "6",
+                    "--save-every",
+                    "4",
+                    *more,
+                    *self.words,
+                ]
+            )
+            == 0
+        )
 
     def test_they_change_no_bit_of_the_run_and_come_again_after_a_stop(self, tmp_path, monkeypatch):
         self.train(tmp_path / "plain")
         self.train(tmp_path / "seen", "--sample-every", "2")
-        plain, seen = (checkpoint.load(checkpoint.latest(tmp_path / name / "checkpoints")).weights for name in ("plain", "seen"))
+        plain, seen = (
+            checkpoint.load(checkpoint.latest(tmp_path / name / "checkpoints")).weights
+            for name in ("plain", "seen")
+        )
         assert all(torch.equal(plain[name], seen[name]) for name in plain)
-        pictures = {path.name: path.read_bytes() for path in (tmp_path / "seen").glob("samples-step-*.png")}
+        pictures = {
+            path.name: path.read_bytes() for path in (tmp_path / "seen").glob("samples-step-*.png")
+        }
         assert sorted(pictures) == [f"samples-step-{step:08d}.png" for step in (2, 4, 6)]
         assert len(set(pictures.values())) == 3
         assert not list((tmp_path / "plain").glob("samples-step-*"))
@@ -259,9 +315,14 @@ class TestSamplesOnTheWay:
             self.train(tmp_path / "stopped", "--sample-every", "2")
         undo()
         self.train(tmp_path / "stopped", "--sample-every", "2", "--resume")
-        assert {path.name: path.read_bytes() for path in (tmp_path / "stopped").glob("samples-step-*.png")} == pictures
+        assert {
+            path.name: path.read_bytes()
+            for path in (tmp_path / "stopped").glob("samples-step-*.png")
+        } == pictures
 
-    def test_a_picture_that_fails_is_a_note_and_the_average_stays_in_the_mode_it_had(self, tmp_path):
+    def test_a_picture_that_fails_is_a_note_and_the_average_stays_in_the_mode_it_had(
+        self, tmp_path
+    ):
         def draw(model, step):
             assert not model.training
             raise DivergenceError("the samples are not finite")
@@ -272,7 +333,16 @@ class TestSamplesOnTheWay:
         assert run.model.training
 
     def test_a_picture_that_would_never_come_is_refused(self, tmp_path, capsys):
-        words = ["train", "digits", "--out", str(tmp_path / "run"), "--steps", "6", "--sample-every", "7"]
+        words = [
+            "train",
+            "digits",
+            "--out",
+            str(tmp_path / "run"),
+            "--steps",
+            "6",
+            "--sample-every",
+            "7",
+        ]
         assert cli.main(words) == 2
         assert "sample_every is 7 and there are 6 steps" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
@@ -284,9 +354,26 @@ class TestSamplesOnTheWay:
         for name in ("ema", "ema2", "model"):
             model = runs.load_model(tmp_path / "run", DATA, name)[1]
             prefix = runs.AVERAGES[name]
-            assert all(torch.equal(value, saved[prefix + key]) for key, value in model.state_dict().items())
+            assert all(
+                torch.equal(value, saved[prefix + key]) for key, value in model.state_dict().items()
+            )
             out = tmp_path / f"{name}.npz"
-            assert cli.main(["sample", "--checkpoint", str(tmp_path / "run"), "--out", str(out), "--num", "10", "--average", name]) == 0
+            assert (
+                cli.main(
+                    [
+                        "sample",
+                        "--checkpoint",
+                        str(tmp_path / "run"),
+                        "--out",
+                        str(out),
+                        "--num",
+                        "10",
+                        "--average",
+                        name,
+                    ]
+                )
+                == 0
+            )
             with np.load(out, allow_pickle=False) as file:
                 drawn[name] = file["x"].tobytes()
                 assert json.loads(str(file["settings"]))["average"] == name

@@ -1,4 +1,6 @@
-"""ODE samplers: agreement with the official programs, order, evaluations, time grids, dtypes, errors."""
+"""ODE samplers: agreement with the official programs, order, evaluations, time grids, dtypes,
+errors.
+"""
 
 import itertools
 import math
@@ -14,7 +16,16 @@ from cfm_lite import samplers as steps
 from cfm_lite._internal.checks import expand
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.paths import COSINE
-from cfm_lite.samplers import euler, heun, midpoint, rk4, sample, sample_adaptive, sample_sde, trajectory
+from cfm_lite.samplers import (
+    euler,
+    heun,
+    midpoint,
+    rk4,
+    sample,
+    sample_adaptive,
+    sample_sde,
+    trajectory,
+)
 from tests.fields import PATHS, Field, Mixture, Network, seen_by, sit_field
 from tests.reference import case, cases, settings
 
@@ -36,7 +47,8 @@ def same(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-# ------------------------------------------------------------------------------------------------ REPA and DeltaFM
+# ------------------------------------------------------------------------------------------------
+# REPA and DeltaFM
 
 REPA = [name for name in cases("samplers_repa") if name.startswith(("euler_", "heun_", "em_"))]
 
@@ -46,12 +58,22 @@ def repa_field(name: str) -> tuple[Field, Tensor, Tensor]:
     init, given = case("samplers_repa", "init"), settings("samplers_repa")[name]
     dtype = getattr(torch, given["latents_dtype"])
     if given["field"] == "mlp":
-        return Network("samplers_repa", reverse=True, dtype=dtype), init["latents_mlp"], init["y_mlp"]
-    return Mixture("samplers_repa", PATHS[given["path_type"]], dtype=dtype), init["latents_gmm"], init["y_gmm"]
+        return (
+            Network("samplers_repa", reverse=True, dtype=dtype),
+            init["latents_mlp"],
+            init["y_mlp"],
+        )
+    return (
+        Mixture("samplers_repa", PATHS[given["path_type"]], dtype=dtype),
+        init["latents_gmm"],
+        init["y_gmm"],
+    )
 
 
 def repa_velocity(name: str, model: Field, y: Tensor) -> guidance.Velocity:
-    """Guidance and interference correction of a case: v <- a v + b I inside the interval, I = E[u_neg] in our sign of time."""
+    """Guidance and interference correction of a case: v <- a v + b I inside the interval, I =
+    E[u_neg] in our sign of time.
+    """
     given = settings("samplers_repa")[name]
     interval = (1 - given["guidance_high"], 1 - given["guidance_low"])
     velocity = guidance.cfg(model, y, given["cfg_scale"], interval)
@@ -59,7 +81,9 @@ def repa_velocity(name: str, model: Field, y: Tensor) -> guidance.Velocity:
     if not (correction and correction["apply_reduction"]):
         return velocity
     a, b = correction["velocity_lambda"], correction["interference_lambda"]
-    vector = case("samplers_repa", "init")[correction["interference_vector"].split("/")[1]][0].double()
+    vector = case("samplers_repa", "init")[correction["interference_vector"].split("/")[1]][
+        0
+    ].double()
     inside = lambda t: (t >= interval[0]) & (t <= interval[1])  # noqa: E731
     # debias computes (1 - b) v + b I, so what is left of a is a factor of v
     factor = lambda t: 1 + inside(t).to(t) * (a / (1 - b) - 1)  # noqa: E731
@@ -86,7 +110,9 @@ def test_euler_and_heun_agree_with_repa(name: str) -> None:
     tolerance = 1e-10 if given["latents_dtype"] == "float64" else 1e-5
     same(torch.stack(states[:-1]), expected["x_start_of_step"], tolerance)
     same(states[-1], expected["samples"], tolerance)
-    same(torch.tensor([1 - t for t, _ in model.calls], dtype=torch.float64), expected["call_t"], 1e-6)
+    same(
+        torch.tensor([1 - t for t, _ in model.calls], dtype=torch.float64), expected["call_t"], 1e-6
+    )
     assert [rows for _, rows in model.calls] == expected["call_batch"].tolist()
 
 
@@ -99,11 +125,15 @@ def test_euler_maruyama_agrees_with_repa_and_deltafm(name: str) -> None:
     # its w = 2 t is twice sigma on the linear path, and not on the cosine path
     form = {"linear": "sigma", "cosine": "linear"}[given["path_type"]]
     states = []
-    result = sample_sde(seen_by(velocity, states), x, ts, PATHS[given["path_type"]], form, noise=expected["noise"])
+    result = sample_sde(
+        seen_by(velocity, states), x, ts, PATHS[given["path_type"]], form, noise=expected["noise"]
+    )
     tolerance = 1e-10 if given["latents_dtype"] == "float64" else 1e-5
     same(result, expected["samples"], tolerance)
     same(torch.stack(states), expected["x_start_of_step"], tolerance)
-    same(torch.tensor([1 - t for t, _ in model.calls], dtype=torch.float64), expected["call_t"], 1e-6)
+    same(
+        torch.tensor([1 - t for t, _ in model.calls], dtype=torch.float64), expected["call_t"], 1e-6
+    )
     assert [rows for _, rows in model.calls] == expected["call_batch"].tolist()
 
 
@@ -122,7 +152,8 @@ def test_every_repa_case_is_used() -> None:
     assert len(REPA) == 78
 
 
-# ------------------------------------------------------------------------------------------------ SiT
+# ------------------------------------------------------------------------------------------------
+# SiT
 
 SIT_ODE = cases("samplers_sit", "ode_")
 FIXED = [name for name in SIT_ODE if settings("samplers_sit")[name]["method"] in SOLVERS]
@@ -133,7 +164,9 @@ ADAPTIVE = [name for name in SIT_ODE if settings("samplers_sit")[name]["method"]
 def test_fixed_steps_agree_with_sit(name: str) -> None:
     given, expected = settings("samplers_sit")[name], case("samplers_sit", name)
     model, x, y = sit_field(name)
-    states = list(trajectory(guidance.conditional(model, y), x, expected["t"], SOLVERS[given["method"]]))
+    states = list(
+        trajectory(guidance.conditional(model, y), x, expected["t"], SOLVERS[given["method"]])
+    )
     near_the_end = given["path"] != "Linear" and given["prediction"] != "velocity"
     same(torch.stack(states), expected["trajectory"], 1e-6 if near_the_end else 1e-9)
     assert len(model.calls) == given.get("model_calls", len(model.calls))
@@ -141,11 +174,14 @@ def test_fixed_steps_agree_with_sit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_adaptive_is_at_least_as_near_to_the_exact_flow_as_sit(name: str) -> None:
-    # the official call steps past t1 and interpolates back; ours ends at t1, so the two differ by about the tolerance
+    # the official call steps past t1 and interpolates back; ours ends at t1, so the two differ by
+    # about the tolerance
     given, expected = settings("samplers_sit")[name], case("samplers_sit", name)
     model, x, y = sit_field(name)
     t0, t1 = float(expected["t"][0]), float(expected["t"][-1])
-    result = sample_adaptive(guidance.conditional(model, y), x, t0, t1, rtol=given["rtol"], atol=given["atol"])
+    result = sample_adaptive(
+        guidance.conditional(model, y), x, t0, t1, rtol=given["rtol"], atol=given["atol"]
+    )
     theirs = expected["trajectory"][-1]
     tight = name.replace("tol1e-06_0.001", "tol1e-09_1e-09")
     if given["rtol"] == 1e-9 or tight == name:
@@ -159,17 +195,22 @@ def test_adaptive_is_at_least_as_near_to_the_exact_flow_as_sit(name: str) -> Non
 
 def test_only_solvers_without_a_name_here_are_left_out() -> None:
     left_out = set(SIT_ODE) - set(FIXED) - set(ADAPTIVE)
-    assert left_out == {f"ode_{path}_velocity_heun3_tol1e-06_0.001" for path in ("Linear", "GVP", "VP")}
+    assert left_out == {
+        f"ode_{path}_velocity_heun3_tol1e-06_0.001" for path in ("Linear", "GVP", "VP")
+    }
     assert len(FIXED) + len(ADAPTIVE) == 50
 
 
-# ------------------------------------------------------------------------------------------------ mathematics
+# ------------------------------------------------------------------------------------------------
+# mathematics
 
 
 def gaussian_on_cosine(x: Tensor, t: Tensor) -> Tensor:
     """The same data on the cosine path; on the linear one, midpoint happens to have order 3."""
     alpha, sigma, d_alpha, d_sigma = COSINE.coefficients(t, x)
-    return d_alpha * 1.3 + (alpha * d_alpha * 0.36 + sigma * d_sigma) / (alpha**2 * 0.36 + sigma**2) * (x - alpha * 1.3)
+    return d_alpha * 1.3 + (alpha * d_alpha * 0.36 + sigma * d_sigma) / (
+        alpha**2 * 0.36 + sigma**2
+    ) * (x - alpha * 1.3)
 
 
 @pytest.mark.parametrize("step", ORDERS)
@@ -177,7 +218,13 @@ def test_step_has_its_order(step: steps.Step) -> None:
     x = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
     exact = 1.3 + 0.6 * x
     errors = [
-        (sample(gaussian_on_cosine, x, torch.linspace(0, 1, n + 1, dtype=torch.float64), step) - exact).abs().max() for n in (40, 160)
+        (
+            sample(gaussian_on_cosine, x, torch.linspace(0, 1, n + 1, dtype=torch.float64), step)
+            - exact
+        )
+        .abs()
+        .max()
+        for n in (40, 160)
     ]
     assert (errors[0] / errors[1]).log2().item() / 2 == pytest.approx(ORDERS[step], abs=0.1)
 
@@ -208,14 +255,18 @@ def test_adaptive_meets_its_tolerance_and_needs_fewer_calls_for_a_larger_one() -
         calls.append(len(states))
     assert calls == sorted(calls)
     assert calls[0] < calls[2]
-    torch.testing.assert_close(sample_adaptive(gaussian, result, 1.0, 0.0, 1e-9, 1e-9), x, rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        sample_adaptive(gaussian, result, 1.0, 0.0, 1e-9, 1e-9), x, rtol=0, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0), (0.3, 0.6)])
 def test_adaptive_never_asks_outside_its_times(ends: tuple[float, float]) -> None:
     seen: list[float] = []
 
-    def slow(x: Tensor, t: Tensor) -> Tensor:  # so slow that the solver's first guess of a step is far too long
+    def slow(
+        x: Tensor, t: Tensor
+    ) -> Tensor:  # so slow that the solver's first guess of a step is far too long
         seen.append(t[0].item())
         return 1e-4 * x
 
@@ -223,13 +274,19 @@ def test_adaptive_never_asks_outside_its_times(ends: tuple[float, float]) -> Non
     assert min(ends) <= min(seen) <= max(seen) <= max(ends)
 
 
-# ------------------------------------------------------------------------------------------------ what a step costs and sees
+# ------------------------------------------------------------------------------------------------
+# what a step costs and sees
 
 
 @pytest.mark.parametrize("step", ORDERS)
 def test_a_step_calls_the_velocity_as_often_as_its_name_says(step: steps.Step) -> None:
     calls = []
-    sample(lambda x, t: calls.append(t) or torch.zeros_like(x), torch.zeros(3, 2), torch.linspace(0, 1, 8), step)
+    sample(
+        lambda x, t: calls.append(t) or torch.zeros_like(x),
+        torch.zeros(3, 2),
+        torch.linspace(0, 1, 8),
+        step,
+    )
     assert len(calls) == 7 * CALLS[step]
 
 
@@ -241,7 +298,9 @@ def test_velocities_see_the_grid_in_the_dtype_of_the_state(
     n, limit = steps_and_limit
     monkeypatch.setattr(steps, "TABLE_UP_TO", limit)
     ts, seen = torch.linspace(0, 1, n + 1, dtype=torch.float64), []
-    sample(lambda x, t: seen.append(t) or torch.ones_like(x), torch.zeros(3, 2, dtype=dtype), ts, euler)
+    sample(
+        lambda x, t: seen.append(t) or torch.ones_like(x), torch.zeros(3, 2, dtype=dtype), ts, euler
+    )
     expected = ts[:-1, None].to(dtype).expand(-1, 3)
     assert torch.equal(torch.stack(seen), expected)
 
@@ -249,10 +308,14 @@ def test_velocities_see_the_grid_in_the_dtype_of_the_state(
 @pytest.mark.parametrize("step", ORDERS)
 @pytest.mark.parametrize("n", [3, 7, 10, 49, 1000])
 def test_no_stage_leaves_the_unit_interval(step: steps.Step, n: int) -> None:
-    for grid in (torch.linspace(0, 1, n + 1), torch.linspace(0, 1, n + 1, dtype=torch.float64) ** 2):
+    for grid in (
+        torch.linspace(0, 1, n + 1),
+        torch.linspace(0, 1, n + 1, dtype=torch.float64) ** 2,
+    ):
         for ts in (grid, grid.flip(0)):
             seen = []
-            sample(lambda x, t: seen.append(t[0]) or torch.zeros_like(x), torch.zeros(1, 1), ts, step)  # noqa: B023
+            still = lambda x, t, seen=seen: seen.append(t[0]) or torch.zeros_like(x)  # noqa: E731
+            sample(still, torch.zeros(1, 1), ts, step)
             times = torch.stack(seen)
             assert times.min() >= 0
             assert times.max() <= 1
@@ -285,12 +348,24 @@ def test_any_batch_and_shape_is_carried(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [(torch.float64,) * 2, (torch.float32,) * 2, (torch.float16, torch.float32), (torch.bfloat16, torch.float32)]
+    ("given", "kept"),
+    [
+        (torch.float64,) * 2,
+        (torch.float32,) * 2,
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
 )
-def test_the_state_keeps_its_dtype_and_half_precision_is_promoted(given: torch.dtype, kept: torch.dtype) -> None:
+def test_the_state_keeps_its_dtype_and_half_precision_is_promoted(
+    given: torch.dtype, kept: torch.dtype
+) -> None:
     x = torch.randn(3, 2).to(given)
     before, ts = x.clone(), torch.linspace(0, 1, 4, dtype=torch.float64)
-    for velocity in (gaussian, lambda x, t: gaussian(x, t).double(), lambda x, t: gaussian(x, t).half()):
+    for velocity in (
+        gaussian,
+        lambda x, t: gaussian(x, t).double(),
+        lambda x, t: gaussian(x, t).half(),
+    ):
         for step in ORDERS:
             assert {state.dtype for state in trajectory(velocity, x, ts, step)} == {kept}
         assert sample_adaptive(velocity, x, rtol=1e-2).dtype == kept
@@ -300,7 +375,9 @@ def test_the_state_keeps_its_dtype_and_half_precision_is_promoted(given: torch.d
 
 def test_float32_follows_float64() -> None:
     x, ts = torch.randn(50, 2), torch.linspace(0, 1, 101, dtype=torch.float64)
-    torch.testing.assert_close(sample(gaussian, x, ts), sample(gaussian, x.double(), ts).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        sample(gaussian, x, ts), sample(gaussian, x.double(), ts).float(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_sample_makes_no_graph_and_trajectory_does() -> None:
@@ -349,7 +426,8 @@ def test_nothing_is_read_back_from_a_device(step: steps.Step) -> None:
         assert (result.device.type, result.shape, result.dtype) == ("meta", x.shape, x.dtype)
 
 
-# ------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------------
+# errors
 
 
 @pytest.mark.parametrize("bad_call", [1, 4, 7, 8, 9, 20])
@@ -364,10 +442,13 @@ def test_divergence_names_the_step_and_the_time(bad_call: int, value: float) -> 
         return out
 
     with pytest.raises(
-        DivergenceError, match=rf"after step {bad_call} of 20, from t = {(bad_call - 1) / 20:.4g} to t = {bad_call / 20:.4g}"
+        DivergenceError,
+        match=rf"after step {bad_call} of 20, from t = {(bad_call - 1) / 20:.4g} to t = {bad_call / 20:.4g}",
     ):
         sample(breaks, torch.zeros(3, 2), torch.linspace(0, 1, 21), euler)
-    assert len(calls) <= bad_call + 7 + 8  # seen within eight steps, which are then walked once more
+    assert (
+        len(calls) <= bad_call + 7 + 8
+    )  # seen within eight steps, which are then walked once more
 
 
 def test_a_field_that_does_not_repeat_itself_still_stops() -> None:
@@ -397,23 +478,32 @@ def _broken(kind: float, x: Tensor, t: Tensor, where: str) -> Tensor:
 @pytest.mark.parametrize("kind", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["up", "down"])
 def test_adaptive_ends_where_the_velocity_is_not_finite(
-    ends: tuple[float, float], kind: float, where: str, asserting: bool, monkeypatch: pytest.MonkeyPatch
+    ends: tuple[float, float],
+    kind: float,
+    where: str,
+    asserting: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Under -O torchdiffeq's assertions are gone, and its loop had no end."""
     if not asserting:
         from torchdiffeq._impl import rk_common
 
         bare = {"__name__": "torchdiffeq._impl.rk_common", "__package__": "torchdiffeq._impl"}
-        exec(compile(Path(rk_common.__file__).read_text(), rk_common.__file__, "exec", optimize=1), bare)  # noqa: S102
+        source = Path(rk_common.__file__).read_text()
+        exec(compile(source, rk_common.__file__, "exec", optimize=1), bare)  # noqa: S102
         solver = "RKAdaptiveStepsizeODESolver"
-        monkeypatch.setattr(getattr(rk_common, solver), "_adaptive_step", bare[solver]._adaptive_step)
+        monkeypatch.setattr(
+            getattr(rk_common, solver), "_adaptive_step", bare[solver]._adaptive_step
+        )
     with pytest.raises(DivergenceError, match="Look at the velocity"):
         sample_adaptive(lambda x, t: _broken(kind, x, t, where), torch.ones(3, 2), *ends)
 
 
 def test_adaptive_does_not_return_a_state_that_is_not_finite() -> None:
     with pytest.raises(DivergenceError):
-        sample_adaptive(lambda x, t: torch.where(t[:, None] > 0.3, 3e38 * x.sign(), x), torch.ones(3, 2))
+        sample_adaptive(
+            lambda x, t: torch.where(t[:, None] > 0.3, 3e38 * x.sign(), x), torch.ones(3, 2)
+        )
 
 
 def test_adaptive_divergence_is_an_error() -> None:
@@ -524,10 +614,15 @@ def test_evaluations_are_the_calls_of_the_network_and_guidance_doubles_rows_not_
         model = Tally()
         v = guidance.cfg(model, y, scale, interval)
         if solver == "sde":
-            samplers.sample_sde(v, x, torch.linspace(0, 1 - samplers.SDE_END, n), noise=torch.zeros(n - 1, 3, 2))
+            samplers.sample_sde(
+                v, x, torch.linspace(0, 1 - samplers.SDE_END, n), noise=torch.zeros(n - 1, 3, 2)
+            )
         else:
             samplers.sample(v, x, torch.linspace(0, 1, n + 1), getattr(samplers, solver))
-        assert samplers.evaluations(solver, n, scale, interval) == (model.calls, model.rows / len(x)), (scale, interval, n)
+        assert samplers.evaluations(solver, n, scale, interval) == (
+            model.calls,
+            model.rows / len(x),
+        ), (scale, interval, n)
 
 
 @pytest.mark.parametrize(

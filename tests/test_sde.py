@@ -1,4 +1,6 @@
-"""The stochastic sampler: agreement with SiT, marginals, last steps, noise, errors. (REPA's and DeltaFM's: test_samplers.py.)"""
+"""The stochastic sampler: agreement with SiT, marginals, last steps, noise, errors. (REPA's and
+DeltaFM's: test_samplers.py.)
+"""
 
 import functools
 
@@ -15,13 +17,22 @@ from cfm_lite.theory import GaussianMixture
 from tests.fields import PATHS, seen_by, sit_field
 from tests.reference import case, cases, settings
 
-FORMS = {"SBDM": "sbdm", "inccreasing-decreasing": "increasing-decreasing"}  # the official spelling has this slip
+FORMS = {
+    "SBDM": "sbdm",
+    "inccreasing-decreasing": "increasing-decreasing",
+}  # the official spelling has this slip
 SDE = cases("samplers_sit", "sde_")
-EULER = [name for name in SDE if settings("samplers_sit")[name].get("sampling_method", "Euler") == "Euler"]
+EULER = [
+    name
+    for name in SDE
+    if settings("samplers_sit")[name].get("sampling_method", "Euler") == "Euler"
+]
 GRID = torch.linspace(0, 0.96, 13, dtype=torch.float64)
 
 
-def gaussian(x: Tensor, t: Tensor, path: Path = LINEAR, mean: float = 2.0, std: float = 0.5) -> Tensor:
+def gaussian(
+    x: Tensor, t: Tensor, path: Path = LINEAR, mean: float = 2.0, std: float = 0.5
+) -> Tensor:
     """The exact velocity of N(mean, std^2) data."""
     alpha, sigma, d_alpha, _ = path.coefficients(t, x)
     rate = alpha * d_alpha * std**2 + expand(path.half_variance_rate(t), x)
@@ -59,10 +70,15 @@ def test_only_the_stochastic_heun_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["Linear", "GVP", "VP"])
-@pytest.mark.parametrize("form", ["constant", "SBDM", "sigma", "linear", "decreasing", "inccreasing-decreasing"])
+@pytest.mark.parametrize(
+    "form", ["constant", "SBDM", "sigma", "linear", "decreasing", "inccreasing-decreasing"]
+)
 @pytest.mark.parametrize("norm", [1.0, 0.7])
 def test_diffusion_coefficients_agree_with_sit(name: str, form: str, norm: float) -> None:
-    t, expected = case("sit_paths", "inputs")["t"], case("sit_paths", name)[f"diffusion_{form}_norm{norm}"]
+    t, expected = (
+        case("sit_paths", "inputs")["t"],
+        case("sit_paths", name)[f"diffusion_{form}_norm{norm}"],
+    )
     ours = diffusion_coefficient(t, FORMS.get(form, form), PATHS[name], norm)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
     assert (ours >= 0).all()
@@ -78,8 +94,9 @@ def marginal(t: float, path: Path) -> tuple[float, float]:
 def moments(form: str, path: Path, steps: int) -> tuple[float, float]:
     """Mean and variance at t = 0.96 of what `sample_sde` draws, without Monte Carlo.
 
-    The state is affine in the start and in each noise: one row without noise gives the mean, one row per source of
-    randomness, moved by one standard deviation of it, gives that source's share of the variance.
+    The state is affine in the start and in each noise: one row without noise gives the mean, one
+    row per source of randomness, moved by one standard deviation of it, gives that source's share
+    of the variance.
     """
     start = 0.05 if form == "sbdm" else 0.0
     mean, variance = marginal(start, path)
@@ -88,7 +105,9 @@ def moments(form: str, path: Path, steps: int) -> tuple[float, float]:
     noise = torch.zeros(steps, steps + 2, 1, dtype=torch.float64)
     noise[torch.arange(steps), torch.arange(steps) + 2] = 1
     ts = torch.linspace(start, 0.96, steps + 1, dtype=torch.float64)
-    end = sample_sde(lambda x, t: gaussian(x, t, path), x, ts, path, form, last_step=None, noise=noise)
+    end = sample_sde(
+        lambda x, t: gaussian(x, t, path), x, ts, path, form, last_step=None, noise=noise
+    )
     return end[0].item(), (end[1:] - end[0]).square().sum().item()
 
 
@@ -96,7 +115,9 @@ def moments(form: str, path: Path, steps: int) -> tuple[float, float]:
 @pytest.mark.parametrize("form", DIFFUSIONS)
 def test_every_diffusion_has_the_marginals_of_the_ode(form: str, path: Path) -> None:
     exact = torch.tensor(marginal(0.96, path))
-    coarse, fine = ((torch.tensor(moments(form, path, steps)) - exact).abs() for steps in (100, 200))
+    coarse, fine = (
+        (torch.tensor(moments(form, path, steps)) - exact).abs() for steps in (100, 200)
+    )
     assert (fine < 0.01 * exact).all()
     assert (fine < 0.6 * coarse + 1e-5).all()  # the weak order of Euler-Maruyama is 1
 
@@ -105,7 +126,9 @@ def test_without_diffusion_it_is_the_euler_method() -> None:
     x = torch.randn(5, 2, dtype=torch.float64)
     ode = sample(gaussian, x, torch.cat([GRID, torch.ones(1, dtype=torch.float64)]), euler)
     for last_step in ("mean", "euler"):
-        torch.testing.assert_close(sample_sde(gaussian, x, GRID, norm=0.0, last_step=last_step), ode)
+        torch.testing.assert_close(
+            sample_sde(gaussian, x, GRID, norm=0.0, last_step=last_step), ode
+        )
 
 
 @pytest.mark.parametrize("path", [LINEAR, COSINE, VP])
@@ -123,7 +146,12 @@ def test_last_steps_are_what_they_say(path: Path) -> None:
         "tweedie": (before + sigma**2 * score) / alpha,
     }
     for last_step, value in expected.items():
-        torch.testing.assert_close(sample_sde(velocity, x, GRID, path, last_step=last_step, noise=noise), value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            sample_sde(velocity, x, GRID, path, last_step=last_step, noise=noise),
+            value,
+            rtol=1e-9,
+            atol=1e-9,
+        )
 
 
 def test_it_needs_one_evaluation_per_time() -> None:
@@ -131,7 +159,9 @@ def test_it_needs_one_evaluation_per_time() -> None:
     sample_sde(seen_by(gaussian, states), torch.zeros(2, 1), torch.linspace(0, 0.96, 10))
     assert len(states) == 10
     states.clear()
-    sample_sde(seen_by(gaussian, states), torch.zeros(2, 1), torch.linspace(0, 1, 10), last_step=None)
+    sample_sde(
+        seen_by(gaussian, states), torch.zeros(2, 1), torch.linspace(0, 1, 10), last_step=None
+    )
     assert len(states) == 9
 
 
@@ -144,12 +174,16 @@ def test_guided_velocity_and_guided_drift_are_one() -> None:
     torch.testing.assert_close(scores[2], scores[1] + 1.8 * (scores[0] - scores[1]))
 
 
-# ------------------------------------------------------------------------------------------------ randomness
+# ------------------------------------------------------------------------------------------------
+# randomness
 
 
 def test_the_generator_decides_and_the_global_state_is_left_alone() -> None:
     x, before = torch.zeros(5, 2), torch.get_rng_state()
-    first, again, other = (sample_sde(gaussian, x, GRID, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    first, again, other = (
+        sample_sde(gaussian, x, GRID, generator=torch.Generator().manual_seed(seed))
+        for seed in (3, 3, 4)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -182,7 +216,8 @@ def test_nothing_is_read_back_from_a_device() -> None:
             assert sample_sde(field, x, ts, last_step=last_step).shape == x.shape
 
 
-# ------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------------
+# errors
 
 
 @pytest.mark.parametrize(
@@ -193,13 +228,22 @@ def test_nothing_is_read_back_from_a_device() -> None:
         ({"norm": -1.0}, r"norm is -1\.0"),
         ({"norm": float("nan")}, "norm is nan"),
         ({"last_step": "Mean"}, "last_step is 'Mean'.*'mean'"),
-        ({"last_step_size": 0.1}, r"ts ends at 0\.96 and last_step_size is 0\.1.*ts must end at 0\.9"),
+        (
+            {"last_step_size": 0.1},
+            r"ts ends at 0\.96 and last_step_size is 0\.1.*ts must end at 0\.9",
+        ),
         ({"last_step_size": 0.0}, r"last_step_size is 0\.0"),
         ({"last_step_size": 1.0}, r"last_step_size is 1\.0"),
         ({"ts": torch.linspace(0, 1, 5)}, r"ts ends at 1 and last_step_size is 0\.04"),
         ({"ts": GRID.flip(0)}, r"ts falls from 0\.96 to 0; here it must rise"),
-        ({"noise": torch.zeros(11, 3, 2)}, r"noise has 11 entries of shape \[\(3, 2\)\]; it must have 12"),
-        ({"noise": torch.zeros(12, 2, 3)}, r"noise has 12 entries of shape \[\(2, 3\)\].* of shape \(3, 2\)"),
+        (
+            {"noise": torch.zeros(11, 3, 2)},
+            r"noise has 11 entries of shape \[\(3, 2\)\]; it must have 12",
+        ),
+        (
+            {"noise": torch.zeros(12, 2, 3)},
+            r"noise has 12 entries of shape \[\(2, 3\)\].* of shape \(3, 2\)",
+        ),
         ({"noise": [torch.zeros(3, 2)] * 11 + [torch.zeros(3, 1)]}, "noise has 12 entries"),
         ({"diffusion": "sbdm"}, "'sbdm' is infinite at t = 0 on path 'linear'; start ts later"),
         ({"diffusion": "sbdm", "path": COSINE}, "'sbdm' is infinite at t = 0 on path 'cosine'"),
@@ -222,7 +266,9 @@ def test_divergence_names_the_step_and_the_time() -> None:
         sample_sde(broken, torch.ones(3, 2), GRID)
 
 
-SQUARE = Path("square", lambda t: t**2, lambda t: 1 - t, lambda t: 2 * t, lambda t: -torch.ones_like(t))  # alpha(0) = d_alpha(0) = 0
+SQUARE = Path(
+    "square", lambda t: t**2, lambda t: 1 - t, lambda t: 2 * t, lambda t: -torch.ones_like(t)
+)  # alpha(0) = d_alpha(0) = 0
 
 
 @pytest.mark.parametrize("last_step", ["mean", "tweedie", "euler"])
@@ -231,12 +277,24 @@ def test_a_path_that_starts_without_data_is_sampled_from_its_start(last_step):
     x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     flow = functools.partial(mixture.velocity, path=SQUARE)
     ts = torch.linspace(0, 0.99, 100)
-    end = sample_sde(flow, x, ts, SQUARE, last_step=last_step, last_step_size=0.01, generator=torch.Generator().manual_seed(1))
+    end = sample_sde(
+        flow,
+        x,
+        ts,
+        SQUARE,
+        last_step=last_step,
+        last_step_size=0.01,
+        generator=torch.Generator().manual_seed(1),
+    )
     assert end.mean(0).tolist() == pytest.approx([2, -1], abs=0.04)
     assert end.std(0).tolist() == pytest.approx([0.5, 0.5], abs=0.04)
 
 
 def test_a_score_that_a_path_does_not_define_is_named_and_the_velocity_is_not_blamed():
-    still = Path("still", lambda t: 0 * t + 0.5, lambda t: 0 * t + 0.5, torch.zeros_like, torch.zeros_like)
-    with pytest.raises(ConfigError, match=r"the score is not defined on path 'still' at t = 0, where alpha = 0\.5"):
+    still = Path(
+        "still", lambda t: 0 * t + 0.5, lambda t: 0 * t + 0.5, torch.zeros_like, torch.zeros_like
+    )
+    with pytest.raises(
+        ConfigError, match=r"the score is not defined on path 'still' at t = 0, where alpha = 0\.5"
+    ):
         sample_sde(lambda x, t: -x, torch.zeros(3, 2), torch.linspace(0, 0.96, 4), still)

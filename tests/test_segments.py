@@ -23,26 +23,41 @@ DATA = dataset("digits")
 
 def other(value):
     """Another value of the same type; no field is too particular for a comparison."""
-    return {bool: lambda: not value, int: lambda: value + 1, float: lambda: value + 0.25, str: lambda: value + "x"}[type(value)]()
+    return {
+        bool: lambda: not value,
+        int: lambda: value + 1,
+        float: lambda: value + 0.25,
+        str: lambda: value + "x",
+    }[type(value)]()
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), imagenet("repa_vecor", model="SiT-Ti/2")], ids=["small", "imagenet"])
+@pytest.mark.parametrize(
+    "recipe", [Recipe(), imagenet("repa_vecor", model="SiT-Ti/2")], ids=["small", "imagenet"]
+)
 def test_every_field_that_decides_a_run_is_compared_and_named(recipe):
     for name, value in recipe.as_dict().items():
         before = recipe.as_dict() | {name: other(value)}
         if name in segments.FREE:
             segments.check_same_recipe(Path("run"), before, recipe)
             continue
-        with pytest.raises(ResumeMismatchError, match=rf"run belongs to another run: {name}: saved {other(value)!r}, now {value!r}\."):
+        with pytest.raises(
+            ResumeMismatchError,
+            match=rf"run belongs to another run: {name}: saved {other(value)!r}, now {value!r}\.",
+        ):
             segments.check_same_recipe(Path("run"), before, recipe)
-    assert {f.name for f in dataclasses.fields(Recipe)} | {f.name for f in dataclasses.fields(ImageNet)} > set(segments.FREE)
+    assert {f.name for f in dataclasses.fields(Recipe)} | {
+        f.name for f in dataclasses.fields(ImageNet)
+    } > set(segments.FREE)
 
 
 def test_a_file_of_an_older_edition_has_the_defaults_of_the_fields_that_it_does_not_know():
     young = ("weight_decay", "beta1", "beta2", "schedule", "qk_norm", "ema2")
     old = {name: value for name, value in SMALL.as_dict().items() if name not in young}
     segments.check_same_recipe(Path("run"), old, SMALL)
-    with pytest.raises(ResumeMismatchError, match=r"beta2: saved 0\.999, now 0\.95\. Go on with --set beta2=0\.999,"):
+    with pytest.raises(
+        ResumeMismatchError,
+        match=r"beta2: saved 0\.999, now 0\.95\. Go on with --set beta2=0\.999,",
+    ):
         segments.check_same_recipe(Path("run"), old, SMALL.changed(beta2=0.95))
     with pytest.raises(ResumeMismatchError, match="speed: saved 3, now None"):
         segments.check_same_recipe(Path("run"), old | {"speed": 3}, SMALL)
@@ -57,7 +72,16 @@ def config(folder):
 
 
 def test_the_words_of_a_refusal_bring_the_run_back(tmp_path, capsys):
-    start = ["train", "digits", "--out", str(tmp_path / "run"), "--set", "hidden_size=16", "depth=2", "sample_steps=2"]
+    start = [
+        "train",
+        "digits",
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        "hidden_size=16",
+        "depth=2",
+        "sample_steps=2",
+    ]
     assert cli.main([*start, "batch=32", "lr=0.001", "--steps", "3", "--seed", "4"]) == 0
     before = config(tmp_path / "run")
     capsys.readouterr()
@@ -73,7 +97,17 @@ def test_the_words_of_a_refusal_bring_the_run_back(tmp_path, capsys):
     assert cli.main([*start, *words[where + 1 :], *words[:where], "--steps", "4", "--resume"]) == 0
 
 
-@pytest.mark.parametrize("change", [{"batch": 16}, {"warmup": 3}, {"cooldown": 0.5}, {"lr": 1e-3}, {"ema2": 0.9}, {"schedule": "cosine"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch": 16},
+        {"warmup": 3},
+        {"cooldown": 0.5},
+        {"lr": 1e-3},
+        {"ema2": 0.9},
+        {"schedule": "cosine"},
+    ],
+)
 def test_another_setting_is_refused_also_where_only_the_checkpoint_remembers_it(change, tmp_path):
     go(SMALL, tmp_path)
     (tmp_path / "config.json").unlink()
@@ -87,7 +121,12 @@ def test_another_setting_is_refused_also_where_only_the_checkpoint_remembers_it(
 def test_other_data_are_refused(tmp_path):
     go(SMALL, tmp_path)
     kept = config(tmp_path)["data"]
-    assert (kept["name"], kept["rows"], kept["shape"], kept["num_classes"]) == ("digits", len(DATA.x1), [1, 8, 8], 10)
+    assert (kept["name"], kept["rows"], kept["shape"], kept["num_classes"]) == (
+        "digits",
+        len(DATA.x1),
+        [1, 8, 8],
+        10,
+    )
     moved = DATA.x1.clone()
     moved[3, 0, 4, 4] += 0.01
     for data in (DATA._replace(x1=moved), DATA._replace(y=DATA.y.flip(0))):
@@ -95,7 +134,9 @@ def test_other_data_are_refused(tmp_path):
             go(SMALL.changed(steps=8), tmp_path, data, resume=True)
 
 
-def test_a_longer_run_with_other_samples_is_a_new_segment_and_the_config_says_what_is_true_now(tmp_path):
+def test_a_longer_run_with_other_samples_is_a_new_segment_and_the_config_says_what_is_true_now(
+    tmp_path,
+):
     whole = go(SMALL.changed(steps=9), tmp_path / "whole")
     part = tmp_path / "part"
     go(SMALL, part)
@@ -105,7 +146,12 @@ def test_a_longer_run_with_other_samples_is_a_new_segment_and_the_config_says_wh
     assert numbers(tmp_path / "whole") == numbers(part)
     (segment,) = config(part)["segments"]
     assert segment["from_step"] == 6
-    assert segment["changed"] == {"steps": [6, 9], "solver": ["euler", "heun"], "sample_steps": [50, 7], "guidance": [1.0, 2.0]}
+    assert segment["changed"] == {
+        "steps": [6, 9],
+        "solver": ["euler", "heun"],
+        "sample_steps": [50, 7],
+        "guidance": [1.0, 2.0],
+    }
     assert runs.saved_recipe(part) == longer
     before = config(part)
     go(longer, part, resume=True)  # nothing is left to do, and nothing changed
@@ -124,7 +170,9 @@ def test_steps_that_move_the_learning_rate_of_what_is_done_are_said(tmp_path):
 def test_fewer_steps_than_are_done_are_refused(tmp_path):
     go(SMALL, tmp_path)
     before = config(tmp_path)
-    with pytest.raises(ResumeMismatchError, match="has done 6 steps and steps is 5; give 6 or more"):
+    with pytest.raises(
+        ResumeMismatchError, match="has done 6 steps and steps is 5; give 6 or more"
+    ):
         go(SMALL.changed(steps=5), tmp_path, resume=True)
     assert config(tmp_path) == before
 

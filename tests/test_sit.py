@@ -1,4 +1,6 @@
-"""SiT against the official program: names, sizes, initial values, activations and outputs; then its own promises."""
+"""SiT against the official program: names, sizes, initial values, activations and outputs; then its
+own promises.
+"""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +23,15 @@ IO = "models/models_io"
 OFFICIAL = ["sit_learnsigma", "sit_nosigma", "sit_patch4"]
 COUNTS = json.loads((HERE / "models/param_counts.json").read_text())
 KEYS = json.loads((HERE / "models/state_dict_keys.json").read_text())
-TINY = {"input_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 24, "depth": 3, "num_heads": 4, "num_classes": 10}
+TINY = {
+    "input_size": 8,
+    "patch_size": 2,
+    "in_channels": 3,
+    "hidden_size": 24,
+    "depth": 3,
+    "num_heads": 4,
+    "num_classes": 10,
+}
 
 
 def official(name: str) -> SiT:
@@ -39,14 +49,21 @@ def tiny(**changes) -> SiT:
 
 
 def batch(size: int = 5, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(size, 3, 8, 8, dtype=dtype), torch.rand(size, dtype=dtype), torch.randint(0, 11, (size,))
+    return (
+        torch.randn(size, 3, 8, 8, dtype=dtype),
+        torch.rand(size, dtype=dtype),
+        torch.randint(0, 11, (size,)),
+    )
 
 
 @contextmanager
 def listening(**modules: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
     """What each named module returned in its last call."""
     heard: dict[str, Tensor] = {}
-    hooks = [m.register_forward_hook(lambda _, __, out, name=name: heard.__setitem__(name, out)) for name, m in modules.items()]
+    hooks = [
+        m.register_forward_hook(lambda _, __, out, name=name: heard.__setitem__(name, out))
+        for name, m in modules.items()
+    ]
     yield heard
     for hook in hooks:
         hook.remove()
@@ -55,19 +72,30 @@ def listening(**modules: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_velocity_agrees_with_the_official_program(name):
     model, numbers = official(name), case(IO, name)
-    torch.testing.assert_close(model(numbers["x"], numbers["t"], numbers["y"]), numbers["out"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model(numbers["x"], numbers["t"], numbers["y"]), numbers["out"], rtol=1e-5, atol=1e-5
+    )
     model.double()
     v = model(numbers["x"].double(), numbers["t"].double(), numbers["y"])
-    torch.testing.assert_close(v, numbers["out_f64"], rtol=0, atol=2e-8)  # the last bit of float32 time features, over machines
+    torch.testing.assert_close(
+        v, numbers["out_f64"], rtol=0, atol=2e-8
+    )  # the last bit of float32 time features, over machines
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_every_activation_agrees_with_the_official_program(name):
     model, numbers = official(name), case(IO, name)
-    named = {"patch_embed": model.x_embedder, "t_emb": model.t_embedder, "y_emb": model.y_embedder, "final_layer": model.final_layer}
+    named = {
+        "patch_embed": model.x_embedder,
+        "t_emb": model.t_embedder,
+        "y_emb": model.y_embedder,
+        "final_layer": model.final_layer,
+    }
     named |= {"block0_attn_out": model.blocks[0].attn, "block0_mlp_out": model.blocks[0].mlp}
     with listening(**named) as heard:
-        _, features = model.forward_features(numbers["x"], numbers["t"], numbers["y"], blocks=range(1, model.depth + 1))
+        _, features = model.forward_features(
+            numbers["x"], numbers["t"], numbers["y"], blocks=range(1, model.depth + 1)
+        )
     heard |= {f"block{number - 1}": h for number, h in features.items()}
     assert len(heard) == sum(key.startswith("act_") and "f64" not in key for key in numbers)
     for key, value in heard.items():
@@ -77,7 +105,9 @@ def test_every_activation_agrees_with_the_official_program(name):
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_features_agree_with_the_official_program_in_float64(name):
     model, numbers = official(name).double(), case(IO, name)
-    _, features = model.forward_features(numbers["x"].double(), numbers["t"].double(), numbers["y"], blocks=range(1, model.depth + 1))
+    _, features = model.forward_features(
+        numbers["x"].double(), numbers["t"].double(), numbers["y"], blocks=range(1, model.depth + 1)
+    )
     for number, h in features.items():
         torch.testing.assert_close(h, numbers[f"act_f64_block{number - 1}"], rtol=0, atol=2e-8)
 
@@ -87,7 +117,9 @@ def test_official_guidance_is_three_channels_of_the_two_halves(name):
     model, numbers = official(name), case(IO, name)
     half = numbers["cfg_x"][:3]
     out = model(torch.cat([half, half]), numbers["cfg_t"], numbers["cfg_y"])
-    torch.testing.assert_close(out, numbers["cfg_plain_forward_of_duplicated_half"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        out, numbers["cfg_plain_forward_of_duplicated_half"], rtol=1e-5, atol=1e-5
+    )
     labelled, null = out.chunk(2)
     guided = null + settings(IO)[name]["cfg_scale"] * (labelled - null)
     expected = torch.cat([torch.cat([guided, guided])[:, :3], out[:, 3:]], dim=1)
@@ -102,14 +134,18 @@ def test_time_features_agree_with_the_official_program(name):
     within = numbers["t"] <= 1  # beyond 1, at angles near 1000, float32 arguments differ by 1e-4
     torch.testing.assert_close(features[within], numbers["emb"][within], rtol=0, atol=1e-6)
     torch.testing.assert_close(features, numbers["emb"], rtol=0, atol=2e-4)
-    torch.testing.assert_close(features[within].double(), numbers["emb_exact_float64"][within], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        features[within].double(), numbers["emb_exact_float64"][within], rtol=0, atol=1e-6
+    )
     assert timestep_features(numbers["t"].double()).dtype == torch.float32
 
 
 def test_position_tables_agree_with_the_official_program():
     for name in ("pos_D48_G4", "pos_D384_G16", "pos_D96_G7"):
         how = settings("embeddings")[name]
-        torch.testing.assert_close(sincos_2d(how["dim"], how["grid"]), case("embeddings", name)["pos"], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            sincos_2d(how["dim"], how["grid"]), case("embeddings", name)["pos"], rtol=0, atol=1e-12
+        )
     line = case("embeddings", "pos_1d")
     torch.testing.assert_close(sincos_1d(line["positions"], 48), line["emb"], rtol=0, atol=1e-12)
     prefixed = case("embeddings", "pos_cls")["pos"]  # two rows of zeros come first
@@ -129,8 +165,13 @@ def test_parameter_names_and_shapes_are_the_official_ones(entry):
     model = empty(name, "learn_sigma=True" in entry, "qk_norm=True" in entry)
     ours = {key: list(value.shape) for key, value in model.state_dict().items()}
     theirs = {key: shape for key, shape in KEYS[entry].items() if not key.startswith("projectors.")}
-    if name == "SiT-S/2" and "REPA" in entry:  # there the official head is 768 wide by mistake and cannot run
-        ours, theirs = ({k: v for k, v in keys.items() if not k.startswith("final_layer")} for keys in (ours, theirs))
+    if (
+        name == "SiT-S/2" and "REPA" in entry
+    ):  # there the official head is 768 wide by mistake and cannot run
+        ours, theirs = (
+            {k: v for k, v in keys.items() if not k.startswith("final_layer")}
+            for keys in (ours, theirs)
+        )
     assert ours == theirs
 
 
@@ -138,13 +179,26 @@ def test_parameter_names_and_shapes_are_the_official_ones(entry):
 def test_parameter_counts_are_the_official_ones(name):
     for entry, counts in COUNTS["willisma_SiT"].items():
         if entry.startswith(f"{name}|"):
-            assert count_parameters(empty(name, "learn_sigma=True" in entry)) == (counts["total"], counts["trainable"])
-    runnable = [e for e in COUNTS["REPA_DeltaFM_SiT"] if e.startswith(f"{name}|") and ("-S" not in name or "fixed" in e)]
+            assert count_parameters(empty(name, "learn_sigma=True" in entry)) == (
+                counts["total"],
+                counts["trainable"],
+            )
+    runnable = [
+        e
+        for e in COUNTS["REPA_DeltaFM_SiT"]
+        if e.startswith(f"{name}|") and ("-S" not in name or "fixed" in e)
+    ]
     assert len(runnable) == 4
     for entry in runnable:
-        counts, ours = COUNTS["REPA_DeltaFM_SiT"][entry], count_parameters(empty(name, False, "qk_norm=True" in entry))
+        counts, ours = (
+            COUNTS["REPA_DeltaFM_SiT"][entry],
+            count_parameters(empty(name, False, "qk_norm=True" in entry)),
+        )
         assert ours[0] == counts["without_projectors"]
-        assert (ours[0] + counts["projectors"], ours[1] + counts["projectors"]) == (counts["total"], counts["trainable"])
+        assert (ours[0] + counts["projectors"], ours[1] + counts["projectors"]) == (
+            counts["total"],
+            counts["trainable"],
+        )
 
 
 def test_configs_name_every_official_size():
@@ -163,11 +217,18 @@ def test_output_is_exactly_zero_and_every_block_the_identity_before_training():
 def test_initial_values_have_the_official_laws():
     model = SiT(**{**TINY, "hidden_size": 192, "num_classes": 100, "qk_norm": True})
     qkv, patches = model.blocks[1].attn.qkv.weight, model.x_embedder.proj.weight
-    for weight, fan_in, fan_out in ((qkv, 192, 576), (patches, 12, 192)):  # Xavier: uniform within sqrt(6 / (in + out))
+    for weight, fan_in, fan_out in (
+        (qkv, 192, 576),
+        (patches, 12, 192),
+    ):  # Xavier: uniform within sqrt(6 / (in + out))
         bound = (6 / (fan_in + fan_out)) ** 0.5
         assert 0.98 * bound < weight.abs().max() <= bound
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
-    for weight in (model.t_embedder.mlp[0].weight, model.t_embedder.mlp[2].weight, model.y_embedder.embedding_table.weight):
+    for weight in (
+        model.t_embedder.mlp[0].weight,
+        model.t_embedder.mlp[2].weight,
+        model.y_embedder.embedding_table.weight,
+    ):
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     for block in model.blocks:
         assert not block.adaLN_modulation[1].weight.any()
@@ -191,7 +252,9 @@ def test_training_reaches_every_trainable_parameter():
     assert set(still) <= {f"blocks.{k}.attn.k_norm.bias" for k in range(3)}
 
 
-@pytest.mark.parametrize(("size", "patch", "channels"), [(8, 2, 1), (28, 4, 1), (32, 2, 4), (32, 4, 3)])
+@pytest.mark.parametrize(
+    ("size", "patch", "channels"), [(8, 2, 1), (28, 4, 1), (32, 2, 4), (32, 4, 3)]
+)
 def test_digits_mnist_latents_and_cifar_have_their_sizes(size, patch, channels):
     model = SiT(size, patch, channels, hidden_size=16, depth=2, num_heads=2, num_classes=10)
     x = torch.randn(2, channels, size, size)
@@ -203,7 +266,9 @@ def test_digits_mnist_latents_and_cifar_have_their_sizes(size, patch, channels):
 def test_unpatchify_puts_every_value_where_its_patch_was():
     model = SiT(input_size=6, patch_size=2, in_channels=3, hidden_size=8, depth=1, num_heads=2)
     image = torch.arange(2 * 3 * 36.0).reshape(2, 3, 6, 6)
-    tokens = F.unfold(image, 2, stride=2).unflatten(1, (3, 4)).permute(0, 3, 2, 1).flatten(2)  # (B, T, p * p * C), channels last
+    tokens = (
+        F.unfold(image, 2, stride=2).unflatten(1, (3, 4)).permute(0, 3, 2, 1).flatten(2)
+    )  # (B, T, p * p * C), channels last
     torch.testing.assert_close(model.unpatchify(tokens), image)
 
 
@@ -234,7 +299,9 @@ def test_without_a_null_row_a_label_is_needed():
 def test_no_classes_at_all_is_an_unconditional_model():
     for probability in (0.0, 0.1):
         model, (x, t, _) = tiny(num_classes=0, class_dropout_prob=probability), batch()
-        torch.testing.assert_close(model(x, t), model(x, t, torch.zeros(5, dtype=torch.long)), rtol=0, atol=0)
+        torch.testing.assert_close(
+            model(x, t), model(x, t, torch.zeros(5, dtype=torch.long)), rtol=0, atol=0
+        )
 
 
 def test_rows_of_a_batch_do_not_meet_and_one_row_is_enough():
@@ -251,7 +318,12 @@ def test_features_leave_the_velocity_as_it_is_and_nothing_is_mutated():
     assert sorted(features) == [1, 3]
     torch.testing.assert_close(v, model(*given), rtol=0, atol=0)
     torch.testing.assert_close(
-        v, model.unpatchify(model.final_layer(features[3], model.t_embedder(given[1]) + model.y_embedder(given[2], v)))
+        v,
+        model.unpatchify(
+            model.final_layer(
+                features[3], model.t_embedder(given[1]) + model.y_embedder(given[2], v)
+            )
+        ),
     )
     for old, new in zip(before, given):
         torch.testing.assert_close(new, old, rtol=0, atol=0)
@@ -274,8 +346,12 @@ def test_autocast_to_bfloat16_is_near_float32_forwards_and_backwards(qk_norm):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             v = model(inputs, t, y)
             with torch.no_grad():
-                torch.testing.assert_close(model(inputs, t, y).float(), v.float(), rtol=0, atol=0.03 * v.abs().max().item())
-        torch.testing.assert_close(v.float(), model(x, t, y), rtol=0, atol=0.03 * v.abs().max().item())
+                torch.testing.assert_close(
+                    model(inputs, t, y).float(), v.float(), rtol=0, atol=0.03 * v.abs().max().item()
+                )
+        torch.testing.assert_close(
+            v.float(), model(x, t, y), rtol=0, atol=0.03 * v.abs().max().item()
+        )
         got = torch.autograd.grad(v.float().square().mean(), model.blocks[0].attn.qkv.weight)[0]
         assert F.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) > 0.99
 
@@ -286,7 +362,9 @@ def test_attention_is_the_softmax_of_scaled_products():
     torch.testing.assert_close(attend(q, k, v), expected)
     half = [z.bfloat16().requires_grad_() for z in (q, k, v)]
     torch.testing.assert_close(attend(*half).double(), expected, rtol=0, atol=0.03)
-    torch.testing.assert_close(attend(*[z.detach() for z in half]).double(), expected, rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        attend(*[z.detach() for z in half]).double(), expected, rtol=0, atol=0.03
+    )
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -328,7 +406,10 @@ def test_checkpointing_compiles_in_one_graph_and_agrees():
 
     compiled = torch.compile(model, backend=backend)(x, t, y)
     torch.testing.assert_close(compiled, model(x, t, y))
-    grads = [torch.autograd.grad(v.square().mean(), model.blocks[0].mlp.fc1.weight)[0] for v in (compiled, model(x, t, y))]
+    grads = [
+        torch.autograd.grad(v.square().mean(), model.blocks[0].mlp.fc1.weight)[0]
+        for v in (compiled, model(x, t, y))
+    ]
     torch.testing.assert_close(*grads)
     assert len(graphs) == 1
 
@@ -337,7 +418,12 @@ def test_time_frequencies_survive_casts_and_empty_storage():
     wanted = SiT(**TINY).t_embedder.frequencies
     with torch.device("meta"):
         model = SiT(**TINY)
-    for changed in (model.to_empty(device="cpu"), SiT(**TINY).bfloat16(), SiT(**TINY).double(), SiT(**TINY).half().float()):
+    for changed in (
+        model.to_empty(device="cpu"),
+        SiT(**TINY).bfloat16(),
+        SiT(**TINY).double(),
+        SiT(**TINY).half().float(),
+    ):
         torch.testing.assert_close(changed.t_embedder.frequencies, wanted, rtol=0, atol=0)
         assert "t_embedder.frequencies" not in changed.state_dict()
     model.initialize_weights()

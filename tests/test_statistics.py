@@ -1,4 +1,6 @@
-"""The statistics of the lab: they agree with scipy, they are paired, and they do not call a method better that does nothing."""
+"""The statistics of the lab: they agree with scipy, they are paired, and they do not call a method
+better that does nothing.
+"""
 
 import math
 
@@ -12,7 +14,9 @@ from cfm_lite.lab.results import said_of
 
 
 def against_zero(d):
-    return paired_difference("m", "frechet", 50, dict(enumerate(d)), dict.fromkeys(range(len(d)), 0.0))
+    return paired_difference(
+        "m", "frechet", 50, dict(enumerate(d)), dict.fromkeys(range(len(d)), 0.0)
+    )
 
 
 @pytest.mark.parametrize("n", [3, 5, 8, 20])
@@ -20,8 +24,14 @@ def test_mean_spread_and_intervals_are_those_of_scipy(n):
     d = np.random.default_rng(n).normal(0.3, 1.0, n)
     found = against_zero(d)
     t = stats.ttest_1samp(d, 0.0).confidence_interval(0.98)
-    boot = stats.bootstrap((d,), np.mean, n_resamples=10_000, method="BCa", rng=np.random.default_rng(0)).confidence_interval
-    assert (found.mean, found.std, found.seeds) == (pytest.approx(d.mean()), pytest.approx(d.std(ddof=1)), n)
+    boot = stats.bootstrap(
+        (d,), np.mean, n_resamples=10_000, method="BCa", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert (found.mean, found.std, found.seeds) == (
+        pytest.approx(d.mean()),
+        pytest.approx(d.std(ddof=1)),
+        n,
+    )
     assert (found.t_low, found.t_high) == (pytest.approx(t.low), pytest.approx(t.high))
     assert (found.low, found.high) == (pytest.approx(boot.low), pytest.approx(boot.high))
 
@@ -30,22 +40,32 @@ def test_mean_spread_and_intervals_are_those_of_scipy(n):
 def test_a_difference_is_clear_where_scipys_t_test_and_the_bootstrap_both_say_so(shift):
     d = np.random.default_rng(1).normal(0, 1, 6) + shift
     found = against_zero(d)
-    assert found.clear == (stats.ttest_1samp(d, 0.0).pvalue < 0.02 and not found.low <= 0 <= found.high)
+    assert found.clear == (
+        stats.ttest_1samp(d, 0.0).pvalue < 0.02 and not found.low <= 0 <= found.high
+    )
 
 
 def test_a_constant_difference_has_no_spread_and_is_clear_unless_it_is_zero():
     assert against_zero([-0.5] * 4).clear
-    assert (against_zero([0.1 + 0.2, 0.3, 0.3]).low, against_zero([0.0] * 4).clear) == (pytest.approx(0.3), False)
+    assert (against_zero([0.1 + 0.2, 0.3, 0.3]).low, against_zero([0.0] * 4).clear) == (
+        pytest.approx(0.3),
+        False,
+    )
 
 
 def test_one_seed_and_no_seed_say_nothing():
     for found in (against_zero([1.0]), against_zero([])):
         assert not found.clear
-        assert all(math.isnan(value) for value in (found.low, found.high, found.t_low, found.t_high, found.std))
+        assert all(
+            math.isnan(value)
+            for value in (found.low, found.high, found.t_low, found.t_high, found.std)
+        )
 
 
 def called_better(pairs, resamplings=100):
-    """How often the rule, and how often the bootstrap alone, calls a method better that is FM with other seeds."""
+    """How often the rule, and how often the bootstrap alone, calls a method better that is FM with
+    other seeds.
+    """
     found = [against_zero(d) for d in pairs[:resamplings]]
     return sum(d.clear and d.mean < 0 for d in found), sum(d.high < 0 for d in found)
 
@@ -60,7 +80,11 @@ def planted(values, n, rng):
 def test_fm_with_other_seeds_is_not_called_better_on_committed_rows(n, monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
     rng = np.random.default_rng(0)
-    rows = [row for row in course.results("digits") if (row["method"], row["metric"], row["nfe"]) == ("fm", "frechet", 50)]
+    rows = [
+        row
+        for row in course.results("digits")
+        if (row["method"], row["metric"], row["nfe"]) == ("fm", "frechet", 50)
+    ]
     values = np.array([row["value"] for row in rows])
     assert len(values) >= 2 * n
     assert called_better([planted(values, n, rng) for _ in range(100)])[0] <= 5
@@ -68,12 +92,21 @@ def test_fm_with_other_seeds_is_not_called_better_on_committed_rows(n, monkeypat
 
 @pytest.mark.parametrize("metric", ["frechet", "recall"])
 def test_a_method_planted_among_the_committed_rows_is_not_called_better(metric, monkeypatch):
-    """The fake is FM under seeds drawn anew, with all of its rows, and is read as the report reads every method."""
+    """The fake is FM under seeds drawn anew, with all of its rows, and is read as the report reads
+    every method.
+    """
     monkeypatch.setattr(statistics, "RESAMPLES", 500)
-    rows = [r for r in course.results("digits") if (r["method"], r["metric"], r["nfe"]) == ("fm", metric, 50)]
+    rows = [
+        r
+        for r in course.results("digits")
+        if (r["method"], r["metric"], r["nfe"]) == ("fm", metric, 50)
+    ]
     values, rng, better = [row["value"] for row in rows], np.random.default_rng(1), 0
     for _ in range(100):
-        fake = [row | {"method": "fake", "value": value} for row, value in zip(rows, rng.choice(values, len(values)))]
+        fake = [
+            row | {"method": "fake", "value": value}
+            for row, value in zip(rows, rng.choice(values, len(values)))
+        ]
         (found,) = differences([*rows, *fake], metric, 50)
         assert (found.method, found.seeds) == ("fake", len(rows))
         better += said_of(found) == "gains"
@@ -85,7 +118,9 @@ def test_a_method_planted_among_the_committed_rows_is_not_called_better(metric, 
 def test_fm_with_other_seeds_is_not_called_better_whatever_its_spread(n, tail, monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 500)
     rng = np.random.default_rng(n)
-    rule, bootstrap = called_better([rng.standard_t(tail, n) - rng.standard_t(tail, n) for _ in range(200)], 200)
+    rule, bootstrap = called_better(
+        [rng.standard_t(tail, n) - rng.standard_t(tail, n) for _ in range(200)], 200
+    )
     assert rule <= 10  # 5 of 100
     assert bootstrap > rule  # which is why the bootstrap alone does not decide
 

@@ -19,18 +19,29 @@ teacher.dim = 32
 def trainer(preset, compile=False, device="cpu", **changes):
     recipe = imagenet(preset, model="SiT-Ti/2", batch=16, shard=8, size=64, **changes)
     given = teacher if recipe.align else None
-    return build_imagenet_trainer(recipe, Made((4, 8, 8), 10), teacher=given, compile=compile, device=device)
+    return build_imagenet_trainer(
+        recipe, Made((4, 8, 8), 10), teacher=given, compile=compile, device=device
+    )
 
 
 def batch(preset):
     x1, y = torch.randn(16, 4, 8, 8), torch.randint(10, (16,))
-    return (x1, y, torch.randint(256, (16, 3, 64, 64), dtype=torch.uint8)) if "repa" in preset else (x1, y)
+    return (
+        (x1, y, torch.randint(256, (16, 3, 64, 64), dtype=torch.uint8))
+        if "repa" in preset
+        else (x1, y)
+    )
 
 
 @pytest.fixture(scope="module")
 def steps():
     """What a step of each preset does on a device that has no numbers."""
-    found = fakegpu.elsewhere(*[f"step({preset!r})" for preset in PRESETS], "spoiled()", "copying()", "gram_calls(32, 256 * 1152)")
+    found = fakegpu.elsewhere(
+        *[f"step({preset!r})" for preset in PRESETS],
+        "spoiled()",
+        "copying()",
+        "gram_calls(32, 256 * 1152)",
+    )
     return dict(zip([*PRESETS, "spoiled", "copying", "gram"], found))
 
 
@@ -47,7 +58,9 @@ def test_the_device_without_numbers_sees_a_read_and_a_copy(steps):
     assert steps["copying"]["copies"] == ["_to_copy"]
 
 
-@pytest.mark.parametrize(("preset", "extra"), [("delta_fm", 40), ("vecor", 80), ("dispersive", 100)])
+@pytest.mark.parametrize(
+    ("preset", "extra"), [("delta_fm", 40), ("vecor", 80), ("dispersive", 100)]
+)
 def test_a_regulariser_adds_few_calls_to_a_step_of_two_shards(steps, preset, extra):
     assert 0 < steps[preset]["calls"] - steps["sit"]["calls"] <= extra
 
@@ -59,7 +72,10 @@ def test_the_gram_matrix_of_a_shard_of_sit_xl_takes_few_calls(steps):
 @pytest.mark.gpu
 @pytest.mark.parametrize("preset", PRESETS)
 def test_on_cuda_a_step_that_is_not_logged_reads_nothing_back(preset):
-    built, data = trainer(preset, device="cuda", precision="bf16"), tuple(x.cuda() for x in batch(preset))
+    built, data = (
+        trainer(preset, device="cuda", precision="bf16"),
+        tuple(x.cuda() for x in batch(preset)),
+    )
     built.log_every = 10**6
     steps = built.run([data] * 5, 5)
     next(steps), next(steps)

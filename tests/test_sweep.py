@@ -1,4 +1,6 @@
-"""Sweeps that can be stopped, grown and run side by side: the files are those of a sweep that never stopped, byte for byte."""
+"""Sweeps that can be stopped, grown and run side by side: the files are those of a sweep that never
+stopped, byte for byte.
+"""
 
 import json
 import os
@@ -21,9 +23,13 @@ CORE = ("fm", "fm_scaled", "delta_fm")
 
 
 def sweep(out, **more):
-    return experiments.compare("toy", out=out, quick=True, progress=False, **{"seeds": (0, 1), "arms": CORE, "changes": TINY} | more)[
-        "core"
-    ]
+    return experiments.compare(
+        "toy",
+        out=out,
+        quick=True,
+        progress=False,
+        **{"seeds": (0, 1), "arms": CORE, "changes": TINY} | more,
+    )["core"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,11 @@ def unbroken(tmp_path_factory):
 
 def counted(monkeypatch):
     calls, real = [], jobs.train
-    monkeypatch.setattr(jobs, "train", lambda recipe, *a, **k: calls.append((recipe.method, recipe.seed)) or real(recipe, *a, **k))
+    monkeypatch.setattr(
+        jobs,
+        "train",
+        lambda recipe, *a, **k: calls.append((recipe.method, recipe.seed)) or real(recipe, *a, **k),
+    )
     return calls
 
 
@@ -42,7 +52,10 @@ def test_a_sweep_keeps_its_rows_and_does_not_run_them_again(tmp_path, unbroken, 
     calls = counted(monkeypatch)
     first = sweep(tmp_path, seeds=(0,))
     assert {row["method"] for row in first} == set(CORE)
-    assert all(set(row) >= {"method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"} for row in first)
+    assert all(
+        set(row) >= {"method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"}
+        for row in first
+    )
     both = sweep(tmp_path)
     assert calls == [("fm", 0), ("delta_fm", 0), ("fm", 1), ("delta_fm", 1)]
     assert (both, (tmp_path / "toy.json").read_bytes()) == unbroken
@@ -61,7 +74,9 @@ def test_a_smaller_sweep_afterwards_loses_nothing(tmp_path, unbroken):
     assert sweep(tmp_path, seeds=(1,), arms=("fm",)) == unbroken[0]
 
 
-def test_a_sweep_that_breaks_in_the_middle_of_a_job_goes_on_to_the_same_file(tmp_path, unbroken, monkeypatch):
+def test_a_sweep_that_breaks_in_the_middle_of_a_job_goes_on_to_the_same_file(
+    tmp_path, unbroken, monkeypatch
+):
     real, drawn = jobs.sample_rows, []
 
     def cut_off(*a, **k):
@@ -80,14 +95,18 @@ def test_a_sweep_that_breaks_in_the_middle_of_a_job_goes_on_to_the_same_file(tmp
 
 def test_trials_that_a_killed_sweep_left_behind_are_taken_up(tmp_path, unbroken, monkeypatch):
     todo = experiments.plan("toy", out=tmp_path, seeds=(0, 1), arms=CORE, changes=TINY, quick=True)
-    jobs.run_job(todo.jobs[0], todo.store.parts, "cpu")  # as a process leaves it that is killed before it can put them in place
+    jobs.run_job(
+        todo.jobs[0], todo.store.parts, "cpu"
+    )  # as a process leaves it that is killed before it can put them in place
     calls = counted(monkeypatch)
     sweep(tmp_path)
     assert calls == [("delta_fm", 0), ("fm", 1), ("delta_fm", 1)]
     assert (tmp_path / "toy.json").read_bytes() == unbroken[1]
 
 
-def test_a_kept_training_goes_on_from_its_checkpoint_to_the_same_rows(tmp_path, unbroken, monkeypatch):
+def test_a_kept_training_goes_on_from_its_checkpoint_to_the_same_rows(
+    tmp_path, unbroken, monkeypatch
+):
     todo = experiments.plan("toy", out=tmp_path, seeds=(0, 1), arms=CORE, changes=TINY, quick=True)
     job, parts = todo.jobs[0], todo.store.parts
     real = jobs.train
@@ -110,7 +129,9 @@ def test_a_kept_training_goes_on_from_its_checkpoint_to_the_same_rows(tmp_path, 
     jobs.run_job(job, parts, "cpu", keep=True)
     assert began == [2]
     todo.store.assemble(todo.trials, {"miniature": True})
-    assert json.loads((tmp_path / "toy.json").read_text()) == [r for r in unbroken[0] if r["seed"] == 0 and r["method"].startswith("fm")]
+    assert json.loads((tmp_path / "toy.json").read_text()) == [
+        r for r in unbroken[0] if r["seed"] == 0 and r["method"].startswith("fm")
+    ]
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
@@ -118,7 +139,9 @@ def test_other_settings_are_refused_and_named(tmp_path):
     with pytest.raises(DataError, match=r"other settings \(recipe.lr differ\)"):
         sweep(tmp_path, changes=TINY | {"lr": 0.1})
     with pytest.raises(DataError, match="samplings"):
-        experiments.compare("toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, progress=False)
+        experiments.compare(
+            "toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, progress=False
+        )
 
 
 def test_arms_that_share_a_training_share_a_job():
@@ -126,9 +149,15 @@ def test_arms_that_share_a_training_share_a_job():
     assert [job.training.method for job in listed][:2] == ["fm", "delta_fm"]
     controls = ["fm_scaled", "fm_retargeted", "fm_retargeted_vecor", "fm_retargeted_latent"]
     assert [trial.arm for trial in listed[0].trials] == ["fm", *controls]
-    plain, other = (next(iter(experiments.trials("toy", "core", seeds=(0,), arms=("fm",), changes=c))) for c in ({}, {"weight": 0.3}))
+    plain, other = (
+        next(iter(experiments.trials("toy", "core", seeds=(0,), arms=("fm",), changes=c)))
+        for c in ({}, {"weight": 0.3})
+    )
     assert plain.key == other.key  # plain FM does not read the weight
-    scaled = (next(iter(experiments.trials("toy", "core", seeds=(0,), arms=("fm_scaled",), changes=c))) for c in ({}, {"weight": 0.3}))
+    scaled = (
+        next(iter(experiments.trials("toy", "core", seeds=(0,), arms=("fm_scaled",), changes=c)))
+        for c in ({}, {"weight": 0.3})
+    )
     assert len({trial.key for trial in scaled}) == 2
 
 
@@ -143,7 +172,9 @@ def test_divergence_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "train", train)
     found = sweep(tmp_path, seeds=(0,), arms=("fm", "delta_fm"))
     bad = [row for row in found if row["metric"] == "diverged"]
-    assert [(row["method"], row["value"], row["reason"]) for row in bad] == [("delta_fm", None, "the loss is inf in step 2")]
+    assert [(row["method"], row["value"], row["reason"]) for row in bad] == [
+        ("delta_fm", None, "the loss is inf in step 2")
+    ]
     assert {row["method"] for row in found} == {"fm", "delta_fm"}
     assert sweep(tmp_path, seeds=(0,), arms=("fm", "delta_fm")) == found  # it would diverge again
 
@@ -159,7 +190,9 @@ def test_an_error_of_one_job_is_told_after_the_others_are_done(tmp_path, monkeyp
     monkeypatch.setattr(jobs, "train", train)
     with pytest.raises(CFMError, match=r"(?s)1 of 2 jobs failed.*fm seed 0.*out of luck"):
         sweep(tmp_path, seeds=(0,), arms=("fm", "delta_fm"))
-    assert {row["method"] for row in json.loads((tmp_path / "toy.json").read_text())} == {"delta_fm"}
+    assert {row["method"] for row in json.loads((tmp_path / "toy.json").read_text())} == {
+        "delta_fm"
+    }
 
 
 def test_a_worker_that_was_asked_to_stop_takes_no_new_job(monkeypatch, tmp_path):
@@ -169,7 +202,9 @@ def test_a_worker_that_was_asked_to_stop_takes_no_new_job(monkeypatch, tmp_path)
 
 
 def test_a_worker_whose_training_was_stopped_takes_no_new_job(monkeypatch, tmp_path):
-    """A training hears the signal itself and `_stop` does not; the jobs that wait in the pool must not begin."""
+    """A training hears the signal itself and `_stop` does not; the jobs that wait in the pool must
+    not begin.
+    """
     begun = []
 
     def terminated(*args, **how):
@@ -178,20 +213,40 @@ def test_a_worker_whose_training_was_stopped_takes_no_new_job(monkeypatch, tmp_p
 
     monkeypatch.setattr(workers._Worker, "stopping", False)
     monkeypatch.setattr(workers, "run_job", terminated)
-    job = experiments.plan("toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, quick=True).jobs[0]
+    job = experiments.plan(
+        "toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, quick=True
+    ).jobs[0]
     assert all(workers._work(number, job, tmp_path, "cpu", False).stopped for number in range(2))
     assert begun == [1]
 
 
 def start(out, *more):
-    words = ["compare", "toy", "--quick", "--arms", *CORE, "--out", str(out), "--workers", "2", *more]
+    words = [
+        "compare",
+        "toy",
+        "--quick",
+        "--arms",
+        *CORE,
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+        *more,
+    ]
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from cfm_lite import cli; sys.exit(cli.main())"
-    command = [sys.executable, "-c", code, *words]  # a background job of a shell ignores Ctrl-C, and so do its children
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        *words,
+    ]  # a background job of a shell ignores Ctrl-C, and so do its children
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def test_workers_give_the_bytes_of_one_process(tmp_path, unbroken):
-    done = start(tmp_path, "--seeds", "2", "--set", *(f"{name}={value}" for name, value in TINY.items()))
+    done = start(
+        tmp_path, "--seeds", "2", "--set", *(f"{name}={value}" for name, value in TINY.items())
+    )
     _, err = done.communicate(timeout=120)
     assert done.returncode == 0, err.decode()
     assert (tmp_path / "toy.json").read_bytes() == unbroken[1]
@@ -219,7 +274,10 @@ def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_
 
 def test_a_suite_that_another_process_runs_is_refused(tmp_path):
     with owned(tmp_path, ".toy.lock"):  # a lock is a process's own, so that the other one is a fork
-        started = forked(lambda: cli.main(["compare", "toy", "--quick", "--out", str(tmp_path)]), tmp_path / "output.txt")
+        started = forked(
+            lambda: cli.main(["compare", "toy", "--quick", "--out", str(tmp_path)]),
+            tmp_path / "output.txt",
+        )
         assert os.waitstatus_to_exitcode(os.waitpid(started, 0)[1]) == 2
     assert f"is written to by process {os.getpid()} on" in (tmp_path / "output.txt").read_text()
     assert not (tmp_path / "toy.json").exists()

@@ -19,7 +19,9 @@ def test_it_classifies_rows_that_it_has_not_seen(teacher):
 
 
 def test_it_is_another_network_than_the_judge(teacher):
-    assert {tuple(p.shape) for p in teacher.parameters()} != {tuple(p.shape) for p in judge_for("digits").parameters()}
+    assert {tuple(p.shape) for p in teacher.parameters()} != {
+        tuple(p.shape) for p in judge_for("digits").parameters()
+    }
 
 
 def test_the_same_seed_gives_the_same_teacher_and_the_global_state_is_left(teacher):
@@ -33,10 +35,14 @@ def test_tokens_are_the_map_averaged_to_the_grid(teacher):
     x = digits.load("judge")[0][:5]
     tokens = teachers.Tokens(teacher, 4)(x)
     assert tokens.shape == (5, 16, teachers.Tokens.dim)
-    torch.testing.assert_close(teachers.Tokens(teacher, 1)(x)[:, 0], tokens.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        teachers.Tokens(teacher, 1)(x)[:, 0], tokens.mean(1), rtol=1e-4, atol=1e-5
+    )
 
 
-def test_a_cached_teacher_is_the_same_and_a_damaged_one_is_made_anew(teacher, tmp_path, monkeypatch):
+def test_a_cached_teacher_is_the_same_and_a_damaged_one_is_made_anew(
+    teacher, tmp_path, monkeypatch
+):
     monkeypatch.setattr(teachers, "cache_root", lambda: tmp_path)
     monkeypatch.setattr(teachers, "train_teacher", lambda dataset: teacher)
     teachers.teacher_for.cache_clear()
@@ -44,7 +50,9 @@ def test_a_cached_teacher_is_the_same_and_a_damaged_one_is_made_anew(teacher, tm
     (path,) = (tmp_path / "teachers").glob("*.safetensors")
     state = torch.get_rng_state()
     again = teachers._read(path, "digits")
-    assert torch.equal(state, torch.get_rng_state())  # whether it was cached must not change a user's run
+    assert torch.equal(
+        state, torch.get_rng_state()
+    )  # whether it was cached must not change a user's run
     assert again is not None
     assert again.accuracy == teacher.accuracy
     content = bytearray(path.read_bytes())

@@ -1,4 +1,6 @@
-"""Model FLOP utilisation: the count of operations, the table of peaks, and what is known of neither."""
+"""Model FLOP utilisation: the count of operations, the table of peaks, and what is known of
+neither.
+"""
 
 import pytest
 import torch
@@ -14,22 +16,55 @@ from tools.benchmarks.gpu import parts
     [
         (SIT_CONFIGS["SiT-S/2"], 36.3e9),
         (SIT_CONFIGS["SiT-XL/2"], 711.7e9),
-        ({"input_size": 8, "patch_size": 4, "in_channels": 3, "hidden_size": 48, "depth": 3, "num_heads": 2, "learn_sigma": True}, None),
-        ({"input_size": 8, "hidden_size": 24, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0, "qk_norm": True}, None),
+        (
+            {
+                "input_size": 8,
+                "patch_size": 4,
+                "in_channels": 3,
+                "hidden_size": 48,
+                "depth": 3,
+                "num_heads": 2,
+                "learn_sigma": True,
+            },
+            None,
+        ),
+        (
+            {
+                "input_size": 8,
+                "hidden_size": 24,
+                "depth": 1,
+                "num_heads": 2,
+                "mlp_ratio": 2.0,
+                "qk_norm": True,
+            },
+            None,
+        ),
     ],
 )
 def test_the_count_of_operations_is_that_of_torch_and_of_the_paper(settings, paper):
     with torch.device("meta"):
         model = SiT(**settings).to("meta")
         side = model.input_size
-        given = torch.randn(2, model.in_channels, side, side), torch.rand(2), torch.zeros(2, dtype=torch.long)
+        given = (
+            torch.randn(2, model.in_channels, side, side),
+            torch.rand(2),
+            torch.zeros(2, dtype=torch.long),
+        )
     with FlopCounterMode(display=False) as counter:
         model(*given).sum().backward()
     # the backward pass needs no gradient of the latents, which is all that torch counts less
-    first = 2 * (side // model.patch_size) ** 2 * model.hidden_size * model.patch_size**2 * model.in_channels
+    first = (
+        2
+        * (side // model.patch_size) ** 2
+        * model.hidden_size
+        * model.patch_size**2
+        * model.in_channels
+    )
     # and what is fed by the times needs none either
     times = 2 * 256 * model.hidden_size
-    assert throughput.train_flops(model) == pytest.approx(counter.get_total_flops() / 2 + first + times, rel=1e-9)
+    assert throughput.train_flops(model) == pytest.approx(
+        counter.get_total_flops() / 2 + first + times, rel=1e-9
+    )
     assert paper is None or throughput.train_flops(model) == pytest.approx(paper, rel=1e-3)
 
 
@@ -63,10 +98,14 @@ def test_utilisation_is_flops_over_the_peak_and_none_where_one_is_not_known(monk
     with torch.device("meta"):
         model = SiT(**SIT_CONFIGS["SiT-XL/2"])
     gpu = torch.device("cuda", 0)
-    assert throughput.utilisation(model, 219.2, gpu, "bf16") == pytest.approx(219.2 * 711.7e9 / 312e12, rel=1e-3)
+    assert throughput.utilisation(model, 219.2, gpu, "bf16") == pytest.approx(
+        219.2 * 711.7e9 / 312e12, rel=1e-3
+    )
     assert throughput.utilisation(model, 219.2, gpu, "float32") is None  # TF32 is off
     with parts.tf32():
-        assert throughput.utilisation(model, 219.2, gpu, "float32") == pytest.approx(219.2 * 711.7e9 / 156e12, rel=1e-3)
+        assert throughput.utilisation(model, 219.2, gpu, "float32") == pytest.approx(
+            219.2 * 711.7e9 / 156e12, rel=1e-3
+        )
     assert throughput.utilisation(model, 219.2, torch.device("cpu"), "bf16") is None
     assert throughput.utilisation(MLP(2), 219.2, gpu, "bf16") is None
 

@@ -1,4 +1,6 @@
-"""In 16 bits a network still tells one time from the next: its time vector errs by less than one step in 250 changes it."""
+"""In 16 bits a network still tells one time from the next: its time vector errs by less than one
+step in 250 changes it.
+"""
 
 import copy
 
@@ -11,7 +13,9 @@ T = torch.arange(250) / 250
 
 
 def trained_like(model):
-    """Weights as large as after training: the first ones of a SiT's time are 50 times smaller than its inputs."""
+    """Weights as large as after training: the first ones of a SiT's time are 50 times smaller than
+    its inputs.
+    """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for p in model.parameters():
@@ -28,7 +32,15 @@ def time_part(model):
 
 
 MODELS = {
-    "sit": SiT(input_size=4, patch_size=2, in_channels=1, hidden_size=64, depth=1, num_heads=2, num_classes=3),
+    "sit": SiT(
+        input_size=4,
+        patch_size=2,
+        in_channels=1,
+        hidden_size=64,
+        depth=1,
+        num_heads=2,
+        num_classes=3,
+    ),
     "mlp": MLP(2, 64, 2),
 }
 

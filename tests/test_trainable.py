@@ -1,4 +1,6 @@
-"""Whatever cannot be trained, averaged, guarded or saved is found before the first step, and named; the rest is saved and resumed."""
+"""Whatever cannot be trained, averaged, guarded or saved is found before the first step, and named;
+the rest is saved and resumed.
+"""
 
 import warnings
 
@@ -58,7 +60,16 @@ def batch_norm(net):
 
 
 def buffers(net):
-    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.complex64):
+    for dtype in (
+        torch.bool,
+        torch.uint8,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.float8_e4m3fn,
+        torch.complex64,
+    ):
         net.register_buffer("of_" + str(dtype).removeprefix("torch."), torch.ones(3).to(dtype))
     net.register_buffer("count", torch.tensor(0))
     net.register_buffer("passing", torch.ones(1), persistent=False)
@@ -93,7 +104,10 @@ GOOD = {
     "weight_norm": Net(weight_norm),
     "spectral_norm": Net(spectral_norm),
     "a transposed weight": Net(transposed),
-    "channels last": Net(channels_last, lambda net, h: net.conv(h[:, :, None, None].expand(-1, -1, 3, 3)).flatten(1)[:, :2]),
+    "channels last": Net(
+        channels_last,
+        lambda net, h: net.conv(h[:, :, None, None].expand(-1, -1, 3, 3)).flatten(1)[:, :2],
+    ),
     "BatchNorm": Net(batch_norm),
     "buffers of every kind": Net(buffers, lambda net, h: net.count.add_(1) * 0.0),
     "frozen parts": Net(frozen),
@@ -115,7 +129,9 @@ def test_what_can_be_trained_is_averaged_saved_and_resumed_bit_for_bit(name, tmp
     list(straight.run(batches(X1, size=8), 4))
     list(stopped.run(batches(X1, size=8), 2))
     stopped.save(tmp_path)
-    list(resumed.run(batches(X1, size=8, seed=3), 1))  # other numbers, which the file has to replace
+    list(
+        resumed.run(batches(X1, size=8, seed=3), 1)
+    )  # other numbers, which the file has to replace
     resumed.resume(tmp_path)
     list(resumed.run(batches(X1, size=8, start=2), 2))
     assert same_parameters(straight.objective, resumed.objective)
@@ -128,7 +144,9 @@ def test_a_tied_weight_is_stored_once_read_under_both_names_and_stays_tied(tmp_p
     list(trainer.run(batches(X1, size=8), 2))
     saved = trainer.save(tmp_path)
     stored = safetensors.torch.load_file(saved / "weights.safetensors")
-    assert len([name for name in stored if name.endswith("weight")]) == 2  # the model's and the average's
+    assert (
+        len([name for name in stored if name.endswith("weight")]) == 2
+    )  # the model's and the average's
     read = checkpoint.load(saved).weights
     assert torch.equal(read["objective.model.first.weight"], read["objective.model.second.weight"])
     assert trainer.ema.first.weight is trainer.ema.second.weight
@@ -180,7 +198,11 @@ def inference(net):
 
 
 def extra(net):
-    net.second = type("Extra", (nn.Linear,), {"get_extra_state": lambda self: {"step": 1}, "set_extra_state": lambda self, s: None})(2, 2)
+    net.second = type(
+        "Extra",
+        (nn.Linear,),
+        {"get_extra_state": lambda self: {"step": 1}, "set_extra_state": lambda self, s: None},
+    )(2, 2)
 
 
 def wide(net):
@@ -220,22 +242,40 @@ def test_what_cannot_be_trained_or_saved_is_named_before_the_first_step(change, 
 
 
 def test_a_velocity_without_a_gradient_is_named_at_the_first_step():
-    trainer = Trainer(objective.fm(type("Cut", (Net,), {"forward": lambda self, x, t: Net.forward(self, x, t).detach()})()))
+    trainer = Trainer(
+        objective.fm(
+            type("Cut", (Net,), {"forward": lambda self, x, t: Net.forward(self, x, t).detach()})()
+        )
+    )
     with pytest.raises(ConfigError, match="the loss has no gradient"):
         list(trainer.run(batches(X1, size=8), 1))
 
 
 def test_a_model_whose_memory_is_ordered_anew_after_its_average_was_made_is_averaged_number_by_number():
-    trainer = Trainer(objective.fm(Net(channels_last, lambda net, h: net.conv(h[:, :, None, None].expand(-1, -1, 3, 3)).flatten(1)[:, :2])))
+    trainer = Trainer(
+        objective.fm(
+            Net(
+                channels_last,
+                lambda net, h: net.conv(h[:, :, None, None].expand(-1, -1, 3, 3)).flatten(1)[:, :2],
+            )
+        )
+    )
     trainer.objective.model.to(memory_format=torch.contiguous_format)
     list(trainer.run(batches(X1, size=8), 3))
-    torch.testing.assert_close(trainer.ema.conv.weight, trainer.objective.model.conv.weight, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        trainer.ema.conv.weight, trainer.objective.model.conv.weight, atol=0.02, rtol=0
+    )
     assert (trainer.ema.conv.weight - trainer.objective.model.conv.weight).abs().max() < 0.01
 
 
 def test_an_optimizer_whose_rate_is_a_tensor_is_saved_and_resumed(tmp_path):
     built = objective.fm(Net())
-    trainer = Trainer(built, torch.optim.Adam(built.parameters(), lr=torch.tensor(0.25), capturable=False, foreach=False))
+    trainer = Trainer(
+        built,
+        torch.optim.Adam(
+            built.parameters(), lr=torch.tensor(0.25), capturable=False, foreach=False
+        ),
+    )
     list(trainer.run(batches(X1, size=8), 1))
     trainer.save(tmp_path)
     assert trainer.resume(tmp_path).step == 1

@@ -22,7 +22,12 @@ WEIGHT = 0.3
 
 def train(build, steps=1200):
     torch.manual_seed(0)
-    trainer = Trainer(build(MLP(2, 128, 3, num_classes=2)), lr=4e-3, ema_decay=0.99, schedule=lambda step: min(1.0, 2 * (1 - step / steps)))
+    trainer = Trainer(
+        build(MLP(2, 128, 3, num_classes=2)),
+        lr=4e-3,
+        ema_decay=0.99,
+        schedule=lambda step: min(1.0, 2 * (1 - step / steps)),
+    )
     for _ in trainer.run(batches(X1, Y1, size=512), steps):
         pass
     return trainer.ema
@@ -52,11 +57,16 @@ def test_a_trained_network_is_near_its_own_optimum_and_far_from_the_others(metho
     model = train(build)
     errors = {other: error(model, other) for other in ("fm", "delta_fm", "vecor")}
     assert errors[method] < 0.02
-    assert all(value > 3 * errors[method] for other, value in errors.items() if other != method), errors
+    assert all(value > 3 * errors[method] for other, value in errors.items() if other != method), (
+        errors
+    )
 
 
 def test_on_the_cosine_path_too():
-    assert error(train(lambda m: objective.delta_fm(m, WEIGHT, path=COSINE)), "delta_fm", COSINE) < 0.02
+    assert (
+        error(train(lambda m: objective.delta_fm(m, WEIGHT, path=COSINE)), "delta_fm", COSINE)
+        < 0.02
+    )
 
 
 def test_a_dispersive_term_leaves_the_velocity_optimum_where_it_is():
@@ -69,4 +79,6 @@ def test_figure_3_doubles_the_gap_of_the_target_and_more_than_doubles_that_of_th
     assert figure3.target_gap(0.0) == pytest.approx(1.0879, abs=1e-3)
     assert figure3.target_gap(0.5) == pytest.approx(2.1758, abs=2e-3)
     assert figure3.endpoint_gap(figure3.exact(0.0)) == pytest.approx(1.088, abs=2e-3)
-    assert figure3.endpoint_gap(figure3.exact(0.5)) == pytest.approx(1.0879 * (1 + math.pi / 2), abs=5e-3)
+    assert figure3.endpoint_gap(figure3.exact(0.5)) == pytest.approx(
+        1.0879 * (1 + math.pi / 2), abs=5e-3
+    )

@@ -8,7 +8,13 @@ import torch
 from cfm_lite import objective
 from cfm_lite.data.batches import batches
 from cfm_lite.engine import checkpoint
-from cfm_lite.errors import CheckpointError, ConfigError, DataError, DivergenceError, ResumeMismatchError
+from cfm_lite.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    ResumeMismatchError,
+)
 from cfm_lite.objective import Alignment, Contrastive, Dispersive
 from cfm_lite.training import Trainer, warmup
 from tests.networks import Tiny, same_parameters
@@ -26,7 +32,9 @@ def build(kind="fm", **settings):
     elif kind == "alignment":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            built = objective.fm(model, **shared).plus(Alignment(0.5, 1, 16, lambda x: x[:, None], 2, width=8))
+            built = objective.fm(model, **shared).plus(
+                Alignment(0.5, 1, 16, lambda x: x[:, None], 2, width=8)
+            )
     else:
         built = getattr(objective, kind)(model, **shared)
     return Trainer(built, lr=1e-2, log_every=5, **settings)
@@ -38,7 +46,9 @@ def go(trainer, steps, size=16):
 
 def test_training_lowers_the_loss():
     logs = list(build().run(batches(0.1 * X1 + 3, Y, size=16, seed=0), 300))
-    first, last = (torch.stack([log["loss"] for log in part]).mean() for part in (logs[:50], logs[-50:]))
+    first, last = (
+        torch.stack([log["loss"] for log in part]).mean() for part in (logs[:50], logs[-50:])
+    )
     assert last < 0.8 * first
 
 
@@ -65,7 +75,10 @@ def test_the_average_follows_its_closed_form():
 
 
 def test_a_warm_average_forgets_the_start_of_a_short_run():
-    warm, cold = build(ema_decay=0.999), build(ema_decay=0.999, ema_warmup=False)  # warm is the default
+    warm, cold = (
+        build(ema_decay=0.999),
+        build(ema_decay=0.999, ema_warmup=False),
+    )  # warm is the default
     go(warm, 30), go(cold, 30)
     pairs = [list(zip(t.ema.parameters(), t.objective.model.parameters())) for t in (warm, cold)]
     distance = [sum(float((p - q).detach().square().sum()) for p, q in each) for each in pairs]
@@ -81,7 +94,10 @@ def test_the_average_does_not_change_the_training():
 
 
 def test_a_second_average_has_a_decay_of_its_own_and_changes_nothing_else(tmp_path):
-    one, two = build("dispersive", ema_decay=0.9), build("dispersive", ema_decay=0.9, ema2_decay=0.5)
+    one, two = (
+        build("dispersive", ema_decay=0.9),
+        build("dispersive", ema_decay=0.9, ema2_decay=0.5),
+    )
     alone = build("dispersive", ema_decay=0.5)
     for trainer in (one, two, alone):
         go(trainer, 30)
@@ -102,7 +118,9 @@ def test_a_second_average_has_a_decay_of_its_own_and_changes_nothing_else(tmp_pa
 def test_the_gradient_norm_is_bounded_by_clip():
     trainer = build(clip=1e-3)
     logs = go(trainer, 3)
-    assert all(log["grad_norm"] > 1e-3 for log in logs)  # the norm before clipping is what is logged
+    assert all(
+        log["grad_norm"] > 1e-3 for log in logs
+    )  # the norm before clipping is what is logged
     total = torch.nn.utils.get_total_norm([p.grad for p in trainer.parameters])
     assert total <= 1e-3 * 1.001
 
@@ -118,7 +136,12 @@ def test_warmup_rises_to_one_and_stays():
 def test_accumulation_does_not_change_a_run(kind):
     whole, parts = build(kind), build(kind, accumulate=2)
     a, b = go(whole, 4), go(parts, 4)
-    torch.testing.assert_close(torch.stack([log["loss"] for log in a]), torch.stack([log["loss"] for log in b]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.stack([log["loss"] for log in a]),
+        torch.stack([log["loss"] for log in b]),
+        rtol=1e-5,
+        atol=1e-6,
+    )
     # AdamW would hide gradients that are twice too large
     norms = [torch.stack([log["grad_norm"] for log in logs]) for logs in (a, b)]
     torch.testing.assert_close(*norms, rtol=1e-3, atol=1e-6)
@@ -177,10 +200,16 @@ def test_divergence_names_step_and_term_and_changes_nothing(value, tmp_path):
     path = trainer.save(tmp_path)
     source = trainer.run(batches(X1, Y, size=16, start=2), 10)
     next(source)
-    before = copy.deepcopy((trainer.objective.state_dict(), trainer.ema.state_dict(), trainer.optimizer.state_dict()))
+    before = copy.deepcopy(
+        (trainer.objective.state_dict(), trainer.ema.state_dict(), trainer.optimizer.state_dict())
+    )
     with pytest.raises(DivergenceError, match=rf"poison .* step 4.*{path.name}"):
         next(source)
-    after = (trainer.objective.state_dict(), trainer.ema.state_dict(), trainer.optimizer.state_dict())
+    after = (
+        trainer.objective.state_dict(),
+        trainer.ema.state_dict(),
+        trainer.optimizer.state_dict(),
+    )
     for old, new in zip(before[:2], after[:2]):
         assert all(torch.equal(old[key], new[key]) for key in old)
     assert trainer.step == 3
@@ -190,7 +219,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too():
     trainer = build()
     first = trainer.parameters[0]
     first.register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(DivergenceError, match=r"gradient norm is not finite at step 1; .* no checkpoint"):
+    with pytest.raises(
+        DivergenceError, match=r"gradient norm is not finite at step 1; .* no checkpoint"
+    ):
         go(trainer, 1)
     assert torch.isfinite(first).all()
 
@@ -206,7 +237,9 @@ def test_on_a_device_a_bad_step_is_gated_without_synchronisation():
     torch.cuda.set_sync_debug_mode("error")
     next(source)
     torch.cuda.set_sync_debug_mode("default")
-    assert all(torch.equal(before[key], value) for key, value in trainer.objective.state_dict().items())
+    assert all(
+        torch.equal(before[key], value) for key, value in trainer.objective.state_dict().items()
+    )
     with pytest.raises(DivergenceError, match=r"poison .* step 3"):
         next(source), next(source)
 
@@ -274,7 +307,8 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path):
     with pytest.raises(ResumeMismatchError, match="seed: saved 0, now 3"):
         build("delta_fm", seed=3).resume(tmp_path)
     with pytest.raises(
-        ResumeMismatchError, match=r"betas: saved \[\[0.9, 0.999\]\], now \[\[0.9, 0.95\]\]; weight_decay: saved \[0.0\], now"
+        ResumeMismatchError,
+        match=r"betas: saved \[\[0.9, 0.999\]\], now \[\[0.9, 0.95\]\]; weight_decay: saved \[0.0\], now",
     ):
         build("delta_fm", betas=(0.9, 0.95), weight_decay=0.1).resume(tmp_path)
     slower = Trainer(objective.delta_fm(Tiny(), shard=8), lr=1e-3)

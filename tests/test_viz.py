@@ -1,4 +1,6 @@
-"""What every figure must keep: the palette, one scale for what is compared, readable text inside the canvas, no global state."""
+"""What every figure must keep: the palette, one scale for what is compared, readable text inside
+the canvas, no global state.
+"""
 
 import ast
 import functools
@@ -27,7 +29,15 @@ from cfm_lite.viz import artists, style
 from tests.drawn import texts_of
 
 LIMITS = (-3.5, 3.5, -3.5, 3.5)
-METHODS = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased", "vecor_latent", "dispersive")
+METHODS = (
+    "fm",
+    "fm_scaled",
+    "fm_retargeted",
+    "delta_fm",
+    "delta_fm_debiased",
+    "vecor_latent",
+    "dispersive",
+)
 
 
 def mixture() -> theory.GaussianMixture:
@@ -37,7 +47,9 @@ def mixture() -> theory.GaussianMixture:
 
 def velocity(method: str, weight: float = 0.35) -> viz.Velocity:
     exact = mixture()
-    return lambda x, t: theory.optimal_velocity(exact, x, t, torch.zeros(len(x)).long(), method=method, weight=weight)
+    return lambda x, t: theory.optimal_velocity(
+        exact, x, t, torch.zeros(len(x)).long(), method=method, weight=weight
+    )
 
 
 def density(t: float) -> viz.Density:
@@ -53,28 +65,53 @@ def rows(seeds: int = 3, nfes: tuple[int, ...] = (2, 4, 8, 16, 50)) -> list[dict
     out = []
     for (i, method), nfe, seed in itertools.product(enumerate(METHODS), nfes, range(seeds)):
         place = {"method": method, "nfe": nfe, "seed": seed, "dataset": "digits"}
-        out.append(place | {"metric": "frechet", "value": (3 + 60 / nfe) * (1 + 0.1 * i) * (1 + 0.05 * seed**2)})  # lopsided over the seeds
-        out.append(place | {"metric": "accuracy", "value": 0.95 - 0.5 / nfe - 0.01 * i - 0.005 * seed})
+        out.append(
+            place
+            | {"metric": "frechet", "value": (3 + 60 / nfe) * (1 + 0.1 * i) * (1 + 0.05 * seed**2)}
+        )  # lopsided over the seeds
+        out.append(
+            place | {"metric": "accuracy", "value": 0.95 - 0.5 / nfe - 0.01 * i - 0.005 * seed}
+        )
         out.append(place | {"metric": "frechet_real", "value": 1.25})
     return [*out, {"method": "real", "metric": "accuracy", "value": 0.98}]
 
 
 def more_samples_at(nfe: int) -> list[dict]:
     """Five times as many samples with `nfe` evaluations, and the lower floor that comes with them."""
-    floor = lambda row: 0.25 if row["metric"] == "frechet_real" and row["nfe"] == nfe else row["value"]  # noqa: E731
-    return [{**row, "samples": 10_000 if row["nfe"] == nfe else 2000, "value": floor(row)} for row in rows() if "nfe" in row]
+
+    def floor(row):
+        return 0.25 if row["metric"] == "frechet_real" and row["nfe"] == nfe else row["value"]
+
+    return [
+        {**row, "samples": 10_000 if row["nfe"] == nfe else 2000, "value": floor(row)}
+        for row in rows()
+        if "nfe" in row
+    ]
 
 
 def logs() -> dict[str, list[dict]]:
-    line = lambda k: {"step": 10 * k, "loss": torch.tensor(1 + math.exp(-k / 20)), "grad_norm": 1.0, "repulsion": 2.0 - 0.01 * k}  # noqa: E731
-    return {name: [line(k) for k in range(60)] for name in ("fm", "delta_fm", "vecor_latent", "dispersive")}
+    def line(k):
+        return {
+            "step": 10 * k,
+            "loss": torch.tensor(1 + math.exp(-k / 20)),
+            "grad_norm": 1.0,
+            "repulsion": 2.0 - 0.01 * k,
+        }
+
+    return {
+        name: [line(k) for k in range(60)]
+        for name in ("fm", "delta_fm", "vecor_latent", "dispersive")
+    }
 
 
 @functools.cache
 def states() -> dict[str, torch.Tensor]:
     x0 = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     ts = torch.linspace(0, 1, 17)
-    return {m: torch.stack(list(samplers.trajectory(velocity(m), x0, ts))) for m in ("vecor", "fm", "delta_fm")}
+    return {
+        m: torch.stack(list(samplers.trajectory(velocity(m), x0, ts)))
+        for m in ("vecor", "fm", "delta_fm")
+    }
 
 
 def data() -> torch.Tensor:
@@ -122,7 +159,10 @@ BUILDERS: dict[str, Callable[[], viz.Picture]] = {
     "heatmap, large": lambda: viz.heatmap(similarity(40), [str(i) for i in range(40)]),
 }  # fmt: skip
 PLANES = [
-    name for name in BUILDERS if name.split(",")[0] in ("fields_figure", "velocity_fields", "trajectories", "point_samples", "field_error")
+    name
+    for name in BUILDERS
+    if name.split(",")[0]
+    in ("fields_figure", "velocity_fields", "trajectories", "point_samples", "field_error")
 ]
 
 
@@ -170,18 +210,29 @@ def test_every_text_lies_inside_the_canvas(name: str) -> None:
     for text in texts:
         box = text.get_window_extent()
         inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
-        assert inside, f"{text.get_text()!r} spans {box.extents.round()} on a canvas of {width:.0f} x {height:.0f}"
+        assert inside, (
+            f"{text.get_text()!r} spans {box.extents.round()} on a canvas of {width:.0f} x "
+            f"{height:.0f}"
+        )
 
 
 @every_figure
 def test_no_text_is_smaller_than_nine_points(name: str) -> None:
-    small = {text.get_text(): text.get_fontsize() for text in drawn_texts(name) if text.get_fontsize() < 9}
+    small = {
+        text.get_text(): text.get_fontsize()
+        for text in drawn_texts(name)
+        if text.get_fontsize() < 9
+    }
     assert not small
 
 
 @every_figure
 def test_no_two_texts_overlap(name: str) -> None:
-    boxes = [(text.get_text(), text.get_window_extent()) for text in drawn_texts(name) if text.get_rotation() in (0, 90)]
+    boxes = [
+        (text.get_text(), text.get_window_extent())
+        for text in drawn_texts(name)
+        if text.get_rotation() in (0, 90)
+    ]
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
         assert apart, f"{one!r} covers {other!r}"
@@ -191,17 +242,27 @@ def test_no_two_texts_overlap(name: str) -> None:
 def test_every_axis_is_named_by_itself_or_by_the_outer_panel(name: str) -> None:
     places = {axes: axes.get_position() for axes in figure(name).axes}
     for axes, box in places.items():
-        words = any(label.get_text().strip("−0123456789.") for label in axes.get_yticklabels())  # methods' names need no name
-        assert words or any(other.get_ylabel() for other, place in places.items() if abs(place.y0 - box.y0) < 1e-6)
+        words = any(
+            label.get_text().strip("−0123456789.") for label in axes.get_yticklabels()
+        )  # methods' names need no name
+        assert words or any(
+            other.get_ylabel() for other, place in places.items() if abs(place.y0 - box.y0) < 1e-6
+        )
         is_bar = box.width < 0.1 * box.height * figure(name).bbox.height / figure(name).bbox.width
-        assert is_bar or any(other.get_xlabel() for other, place in places.items() if abs(place.x0 - box.x0) < 1e-6)
+        assert is_bar or any(
+            other.get_xlabel() for other, place in places.items() if abs(place.x0 - box.x0) < 1e-6
+        )
 
 
 def test_figures_leave_no_trace_in_pyplot_or_in_the_settings() -> None:
     import matplotlib.pyplot as plt
 
     before = dict(matplotlib.rcParams)
-    for build in (BUILDERS["quality_vs_steps"], BUILDERS["velocity_fields, one"], BUILDERS["image_grid"]):
+    for build in (
+        BUILDERS["quality_vs_steps"],
+        BUILDERS["velocity_fields, one"],
+        BUILDERS["image_grid"],
+    ):
         viz.to_png(build())
     assert plt.get_fignums() == []
     assert dict(matplotlib.rcParams) == before
@@ -210,13 +271,26 @@ def test_figures_leave_no_trace_in_pyplot_or_in_the_settings() -> None:
 def test_no_module_imports_pyplot() -> None:
     for file in Path(viz.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            assert not any("pyplot" in name for name in [*names, getattr(node, "module", None) or ""]), file.name
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                else []
+            )
+            assert not any(
+                "pyplot" in name for name in [*names, getattr(node, "module", None) or ""]
+            ), file.name
 
 
 def test_the_users_settings_do_not_change_a_picture() -> None:
     own = viz.to_png(BUILDERS["quality_vs_steps"]())
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.facecolor": "black", "lines.linewidth": 9}):
+    with matplotlib.rc_context(
+        {
+            "font.size": 30,
+            "axes.facecolor": "red",
+            "savefig.facecolor": "black",
+            "lines.linewidth": 9,
+        }
+    ):
         assert viz.to_png(BUILDERS["quality_vs_steps"]()) == own
 
 
@@ -245,7 +319,13 @@ def test_global_randomness_and_inputs_stay_untouched() -> None:
 
 
 def test_the_palette_is_the_documented_one() -> None:
-    assert (viz.NOISE, viz.DATA, viz.ATTRACT, viz.REPEL, viz.MODEL) == ("#7f7f7f", "#0072B2", "#009E73", "#D55E00", "#7B3FA0")
+    assert (viz.NOISE, viz.DATA, viz.ATTRACT, viz.REPEL, viz.MODEL) == (
+        "#7f7f7f",
+        "#0072B2",
+        "#009E73",
+        "#D55E00",
+        "#7B3FA0",
+    )
     assert to_rgb(viz.TRUTH) == (0, 0, 0)
     assert (viz.METHOD_COLORS["fm"], viz.METHOD_COLORS["real"]) == (viz.ATTRACT, viz.TRUTH)
     assert viz.METHOD_LABELS["vecor_latent"] == "VeCoR (latent)"
@@ -255,15 +335,21 @@ def test_each_method_has_a_colour_and_a_marker_of_its_own() -> None:
     known = "fm fm_scaled fm_retargeted delta_fm delta_fm_debiased vecor vecor_latent vecor_debiased dispersive repa pair real"
     assert set(viz.METHOD_STYLES) == set(known.split())
     for part in ("label", "color", "marker"):
-        assert len({getattr(look, part) for look in viz.METHOD_STYLES.values()}) == len(viz.METHOD_STYLES)
+        assert len({getattr(look, part) for look in viz.METHOD_STYLES.values()}) == len(
+            viz.METHOD_STYLES
+        )
     assert {viz.DATA, viz.REPEL, viz.NOISE}.isdisjoint(viz.METHOD_COLORS.values())
 
 
 def lab(color: str, blindness: np.ndarray) -> np.ndarray:
     """CIE L*a*b* (D65) of a colour as seen with a colour deficiency, a matrix on linear RGB."""
     rgb = np.array(to_rgb(color))
-    linear = np.clip(blindness @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), 0, 1)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    linear = np.clip(
+        blindness @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), 0, 1
+    )
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
     xyz = to_xyz @ linear / to_xyz.sum(1)
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
@@ -274,14 +360,30 @@ def lab(color: str, blindness: np.ndarray) -> np.ndarray:
     [
         np.eye(3),
         # complete deficiency: Machado, Oliveira and Fernandes 2009, table 1
-        np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-        np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+        np.array(
+            [
+                [0.152286, 1.052583, -0.204868],
+                [0.114503, 0.786281, 0.099216],
+                [-0.003882, -0.048116, 1.051998],
+            ]
+        ),
+        np.array(
+            [
+                [0.367322, 0.860646, -0.227968],
+                [0.280085, 0.672501, 0.047413],
+                [-0.011820, 0.042940, 0.968881],
+            ]
+        ),
     ],
     ids=["full", "protanopia", "deuteranopia"],
 )
-def test_the_methods_and_the_roles_can_be_told_apart_by_the_colour_blind(blindness: np.ndarray) -> None:
+def test_the_methods_and_the_roles_can_be_told_apart_by_the_colour_blind(
+    blindness: np.ndarray,
+) -> None:
     seen = {name: lab(color, blindness) for name, color in viz.METHOD_COLORS.items()}
-    near = [(a, b) for a, b in itertools.combinations(seen, 2) if np.linalg.norm(seen[a] - seen[b]) < 12]
+    near = [
+        (a, b) for a, b in itertools.combinations(seen, 2) if np.linalg.norm(seen[a] - seen[b]) < 12
+    ]
     assert not near
     roles = [lab(color, blindness) for color in (viz.ATTRACT, viz.REPEL, viz.DATA, viz.TRUTH)]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(roles, 2)) > 30
@@ -321,7 +423,11 @@ def test_arrows_share_one_scale_with_their_key(name: str) -> None:
     assert len({(q.scale, q.scale_units, q.angles) for q in quivers}) == 1
     key = min(quivers, key=lambda q: q.N)
     assert key.N == 1
-    shown = next(text.get_text() for text in figure(name).findobj(Text) if text.get_text().startswith("speed"))
+    shown = next(
+        text.get_text()
+        for text in figure(name).findobj(Text)
+        if text.get_text().startswith("speed")
+    )
     assert float(shown.split()[1]) == key.U[0]
 
 
@@ -332,13 +438,18 @@ def test_the_longest_arrow_spans_the_cells_that_were_asked_for() -> None:
 
 
 def test_grid_points_are_cell_centres_or_reach_the_border() -> None:
-    centres, corners = viz.grid_points((0, 4, 1, 5), 4), viz.grid_points((0, 4, 1, 5), 5, inset=False)
+    centres, corners = (
+        viz.grid_points((0, 4, 1, 5), 4),
+        viz.grid_points((0, 4, 1, 5), 5, inset=False),
+    )
     assert centres[0].tolist() == [0.5, 1.5]
     assert centres[1].tolist() == [1.5, 1.5]  # x runs first
     assert corners[[0, -1]].tolist() == [[0, 1], [4, 5]]
 
 
-@pytest.mark.parametrize("clouds", [[[[0, 0], [10, 1]]], [[[-1.3, 2.2]]], [[[0, 0]], [[[5, 5], [-7, 3]]]]])
+@pytest.mark.parametrize(
+    "clouds", [[[[0, 0], [10, 1]]], [[[-1.3, 2.2]]], [[[0, 0]], [[[5, 5], [-7, 3]]]]]
+)
 def test_square_limits_are_square_and_hold_every_point(clouds: list) -> None:
     left, right, bottom, top = viz.square_limits(*clouds)
     assert right - left == pytest.approx(top - bottom)
@@ -351,10 +462,14 @@ def test_square_limits_are_square_and_hold_every_point(clouds: list) -> None:
 def test_mass_levels_of_a_normal_density_are_its_quantiles() -> None:
     x = viz.grid_points((-6, 6, -6, 6), 241, inset=False)
     log_density = -(x**2).sum(1) / 2 - math.log(2 * math.pi)
-    wanted = [math.log(1 - mass) - math.log(2 * math.pi) for mass in (0.95, 0.5)]  # P(r > R) = exp(-R^2 / 2)
+    wanted = [
+        math.log(1 - mass) - math.log(2 * math.pi) for mass in (0.95, 0.5)
+    ]  # P(r > R) = exp(-R^2 / 2)
     levels = viz.mass_levels(log_density, [0.5, 0.95])
     assert levels == pytest.approx(wanted, abs=0.02)
-    assert viz.mass_levels(log_density - 3000, [0.5, 0.95]) == pytest.approx([level - 3000 for level in levels])  # exp would be 0
+    assert viz.mass_levels(log_density - 3000, [0.5, 0.95]) == pytest.approx(
+        [level - 3000 for level in levels]
+    )  # exp would be 0
 
 
 def test_paths_run_from_the_start_to_the_end_and_are_coloured_by_time() -> None:
@@ -373,21 +488,37 @@ def test_arrows_and_points_are_artists_that_can_be_moved() -> None:
     quiver = viz.velocity_field(panels[0, 0], velocity("fm"), 0.3, LIMITS, n=5)
     cloud = viz.points(panels[0, 0], data())
     before = viz.to_png(picture)
-    quiver.set_UVC(*velocity("fm")(torch.as_tensor(viz.grid_points(LIMITS, 5)).float(), torch.full((25,), 0.9)).T)
+    quiver.set_UVC(
+        *velocity("fm")(
+            torch.as_tensor(viz.grid_points(LIMITS, 5)).float(), torch.full((25,), 0.9)
+        ).T
+    )
     cloud.set_offsets(data().flip(1))
     assert viz.to_png(picture) != before
 
 
 def test_panels_stand_with_fm_first_and_the_truth_last() -> None:
-    assert [axes.get_title(loc="left") for axes in planes(figure("velocity_fields"))] == ["FM", "ΔFM", "A network", "Truth"]
-    assert [axes.get_title(loc="left") for axes in planes(figure("point_samples"))] == ["ΔFM", "Real data"]
+    assert [axes.get_title(loc="left") for axes in planes(figure("velocity_fields"))] == [
+        "FM",
+        "ΔFM",
+        "A network",
+        "Truth",
+    ]
+    assert [axes.get_title(loc="left") for axes in planes(figure("point_samples"))] == [
+        "ΔFM",
+        "Real data",
+    ]
 
 
 def test_field_error_is_the_speed_gained_along_the_truth() -> None:
     truth = velocity("fm")
-    picture = viz.field_error({"fm": truth, "twice": lambda x, t: 2 * truth(x, t)}, truth, 0.5, LIMITS, n=9)
+    picture = viz.field_error(
+        {"fm": truth, "twice": lambda x, t: 2 * truth(x, t)}, truth, 0.5, LIMITS, n=9
+    )
     maps = [axes.images[0] for axes in planes(picture)]
-    speed = np.linalg.norm(viz.evaluate(truth, viz.grid_points(LIMITS, 9), 0.5), axis=1).reshape(9, 9)
+    speed = np.linalg.norm(viz.evaluate(truth, viz.grid_points(LIMITS, 9), 0.5), axis=1).reshape(
+        9, 9
+    )
     assert np.allclose(maps[0].get_array(), 0)
     assert np.allclose(maps[1].get_array(), speed, rtol=1e-5)
     low, high = maps[0].get_clim()
@@ -409,7 +540,8 @@ def test_fields_figure_adds_attraction_and_repulsion_up_to_the_optimum() -> None
     assert np.allclose(field(push), 0.35 / 0.65 * (v - u_neg), atol=1e-5)
     assert np.allclose(field(attract) + field(push), field(result), atol=1e-5)
     assert [
-        np.allclose(q.get_facecolor()[0][:3], to_rgb(c)) for q, c in zip((attract, push, result), (viz.ATTRACT, viz.REPEL, viz.MODEL))
+        np.allclose(q.get_facecolor()[0][:3], to_rgb(c))
+        for q, c in zip((attract, push, result), (viz.ATTRACT, viz.REPEL, viz.MODEL))
     ] == [True] * 3
 
 
@@ -468,7 +600,10 @@ def test_fields_figure_needs_a_mixture_in_the_plane() -> None:
 
 def test_image_grid_shows_real_images_first_and_each_image_in_its_place() -> None:
     bright, dark = torch.ones(2, 1, 28, 28), -torch.ones(2, 1, 28, 28)
-    picture = viz.image_grid({"fm": torch.stack([bright[0], dark[0]]), "real": torch.stack([dark[0], bright[0]])}, ["a", "b"])
+    picture = viz.image_grid(
+        {"fm": torch.stack([bright[0], dark[0]]), "real": torch.stack([dark[0], bright[0]])},
+        ["a", "b"],
+    )
     (axes,) = picture.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Real data", "FM"]
     pixels = imread(io.BytesIO(viz.to_png(picture)))[..., 0]
@@ -488,7 +623,9 @@ def test_small_images_are_smoothed_and_large_ones_left_alone() -> None:
 
 
 def test_images_outside_the_range_are_clipped_not_rescaled() -> None:
-    (axes,) = viz.image_grid({"fm": torch.tensor([-5.0, 0.5]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)}).axes
+    (axes,) = viz.image_grid(
+        {"fm": torch.tensor([-5.0, 0.5]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)}
+    ).axes
     assert [float(image.get_array().max()) for image in axes.images] == [-1.0, 0.5]
     assert axes.images[0].get_clim() == (-1, 1)
 
@@ -516,11 +653,18 @@ def test_quality_vs_steps_shows_means_ranges_and_the_reference() -> None:
     assert [label.get_text() for label in frechet.get_xticklabels()] == ["2", "4", "8", "16", "50"]
     line, _, (bars,) = frechet.containers[0]
     assert line.get_color() == viz.METHOD_COLORS["fm"]
-    assert line.get_ydata() == pytest.approx([(3 + 60 / n) * (1 + 0.25 / 3) for n in (2, 4, 8, 16, 50)])
+    assert line.get_ydata() == pytest.approx(
+        [(3 + 60 / n) * (1 + 0.25 / 3) for n in (2, 4, 8, 16, 50)]
+    )
     low, high = np.array(bars.get_segments())[0][:, 1]
     assert (low, high) == pytest.approx((33, 33 * 1.2))
     dashed = {
-        axes: [x.get_ydata()[0] for x in axes.lines if x.get_linestyle() == "--" and x.get_color() == viz.TRUTH] for axes in picture.axes
+        axes: [
+            x.get_ydata()[0]
+            for x in axes.lines
+            if x.get_linestyle() == "--" and x.get_color() == viz.TRUTH
+        ]
+        for axes in picture.axes
     }
     assert dashed[frechet] == pytest.approx([1.25])
     assert dashed[accuracy] == pytest.approx([98])
@@ -535,14 +679,20 @@ def test_where_samples_differ_in_number_the_floor_of_real_data_does_too() -> Non
     at = dict(zip(line.get_xdata(), line.get_ydata()))
     assert [at[nfe] for nfe in (4, 8, 16, 50)] == [1.25, 1.25, 1.25, 0.25]
     assert [at[edge] for edge in panel.get_xlim()] == [1.25, 0.25]
-    assert "2,000 with 2, 4, 8, 16 evaluations; 10,000 with 50 evaluations" in picture.get_supxlabel()
+    assert (
+        "2,000 with 2, 4, 8, 16 evaluations; 10,000 with 50 evaluations" in picture.get_supxlabel()
+    )
 
 
 def test_quality_vs_steps_gives_each_method_its_colour_and_one_legend_entry() -> None:
     picture = figure("quality_vs_steps")
     for axes in picture.axes:
-        assert [box[0].get_color() for box in axes.containers] == [viz.METHOD_COLORS[name] for name in METHODS]
-    assert [text.get_text() for text in picture.legends[0].get_texts()] == [viz.METHOD_LABELS[name] for name in (*METHODS, "real")]
+        assert [box[0].get_color() for box in axes.containers] == [
+            viz.METHOD_COLORS[name] for name in METHODS
+        ]
+    assert [text.get_text() for text in picture.legends[0].get_texts()] == [
+        viz.METHOD_LABELS[name] for name in (*METHODS, "real")
+    ]
 
 
 def test_one_seed_has_no_error_bars_and_true_positions() -> None:
@@ -557,10 +707,16 @@ def test_the_legend_stands_outside_the_data() -> None:
     for name in ("quality_vs_steps", "training_curves", "fields_figure", "trajectories"):
         picture = figure(name)
         picture.canvas.draw()
-        legends = [*picture.legends, *(axes.get_legend() for axes in picture.axes if axes.get_legend())]
+        legends = [
+            *picture.legends,
+            *(axes.get_legend() for axes in picture.axes if axes.get_legend()),
+        ]
         assert legends
         for legend, axes in itertools.product(legends, picture.axes):
-            assert not legend.get_window_extent().overlaps(axes.get_window_extent().padded(-2)) or not axes.axison
+            assert (
+                not legend.get_window_extent().overlaps(axes.get_window_extent().padded(-2))
+                or not axes.axison
+            )
 
 
 def test_missing_values_are_counted_and_not_drawn() -> None:
@@ -605,7 +761,11 @@ def test_running_mean_of_a_constant_is_that_constant_to_the_ends() -> None:
 
 
 def test_training_curves_draw_every_logged_number_or_the_chosen_ones() -> None:
-    assert [axes.get_ylabel() for axes in figure("training_curves").axes] == ["loss", "grad norm", "repulsion"]
+    assert [axes.get_ylabel() for axes in figure("training_curves").axes] == [
+        "loss",
+        "grad norm",
+        "repulsion",
+    ]
     with pytest.raises(ConfigError, match="Did you mean 'loss'"):
         viz.training_curves(logs(), ["los"])
     with pytest.raises(ConfigError, match="no numbers"):
@@ -622,15 +782,23 @@ def test_heatmap_is_centred_at_zero() -> None:
 
 NAN = {
     "velocity_fields": lambda: viz.velocity_fields({"fm": lambda x, t: x * math.nan}, 0.5, LIMITS),
-    "field_error": lambda: viz.field_error({"fm": lambda x, t: x * math.nan}, velocity("fm"), 0.5, LIMITS),
+    "field_error": lambda: viz.field_error(
+        {"fm": lambda x, t: x * math.nan}, velocity("fm"), 0.5, LIMITS
+    ),
     "contours": lambda: viz.point_samples({"fm": data()}, density=lambda x: x[:, 0] * math.inf),
     "trajectories": lambda: viz.trajectories({"fm": torch.full((3, 2, 2), math.nan)}, [0, 0.5, 1]),
     "times": lambda: viz.trajectories({"fm": torch.zeros(3, 2, 2)}, [0, math.nan, 1]),
     "point_samples": lambda: viz.point_samples({"fm": torch.tensor([[0.0, math.inf]])}),
     "image_grid": lambda: viz.image_grid({"fm": torch.full((2, 1, 8, 8), math.nan)}),
-    "perturbation_gallery": lambda: viz.perturbation_gallery(images(1), {"cutmix": images(1) * math.nan}),
-    "quality_vs_steps": lambda: viz.quality_vs_steps([*rows(), {"method": "repa", "metric": "frechet", "nfe": 2, "value": math.nan}]),
-    "method_bars": lambda: viz.method_bars([{"method": "fm", "metric": "mmd", "value": math.inf}], "mmd"),
+    "perturbation_gallery": lambda: viz.perturbation_gallery(
+        images(1), {"cutmix": images(1) * math.nan}
+    ),
+    "quality_vs_steps": lambda: viz.quality_vs_steps(
+        [*rows(), {"method": "repa", "metric": "frechet", "nfe": 2, "value": math.nan}]
+    ),
+    "method_bars": lambda: viz.method_bars(
+        [{"method": "fm", "metric": "mmd", "value": math.inf}], "mmd"
+    ),
     "training_curves": lambda: viz.training_curves([{"step": 0, "loss": math.nan}]),
     "heatmap": lambda: viz.heatmap([[math.nan]], ["a"]),
     "limits": lambda: viz.velocity_fields({"fm": velocity("fm")}, 0.5, (0, 1, 0, math.nan)),
@@ -697,12 +865,16 @@ def test_a_model_that_needs_gradients_off_is_evaluated_without_them() -> None:
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_the_same_figure_is_the_same_file(kind: str, tmp_path: Path) -> None:
-    one, two = (viz.save(BUILDERS["method_bars"](), tmp_path / f"new/{name}.{kind}") for name in "ab")
+    one, two = (
+        viz.save(BUILDERS["method_bars"](), tmp_path / f"new/{name}.{kind}") for name in "ab"
+    )
     assert one.read_bytes() == two.read_bytes()
     assert sorted(path.name for path in one.parent.iterdir()) == [f"a.{kind}", f"b.{kind}"]
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = viz.save(figure("heatmap"), tmp_path / "a.png")
     old = path.read_bytes()
 

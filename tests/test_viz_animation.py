@@ -1,4 +1,6 @@
-"""The moving picture: it shows the paths that the fields have, on one clock, and the file holds exactly the pictures it was given."""
+"""The moving picture: it shows the paths that the fields have, on one clock, and the file holds
+exactly the pictures it was given.
+"""
 
 import io
 import itertools
@@ -41,7 +43,9 @@ def pictures(**settings) -> list[np.ndarray]:
 
 
 def test_a_film_follows_the_sum_of_its_two_fields():
-    states = torch.stack(list(samplers.trajectory(lambda x, t: attract(x, t) + repel(x, t), X0, TS)))
+    states = torch.stack(
+        list(samplers.trajectory(lambda x, t: attract(x, t) + repel(x, t), X0, TS))
+    )
     np.testing.assert_array_equal(both()[1].states, states.numpy())
     np.testing.assert_array_equal(both()[0].states[0], X0.numpy())
 
@@ -86,7 +90,9 @@ def test_the_arrows_go_and_the_note_comes_with_the_last_picture(monkeypatch):
 def _recording(advance, seen):
     def inside(panel, *rest):
         advance(panel, *rest)
-        seen.append((panel.note.get_visible(), all(arrows.get_visible() for arrows, _, _ in panel.pushes)))
+        seen.append(
+            (panel.note.get_visible(), all(arrows.get_visible() for arrows, _, _ in panel.pushes))
+        )
 
     return inside
 
@@ -97,7 +103,9 @@ def test_the_second_arrow_starts_where_the_first_one_ends(monkeypatch):
     pictures()
     (first, feet, values), (second, tips, _) = seen[1].pushes
     np.testing.assert_allclose(tips, feet + values / second.scale)
-    assert first.scale == second.scale == seen[0].pushes[0][0].scale  # one scale for all that is compared
+    assert (
+        first.scale == second.scale == seen[0].pushes[0][0].scale
+    )  # one scale for all that is compared
 
 
 _draw = animation._draw_panel
@@ -109,7 +117,11 @@ def test_letters_are_at_least_nine_points_at_nine_hundred_pixels(monkeypatch):
 
     def measured(figure):
         wide = 900 / 100 / figure.get_figwidth()
-        sizes.extend(wide * text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible())
+        sizes.extend(
+            wide * text.get_fontsize()
+            for text in figure.findobj(Text)
+            if text.get_text().strip() and text.get_visible()
+        )
         return pixels(figure)
 
     monkeypatch.setattr(animation, "_pixels", measured)
@@ -120,7 +132,9 @@ def test_letters_are_at_least_nine_points_at_nine_hundred_pixels(monkeypatch):
 def test_a_webp_loses_nothing_loops_and_holds_its_ends(tmp_path):
     shown = pictures()
     times = []
-    with Image.open(viz.save_animation(shown, tmp_path / "a.webp", fps=20, hold=(1.0, 2.0))) as image:
+    with Image.open(
+        viz.save_animation(shown, tmp_path / "a.webp", fps=20, hold=(1.0, 2.0))
+    ) as image:
         assert (image.n_frames, image.info["loop"]) == (len(TS), 0)
         for k, picture in enumerate(shown):
             image.seek(k)
@@ -160,7 +174,13 @@ def test_what_does_not_fit_is_refused(films, settings, word):
 
 def test_a_field_that_is_not_finite_is_refused():
     with pytest.raises(DivergenceError, match="not finite"):
-        viz.film("x", lambda x, t: x, X0, TS, repel=lambda x, t: torch.where(t[:, None] < 1, 0 * x, float("nan")))
+        viz.film(
+            "x",
+            lambda x, t: x,
+            X0,
+            TS,
+            repel=lambda x, t: torch.where(t[:, None] < 1, 0 * x, float("nan")),
+        )
 
 
 def test_a_mark_that_is_no_point_is_refused():
@@ -178,7 +198,9 @@ def test_a_mark_that_is_no_point_is_refused():
         ([np.zeros((4, 4, 3), np.uint8)], "a.mp4", "ending"),
     ],
 )
-def test_pictures_that_cannot_be_saved_are_refused_and_nothing_is_written(shown, name, word, tmp_path):
+def test_pictures_that_cannot_be_saved_are_refused_and_nothing_is_written(
+    shown, name, word, tmp_path
+):
     with pytest.raises(ConfigError, match=word):
         viz.save_animation(shown, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
@@ -194,9 +216,13 @@ def test_the_readme_s_picture_is_small_moves_and_tells_the_measured_numbers():
     assert (image.n_frames, image.width) == (51, 1080)
     kept = json.loads((RESULTS / "fm_against_repulsion.json").read_text(encoding="utf-8"))
     fresh = figures.rows()
-    assert [row["value"] for row in kept] == pytest.approx([row["value"] for row in fresh], abs=1e-3)
+    assert [row["value"] for row in kept] == pytest.approx(
+        [row["value"] for row in fresh], abs=1e-3
+    )
     told = figures.notes(kept)
-    assert "too far apart" in told["delta_fm"]  # a reader is not left to believe that repulsion is free
+    assert (
+        "too far apart" in told["delta_fm"]
+    )  # a reader is not left to believe that repulsion is free
     assert "%" in told["fm"]
 
 

@@ -1,4 +1,6 @@
-"""What the picture of precision and recall must show, and what it refuses; readable text inside the canvas, as in test_viz.py."""
+"""What the picture of precision and recall must show, and what it refuses; readable text inside the
+canvas, as in test_viz.py.
+"""
 
 import pytest
 import torch
@@ -11,8 +13,15 @@ from tests import test_viz
 def clouds() -> tuple[torch.Tensor, torch.Tensor]:
     """Real points in two groups; samples that miss one of them, and five strays."""
     g = torch.Generator().manual_seed(0)
-    real = torch.cat([torch.randn(30, 2, generator=g) * 0.4 - 2, torch.randn(30, 2, generator=g) * 0.4 + 2])
-    fake = torch.cat([torch.randn(35, 2, generator=g) * 0.35 - 2, torch.tensor([[2.5, -2.5]]) + torch.randn(5, 2, generator=g) * 0.2])
+    real = torch.cat(
+        [torch.randn(30, 2, generator=g) * 0.4 - 2, torch.randn(30, 2, generator=g) * 0.4 + 2]
+    )
+    fake = torch.cat(
+        [
+            torch.randn(35, 2, generator=g) * 0.35 - 2,
+            torch.tensor([[2.5, -2.5]]) + torch.randn(5, 2, generator=g) * 0.2,
+        ]
+    )
     return real, fake
 
 
@@ -35,7 +44,9 @@ def test_the_panels_share_limits_and_the_legend_stands_outside(picture: viz.Pict
     assert first.get_xlim() == second.get_xlim()
     assert first.get_ylim() == second.get_ylim()
     picture.canvas.draw()
-    assert not second.get_legend().get_window_extent().overlaps(second.get_window_extent().padded(-2))
+    assert (
+        not second.get_legend().get_window_extent().overlaps(second.get_window_extent().padded(-2))
+    )
 
 
 def test_crosses_and_titles_are_those_of_the_metric(picture: viz.Picture) -> None:

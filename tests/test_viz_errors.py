@@ -1,4 +1,6 @@
-"""Figures of errors: what each line and colour must mean, what is refused, and that nothing is cut off, covered or too small."""
+"""Figures of errors: what each line and colour must mean, what is refused, and that nothing is cut
+off, covered or too small.
+"""
 
 import functools
 import itertools
@@ -22,7 +24,11 @@ BUILDERS = {
     "orders": lambda: viz.curves(
         {
             name: (STEPS, [1.0 / n**order for n in STEPS])
-            for name, order in (("Euler: slope 1.0", 1), ("Heun: slope 2.0", 2), ("RK4: slope 4.0", 4))
+            for name, order in (
+                ("Euler: slope 1.0", 1),
+                ("Heun: slope 2.0", 2),
+                ("RK4: slope 4.0", 4),
+            )
         },
         xscale="log2",
         yscale="log",
@@ -30,12 +36,21 @@ BUILDERS = {
         **NAMES,
     ),
     "methods": lambda: viz.curves(
-        {"exact": ([0, 1], [0.7, 0.9]), "delta_fm": ([0, 1], [1.0, 1.4]), "width 4": ([0, 1], [0.6, 0.8])},
+        {
+            "exact": ([0, 1], [0.7, 0.9]),
+            "delta_fm": ([0, 1], [1.0, 1.4]),
+            "width 4": ([0, 1], [0.6, 0.8]),
+        },
         level=(1, "as long as the targets"),
         **NAMES,
     ),
     "factors": lambda: viz.plane_maps(
-        {"start": GROWTH, "later": GROWTH**2}, LIMITS, "growth until $t$ = 1", factor=True, high=10, data=[[0.0, 1.0]]
+        {"start": GROWTH, "later": GROWTH**2},
+        LIMITS,
+        "growth until $t$ = 1",
+        factor=True,
+        high=10,
+        data=[[0.0, 1.0]],
     ),
     "distances": lambda: viz.plane_maps({"all": GROWTH}, LIMITS, "distance"),
 }
@@ -51,9 +66,15 @@ def texts(name: str) -> list[Text]:
     drawn = []
     draw = Text.draw
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Text, "draw", lambda text, renderer: (drawn.append(text), draw(text, renderer))[1])
+        patch.setattr(
+            Text, "draw", lambda text, renderer: (drawn.append(text), draw(text, renderer))[1]
+        )
         figure(name).canvas.draw()
-    return list({id(text): text for text in drawn if text.get_visible() and text.get_text().strip()}.values())
+    return list(
+        {
+            id(text): text for text in drawn if text.get_visible() and text.get_text().strip()
+        }.values()
+    )
 
 
 @every_figure
@@ -67,7 +88,9 @@ def test_texts_are_inside_the_canvas_apart_and_large_enough(name: str) -> None:
         assert box.x1 <= width
         assert box.y1 <= height
         assert text.get_fontsize() >= 9
-    for (one, a), (other, b) in itertools.combinations([(text.get_text(), text.get_window_extent()) for text in found], 2):
+    for (one, a), (other, b) in itertools.combinations(
+        [(text.get_text(), text.get_window_extent()) for text in found], 2
+    ):
         apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
         assert apart, f"{one!r} covers {other!r}"
 
@@ -81,7 +104,11 @@ def test_axes_have_names(name: str) -> None:
 def test_curves_give_one_line_per_name_and_a_legend_outside_the_data() -> None:
     picture = figure("orders")
     (panel,) = picture.axes
-    assert [line.get_label() for line in panel.lines] == ["Euler: slope 1.0", "Heun: slope 2.0", "RK4: slope 4.0"]
+    assert [line.get_label() for line in panel.lines] == [
+        "Euler: slope 1.0",
+        "Heun: slope 2.0",
+        "RK4: slope 4.0",
+    ]
     assert np.allclose(panel.lines[1].get_ydata(), [1 / n**2 for n in STEPS])
     assert picture.legends[0].get_window_extent().x0 > panel.get_window_extent().x1
 
@@ -97,7 +124,9 @@ def test_methods_keep_their_colours_and_the_truth_is_black() -> None:
     assert (truth.get_color(), truth.get_marker()) == (style.TRUTH, "")
     assert (method.get_color(), method.get_marker()) == (style.METHOD_COLORS["delta_fm"], "s")
     assert method.get_label() == "ΔFM"
-    assert to_hex(other.get_color()) not in {to_hex(color) for color in style.METHOD_COLORS.values()}
+    assert to_hex(other.get_color()) not in {
+        to_hex(color) for color in style.METHOD_COLORS.values()
+    }
     assert np.allclose(level.get_ydata(), 1)
 
 
@@ -111,9 +140,17 @@ def test_settings_run_from_pale_to_dark() -> None:
 def test_maps_share_limits_and_colours() -> None:
     *planes, bar = figure("factors").axes
     assert len(planes) == 2
-    assert all((*axes.get_xlim(), *axes.get_ylim()) == LIMITS and axes.get_aspect() == 1 for axes in planes)
+    assert all(
+        (*axes.get_xlim(), *axes.get_ylim()) == LIMITS and axes.get_aspect() == 1 for axes in planes
+    )
     assert {axes.images[0].get_clim() for axes in planes} == {(-1.0, 1.0)}
-    assert [text.get_text() for text in bar.get_yticklabels()] == ["×0.1", "×0.32", "×1", "×3.2", "×10"]
+    assert [text.get_text() for text in bar.get_yticklabels()] == [
+        "×0.1",
+        "×0.32",
+        "×1",
+        "×3.2",
+        "×10",
+    ]
     assert bar.get_ylabel() == "growth until $t$ = 1"
 
 
@@ -133,7 +170,9 @@ def test_without_factor_the_colours_begin_at_zero() -> None:
 
 
 def test_tensors_are_welcome() -> None:
-    (line,) = viz.curves({"a": (torch.linspace(0, 1, 5), [torch.tensor(1.0)] * 5)}, **NAMES).axes[0].lines
+    (line,) = (
+        viz.curves({"a": (torch.linspace(0, 1, 5), [torch.tensor(1.0)] * 5)}, **NAMES).axes[0].lines
+    )
     assert np.allclose(line.get_ydata(), 1)
 
 
@@ -166,6 +205,8 @@ def test_curves_refuse_what_they_cannot_draw(lines: object, settings: dict, mess
         ({"a": [[1.0, 2.0]]}, {"factor": True, "high": 1.0}, "high"),
     ],
 )
-def test_plane_maps_refuse_what_they_cannot_draw(maps: object, settings: dict, message: str) -> None:
+def test_plane_maps_refuse_what_they_cannot_draw(
+    maps: object, settings: dict, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         viz.plane_maps(maps, LIMITS, "growth", **settings)

@@ -1,4 +1,6 @@
-"""Figures of hidden features: the rows stand in their classes, one scale serves all panels, and no winner is filled in without cause."""
+"""Figures of hidden features: the rows stand in their classes, one scale serves all panels, and no
+winner is filled in without cause.
+"""
 
 import functools
 import itertools
@@ -34,27 +36,56 @@ def difference(method: str, mean: float, low: float, high: float) -> SimpleNames
 
 
 GROUPS = {
-    "hinge": [difference("dispersive", -0.3, -0.5, -0.1), difference("a contrastive arm", 0.2, -0.1, 0.5)],
-    "covariance": [difference("dispersive", 0.4, 0.1, 0.8), difference("a contrastive arm", 0.1, math.nan, math.nan)],
+    "hinge": [
+        difference("dispersive", -0.3, -0.5, -0.1),
+        difference("a contrastive arm", 0.2, -0.1, 0.5),
+    ],
+    "covariance": [
+        difference("dispersive", 0.4, 0.1, 0.8),
+        difference("a contrastive arm", 0.1, math.nan, math.nan),
+    ],
 }
 LINES = {
     "mean length": {"fm": ((1, 2, 3), (15.0, 14, 13)), "dispersive": ((1, 2, 3), (40.0, 33, 31))},
-    "mean cosine": {"fm": ((1, 2, 3), (0.2, -0.1, 0.3)), "dispersive": ((1, 2, 3), (0.3, 0.2, 0.3))},
+    "mean cosine": {
+        "fm": ((1, 2, 3), (0.2, -0.1, 0.3)),
+        "dispersive": ((1, 2, 3), (0.3, 0.2, 0.3)),
+    },
 }
-RUNS = {"hinge": torch.stack([features(1, 8, 2), features(2, 8, 2)]), "InfoNCE": torch.stack([features(1, 8, 2), 2 * features(1, 8, 2)])}
+RUNS = {
+    "hinge": torch.stack([features(1, 8, 2), features(2, 8, 2)]),
+    "InfoNCE": torch.stack([features(1, 8, 2), 2 * features(1, 8, 2)]),
+}
 BUILDERS: dict[str, Callable[[], viz.Picture]] = {
-    "similarity_maps": lambda: viz.similarity_maps({"fm": cosines(features()), "dispersive": cosines(features(1))}, LABELS),
-    "similarity_maps, positive": lambda: viz.similarity_maps({"fm": cosines(features()).abs()}, LABELS, label="nearness"),
-    "feature_maps": lambda: viz.feature_maps({"fm": features(0, 30, 2), "dispersive": 50 * features(1, 30, 2)}, LABELS),
-    "feature_maps, five": lambda: viz.feature_maps({f"network {i}": features(i, 30, 2) for i in range(5)}, LABELS),
-    "feature_maps, times": lambda: viz.feature_maps({"fm": features(0, 30, 2)}, LABELS, meaning="time t, in tenths", ordered=True),
+    "similarity_maps": lambda: viz.similarity_maps(
+        {"fm": cosines(features()), "dispersive": cosines(features(1))}, LABELS
+    ),
+    "similarity_maps, positive": lambda: viz.similarity_maps(
+        {"fm": cosines(features()).abs()}, LABELS, label="nearness"
+    ),
+    "feature_maps": lambda: viz.feature_maps(
+        {"fm": features(0, 30, 2), "dispersive": 50 * features(1, 30, 2)}, LABELS
+    ),
+    "feature_maps, five": lambda: viz.feature_maps(
+        {f"network {i}": features(i, 30, 2) for i in range(5)}, LABELS
+    ),
+    "feature_maps, times": lambda: viz.feature_maps(
+        {"fm": features(0, 30, 2)}, LABELS, meaning="time t, in tenths", ordered=True
+    ),
     "spreading": lambda: viz.spreading(RUNS, circle=1.0),
     "profiles": lambda: viz.profiles(LINES, xlabel="after block"),
-    "profiles, curves": lambda: viz.profiles({"norm": {"fm": (np.arange(50), np.arange(50.0))}}, xlabel="step", whole=False),
-    "profiles, smooth": lambda: viz.profiles(
-        {"loss": {"fm": (np.arange(50), np.arange(50.0)), "my run": (np.arange(50), np.ones(50))}}, xlabel="step", whole=False, smooth=5
+    "profiles, curves": lambda: viz.profiles(
+        {"norm": {"fm": (np.arange(50), np.arange(50.0))}}, xlabel="step", whole=False
     ),
-    "paired_differences": lambda: viz.paired_differences(GROUPS, xlabel="Fréchet distance minus that of FM"),
+    "profiles, smooth": lambda: viz.profiles(
+        {"loss": {"fm": (np.arange(50), np.arange(50.0)), "my run": (np.arange(50), np.ones(50))}},
+        xlabel="step",
+        whole=False,
+        smooth=5,
+    ),
+    "paired_differences": lambda: viz.paired_differences(
+        GROUPS, xlabel="Fréchet distance minus that of FM"
+    ),
 }
 every_figure = pytest.mark.parametrize("name", list(BUILDERS))
 
@@ -85,9 +116,15 @@ def test_text_is_readable_and_inside_the_canvas(name: str) -> None:
 
 @every_figure
 def test_no_two_texts_overlap(name: str) -> None:
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(name) if text.get_rotation() in (0, 90)]
+    boxes = [
+        (text.get_text(), text.get_window_extent())
+        for text in texts(name)
+        if text.get_rotation() in (0, 90)
+    ]
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        assert a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1, f"{one!r} covers {other!r}"
+        assert a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1, (
+            f"{one!r} covers {other!r}"
+        )
 
 
 def test_similarity_maps_sort_the_rows_by_class_and_share_one_scale() -> None:
@@ -95,9 +132,13 @@ def test_similarity_maps_sort_the_rows_by_class_and_share_one_scale() -> None:
     picture = viz.similarity_maps({"fm": matrix, "dispersive": matrix}, LABELS)
     first, second = (axes.collections[0] for axes in picture.axes[:2])
     order = np.argsort(LABELS.numpy(), kind="stable")
-    assert np.allclose(np.asarray(first.get_array()).reshape(30, 30), matrix.numpy()[np.ix_(order, order)])
+    assert np.allclose(
+        np.asarray(first.get_array()).reshape(30, 30), matrix.numpy()[np.ix_(order, order)]
+    )
     assert first.get_clim() == second.get_clim() == (-1, 1)
-    assert [tick.get_text() for tick in picture.axes[0].get_xticklabels()] == [str(c) for c in range(10)]
+    assert [tick.get_text() for tick in picture.axes[0].get_xticklabels()] == [
+        str(c) for c in range(10)
+    ]
     assert [axes.get_title(loc="left") for axes in picture.axes[:2]] == ["FM", "Dispersive"]
 
 
@@ -115,7 +156,10 @@ def test_feature_maps_draw_every_sample_once_in_a_square() -> None:
 
 
 def test_ordered_labels_run_through_viridis() -> None:
-    colors = [tuple(cloud.get_facecolor()[0]) for cloud in figure("feature_maps, times").axes[0].collections]
+    colors = [
+        tuple(cloud.get_facecolor()[0])
+        for cloud in figure("feature_maps, times").axes[0].collections
+    ]
     assert colors == [colormaps["viridis"](k / 10) for k in range(10)]
 
 
@@ -135,7 +179,9 @@ def test_profiles_have_a_panel_per_quantity_and_a_colour_per_network() -> None:
     picture = figure("profiles")
     assert [axes.get_ylabel() for axes in picture.axes] == list(LINES)
     for axes, group in zip(picture.axes, LINES.values()):
-        assert [line.get_color() for line in axes.lines] == [viz.METHOD_COLORS[name] for name in group]
+        assert [line.get_color() for line in axes.lines] == [
+            viz.METHOD_COLORS[name] for name in group
+        ]
         assert axes.get_ylim()[0] <= 0
         assert [tick for tick in axes.get_xticks()] == [1, 2, 3]
 
@@ -144,7 +190,9 @@ def test_a_running_mean_lies_over_the_pale_values() -> None:
     raw, mean, _, flat = figure("profiles, smooth").axes[0].lines
     assert raw.get_alpha() < 0.5
     assert mean.get_color() != flat.get_color()
-    assert np.allclose(mean.get_ydata()[2:-2], np.arange(2, 48))  # the mean of a straight line is the line
+    assert np.allclose(
+        mean.get_ydata()[2:-2], np.arange(2, 48)
+    )  # the mean of a straight line is the line
     assert np.allclose(flat.get_ydata(), 1)
 
 
@@ -166,7 +214,10 @@ def test_only_an_interval_without_zero_gets_a_filled_dot() -> None:
         (lambda: viz.similarity_maps({}, LABELS), "without entries"),
         (lambda: viz.similarity_maps({"fm": torch.full((30, 30), math.nan)}, LABELS), "NaN"),
         (lambda: viz.similarity_maps({"fm": torch.zeros(30, 4)}, LABELS), "shape"),
-        (lambda: viz.similarity_maps({"fm": torch.eye(30), "other": torch.eye(20)}, LABELS), "same rows"),
+        (
+            lambda: viz.similarity_maps({"fm": torch.eye(30), "other": torch.eye(20)}, LABELS),
+            "same rows",
+        ),
         (lambda: viz.similarity_maps({"fm": torch.eye(30)}, LABELS[:3]), "labels"),
         (lambda: viz.similarity_maps({"fm": torch.eye(30)}, LABELS, limit=0), "limit"),
         (lambda: viz.feature_maps({"fm": features()}, LABELS), "shape"),
@@ -174,10 +225,18 @@ def test_only_an_interval_without_zero_gets_a_filled_dot() -> None:
         (lambda: viz.spreading({"hinge": features()}), "shape"),
         (lambda: viz.spreading({}), "without entries"),
         (lambda: viz.profiles({}, xlabel="block"), "no quantity"),
-        (lambda: viz.profiles({"norm": {"fm": ((1, 2), (1.0,))}}, xlabel="block"), "one y for every x"),
+        (
+            lambda: viz.profiles({"norm": {"fm": ((1, 2), (1.0,))}}, xlabel="block"),
+            "one y for every x",
+        ),
         (lambda: viz.profiles(LINES, xlabel="block", smooth=0), "smooth"),
         (lambda: viz.paired_differences({"hinge": []}, xlabel="x"), "no rows"),
-        (lambda: viz.paired_differences({"hinge": [difference("fm", math.nan, 0, 1)]}, xlabel="x"), "NaN"),
+        (
+            lambda: viz.paired_differences(
+                {"hinge": [difference("fm", math.nan, 0, 1)]}, xlabel="x"
+            ),
+            "NaN",
+        ),
         (lambda: viz.paired_differences(GROUPS, xlabel="x", good="left"), "good"),
     ],
 )

@@ -1,4 +1,6 @@
-"""What the pictures of paths and marginals must show, and what they refuse; readable text inside the canvas, as in test_viz.py."""
+"""What the pictures of paths and marginals must show, and what they refuse; readable text inside
+the canvas, as in test_viz.py.
+"""
 
 import functools
 import itertools
@@ -105,7 +107,9 @@ def test_the_coefficients_are_drawn_in_the_colours_of_data_and_noise_with_time_n
     for panel in axes[:3]:
         assert [line.get_color() for line in panel.lines] == [viz.DATA, viz.NOISE]
     assert all("time" in panel.get_xlabel() for panel in axes[3:])
-    assert axes[3].lines[1].get_ydata() == pytest.approx(np.full(501, -1.0))  # d_sigma of the linear path
+    assert axes[3].lines[1].get_ydata() == pytest.approx(
+        np.full(501, -1.0)
+    )  # d_sigma of the linear path
 
 
 def test_snapshots_turn_from_grey_to_blue_and_trace_the_followed() -> None:
@@ -137,7 +141,10 @@ def test_scalar_maps_share_one_scale_from_zero_and_are_white_where_nothing_is() 
     images = [axes.images[0] for axes in test_viz.planes(figure("scalar_maps"))]
     (limits,) = {image.get_clim() for image in images}
     assert limits[0] == 0
-    assert [bool(np.isnan(np.ma.filled(image.get_array(), np.nan)).any()) for image in images] == [True, True]
+    assert [bool(np.isnan(np.ma.filled(image.get_array(), np.nan)).any()) for image in images] == [
+        True,
+        True,
+    ]
     assert not np.isnan(figure("scalar_maps, plain").axes[0].images[0].get_array()).any()
 
 

@@ -1,4 +1,6 @@
-"""What the pictures of targets and couplings must show, and what they refuse; readable text inside the canvas, as in test_viz.py."""
+"""What the pictures of targets and couplings must show, and what they refuse; readable text inside
+the canvas, as in test_viz.py.
+"""
 
 import functools
 import math
@@ -18,14 +20,21 @@ LINE = theory.GaussianMixture([0.3, 0.7], [[-2.0], [1.5]], [0.3, 0.3])
 @functools.cache
 def draws(dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(200, dim, generator=generator), torch.randn(200, dim, generator=generator) + 2
+    return torch.randn(200, dim, generator=generator), torch.randn(
+        200, dim, generator=generator
+    ) + 2
 
 
 BUILDERS: dict[str, Callable[[], viz.Picture]] = {
     "regression_slice": lambda: viz.regression_slice(
-        draws(1)[0][:, 0], draws(1)[1][:, 0], {"truth": LINE.velocity, "fm": lambda x, t: 0 * x, "a line": lambda x, t: x}, 0.5
+        draws(1)[0][:, 0],
+        draws(1)[1][:, 0],
+        {"truth": LINE.velocity, "fm": lambda x, t: 0 * x, "a line": lambda x, t: x},
+        0.5,
     ),
-    "pairings": lambda: viz.pairings({"independent": draws(2), "another": draws(2)[::-1]}, shown=20),
+    "pairings": lambda: viz.pairings(
+        {"independent": draws(2), "another": draws(2)[::-1]}, shown=20
+    ),
     "pairings, one": lambda: viz.pairings({"independent": draws(2)}),
 }
 every_figure = pytest.mark.parametrize("name", list(BUILDERS))
@@ -61,7 +70,11 @@ def test_legends_stand_outside_the_data(name: str) -> None:
 def test_a_slice_shows_every_target_and_each_field_in_its_colour() -> None:
     (axes,) = figure("regression_slice").axes
     assert len(axes.collections[0].get_offsets()) == 200
-    assert [line.get_color() for line in axes.lines] == [viz.TRUTH, viz.METHOD_COLORS["fm"], viz.MODEL]
+    assert [line.get_color() for line in axes.lines] == [
+        viz.TRUTH,
+        viz.METHOD_COLORS["fm"],
+        viz.MODEL,
+    ]
     x = torch.as_tensor(axes.lines[0].get_xdata())[:, None]
     exact = LINE.velocity(x, torch.full((len(x),), 0.5, dtype=x.dtype))[:, 0]
     assert axes.lines[0].get_ydata() == pytest.approx(exact.tolist(), abs=1e-5)
@@ -80,9 +93,15 @@ def test_pairings_share_limits_draw_what_is_shown_and_measure_all() -> None:
 
 BAD = {
     "no fields": (lambda: viz.regression_slice([0.0], [0.0], {}, 0.5), "pass a dict"),
-    "targets that do not fit": (lambda: viz.regression_slice([0.0, 1.0], [0.0], {"truth": LINE.velocity}, 0.5), "u has shape"),
+    "targets that do not fit": (
+        lambda: viz.regression_slice([0.0, 1.0], [0.0], {"truth": LINE.velocity}, 0.5),
+        "u has shape",
+    ),
     "NaN": (lambda: viz.regression_slice([0.0], [math.nan], {"truth": LINE.velocity}, 0.5), "NaN"),
-    "a late time": (lambda: viz.regression_slice([0.0], [0.0], {"truth": LINE.velocity}, 2), "t is 2"),
+    "a late time": (
+        lambda: viz.regression_slice([0.0], [0.0], {"truth": LINE.velocity}, 2),
+        "t is 2",
+    ),
     "no couplings": (lambda: viz.pairings({}), "pass a dict"),
     "pairs on a line": (lambda: viz.pairings({"a": draws(1)}), "must be"),
     "unequal pairs": (lambda: viz.pairings({"a": (draws(2)[0], draws(2)[1][:3])}), "must be"),

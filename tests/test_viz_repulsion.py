@@ -1,4 +1,6 @@
-"""What the figures of repulsion must show: bottoms that move away, triangles that close, gaps that are the gaps, and readable text."""
+"""What the figures of repulsion must show: bottoms that move away, triangles that close, gaps that
+are the gaps, and readable text.
+"""
 
 import itertools
 import math
@@ -26,20 +28,37 @@ def triple(seed: int = 0, n: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def heights(gap: float) -> torch.Tensor:
     noise = torch.randn(2, 1, 30, generator=torch.Generator().manual_seed(0)).expand(2, len(TS), 30)
-    return noise - noise.mean(2, keepdim=True) + gap * torch.as_tensor(TS)[None, :, None] * torch.tensor([0.0, 1.0])[:, None, None]
+    return (
+        noise
+        - noise.mean(2, keepdim=True)
+        + gap * torch.as_tensor(TS)[None, :, None] * torch.tensor([0.0, 1.0])[:, None, None]
+    )
 
 
-TABLE = {"crop_resize": {"velocity": 1.5, "latent": 0.4, "image": 0.5}, "channel_shuffle": {"velocity": 3.0, "latent": 1.5}}
+TABLE = {
+    "crop_resize": {"velocity": 1.5, "latent": 0.4, "image": 0.5},
+    "channel_shuffle": {"velocity": 3.0, "latent": 1.5},
+}
 BUILDERS = {
     "loss_bowls": lambda: viz.loss_bowls(U, WRONG, (0, 0.35, 0.6, 1)),
     "loss_bowls, one": lambda: viz.loss_bowls(torch.randn(20, 2), torch.randn(20, 2), (0.35,)),
     "attract_repel": lambda: viz.attract_repel(
-        {"one pair": triple(), "mean": triple(1)}, 0.35, limits=LIMITS, data=triple(2)[0], others=triple(3)[0], mean=[0.4, 0.0], mirror=True
+        {"one pair": triple(), "mean": triple(1)},
+        0.35,
+        limits=LIMITS,
+        data=triple(2)[0],
+        others=triple(3)[0],
+        mean=[0.4, 0.0],
+        mirror=True,
     ),
     "attract_repel, one": lambda: viz.attract_repel({"one pair": triple()}, 0.05, limits=LIMITS),
-    "class_paths": lambda: viz.class_paths({"fm": heights(1.0), "delta_fm": heights(2.5), "truth": heights(2.8)}, TS),
+    "class_paths": lambda: viz.class_paths(
+        {"fm": heights(1.0), "delta_fm": heights(2.5), "truth": heights(2.8)}, TS
+    ),
     "class_paths, one": lambda: viz.class_paths({"a field with a name": heights(1.0)}, TS, shown=3),
-    "negative_distances": lambda: viz.negative_distances(TABLE, reference={"another pair (ΔFM)": 4.2}),
+    "negative_distances": lambda: viz.negative_distances(
+        TABLE, reference={"another pair (ΔFM)": 4.2}
+    ),
     "negative_distances, one": lambda: viz.negative_distances({"cutmix": {"latent": 0.3}}),
     "channel_stems": lambda: viz.channel_stems(
         {"fm": [1, 0.3, -0.5, 2], "vecor": [1.3, 0, -1.3, 2.9], "vecor_debiased": [1, 0.3, -0.5, 2]}
@@ -63,9 +82,15 @@ def test_texts_are_readable_inside_the_canvas_and_apart(name: str) -> None:
         assert box.x1 <= width, text
         assert box.y1 <= height, text
     assert not [text.get_text() for text in texts if text.get_fontsize() < 9]
-    level = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_rotation() in (0, 90)]
+    level = [
+        (text.get_text(), text.get_window_extent())
+        for text in texts
+        if text.get_rotation() in (0, 90)
+    ]
     for (one, a), (other, b) in itertools.combinations(level, 2):
-        assert a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1, f"{one!r} covers {other!r}"
+        assert a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1, (
+            f"{one!r} covers {other!r}"
+        )
     assert width <= 11.6 * viz.DPI
 
 
@@ -74,7 +99,9 @@ def test_every_axis_has_a_name(name: str) -> None:
     picture = BUILDERS[name]()
     places = {axes: axes.get_position() for axes in picture.axes}
     for box in places.values():
-        assert any(axes.get_ylabel() for axes, place in places.items() if abs(place.y0 - box.y0) < 1e-6)
+        assert any(
+            axes.get_ylabel() for axes, place in places.items() if abs(place.y0 - box.y0) < 1e-6
+        )
     assert all(axes.get_xlabel() for axes in picture.axes if not hasattr(axes, "_colorbar"))
 
 
@@ -120,7 +147,9 @@ def test_right_and_push_and_result_close_a_triangle() -> None:
     for quiver in picture.findobj(Quiver):
         color = tuple(np.round(quiver.get_facecolor()[0][:3], 3))
         by_color[color] = quiver
-    green, red, purple = (by_color[tuple(np.round(to_rgb(c), 3))] for c in (viz.ATTRACT, viz.REPEL, viz.MODEL))
+    green, red, purple = (
+        by_color[tuple(np.round(to_rgb(c), 3))] for c in (viz.ATTRACT, viz.REPEL, viz.MODEL)
+    )
     assert len({q.scale for q in picture.findobj(Quiver)}) == 1
     arrow = lambda q: np.stack([q.U, q.V], 1) / q.scale  # noqa: E731
     assert np.allclose(arrow(green) + arrow(red), arrow(purple))
@@ -148,10 +177,17 @@ def test_the_gap_of_the_classes_stands_beside_them() -> None:
 
 def test_the_distances_start_at_zero_and_show_every_number() -> None:
     (panel,) = viz.negative_distances(TABLE, reference={"another pair": 4.2}).axes
-    shown = sorted(float(line.get_xdata()[0]) for line in panel.lines if line.get_marker() not in ("None", "", None))
+    shown = sorted(
+        float(line.get_xdata()[0])
+        for line in panel.lines
+        if line.get_marker() not in ("None", "", None)
+    )
     assert shown == sorted(value for places in TABLE.values() for value in places.values())
     assert panel.get_xlim()[0] == 0
-    assert [text.get_text() for text in panel.get_yticklabels()] == ["crop resize", "channel shuffle"]
+    assert [text.get_text() for text in panel.get_yticklabels()] == [
+        "crop resize",
+        "channel shuffle",
+    ]
 
 
 def test_stems_start_at_the_mean_of_the_channels() -> None:
@@ -174,7 +210,12 @@ def test_stems_start_at_the_mean_of_the_channels() -> None:
         (lambda: viz.attract_repel({"pairs": triple()[:2]}, 0.3, limits=LIMITS), "must be"),
         (lambda: viz.attract_repel({}, 0.3, limits=LIMITS), "without entries"),
         (lambda: viz.attract_repel({"pairs": triple()}, 0.3, limits=(0, 1, 0, 2)), "square"),
-        (lambda: viz.attract_repel({"pairs": (*triple()[:2], triple(n=5)[2])}, 0.3, limits=LIMITS), "shape"),
+        (
+            lambda: viz.attract_repel(
+                {"pairs": (*triple()[:2], triple(n=5)[2])}, 0.3, limits=LIMITS
+            ),
+            "shape",
+        ),
         (lambda: viz.class_paths({"fm": heights(1.0)}, TS[:-1]), "shape"),
         (lambda: viz.class_paths({"fm": heights(1.0) * math.inf}, TS), "NaN"),
         (lambda: viz.class_paths({}, TS), "without entries"),

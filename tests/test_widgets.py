@@ -1,4 +1,6 @@
-"""Every explorer without a browser: each control changes the picture, an error is shown and loses nothing, and no figure leaks."""
+"""Every explorer without a browser: each control changes the picture, an error is shown and loses
+nothing, and no figure leaks.
+"""
 
 import base64
 import io
@@ -16,7 +18,15 @@ from cfm_lite.errors import ConfigError  # noqa: E402
 from cfm_lite.viz import new_figure  # noqa: E402
 
 EXPLORERS = {
-    name: getattr(widgets, name) for name in ("exact_field", "trajectories", "divergence", "wrong_velocities", "guidance", "features")
+    name: getattr(widgets, name)
+    for name in (
+        "exact_field",
+        "trajectories",
+        "divergence",
+        "wrong_velocities",
+        "guidance",
+        "features",
+    )
 }
 every_explorer = pytest.mark.parametrize("name", EXPLORERS)
 # where a control says nothing by its meaning, what must be set first for it to have an effect
@@ -78,7 +88,9 @@ def test_each_control_changes_the_picture_and_nothing_else_does(name, explorers)
         assert explorer.error is None, f"{control_name} = {new}: {explorer.error}"
         assert (pixels(explorer) != before).sum() > 30, f"{control_name} = {new} changes nothing"
         control.value = old
-        np.testing.assert_array_equal(pixels(explorer), before, f"{control_name} back to {old} is another picture")
+        np.testing.assert_array_equal(
+            pixels(explorer), before, f"{control_name} back to {old} is another picture"
+        )
         explorer.set(**start)
 
 
@@ -119,7 +131,9 @@ def test_labels_have_units_or_ranges_and_a_tooltip(name, explorers):
 def test_without_a_kernel_a_picture_is_shown(name, explorers):
     bundle = explorers[name]._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert base64.b64decode(bundle["image/png"]) == explorers[name].png  # base64 text: bytes would make the notebook invalid
+    assert (
+        base64.b64decode(bundle["image/png"]) == explorers[name].png
+    )  # base64 text: bytes would make the notebook invalid
     assert isinstance(bundle["image/png"], str)
     assert bundle["text/plain"].startswith("Explorer(")
 
@@ -154,7 +168,9 @@ def test_a_status_line_shows_no_markup_of_an_error():
     def fail(x: float) -> str:
         raise ValueError("<script>alert(1)</script>")
 
-    explorer = widgets.Explorer(widgets.Canvas(figure, [line]), {"x": ipywidgets.FloatSlider()}, fail)
+    explorer = widgets.Explorer(
+        widgets.Canvas(figure, [line]), {"x": ipywidgets.FloatSlider()}, fail
+    )
     assert "<script>" not in explorer.status.value
     assert "&lt;script&gt;" in explorer.status.value
 
@@ -167,7 +183,12 @@ def test_an_unknown_control_is_named(explorers):
 def test_play_moves_its_slider_from_end_to_end(explorers):
     for name, explorer in explorers.items():
         moved = explorer.controls[
-            {"divergence": "weight", "wrong_velocities": "strength", "guidance": "scale", "features": "step"}.get(name, "t")
+            {
+                "divergence": "weight",
+                "wrong_velocities": "strength",
+                "guidance": "scale",
+                "features": "step",
+            }.get(name, "t")
         ]
         old = moved.value
         explorer.play.value = explorer.play.max
@@ -178,7 +199,9 @@ def test_play_moves_its_slider_from_end_to_end(explorers):
 
 
 def test_the_exact_field_takes_any_mixture_of_the_plane():
-    mixture = theory.GaussianMixture([1, 2], [[-20.0, 5.0], [10.0, -3.0]], [1.0, 0.5], labels=[3, 5])
+    mixture = theory.GaussianMixture(
+        [1, 2], [[-20.0, 5.0], [10.0, -3.0]], [1.0, 0.5], labels=[3, 5]
+    )
     explorer = widgets.exact_field(mixture)
     assert explorer.error is None
     assert [value for _, value in explorer.controls["label"].options] == [-1, 3, 5]
@@ -209,10 +232,16 @@ def test_divergence_says_that_there_is_no_optimum(explorers):
 
 
 def test_the_correction_gives_fm_back_exactly(explorers):
-    explorer = explorers["guidance"].set(method="delta_fm", scale=3.0, correct=True, interval=(0.0, 1.0))
+    explorer = explorers["guidance"].set(
+        method="delta_fm", scale=3.0, correct=True, interval=(0.0, 1.0)
+    )
     paths = [artist for artist in explorer.canvas.moving if hasattr(artist, "get_segments")]
-    ends = [np.array(lines.get_segments())[-64:, 1] for lines in paths if len(lines.get_segments()) > 64]
+    ends = [
+        np.array(lines.get_segments())[-64:, 1] for lines in paths if len(lines.get_segments()) > 64
+    ]
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-8)
     explorer.set(correct=False)
-    ends = [np.array(lines.get_segments())[-64:, 1] for lines in paths if len(lines.get_segments()) > 64]
+    ends = [
+        np.array(lines.get_segments())[-64:, 1] for lines in paths if len(lines.get_segments()) > 64
+    ]
     assert np.abs(ends[0] - ends[1]).max() > 0.2

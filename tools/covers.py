@@ -1,6 +1,8 @@
-"""A small picture per notebook for the README, taken from the notebook's own outputs: python -m tools.covers
+"""A small picture per notebook for the README, taken from the notebook's own outputs: python -m
+tools.covers
 
-The picture is that of the cell tagged "cover", else the widest of the first three; it is scaled down, never drawn anew.
+The picture is that of the cell tagged "cover", else the widest of the first three; it is scaled
+down, never drawn anew.
 """
 
 import base64
@@ -22,7 +24,12 @@ def pictures(path: Path) -> list[tuple[bool, Image.Image]]:
         for output in cell.get("outputs", []):
             png = output.get("data", {}).get("image/png")
             if png:
-                found.append(("cover" in cell.metadata.get("tags", []), Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")))
+                found.append(
+                    (
+                        "cover" in cell.metadata.get("tags", []),
+                        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"),
+                    )
+                )
     return found
 
 
@@ -30,8 +37,12 @@ def cover(path: Path) -> Image.Image:
     """The cover of one notebook, at most SIZE."""
     every = pictures(path)
     if not every:
-        raise SystemExit(f"{path.name} has no picture; run it first: python notebooks/run.py {path.name[:2]}")
-    chosen = next((picture for tagged, picture in every if tagged), None) or max((p for _, p in every[:3]), key=lambda p: p.width)
+        raise SystemExit(
+            f"{path.name} has no picture; run it first: python notebooks/run.py {path.name[:2]}"
+        )
+    chosen = next((picture for tagged, picture in every if tagged), None) or max(
+        (p for _, p in every[:3]), key=lambda p: p.width
+    )
     chosen.thumbnail(SIZE, Image.Resampling.LANCZOS)
     return chosen
 

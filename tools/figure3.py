@@ -1,9 +1,11 @@
-"""Figure 3 of contrastive flow matching: the gap between two classes that lie close together, exact and trained.
+"""Figure 3 of contrastive flow matching: the gap between two classes that lie close together, exact
+and trained.
 
     python -m tools.figure3        writes data/results/figure3.json
 
-Coordinates are the paper's: the source is N((-15, 0), 0.25 I), the modes have radius 5 (cfm_lite.data.toy). Its network is
-Tanh, ours is `MLP` on numbers divided by 20; its lambda is 0.5 as here. Stoica et al. 2025 (arXiv:2506.05350), figure 3.
+Coordinates are the paper's: the source is N((-15, 0), 0.25 I), the modes have radius 5
+(cfm_lite.data.toy). Its network is Tanh, ours is `MLP` on numbers divided by 20; its lambda is 0.5
+as here. Stoica et al. 2025 (arXiv:2506.05350), figure 3.
 """
 
 import math
@@ -42,7 +44,9 @@ class Scaled(nn.Module):
 
 def exact(weight: float) -> Callable[[Tensor], Velocity]:
     """The closed-form optimum for labels y."""
-    return lambda y: lambda x, t: theory.optimal_velocity(MIXTURE, x, t, y, method="delta_fm", weight=weight)
+    return lambda y: (
+        lambda x, t: theory.optimal_velocity(MIXTURE, x, t, y, method="delta_fm", weight=weight)
+    )
 
 
 def trained(weight: float, steps: int, seed: int = 0) -> Callable[[Tensor], Velocity]:
@@ -50,9 +54,17 @@ def trained(weight: float, steps: int, seed: int = 0) -> Callable[[Tensor], Velo
     x1, y1 = toy.figure3(10_000, generator=keyed_generator("cpu", seed, "figure 3"))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
-        warnings.simplefilter("ignore", UserWarning)  # lambda = 0.5 doubles the velocity: here that is the point
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # lambda = 0.5 doubles the velocity: here that is the point
         built = objective.delta_fm(Scaled(), weight, label_dropout=0.0)
-    how = {"lr": 5e-3, "clip": None, "ema_decay": 0.99, "ema_warmup": False, "seed": seed}  # the numbers on record were made so
+    how = {
+        "lr": 5e-3,
+        "clip": None,
+        "ema_decay": 0.99,
+        "ema_warmup": False,
+        "seed": seed,
+    }  # the numbers on record were made so
     trainer = Trainer(built, **how, schedule=lambda step: min(1.0, 2 * (1 - step / steps)))
     for _ in trainer.run(batches(x1, y1, size=2048, seed=seed), steps):
         pass
@@ -60,15 +72,22 @@ def trained(weight: float, steps: int, seed: int = 0) -> Callable[[Tensor], Velo
 
 
 def endpoint_gap(velocity: Callable[[Tensor], Velocity], n: int = 2000, steps: int = 400) -> float:
-    """The difference of the classes' mean heights at t = 1, from paired noise (the same for both classes)."""
+    """The difference of the classes' mean heights at t = 1, from paired noise (the same for both
+    classes).
+    """
     x0 = torch.randn(n, 2, generator=keyed_generator("cpu", 0, "figure 3 noise"))
-    ends = [samplers.sample(velocity(torch.full((n,), c)), x0, torch.linspace(0, 1, steps + 1)) for c in (0, 1)]
+    ends = [
+        samplers.sample(velocity(torch.full((n,), c)), x0, torch.linspace(0, 1, steps + 1))
+        for c in (0, 1)
+    ]
     low, high = (toy.to_figure3(x)[:, 1].mean() for x in ends)
     return float(high - low)
 
 
 def target_gap(weight: float) -> float:
-    """The classes' difference in the mean target (E[u | y] - weight E[u]) / (1 - weight), in the paper's coordinates."""
+    """The classes' difference in the mean target (E[u | y] - weight E[u]) / (1 - weight), in the
+    paper's coordinates.
+    """
     means = toy.to_figure3(torch.as_tensor(MIXTURE.means))
     return float((means[1] - means[0])[1] / (1 - weight))
 
@@ -101,7 +120,12 @@ if __name__ == "__main__":
     measured = rows(6000)
     write_json(results / "figure3.json", measured)
     write_json(
-        results / "figure3.info.json", {"command": "python -m tools.figure3", "facts": facts(), "closed_form": 1.0879 * (1 + math.pi / 2)}
+        results / "figure3.info.json",
+        {
+            "command": "python -m tools.figure3",
+            "facts": facts(),
+            "closed_form": 1.0879 * (1 + math.pi / 2),
+        },
     )
     for row in measured:
         print(f"{row['method']:<10}{row['metric']:<24}{row['value']:.3f}")

@@ -1,7 +1,8 @@
 """The README's moving picture: python -m tools.figures
 
-The same noise is carried to two classes that lie close together, by FM's exact field and by ΔFM's. Nothing is trained and nothing
-is random but the seeded noise. Writes data/results/fm_against_repulsion.webp, and the numbers in it beside it as .json.
+The same noise is carried to two classes that lie close together, by FM's exact field and by ΔFM's.
+Nothing is trained and nothing is random but the seeded noise. Writes
+data/results/fm_against_repulsion.webp, and the numbers in it beside it as .json.
 """
 
 from pathlib import Path
@@ -24,7 +25,9 @@ LOOKS = {"fm": "FM learns where to go", "delta_fm": "ΔFM learns also where not 
 
 def velocity(method: str, y: Tensor, weight: float = WEIGHT) -> viz.Velocity:
     """The exact optimum of `method` for labels `y` (B,)."""
-    return lambda x, t: theory.optimal_velocity(CLOSE_CLASSES, x, t, y, method=method, weight=weight)
+    return lambda x, t: theory.optimal_velocity(
+        CLOSE_CLASSES, x, t, y, method=method, weight=weight
+    )
 
 
 def push(y: Tensor, weight: float = WEIGHT) -> viz.Velocity:
@@ -34,9 +37,13 @@ def push(y: Tensor, weight: float = WEIGHT) -> viz.Velocity:
 
 
 def rows(n: int = 4096, steps: int = 100) -> list[dict]:
-    """How far apart the classes end, how wide each is, and which share lies nearer to the other one."""
+    """How far apart the classes end, how wide each is, and which share lies nearer to the other
+    one.
+    """
     y = torch.arange(2 * n) % 2
-    x0 = torch.randn(n, 2, generator=keyed_generator("cpu", 0, "moving picture, numbers"), dtype=torch.float64).repeat_interleave(2, 0)
+    x0 = torch.randn(
+        n, 2, generator=keyed_generator("cpu", 0, "moving picture, numbers"), dtype=torch.float64
+    ).repeat_interleave(2, 0)
     place = {
         "dataset": "close_classes",
         "seed": 0,
@@ -47,46 +54,73 @@ def rows(n: int = 4096, steps: int = 100) -> list[dict]:
         "samples": 2 * n,
     }
     found = [
-        {**place, "method": "real", "metric": "class_gap", "value": float(CENTRES[1, 0] - CENTRES[0, 0])},
+        {
+            **place,
+            "method": "real",
+            "metric": "class_gap",
+            "value": float(CENTRES[1, 0] - CENTRES[0, 0]),
+        },
         {**place, "method": "real", "metric": "class_spread", "value": SPREAD},
     ]
     for method in LOOKS:
-        ends = samplers.sample(velocity(method, y), x0, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        ends = samplers.sample(
+            velocity(method, y), x0, torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        )
         left, right = ends[y == 0, 0], ends[y == 1, 0]
         values = {
             "class_gap": right.mean() - left.mean(),
             "class_spread": torch.cat([left - left.mean(), right - right.mean()]).std(),
             "nearer_to_the_other": ((left > 0).double().mean() + (right < 0).double().mean()) / 2,
         }
-        found += [{**place, "method": method, "metric": name, "value": float(value)} for name, value in values.items()]
+        found += [
+            {**place, "method": method, "metric": name, "value": float(value)}
+            for name, value in values.items()
+        ]
     return found
 
 
 def notes(measured: list[dict]) -> dict[str, str]:
     """What stands in each panel at the end."""
     at = {(row["method"], row["metric"]): row["value"] for row in measured}
-    share = {method: f"{100 * at[method, 'nearer_to_the_other']:.1f} % lie nearer to the other class" for method in LOOKS}
-    gap, wide = (f"({at['delta_fm', name]:.2f}, data {at['real', name]:.2f})" for name in ("class_gap", "class_spread"))
+    share = {
+        method: f"{100 * at[method, 'nearer_to_the_other']:.1f} % lie nearer to the other class"
+        for method in LOOKS
+    }
+    gap, wide = (
+        f"({at['delta_fm', name]:.2f}, data {at['real', name]:.2f})"
+        for name in ("class_gap", "class_spread")
+    )
     return {
         "fm": f"Like the data:\n{share['fm']}",
         "delta_fm": f"λ = {WEIGHT:g}: {share['delta_fm']},\nbut they are too far apart {gap}\nand too narrow {wide}",
     }
 
 
-def films(ts: Tensor, notes: dict[str, str], n: int = 45, seed: int = 3) -> tuple[list[viz.Film], Tensor]:
-    """Both films of `n` noise points, each sent to both classes, and the labels (2n,); arrows on the first pair."""
+def films(
+    ts: Tensor, notes: dict[str, str], n: int = 45, seed: int = 3
+) -> tuple[list[viz.Film], Tensor]:
+    """Both films of `n` noise points, each sent to both classes, and the labels (2n,); arrows on
+    the first pair.
+    """
     noise = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     noise[0] = torch.tensor([0.1, -1.0])  # in the middle, where the arrows are easiest to read
     x0, y = noise.repeat_interleave(2, 0), torch.arange(2 * n) % 2
-    looks = {method: {"color": viz.METHOD_COLORS[method], "note": notes[method], "marked": (0, 1)} for method in LOOKS}
+    looks = {
+        method: {"color": viz.METHOD_COLORS[method], "note": notes[method], "marked": (0, 1)}
+        for method in LOOKS
+    }
     plain = viz.film(LOOKS["fm"], velocity("fm", y), x0, ts, **looks["fm"])
-    repelled = viz.film(LOOKS["delta_fm"], velocity("fm", y), x0, ts, repel=push(y), **looks["delta_fm"])
+    repelled = viz.film(
+        LOOKS["delta_fm"], velocity("fm", y), x0, ts, repel=push(y), **looks["delta_fm"]
+    )
     return [plain, repelled], y
 
 
 def density(label: int) -> viz.Density:
     """The log density of one class of the data."""
-    return lambda x: CLOSE_CLASSES.log_prob(x, torch.ones(len(x), dtype=x.dtype), torch.full((len(x),), label))
+    return lambda x: CLOSE_CLASSES.log_prob(
+        x, torch.ones(len(x), dtype=x.dtype), torch.full((len(x),), label)
+    )
 
 
 if __name__ == "__main__":

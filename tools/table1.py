@@ -1,12 +1,15 @@
-"""Table 1 of the dispersive-loss paper as an experiment on digits: every variant, with and without positive pairs, over several seeds.
+"""Table 1 of the dispersive-loss paper as an experiment on digits: every variant, with and without
+positive pairs, over several seeds.
 
     python -m tools.table1        writes data/results/dispersive_digits.json (nine minutes of one core)
 
-Arms: plain FM; each variant as a dispersive loss; its contrastive counterpart with the second view's time drawn anew
-("contrastive_independent") or within 0.005 of the first ("contrastive_restricted"). All arms of one seed start from the same
-network and see the same batches. Nothing is tuned per arm: weight 0.5, tau 0.5, margin 1, block 1, as the paper's defaults; the
-covariance loss is a sum over feature pairs, so its weight is divided by the width. Beside the samples' quality, rows hold what
-became of the features. Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
+Arms: plain FM; each variant as a dispersive loss; its contrastive counterpart with the second
+view's time drawn anew ("contrastive_independent") or within 0.005 of the first
+("contrastive_restricted"). All arms of one seed start from the same network and see the same
+batches. Nothing is tuned per arm: weight 0.5, tau 0.5, margin 1, block 1, as the paper's defaults;
+the covariance loss is a sum over feature pairs, so its weight is divided by the width. Beside the
+samples' quality, rows hold what became of the features. Reference: Wang and He 2025
+(arXiv:2506.09027), table 1.
 """
 
 import time
@@ -40,12 +43,18 @@ def arms() -> Iterator[tuple[str, str, Recipe]]:
         changes = {"variant": variant, "spread": spread}
         yield "dispersive", variant, BASE.changed(method="dispersive", **changes)
         for views in ("independent", "restricted"):
-            yield f"contrastive_{views}", variant, BASE.changed(method="contrastive", views=views, **changes)
+            yield (
+                f"contrastive_{views}",
+                variant,
+                BASE.changed(method="contrastive", views=views, **changes),
+            )
 
 
 @torch.no_grad()
 def feature_statistics(model: nn.Module, data: DataSet, block: int = 1) -> dict[str, float]:
-    """What the features after `block` are like for held-out digits, each with noise and a time of its own, as in training."""
+    """What the features after `block` are like for held-out digits, each with noise and a time of
+    its own, as in training.
+    """
     x1, g = data.held_x1, keyed_generator("cpu", 0, "features")
     t = torch.rand(len(x1), generator=g)
     x_t = torch.lerp(torch.randn(x1.shape, generator=g), x1, t[:, None, None, None])
@@ -57,7 +66,9 @@ def feature_statistics(model: nn.Module, data: DataSet, block: int = 1) -> dict[
         "feature_cosine": float((cosines.sum() - cosines.trace()) / (len(h) * (len(h) - 1))),
         "feature_rank": float(metrics.effective_rank(h)),
         "time_share": explained(h, powers(t)),
-        "time_and_label_share": explained(h, torch.cat([powers(t), nn.functional.one_hot(data.held_y, data.num_classes)], dim=1)),
+        "time_and_label_share": explained(
+            h, torch.cat([powers(t), nn.functional.one_hot(data.held_y, data.num_classes)], dim=1)
+        ),
     }
 
 
@@ -67,20 +78,30 @@ def powers(t: Tensor, degree: int = 5) -> Tensor:
 
 
 def explained(h: Tensor, causes: Tensor) -> float:
-    """The share of the variance of the features `h` (B, d) that a linear map of `causes` (B, k) explains."""
+    """The share of the variance of the features `h` (B, d) that a linear map of `causes` (B, k)
+    explains.
+    """
     a, b = causes.double(), (h - h.mean(0)).double()
     rest = b - a @ (torch.linalg.pinv(a) @ b)
     return float(1 - rest.square().sum() / b.square().sum())
 
 
-def rows_of(method: str, variant: str, chosen: Recipe, data: DataSet, judge: judges.Judge) -> list[Row]:
+def rows_of(
+    method: str, variant: str, chosen: Recipe, data: DataSet, judge: judges.Judge
+) -> list[Row]:
     """Train one arm with one seed and measure it."""
     began = time.process_time()
     run = train(chosen, data, progress=False)
     seconds = time.process_time() - began
     model = run.model.eval()
-    rows = experiments.rows_of(experiments.Arm(method, chosen.method), run, data, judge, nfes=(NFE,), n=SAMPLES)
-    extra = {**feature_statistics(model, data), "flow_matching": held_out_loss(model, data), "train_seconds": seconds}
+    rows = experiments.rows_of(
+        experiments.Arm(method, chosen.method), run, data, judge, nfes=(NFE,), n=SAMPLES
+    )
+    extra = {
+        **feature_statistics(model, data),
+        "flow_matching": held_out_loss(model, data),
+        "train_seconds": seconds,
+    }
     rows += [{**rows[0], "metric": name, "value": value} for name, value in extra.items()]
     return [{**row, "variant": variant} for row in rows]
 
@@ -90,7 +111,10 @@ def held_out_loss(model: nn.Module, data: DataSet, repeats: int = 8) -> float:
     """The flow-matching loss on held-out digits, with the same noise and times for every arm."""
     g, losses = keyed_generator("cpu", 0, "held-out loss"), []
     for _ in range(repeats):
-        x0, t = torch.randn(data.held_x1.shape, generator=g), torch.rand(len(data.held_x1), generator=g)
+        x0, t = (
+            torch.randn(data.held_x1.shape, generator=g),
+            torch.rand(len(data.held_x1), generator=g),
+        )
         x_t = torch.lerp(x0, data.held_x1, t[:, None, None, None])
         losses.append((model(x_t, t, data.held_y) - (data.held_x1 - x0)).square().mean())
     return float(torch.stack(losses).mean())
@@ -98,15 +122,32 @@ def held_out_loss(model: nn.Module, data: DataSet, repeats: int = 8) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    data, judge, rows, began = dataset("digits"), judges.judge_for("digits"), [], time.process_time()
+    data, judge, rows, began = (
+        dataset("digits"),
+        judges.judge_for("digits"),
+        [],
+        time.process_time(),
+    )
     into = Path(__file__).parent.parent / "data" / "results"
     for seed in SEEDS:
         for method, variant, chosen in arms():
             rows += rows_of(method, variant, chosen.changed(seed=seed), data, judge)
-            print(f"seed {seed}  {method:<24} {variant:<16} {time.process_time() - began:6.0f} s", flush=True)
+            print(
+                f"seed {seed}  {method:<24} {variant:<16} {time.process_time() - began:6.0f} s",
+                flush=True,
+            )
         write_json(into / "dispersive_digits.json", rows)
-    info = {"command": "python -m tools.table1", "recipe": BASE.as_dict(), "seeds": list(SEEDS), "samples": SAMPLES}
-    info |= {"covariance_weight": BASE.spread / BASE.hidden_size, "judge": judge.fingerprint, "cpu_seconds": time.process_time() - began}
+    info = {
+        "command": "python -m tools.table1",
+        "recipe": BASE.as_dict(),
+        "seeds": list(SEEDS),
+        "samples": SAMPLES,
+    }
+    info |= {
+        "covariance_weight": BASE.spread / BASE.hidden_size,
+        "judge": judge.fingerprint,
+        "cpu_seconds": time.process_time() - began,
+    }
     write_json(into / "dispersive_digits.info.json", {**info, "facts": facts()})
 
 

@@ -1,6 +1,7 @@
 """Put measured results into the README: python -m tools.tables [--keep runs/demo]
 
-With --keep, the demo's rows, facts and pictures are first copied from that folder into data/results/.
+With --keep, the demo's rows, facts and pictures are first copied from that folder into
+data/results/.
 """
 
 import argparse
@@ -40,30 +41,52 @@ def demo_table() -> str:
     real = at["fm", "frechet_real"]
     seconds = {name: run["seconds"] for name, run in info["runs"].items()}
     lines = [
-        f"| {most} Euler steps, seed {rows[0]['seed']} | accuracy | Fréchet | nearest | precision | recall | training |",
+        f"| {most} Euler steps, seed {rows[0]['seed']} | accuracy | Fréchet | nearest | precision "
+        "| recall | training |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in SHOWN:
-        a, f, n, p, r = (at[name, metric] for metric in ("accuracy", "frechet", "nearest_ratio", "precision", "recall"))
+        a, f, n, p, r = (
+            at[name, metric]
+            for metric in ("accuracy", "frechet", "nearest_ratio", "precision", "recall")
+        )
         took = f"{seconds[name]:.0f} s" if name in seconds else "none"
-        lines.append(f"| {METHOD_LABELS[name]} | {a:.1%} | {f:.2f} | {n:.2f} | {p:.2f} | {r:.2f} | {took} |")
-    lines.append(f"| goal | ≥ {GOALS['accuracy']:.1%} | ≤ {GOALS['frechet'] * real:.2f} | ≥ {GOALS['nearest_ratio']:.2f} | | | |")
+        lines.append(
+            f"| {METHOD_LABELS[name]} | {a:.1%} | {f:.2f} | {n:.2f} | {p:.2f} | {r:.2f} | {took} |"
+        )
+    lines.append(
+        f"| goal | ≥ {GOALS['accuracy']:.1%} | ≤ {GOALS['frechet'] * real:.2f} | ≥ "
+        f"{GOALS['nearest_ratio']:.2f} | | | |"
+    )
     judged = f"Real against real: Fréchet {real:.2f}. The judge is right on {info['judge']['accuracy']:.1%} of unseen digits."
-    source = f"Measured by `make demo` on {machine(info['facts'])}; rows in `data/results/demo.json`."
+    source = (
+        f"Measured by `make demo` on {machine(info['facts'])}; rows in `data/results/demo.json`."
+    )
     pictures = "![Samples for the ten classes](data/results/samples.png)\n\n![Quality against steps](data/results/quality_vs_steps.png)"
     return "\n".join([*lines, "", f"{judged} {source}", "", pictures])
 
 
 def bench_table() -> str:
     """Every benchmark, as Markdown."""
-    rows = [row for path in sorted((RESULTS / "bench").glob("*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
+    rows = [
+        row
+        for path in sorted((RESULTS / "bench").glob("*.json"))
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
     lines = ["| measured side by side in one process | ratio | goal | |", "|---|---|---|---|"]
     sign = {">=": "≥", "<=": "≤"}
     for row in rows:
         if row["goal"] is not None:
-            value, goal = (_in_words(number, row["unit"].strip()) for number in (row["ratio"], row["goal"]))
-            lines.append(f"| {row['name']} | {value} | {sign[row['sense']]} {goal} | {'met' if row['met'] else 'missed'} |")
-    machines = dict.fromkeys(machine(row | row["machine"]) for row in rows)  # in the order of the files, each once
+            value, goal = (
+                _in_words(number, row["unit"].strip()) for number in (row["ratio"], row["goal"])
+            )
+            lines.append(
+                f"| {row['name']} | {value} | {sign[row['sense']]} {goal} | "
+                f"{'met' if row['met'] else 'missed'} |"
+            )
+    machines = dict.fromkeys(
+        machine(row | row["machine"]) for row in rows
+    )  # in the order of the files, each once
     source = f"Measured by `make bench` on {' and on '.join(machines)}, one thread; all rows, each with its machine: `data/results/bench/`."
     return "\n".join([*lines, "", source])
 
@@ -78,27 +101,45 @@ def figure3_table() -> str:
     rows = json.loads((RESULTS / "figure3.json").read_text(encoding="utf-8"))
     at = {(row["method"], row["metric"]): row["value"] for row in rows}
     lines = [
-        "| class gap, λ = 0.5 | of the mean target | of the endpoints, exact optimum | of the endpoints, trained |",
+        "| class gap, λ = 0.5 | of the mean target | of the endpoints, exact optimum | of the "
+        "endpoints, trained |",
         "|---|---|---|---|",
     ]
     for name in ("fm", "delta_fm"):
-        values = (at[name, metric] for metric in ("target_gap", "exact_endpoint_gap", "trained_endpoint_gap"))
-        lines.append(f"| {METHOD_LABELS[name]} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+        values = (
+            at[name, metric]
+            for metric in ("target_gap", "exact_endpoint_gap", "trained_endpoint_gap")
+        )
+        lines.append(
+            f"| {METHOD_LABELS[name]} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+        )
     steps = rows[0]["steps"]
     return "\n".join(
-        [*lines, "", f"Made by `python -m tools.figure3` ({steps:,} training steps, one seed); rows in `data/results/figure3.json`."]
+        [
+            *lines,
+            "",
+            f"Made by `python -m tools.figure3` ({steps:,} training steps, one seed); rows in "
+            "`data/results/figure3.json`.",
+        ]
     )
 
 
 def trust_table() -> str:
     """Promises with trials and failures, as Markdown."""
     found = json.loads((RESULTS / "trust.json").read_text(encoding="utf-8"))
-    lines = ["| promise | how it was tried | trials | failures | rate below (95 %) |", "|---|---|---|---|---|"]
+    lines = [
+        "| promise | how it was tried | trials | failures | rate below (95 %) |",
+        "|---|---|---|---|---|",
+    ]
     for row in found["rows"]:
         how = "; ".join(text for text in (row["how"], row["note"]) if text)
         rate = 3 / row["trials"]
-        bound = f"{rate:.{1 if rate > 0.001 else 3}%}" if row["drawn"] and not row["failures"] else ""
-        lines.append(f"| {row['promise']} | {how} | {row['trials']:,} | {row['failures']:,} | {bound} |")
+        bound = (
+            f"{rate:.{1 if rate > 0.001 else 3}%}" if row["drawn"] and not row["failures"] else ""
+        )
+        lines.append(
+            f"| {row['promise']} | {how} | {row['trials']:,} | {row['failures']:,} | {bound} |"
+        )
     counted = f"Counted by `make test-faults` and `make test-mutants` on {machine(found['facts'])}; rows in `data/results/trust.json`."
     source = f"Without a rate: a list that was gone through, not drawn. {counted}"
     return "\n".join([*lines, "", source])
@@ -108,18 +149,26 @@ LAB = {"digits": "digits", "mnist": "MNIST"}
 
 
 def lab_table() -> str:
-    """The cores of the image suites at their largest number of steps, as differences to FM, and question 2, as Markdown."""
+    """The cores of the image suites at their largest number of steps, as differences to FM, and
+    question 2, as Markdown.
+    """
     results = Results(RESULTS)
     tops = {suite: results.nfes(suite)[-1] for suite in LAB}
-    heads = [f"{name}, minus FM's {number(results.mean(suite, Place(nfe=tops[suite]), 'frechet'))}" for suite, name in LAB.items()]
+    heads = [
+        f"{name}, minus FM's {number(results.mean(suite, Place(nfe=tops[suite]), 'frechet'))}"
+        for suite, name in LAB.items()
+    ]
     lines = [f"| Fréchet distance | {heads[0]} | | {heads[1]} | |", "|---|---|---|---|---|"]
-    methods = dict.fromkeys(method for suite in LAB for method in results.methods(suite) if method != "fm")
+    methods = dict.fromkeys(
+        method for suite in LAB for method in results.methods(suite) if method != "fm"
+    )
     for method in methods:
         found = [results.difference(suite, Place(method, nfe=top)) for suite, top in tops.items()]
         cells = [f"{interval(d)} | {said_of(d)}" if d else "not measured | " for d in found]
         lines.append(f"| {answers.title(method)} | {' | '.join(cells)} |")
     source = "In brackets the 95 % interval over the seeds. Measured by " + " and ".join(
-        f"`cfm-lite compare {suite}` ({top} Euler steps; real against real: {number(results.mean(suite, Place(nfe=top), 'frechet_real'))})"
+        f"`cfm-lite compare {suite}` ({top} Euler steps; real against real: "
+        f"{number(results.mean(suite, Place(nfe=top), 'frechet_real'))})"
         for suite, top in tops.items()
     )
     scaling = controls.controls(results)
@@ -129,10 +178,14 @@ def lab_table() -> str:
 
 
 COURSE = {
-    "00_tour": ("The tour", "train, sample and judge a flow in the plane; find your way in the library"),
+    "00_tour": (
+        "The tour",
+        "train, sample and judge a flow in the plane; find your way in the library",
+    ),
     "01_paths": (
         "Paths",
-        "say what x_t, u_t and the score are; tell conditional from marginal velocity; see where the field bends",
+        "say what x_t, u_t and the score are; tell conditional from marginal velocity; see where "
+        "the field bends",
     ),
     "02_flow_matching": (
         "Flow matching",
@@ -146,33 +199,63 @@ COURSE = {
         "ΔFM",
         "see ΔFM part two close classes; derive its optimum; reproduce figure 3",
     ),
-    "05_vecor": ("VeCoR", "make wrong velocities in velocity, latent and image space; derive what channel shuffling does; debias"),
-    "06_dispersive": ("Dispersive loss", "spread features: all four variants and their contrastive counterparts; the −log B floor"),
+    "05_vecor": (
+        "VeCoR",
+        "make wrong velocities in velocity, latent and image space; derive what channel shuffling "
+        "does; debias",
+    ),
+    "06_dispersive": (
+        "Dispersive loss",
+        "spread features: all four variants and their contrastive counterparts; the −log B floor",
+    ),
     "07_sampling_and_guidance": (
         "Sampling and guidance",
         "choose ODE or SDE; guide; undo what guidance and repulsion do to each other",
     ),
-    "08_images": ("Images", "run all methods on digits and MNIST, several seeds, quality against steps, with error bars"),
-    "09_sit": ("SiT", "build the transformer from the MLP; why zero at the start; REPA; load an official-format checkpoint"),
-    "10_imagenet_full_scale": ("ImageNet, full scale", "go from a folder of images to latents, training with torchrun, samples and FID"),
+    "08_images": (
+        "Images",
+        "run all methods on digits and MNIST, several seeds, quality against steps, with error bars",
+    ),
+    "09_sit": (
+        "SiT",
+        "build the transformer from the MLP; why zero at the start; REPA; load an official-format "
+        "checkpoint",
+    ),
+    "10_imagenet_full_scale": (
+        "ImageNet, full scale",
+        "go from a folder of images to latents, training with torchrun, samples and FID",
+    ),
 }
 
 
 def course_table() -> str:
     """The notebooks with their pictures and measured times, as Markdown."""
-    rows = {row["notebook"]: row for row in json.loads((RESULTS / "notebooks.json").read_text(encoding="utf-8"))}
-    lines = ["| | notebook | afterwards you can | reading | runs in | hardware |", "|---|---|---|---|---|---|"]
+    rows = {
+        row["notebook"]: row
+        for row in json.loads((RESULTS / "notebooks.json").read_text(encoding="utf-8"))
+    }
+    lines = [
+        "| | notebook | afterwards you can | reading | runs in | hardware |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, (title, able) in COURSE.items():
         picture = f'<a href="notebooks/{name}.ipynb"><img src="data/results/course/{name}.png" width="210" alt="{title}"></a>'
         minutes = _reading_minutes(ROOT / "notebooks" / f"{name}.ipynb")
         seconds = rows[name]["seconds"]
         link = f"[{name[:2]} · {title}](notebooks/{name}.ipynb)"
         hardware = "a laptop; the full scale: GPUs" if name.startswith("10") else "a laptop"
-        lines.append(f"| {picture} | {link} | {able} | {minutes} min | {seconds:.0f} s | {hardware} |")
+        lines.append(
+            f"| {picture} | {link} | {able} | {minutes} min | {seconds:.0f} s | {hardware} |"
+        )
     total = sum(rows[name]["seconds"] for name in COURSE)
     cores = rows["00_tour"]["cores"]
     return "\n".join(
-        [*lines, "", f"All of them together run in {total / 60:.1f} min, each by `python notebooks/run.py` on {cores} cores without a GPU."]
+        [
+            *lines,
+            "",
+            f"All of them together run in {total / 60:.1f} min, each by `python notebooks/run.py` "
+            f"on {cores} cores without a GPU.",
+        ]
     )
 
 
@@ -181,13 +264,20 @@ def _reading_minutes(path: Path) -> str:
     first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
     found = re.search(r"\*\*Time\.?\*\*\.?\D*(\d+)", "".join(first))
     if not found:
-        raise ValueError(f"{path.name} does not say its reading time in its first cell: **Time.** 30 minutes ...")
+        raise ValueError(
+            f"{path.name} does not say its reading time in its first cell: **Time.** 30 minutes ..."
+        )
     return found[1]
 
 
 def fill(text: str, name: str, table: str) -> str:
     """`text` with what stands between the marks of `name` replaced by `table`."""
-    return re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
+    return re.sub(
+        rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+        lambda match: f"{match[1]}{table}\n{match[2]}",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def readme() -> str:

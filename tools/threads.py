@@ -1,4 +1,5 @@
-"""How far the numbers of the lab move with the number of threads: FM on the digits, trained and measured with one thread and with two.
+"""How far the numbers of the lab move with the number of threads: FM on the digits, trained and
+measured with one thread and with two.
 
 python -m tools.threads        writes data/results/threads.json (two minutes of two idle cores; far longer on busy ones)
 """
@@ -23,7 +24,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         for seed in SEEDS:
             run = train(recipe("digits", seed=seed), data, label=f"{threads} threads, seed {seed}")
-            rows += [{**row, "threads": threads} for row in sample_rows(ARMS["fm"], run, data, judge, Sampling())]
+            rows += [
+                {**row, "threads": threads}
+                for row in sample_rows(ARMS["fm"], run, data, judge, Sampling())
+            ]
     write_rows(Path(__file__).parent.parent / "data" / "results" / "threads.json", rows)
 
 

@@ -1,7 +1,8 @@
-"""Checks that every room shares: shapes, times, labels, and the one way a time `(B,)` meets a batch `(B, *dims)`.
+"""Checks that every room shares: shapes, times, labels, and the one way a time `(B,)` meets a batch
+`(B, *dims)`.
 
-Shapes and dtypes are checked everywhere. Values are checked only where reading them costs no synchronisation: on the
-host, and outside `torch.compile`.
+Shapes and dtypes are checked everywhere. Values are checked only where reading them costs no
+synchronisation: on the host, and outside `torch.compile`.
 """
 
 import contextlib
@@ -27,18 +28,30 @@ _warned: set[str] = set()
 
 
 def on_host(x: Tensor) -> bool:
-    """True where reading a value costs no device synchronisation and breaks no compiled graph, and torch.func does not hide it."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and debug_unwrap(x, recurse=False) is x
+    """True where reading a value costs no device synchronisation and breaks no compiled graph, and
+    torch.func does not hide it.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and debug_unwrap(x, recurse=False) is x
+    )
 
 
 def transformed(*tensors: Tensor | None) -> bool:
-    """True where torch.func (grad, vmap, jvp and what is made of them) or forward-mode autograd follows one of the tensors.
+    """True where torch.func (grad, vmap, jvp and what is made of them) or forward-mode autograd
+    follows one of the tensors.
 
-    There only plain formulas are used: a kernel of our own would need a rule for each of them, and for each in each other.
+    There only plain formulas are used: a kernel of our own would need a rule for each of them, and
+    for each in each other.
     """
     if torch.compiler.is_compiling():
         return False
-    return any(x is not None and (debug_unwrap(x, recurse=False) is not x or unpack_dual(x).tangent is not None) for x in tensors)
+    return any(
+        x is not None
+        and (debug_unwrap(x, recurse=False) is not x or unpack_dual(x).tangent is not None)
+        for x in tensors
+    )
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
@@ -47,13 +60,17 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 
 
 def promote(x: Tensor) -> Tensor:
-    """`x` in float32 if it came in a shorter floating type (16 or 8 bits) or as integers; float32 and float64 stay as they are."""
+    """`x` in float32 if it came in a shorter floating type (16 or 8 bits) or as integers; float32
+    and float64 stay as they are.
+    """
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Autocast off, on whatever device it is on: what is computed inside has the precision of its tensors. A decorator too."""
+    """Autocast off, on whatever device it is on: what is computed inside has the precision of its
+    tensors. A decorator too.
+    """
     with contextlib.ExitStack() as off:
         for kind in ("cpu", "cuda", "mps", "xpu", torch._C._get_privateuse1_backend_name()):
             if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -62,10 +79,15 @@ def full_precision() -> Iterator[None]:
 
 
 def check_tensor(**tensors: Any) -> None:
-    """Raise ConfigError unless every value is a tensor that holds numbers; the keywords name them in the message."""
+    """Raise ConfigError unless every value is a tensor that holds numbers; the keywords name them
+    in the message.
+    """
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
-            raise ConfigError(f"{name} has type {type(x).__name__}; it must be a tensor. Use torch.as_tensor({name}).")
+            raise ConfigError(
+                f"{name} has type {type(x).__name__}; it must be a tensor. Use "
+                f"torch.as_tensor({name})."
+            )
 
 
 def check_same_shape(**tensors: Tensor) -> None:
@@ -82,42 +104,64 @@ def check_floating(**tensors: Tensor) -> None:
     check_tensor(**tensors)
     for name, x in tensors.items():
         if not x.is_floating_point():
-            raise ConfigError(f"{name} has dtype {x.dtype}; a floating dtype is needed. Call {name}.float() first.")
+            raise ConfigError(
+                f"{name} has dtype {x.dtype}; a floating dtype is needed. Call {name}.float() "
+                "first."
+            )
 
 
 def check_time(t: Tensor, x: Tensor) -> None:
-    """Raise ConfigError unless `t` is a floating tensor (B,) with values in [0, 1], B the batch size of `x`."""
+    """Raise ConfigError unless `t` is a floating tensor (B,) with values in [0, 1], B the batch
+    size of `x`.
+    """
     check_tensor(x=x)
     if not isinstance(t, Tensor) or t.dim() != 1 or x.dim() < 1 or t.shape[0] != x.shape[0]:
         seen = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}"
         raise ConfigError(
-            f"t has {seen}; it must be a tensor of shape (B,) = ({x.shape[0] if x.dim() else '?'},), one time per row of x "
+            f"t has {seen}; it must be a tensor of shape (B,) = "
+            f"({x.shape[0] if x.dim() else '?'},), one time per row of x "
             f"{tuple(x.shape)}. For one time everywhere use torch.full((B,), time)."
         )
     check_floating(t=t)
     if on_host(t) and t.numel():
-        low, high = (bound.item() for bound in t.aminmax())  # comparing numbers, not tensors: ten times faster
+        low, high = (
+            bound.item() for bound in t.aminmax()
+        )  # comparing numbers, not tensors: ten times faster
         if not (low >= 0 and high <= 1):  # false for NaN too
-            raise ConfigError(f"t spans [{low:.4g}, {high:.4g}]; times lie in [0, 1], 0 noise and 1 data.")
+            raise ConfigError(
+                f"t spans [{low:.4g}, {high:.4g}]; times lie in [0, 1], 0 noise and 1 data."
+            )
 
 
 def as_labels(y: Any) -> Any:
-    """Integers of any kind, in a tensor or an array of NumPy, as an int64 tensor; anything else as it is."""
+    """Integers of any kind, in a tensor or an array of NumPy, as an int64 tensor; anything else as
+    it is.
+    """
     if not isinstance(y, Tensor) and isinstance(y, np.ndarray) and y.dtype.kind in "iu":
         y = torch.from_numpy(y.astype(np.int64))
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    if (
+        not isinstance(y, Tensor)
+        or y.is_floating_point()
+        or y.is_complex()
+        or y.dtype == torch.bool
+    ):
         return y
-    # before anything is computed: most operations lack the unsigned kinds, and a null label of 256 does not fit into uint8
+    # before anything is computed: most operations lack the unsigned kinds, and a null label of 256
+    # does not fit into uint8
     return y if y.dtype == torch.int64 else y.long()
 
 
 def check_labels(y: Any, x: Tensor | None, highest: int) -> Tensor:
-    """`y` (B,) as int64; ConfigError unless it holds integers, of any kind, in [0, highest]; B is that of `x`, any if x is None."""
+    """`y` (B,) as int64; ConfigError unless it holds integers, of any kind, in [0, highest]; B is
+    that of `x`, any if x is None.
+    """
     rows = "B" if x is None else x.shape[0] if x.dim() else "?"
     y = as_labels(y)
     if not isinstance(y, Tensor) or y.dim() != 1 or (x is not None and y.shape[0] != rows):
         seen = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
-        raise ConfigError(f"y has {seen}; it must be a tensor of shape ({rows},), one label per row of x.")
+        raise ConfigError(
+            f"y has {seen}; it must be a tensor of shape ({rows},), one label per row of x."
+        )
     check_tensor(y=y)
     if y.dtype != torch.int64:
         raise ConfigError(f"y has dtype {y.dtype}; labels are integers. Call y.long().")
@@ -129,22 +173,47 @@ def check_labels(y: Any, x: Tensor | None, highest: int) -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """A number of NumPy, or an array or tensor of no dimension, as Python's own number; anything else as it is."""
-    if type(value) in (int, float, bool, str):  # first: a compiled graph cannot ask whether a number is NumPy's
+    """A number of NumPy, or an array or tensor of no dimension, as Python's own number; anything
+    else as it is.
+    """
+    if type(value) in (
+        int,
+        float,
+        bool,
+        str,
+    ):  # first: a compiled graph cannot ask whether a number is NumPy's
         return value
     numeric = isinstance(value, (np.generic, np.ndarray, Tensor)) and not value.ndim
     return value.item() if numeric and not getattr(value, "is_meta", False) else value
 
 
-_NO_NUMBERS = (bool, str, bytes, np.ndarray)  # though Python or NumPy would turn some of them into one
+_NO_NUMBERS = (
+    bool,
+    str,
+    bytes,
+    np.ndarray,
+)  # though Python or NumPy would turn some of them into one
 
 
-def check_number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> float:
+def check_number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
     """`value` as a float; ConfigError unless it is a finite number between `low` and `high`."""
     try:
         given = plain(value)
         number = math.nan if isinstance(given, _NO_NUMBERS) else float(given)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last two: 10**400, and a tensor of many numbers or none
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ):  # the last two: 10**400, and a tensor of many numbers or none
         number = math.nan
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
@@ -155,14 +224,19 @@ def check_number(name: str, value: Any, low: float, high: float, *, open_low: bo
 
 
 def check_count(name: str, value: Any, low: int = 1) -> int:
-    """`value` as an int; ConfigError unless it is a whole number of at least `low`, Python's, NumPy's or a tensor's."""
+    """`value` as an int; ConfigError unless it is a whole number of at least `low`, Python's,
+    NumPy's or a tensor's.
+    """
     try:
         given = plain(value)
         number = low - 1 if isinstance(given, (*_NO_NUMBERS, Tensor)) else operator.index(given)
     except (TypeError, RuntimeError):
         number = low - 1
     if not low <= number < 2**63:
-        raise ConfigError(f"{name} is {_short(value)}; it must be a whole number of at least {low} (and below 2^63).")
+        raise ConfigError(
+            f"{name} is {_short(value)}; it must be a whole number of at least {low} (and below "
+            "2^63)."
+        )
     return number
 
 
@@ -172,15 +246,24 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in options:
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{name} is {_short(value)}; it must be one of {', '.join(map(repr, options))}.{hint}")
+        raise ConfigError(
+            f"{name} is {_short(value)}; it must be one of {', '.join(map(repr, options))}.{hint}"
+        )
 
 
 def check_generator(generator: Any, x: Tensor | None = None) -> None:
-    """Raise ConfigError unless `generator` is None or a torch.Generator, on the kind of device where `x` is if that is given."""
+    """Raise ConfigError unless `generator` is None or a torch.Generator, on the kind of device
+    where `x` is if that is given.
+    """
     if not (generator is None or isinstance(generator, torch.Generator)):
-        raise ConfigError(f"generator has type {type(generator).__name__}; it must be a torch.Generator or None.")
+        raise ConfigError(
+            f"generator has type {type(generator).__name__}; it must be a torch.Generator or None."
+        )
     if generator is not None and x is not None and generator.device.type != x.device.type:
-        raise ConfigError(f"generator is on {generator.device}, the data on {x.device}; make it with torch.Generator({x.device.type!r}).")
+        raise ConfigError(
+            f"generator is on {generator.device}, the data on {x.device}; make it with "
+            f"torch.Generator({x.device.type!r})."
+        )
 
 
 def check_callable(**functions: Any) -> None:
@@ -194,7 +277,9 @@ def check_module(**modules: Any) -> None:
     """Raise ConfigError unless every value is a torch module."""
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
-            raise ConfigError(f"{name} has type {type(module).__name__}; it must be a torch module.")
+            raise ConfigError(
+                f"{name} has type {type(module).__name__}; it must be a torch module."
+            )
 
 
 def check_flag(**flags: Any) -> None:
@@ -205,7 +290,9 @@ def check_flag(**flags: Any) -> None:
 
 
 def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
-    """How the tensors `given` differ from those `wanted`: counts and the first few names, in one line; "" where they fit."""
+    """How the tensors `given` differ from those `wanted`: counts and the first few names, in one
+    line; "" where they fit.
+    """
     problems = {
         "missing": [name for name in wanted if name not in given],
         "unknown": [name for name in given if name not in wanted],
@@ -215,26 +302,41 @@ def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
             if name in given and given[name].shape != wanted[name].shape
         ],
     }
-    return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names)
+    return "; ".join(
+        f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names
+    )
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Any) -> None:
-    """Put `weights` into `module`; CheckpointError, in one line that names `source`, where they do not fit."""
+    """Put `weights` into `module`; CheckpointError, in one line that names `source`, where they do
+    not fit.
+    """
     problems = misfits(module.state_dict(), weights)
     if problems:
-        raise CheckpointError(f"{source} does not fit this {type(module).__name__}: {problems}. Give another file, or make it again.")
+        raise CheckpointError(
+            f"{source} does not fit this {type(module).__name__}: {problems}. Give another file, "
+            "or make it again."
+        )
     module.load_state_dict(weights)
 
 
 def in_one_line(error: Exception) -> str:
-    """What `error` says, in one line: of torch's wall about a state dict the counts and the first few names, else the first line."""
+    """What `error` says, in one line: of torch's wall about a state dict the counts and the first
+    few names, else the first line.
+    """
     text = str(error).strip() or type(error).__name__
     names = {
-        "missing": re.findall(r'"([^"]+)"', "".join(re.findall(r"Missing key\(s\) in state_dict: (.*)", text))),
-        "unknown": re.findall(r'"([^"]+)"', "".join(re.findall(r"Unexpected key\(s\) in state_dict: (.*)", text))),
+        "missing": re.findall(
+            r'"([^"]+)"', "".join(re.findall(r"Missing key\(s\) in state_dict: (.*)", text))
+        ),
+        "unknown": re.findall(
+            r'"([^"]+)"', "".join(re.findall(r"Unexpected key\(s\) in state_dict: (.*)", text))
+        ),
         "of another shape": re.findall(r"size mismatch for ([^:]+):", text),
     }
-    counted = "; ".join(f"{len(found)} {what}: {listed(found)}" for what, found in names.items() if found)
+    counted = "; ".join(
+        f"{len(found)} {what}: {listed(found)}" for what, found in names.items() if found
+    )
     return counted or text.splitlines()[0][:200]
 
 
@@ -245,7 +347,9 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds; ValueError for damage, and for a key that is given twice, for one of its values would be lost."""
+    """What a JSON text holds; ValueError for damage, and for a key that is given twice, for one of
+    its values would be lost.
+    """
     try:
         return json.loads(text, object_pairs_hook=_once)
     except RecursionError:
@@ -256,7 +360,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ConfigError(f"it gives {next(name for name in names if names.count(name) > 1)!r} twice; give it once.")
+        raise ConfigError(
+            f"it gives {next(name for name in names if names.count(name) > 1)!r} twice; give it "
+            "once."
+        )
     return found
 
 
@@ -264,7 +371,11 @@ def _short(value: Any) -> str:
     """How a message shows a wrong value: in one line, and not a thousand digits."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    text = " ".join(hex(value).split() if isinstance(value, int) and abs(value) >= 2**63 else repr(value).split())
+    text = " ".join(
+        hex(value).split()
+        if isinstance(value, int) and abs(value) >= 2**63
+        else repr(value).split()
+    )
     return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"
 
 

@@ -1,4 +1,5 @@
-"""What the losses are built from: lengths that are safe at zero, and two sums whose gradients are written by hand.
+"""What the losses are built from: lengths that are safe at zero, and two sums whose gradients are
+written by hand.
 
 gram: G = z z^T, centred or not.   attract_repel: mean_i |v_i - u_i|^2 - sum_i pull_i sum_k |v_i - u_neg_ki|^2.
 Autograd alone would need several times the memory and the time for these two.
@@ -16,7 +17,8 @@ from cfm_lite._internal.checks import promote, transformed
 
 __all__ = ["TINY", "attract_repel", "cosine", "gram", "inverse_root", "root", "standardize"]
 
-TINY = 1e-12  # a vector that is no longer than this counts as zero; its inverse cubed still fits float32
+# a vector that is no longer than this counts as zero; its inverse cubed still fits float32
+TINY = 1e-12
 
 
 def inverse_root(squared: Tensor) -> Tensor:
@@ -48,14 +50,18 @@ def standardize(z: Tensor) -> Tensor:
 
 
 def attract_repel(v: Tensor, u: Tensor, u_neg: Tensor, pull: Tensor) -> Tensor:
-    """A scalar with a gradient in `v` only; `v`, `u` (B, n), `u_neg` (K, B, n), `pull` (B,), |.|^2 a mean over n."""
+    """A scalar with a gradient in `v` only; `v`, `u` (B, n), `u_neg` (K, B, n), `pull` (B,), |.|^2
+    a mean over n.
+    """
     return _AttractRepel.apply(v, u, u_neg, pull)  # pyright: ignore[reportReturnType]
 
 
 def gram(z: Tensor, centre: bool = False) -> Tensor:
-    """The inner products (B, B) of the rows of `z` (B, d), in float32 or float64; with `centre` of z minus its batch mean.
+    """The inner products (B, B) of the rows of `z` (B, d), in float32 or float64; with `centre` of
+    z minus its batch mean.
 
-    Distances from an uncentred Gram matrix lose every digit to a common offset of 1000 standard deviations.
+    Distances from an uncentred Gram matrix lose every digit to a common offset of 1000 standard
+    deviations.
     """
     if transformed(z):
         return _plain_gram(promote(z), centre)
@@ -69,16 +75,23 @@ def _plain_gram(z: Tensor, centre: bool) -> Tensor:
 
 
 class _AttractRepel(torch.autograd.Function):
-    """Blocks of rows that fit the cache pass once forward and once backward, so no memory is needed but the gradient."""
+    """Blocks of rows that fit the cache pass once forward and once backward, so no memory is needed
+    but the gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, u: Tensor, u_neg: Tensor, pull: Tensor) -> Tensor:
         ctx.save_for_backward(v, u, u_neg, pull)
-        near, far = v.new_empty(len(v)), v.new_empty(len(u_neg), len(v))  # lengths of the differences
+        near, far = (
+            v.new_empty(len(v)),
+            v.new_empty(len(u_neg), len(v)),
+        )  # lengths of the differences
         for rows, x, buffer in _row_blocks(v):
             torch.linalg.vector_norm(torch.sub(x, u[rows], out=buffer), dim=1, out=near[rows])
             for k, wrong in enumerate(u_neg):
-                torch.linalg.vector_norm(torch.sub(x, wrong[rows], out=buffer), dim=1, out=far[k, rows])
+                torch.linalg.vector_norm(
+                    torch.sub(x, wrong[rows], out=buffer), dim=1, out=far[k, rows]
+                )
         return (near.square().mean() - (far.square() * pull).sum()) / v.shape[1]
 
     @staticmethod
@@ -86,7 +99,9 @@ class _AttractRepel(torch.autograd.Function):
         v, u, u_neg, pull = ctx.saved_tensors
         scale = grad * (2 / v.shape[1])
         push = (pull * scale)[:, None]
-        if torch.is_grad_enabled() or _many_at_once(grad):  # a second derivative, or one for each of many `grad`: leave it to autograd
+        if torch.is_grad_enabled() or _many_at_once(
+            grad
+        ):  # a second derivative, or one for each of many `grad`: leave it to autograd
             return scale / len(v) * (v - u) - (push * (v - u_neg)).sum(0), None, None, None
         out = torch.empty_like(v)
         for rows, x, buffer in _row_blocks(v):
@@ -97,7 +112,9 @@ class _AttractRepel(torch.autograd.Function):
 
 
 def _many_at_once(grad: Tensor) -> bool:
-    """Whether autograd runs this backward pass for a batch of gradients (is_grads_batched), which is a tensor without a storage."""
+    """Whether autograd runs this backward pass for a batch of gradients (is_grads_batched), which
+    is a tensor without a storage.
+    """
     if torch.compiler.is_compiling():
         return False
     try:
@@ -108,7 +125,9 @@ def _many_at_once(grad: Tensor) -> bool:
 
 
 def _row_blocks(v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Pieces of `v` (B, n) of some 65,536 numbers on the CPU, else the whole; each with a buffer of its shape."""
+    """Pieces of `v` (B, n) of some 65,536 numbers on the CPU, else the whole; each with a buffer of
+    its shape.
+    """
     size = max(1, 65_536 // v.shape[1]) if v.device.type == "cpu" else len(v)
     buffer = torch.empty_like(v[:size])
     for start in range(0, len(v), size):
@@ -116,16 +135,22 @@ def _row_blocks(v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         yield slice(start, start + len(x)), x, buffer[: len(x)]
 
 
-# The Gram matrix runs over slabs of columns, and only the slab at hand is centred and promoted: there is never a second copy of z.
-# Both directions are operators of their own, so that torch.compile neither unrolls the slabs nor lowers the backward's precision.
+# The Gram matrix runs over slabs of columns, and only the slab at hand is centred and promoted:
+# there is never a second copy of z.
+# Both directions are operators of their own, so that torch.compile neither unrolls the slabs nor
+# lowers the backward's precision.
 
 
 def _gram_forward(z: Tensor, centre: bool) -> Tensor:
     out = torch.zeros(len(z), len(z), dtype=promote(z[:0]).dtype, device=z.device)
-    step = max(64, -(-len(z) // 4)) if z.device.type == "cpu" else len(z)  # up to four bands: what lies above the diagonal is mirrored
+    step = (
+        max(64, -(-len(z) // 4)) if z.device.type == "cpu" else len(z)
+    )  # up to four bands: what lies above the diagonal is mirrored
     for _, slab in _slabs(z, centre, out.dtype):
         for i in range(0, len(z), step):
-            out[i : i + step, : i + step].addmm_(slab[i : i + step], slab[: i + step].mT)  # in place: autocast leaves its precision
+            out[i : i + step, : i + step].addmm_(
+                slab[i : i + step], slab[: i + step].mT
+            )  # in place: autocast leaves its precision
     return out.tril() + out.tril(-1).mT
 
 
@@ -141,13 +166,18 @@ def _gram_product(weights: Tensor, z: Tensor, centre: bool) -> Tensor:
 
 
 def _slabs(z: Tensor, centre: bool, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Columns of z, in one buffer that is used again: small slabs suit a CPU's cache, slabs of 64 MB keep a GPU's launches few."""
+    """Columns of z, in one buffer that is used again: small slabs suit a CPU's cache, slabs of 64
+    MB keep a GPU's launches few.
+    """
     size = max(1024, -(-z.shape[1] // 128) if z.device.type == "cpu" else 2**24 // len(z))
     buffer = torch.empty(len(z), min(size, z.shape[1]), dtype=dtype, device=z.device)
     for start in range(0, z.shape[1], size):
         part = z[:, start : start + size]
         slab = buffer[:, : part.shape[1]]
-        yield slice(start, start + size), torch.sub(part, part.mean(0, dtype=dtype), out=slab) if centre else slab.copy_(part)
+        yield (
+            slice(start, start + size),
+            torch.sub(part, part.mean(0, dtype=dtype), out=slab) if centre else slab.copy_(part),
+        )
 
 
 _gram = torch.library.custom_op("cfm_lite::gram", _gram_forward, mutates_args=())

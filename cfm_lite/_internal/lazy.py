@@ -1,6 +1,8 @@
-"""Imports a package that only some rooms need, when they need it: timm and torchvision, torchdiffeq, torch-fidelity.
+"""Imports a package that only some rooms need, when they need it: timm and torchvision,
+torchdiffeq, torch-fidelity.
 
-A missing package is one line that names the extra to install. `import cfm_lite` itself needs none of them.
+A missing package is one line that names the extra to install. `import cfm_lite` itself needs none
+of them.
 """
 
 import importlib
@@ -22,7 +24,8 @@ _libraries: list[torch.library.Library] = []  # a declaration lives as long as i
 
 
 def optional(module: str, extra: str) -> ModuleType:
-    """The imported `module` ("timm", "torchvision.datasets", ...), which `pip install 'cfm-lite[extra]'` provides.
+    """The imported `module` ("timm", "torchvision.datasets", ...), which `pip install
+    'cfm-lite[extra]'` provides.
 
     Raises ConfigError if it, or a package that it needs, is not installed or cannot be imported.
     """
@@ -48,19 +51,26 @@ def _failure(module: str, extra: str, error: Exception) -> ConfigError:
     remedy = f"pip install 'cfm-lite[{extra}]'"
     if isinstance(error, ModuleNotFoundError):
         return ConfigError(f"{error.name or module} is not installed: {remedy}")
-    return ConfigError(f"{module} is installed but cannot be imported ({error}). Reinstall it beside this torch: {remedy}")
+    return ConfigError(
+        f"{module} is installed but cannot be imported ({error}). Reinstall it beside this torch: "
+        f"{remedy}"
+    )
 
 
 def _declare_operators(missing: str) -> None:
-    """Declare the compiled operators that torchvision describes on import, wherever they are absent.
+    """Declare the compiled operators that torchvision describes on import, wherever they are
+    absent.
 
-    Reason: with a CPU build of torch and the ordinary (CUDA) build of torchvision, torchvision's compiled library does not
-    load. It tolerates that, except for the few operators whose shape function it registers without asking first; the
-    import then fails, and timm's with it, although both need only torchvision's Python part. A declaration without a
-    kernel is enough: calling such an operator still raises torchvision's own message.
+    Reason: with a CPU build of torch and the ordinary (CUDA) build of torchvision, torchvision's
+    compiled library does not load. It tolerates that, except for the few operators whose shape
+    function it registers without asking first; the import then fails, and timm's with it, although
+    both need only torchvision's Python part. A declaration without a kernel is enough: calling such
+    an operator still raises torchvision's own message.
     """
     spec = importlib.util.find_spec("torchvision")
-    source = Path(spec.origin).with_name("_meta_registrations.py") if spec and spec.origin else Path()
+    source = (
+        Path(spec.origin).with_name("_meta_registrations.py") if spec and spec.origin else Path()
+    )
     described = _DECLARED.findall(source.read_text(encoding="utf-8")) if source.is_file() else []
     library = torch.library.Library("torchvision", "FRAGMENT")
     _libraries.append(library)

@@ -1,10 +1,12 @@
-"""What a network must take and give to be trained here, and what it must hold to be averaged and saved.
+"""What a network must take and give to be trained here, and what it must hold to be averaged and
+saved.
 
     v = model(x, t, y)    or, without conditions, model(x, t)                    v is shaped like x
     v, features = model.forward_features(x, t, y, blocks)                        features: {block from 1: (B, T, D)}
 
-`num_classes` counts the labels; the label `num_classes` is the null label, which a dropped row gets. Everything that can be seen before
-the first step is found when an objective or a trainer is made. docs/own_network.md shows four networks of other libraries.
+`num_classes` counts the labels; the label `num_classes` is the null label, which a dropped row
+gets. Everything that can be seen before the first step is found when an objective or a trainer is
+made. docs/own_network.md shows four networks of other libraries.
 """
 
 import copy
@@ -39,40 +41,53 @@ _TIMES = ("t", "ts", "time", "times", "timestep", "timesteps", "sigma", "sigmas"
 
 
 def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: float = 0.0) -> None:
-    """Raise ConfigError, which says what is missing, unless `model` can be called as the top of this file says.
+    """Raise ConfigError, which says what is missing, unless `model` can be called as the top of
+    this file says.
 
-    `blocks` are those whose features are read; with `label_dropout` > 0 a model with labels needs a row for the null label.
+    `blocks` are those whose features are read; with `label_dropout` > 0 a model with labels needs a
+    row for the null label.
     """
     name = type(model).__name__
     names = _names(model.forward)
     if names is not None and not (_binds(model.forward, 3) or _binds(model.forward, 2)):
         raise ConfigError(
-            f"{name}.forward({', '.join(names)}) cannot be called as model(x, t, y): a network takes x (B, *dims), times t (B,) and, if it "
+            f"{name}.forward({', '.join(names)}) cannot be called as model(x, t, y): a network "
+            "takes x (B, *dims), times t (B,) and, if it "
             f"has num_classes, labels y (B,), and returns a velocity like x. {_GUIDE}"
         )
     if names and len(names) > 1 and names[0].lower() in _TIMES and names[1].lower() not in _TIMES:
-        raise ConfigError(f"{name}.forward takes {names[0]!r} first; here a network is called as model(x, t, y). {_GUIDE}")
-    classes = plain(getattr(model, "num_classes", None))
-    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 0):
         raise ConfigError(
-            f"{name}.num_classes is {classes!r:.60}; it must be the number of classes, a whole number, or None without labels."
+            f"{name}.forward takes {names[0]!r} first; here a network is called as model(x, t, y). "
+            f"{_GUIDE}"
+        )
+    classes = plain(getattr(model, "num_classes", None))
+    if classes is not None and (
+        not isinstance(classes, int) or isinstance(classes, bool) or classes < 0
+    ):
+        raise ConfigError(
+            f"{name}.num_classes is {classes!r:.60}; it must be the number of classes, a whole "
+            "number, or None without labels."
         )
     if classes and label_dropout > 0 and not has_null(model):
         raise ConfigError(
-            f"label_dropout is {label_dropout:g} but the model has no null label: give its label table {classes + 1} rows, one more "
-            "than num_classes (class_dropout_prob > 0 in the networks of cfm_lite), or set label_dropout=0."
+            f"label_dropout is {label_dropout:g} but the model has no null label: give its label "
+            f"table {classes + 1} rows, one more "
+            "than num_classes (class_dropout_prob > 0 in the networks of cfm_lite), or set "
+            "label_dropout=0."
         )
     if not blocks:
         return
     features = getattr(model, "forward_features", None)
     if not callable(features):
         raise ConfigError(
-            f"a term reads block {blocks[0]}, and {name} has no forward_features(x, t, y, blocks), which returns (velocity, "
+            f"a term reads block {blocks[0]}, and {name} has no forward_features(x, t, y, blocks), "
+            "which returns (velocity, "
             f"{{block from 1: features (B, T, D)}}). {_GUIDE}"
         )
     if _names(features) is not None and not _binds(features, 3, "blocks"):
         raise ConfigError(
-            f"{name}.forward_features({', '.join(_names(features) or ())}) must take (x, t, y, blocks), with blocks a sequence of numbers "
+            f"{name}.forward_features({', '.join(_names(features) or ())}) must take (x, t, y, "
+            "blocks), with blocks a sequence of numbers "
             f"from 1. {_GUIDE}"
         )
 
@@ -90,61 +105,90 @@ def needs_labels(model: Any) -> bool:
 
 
 def has_null(model: Any) -> bool:
-    """False for a model that says so (`has_null`, its own or its y_embedder's), or whose one table has just a row for each class."""
+    """False for a model that says so (`has_null`, its own or its y_embedder's), or whose one table
+    has just a row for each class.
+    """
     owner = model if hasattr(model, "has_null") else getattr(model, "y_embedder", None)
     said = getattr(owner, "has_null", None)
     if said is not None:
         return bool(said)
     if not getattr(model, "class_dropout_prob", 1.0):
         return False
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)] if isinstance(model, nn.Module) else []
-    return len(tables) != 1 or tables[0].num_embeddings != plain(getattr(model, "num_classes", None))
+    tables = (
+        [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        if isinstance(model, nn.Module)
+        else []
+    )
+    return len(tables) != 1 or tables[0].num_embeddings != plain(
+        getattr(model, "num_classes", None)
+    )
 
 
 def explained(model: nn.Module, error: Exception, y: Tensor | None) -> ConfigError | None:
-    """What `error`, raised inside the model, means for somebody whose network is new here; None where it says nothing of that."""
+    """What `error`, raised inside the model, means for somebody whose network is new here; None
+    where it says nothing of that.
+    """
     classes = plain(getattr(model, "num_classes", None))
     out_of_table = isinstance(error, IndexError) or "Class values must be smaller" in str(error)
     if out_of_table and y is not None and isinstance(classes, int) and bool((y == classes).any()):
         return ConfigError(
-            f"{type(model).__name__} failed ({error}) on the null label {classes}, which dropped rows get: give its label table "
+            f"{type(model).__name__} failed ({error}) on the null label {classes}, which dropped "
+            "rows get: give its label table "
             f"{classes + 1} rows, or set label_dropout=0. {_GUIDE}"
         )
     return None
 
 
 def as_velocity_of(output: Any, x: Tensor) -> Tensor:
-    """`output` itself; ConfigError, which says what to return instead, unless it is a real tensor shaped like `x` (B, *dims)."""
+    """`output` itself; ConfigError, which says what to return instead, unless it is a real tensor
+    shaped like `x` (B, *dims).
+    """
     if not isinstance(output, Tensor):
         raise ConfigError(
-            f"the model returned {_kind(output)}; model(x, t, y) must return the velocity, a tensor {tuple(x.shape)}. {_instead(output)}"
+            f"the model returned {_kind(output)}; model(x, t, y) must return the velocity, a "
+            f"tensor {tuple(x.shape)}. {_instead(output)}"
         )
     if output.shape != x.shape:
         half = output.dim() == x.dim() > 1 and output.shape[1] == 2 * x.shape[1]
-        hint = " It has twice the channels: return the first half, v.chunk(2, dim=1)[0]." if half else ""
-        raise ConfigError(f"the velocity has shape {tuple(output.shape)} for x {tuple(x.shape)}; both must be (B, *dims).{hint}")
+        hint = (
+            " It has twice the channels: return the first half, v.chunk(2, dim=1)[0]."
+            if half
+            else ""
+        )
+        raise ConfigError(
+            f"the velocity has shape {tuple(output.shape)} for x {tuple(x.shape)}; both must be "
+            f"(B, *dims).{hint}"
+        )
     if not output.is_floating_point():
-        raise ConfigError(f"the velocity has dtype {output.dtype}; it must be real floating-point numbers.")
+        raise ConfigError(
+            f"the velocity has dtype {output.dtype}; it must be real floating-point numbers."
+        )
     return output
 
 
 def as_features(output: Any, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-    """(velocity, {block: (B, T, D) or (B, D)}) of what forward_features returned; ConfigError unless every block of `blocks` is there.
+    """(velocity, {block: (B, T, D) or (B, D)}) of what forward_features returned; ConfigError
+    unless every block of `blocks` is there.
 
     A map (B, D, H, W) becomes tokens (B, H W, D).
     """
     if not isinstance(output, tuple) or len(output) != 2:
-        raise ConfigError(f"forward_features returned {_kind(output)}; it must return (velocity, {{block from 1: features}}). {_GUIDE}")
+        raise ConfigError(
+            f"forward_features returned {_kind(output)}; it must return (velocity, "
+            f"{{block from 1: features}}). {_GUIDE}"
+        )
     v, features = as_velocity_of(output[0], x), output[1]
     if not isinstance(features, Mapping):
         raise ConfigError(
-            f"forward_features returned its features as {_kind(features)}; it must be a mapping {{block: features}}, blocks counted from 1."
+            f"forward_features returned its features as {_kind(features)}; it must be a mapping "
+            f"{{block: features}}, blocks counted from 1."
         )
     keys = [plain(key) for key in features]
     missing = [block for block in blocks if block not in keys]
     if missing or 0 in keys:
         raise ConfigError(
-            f"forward_features was asked for the blocks {list(blocks)} and returned {keys[:8]}; it must return each of them by its number, "
+            f"forward_features was asked for the blocks {list(blocks)} and returned {keys[:8]}; it "
+            "must return each of them by its number, "
             "and the first block is 1."
         )
     by_number = dict(zip(keys, features.values()))
@@ -155,21 +199,34 @@ def _as_tokens(h: Any, x: Tensor, block: int) -> Tensor:
     check_tensor(**{f"the features of block {block}": h})
     if h.dim() not in (2, 3, 4) or len(h) != len(x) or not h.is_floating_point():
         raise ConfigError(
-            f"the features of block {block} have shape {tuple(h.shape)} and dtype {h.dtype} for x {tuple(x.shape)}; they must be floating, "
+            f"the features of block {block} have shape {tuple(h.shape)} and dtype {h.dtype} for x "
+            f"{tuple(x.shape)}; they must be floating, "
             "(B, T, D), (B, D), or a map (B, D, H, W)."
         )
     return h.flatten(2).mT if h.dim() == 4 else h
 
 
-def check_keywords(name: str, function: Callable[..., Any], call: str, positional: int, keywords: Sequence[str] = ()) -> None:
-    """Raise ConfigError unless `function` can be called with so many values in order and these keywords; `call` shows how."""
+def check_keywords(
+    name: str,
+    function: Callable[..., Any],
+    call: str,
+    positional: int,
+    keywords: Sequence[str] = (),
+) -> None:
+    """Raise ConfigError unless `function` can be called with so many values in order and these
+    keywords; `call` shows how.
+    """
     if not callable(function):
         raise ConfigError(f"{name} is {function!r:.60}; it must be a function, called as {call}.")
     if _names(function) is not None and not _binds(function, positional, *keywords):
         given = f"({', '.join(_names(function) or ())})"
         raise ConfigError(
             f"{name} takes {given}; it is called as {call}"
-            + (", and must draw from that generator alone, so that a run can be resumed. " if "generator" in keywords else ". ")
+            + (
+                ", and must draw from that generator alone, so that a run can be resumed. "
+                if "generator" in keywords
+                else ". "
+            )
             + f"Write def {getattr(function, '__name__', name).replace('<lambda>', name)}{call[call.index('(') :]}."
         )
 
@@ -180,29 +237,44 @@ def takes(function: Callable[..., Any], argument: str) -> bool:
 
 
 def check_trainable(module: nn.Module) -> None:
-    """Raise ConfigError, which names the part, unless `module` can be trained, averaged and guarded: seen before any step.
+    """Raise ConfigError, which names the part, unless `module` can be trained, averaged and
+    guarded: seen before any step.
 
-    Tied weights, frozen parts, parametrisations and parameters in any order of memory are fine. What a file can hold:
-    `checkpoint.check_storable`.
+    Tied weights, frozen parts, parametrisations and parameters in any order of memory are fine.
+    What a file can hold: `checkpoint.check_storable`.
     """
     for name, part in module.named_modules(remove_duplicate=True):
-        if getattr(part, "sparse", False) is True and isinstance(part, nn.Embedding | nn.EmbeddingBag):
-            raise ConfigError(f"{name} gives sparse gradients, which can be neither clipped nor averaged; build it with sparse=False.")
+        if getattr(part, "sparse", False) is True and isinstance(
+            part, nn.Embedding | nn.EmbeddingBag
+        ):
+            raise ConfigError(
+                f"{name} gives sparse gradients, which can be neither clipped nor averaged; build "
+                "it with sparse=False."
+            )
     named = [*module.named_parameters(), *module.named_buffers()]
     for name, x in named:
         _check_stored(name, x)
     places = {str(p.device): name for name, p in module.named_parameters()}
     if len(places) > 1:
         seen = ", ".join(f"{name} on {place}" for place, name in places.items())
-        raise ConfigError(f"the parameters are on several devices: {seen}. Move the model to one with .to(device).")
-    bad = [name for name, p in module.named_parameters() if p.is_floating_point() and not torch.isfinite(_readable(p)).all()]
+        raise ConfigError(
+            f"the parameters are on several devices: {seen}. Move the model to one with "
+            ".to(device)."
+        )
+    bad = [
+        name
+        for name, p in module.named_parameters()
+        if p.is_floating_point() and not torch.isfinite(_readable(p)).all()
+    ]
     if bad:
         raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode for a module whose root is in training mode; afterwards each submodule has its own mode back."""
+    """Eval mode for a module whose root is in training mode; afterwards each submodule has its own
+    mode back.
+    """
     if not (isinstance(model, nn.Module) and model.training):
         yield
         return
@@ -216,7 +288,9 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy for the average; ConfigError, which names what stands in the way, where there can be none."""
+    """A deep copy for the average; ConfigError, which names what stands in the way, where there can
+    be none.
+    """
     try:
         return copy.deepcopy(module)
     except Exception as error:  # whatever a part holds: locks, open files, results of a graph
@@ -226,29 +300,45 @@ def copied(module: nn.Module) -> nn.Module:
             for name, value in vars(part).items()
             if isinstance(value, Tensor) and not value.is_leaf
         ]
-        why = f"{results[0]} is the result of a computation" if results else " ".join(str(error).split())[:200]
+        why = (
+            f"{results[0]} is the result of a computation"
+            if results
+            else " ".join(str(error).split())[:200]
+        )
         raise ConfigError(
-            f"{type(module).__name__} cannot be copied for its average: {why}. Keep such a value out of the module's attributes, or "
-            "detach it (and use torch.nn.utils.parametrizations in place of torch.nn.utils.weight_norm)."
+            f"{type(module).__name__} cannot be copied for its average: {why}. Keep such a value "
+            "out of the module's attributes, or "
+            "detach it (and use torch.nn.utils.parametrizations in place of "
+            "torch.nn.utils.weight_norm)."
         ) from error
 
 
 def _check_stored(name: str, x: Tensor) -> None:
     if isinstance(x, nn.UninitializedParameter | nn.UninitializedBuffer):
-        raise ConfigError(f"{name} has no shape yet, as in a lazy layer; run one batch through the model first.")
+        raise ConfigError(
+            f"{name} has no shape yet, as in a lazy layer; run one batch through the model first."
+        )
     if x.is_meta:
-        raise ConfigError(f"{name} is on the meta device and holds no numbers; load its weights first, or use .to_empty and initialise it.")
+        raise ConfigError(
+            f"{name} is on the meta device and holds no numbers; load its weights first, or use "
+            ".to_empty and initialise it."
+        )
     if x.is_inference():
-        raise ConfigError(f"{name} was made in inference mode and cannot be trained; build the model outside torch.inference_mode().")
+        raise ConfigError(
+            f"{name} was made in inference mode and cannot be trained; build the model outside "
+            "torch.inference_mode()."
+        )
     if x.layout != torch.strided:
         raise ConfigError(f"{name} has the layout {x.layout}; it must be dense. Call .to_dense().")
     if isinstance(x, nn.Parameter) and x.is_complex():
         raise ConfigError(
-            f"{name} is complex; the gradient norm, the guard and the average are for real numbers. Keep torch.view_as_real of it."
+            f"{name} is complex; the gradient norm, the guard and the average are for real "
+            "numbers. Keep torch.view_as_real of it."
         )
     if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride())):
         raise ConfigError(
-            f"{name} was expanded: several of its entries are one number in memory, so it cannot be changed. Call .clone() first."
+            f"{name} was expanded: several of its entries are one number in memory, so it cannot "
+            "be changed. Call .clone() first."
         )
 
 
@@ -267,7 +357,11 @@ def _binds(function: Callable[..., Any], positional: int, *keywords: str) -> boo
 def _names(function: Callable[..., Any]) -> list[str] | None:
     """The names of its arguments, or None for a built-in function that does not say."""
     try:
-        return [name for name, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD]
+        return [
+            name
+            for name, p in inspect.signature(function).parameters.items()
+            if p.kind is not p.VAR_KEYWORD
+        ]
     except (TypeError, ValueError):
         return None
 
@@ -277,7 +371,9 @@ def _kind(value: Any) -> str:
         return "None"
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
-    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
+    return f"a {type(value).__name__}" + (
+        f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    )
 
 
 def _instead(output: Any) -> str:
@@ -285,8 +381,13 @@ def _instead(output: Any) -> str:
     if isinstance(getattr(output, "sample", None), Tensor):
         return "Return output.sample."
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return "Return its first entry alone, if that is the velocity; features belong to forward_features."
+        return (
+            "Return its first entry alone, if that is the velocity; features belong to "
+            "forward_features."
+        )
     if isinstance(output, Mapping):
         return f"Return the entry that is the velocity; the names are {list(output)[:6]}."
-    fields = [name for name, value in getattr(output, "__dict__", {}).items() if isinstance(value, Tensor)]
+    fields = [
+        name for name, value in getattr(output, "__dict__", {}).items() if isinstance(value, Tensor)
+    ]
     return f"Return output.{fields[0]}." if fields else _GUIDE

@@ -1,6 +1,8 @@
-"""Paths as a user gives them: `~` is expanded in one place, and what cannot be written is refused before any work is done.
+"""Paths as a user gives them: `~` is expanded in one place, and what cannot be written is refused
+before any work is done.
 
-Files that others rely on are never overwritten: those of a run, of latents, and whatever a command itself reads.
+Files that others rely on are never overwritten: those of a run, of latents, and whatever a command
+itself reads.
 """
 
 import os
@@ -14,50 +16,100 @@ __all__ = ["check_file", "check_folder", "check_suffix", "expanded", "inside"]
 
 Given = str | os.PathLike[str]
 OWN = (  # what runs, checkpoints, samples and latents are made of
-    *("config.json", "log.jsonl", "latent_mean.npy", "settings.json", "MANIFEST.json", "state.json"),
-    *("weights.safetensors", "optimizer.safetensors", "index.json", "plan.json", "labels.npy", "mean.npy", "keys.txt"),
+    *(
+        "config.json",
+        "log.jsonl",
+        "latent_mean.npy",
+        "settings.json",
+        "MANIFEST.json",
+        "state.json",
+    ),
+    *(
+        "weights.safetensors",
+        "optimizer.safetensors",
+        "index.json",
+        "plan.json",
+        "labels.npy",
+        "mean.npy",
+        "keys.txt",
+    ),
 )
 _FILES = (  # a new folder with such a name was meant to be a file
-    *(".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".npz", ".npy", ".json", ".jsonl", ".csv", ".txt", ".md", ".pkl"),
+    *(
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".gif",
+        ".webp",
+        ".svg",
+        ".pdf",
+        ".npz",
+        ".npy",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".txt",
+        ".md",
+        ".pkl",
+    ),
     *(".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".tgz", ".gz", ".xz", ".zip"),
 )
 
 
 def expanded(path: Given) -> Path:
-    """`path` with `~` and `~user` expanded; ConfigError for an unknown user, or a name that no file can have."""
+    """`path` with `~` and `~user` expanded; ConfigError for an unknown user, or a name that no file
+    can have.
+    """
     text = os.fspath(path)
     if "\0" in text:
-        raise ConfigError(f"the path {text!r:.100} holds a null byte, which no name can; give another one.")
+        raise ConfigError(
+            f"the path {text!r:.100} holds a null byte, which no name can; give another one."
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise ConfigError(f"{text!r:.100} names a home folder that is not there; write the whole path, from / on.") from None
+        raise ConfigError(
+            f"{text!r:.100} names a home folder that is not there; write the whole path, from / on."
+        ) from None
 
 
 def check_suffix(path: Path, suffixes: Iterable[str], option: str = "--out") -> None:
     """Raise ConfigError that names a path that would do, unless `path` ends in one of `suffixes`."""
     allowed = list(suffixes)
     if path.suffix not in allowed:
-        better = path.with_name(f"{path.stem}{allowed[0]}") if path.name else path / f"out{allowed[0]}"
-        raise ConfigError(f"{option} is {path}; it must end in {' or '.join(allowed)}, such as {better}.")
+        better = (
+            path.with_name(f"{path.stem}{allowed[0]}") if path.name else path / f"out{allowed[0]}"
+        )
+        raise ConfigError(
+            f"{option} is {path}; it must end in {' or '.join(allowed)}, such as {better}."
+        )
 
 
-def check_file(path: Path, suffixes: Iterable[str], *, inputs: Iterable[Path] = (), option: str = "--out") -> Path:
+def check_file(
+    path: Path, suffixes: Iterable[str], *, inputs: Iterable[Path] = (), option: str = "--out"
+) -> Path:
     """`path`, a file that may be written, or written anew; nothing is made.
 
-    Raises ConfigError for another suffix, for one of `inputs` and for a file that a run, a checkpoint, samples or latents are
-    made of; DataError where a folder is in the way or nothing can be written.
+    Raises ConfigError for another suffix, for one of `inputs` and for a file that a run, a
+    checkpoint, samples or latents are made of; DataError where a folder is in the way or nothing
+    can be written.
     """
     check_suffix(path, suffixes, option)
     for other in inputs:
         if _same(path, other):
-            raise ConfigError(f"{option} is {path}, which this command reads; choose another {option}.")
+            raise ConfigError(
+                f"{option} is {path}, which this command reads; choose another {option}."
+            )
     if os.path.lexists(path) and {path.name, os.path.basename(os.path.realpath(path))} & set(OWN):
         raise ConfigError(
-            f"{option} is {path}, which belongs to a run, to samples or to latents and would be lost; choose another {option}."
+            f"{option} is {path}, which belongs to a run, to samples or to latents and would be "
+            f"lost; choose another {option}."
         )
     if path.is_dir():
-        raise DataError(f"{option} is {path}, which is a folder; give a file in it, such as {path / ('out' + path.suffix)}.")
+        raise DataError(
+            f"{option} is {path}, which is a folder; give a file in it, such as "
+            f"{path / ('out' + path.suffix)}."
+        )
     _check_writable(path.parent, option)
     return path
 
@@ -65,15 +117,19 @@ def check_file(path: Path, suffixes: Iterable[str], *, inputs: Iterable[Path] = 
 def check_folder(path: Path, *, inputs: Iterable[Path] = (), option: str = "--out") -> Path:
     """`path`, a folder that is there or can be made, and can be written to; nothing is made.
 
-    Raises ConfigError for the name of a file and for one of the folders in `inputs`; DataError where a file is in the way or
-    nothing can be written.
+    Raises ConfigError for the name of a file and for one of the folders in `inputs`; DataError
+    where a file is in the way or nothing can be written.
     """
     for other in inputs:
         if _same(path, other):
-            raise ConfigError(f"{option} is {path}, which this command reads; choose another {option}.")
+            raise ConfigError(
+                f"{option} is {path}, which this command reads; choose another {option}."
+            )
     if not path.is_dir() and path.suffix.lower() in _FILES:
         kind = "is a file" if path.exists() else "has the name of a file"
-        raise ConfigError(f"{option} is {path}, which {kind}; a folder is wanted, such as {path.with_suffix('')}.")
+        raise ConfigError(
+            f"{option} is {path}, which {kind}; a folder is wanted, such as {path.with_suffix('')}."
+        )
     _check_writable(path, option)
     return path
 
@@ -91,11 +147,19 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _check_writable(folder: Path, option: str) -> None:
-    """Raise DataError unless a file can be made in `folder`, or in the nearest folder above it that is there."""
+    """Raise DataError unless a file can be made in `folder`, or in the nearest folder above it that
+    is there.
+    """
     try:
         place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not place.is_dir():
-            raise DataError(f"cannot make or write {folder}: {place} is no folder. Choose another {option}.")
-        tempfile.TemporaryFile(dir=place).close()  # the only honest answer: root may do what the mode forbids, a mount may not
+            raise DataError(
+                f"cannot make or write {folder}: {place} is no folder. Choose another {option}."
+            )
+        tempfile.TemporaryFile(
+            dir=place
+        ).close()  # the only honest answer: root may do what the mode forbids, a mount may not
     except OSError as error:
-        raise DataError(f"cannot make or write {folder}: {error.strerror or error}. Choose another {option}.") from None
+        raise DataError(
+            f"cannot make or write {folder}: {error.strerror or error}. Choose another {option}."
+        ) from None

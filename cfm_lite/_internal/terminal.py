@@ -1,6 +1,8 @@
-"""How a command meets the terminal: streams that cannot break it, notes for warnings, and one line for each error.
+"""How a command meets the terminal: streams that cannot break it, notes for warnings, and one line
+for each error.
 
-The exit code is that of the error (2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk full), 130 after Ctrl-C.
+The exit code is that of the error (2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk
+full), 130 after Ctrl-C.
 """
 
 import contextlib
@@ -39,7 +41,9 @@ class Notes:
 
 
 def run_command(commands: Any, words: Sequence[str], description: str | None) -> int:
-    """Run the one of `commands`, a union of dataclasses with `run` and `debug`, that `words` name; returns the exit code."""
+    """Run the one of `commands`, a union of dataclasses with `run` and `debug`, that `words` name;
+    returns the exit code.
+    """
     _make_streams_safe()
     try:
         try:
@@ -55,10 +59,12 @@ def run_command(commands: Any, words: Sequence[str], description: str | None) ->
 
 
 def _leave_for_torchrun(text: str, later: bool = False) -> None:
-    """Write why this rank failed where torchrun looks for it: its last words are what the first rank that failed left there.
+    """Write why this rank failed where torchrun looks for it: its last words are what the first
+    rank that failed left there.
 
-    Without it 30 lines of torchrun's own follow our one, and say nothing. `later`: another rank failed before, and is the cause.
-    It is the file of torch.distributed.elastic's `@record`, which would import torch for a mistyped option, and show a traceback.
+    Without it 30 lines of torchrun's own follow our one, and say nothing. `later`: another rank
+    failed before, and is the cause. It is the file of torch.distributed.elastic's `@record`, which
+    would import torch for a mistyped option, and show a traceback.
     """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
@@ -77,7 +83,9 @@ def _say_error(text: str, later: bool = False) -> None:
 
 
 def _make_streams_safe() -> None:
-    """A closed stream swallows what is printed, one without Unicode shows question marks, and a very narrow one counts as wider."""
+    """A closed stream swallows what is printed, one without Unicode shows question marks, and a
+    very narrow one counts as wider.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -89,7 +97,9 @@ def _make_streams_safe() -> None:
 
 
 def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any:
-    """One of `commands` from `words`; what tyro says of a wrong argument, in a box of many lines, becomes one line. Exits with 2 then."""
+    """One of `commands` from `words`; what tyro says of a wrong argument, in a box of many lines,
+    becomes one line. Exits with 2 then.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -105,7 +115,9 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
 
 
 def _option(word: str, command: Any) -> str:
-    """The name of the field that --some-option, --some_option=value or --no-some-option sets; --no-compile is a field of its own."""
+    """The name of the field that --some-option, --some_option=value or --no-some-option sets;
+    --no-compile is a field of its own.
+    """
     name = word[2:].partition("=")[0].replace("-", "_")
     return name if hasattr(getattr(command, "full", None), name) else name.removeprefix("no_")
 
@@ -113,11 +125,25 @@ def _option(word: str, command: Any) -> str:
 def _in_one_line(box: str) -> str:
     rows = [row.strip("│|╭╮╰╯ ") for row in box.splitlines()[1:]]  # the first one is a title
     text = " ".join(row for row in rows if row.strip("─- "))
-    text = re.sub(r"no type matching (?:{None}\|)?(\S+) could be instantiated from \[(.*?)\]", r"\2 is no \1", text)
-    said = re.split(r" (?:Got errors|Perhaps you meant|Argument helptext|Available subcommands|For full helptext)\b", text)[0]
+    text = re.sub(
+        r"no type matching (?:{None}\|)?(\S+) could be instantiated from \[(.*?)\]",
+        r"\2 is no \1",
+        text,
+    )
+    said = re.split(
+        r" (?:Got errors|Perhaps you meant|Argument helptext|Available subcommands|For full "
+        r"helptext)\b",
+        text,
+    )[0]
     meant = re.search(r"Perhaps you meant: (\S+)", text)
     commands = re.search(r"Available subcommands: (.*?) For full", text)
-    hint = f" Did you mean {meant[1]}?" if meant else f" The commands are {commands[1]}." if commands else ""
+    hint = (
+        f" Did you mean {meant[1]}?"
+        if meant
+        else f" The commands are {commands[1]}."
+        if commands
+        else ""
+    )
     return said.rstrip(".") + "." + hint
 
 
@@ -127,7 +153,11 @@ def _run(command: Any) -> int:
             warnings.showwarning = Notes.show
             command.run()
     except KeyboardInterrupt:
-        print("cfm-lite: stopped; cfm-lite train --resume goes on, and so does the same cfm-lite compare", file=sys.stderr)
+        print(
+            "cfm-lite: stopped; cfm-lite train --resume goes on, and so does the same cfm-lite "
+            "compare",
+            file=sys.stderr,
+        )
         return 130
     except (CFMError, OSError, MemoryError, RuntimeError) as error:
         if command.debug or _explained(error) is None:
@@ -139,17 +169,34 @@ def _run(command: Any) -> int:
 def _fail(error: Exception) -> int:
     """Say what went wrong, in one line; the exit code."""
     _say_error(str(_explained(error)), later=isinstance(error, DistributedError))
-    return error.exit_code if isinstance(error, CFMError) else DataError.exit_code if isinstance(error, OSError) else 1
+    return (
+        error.exit_code
+        if isinstance(error, CFMError)
+        else DataError.exit_code
+        if isinstance(error, OSError)
+        else 1
+    )
 
 
 def _explained(error: Exception) -> str | None:
-    """What to say of an error that is not a bug: ours, the system's about a file, and no memory left."""
+    """What to say of an error that is not a bug: ours, the system's about a file, and no memory
+    left.
+    """
     if isinstance(error, CFMError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-        return f"{error.filename or 'what was to be printed'}: {error.strerror or error}. Give another path."
+        return (
+            f"{error.filename or 'what was to be printed'}: {error.strerror or error}. Give "
+            "another path."
+        )
     text = str(error)
-    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")  # torch's, which is not imported here
+    named = type(error).__name__ in (
+        "MemoryError",
+        "OutOfMemoryError",
+    )  # torch's, which is not imported here
     if named or "allocate memory" in text or "not enough memory" in text:
-        return f"there is not enough memory ({text.splitlines()[0] if text else 'none left'}). Use a smaller batch or a smaller model."
+        return (
+            f"there is not enough memory ({text.splitlines()[0] if text else 'none left'}). Use a "
+            "smaller batch or a smaller model."
+        )
     return None

@@ -1,7 +1,8 @@
 """The command line: cfm-lite demo | train | sample | evaluate | compare | prepare | export.
 
-Each command is a typed dataclass; its docstring is its help. An error of cfm_lite is one line on stderr and its exit code
-(2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM); --debug shows where.
+Each command is a typed dataclass; its docstring is its help. An error of cfm_lite is one line on
+stderr and its exit code (2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk full; 130 and
+143 after Ctrl-C and SIGTERM); --debug shows where.
 """
 
 import sys
@@ -32,12 +33,16 @@ def _given(value: Any, otherwise: Any) -> Any:
 def _on_the_cpu(device: str, what: str) -> None:
     """Raise ConfigError for a device that would not be used."""
     if device not in ("auto", "cpu"):
-        raise ConfigError(f"--device {device} would change nothing: {what} on the CPU; leave it out.")
+        raise ConfigError(
+            f"--device {device} would change nothing: {what} on the CPU; leave it out."
+        )
 
 
 @dataclass
 class Demo(Common):
-    """Train FM, ΔFM, VeCoR and dispersive on real digits from one starting point, draw, and print a table (90 s on two cores)."""
+    """Train FM, ΔFM, VeCoR and dispersive on real digits from one starting point, draw, and print a
+    table (90 s on two cores).
+    """
 
     out: Path = Path("runs/demo")
     """Where samples.png, fields.png, quality_vs_steps.png and metrics.json go."""
@@ -50,7 +55,9 @@ class Demo(Common):
 
 @dataclass
 class Train(Common):
-    """Train one recipe with one method; leaves config.json, log.jsonl, checkpoints and samples.png in its folder."""
+    """Train one recipe with one method; leaves config.json, log.jsonl, checkpoints and samples.png
+    in its folder.
+    """
 
     recipe: Positional[Name] = "digits"
     method: str = "fm"
@@ -79,7 +86,10 @@ class Train(Common):
         if self.recipe == "imagenet":
             self._run_imagenet()
             return
-        self.refuse(names_of(FullScale), f"is for train imagenet, and this is train {self.recipe}; leave it out.")
+        self.refuse(
+            names_of(FullScale),
+            f"is for train imagenet, and this is train {self.recipe}; leave it out.",
+        )
         from cfm_lite import runs
         from cfm_lite.cli.actions import drawing, sample_run
         from cfm_lite.data.datasets import dataset
@@ -89,22 +99,39 @@ class Train(Common):
         changes, by_hand = self._changes({"steps": 50 if self.quick else self.steps})
         chosen = recipe(self.recipe, **changes)
         check_read(chosen, by_hand)
-        folder = runs.home_for(self.out or Path("runs") / f"{self.recipe}-{chosen.method}-{chosen.seed}", self.resume)
+        folder = runs.home_for(
+            self.out or Path("runs") / f"{self.recipe}-{chosen.method}-{chosen.seed}", self.resume
+        )
         data = dataset(chosen.dataset)
         device = runs.pick_device(self.device)
-        how = {"save_every": _given(self.save_every, 1000), "sample_every": self.sample_every, "draw": drawing(chosen, data, folder)}
+        how = {
+            "save_every": _given(self.save_every, 1000),
+            "sample_every": self.sample_every,
+            "draw": drawing(chosen, data, folder),
+        }
         done = runs.train(chosen, data, device=device, out=folder, resume=self.resume, **how)
         print(f"{done.summary}; the run is in {folder}")
         print("samples in {} and {}".format(*sample_run(folder, None, 100, self.device)))
 
-    def _changes(self, flags: dict[str, Any], kind: type | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Recipe fields from --set and from options of their own, and the names in --set; ConfigError for what both give."""
+    def _changes(
+        self, flags: dict[str, Any], kind: type | None = None
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Recipe fields from --set and from options of their own, and the names in --set;
+        ConfigError for what both give.
+        """
         changes, given = parse_settings(self.set, kind), self.given
         by_hand = tuple(changes)
-        for name, value in {"method": self.method, "seed": self.seed, "batch": self.batch, **flags}.items():
+        for name, value in {
+            "method": self.method,
+            "seed": self.seed,
+            "batch": self.batch,
+            **flags,
+        }.items():
             flag = name if name in given else "quick" if name == "steps" and self.quick else None
             if flag and name in changes:
-                raise ConfigError(f"--set {name} and --{flag} both give the {name}; give one of them.")
+                raise ConfigError(
+                    f"--set {name} and --{flag} both give the {name}; give one of them."
+                )
             if flag or (name in ("method", "seed") and name not in changes):
                 changes[name] = value
         return changes, by_hand
@@ -121,11 +148,23 @@ class Train(Common):
                 "would do nothing: --dry-run saves and logs nothing; leave it out.",
             )
         else:
-            self.refuse(["price"], "is what a device-hour costs, which --dry-run tells; give --dry-run too.")
-            self.refuse(["ranks"], "is for --dry-run: a run has as many ranks as torchrun starts; leave it out, or give --dry-run too.")
+            self.refuse(
+                ["price"], "is what a device-hour costs, which --dry-run tells; give --dry-run too."
+            )
+            self.refuse(
+                ["ranks"],
+                "is for --dry-run: a run has as many ranks as torchrun starts; leave it out, or "
+                "give --dry-run too.",
+            )
         if full.start is None or not is_file_of_weights(full.start):
-            self.refuse(["format"], "says whose official file --start is, and there is none; leave it out, or give --start FILE.")
-        changes, by_hand = self._changes({"steps": 20 if self.quick else self.steps, "size": full.size}, ImageNet)
+            self.refuse(
+                ["format"],
+                "says whose official file --start is, and there is none; leave it out, or give "
+                "--start FILE.",
+            )
+        changes, by_hand = self._changes(
+            {"steps": 20 if self.quick else self.steps, "size": full.size}, ImageNet
+        )
         if "method" not in by_hand:
             changes.pop("method")  # it is the preset's name
         how = {
@@ -135,7 +174,11 @@ class Train(Common):
             "save_every": _given(self.save_every, 10_000), "sample_every": self.sample_every, "log_every": full.log_every,
             "dry_run": full.dry_run, "price": full.price, "ranks": full.ranks,
         }  # fmt: skip
-        show(train_command(self.method, full.model, full.latents, self.out, self.device, changes, **how))
+        show(
+            train_command(
+                self.method, full.model, full.latents, self.out, self.device, changes, **how
+            )
+        )
 
 
 @dataclass
@@ -184,23 +227,53 @@ class Sample(Common):
         if self.quick:
             self.refuse(["num"], "and --quick both say how many samples; give one of them.")
         if self.sde:
-            self.refuse(["solver"], "is for an ODE, and --sde is the solver of the SDE; give one of them.")
+            self.refuse(
+                ["solver"], "is for an ODE, and --sde is the solver of the SDE; give one of them."
+            )
         official = is_file_of_weights(self.checkpoint)
         recipe = imagenet("sit") if official else runs.saved_recipe(self.checkpoint)
         if official:
-            self.refuse(["average"], f"chooses among the networks of a run of ours, and {self.checkpoint} holds one network; leave it out.")
+            self.refuse(
+                ["average"],
+                f"chooses among the networks of a run of ours, and {self.checkpoint} holds one "
+                "network; leave it out.",
+            )
         else:
-            self.refuse(["format", "model"], f"says what an official file holds, and {self.checkpoint} is a run of ours; leave it out.")
+            self.refuse(
+                ["format", "model"],
+                f"says what an official file holds, and {self.checkpoint} is a run of ours; leave "
+                "it out.",
+            )
         scale = _given(self.guidance, recipe.guidance)
         if scale == 1:
-            self.refuse(["interval"], "is where guidance acts, and a scale of 1 is none; give another --guidance too.")
+            self.refuse(
+                ["interval"],
+                "is where guidance acts, and a scale of 1 is none; give another --guidance too.",
+            )
         if recipe.dataset == "imagenet":
             self._run_imagenet(recipe)
             return
-        self.refuse(["batch", "vae"], f"is for runs on imagenet, and {self.checkpoint} is a run on {recipe.dataset}; leave it out.")
-        changes = {"solver": self.solver, "guidance": self.guidance, "sample_steps": self.steps, "seed": self.seed}
-        how = {"sde": self.sde, "interval": self.interval, "debias": self.debias, "labels": self.labels, "average": self.average}
-        paths = sample_run(self.checkpoint, self.out, 20 if self.quick else self.num, self.device, **how, **changes)
+        self.refuse(
+            ["batch", "vae"],
+            f"is for runs on imagenet, and {self.checkpoint} is a run on {recipe.dataset}; leave "
+            "it out.",
+        )
+        changes = {
+            "solver": self.solver,
+            "guidance": self.guidance,
+            "sample_steps": self.steps,
+            "seed": self.seed,
+        }
+        how = {
+            "sde": self.sde,
+            "interval": self.interval,
+            "debias": self.debias,
+            "labels": self.labels,
+            "average": self.average,
+        }
+        paths = sample_run(
+            self.checkpoint, self.out, 20 if self.quick else self.num, self.device, **how, **changes
+        )
         print("samples in {} and {}".format(*paths))
 
     def _run_imagenet(self, recipe: Any) -> None:
@@ -211,14 +284,26 @@ class Sample(Common):
             "steps": _given(self.steps, recipe.sample_steps), "guidance": _given(self.guidance, recipe.guidance),
             "interval": self.interval, "debias": self.debias, "batch": self.batch, "labels": self.labels, "average": self.average,
         }  # fmt: skip
-        show(sample_command(self.checkpoint, self.out, self.device, self.vae, self.format, self.model, **settings))
+        show(
+            sample_command(
+                self.checkpoint,
+                self.out,
+                self.device,
+                self.vae,
+                self.format,
+                self.model,
+                **settings,
+            )
+        )
 
 
 @dataclass
 class Evaluate(Common):
-    """Measure samples with the data set's judge: accuracy, Fréchet distance, precision, recall, nearest-neighbour ratio.
+    """Measure samples with the data set's judge: accuracy, Fréchet distance, precision, recall,
+    nearest-neighbour ratio.
 
-    With --reference: FID, sFID, inception score, precision and recall on the features of Inception-v3.
+    With --reference: FID, sFID, inception score, precision and recall on the features of
+    Inception-v3.
     """
 
     samples: Path = Path("runs/digits-fm-0/samples.npz")
@@ -232,18 +317,33 @@ class Evaluate(Common):
     """Where the rows go (default: metrics.json beside the samples)."""
 
     def work(self) -> None:
-        self.refuse(["seed", "quick"], "would change nothing: samples are measured without drawing anything; leave it out.")
+        self.refuse(
+            ["seed", "quick"],
+            "would change nothing: samples are measured without drawing anything; leave it out.",
+        )
         from cfm_lite.runs import samples_of
 
         self.samples = samples_of(self.samples)
         if self.out is not None:
-            check_file(self.out, (".json",), inputs=[path for path in (self.samples, self.reference) if path is not None])
+            check_file(
+                self.out,
+                (".json",),
+                inputs=[path for path in (self.samples, self.reference) if path is not None],
+            )
         if self.reference is not None:
             from cfm_lite.scale.commands import evaluate_command
 
-            print(evaluate_command(self.samples, self.reference, self.inception, self.out, self.device))
+            print(
+                evaluate_command(
+                    self.samples, self.reference, self.inception, self.out, self.device
+                )
+            )
             return
-        self.refuse(["inception"], "is read only with --reference, for the metrics of imagenet; give that too, or leave it out.")
+        self.refuse(
+            ["inception"],
+            "is read only with --reference, for the metrics of imagenet; give that too, or leave "
+            "it out.",
+        )
         _on_the_cpu(self.device, "these samples are measured")
         from cfm_lite.cli.actions import evaluate_file
         from cfm_lite.evaluate.card import told
@@ -257,9 +357,11 @@ class Evaluate(Common):
 
 @dataclass
 class Compare(Common):
-    """Run a paired experiment over several seeds, and report differences to FM with their intervals.
+    """Run a paired experiment over several seeds, and report differences to FM with their
+    intervals.
 
-    It can be stopped at any time; the same command goes on. Groups are core and the suite's ablations, such as weight.
+    It can be stopped at any time; the same command goes on. Groups are core and the suite's
+    ablations, such as weight.
     """
 
     suite: Positional[Suite | None] = None
@@ -288,23 +390,48 @@ class Compare(Common):
         from cfm_lite.cli.actions import compare_suite, report_suite, time_steps
 
         if self.report:
-            self.refuse(names_of(Compare, "suite", "out", "report", "debug"), "would change nothing: --report only reads what is there.")
+            self.refuse(
+                names_of(Compare, "suite", "out", "report", "debug"),
+                "would change nothing: --report only reads what is there.",
+            )
             print(report_suite(self.suite, self.out))
             return
         suite = self.suite or "digits"
         changes = parse_settings(self.set)
         own = sorted({"dataset", "method", "seed", "sample_steps"} & set(changes))
         if own:
-            raise ConfigError(f"--set {own[0]} cannot be given here: the suite decides it. Use --seed and --seeds, or another suite.")
+            raise ConfigError(
+                f"--set {own[0]} cannot be given here: the suite decides it. Use --seed and "
+                "--seeds, or another suite."
+            )
         if self.costs:
             self.refuse(
-                ["group", "seeds", "arms", "workers", "list", "seed"], "would change nothing: --costs times the core's arms in turn."
+                ["group", "seeds", "arms", "workers", "list", "seed"],
+                "would change nothing: --costs times the core's arms in turn.",
             )
-            print(time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick))
+            print(
+                time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick)
+            )
             return
-        seeds = None if self.seeds is None else range(self.seed, self.seed + check_count("seeds", self.seeds))
-        chosen = {"groups": self.group, "seeds": seeds, "first_seed": self.seed, "arms": self.arms, "changes": changes}
-        how = {"quick": self.quick, "device": self.device, "workers": self.workers, "only_list": self.list, "command": self.command}
+        seeds = (
+            None
+            if self.seeds is None
+            else range(self.seed, self.seed + check_count("seeds", self.seeds))
+        )
+        chosen = {
+            "groups": self.group,
+            "seeds": seeds,
+            "first_seed": self.seed,
+            "arms": self.arms,
+            "changes": changes,
+        }
+        how = {
+            "quick": self.quick,
+            "device": self.device,
+            "workers": self.workers,
+            "only_list": self.list,
+            "command": self.command,
+        }
         print(compare_suite(suite, out=self.out, **chosen, **how))
 
     @property
@@ -314,13 +441,24 @@ class Compare(Common):
         for name in ("group", "seeds", "arms", "set", "seed", "quick"):
             value, default = getattr(self, name), Compare.__dataclass_fields__[name].default
             if value != default:
-                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [] if value is True else [str(value)])]
+                words += [
+                    f"--{name}",
+                    *(
+                        map(str, value)
+                        if isinstance(value, tuple)
+                        else []
+                        if value is True
+                        else [str(value)]
+                    ),
+                ]
         return " ".join(words)
 
 
 @dataclass
 class Export(Common):
-    """Write the averaged network of an ImageNet run as a file for the official programs of SiT or REPA (DeltaFM)."""
+    """Write the averaged network of an ImageNet run as a file for the official programs of SiT or
+    REPA (DeltaFM).
+    """
 
     checkpoint: Path = Path("runs/imagenet-SiT-XL-2-vecor-0")
     """A run's folder, or one of its checkpoints."""
@@ -330,7 +468,10 @@ class Export(Common):
     """A .safetensors, or a .pt with the key "ema"."""
 
     def work(self) -> None:
-        self.refuse(["seed", "quick"], "would change nothing: weights are written as they are; leave it out.")
+        self.refuse(
+            ["seed", "quick"],
+            "would change nothing: weights are written as they are; leave it out.",
+        )
         _on_the_cpu(self.device, "weights are written")
         from cfm_lite.scale.official import export_run
 
@@ -341,7 +482,8 @@ class Export(Common):
 class Prepare(Common):
     """Fetch a data set, or check that its files are whole; for imagenet, encode a folder of images.
 
-    Several processes may work at once (torchrun starts them), and a stopped one goes on where it was.
+    Several processes may work at once (torchrun starts them), and a stopped one goes on where it
+    was.
     """
 
     dataset: Positional[Data] = "mnist"
@@ -368,26 +510,49 @@ class Prepare(Common):
     """imagenet, with --latents: 2 encodes the mirror images too, which REPA's recipes do not use."""
 
     def work(self) -> None:
-        self.refuse(["seed", "quick"], "would change nothing: data are prepared without drawing anything; leave it out.")
+        self.refuse(
+            ["seed", "quick"],
+            "would change nothing: data are prepared without drawing anything; leave it out.",
+        )
         if self.dataset != "imagenet":
-            self.refuse(names_of(Prepare, "dataset", *names_of(Common)), f"is for prepare imagenet, and this is prepare {self.dataset}.")
+            self.refuse(
+                names_of(Prepare, "dataset", *names_of(Common)),
+                f"is for prepare imagenet, and this is prepare {self.dataset}.",
+            )
             _on_the_cpu(self.device, "nothing is computed; files are fetched")
         elif self.out is None:
-            raise ConfigError("there is no place for the latents or features; give a folder with --out FOLDER.")
+            raise ConfigError(
+                "there is no place for the latents or features; give a folder with --out FOLDER."
+            )
         elif self.latents is None:
-            self.refuse(["teacher", "mirrors"], "is for the teacher's features of some latents; give --latents LATENTS too.")
+            self.refuse(
+                ["teacher", "mirrors"],
+                "is for the teacher's features of some latents; give --latents LATENTS too.",
+            )
         else:
-            self.refuse(["size", "vae", "rows", "workers"], "is for latents, and with --latents features are made; leave it out.")
+            self.refuse(
+                ["size", "vae", "rows", "workers"],
+                "is for latents, and with --latents features are made; leave it out.",
+            )
         if self.latents is not None and self.out is not None:
             from cfm_lite.scale.commands import features_command
 
             settings = {"mirrors": self.mirrors, "batch": self.batch}
-            print(features_command(self.latents, self.images, self.out, self.device, self.teacher, **settings))
+            print(
+                features_command(
+                    self.latents, self.images, self.out, self.device, self.teacher, **settings
+                )
+            )
             return
         if self.out is not None:
             from cfm_lite.scale.commands import prepare_command
 
-            settings = {"size": self.size, "batch": self.batch, "rows": self.rows, "workers": self.workers}
+            settings = {
+                "size": self.size,
+                "batch": self.batch,
+                "rows": self.rows,
+                "workers": self.workers,
+            }
             print(prepare_command(self.images, self.out, self.device, self.vae, **settings))
             return
         from cfm_lite.data import cifar10, digits, mnist
@@ -395,13 +560,22 @@ class Prepare(Common):
         if self.dataset in cifar10.NAMES:
             path = cifar10.download() if self.dataset == "cifar10" else None
             splits = [len(cifar10.load(split, name=self.dataset)[0]) for split in ("train", "test")]
-            print(f"{self.dataset}: {splits[0]} + {splits[1]} images, verified{f', in {path}' if path else ''}")
+            print(
+                f"{self.dataset}: {splits[0]} + {splits[1]} images, "
+                f"verified{f', in {path}' if path else ''}"
+            )
             return
         if self.dataset == "digits":
-            print(f"digits: {len(digits.load('all')[0])} images ship inside scikit-learn; nothing to fetch.")
+            print(
+                f"digits: {len(digits.load('all')[0])} images ship inside scikit-learn; nothing to "
+                "fetch."
+            )
             return
         folder = mnist.download()
-        print(f"mnist: {len(mnist.load('train')[0])} + {len(mnist.load('test')[0])} images, verified, in {folder}")
+        print(
+            f"mnist: {len(mnist.load('train')[0])} + {len(mnist.load('test')[0])} images, "
+            f"verified, in {folder}"
+        )
 
 
 Command = (
@@ -418,12 +592,16 @@ Command = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (and, called as a script, exits with it)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    words = words[1:] if words[:1] == ["--"] else words  # torchrun ... -m cfm_lite.cli -- sample --num 9: keeps torchrun off our options
+    words = (
+        words[1:] if words[:1] == ["--"] else words
+    )  # torchrun ... -m cfm_lite.cli -- sample --num 9: keeps torchrun off our options
     return run_command(Command, _resume_with_a_value(words), __doc__)
 
 
 def _resume_with_a_value(words: Sequence[str]) -> list[str]:
-    """`words` with --resume alone, and --no-resume, spelled out: a switch that may also be given as `--resume auto`."""
+    """`words` with --resume alone, and --no-resume, spelled out: a switch that may also be given as
+    `--resume auto`.
+    """
     switches = {"--resume": "True", "--no-resume": "False"}
     values = ("auto", "True", "False")
     found: list[str] = []

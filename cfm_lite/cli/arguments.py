@@ -1,4 +1,6 @@
-"""What several commands share: common options, those of the full scale, and settings written as name=value."""
+"""What several commands share: common options, those of the full scale, and settings written as
+name=value.
+"""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
@@ -35,7 +37,11 @@ class Common:
         for part, name, _ in self._options():
             value = getattr(part, name)
             if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~")):
-                setattr(part, name, type(value)(expanded(value)) if isinstance(value, str) else expanded(value))
+                setattr(
+                    part,
+                    name,
+                    type(value)(expanded(value)) if isinstance(value, str) else expanded(value),
+                )
         self.work()
 
     def work(self) -> None:
@@ -44,11 +50,19 @@ class Common:
 
     @property
     def given(self) -> set[str]:
-        """The names of the options that were given: on the command line, or as a value that is not the default."""
-        return {name for part, name, default in self._options() if name in self.words or getattr(part, name) != default}
+        """The names of the options that were given: on the command line, or as a value that is not
+        the default.
+        """
+        return {
+            name
+            for part, name, default in self._options()
+            if name in self.words or getattr(part, name) != default
+        }
 
     def refuse(self, names: Collection[str], why: str) -> None:
-        """Raise ConfigError that says `why` for the first of the options `names` that was given: it would do nothing."""
+        """Raise ConfigError that says `why` for the first of the options `names` that was given: it
+        would do nothing.
+        """
         given = self.given
         for name in names:
             if name in given:
@@ -64,7 +78,9 @@ class Common:
 
 @dataclass
 class FullScale:
-    """What only `train imagenet` reads. Start it with torchrun for several GPUs: the batch stays the same."""
+    """What only `train imagenet` reads. Start it with torchrun for several GPUs: the batch stays
+    the same.
+    """
 
     latents: Path | None = None
     """The folder that cfm-lite prepare imagenet wrote."""
@@ -123,13 +139,17 @@ def show(text: str | None) -> None:
 
 
 def parse_settings(settings: Sequence[str], kind: type | None = None) -> dict[str, Any]:
-    """{field: value} of "name=value" texts, in the field's own type; ConfigError for an unknown name or an unreadable value."""
+    """{field: value} of "name=value" texts, in the field's own type; ConfigError for an unknown
+    name or an unreadable value.
+    """
     from cfm_lite._internal.checks import check_choice
     from cfm_lite.runs.recipe import Recipe
 
     kinds = {field.name: type(field.default) for field in dataclasses.fields(kind or Recipe)}
     found: dict[str, Any] = {}
-    if not isinstance(settings, list | tuple) or not all(isinstance(text, str) for text in settings):
+    if not isinstance(settings, list | tuple) or not all(
+        isinstance(text, str) for text in settings
+    ):
         raise ConfigError(f"settings is {settings!r:.60}; it must be a list of texts, name=value.")
     for text in settings:
         name, equals, value = text.partition("=")
@@ -144,7 +164,9 @@ def parse_settings(settings: Sequence[str], kind: type | None = None) -> dict[st
                 found[name] = str(expanded(value))
         except (ValueError, KeyError):
             example = getattr((kind or Recipe)(), name)
-            raise ConfigError(f"--set {name}={value!r} is no {kinds[name].__name__}; such as {name}={example}.") from None
+            raise ConfigError(
+                f"--set {name}={value!r} is no {kinds[name].__name__}; such as {name}={example}."
+            ) from None
     return found
 
 

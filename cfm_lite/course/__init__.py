@@ -1,7 +1,9 @@
-"""What the notebooks share: the fast-mode switch, exercise checks, and numbers that stand in text because a cell computed them.
+"""What the notebooks share: the fast-mode switch, exercise checks, and numbers that stand in text
+because a cell computed them.
 
-CFM_LITE_FAST=1 shrinks the work of every notebook; it is read here and nowhere else. Exercises are numbered NOTEBOOK.COUNT;
-what an answer must satisfy stands in the file of its notebook beside this one, so that a check cell does not give it away.
+CFM_LITE_FAST=1 shrinks the work of every notebook; it is read here and nowhere else. Exercises are
+numbered NOTEBOOK.COUNT; what an answer must satisfy stands in the file of its notebook beside this
+one, so that a check cell does not give it away.
 """
 
 import importlib
@@ -31,8 +33,12 @@ def pick(full: T, fast: T) -> T:
     return fast if FAST else full
 
 
-def exercise(number: str) -> Callable[[Callable[[Answer], str | None]], Callable[[Answer], str | None]]:
-    """Register the check of exercise `number`, such as "4.2": a function of the answer that returns a hint, or None where it is right."""
+def exercise(
+    number: str,
+) -> Callable[[Callable[[Answer], str | None]], Callable[[Answer], str | None]]:
+    """Register the check of exercise `number`, such as "4.2": a function of the answer that returns
+    a hint, or None where it is right.
+    """
 
     def register(judge: Callable[[Answer], str | None]) -> Callable[[Answer], str | None]:
         if number in _CHECKS:
@@ -51,9 +57,11 @@ def exercises() -> tuple[str, ...]:
 
 
 def check(number: str, answer: Answer) -> bool:
-    """Print whether `answer` solves exercise `number`, with a hint where it does not; returns the verdict and never raises.
+    """Print whether `answer` solves exercise `number`, with a hint where it does not; returns the
+    verdict and never raises.
 
-    An answer that is still `...` or None, that raises, or for which there is no check, is not right; the hint says which.
+    An answer that is still `...` or None, that raises, or for which there is no check, is not
+    right; the hint says which.
     """
     hint = _hint(number, answer)
     print(f"✓ Exercise {number}: correct." if hint is None else f"✗ Exercise {number}: {hint}")
@@ -64,17 +72,27 @@ def _hint(number: str, answer: Answer) -> str | None:
     try:
         check_choice("exercise", number, exercises())
         if answer is None or answer is ...:
-            return "not answered yet. Replace the ... in the cell above, run it, then run this check again."
+            return (
+                "not answered yet. Replace the ... in the cell above, run it, then run this check "
+                "again."
+            )
         return _CHECKS[number](answer)
     except Exception as error:  # whatever a learner's code raises is a hint, never a stop
         reason = " ".join(str(error).split())
-        if isinstance(error, TypeError | AttributeError) and ("NoneType" in reason or "ellipsis" in reason):
-            return "your code returns None or still holds a `...`; return a tensor (or what the exercise asks for)."
+        if isinstance(error, TypeError | AttributeError) and (
+            "NoneType" in reason or "ellipsis" in reason
+        ):
+            return (
+                "your code returns None or still holds a `...`; return a tensor (or what the "
+                "exercise asks for)."
+            )
         return f"your code raised {type(error).__name__}: {reason[:300]}"
 
 
 def say(text: str, /, **values: Any) -> Any:
-    """Markdown for the end of a cell, `text` with {name:format} filled from `values`: prose whose numbers come from the run."""
+    """Markdown for the end of a cell, `text` with {name:format} filled from `values`: prose whose
+    numbers come from the run.
+    """
     return optional("IPython.display", "notebooks").Markdown(text.format(**values))
 
 
@@ -86,18 +104,24 @@ def show(*figures: Any) -> None:
 
 
 def results(name: str) -> list[dict[str, Any]]:
-    """The rows of data/results/NAME.json, which a recorded command measured; DataError where this is no checkout or they are missing."""
+    """The rows of data/results/NAME.json, which a recorded command measured; DataError where this
+    is no checkout or they are missing.
+    """
     path = _repository() / "data" / "results" / f"{name}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); it belongs to the repository: git checkout data/results.") from None
+        raise DataError(
+            f"{path} cannot be read ({error}); it belongs to the repository: git checkout "
+            "data/results."
+        ) from None
 
 
 def _repository() -> Path:
     found = checkout()
     if found is None:
         raise DataError(
-            "the course runs from a checkout of the repository, which holds notebooks/ and data/; clone it, then pip install -e ."
+            "the course runs from a checkout of the repository, which holds notebooks/ and data/; "
+            "clone it, then pip install -e ."
         )
     return found

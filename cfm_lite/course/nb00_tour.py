@@ -1,4 +1,6 @@
-"""What the exercises of notebook 00, the tour, ask for: the linear path, the direction of time, and what λ does to a speed."""
+"""What the exercises of notebook 00, the tour, ask for: the linear path, the direction of time, and
+what λ does to a speed.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,18 +22,35 @@ def _pair(values: Any) -> Tensor:
 def move_by_hand(answer: Any) -> str | None:
     """(place, speed) at t = 0.25 between noise (2, 0) and data (-2, 4): (1, 1) and (-4, 4)."""
     if any(part is ... or part is None for part in answer):
-        return "not answered yet. Put two numbers into `place` and two into `speed`, for example place = [0, 0]."
+        return (
+            "not answered yet. Put two numbers into `place` and two into `speed`, for example "
+            "place = [0, 0]."
+        )
     place, speed = map(_pair, answer)
     if len(place) != 2 or len(speed) != 2:
-        return f"`place` and `speed` need two coordinates each; yours have {len(place)} and {len(speed)}. A velocity is a vector."
+        return (
+            f"`place` and `speed` need two coordinates each; yours have {len(place)} and "
+            f"{len(speed)}. A velocity is a vector."
+        )
     if torch.allclose(place, _pair([-1, 3])):
-        return "this is the place at t = 0.75: you took x0 for the data. At t = 0.25 three quarters are still noise."
+        return (
+            "this is the place at t = 0.75: you took x0 for the data. At t = 0.25 three quarters "
+            "are still noise."
+        )
     if not torch.allclose(place, _pair([1, 1])):
-        return "`place` is not right yet: x_t = t x1 + (1 - t) x0, coordinate by coordinate, with t = 0.25."
+        return (
+            "`place` is not right yet: x_t = t x1 + (1 - t) x0, coordinate by coordinate, with t = "
+            "0.25."
+        )
     if torch.allclose(speed, _pair([4, -4])):
-        return "`place` is right; `speed` has the wrong sign. It points from noise to data: x1 - x0."
+        return (
+            "`place` is right; `speed` has the wrong sign. It points from noise to data: x1 - x0."
+        )
     if torch.allclose(speed, _pair([-1, 1])):
-        return "`place` is right; `speed` is the way covered so far. The velocity is the way per unit of time; t is not a factor in it."
+        return (
+            "`place` is right; `speed` is the way covered so far. The velocity is the way per unit "
+            "of time; t is not a factor in it."
+        )
     if not torch.allclose(speed, _pair([-4, 4])):
         return "`place` is right; `speed` is not: differentiate x_t = t x1 + (1 - t) x0 by t."
     return None
@@ -54,14 +73,22 @@ def which_end(answer: Callable[..., Tensor]) -> str | None:
     if torch.allclose(mine, right):
         return None
     if torch.allclose(mine, -right):
-        return "the time is right, the sign is not: played backwards, a step to the left becomes a step to the right."
+        return (
+            "the time is right, the sign is not: played backwards, a step to the left becomes a "
+            "step to the right."
+        )
     if torch.allclose(mine, -theirs(x, t)):
         return "the sign is right, the clock is not: at our t = 0 (noise), which time do they show?"
     if torch.allclose(mine, theirs(x, t)):
         return "this is still their velocity. Change the clock and the direction."
     if torch.allclose(mine, -theirs(-x, 1 - t)) or torch.allclose(mine, theirs(-x, 1 - t)):
-        return "leave x alone: both programs speak of the same places. Only time and direction change."
-    return "not right yet. Ask `theirs` at the same x, at the time that their clock shows, and turn the result round."
+        return (
+            "leave x alone: both programs speak of the same places. Only time and direction change."
+        )
+    return (
+        "not right yet. Ask `theirs` at the same x, at the time that their clock shows, and turn "
+        "the result round."
+    )
 
 
 @exercise("0.3")
@@ -79,10 +106,13 @@ def what_weight_does(answer: Callable[[float], float]) -> str | None:
         return "upside down: this would make ΔFM slower. Solve (f - v) - λ f = 0 for f."
     if torch.allclose(given, 1 + lam, rtol=1e-4):
         return (
-            "nearly right for a small λ, but too little for a large one: the push is λ f, and f itself has grown. Solve (f - v) - λ f = 0."
+            "nearly right for a small λ, but too little for a large one: the push is λ f, and f "
+            "itself has grown. Solve (f - v) - λ f = 0."
         )
     if torch.allclose(given, lam / (1 - lam), rtol=1e-4):
-        return "this is what is added to v. The question is the whole length: v + that, divided by v."
+        return (
+            "this is what is added to v. The question is the whole length: v + that, divided by v."
+        )
     if abs(given[0] - 1) > 1e-6:
         return "with λ = 0 nothing is repelled, so the factor must be 1 there. Yours is not."
     return "not right yet. With a zero mean negative the optimum is f = v / (1 - λ); divide by v."

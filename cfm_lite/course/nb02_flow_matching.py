@@ -1,4 +1,6 @@
-"""What the exercises of notebook 02, flow matching, ask for: mean and median, a floor by hand, lengths of pairs, OT inside each class."""
+"""What the exercises of notebook 02, flow matching, ask for: mean and median, a floor by hand,
+lengths of pairs, OT inside each class.
+"""
 
 import math
 from collections.abc import Callable
@@ -22,13 +24,25 @@ def mean_or_median(answer: tuple[Any, Any]) -> str | None:
     if (squared, absolute) == (0, 1):
         return "exchanged: the mean belongs to the squares, the median to the absolute values."
     if math.isclose(squared, 2):
-        return "`squared`: 2 is the middle between the smallest and the largest. Three of the four targets are 0; weigh them."
+        return (
+            "`squared`: 2 is the middle between the smallest and the largest. Three of the four "
+            "targets are 0; weigh them."
+        )
     if not math.isclose(squared, 1, abs_tol=1e-3):
-        return "`squared`: set the derivative of the mean of (f - u)^2 to zero; f is the mean of the four targets."
+        return (
+            "`squared`: set the derivative of the mean of (f - u)^2 to zero; f is the mean of the "
+            "four targets."
+        )
     if math.isclose(absolute, 1, abs_tol=1e-3):
-        return "`absolute`: at f = 1 a small step down makes three errors smaller and one larger, so 1 is not the lowest point."
+        return (
+            "`absolute`: at f = 1 a small step down makes three errors smaller and one larger, so "
+            "1 is not the lowest point."
+        )
     if not math.isclose(absolute, 0, abs_tol=1e-3):
-        return "`squared` is right. `absolute`: the lowest point is where as many targets lie above as below: the median."
+        return (
+            "`squared` is right. `absolute`: the lowest point is where as many targets lie above "
+            "as below: the median."
+        )
     return None
 
 
@@ -44,14 +58,23 @@ def floor_by_hand(normal_floor: Callable[[float], Any]) -> str | None:
     if torch.allclose(given, s * math.pi / 2, rtol=0.02):
         return None
     if torch.allclose(given, 1 + s**2, rtol=0.02):
-        return "this is the size of the targets, E[u^2], the loss of a network that says 0. The floor is what is left when x_t is known."
+        return (
+            "this is the size of the targets, E[u^2], the loss of a network that says 0. The floor "
+            "is what is left when x_t is known."
+        )
     if torch.allclose(given, s**2 / (0.25 * s**2 + 0.25), rtol=0.02):
         return "this is the variance at t = 1/2 only. Average over all times from 0 to 1."
     if torch.allclose(given, (s * math.pi / 2).sqrt(), rtol=0.02):
         return "this is the root of the floor. The loss is a mean of squares."
     if abs(given[2] - math.pi / 2) < 0.03:
-        return "right for s = 1, but not for other widths: the numerator and the first term of the denominator both hold s^2."
-    return "not right yet. Average s^2 / (t^2 s^2 + (1 - t)^2) over a fine grid of t in [0, 1]; for s = 1 it is pi / 2."
+        return (
+            "right for s = 1, but not for other widths: the numerator and the first term of the "
+            "denominator both hold s^2."
+        )
+    return (
+        "not right yet. Average s^2 / (t^2 s^2 + (1 - t)^2) over a fine grid of t in [0, 1]; for s "
+        "= 1 it is pi / 2."
+    )
 
 
 @exercise("2.3")
@@ -67,15 +90,27 @@ def how_long(lengths_of: Callable[[float], Any]) -> str | None:
     if torch.allclose(given, torch.stack([optimal, independent], 1)):
         return "both are there, in the other order: independent first, then optimal."
     if not torch.allclose(given[:, 0], independent):
-        return "the first number: the variance of a difference of two independent numbers is the sum of their variances."
+        return (
+            "the first number: the variance of a difference of two independent numbers is the sum "
+            "of their variances."
+        )
     if torch.allclose(given[:, 1], (1 - s**2).abs()) or torch.allclose(given[:, 1], s**2 - 1):
-        return "the second number: the difference of the variances is not the variance of the difference. Put x1 = s x0 into (x1 - x0)^2."
+        return (
+            "the second number: the difference of the variances is not the variance of the "
+            "difference. Put x1 = s x0 into (x1 - x0)^2."
+        )
     if torch.allclose(given[:, 1], (s - 1).abs()):
         return "the second number is a mean of squares; yours is not squared."
     if torch.allclose(given[:, 1], (s + 1) ** 2):
-        return "the second number: this pairs the largest noise with the smallest data, the worst choice. Keep the order: x1 = s x0."
+        return (
+            "the second number: this pairs the largest noise with the smallest data, the worst "
+            "choice. Keep the order: x1 = s x0."
+        )
     if not torch.allclose(given[:, 1], optimal):
-        return "the first number is right. The second: keep the order, x1 = s x0, and take the mean of (s x0 - x0)^2."
+        return (
+            "the first number is right. The second: keep the order, x1 = s x0, and take the mean "
+            "of (s x0 - x0)^2."
+        )
     return None
 
 
@@ -95,17 +130,29 @@ def repaired_coupling(ot_per_class: Callable[[Tensor, Tensor, Tensor], Any]) -> 
         return "return three tensors, (x0, x1, y), as draws.minibatch_ot does."
     paired, data, labels = answer
     if not (torch.equal(data, x1) and torch.equal(labels, y)):
-        return "x1 and y must come back in the order in which they came in; only the noise is reordered."
+        return (
+            "x1 and y must come back in the order in which they came in; only the noise is "
+            "reordered."
+        )
     if torch.equal(paired, x0):
         return "the noise is still in its old order; nothing was paired."
     if torch.equal(paired, draws.minibatch_ot(x0, x1)[0]):
-        return "this is OT over the whole batch: the noise of one class goes to others. Pair the rows of each class among themselves."
+        return (
+            "this is OT over the whole batch: the noise of one class goes to others. Pair the rows "
+            "of each class among themselves."
+        )
     for label in y.unique():
         rows = y == label
         mine, own = paired[rows], x0[rows]
         if not torch.equal(mine.sort(0).values, own.sort(0).values):
-            return f"class {int(label)} does not have its own noise any more: its rows may only exchange among themselves."
+            return (
+                f"class {int(label)} does not have its own noise any more: its rows may only "
+                "exchange among themselves."
+            )
         best = _cost(draws.minibatch_ot(own, x1[rows])[0], x1[rows])
         if _cost(mine, x1[rows]) > best * (1 + 1e-4):
-            return f"the noise stays inside class {int(label)}, but there is a shorter pairing: use minibatch_ot on the rows of this class."
+            return (
+                f"the noise stays inside class {int(label)}, but there is a shorter pairing: use "
+                "minibatch_ot on the rows of this class."
+            )
     return None

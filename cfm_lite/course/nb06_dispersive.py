@@ -1,4 +1,6 @@
-"""What the exercises of notebook 06, the dispersive losses, ask for: the factor d, two floors, a loss met for nothing, and a verdict."""
+"""What the exercises of notebook 06, the dispersive losses, ask for: the factor d, two floors, a
+loss met for nothing, and a verdict.
+"""
 
 import copy
 import math
@@ -18,57 +20,96 @@ __all__ = ["cosine_floor", "covariance_floor", "free_of_charge", "same_loss", "v
 
 @exercise("6.1")
 def same_loss(answer: Any) -> str | None:
-    """The temperature that makes the undivided loss equal to the divided one: 0.5 d, with d = 256 * 768."""
+    """The temperature that makes the undivided loss equal to the divided one: 0.5 d, with d = 256 *
+    768.
+    """
     d, tau = 256 * 768, float(answer)
     if math.isclose(tau, 0.5 * d, rel_tol=1e-6):
         return None
     if math.isclose(tau, 0.5 / d, rel_tol=1e-6):
-        return "the right factor on the wrong side: without / d the distances are d times larger, so exp(-D / τ) needs a larger τ."
+        return (
+            "the right factor on the wrong side: without / d the distances are d times larger, so "
+            "exp(-D / τ) needs a larger τ."
+        )
     if math.isclose(tau, d, rel_tol=1e-6):
         return "nearly: that is d alone. The divided loss already has τ = 0.5; multiply it by d."
     if math.isclose(tau, 0.5 * 768, rel_tol=1e-6):
-        return "d counts every number that is flattened: all 256 tokens times the width 768, not the width alone."
+        return (
+            "d counts every number that is flattened: all 256 tokens times the width 768, not the "
+            "width alone."
+        )
     if math.isclose(tau, 0.5 * math.sqrt(d), rel_tol=1e-3):
         return "no root: D is a *squared* distance, and / d divides it by d itself."
-    return f"{tau:g} is not it. Set D / τ_without equal to (D / d) / 0.5 and solve for τ_without; d = 256 * 768."
+    return (
+        f"{tau:g} is not it. Set D / τ_without equal to (D / d) / 0.5 and solve for τ_without; d = "
+        "256 * 768."
+    )
 
 
 @exercise("6.2")
 def cosine_floor(answer: Any) -> str | None:
-    """Four vectors that reach the lower bound of the cosine variant: a regular simplex around the origin."""
+    """Four vectors that reach the lower bound of the cosine variant: a regular simplex around the
+    origin.
+    """
     h = torch.as_tensor(answer).double()
     if h.dim() != 2 or len(h) != 4:
         return f"four rows are needed, a tensor (4, d); yours has shape {tuple(h.shape)}."
     if not (h.norm(dim=1) > 1e-6).all():
         return "one of your vectors is zero: it has no direction, so no cosine."
     tau, pairs = 0.5, 4
-    floor = math.log(math.exp(1 / tau) / pairs + (pairs - 1) / pairs * math.exp(-1 / ((pairs - 1) * tau)))
+    floor = math.log(
+        math.exp(1 / tau) / pairs + (pairs - 1) / pairs * math.exp(-1 / ((pairs - 1) * tau))
+    )
     value = float(losses.dispersive(h, "infonce_cosine", tau))
     if value < floor + 1e-5:
         return None
     unit = nn.functional.normalize(h)
     cosines = (unit @ unit.T)[~torch.eye(4, dtype=torch.bool)]
     if cosines.abs().max() < 1e-6:
-        return f"loss {value:.4f}: at right angles, every cosine is 0. They can be negative: push until the four vectors sum to zero."
+        return (
+            f"loss {value:.4f}: at right angles, every cosine is 0. They can be negative: push "
+            "until the four vectors sum to zero."
+        )
     if (cosines + 1).abs().min() < 1e-6:
-        return f"loss {value:.4f}: two of them are opposite, which leaves the others less room. Make all six cosines equal."
-    return f"loss {value:.4f}, the bound is {floor:.4f}. All cosines must be -1/3: the corners of a tetrahedron around the origin."
+        return (
+            f"loss {value:.4f}: two of them are opposite, which leaves the others less room. Make "
+            "all six cosines equal."
+        )
+    return (
+        f"loss {value:.4f}, the bound is {floor:.4f}. All cosines must be -1/3: the corners of a "
+        "tetrahedron around the origin."
+    )
 
 
 @exercise("6.3")
 def covariance_floor(answer: Callable[[int, int], Any]) -> str | None:
     """floor(d, B) = d^2 / min(d, B - 1) - d."""
-    seen = {(d, rows): float(answer(d, rows)) for d, rows in ((192, 128), (16, 128), (768, 32), (100, 101))}
+    seen = {
+        (d, rows): float(answer(d, rows))
+        for d, rows in ((192, 128), (16, 128), (768, 32), (100, 101))
+    }
     right = {(d, rows): d * d / min(d, rows - 1) - d for d, rows in seen}
     if all(math.isclose(seen[key], right[key], rel_tol=1e-6, abs_tol=1e-6) for key in seen):
         return None
-    if all(math.isclose(seen[d, rows], d * d / min(d, rows) - d, rel_tol=1e-6, abs_tol=1e-6) for d, rows in seen):
+    if all(
+        math.isclose(seen[d, rows], d * d / min(d, rows) - d, rel_tol=1e-6, abs_tol=1e-6)
+        for d, rows in seen
+    ):
         return "almost: the columns are centred, so the rank r is at most B - 1, not B."
     if all(math.isclose(seen[d, rows], d * d / min(d, rows - 1), rel_tol=1e-6) for d, rows in seen):
-        return "that bounds the sum over *all* m, n. The loss leaves out the diagonal, whose d ones must be subtracted."
+        return (
+            "that bounds the sum over *all* m, n. The loss leaves out the diagonal, whose d ones "
+            "must be subtracted."
+        )
     if seen[16, 128] < -1e-6:
-        return "for d = 16 and B = 128 yours is negative; a sum of squares is not. The rank is r = min(d, B - 1)."
-    return f"for d = 192 and B = 128 yours gives {seen[192, 128]:.4g}. Start from |C|^2 >= d^2 / r, with r = min(d, B - 1)."
+        return (
+            "for d = 16 and B = 128 yours is negative; a sum of squares is not. The rank is r = "
+            "min(d, B - 1)."
+        )
+    return (
+        f"for d = 192 and B = 128 yours gives {seen[192, 128]:.4g}. Start from |C|^2 >= d^2 / r, "
+        "with r = min(d, B - 1)."
+    )
 
 
 @exercise("6.4")
@@ -92,25 +133,35 @@ def free_of_charge(answer: Callable[[nn.Module, float], nn.Module]) -> str | Non
     return _growth_hint(v, h, v_grown, h_grown)
 
 
-def _growth_hint(v: Tensor, h: dict[int, Tensor], v_grown: Tensor, h_grown: dict[int, Tensor]) -> str | None:
+def _growth_hint(
+    v: Tensor, h: dict[int, Tensor], v_grown: Tensor, h_grown: dict[int, Tensor]
+) -> str | None:
     gain = {block: float(h_grown[block].norm() / h[block].norm()) for block in h}
     error = float((v_grown - v).abs().max())
     if abs(gain[1] - 1) < 1e-3:
-        return "the features are as long as before. Multiply everything that is *added into* h: first the input layer."
-    straight = {block: torch.nn.functional.cosine_similarity(h_grown[block], h[block]).min() for block in h}
+        return (
+            "the features are as long as before. Multiply everything that is *added into* h: first "
+            "the input layer."
+        )
+    straight = {
+        block: torch.nn.functional.cosine_similarity(h_grown[block], h[block]).min() for block in h
+    }
     if straight[1] < 0.999:
         return (
-            "the features of block 1 have turned. Everything that is added into h needs the factor: input (weight and bias), the last "
+            "the features of block 1 have turned. Everything that is added into h needs the "
+            "factor: input (weight and bias), the last "
             "layer of the time embedding, the label table, and fc2 of every block."
         )
     if min(straight.values()) < 0.999 or max(abs(g - 4) for g in gain.values()) > 0.02:
         grew = ", ".join(f"{g:.2f}" for g in gain.values())
         return (
-            f"asked for 4 times as long, the blocks grew by {grew}. Each adds fc2(...) to h: scale fc2 (weight and bias) of *every* block."
+            f"asked for 4 times as long, the blocks grew by {grew}. Each adds fc2(...) to h: scale "
+            "fc2 (weight and bias) of *every* block."
         )
     if error > 1e-3:
         return (
-            f"the velocity changed by up to {error:.3g}. LayerNorm already takes the factor out before the output layer: leave that alone."
+            f"the velocity changed by up to {error:.3g}. LayerNorm already takes the factor out "
+            "before the output layer: leave that alone."
         )
     return None
 
@@ -118,7 +169,10 @@ def _growth_hint(v: Tensor, h: dict[int, Tensor], v_grown: Tensor, h_grown: dict
 @exercise("6.5")
 def verdict(answer: Callable[[Difference], str]) -> str | None:
     """ "better", "worse" or "unclear" of a difference in a distance, where lower is better."""
-    make = lambda mean, low, high, seeds=6: Difference("dispersive", "frechet", 16, mean, 0.1, low, high, seeds)  # noqa: E731
+
+    def make(mean, low, high, seeds=6):
+        return Difference("dispersive", "frechet", 16, mean, 0.1, low, high, seeds)
+
     nan = math.nan
     cases = {
         "mean -0.3, interval [-0.5, -0.1]": (make(-0.3, -0.5, -0.1), "better"),
@@ -132,6 +186,13 @@ def verdict(answer: Callable[[Difference], str]) -> str | None:
         if said is None:
             return 'not answered yet: the function returns None. Return "better", "worse" or "unclear".'
         if said != right:
-            why = "Lower is better for a distance." if {said, right} == {"better", "worse"} else "Look at low and high, not at the mean."
-            return f"{case}: you say {said!r}. {why} What does an interval that contains zero (or no interval) allow you to say?"
+            why = (
+                "Lower is better for a distance."
+                if {said, right} == {"better", "worse"}
+                else "Look at low and high, not at the mean."
+            )
+            return (
+                f"{case}: you say {said!r}. {why} What does an interval that contains zero (or no "
+                "interval) allow you to say?"
+            )
     return None

@@ -1,4 +1,6 @@
-"""What the exercises of notebook 08, images, ask for: a Fréchet distance, what each number can see, and claims that the evidence allows."""
+"""What the exercises of notebook 08, images, ask for: a Fréchet distance, what each number can see,
+and claims that the evidence allows.
+"""
 
 import math
 from collections.abc import Callable
@@ -18,7 +20,9 @@ def _features(seed: int, n: int, d: int = 5) -> Tensor:
     """Correlated features (n, d) that are not centred."""
     g = torch.Generator().manual_seed(seed)
     mixing = torch.randn(d, d, generator=g, dtype=torch.float64)
-    return torch.randn(n, d, generator=g, dtype=torch.float64) @ mixing + torch.randn(d, generator=g, dtype=torch.float64)
+    return torch.randn(n, d, generator=g, dtype=torch.float64) @ mixing + torch.randn(
+        d, generator=g, dtype=torch.float64
+    )
 
 
 def _number(value: Any) -> float:
@@ -31,12 +35,18 @@ def _number(value: Any) -> float:
 def repaired_gap(answer: Callable[[Tensor, Tensor], Any]) -> str | None:
     """quick_gap(a, b) is the Fréchet distance of two sets of features."""
     if not callable(answer):
-        return f"`quick_gap` is a {type(answer).__name__}; it must be a function of two sets of features."
+        return (
+            f"`quick_gap` is a {type(answer).__name__}; it must be a function of two sets of "
+            "features."
+        )
     for seed in (1, 2):
         a, b = _features(seed, 300), _features(seed + 10, 200)
         mine, right = _number(answer(a, b)), float(metrics.frechet(a, b))
         if math.isnan(mine):
-            return "it gives NaN: the root of a negative number. Covariances may have negative entries; which roots does the formula need?"
+            return (
+                "it gives NaN: the root of a negative number. Covariances may have negative "
+                "entries; which roots does the formula need?"
+            )
         if not math.isclose(mine, right, rel_tol=1e-3, abs_tol=1e-3):
             return _wrong_gap(mine, right, a, b)
     a = _features(3, 250)
@@ -50,9 +60,14 @@ def _wrong_gap(mine: float, right: float, a: Tensor, b: Tensor) -> str:
     means = float((a.mean(0) - b.mean(0)).square().sum())
     overlap = (float(s1.trace() + s2.trace()) + means - right) / 2
     known = {
-        float(means + (s1 + s2 - 2 * (s1 * s2).clamp(min=0).sqrt()).trace()): "this is still the entry-wise root. It sees only the "
-        "diagonals, so it is right only where the features are uncorrelated. The formula takes the root of a matrix.",
-        math.sqrt(max(right, 0.0)): "this is the root of the right value; the distance of the formula is the squared one.",
+        float(
+            means + (s1 + s2 - 2 * (s1 * s2).clamp(min=0).sqrt()).trace()
+        ): "this is still the entry-wise root. It sees only the "
+        "diagonals, so it is right only where the features are uncorrelated. The formula takes the "
+        "root of a matrix.",
+        math.sqrt(
+            max(right, 0.0)
+        ): "this is the root of the right value; the distance of the formula is the squared one.",
         right - means: "the term of the two means is missing.",
         right + overlap: "the overlap must be subtracted twice; the factor 2 is missing.",
         right + 2 * overlap: "the overlap of the two covariances is missing.",
@@ -61,7 +76,8 @@ def _wrong_gap(mine: float, right: float, a: Tensor, b: Tensor) -> str:
         if math.isclose(mine, value, rel_tol=1e-3, abs_tol=1e-3):
             return hint
     return (
-        f"for two sets of correlated features it gives {mine:.3f}; the right value is {right:.3f}. The trace of the root is the sum of the "
+        f"for two sets of correlated features it gives {mine:.3f}; the right value is {right:.3f}. "
+        "The trace of the root is the sum of the "
         "roots of the eigenvalues of S1 S2."
     )
 
@@ -83,7 +99,10 @@ def copies(answer: Any) -> str | None:
     if name == "nearest_ratio":
         return None
     if name in _BLIND:
-        return f"{_BLIND[name]} It compares samples with held-out images only. Which number looks at the training images themselves?"
+        return (
+            f"{_BLIND[name]} It compares samples with held-out images only. Which number looks at "
+            "the training images themselves?"
+        )
     return f"{answer!r} is none of the five: accuracy, frechet, precision, recall, nearest_ratio."
 
 
@@ -100,20 +119,34 @@ def _best(metric: str, largest: bool) -> int:
 @exercise("8.3")
 def few_steps(answer: Any) -> str | None:
     """Accuracy is best with the fewest steps, the Fréchet distance with the most."""
-    mine = [int(part) for part in answer] if isinstance(answer, tuple | list) or torch.is_tensor(answer) else []
+    mine = (
+        [int(part) for part in answer]
+        if isinstance(answer, tuple | list) or torch.is_tensor(answer)
+        else []
+    )
     if len(mine) != 2:
-        return "give a pair of numbers: (evaluations for the best accuracy, evaluations for the best Fréchet distance)."
+        return (
+            "give a pair of numbers: (evaluations for the best accuracy, evaluations for the best "
+            "Fréchet distance)."
+        )
     right = [_best("accuracy", largest=True), _best("frechet", largest=False)]
     if mine == right:
         return None
     if mine == right[::-1]:
-        return "the two are swapped: the first number is for the accuracy, the second for the Fréchet distance."
+        return (
+            "the two are swapped: the first number is for the accuracy, the second for the Fréchet "
+            "distance."
+        )
     if mine[0] != right[0]:
         return (
-            "the accuracy has its best value elsewhere. With very few steps all samples of a class come near to the class's average image: "
+            "the accuracy has its best value elsewhere. With very few steps all samples of a class "
+            "come near to the class's average image: "
             "what does a classifier say of an average three?"
         )
-    return "the Fréchet distance compares whole distributions. Which samples are most like real ones in their variety?"
+    return (
+        "the Fréchet distance compares whole distributions. Which samples are most like real ones "
+        "in their variety?"
+    )
 
 
 @exercise("8.4")
@@ -147,13 +180,25 @@ def _wrong_p(mine: float, right: float, d: Tensor) -> str:
     if not 0 <= mine <= 1:
         return f"it gives {mine:.3g}; a p-value is a share, between 0 and 1."
     if math.isclose(mine, _flip_p(d, strict=True), abs_tol=1e-6):
-        return "patterns whose mean is exactly as far as the observed one must count, too, itself among them. Use >= and a tiny slack."
-    if math.isclose(mine, _flip_p(d, absolute=False), abs_tol=1e-6) or math.isclose(mine, right / 2, abs_tol=1e-6):
-        return "this counts one direction only. A method that does nothing could have come out far on either side: compare absolute values."
+        return (
+            "patterns whose mean is exactly as far as the observed one must count, too, itself "
+            "among them. Use >= and a tiny slack."
+        )
+    if math.isclose(mine, _flip_p(d, absolute=False), abs_tol=1e-6) or math.isclose(
+        mine, right / 2, abs_tol=1e-6
+    ):
+        return (
+            "this counts one direction only. A method that does nothing could have come out far on "
+            "either side: compare absolute values."
+        )
     if math.isclose(mine, 1 - right, abs_tol=1e-6):
-        return "this is the share of patterns that are nearer to 0; count those that are at least as far."
+        return (
+            "this is the share of patterns that are nearer to 0; count those that are at least as "
+            "far."
+        )
     return (
-        f"for {len(d)} differences it gives {mine:.4f}; the right share is {right:.4f}, a multiple of 1/{2 ** len(d)}. "
+        f"for {len(d)} differences it gives {mine:.4f}; the right share is {right:.4f}, a multiple "
+        f"of 1/{2 ** len(d)}. "
         "Are all 2^n patterns there?"
     )
 
@@ -165,17 +210,23 @@ _WORDS = ("better", "worse", "no clear difference")
 def three_verdicts(answer: Callable[[Any, bool], Any]) -> str | None:
     """verdict(d, lower_is_better) follows the rule of the two intervals."""
     if not callable(answer):
-        return f"`verdict` is a {type(answer).__name__}; it must be a function of a difference and of whether lower is better."
+        return (
+            f"`verdict` is a {type(answer).__name__}; it must be a function of a difference and of "
+            "whether lower is better."
+        )
     for (low, high), (t_low, t_high), lower, right, why in _verdicts():
         mean, seeds = (-0.2 if high <= 0.1 else 0.2), 1 if math.isnan(low) else 5
         clear = (low > 0 and t_low > 0) or (high < 0 and t_high < 0)
-        d = SimpleNamespace(mean=mean, low=low, high=high, t_low=t_low, t_high=t_high, clear=clear, seeds=seeds)
+        d = SimpleNamespace(
+            mean=mean, low=low, high=high, t_low=t_low, t_high=t_high, clear=clear, seeds=seeds
+        )
         mine = answer(d, lower)
         if mine not in _WORDS:
             return f"it returns {mine!r}; it must return one of {', '.join(map(repr, _WORDS))}."
         if mine != right:
             return (
-                f"{why}: mean {mean:+.1f}, bootstrap interval [{low:+.1f}, {high:+.1f}], Student's [{t_low:+.1f}, {t_high:+.1f}] must "
+                f"{why}: mean {mean:+.1f}, bootstrap interval [{low:+.1f}, {high:+.1f}], Student's "
+                f"[{t_low:+.1f}, {t_high:+.1f}] must "
                 f"give {right!r}; yours gives {mine!r}."
             )
     return None
@@ -185,15 +236,69 @@ def _verdicts() -> list[tuple[tuple[float, float], tuple[float, float], bool, st
     """Cases: bootstrap interval, Student's, whether lower is better, the right word, and why."""
     nan, none = float("nan"), _WORDS[2]
     return [
-        ((-0.3, -0.1), (-0.35, -0.05), True, "better", "both intervals lie below zero and lower is better"),
-        ((0.1, 0.3), (0.05, 0.35), True, "worse", "both intervals lie above zero and lower is better"),
-        ((0.1, 0.3), (0.05, 0.35), False, "better", "both intervals lie above zero and higher is better, as for the accuracy"),
-        ((-0.3, -0.1), (-0.35, -0.05), False, "worse", "both intervals lie below zero and higher is better"),
-        ((-0.5, 0.1), (-0.6, 0.2), True, none, "its mean is below zero, but both intervals contain zero"),
-        ((-0.1, 0.5), (-0.2, 0.6), False, none, "its mean is above zero, but both intervals contain zero"),
-        ((-0.3, -0.1), (-0.5, 0.1), True, none, "the bootstrap interval misses zero, but Student's contains it"),
-        ((0.1, 0.3), (-0.1, 0.5), False, none, "the bootstrap interval misses zero, but Student's contains it"),
-        ((-0.5, 0.1), (-0.3, -0.1), True, none, "Student's interval misses zero, but the bootstrap's contains it"),
+        (
+            (-0.3, -0.1),
+            (-0.35, -0.05),
+            True,
+            "better",
+            "both intervals lie below zero and lower is better",
+        ),
+        (
+            (0.1, 0.3),
+            (0.05, 0.35),
+            True,
+            "worse",
+            "both intervals lie above zero and lower is better",
+        ),
+        (
+            (0.1, 0.3),
+            (0.05, 0.35),
+            False,
+            "better",
+            "both intervals lie above zero and higher is better, as for the accuracy",
+        ),
+        (
+            (-0.3, -0.1),
+            (-0.35, -0.05),
+            False,
+            "worse",
+            "both intervals lie below zero and higher is better",
+        ),
+        (
+            (-0.5, 0.1),
+            (-0.6, 0.2),
+            True,
+            none,
+            "its mean is below zero, but both intervals contain zero",
+        ),
+        (
+            (-0.1, 0.5),
+            (-0.2, 0.6),
+            False,
+            none,
+            "its mean is above zero, but both intervals contain zero",
+        ),
+        (
+            (-0.3, -0.1),
+            (-0.5, 0.1),
+            True,
+            none,
+            "the bootstrap interval misses zero, but Student's contains it",
+        ),
+        (
+            (0.1, 0.3),
+            (-0.1, 0.5),
+            False,
+            none,
+            "the bootstrap interval misses zero, but Student's contains it",
+        ),
+        (
+            (-0.5, 0.1),
+            (-0.3, -0.1),
+            True,
+            none,
+            "Student's interval misses zero, but the bootstrap's contains it",
+        ),
         ((nan, nan), (nan, nan), True, none, "one seed has no interval (its bounds are NaN)"),
         ((-0.4, 0.0), (-0.5, -0.1), True, none, "an interval that ends at zero contains it"),
     ]

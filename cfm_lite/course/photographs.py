@@ -1,4 +1,6 @@
-"""Real pictures for notebook 10: ImageNet's where they are, else pieces of two photographs that ship inside scikit-learn."""
+"""Real pictures for notebook 10: ImageNet's where they are, else pieces of two photographs that
+ship inside scikit-learn.
+"""
 
 from pathlib import Path
 
@@ -12,10 +14,12 @@ PER_CLASS = 32
 
 
 def photographs() -> tuple[Path, str]:
-    """A folder of class folders with real pictures, and one line that says what they are; nothing is downloaded.
+    """A folder of class folders with real pictures, and one line that says what they are; nothing
+    is downloaded.
 
-    The 63 ImageNet samples under CFM_LITE_DATA, one per class; where they are not, two classes (china, flower) of 32 overlapping
-    pieces each, cut on a grid out of scikit-learn's two sample photographs and kept in the cache.
+    The 63 ImageNet samples under CFM_LITE_DATA, one per class; where they are not, two classes
+    (china, flower) of 32 overlapping pieces each, cut on a grid out of scikit-learn's two sample
+    photographs and kept in the cache.
     """
     try:
         return archive.samples(), "63 real ImageNet images, one per class"

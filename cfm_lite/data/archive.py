@@ -1,9 +1,12 @@
-"""Tar archives of images, unpacked so that nothing can land outside its folder; and the 63 real ImageNet samples.
+"""Tar archives of images, unpacked so that nothing can land outside its folder; and the 63 real
+ImageNet samples.
 
-Only files and folders are unpacked: pictures need no links, and older Pythons can be led out of the folder by them. Python's
-`filter="data"` refuses names that leave the folder. A tar inside becomes the folder of its name, as ImageNet's train set is packed
-(a tar of one tar a class), and the same rules hold in it. The whole is unpacked beside its place and moved there in one step: a
-folder is complete or absent. A process that is killed on the way leaves the inner tars that it finished to the next one.
+Only files and folders are unpacked: pictures need no links, and older Pythons can be led out of the
+folder by them. Python's `filter="data"` refuses names that leave the folder. A tar inside becomes
+the folder of its name, as ImageNet's train set is packed (a tar of one tar a class), and the same
+rules hold in it. The whole is unpacked beside its place and moved there in one step: a folder is
+complete or absent. A process that is killed on the way leaves the inner tars that it finished to
+the next one.
 """
 
 import errno
@@ -27,15 +30,22 @@ from cfm_lite.errors import DataError, DiskFullError
 __all__ = ["SAMPLES", "is_archive", "is_hidden", "read_to_end", "samples", "unpack", "unpacked"]
 
 SAMPLES = "imagenet-samples"
-LIMIT = 50 * 2**30  # bytes; where an archive is larger than that itself, twice its size: images hardly pack, bombs do a thousandfold
+LIMIT = (
+    50 * 2**30
+)  # bytes; where an archive is larger than that itself, twice its size: images hardly pack, bombs do a thousandfold
 MEMBERS = 2_000_000  # ImageNet has 1.3 million
-# beside the names with a dot: what Synology, macOS, Windows, QNAP and Linux put into folders of their own accord
-UNSEEN = frozenset({"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
+# beside the names with a dot: what Synology, macOS, Windows, QNAP and Linux put into folders of
+# their own accord
+UNSEEN = frozenset(
+    {"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
+)
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.xz|txz|tar\.bz2|tbz2?)$", re.IGNORECASE)
 
 
 def is_hidden(name: str) -> bool:
-    """True for the name of a file or folder that is passed over wherever images are taken, in folders and in tars."""
+    """True for the name of a file or folder that is passed over wherever images are taken, in
+    folders and in tars.
+    """
     return name.startswith(".") or name.lower() in UNSEEN
 
 
@@ -44,13 +54,21 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
     return _TAR.search(Path(path).name) is not None and os.path.isfile(path)
 
 
-def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, limit: int | None = None, members: int = MEMBERS) -> Path:
-    """Unpack a tar archive into the new `folder`, and return it; a folder that is there already is left as it is.
+def unpack(
+    archive: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    members: int = MEMBERS,
+) -> Path:
+    """Unpack a tar archive into the new `folder`, and return it; a folder that is there already is
+    left as it is.
 
-    A tar in it is unpacked into the folder of its name, without a copy of it on the disk. Raises DataError for a file that is
-    missing, no tar, damaged, unpacks to over `limit` bytes (LIMIT) or holds over `members` members, a link or a device among
-    them, or one that would land outside the folder; DiskFullError before the work where there is not the archive's size to fill.
-    Nothing half-unpacked stays behind.
+    A tar in it is unpacked into the folder of its name, without a copy of it on the disk. Raises
+    DataError for a file that is missing, no tar, damaged, unpacks to over `limit` bytes (LIMIT) or
+    holds over `members` members, a link or a device among them, or one that would land outside the
+    folder; DiskFullError before the work where there is not the archive's size to fill. Nothing
+    half-unpacked stays behind.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():
@@ -60,17 +78,39 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, l
         folder.parent.mkdir(parents=True, exist_ok=True)
         with in_turn(folder.parent / f".tmp-{folder.name}.lock"):
             if not folder.is_dir():  # else another process was faster
-                work = _Work(archive, folder, f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}")
-                work.fill(facts.st_size, max(LIMIT, 2 * facts.st_size) if limit is None else limit, members)
+                work = _Work(
+                    archive, folder, f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+                )
+                work.fill(
+                    facts.st_size,
+                    max(LIMIT, 2 * facts.st_size) if limit is None else limit,
+                    members,
+                )
     except FileNotFoundError:
-        raise DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.") from None
+        raise DataError(
+            f"there is no file {archive}. Give the path of a tar archive on this machine."
+        ) from None
     except tarfile.FilterError as error:
-        raise DataError(f"{archive} was not unpacked: {error}. Archives with such members are refused; fetch it from its source.") from None
-    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:  # ValueError: a null byte in a name
+        raise DataError(
+            f"{archive} was not unpacked: {error}. Archives with such members are refused; fetch "
+            "it from its source."
+        ) from None
+    except (
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:  # ValueError: a null byte in a name
         raise DataError(f"{archive} is no whole tar archive ({error}). Fetch it again.") from None
     except OSError as error:
-        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else DataError
-        raise kind(f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make room, or choose another.") from None
+        kind = (
+            DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else DataError
+        )
+        raise kind(
+            f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make room, "
+            "or choose another."
+        ) from None
     return folder
 
 
@@ -85,29 +125,44 @@ class _Budget:
     count: int = 0
 
     def spend(self, member: tarfile.TarInfo, size: int) -> None:
-        """Count one member, of which `size` bytes are unpacked; DataError for what is refused, before anything of it is written."""
+        """Count one member, of which `size` bytes are unpacked; DataError for what is refused,
+        before anything of it is written.
+        """
         self.total += size
         self.count += 1
         if not (member.isreg() or member.isdir()) or member.size < 0 or member.issparse():
-            raise DataError(f"{self.archive} was not unpacked: {member.name!r:.200} is no plain file or folder. Fetch it from its source.")
+            raise DataError(
+                f"{self.archive} was not unpacked: {member.name!r:.200} is no plain file or "
+                "folder. Fetch it from its source."
+            )
         if self.total > self.limit or self.count > self.most:
             raise DataError(
-                f"{self.archive} unpacks to over {min(self.total, self.limit):,} bytes in {self.count:,} files; the limits are "
-                f"{self.limit:,} and {self.most:,}. Unpack it yourself if you trust it, and give the folder."
+                f"{self.archive} unpacks to over {min(self.total, self.limit):,} bytes in "
+                f"{self.count:,} files; the limits are "
+                f"{self.limit:,} and {self.most:,}. Unpack it yourself if you trust it, and give "
+                "the folder."
             )
 
 
 class _Work:
-    """An archive on its way into `folder`, in a folder beside that; `done` lists the inner tars that are whole, with their sizes."""
+    """An archive on its way into `folder`, in a folder beside that; `done` lists the inner tars
+    that are whole, with their sizes.
+    """
 
     def __init__(self, archive: Path, folder: Path, identity: str) -> None:
         self.archive, self.folder, self.identity = archive, folder, identity
         self.place = folder.parent / f".tmp-{folder.name}"
-        self.content, self.part, self.log = self.place / "content", self.place / "part", self.place / "done"
+        self.content, self.part, self.log = (
+            self.place / "content",
+            self.place / "part",
+            self.place / "done",
+        )
         self.done: dict[str, int] = {}
 
     def fill(self, size: int, limit: int, members: int) -> None:
-        """Unpack everything and move it into its place; of what fails nothing stays, of what is stopped the inner tars that are whole."""
+        """Unpack everything and move it into its place; of what fails nothing stays, of what is
+        stopped the inner tars that are whole.
+        """
         try:
             self._take_on()
             self._check_room(size)
@@ -125,9 +180,15 @@ class _Work:
 
     def _take_on(self) -> None:
         """What an earlier process has finished of the same archive; anything else of it goes."""
-        lines = self.log.read_text(encoding="utf-8").split("\n")[:-1] if self.log.is_file() else []  # the last may be half
+        lines = (
+            self.log.read_text(encoding="utf-8").split("\n")[:-1] if self.log.is_file() else []
+        )  # the last may be half
         if lines[:1] == [json.dumps(self.identity)]:
-            self.done = {name: size for name, size in map(json.loads, lines[1:]) if (self.content / _TAR.sub("", name)).is_dir()}
+            self.done = {
+                name: size
+                for name, size in map(json.loads, lines[1:])
+                if (self.content / _TAR.sub("", name)).is_dir()
+            }
             shutil.rmtree(self.part, ignore_errors=True)
         else:
             shutil.rmtree(self.place, ignore_errors=True)
@@ -138,12 +199,15 @@ class _Work:
         free, needed = shutil.disk_usage(self.place).free, size - sum(self.done.values())
         if free < needed:
             raise DiskFullError(
-                f"{self.archive} needs about {needed:,} bytes in {self.folder.parent} and {free:,} are free. Make room, or unpack it "
+                f"{self.archive} needs about {needed:,} bytes in {self.folder.parent} and {free:,} "
+                "are free. Make room, or unpack it "
                 "elsewhere, each inner tar into a folder of its name, and give that folder."
             )
 
     def _extract(self, tar: tarfile.TarFile, folder: Path, budget: _Budget, *, outer: bool) -> None:
-        """Member by member, each looked at before it is written: a bad archive is left early, and a large one is read once."""
+        """Member by member, each looked at before it is written: a bad archive is left early, and a
+        large one is read once.
+        """
         folder.mkdir(exist_ok=True)
         while (member := tar.next()) is not None:
             forget: Any = tar
@@ -153,12 +217,16 @@ class _Work:
             if inner:
                 self._extract_inner(tar, member, budget)
                 continue
-            if outer and {str(parent) for parent in Path(member.name).parents} & {_TAR.sub("", name) for name in self.done}:
+            if outer and {str(parent) for parent in Path(member.name).parents} & {
+                _TAR.sub("", name) for name in self.done
+            }:
                 raise self._twice(member.name)
             tar.extract(member, folder, filter="data")
         read_to_end(tar)
 
-    def _extract_inner(self, tar: tarfile.TarFile, member: tarfile.TarInfo, budget: _Budget) -> None:
+    def _extract_inner(
+        self, tar: tarfile.TarFile, member: tarfile.TarInfo, budget: _Budget
+    ) -> None:
         name = os.path.normpath(tarfile.data_filter(member, str(self.content)).name)
         if name in self.done:
             budget.total += self.done[name]
@@ -181,7 +249,10 @@ class _Work:
             file.write(json.dumps([name, self.done[name]]) + "\n")
 
     def _twice(self, name: str) -> DataError:
-        return DataError(f"{self.archive} was not unpacked: {name!r} is in it as a tar and once more. Fetch it from its source.")
+        return DataError(
+            f"{self.archive} was not unpacked: {name!r} is in it as a tar and once more. Fetch it "
+            "from its source."
+        )
 
 
 def _is_tar(name: str) -> bool:
@@ -189,10 +260,11 @@ def _is_tar(name: str) -> bool:
 
 
 def read_to_end(tar: Any) -> None:
-    """Read what follows the last member, which is nothing but zeros; tarfile.ReadError where it is anything else, or not there.
+    """Read what follows the last member, which is nothing but zeros; tarfile.ReadError where it is
+    anything else, or not there.
 
-    Else a damaged header would pass for the end, and the images behind it would be gone without a word. Of a compressed archive
-    the checksum is compared only at its end.
+    Else a damaged header would pass for the end, and the images behind it would be gone without a
+    word. Of a compressed archive the checksum is compared only at its end.
     """
     tar.fileobj.seek(tar.offset)
     seen = 0
@@ -205,13 +277,20 @@ def read_to_end(tar: Any) -> None:
 
 
 def unpacked(archive: str | os.PathLike[str]) -> Path:
-    """The folder in the cache that holds the content of `archive`, unpacked now if it is not there; DataError as in `unpack`."""
+    """The folder in the cache that holds the content of `archive`, unpacked now if it is not there;
+    DataError as in `unpack`.
+    """
     archive = Path(archive)
     try:
         facts = archive.stat()
     except OSError:
-        raise DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.") from None
-    path, version = (_short_hash(text) for text in (str(archive.resolve()), f"{facts.st_size}:{facts.st_mtime_ns}"))
+        raise DataError(
+            f"there is no file {archive}. Give the path of a tar archive on this machine."
+        ) from None
+    path, version = (
+        _short_hash(text)
+        for text in (str(archive.resolve()), f"{facts.st_size}:{facts.st_mtime_ns}")
+    )
     own = f"{_TAR.sub('', archive.name)}-{path}-"
     folder = cache_root() / SAMPLES / f"{own}{version}"
     if not folder.is_dir():  # a cache that may only be read is one all the same
@@ -228,14 +307,26 @@ def _short_hash(text: str) -> str:
 
 
 def samples(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the 63 real ImageNet images under the data root, unpacked into the cache; DataError where there are none."""
+    """The folder of the 63 real ImageNet images under the data root, unpacked into the cache;
+    DataError where there are none.
+    """
     folder = data_root(root) / SAMPLES
     try:
-        archives = sorted(folder / name for name in os.listdir(folder) if name.endswith(".tar") and not is_hidden(name))
+        archives = sorted(
+            folder / name
+            for name in os.listdir(folder)
+            if name.endswith(".tar") and not is_hidden(name)
+        )
     except (FileNotFoundError, NotADirectoryError):
         archives = []
     except OSError as error:
-        raise DataError(f"{folder} cannot be listed ({error.strerror or error}). Make it readable, or set {VARIABLE}.") from None
+        raise DataError(
+            f"{folder} cannot be listed ({error.strerror or error}). Make it readable, or set "
+            f"{VARIABLE}."
+        ) from None
     if not archives:
-        raise DataError(f"there is no archive {folder}/*.tar. Give a folder of class folders with --images, or set {VARIABLE}.")
+        raise DataError(
+            f"there is no archive {folder}/*.tar. Give a folder of class folders with --images, or "
+            f"set {VARIABLE}."
+        )
     return unpacked(archives[0])

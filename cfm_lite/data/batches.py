@@ -1,4 +1,6 @@
-"""Batches whose order is a function of (seed, position) alone, so that a run can stop and go on at any step."""
+"""Batches whose order is a function of (seed, position) alone, so that a run can stop and go on at
+any step.
+"""
 
 from collections.abc import Iterator
 
@@ -13,11 +15,17 @@ __all__ = ["batches", "fitting", "row_numbers"]
 
 
 def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iterator[Tensor]:
-    """Endless batches of `size` row numbers (size,) int64 below `count`, beginning with batch number `start`.
+    """Endless batches of `size` row numbers (size,) int64 below `count`, beginning with batch
+    number `start`.
 
-    Epochs are fresh permutations laid end to end, so every batch is full and every row is seen once an epoch.
+    Epochs are fresh permutations laid end to end, so every batch is full and every row is seen once
+    an epoch.
     """
-    count, size, start = check_count("count", count), check_count("size", size), check_count("start", start, low=0)
+    count, size, start = (
+        check_count("count", count),
+        check_count("size", size),
+        check_count("start", start, low=0),
+    )
     seed = plain(seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"seed is {seed!r:.60}; it must be a whole number.")
@@ -28,7 +36,9 @@ def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iter
         while left:
             if position // count != epoch:
                 epoch = position // count
-                order = torch.randperm(count, generator=keyed_generator(torch.device("cpu"), seed, "epoch", epoch))
+                order = torch.randperm(
+                    count, generator=keyed_generator(torch.device("cpu"), seed, "epoch", epoch)
+                )
             first = position % count
             rows = order[first : first + left]
             picked.append(rows)
@@ -36,27 +46,39 @@ def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iter
         yield picked[0] if len(picked) == 1 else torch.cat(picked)
 
 
-def batches(x1: Tensor, y: Tensor | None = None, *, size: int, seed: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Endless (x1, y) batches of `size` rows from data `x1` (N, *dims) and labels `y` (N,), beginning with batch number `start`.
+def batches(
+    x1: Tensor, y: Tensor | None = None, *, size: int, seed: int = 0, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Endless (x1, y) batches of `size` rows from data `x1` (N, *dims) and labels `y` (N,),
+    beginning with batch number `start`.
 
-    Rows come in the order of `row_numbers`. Raises ConfigError for an empty set or a label count that differs.
+    Rows come in the order of `row_numbers`. Raises ConfigError for an empty set or a label count
+    that differs.
     """
     y = as_labels(y)
     check_tensor(x1=x1, **({} if y is None else {"y": y}))
     if not x1.dim() or (y is not None and not y.dim()):
-        raise ConfigError(f"x1 has shape {tuple(x1.shape)} and y {None if y is None else tuple(y.shape)}; (N, *dims) and (N,) are needed.")
+        raise ConfigError(
+            f"x1 has shape {tuple(x1.shape)} and y {None if y is None else tuple(y.shape)}; (N, "
+            "*dims) and (N,) are needed."
+        )
     if not len(x1) or (y is not None and len(y) != len(x1)):
-        raise ConfigError(f"x1 has {len(x1)} rows and y {'none' if y is None else len(y)}; both need the same count, at least one.")
+        raise ConfigError(
+            f"x1 has {len(x1)} rows and y {'none' if y is None else len(y)}; both need the same "
+            "count, at least one."
+        )
     for numbers in row_numbers(len(x1), size=size, seed=seed, start=start):
         rows = numbers.to(x1.device)
         yield x1[rows], None if y is None else y[rows]
 
 
 def fitting(size: int, shard: int, *, ranks: int = 1, most: int | None = None) -> list[str]:
-    """Options of the command line that make a batch of `size` one that can be dealt to `ranks` in whole shards; each works as it is.
+    """Options of the command line that make a batch of `size` one that can be dealt to `ranks` in
+    whole shards; each works as it is.
 
-    The nearest batch comes first, then a smaller shard for this one. With at most `most` rows a batch may need both at once; no
-    batch serves more ranks than there are rows, and the list is empty.
+    The nearest batch comes first, then a smaller shard for this one. With at most `most` rows a
+    batch may need both at once; no batch serves more ranks than there are rows, and the list is
+    empty.
     """
     unit, found = ranks * shard, []
     if most is None or most >= unit:
@@ -65,6 +87,8 @@ def fitting(size: int, shard: int, *, ranks: int = 1, most: int | None = None) -
     elif most >= ranks:
         found.append(f"--batch {most // ranks * ranks} --set shard={most // ranks}")
     if size % ranks == 0 and (most is None or size <= most):
-        smaller = next((part for part in range(shard, 1, -1) if size // ranks % part == 0), None)  # a shard of one holds no negative
+        smaller = next(
+            (part for part in range(shard, 1, -1) if size // ranks % part == 0), None
+        )  # a shard of one holds no negative
         found += [f"--set shard={smaller}"] if smaller is not None else []
     return found

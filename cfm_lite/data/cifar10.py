@@ -1,9 +1,11 @@
-"""CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes, under two names that are never mixed.
+"""CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes, under two names that
+are never mixed.
 
-"cifar10" are the original bytes, "cifar10-jpeg75" the same pictures as JPEG of quality 75 in a tar of class folders: results
-name the one that they were made with. x1 = pixel / 127.5 - 1 in [-1, 1]; rows come in one fixed order that mixes the classes.
-Of the official archives the binary one is read, for the Python one is a pickle. Reference: Krizhevsky 2009, "Learning multiple
-layers of features from tiny images".
+"cifar10" are the original bytes, "cifar10-jpeg75" the same pictures as JPEG of quality 75 in a tar
+of class folders: results name the one that they were made with. x1 = pixel / 127.5 - 1 in [-1, 1];
+rows come in one fixed order that mixes the classes. Of the official archives the binary one is
+read, for the Python one is a pickle. Reference: Krizhevsky 2009, "Learning multiple layers of
+features from tiny images".
 """
 
 import functools
@@ -31,18 +33,27 @@ NAMES = ("cifar10", "cifar10-jpeg75")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SPLITS = {"train": 50_000, "test": 10_000}
 ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar10-jpeg75": "cifar10-imagefolder.tar.gz"}
-URL, MD5 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
+URL, MD5 = (
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c32a1d4ab5d03f1284b67883e8d87530",
+)
 _RECORD = 1 + 3 * 32 * 32
 _MEMBERS, _LIMIT = 70_000, 2**30
 
 
 def load(
-    split: str = "train", *, name: str = "cifar10", limit: int | None = None, root: str | os.PathLike[str] | None = None
+    split: str = "train",
+    *,
+    name: str = "cifar10",
+    limit: int | None = None,
+    root: str | os.PathLike[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images (n, 3, 32, 32) float32 in [-1, 1] and labels (n,) int64 in [0, 9]; the first `limit` of them.
+    """Images (n, 3, 32, 32) float32 in [-1, 1] and labels (n,) int64 in [0, 9]; the first `limit`
+    of them.
 
-    `split` is "train" or "test", `name` one of NAMES; `root` overrides CFM_LITE_DATA. Raises ConfigError for an unknown split,
-    name or limit, DataError for an archive that is missing, damaged, or holds anything but the pictures.
+    `split` is "train" or "test", `name` one of NAMES; `root` overrides CFM_LITE_DATA. Raises
+    ConfigError for an unknown split, name or limit, DataError for an archive that is missing,
+    damaged, or holds anything but the pictures.
     """
     check_choice("split", split, SPLITS)
     check_choice("name", name, NAMES)
@@ -51,18 +62,23 @@ def load(
     path = _path(name, root)
     pixels, labels = _read(name, path, split, *_stamp(name, path))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:limit].numpy()
-    return torch.from_numpy(pixels[order].astype(np.float32)).div_(127.5).sub_(1), torch.from_numpy(labels[order].astype(np.int64))
+    return torch.from_numpy(pixels[order].astype(np.float32)).div_(127.5).sub_(1), torch.from_numpy(
+        labels[order].astype(np.int64)
+    )
 
 
 def available(name: str = "cifar10", root: str | os.PathLike[str] | None = None) -> bool:
-    """True where the archive of `name` stands under the data root; its content is checked when it is loaded."""
+    """True where the archive of `name` stands under the data root; its content is checked when it
+    is loaded.
+    """
     return _path(name, root).is_file()
 
 
 def download(root: str | os.PathLike[str] | None = None) -> Path:
     """Fetch the original archive through torchvision, check its MD5, and return its path.
 
-    Raises DataError where the download fails or brings another file; nothing half-written stays behind.
+    Raises DataError where the download fails or brings another file; nothing half-written stays
+    behind.
     """
     path = _path("cifar10", root)
     if path.is_file() and _md5(path) == MD5:
@@ -76,9 +92,14 @@ def download(root: str | os.PathLike[str] | None = None) -> Path:
             os.replace(Path(work) / path.name, path)
     except CFMError:
         raise
-    except Exception as error:  # torchvision and the network fail in many types; all mean the same to the reader
+    except (
+        Exception
+    ) as error:  # torchvision and the network fail in many types; all mean the same to the reader
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"cifar10: the download failed ({reason}). Try again online, or put {path.name} into {path.parent}.") from None
+        raise DataError(
+            f"cifar10: the download failed ({reason}). Try again online, or put {path.name} into "
+            f"{path.parent}."
+        ) from None
     return path
 
 
@@ -94,7 +115,8 @@ def _stamp(name: str, path: Path) -> tuple[int, int]:
         if name == "cifar10":
             raise files.missing("cifar10", path) from None
         raise DataError(
-            f"{name}: there is no file {path}, and nothing downloads it. Put it there, set {files.VARIABLE} to the folder that holds "
+            f"{name}: there is no file {path}, and nothing downloads it. Put it there, set "
+            f"{files.VARIABLE} to the folder that holds "
             "cifar10/, or take the original pictures, called cifar10."
         ) from None
     except OSError as error:
@@ -103,24 +125,43 @@ def _stamp(name: str, path: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(name: str, path: Path, split: str, size: int, changed: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 pictures (n, 3, 32, 32) and labels (n,) of one split; DataError unless the archive is whole."""
+def _read(
+    name: str, path: Path, split: str, size: int, changed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 pictures (n, 3, 32, 32) and labels (n,) of one split; DataError unless the archive is
+    whole.
+    """
     try:
         with tarfile.open(path, "r:gz") as tar:
-            pixels, labels = _read_binary(tar, path, split) if name == "cifar10" else _read_folders(tar, path, split)
+            pixels, labels = (
+                _read_binary(tar, path, split)
+                if name == "cifar10"
+                else _read_folders(tar, path, split)
+            )
             read_to_end(tar)
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise files.damaged("cifar10", path, f"is no whole archive ({error or type(error).__name__})") from None
+        raise files.damaged(
+            "cifar10", path, f"is no whole archive ({error or type(error).__name__})"
+        ) from None
     counts = np.bincount(labels, minlength=10)
     if len(labels) != SPLITS[split] or counts.tolist() != [SPLITS[split] // 10] * 10:
-        raise files.damaged("cifar10", path, f"holds {len(labels)} pictures of {split} ({counts.tolist()} by class), not {SPLITS[split]}")
+        raise files.damaged(
+            "cifar10",
+            path,
+            f"holds {len(labels)} pictures of {split} ({counts.tolist()} by class), not "
+            f"{SPLITS[split]}",
+        )
     return pixels, labels
 
 
 def _read_binary(tar: tarfile.TarFile, path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Records of one byte, the label, and 3,072 bytes, the planes of red, green and blue."""
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
-    found = {PurePosixPath(member.name).name: _content(tar, member, path) for member in _members(tar, path) if member.name.endswith(".bin")}
+    found = {
+        PurePosixPath(member.name).name: _content(tar, member, path)
+        for member in _members(tar, path)
+        if member.name.endswith(".bin")
+    }
     missing = [name for name in names if name not in found]
     if missing:
         raise files.damaged("cifar10", path, f"has no {missing[0]}")
@@ -133,13 +174,24 @@ def _read_folders(tar: tarfile.TarFile, path: Path, split: str) -> tuple[np.ndar
     pictures: dict[str, np.ndarray] = {}
     for member in _members(tar, path):
         parts = PurePosixPath(member.name).parts[-3:]
-        if member.isfile() and len(parts) == 3 and parts[0] == split and not any(map(is_hidden, PurePosixPath(member.name).parts)):
+        if (
+            member.isfile()
+            and len(parts) == 3
+            and parts[0] == split
+            and not any(map(is_hidden, PurePosixPath(member.name).parts))
+        ):
             if parts[1] not in CLASSES:
-                raise files.damaged("cifar10", path, f"has a class called {parts[1]!r}; the classes are {', '.join(CLASSES)}")
+                raise files.damaged(
+                    "cifar10",
+                    path,
+                    f"has a class called {parts[1]!r}; the classes are {', '.join(CLASSES)}",
+                )
             pictures["/".join(parts)] = _decode(_content(tar, member, path), member.name, path)
     names = sorted(pictures)
     labels = np.array([CLASSES.index(name.split("/")[1]) for name in names], np.uint8)
-    return np.stack([pictures[name] for name in names]) if names else np.empty((0, 3, 32, 32), np.uint8), labels
+    return np.stack([pictures[name] for name in names]) if names else np.empty(
+        (0, 3, 32, 32), np.uint8
+    ), labels
 
 
 def _members(tar: tarfile.TarFile, path: Path) -> list[tarfile.TarInfo]:
@@ -164,7 +216,9 @@ def _decode(content: bytes, name: str, path: Path) -> np.ndarray:
     try:
         image = images.decode(content, name)
     except DataError as error:
-        raise files.damaged("cifar10", path, f"holds {name!r}, which is no picture ({error})") from None
+        raise files.damaged(
+            "cifar10", path, f"holds {name!r}, which is no picture ({error})"
+        ) from None
     if image.size != (32, 32):
         raise files.damaged("cifar10", path, f"holds {name!r} of {image.size} pixels, not 32 x 32")
     return np.asarray(image).transpose(2, 0, 1)

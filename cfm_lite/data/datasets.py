@@ -19,7 +19,9 @@ NAMES = ("digits", "digits_pca", "mnist", *cifar10.NAMES, *toy.TOYS)
 
 
 class DataSet(NamedTuple):
-    """Training data `x1` (N, *dims) with labels `y` (N,), held-out data of the same law, and the exact law where it is known."""
+    """Training data `x1` (N, *dims) with labels `y` (N,), held-out data of the same law, and the
+    exact law where it is known.
+    """
 
     name: str
     x1: Tensor
@@ -37,13 +39,21 @@ class DataSet(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a run's config.json says of its data; the fingerprint is the SHA-256 of the training rows and their labels."""
+        """What a run's config.json says of its data; the fingerprint is the SHA-256 of the training
+        rows and their labels.
+        """
         digest = hashlib.sha256()
         for tensor in (self.x1, self.y):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         rows, shape = len(self.x1), list(self.shape)
-        return {"name": self.name, "rows": rows, "shape": shape, "num_classes": self.num_classes, "fingerprint": digest.hexdigest()}
+        return {
+            "name": self.name,
+            "rows": rows,
+            "shape": shape,
+            "num_classes": self.num_classes,
+            "fingerprint": digest.hexdigest(),
+        }
 
     @property
     def images(self) -> "DataSet":
@@ -51,14 +61,18 @@ class DataSet(NamedTuple):
         if self.codec is None:
             return self
         decode = self.codec.decode
-        return self._replace(name=PIXELS[self.name], x1=decode(self.x1), held_x1=decode(self.held_x1), codec=None)
+        return self._replace(
+            name=PIXELS[self.name], x1=decode(self.x1), held_x1=decode(self.held_x1), codec=None
+        )
 
 
 def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> DataSet:
-    """Load "digits", "digits_pca", "mnist", "cifar10" or "cifar10-jpeg75", or make `points` points of a 2D toy, and as many held out.
+    """Load "digits", "digits_pca", "mnist", "cifar10" or "cifar10-jpeg75", or make `points` points
+    of a 2D toy, and as many held out.
 
-    "digits_pca" is the digits' 32 leading principal components, with a codec. `limit` cuts the training rows.
-    Raises ConfigError for an unknown name and DataError where files are missing or damaged.
+    "digits_pca" is the digits' 32 leading principal components, with a codec. `limit` cuts the
+    training rows. Raises ConfigError for an unknown name and DataError where files are missing or
+    damaged.
     """
     check_choice("dataset", name, NAMES)
     if limit is not None:
@@ -70,10 +84,17 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
     elif name == "mnist":
         (x1, y), held, mixture = mnist.load("train"), mnist.load("test"), None
     elif name in cifar10.NAMES:
-        (x1, y), held, mixture = cifar10.load("train", name=name, limit=limit), cifar10.load("test", name=name), None
+        (x1, y), held, mixture = (
+            cifar10.load("train", name=name, limit=limit),
+            cifar10.load("test", name=name),
+            None,
+        )
     else:
         points = check_count("points", points)
-        (x1, y), held = (toy.load(name, points, keyed_generator("cpu", 0, name, part)) for part in ("train", "held"))
+        (x1, y), held = (
+            toy.load(name, points, keyed_generator("cpu", 0, name, part))
+            for part in ("train", "held")
+        )
         mixture = toy.mixture(name) if name in toy.MIXTURES else None
     classes = int(torch.cat([y, held[1]]).max()) + 1
     return DataSet(name, x1[:limit], y[:limit], *held, classes, mixture)
@@ -89,4 +110,6 @@ def codec_for(name: str) -> PCA | None:
 
 
 def _encoded(data: DataSet, codec: Any) -> DataSet:
-    return data._replace(name="digits_pca", x1=codec.encode(data.x1), held_x1=codec.encode(data.held_x1), codec=codec)
+    return data._replace(
+        name="digits_pca", x1=codec.encode(data.x1), held_x1=codec.encode(data.held_x1), codec=codec
+    )

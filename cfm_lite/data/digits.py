@@ -1,4 +1,5 @@
-"""1,797 real handwritten digits of 8x8 pixels; they ship inside scikit-learn, so nothing is downloaded.
+"""1,797 real handwritten digits of 8x8 pixels; they ship inside scikit-learn, so nothing is
+downloaded.
 
 x1 = pixel / 8 - 1 in [-1, 1]. The rows are split once, for good, class by class:
 
@@ -6,8 +7,9 @@ x1 = pixel / 8 - 1 in [-1, 1]. The rows are split once, for good, class by class
     judge (898)   kept from them: the judge's own data, and the reference that samples are measured against;
                   of it `judge_fit` trains the judge, and `judge_test`, a quarter, says how good the judge is
 
-The order is that of SHA-256("SEED:row"), so no library's random numbers can move a row to the other side. Reference: Alpaydin
-and Kaynak 1998, "Optical recognition of handwritten digits" (UCI); scikit-learn carries its test part.
+The order is that of SHA-256("SEED:row"), so no library's random numbers can move a row to the other
+side. Reference: Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits" (UCI);
+scikit-learn carries its test part.
 """
 
 import hashlib
@@ -27,10 +29,14 @@ SPLITS = ("train", "judge", "judge_fit", "judge_test", "all")
 
 @cache
 def _raw() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits  # here, not above: importing scikit-learn takes a second
+    from sklearn.datasets import (
+        load_digits,
+    )  # here, not above: importing scikit-learn takes a second
 
     pixels, labels = load_digits(return_X_y=True)
-    return np.asarray(pixels).reshape(-1, 8, 8), np.asarray(labels)  # (1797, 8, 8) from 0 to 16, (1797,)
+    return np.asarray(pixels).reshape(-1, 8, 8), np.asarray(
+        labels
+    )  # (1797, 8, 8) from 0 to 16, (1797,)
 
 
 def _shuffled_key(row: int) -> bytes:
@@ -41,14 +47,23 @@ def _shuffled_key(row: int) -> bytes:
 def _split() -> dict[str, np.ndarray]:
     labels = _raw()[1]
     rows = np.array(sorted(range(len(labels)), key=lambda row: (labels[row], _shuffled_key(row))))
-    # dealt out in turn, class after class: every part holds its share of each class, to within two rows
+    # dealt out in turn, class after class: every part holds its share of each class, to within two
+    # rows
     judge = rows[1::2]
-    parts = {"train": rows[0::2], "judge": judge, "judge_fit": np.delete(judge, np.s_[::4]), "judge_test": judge[::4], "all": rows}
+    parts = {
+        "train": rows[0::2],
+        "judge": judge,
+        "judge_fit": np.delete(judge, np.s_[::4]),
+        "judge_test": judge[::4],
+        "all": rows,
+    }
     return {name: np.sort(part) for name, part in parts.items()}
 
 
 def indices(split: str) -> Tensor:
-    """The rows (n,) int64 of scikit-learn's file that belong to `split`, in increasing order; ConfigError for an unknown name."""
+    """The rows (n,) int64 of scikit-learn's file that belong to `split`, in increasing order;
+    ConfigError for an unknown name.
+    """
     check_choice("split", split, SPLITS)
     return torch.from_numpy(_split()[split].copy())
 

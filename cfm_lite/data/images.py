@@ -1,9 +1,10 @@
 """Folders of images: root/class/*.jpg in, one uint8 tensor (3, size, size) per image out.
 
-Classes are the sorted names of the class folders, labels their numbers. An image is decoded to RGB whatever it was (grey,
-palette, alpha over white, CMYK, 16 bit) and centre-cropped as in ADM: halved by a box filter while it is at least twice too
-large, resized by a bicubic filter so that the short side is `size`, and cut in the middle. Orientation tags are ignored, as
-everybody's ImageNet numbers ignore them. Reference: Dhariwal and Nichol 2021 (ADM, arXiv:2105.05233).
+Classes are the sorted names of the class folders, labels their numbers. An image is decoded to RGB
+whatever it was (grey, palette, alpha over white, CMYK, 16 bit) and centre-cropped as in ADM: halved
+by a box filter while it is at least twice too large, resized by a bicubic filter so that the short
+side is `size`, and cut in the middle. Orientation tags are ignored, as everybody's ImageNet numbers
+ignore them. Reference: Dhariwal and Nichol 2021 (ADM, arXiv:2105.05233).
 """
 
 import contextlib
@@ -42,15 +43,28 @@ __all__ = [
 ]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no other decoder of Pillow's forty is ever asked
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "PPM",
+)  # no other decoder of Pillow's forty is ever asked
 PIXELS = 178_956_970  # where Pillow begins to warn of a decompression bomb: 0.5 GB of RGB
 LONGEST = 1_000_000  # pixels of a side: each row costs memory of its own
 RESIZED = 2**24  # pixels that may be made on the way to a crop: 64 MB
-TRAIN, HELD = frozenset({"train", "training"}), frozenset({"val", "valid", "validation", "test", "testing"})
+TRAIN, HELD = (
+    frozenset({"train", "training"}),
+    frozenset({"val", "valid", "validation", "test", "testing"}),
+)
 
 
 class ImageFile(NamedTuple):
-    """One image: `key` is its path below the root, with forward slashes, and pairs it with its latents and its label."""
+    """One image: `key` is its path below the root, with forward slashes, and pairs it with its
+    latents and its label.
+    """
 
     key: str
     path: Path
@@ -67,41 +81,57 @@ class ImageFolder:
 
 
 def find(root: str | os.PathLike[str]) -> ImageFolder:
-    """The images of the class folders in `layout(root)`, at any depth below them; links are followed, loops are not.
+    """The images of the class folders in `layout(root)`, at any depth below them; links are
+    followed, loops are not.
 
-    Hidden files and folders (`archive.is_hidden`) are passed over at every level. Raises DataError where
-    `layout` does, for a class folder without an image, and for a name with a line break or bytes that are no UTF-8.
+    Hidden files and folders (`archive.is_hidden`) are passed over at every level. Raises DataError
+    where `layout` does, for a class folder without an image, and for a name with a line break or
+    bytes that are no UTF-8.
     """
     root = layout(root)
     found = {folder.name: list(_images_below(folder)) for folder in _listed(root)[0]}
     empty = [name for name, paths in found.items() if not paths]
     if empty:
-        inside = [folder for folder in _listed(root)[0] if folder.name.lower() in TRAIN and _full(folder)]
+        inside = [
+            folder for folder in _listed(root)[0] if folder.name.lower() in TRAIN and _full(folder)
+        ]
         instead = f", or give {inside[0]}" if inside else ""
         raise DataError(
-            f"{len(empty)} class folders of {root} hold no image, such as {empty[0]!r}; labels count the folders. "
+            f"{len(empty)} class folders of {root} hold no image, such as {empty[0]!r}; labels "
+            "count the folders. "
             f"Fill them, move them away{instead}."
         )
-    files = [ImageFile(_key(path, root), path, label) for label, name in enumerate(found) for path in found[name]]
+    files = [
+        ImageFile(_key(path, root), path, label)
+        for label, name in enumerate(found)
+        for path in found[name]
+    ]
     return ImageFolder(root, tuple(found), tuple(sorted(files)))
 
 
 def flat(root: str | os.PathLike[str]) -> ImageFolder:
-    """Every image below `root`, at any depth, for what needs no classes: none are named, and every label is 0.
+    """Every image below `root`, at any depth, for what needs no classes: none are named, and every
+    label is 0.
 
-    The parts of a set are never mixed: where `root` holds train/ beside val/ or test/ and nothing else, train/ is taken. Raises
-    DataError where no image is found, where parts would be mixed, and where a folder cannot be listed.
+    The parts of a set are never mixed: where `root` holds train/ beside val/ or test/ and nothing
+    else, train/ is taken. Raises DataError where no image is found, where parts would be mixed, and
+    where a folder cannot be listed.
     """
     root = opened(root)
     full = _full(root)
     while len(full) > 1 and _are_parts(full) and (train := _train(root)):
         root, full = train, _full(train)
     if len(full) > 1 and _are_parts(full):
-        raise DataError(f"{root} holds {_spoken(full)}, which are parts of a set. Give one of them, such as {full[0]}.")
+        raise DataError(
+            f"{root} holds {_spoken(full)}, which are parts of a set. Give one of them, such as "
+            f"{full[0]}."
+        )
     _refuse_mixtures(root, full)
     files = sorted(ImageFile(_key(path, root), path, 0) for path in _images_below(root))
     if not files:
-        raise DataError(f"{root} holds no image ({', '.join(sorted(SUFFIXES))}). Give a folder of images.")
+        raise DataError(
+            f"{root} holds no image ({', '.join(sorted(SUFFIXES))}). Give a folder of images."
+        )
     return ImageFolder(root, (), tuple(files))
 
 
@@ -112,15 +142,18 @@ def layout(root: str | os.PathLike[str]) -> Path:
     2. Where all subfolders with images are parts of one set (train, val, test) and train/ has class folders, train/ is meant.
     3. One class that is nothing but folders, and a class of train and val or test, are refused: they are sets, not classes.
 
-    Raises DataError that says which folder to give in the third case, where there is no such folder or no class folder, and
-    where a folder cannot be listed.
+    Raises DataError that says which folder to give in the third case, where there is no such folder
+    or no class folder, and where a folder cannot be listed.
     """
     root = opened(root)
     full = _full(root)
     if not full:
-        one = f" For a single class, move its images into {root / 'all'}." if _listed(root)[1] else ""
+        one = (
+            f" For a single class, move its images into {root / 'all'}." if _listed(root)[1] else ""
+        )
         raise DataError(
-            f"{root} holds no class folder with images ({', '.join(sorted(SUFFIXES))}). The layout is {root}/CLASS/NAME.jpg.{one}"
+            f"{root} holds no class folder with images ({', '.join(sorted(SUFFIXES))}). The layout "
+            f"is {root}/CLASS/NAME.jpg.{one}"
         )
     if _are_parts(full):
         train, alone = _train(root), len(full) == 1
@@ -128,22 +161,32 @@ def layout(root: str | os.PathLike[str]) -> Path:
             return layout(train)
         if not alone:
             chosen = train or full[0]
-            move = "" if _full(chosen) else f"; it needs class folders: for a single class, move its images into {chosen / 'all'}"
-            raise DataError(f"{root} holds {_spoken(full)}, which are parts of a set and no classes. Give {chosen}{move}.")
+            move = (
+                ""
+                if _full(chosen)
+                else f"; it needs class folders: for a single class, move its images into {chosen / 'all'}"
+            )
+            raise DataError(
+                f"{root} holds {_spoken(full)}, which are parts of a set and no classes. Give "
+                f"{chosen}{move}."
+            )
     if len(full) == 1 and (nested := _full(full[0])):
         raise DataError(
-            f"{root} holds one class, {full[0].name!r}, with folders of images in it ({_spoken(nested)}). For a single class, move "
-            f"the images into {full[0]} itself. Where those folders are the classes: {_advice(full[0])}"
+            f"{root} holds one class, {full[0].name!r}, with folders of images in it "
+            f"({_spoken(nested)}). For a single class, move "
+            f"the images into {full[0]} itself. Where those folders are the classes: "
+            f"{_advice(full[0])}"
         )
     _refuse_mixtures(root, full)
     return root
 
 
 def opened(source: str | os.PathLike[str]) -> Path:
-    """The folder that `source` stands for, wherever images are taken: itself, or what is in a tar archive, which may be one of tars.
+    """The folder that `source` stands for, wherever images are taken: itself, or what is in a tar
+    archive, which may be one of tars.
 
-    A tar is unpacked into the cache once, and a folder in which all of it was packed is entered. Raises DataError where there is
-    neither, and as `archive.unpack` does.
+    A tar is unpacked into the cache once, and a folder in which all of it was packed is entered.
+    Raises DataError where there is neither, and as `archive.unpack` does.
     """
     source = Path(source).expanduser()
     try:
@@ -155,9 +198,17 @@ def opened(source: str | os.PathLike[str]) -> Path:
     if kind == stat.S_IFDIR:
         return source
     if kind != stat.S_IFREG:
-        raise DataError(f"there is no folder {source}, and no tar archive. Give a folder of class folders, such as ImageNet's train/.")
+        raise DataError(
+            f"there is no folder {source}, and no tar archive. Give a folder of class folders, "
+            "such as ImageNet's train/."
+        )
     folder = archive.unpacked(source)
-    while len(full := _full(folder)) == 1 and not _are_parts(full) and _holds_no_image_itself(folder) and _holds_no_image_itself(full[0]):
+    while (
+        len(full := _full(folder)) == 1
+        and not _are_parts(full)
+        and _holds_no_image_itself(folder)
+        and _holds_no_image_itself(full[0])
+    ):
         folder = full[0]
     return folder
 
@@ -174,7 +225,10 @@ def _refuse_mixtures(root: Path, full: list[Path]) -> None:
             inner, nested = nested[0], _full(nested[0])
         parts = [part for part in nested if part.name.lower() in TRAIN | HELD]
         if len(parts) > 1:
-            raise DataError(f"{inner} holds {_spoken(parts)}, parts of a set, which one class of {root} would mix. {_advice(inner)}")
+            raise DataError(
+                f"{inner} holds {_spoken(parts)}, parts of a set, which one class of {root} would "
+                f"mix. {_advice(inner)}"
+            )
 
 
 def _advice(folder: Path) -> str:
@@ -202,24 +256,37 @@ def _spoken(folders: list[Path]) -> str:
 
 
 def _full(folder: Path, names: frozenset[str] | None = None) -> list[Path]:
-    """The subfolders with at least one image below them, loops left out; only those called one of `names`, if given."""
+    """The subfolders with at least one image below them, loops left out; only those called one of
+    `names`, if given.
+    """
     wanted = [inner for inner in _listed(folder)[0] if names is None or inner.name.lower() in names]
-    return [inner for inner in wanted if not _leads_back(inner) and next(_images_below(inner), None) is not None]
+    return [
+        inner
+        for inner in wanted
+        if not _leads_back(inner) and next(_images_below(inner), None) is not None
+    ]
 
 
 def _leads_back(folder: Path) -> bool:
     """True for a link to a folder that holds it."""
-    return folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
+    return folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(
+        os.path.realpath(folder)
+    )
 
 
 def _unlisted(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder} cannot be listed ({error.strerror or error}). Make it readable, or give another folder.")
+    return DataError(
+        f"{folder} cannot be listed ({error.strerror or error}). Make it readable, or give another "
+        "folder."
+    )
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[str]]:
-    """The subfolders and the names of the images in `folder`, sorted, without hidden ones: the only look into a folder of images.
+    """The subfolders and the names of the images in `folder`, sorted, without hidden ones: the only
+    look into a folder of images.
 
-    Raises DataError where it cannot be listed, and for a link that leads nowhere and could have been a folder.
+    Raises DataError where it cannot be listed, and for a link that leads nowhere and could have
+    been a folder.
     """
     folders, names = [], []
     try:
@@ -232,7 +299,10 @@ def _listed(folder: Path) -> tuple[list[Path], list[str]]:
                 elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
                     names.append(entry.name)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
-                    raise DataError(f"{entry.path} is a link that leads nowhere. Put back what it pointed to, or remove it.")
+                    raise DataError(
+                        f"{entry.path} is a link that leads nowhere. Put back what it pointed to, "
+                        "or remove it."
+                    )
     except OSError as error:
         raise _unlisted(folder, error) from None
     return [folder / name for name in sorted(folders)], sorted(names)
@@ -253,7 +323,10 @@ def _key(path: Path, root: Path) -> str:
     except UnicodeEncodeError:  # bytes that the file system keeps and Python carries along
         lines = []
     if len(lines) != 1:
-        raise DataError(f"the name {key!r} holds a line break or is not UTF-8, so no list could name it. Rename the file.")
+        raise DataError(
+            f"the name {key!r} holds a line break or is not UTF-8, so no list could name it. "
+            "Rename the file."
+        )
     return key
 
 
@@ -274,8 +347,9 @@ def _images_below(folder: Path) -> Iterator[Path]:
 def read(path: str | os.PathLike[str]) -> Image.Image:
     """An image file as RGB, whole; of an animation the first frame.
 
-    Raises DataError that names the file and the reason: missing, empty, none of FORMATS, truncated, over 179 million pixels, a
-    loop of links, a kind of pixel whose range is unknown (floats, signed or 32-bit integers), or whatever a decoder fails with.
+    Raises DataError that names the file and the reason: missing, empty, none of FORMATS, truncated,
+    over 179 million pixels, a loop of links, a kind of pixel whose range is unknown (floats, signed
+    or 32-bit integers), or whatever a decoder fails with.
     """
     with _named(path):
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
@@ -285,11 +359,21 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
 
 def decode(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
     """The image in a file or in bytes as RGB; DataError as in `read`, in which it is called `name`."""
-    with _named(name), _Quiet(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+    with (
+        _named(name),
+        _Quiet(),
+        Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+        ) as image,
+    ):
         if image.width * image.height > PIXELS:
-            raise _bad(name, f"holds {image.width * image.height:,} pixels; the limit is {PIXELS:,}")
+            raise _bad(
+                name, f"holds {image.width * image.height:,} pixels; the limit is {PIXELS:,}"
+            )
         if max(image.size) > LONGEST:
-            raise _bad(name, f"is {image.width:,} x {image.height:,} pixels; a side may have {LONGEST:,}")
+            raise _bad(
+                name, f"is {image.width:,} x {image.height:,} pixels; a side may have {LONGEST:,}"
+            )
         top = _top(image, name)
         _scale_transparency(image)
         image.load()
@@ -298,7 +382,9 @@ def decode(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
 
 @contextlib.contextmanager
 def _named(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Whatever a decoder fails with is the fault of its file: DataError that names it, and never the end of a whole run."""
+    """Whatever a decoder fails with is the fault of its file: DataError that names it, and never
+    the end of a whole run.
+    """
     try:
         yield
     except CFMError:
@@ -307,9 +393,16 @@ def _named(name: str | os.PathLike[str]) -> Iterator[None]:
         raise _bad(name, f"holds more than {PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         empty = os.path.isfile(name) and os.path.getsize(name) == 0
-        raise _bad(name, "is empty (0 bytes)" if empty else f"cannot be read as any of {', '.join(FORMATS)}") from None
+        raise _bad(
+            name,
+            "is empty (0 bytes)" if empty else f"cannot be read as any of {', '.join(FORMATS)}",
+        ) from None
     except Exception as error:  # forty decoders, and whatever their libraries raise: also MemoryError and RecursionError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        reason = (
+            getattr(error, "strerror", None)
+            or " ".join(str(error).split())[:200]
+            or type(error).__name__
+        )
         raise _bad(name, f"cannot be decoded ({reason})") from None
 
 
@@ -318,10 +411,11 @@ def _bad(name: str | os.PathLike[str], reason: str) -> DataError:
 
 
 class _Quiet:
-    """Pillow's remarks on metadata, palettes and sizes are not shown, and not raised where warnings are errors.
+    """Pillow's remarks on metadata, palettes and sizes are not shown, and not raised where warnings
+    are errors.
 
-    Filters belong to the process, and images are decoded by several threads: the first one in sets them, the last one out puts
-    the old ones back.
+    Filters belong to the process, and images are decoded by several threads: the first one in sets
+    them, the last one out puts the old ones back.
     """
 
     lock: ClassVar[threading.Lock] = threading.Lock()
@@ -344,7 +438,9 @@ class _Quiet:
 
 
 def _top(image: Image.Image, name: str) -> int:
-    """The level that means white in an integer image of more than 8 bits: what its file can hold, not what it happens to hold."""
+    """The level that means white in an integer image of more than 8 bits: what its file can hold,
+    not what it happens to hold.
+    """
     tags: Any = getattr(image, "tag_v2", {})
     signed = 2 in tags.get(339, ()) if isinstance(tags.get(339, ()), tuple) else tags.get(339) == 2
     bits = tags.get(258, (16,))
@@ -352,12 +448,16 @@ def _top(image: Image.Image, name: str) -> int:
     if image.mode == "F":
         raise _bad(name, "holds 32-bit floats, whose range is unknown")
     if signed or bits > 16:
-        raise _bad(name, f"holds {'signed' if signed else f'{bits}-bit'} integers, whose range is unknown")
+        raise _bad(
+            name, f"holds {'signed' if signed else f'{bits}-bit'} integers, whose range is unknown"
+        )
     return 2**bits - 1
 
 
 def _scale_transparency(image: Image.Image) -> None:
-    """The transparent level of a PNG is written in the file's own depth; the levels that it is compared with have 8 bits."""
+    """The transparent level of a PNG is written in the file's own depth; the levels that it is
+    compared with have 8 bits.
+    """
     clear = image.info.get("transparency")
     tiles: Any = getattr(image, "tile", ())
     kind = tiles[0][3] if image.format == "PNG" and tiles else None
@@ -385,10 +485,12 @@ def _rgb(image: Image.Image, top: int) -> Image.Image:
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` of an RGB image whose short side was brought to `size`; smaller images are enlarged.
+    """The middle `size` x `size` of an RGB image whose short side was brought to `size`; smaller
+    images are enlarged.
 
-    Of an image so long that it would grow beyond RESIZED pixels on the way, only what the crop shows is resized: the same filter
-    at the same places, which rounds a level here and there otherwise.
+    Of an image so long that it would grow beyond RESIZED pixels on the way, only what the crop
+    shows is resized: the same filter at the same places, which rounds a level here and there
+    otherwise.
     """
     size = check_count("size", size)
     while min(image.size) >= 2 * size:
@@ -403,13 +505,25 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _resized_part(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Image.Image:
-    """What the `box` of an image becomes as `size` x `size`, columns first as Pillow does; its neighbours are looked at and no more."""
+def _resized_part(
+    image: Image.Image, box: tuple[float, float, float, float], size: int
+) -> Image.Image:
+    """What the `box` of an image becomes as `size` x `size`, columns first as Pillow does; its
+    neighbours are looked at and no more.
+    """
     reach = 5  # a bicubic filter that shrinks to a half sees four pixels beyond
     left, top = max(0, int(box[0]) - reach), max(0, int(box[1]) - reach)
-    image = image.crop((left, top, min(image.width, int(box[2]) + reach), min(image.height, int(box[3]) + reach)))
-    image = image.resize((size, image.height), Image.Resampling.BICUBIC, (box[0] - left, 0, box[2] - left, image.height))
-    return image.resize((size, size), Image.Resampling.BICUBIC, (0, box[1] - top, size, box[3] - top))
+    image = image.crop(
+        (left, top, min(image.width, int(box[2]) + reach), min(image.height, int(box[3]) + reach))
+    )
+    image = image.resize(
+        (size, image.height),
+        Image.Resampling.BICUBIC,
+        (box[0] - left, 0, box[2] - left, image.height),
+    )
+    return image.resize(
+        (size, size), Image.Resampling.BICUBIC, (0, box[1] - top, size, box[3] - top)
+    )
 
 
 def load(path: str | os.PathLike[str], size: int) -> Tensor:

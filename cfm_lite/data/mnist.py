@@ -1,8 +1,9 @@
-"""MNIST: 60,000 + 10,000 handwritten digits of 28x28 pixels, read from its four idx files in CFM_LITE_DATA/mnist/.
+"""MNIST: 60,000 + 10,000 handwritten digits of 28x28 pixels, read from its four idx files in
+CFM_LITE_DATA/mnist/.
 
-x1 = pixel / 127.5 - 1 in [-1, 1]. An idx file is a magic number, its dimensions (big-endian) and the bytes; all of it is
-checked, with the MD5 of the unpacked content. Reference: LeCun et al. 1998, "Gradient-based learning applied to document
-recognition".
+x1 = pixel / 127.5 - 1 in [-1, 1]. An idx file is a magic number, its dimensions (big-endian) and
+the bytes; all of it is checked, with the MD5 of the unpacked content. Reference: LeCun et al. 1998,
+"Gradient-based learning applied to document recognition".
 """
 
 import contextlib
@@ -37,20 +38,32 @@ _MAX_BYTES = 16 + 60_000 * 28 * 28
 
 
 def _parse_idx(content: bytes, path: Path) -> np.ndarray:
-    """The uint8 array (n, 28, 28) of an image file or (n,) of a label file; DataError unless magic, dimensions and length agree."""
+    """The uint8 array (n, 28, 28) of an image file or (n,) of a label file; DataError unless magic,
+    dimensions and length agree.
+    """
     shape = (28, 28) if "images" in path.name else ()
     magic = bytes([0, 0, 8, 1 + len(shape)])  # 8: unsigned bytes; then the number of dimensions
     header = 4 * (2 + len(shape))
     if content[:4] != magic:
-        raise files.damaged("mnist", path, f"starts with {content[:4].hex()}; an idx file of this kind starts with {magic.hex()}")
+        raise files.damaged(
+            "mnist",
+            path,
+            f"starts with {content[:4].hex()}; an idx file of this kind starts with {magic.hex()}",
+        )
     if len(content) < header:
         raise files.damaged("mnist", path, f"ends inside its header ({len(content)} bytes)")
     n, *seen = np.frombuffer(content[4:header], dtype=">u4").tolist()
     if tuple(seen) != shape or n == 0:
-        raise files.damaged("mnist", path, f"announces {n} items of shape {tuple(seen)}; at least one of shape {shape} is needed")
+        raise files.damaged(
+            "mnist",
+            path,
+            f"announces {n} items of shape {tuple(seen)}; at least one of shape {shape} is needed",
+        )
     expected = n * math.prod(shape)
     if len(content) - header != expected:
-        raise files.damaged("mnist", path, f"announces {expected} bytes and holds {len(content) - header}")
+        raise files.damaged(
+            "mnist", path, f"announces {expected} bytes and holds {len(content) - header}"
+        )
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(n, *shape)
 
 
@@ -59,7 +72,9 @@ def _read_idx(path: Path, verify: bool) -> np.ndarray:
     array = _parse_idx(content, path)
     seen = hashlib.md5(content, usedforsecurity=False).hexdigest() if verify else MD5[path.name]
     if seen != MD5[path.name]:
-        raise files.damaged("mnist", path, f"has the MD5 {seen} (unpacked); the official file has {MD5[path.name]}")
+        raise files.damaged(
+            "mnist", path, f"has the MD5 {seen} (unpacked); the official file has {MD5[path.name]}"
+        )
     return array
 
 
@@ -67,30 +82,46 @@ def _read_pair(folder: Path, split: str, verify: bool) -> tuple[np.ndarray, np.n
     images_path, labels_path = (folder / name for name in SPLITS[split])
     images, labels = _read_idx(images_path, verify), _read_idx(labels_path, verify)
     if len(images) != len(labels):
-        raise files.damaged("mnist", labels_path, f"holds {len(labels)} labels, while {images_path.name} holds {len(images)} images")
+        raise files.damaged(
+            "mnist",
+            labels_path,
+            f"holds {len(labels)} labels, while {images_path.name} holds {len(images)} images",
+        )
     if labels.max() > 9:
-        raise files.damaged("mnist", labels_path, f"holds the label {labels.max()}; labels are 0 to 9")
+        raise files.damaged(
+            "mnist", labels_path, f"holds the label {labels.max()}; labels are 0 to 9"
+        )
     return images, labels
 
 
 def load(
-    split: str = "train", *, limit: int | None = None, root: str | os.PathLike[str] | None = None, verify: bool = True
+    split: str = "train",
+    *,
+    limit: int | None = None,
+    root: str | os.PathLike[str] | None = None,
+    verify: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, 28, 28) float32 in [-1, 1] and labels (n,) int64 in [0, 9], in the official order; the first `limit` of them.
+    """Images (n, 1, 28, 28) float32 in [-1, 1] and labels (n,) int64 in [0, 9], in the official
+    order; the first `limit` of them.
 
-    `split` is "train" (60,000) or "test" (10,000). `root` overrides CFM_LITE_DATA; `verify=False` leaves out the MD5 alone.
-    Raises ConfigError for an unknown split or limit, DataError for a file that is missing or damaged in any way.
+    `split` is "train" (60,000) or "test" (10,000). `root` overrides CFM_LITE_DATA; `verify=False`
+    leaves out the MD5 alone. Raises ConfigError for an unknown split or limit, DataError for a file
+    that is missing or damaged in any way.
     """
     check_choice("split", split, SPLITS)
     if limit is not None:
         limit = check_count("limit", limit)
     pixels, labels = _read_pair(files.data_root(root) / "mnist", split, verify)
-    images = torch.from_numpy(pixels[:limit, None].astype(np.float32)).div_(127.5).sub_(1)  # (n, 1, 28, 28)
+    images = (
+        torch.from_numpy(pixels[:limit, None].astype(np.float32)).div_(127.5).sub_(1)
+    )  # (n, 1, 28, 28)
     return images, torch.from_numpy(labels[:limit].astype(np.int64))
 
 
 def available(root: str | os.PathLike[str] | None = None) -> bool:
-    """True where all four files stand under the data root; their content is checked when they are loaded."""
+    """True where all four files stand under the data root; their content is checked when they are
+    loaded.
+    """
     folder = files.data_root(root) / "mnist"
     return all((folder / name).is_file() for name in MD5)
 
@@ -98,8 +129,9 @@ def available(root: str | os.PathLike[str] | None = None) -> bool:
 def download(root: str | os.PathLike[str] | None = None) -> Path:
     """Fetch what is missing or damaged through torchvision, and return the folder.
 
-    Each file is verified before it appears, in one step, under its final name; a damaged older one is kept as `.bad`.
-    Raises DataError where the download fails or brings wrong files; nothing half-written stays behind.
+    Each file is verified before it appears, in one step, under its final name; a damaged older one
+    is kept as `.bad`. Raises DataError where the download fails or brings wrong files; nothing
+    half-written stays behind.
     """
     folder = files.data_root(root) / "mnist"
     wanted = [name for name in MD5 if not _is_good(folder / name)]
@@ -112,7 +144,10 @@ def download(root: str | os.PathLike[str] | None = None) -> Path:
             for name in wanted:
                 _install(Path(temporary) / "MNIST" / "raw" / name, folder)
     except OSError as error:
-        raise DataError(f"mnist: cannot write to {folder} ({error.strerror or error}). Set {files.VARIABLE} to another folder.") from None
+        raise DataError(
+            f"mnist: cannot write to {folder} ({error.strerror or error}). Set {files.VARIABLE} to "
+            "another folder."
+        ) from None
     return folder
 
 
@@ -130,10 +165,13 @@ def _fetch(temporary: str, folder: Path) -> None:
             kind(temporary, download=True)
     except CFMError:
         raise
-    except Exception as error:  # torchvision and the network fail in many types; all mean the same to the reader
+    except (
+        Exception
+    ) as error:  # torchvision and the network fail in many types; all mean the same to the reader
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"mnist: the download failed ({reason}). Try again online, or put {', '.join(MD5)} into {folder} yourself."
+            f"mnist: the download failed ({reason}). Try again online, or put {', '.join(MD5)} "
+            f"into {folder} yourself."
         ) from None
 
 

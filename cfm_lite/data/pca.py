@@ -1,9 +1,11 @@
-"""A linear codec: images to their leading principal components and back, the "latents" of the digits.
+"""A linear codec: images to their leading principal components and back, the "latents" of the
+digits.
 
     z = W (x - mean) / scale,   x = mean + scale W' z,   W the leading eigenvectors of the training rows' covariance
 
-One scale for all components makes the mean variance of z equal to 1 and keeps W orthonormal, so distances in latents are
-distances in pixels. Latents are (B, components, 1, 1): a component counts as a channel.
+One scale for all components makes the mean variance of z equal to 1 and keeps W orthonormal, so
+distances in latents are distances in pixels. Latents are (B, components, 1, 1): a component counts
+as a channel.
 """
 
 import torch
@@ -16,17 +18,26 @@ __all__ = ["PCA"]
 
 
 class PCA:
-    """Fitted on images `x` (N, *dims), N > `components`; `kept` is the share of the variance that the components hold."""
+    """Fitted on images `x` (N, *dims), N > `components`; `kept` is the share of the variance that
+    the components hold.
+    """
 
     def __init__(self, x: Tensor, components: int = 32) -> None:
         flat = x.flatten(1).double()
         if check_count("components", components) > min(len(flat) - 1, flat.shape[1]):
-            raise ConfigError(f"components is {components}; {len(flat)} images of {flat.shape[1]} numbers have fewer. Use a smaller one.")
+            raise ConfigError(
+                f"components is {components}; {len(flat)} images of {flat.shape[1]} numbers have "
+                "fewer. Use a smaller one."
+            )
         self.dims, self.mean = tuple(x.shape[1:]), flat.mean(0)
-        values, vectors = torch.linalg.eigh((flat - self.mean).mT @ (flat - self.mean) / (len(flat) - 1))
+        values, vectors = torch.linalg.eigh(
+            (flat - self.mean).mT @ (flat - self.mean) / (len(flat) - 1)
+        )
         order = values.argsort(descending=True)[:components]
         largest = vectors[:, order].gather(0, vectors[:, order].abs().argmax(0, keepdim=True))
-        self.basis = vectors[:, order] * largest.sign()  # (D, components); a sign that does not depend on the solver
+        self.basis = (
+            vectors[:, order] * largest.sign()
+        )  # (D, components); a sign that does not depend on the solver
         self.scale = float(values[order].mean().sqrt())
         self.kept = float(values[order].sum() / values.sum())
 

@@ -1,7 +1,8 @@
 """Where data files live, and how one is fetched and read so that damage cannot pass for data.
 
-The root is CFM_LITE_DATA, else `data/cache` of the checkout, else the user's cache folder. Convention: a file is either
-read whole and right, or one DataError names the path looked at, the variable and the command that downloads it.
+The root is CFM_LITE_DATA, else `data/cache` of the checkout, else the user's cache folder.
+Convention: a file is either read whole and right, or one DataError names the path looked at, the
+variable and the command that downloads it.
 """
 
 import atexit
@@ -54,36 +55,55 @@ def checkout() -> Path | None:
 
 
 def cache_root() -> Path:
-    """The folder for what can be made again, such as judges: data/cache in a checkout, else the user's cache folder."""
+    """The folder for what can be made again, such as judges: data/cache in a checkout, else the
+    user's cache folder.
+    """
     repository = checkout()
     if repository:
         return repository / "data" / "cache"
-    path = Path(os.path.expanduser(platformdirs.user_cache_path("cfm_lite")))  # XDG_CACHE_HOME may begin with ~
+    path = Path(
+        os.path.expanduser(platformdirs.user_cache_path("cfm_lite"))
+    )  # XDG_CACHE_HOME may begin with ~
     # without a home folder the answer is "~/.cache", which would be made where the command runs
-    return path if path.is_absolute() else Path(tempfile.gettempdir()) / f"cfm_lite-{os.getuid() if hasattr(os, 'getuid') else os.getpid()}"
+    return (
+        path
+        if path.is_absolute()
+        else Path(tempfile.gettempdir())
+        / f"cfm_lite-{os.getuid() if hasattr(os, 'getuid') else os.getpid()}"
+    )
 
 
 def keep(content: bytes, path: Path, what: str) -> bool:
-    """Write `content` to a file of the cache, as `publish` does; False, and one note, where it cannot be kept.
+    """Write `content` to a file of the cache, as `publish` does; False, and one note, where it
+    cannot be kept.
 
-    A cache is a convenience: read-only, full, or with a file in its way, it costs time at the next call and nothing else.
+    A cache is a convenience: read-only, full, or with a file in its way, it costs time at the next
+    call and nothing else.
     """
     try:
         publish(content, path)
     except (OSError, CFMError) as error:
         reason = getattr(error, "strerror", None) or error
-        warn_once(f"{what} cannot be kept in {path.parent} ({reason}): nothing is lost, but the next call makes it again.")
+        warn_once(
+            f"{what} cannot be kept in {path.parent} ({reason}): nothing is lost, but the next "
+            "call makes it again."
+        )
         return False
     return True
 
 
 def scratch(folder: Path, what: str) -> Path:
-    """`folder` of the cache, for what has to lie in a file; where nothing can be written there, with one note, a folder until exit."""
+    """`folder` of the cache, for what has to lie in a file; where nothing can be written there,
+    with one note, a folder until exit.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        warn_once(f"{what} cannot be kept in {folder} ({error.strerror or error}): nothing is lost, but the next call makes it again.")
+        warn_once(
+            f"{what} cannot be kept in {folder} ({error.strerror or error}): nothing is lost, but "
+            "the next call makes it again."
+        )
         return _until_exit()
     return folder
 
@@ -96,7 +116,8 @@ def _until_exit() -> Path:
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that holds the data sets: `root` if given, else CFM_LITE_DATA, else the default. It need not exist.
+    """The folder that holds the data sets: `root` if given, else CFM_LITE_DATA, else the default.
+    It need not exist.
 
     Raises DataError for a name that no folder can have.
     """
@@ -105,14 +126,21 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
         return cache_root()
     try:
         return expanded(chosen)
-    except ConfigError as error:  # wherever data are looked for, what is wrong with their place is an error of data
-        raise DataError(f"{error} It was to be the root of the data sets (root=..., or {VARIABLE}).") from None
+    except (
+        ConfigError
+    ) as error:  # wherever data are looked for, what is wrong with their place is an error of data
+        raise DataError(
+            f"{error} It was to be the root of the data sets (root=..., or {VARIABLE})."
+        ) from None
 
 
 def _remedy(dataset: str) -> str:
     value = os.environ.get(VARIABLE)
     setting = f"it is {value}" if value else "it is not set"
-    return f"`cfm-lite prepare {dataset}` downloads it; {VARIABLE} ({setting}) names the folder that holds {dataset}/."
+    return (
+        f"`cfm-lite prepare {dataset}` downloads it; {VARIABLE} ({setting}) names the folder that "
+        f"holds {dataset}/."
+    )
 
 
 def missing(dataset: str, path: Path) -> DataError:
@@ -135,7 +163,9 @@ def read_file(path: Path, dataset: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise missing(dataset, path) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise damaged(dataset, path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise damaged(
+            dataset, path, f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if not content:
         raise damaged(dataset, path, "is empty (0 bytes)")
     return content
@@ -144,15 +174,20 @@ def read_file(path: Path, dataset: str) -> bytes:
 def read_gzip(path: Path, dataset: str, limit: int) -> bytes:
     """The unpacked bytes of a gzip file, of which there may be at most `limit`.
 
-    Raises DataError where it is missing, not gzip (an HTML page, say), truncated, damaged (CRC), or unpacks to more.
+    Raises DataError where it is missing, not gzip (an HTML page, say), truncated, damaged (CRC), or
+    unpacks to more.
     """
     packed = read_file(path, dataset)
     if not packed.startswith(_GZIP_MAGIC):
         is_page = packed.lstrip()[:1] == b"<"
-        raise damaged(dataset, path, "is a web page, not a gzip file" if is_page else "is not a gzip file")
+        raise damaged(
+            dataset, path, "is a web page, not a gzip file" if is_page else "is not a gzip file"
+        )
     try:
         with gzip.open(io.BytesIO(packed)) as stream:
-            content = stream.read(limit + 1)  # one byte too many, so that the end is reached and the CRC is checked
+            content = stream.read(
+                limit + 1
+            )  # one byte too many, so that the end is reached and the CRC is checked
     except EOFError:
         raise damaged(dataset, path, "is truncated") from None
     except (OSError, zlib.error) as error:
@@ -164,7 +199,9 @@ def read_gzip(path: Path, dataset: str, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def impatient(seconds: float = PATIENCE) -> Iterator[None]:
-    """Connections that are opened in this block fail after `seconds` without a byte, where they would wait for ever."""
+    """Connections that are opened in this block fail after `seconds` without a byte, where they
+    would wait for ever.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -174,11 +211,15 @@ def impatient(seconds: float = PATIENCE) -> Iterator[None]:
 
 
 def publish(content: bytes, path: Path) -> None:
-    """Write `content` to `path` in one step: a reader sees the old file or the new one, never half of either."""
+    """Write `content` to `path` in one step: a reader sees the old file or the new one, never half
+    of either.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
-        with open(name, "xb") as file:  # a name that nobody can guess, never one that is there; readable as the user's umask says
+        with (
+            open(name, "xb") as file
+        ):  # a name that nobody can guess, never one that is there; readable as the user's umask says
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

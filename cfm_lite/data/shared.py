@@ -1,6 +1,8 @@
-"""Files that other processes may touch: who makes one holds it alone, and who reads one looks first whether it is still the same.
+"""Files that other processes may touch: who makes one holds it alone, and who reads one looks first
+whether it is still the same.
 
-A lock is one byte of the folder's `.lock`; the system lets go of what a killed process held, so no lock is ever stale.
+A lock is one byte of the folder's `.lock`; the system lets go of what a killed process held, so no
+lock is ever stale.
 """
 
 import contextlib
@@ -23,7 +25,8 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def alone(folder: Path, what: int | str) -> Iterator[None]:
-    """Wait until no other process holds shard number `what`, the "plan" or the "index" of a folder, and hold it.
+    """Wait until no other process holds shard number `what`, the "plan" or the "index" of a folder,
+    and hold it.
 
     The folder is made where it is not there. Raises DataError where nothing can be written.
     """
@@ -32,7 +35,9 @@ def alone(folder: Path, what: int | str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise DataError(f"cannot write into {folder} ({error.strerror or error}). Choose another --out.") from None
+        raise DataError(
+            f"cannot write into {folder} ({error.strerror or error}). Choose another --out."
+        ) from None
     try:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
@@ -44,7 +49,9 @@ def alone(folder: Path, what: int | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def owned(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Hold a whole folder, such as that of a run; ConfigError, naming the process and its machine, where another one holds it."""
+    """Hold a whole folder, such as that of a run; ConfigError, naming the process and its machine,
+    where another one holds it.
+    """
     if (locks := fcntl) is None:
         yield
         return
@@ -61,7 +68,9 @@ def owned(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Hold the new file `path` while no other process does, which wait for it one after the other; it is removed at the end."""
+    """Hold the new file `path` while no other process does, which wait for it one after the other;
+    it is removed at the end.
+    """
     if (locks := fcntl) is None:
         yield
         return
@@ -74,7 +83,9 @@ def in_turn(path: Path) -> Iterator[None]:
 
 
 def _take(path: Path, lock: Callable[[int], None]) -> int:
-    """The open file at `path`, locked; one that its last owner removed while this one waited for it is left alone."""
+    """The open file at `path`, locked; one that its last owner removed while this one waited for it
+    is left alone.
+    """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -83,7 +94,8 @@ def _take(path: Path, lock: Callable[[int], None]) -> int:
             holder = os.read(handle, 200).decode(errors="replace") or "another process"
             os.close(handle)
             raise ConfigError(
-                f"{path.parent} is written to by {holder}. Stop that one (it saves first), wait for its end, or choose another --out."
+                f"{path.parent} is written to by {holder}. Stop that one (it saves first), wait "
+                "for its end, or choose another --out."
             ) from None
         except OSError:  # a file system without locks
             return handle
@@ -94,17 +106,20 @@ def _take(path: Path, lock: Callable[[int], None]) -> int:
 
 
 def forget_halves(folder: Path, *names: str) -> None:
-    """Remove what killed processes left of the files called `names`; whoever calls holds them alone."""
+    """Remove what killed processes left of the files called `names`; whoever calls holds them
+    alone.
+    """
     for name in names:
         for stale in folder.glob(f".{name}.tmp-*"):
             stale.unlink(missing_ok=True)
 
 
 class Watch:
-    """Notices that one of `files` has changed since this object was made; `verify(number)` hashes one, and raises where it differs.
+    """Notices that one of `files` has changed since this object was made; `verify(number)` hashes
+    one, and raises where it differs.
 
-    Reading a memory map past the new end of its file would kill the process, so a look comes before each read. What was only
-    touched, or copied over itself, passes.
+    Reading a memory map past the new end of its file would kill the process, so a look comes before
+    each read. What was only touched, or copied over itself, passes.
     """
 
     def __init__(self, files: Sequence[Path], verify: Callable[[int], None]) -> None:
@@ -117,7 +132,10 @@ class Watch:
             path, before = self.files[number], self._stamps[number]
             stamp = _stamp(path)
             if stamp[0] != before[0]:
-                raise DataError(f"{path} changed: it has {stamp[0]:,} bytes, it had {before[0]:,}. Put the old one back, or make it again.")
+                raise DataError(
+                    f"{path} changed: it has {stamp[0]:,} bytes, it had {before[0]:,}. Put the old "
+                    "one back, or make it again."
+                )
             if stamp != before:
                 self.verify(number)
                 self._stamps[number] = stamp
@@ -128,5 +146,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     try:
         facts = os.stat(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Put it back, or make it again.") from None
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}). Put it back, or make it again."
+        ) from None
     return facts.st_size, facts.st_mtime_ns, facts.st_ino

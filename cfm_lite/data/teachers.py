@@ -1,9 +1,11 @@
-"""REPA's teacher where there is no DINOv2: a small classifier of the real data, frozen, whose map of features is the target.
+"""REPA's teacher where there is no DINOv2: a small classifier of the real data, frozen, whose map
+of features is the target.
 
     image (B, C, S, S) in [-1, 1]  ->  map (B, 48, S', S')  ->  averaged to the model's grid of tokens (B, T, 48)
 
-It is never the judge that measures samples: another network, of another shape and seed, that learns from the rows that the
-generator learns from and from no others. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), with a smaller teacher.
+It is never the judge that measures samples: another network, of another shape and seed, that learns
+from the rows that the generator learns from and from no others. Reference: Yu et al. 2024 (REPA,
+arXiv:2410.06940), with a smaller teacher.
 """
 
 import functools
@@ -31,12 +33,19 @@ WIDTH, SEED = 48, 1
 SETTINGS = {
     "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=30, batch=64),
     "mnist": JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128),
-    **{name: JudgeSettings(size=32, stride=2, channels=48, epochs=10, batch=128, shift=4, colours=3) for name in cifar10.NAMES},
+    **{
+        name: JudgeSettings(
+            size=32, stride=2, channels=48, epochs=10, batch=128, shift=4, colours=3
+        )
+        for name in cifar10.NAMES
+    },
 }
 
 
 class SmallTeacher(nn.Module):
-    """A classifier of "digits", "mnist" or "cifar10"; `accuracy` is that on rows it has not seen, NaN before training."""
+    """A classifier of "digits", "mnist" or "cifar10"; `accuracy` is that on rows it has not seen,
+    NaN before training.
+    """
 
     def __init__(self, dataset: str) -> None:
         super().__init__()
@@ -63,7 +72,9 @@ class SmallTeacher(nn.Module):
 
 
 class Tokens:
-    """What `Alignment` asks of a teacher: features (B, grid * grid, `dim`) of images, one token for a `grid` of 1."""
+    """What `Alignment` asks of a teacher: features (B, grid * grid, `dim`) of images, one token for
+    a `grid` of 1.
+    """
 
     dim = WIDTH
 
@@ -78,13 +89,21 @@ class Tokens:
 
 
 def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -> SmallTeacher:
-    """A teacher of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its accuracy on held-out rows.
+    """A teacher of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its
+    accuracy on held-out rows.
 
-    `limit` takes the first rows alone. Leaves the global random state as it was. Raises ConfigError and DataError.
+    `limit` takes the first rows alone. Leaves the global random state as it was. Raises ConfigError
+    and DataError.
     """
     check_choice("the teacher's dataset", dataset, SETTINGS)
-    seed, limit = check_count("seed", seed, low=0), limit if limit is None else check_count("limit", limit)
-    (x, y), (x_test, y_test) = _rows(dataset, "train", limit), _rows(dataset, "judge" if dataset == "digits" else "test", None)
+    seed, limit = (
+        check_count("seed", seed, low=0),
+        limit if limit is None else check_count("limit", limit),
+    )
+    (x, y), (x_test, y_test) = (
+        _rows(dataset, "train", limit),
+        _rows(dataset, "judge" if dataset == "digits" else "test", None),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         teacher = SmallTeacher(dataset)
@@ -114,7 +133,13 @@ def teacher_for(dataset: str) -> SmallTeacher:
         return found
     teacher = train_teacher(dataset)
     weights = {name: value.contiguous() for name, value in teacher.state_dict().items()}
-    keep(safetensors.torch.save(weights, {"accuracy": repr(teacher.accuracy), "sha256": _hash(teacher)}), path, "the teacher")
+    keep(
+        safetensors.torch.save(
+            weights, {"accuracy": repr(teacher.accuracy), "sha256": _hash(teacher)}
+        ),
+        path,
+        "the teacher",
+    )
     return teacher
 
 
@@ -126,10 +151,14 @@ def _hash(teacher: SmallTeacher) -> str:
 
 
 def _read(path: Path, dataset: str) -> SmallTeacher | None:
-    """The teacher in a cached file; None where there is none, or a damaged one, which is then made anew."""
+    """The teacher in a cached file; None where there is none, or a damaged one, which is then made
+    anew.
+    """
     if not path.is_file():
         return None
-    with torch.random.fork_rng(devices=[]):  # the initial weights are not kept, and draw no number of anybody's
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the initial weights are not kept, and draw no number of anybody's
         teacher = SmallTeacher(dataset)
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -138,7 +167,16 @@ def _read(path: Path, dataset: str) -> SmallTeacher | None:
         teacher.accuracy = float(facts["accuracy"])
         if _hash(teacher) != facts["sha256"]:
             raise ConfigError("its weights differ from their hash")
-    except (safetensors.SafetensorError, CFMError, OSError, KeyError, ValueError, RuntimeError) as error:
-        warnings.warn(f"{path} is damaged ({error}); the teacher is trained anew.", UserWarning, stacklevel=2)
+    except (
+        safetensors.SafetensorError,
+        CFMError,
+        OSError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        warnings.warn(
+            f"{path} is damaged ({error}); the teacher is trained anew.", UserWarning, stacklevel=2
+        )
         return None
     return teacher.requires_grad_(False).eval()

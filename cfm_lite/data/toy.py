@@ -1,8 +1,10 @@
-"""Toy sets in the plane, made on the fly: x1 (n, 2) float32 and a class label y (n,) int64 per point.
+"""Toy sets in the plane, made on the fly: x1 (n, 2) float32 and a class label y (n,) int64 per
+point.
 
-Convention: centred and scaled for noise N(0, I), points within [-4, 4]^2, equal classes. Figure 3 of contrastive flow
-matching is the one exception: its source N((-15, 0), 0.25 I) becomes N(0, I) by x' = (x + (15, 0)) / 0.5, which puts its
-two modes near x' = (40, 0). `mixture(name)` is the same density, exact, where it is a Gaussian mixture.
+Convention: centred and scaled for noise N(0, I), points within [-4, 4]^2, equal classes. Figure 3
+of contrastive flow matching is the one exception: its source N((-15, 0), 0.25 I) becomes N(0, I) by
+x' = (x + (15, 0)) / 0.5, which puts its two modes near x' = (40, 0). `mixture(name)` is the same
+density, exact, where it is a Gaussian mixture.
 """
 
 import math
@@ -37,7 +39,9 @@ __all__ = [
 
 
 class Toy(Protocol):
-    """A toy set: `n` points (n, 2) float32 and their labels (n,) int64; ConfigError unless n is a whole number of at least 1."""
+    """A toy set: `n` points (n, 2) float32 and their labels (n,) int64; ConfigError unless n is a
+    whole number of at least 1.
+    """
 
     def __call__(self, n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]: ...
 
@@ -54,7 +58,8 @@ def _ring_of_gaussians() -> GaussianMixture:
 
 
 def _two_classes() -> GaussianMixture:
-    # each class sits on both sides, so its mean is of little use: where to go depends on where one is
+    # each class sits on both sides, so its mean is of little use: where to go depends on where one
+    # is
     means = torch.tensor([[-1.5, 1.8], [2.3, 0.9], [2.3, -0.9], [-1.5, -1.8]], dtype=torch.float64)
     return GaussianMixture(
         torch.full((4,), 0.25, dtype=torch.float32).double(),
@@ -65,10 +70,15 @@ def _two_classes() -> GaussianMixture:
 
 
 def _figure3() -> GaussianMixture:
-    angles = torch.tensor([0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64)  # the second is 12.57 degrees
+    angles = torch.tensor(
+        [0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64
+    )  # the second is 12.57 degrees
     modes = 5 * torch.stack([angles.cos(), angles.sin()], dim=1)
     return GaussianMixture(
-        torch.full((2,), 0.5, dtype=torch.float32).double(), from_figure3(modes), torch.ones(2, dtype=torch.float64), labels=torch.arange(2)
+        torch.full((2,), 0.5, dtype=torch.float32).double(),
+        from_figure3(modes),
+        torch.ones(2, dtype=torch.float64),
+        labels=torch.arange(2),
     )
 
 
@@ -80,7 +90,9 @@ MIXTURES: dict[str, Callable[[], GaussianMixture]] = {
 
 
 def mixture(name: str) -> GaussianMixture:
-    """The exact density of a toy set, in float64, with its class labels; ConfigError where the set is no Gaussian mixture."""
+    """The exact density of a toy set, in float64, with its class labels; ConfigError where the set
+    is no Gaussian mixture.
+    """
     check_choice("name of a toy mixture", name, MIXTURES)
     return MIXTURES[name]()
 
@@ -94,17 +106,22 @@ def _draw(name: str, n: int, generator: Generator | None) -> tuple[Tensor, Tenso
 
 
 def gaussians(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Eight Gaussians of standard deviation 0.2 on a ring of radius 2; the label, 0 to 7, counts them anticlockwise from (2, 0)."""
+    """Eight Gaussians of standard deviation 0.2 on a ring of radius 2; the label, 0 to 7, counts
+    them anticlockwise from (2, 0).
+    """
     return _draw("gaussians", n, generator)
 
 
 def two_classes(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two classes of two Gaussians each (standard deviation 0.35): class 0 above, class 1 below its mirror image."""
+    """Two classes of two Gaussians each (standard deviation 0.35): class 0 above, class 1 below its
+    mirror image.
+    """
     return _draw("two_classes", n, generator)
 
 
 def figure3(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The two near modes of figure 3, in coordinates where its source is N(0, I); one mode per class.
+    """The two near modes of figure 3, in coordinates where its source is N(0, I); one mode per
+    class.
 
     Reference: Stoica et al. 2025 (arXiv:2506.05350), figure 3.
     """
@@ -118,13 +135,17 @@ def _check_plane(x: Tensor) -> None:
 
 
 def to_figure3(x: Tensor) -> Tensor:
-    """From our coordinates `x` (..., 2) to those of the figure: 0.5 x - (15, 0). A velocity only takes the factor 0.5."""
+    """From our coordinates `x` (..., 2) to those of the figure: 0.5 x - (15, 0). A velocity only
+    takes the factor 0.5.
+    """
     _check_plane(x)
     return 0.5 * x - x.new_tensor([15.0, 0.0])
 
 
 def from_figure3(x: Tensor) -> Tensor:
-    """From the figure's coordinates `x` (..., 2) to ours, where the source is N(0, I): (x + (15, 0)) / 0.5."""
+    """From the figure's coordinates `x` (..., 2) to ours, where the source is N(0, I): (x + (15,
+    0)) / 0.5.
+    """
     _check_plane(x)
     return (x + x.new_tensor([15.0, 0.0])) / 0.5
 
@@ -135,7 +156,9 @@ def _classes(n: int, generator: Generator | None) -> Tensor:
 
 
 def _uniform(n: int, generator: Generator | None) -> Tensor:
-    return torch.rand(n, generator=generator, dtype=torch.float32)  # whatever torch's default type is
+    return torch.rand(
+        n, generator=generator, dtype=torch.float32
+    )  # whatever torch's default type is
 
 
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
@@ -147,40 +170,58 @@ def _blur(x1: Tensor, noise: float, generator: Generator | None) -> Tensor:
 
 
 def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two interleaved half circles of radius 1.6 with noise 0.08; class 0 is the upper one. Scikit-learn's moons, centred, times 1.6."""
+    """Two interleaved half circles of radius 1.6 with noise 0.08; class 0 is the upper one.
+    Scikit-learn's moons, centred, times 1.6.
+    """
     y = _classes(n, generator)
-    half_circle = 1.6 * _polar(torch.ones(n, dtype=torch.float32), math.pi * _uniform(n, generator)) - torch.tensor(
-        [0.8, 0.4], dtype=torch.float32
-    )
-    return _blur(half_circle * (1 - 2 * y[:, None]), 0.08, generator), y  # class 1 is class 0 turned by pi
+    half_circle = 1.6 * _polar(
+        torch.ones(n, dtype=torch.float32), math.pi * _uniform(n, generator)
+    ) - torch.tensor([0.8, 0.4], dtype=torch.float32)
+    return _blur(
+        half_circle * (1 - 2 * y[:, None]), 0.08, generator
+    ), y  # class 1 is class 0 turned by pi
 
 
 def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two circles with noise 0.08, class 0 of radius 2 and class 1 of radius 1: scikit-learn's circles with factor 0.5, doubled."""
+    """Two circles with noise 0.08, class 0 of radius 2 and class 1 of radius 1: scikit-learn's
+    circles with factor 0.5, doubled.
+    """
     y = _classes(n, generator)
     return _blur(_polar(2.0 - y.float(), 2 * math.pi * _uniform(n, generator)), 0.08, generator), y
 
 
 def swiss_roll(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The section of scikit-learn's Swiss roll, 1.5 turns from radius 0.8 to 2.5, with noise 0.06; class 0 is the inner half of them."""
+    """The section of scikit-learn's Swiss roll, 1.5 turns from radius 0.8 to 2.5, with noise 0.06;
+    class 0 is the inner half of them.
+    """
     check_generator(generator)
     turn = math.pi * (1.5 + 3 * _uniform(check_count("n", n), generator))
-    return _blur(_polar(turn * 2.5 / (4.5 * math.pi), turn), 0.06, generator), (turn > 3 * math.pi).long()
+    return _blur(_polar(turn * 2.5 / (4.5 * math.pi), turn), 0.06, generator), (
+        turn > 3 * math.pi
+    ).long()
 
 
 def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two arms of a spiral, 1.25 turns each, from radius 0.4 to 2.5 with noise 0.06; one arm per class, the other turned by pi."""
+    """Two arms of a spiral, 1.25 turns each, from radius 0.4 to 2.5 with noise 0.06; one arm per
+    class, the other turned by pi.
+    """
     y = _classes(n, generator)
-    outward = _uniform(n, generator).sqrt()  # the root spreads the points nearly evenly along the arm
+    outward = _uniform(
+        n, generator
+    ).sqrt()  # the root spreads the points nearly evenly along the arm
     arm = _polar(0.4 + 2.1 * outward, 2.5 * math.pi * outward + math.pi * y.float())
     return _blur(arm, 0.06, generator), y
 
 
 def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The dark squares of a 4x4 board on [-2, 2]^2, uniformly; rows, counted from below, alternate between class 0 and class 1."""
+    """The dark squares of a 4x4 board on [-2, 2]^2, uniformly; rows, counted from below, alternate
+    between class 0 and class 1.
+    """
     column = _classes(n, generator)
     row = torch.randint(4, (n,), generator=generator)
-    corner = torch.stack([2 * column + row % 2, row], dim=1) - 2  # (n, 2) lower left corner of the square
+    corner = (
+        torch.stack([2 * column + row % 2, row], dim=1) - 2
+    )  # (n, 2) lower left corner of the square
     return corner.float() + torch.rand(n, 2, generator=generator, dtype=torch.float32), row % 2
 
 

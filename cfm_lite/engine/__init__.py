@@ -1,1 +1,3 @@
-"""What keeps a training alive and whole: checkpoints, the average, several processes. It knows no Trainer."""
+"""What keeps a training alive and whole: checkpoints, the average, several processes. It knows no
+Trainer.
+"""

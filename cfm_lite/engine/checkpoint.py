@@ -2,9 +2,10 @@
 
     run/checkpoints/step-00000500/  weights.safetensors  optimizer.safetensors  state.json  MANIFEST.json
 
-MANIFEST.json holds the SHA-256 of every other file and of itself and is written last. The newest checkpoint is found by
-reading and hashing, never by name, size or a pointer that can dangle. Nothing is unpickled.
-A save hashes what it writes while it writes it, tensor by tensor: nothing is read back, and no second copy is held.
+MANIFEST.json holds the SHA-256 of every other file and of itself and is written last. The newest
+checkpoint is found by reading and hashing, never by name, size or a pointer that can dangle.
+Nothing is unpickled. A save hashes what it writes while it writes it, tensor by tensor: nothing is
+read back, and no second copy is held.
 """
 
 import contextlib
@@ -32,7 +33,17 @@ from torch import Tensor
 from cfm_lite._internal.checks import check_count
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError, DiskFullError
 
-__all__ = ["Checkpoint", "check_storable", "exists", "latest", "load", "once", "ordered", "save", "write_bytes"]
+__all__ = [
+    "Checkpoint",
+    "check_storable",
+    "exists",
+    "latest",
+    "load",
+    "once",
+    "ordered",
+    "save",
+    "write_bytes",
+]
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -51,7 +62,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one directory holds: tensors by name, the optimizer's tensors, and everything else as plain JSON values."""
+    """What one directory holds: tensors by name, the optimizer's tensors, and everything else as
+    plain JSON values.
+    """
 
     path: Path
     step: int
@@ -69,13 +82,18 @@ def save(
     *,
     keep: int = 3,
 ) -> Path:
-    """Write `directory`/step-N whole or not at all, and remove all but the newest `keep` valid ones; returns its path.
+    """Write `directory`/step-N whole or not at all, and remove all but the newest `keep` valid
+    ones; returns its path.
 
-    Raises DiskFullError (with bytes needed and free) or CheckpointError; older checkpoints are untouched by a failure.
+    Raises DiskFullError (with bytes needed and free) or CheckpointError; older checkpoints are
+    untouched by a failure.
     """
     keep = check_count("keep", keep)
     directory = Path(directory)
-    needed = sum(x.numel() * x.element_size() for x in (*weights.values(), *optimizer.values())) + 1_000_000
+    needed = (
+        sum(x.numel() * x.element_size() for x in (*weights.values(), *optimizer.values()))
+        + 1_000_000
+    )
     weights, tied = once(weights)
     state = {**state, "tied": tied} if tied else state
     final = _unused(directory, step)
@@ -87,7 +105,9 @@ def save(
             raise OSError(errno.ENOSPC, "no space left")
         work.mkdir(mode=0o700)
         _write_files(work, weights, optimizer, {**state, "step": step})
-        work.chmod(directory.stat().st_mode & 0o777)  # private while half made, then as open as the folder around it
+        work.chmod(
+            directory.stat().st_mode & 0o777
+        )  # private while half made, then as open as the folder around it
         os.replace(work, final)
         _fsync(directory)
         _remember(final)
@@ -105,11 +125,14 @@ def save(
 def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Read and verify one checkpoint directory.
 
-    Raises CheckpointError where there is none, CheckpointCorruptError with the file named where a byte differs.
+    Raises CheckpointError where there is none, CheckpointCorruptError with the file named where a
+    byte differs.
     """
     path = Path(path)
     manifest = _read_manifest(path)
-    blobs = {name: _read_verified(path / name, digest) for name, digest in manifest["files"].items()}
+    blobs = {
+        name: _read_verified(path / name, digest) for name, digest in manifest["files"].items()
+    }
     try:
         weights = safetensors.torch.load(blobs["weights.safetensors"])
         optimizer = safetensors.torch.load(blobs["optimizer.safetensors"])
@@ -117,14 +140,19 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
         step = int(state["step"])
         weights |= {name: weights[first] for name, first in state.get("tied", {}).items()}
     except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        raise CheckpointCorruptError(f"{path} is not a whole checkpoint: {error!r}. Use an older one, or train again.") from error
+        raise CheckpointCorruptError(
+            f"{path} is not a whole checkpoint: {error!r}. Use an older one, or train again."
+        ) from error
     _remember(path)
-    weights, optimizer = ({k: v.to(device) for k, v in ordered(tensors).items()} for tensors in (weights, optimizer))
+    weights, optimizer = (
+        {k: v.to(device) for k, v in ordered(tensors).items()} for tensors in (weights, optimizer)
+    )
     return Checkpoint(path, step, weights, optimizer, state)
 
 
 def latest(directory: str | Path) -> Path:
-    """The newest checkpoint under `directory` that is whole; damaged newer ones are named in a warning.
+    """The newest checkpoint under `directory` that is whole; damaged newer ones are named in a
+    warning.
 
     Raises CheckpointError that lists what was found and why it does not serve.
     """
@@ -137,14 +165,23 @@ def latest(directory: str | Path) -> Path:
             reasons.append(str(error))
             continue
         if reasons:
-            warnings.warn(f"using {path}; newer ones are damaged: {'; '.join(reasons)}", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"using {path}; newer ones are damaged: {'; '.join(reasons)}",
+                UserWarning,
+                stacklevel=2,
+            )
         return path
     found = "; ".join(reasons) if reasons else "it holds no step-* directory"
-    raise CheckpointError(f"no valid checkpoint under {directory}: {found}. Give another directory, or start a new run.")
+    raise CheckpointError(
+        f"no valid checkpoint under {directory}: {found}. Give another directory, or start a new "
+        "run."
+    )
 
 
 def exists(directory: str | Path) -> bool:
-    """True where `directory` holds a checkpoint that was saved whole, even if it was damaged later; nothing is read."""
+    """True where `directory` holds a checkpoint that was saved whole, even if it was damaged later;
+    nothing is read.
+    """
     return next(_candidates(Path(directory)), None) is not None
 
 
@@ -156,20 +193,35 @@ def verify(path: Path) -> None:
 
 
 def ordered(tensors: Mapping[str, Item]) -> dict[str, Item]:
-    """The same entries by name: the one order in which tensors are saved, loaded and dealt to ranks.
+    """The same entries by name: the one order in which tensors are saved, loaded and dealt to
+    ranks.
 
-    A file's own order is another one in each process that reads it, and ranks that exchange tensors must meet at the same one.
+    A file's own order is another one in each process that reads it, and ranks that exchange tensors
+    must meet at the same one.
     """
     return {name: tensors[name] for name in sorted(tensors)}
 
 
 def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(each tensor under the first of its names, {another name: that one}): a tied weight is stored once and read under both."""
+    """(each tensor under the first of its names, {another name: that one}): a tied weight is stored
+    once and read under both.
+    """
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     names: dict[Any, str] = {}
     for name, x in ordered(tensors).items():
-        place = (x.device, x.untyped_storage().data_ptr(), x.storage_offset(), x.dtype, x.shape, x.stride()) if x.numel() else name
+        place = (
+            (
+                x.device,
+                x.untyped_storage().data_ptr(),
+                x.storage_offset(),
+                x.dtype,
+                x.shape,
+                x.stride(),
+            )
+            if x.numel()
+            else name
+        )
         if place in names:
             tied[name] = names[place]
         else:
@@ -178,15 +230,21 @@ def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def check_storable(tensors: Mapping[str, Any]) -> None:
-    """Raise ConfigError, before anything is trained, for the first entry of a state dict that a checkpoint cannot hold."""
+    """Raise ConfigError, before anything is trained, for the first entry of a state dict that a
+    checkpoint cannot hold.
+    """
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise ConfigError(
-                f"the state dict holds {name}, a {type(x).__name__}; a checkpoint holds tensors alone. Make it a buffer, or leave it "
+                f"the state dict holds {name}, a {type(x).__name__}; a checkpoint holds tensors "
+                "alone. Make it a buffer, or leave it "
                 "out of the state dict."
             )
         if x.dtype not in _KINDS:
-            raise ConfigError(f"{name} has dtype {x.dtype}, which a checkpoint cannot hold. Cast it, or register it with persistent=False.")
+            raise ConfigError(
+                f"{name} has dtype {x.dtype}, which a checkpoint cannot hold. Cast it, or register "
+                "it with persistent=False."
+            )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -202,27 +260,48 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise explained(error, path.parent, len(data)) from error
 
 
-def _write_files(work: Path, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def _write_files(
+    work: Path,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
     files = {
         "weights.safetensors": _write(work / "weights.safetensors", _safetensors(weights)),
         "optimizer.safetensors": _write(work / "optimizer.safetensors", _safetensors(optimizer)),
-        "state.json": _write(work / "state.json", [json.dumps(state, indent=1, sort_keys=True).encode()]),
+        "state.json": _write(
+            work / "state.json", [json.dumps(state, indent=1, sort_keys=True).encode()]
+        ),
     }
     body = {"format": FORMAT, "files": ordered(files)}
-    _write(work / MANIFEST, [json.dumps({**body, "self": _digest(_canonical(body))}, indent=1).encode()])
+    _write(
+        work / MANIFEST,
+        [json.dumps({**body, "self": _digest(_canonical(body))}, indent=1).encode()],
+    )
     _fsync(work)
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of a .safetensors file, the header and then one tensor after the other; each is brought to the host in its turn."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide ones first, so that all are aligned
+    """The bytes of a .safetensors file, the header and then one tensor after the other; each is
+    brought to the host in its turn.
+    """
+    names = sorted(
+        tensors, key=lambda name: (-tensors[name].element_size(), name)
+    )  # wide ones first, so that all are aligned
     header, end = {}, 0
     for name in names:
         kind = _KINDS.get(tensors[name].dtype)
         if kind is None:
-            raise CheckpointError(f"the tensor {name} has dtype {tensors[name].dtype}, which a checkpoint cannot hold. Convert it first.")
+            raise CheckpointError(
+                f"the tensor {name} has dtype {tensors[name].dtype}, which a checkpoint cannot "
+                "hold. Convert it first."
+            )
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": kind,
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
@@ -243,7 +322,8 @@ def _digest(data: bytes) -> str:
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Write the parts into a new file, down to the disk; returns their SHA-256.
 
-    They are hashed in a second thread meanwhile: where there are two cores, the slower of the two decides.
+    They are hashed in a second thread meanwhile: where there are two cores, the slower of the two
+    decides.
     """
     with open(path, "xb") as file, _hashing() as (hear, digest):
         for part in parts:
@@ -260,11 +340,13 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
 def _hashing() -> Iterator[tuple[Callable[[bytes | memoryview], None], Any]]:
     """(a function that takes the next bytes, their SHA-256, which is complete after the block).
 
-    What is short is hashed at once. A thread for the long ones has at most a few pieces to do, for what is on its way from a GPU
-    to the disk is a copy that is held.
+    What is short is hashed at once. A thread for the long ones has at most a few pieces to do, for
+    what is on its way from a GPU to the disk is a copy that is held.
     """
     digest, pieces = hashlib.sha256(), queue.Queue[Any](maxsize=4)
-    thread = threading.Thread(target=lambda: [digest.update(piece) for piece in iter(pieces.get, None)], daemon=True)
+    thread = threading.Thread(
+        target=lambda: [digest.update(piece) for piece in iter(pieces.get, None)], daemon=True
+    )
 
     def hear(piece: bytes | memoryview) -> None:
         if thread.ident is None:
@@ -292,10 +374,18 @@ def _fsync(path: Path) -> None:
 
 def explained(error: Exception, directory: Path, needed: int) -> CheckpointError | DiskFullError:
     code = getattr(error, "errno", None)
-    if code in _FULL or any(word in str(error).lower() for word in ("no space left", "file too large", "quota exceeded")):
+    if code in _FULL or any(
+        word in str(error).lower() for word in ("no space left", "file too large", "quota exceeded")
+    ):
         free = shutil.disk_usage(directory).free if directory.exists() else 0
-        return DiskFullError(f"{directory} needs {needed:,} bytes and has {free:,} free; nothing older was lost. Make room and resume.")
-    return CheckpointError(f"cannot write under {directory}: {error}; nothing older was lost. Check the folder's permissions.")
+        return DiskFullError(
+            f"{directory} needs {needed:,} bytes and has {free:,} free; nothing older was lost. "
+            "Make room and resume."
+        )
+    return CheckpointError(
+        f"cannot write under {directory}: {error}; nothing older was lost. Check the folder's "
+        "permissions."
+    )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -305,16 +395,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         body = {key: manifest[key] for key in ("format", "files")}
         whole = manifest["self"] == _digest(_canonical(body)) and isinstance(body["files"], dict)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}. Give a step-* directory.") from error
+        raise CheckpointError(
+            f"{path} is no checkpoint: it has no {MANIFEST}. Give a step-* directory."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointCorruptError(f"{file} is damaged ({type(error).__name__}). Use an older checkpoint.") from error
+        raise CheckpointCorruptError(
+            f"{file} is damaged ({type(error).__name__}). Use an older checkpoint."
+        ) from error
     if not whole:
-        raise CheckpointCorruptError(f"{file} is damaged: its own hash differs. Use an older checkpoint.")
+        raise CheckpointCorruptError(
+            f"{file} is damaged: its own hash differs. Use an older checkpoint."
+        )
     outside = [name for name in body["files"] if "\0" in name or os.path.basename(name) != name]
     if outside:
-        raise CheckpointCorruptError(f"{file} names {outside[0]!r:.200}, which is outside its checkpoint; it was not read.")
+        raise CheckpointCorruptError(
+            f"{file} names {outside[0]!r:.200}, which is outside its checkpoint; it was not read."
+        )
     if body["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {body['format']}; this cfm_lite reads format {FORMAT}. Use the release that wrote it.")
+        raise CheckpointError(
+            f"{path} has format {body['format']}; this cfm_lite reads format {FORMAT}. Use the "
+            "release that wrote it."
+        )
     return body
 
 
@@ -324,9 +425,13 @@ def _read_verified(file: Path, digest: str) -> bytes:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise CheckpointCorruptError(f"{file} cannot be read ({error.strerror}). Use an older checkpoint.") from error
+        raise CheckpointCorruptError(
+            f"{file} cannot be read ({error.strerror}). Use an older checkpoint."
+        ) from error
     if _digest(data) != digest:
-        raise CheckpointCorruptError(f"{file} is damaged: its SHA-256 differs from the manifest's. Use an older checkpoint.")
+        raise CheckpointCorruptError(
+            f"{file} is damaged: its SHA-256 differs from the manifest's. Use an older checkpoint."
+        )
     return data
 
 
@@ -343,7 +448,9 @@ def _candidates(directory: Path) -> Iterator[Path]:
 
 
 def _unused(directory: Path, step: int) -> Path:
-    """step-N, or step-N-r1, ... when that step was saved before: the old one stays until the new one is whole."""
+    """step-N, or step-N-r1, ... when that step was saved before: the old one stays until the new
+    one is whole.
+    """
     final, repeat = directory / f"step-{step:08d}", 0
     while final.exists():
         repeat += 1
@@ -358,7 +465,8 @@ def _clean(directory: Path) -> None:
             stale.unlink(missing_ok=True)
 
 
-# {checkpoint: stamps of its files} of what this process wrote or verified, so that pruning need not read it again
+# {checkpoint: stamps of its files} of what this process wrote or verified, so that pruning need not
+# read it again
 _KNOWN: dict[Path, dict[str, tuple[int, int, int]]] = {}
 
 
@@ -374,14 +482,18 @@ def _remember(path: Path) -> None:
 
 
 def _is_known(path: Path) -> bool:
-    """True where this process wrote or verified the checkpoint, and no file of it was touched since."""
+    """True where this process wrote or verified the checkpoint, and no file of it was touched
+    since.
+    """
     with contextlib.suppress(OSError):
         return _KNOWN.get(path.resolve()) == _stamps(path)
     return False
 
 
 def _prune(directory: Path, keep: int) -> None:
-    """Remove what is older than the newest `keep` valid checkpoints; a failed removal is only a warning."""
+    """Remove what is older than the newest `keep` valid checkpoints; a failed removal is only a
+    warning.
+    """
     candidates, valid = list(_candidates(directory)), 0
     if len(candidates) <= keep:
         return
@@ -391,7 +503,9 @@ def _prune(directory: Path, keep: int) -> None:
             try:
                 shutil.rmtree(path)
             except OSError as error:
-                warnings.warn(f"cannot remove the old checkpoint {path}: {error}", UserWarning, stacklevel=2)
+                warnings.warn(
+                    f"cannot remove the old checkpoint {path}: {error}", UserWarning, stacklevel=2
+                )
             continue
         try:
             if not _is_known(path):

@@ -1,10 +1,12 @@
-"""The one way in which training is compiled: transformer block by transformer block, and everything else as it is.
+"""The one way in which training is compiled: transformer block by transformer block, and everything
+else as it is.
 
     graphs of a run = kinds of block, not blocks: the 28 blocks of SiT-XL share one
 
-The same blocks are the unit for one process, under DDP and under FSDP, so nothing between them (messages, the losses, what is
-drawn) breaks a graph. A network without such blocks becomes one graph together with its losses.
-Reference: PyTorch's recipe for regional compilation; torchtitan compiles its blocks in the same way.
+The same blocks are the unit for one process, under DDP and under FSDP, so nothing between them
+(messages, the losses, what is drawn) breaks a graph. A network without such blocks becomes one
+graph together with its losses. Reference: PyTorch's recipe for regional compilation; torchtitan
+compiles its blocks in the same way.
 """
 
 import importlib.util
@@ -25,7 +27,8 @@ BACKEND: Any = "inductor"  # tests put a quick one here, or one that counts
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """What lies in every list of `module` that is called `blocks`, in order: what FSDP deals out and gathers one by one.
+    """What lies in every list of `module` that is called `blocks`, in order: what FSDP deals out
+    and gathers one by one.
 
     Blocks inside a block are not listed: they belong to it.
     """
@@ -50,10 +53,11 @@ def _called(part: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_compiled(chosen: bool | None, module: nn.Module, device: torch.device) -> bool:
-    """Whether the training of `module` on `device` is compiled: as `chosen`, and for None on CUDA, if it has transformer blocks.
+    """Whether the training of `module` on `device` is compiled: as `chosen`, and for None on CUDA,
+    if it has transformer blocks.
 
-    None leaves a GPU eager that torch's compiler cannot serve, for want of Triton, a C compiler or capability 7.
-    Raises ConfigError where True is asked for and the machine has no compiler.
+    None leaves a GPU eager that torch's compiler cannot serve, for want of Triton, a C compiler or
+    capability 7. Raises ConfigError where True is asked for and the machine has no compiler.
     """
     lacking = _lacking(device) if BACKEND == "inductor" else ""
     if chosen is None:
@@ -61,15 +65,18 @@ def is_compiled(chosen: bool | None, module: nn.Module, device: torch.device) ->
     check_flag(compile=chosen)
     if chosen and lacking:
         raise ConfigError(
-            f"compile is True and this machine has no {lacking}, which torch.compile needs. Install it, or use compile=False."
+            f"compile is True and this machine has no {lacking}, which torch.compile needs. "
+            "Install it, or use compile=False."
         )
     return chosen
 
 
 def compile_parts(module: nn.Module) -> None:
-    """Compile every transformer block of `module` in place, or `module` itself where it has none; names and copies stay plain.
+    """Compile every transformer block of `module` in place, or `module` itself where it has none;
+    names and copies stay plain.
 
-    Sizes are part of a graph: each size of batch has one of its own. Call it before DDP or FSDP wrap the module.
+    Sizes are part of a graph: each size of batch has one of its own. Call it before DDP or FSDP
+    wrap the module.
     """
     for part in _transformer_blocks(module) or [module]:
         part.compile(dynamic=False, backend=BACKEND)
@@ -78,13 +85,16 @@ def compile_parts(module: nn.Module) -> None:
 def unsplit(forward: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
     """`forward`, in which a graph of `module` is never cut or left out.
 
-    DDP would cut each graph where its buckets of gradients end, which gains nothing where a block is the graph. And torch gives a
-    function up after eight graphs, which blocks that differ (in width, or in a number that they hold) would soon reach.
+    DDP would cut each graph where its buckets of gradients end, which gains nothing where a block
+    is the graph. And torch gives a function up after eight graphs, which blocks that differ (in
+    width, or in a number that they hold) would soon reach.
     """
     from torch._dynamo import config
 
     limit = max(config.recompile_limit, 8 + len(_transformer_blocks(module)))
-    settings = config.patch(optimize_ddp=False, recompile_limit=limit)  # made once: to enter it takes a tenth of the time
+    settings = config.patch(
+        optimize_ddp=False, recompile_limit=limit
+    )  # made once: to enter it takes a tenth of the time
 
     def run(*args: Any) -> Any:
         with settings:
@@ -94,8 +104,14 @@ def unsplit(forward: Callable[..., Any], module: nn.Module) -> Callable[..., Any
 
 
 def _transformer_blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks that are worth a graph: they are made of parts (attention, an MLP); an MLP's are single layers."""
-    return [block for block in blocks_of(module) if any(True for part in block.children() for _ in part.children())]
+    """The blocks that are worth a graph: they are made of parts (attention, an MLP); an MLP's are
+    single layers.
+    """
+    return [
+        block
+        for block in blocks_of(module)
+        if any(True for part in block.children() for _ in part.children())
+    ]
 
 
 def _lacking(device: torch.device) -> str:

@@ -1,16 +1,19 @@
-"""Several processes as one run: torchrun starts them, gloo (CPU) or nccl (GPU) joins them, DDP averages their gradients.
+"""Several processes as one run: torchrun starts them, gloo (CPU) or nccl (GPU) joins them, DDP
+averages their gradients.
 
     gradient of the global batch = mean over ranks of the gradients of their parts
 
-The ranks of a `World` hold whole shards of each batch, and all draws are keyed by the shard, so a run is the same on any number
-of them. Rank 0 alone writes. A rank that dies, hangs or disagrees ends the others with DistributedError; what was saved stays.
+The ranks of a `World` hold whole shards of each batch, and all draws are keyed by the shard, so a
+run is the same on any number of them. Rank 0 alone writes. A rank that dies, hangs or disagrees
+ends the others with DistributedError; what was saved stays.
 
-Small values and waiting go through the store at which the ranks met, and every rank beats there from a thread. So a rank that
-works alone, however long (it saves 10 GB to a slow disk, hashes, gathers samples), is waited for as long as it beats. One that
-is dead or stopped is noticed within CFM_LITE_TIMEOUT seconds, one that has ended at once. Only a main thread that hangs beside a
-living interpreter, as on a dead network disk, looks like slow work: a line says every CFM_LITE_TIMEOUT seconds who is waited for.
-Gradients and other tensors are exchanged by gloo and nccl, under the same CFM_LITE_TIMEOUT.
-Reference: PyTorch's torchrun and DistributedDataParallel.
+Small values and waiting go through the store at which the ranks met, and every rank beats there
+from a thread. So a rank that works alone, however long (it saves 10 GB to a slow disk, hashes,
+gathers samples), is waited for as long as it beats. One that is dead or stopped is noticed within
+CFM_LITE_TIMEOUT seconds, one that has ended at once. Only a main thread that hangs beside a living
+interpreter, as on a dead network disk, looks like slow work: a line says every CFM_LITE_TIMEOUT
+seconds who is waited for. Gradients and other tensors are exchanged by gloo and nccl, under the
+same CFM_LITE_TIMEOUT. Reference: PyTorch's torchrun and DistributedDataParallel.
 """
 
 import contextlib
@@ -37,17 +40,23 @@ from cfm_lite.errors import CFMError, ConfigError, DistributedError
 __all__ = ["ALONE", "TIMEOUT", "World", "joined", "ranks_of_environment"]
 
 TIMEOUT = "CFM_LITE_TIMEOUT"  # seconds that a rank waits for the others; default 300
-_TALK = re.compile(r"gloo|nccl|connection|peer|time[d ]*out|socket|store|rank|address|broken pipe", re.IGNORECASE)
+_TALK = re.compile(
+    r"gloo|nccl|connection|peer|time[d ]*out|socket|store|rank|address|broken pipe", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this one is number `rank`, and number `local` on its machine. All methods are collective."""
+    """`size` processes, of which this one is number `rank`, and number `local` on its machine. All
+    methods are collective.
+    """
 
     rank: int = 0
     size: int = 1
     local: int = 0
-    link: "Link | None" = field(default=None, compare=False, repr=False)  # None: small values go through the process group
+    link: "Link | None" = field(
+        default=None, compare=False, repr=False
+    )  # None: small values go through the process group
 
     @property
     def is_main(self) -> bool:
@@ -55,39 +64,63 @@ class World:
         return self.rank == 0
 
     def place(self, device: torch.device) -> torch.device:
-        """The device of this rank: one GPU each, in the order of the local ranks. ConfigError where a machine has too few."""
+        """The device of this rank: one GPU each, in the order of the local ranks. ConfigError where
+        a machine has too few.
+        """
         if device.type != "cuda" or self.size == 1:
             return device
         if self.local >= torch.cuda.device_count():
             raise ConfigError(
-                f"rank {self.local} of this machine has no GPU: there are {torch.cuda.device_count()}. Lower --nproc-per-node."
+                f"rank {self.local} of this machine has no GPU: there are "
+                f"{torch.cuda.device_count()}. Lower --nproc-per-node."
             )
         torch.cuda.set_device(self.local)
         return torch.device("cuda", self.local)
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        """The objective itself, or in DDP where there are several ranks; every rank then starts from rank 0's parameters."""
+        """The objective itself, or in DDP where there are several ranks; every rank then starts
+        from rank 0's parameters.
+        """
         if self.size == 1:
             return objective
-        unused = any(getattr(term, "weight", 1) == 0 for term in getattr(objective, "modules_of_terms", {}).values())
+        unused = any(
+            getattr(term, "weight", 1) == 0
+            for term in getattr(objective, "modules_of_terms", {}).values()
+        )
         kind: Any = nn.parallel.DistributedDataParallel
-        # buffers are equal and constant, so they need no message a step; torch 2.13 renamed the switch
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(kind).parameters else "broadcast_buffers"
-        return kind(objective, gradient_as_bucket_view=True, find_unused_parameters=unused, **{buffers: False})
+        # buffers are equal and constant, so they need no message a step; torch 2.13 renamed the
+        # switch
+        buffers = (
+            "forward_sync_buffers"
+            if "forward_sync_buffers" in inspect.signature(kind).parameters
+            else "broadcast_buffers"
+        )
+        return kind(
+            objective,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=unused,
+            **{buffers: False},
+        )
 
     @torch.no_grad()
     def start_alike(self, module: nn.Module) -> None:
-        """Give every rank the parameters and buffers of rank 0, whatever each has drawn; FSDP deals out what each rank holds."""
+        """Give every rank the parameters and buffers of rank 0, whatever each has drawn; FSDP deals
+        out what each rank holds.
+        """
         if self.size == 1:
             return
         for tensor in (*module.parameters(), *module.buffers()):
             whole = tensor.detach().contiguous()
             if whole.numel():
-                dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)  # bytes: gloo does not know every dtype
+                dist.broadcast(
+                    whole.reshape(-1).view(torch.uint8), 0
+                )  # bytes: gloo does not know every dtype
                 tensor.copy_(whole)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each scalar averaged over the ranks, in one message and without a host read; not finite on one is not finite on all."""
+        """Each scalar averaged over the ranks, in one message and without a host read; not finite
+        on one is not finite on all.
+        """
         if self.size == 1:
             return dict(values)
         together = torch.stack([value.double() for value in values.values()]) / self.size
@@ -103,15 +136,22 @@ class World:
         return bool(seen.item())
 
     def agree(self, what: str, value: Any) -> None:
-        """Raise DistributedError on every rank, naming those that differ, unless all hold the same JSON `value`."""
+        """Raise DistributedError on every rank, naming those that differ, unless all hold the same
+        JSON `value`.
+        """
         mine = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
         found = self.gather(mine)
         others = [rank for rank, theirs in enumerate(found) if theirs != found[0]]
         if others:
-            raise DistributedError(f"{what} differs between rank 0 and rank {others[0]}; start all ranks with the same command and code.")
+            raise DistributedError(
+                f"{what} differs between rank 0 and rank {others[0]}; start all ranks with the "
+                "same command and code."
+            )
 
     def gather(self, value: Any) -> list[Any]:
-        """The small plain value (JSON) of every rank, in order; a rank is waited for as long as it lives."""
+        """The small plain value (JSON) of every rank, in order; a rank is waited for as long as it
+        lives.
+        """
         if self.size == 1:
             return [value]
         if self.link is not None:
@@ -126,7 +166,9 @@ class World:
             self.gather(None)
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on rank 0 while the others wait; its result there, None elsewhere. If it fails, all ranks raise that error."""
+        """Do `work` on rank 0 while the others wait; its result there, None elsewhere. If it fails,
+        all ranks raise that error.
+        """
         result, error = None, None
         if self.is_main:
             try:
@@ -146,7 +188,9 @@ class World:
 
     @contextlib.contextmanager
     def watching(self, kept: Callable[[], Any] = lambda: None) -> Iterator[None]:
-        """Turn what torch raises when another rank is gone into DistributedError that names the checkpoint `kept()`."""
+        """Turn what torch raises when another rank is gone into DistributedError that names the
+        checkpoint `kept()`.
+        """
         try:
             yield
         except CFMError:
@@ -154,8 +198,15 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or not _TALK.search(str(error)):
                 raise
-            saved = f"the last checkpoint is {kept()}; --resume goes on from it" if kept() else "no checkpoint was saved yet"
-            raise DistributedError(f"rank {self.rank} lost the others: {_first_line(error)} One of them died or hangs; {saved}.") from error
+            saved = (
+                f"the last checkpoint is {kept()}; --resume goes on from it"
+                if kept()
+                else "no checkpoint was saved yet"
+            )
+            raise DistributedError(
+                f"rank {self.rank} lost the others: {_first_line(error)} One of them died or "
+                f"hangs; {saved}."
+            ) from error
 
 
 class Lost(RuntimeError):
@@ -165,13 +216,20 @@ class Lost(RuntimeError):
 class Link:
     """What a rank knows of the others through their store: small values, and who is alive.
 
-    `timeout` is how many seconds without a beat mean death. `hosts` says that the store ends with rank 0's process, as it does
-    without torchrun: rank 0 then stays until the others have read what it left there. The store is asked from other threads than
-    the main one, since a host that was stopped answers nothing, and a question cannot be taken back.
+    `timeout` is how many seconds without a beat mean death. `hosts` says that the store ends with
+    rank 0's process, as it does without torchrun: rank 0 then stays until the others have read what
+    it left there. The store is asked from other threads than the main one, since a host that was
+    stopped answers nothing, and a question cannot be taken back.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float, hosts: bool) -> None:
-        self.store, self.rank, self.size, self.timeout, self.hosts = store, rank, size, timeout, hosts
+        self.store, self.rank, self.size, self.timeout, self.hosts = (
+            store,
+            rank,
+            size,
+            timeout,
+            hosts,
+        )
         self._turn = 0
         self._heard = time.monotonic()  # when the store last answered
         self._left = threading.Event()
@@ -185,20 +243,27 @@ class Link:
         return self._aside(lambda: self._exchange(json.dumps(value)))
 
     def leave(self, failed: bool = False) -> None:
-        """Say goodbye, so that nobody waits for this rank; the host of the store stays until the others have left, too."""
+        """Say goodbye, so that nobody waits for this rank; the host of the store stays until the
+        others have left, too.
+        """
         self._left.set()
         stay = min(2.0, self.timeout) if failed else self.timeout
         with contextlib.suppress(RuntimeError):
             self._aside(lambda: self._part(time.monotonic() + stay), stay + 1)
 
     def _exchange(self, mine: str) -> list[Any]:
-        """Rank 0 collects, then says all; so each rank waits for one key at a time, whatever their number."""
+        """Rank 0 collects, then says all; so each rank waits for one key at a time, whatever their
+        number.
+        """
         everyone = f"{self._turn}/all"
         if self.rank > 0:
             self.store.set(f"{self._turn}/{self.rank}", mine)
             return json.loads(self._wait(everyone, 0))
         keys = {f"{self._turn}/{other}": other for other in range(1, self.size)}
-        found = [json.loads(mine), *(json.loads(self._wait(key, other)) for key, other in keys.items())]
+        found = [
+            json.loads(mine),
+            *(json.loads(self._wait(key, other)) for key, other in keys.items()),
+        ]
         self.store.set(everyone, json.dumps(found))
         for old in (*keys, f"{self._turn - 1}/all"):
             self.store.delete_key(old)  # all ranks are past it: they asked for the next one
@@ -212,7 +277,9 @@ class Link:
             time.sleep(0.02)
 
     def _aside(self, work: Callable[[], Any], limit: float | None = None) -> Any:
-        """The result of `work`, done in another thread; Lost where the store is silent for `timeout`, or after `limit` seconds."""
+        """The result of `work`, done in another thread; Lost where the store is silent for
+        `timeout`, or after `limit` seconds.
+        """
         found: list[Any] = []
         failed: list[BaseException] = []
 
@@ -230,8 +297,13 @@ class Link:
             thread.join(pause)  # in pieces, so that a signal is heard
             pause = min(2 * pause, 0.2)
             now = time.monotonic()
-            if thread.is_alive() and (now - began > limit if limit is not None else now - self._heard > self.timeout + 1):
-                raise Lost(f"the store of the ranks gave no answer for {now - self._heard:.0f} s, so rank 0 gave no sign of life.")
+            if thread.is_alive() and (
+                now - began > limit if limit is not None else now - self._heard > self.timeout + 1
+            ):
+                raise Lost(
+                    f"the store of the ranks gave no answer for {now - self._heard:.0f} s, so rank "
+                    "0 gave no sign of life."
+                )
         if failed:
             raise failed[0]
         return found[0]
@@ -246,11 +318,15 @@ class Link:
                 return
 
     def _wait(self, key: str, other: int) -> bytes:
-        """The value that rank `other` puts at `key`, however long it works before; Lost where it does not live to do it."""
+        """The value that rank `other` puts at `key`, however long it works before; Lost where it
+        does not live to do it.
+        """
         began = seen = time.monotonic()
         beat, pause, notes = b"", 0.001, 0
         while not self.store.check([key]):
-            if self.store.check([f"left/{other}"]) and not self.store.check([key]):  # both may have come since the first look
+            if self.store.check([f"left/{other}"]) and not self.store.check(
+                [key]
+            ):  # both may have come since the first look
                 raise Lost(f"rank {other} has ended.")
             last = self.store.get(f"beat/{other}") if self.store.check([f"beat/{other}"]) else b""
             now = self._heard = time.monotonic()
@@ -260,7 +336,10 @@ class Link:
                 raise Lost(f"rank {other} gave no sign of life for {self.timeout:g} s.")
             if now - began > (notes + 1) * self.timeout:
                 notes += 1
-                self._say(f"rank {other} is alive and has worked alone for {now - began:.0f} s; rank {self.rank} waits for it.")
+                self._say(
+                    f"rank {other} is alive and has worked alone for {now - began:.0f} s; rank "
+                    f"{self.rank} waits for it."
+                )
             time.sleep(pause)
             pause = min(2 * pause, 0.25, self.timeout / 20)
         return self.store.get(key)
@@ -272,7 +351,8 @@ class Link:
 
 ALONE = World()
 
-# Never freed: where DDP is the last to hold a group, as in an error's traceback, it frees it under the interpreter's lock, for which
+# Never freed: where DDP is the last to hold a group, as in an error's traceback, it frees it under
+# the interpreter's lock, for which
 # gloo's threads may wait, while it waits for them (pytorch issue 56297).
 _GROUPS: list[Any] = []
 
@@ -283,7 +363,8 @@ def _first_line(error: Exception) -> str:
 
 
 def ranks_of_environment() -> tuple[int, int, int]:
-    """(rank, size, local rank) that torchrun, or a scheduler that sets the same variables, gave this process; (0, 1, 0) without.
+    """(rank, size, local rank) that torchrun, or a scheduler that sets the same variables, gave
+    this process; (0, 1, 0) without.
 
     Raises DistributedError for variables that are incomplete or contradict each other.
     """
@@ -296,21 +377,30 @@ def ranks_of_environment() -> tuple[int, int, int]:
         local = int(os.environ.get("LOCAL_RANK", rank))
     except (KeyError, ValueError):
         raise DistributedError(
-            f"the environment has {given}; RANK and WORLD_SIZE must both be whole numbers. Start with torchrun."
+            f"the environment has {given}; RANK and WORLD_SIZE must both be whole numbers. Start "
+            "with torchrun."
         ) from None
     if not 0 <= rank < size:
-        raise DistributedError(f"RANK is {rank} and WORLD_SIZE {size}; the rank must lie in [0, {size - 1}]. Start with torchrun.")
+        raise DistributedError(
+            f"RANK is {rank} and WORLD_SIZE {size}; the rank must lie in [0, {size - 1}]. Start "
+            "with torchrun."
+        )
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if size > 1 and missing:
-        raise DistributedError(f"WORLD_SIZE is {size} but {' and '.join(missing)} are not set. Start with torchrun, which sets them.")
+        raise DistributedError(
+            f"WORLD_SIZE is {size} but {' and '.join(missing)} are not set. Start with torchrun, "
+            "which sets them."
+        )
     return rank, size, local
 
 
 @contextlib.contextmanager
 def joined(device: torch.device | str = "cpu") -> Iterator[World]:
-    """The world that this process was started in, joined for the length of the block; `ALONE` without torchrun.
+    """The world that this process was started in, joined for the length of the block; `ALONE`
+    without torchrun.
 
-    Raises DistributedError where the ranks do not find each other within CFM_LITE_TIMEOUT seconds, such as for a port taken.
+    Raises DistributedError where the ranks do not find each other within CFM_LITE_TIMEOUT seconds,
+    such as for a port taken.
     """
     rank, size, local = ranks_of_environment()
     if size == 1:
@@ -322,9 +412,12 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
         World(rank, size, local).place(torch.device(device))
     store = _meet(backend, rank, size, timeout)
     _GROUPS.append(dist.group.WORLD)
-    # under torchrun the store is the agent's and outlives the ranks; the count keeps one block's keys from the next one's
+    # under torchrun the store is the agent's and outlives the ranks; the count keeps one block's
+    # keys from the next one's
     hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    link = Link(dist.PrefixStore(f"cfm_lite/{len(_GROUPS)}", store.clone()), rank, size, timeout, hosts)
+    link = Link(
+        dist.PrefixStore(f"cfm_lite/{len(_GROUPS)}", store.clone()), rank, size, timeout, hosts
+    )
     world, failed = World(rank, size, local, link), True
     try:
         with world.watching():
@@ -336,7 +429,9 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
 
 
 def _part_with_group(seconds: float | None) -> None:
-    """Destroy the process group; after a failure for so many `seconds` at most, for a host that was stopped lets it wait."""
+    """Destroy the process group; after a failure for so many `seconds` at most, for a host that was
+    stopped lets it wait.
+    """
 
     def destroy() -> None:
         with contextlib.suppress(RuntimeError):
@@ -353,7 +448,8 @@ def _part_with_group(seconds: float | None) -> None:
 def _meet(backend: str, rank: int, size: int, timeout: float) -> Any:
     """Join the process group; returns the store at which the ranks met.
 
-    In a thread: whoever holds a taken port may never answer, and torch's own timeout does not see that.
+    In a thread: whoever holds a taken port may never answer, and torch's own timeout does not see
+    that.
     """
     failed: list[Exception] = []
     met: list[Any] = []
@@ -364,7 +460,9 @@ def _meet(backend: str, rank: int, size: int, timeout: float) -> Any:
             store, *_ = next(dist.rendezvous("env://", rank, size, timeout=limit))
             store.set_timeout(limit)
             prefixed = dist.PrefixStore("default_pg", store)
-            dist.init_process_group(backend, store=prefixed, rank=rank, world_size=size, timeout=limit)
+            dist.init_process_group(
+                backend, store=prefixed, rank=rank, world_size=size, timeout=limit
+            )
             met.append(store)
         except Exception as error:  # shown below, in the thread that waits
             failed.append(error)
@@ -376,8 +474,10 @@ def _meet(backend: str, rank: int, size: int, timeout: float) -> Any:
         return met[0]
     reason = _first_line(failed[0]) if failed else f"no answer for {2 * timeout + 5:g} s."
     raise DistributedError(
-        f"rank {rank} of {size} cannot join the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason} Is the port "
-        "taken, or a rank missing? Choose another with torchrun --master-port, and start as many ranks as --nproc-per-node says."
+        f"rank {rank} of {size} cannot join the others at "
+        f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason} Is the port "
+        "taken, or a rank missing? Choose another with torchrun --master-port, and start as many "
+        "ranks as --nproc-per-node says."
     ) from (failed[0] if failed else None)
 
 

@@ -1,1 +1,3 @@
-"""How samples are measured: judges of small pictures, Inception's features, and the card of every distance."""
+"""How samples are measured: judges of small pictures, Inception's features, and the card of every
+distance.
+"""

@@ -1,8 +1,10 @@
-"""The card of a measurement: all that a Fréchet distance depends on, in each row that is written and in a few printed lines.
+"""The card of a measurement: all that a Fréchet distance depends on, in each row that is written
+and in a few printed lines.
 
     who was trained, which average, how it was sampled, what decoded it, by which features it was held against what
 
-Reason: two numbers with the same name are compared by everybody, and most of their differences come from these settings.
+Reason: two numbers with the same name are compared by everybody, and most of their differences come
+from these settings.
 """
 
 from collections.abc import Mapping
@@ -21,25 +23,50 @@ Row = dict[str, Any]
 
 
 def method_name(recipe: Recipe, debias: bool = False) -> str:
-    """The run's own name: its method, or the preset of an ImageNet run, with what was added to it and whether it is debiased."""
-    name = preset_of(recipe) if isinstance(recipe, ImageNet) else recipe.method
-    return f"{name}+{recipe.also}" * bool(recipe.also) + name * (not recipe.also) + "_debiased" * debias
-
-
-def card_of(settings: Mapping[str, Any] | None, *, samples: int, features: str, features_hash: str | None, reference: str) -> Row:
-    """The fields that rows of one measurement share; those of the run are missing where `settings` is None, for foreign samples.
-
-    `settings` is what `cfm-lite sample` left with the samples: the recipe, the step, and how they were drawn, where that was not
-    as the recipe says. Raises DataError where something in it is missing or of the wrong kind.
+    """The run's own name: its method, or the preset of an ImageNet run, with what was added to it
+    and whether it is debiased.
     """
-    made_by = {name: value for name, value in runs.facts().items() if name in ("cfm_lite", "commit")}
-    measured = {"samples": samples, "features": features, "features_hash": features_hash, "reference": reference, **made_by}
+    name = preset_of(recipe) if isinstance(recipe, ImageNet) else recipe.method
+    return (
+        f"{name}+{recipe.also}" * bool(recipe.also)
+        + name * (not recipe.also)
+        + "_debiased" * debias
+    )
+
+
+def card_of(
+    settings: Mapping[str, Any] | None,
+    *,
+    samples: int,
+    features: str,
+    features_hash: str | None,
+    reference: str,
+) -> Row:
+    """The fields that rows of one measurement share; those of the run are missing where `settings`
+    is None, for foreign samples.
+
+    `settings` is what `cfm-lite sample` left with the samples: the recipe, the step, and how they
+    were drawn, where that was not as the recipe says. Raises DataError where something in it is
+    missing or of the wrong kind.
+    """
+    made_by = {
+        name: value for name, value in runs.facts().items() if name in ("cfm_lite", "commit")
+    }
+    measured = {
+        "samples": samples,
+        "features": features,
+        "features_hash": features_hash,
+        "reference": reference,
+        **made_by,
+    }
     if settings is None:
         return measured
     try:
         return {**_drawn(from_dict(settings["recipe"]), settings), **measured}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"the settings of the samples are damaged ({error}). Draw the samples again.") from None
+        raise DataError(
+            f"the settings of the samples are damaged ({error}). Draw the samples again."
+        ) from None
 
 
 def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
@@ -78,20 +105,39 @@ def told(row: Mapping[str, Any]) -> list[str]:
     if "method" in row:
         low, high = row["interval"]
         where = "" if (low, high) == (0, 1) else f" in [{low:g}, {high:g}]"
-        guided = "no guidance" if row["guidance"] == 1 else f"guidance {row['guidance']:g}{where} ({row['network_rows']} rows each)"
+        guided = (
+            "no guidance"
+            if row["guidance"] == 1
+            else f"guidance {row['guidance']:g}{where} ({row['network_rows']} rows each)"
+        )
         decay = f" {row['average_decay']:g}" if row["average_decay"] else ""
         lines = [
-            f"{row['samples']:,} samples of {row['method']} ({row['network']} on {row['dataset']}), {row['steps']:,} training steps, "
+            f"{row['samples']:,} samples of {row['method']} ({row['network']} on "
+            f"{row['dataset']}), {row['steps']:,} training steps, "
             f"average {row['average']}{decay}{_short(row['weights'])}",
-            f"sampler {row['sampler']}, {row['sampler_steps']} steps, {row['nfe']} evaluations each, {guided}; seed {row['seed']}, "
+            f"sampler {row['sampler']}, {row['sampler_steps']} steps, {row['nfe']} evaluations "
+            f"each, {guided}; seed {row['seed']}, "
             f"labels {row['labels']}; codec {row['codec'] or 'none'}{_short(row['codec_hash'])}",
         ]
     else:
-        lines = [f"{row['samples']:,} samples, of which nothing else is known: no settings.json of cfm-lite sample lies with them"]
-    lines.append(f"features {row['features']}{_short(row['features_hash'])}; cfm_lite {row['cfm_lite']}, commit {_cut(row['commit'])}")
-    held = Path(row["reference"])  # the row keeps where it lies; a reader, and a page that others read, need its name
+        lines = [
+            f"{row['samples']:,} samples, of which nothing else is known: no settings.json of "
+            "cfm-lite sample lies with them"
+        ]
+    lines.append(
+        f"features {row['features']}{_short(row['features_hash'])}; cfm_lite {row['cfm_lite']}, "
+        f"commit {_cut(row['commit'])}"
+    )
+    held = Path(
+        row["reference"]
+    )  # the row keeps where it lies; a reader, and a page that others read, need its name
     name = held.name if held.is_absolute() else row["reference"]
-    return [*lines, f"reference {name}{_short(row.get('reference_hash'))}: {row.get('reference_holds', '')}".rstrip(": ")]
+    return [
+        *lines,
+        f"reference {name}{_short(row.get('reference_hash'))}: {row.get('reference_holds', '')}".rstrip(
+            ": "
+        ),
+    ]
 
 
 def _short(digest: str | None) -> str:

@@ -1,9 +1,11 @@
-"""Networks whose features measure images: the Inception-v3 of 2015 that FID was defined with, and a small stand-in for tests.
+"""Networks whose features measure images: the Inception-v3 of 2015 that FID was defined with, and a
+small stand-in for tests.
 
-An `Extractor` maps uint8 images (B, 3, H, W) to pooled features (FID, precision, recall), spatial features (sFID) and logits
-(inception score). sFID's 2,023 numbers are the first 7 channels of the 17 x 17 map after the first branch of the block that
-TensorFlow calls mixed_6. Reference: Heusel et al. 2017 (arXiv:1706.08500); Nash et al. 2021 (arXiv:2103.03841); ADM's
-evaluator (Dhariwal and Nichol 2021), agreement with which was not run here.
+An `Extractor` maps uint8 images (B, 3, H, W) to pooled features (FID, precision, recall), spatial
+features (sFID) and logits (inception score). sFID's 2,023 numbers are the first 7 channels of the
+17 x 17 map after the first branch of the block that TensorFlow calls mixed_6. Reference: Heusel et
+al. 2017 (arXiv:1706.08500); Nash et al. 2021 (arXiv:2103.03841); ADM's evaluator (Dhariwal and
+Nichol 2021), agreement with which was not run here.
 """
 
 import hashlib
@@ -41,7 +43,8 @@ class Features(NamedTuple):
 
 
 class Extractor(Protocol):
-    """Features of uint8 images (B, 3, H, W); `prefix` stands before the names of metrics that are not the published ones.
+    """Features of uint8 images (B, 3, H, W); `prefix` stands before the names of metrics that are
+    not the published ones.
 
     `widths` says how many numbers the features of FID and of sFID have, before any is computed.
     """
@@ -80,9 +83,11 @@ class Inception:
 
 
 class StandIn:
-    """A random network of fixed seed in Inception's place, 64 pooled and 2,023 spatial features, 16 logits: for tests and trials.
+    """A random network of fixed seed in Inception's place, 64 pooled and 2,023 spatial features, 16
+    logits: for tests and trials.
 
-    Equal images have equal features, and that is all: its numbers mean nothing, and its metrics are called standin_*.
+    Equal images have equal features, and that is all: its numbers mean nothing, and its metrics are
+    called standin_*.
     """
 
     name, prefix = "stand-in", "standin_"
@@ -91,7 +96,9 @@ class StandIn:
     def __init__(self, seed: int = 0, device: torch.device | str = "cpu") -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(check_count("seed", seed, low=0))
-            self.body = nn.Sequential(nn.Conv2d(3, 32, 5, 3), nn.ReLU(), nn.Conv2d(32, 64, 3, 2), nn.ReLU())
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 32, 5, 3), nn.ReLU(), nn.Conv2d(32, 64, 3, 2), nn.ReLU()
+            )
             self.head = nn.Linear(64, 16)
         self.network = nn.ModuleList([self.body, self.head]).to(device).eval().requires_grad_(False)
         self.device, self.fingerprint = device, fingerprint_of(self.network)
@@ -99,16 +106,28 @@ class StandIn:
     @torch.no_grad()
     @full_precision()
     def __call__(self, images: Tensor) -> Features:
-        x = F.interpolate(check_images(images).to(self.device).float() / 127.5 - 1, size=(107, 107), mode="bilinear", antialias=True)
+        x = F.interpolate(
+            check_images(images).to(self.device).float() / 127.5 - 1,
+            size=(107, 107),
+            mode="bilinear",
+            antialias=True,
+        )
         features = self.body(x)  # (B, 64, 17, 17)
         pool = features.mean((2, 3))
-        return Features(pool.cpu(), features[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu(), self.head(pool).cpu())
+        return Features(
+            pool.cpu(),
+            features[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu(),
+            self.head(pool).cpu(),
+        )
 
 
 def check_images(images: Tensor) -> Tensor:
     """`images`; ConfigError unless they are uint8 (B, 3, H, W)."""
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or not len(images):
-        raise ConfigError(f"images is {tuple(images.shape)} of {images.dtype}; features are computed from uint8 (B, 3, H, W).")
+        raise ConfigError(
+            f"images is {tuple(images.shape)} of {images.dtype}; features are computed from uint8 "
+            "(B, 3, H, W)."
+        )
     return images
 
 
@@ -124,19 +143,27 @@ def fingerprint_of(network: nn.Module) -> str:
 def inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Inception:
     """Inception-v3 from the weights in `file`, or fetched once and cached (91 MB).
 
-    Raises ConfigError without torch-fidelity (extra `eval`), DataError where the weights cannot be had, CheckpointError where
-    they do not fit. The file is read without running code, and handed on in that form.
+    Raises ConfigError without torch-fidelity (extra `eval`), DataError where the weights cannot be
+    had, CheckpointError where they do not fit. The file is read without running code, and handed on
+    in that form.
     """
-    kind = optional("torch_fidelity.feature_extractor_inceptionv3", "eval").FeatureExtractorInceptionV3
+    kind = optional(
+        "torch_fidelity.feature_extractor_inceptionv3", "eval"
+    ).FeatureExtractorInceptionV3
     path = Path(file) if file is not None else _fetched()
     state = read_weights(path)
     try:
         with tempfile.TemporaryDirectory() as folder:
             torch.save(state, Path(folder) / "weights.pth")  # ours, so the port may unpickle it
-            network = kind("inception-v3-compat", ["2048", "logits_unbiased"], str(Path(folder) / "weights.pth"))
+            network = kind(
+                "inception-v3-compat",
+                ["2048", "logits_unbiased"],
+                str(Path(folder) / "weights.pth"),
+            )
     except (RuntimeError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{path} holds no weights of Inception-v3 ({in_one_line(error)}). Give {WEIGHTS} of torch-fidelity."
+            f"{path} holds no weights of Inception-v3 ({in_one_line(error)}). Give {WEIGHTS} of "
+            "torch-fidelity."
         ) from error
     return Inception(network, device)
 
@@ -151,10 +178,15 @@ def _fetched() -> Path:
         with impatient():  # it writes beside the path, and moves there what has the right hash
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_HEAD)
     except Exception as error:  # the network fails in many types; all mean the same to the reader
-        raise DataError(f"the weights of Inception-v3 cannot be fetched ({error}). Get {URL} and give it with --inception FILE.") from None
+        raise DataError(
+            f"the weights of Inception-v3 cannot be fetched ({error}). Get {URL} and give it with "
+            "--inception FILE."
+        ) from None
     return path
 
 
 def open_extractor(source: str | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """Inception-v3 (None: its published weights; a path: that file), or "standin" for the random stand-in."""
+    """Inception-v3 (None: its published weights; a path: that file), or "standin" for the random
+    stand-in.
+    """
     return StandIn(device=device) if source == "standin" else inception(source, device)

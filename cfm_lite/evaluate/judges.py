@@ -2,9 +2,10 @@
 
     image (B, C, S, S) in [-1, 1]  ->  features (B, 64), the last hidden layer  ->  logits (B, 10)
 
-Convention: the Fréchet distance, precision and recall on digits and MNIST are taken in these 64 features and are called by the
-judge's name; they are not the Inception distance of the papers. A judge's accuracy is measured on rows that it has not seen;
-the digits' judge also learns from rows that no generator sees.
+Convention: the Fréchet distance, precision and recall on digits and MNIST are taken in these 64
+features and are called by the judge's name; they are not the Inception distance of the papers. A
+judge's accuracy is measured on rows that it has not seen; the digits' judge also learns from rows
+that no generator sees.
 """
 
 import hashlib
@@ -19,7 +20,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_choice, check_count, check_floating, full_precision, in_one_line, load_weights
+from cfm_lite._internal.checks import (
+    check_choice,
+    check_count,
+    check_floating,
+    full_precision,
+    in_one_line,
+    load_weights,
+)
 from cfm_lite.data import cifar10, digits, mnist
 from cfm_lite.data.root import cache_root, keep, publish
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
@@ -39,18 +47,26 @@ __all__ = [
 ]
 
 FEATURES, CLASSES = 64, 10
-SHIPPED = Path(__file__).parents[1] / "checkpoints"  # one fixed measuring stick for the digits, on every machine
+SHIPPED = (
+    Path(__file__).parents[1] / "checkpoints"
+)  # one fixed measuring stick for the digits, on every machine
 
 
 SETTINGS = {
     "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=40, batch=64),
     "mnist": JudgeSettings(size=28, stride=2, channels=16, epochs=2, batch=128),
-    **{name: JudgeSettings(size=32, stride=2, channels=48, epochs=12, batch=128, shift=4, colours=3) for name in cifar10.NAMES},
+    **{
+        name: JudgeSettings(
+            size=32, stride=2, channels=48, epochs=12, batch=128, shift=4, colours=3
+        )
+        for name in cifar10.NAMES
+    },
 }
 
 
 class Judge(nn.Module):
-    """A classifier of "digits", "mnist" or "cifar10" images; `accuracy` is that on unseen rows, NaN before training, and `seed` its seed.
+    """A classifier of "digits", "mnist" or "cifar10" images; `accuracy` is that on unseen rows, NaN
+    before training, and `seed` its seed.
 
     Raises ConfigError for an unknown data set, and for images of another shape or dtype.
     """
@@ -81,7 +97,9 @@ class Judge(nn.Module):
         """The last hidden layer (B, 64), all >= 0, of images `x` (B, C, S, S) in [-1, 1]."""
         if tuple(x.shape[1:]) != self.shape:
             takes = ", ".join(map(str, self.shape))
-            raise ConfigError(f"x has shape {tuple(x.shape)}; this judge of {self.dataset} takes (B, {takes}).")
+            raise ConfigError(
+                f"x has shape {tuple(x.shape)}; this judge of {self.dataset} takes (B, {takes})."
+            )
         check_floating(x=x)
         return self.body(x.to(self.head.weight.dtype))
 
@@ -97,7 +115,9 @@ class Judge(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the facts, and of every weight with its name and shape; results name the judge by it."""
+        """SHA-256 of the facts, and of every weight with its name and shape; results name the judge
+        by it.
+        """
         digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
         for name, weight in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -107,9 +127,13 @@ class Judge(nn.Module):
 
 @torch.no_grad()
 def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` of them at a time, on the judge's device."""
+    """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` of them at a time, on
+    the judge's device.
+    """
     chunk = check_count("chunk", chunk)
-    features = torch.cat([judge.features(part.to(judge.head.weight.device)) for part in x.split(chunk)])
+    features = torch.cat(
+        [judge.features(part.to(judge.head.weight.device)) for part in x.split(chunk)]
+    )
     return judge.head(features), features
 
 
@@ -124,11 +148,12 @@ def _splits(dataset: str, limit: int | None) -> tuple[tuple[Tensor, Tensor], tup
 
 
 def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = None) -> Judge:
-    """A judge of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its accuracy on unseen rows.
+    """A judge of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its
+    accuracy on unseen rows.
 
-    `limit` takes the first rows alone. The same seed gives the same judge on the same machine, however many threads there are;
-    the global random state is left as it was. Raises ConfigError for an unknown data set, a seed below 0 or a limit below 1,
-    DataError where MNIST is not there.
+    `limit` takes the first rows alone. The same seed gives the same judge on the same machine,
+    however many threads there are; the global random state is left as it was. Raises ConfigError
+    for an unknown data set, a seed below 0 or a limit below 1, DataError where MNIST is not there.
     """
     check_choice("dataset", dataset, SETTINGS)
     seed = check_count("seed", seed, low=0)
@@ -145,9 +170,11 @@ def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = N
 
 
 def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Two sets (x, y) of real rows in equal number: what generators learn from, and what is kept from them.
+    """Two sets (x, y) of real rows in equal number: what generators learn from, and what is kept
+    from them.
 
-    "digits": the halves "train" and "judge". "mnist" and "cifar10": the first 10,000 training rows and the 10,000 test rows.
+    "digits": the halves "train" and "judge". "mnist" and "cifar10": the first 10,000 training rows
+    and the 10,000 test rows.
     """
     check_choice("dataset", dataset, SETTINGS)
     if dataset == "mnist":
@@ -158,54 +185,82 @@ def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tens
 
 
 def frechet_real(judge: Judge) -> Tensor:
-    """The Fréchet distance of the two `real_halves` in the judge's features: what real data score, the floor for samples."""
+    """The Fréchet distance of the two `real_halves` in the judge's features: what real data score,
+    the floor for samples.
+    """
     (x, _), (x_other, _) = real_halves(judge.dataset)
     return frechet(assess(judge, x)[1], assess(judge, x_other)[1])
 
 
 def save_judge(judge: Judge, path: str | os.PathLike[str]) -> None:
-    """Write the weights as safetensors, with the facts and the fingerprint in the header; the file appears whole or not at all."""
+    """Write the weights as safetensors, with the facts and the fingerprint in the header; the file
+    appears whole or not at all.
+    """
     publish(_as_file(judge), Path(path))
 
 
 def _as_file(judge: Judge) -> bytes:
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in judge.state_dict().items()}
+    weights = {
+        name: weight.detach().cpu().contiguous() for name, weight in judge.state_dict().items()
+    }
     return safetensors.torch.save(weights, judge.facts | {"fingerprint": judge.fingerprint})
 
 
 def load_judge(path: str | os.PathLike[str]) -> Judge:
     """The judge of a file that `save_judge` wrote, frozen, on the host.
 
-    Raises CheckpointError where there is none, and CheckpointCorruptError where its content is not what its fingerprint says.
+    Raises CheckpointError where there is none, and CheckpointCorruptError where its content is not
+    what its fingerprint says.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no judge {path}; train_judge(...) makes one, save_judge(judge, path) writes it.")
+        raise CheckpointError(
+            f"there is no judge {path}; train_judge(...) makes one, save_judge(judge, path) writes "
+            "it."
+        )
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        with torch.random.fork_rng(devices=[]):  # the initial weights are not kept, and draw no number of anybody's
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the initial weights are not kept, and draw no number of anybody's
             judge = Judge(facts["dataset"])
         load_weights(judge, weights, "it")
         judge.seed, judge.accuracy = int(facts["seed"]), float(facts["accuracy"])
         intact = judge.fingerprint == facts["fingerprint"]
-    except (safetensors.SafetensorError, CheckpointError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        safetensors.SafetensorError,
+        CheckpointError,
+        OSError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         reason = in_one_line(error)
-        raise CheckpointCorruptError(f"{path} is damaged, or no judge ({reason}); train it again with train_judge.") from None
+        raise CheckpointCorruptError(
+            f"{path} is damaged, or no judge ({reason}); train it again with train_judge."
+        ) from None
     if not intact:
-        raise CheckpointCorruptError(f"{path} is damaged: its content differs from its fingerprint; train it again with train_judge.")
+        raise CheckpointCorruptError(
+            f"{path} is damaged: its content differs from its fingerprint; train it again with "
+            "train_judge."
+        )
     return judge.requires_grad_(False).eval()
 
 
 def judge_file(dataset: str) -> str:
-    """The name of the file of the judge with seed 0: other settings have another name, so an old file is never taken for a new one."""
+    """The name of the file of the judge with seed 0: other settings have another name, so an old
+    file is never taken for a new one.
+    """
     settings = hashlib.sha256(repr(SETTINGS[dataset]).encode()).hexdigest()[:12]
     return f"judge-{dataset}-{settings}.safetensors"
 
 
 def judge_for(dataset: str) -> Judge:
-    """The judge of a data set with seed 0: the shipped one, else a cached one, else trained now and kept in the cache."""
+    """The judge of a data set with seed 0: the shipped one, else a cached one, else trained now and
+    kept in the cache.
+    """
     check_choice("dataset", dataset, SETTINGS)
     path = cache_root() / "judges" / judge_file(dataset)
     for known in (SHIPPED / judge_file(dataset), path):
@@ -220,5 +275,7 @@ def judge_for(dataset: str) -> Judge:
     return judge
 
 
-if __name__ == "__main__":  # python -m cfm_lite.evaluate.judges: the recorded command that made the shipped judge
+if (
+    __name__ == "__main__"
+):  # python -m cfm_lite.evaluate.judges: the recorded command that made the shipped judge
     save_judge(train_judge("digits"), SHIPPED / judge_file("digits"))

@@ -1,11 +1,12 @@
-"""What samples are held against: images, or the statistics that some program computed of a whole set, or both in one file.
+"""What samples are held against: images, or the statistics that some program computed of a whole
+set, or both in one file.
 
     ADM            arr_0 (10,000 images), mu, sigma, mu_s, sigma_s (statistics of all 1.28 million)
     pytorch-fid    mu, sigma                       EDM, clean-fid: the same two
 
-A Fréchet distance is taken to the statistics where they are; images are for precision and recall, which need rows. A distance to
-images is called by their number, fid_to_10000_images: it is 1 to 5 above that to the whole set, and never bears its name.
-Nothing is unpickled.
+A Fréchet distance is taken to the statistics where they are; images are for precision and recall,
+which need rows. A distance to images is called by their number, fid_to_10000_images: it is 1 to 5
+above that to the whole set, and never bears its name. Nothing is unpickled.
 """
 
 import zipfile
@@ -24,7 +25,10 @@ from cfm_lite.evaluate.inception import Extractor, Features
 __all__ = ["IMAGES", "STATISTICS", "Reference", "Statistics", "names_in", "statistics_of"]
 
 IMAGES = "arr_0"
-STATISTICS = {"fid": ("mu", "sigma"), "sfid": ("mu_s", "sigma_s")}  # of the pooled features, and of the spatial ones
+STATISTICS = {
+    "fid": ("mu", "sigma"),
+    "sfid": ("mu_s", "sigma_s"),
+}  # of the pooled features, and of the spatial ones
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
 LIMIT = 2**29  # bytes of one array: 8,192 x 8,192 in float64
 
@@ -51,7 +55,9 @@ class Reference:
         return 0 if self.features is None else len(self.features.pool)
 
     def distance(self, metric: str, rows: Tensor) -> tuple[str, Tensor] | None:
-        """(name, Fréchet distance) of the rows (N, d) of samples, for "fid" or "sfid"; None where the reference has neither."""
+        """(name, Fréchet distance) of the rows (N, d) of samples, for "fid" or "sfid"; None where
+        the reference has neither.
+        """
         if metric in self.statistics:
             return metric, metrics.frechet_to(rows, *self.statistics[metric])
         if self.features is None:
@@ -62,7 +68,9 @@ class Reference:
     @property
     def holds(self) -> str:
         """What it is, in words."""
-        known = " and ".join(f"{metric} from {' and '.join(STATISTICS[metric])}" for metric in self.statistics)
+        known = " and ".join(
+            f"{metric} from {' and '.join(STATISTICS[metric])}" for metric in self.statistics
+        )
         stated = f"{known}, statistics of an unknown number of images" if known else ""
         has = (
             f"{self.images:,} images{', for precision and recall' if known else ''}"
@@ -82,40 +90,59 @@ def refuse_pickles(path: Path) -> None:
             pickled |= any(name.endswith(".pkl") for name in archive.namelist())
     if pickled:
         raise UntrustedFileError(
-            f"{path} was not loaded: it is a pickle, which may run code. Who trusts it opens it elsewhere, and saves what it holds with "
+            f"{path} was not loaded: it is a pickle, which may run code. Who trusts it opens it "
+            "elsewhere, and saves what it holds with "
             "np.savez('reference.npz', mu=mu, sigma=sigma)."
         )
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of the arrays in an npz; DataError where it is missing or none, UntrustedFileError for a pickle."""
+    """The names of the arrays in an npz; DataError where it is missing or none, UntrustedFileError
+    for a pickle.
+    """
     try:
         refuse_pickles(path)
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except FileNotFoundError:
-        raise DataError(f"there is no reference {path}. Give an npz such as ADM's or pytorch-fid's, or a folder of images.") from None
+        raise DataError(
+            f"there is no reference {path}. Give an npz such as ADM's or pytorch-fid's, or a "
+            "folder of images."
+        ) from None
     except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no npz ({error}). Give one such as ADM's or pytorch-fid's, or a folder of images.") from None
+        raise DataError(
+            f"{path} is no npz ({error}). Give one such as ADM's or pytorch-fid's, or a folder of "
+            "images."
+        ) from None
 
 
 def statistics_of(path: Path, extractor: Extractor) -> dict[str, Statistics]:
     """The statistics in an npz by metric, none where it holds none.
 
-    Raises DataError for half of a pair, for features of another width than the extractor's, for numbers that are not finite, and
-    for what is no covariance; UntrustedFileError for objects in place of numbers.
+    Raises DataError for half of a pair, for features of another width than the extractor's, for
+    numbers that are not finite, and for what is no covariance; UntrustedFileError for objects in
+    place of numbers.
     """
     names, found = names_in(path), {}
     for metric, pair in STATISTICS.items():
         held = [name for name in pair if name in names]
         if len(held) == 1:
             raise DataError(
-                f"{path} holds {held[0]} without {next(iter(set(pair) - set(held)))} ({_listed(names)}); both are needed. Fetch it again."
+                f"{path} holds {held[0]} without {next(iter(set(pair) - set(held)))} "
+                f"({_listed(names)}); both are needed. Fetch it again."
             )
         if held:
-            found[metric] = _checked(path, pair, extractor, extractor.widths[metric] if hasattr(extractor, "widths") else None)
+            found[metric] = _checked(
+                path,
+                pair,
+                extractor,
+                extractor.widths[metric] if hasattr(extractor, "widths") else None,
+            )
     if not found and IMAGES not in names:
-        raise DataError(f"{path} holds {_listed(names)}; a reference holds arr_0 (images), mu and sigma (statistics), or both.")
+        raise DataError(
+            f"{path} holds {_listed(names)}; a reference holds arr_0 (images), mu and sigma "
+            "(statistics), or both."
+        )
     return found
 
 
@@ -123,15 +150,23 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:6])}{' ...' if len(names) > 6 else ''}" if names else "nothing"
 
 
-def _checked(path: Path, names: tuple[str, str], extractor: Extractor, width: int | None) -> Statistics:
+def _checked(
+    path: Path, names: tuple[str, str], extractor: Extractor, width: int | None
+) -> Statistics:
     mean, covariance = (_array(path, name) for name in names)
     d = mean.shape[0] if mean.dim() == 1 else None
     if d is None or covariance.shape != (d, d):
-        seen = " and ".join(f"{name} {tuple(x.shape)}" for name, x in zip(names, (mean, covariance)))
-        raise DataError(f"{path} holds {seen}; the shapes must be (d,) and (d, d). Compute the statistics again.")
+        seen = " and ".join(
+            f"{name} {tuple(x.shape)}" for name, x in zip(names, (mean, covariance))
+        )
+        raise DataError(
+            f"{path} holds {seen}; the shapes must be (d,) and (d, d). Compute the statistics "
+            "again."
+        )
     if width is not None and d != width:
         raise DataError(
-            f"{path} holds statistics of {d:,} features, and {extractor.name} has {width:,}: they are those of another network. "
+            f"{path} holds statistics of {d:,} features, and {extractor.name} has {width:,}: they "
+            "are those of another network. "
             "Use statistics of this one, or a reference of images."
         )
     try:
@@ -142,12 +177,17 @@ def _checked(path: Path, names: tuple[str, str], extractor: Extractor, width: in
 
 
 def _array(path: Path, name: str) -> Tensor:
-    """One array of real floating-point numbers, all of them finite, in the precision in which it was saved."""
+    """One array of real floating-point numbers, all of them finite, in the precision in which it
+    was saved.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             size = archive.getinfo(f"{name}.npy").file_size
             if size > LIMIT:
-                raise DataError(f"{name} of {path} has {size:,} bytes; the limit is {LIMIT:,}. It is no statistics of features.")
+                raise DataError(
+                    f"{name} of {path} has {size:,} bytes; the limit is {LIMIT:,}. It is no "
+                    "statistics of features."
+                )
             with archive.open(f"{name}.npy") as member:
                 values: Any = np.lib.format.read_array(member, allow_pickle=False)
     except DataError:
@@ -155,12 +195,21 @@ def _array(path: Path, name: str) -> Tensor:
     except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
         if "allow_pickle" in str(error):
             raise UntrustedFileError(
-                f"{name} of {path} was not loaded: it holds objects, which may run code. Save plain numbers."
+                f"{name} of {path} was not loaded: it holds objects, which may run code. Save "
+                "plain numbers."
             ) from None
         raise DataError(f"{name} of {path} cannot be read ({error}). Fetch it again.") from None
     if values.dtype.kind != "f":
-        raise DataError(f"{name} of {path} has dtype {values.dtype}; real floating-point numbers are needed. Compute it again.")
+        raise DataError(
+            f"{name} of {path} has dtype {values.dtype}; real floating-point numbers are needed. "
+            "Compute it again."
+        )
     if not np.isfinite(values).all():
-        raise DataError(f"{name} of {path} holds NaN or infinite numbers. Compute it again, from finite features.")
-    kept = values if values.dtype in (np.float16, np.float32) else values.astype(np.float64)  # such as long doubles
+        raise DataError(
+            f"{name} of {path} holds NaN or infinite numbers. Compute it again, from finite "
+            "features."
+        )
+    kept = (
+        values if values.dtype in (np.float16, np.float32) else values.astype(np.float64)
+    )  # such as long doubles
     return torch.from_numpy(np.ascontiguousarray(kept.astype(kept.dtype.newbyteorder("="))))

@@ -1,7 +1,9 @@
-"""The ablations of the small suites: one group for each question, every variant of it a name and the fields that it changes.
+"""The ablations of the small suites: one group for each question, every variant of it a name and
+the fields that it changes.
 
-The value that a suite's core already has is left out, and so is plain FM where the field means nothing to it: `results` takes
-those rows from the core, whose seeds and samples are the same. Nothing is tuned per variant.
+The value that a suite's core already has is left out, and so is plain FM where the field means
+nothing to it: `results` takes those rows from the core, whose seeds and samples are the same.
+Nothing is tuned per variant.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,18 +26,30 @@ AFFINE = ("fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
 
 def values(name: str, several: Iterable[Any]) -> Variants:
     """A variant for each value of a recipe field."""
-    return {f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}": {name: value} for value in several}
+    return {
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}": {name: value}
+        for value in several
+    }
 
 
 def _solvers() -> tuple[Sampling, ...]:
-    """Every solver with every number of evaluations that it can take: Heun needs two a step, the SDE a last step without noise."""
+    """Every solver with every number of evaluations that it can take: Heun needs two a step, the
+    SDE a last step without noise.
+    """
     least = {"euler": 1, "heun": 2, "sde": 2}
-    return tuple(Sampling(solver, nfe) for solver, low in least.items() for nfe in NFES if nfe >= low)
+    return tuple(
+        Sampling(solver, nfe) for solver, low in least.items() for nfe in NFES if nfe >= low
+    )
 
 
 def _counterparts(width: int) -> Variants:
-    """The four forms of the dispersive loss; the covariance one is a sum over pairs of features, so its weight is divided by `width`."""
-    return {name: {"variant": name} | ({"spread": 0.5 / width} if name == "covariance" else {}) for name in VARIANTS}
+    """The four forms of the dispersive loss; the covariance one is a sum over pairs of features, so
+    its weight is divided by `width`.
+    """
+    return {
+        name: {"variant": name} | ({"spread": 0.5 / width} if name == "covariance" else {})
+        for name in VARIANTS
+    }
 
 
 def ablations(
@@ -48,8 +62,8 @@ def ablations(
     steps: Sequence[int],
     pairs: tuple[str, ...],
 ) -> dict[str, Group]:
-    """The ablations of a suite whose network has `width` features; `vecor` are its arms of VeCoR, the best one last,
-    `pairs` those of two methods that are not in the core.
+    """The ablations of a suite whose network has `width` features; `vecor` are its arms of VeCoR,
+    the best one last, `pairs` those of two methods that are not in the core.
 
     `blocks` and `steps` are those that differ from the core's.
     """
@@ -66,10 +80,14 @@ def ablations(
         "size": (everyone, values("hidden_size", (width // 4, width // 2))),
         "length": (everyone, values("steps", steps)),
     }
-    groups = {name: Group(arms, seeds, FEW_MANY, variants) for name, (arms, variants) in table.items()}
+    groups = {
+        name: Group(arms, seeds, FEW_MANY, variants) for name, (arms, variants) in table.items()
+    }
     guided = (*AFFINE[1:], best)
     if pairs:
         groups["pairs"] = Group(pairs, seeds, FEW_MANY)
-    groups["guidance"] = Group(("fm", *guided), seeds, tuple(Sampling(guidance=scale) for scale in SCALES))
+    groups["guidance"] = Group(
+        ("fm", *guided), seeds, tuple(Sampling(guidance=scale) for scale in SCALES)
+    )
     groups["solver"] = Group(("fm", "fm_scaled", "delta_fm", best, "dispersive"), seeds, _solvers())
     return groups

@@ -1,4 +1,5 @@
-"""The arms of a paired experiment: which training each uses, what is done to its velocity, and how samples are drawn from it.
+"""The arms of a paired experiment: which training each uses, what is done to its velocity, and how
+samples are drawn from it.
 
 *Scaled FM* is FM's velocity times 1/(1 - lambda), *re-targeted FM* the exact affine map (v - lambda E[u_neg]) / (1 - lambda).
 What scaling reproduces is scaling, what re-targeting reproduces is re-targeting; only what is left is repulsion.
@@ -26,7 +27,17 @@ from cfm_lite.runs.reads import READS
 from cfm_lite.runs.recipe import PERTURBATIONS, SOLVERS, Recipe
 from cfm_lite.samplers import EVALUATIONS, SDE_END
 
-__all__ = ["ARMS", "CONTROLS", "EVALUATIONS", "Arm", "balanced_labels", "draw_samples", "noise_of", "trained_recipe", "velocity"]
+__all__ = [
+    "ARMS",
+    "CONTROLS",
+    "EVALUATIONS",
+    "Arm",
+    "balanced_labels",
+    "draw_samples",
+    "noise_of",
+    "trained_recipe",
+    "velocity",
+]
 
 
 Change = Callable[[Velocity, Recipe, DataSet], Velocity]
@@ -38,7 +49,9 @@ def _as_trained(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
 
 @dataclass(frozen=True)
 class Arm:
-    """A method as it is sampled: which training it uses, with which fields, and what is done to the velocity afterwards."""
+    """A method as it is sampled: which training it uses, with which fields, and what is done to the
+    velocity afterwards.
+    """
 
     method: str
     trained: str
@@ -52,20 +65,31 @@ class Arm:
 
 
 def _mean_velocity(recipe: Recipe, data: DataSet) -> Tensor:
-    """The mean wrong velocity of in-batch negatives, (alpha(1) - alpha(0)) E[x1], from the training data."""
+    """The mean wrong velocity of in-batch negatives, (alpha(1) - alpha(0)) E[x1], from the training
+    data.
+    """
     alpha = PATHS[recipe.path].alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
     return (data.x1.double().mean(0) * (alpha[1] - alpha[0])).to(data.x1.dtype)
 
 
 @cache
 def _expected(perturb: str, shape: tuple[int, ...]) -> Tensor:
-    return expected_map(PERTURBATIONS[perturb], shape[:1] if perturb == "channel_shuffle" else shape)  # a shuffle mixes channels alone
+    return expected_map(
+        PERTURBATIONS[perturb], shape[:1] if perturb == "channel_shuffle" else shape
+    )  # a shuffle mixes channels alone
 
 
 def _linear(change: Callable[..., Velocity], space: str) -> Change:
-    """VeCoR's exact map, or its inverse, where the perturbation is linear: `change` with the mean of the suite's perturbation."""
+    """VeCoR's exact map, or its inverse, where the perturbation is linear: `change` with the mean
+    of the suite's perturbation.
+    """
     return lambda v, recipe, data: change(
-        v, recipe.weight, _expected(recipe.perturb, data.shape), k=recipe.k, space=space, path=PATHS[recipe.path]
+        v,
+        recipe.weight,
+        _expected(recipe.perturb, data.shape),
+        k=recipe.k,
+        space=space,
+        path=PATHS[recipe.path],
     )
 
 
@@ -106,23 +130,35 @@ ARMS = {
     )
 }
 
-CONTROLS = {"delta_fm": "fm_retargeted", "vecor": "fm_retargeted_vecor", "vecor_latent": "fm_retargeted_latent"}  # the same optimum
+CONTROLS = {
+    "delta_fm": "fm_retargeted",
+    "vecor": "fm_retargeted_vecor",
+    "vecor_latent": "fm_retargeted_latent",
+}  # the same optimum
 
 _OF_METHODS = {name for names in READS.values() for name in names}
 OF_SAMPLES = ("solver", "sample_steps", "guidance")
 
 
 def trained_recipe(recipe: Recipe) -> Recipe:
-    """`recipe` with its default for every field that its training does not read, so that equal trainings have equal recipes."""
+    """`recipe` with its default for every field that its training does not read, so that equal
+    trainings have equal recipes.
+    """
     idle = (_OF_METHODS - {*READS[recipe.method], *READS[recipe.also]}) | set(OF_SAMPLES)
     defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.name in idle}
     return recipe.changed(**defaults)
 
 
-def velocity(arm: Arm, run: Run, data: DataSet, y: Tensor, interval: tuple[float, float] = (0.0, 1.0)) -> Velocity:
-    """The velocity of one arm for labels `y` (B,): guided in `interval` if the recipe says so, then changed as the arm says."""
+def velocity(
+    arm: Arm, run: Run, data: DataSet, y: Tensor, interval: tuple[float, float] = (0.0, 1.0)
+) -> Velocity:
+    """The velocity of one arm for labels `y` (B,): guided in `interval` if the recipe says so, then
+    changed as the arm says.
+    """
     device = next(run.model.parameters()).device
-    return arm.change(guidance.cfg(run.model, y.to(device), run.recipe.guidance, interval), run.recipe, data)
+    return arm.change(
+        guidance.cfg(run.model, y.to(device), run.recipe.guidance, interval), run.recipe, data
+    )
 
 
 def draw_samples(
@@ -136,15 +172,25 @@ def draw_samples(
     solver: str | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """Samples (len(y), *dims) of one arm for labels `y`, from noise that depends on `seed` alone, so that arms are paired.
+    """Samples (len(y), *dims) of one arm for labels `y`, from noise that depends on `seed` alone,
+    so that arms are paired.
 
-    `solver` is "sde" or one of SOLVERS, by default the recipe's; "sde" takes `steps` >= 2, the last of them without noise.
-    Guidance acts in `interval`, times from 0 (noise) to 1 (data).
+    `solver` is "sde" or one of SOLVERS, by default the recipe's; "sde" takes `steps` >= 2, the last
+    of them without noise. Guidance acts in `interval`, times from 0 (noise) to 1 (data).
     """
     device, noise, parts = next(run.model.parameters()).device, noise_of(data, len(y), seed), []
     for i in range(0, len(y), chunk):
         v, x = velocity(arm, run, data, y[i : i + chunk], interval), noise[i : i + chunk].to(device)
-        parts.append(_integrate(v, x, steps, solver or run.recipe.solver, run.recipe, keyed_generator("cpu", seed, "sde", i)).cpu())
+        parts.append(
+            _integrate(
+                v,
+                x,
+                steps,
+                solver or run.recipe.solver,
+                run.recipe,
+                keyed_generator("cpu", seed, "sde", i),
+            ).cpu()
+        )
     return torch.cat(parts)
 
 
@@ -153,13 +199,19 @@ def noise_of(data: DataSet, n: int, seed: int) -> Tensor:
     return torch.randn(n, *data.shape, generator=keyed_generator("cpu", seed, "sampling noise"))
 
 
-def _integrate(v: Velocity, x: Tensor, steps: int, solver: str, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def _integrate(
+    v: Velocity, x: Tensor, steps: int, solver: str, recipe: Recipe, generator: torch.Generator
+) -> Tensor:
     if solver != "sde":
         return samplers.sample(v, x, torch.linspace(0, 1, steps + 1), SOLVERS[solver])
     if steps < 2:
-        raise ConfigError(f"steps is {steps}; the SDE needs at least 2, for its last one has no noise.")
+        raise ConfigError(
+            f"steps is {steps}; the SDE needs at least 2, for its last one has no noise."
+        )
     ts = torch.linspace(0, 1 - SDE_END, steps)
-    return samplers.sample_sde(v, x, ts, PATHS[recipe.path], last_step_size=SDE_END, generator=generator)
+    return samplers.sample_sde(
+        v, x, ts, PATHS[recipe.path], last_step_size=SDE_END, generator=generator
+    )
 
 
 def balanced_labels(classes: int, n: int) -> Tensor:

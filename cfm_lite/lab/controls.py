@@ -1,4 +1,6 @@
-"""How much of a method's difference to FM its controls reach: plain FM scaled, and plain FM re-targeted to the same optimum."""
+"""How much of a method's difference to FM its controls reach: plain FM scaled, and plain FM
+re-targeted to the same optimum.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +32,9 @@ __all__ = ["QUESTIONS", "Shares", "controls", "shares"]
 
 @dataclass(frozen=True)
 class Shares:
-    """A method and its two controls as differences to FM, and what is `left` of the method beside re-targeted FM."""
+    """A method and its two controls as differences to FM, and what is `left` of the method beside
+    re-targeted FM.
+    """
 
     method: str
     mine: Difference
@@ -53,7 +57,8 @@ class Shares:
 def shares(results: Results, suite: str, place: Place) -> Shares | None:
     """A method at a place, beside its controls there; None where it was not measured."""
     mine, scaled, retargeted = (
-        results.difference(suite, replace(place, method=name)) for name in (place.method, "fm_scaled", CONTROLS[place.method])
+        results.difference(suite, replace(place, method=name))
+        for name in (place.method, "fm_scaled", CONTROLS[place.method])
     )
     left = results.difference(suite, place, base=replace(place, method=CONTROLS[place.method]))
     base = results.mean(suite, results.base(suite, place), quality(suite))
@@ -67,13 +72,21 @@ def controls(results: Results) -> Answer:
     sentences = [_explained(suite, one) for suite, found in cores.items() for one in found]
     sentences += [_told_elsewhere(suite, found) for suite, found in others.items() if found]
     sentences += [told for suite in results.suites for told in _lengths(results, suite)]
-    told = {suite: [(spoken(one.method), one.left) for one in found] for suite, found in cores.items()}
-    short = [by_suite(told, lead="against FM that is only re-targeted, "), *_left_elsewhere(others), *_in_the_first(others)]
+    told = {
+        suite: [(spoken(one.method), one.left) for one in found] for suite, found in cores.items()
+    }
+    short = [
+        by_suite(told, lead="against FM that is only re-targeted, "),
+        *_left_elsewhere(others),
+        *_in_the_first(others),
+    ]
     blocks = {quality_panel(suite): _rows(found) for suite, found in cores.items()}
     for suite, found in others.items():
         if found:
             first = found[0][0]
-            blocks[quality_panel(suite, more=first)] = _rows([one for name, one in found if name == first])
+            blocks[quality_panel(suite, more=first)] = _rows(
+                [one for name, one in found if name == first]
+            )
     marked = [one.marked for found in cores.values() for one in found]
     question = "How much of that does scaling explain, how much re-targeting, and what is left?"
     return Answer(question, " ".join(short), sentences, (PAPERS[2],), rows_figure(blocks, marked))
@@ -92,11 +105,17 @@ def _of_core(results: Results, suite: str) -> Iterator[Shares]:
 
 
 def _elsewhere(results: Results, suite: str) -> Iterator[tuple[str, Shares]]:
-    """(setting, shares) in smaller networks, the smallest first, then at other lengths of training, and in the transformer."""
+    """(setting, shares) in smaller networks, the smallest first, then at other lengths of training,
+    and in the transformer.
+    """
     for group in ("size", "length", "sit"):
-        for variant in results.variants(suite, group) or ([""] if results.rows(suite, group) else []):
+        for variant in results.variants(suite, group) or (
+            [""] if results.rows(suite, group) else []
+        ):
             for method in CONTROLS:
-                found = shares(results, suite, Place(method, group, variant, results.nfes(suite, group)[-1]))
+                found = shares(
+                    results, suite, Place(method, group, variant, results.nfes(suite, group)[-1])
+                )
                 if found:
                     yield setting(variant) if variant else "SiT", found
 
@@ -108,9 +127,16 @@ def _explained(suite: str, one: Shares) -> str:
         parts.append(f"{spoken(CONTROLS[one.method])}: not measured, so what is left is not known")
     else:
         share = one.mine.clear and one.retargeted.mean * one.mine.mean > 0
-        reached = f", {100 * one.retargeted.mean / one.mine.mean:.0f} % of the method's" if share else ""
-        parts += [f"{tell(spoken(CONTROLS[one.method]), one.retargeted)}{reached}", tell("what is left", one.left)]
-    return items(f"**{TITLES[suite]}, {spoken(one.method)}**, {NAMES[quality(suite)]} against FM", parts)
+        reached = (
+            f", {100 * one.retargeted.mean / one.mine.mean:.0f} % of the method's" if share else ""
+        )
+        parts += [
+            f"{tell(spoken(CONTROLS[one.method]), one.retargeted)}{reached}",
+            tell("what is left", one.left),
+        ]
+    return items(
+        f"**{TITLES[suite]}, {spoken(one.method)}**, {NAMES[quality(suite)]} against FM", parts
+    )
 
 
 def _told_elsewhere(suite: str, found: Sequence[tuple[str, Shares]]) -> str:
@@ -120,7 +146,11 @@ def _told_elsewhere(suite: str, found: Sequence[tuple[str, Shares]]) -> str:
 
 def _percents(one: Shares) -> str:
     """A method and its controls, each as a share of FM's distance."""
-    named = {spoken(one.method): one.mine, "scaled FM": one.scaled, spoken(CONTROLS[one.method]): one.retargeted}
+    named = {
+        spoken(one.method): one.mine,
+        "scaled FM": one.scaled,
+        spoken(CONTROLS[one.method]): one.retargeted,
+    }
     return ", ".join(f"{name} {percent(d, one.base)}" for name, d in named.items() if d is not None)
 
 
@@ -134,35 +164,55 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def _lengths(results: Results, suite: str) -> Iterator[str]:
-    """How long each trained velocity is beside the pairs' own; their mean is shorter, and rightly so (Jensen's inequality)."""
+    """How long each trained velocity is beside the pairs' own; their mean is shorter, and rightly
+    so (Jensen's inequality).
+    """
     told = []
     for method in ("fm", *CONTROLS, "dispersive"):
         place = Place(method, nfe=results.nfes(suite)[-1])
         values = [results.mean(suite, place, f"velocity_deficit_at_{t}") for t in TIMES]
-        told += [f"{spoken(method)}: {', '.join(map(number, values))}"] if np.isfinite(values).all() else []
+        told += (
+            [f"{spoken(method)}: {', '.join(map(number, values))}"]
+            if np.isfinite(values).all()
+            else []
+        )
     if told:
         yield items(
-            f"**{TITLES[suite]}**, ‖v‖/‖u‖, the velocity's length over that of the pairs, at t = {', '.join(map(str, TIMES))}", told
+            f"**{TITLES[suite]}**, ‖v‖/‖u‖, the velocity's length over that of the pairs, at t = "
+            f"{', '.join(map(str, TIMES))}",
+            told,
         )
 
 
 def _left_elsewhere(others: Mapping[str, Sequence[tuple[str, Shares]]]) -> Iterator[str]:
-    """A sentence on what is left in other networks and at other lengths of training: the clear ones by name, the rest by number."""
+    """A sentence on what is left in other networks and at other lengths of training: the clear ones
+    by name, the rest by number.
+    """
     parts = []
     for suite, found in others.items():
         left = [(f"{spoken(one.method)} with {name}", one.left) for name, one in found if one.left]
         clear = [(name, d) for name, d in left if d.clear]
         rest = f"no clear difference in {len(left) - len(clear)} of {len(left)}"
-        parts += [f"{where(suite)} {f'{clause(clear, numbers=True)}, ' if clear else ''}{rest}"] if left else []
+        parts += (
+            [f"{where(suite)} {f'{clause(clear, numbers=True)}, ' if clear else ''}{rest}"]
+            if left
+            else []
+        )
     if parts:
         yield sentence(f"in other networks and trainings, {'; '.join(parts)}")
 
 
 def _in_the_first(others: Mapping[str, Sequence[tuple[str, Shares]]]) -> Iterator[str]:
-    """A sentence on what gains in the first of the other networks, the smallest one, with what the controls give there."""
+    """A sentence on what gains in the first of the other networks, the smallest one, with what the
+    controls give there.
+    """
     parts = []
     for suite, found in others.items():
-        gain = [_percents(one) for name, one in found if name == found[0][0] and said_of(one.mine) == "gains"]
+        gain = [
+            _percents(one)
+            for name, one in found
+            if name == found[0][0] and said_of(one.mine) == "gains"
+        ]
         parts += [f"{where(suite)} with {found[0][0]} {'; '.join(gain)}"] if gain else []
     if parts:
         yield sentence(f"for example, {'; '.join(parts)}")

@@ -1,4 +1,6 @@
-"""What a training step costs: all arms of a core in turn, in one process, so that a busy machine slows each of them alike."""
+"""What a training step costs: all arms of a core in turn, in one process, so that a busy machine
+slows each of them alike.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -20,20 +22,32 @@ __all__ = ["training_costs"]
 ROUNDS, WARM = 40, 3  # steps that are timed, and steps before them that are not
 
 
-def training_costs(suite: str, *, device: str = "cpu", rounds: int = ROUNDS, changes: Mapping[str, Any] | None = None) -> list[Row]:
-    """A row for each arm of the suite's core that is trained: the median of `value`, the seconds of a step, over the rounds, and of
-    `relative`, that time over plain FM's in the same round, with its quartiles `low` and `high`.
+def training_costs(
+    suite: str,
+    *,
+    device: str = "cpu",
+    rounds: int = ROUNDS,
+    changes: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """A row for each arm of the suite's core that is trained: the median of `value`, the seconds of
+    a step, over the rounds, and of `relative`, that time over plain FM's in the same round, with
+    its quartiles `low` and `high`.
 
-    A round is one step of each, beginning with another one each time; on a CPU with one thread. Raises ConfigError for an unknown
-    suite or field, and for fewer than two rounds.
+    A round is one step of each, beginning with another one each time; on a CPU with one thread.
+    Raises ConfigError for an unknown suite or field, and for fewer than two rounds.
     """
     check_choice("suite", suite, SUITES)
     rounds = check_count("rounds", rounds, 2)
     jobs = jobs_of(trials(suite, "core", seeds=(0,), changes=changes or {}))
-    trainings = {job.trials[0].arm: job.training for job in jobs}  # arms that share a training come after the one it is named for
+    trainings = {
+        job.trials[0].arm: job.training for job in jobs
+    }  # arms that share a training come after the one it is named for
     names = list(trainings)
     with one_thread():
-        steps = {name: _stepper(trainings[name], dataset(SUITES[suite].data), device, WARM + rounds) for name in names}
+        steps = {
+            name: _stepper(trainings[name], dataset(SUITES[suite].data), device, WARM + rounds)
+            for name in names
+        }
         for step in steps.values():
             for _ in range(WARM):
                 step()
@@ -42,8 +56,14 @@ def training_costs(suite: str, *, device: str = "cpu", rounds: int = ROUNDS, cha
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 spent[name].append(steps[name]())
-    machine = {name: value for name, value in facts(device).items() if name in ("processor", "cores", "device", "torch", "commit")}
-    return [_row(name, trainings[name], times, spent["fm"]) | machine for name, times in spent.items()]
+    machine = {
+        name: value
+        for name, value in facts(device).items()
+        if name in ("processor", "cores", "device", "torch", "commit")
+    }
+    return [
+        _row(name, trainings[name], times, spent["fm"]) | machine for name, times in spent.items()
+    ]
 
 
 def _stepper(recipe: Recipe, data: DataSet, device: str, steps: int) -> Callable[[], float]:
@@ -60,7 +80,9 @@ def _stepper(recipe: Recipe, data: DataSet, device: str, steps: int) -> Callable
 
 
 def _row(name: str, recipe: Recipe, times: list[float], plain: list[float]) -> Row:
-    low, relative, high = quantiles([mine / fm for mine, fm in zip(times, plain)], n=4, method="inclusive")
+    low, relative, high = quantiles(
+        [mine / fm for mine, fm in zip(times, plain)], n=4, method="inclusive"
+    )
     return {
         "method": name,
         **{field: getattr(recipe, field) for field in ("dataset", "model", "hidden_size", "batch")},

@@ -1,8 +1,10 @@
-"""Why an arm does what it does: how straight it goes, how short its velocities are, what became of its features.
+"""Why an arm does what it does: how straight it goes, how short its velocities are, what became of
+its features.
 
     deficit(t) = E|v(x_t, t, y)| / E|u_t|        below 1 for a conditional mean, and 1/(1 - lambda) longer for scaled FM
 
-In the plane the exact law is known, so there the field, the ends of the paths and the classes are held against it.
+In the plane the exact law is known, so there the field, the ends of the paths and the classes are
+held against it.
 """
 
 from functools import cache
@@ -29,34 +31,52 @@ EXACT_STEPS = 100  # Heun steps of the exact flow; its error is far below that o
 
 
 @torch.no_grad()
-def path_values(arm: Arm, run: Run, data: DataSet, samples: Tensor, y: Tensor, steps: int, solver: str) -> dict[str, float]:
-    """{metric: value} of the ways that lead to `samples` (N, *dims) with labels `y`: straightness, which the SDE does not have.
+def path_values(
+    arm: Arm, run: Run, data: DataSet, samples: Tensor, y: Tensor, steps: int, solver: str
+) -> dict[str, float]:
+    """{metric: value} of the ways that lead to `samples` (N, *dims) with labels `y`: straightness,
+    which the SDE does not have.
 
-    In the plane also drift (the path is less likely than the exact law's, in nats), trajectory_error (the mean distance to where
-    the exact flow carries the same noise) and class_separation (the distance of the two class means over the exact one).
+    In the plane also drift (the path is less likely than the exact law's, in nats),
+    trajectory_error (the mean distance to where the exact flow carries the same noise) and
+    class_separation (the distance of the two class means over the exact one).
     """
     values: dict[str, Any] = {}
     x0, mixture = noise_of(data, len(y), run.recipe.seed), data.mixture
     if solver != "sde":
         few = slice(min(PATHS_SEEN, len(y)))
         x, ts = x0[few].to(next(run.model.parameters()).device), torch.linspace(0, 1, steps + 1)
-        states = [x.cpu() for x in samplers.trajectory(velocity(arm, run, data, y[few]), x, ts, SOLVERS[solver])]
+        states = [
+            x.cpu()
+            for x in samplers.trajectory(velocity(arm, run, data, y[few]), x, ts, SOLVERS[solver])
+        ]
         values["straightness"] = metrics.straightness(states)
         if mixture is not None:
-            values["drift"] = metrics.drift(states, mixture, path=PATHS[run.recipe.path], generator=keyed_generator("cpu", 0, "drift"))
+            values["drift"] = metrics.drift(
+                states,
+                mixture,
+                path=PATHS[run.recipe.path],
+                generator=keyed_generator("cpu", 0, "drift"),
+            )
     if mixture is not None:
         exact = _exact_ends(data.name, len(y), run.recipe.seed, run.recipe.path)
         values["trajectory_error"] = (samples - exact).norm(dim=1).mean()
-        values["class_separation"] = _separation(samples, y) / _separation(data.held_x1, data.held_y)
+        values["class_separation"] = _separation(samples, y) / _separation(
+            data.held_x1, data.held_y
+        )
     return {name: float(value) for name, value in values.items()}
 
 
 @cache
 def _exact_ends(name: str, n: int, seed: int, path: str) -> Tensor:
-    """Where the exact flow of a mixture carries the noise of `n` samples, their labels running through the classes."""
+    """Where the exact flow of a mixture carries the noise of `n` samples, their labels running
+    through the classes.
+    """
     mixture = toy.mixture(name)
     classes = int(mixture.labels.max()) + 1
-    x0 = torch.randn(n, mixture.means.shape[1], generator=keyed_generator("cpu", seed, "sampling noise"))
+    x0 = torch.randn(
+        n, mixture.means.shape[1], generator=keyed_generator("cpu", seed, "sampling noise")
+    )
     y = balanced_labels(classes, n)
     flow = lambda x, t: mixture.velocity(x, t, y, PATHS[path])  # noqa: E731
     return samplers.sample(flow, x0, torch.linspace(0, 1, EXACT_STEPS + 1))
@@ -70,10 +90,12 @@ def _separation(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
-    """{metric: value} of an arm's velocity and its network, at held-out data with the same noise for all arms and seeds.
+    """{metric: value} of an arm's velocity and its network, at held-out data with the same noise
+    for all arms and seeds.
 
-    velocity_deficit, the mean of velocity_deficit_at_T over five times; in the plane field_error, the relative distance to the
-    exact velocity; and for arms that are sampled as trained, feature_norm and feature_rank of the recipe's `block`.
+    velocity_deficit, the mean of velocity_deficit_at_T over five times; in the plane field_error,
+    the relative distance to the exact velocity; and for arms that are sampled as trained,
+    feature_norm and feature_rank of the recipe's `block`.
     """
     x1, y = data.held_x1[:ROWS], data.held_y[:ROWS]
     device, path = next(run.model.parameters()).device, PATHS[run.recipe.path]
@@ -93,10 +115,17 @@ def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
     return values | ({} if arm.changes else _feature_values(run, x1, y, g))
 
 
-def _feature_values(run: Run, x1: Tensor, y: Tensor, generator: torch.Generator) -> dict[str, float]:
+def _feature_values(
+    run: Run, x1: Tensor, y: Tensor, generator: torch.Generator
+) -> dict[str, float]:
     device, model, block = next(run.model.parameters()).device, run.model, run.recipe.block
     t = torch.rand(len(x1), generator=generator)
     x_t, _ = PATHS[run.recipe.path].interpolate(torch.randn(x1.shape, generator=generator), x1, t)
-    h = model.forward_features(x_t.to(device), t.to(device), y.to(device), blocks=(block,))[1][block]  # pyright: ignore[reportCallIssue]
+    h = model.forward_features(x_t.to(device), t.to(device), y.to(device), blocks=(block,))[1][
+        block
+    ]  # pyright: ignore[reportCallIssue]
     h = h.flatten(1).cpu()
-    return {"feature_norm": float(h.norm(dim=1).mean()), "feature_rank": float(metrics.effective_rank(h))}
+    return {
+        "feature_norm": float(h.norm(dim=1).mean()),
+        "feature_rank": float(metrics.effective_rank(h)),
+    }

@@ -1,7 +1,8 @@
-"""A group is one table of an experiment: some arms, for every variant of a recipe, sampled in some ways, over some seeds.
+"""A group is one table of an experiment: some arms, for every variant of a recipe, sampled in some
+ways, over some seeds.
 
-A variant is a name and the recipe fields that it changes. Arms whose training does not read the changed fields are trained
-once, so a base line costs nothing twice.
+A variant is a name and the recipe fields that it changes. Arms whose training does not read the
+changed fields are trained once, so a base line costs nothing twice.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ def euler(*nfes: int, samples: int = 1000) -> tuple[Sampling, ...]:
 
 @dataclass(frozen=True)
 class Group:
-    """A table of an experiment: `arms` for every variant {name: recipe changes}, sampled in some ways, over so many seeds."""
+    """A table of an experiment: `arms` for every variant {name: recipe changes}, sampled in some
+    ways, over so many seeds.
+    """
 
     arms: tuple[str, ...]
     seeds: int
@@ -36,10 +39,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Suite:
-    """The groups of one data set, "core" first; `keep` saves trainings while they run, for they are long.
+    """The groups of one data set, "core" first; `keep` saves trainings while they run, for they are
+    long.
 
-    `stand_in` is the data set that serves where the files of `dataset` are missing; rows have the name of the one that served.
-    `miniature` are the changes of a sweep that is only to show that everything runs.
+    `stand_in` is the data set that serves where the files of `dataset` are missing; rows have the
+    name of the one that served. `miniature` are the changes of a sweep that is only to show that
+    everything runs.
     """
 
     recipe: str
@@ -58,7 +63,11 @@ class Suite:
     @property
     def data(self) -> str:
         """The name of the data set that serves on this machine."""
-        serves = self.stand_in and cifar10.available(self.stand_in) and not cifar10.available(self.dataset)
+        serves = (
+            self.stand_in
+            and cifar10.available(self.stand_in)
+            and not cifar10.available(self.dataset)
+        )
         return self.stand_in if serves else self.dataset
 
     def base(self, group: str, changes: Mapping[str, Any]) -> Recipe:

@@ -1,7 +1,8 @@
 """The unit of work of a sweep: one training, and every trial that is sampled from it.
 
-A `Trial` is an arm of a variant with one seed; its key is a hash of all that decides its rows, so a finished trial is known
-wherever it is met again, in a longer sweep or in another group. Trials whose trainings are equal share a `Job`.
+A `Trial` is an arm of a variant with one seed; its key is a hash of all that decides its rows, so a
+finished trial is known wherever it is met again, in a longer sweep or in another group. Trials
+whose trainings are equal share a `Job`.
 """
 
 import dataclasses
@@ -35,13 +36,21 @@ def key_of(value: Any) -> str:
 
 
 def _told(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe that are not at their default: a field that is added later changes no key."""
-    return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if getattr(recipe, f.name) != f.default}
+    """The fields of a recipe that are not at their default: a field that is added later changes no
+    key.
+    """
+    return {
+        f.name: getattr(recipe, f.name)
+        for f in dataclasses.fields(recipe)
+        if getattr(recipe, f.name) != f.default
+    }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One arm of one variant with one seed: the recipe that it is trained and changed by, and how it is sampled."""
+    """One arm of one variant with one seed: the recipe that it is trained and changed by, and how
+    it is sampled.
+    """
 
     group: str
     variant: str
@@ -56,10 +65,14 @@ class Trial:
 
     @cached_property
     def key(self) -> str:
-        """The name of its rows; the fields that only a change of the velocity reads count where there is a change."""
+        """The name of its rows; the fields that only a change of the velocity reads count where
+        there is a change.
+        """
         ways = [dataclasses.asdict(way) for way in self.samplings]
         read = (
-            self.recipe.changed(**{name: getattr(self.training, name) for name in OF_SAMPLES}) if ARMS[self.arm].changes else self.training
+            self.recipe.changed(**{name: getattr(self.training, name) for name in OF_SAMPLES})
+            if ARMS[self.arm].changes
+            else self.training
         )
         return key_of([VERSION, self.arm, _told(read), _told(self.training), ways])
 
@@ -102,7 +115,10 @@ def _row_seconds(architecture: tuple[Any, ...], device: str) -> float:
     recipe = Recipe(**dict(architecture))
     data = _data(recipe.dataset)
     model = build_model(recipe, data).to(device)
-    x, y = torch.zeros(128, *data.shape, device=device), torch.zeros(128, dtype=torch.long, device=device)
+    x, y = (
+        torch.zeros(128, *data.shape, device=device),
+        torch.zeros(128, dtype=torch.long, device=device),
+    )
     t = torch.full((128,), 0.5, device=device)
     with torch.no_grad():
         float(model(x, t, y).sum())
@@ -112,22 +128,44 @@ def _row_seconds(architecture: tuple[Any, ...], device: str) -> float:
 
 
 def estimate(job: Job, device: str = "cpu") -> float:
-    """About how many seconds a job takes, from one timed forward pass of its network; a weight for the bar, not a promise."""
+    """About how many seconds a job takes, from one timed forward pass of its network; a weight for
+    the bar, not a promise.
+    """
     r = job.training
-    architecture = tuple((name, getattr(r, name)) for name in ("dataset", "model", "hidden_size", "depth", "num_heads", "patch_size"))
+    architecture = tuple(
+        (name, getattr(r, name))
+        for name in ("dataset", "model", "hidden_size", "depth", "num_heads", "patch_size")
+    )
     return _row_seconds(architecture, device) * estimate_rows(job)
 
 
-def run_job(job: Job, parts: Path, device: str, *, keep: bool = False, report: Callable[[float], None] = lambda share: None) -> None:
+def run_job(
+    job: Job,
+    parts: Path,
+    device: str,
+    *,
+    keep: bool = False,
+    report: Callable[[float], None] = lambda share: None,
+) -> None:
     """Train, sample and measure; leaves PARTS/KEY.json for each trial as it is finished.
 
-    With `keep` the training has a folder in PARTS, from which a stopped one goes on. `report` is told the share that is done, in
-    [0, 1]. Divergence, of the training or of samples, is a result: a row of metric "diverged" says what happened.
+    With `keep` the training has a folder in PARTS, from which a stopped one goes on. `report` is
+    told the share that is done, in [0, 1]. Divergence, of the training or of samples, is a result:
+    a row of metric "diverged" says what happened.
     """
     data, judge = _data(job.training.dataset), judge_of(job.training.dataset)
-    training = min(0.9, STEP_COST * job.training.steps * job.training.batch / max(1, estimate_rows(job)))
+    training = min(
+        0.9, STEP_COST * job.training.steps * job.training.batch / max(1, estimate_rows(job))
+    )
     try:
-        run = _trained(job, data, parts, device, keep, lambda step: report(training * step / job.training.steps))
+        run = _trained(
+            job,
+            data,
+            parts,
+            device,
+            keep,
+            lambda step: report(training * step / job.training.steps),
+        )
     except DivergenceError as error:
         for trial in job.trials:
             _write(parts, trial, [_diverged(trial, error)])
@@ -143,7 +181,9 @@ def estimate_rows(job: Job) -> float:
     return STEP_COST * job.training.steps * job.training.batch + drawn
 
 
-def _trained(job: Job, data: DataSet, parts: Path, device: str, keep: bool, listen: Callable[[float], None]) -> Run:
+def _trained(
+    job: Job, data: DataSet, parts: Path, device: str, keep: bool, listen: Callable[[float], None]
+) -> Run:
     folder = parts / f"run-{job.key}" if keep else None
     return train(
         job.training,

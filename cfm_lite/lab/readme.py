@@ -1,4 +1,5 @@
-"""data/results/README.md and its figures: a function of the JSON files in the folder and of nothing else.
+"""data/results/README.md and its figures: a function of the JSON files in the folder and of nothing
+else.
 
 Called twice, or on copies of the files elsewhere, it leaves the same bytes.
 """
@@ -22,7 +23,16 @@ from cfm_lite.lab.suites import SUITES
 
 __all__ = ["QUESTIONS", "quality_figure", "write_report"]
 
-QUESTIONS = dict(sorted({**benefits.QUESTIONS, **controls.QUESTIONS, **mechanisms.QUESTIONS, **tuning.QUESTIONS}.items()))
+QUESTIONS = dict(
+    sorted(
+        {
+            **benefits.QUESTIONS,
+            **controls.QUESTIONS,
+            **mechanisms.QUESTIONS,
+            **tuning.QUESTIONS,
+        }.items()
+    )
+)
 SHOWN = {  # beside the suite's measure of quality: {metric: its head in a table}
     "accuracy": "accuracy",
     "precision": "precision",
@@ -37,7 +47,10 @@ SHOWN = {  # beside the suite's measure of quality: {metric: its head in a table
     "feature_norm": "feature length",
     "feature_rank": "feature rank",
 }
-SHOWN_BY_STEPS = {"frechet": ("accuracy",), "sliced_wasserstein": ("trajectory_error", "class_separation")}
+SHOWN_BY_STEPS = {
+    "frechet": ("accuracy",),
+    "sliced_wasserstein": ("trajectory_error", "class_separation"),
+}
 HEADS = {**SHOWN, "frechet": "Fréchet", "sliced_wasserstein": "sliced W."}
 
 PREAMBLE = """# What do these methods really buy?
@@ -57,13 +70,22 @@ papers stand beside ours for comparison; their data and networks are far larger.
 
 
 def write_report(folder: str | Path) -> list[Path]:
-    """Write README.md and the figures of all suites whose rows are in `folder`; returns the paths. DataError where there are none."""
+    """Write README.md and the figures of all suites whose rows are in `folder`; returns the paths.
+    DataError where there are none.
+    """
     folder = Path(folder)
     results = Results(folder)
     if not results.suites and not results.miniatures:
-        raise DataError(f"{folder} holds no rows of a suite, such as digits.json is missing. Run cfm-lite compare first.")
+        raise DataError(
+            f"{folder} holds no rows of a suite, such as digits.json is missing. Run cfm-lite "
+            "compare first."
+        )
     found = {n: ask(results) for n, ask in QUESTIONS.items()}
-    paths = [viz.save(answer.figure, folder / _picture(n)) for n, answer in found.items() if answer.figure is not None]
+    paths = [
+        viz.save(answer.figure, folder / _picture(n))
+        for n, answer in found.items()
+        if answer.figure is not None
+    ]
     for suite in results.suites:
         paths.append(viz.save(quality_figure(suite, results.rows(suite)), folder / f"{suite}.png"))
     parts = [PREAMBLE, _in_short(found), *(_answer(n, answer) for n, answer in found.items())]
@@ -75,10 +97,14 @@ def write_report(folder: str | Path) -> list[Path]:
 
 
 def quality_figure(suite: str, rows: Sequence[Row]) -> viz.Picture:
-    """Quality against steps of FM and what was trained otherwise; the controls and inverses would hide them."""
+    """Quality against steps of FM and what was trained otherwise; the controls and inverses would
+    hide them.
+    """
     measured = {row["metric"] for row in rows}
     shown = [quality(suite), *(name for name in SHOWN_BY_STEPS[quality(suite)] if name in measured)]
-    return viz.quality_vs_steps([row for row in rows if row["method"] in ("fm", *benefits.TRAINED)], shown)
+    return viz.quality_vs_steps(
+        [row for row in rows if row["method"] in ("fm", *benefits.TRAINED)], shown
+    )
 
 
 def _picture(number: int) -> str:
@@ -87,12 +113,17 @@ def _picture(number: int) -> str:
 
 def _in_short(found: Mapping[int, Answer]) -> str:
     """All questions with their answers in one sentence each."""
-    rows = [f"| [{n}](#{_anchor(f'{n}. {answer.question}')}) | {answer.question} | {answer.short} |" for n, answer in found.items()]
+    rows = [
+        f"| [{n}](#{_anchor(f'{n}. {answer.question}')}) | {answer.question} | {answer.short} |"
+        for n, answer in found.items()
+    ]
     return "\n".join(["## In short", "", "| | question | answer |", "|---|---|---|", *rows])
 
 
 def _anchor(heading: str) -> str:
-    """Where a code host finds a heading: in lower case, without punctuation, with dashes for spaces."""
+    """Where a code host finds a heading: in lower case, without punctuation, with dashes for
+    spaces.
+    """
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -107,7 +138,12 @@ def _answer(number: int, answer: Answer) -> str:
 
 def _suite(results: Results, suite: str) -> str:
     """A suite's facts and tables."""
-    lines = [f"## Suite {suite}: {TITLES.get(suite, suite)}", "", *_facts(results.suites[suite]), ""]
+    lines = [
+        f"## Suite {suite}: {TITLES.get(suite, suite)}",
+        "",
+        *_facts(results.suites[suite]),
+        "",
+    ]
     lines += [f"![Quality against steps, {suite}]({suite}.png)", ""]
     lines += [*_core_table(results, suite), "", *_costs(results, suite)]
     for group in list(SUITES[suite].groups)[1:]:
@@ -123,10 +159,12 @@ def _miniature(store: Store) -> str:
     lines = [
         f"## Suite {store.suite}: {TITLES[store.suite]}, a miniature only",
         "",
-        "**Made with `--quick`, to show that everything runs; its numbers mean nothing, and no answer above reads them.**",
+        "**Made with `--quick`, to show that everything runs; its numbers mean nothing, and no "
+        "answer above reads them.**",
         "",
         *_facts(store),
-        f"- {len(rows):,} rows: {counts[0]} arms, {counts[1]} seed{'s' * (counts[1] > 1)}, {counts[2]} metrics",
+        f"- {len(rows):,} rows: {counts[0]} arms, {counts[1]} seed{'s' * (counts[1] > 1)}, "
+        f"{counts[2]} metrics",
     ]
     return "\n".join([*lines, "", *_failures(store)])
 
@@ -146,10 +184,14 @@ def _facts(store: Store) -> Iterator[str]:
     if commands:
         yield "- made by " + ", ".join(f"`{command}`" for command in commands)
     machines = dict.fromkeys(
-        f"{f['cores']} cores ({f['processor']}), device {f['device']}, torch {f['torch']}" for f in (s["facts"] for s in sittings) if f
+        f"{f['cores']} cores ({f['processor']}), device {f['device']}, torch {f['torch']}"
+        for f in (s["facts"] for s in sittings)
+        if f
     )
     yield f"- on {' and '.join(machines) or 'a machine that is not recorded'}, one thread for each job"
-    commits = dict.fromkeys(sitting["facts"]["commit"][:10] for sitting in sittings if sitting["facts"].get("commit"))
+    commits = dict.fromkeys(
+        sitting["facts"]["commit"][:10] for sitting in sittings if sitting["facts"].get("commit")
+    )
     if commits:
         yield f"- at commit {', '.join(f'`{commit}`' for commit in commits)}"
     if all("seconds" in sitting for sitting in sittings):
@@ -166,8 +208,14 @@ def _facts(store: Store) -> Iterator[str]:
 def _other_settings(suite: str, info: dict[str, Any]) -> str:
     """The fields of the core's recipe that are not the suite's."""
     mine = info.get("groups", {}).get("core", info).get("recipe", {})
-    own = SUITES[suite].base("core", {}).as_dict() | {"dataset": SUITES[suite].dataset}  # not that of the reader's machine
-    return ", ".join(f"{name} {value} (not {own[name]})" for name, value in mine.items() if name in own and value != own[name])
+    own = SUITES[suite].base("core", {}).as_dict() | {
+        "dataset": SUITES[suite].dataset
+    }  # not that of the reader's machine
+    return ", ".join(
+        f"{name} {value} (not {own[name]})"
+        for name, value in mine.items()
+        if name in own and value != own[name]
+    )
 
 
 def _core_table(results: Results, suite: str) -> Iterator[str]:
@@ -181,7 +229,12 @@ def _core_table(results: Results, suite: str) -> Iterator[str]:
         place = Place(method, nfe=top)
         d = results.difference(suite, place) if method != "fm" else None
         told = [interval(d), said_of(d)] if d else ["", ""]
-        cells = [title(method), _mean(results, suite, place, metric), *told, *(_mean(results, suite, place, name) for name in shown)]
+        cells = [
+            title(method),
+            _mean(results, suite, place, metric),
+            *told,
+            *(_mean(results, suite, place, name) for name in shown),
+        ]
         yield f"| {' | '.join(cells)} |"
     real = results.mean(suite, Place(nfe=top), f"{metric}_real")
     if real == real:
@@ -192,7 +245,9 @@ def _mean(results: Results, suite: str, place: Place, metric: str) -> str:
     values = list(results.values(suite, place, metric).values())
     if not values:
         return ""
-    return number(float(np.mean(values))) + (f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else "")
+    return number(float(np.mean(values))) + (
+        f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    )
 
 
 def _group_table(results: Results, suite: str, group: str) -> Iterator[str]:
@@ -219,10 +274,16 @@ def _costs(results: Results, suite: str) -> Iterator[str]:
     if not rows:
         return
     fm = rows[0]
-    told = [f"{title(row['method'])} {row['relative']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows if row is not fm]
+    told = [
+        f"{title(row['method'])} {row['relative']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        for row in rows
+        if row is not fm
+    ]
     yield (
-        f"A training step with {fm['batch']} rows takes FM {1000 * fm['value']:.1f} ms on {fm['device']} ({fm['processor']}). Times "
-        f"that, median and quartiles of {fm['rounds']} rounds in turn: {', '.join(told)} (`cfm-lite compare {suite} --costs`)."
+        f"A training step with {fm['batch']} rows takes FM {1000 * fm['value']:.1f} ms on "
+        f"{fm['device']} ({fm['processor']}). Times "
+        f"that, median and quartiles of {fm['rounds']} rounds in turn: {', '.join(told)} "
+        f"(`cfm-lite compare {suite} --costs`)."
     )
 
 
@@ -241,12 +302,20 @@ def _threads(folder: Path) -> Iterator[str]:
     if not path.exists():
         return
     rows = read_json(path)
-    values = {(row["threads"], row["seed"]): row["value"] for row in rows if row["metric"] == "frechet"}
+    values = {
+        (row["threads"], row["seed"]): row["value"] for row in rows if row["metric"] == "frechet"
+    }
     one, two = min(values)[0], max(values)[0]
-    apart = max(abs(values[one, seed] - values[two, seed]) for threads, seed in values if threads == one and (two, seed) in values)
+    apart = max(
+        abs(values[one, seed] - values[two, seed])
+        for threads, seed in values
+        if threads == one and (two, seed) in values
+    )
     yield (
         "## Do the same seeds give the same numbers?\n\n"
-        "On one machine, yes, bit for bit, however many jobs run side by side: each job computes with one thread. With another number of "
-        f"threads sums are taken in another order: {one} and {two} threads move the Fréchet distance of FM on the digits by up to "
+        "On one machine, yes, bit for bit, however many jobs run side by side: each job computes "
+        "with one thread. With another number of "
+        f"threads sums are taken in another order: {one} and {two} threads move the Fréchet "
+        "distance of FM on the digits by up to "
         f"{number(apart)} (`python -m tools.threads`)."
     )

@@ -1,4 +1,6 @@
-"""What was measured, read from a folder of rows: values by seed, and paired differences, wherever a report asks for them."""
+"""What was measured, read from a folder of rows: values by seed, and paired differences, wherever a
+report asks for them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +17,14 @@ from cfm_lite.lab.suites import SUITES
 __all__ = ["Place", "Results", "percent", "said_of", "tell"]
 
 QUALITY = {"toy": "sliced_wasserstein"}  # and the Fréchet distance elsewhere
-LOWER_IS_BETTER = {"frechet", "sliced_wasserstein", "mmd", "drift", "field_error", "trajectory_error"}
+LOWER_IS_BETTER = {
+    "frechet",
+    "sliced_wasserstein",
+    "mmd",
+    "drift",
+    "field_error",
+    "trajectory_error",
+}
 
 
 @dataclass(frozen=True)
@@ -49,19 +58,36 @@ class Results:
     @cached_property
     def miniatures(self) -> Mapping[str, Store]:
         """The suites of which only a miniature was run."""
-        return {name: store for name, store in self._stores.items() if store.info().get("quick") or _marked(store)}
+        return {
+            name: store
+            for name, store in self._stores.items()
+            if store.info().get("quick") or _marked(store)
+        }
 
     @cached_property
     def _rows(self) -> Mapping[tuple[str, str], Sequence[Row]]:
-        return {(name, group): store.rows(group) for name, store in self.suites.items() for group in SUITES[name].groups}
+        return {
+            (name, group): store.rows(group)
+            for name, store in self.suites.items()
+            for group in SUITES[name].groups
+        }
 
     @cached_property
     def _values(self) -> Mapping[tuple[str, Place, str], Mapping[int, float]]:
-        """{(suite, place, metric): {seed: value}} of all rows; a value that was not finite is left out."""
+        """{(suite, place, metric): {seed: value}} of all rows; a value that was not finite is left
+        out.
+        """
         table: dict[tuple[str, Place, str], dict[int, float]] = {}
         for (suite, group), rows in self._rows.items():
             for row in rows:
-                place = Place(row["method"], group, row.get("variant", ""), row["nfe"], row["sampler"], row["guidance"])
+                place = Place(
+                    row["method"],
+                    group,
+                    row.get("variant", ""),
+                    row["nfe"],
+                    row["sampler"],
+                    row["guidance"],
+                )
                 cell = table.setdefault((suite, place, row["metric"]), {})
                 if row["value"] is not None:
                     cell[row["seed"]] = row["value"]
@@ -89,7 +115,14 @@ class Results:
 
     def variants(self, suite: str, group: str, method: str = "") -> list[str]:
         """The variants of a group (those that `method` has), in the order of its rows."""
-        return list(dict.fromkeys(row["variant"] for row in self.rows(suite, group) if method in ("", row["method"]) if "variant" in row))
+        return list(
+            dict.fromkeys(
+                row["variant"]
+                for row in self.rows(suite, group)
+                if method in ("", row["method"])
+                if "variant" in row
+            )
+        )
 
     def values(self, suite: str, place: Place, metric: str) -> dict[int, float]:
         """{seed: value} of a metric at a place."""
@@ -101,16 +134,28 @@ class Results:
         return float(np.mean(values)) if values else float("nan")
 
     def base(self, suite: str, place: Place) -> Place:
-        """Plain FM as it is to be compared with `place`: of the same group and variant where it was run there, else of the core."""
+        """Plain FM as it is to be compared with `place`: of the same group and variant where it was
+        run there, else of the core.
+        """
         here = replace(place, method="fm")
         there = replace(here, group="core", variant="")
         return here if (suite, here) in self._places else there
 
-    def difference(self, suite: str, place: Place, metric: str | None = None, base: Place | None = None) -> Difference | None:
-        """The paired difference of `place` to `base` (plain FM) in `metric` (the suite's measure of quality); None without pairs."""
+    def difference(
+        self, suite: str, place: Place, metric: str | None = None, base: Place | None = None
+    ) -> Difference | None:
+        """The paired difference of `place` to `base` (plain FM) in `metric` (the suite's measure of
+        quality); None without pairs.
+        """
         metric = metric or quality(suite)
-        mine, other = (self.values(suite, at, metric) for at in (place, base or self.base(suite, place)))
-        return paired_difference(place.method, metric, place.nfe, mine, other) if mine.keys() & other.keys() else None
+        mine, other = (
+            self.values(suite, at, metric) for at in (place, base or self.base(suite, place))
+        )
+        return (
+            paired_difference(place.method, metric, place.nfe, mine, other)
+            if mine.keys() & other.keys()
+            else None
+        )
 
 
 def _marked(store: Store) -> bool:
@@ -138,7 +183,9 @@ def number(value: float, sign: bool = False) -> str:
 
 
 def interval(d: Difference) -> str:
-    """Mean, 95 % bootstrap interval and number of seeds of a difference; Student's interval, too, where it alone contains zero."""
+    """Mean, 95 % bootstrap interval and number of seeds of a difference; Student's interval, too,
+    where it alone contains zero.
+    """
     if d.seeds < 2:
         return f"{number(d.mean, True)}, one seed"
     text = f"{number(d.mean, True)} [{number(d.low, True)}, {number(d.high, True)}], n = {d.seeds}"

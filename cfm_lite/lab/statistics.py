@@ -1,9 +1,11 @@
-"""Paired differences over seeds, their intervals, and the rule by which a difference is called clear.
+"""Paired differences over seeds, their intervals, and the rule by which a difference is called
+clear.
 
-All arms of one seed start from one network and see the same batches and noise, so what luck a seed brings falls out of
-d_s = a_s - b_s. Two intervals of the mean of d are taken, both by scipy: the 95 % bootstrap (BCa), which is reported, and Student's
-98 %, which must agree before a difference is called clear. The bootstrap alone calls an idle method better far too often: in 14 of
-100 cases with three seeds, in 7 with eight. By both, one idle method in about 100 is called better, and one worse.
+All arms of one seed start from one network and see the same batches and noise, so what luck a seed
+brings falls out of d_s = a_s - b_s. Two intervals of the mean of d are taken, both by scipy: the 95
+% bootstrap (BCa), which is reported, and Student's 98 %, which must agree before a difference is
+called clear. The bootstrap alone calls an idle method better far too often: in 14 of 100 cases with
+three seeds, in 7 with eight. By both, one idle method in about 100 is called better, and one worse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +27,11 @@ STUDENT = 0.98  # one idle method in a hundred lies outside on the better side
 
 @dataclass(frozen=True)
 class Difference:
-    """The paired difference of one method to another over the seeds: mean, standard deviation, number of pairs, and two intervals.
+    """The paired difference of one method to another over the seeds: mean, standard deviation,
+    number of pairs, and two intervals.
 
-    [low, high] is the bootstrap's of 95 %, [t_low, t_high] Student's of 98 %; with fewer than two seeds all four are NaN.
+    [low, high] is the bootstrap's of 95 %, [t_low, t_high] Student's of 98 %; with fewer than two
+    seeds all four are NaN.
     """
 
     method: str
@@ -44,11 +48,16 @@ class Difference:
     @property
     def clear(self) -> bool:
         """True where both intervals exist and neither contains zero: only then is a winner named."""
-        return self.seeds >= 2 and ((self.low > 0 and self.t_low > 0) or (self.high < 0 and self.t_high < 0))
+        return self.seeds >= 2 and (
+            (self.low > 0 and self.t_low > 0) or (self.high < 0 and self.t_high < 0)
+        )
 
 
-def differences(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int, *, base: str = "fm") -> list[Difference]:
-    """For every method with seeds in common with `base`: the difference in `metric` at `nfe` evaluations.
+def differences(
+    rows: Sequence[Mapping[str, Any]], metric: str, nfe: int, *, base: str = "fm"
+) -> list[Difference]:
+    """For every method with seeds in common with `base`: the difference in `metric` at `nfe`
+    evaluations.
 
     Rows whose value is None (not finite) are left out. Raises ConfigError where `base` has no rows.
     """
@@ -60,19 +69,33 @@ def differences(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int, *, bas
         if row["metric"] == metric and row["nfe"] == nfe and row["value"] is not None:
             table.setdefault(row["method"], {})[row["seed"]] = row["value"]
     if not isinstance(base, str) or base not in table:
-        raise ConfigError(f"no rows of {base!r}, the base, for metric {metric!r} at nfe {nfe}; methods there: {sorted(table)}.")
-    return [paired_difference(method, metric, nfe, values, table[base]) for method, values in table.items() if method != base]
+        raise ConfigError(
+            f"no rows of {base!r}, the base, for metric {metric!r} at nfe {nfe}; methods there: "
+            f"{sorted(table)}."
+        )
+    return [
+        paired_difference(method, metric, nfe, values, table[base])
+        for method, values in table.items()
+        if method != base
+    ]
 
 
 def _check_rows(rows: Any) -> None:
     """Rows come from a file that anyone may have edited."""
     keys = {"method": str, "metric": str, "seed": int, "nfe": int, "value": int | float | None}
     for row in rows if isinstance(rows, list | tuple) and rows else [None]:
-        if not isinstance(row, Mapping) or not all(isinstance(row.get(key, ...), kind) for key, kind in keys.items()):
-            raise ConfigError(f"rows hold {row!r:.80}; each must be a mapping with {', '.join(keys)}, as cfm-lite compare writes them.")
+        if not isinstance(row, Mapping) or not all(
+            isinstance(row.get(key, ...), kind) for key, kind in keys.items()
+        ):
+            raise ConfigError(
+                f"rows hold {row!r:.80}; each must be a mapping with {', '.join(keys)}, as "
+                "cfm-lite compare writes them."
+            )
 
 
-def paired_difference(method: str, metric: str, nfe: int, values: Mapping[int, float], base: Mapping[int, float]) -> Difference:
+def paired_difference(
+    method: str, metric: str, nfe: int, values: Mapping[int, float], base: Mapping[int, float]
+) -> Difference:
     """The difference of `values` to `base`, both {seed: value}, over the seeds that both have."""
     d = np.array([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
     mean = float(d.mean()) if len(d) else float("nan")
@@ -83,7 +106,9 @@ def paired_difference(method: str, metric: str, nfe: int, values: Mapping[int, f
 
 
 def bootstrap_interval(d: np.ndarray) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean of `d` (n,): 10,000 resamples of fixed seed, BCa, for two values percentiles."""
+    """The 95 % bootstrap interval of the mean of `d` (n,): 10,000 resamples of fixed seed, BCa, for
+    two values percentiles.
+    """
     return _bootstrap(tuple(d.tolist()), RESAMPLES)
 
 
@@ -95,7 +120,9 @@ def _bootstrap(values: tuple[float, ...], resamples: int) -> tuple[float, float]
     if _constant(d):
         return float(d.mean()), float(d.mean())
     kind = "BCa" if len(d) > 2 else "percentile"
-    interval = stats.bootstrap((d,), np.mean, n_resamples=resamples, method=kind, rng=np.random.default_rng(0)).confidence_interval
+    interval = stats.bootstrap(
+        (d,), np.mean, n_resamples=resamples, method=kind, rng=np.random.default_rng(0)
+    ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
@@ -115,8 +142,12 @@ def _constant(d: np.ndarray) -> bool:
 
 
 def report(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int) -> str:
-    """A text table of the paired differences to FM, which names no winner whose interval contains zero."""
-    lines = [f"{metric} at {nfe} evaluations, difference to fm (95 % bootstrap interval over seeds)"]
+    """A text table of the paired differences to FM, which names no winner whose interval contains
+    zero.
+    """
+    lines = [
+        f"{metric} at {nfe} evaluations, difference to fm (95 % bootstrap interval over seeds)"
+    ]
     for d in differences(rows, metric, nfe):
         interval = f"[{d.low:+.4f}, {d.high:+.4f}]" if d.seeds >= 2 else "no interval: one seed"
         verdict = ("differs" if d.clear else "no clear difference") if d.seeds >= 2 else ""

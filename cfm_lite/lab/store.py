@@ -1,8 +1,10 @@
-"""The files of a suite: SUITE.json holds the rows of its core, SUITE.GROUP.json those of an ablation, SUITE.info.json the facts.
+"""The files of a suite: SUITE.json holds the rows of its core, SUITE.GROUP.json those of an
+ablation, SUITE.info.json the facts.
 
-Rows are written one a line, sorted by variant, seed and arm, so a sweep that was stopped and gone on with leaves the bytes of
-one that was not. What cannot be made again, such as times, stands in SUITE.info.json and SUITE.costs.json (see `costs`). While a
-sweep runs, each finished trial waits in SUITE.parts/ and is then taken up; a trial is known by the key in its rows.
+Rows are written one a line, sorted by variant, seed and arm, so a sweep that was stopped and gone
+on with leaves the bytes of one that was not. What cannot be made again, such as times, stands in
+SUITE.info.json and SUITE.costs.json (see `costs`). While a sweep runs, each finished trial waits in
+SUITE.parts/ and is then taken up; a trial is known by the key in its rows.
 """
 
 import json
@@ -28,7 +30,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Run cfm-lite compare first, or give the right folder.") from None
+        raise DataError(
+            f"{path} is missing. Run cfm-lite compare first, or give the right folder."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}. Remove it and run again.") from None
 
@@ -50,7 +54,9 @@ class Store:
 
     def path(self, group: str) -> Path:
         """The file of a group's rows."""
-        return self.out / (f"{self.suite}.json" if group == "core" else f"{self.suite}.{group}.json")
+        return self.out / (
+            f"{self.suite}.json" if group == "core" else f"{self.suite}.{group}.json"
+        )
 
     def rows(self, group: str) -> list[Row]:
         """The rows of a group; none where it was not run."""
@@ -61,20 +67,34 @@ class Store:
         return read_json(self.info_path) if self.info_path.exists() else {}
 
     def costs(self) -> list[Row]:
-        """The rows of SUITE.costs.json, one for each way of training; none where they were not measured."""
+        """The rows of SUITE.costs.json, one for each way of training; none where they were not
+        measured.
+        """
         return read_json(self.costs_path) if self.costs_path.exists() else []
 
     def write_costs(self, rows: Sequence[Row]) -> None:
-        """Write SUITE.costs.json; DataError where it holds those of other settings, of fewer rounds or of another kind of device."""
+        """Write SUITE.costs.json; DataError where it holds those of other settings, of fewer rounds
+        or of another kind of device.
+        """
         shared = ("dataset", "model", "hidden_size", "batch", "rounds", "device")
-        differ = [name for before, now in zip(self.costs(), rows) for name in shared if before.get(name) != now.get(name)]
+        differ = [
+            name
+            for before, now in zip(self.costs(), rows)
+            for name in shared
+            if before.get(name) != now.get(name)
+        ]
         if differ:
             what = f"({', '.join(dict.fromkeys(differ))} differ)"
-            raise DataError(f"{self.costs_path} was made with other settings {what}; choose another --out, or remove it.")
+            raise DataError(
+                f"{self.costs_path} was made with other settings {what}; choose another --out, or "
+                "remove it."
+            )
         write_rows(self.costs_path, rows)
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """DataError unless each group's rows, where there are any, were made with its `settings`; it names what differs."""
+        """DataError unless each group's rows, where there are any, were made with its `settings`;
+        it names what differs.
+        """
         before = self.info().get("groups", {})
         for group, mine in settings.items():
             if not self.path(group).exists():
@@ -82,7 +102,10 @@ class Store:
             changed = _changed(before.get(group, {}), json.loads(json.dumps(mine)))
             if changed:
                 what = f"({', '.join(changed)} differ)"
-                raise DataError(f"{self.path(group)} was made with other settings {what}; choose another --out, or remove it.")
+                raise DataError(
+                    f"{self.path(group)} was made with other settings {what}; choose another "
+                    "--out, or remove it."
+                )
 
     def finished(self) -> dict[str, list[Row]]:
         """{key: rows} of every trial of the suite that is done, in any group or waiting."""
@@ -101,19 +124,30 @@ class Store:
     def assemble(self, trials: Iterable[Trial], mark: Mapping[str, Any] | None = None) -> None:
         """Take up what of `trials` is finished into the groups' files.
 
-        `mark` is added to every row, such as {"miniature": True}. Raises DataError where a file holds another trial in the place
-        of one of these.
+        `mark` is added to every row, such as {"miniature": True}. Raises DataError where a file
+        holds another trial in the place of one of these.
         """
         done, trials = self.finished(), list(trials)
         for group in dict.fromkeys(trial.group for trial in trials):
-            self._assemble(group, [trial for trial in trials if trial.group == group and trial.key in done], done, mark or {})
+            self._assemble(
+                group,
+                [trial for trial in trials if trial.group == group and trial.key in done],
+                done,
+                mark or {},
+            )
         taken = {trial.key for trial in trials}
         for path in [path for path in self._waiting() if path.stem in taken]:
             path.unlink()
         if self.parts.is_dir() and not any(self.parts.iterdir()):
             self.parts.rmdir()
 
-    def _assemble(self, group: str, trials: Sequence[Trial], done: Mapping[str, list[Row]], mark: Mapping[str, Any]) -> None:
+    def _assemble(
+        self,
+        group: str,
+        trials: Sequence[Trial],
+        done: Mapping[str, list[Row]],
+        mark: Mapping[str, Any],
+    ) -> None:
         table: dict[tuple[str, int, str], list[Row]] = {}
         for row in self.rows(group):
             table.setdefault((row.get("variant", ""), row["seed"], row["method"]), []).append(row)
@@ -122,13 +156,17 @@ class Store:
             if place in table and table[place][0].get("key") != trial.key:
                 where = f"{trial.arm}, seed {trial.recipe.seed}{', ' * bool(trial.variant)}{trial.variant}"
                 raise DataError(
-                    f"{self.path(group)} holds other rows of {where}, made with other settings; choose another --out, or remove it."
+                    f"{self.path(group)} holds other rows of {where}, made with other settings; "
+                    "choose another --out, or remove it."
                 )
             tag = {**mark, **({"variant": trial.variant} if group != "core" else {})}
             table[place] = [{**row, **tag} for row in done[trial.key]]
         if trials:
             variants, arms = list(SUITES[self.suite].groups[group].variants), list(ARMS)
-            order = sorted(table, key=lambda place: (_rank(variants, place[0]), place[1], _rank(arms, place[2])))
+            order = sorted(
+                table,
+                key=lambda place: (_rank(variants, place[0]), place[1], _rank(arms, place[2])),
+            )
             write_rows(self.path(group), [row for place in order for row in table[place]])
 
     def write_info(self, info: Mapping[str, Any]) -> None:

@@ -13,10 +13,22 @@ __all__ = ["SUITES", "trials"]
 
 _STEPS = (2, 4, 8, 16, 50)
 _DELTA = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
-_VECOR = ("fm_retargeted_vecor", "fm_retargeted_latent", "vecor", "vecor_debiased", "vecor_latent", "vecor_latent_debiased")
+_VECOR = (
+    "fm_retargeted_vecor",
+    "fm_retargeted_latent",
+    "vecor",
+    "vecor_debiased",
+    "vecor_latent",
+    "vecor_latent_debiased",
+)
 _POINTS = (*_DELTA, *_VECOR, "dispersive", "pair_dispersive")  # points have no teacher for REPA
 _IMAGES = (*_DELTA, *_VECOR, "dispersive", "repa", "pair")
-_NOT_CROP = ("cutmix", "gaussian_blur", "color_jitter", "additive_noise")  # and one channel cannot be shuffled
+_NOT_CROP = (
+    "cutmix",
+    "gaussian_blur",
+    "color_jitter",
+    "additive_noise",
+)  # and one channel cannot be shuffled
 
 SUITES = {
     "toy": Suite(
@@ -39,9 +51,19 @@ SUITES = {
         "digits",
         {
             "core": Group(_IMAGES, 8, euler(*_STEPS)),
-            "sit": Group(_IMAGES, 3, euler(*_STEPS), recipe="digits_sit", changes={"batch": 128, "steps": 1000}),
+            "sit": Group(
+                _IMAGES,
+                3,
+                euler(*_STEPS),
+                recipe="digits_sit",
+                changes={"batch": 128, "steps": 1000},
+            ),
             "image": Group(
-                ("fm", "vecor_image"), 5, euler(8, 50), values("perturb", ("crop_resize", *_NOT_CROP)), changes={"dataset": "digits_pca"}
+                ("fm", "vecor_image"),
+                5,
+                euler(8, 50),
+                values("perturb", ("crop_resize", *_NOT_CROP)),
+                changes={"dataset": "digits_pca"},
             ),
         }
         | ablations(
@@ -57,20 +79,46 @@ SUITES = {
     "mnist": Suite(
         "mnist",
         "mnist",
-        {"core": Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))},
+        {
+            "core": Group(
+                _IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000))
+            )
+        },
         # smaller than the recipe, and without bf16, which a CPU computes slowly
-        {"hidden_size": 128, "depth": 3, "num_heads": 4, "patch_size": 7, "batch": 64, "steps": 4000, "lr": 3e-3, "precision": "float32"},
+        {
+            "hidden_size": 128,
+            "depth": 3,
+            "num_heads": 4,
+            "patch_size": 7,
+            "batch": 64,
+            "steps": 4000,
+            "lr": 3e-3,
+            "precision": "float32",
+        },
         keep=True,
     ),
     "cifar10": Suite(
         "cifar10",
         "cifar10",
-        {"core": Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))},
+        {
+            "core": Group(
+                _IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000))
+            )
+        },
         keep=True,
         stand_in="cifar10-jpeg75",
-        # on one core it takes five minutes for each seed, and once, before, the judge and the teacher of REPA twenty
+        # on one core it takes five minutes for each seed, and once, before, the judge and the
+        # teacher of REPA twenty
         miniature={
-            **{"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "block": 1, "align_block": 1, "precision": "float32"},
+            **{
+                "hidden_size": 32,
+                "depth": 2,
+                "num_heads": 2,
+                "patch_size": 8,
+                "block": 1,
+                "align_block": 1,
+                "precision": "float32",
+            },
             **{"batch": 32, "shard": 32, "steps": 40, "warmup": 0},
         },
     ),
@@ -78,9 +126,17 @@ SUITES = {
 
 
 def trials(
-    suite: str, group: str, *, seeds: Sequence[int], arms: Sequence[str] = (), changes: Mapping[str, Any], quick: bool = False
+    suite: str,
+    group: str,
+    *,
+    seeds: Sequence[int],
+    arms: Sequence[str] = (),
+    changes: Mapping[str, Any],
+    quick: bool = False,
 ) -> Iterator[Trial]:
-    """Every trial of a group, by variant, then seed, then arm; `arms` keeps only those, `quick` a small version of each."""
+    """Every trial of a group, by variant, then seed, then arm; `arms` keeps only those, `quick` a
+    small version of each.
+    """
     mine, base = SUITES[suite].groups[group], SUITES[suite].base(group, changes)
     ways = tuple(dict.fromkeys(_adapted(way, changes, quick) for way in mine.samplings))
     for variant, given in mine.variants.items():
@@ -89,12 +145,27 @@ def trials(
             for name in mine.arms:
                 if not arms or name in arms:
                     arm = ARMS[name]
-                    yield Trial(group, variant, name, base.changed(**{**arm.fields, **fields, "method": arm.trained, "seed": seed}), ways)
+                    yield Trial(
+                        group,
+                        variant,
+                        name,
+                        base.changed(
+                            **{**arm.fields, **fields, "method": arm.trained, "seed": seed}
+                        ),
+                        ways,
+                    )
 
 
 def _adapted(way: Sampling, changes: Mapping[str, Any], quick: bool) -> Sampling:
-    """`way` with the solver and the guidance of `changes`, where they are given; at most 200 samples if `quick`."""
+    """`way` with the solver and the guidance of `changes`, where they are given; at most 200
+    samples if `quick`.
+    """
     solver = changes.get("solver", way.solver)
     calls = EVALUATIONS[solver]
     nfe = max(1, way.nfe // calls) * calls
-    return Sampling(solver, nfe, changes.get("guidance", way.guidance), min(way.samples, 200) if quick else way.samples)
+    return Sampling(
+        solver,
+        nfe,
+        changes.get("guidance", way.guidance),
+        min(way.samples, 200) if quick else way.samples,
+    )

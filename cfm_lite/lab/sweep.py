@@ -1,7 +1,9 @@
-"""Run the jobs of a suite that are not done: side by side on a CPU, one after the other on a GPU, with one bar over all of them.
+"""Run the jobs of a suite that are not done: side by side on a CPU, one after the other on a GPU,
+with one bar over all of them.
 
-A sweep can be stopped at any time and called again. What is finished is kept; Ctrl-C and SIGTERM end the work within seconds,
-with the exit codes 130 and 143. Each process computes with one thread, so the number of workers changes no number.
+A sweep can be stopped at any time and called again. What is finished is kept; Ctrl-C and SIGTERM
+end the work within seconds, with the exit codes 130 and 143. Each process computes with one thread,
+so the number of workers changes no number.
 """
 
 import contextlib
@@ -56,9 +58,11 @@ def plan(
     quick: bool = False,
     device: str = "cpu",
 ) -> Plan:
-    """What a sweep of `groups` would do; `seeds` defaults to each group's own number of them, from `first_seed` on.
+    """What a sweep of `groups` would do; `seeds` defaults to each group's own number of them, from
+    `first_seed` on.
 
-    Raises ConfigError for an unknown name, and DataError where files in `out` were made with other settings.
+    Raises ConfigError for an unknown name, and DataError where files in `out` were made with other
+    settings.
     """
     check_choice("suite", suite, SUITES)
     changes = {**(SUITES[suite].miniature if quick else {}), **(changes or {})}
@@ -66,23 +70,52 @@ def plan(
     for group in groups:
         check_choice("group", group, SUITES[suite].groups)
         own = range(first_seed, first_seed + SUITES[suite].groups[group].seeds)
-        wanted += trials(suite, group, seeds=own if seeds is None else seeds, arms=arms, changes=changes, quick=quick)
+        wanted += trials(
+            suite,
+            group,
+            seeds=own if seeds is None else seeds,
+            arms=arms,
+            changes=changes,
+            quick=quick,
+        )
     for name in arms:
-        check_choice("arm", name, dict.fromkeys(name for group in groups for name in SUITES[suite].groups[group].arms))
+        check_choice(
+            "arm",
+            name,
+            dict.fromkeys(name for group in groups for name in SUITES[suite].groups[group].arms),
+        )
     store = Store(out, suite)
     settings = _settings(suite, groups, changes, wanted, device)
     store.check(settings)
     done = store.finished()
-    jobs = [Job(job.training, tuple(t for t in job.trials if t.key not in done)) for job in jobs_of(wanted)]
+    jobs = [
+        Job(job.training, tuple(t for t in job.trials if t.key not in done))
+        for job in jobs_of(wanted)
+    ]
     return Plan(store, tuple(wanted), tuple(job for job in jobs if job.trials), settings)
 
 
-def _settings(suite: str, groups: Sequence[str], changes: Mapping[str, Any], wanted: Sequence[Trial], device: str) -> dict[str, Any]:
-    """What all rows of a group have in common, by group: those made with other settings are not mixed in."""
+def _settings(
+    suite: str,
+    groups: Sequence[str],
+    changes: Mapping[str, Any],
+    wanted: Sequence[Trial],
+    device: str,
+) -> dict[str, Any]:
+    """What all rows of a group have in common, by group: those made with other settings are not
+    mixed in.
+    """
     judge = judge_of(SUITES[suite].data)
     shared = {"judge": judge.fingerprint if judge else None, "device": torch.device(device).type}
     ways = {trial.group: [vars(way) for way in trial.samplings] for trial in wanted}
-    return {group: {**shared, "recipe": SUITES[suite].base(group, changes).as_dict(), "samplings": ways.get(group, [])} for group in groups}
+    return {
+        group: {
+            **shared,
+            "recipe": SUITES[suite].base(group, changes).as_dict(),
+            "samplings": ways.get(group, []),
+        }
+        for group in groups
+    }
 
 
 def compare(
@@ -96,10 +129,12 @@ def compare(
     quick: bool = False,
     **chosen: Any,
 ) -> dict[str, list[Row]]:
-    """Run what is left of a suite's groups and return {group: rows}; `chosen` are the arguments of `plan`.
+    """Run what is left of a suite's groups and return {group: rows}; `chosen` are the arguments of
+    `plan`.
 
-    With one worker the work is done in this process. Diverged jobs are rows; where another error stopped a job, the others are
-    done first, and then CFMError lists what failed. Raises ConfigError where another process runs the same suite there.
+    With one worker the work is done in this process. Diverged jobs are rows; where another error
+    stopped a job, the others are done first, and then CFMError lists what failed. Raises
+    ConfigError where another process runs the same suite there.
     """
     todo = plan(suite, out=out, quick=quick, device=device, **chosen)
     with owned(make_folder(out), f".{suite}.lock"):
@@ -112,44 +147,80 @@ def compare(
                     failed += [outcome] if outcome.error else []
         finally:
             todo.store.assemble(todo.trials, mark)
-            todo.store.write_info(_info(todo, suite, command, quick, device, time.perf_counter() - began))
+            todo.store.write_info(
+                _info(todo, suite, command, quick, device, time.perf_counter() - began)
+            )
     if failed:
         lines = "; ".join(f"{outcome.label}: {outcome.error}" for outcome in failed)
-        raise CFMError(f"{len(failed)} of {len(todo.jobs)} jobs failed, the others are done: {lines}. The same command tries them again.")
-    return {group: todo.store.rows(group) for group in dict.fromkeys(trial.group for trial in todo.trials)}
+        raise CFMError(
+            f"{len(failed)} of {len(todo.jobs)} jobs failed, the others are done: {lines}. The "
+            "same command tries them again."
+        )
+    return {
+        group: todo.store.rows(group)
+        for group in dict.fromkeys(trial.group for trial in todo.trials)
+    }
 
 
 def _outcomes(todo: Plan, suite: str, device: str, workers: int, tick: Any) -> Iterator[Outcome]:
-    run = in_process if workers == 1 or len(todo.jobs) < 2 or torch.device(device).type != "cpu" else in_workers
+    run = (
+        in_process
+        if workers == 1 or len(todo.jobs) < 2 or torch.device(device).type != "cpu"
+        else in_workers
+    )
     return run(todo.jobs, todo.store.parts, device, SUITES[suite].keep, workers, tick)
 
 
 @contextlib.contextmanager
 def _bar(todo: Plan, device: str, progress: bool) -> Iterator[Any]:
-    """A function (job number, share done) that moves one bar over all jobs, each as long as it is estimated to take."""
+    """A function (job number, share done) that moves one bar over all jobs, each as long as it is
+    estimated to take.
+    """
     seconds = todo.seconds(device) if progress else [1.0] * len(todo.jobs)
     shares = [0.0] * len(todo.jobs)
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
-    with tqdm(total=sum(seconds), disable=not progress or not todo.jobs, bar_format=form, desc=todo.store.suite, smoothing=0.05) as bar:
+    with tqdm(
+        total=sum(seconds),
+        disable=not progress or not todo.jobs,
+        bar_format=form,
+        desc=todo.store.suite,
+        smoothing=0.05,
+    ) as bar:
 
         def tick(number: int, share: float) -> None:
-            bar.set_postfix_str(f"{sum(s >= 1 for s in shares)} of {len(shares)} jobs", refresh=False)
+            bar.set_postfix_str(
+                f"{sum(s >= 1 for s in shares)} of {len(shares)} jobs", refresh=False
+            )
             bar.update((share - shares[number]) * seconds[number])
             shares[number] = share
 
         yield tick
 
 
-def _info(todo: Plan, suite: str, command: str, quick: bool, device: str, seconds: float) -> dict[str, Any]:
-    """SUITE.info.json: settings of every group so far, the judge, and for each sitting its machine, commit and time."""
+def _info(
+    todo: Plan, suite: str, command: str, quick: bool, device: str, seconds: float
+) -> dict[str, Any]:
+    """SUITE.info.json: settings of every group so far, the judge, and for each sitting its machine,
+    commit and time.
+    """
     before, judge = todo.store.info(), judge_of(SUITES[suite].data)
     groups = {**before.get("groups", {}), **todo.settings}
-    sitting = {"command": command, "jobs": len(todo.jobs), "seconds": round(seconds, 1), "facts": facts(device)}
+    sitting = {
+        "command": command,
+        "jobs": len(todo.jobs),
+        "seconds": round(seconds, 1),
+        "facts": facts(device),
+    }
     return {
         "suite": suite,
         "quick": quick,
         "recipe": groups.get("core", next(iter(groups.values())))["recipe"] if groups else {},
-        "judge": judge and {"dataset": judge.dataset, "accuracy": judge.accuracy, "fingerprint": judge.fingerprint},
+        "judge": judge
+        and {
+            "dataset": judge.dataset,
+            "accuracy": judge.accuracy,
+            "fingerprint": judge.fingerprint,
+        },
         "groups": groups,
         "sittings": [*before.get("sittings", []), *([sitting] if todo.jobs else [])],
         "facts": facts(device),
@@ -158,7 +229,9 @@ def _info(todo: Plan, suite: str, command: str, quick: bool, device: str, second
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises here as Ctrl-C does, so that what is finished is put in its place before the process ends."""
+    """SIGTERM raises here as Ctrl-C does, so that what is finished is put in its place before the
+    process ends.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

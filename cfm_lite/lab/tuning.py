@@ -1,4 +1,6 @@
-"""What the settings do, beyond the eight questions: weights, K, temperature, block, solver and pairs of methods, from the rows."""
+"""What the settings do, beyond the eight questions: weights, K, temperature, block, solver and
+pairs of methods, from the rows.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -36,7 +38,9 @@ SOLVERS = {"euler": "Euler", "heun": "Heun", "sde": "SDE"}
 
 
 def settings(results: Results) -> Answer:
-    """What each setting does to the difference to FM, and whether another value than the core's is better."""
+    """What each setting does to the difference to FM, and whether another value than the core's is
+    better.
+    """
     sentences, short, blocks = [], [], {}
     for suite in results.suites:
         panels = _panels(results, suite)
@@ -48,20 +52,29 @@ def settings(results: Results) -> Answer:
             curves = curves_by_field(results, suite, group, field, TRAINED)
             if curves:
                 head = f"**{TITLES[suite]}**, {name}, {NAMES[quality(suite)]} against FM"
-                sentences.append(items(head, (_values(method, curve) for method, curve in curves.items())))
+                sentences.append(
+                    items(head, (_values(method, curve) for method, curve in curves.items()))
+                )
             elif group in SUITES[suite].groups:
                 sentences.append(absent(suite, group, f"{capital(name)}, {where(suite)}"))
         sentences += [*_solvers(results, suite), *_pairs(results, suite)]
     figure = difference_curves(blocks, xlabel="", columns=4, squeeze=True) if blocks else None
     lead = "against the core's own setting, " if short else ""
-    return Answer("And the settings: λ, K, τ, block, solver?", sentence(lead + "; ".join(short)), sentences, (), figure)
+    return Answer(
+        "And the settings: λ, K, τ, block, solver?",
+        sentence(lead + "; ".join(short)),
+        sentences,
+        (),
+        figure,
+    )
 
 
 def _panels(results: Results, suite: str) -> dict[Panel, dict[str, dict[float, Difference]]]:
     """A panel for each setting of numbers and for each solver that was run."""
     methods = ("fm_scaled", "fm_retargeted", *TRAINED)
     panels = {
-        quality_panel(suite, xlabel=name): curves_by_field(results, suite, group, field, methods) for group, (field, name) in KNOBS.items()
+        quality_panel(suite, xlabel=name): curves_by_field(results, suite, group, field, methods)
+        for group, (field, name) in KNOBS.items()
     }
     for sampler, name in SOLVERS.items():
         panel = quality_panel(suite, xlabel=f"evaluations, {name}")
@@ -69,12 +82,18 @@ def _panels(results: Results, suite: str) -> dict[Panel, dict[str, dict[float, D
     return {panel: curves for panel, curves in panels.items() if curves}
 
 
-def _against_core(results: Results, suite: str, group: str) -> Iterator[tuple[str, str, Difference]]:
-    """(method and setting, value, difference to the same method with the core's value) of every value of a setting."""
+def _against_core(
+    results: Results, suite: str, group: str
+) -> Iterator[tuple[str, str, Difference]]:
+    """(method and setting, value, difference to the same method with the core's value) of every
+    value of a setting.
+    """
     for method in results.methods(suite, group):
         for variant in results.variants(suite, group, method) if method in TRAINED else ():
             top = results.nfes(suite, group)[-1]
-            d = results.difference(suite, Place(method, group, variant, top), base=Place(method, nfe=top))
+            d = results.difference(
+                suite, Place(method, group, variant, top), base=Place(method, nfe=top)
+            )
             if d is not None:
                 name, _, value = setting(variant).rpartition(" ")
                 yield f"{spoken(method)} with {name}", value, d
@@ -89,21 +108,32 @@ def _clear(told: Sequence[tuple[str, str, Difference]]) -> str:
     if not clear:
         return f"none of {len(told)} other settings makes a clear difference"
     rest = len(told) - sum(map(len, clear.values()))
-    named = [(f"{who} {listed([value for value, _ in mine])}", mine[0][1]) for (who, _), mine in clear.items()]
-    return clause(named) + (f", no clear difference for {rest} other{'s' * (rest > 1)}" if rest else "")
+    named = [
+        (f"{who} {listed([value for value, _ in mine])}", mine[0][1])
+        for (who, _), mine in clear.items()
+    ]
+    return clause(named) + (
+        f", no clear difference for {rest} other{'s' * (rest > 1)}" if rest else ""
+    )
 
 
 def _values(method: str, curve: dict[float, Difference]) -> str:
     """At which values of a setting a method gains, loses, or does neither."""
     parts = []
     for word in ("gains", "loses", "no clear difference"):
-        at = [f"{x:g}" + (f" ({number(d.mean, True)})" if d.clear else "") for x, d in sorted(curve.items()) if said_of(d) == word]
+        at = [
+            f"{x:g}" + (f" ({number(d.mean, True)})" if d.clear else "")
+            for x, d in sorted(curve.items())
+            if said_of(d) == word
+        ]
         parts += [f"{word} at {listed(at)}"] if at else []
     return f"{spoken(method)}: {', '.join(parts)}"
 
 
 def _solvers(results: Results, suite: str) -> Iterator[str]:
-    """With each solver, and as many evaluations as were tried, what each method does to FM's distance."""
+    """With each solver, and as many evaluations as were tried, what each method does to FM's
+    distance.
+    """
     if not results.rows(suite, "solver"):
         if "solver" in SUITES[suite].groups:
             yield absent(suite, "solver", f"Solvers, {where(suite)}")
@@ -114,7 +144,10 @@ def _solvers(results: Results, suite: str) -> Iterator[str]:
         told = [(spoken(place.method), results.difference(suite, place)) for place in places]
         fm = results.mean(suite, Place("fm", "solver", "", top, sampler), quality(suite))
         parts.append(f"{name} (FM {number(fm)}): {clause(told, numbers=True)}")
-    yield items(f"**{TITLES[suite]}**, solvers with {top} evaluations, {NAMES[quality(suite)]} against FM", parts)
+    yield items(
+        f"**{TITLES[suite]}**, solvers with {top} evaluations, {NAMES[quality(suite)]} against FM",
+        parts,
+    )
 
 
 def _pairs(results: Results, suite: str) -> Iterator[str]:
@@ -125,7 +158,11 @@ def _pairs(results: Results, suite: str) -> Iterator[str]:
         yield absent(suite, "pairs", f"Other pairs of methods, {where(suite)}")
         return
     top = results.nfes(suite, "pairs")[-1]
-    told = [(spoken(m), results.difference(suite, Place(m, "pairs", nfe=top))) for m in results.methods(suite, "pairs") if m != "fm"]
+    told = [
+        (spoken(m), results.difference(suite, Place(m, "pairs", nfe=top)))
+        for m in results.methods(suite, "pairs")
+        if m != "fm"
+    ]
     yield f"**{TITLES[suite]}**, other pairs of methods: {clause(told, numbers=True)}."
 
 

@@ -1,4 +1,6 @@
-"""Where jobs run: in this process one after the other, or side by side in processes with one thread each."""
+"""Where jobs run: in this process one after the other, or side by side in processes with one thread
+each.
+"""
 
 import contextlib
 import multiprocessing
@@ -29,32 +31,48 @@ Tick = Callable[[int, float], None]  # (job number, share done)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: `error` is empty where it went well, and says what was raised where it did not."""
+    """How a job ended: `error` is empty where it went well, and says what was raised where it did
+    not.
+    """
 
     label: str
     error: str = ""
     stopped: bool = False
 
 
-def in_process(jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick) -> Iterator[Outcome]:
-    """Run `jobs` here, one after the other; on a CPU with one thread, so that the numbers are those of the workers."""
+def in_process(
+    jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick
+) -> Iterator[Outcome]:
+    """Run `jobs` here, one after the other; on a CPU with one thread, so that the numbers are those
+    of the workers.
+    """
     with one_thread():
         for number, job in enumerate(jobs):
-            outcome = _attempt(job, parts, device, keep, lambda share, number=number: tick(number, share))
+            outcome = _attempt(
+                job, parts, device, keep, lambda share, number=number: tick(number, share)
+            )
             tick(number, 1.0)
             yield outcome
 
 
-def in_workers(jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick) -> Iterator[Outcome]:
-    """Run `jobs` in up to `workers` processes at once; leaving the loop early, as an interrupt does, ends them in seconds.
+def in_workers(
+    jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick
+) -> Iterator[Outcome]:
+    """Run `jobs` in up to `workers` processes at once; leaving the loop early, as an interrupt
+    does, ends them in seconds.
 
     Raises DistributedError if one of the processes dies.
     """
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(events,))
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), context, initializer=_start, initargs=(events,)
+    )
     try:
-        left = {pool.submit(_work, number, job, parts, device, keep): number for number, job in enumerate(jobs)}
+        left = {
+            pool.submit(_work, number, job, parts, device, keep): number
+            for number, job in enumerate(jobs)
+        }
         while left:
             done, _ = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
             with contextlib.suppress(queue.Empty):
@@ -75,10 +93,14 @@ def _result(future: Future[Outcome]) -> Outcome:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise DistributedError("a worker died, perhaps for want of memory; try again with fewer --workers.") from error
+        raise DistributedError(
+            "a worker died, perhaps for want of memory; try again with fewer --workers."
+        ) from error
 
 
-def _attempt(job: Job, parts: Path, device: str, keep: bool, report: Callable[[float], None]) -> Outcome:
+def _attempt(
+    job: Job, parts: Path, device: str, keep: bool, report: Callable[[float], None]
+) -> Outcome:
     """Run a job; an error of its own is an outcome, an interrupt is not."""
     try:
         run_job(job, parts, device, keep=keep, report=report)
@@ -98,7 +120,9 @@ class _Worker:
 
 
 def _start(events: Any) -> None:
-    """Make this process a worker: one thread, an ear for SIGTERM, and none for the terminal's Ctrl-C, which is for the parent."""
+    """Make this process a worker: one thread, an ear for SIGTERM, and none for the terminal's
+    Ctrl-C, which is for the parent.
+    """
     torch.set_num_threads(1)
     _Worker.events = events
     if hasattr(os, "setpgrp"):
@@ -106,7 +130,9 @@ def _start(events: Any) -> None:
     signal.signal(signal.SIGTERM, _stop)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # no worker outlives its parent
+        threading.Thread(
+            target=lambda: (parent.join(), os._exit(1)), daemon=True
+        ).start()  # no worker outlives its parent
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -122,7 +148,9 @@ def _work(number: int, job: Job, parts: Path, device: str, keep: bool) -> Outcom
     try:
         return _attempt(job, parts, device, keep, lambda share: _Worker.events.put((number, share)))
     except (KeyboardInterrupt, Terminated):
-        _Worker.stopping = True  # a training has an ear of its own for the signal, and `_stop` did not hear it
+        _Worker.stopping = (
+            True  # a training has an ear of its own for the signal, and `_stop` did not hear it
+        )
         return Outcome(job.label, stopped=True)
     finally:
         _Worker.busy = False

@@ -2,8 +2,9 @@
 
     tokens = ViT(resize(normalise(images))),   images in [0, 1], normalised before the bicubic resize, as REPA does
 
-The encoder sees images of (grid * patch size) pixels a side, so that it has grid x grid tokens, as many as the SiT that is
-aligned with it. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), appendix on the encoders.
+The encoder sees images of (grid * patch size) pixels a side, so that it has grid x grid tokens, as
+many as the SiT that is aligned with it. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940),
+appendix on the encoders.
 """
 
 import difflib
@@ -26,10 +27,12 @@ _DINO = "vit_base_patch14_dinov2.lvd142m"
 
 
 class Encoder(nn.Module):
-    """Patch tokens (B, T, dim) of images (B, 3, H, W) in [0, 1]; no gradient, no training mode, no trainable parameter.
+    """Patch tokens (B, T, dim) of images (B, 3, H, W) in [0, 1]; no gradient, no training mode, no
+    trainable parameter.
 
-    `vit` is a timm vision transformer; `mean` and `std` (3,) are those it was trained with. Class and register tokens are
-    left out. `dim` is the feature width, `grid` the tokens a side, T = grid * grid.
+    `vit` is a timm vision transformer; `mean` and `std` (3,) are those it was trained with. Class
+    and register tokens are left out. `dim` is the feature width, `grid` the tokens a side, T = grid
+    * grid.
     """
 
     mean: Tensor
@@ -38,22 +41,37 @@ class Encoder(nn.Module):
     def __init__(self, vit: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         if not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "patch_embed"):
-            raise ConfigError(f"{type(vit).__name__} is no vision transformer: an encoder needs patch tokens. Choose a ViT.")
+            raise ConfigError(
+                f"{type(vit).__name__} is no vision transformer: an encoder needs patch tokens. "
+                "Choose a ViT."
+            )
         self.vit: Any = vit.eval().requires_grad_(False)
         self.dim: int = self.vit.num_features
         self.size: tuple[int, int] = self.vit.patch_embed.img_size
         self.grid: int = self.vit.patch_embed.grid_size[0]
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=torch.float32).reshape(3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1), persistent=False
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Tokens (B, T, dim) of images (B, 3, H, W) in [0, 1], any H and W. Raises ConfigError for another shape or range."""
+        """Tokens (B, T, dim) of images (B, 3, H, W) in [0, 1], any H and W. Raises ConfigError for
+        another shape or range.
+        """
         check_floating(images=images)
         if images.dim() != 4 or images.shape[1] != 3:
-            raise ConfigError(f"images has shape {tuple(images.shape)}; an encoder takes (B, 3, H, W), colours in [0, 1].")
+            raise ConfigError(
+                f"images has shape {tuple(images.shape)}; an encoder takes (B, 3, H, W), colours "
+                "in [0, 1]."
+            )
         if on_host(images) and images.numel() and not (images.min() >= 0 and images.max() <= 1):
-            raise ConfigError(f"images span [{images.min():.4g}, {images.max():.4g}]; an encoder takes [0, 1]. Divide bytes by 255.")
+            raise ConfigError(
+                f"images span [{images.min():.4g}, {images.max():.4g}]; an encoder takes [0, 1]. "
+                "Divide bytes by 255."
+            )
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         x = F.interpolate(x, size=self.size, mode="bicubic")
         return self.vit.forward_features(x)[:, self.vit.num_prefix_tokens :]
@@ -70,24 +88,33 @@ def teacher(
     pretrained: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Encoder:
-    """timm's vision transformer `name`, frozen, with `grid` tokens a side (a SiT's input_size / patch_size).
+    """timm's vision transformer `name`, frozen, with `grid` tokens a side (a SiT's input_size /
+    patch_size).
 
-    The weights are timm's (fetched once, then cached), those of the local file `checkpoint`, or random with
-    `pretrained=False`. Position tables are resampled to the grid. Raises ConfigError for an unknown name or without timm,
-    CheckpointError if the weights cannot be had or do not fit.
+    The weights are timm's (fetched once, then cached), those of the local file `checkpoint`, or
+    random with `pretrained=False`. Position tables are resampled to the grid. Raises ConfigError
+    for an unknown name or without timm, CheckpointError if the weights cannot be had or do not fit.
     """
     timm = optional("timm", "imagenet")
     patch = re.search(r"patch(\d+)", name)
     if not patch or not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models("*patch*"), n=3)
-        raise ConfigError(f"the teacher is {name!r}; it must be a vision transformer of timm, such as {', '.join(near) or _DINO!r}.")
+        raise ConfigError(
+            f"the teacher is {name!r}; it must be a vision transformer of timm, such as "
+            f"{', '.join(near) or _DINO!r}."
+        )
     size = check_count("grid", grid) * int(patch[1])
     overlay = {} if checkpoint is None else {"state_dict": _content(checkpoint)}
-    try:  # the classifier, though unused, is kept: without it timm no longer insists that every weight is in the file
-        vit = timm.create_model(name, pretrained or bool(overlay), img_size=size, pretrained_cfg_overlay=overlay)
+    # the classifier, though unused, is kept: without it timm no longer insists that every weight is
+    # in the file
+    try:
+        vit = timm.create_model(
+            name, pretrained or bool(overlay), img_size=size, pretrained_cfg_overlay=overlay
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"no weights for the teacher {name!r} ({in_one_line(error)}). Give a file: teacher(..., checkpoint=PATH)."
+            f"no weights for the teacher {name!r} ({in_one_line(error)}). Give a file: "
+            "teacher(..., checkpoint=PATH)."
         ) from error
     return Encoder(vit, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
 
@@ -96,4 +123,7 @@ def _content(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     content = read_weights(checkpoint)
     if not content:  # timm would take this for "no file given" and fetch its own
         raise CheckpointError(f"{checkpoint} holds no weights.")
-    return {name: promote(x) if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in content.items()}
+    return {
+        name: promote(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for name, x in content.items()
+    }

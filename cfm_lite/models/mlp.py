@@ -3,7 +3,8 @@
     plain:     h = silu(A [x, t] + label(y)),        h <- silu(W h) for each further layer,   v = output(h)
     residual:  h = A x + time(t) + label(y),         h <- h + W2 silu(W1 norm(h)) for each block,   v = output(norm(h))
 
-Convention: t = 0 is noise, t = 1 is data. The output layer starts at 0, so the first velocity is exactly 0.
+Convention: t = 0 is noise, t = 1 is data. The output layer starts at 0, so the first velocity is
+exactly 0.
 """
 
 import inspect
@@ -14,9 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_count, check_flag, check_labels, check_number, check_time, plain, promote
+from cfm_lite._internal.checks import (
+    check_count,
+    check_flag,
+    check_labels,
+    check_number,
+    check_time,
+    plain,
+    promote,
+)
 from cfm_lite.errors import ConfigError
-from cfm_lite.models.embed import LabelEmbedder, TimestepEmbedder, autocasting, check_blocks, check_input, in_float32
+from cfm_lite.models.embed import (
+    LabelEmbedder,
+    TimestepEmbedder,
+    autocasting,
+    check_blocks,
+    check_input,
+    in_float32,
+)
 
 __all__ = ["MLP", "ResidualBlock"]
 
@@ -24,11 +40,12 @@ __all__ = ["MLP", "ResidualBlock"]
 class MLP(nn.Module):
     """The velocity of x (B, D), or of x (B, *data_shape) taken as one flat vector, at times t (B,).
 
-    `residual=False` has `depth` hidden layers and reads the time as one more coordinate: enough for 2D, and fast.
-    `residual=True` has `depth` blocks and SiT's time features: for digits, with `hidden_size=256`. A label is a vector
-    added to the first layer, which is what a one-hot code beside x would do. Label `num_classes` is the null label; its
-    row exists if `class_dropout_prob` > 0, and the number does nothing else here. `num_classes=0` has no labels.
-    Raises ConfigError for sizes below 1.
+    `residual=False` has `depth` hidden layers and reads the time as one more coordinate: enough for
+    2D, and fast. `residual=True` has `depth` blocks and SiT's time features: for digits, with
+    `hidden_size=256`. A label is a vector added to the first layer, which is what a one-hot code
+    beside x would do. Label `num_classes` is the null label; its row exists if `class_dropout_prob`
+    > 0, and the number does nothing else here. `num_classes=0` has no labels. Raises ConfigError
+    for sizes below 1.
     """
 
     def __init__(
@@ -42,7 +59,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         shape: Any = plain(data_shape)
-        self.data_shape: tuple[int, ...] = tuple(map(plain, shape)) if isinstance(shape, tuple | list) else (shape,)
+        self.data_shape: tuple[int, ...] = (
+            tuple(map(plain, shape)) if isinstance(shape, tuple | list) else (shape,)
+        )
         hidden_size, depth, num_classes = map(plain, (hidden_size, depth, num_classes))
         self.hidden_size, self.depth, self.num_classes = hidden_size, depth, num_classes
         self.class_dropout_prob, self.residual = class_dropout_prob, residual
@@ -50,8 +69,12 @@ class MLP(nn.Module):
         dim = math.prod(self.data_shape)
         self.input = nn.Linear(dim if residual else dim + 1, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size) if residual else None
-        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob) if num_classes else None
-        self.blocks = nn.ModuleList(_residual_blocks(hidden_size, depth) if residual else _plain_blocks(hidden_size, depth))
+        self.y_embedder = (
+            LabelEmbedder(num_classes, hidden_size, class_dropout_prob) if num_classes else None
+        )
+        self.blocks = nn.ModuleList(
+            _residual_blocks(hidden_size, depth) if residual else _plain_blocks(hidden_size, depth)
+        )
         self.norm = nn.LayerNorm(hidden_size) if residual else nn.Identity()
         self.output = nn.Linear(hidden_size, dim)
         nn.init.zeros_(self.output.weight)
@@ -63,16 +86,20 @@ class MLP(nn.Module):
         return {name: getattr(self, name) for name in inspect.signature(MLP).parameters}
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The velocity, shaped like x, at x (B, *data_shape), t (B,) in [0, 1] and labels y (B,) in [0, num_classes].
+        """The velocity, shaped like x, at x (B, *data_shape), t (B,) in [0, 1] and labels y (B,) in
+        [0, num_classes].
 
-        y = None is the null label for every row. Raises ConfigError for another shape, time or label.
+        y = None is the null label for every row. Raises ConfigError for another shape, time or
+        label.
         """
         return self.forward_features(x, t, y)[0]
 
     def forward_features(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, blocks: Iterable[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """(velocity, {block number: its output (B, hidden_size)}) of one pass; `blocks` are numbers from 1 to `depth`."""
+        """(velocity, {block number: its output (B, hidden_size)}) of one pass; `blocks` are numbers
+        from 1 to `depth`.
+        """
         wanted = check_blocks(blocks, self.depth)
         check_input(x, self.data_shape, self.input.weight)
         check_time(t, x)
@@ -94,7 +121,9 @@ class MLP(nn.Module):
             h = h + self.y_embedder(y, x)
         elif y is not None:
             check_labels(y, x, 0)
-        return h if autocasting(x) else h.to(x.dtype)  # weights of 16 bits meet their own type from here on
+        return (
+            h if autocasting(x) else h.to(x.dtype)
+        )  # weights of 16 bits meet their own type from here on
 
 
 class ResidualBlock(nn.Module):
@@ -116,12 +145,18 @@ def _residual_blocks(hidden_size: int, depth: int) -> list[nn.Module]:
 
 def _plain_blocks(hidden_size: int, depth: int) -> list[nn.Module]:
     # the input layer is the Linear of the first one
-    return [nn.SiLU(), *(nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU()) for _ in range(depth - 1))]
+    return [
+        nn.SiLU(),
+        *(nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU()) for _ in range(depth - 1)),
+    ]
 
 
 def _check_sizes(config: dict[str, Any]) -> None:
     if not config["data_shape"]:
-        raise ConfigError("data_shape is empty; give the number of coordinates, such as 2, or a shape such as (1, 8, 8).")
+        raise ConfigError(
+            "data_shape is empty; give the number of coordinates, such as 2, or a shape such as "
+            "(1, 8, 8)."
+        )
     for size in config["data_shape"]:
         check_count("data_shape", size)
     check_count("hidden_size", config["hidden_size"])

@@ -2,8 +2,9 @@
 
     v_SiT(x, t) = -v_REPA(x, 1 - t)
 
-Convention: a loaded model is an ordinary SiT in ours (t = 0 noise, t = 1 data). REPA and DeltaFM run time the other way;
-the change is made in the weights, once, and exactly, so that `forward` knows nothing of it:
+Convention: a loaded model is an ordinary SiT in ours (t = 0 noise, t = 1 data). REPA and DeltaFM
+run time the other way; the change is made in the weights, once, and exactly, so that `forward`
+knows nothing of it:
 
     sign:   the head's weight and bias are negated
     time:   cos((1 - t) w) = cos w cos tw + sin w sin tw   and   sin((1 - t) w) = sin w cos tw - cos w sin tw,
@@ -28,8 +29,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cfm_lite._internal.checks import check_choice, check_count, check_number, listed, misfits, promote
-from cfm_lite.errors import CFMError, CheckpointCorruptError, CheckpointError, ConfigError, UntrustedFileError
+from cfm_lite._internal.checks import (
+    check_choice,
+    check_count,
+    check_number,
+    listed,
+    misfits,
+    promote,
+)
+from cfm_lite.errors import (
+    CFMError,
+    CheckpointCorruptError,
+    CheckpointError,
+    ConfigError,
+    UntrustedFileError,
+)
 from cfm_lite.models.embed import time_frequencies
 from cfm_lite.models.sit import SIT_CONFIGS, SiT
 
@@ -37,27 +51,46 @@ __all__ = ["FORMATS", "export_official", "load_official", "read_weights"]
 
 FORMATS = ("sit", "repa")  # "repa" is DeltaFM's too
 _HEAD, _TIME, _PATCH = "final_layer.linear", "t_embedder.mlp.0.weight", "x_embedder.proj.weight"
-_LABELS, _INNER, _NORM = "y_embedder.embedding_table.weight", "blocks.0.mlp.fc1.weight", "blocks.0.attn.q_norm.weight"
-_DIMS = {"pos_embed": 3, _PATCH: 4, _TIME: 2, _LABELS: 2, _INNER: 2, f"{_HEAD}.weight": 2, f"{_HEAD}.bias": 1}
+_LABELS, _INNER, _NORM = (
+    "y_embedder.embedding_table.weight",
+    "blocks.0.mlp.fc1.weight",
+    "blocks.0.attn.q_norm.weight",
+)
+_DIMS = {
+    "pos_embed": 3,
+    _PATCH: 4,
+    _TIME: 2,
+    _LABELS: 2,
+    _INNER: 2,
+    f"{_HEAD}.weight": 2,
+    f"{_HEAD}.bias": 1,
+}
 _REFUSED = "{path} was not loaded: it holds {what}, which could run code. Ask its author for a .safetensors file."
 
 
-def load_official(state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str], *, format: str, **config: Any) -> SiT:
-    """A SiT in our convention, on the host, from an official state dict or a .safetensors, .pt or .pth file of one.
+def load_official(
+    state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str], *, format: str, **config: Any
+) -> SiT:
+    """A SiT in our convention, on the host, from an official state dict or a .safetensors, .pt or
+    .pth file of one.
 
-    `format` is "sit" or "repa" (DeltaFM's too). A training file {"ema": ..., "model": ...} gives its "ema". The sizes are read
-    off the weights; `config` (SiT's keyword arguments) has to agree with them. Only `num_heads` cannot be read off, unless
-    the file is one of `SIT_CONFIGS` or has qk_norm. `encoder_depth` places the `decoder_blocks` of REPA's oldest files.
-    Projectors are dropped: the model's `dropped_keys` lists them. Half precision becomes float32.
+    `format` is "sit" or "repa" (DeltaFM's too). A training file {"ema": ..., "model": ...} gives
+    its "ema". The sizes are read off the weights; `config` (SiT's keyword arguments) has to agree
+    with them. Only `num_heads` cannot be read off, unless the file is one of `SIT_CONFIGS` or has
+    qk_norm. `encoder_depth` places the `decoder_blocks` of REPA's oldest files. Projectors are
+    dropped: the model's `dropped_keys` lists them. Half precision becomes float32.
 
-    Raises ConfigError for names or sizes that do not fit, CheckpointError for a file that is not there,
-    CheckpointCorruptError for a damaged one, UntrustedFileError for one that holds more than data.
+    Raises ConfigError for names or sizes that do not fit, CheckpointError for a file that is not
+    there, CheckpointCorruptError for a damaged one, UntrustedFileError for one that holds more than
+    data.
     """
     check_choice("format", format, FORMATS)
     is_file = isinstance(state_dict_or_path, str | os.PathLike)
     content = read_weights(state_dict_or_path) if is_file else state_dict_or_path
     state, dropped = _official_names(_weights(content), config.pop("encoder_depth", None))
-    with torch.device("meta"):  # no memory and no random numbers: every parameter comes from the file
+    with torch.device(
+        "meta"
+    ):  # no memory and no random numbers: every parameter comes from the file
         model = SiT(**_read_config(state, config))
     _check_fit(state, model)
     model.load_state_dict(_reverse(state) if format == "repa" else state, assign=True)
@@ -66,15 +99,20 @@ def load_official(state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str]
 
 
 def export_official(model: SiT, *, format: str) -> dict[str, Tensor]:
-    """A copy of the weights under the official names, for the official program named by `format`: "sit" or "repa".
+    """A copy of the weights under the official names, for the official program named by `format`:
+    "sit" or "repa".
 
-    The inverse of `load_official`, less the projectors. REPA's model has no learn_sigma head: "repa" drops that half of it,
-    which changes no velocity; "sit" keeps the head that the model has, so a model from a REPA file needs learn_sigma=False
-    there. Raises ConfigError unless `model` is a SiT.
+    The inverse of `load_official`, less the projectors. REPA's model has no learn_sigma head:
+    "repa" drops that half of it, which changes no velocity; "sit" keeps the head that the model
+    has, so a model from a REPA file needs learn_sigma=False there. Raises ConfigError unless
+    `model` is a SiT.
     """
     check_choice("format", format, FORMATS)
     if not isinstance(model, SiT):
-        raise ConfigError(f"the model is a {type(model).__name__}; only a SiT has an official format. Pass the SiT that it wraps.")
+        raise ConfigError(
+            f"the model is a {type(model).__name__}; only a SiT has an official format. Pass the "
+            "SiT that it wraps."
+        )
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if format == "sit":
         return state
@@ -88,71 +126,108 @@ def export_official(model: SiT, *, format: str) -> dict[str, Tensor]:
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a .safetensors, .pt or .pth file, which is never allowed to run code.
 
-    Raises CheckpointError if it cannot be read, CheckpointCorruptError if it is damaged, UntrustedFileError if it asks for
-    more than tensors and plain containers, ConfigError for another suffix.
+    Raises CheckpointError if it cannot be read, CheckpointCorruptError if it is damaged,
+    UntrustedFileError if it asks for more than tensors and plain containers, ConfigError for
+    another suffix.
     """
     path = Path(path)
     check_choice(f"the suffix of {path.name}", path.suffix, (".safetensors", ".pt", ".pth"))
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}. Give the path of a checkpoint that is on this machine.")
+        raise CheckpointError(
+            f"there is no file {path}. Give the path of a checkpoint that is on this machine."
+        )
     try:
-        return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _read_pickled(path)
+        return (
+            safetensors.torch.load_file(path)
+            if path.suffix == ".safetensors"
+            else _read_pickled(path)
+        )
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise UntrustedFileError(_REFUSED.format(path=path, what=found[1] if found else "something beside tensors")) from error
+        raise UntrustedFileError(
+            _REFUSED.format(path=path, what=found[1] if found else "something beside tensors")
+        ) from error
     except (CFMError, MemoryError):
         raise
     except PermissionError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except Exception as error:  # a damaged archive or pickle fails in a dozen ways
-        raise CheckpointCorruptError(f"{path} is damaged or incomplete ({error or type(error).__name__}). Fetch it again.") from error
+        raise CheckpointCorruptError(
+            f"{path} is damaged or incomplete ({error or type(error).__name__}). Fetch it again."
+        ) from error
 
 
 def _read_pickled(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(6)
-    if not head.startswith((b"PK", b"\x80\x02\x8a\nl\xfc")):  # how torch.save begins: an archive, or formerly a fixed number
+    if not head.startswith(
+        (b"PK", b"\x80\x02\x8a\nl\xfc")
+    ):  # how torch.save begins: an archive, or formerly a fixed number
         if head.startswith(b"\x80"):
             raise UntrustedFileError(_REFUSED.format(path=path, what="a bare pickle"))
-        raise CheckpointCorruptError(f"{path} is not a torch checkpoint: it begins with {head!r}. Fetch it again.")
+        raise CheckpointCorruptError(
+            f"{path} is not a torch checkpoint: it begins with {head!r}. Fetch it again."
+        )
     if head.startswith(b"PK"):  # torch itself does not look at the sums that it wrote
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise CheckpointCorruptError(f"{path} is damaged: the sum of {damaged} differs. Fetch it again, or save it with compute_crc32.")
-    # official training files keep their settings in a Namespace: a bag of values, which runs nothing
+            raise CheckpointCorruptError(
+                f"{path} is damaged: the sum of {damaged} differs. Fetch it again, or save it with "
+                "compute_crc32."
+            )
+    # official training files keep their settings in a Namespace: a bag of values, which runs
+    # nothing
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _weights(content: Any) -> dict[str, Tensor]:
-    """A copy of the state dict in `content`, or in its "ema", "model" or "state_dict", without the prefixes of wrappers."""
+    """A copy of the state dict in `content`, or in its "ema", "model" or "state_dict", without the
+    prefixes of wrappers.
+    """
     for key in ("ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
-        raise ConfigError(f"state_dict_or_path must be a state dict (names and tensors) or a file, not {content!r:.80}.")
+        raise ConfigError(
+            "state_dict_or_path must be a state dict (names and tensors) or a file, not "
+            f"{content!r:.80}."
+        )
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
         raise ConfigError(f"these entries of the state dict are no tensors: {listed(strangers)}.")
-    return {_plain(str(name)): promote(value.detach()).cpu().clone() for name, value in content.items()}
+    return {
+        _plain(str(name)): promote(value.detach()).cpu().clone() for name, value in content.items()
+    }
 
 
 def _plain(name: str) -> str:
-    # torch.compile renames the model, or each block that it wraps; DistributedDataParallel the model
+    # torch.compile renames the model, or each block that it wraps; DistributedDataParallel the
+    # model
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
 
 
-def _official_names(state: dict[str, Tensor], encoder_depth: int | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _official_names(
+    state: dict[str, Tensor], encoder_depth: int | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """(the state without projectors and with every block under `blocks`, the names dropped)."""
     dropped = tuple(name for name in state if name.startswith("projectors."))
     kept = {name: value for name, value in state.items() if name not in dropped}
-    first = _count_blocks(kept) if encoder_depth is None else check_count("encoder_depth", encoder_depth, low=0)
-    named = {re.sub(r"^decoder_blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) + first}", name): value for name, value in kept.items()}
+    first = (
+        _count_blocks(kept)
+        if encoder_depth is None
+        else check_count("encoder_depth", encoder_depth, low=0)
+    )
+    named = {
+        re.sub(r"^decoder_blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) + first}", name): value
+        for name, value in kept.items()
+    }
     if len(named) < len(kept):
         raise ConfigError(
-            f"encoder_depth={first} puts decoder_blocks where there are blocks: there are {_count_blocks(kept)}. Leave it out."
+            f"encoder_depth={first} puts decoder_blocks where there are blocks: there are "
+            f"{_count_blocks(kept)}. Leave it out."
         )
     return named, dropped
 
@@ -165,9 +240,17 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
     """SiT's keyword arguments, read off the shapes; ConfigError where `given` says something else."""
     unfit = [name for name, dims in _DIMS.items() if name not in state or state[name].dim() != dims]
     if unfit:
-        raise ConfigError(f"this is no SiT: {listed(unfit)} missing or of a wrong shape. It has {len(state)} tensors: {listed(state)}.")
+        raise ConfigError(
+            f"this is no SiT: {listed(unfit)} missing or of a wrong shape. It has {len(state)} "
+            f"tensors: {listed(state)}."
+        )
     (hidden, channels, patch, _), rows = state[_PATCH].shape, state[_LABELS].shape[0]
-    found: dict[str, Any] = {"hidden_size": hidden, "in_channels": channels, "patch_size": patch, "depth": _count_blocks(state)}
+    found: dict[str, Any] = {
+        "hidden_size": hidden,
+        "in_channels": channels,
+        "patch_size": patch,
+        "depth": _count_blocks(state),
+    }
     found["input_size"] = patch * math.isqrt(state["pos_embed"].shape[1])
     has_null = check_number("class_dropout_prob", given.get("class_dropout_prob", 0.1), 0, 1) > 0
     found["num_classes"] = rows - has_null
@@ -176,20 +259,32 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
     if found["qk_norm"]:
         found["num_heads"] = hidden // state[_NORM].shape[0]
     ratio = state[_INNER].shape[0] / hidden
-    found["mlp_ratio"] = ratio if int(ratio * hidden) == state[_INNER].shape[0] else math.nextafter(ratio, math.inf)
+    found["mlp_ratio"] = (
+        ratio if int(ratio * hidden) == state[_INNER].shape[0] else math.nextafter(ratio, math.inf)
+    )
     for name, value in given.items():
         check_choice("the setting", name, inspect.signature(SiT).parameters)
         if name in found and not (type(value) in (bool, int, float) and value == found[name]):
-            raise ConfigError(f"{name}={value!r:.60} contradicts the weights, which have {name}={found[name]!r}. Leave it out.")
+            raise ConfigError(
+                f"{name}={value!r:.60} contradicts the weights, which have {name}={found[name]!r}. "
+                "Leave it out."
+            )
     config = found | given
-    return config if "num_heads" in config else config | {"num_heads": _usual_heads(hidden, found["depth"])}
+    return (
+        config
+        if "num_heads" in config
+        else config | {"num_heads": _usual_heads(hidden, found["depth"])}
+    )
 
 
 def _usual_heads(hidden: int, depth: int) -> int:
     for sizes in SIT_CONFIGS.values():
         if (sizes["hidden_size"], sizes["depth"]) == (hidden, depth):
             return sizes["num_heads"]
-    raise ConfigError(f"the weights do not tell the number of heads (hidden_size {hidden}, depth {depth}): pass num_heads=...")
+    raise ConfigError(
+        f"the weights do not tell the number of heads (hidden_size {hidden}, depth {depth}): pass "
+        "num_heads=..."
+    )
 
 
 def _check_fit(state: dict[str, Tensor], model: SiT) -> None:
@@ -198,14 +293,21 @@ def _check_fit(state: dict[str, Tensor], model: SiT) -> None:
     infinite = [name for name, value in state.items() if not value.isfinite().all()]
     problems += [f"{len(infinite)} not finite: {listed(infinite)}"] if infinite else []
     if any(problems):
-        raise ConfigError(f"the state dict does not fit a SiT of {model.config}: {'; '.join(filter(None, problems))}.")
+        raise ConfigError(
+            f"the state dict does not fit a SiT of {model.config}: "
+            f"{'; '.join(filter(None, problems))}."
+        )
 
 
 def _reverse(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of (x, t) -> -v(x, 1 - t); its own inverse."""
     weight = state[_TIME]
     w = time_frequencies(weight.shape[1]).double()
-    cosine, sine = weight.double().chunk(2, dim=1)  # what the Linear does with cos(t w) and sin(t w)
-    turned = torch.cat([cosine * w.cos() + sine * w.sin(), cosine * w.sin() - sine * w.cos()], dim=1)
+    cosine, sine = weight.double().chunk(
+        2, dim=1
+    )  # what the Linear does with cos(t w) and sin(t w)
+    turned = torch.cat(
+        [cosine * w.cos() + sine * w.sin(), cosine * w.sin() - sine * w.cos()], dim=1
+    )
     head = {name: -state[name] for name in (f"{_HEAD}.weight", f"{_HEAD}.bias")}
     return {**state, **head, _TIME: turned.to(weight.dtype)}

@@ -2,8 +2,9 @@
 
     imagenet("vecor", model="SiT-XL/2")        the same Recipe, objective and Trainer as for the digits
 
-The global batch is the setting; micro-batch, accumulation and ranks only decide how it is computed. `shard` is the papers'
-batch per device, inside which negatives and dispersive batches live. `versus` lists where we differ from the papers, and why.
+The global batch is the setting; micro-batch, accumulation and ranks only decide how it is computed.
+`shard` is the papers' batch per device, inside which negatives and dispersive batches live.
+`versus` lists where we differ from the papers, and why.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +23,26 @@ from cfm_lite.objective import Alignment, Objective
 from cfm_lite.runs.recipe import Recipe, Shaped, build_objective, build_trainer
 from cfm_lite.training import Trainer
 
-__all__ = ["MODELS", "PRESETS", "Given", "ImageNet", "build_imagenet_model", "build_imagenet_trainer", "imagenet", "preset_of", "versus"]
+__all__ = [
+    "MODELS",
+    "PRESETS",
+    "Given",
+    "ImageNet",
+    "build_imagenet_model",
+    "build_imagenet_trainer",
+    "imagenet",
+    "preset_of",
+    "versus",
+]
 
 MODELS: dict[str, dict[str, int]] = {
     **SIT_CONFIGS,
-    "SiT-Ti/2": {"depth": 2, "hidden_size": 64, "patch_size": 2, "num_heads": 2},  # ours, for trying out on a laptop
+    "SiT-Ti/2": {
+        "depth": 2,
+        "hidden_size": 64,
+        "patch_size": 2,
+        "num_heads": 2,
+    },  # ours, for trying out on a laptop
 }
 
 
@@ -57,7 +73,10 @@ class ImageNet(Recipe):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
         if self.batch % self.shard:
             hints = ", or ".join(fitting(self.batch, self.shard))
-            raise ConfigError(f"batch is {self.batch}, which is not a multiple of shard = {self.shard}. Use {hints}.")
+            raise ConfigError(
+                f"batch is {self.batch}, which is not a multiple of shard = {self.shard}. Use "
+                f"{hints}."
+            )
 
 
 # SiT (Ma et al. 2024) and what its official program sets
@@ -65,26 +84,49 @@ _SIT: dict[str, Any] = {
     "perturb": "channel_shuffle", "batch": 256, "shard": 32, "steps": 7_000_000, "lr": 1e-4, "clip": 0.0, "ema": 0.9999,
     "precision": "bf16", "sample_steps": 250,
 }  # fmt: skip
-# REPA's program, on which ΔFM and VeCoR were trained: gradients are clipped, images are not mirrored, 400,000 steps
+# REPA's program, on which ΔFM and VeCoR were trained: gradients are clipped, images are not
+# mirrored, 400,000 steps
 _REPA: dict[str, Any] = {**_SIT, "steps": 400_000, "clip": 1.0, "mirror": False}
 _ALIGN: dict[str, Any] = {**_REPA, "align": 0.5, "align_block": 8}
 PRESETS: dict[str, dict[str, Any]] = {
     "sit": _SIT,
     "delta_fm": {**_REPA, "method": "delta_fm", "weight": 0.05},
     "vecor": {**_REPA, "method": "vecor", "weight": 0.05, "k": 1},
-    "dispersive": {**_SIT, "steps": 400_000, "method": "dispersive", "spread": 0.5, "tau": 0.5, "shard": 16},
-    "dispersive_torch": {**_SIT, "steps": 400_000, "method": "dispersive", "spread": 0.25, "tau": 1.0},
+    "dispersive": {
+        **_SIT,
+        "steps": 400_000,
+        "method": "dispersive",
+        "spread": 0.5,
+        "tau": 0.5,
+        "shard": 16,
+    },
+    "dispersive_torch": {
+        **_SIT,
+        "steps": 400_000,
+        "method": "dispersive",
+        "spread": 0.25,
+        "tau": 1.0,
+    },
     "repa": _ALIGN,
     "repa_delta_fm": {**_ALIGN, "method": "delta_fm", "weight": 0.05},
     "repa_vecor": {**_ALIGN, "method": "vecor", "weight": 0.05, "k": 1},
 }
-_TRY: dict[str, Any] = {"batch": 32, "shard": 8, "steps": 200, "lr": 1e-3, "ema": 0.99, "precision": "float32", "sample_steps": 25}
+_TRY: dict[str, Any] = {
+    "batch": 32,
+    "shard": 8,
+    "steps": 200,
+    "lr": 1e-3,
+    "ema": 0.99,
+    "precision": "float32",
+    "sample_steps": 25,
+}
 
 
 def imagenet(method: str = "sit", *, model: str = "SiT-XL/2", **changes: Any) -> ImageNet:
     """The preset called `method` for the network `model`, with some fields changed.
 
-    SiT-Ti/2 is ours and takes small batches and few steps. Raises ConfigError for an unknown name, with the nearest.
+    SiT-Ti/2 is ours and takes small batches and few steps. Raises ConfigError for an unknown name,
+    with the nearest.
     """
     check_choice("method", method, PRESETS)
     check_choice("model", model, MODELS)
@@ -98,7 +140,8 @@ def imagenet(method: str = "sit", *, model: str = "SiT-XL/2", **changes: Any) ->
 
 
 def preset_of(recipe: ImageNet) -> str:
-    """The name of the preset that a recipe was made from: of those with its method and alignment, the one it shares most fields with.
+    """The name of the preset that a recipe was made from: of those with its method and alignment,
+    the one it shares most fields with.
 
     A recipe that no preset has is called by its method, with "repa_" before it where it aligns.
     """
@@ -106,14 +149,20 @@ def preset_of(recipe: ImageNet) -> str:
     of_kind = {
         name: settings
         for name, settings in PRESETS.items()
-        if settings.get("method", "fm") == recipe.method and bool(settings.get("align")) == bool(recipe.align)
+        if settings.get("method", "fm") == recipe.method
+        and bool(settings.get("align")) == bool(recipe.align)
     }
-    shared = {name: sum(getattr(recipe, field) == value for field, value in settings.items()) for name, settings in of_kind.items()}
+    shared = {
+        name: sum(getattr(recipe, field) == value for field, value in settings.items())
+        for name, settings in of_kind.items()
+    }
     return max(shared, key=lambda name: shared[name]) if shared else plain
 
 
 def build_imagenet_model(recipe: ImageNet, data: Shaped) -> SiT:
-    """The SiT of a recipe for latents (C, h, w), initialised from the recipe's seed without touching the global generator."""
+    """The SiT of a recipe for latents (C, h, w), initialised from the recipe's seed without
+    touching the global generator.
+    """
     channels, side = data.shape[0], data.shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -131,18 +180,23 @@ def build_imagenet_model(recipe: ImageNet, data: Shaped) -> SiT:
 
 
 def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) -> Objective:
-    """The objective of a recipe; with `align` > 0 it aligns with `teacher`, whose grid must be the model's."""
+    """The objective of a recipe; with `align` > 0 it aligns with `teacher`, whose grid must be the
+    model's.
+    """
     plain = build_objective(recipe, model)
     if not recipe.align:
         return plain
     if teacher is None:
         raise ConfigError(
-            f"align is {recipe.align:g} and there is no teacher; give the images with --images DIR, or features with --features DIR."
+            f"align is {recipe.align:g} and there is no teacher; give the images with --images "
+            "DIR, or features with --features DIR."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)
         sees = teacher if isinstance(teacher, Given) else _Bytes(teacher)
-        return plain.plus(Alignment(recipe.align, recipe.align_block, recipe.hidden_size, sees, teacher.dim))
+        return plain.plus(
+            Alignment(recipe.align, recipe.align_block, recipe.hidden_size, sees, teacher.dim)
+        )
 
 
 @dataclass(frozen=True)
@@ -177,27 +231,57 @@ def build_imagenet_trainer(
     compile: bool | None = None,
     model: nn.Module | None = None,
 ) -> Trainer:
-    """The trainer of a recipe, on `model` (such as one from `load_official`, to fine-tune it) or on a new network."""
+    """The trainer of a recipe, on `model` (such as one from `load_official`, to fine-tune it) or on
+    a new network.
+    """
     network: Any = (model or build_imagenet_model(recipe, data)).to(device)
     built = build_imagenet_objective(recipe, network, teacher).to(device)
-    return build_trainer(recipe, network, built=built, ema_warmup=recipe.ema_warmup, world=world, parallel=parallel, compile=compile)
+    return build_trainer(
+        recipe,
+        network,
+        built=built,
+        ema_warmup=recipe.ema_warmup,
+        world=world,
+        parallel=parallel,
+        compile=compile,
+    )
 
 
 _VERSUS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "": (
-        ("arithmetic", "TF32 (SiT), fp16 with a loss scale (REPA, ΔFM)", "bf16 autocast, parameters and losses float32"),
+        (
+            "arithmetic",
+            "TF32 (SiT), fp16 with a loss scale (REPA, ΔFM)",
+            "bf16 autocast, parameters and losses float32",
+        ),
         ("optimizer", "AdamW 1e-4, no weight decay", "the same, fused"),
-        ("latents", "encoded in every step (SiT), or stored without mirror images (REPA)", "stored, both mirrors encoded"),
+        (
+            "latents",
+            "encoded in every step (SiT), or stored without mirror images (REPA)",
+            "stored, both mirrors encoded",
+        ),
         ("label dropout", "0.1 (REPA's legacy switch drops twice: 0.19)", "0.1"),
     ),
     "sit": (("steps", "1,400 epochs of 5,004 steps", "7,000,000"), ("mirror images", "yes", "yes")),
     "delta_fm": (
         ("weight", "0.05 in the README; the program's default of 1.0 diverges", "0.05"),
-        ("negatives", "another row of the GPU's 32", "another row of the shard of 32, whatever the GPU holds"),
+        (
+            "negatives",
+            "another row of the GPU's 32",
+            "another row of the shard of 32, whatever the GPU holds",
+        ),
     ),
     "vecor": (
-        ("negatives", "random channel shuffle in velocity space, K = 1, weight 0.05; no official code", "the same"),
-        ("shuffle", "per sample or batch, with or without the identity: not published", "per sample, never the identity"),
+        (
+            "negatives",
+            "random channel shuffle in velocity space, K = 1, weight 0.05; no official code",
+            "the same",
+        ),
+        (
+            "shuffle",
+            "per sample or batch, with or without the identity: not published",
+            "per sample, never the identity",
+        ),
     ),
     "dispersive": (
         ("weight, tau, block", "0.5, 0.5, a quarter of the depth (JAX)", "the same"),
@@ -208,8 +292,16 @@ _VERSUS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
         ("batch of the loss", "32 per device", "shard = 32"),
     ),
     "repa": (
-        ("weight, block", "0.5, 8 for every size", "the same; the last block where there are fewer than 8"),
-        ("teacher", "DINOv2-B on 224 pixels, position table resampled", "timm's DINOv2-B, the same"),
+        (
+            "weight, block",
+            "0.5, 8 for every size",
+            "the same; the last block where there are fewer than 8",
+        ),
+        (
+            "teacher",
+            "DINOv2-B on 224 pixels, position table resampled",
+            "timm's DINOv2-B, the same",
+        ),
     ),
 }
 

@@ -1,4 +1,6 @@
-"""Which fields of a recipe decide a run, and which its method, its network or its data never look at."""
+"""Which fields of a recipe decide a run, and which its method, its network or its data never look
+at.
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,7 +11,9 @@ from cfm_lite.runs.recipe import Recipe
 __all__ = ["READS", "check_read", "unread"]
 
 _OF_REPULSION, _OF_FEATURES = ("weight", "k", "perturb"), ("spread", "variant", "tau", "block")
-READS: Mapping[str, tuple[str, ...]] = {  # the fields that belong to a method; all others are those of every training
+READS: Mapping[
+    str, tuple[str, ...]
+] = {  # the fields that belong to a method; all others are those of every training
     "": (),
     "fm": (),
     "delta_fm": ("weight",),
@@ -31,7 +35,9 @@ _ELSEWHERE = {  # ImageNet's recipes: fields that something else decides
 
 
 def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
-    """{field: why} of those of `names` that decide nothing in a training by `recipe`, nor in what is sampled from it."""
+    """{field: why} of those of `names` that decide nothing in a training by `recipe`, nor in what
+    is sampled from it.
+    """
     full = isinstance(recipe, ImageNet)
     mine = {*READS[recipe.method], *READS[recipe.also]}
     found: dict[str, str] = {}
@@ -40,19 +46,34 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
             found[name] = _ELSEWHERE[name]
         elif full and name in ("align_block", "teacher"):
             if not recipe.align:
-                found[name] = "it is read where align is above 0, as by the presets repa, repa_delta_fm and repa_vecor"
+                found[name] = (
+                    "it is read where align is above 0, as by the presets repa, repa_delta_fm and "
+                    "repa_vecor"
+                )
         elif full and name == "align":
             continue  # it switches REPA on
         elif name in _OF_METHODS and name not in mine:
-            found[name] = f"the method {recipe.method!r} does not read it; {_and([m for m in READS if name in READS[m]])} do"
+            found[name] = (
+                f"the method {recipe.method!r} does not read it; "
+                f"{_and([m for m in READS if name in READS[m]])} do"
+            )
         elif name == "tau" and recipe.variant not in ("infonce_l2", "infonce_cosine"):
-            found[name] = f"the variant {recipe.variant!r} has no temperature; infonce_l2 and infonce_cosine have"
+            found[name] = (
+                f"the variant {recipe.variant!r} has no temperature; infonce_l2 and infonce_cosine "
+                "have"
+            )
         elif name == "schedule" and recipe.schedule != "cosine" and not recipe.cooldown:
-            found[name] = "there is no cooldown over which the learning rate would fall; set cooldown too, such as cooldown=0.2"
+            found[name] = (
+                "there is no cooldown over which the learning rate would fall; set cooldown too, "
+                "such as cooldown=0.2"
+            )
         elif name == "cooldown" and recipe.schedule == "constant":
             found[name] = "the schedule is constant; set schedule=linear or cosine"
         elif name in _OF_SIT and recipe.model != "sit":
-            found[name] = f"the network {recipe.model!r} does not read it; sit does (--set model=sit, or the recipe digits_sit)"
+            found[name] = (
+                f"the network {recipe.model!r} does not read it; sit does (--set model=sit, or the "
+                "recipe digits_sit)"
+            )
     return found
 
 

@@ -1,4 +1,5 @@
-"""A run is a function that returns a frozen `Recipe`; every field changes the run, and the whole of it is kept in config.json.
+"""A run is a function that returns a frozen `Recipe`; every field changes the run, and the whole of
+it is kept in config.json.
 
 The code that trains the plane, the digits and ImageNet is one; only the recipe differs.
 """
@@ -38,17 +39,35 @@ __all__ = [
     "recipe",
 ]
 
-METHODS = ("fm", "delta_fm", "vecor", "vecor_latent", "vecor_image", "dispersive", "contrastive", "repa")
+METHODS = (
+    "fm",
+    "delta_fm",
+    "vecor",
+    "vecor_latent",
+    "vecor_image",
+    "dispersive",
+    "contrastive",
+    "repa",
+)
 TIMES: dict[str, Callable[..., Any]] = {
     "uniform": draws.uniform_time,
     "logit_normal": draws.logit_normal_time,
     "lognormal": draws.lognormal_time,
 }
 COUPLINGS = {"independent": draws.independent, "minibatch_ot": draws.minibatch_ot}
-SOLVERS = {step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)}
+SOLVERS = {
+    step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)
+}
 PERTURBATIONS = {
     name: getattr(perturbations, name)
-    for name in ("channel_shuffle", "crop_resize", "cutmix", "gaussian_blur", "color_jitter", "additive_noise")
+    for name in (
+        "channel_shuffle",
+        "crop_resize",
+        "cutmix",
+        "gaussian_blur",
+        "color_jitter",
+        "additive_noise",
+    )
 }
 
 # the factor on the learning rate while a fraction `left` of the cooldown is still to come
@@ -60,10 +79,32 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 _COUNTS = {
     name: 1
-    for name in ("hidden_size", "depth", "num_heads", "patch_size", "k", "block", "align_block", "shard", "batch", "steps", "accumulate")
+    for name in (
+        "hidden_size",
+        "depth",
+        "num_heads",
+        "patch_size",
+        "k",
+        "block",
+        "align_block",
+        "shard",
+        "batch",
+        "steps",
+        "accumulate",
+    )
 }
-_COUNTS |= {"sample_steps": 1, "warmup": 0, "seed": 0}  # the least of each field that counts something
-_NUMBERS = {"weight": (0.0, math.inf), "spread": (0.0, math.inf), "tau": (0.0, math.inf), "label_dropout": (0.0, 1.0), "lr": (0.0, 1e6)}
+_COUNTS |= {
+    "sample_steps": 1,
+    "warmup": 0,
+    "seed": 0,
+}  # the least of each field that counts something
+_NUMBERS = {
+    "weight": (0.0, math.inf),
+    "spread": (0.0, math.inf),
+    "tau": (0.0, math.inf),
+    "label_dropout": (0.0, 1.0),
+    "lr": (0.0, 1e6),
+}
 _NUMBERS |= {
     "align": (0.0, math.inf),
     "weight_decay": (0.0, math.inf),
@@ -105,9 +146,9 @@ class Recipe:
     weight: float = 0.05  # lambda of delta_fm and vecor
     k: int = 1
     perturb: str = "crop_resize"
-    spread: float = (
-        0.5  # weight of dispersive and contrastive; their covariance form is a sum over pairs of features, and needs some 0.5 / width^2
-    )
+    # weight of dispersive and contrastive; their covariance form is a sum over pairs of features,
+    # and needs some 0.5 / width^2
+    spread: float = 0.5
     variant: str = "infonce_l2"
     tau: float = 0.5
     block: int = 1  # from 1; the papers take a quarter of the depth
@@ -162,11 +203,19 @@ class Recipe:
         for name, low in _COUNTS.items():
             object.__setattr__(self, name, check_count(name, getattr(self, name), low))
         for name, (low, high) in _NUMBERS.items():
-            check_number(name, getattr(self, name), low, high, open_low=name in _ABOVE, open_high=name in _BELOW)
+            check_number(
+                name,
+                getattr(self, name),
+                low,
+                high,
+                open_low=name in _ABOVE,
+                open_high=name in _BELOW,
+            )
             object.__setattr__(self, name, plain(getattr(self, name)))  # what config.json can hold
         if self.weight * self.k >= 1:
             raise ConfigError(
-                f"weight {self.weight:g} times K = {self.k} is {self.weight * self.k:g}; it must stay below 1, else the loss has no "
+                f"weight {self.weight:g} times K = {self.k} is {self.weight * self.k:g}; it must "
+                "stay below 1, else the loss has no "
                 f"minimum. Use a weight below {1 / self.k:g}."
             )
         if self.seed >= 2**63:
@@ -184,12 +233,16 @@ class Recipe:
 
 
 def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
-    """The network of a recipe for one data set, initialised from the recipe's seed without touching the global generator."""
+    """The network of a recipe for one data set, initialised from the recipe's seed without touching
+    the global generator.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if recipe.model == "mlp":
             points = len(data.shape) == 1
-            return MLP(data.shape, recipe.hidden_size, recipe.depth, data.num_classes, residual=not points)
+            return MLP(
+                data.shape, recipe.hidden_size, recipe.depth, data.num_classes, residual=not points
+            )
         channels, side = data.shape[0], data.shape[-1]
         return SiT(
             input_size=side,
@@ -204,8 +257,13 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
 
 
 def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
-    """The objective of a recipe on a model; ConfigError where the method's settings do not fit together."""
-    terms = [*_terms(recipe.method, recipe, model), *(_terms(recipe.also, recipe, model, recipe.also) if recipe.also else ())]
+    """The objective of a recipe on a model; ConfigError where the method's settings do not fit
+    together.
+    """
+    terms = [
+        *_terms(recipe.method, recipe, model),
+        *(_terms(recipe.also, recipe, model, recipe.also) if recipe.also else ()),
+    ]
     return Objective(
         model,
         PATHS[recipe.path],
@@ -217,31 +275,46 @@ def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
     )
 
 
-def _terms(method: str, recipe: Recipe, model: nn.Module, name: str | None = None) -> tuple[Any, ...]:
+def _terms(
+    method: str, recipe: Recipe, model: nn.Module, name: str | None = None
+) -> tuple[Any, ...]:
     """What a method adds to flow matching."""
     if method == "delta_fm":
         return (objective.Repulsion(recipe.weight, negatives.in_batch, name=name),)
     if method.startswith("vecor"):
         space = {"vecor": "velocity", "vecor_latent": "latent", "vecor_image": "image"}[method]
         codec = codec_for(recipe.dataset) if space == "image" else None
-        wrong = negatives.perturbed(PERTURBATIONS[recipe.perturb], space=space, k=recipe.k, codec=codec)
+        wrong = negatives.perturbed(
+            PERTURBATIONS[recipe.perturb], space=space, k=recipe.k, codec=codec
+        )
         return (objective.Repulsion(recipe.weight, wrong, name=name),)
     if method == "dispersive":
         return (objective.Dispersive(recipe.spread, recipe.block, recipe.variant, recipe.tau),)
     if method == "contrastive":
-        return (objective.Contrastive(recipe.spread, recipe.block, recipe.variant, recipe.tau, recipe.views),)
+        return (
+            objective.Contrastive(
+                recipe.spread, recipe.block, recipe.variant, recipe.tau, recipe.views
+            ),
+        )
     return (_alignment(recipe, model),) if method == "repa" else ()
 
 
 def _alignment(recipe: Recipe, model: Any) -> nn.Module:
-    """REPA with the small teacher of the data set: on the grid of a SiT's tokens, and one token for an MLP."""
+    """REPA with the small teacher of the data set: on the grid of a SiT's tokens, and one token for
+    an MLP.
+    """
     if recipe.dataset not in teachers.SETTINGS:
-        raise ConfigError(f"repa needs a teacher, and {recipe.dataset!r} has none; it works on {', '.join(teachers.SETTINGS)}.")
+        raise ConfigError(
+            f"repa needs a teacher, and {recipe.dataset!r} has none; it works on "
+            f"{', '.join(teachers.SETTINGS)}."
+        )
     grid = model.input_size // model.patch_size if isinstance(model, SiT) else 1
     tokens = teachers.Tokens(teachers.teacher_for(recipe.dataset), grid)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)
-        return objective.Alignment(recipe.align, recipe.align_block, model.hidden_size, tokens, tokens.dim, width=256)
+        return objective.Alignment(
+            recipe.align, recipe.align_block, model.hidden_size, tokens, tokens.dim, width=256
+        )
 
 
 def build_trainer(
@@ -254,7 +327,9 @@ def build_trainer(
     parallel: str = "ddp",
     compile: bool | None = None,
 ) -> Trainer:
-    """The trainer of a recipe on a model, for its objective or the one `built` already; a `clip` of 0 means none."""
+    """The trainer of a recipe on a model, for its objective or the one `built` already; a `clip` of
+    0 means none.
+    """
     return Trainer(
         built or build_objective(recipe, model),
         world=world,
@@ -275,7 +350,9 @@ def build_trainer(
 
 
 def schedule_of(recipe: Recipe) -> Callable[[int], float]:
-    """The factor on lr at each step: a linear rise over `warmup`, then 1, and over the last `cooldown` of the steps down to 0."""
+    """The factor on lr at each step: a linear rise over `warmup`, then 1, and over the last
+    `cooldown` of the steps down to 0.
+    """
     cool = round(recipe.cooldown * recipe.steps)
     if recipe.schedule == "cosine" and not cool:
         cool = recipe.steps - recipe.warmup
@@ -287,9 +364,14 @@ def _rate(rise: Callable[[int], float], schedule: str, cool: int, steps: int, st
 
 
 def from_dict(fields: Mapping[str, Any]) -> Recipe:
-    """The inverse of `Recipe.as_dict`, for ImageNet's recipes too; ConfigError for an unknown field, with the nearest right one."""
+    """The inverse of `Recipe.as_dict`, for ImageNet's recipes too; ConfigError for an unknown
+    field, with the nearest right one.
+    """
     if not isinstance(fields, Mapping):
-        raise ConfigError(f"fields has type {type(fields).__name__}; the fields of a recipe are a mapping of names to values.")
+        raise ConfigError(
+            f"fields has type {type(fields).__name__}; the fields of a recipe are a mapping of "
+            "names to values."
+        )
     kind = Recipe
     if fields.get("dataset") == "imagenet":
         from cfm_lite.runs.imagenet import ImageNet as kind  # it builds on this file
@@ -299,7 +381,8 @@ def from_dict(fields: Mapping[str, Any]) -> Recipe:
 
 
 def toy() -> Recipe:
-    """Two dimensions: four Gaussians in two classes, whose exact field is known; a minute on a laptop.
+    """Two dimensions: four Gaussians in two classes, whose exact field is known; a minute on a
+    laptop.
 
     VeCoR shuffles the coordinates, the only perturbation that means something on points.
     """
@@ -317,21 +400,37 @@ def toy() -> Recipe:
 
 
 def digits() -> Recipe:
-    """The 8x8 digits inside scikit-learn, with a residual MLP: some ten seconds a method on two cores.
+    """The 8x8 digits inside scikit-learn, with a residual MLP: some ten seconds a method on two
+    cores.
 
-    One channel cannot be shuffled, so VeCoR crops and resizes in the latent (here: pixel) space. 1,300 steps are 370 epochs:
-    later the samples come too near to the training images. Shards of 128 cost less than those of 32.
+    One channel cannot be shuffled, so VeCoR crops and resizes in the latent (here: pixel) space.
+    1,300 steps are 370 epochs: later the samples come too near to the training images. Shards of
+    128 cost less than those of 32.
     """
-    return Recipe(dataset="digits", hidden_size=256, depth=3, batch=256, shard=128, steps=1300, lr=2e-3, cooldown=0.3, ema=0.997)
+    return Recipe(
+        dataset="digits",
+        hidden_size=256,
+        depth=3,
+        batch=256,
+        shard=128,
+        steps=1300,
+        lr=2e-3,
+        cooldown=0.3,
+        ema=0.997,
+    )
 
 
 def digits_sit() -> Recipe:
     """The digits with a small SiT: 16 tokens of 2x2 pixels."""
-    return digits().changed(model="sit", hidden_size=96, depth=4, num_heads=4, patch_size=2, lr=1e-3)
+    return digits().changed(
+        model="sit", hidden_size=96, depth=4, num_heads=4, patch_size=2, lr=1e-3
+    )
 
 
 def mnist() -> Recipe:
-    """MNIST with a small SiT: 49 tokens of 4x4 pixels; an hour or two on two cores, minutes on a GPU (both estimated)."""
+    """MNIST with a small SiT: 49 tokens of 4x4 pixels; an hour or two on two cores, minutes on a
+    GPU (both estimated).
+    """
     return Recipe(
         dataset="mnist",
         model="sit",
@@ -349,9 +448,11 @@ def mnist() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """CIFAR-10 in pixels with a SiT of the S/2's width and depth: for a GPU; on a CPU a step takes seconds.
+    """CIFAR-10 in pixels with a SiT of the S/2's width and depth: for a GPU; on a CPU a step takes
+    seconds.
 
-    VeCoR can shuffle the three colours here. `dataset="cifar10-jpeg75"` trains on the JPEG pictures, under their own name.
+    VeCoR can shuffle the three colours here. `dataset="cifar10-jpeg75"` trains on the JPEG
+    pictures, under their own name.
     """
     return Recipe(
         dataset="cifar10",
@@ -372,10 +473,14 @@ def cifar10() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {preset.__name__: preset for preset in (toy, digits, digits_sit, mnist, cifar10)}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    preset.__name__: preset for preset in (toy, digits, digits_sit, mnist, cifar10)
+}
 
 
 def recipe(name: str, **changes: Any) -> Recipe:
-    """The recipe called `name` with some fields changed; ConfigError for an unknown name or field, with the nearest right one."""
+    """The recipe called `name` with some fields changed; ConfigError for an unknown name or field,
+    with the nearest right one.
+    """
     check_choice("recipe", name, RECIPES)
     return RECIPES[name]().changed(**changes)

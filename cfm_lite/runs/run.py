@@ -1,7 +1,8 @@
 """One run of a recipe, and what it leaves behind: config.json, log.jsonl, checkpoints/step-N/.
 
-A line of the log holds step, loss, every term, grad_norm and lr, which the recipe decides, and what was measured: seconds since
-the start, images_per_second, memory (the most bytes so far) and, where the device's peak is known, mfu.
+A line of the log holds step, loss, every term, grad_norm and lr, which the recipe decides, and what
+was measured: seconds since the start, images_per_second, memory (the most bytes so far) and, where
+the device's peak is known, mfu.
 
 A run stops at a step boundary on Ctrl-C or SIGTERM, saves, and can be gone on with bit for bit.
 """
@@ -61,12 +62,18 @@ __all__ = [
 ]
 
 CONFIG = "config.json"
-AVERAGES = {"ema": "ema.", "ema2": "ema2.", "model": "objective.model."}  # what a checkpoint holds, and how its names begin
+AVERAGES = {
+    "ema": "ema.",
+    "ema2": "ema2.",
+    "model": "objective.model.",
+}  # what a checkpoint holds, and how its names begin
 
 
 @dataclass
 class Run:
-    """A trained recipe: `model` is the averaged network, `log` one dict of floats per logged step, `first` the step it started from."""
+    """A trained recipe: `model` is the averaged network, `log` one dict of floats per logged step,
+    `first` the step it started from.
+    """
 
     recipe: Recipe
     model: nn.Module
@@ -82,21 +89,35 @@ class Run:
             return f"all {self.step} steps were done before"
         warm = getattr(self.recipe, "ema_warmup", True)
         start = share_of_start(self.recipe.ema, warm, self.step)
-        note = f" (the average still holds {start:.0%} of its start: train longer, or --set ema_warmup=true)" if start > 0.05 else ""
+        note = (
+            f" (the average still holds {start:.0%} of its start: train longer, or --set "
+            "ema_warmup=true)"
+            if start > 0.05
+            else ""
+        )
         return f"{self.step} steps, {self.seconds:.1f} s{note}"
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called "auto" (CUDA if there is one, else the CPU), "cpu", "cuda" or "mps" (opt-in); ConfigError if it is absent.
+    """The device called "auto" (CUDA if there is one, else the CPU), "cpu", "cuda" or "mps"
+    (opt-in); ConfigError if it is absent.
 
-    Where torchrun has started several processes each takes a GPU of its own, whatever the command (`World.place`).
+    Where torchrun has started several processes each takes a GPU of its own, whatever the command
+    (`World.place`).
     """
     check_choice("device", name, ("auto", "cpu", "cuda", "mps"))
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if name == "auto":
         name = "cuda" if present["cuda"] else "cpu"
     if not present[name]:
-        raise ConfigError(f"device is {name!r}, which this machine or this build of torch does not have; use --device cpu.")
+        raise ConfigError(
+            f"device is {name!r}, which this machine or this build of torch does not have; use "
+            "--device cpu."
+        )
     device = torch.device(name)
     return World(*ranks_of_environment()).place(device) if name == "cuda" else device
 
@@ -120,40 +141,60 @@ def train(
     sample_every: int = 0,
     draw: Callable[[nn.Module, int], None] | None = None,
 ) -> Run:
-    """Train a recipe on a data set, with a progress bar (on line `bar`); under `out`, if given, it leaves config, log and checkpoints.
+    """Train a recipe on a data set, with a progress bar (on line `bar`); under `out`, if given, it
+    leaves config, log and checkpoints.
 
-    `resume` is True (go on from the newest checkpoint in `out`), False (start), or "auto" (go on if there is one, else start).
-    `trainer` and `source`, a function from the first step to an iterator of batches, replace those of the recipe; `about` is
-    written into config.json, and `listen` is called with every logged line. In the trainer's world, rank 0 writes and shows.
-    Every `sample_every` steps (0: never) `draw` is called on every rank with the averaged model and the step.
-    Raises ConfigError if `out` already holds a run and `resume` is not set, or another process trains there, what `Trainer.run`
-    raises, ResumeMismatchError where what is there is another run (see `segments`), and DistributedError.
+    `resume` is True (go on from the newest checkpoint in `out`), False (start), or "auto" (go on if
+    there is one, else start). `trainer` and `source`, a function from the first step to an iterator
+    of batches, replace those of the recipe; `about` is written into config.json, and `listen` is
+    called with every logged line. In the trainer's world, rank 0 writes and shows. Every
+    `sample_every` steps (0: never) `draw` is called on every rank with the averaged model and the
+    step. Raises ConfigError if `out` already holds a run and `resume` is not set, or another
+    process trains there, what `Trainer.run` raises, ResumeMismatchError where what is there is
+    another run (see `segments`), and DistributedError.
     """
     save_every = check_count("save_every", save_every)
     log_every = check_count("log_every", log_every)
     sample_every = check_count("sample_every", sample_every, low=0)
     if draw and sample_every > recipe.steps:
-        raise ConfigError(f"sample_every is {sample_every} and there are {recipe.steps} steps: nothing would be drawn. Use fewer, or 0.")
+        raise ConfigError(
+            f"sample_every is {sample_every} and there are {recipe.steps} steps: nothing would be "
+            "drawn. Use fewer, or 0."
+        )
     device = torch.device(device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
     trainer.log_every = log_every
     world = trainer.world
     folder = None if out is None else Path(out)
-    about = {**({"data": data.about} if folder and isinstance(data, DataSet) else {}), **(about or {})}
-    source = source or (lambda step: batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=step))
+    about = {
+        **({"data": data.about} if folder and isinstance(data, DataSet) else {}),
+        **(about or {}),
+    }
+    source = source or (
+        lambda step: batches(
+            data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=step
+        )
+    )
     with contextlib.ExitStack() as held:
         held.enter_context(_undone_if_refused(folder if world.is_main else None, trainer))
         if folder and world.share(lambda: _prepare(held, folder, recipe, device, resume, about)):
-            trainer.resume(folder / "checkpoints", accept=lambda saved: check_same_recipe(folder / "checkpoints", saved, recipe))
+            trainer.resume(
+                folder / "checkpoints",
+                accept=lambda saved: check_same_recipe(folder / "checkpoints", saved, recipe),
+            )
             world.agree("the checkpoint", trainer.step)
             if recipe.steps < trainer.step:
                 done = f"{folder} has done {trainer.step} steps"
-                raise ResumeMismatchError(f"{done} and steps is {recipe.steps}; give {trainer.step} or more.")
+                raise ResumeMismatchError(
+                    f"{done} and steps is {recipe.steps}; give {trainer.step} or more."
+                )
             world.on_main(lambda: _go_on(folder, recipe, trainer.step, device, about))
         run = Run(recipe, trainer.ema, trainer.step, first=trainer.step)
         began = time.perf_counter()
         stop = held.enter_context(_stop_requests())
-        write, spent = held.enter_context(_log_file(folder if world.is_main else None, trainer.step, listen))
+        write, spent = held.enter_context(
+            _log_file(folder if world.is_main else None, trainer.step, listen)
+        )
         shown = held.enter_context(_bar(recipe, trainer, progress and world.is_main, bar, label))
         held.enter_context(world.watching(lambda: _kept(trainer, folder)))
         for step in _steps(run, trainer, source, shown, write, Clock(recipe.batch, spent)):
@@ -161,7 +202,9 @@ def train(
             if draw and sample_every and step % sample_every == 0:
                 _look(draw, trainer.ema, step)
             due = step == recipe.steps or step % save_every == 0
-            halt = (device.type == "cpu" or due or step % log_every == 0) and world.any(bool(stop), device)
+            halt = (device.type == "cpu" or due or step % log_every == 0) and world.any(
+                bool(stop), device
+            )
             if folder and (due or halt):
                 trainer.save(folder / "checkpoints", config=recipe.as_dict())
             if halt:
@@ -183,7 +226,9 @@ def _look(draw: Callable[[nn.Module, int], None], model: nn.Module, step: int) -
 
 @contextlib.contextmanager
 def _undone_if_refused(folder: Path | None, trainer: Trainer) -> Iterator[None]:
-    """A run that is refused before its first step leaves nothing behind: what was made in here is removed again."""
+    """A run that is refused before its first step leaves nothing behind: what was made in here is
+    removed again.
+    """
     if folder is None:
         yield
         return
@@ -202,10 +247,12 @@ def _undone_if_refused(folder: Path | None, trainer: Trainer) -> Iterator[None]:
 
 
 def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
-    """Whether a run starts from a checkpoint in `folder`: as `resume` says, and with "auto" where one was saved.
+    """Whether a run starts from a checkpoint in `folder`: as `resume` says, and with "auto" where
+    one was saved.
 
-    A run that was killed before its first save has none, and starts again. One whose checkpoints are all damaged has some: it is
-    never started again without a word. Raises ConfigError where `resume` is none of True, False and "auto".
+    A run that was killed before its first save has none, and starts again. One whose checkpoints
+    are all damaged has some: it is never started again without a word. Raises ConfigError where
+    `resume` is none of True, False and "auto".
     """
     if isinstance(resume, bool):
         return resume
@@ -214,14 +261,18 @@ def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
 
 
 def _kept(trainer: Trainer, folder: Path | None) -> Path | None:
-    """Where to go on from; what rank 0 had just saved is on the disk, even if it died before it could say so."""
+    """Where to go on from; what rank 0 had just saved is on the disk, even if it died before it
+    could say so.
+    """
     if folder and checkpoint.exists(folder / "checkpoints"):
         return trainer.last_good or folder / "checkpoints"
     return trainer.last_good
 
 
 def _bar(recipe: Recipe, trainer: Trainer, progress: bool, line: int, label: str) -> Any:
-    """A progress bar; in a terminal several of them have a line each, in a log file a line every few seconds is enough."""
+    """A progress bar; in a terminal several of them have a line each, in a log file a line every
+    few seconds is enough.
+    """
     terminal = sys.stderr.isatty()
     return tqdm(
         total=recipe.steps,
@@ -234,7 +285,14 @@ def _bar(recipe: Recipe, trainer: Trainer, progress: bool, line: int, label: str
     )
 
 
-def _steps(run: Run, trainer: Trainer, source: Callable[[int], Iterator[Any]], bar: Any, write: Any, clock: Clock) -> Iterator[int]:
+def _steps(
+    run: Run,
+    trainer: Trainer,
+    source: Callable[[int], Iterator[Any]],
+    bar: Any,
+    write: Any,
+    clock: Clock,
+) -> Iterator[int]:
     """Train to the recipe's last step; yields the step count, and reads the log where it is due."""
     recipe, device = run.recipe, trainer.parameters[0].device
     if trainer.step >= recipe.steps:
@@ -242,39 +300,53 @@ def _steps(run: Run, trainer: Trainer, source: Callable[[int], Iterator[Any]], b
     for log in trainer.run(source(trainer.step), recipe.steps - trainer.step):
         clock.tick()
         if trainer.step % trainer.log_every == 0 or trainer.step == recipe.steps:
-            read = {name: float(value) for name, value in log.items()}  # waits for the device, so the clock is read after it
+            read = {
+                name: float(value) for name, value in log.items()
+            }  # waits for the device, so the clock is read after it
             read |= {"lr": trainer.lr, **clock.read(), "memory": float(peak_memory(device))}
-            mfu = utilisation(run.model, read["images_per_second"] / trainer.world.size, device, trainer.precision)
+            mfu = utilisation(
+                run.model, read["images_per_second"] / trainer.world.size, device, trainer.precision
+            )
             read |= {} if mfu is None else {"mfu": mfu}
             run.log.append(read)
             write(read)
             rate, memory = f"{read['images_per_second']:.0f}", f"{read['memory'] / 2**30:.1f} GiB"
-            bar.set_postfix({"loss": f"{read['loss']:.4f}", "images/s": rate, "memory": memory}, refresh=False)
+            bar.set_postfix(
+                {"loss": f"{read['loss']:.4f}", "images/s": rate, "memory": memory}, refresh=False
+            )
         bar.update()
         with clock.paused():  # what the caller does between steps, such as saving, is no training
             yield trainer.step
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: of the GPU by torch, else of this process in main memory (0 where the system does not say)."""
+    """The most bytes held so far: of the GPU by torch, else of this process in main memory (0 where
+    the system does not say).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource  # absent on Windows
     except ImportError:
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 class Located(NamedTuple):
-    """Where a run is: its `folder`, which holds config.json, and the checkpoint in it that was named; None for the newest."""
+    """Where a run is: its `folder`, which holds config.json, and the checkpoint in it that was
+    named; None for the newest.
+    """
 
     folder: Path
     step: Path | None = None
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint that was named, or the newest whole one; CheckpointError where there is none."""
+        """The checkpoint that was named, or the newest whole one; CheckpointError where there is
+        none.
+        """
         if self.step is not None:
             return self.step
         inner = self.folder / "checkpoints"
@@ -282,14 +354,20 @@ class Located(NamedTuple):
 
 
 def located(path: str | os.PathLike[str]) -> Located:
-    """The run that `path` means: its folder, its checkpoints/, one of its step-* folders, or a file in any of these.
+    """The run that `path` means: its folder, its checkpoints/, one of its step-* folders, or a file
+    in any of these.
 
-    `path` may be relative, hold `~`, `.` and `..`, end in a slash, or be a link. Nothing is read but names; what is no run is
-    given back as it is, for the caller to refuse.
+    `path` may be relative, hold `~`, `.` and `..`, end in a slash, or be a link. Nothing is read
+    but names; what is no run is given back as it is, for the caller to refuse.
     """
     given = expanded(path)
-    for view in (Path(os.path.abspath(given)), Path(os.path.realpath(given))):  # the checkpoints of a run may be a link to another disk
-        ours = (view.parent / checkpoint.MANIFEST).exists() or view.name in OWN  # an exported file may lie in the run's folder too
+    for view in (
+        Path(os.path.abspath(given)),
+        Path(os.path.realpath(given)),
+    ):  # the checkpoints of a run may be a link to another disk
+        ours = (
+            view.parent / checkpoint.MANIFEST
+        ).exists() or view.name in OWN  # an exported file may lie in the run's folder too
         place = view.parent if ours and view.is_file() else view
         step = place if _is_step(place) else None
         home = place.parent if step else place
@@ -300,32 +378,44 @@ def located(path: str | os.PathLike[str]) -> Located:
 
 
 def samples_of(path: str | os.PathLike[str]) -> Path:
-    """The samples.npz that `path` means: a file, a folder that holds one, or those of a run (see `located`) where there are some.
+    """The samples.npz that `path` means: a file, a folder that holds one, or those of a run (see
+    `located`) where there are some.
 
-    What holds none is given back as it is, for the caller to read as a folder of images, or to refuse.
+    What holds none is given back as it is, for the caller to read as a folder of images, or to
+    refuse.
     """
     given, home = expanded(path), located(path).folder
     if given.is_file() and given.suffix == ".npz":
         return given
     places = [given, *([home, home / "samples"] if (home / CONFIG).exists() else [])]
-    return next((place / "samples.npz" for place in places if (place / "samples.npz").is_file()), given)
+    return next(
+        (place / "samples.npz" for place in places if (place / "samples.npz").is_file()), given
+    )
 
 
-def home_for(out: str | os.PathLike[str], resume: bool | str = False, *, inputs: Iterable[Path] = ()) -> Path:
+def home_for(
+    out: str | os.PathLike[str], resume: bool | str = False, *, inputs: Iterable[Path] = ()
+) -> Path:
     """The folder that a run may be kept in, or goes on in; nothing is made.
 
-    Raises ConfigError for a place inside another run, for a folder of latents or samples, for one of `inputs` and for the name of
-    a file; DataError where nothing can be written.
+    Raises ConfigError for a place inside another run, for a folder of latents or samples, for one
+    of `inputs` and for the name of a file; DataError where nothing can be written.
     """
     place, path = located(out), expanded(out)
     if (place.folder / CONFIG).exists() and place.folder != Path(os.path.abspath(path)):
         newest = Located(place.folder).checkpoint if resume and place.step else None
         if not resume or (newest and not newest.samefile(place.step or newest)):
-            raise ConfigError(f"--out is {path}, which lies inside the run {place.folder}; give that folder, or another.")
+            raise ConfigError(
+                f"--out is {path}, which lies inside the run {place.folder}; give that folder, or "
+                "another."
+            )
         path = place.folder
     for name in ("index.json", "plan.json", "settings.json"):
         if (path / name).exists():
-            raise ConfigError(f"{path} holds latents, features or samples (there is {name}); choose another --out.")
+            raise ConfigError(
+                f"{path} holds latents, features or samples (there is {name}); choose another "
+                "--out."
+            )
     if (path / CONFIG).exists() and not _is_config_of_run(path / CONFIG):
         raise ConfigError(f"{path / CONFIG} is no run's and would be lost; choose another --out.")
     return check_folder(path, inputs=inputs)
@@ -335,27 +425,45 @@ def _is_config_of_run(file: Path) -> bool:
     try:
         return "recipe" in json.loads(file.read_bytes())
     except (OSError, ValueError, TypeError, RecursionError):
-        return True  # what was half written, or is damaged, belonged to a run: the run itself says more
+        # what was half written, or is damaged, belonged to a run: the run itself says more
+        return True
 
 
 def _is_step(folder: Path) -> bool:
-    return (folder / checkpoint.MANIFEST).exists() or (re.fullmatch(r"step-\d+(-r\d+)?", folder.name) is not None)
+    return (folder / checkpoint.MANIFEST).exists() or (
+        re.fullmatch(r"step-\d+(-r\d+)?", folder.name) is not None
+    )
 
 
 def load_model(path: str | Path, data: Any, average: str = "ema") -> tuple[Recipe, nn.Module, int]:
-    """(recipe, averaged model, step) of a run, or of one of its checkpoints (see `located`); CheckpointError where there is none.
+    """(recipe, averaged model, step) of a run, or of one of its checkpoints (see `located`);
+    CheckpointError where there is none.
 
-    `average` is "ema", "ema2", the second average of a run that kept one, or "model", the trained parameters themselves.
+    `average` is "ema", "ema2", the second average of a run that kept one, or "model", the trained
+    parameters themselves.
     """
     check_choice("average", average, AVERAGES)
     saved = checkpoint.load(located(path).checkpoint)
     prefix = AVERAGES[average]
-    weights = {name.removeprefix(prefix): value for name, value in saved.weights.items() if name.startswith(prefix)}
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in saved.weights.items()
+        if name.startswith(prefix)
+    }
     if not weights and average == "ema2":
-        raise CheckpointError(f"{saved.path} keeps no second average; use --average ema or model, or train with --set ema2=0.9999.")
+        raise CheckpointError(
+            f"{saved.path} keeps no second average; use --average ema or model, or train with "
+            "--set ema2=0.9999."
+        )
     recipe = from_dict(saved.state["config"])
-    model = build_imagenet_model(recipe, data) if isinstance(recipe, ImageNet) else build_model(recipe, data)
-    load_weights(model, weights, f"{'the model' if average == 'model' else 'the average'} in {saved.path}")
+    model = (
+        build_imagenet_model(recipe, data)
+        if isinstance(recipe, ImageNet)
+        else build_model(recipe, data)
+    )
+    load_weights(
+        model, weights, f"{'the model' if average == 'model' else 'the average'} in {saved.path}"
+    )
     return recipe, model.eval(), saved.step
 
 
@@ -365,9 +473,13 @@ def saved_recipe(path: str | Path) -> Recipe:
     try:
         return from_dict(parse_json(file.read_bytes())["recipe"])
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path} is no run: {file} is missing. Give the folder that cfm-lite train wrote.") from None
+        raise CheckpointError(
+            f"{path} is no run: {file} is missing. Give the folder that cfm-lite train wrote."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}). Give the folder that cfm-lite train wrote.") from error
+        raise CheckpointError(
+            f"{file} cannot be read ({error}). Give the folder that cfm-lite train wrote."
+        ) from error
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -380,15 +492,21 @@ def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device),
+        "device": torch.cuda.get_device_name(device)
+        if torch.device(device).type == "cuda"
+        else str(device),
         "commit": _commit(),
     }
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` as JSON, whole or not at all; numbers that are not finite are refused by JSON readers, so they become null."""
+    """Write `value` as JSON, whole or not at all; numbers that are not finite are refused by JSON
+    readers, so they become null.
+    """
     path = Path(path)
-    checkpoint.write_bytes(path, (json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n").encode())
+    checkpoint.write_bytes(
+        path, (json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n").encode()
+    )
     return path
 
 
@@ -418,29 +536,49 @@ def _commit() -> str | None:
     if not (here / ".git").exists():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
         return done.stdout.strip()
     return None
 
 
 def make_folder(folder: str | Path) -> Path:
-    """The folder, made where it is missing; DataError where it cannot be, or cannot be written to, before any work is lost on it."""
+    """The folder, made where it is missing; DataError where it cannot be, or cannot be written to,
+    before any work is lost on it.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(folder / ".writable", b"")
         (folder / ".writable").unlink()
     except (OSError, CheckpointError) as error:
-        raise DataError(f"cannot make or write {folder}: {getattr(error, 'strerror', None) or error}. Choose another --out.") from error
+        raise DataError(
+            f"cannot make or write {folder}: {getattr(error, 'strerror', None) or error}. Choose "
+            "another --out."
+        ) from error
     return folder
 
 
 def _prepare(
-    held: contextlib.ExitStack, folder: Path, recipe: Recipe, device: torch.device, resume: bool | str, about: Mapping[str, Any]
+    held: contextlib.ExitStack,
+    folder: Path,
+    recipe: Recipe,
+    device: torch.device,
+    resume: bool | str,
+    about: Mapping[str, Any],
 ) -> bool:
-    """Make the folder this process's own until `held` is left; write config.json, or return True where the same run goes on."""
+    """Make the folder this process's own until `held` is left; write config.json, or return True
+    where the same run goes on.
+    """
     if resume is True and not folder.exists():  # refused before the folder is made
-        raise CheckpointError(f"{folder} is no run: it does not exist. Leave --resume out, or give --resume auto.")
+        raise CheckpointError(
+            f"{folder} is no run: it does not exist. Leave --resume out, or give --resume auto."
+        )
     make_folder(folder)
     held.enter_context(owned(folder))
     if goes_on(folder, resume):  # asked once the folder is ours: nobody else saves there any more
@@ -449,13 +587,21 @@ def _prepare(
         check_same_data(folder, before.get("data", {}), about.get("data", {}))
         return True
     if checkpoint.exists(folder / "checkpoints"):
-        raise ConfigError(f"{folder} already holds a run; add --resume to go on with it, or choose another --out.")
-    write_json(folder / "config.json", {"recipe": recipe.as_dict(), **about, "facts": facts(device)})
+        raise ConfigError(
+            f"{folder} already holds a run; add --resume to go on with it, or choose another --out."
+        )
+    write_json(
+        folder / "config.json", {"recipe": recipe.as_dict(), **about, "facts": facts(device)}
+    )
     return False
 
 
-def _go_on(folder: Path, recipe: Recipe, step: int, device: torch.device, about: Mapping[str, Any]) -> None:
-    """Bring config.json up to date, with a segment more where something changed, and say where that moves the learning rate."""
+def _go_on(
+    folder: Path, recipe: Recipe, step: int, device: torch.device, about: Mapping[str, Any]
+) -> None:
+    """Bring config.json up to date, with a segment more where something changed, and say where that
+    moves the learning rate.
+    """
     before = _config(folder)
     note = note_on_schedule(before.get("recipe", {}), recipe, step)
     if note:
@@ -466,7 +612,9 @@ def _go_on(folder: Path, recipe: Recipe, step: int, device: torch.device, about:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """What config.json says of a run that goes on; nothing where it is missing or damaged, and then its checkpoints say enough."""
+    """What config.json says of a run that goes on; nothing where it is missing or damaged, and then
+    its checkpoints say enough.
+    """
     try:
         config = parse_json((folder / CONFIG).read_bytes())
     except (OSError, ValueError):
@@ -491,7 +639,10 @@ def _log_file(
     spent = max((json.loads(line).get("seconds") or 0.0 for line in kept), default=0.0)
     checkpoint.write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
     with open(path, "a", encoding="utf-8") as file:
-        yield lambda line: (file.write(json.dumps(_finite(line)) + "\n"), file.flush(), hear(line)), spent
+        yield (
+            lambda line: (file.write(json.dumps(_finite(line)) + "\n"), file.flush(), hear(line)),
+            spent,
+        )
 
 
 def _whole_lines(path: Path) -> Iterator[str]:
@@ -514,8 +665,9 @@ class Terminated(SystemExit):
 def _stop_requests() -> Iterator[list[BaseException]]:
     """A list that fills when Ctrl-C or SIGTERM asks to stop; a second request stops at once.
 
-    Under torchrun the third does. A terminal and SLURM send a signal to every process, and torchrun then passes its own on: two of
-    them are one request, and a save that has begun must not be cut off by it.
+    Under torchrun the third does. A terminal and SLURM send a signal to every process, and torchrun
+    then passes its own on: two of them are one request, and a save that has begun must not be cut
+    off by it.
     """
     requests: list[BaseException] = []
     enough = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1

@@ -1,10 +1,11 @@
-"""When a run goes on: what must be as it was, what may be otherwise, and config.json that says which.
+"""When a run goes on: what must be as it was, what may be otherwise, and config.json that says
+which.
 
     config.json  {"recipe": what holds now, "data": ..., "facts": of the start, "segments": [{"from_step", "changed", ...}, ...]}
 
-A different batch, learning rate or data set would silently make another run, so every field of the recipe is compared, but for
-those that only say how long it takes and how it is sampled. What does change is a new segment, and from then on config.json says
-what is true now.
+A different batch, learning rate or data set would silently make another run, so every field of the
+recipe is compared, but for those that only say how long it takes and how it is sampled. What does
+change is a new segment, and from then on config.json says what is true now.
 """
 
 import dataclasses
@@ -18,26 +19,48 @@ from cfm_lite.runs.recipe import Recipe, schedule_of
 
 __all__ = ["FREE", "check_same_data", "check_same_recipe", "new_config", "note_on_schedule"]
 
-FREE = ("steps", "accumulate", "solver", "sample_steps", "guidance")  # the length, how a batch is computed, and the samples
+FREE = (
+    "steps",
+    "accumulate",
+    "solver",
+    "sample_steps",
+    "guidance",
+)  # the length, how a batch is computed, and the samples
 _DATA = ("fingerprint", "teacher", "start")  # what decides a run and is no field of a recipe
 _FLAGS = {"method": "--method", "seed": "--seed", "network": "--model", "size": "--size"}
-_SIZES = ("hidden_size", "depth", "num_heads", "patch_size")  # of an ImageNet run these come with its network
+_SIZES = (
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "patch_size",
+)  # of an ImageNet run these come with its network
 
 
 def changes(before: Mapping[str, Any], recipe: Recipe) -> dict[str, list[Any]]:
-    """{field: [saved, now]} of the fields that differ; an older file has the default in a field that it does not know."""
+    """{field: [saved, now]} of the fields that differ; an older file has the default in a field
+    that it does not know.
+    """
     now, default = recipe.as_dict(), {f.name: f.default for f in dataclasses.fields(recipe)}
     old = default | dict(before)
-    return {name: [old[name], now.get(name)] for name in old if name not in now or old[name] != now[name]}
+    return {
+        name: [old[name], now.get(name)]
+        for name in old
+        if name not in now or old[name] != now[name]
+    }
 
 
 def check_same_recipe(where: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
-    """ResumeMismatchError unless the recipe `before`, found in `where`, decides the same run as `recipe`; it names what differs."""
+    """ResumeMismatchError unless the recipe `before`, found in `where`, decides the same run as
+    `recipe`; it names what differs.
+    """
     differ = {name: pair for name, pair in changes(before, recipe).items() if name not in FREE}
     if differ:
-        said = "; ".join(f"{name}: saved {saved!r}, now {now!r}" for name, (saved, now) in differ.items())
+        said = "; ".join(
+            f"{name}: saved {saved!r}, now {now!r}" for name, (saved, now) in differ.items()
+        )
         raise ResumeMismatchError(
-            f"{where} belongs to another run: {said}. Go on with {_words(differ)}, or start a new run with another --out."
+            f"{where} belongs to another run: {said}. Go on with {_words(differ)}, or start a new "
+            "run with another --out."
         )
 
 
@@ -47,9 +70,19 @@ def _words(differ: Mapping[str, list[Any]]) -> str:
         return f"the recipe of {differ['dataset'][0]}"
     full = "network" in differ
     told = {name: saved for name, (saved, _) in differ.items() if name in _FLAGS}
-    rest = {name: saved for name, (saved, _) in differ.items() if name not in _FLAGS and not (full and name in _SIZES)}
+    rest = {
+        name: saved
+        for name, (saved, _) in differ.items()
+        if name not in _FLAGS and not (full and name in _SIZES)
+    }
     words = [f"{_FLAGS[name]} {saved}" for name, saved in told.items()]
-    return " ".join([*words, *(["--set"] if rest else []), *(f"{name}={_text(saved)}" for name, saved in rest.items())])
+    return " ".join(
+        [
+            *words,
+            *(["--set"] if rest else []),
+            *(f"{name}={_text(saved)}" for name, saved in rest.items()),
+        ]
+    )
 
 
 def _text(value: Any) -> str:
@@ -57,19 +90,28 @@ def _text(value: Any) -> str:
 
 
 def check_same_data(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ResumeMismatchError where the data, the teacher or the network that training began from are others than `before`."""
+    """ResumeMismatchError where the data, the teacher or the network that training began from are
+    others than `before`.
+    """
     for name in _DATA:
         saved, given = before.get(name), now.get(name)
         if saved and given and saved != given:
-            what = {"fingerprint": "other data", "teacher": "another teacher", "start": "another network to begin with"}[name]
+            what = {
+                "fingerprint": "other data",
+                "teacher": "another teacher",
+                "start": "another network to begin with",
+            }[name]
             raise ResumeMismatchError(
-                f"{where} belongs to another run: it was trained with {what} ({name}: saved {saved[:12]}, now {given[:12]}). Give what it "
+                f"{where} belongs to another run: it was trained with {what} ({name}: saved "
+                f"{saved[:12]}, now {given[:12]}). Give what it "
                 "was trained with, or start a new run with another --out."
             )
 
 
 def note_on_schedule(before: Mapping[str, Any], recipe: Recipe, step: int) -> str | None:
-    """What to say where another number of steps moves the learning rate of steps that were done already; None where it does not."""
+    """What to say where another number of steps moves the learning rate of steps that were done
+    already; None where it does not.
+    """
     steps = before.get("steps", recipe.steps)
     if not step or steps == recipe.steps:
         return None
@@ -77,20 +119,39 @@ def note_on_schedule(before: Mapping[str, Any], recipe: Recipe, step: int) -> st
     if saved == now:
         return None
     return (
-        f"with {recipe.steps} steps in place of {steps} the learning rate of step {step} would have been {recipe.lr * now:.3g}, and it was "
-        f"{recipe.lr * saved:.3g}: the run goes on, but it is not the run that {recipe.steps} steps from the start would have been."
+        f"with {recipe.steps} steps in place of {steps} the learning rate of step {step} would "
+        f"have been {recipe.lr * now:.3g}, and it was "
+        f"{recipe.lr * saved:.3g}: the run goes on, but it is not the run that {recipe.steps} "
+        "steps from the start would have been."
     )
 
 
-def new_config(before: Mapping[str, Any], recipe: Recipe, step: int, about: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of a run that goes on from `step`: `before`, brought up to date, with a segment more where something changed."""
+def new_config(
+    before: Mapping[str, Any],
+    recipe: Recipe,
+    step: int,
+    about: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The config.json of a run that goes on from `step`: `before`, brought up to date, with a
+    segment more where something changed.
+    """
     about = json.loads(json.dumps(dict(about)))
     data = {**before.get("data", {}), **about.get("data", {})}
     now = {"recipe": recipe.as_dict(), **about, **({"data": data} if data else {})}
     segments = list(before.get("segments", []))
     last = segments[-1]["facts"] if segments else before.get("facts", {})
     changed = changes(before["recipe"], recipe) if "recipe" in before else {}
-    changed |= {name: [before.get(name), now[name]] for name in about if name != "data" and before.get(name) != now[name]}
+    changed |= {
+        name: [before.get(name), now[name]]
+        for name in about
+        if name != "data" and before.get(name) != now[name]
+    }
     if changed or dict(last) != dict(facts):
         segments.append({"from_step": step, "changed": changed, "facts": dict(facts)})
-    return {**before, **now, "facts": before.get("facts", dict(facts)), **({"segments": segments} if segments else {})}
+    return {
+        **before,
+        **now,
+        "facts": before.get("facts", dict(facts)),
+        **({"segments": segments} if segments else {}),
+    }

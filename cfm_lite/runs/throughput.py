@@ -2,9 +2,10 @@
 
     MFU = images/s on one device x FLOPs of one image's training step / the device's peak
 
-The FLOPs are those of the network alone, forward and backward once: what checkpointing computes again, a second view and a
-teacher are work as well, but no progress. Peaks are the makers' numbers for dense products (half of what is advertised with
-sparsity). Reference: Chowdhery et al. 2022 (PaLM, arXiv:2204.02311), appendix B.
+The FLOPs are those of the network alone, forward and backward once: what checkpointing computes
+again, a second view and a teacher are work as well, but no progress. Peaks are the makers' numbers
+for dense products (half of what is advertised with sparsity). Reference: Chowdhery et al. 2022
+(PaLM, arXiv:2204.02311), appendix B.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from cfm_lite.models import SiT
 
 __all__ = ["Clock", "peak_flops", "train_flops", "utilisation"]
 
-# name as torch.cuda.get_device_name gives it: dense TFLOP/s in (bf16, TF32), from the makers' data sheets
+# name as torch.cuda.get_device_name gives it: dense TFLOP/s in (bf16, TF32), from the makers' data
+# sheets
 _PEAKS: tuple[tuple[str, float, float], ...] = (
     (r"B200", 2250, 1125),
     (r"H200 NVL", 835.5, 417.5),
@@ -42,7 +44,9 @@ _PEAKS: tuple[tuple[str, float, float], ...] = (
 
 
 def peak_flops(device: str, precision: str) -> float | None:
-    """FLOP/s at the peak of the device called `device`, for "bf16" or "tf32"; None where it is not known, as for a slice of one."""
+    """FLOP/s at the peak of the device called `device`, for "bf16" or "tf32"; None where it is not
+    known, as for a slice of one.
+    """
     if precision not in ("bf16", "tf32") or re.search(r"\bMIG\b|\bLaptop\b|Max-Q", device):
         return None
     found = ((bf16, tf32) for name, bf16, tf32 in _PEAKS if re.search(rf"\b(?:{name})\b", device))
@@ -50,19 +54,33 @@ def peak_flops(device: str, precision: str) -> float | None:
 
 
 def train_flops(model: nn.Module) -> int | None:
-    """Floating-point operations of one image's training step: twice the multiply-adds, three times the forward pass; None if no SiT."""
+    """Floating-point operations of one image's training step: twice the multiply-adds, three times
+    the forward pass; None if no SiT.
+    """
     if not isinstance(model, SiT):
         return None
     width, tokens = model.hidden_size, (model.input_size // model.patch_size) ** 2
     inner, patch = int(width * model.mlp_ratio), model.patch_size**2
-    linear = 4 * width * width + 2 * width * inner  # per token: queries, keys, values, projection; the MLP
-    block = tokens * linear + 2 * tokens * tokens * width + 6 * width * width  # and attention; and the modulation
-    ends = tokens * width * patch * (model.in_channels + model.out_channels) + (256 + width) * width + 2 * width * width
+    linear = (
+        4 * width * width + 2 * width * inner
+    )  # per token: queries, keys, values, projection; the MLP
+    block = (
+        tokens * linear + 2 * tokens * tokens * width + 6 * width * width
+    )  # and attention; and the modulation
+    ends = (
+        tokens * width * patch * (model.in_channels + model.out_channels)
+        + (256 + width) * width
+        + 2 * width * width
+    )
     return 6 * (model.depth * block + ends)
 
 
-def utilisation(model: nn.Module, images_per_second: float, device: torch.device, precision: str) -> float | None:
-    """MFU in [0, 1] of a network that trains `images_per_second` on one device; None where the peak or the FLOPs are not known."""
+def utilisation(
+    model: nn.Module, images_per_second: float, device: torch.device, precision: str
+) -> float | None:
+    """MFU in [0, 1] of a network that trains `images_per_second` on one device; None where the peak
+    or the FLOPs are not known.
+    """
     if device.type != "cuda":
         return None
     kind = "tf32" if precision == "float32" and torch.backends.cuda.matmul.allow_tf32 else precision
@@ -73,11 +91,13 @@ def utilisation(model: nn.Module, images_per_second: float, device: torch.device
 class Clock:
     """Seconds of a run, over all its sittings, and images per second since they were last read.
 
-    The rate leaves out pauses, and the first step of a sitting, which compiles and fills caches, unless that step alone was done.
-    `spent` are the seconds of the sittings before.
+    The rate leaves out pauses, and the first step of a sitting, which compiles and fills caches,
+    unless that step alone was done. `spent` are the seconds of the sittings before.
     """
 
-    def __init__(self, batch: int, spent: float = 0.0, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, batch: int, spent: float = 0.0, now: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.batch, self._now = batch, now
         self._start = self._since = now()
         self._start -= spent
@@ -93,9 +113,16 @@ class Clock:
     def read(self) -> dict[str, float]:
         """{"seconds", "images_per_second"}; the rate starts anew."""
         now = self._now()
-        steps, since = (self._steps - 1, self._warm) if self._first and self._steps > 1 else (self._steps, self._since)
+        steps, since = (
+            (self._steps - 1, self._warm)
+            if self._first and self._steps > 1
+            else (self._steps, self._since)
+        )
         self._steps, self._since, self._first = 0, now, False
-        return {"seconds": round(now - self._start, 3), "images_per_second": steps * self.batch / max(now - since, 1e-9)}
+        return {
+            "seconds": round(now - self._start, 3),
+            "images_per_second": steps * self.batch / max(now - since, 1e-9),
+        }
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
     bytes = 16 per parameter (value, two moments, average) + 4 (gradient) + 2 (its copy in bf16) + micro-batch x activations
 
-A second average takes 4 more. Activations are what a block keeps for its backward pass, per token and channel, or with
-checkpointing its input alone and one block's worth while that runs again. The numbers were counted tensor by tensor on whole
-training steps (tests/scale/test_memory.py).
+A second average takes 4 more. Activations are what a block keeps for its backward pass, per token
+and channel, or with checkpointing its input alone and one block's worth while that runs again. The
+numbers were counted tensor by tensor on whole training steps (tests/scale/test_memory.py).
 """
 
 import os
@@ -19,7 +19,8 @@ from cfm_lite.runs.imagenet import ImageNet
 
 __all__ = ["Split", "activation_bytes", "free_memory", "peak_bytes", "split_batch", "state_bytes"]
 
-# bytes per token, channel and block, by (precision, compiled): the compiler computes some of them again
+# bytes per token, channel and block, by (precision, compiled): the compiler computes some of them
+# again
 _KEPT = {("float32", False): 81, ("bf16", False): 54, ("float32", True): 73, ("bf16", True): 41}
 _INPUT = 4  # what remains of a block with checkpointing: the sum of all before it stays float32
 _MARGIN = 0.8  # of the free memory, left for kernels' work space and fragments
@@ -34,7 +35,10 @@ class Split:
     micro: int
 
     def __str__(self) -> str:
-        return f"{self.ranks} ranks x {self.accumulate} micro-batches x {self.micro} images = {self.ranks * self.accumulate * self.micro}"
+        return (
+            f"{self.ranks} ranks x {self.accumulate} micro-batches x {self.micro} images = "
+            f"{self.ranks * self.accumulate * self.micro}"
+        )
 
 
 def state_bytes(parameters: int, averages: int = 1) -> int:
@@ -42,7 +46,9 @@ def state_bytes(parameters: int, averages: int = 1) -> int:
     return (16 + 4 * averages) * parameters
 
 
-def activation_bytes(recipe: ImageNet, side: int, *, compile: bool = False, checkpointing: bool = False) -> int:
+def activation_bytes(
+    recipe: ImageNet, side: int, *, compile: bool = False, checkpointing: bool = False
+) -> int:
     """What one image of `side` x `side` latent positions leaves for the backward pass."""
     one, depth = _block_bytes(recipe, side, compile), recipe.depth
     return one + _INPUT * _numbers(recipe, side) * depth if checkpointing else one * depth
@@ -58,35 +64,67 @@ def peak_bytes(
     checkpointing: bool = False,
     fsdp: bool = False,
 ) -> int:
-    """The most that a training step holds: where its backward pass begins, or where it ends and every gradient is there.
+    """The most that a training step holds: where its backward pass begins, or where it ends and
+    every gradient is there.
 
-    With `fsdp` a rank keeps its share of the state of all `parameters`, and what is whole while it is used.
+    With `fsdp` a rank keeps its share of the state of all `parameters`, and what is whole while it
+    is used.
     """
     averages, summed = averages_of(recipe), 4 * parameters if split.accumulate > 1 else 0
-    kept, block = (12 + 4 * averages) * parameters, split.micro * _block_bytes(recipe, side, compile)
-    images = split.micro * activation_bytes(recipe, side, compile=compile, checkpointing=checkpointing)
+    kept, block = (
+        (12 + 4 * averages) * parameters,
+        split.micro * _block_bytes(recipe, side, compile),
+    )
+    images = split.micro * activation_bytes(
+        recipe, side, compile=compile, checkpointing=checkpointing
+    )
     if fsdp:
-        return _dealt_bytes(recipe, parameters, split.ranks, kept // split.ranks, summed, images, block)
+        return _dealt_bytes(
+            recipe, parameters, split.ranks, kept // split.ranks, summed, images, block
+        )
     copies = 2 * parameters if recipe.precision == "bf16" and not checkpointing else 0
     return max(kept + copies + summed + images, state_bytes(parameters, averages) + block)
 
 
-def _dealt_bytes(recipe: ImageNet, parameters: int, ranks: int, kept: int, summed: int, images: int, block: int) -> int:
+def _dealt_bytes(
+    recipe: ImageNet, parameters: int, ranks: int, kept: int, summed: int, images: int, block: int
+) -> int:
     """The most that a rank holds under FSDP, of the four moments of a step that can be the fullest.
 
-    Above what it `kept` a rank has whole: all that lies around the blocks, the block in use, and the next, twice while it is taken
-    out of its message. Gradients leave as messages in float32, block by block. Where a batch is accumulated that happens with its
-    last micro-batch, and until then the gradients, `summed` in float32, are whole.
+    Above what it `kept` a rank has whole: all that lies around the blocks, the block in use, and
+    the next, twice while it is taken out of its message. Gradients leave as messages in float32,
+    block by block. Where a batch is accumulated that happens with its last micro-batch, and until
+    then the gradients, `summed` in float32, are whole.
     """
     width, half = recipe.hidden_size, recipe.precision == "bf16"
-    one = 18 * width**2 + 15 * width  # of a block: queries, keys, values, projection; the MLP; the modulation
-    around, head = max(0, parameters - recipe.depth * one), 2 * width**2  # the head's gradients come before those of the blocks
+    one = (
+        18 * width**2 + 15 * width
+    )  # of a block: queries, keys, values, projection; the MLP; the modulation
+    around, head = (
+        max(0, parameters - recipe.depth * one),
+        2 * width**2,
+    )  # the head's gradients come before those of the blocks
     size, grads = 2 if half else 4, 4 * parameters // ranks
     return max(
-        kept + summed + 8 * around + 3 * size * one,  # the forward pass begins: around the blocks, and its message
-        kept + summed + 4 * (around + head) + (3 * size + (2 if half and summed else 0)) * one + images,  # the backward pass begins
-        kept + grads - 4 * (around + one) // ranks + 4 * (around + head) + (12 if half else 16) * one + block,  # it is among the blocks
-        kept + grads + 8 * around + block,  # it ends: gradients around the blocks, and their message
+        kept
+        + summed
+        + 8 * around
+        + 3 * size * one,  # the forward pass begins: around the blocks, and its message
+        kept
+        + summed
+        + 4 * (around + head)
+        + (3 * size + (2 if half and summed else 0)) * one
+        + images,  # the backward pass begins
+        kept
+        + grads
+        - 4 * (around + one) // ranks
+        + 4 * (around + head)
+        + (12 if half else 16) * one
+        + block,  # it is among the blocks
+        kept
+        + grads
+        + 8 * around
+        + block,  # it ends: gradients around the blocks, and their message
     )
 
 
@@ -125,9 +163,11 @@ def split_batch(
     checkpointing: bool = False,
     fsdp: bool = False,
 ) -> Split:
-    """The largest micro-batch of whole shards that fits into `free` bytes, at least one shard; or `micro`, checked.
+    """The largest micro-batch of whole shards that fits into `free` bytes, at least one shard; or
+    `micro`, checked.
 
-    Raises ConfigError where the batch cannot be dealt to the ranks, or a rank's part not into micro-batches, in whole shards.
+    Raises ConfigError where the batch cannot be dealt to the ranks, or a rank's part not into
+    micro-batches, in whole shards.
     """
     local = part_of(recipe.batch, ranks, recipe.shard)
     shards = local // recipe.shard
@@ -137,10 +177,20 @@ def split_batch(
             allowed = [recipe.shard * n for n in range(1, shards + 1) if shards % n == 0]
             near = min(allowed, key=lambda size: abs(size - micro))
             raise ConfigError(
-                f"micro_batch is {micro}; a rank's {local} images in whole shards of {recipe.shard} allow {allowed}. Use --micro-batch "
+                f"micro_batch is {micro}; a rank's {local} images in whole shards of "
+                f"{recipe.shard} allow {allowed}. Use --micro-batch "
                 f"{near}."
             )
         return Split(ranks, local // micro, micro)
-    splits = [Split(ranks, shards // n, n * recipe.shard) for n in range(shards, 0, -1) if shards % n == 0]
+    splits = [
+        Split(ranks, shards // n, n * recipe.shard) for n in range(shards, 0, -1) if shards % n == 0
+    ]
     how = {"compile": compile, "checkpointing": checkpointing, "fsdp": fsdp}
-    return next((split for split in splits if peak_bytes(recipe, side, parameters, split, **how) <= _MARGIN * free), splits[-1])
+    return next(
+        (
+            split
+            for split in splits
+            if peak_bytes(recipe, side, parameters, split, **how) <= _MARGIN * free
+        ),
+        splits[-1],
+    )

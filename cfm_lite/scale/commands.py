@@ -1,4 +1,6 @@
-"""What the four commands do for ImageNet: prepare, train, sample, evaluate, each on as many ranks as torchrun started."""
+"""What the four commands do for ImageNet: prepare, train, sample, evaluate, each on as many ranks
+as torchrun started.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +29,14 @@ from cfm_lite.scale.official import is_file_of_weights, open_any, start_from
 from cfm_lite.scale.sample import Settings, count_samples, run_of, sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet
 
-__all__ = ["LOGS", "evaluate_command", "features_command", "prepare_command", "sample_command", "train_command"]
+__all__ = [
+    "LOGS",
+    "evaluate_command",
+    "features_command",
+    "prepare_command",
+    "sample_command",
+    "train_command",
+]
 
 LOGS = ("json", "tensorboard")
 
@@ -42,36 +51,54 @@ def prepare_command(source: Path | None, out: Path, device: str, vae: str, **set
     if index is None:
         return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
     left_out = "".join(f"\nleft out {key}: {reason}" for key, reason in index["skipped"][:10])
-    mean, std = (" ".join(f"{x:+.3f}" for x in index[name]) for name in ("channel_mean", "channel_std"))
+    mean, std = (
+        " ".join(f"{x:+.3f}" for x in index[name]) for name in ("channel_mean", "channel_std")
+    )
     return (
-        f"{index['rows_total']} images of {len(index['classes'])} classes at {index['size']} pixels, both mirrors, in {out}\n"
+        f"{index['rows_total']} images of {len(index['classes'])} classes at {index['size']} "
+        f"pixels, both mirrors, in {out}\n"
         f"scaled latents {tuple(index['shape'])}: channel means {mean}, deviations {std}{left_out}"
     )
 
 
-def features_command(latents: Path, source: Path | None, out: Path, device: str, weights: str | None, **settings: Any) -> str:
+def features_command(
+    latents: Path, source: Path | None, out: Path, device: str, weights: str | None, **settings: Any
+) -> str:
     """Encode the images of some latents with REPA's teacher; returns what to print."""
     rank, world, _ = ranks_of_environment()
     check_folder(out, inputs=[path for path in (latents, source) if path is not None])
     data, name = Latents(latents), imagenet("repa").teacher
     known = None if weights in (None, "random") else weights
-    encoder = teacher(name, grid=data.shape[-1] // 2, pretrained=weights != "random", checkpoint=known).to(runs.pick_device(device))
+    encoder = teacher(
+        name, grid=data.shape[-1] // 2, pretrained=weights != "random", checkpoint=known
+    ).to(runs.pick_device(device))
     source = source or archive.samples()
     _look_at(data, source)
     index = encode_features(data, source, encoder, name, out, rank=rank, world=world, **settings)
     if index is None:
         return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
-    return f"{len(data)} images, {encoder.grid**2} tokens of {encoder.dim} numbers each by {name}, in {out}"
+    return (
+        f"{len(data)} images, {encoder.grid**2} tokens of {encoder.dim} numbers each by {name}, in "
+        f"{out}"
+    )
 
 
 def _look_at(latents: Latents, folder: Path) -> None:
-    """Raise DataError unless the first image of the latents is in `folder`, before anything is written or computed."""
+    """Raise DataError unless the first image of the latents is in `folder`, before anything is
+    written or computed.
+    """
     if len(latents):
-        Pictures(latents, folder, workers=1)(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.bool))
+        Pictures(latents, folder, workers=1)(
+            torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.bool)
+        )
 
 
-def recipe_of(method: str, model: str, device: torch.device, changes: Mapping[str, Any]) -> ImageNet:
-    """The preset with the command line's changes; on a CPU the arithmetic is float32 unless it is asked for."""
+def recipe_of(
+    method: str, model: str, device: torch.device, changes: Mapping[str, Any]
+) -> ImageNet:
+    """The preset with the command line's changes; on a CPU the arithmetic is float32 unless it is
+    asked for.
+    """
     chosen = imagenet("sit" if method == "fm" else method, model=model)
     plain = {} if device.type == "cuda" else {"precision": "float32"}
     return chosen.changed(**{**plain, **changes})
@@ -94,30 +121,57 @@ def train_command(
     by_hand: Sequence[str] = (),
     **how: Any,
 ) -> str | None:
-    """Train one preset, or only try it; returns what to print, None on ranks other than 0. `how` are fields of `Options`.
+    """Train one preset, or only try it; returns what to print, None on ranks other than 0. `how`
+    are fields of `Options`.
 
     `by_hand` names those of `changes` that were given with --set: they have to be read.
     """
     check_choice("log", log, LOGS)
     where = runs.pick_device(device)
     if latents is None and not dry_run:
-        raise ConfigError("there are no latents; give the folder that cfm-lite prepare imagenet wrote with --latents, or try --dry-run.")
+        raise ConfigError(
+            "there are no latents; give the folder that cfm-lite prepare imagenet wrote with "
+            "--latents, or try --dry-run."
+        )
     data = None if latents is None else Latents(latents)
-    recipe = recipe_of(method, model, where, {**({} if data is None else {"size": data.size}), **changes})
+    recipe = recipe_of(
+        method, model, where, {**({} if data is None else {"size": data.size}), **changes}
+    )
     begin = None if start is None else start_from(start, format, model)
-    if begin is not None:  # what the file is decides, unless something else was asked for, which is refused
-        recipe = recipe.changed(**{name: getattr(begin, name) for name in ("learn_sigma", "qk_norm") if name not in changes})
+    if (
+        begin is not None
+    ):  # what the file is decides, unless something else was asked for, which is refused
+        recipe = recipe.changed(
+            **{
+                name: getattr(begin, name)
+                for name in ("learn_sigma", "qk_norm")
+                if name not in changes
+            }
+        )
     check_read(recipe, by_hand)
     _check_teacher(recipe, data, how)
     if price is not None:
         check_number("price", price, 0, float("inf"))
-    inputs = [path for path in (latents, start, how.get("images"), how.get("features")) if path is not None]
+    inputs = [
+        path
+        for path in (latents, start, how.get("images"), how.get("features"))
+        if path is not None
+    ]
     name = f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
     folder = runs.home_for(out or Path("runs") / name, how.get("resume", False), inputs=inputs)
     if how.get("images") is not None:
-        how["images"] = images.layout(how["images"])  # a tar is unpacked, and a wrong folder refused, before anything begins
+        how["images"] = images.layout(
+            how["images"]
+        )  # a tar is unpacked, and a wrong folder refused, before anything begins
     with joined(where) as world:
-        options = Options(out=folder, device=where, world=world, tensorboard=log == "tensorboard", start=begin, **how)
+        options = Options(
+            out=folder,
+            device=where,
+            world=world,
+            tensorboard=log == "tensorboard",
+            start=begin,
+            **how,
+        )
         if data is None or dry_run:
             report = try_out(recipe, data, options, price=price, ranks=ranks)
             return "\n".join([report, "", *_table(method)]) if world.is_main else None
@@ -126,20 +180,27 @@ def train_command(
 
 
 def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any]) -> None:
-    """Raise ConfigError for options of REPA's teacher that nothing would read, DataError for images that are not there."""
+    """Raise ConfigError for options of REPA's teacher that nothing would read, DataError for images
+    that are not there.
+    """
     given = [name for name in ("images", "features", "teacher") if how.get(name) is not None]
     if given and not recipe.align:
         raise ConfigError(
-            f"--{given[0]} is for a teacher, and this recipe aligns with none; leave it out, or choose --method repa, repa_delta_fm or "
+            f"--{given[0]} is for a teacher, and this recipe aligns with none; leave it out, or "
+            "choose --method repa, repa_delta_fm or "
             "repa_vecor."
         )
     if "features" in given and len(given) > 1:
         raise ConfigError(
-            f"--{next(name for name in given if name != 'features')} and --features both say what the teacher sees; give one."
+            f"--{next(name for name in given if name != 'features')} and --features both say what "
+            "the teacher sees; give one."
         )
     if "images" in given:
         if data is None:
-            raise ConfigError("--images are those that some latents were made of; give --latents too, or leave them out.")
+            raise ConfigError(
+                "--images are those that some latents were made of; give --latents too, or leave "
+                "them out."
+            )
         _look_at(data, how["images"])
 
 
@@ -160,19 +221,31 @@ def sample_command(
 ) -> str | None:
     """Sample an ImageNet run, or an official file; None on ranks other than 0."""
     where = runs.pick_device(device)
-    folder = out or (checkpoint.parent if is_file_of_weights(checkpoint) else run_of(checkpoint)) / "samples"
+    folder = (
+        out
+        or (checkpoint.parent if is_file_of_weights(checkpoint) else run_of(checkpoint)) / "samples"
+    )
     with joined(where) as world:
         trained = open_any(checkpoint, format, model, world.place(where), average)
         before = count_samples(folder)
-        path = sample_imagenet(trained, folder, Settings(**settings), device=where, world=world, vae=vae)
+        path = sample_imagenet(
+            trained, folder, Settings(**settings), device=where, world=world, vae=vae
+        )
         if not world.is_main:
             return None
         if before >= settings["num"]:
-            return f"{before} samples are in {path} already, {settings['num']} were asked for: nothing was drawn"
-        return f"{settings['num']} samples in {path}" + (f", {before} of them from before" if before else "")
+            return (
+                f"{before} samples are in {path} already, {settings['num']} were asked for: "
+                "nothing was drawn"
+            )
+        return f"{settings['num']} samples in {path}" + (
+            f", {before} of them from before" if before else ""
+        )
 
 
-def evaluate_command(samples: Path, reference: Path, inception: str | None, out: Path | None, device: str) -> str:
+def evaluate_command(
+    samples: Path, reference: Path, inception: str | None, out: Path | None, device: str
+) -> str:
     """Measure samples against a reference; returns the card and the table to print."""
     called = str(reference)
     if archive.is_archive(samples):
@@ -181,6 +254,10 @@ def evaluate_command(samples: Path, reference: Path, inception: str | None, out:
         reference = images.opened(reference)
     extractor = open_extractor(inception, runs.pick_device(device))
     rows, path = evaluate_samples(samples, reference, extractor, out=out, called=called)
-    note = "a random network stands in for Inception: these numbers mean nothing\n" if extractor.prefix else ""
+    note = (
+        "a random network stands in for Inception: these numbers mean nothing\n"
+        if extractor.prefix
+        else ""
+    )
     table = (f"{row['metric']:<30} {row['value']:.4f}" for row in rows)
     return note + "\n".join([*told(rows[0]), *table, f"rows in {path}"])

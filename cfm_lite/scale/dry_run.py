@@ -1,4 +1,6 @@
-"""What a run will take, before it is begun: ten steps on made data at the real size, timed and measured."""
+"""What a run will take, before it is begun: ten steps on made data at the real size, timed and
+measured.
+"""
 
 import shutil
 import time
@@ -42,17 +44,22 @@ def dry_run(
     price: float | None = None,
     ranks: int | None = None,
 ) -> str:
-    """Check everything that a run needs, train `steps` steps on made data, and say what the whole run will take.
+    """Check everything that a run needs, train `steps` steps on made data, and say what the whole
+    run will take.
 
-    The latents, if given, are hashed in full. `price` is that of an hour of one rank's device. `ranks` is the number of devices that
-    the run will have (default: those that it was started on): one process then does one rank's part of each batch. Raises what
-    `train_imagenet` would, ConfigError for another number of ranks than several that were started, and DiskFullError where the
-    checkpoints will not fit.
+    The latents, if given, are hashed in full. `price` is that of an hour of one rank's device.
+    `ranks` is the number of devices that the run will have (default: those that it was started on):
+    one process then does one rank's part of each batch. Raises what `train_imagenet` would,
+    ConfigError for another number of ranks than several that were started, and DiskFullError where
+    the checkpoints will not fit.
     """
     world = options.world
     ranks = world.size if ranks is None else check_count("ranks", ranks)
     if world.size not in (1, ranks):
-        raise ConfigError(f"ranks is {ranks} and the dry run was started on {world.size}; leave it out, or start one process.")
+        raise ConfigError(
+            f"ranks is {ranks} and the dry run was started on {world.size}; leave it out, or start "
+            "one process."
+        )
     if latents is not None:
         latents.verify()
         check_fit(recipe, latents, world.size)
@@ -64,18 +71,28 @@ def dry_run(
     trainer, split = trainer_for(recipe, made, options, device, ranks)
     parameters = count_parameters(trainer.objective)[0]
     _check_room(options.out, parameters, averages_of(recipe))
-    seconds = _timed(trainer, _made_batches(recipe, made, options.features is not None, ranks, device), steps, device)
+    seconds = _timed(
+        trainer,
+        _made_batches(recipe, made, options.features is not None, ranks, device),
+        steps,
+        device,
+    )
     memory = max(world.gather(runs.peak_memory(device)))
     fsdp = options.parallel == "fsdp"
     how = {"compile": trainer.compiled, "checkpointing": options.checkpointing, "fsdp": fsdp}
     predicted = peak_bytes(recipe, made.shape[-1], parameters, split, **how)
     kept = state_bytes(parameters, averages_of(recipe)) // (ranks if fsdp else 1)
     lines = _report(recipe, made, parameters, split, seconds, price)
-    lines[3:3] = [_memory(predicted, kept, memory, ranks if fsdp and world.size == 1 else 1), _where(world.size, ranks)]
+    lines[3:3] = [
+        _memory(predicted, kept, memory, ranks if fsdp and world.size == 1 else 1),
+        _where(world.size, ranks),
+    ]
     return "\n".join(lines)
 
 
-def _made_batches(recipe: ImageNet, made: Made, features: bool, ranks: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+def _made_batches(
+    recipe: ImageNet, made: Made, features: bool, ranks: int, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
     rows = recipe.batch // ranks
     x1 = torch.randn(rows, *made.shape, device=device, dtype=torch.float32)
     y = torch.randint(made.num_classes, (rows,), device=device)
@@ -84,7 +101,11 @@ def _made_batches(recipe: ImageNet, made: Made, features: bool, ranks: int, devi
         tokens = (made.shape[-1] // recipe.patch_size) ** 2
         third = (torch.randn(rows, tokens, made.feature_dim, device=device).half(),)
     elif recipe.align:
-        third = (torch.randint(256, (rows, 3, recipe.size, recipe.size), dtype=torch.uint8, device=device),)
+        third = (
+            torch.randint(
+                256, (rows, 3, recipe.size, recipe.size), dtype=torch.uint8, device=device
+            ),
+        )
     while True:
         yield (x1, y, *third)
 
@@ -102,44 +123,69 @@ def _timed(trainer: Trainer, batches: Iterator[Any], steps: int, device: torch.d
 
 
 def _check_room(out: Path, parameters: int, averages: int, kept: int = 4) -> None:
-    """Checkpoints hold weights, averages and two moments; three are kept, and the next is written before the oldest goes."""
+    """Checkpoints hold weights, averages and two moments; three are kept, and the next is written
+    before the oldest goes.
+    """
     needed = kept * (12 + 4 * averages) * parameters
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise DiskFullError(f"{out} will need {needed:,} bytes for checkpoints and has {free:,} free. Make room, or choose another --out.")
+        raise DiskFullError(
+            f"{out} will need {needed:,} bytes for checkpoints and has {free:,} free. Make room, "
+            "or choose another --out."
+        )
 
 
-def _report(recipe: ImageNet, made: Made, parameters: int, split: Split, seconds: float, price: float | None) -> list[str]:
+def _report(
+    recipe: ImageNet, made: Made, parameters: int, split: Split, seconds: float, price: float | None
+) -> list[str]:
     whole = recipe.steps * seconds
     name = f"{recipe.network}, {recipe.method}{' + repa' if recipe.align else ''}"
     lines = [
         f"{name}: {parameters:,} parameters, latents {made.shape}, {made.num_classes} classes",
         f"batch {recipe.batch}: {split}",
-        f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, {recipe.precision})",
-        f"{recipe.steps:,} steps will take {_duration(whole)}: {split.ranks * whole / 3600:,.1f} device-hours",
+        f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, "
+        f"{recipe.precision})",
+        f"{recipe.steps:,} steps will take {_duration(whole)}: {split.ranks * whole / 3600:,.1f} "
+        "device-hours",
     ]
     if price is not None:
-        lines.append(f"at {price:g} per device-hour that costs {price * split.ranks * whole / 3600:,.2f}")
+        lines.append(
+            f"at {price:g} per device-hour that costs {price * split.ranks * whole / 3600:,.2f}"
+        )
     return lines
 
 
 def _memory(predicted: int, kept: int, measured: int, shared: int) -> str:
-    """`shared`: how many ranks will share the state of which one process held all, so that its memory says nothing."""
+    """`shared`: how many ranks will share the state of which one process held all, so that its
+    memory says nothing.
+    """
     parts = f"{predicted / 2**30:.2f} GiB of tensors {'are' if shared > 1 else 'were'} predicted"
     state = f"of which {kept / 2**30:.2f} GiB are the trained state"
     if shared > 1:
-        return f"memory: {parts} per rank, {state} (one process holds that of all {shared} here, {measured / 2**30:.2f} GiB at its peak)"
+        return (
+            f"memory: {parts} per rank, {state} (one process holds that of all {shared} here, "
+            f"{measured / 2**30:.2f} GiB at its peak)"
+        )
     return f"memory at its peak {measured / 2**30:.2f} GiB per rank ({parts}), {state}"
 
 
 def _where(started: int, ranks: int) -> str:
     """On how many devices the run is meant to be, and what of that was tried."""
     if started == ranks > 1:
-        return f"all of this is for {ranks} ranks, on which it was tried, messages between them included"
+        return (
+            f"all of this is for {ranks} ranks, on which it was tried, messages between them "
+            "included"
+        )
     if ranks > 1:
-        return f"all of this is for {ranks} ranks, of which one did its part here; the messages between them are not in it"
-    return "all of this is for 1 rank; for more give --ranks N, or start the dry run with torchrun as the run will be"
+        return (
+            f"all of this is for {ranks} ranks, of which one did its part here; the messages "
+            "between them are not in it"
+        )
+    return (
+        "all of this is for 1 rank; for more give --ranks N, or start the dry run with torchrun as "
+        "the run will be"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -1,8 +1,10 @@
-"""FID, sFID, inception score, precision and recall of samples against a reference, with the library's own metrics.
+"""FID, sFID, inception score, precision and recall of samples against a reference, with the
+library's own metrics.
 
-Samples are an npz with arr_0 (N, H, W, 3) uint8, a folder that holds samples.npz, or a folder of images, flat or not. A reference
-is any of these, cropped to the samples' size, or statistics that were computed of a whole set (see reference.py). The features of
-a reference's images are kept in the cache under the hash of its content and of the network.
+Samples are an npz with arr_0 (N, H, W, 3) uint8, a folder that holds samples.npz, or a folder of
+images, flat or not. A reference is any of these, cropped to the samples' size, or statistics that
+were computed of a whole set (see reference.py). The features of a reference's images are kept in
+the cache under the hash of its content and of the network.
 """
 
 import hashlib
@@ -49,27 +51,45 @@ def evaluate_samples(
     progress: bool = True,
     called: str | None = None,
 ) -> tuple[list[Row], Path]:
-    """Measure `samples` against `reference`; returns flat rows, each with its card, and the metrics.json that they were written to.
+    """Measure `samples` against `reference`; returns flat rows, each with its card, and the
+    metrics.json that they were written to.
 
-    fid and sfid are distances to the statistics of a whole set, fid_to_N_images and sfid_to_N_images to N images. The card names
-    the reference as it was `called`, where it was unpacked from somewhere else. Raises DataError for files that are missing,
-    damaged, hold no images, or too few of them (at least 4 on each side), and where nothing can be written, before anything is
-    computed; UntrustedFileError for pickles.
+    fid and sfid are distances to the statistics of a whole set, fid_to_N_images and
+    sfid_to_N_images to N images. The card names the reference as it was `called`, where it was
+    unpacked from somewhere else. Raises DataError for files that are missing, damaged, hold no
+    images, or too few of them (at least 4 on each side), and where nothing can be written, before
+    anything is computed; UntrustedFileError for pickles.
     """
     source, held = _npz_of(expanded(samples)), _npz_of(expanded(reference))
-    target = expanded(out) if out else (source if source.is_dir() else source.parent) / "metrics.json"
+    target = (
+        expanded(out) if out else (source if source.is_dir() else source.parent) / "metrics.json"
+    )
     check_file(target, (".json",), inputs=[source, held])
     size, called = _size_of(source), called or str(reference)
     statistics = {} if held.is_dir() else statistics_of(held, extractor)
     settings = _settings(source.parent / SETTINGS) if source.is_file() else None
-    card = card_of(settings, samples=0, features=extractor.name, features_hash=extractor.fingerprint, reference=called)
+    card = card_of(
+        settings,
+        samples=0,
+        features=extractor.name,
+        features_hash=extractor.fingerprint,
+        reference=called,
+    )
     fake = features_of(source, extractor, size=size, batch=batch, progress=progress)
     has_images = held.is_dir() or IMAGES in names_in(held)
     digest = _content(held, size)
-    real = _features_of_reference(held, digest, extractor, size, batch, progress) if has_images else None
+    real = (
+        _features_of_reference(held, digest, extractor, size, batch, progress)
+        if has_images
+        else None
+    )
     against = Reference(called, digest, statistics, real)
     _check_numbers(fake, against)
-    card |= {"samples": len(fake.pool), "reference_hash": against.digest, "reference_holds": against.holds}
+    card |= {
+        "samples": len(fake.pool),
+        "reference_hash": against.digest,
+        "reference_holds": against.holds,
+    }
     card |= {} if "dataset" in card else {"dataset": "imagenet"}
     device = getattr(extractor, "device", "cpu")
     rows = [
@@ -80,25 +100,35 @@ def evaluate_samples(
 
 
 def _check_numbers(fake: Features, reference: Reference) -> None:
-    """DataError for too few images on either side, a note for so few that a Fréchet distance is biased."""
+    """DataError for too few images on either side, a note for so few that a Fréchet distance is
+    biased.
+    """
     sides = [len(fake.pool), *([reference.images] if reference.features is not None else [])]
     if min(sides) < FEWEST:
         has = "" if reference.features is None else f" and {reference.images} reference images"
-        raise DataError(f"there are {len(fake.pool)} samples{has}; each side needs at least {FEWEST}.")
+        raise DataError(
+            f"there are {len(fake.pool)} samples{has}; each side needs at least {FEWEST}."
+        )
     width = fake.pool.shape[1]
     if min(sides[:1] if "fid" in reference.statistics else sides) <= width:
         other = "the statistics" if "fid" in reference.statistics else reference.images
         warn_once(
-            f"{len(fake.pool)} samples against {other}: Fréchet distances need more images than the {width} features "
+            f"{len(fake.pool)} samples against {other}: Fréchet distances need more images than "
+            f"the {width} features "
             "and are biased upwards here; published ones use 50,000."
         )
 
 
 def measure(
-    fake: Features, reference: Reference, *, device: torch.device | str = "cpu", progress: bool = False
+    fake: Features,
+    reference: Reference,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> list[tuple[str, float, Mapping[str, Any]]]:
-    """(metric, value, what it was held against) of each: the Fréchet distances, inception score and its deviation over ten splits,
-    and, where the reference has images, precision and recall, computed on `device`.
+    """(metric, value, what it was held against) of each: the Fréchet distances, inception score and
+    its deviation over ten splits, and, where the reference has images, precision and recall,
+    computed on `device`.
     """
     found: list[tuple[str, Any, Mapping[str, Any]]] = []
     to_images = {"reference_kind": "images", "reference_images": reference.images}
@@ -106,7 +136,9 @@ def measure(
     for metric, rows in (("fid", fake.pool), ("sfid", fake.spatial)):
         distance = reference.distance(metric, rows)
         if distance is not None:
-            found.append((*distance, to_statistics if metric in reference.statistics else to_images))
+            found.append(
+                (*distance, to_statistics if metric in reference.statistics else to_images)
+            )
     score, deviation = metrics.inception_score(fake.logits, splits=min(10, len(fake.logits)))
     alone = {"reference_kind": None, "reference_images": None}
     found += [("inception_score", score, alone), ("inception_score_std", deviation, alone)]
@@ -128,14 +160,20 @@ def _settings(file: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} is damaged ({error}). Remove it, or draw the samples again.") from None
+        raise DataError(
+            f"{file} is damaged ({error}). Remove it, or draw the samples again."
+        ) from None
     if not isinstance(found, dict):
-        raise DataError(f"{file} is damaged (it holds no settings). Remove it, or draw the samples again.")
+        raise DataError(
+            f"{file} is damaged (it holds no settings). Remove it, or draw the samples again."
+        )
     return found
 
 
 def _size_of(source: Path) -> int:
-    """The side at which samples are measured: that of an npz; of a folder the commonest, to which the others are cropped."""
+    """The side at which samples are measured: that of an npz; of a folder the commonest, to which
+    the others are cropped.
+    """
     if not source.is_dir():
         return min(next(image_batches(source, 1)).shape[-2:])
     sizes: Counter[tuple[int, int]] = Counter()
@@ -152,59 +190,96 @@ def _size_of(source: Path) -> int:
     if len(sizes) > 1:
         others = sum(sizes.values()) - sizes[width, height]
         warn_once(
-            f"{source} holds images of {len(sizes)} sizes: {others:,} of {sum(sizes.values()):,} are not {width} x {height}. "
+            f"{source} holds images of {len(sizes)} sizes: {others:,} of {sum(sizes.values()):,} "
+            f"are not {width} x {height}. "
             f"All are cropped to {side} x {side} before they are measured."
         )
     elif width != height:
-        warn_once(f"{source} holds images of {width} x {height}; they are cropped to {side} x {side} before they are measured.")
+        warn_once(
+            f"{source} holds images of {width} x {height}; they are cropped to {side} x {side} "
+            "before they are measured."
+        )
     return side
 
 
-def features_of(source: Path, extractor: Extractor, *, size: int = 256, batch: int = 64, progress: bool = True) -> Features:
+def features_of(
+    source: Path, extractor: Extractor, *, size: int = 256, batch: int = 64, progress: bool = True
+) -> Features:
     """Features of every image of an npz, or of a folder of images cropped to `size`."""
-    parts = [extractor(part) for part in tqdm(image_batches(source, batch, size), desc="features", unit="batch", disable=not progress)]
+    parts = [
+        extractor(part)
+        for part in tqdm(
+            image_batches(source, batch, size), desc="features", unit="batch", disable=not progress
+        )
+    ]
     return Features(*(torch.cat(column) for column in zip(*parts)))
 
 
 def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]:
-    """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder; DataError for anything else."""
+    """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder; DataError for anything
+    else.
+    """
     if source.is_dir():
         files = image_files.flat(source).files
         for i in range(0, len(files), batch):
             part = torch.stack([image_files.load(file.path, size) for file in files[i : i + batch]])
-            yield part.contiguous(memory_format=torch.channels_last)  # as an npz has them: a network rounds by the layout
+            yield part.contiguous(
+                memory_format=torch.channels_last
+            )  # as an npz has them: a network rounds by the layout
         return
     try:
         refuse_pickles(source)
         with zipfile.ZipFile(source) as archive, archive.open("arr_0.npy") as member:
             yield from _rows(member, source, batch)
     except FileNotFoundError:
-        raise DataError(f"there is no {source}. Run cfm-lite sample first, or give an npz with arr_0 or a folder of images.") from None
+        raise DataError(
+            f"there is no {source}. Run cfm-lite sample first, or give an npz with arr_0 or a "
+            "folder of images."
+        ) from None
     except CFMError:
         raise
     except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
-        raise DataError(f"{source} holds no images ({error}); arr_0 (N, H, W, 3) uint8 in an npz is expected. Make it again.") from None
+        raise DataError(
+            f"{source} holds no images ({error}); arr_0 (N, H, W, 3) uint8 in an npz is expected. "
+            "Make it again."
+        ) from None
 
 
 def _rows(member: Any, source: Path, batch: int) -> Iterator[Tensor]:
     version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read(member)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
-        raise DataError(f"arr_0 of {source} is {dtype} {shape}; uint8 (N, H, W, 3) with at least one image is expected.")
+        raise DataError(
+            f"arr_0 of {source} is {dtype} {shape}; uint8 (N, H, W, 3) with at least one image is "
+            "expected."
+        )
     bytes_each = math.prod(shape[1:])
     if bytes_each > 3 * image_files.PIXELS:
-        raise DataError(f"arr_0 of {source} announces images of {shape[1]} x {shape[2]} pixels; the limit is {image_files.PIXELS:,}.")
+        raise DataError(
+            f"arr_0 of {source} announces images of {shape[1]} x {shape[2]} pixels; the limit is "
+            f"{image_files.PIXELS:,}."
+        )
     for first in range(0, shape[0], batch):
         n = min(batch, shape[0] - first)
         content = member.read(n * bytes_each)
         if len(content) != n * bytes_each:
             raise EOFError("it ends early")
-        yield torch.from_numpy(np.frombuffer(content, np.uint8).reshape(n, *shape[1:]).copy()).permute(0, 3, 1, 2)
+        yield torch.from_numpy(
+            np.frombuffer(content, np.uint8).reshape(n, *shape[1:]).copy()
+        ).permute(0, 3, 1, 2)
 
 
-def _features_of_reference(source: Path, digest: str, extractor: Extractor, size: int, batch: int, progress: bool) -> Features:
-    """Features of the reference's images, from the cache where its content and the network are the same."""
+def _features_of_reference(
+    source: Path, digest: str, extractor: Extractor, size: int, batch: int, progress: bool
+) -> Features:
+    """Features of the reference's images, from the cache where its content and the network are the
+    same.
+    """
     cached = cache_root() / "reference" / f"{digest[:16]}-{extractor.fingerprint[:16]}.npz"
     found = _cached(cached)
     if found is None:
@@ -228,8 +303,15 @@ def _content(source: Path, size: int) -> str:
     """A hash of the images: of the file, or of the folder's names, sizes and times."""
     if source.is_dir():
         files = image_files.flat(source).files
-        facts = [(file.key, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.path.stat()]]
+        facts = [
+            (file.key, stat.st_size, stat.st_mtime_ns)
+            for file in files
+            for stat in [file.path.stat()]
+        ]
         return hashlib.sha256(json.dumps([size, facts]).encode()).hexdigest()
     if not source.is_file():
-        raise DataError(f"there is no reference {source}. Give an npz with arr_0, such as ADM's, or a folder of images.")
+        raise DataError(
+            f"there is no reference {source}. Give an npz with arr_0, such as ADM's, or a folder "
+            "of images."
+        )
     return digest_file(source)

@@ -1,10 +1,12 @@
-"""Images from a trained run: noise keyed by part, ODE or SDE, guidance, VAE, uint8; and one npz as ADM's evaluator reads it.
+"""Images from a trained run: noise keyed by part, ODE or SDE, guidance, VAE, uint8; and one npz as
+ADM's evaluator reads it.
 
     SAMPLES/  settings.json   part-00000.npy ...  ->  samples.npz (arr_0 (N, H, W, 3) uint8, arr_1 labels)  samples.png
 
-Part p holds samples p * batch, ... and depends on (seed, p) alone, so any number of ranks gives the same images, and a run that
-was stopped goes on where it was. A finished folder grows: more samples are asked for, and only the missing parts are drawn.
-Samples of other settings are never mixed in: settings.json is compared first.
+Part p holds samples p * batch, ... and depends on (seed, p) alone, so any number of ranks gives the
+same images, and a run that was stopped goes on where it was. A finished folder grows: more samples
+are asked for, and only the missing parts are drawn. Samples of other settings are never mixed in:
+settings.json is compared first.
 """
 
 import io
@@ -39,14 +41,24 @@ from cfm_lite.runs.imagenet import ImageNet
 from cfm_lite.runs.recipe import SOLVERS, from_dict
 from cfm_lite.scale.train import read_about, read_mean
 
-__all__ = ["Settings", "Trained", "count_samples", "drawing", "open_run", "run_of", "sample_imagenet"]
+__all__ = [
+    "Settings",
+    "Trained",
+    "count_samples",
+    "drawing",
+    "open_run",
+    "run_of",
+    "sample_imagenet",
+]
 
 SAMPLES, SETTINGS = "samples.npz", "settings.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the samples; `steps` are network evaluations for the SDE and solver steps for the ODE."""
+    """What decides the samples; `steps` are network evaluations for the SDE and solver steps for
+    the ODE.
+    """
 
     num: int
     seed: int = 0
@@ -67,7 +79,9 @@ class Settings:
         guidance.check_interval(self.interval)
         check_labels_word(self.labels)
         if self.solver == "sde" and self.steps < 2:
-            raise ConfigError(f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise.")
+            raise ConfigError(
+                f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise."
+            )
 
 
 @dataclass(frozen=True)
@@ -104,16 +118,23 @@ def run_of(folder: str | Path) -> Path:
 
 
 def open_run(folder: str | Path, device: torch.device, average: str = "ema") -> Trained:
-    """The newest checkpoint of an ImageNet run, or the step-* folder given; CheckpointError where there is none."""
+    """The newest checkpoint of an ImageNet run, or the step-* folder given; CheckpointError where
+    there is none.
+    """
     place = runs.located(folder)
     home = place.folder
     named = runs.saved_recipe(home)
     if not isinstance(named, ImageNet):
-        raise CheckpointError(f"{home} is a run on {named.dataset}, not on ImageNet's latents; give the folder of such a run.")
+        raise CheckpointError(
+            f"{home} is a run on {named.dataset}, not on ImageNet's latents; give the folder of "
+            "such a run."
+        )
     about, where = read_about(home), place.checkpoint
     recipe, model, step = runs.load_model(where, _Shape(about), average)
     if not isinstance(recipe, ImageNet):
-        raise CheckpointError(f"{where} is a checkpoint of a run on {recipe.dataset}; it lies in the wrong folder.")
+        raise CheckpointError(
+            f"{where} is a checkpoint of a run on {recipe.dataset}; it lies in the wrong folder."
+        )
     digest = str(json.loads((where / checkpoint.MANIFEST).read_bytes())["self"])
     return Trained(recipe, model.to(device), step, about, digest, read_mean(home, about), average)
 
@@ -128,31 +149,52 @@ def sample_imagenet(
     vae: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw what is missing of `settings.num` samples; returns the npz, which keeps what it held where that was more.
+    """Draw what is missing of `settings.num` samples; returns the npz, which keeps what it held
+    where that was more.
 
-    `source` is a run's folder, one of its checkpoints, or what was opened already. `vae` replaces the name or folder of the VAE,
-    which must be the one that made the latents. Raises CheckpointError, DataError for another VAE, ConfigError where `out` holds
-    samples of other settings; then nothing is written.
+    `source` is a run's folder, one of its checkpoints, or what was opened already. `vae` replaces
+    the name or folder of the VAE, which must be the one that made the latents. Raises
+    CheckpointError, DataError for another VAE, ConfigError where `out` holds samples of other
+    settings; then nothing is written.
     """
     out, device = check_folder(expanded(out)), world.place(torch.device(device))
     trained = source if isinstance(source, Trained) else open_run(source, device)
-    _velocity(trained, settings, _labels(settings, 0, trained.num_classes).to(device), device)  # what cannot be done is said now
-    record = {**asdict(settings), "interval": list(settings.interval), "weights": trained.weights, "step": trained.step}
+    _velocity(
+        trained, settings, _labels(settings, 0, trained.num_classes).to(device), device
+    )  # what cannot be done is said now
+    record = {
+        **asdict(settings),
+        "interval": list(settings.interval),
+        "weights": trained.weights,
+        "step": trained.step,
+    }
     record["average"] = trained.average
-    record |= {"recipe": trained.recipe.as_dict(), "vae": trained.about["vae"], "vae_fingerprint": trained.about["vae_fingerprint"]}
+    record |= {
+        "recipe": trained.recipe.as_dict(),
+        "vae": trained.about["vae"],
+        "vae_fingerprint": trained.about["vae_fingerprint"],
+    }
     world.on_main(lambda: _check_same(out, record))
     world.agree("the samples' settings", record)
     done = count_samples(out)
     if settings.num <= done:
         return out / SAMPLES
-    codec = open_codec(vae or trained.about["vae"], device=device, fingerprint=trained.about["vae_fingerprint"])
+    codec = open_codec(
+        vae or trained.about["vae"], device=device, fingerprint=trained.about["vae_fingerprint"]
+    )
     world.on_main(lambda: runs.write_json(out / SETTINGS, record))
-    kept = done // settings.batch  # whole parts; one that was cut short is drawn again, for a network rounds by the size of its batch
+    kept = (
+        done // settings.batch
+    )  # whole parts; one that was cut short is drawn again, for a network rounds by the size of its batch
     mine = [part for part in range(kept, _parts(settings)) if part % world.size == world.rank]
-    with tqdm(total=len(mine), desc="sample", unit="part", disable=not (progress and world.is_main)) as bar:
+    with tqdm(
+        total=len(mine), desc="sample", unit="part", disable=not (progress and world.is_main)
+    ) as bar:
         for part in mine:
             if not _is_done(_part(out, part), _count(settings, part)):
-                checkpoint.write_bytes(_part(out, part), _npy(_draw(trained, codec, settings, part, device)))
+                checkpoint.write_bytes(
+                    _part(out, part), _npy(_draw(trained, codec, settings, part, device))
+                )
             bar.update()
     world.barrier()
     world.on_main(lambda: _gather(out, settings, trained.num_classes, kept))
@@ -160,7 +202,9 @@ def sample_imagenet(
 
 
 def count_samples(out: str | Path) -> int:
-    """How many samples the npz in a folder of samples holds; 0 where there is none, or a damaged one."""
+    """How many samples the npz in a folder of samples holds; 0 where there is none, or a damaged
+    one.
+    """
     try:
         with _opened(Path(out) / SAMPLES) as (_, shape):
             return int(shape[0])
@@ -169,21 +213,40 @@ def count_samples(out: str | Path) -> int:
 
 
 def _check_same(out: Path, record: dict[str, Any]) -> None:
-    """Raise ConfigError where `out` holds anything but samples of these settings; how many does not matter."""
+    """Raise ConfigError where `out` holds anything but samples of these settings; how many does not
+    matter.
+    """
     file = out / SETTINGS
     mine = json.loads(json.dumps(record))
     if not file.exists():
         if out.exists() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty and holds no samples of ours; choose another --out.")
+            raise ConfigError(
+                f"{out} is not empty and holds no samples of ours; choose another --out."
+            )
         return
     try:
-        theirs = {"labels": "turn", "average": "ema", **json.loads(file.read_text(encoding="utf-8"))}
-        theirs["recipe"] = json.loads(json.dumps(from_dict(theirs["recipe"]).as_dict()))  # fields that came later are at their defaults
+        theirs = {
+            "labels": "turn",
+            "average": "ema",
+            **json.loads(file.read_text(encoding="utf-8")),
+        }
+        theirs["recipe"] = json.loads(
+            json.dumps(from_dict(theirs["recipe"]).as_dict())
+        )  # fields that came later are at their defaults
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(f"{file} is damaged ({error}). Remove {out} and draw the samples again.") from None
-    differs = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name) and name != "num")
+        raise DataError(
+            f"{file} is damaged ({error}). Remove {out} and draw the samples again."
+        ) from None
+    differs = sorted(
+        name
+        for name in mine.keys() | theirs.keys()
+        if mine.get(name) != theirs.get(name) and name != "num"
+    )
     if differs:
-        raise ConfigError(f"{out} holds samples of other settings ({', '.join(differs)} differ); choose another --out, or remove it.")
+        raise ConfigError(
+            f"{out} holds samples of other settings ({', '.join(differs)} differ); choose another "
+            "--out, or remove it."
+        )
 
 
 def _part(out: Path, part: int) -> Path:
@@ -195,9 +258,16 @@ def _parts(settings: Settings) -> int:
 
 
 def _labels(settings: Settings, part: int, classes: int) -> Tensor:
-    """The labels (n,) of one part; those drawn at random depend on (seed, part) alone, however many rows are asked for."""
-    n, generator = _count(settings, part), keyed_generator("cpu", settings.seed, "samples' labels", part)
-    return class_labels(settings.labels, classes, settings.batch, first=part * settings.batch, generator=generator)[:n]
+    """The labels (n,) of one part; those drawn at random depend on (seed, part) alone, however many
+    rows are asked for.
+    """
+    n, generator = (
+        _count(settings, part),
+        keyed_generator("cpu", settings.seed, "samples' labels", part),
+    )
+    return class_labels(
+        settings.labels, classes, settings.batch, first=part * settings.batch, generator=generator
+    )[:n]
 
 
 def _count(settings: Settings, part: int) -> int:
@@ -211,7 +281,9 @@ def _is_done(path: Path, rows: int) -> bool:
         return False
 
 
-def _draw(trained: Trained, codec: Codec, settings: Settings, part: int, device: torch.device) -> np.ndarray:
+def _draw(
+    trained: Trained, codec: Codec, settings: Settings, part: int, device: torch.device
+) -> np.ndarray:
     """The images (n, H, W, 3) uint8 of one part."""
     return _pixels(codec, _latents(trained, settings, part, device), device)
 
@@ -220,10 +292,15 @@ def _latents(trained: Trained, settings: Settings, part: int, device: torch.devi
     """What is decoded to the images of one part, (n, C, h, w)."""
     y = _labels(settings, part, trained.num_classes).to(device)
     noise = torch.randn(
-        settings.batch, *trained.shape, generator=keyed_generator("cpu", settings.seed, "samples", part), dtype=torch.float32
+        settings.batch,
+        *trained.shape,
+        generator=keyed_generator("cpu", settings.seed, "samples", part),
+        dtype=torch.float32,
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return _solver(settings, part, trained)(_velocity(trained, settings, y, device), noise[: len(y)].to(device))
+        return _solver(settings, part, trained)(
+            _velocity(trained, settings, y, device), noise[: len(y)].to(device)
+        )
 
 
 def drawing(
@@ -236,12 +313,15 @@ def drawing(
     num: int = 16,
     show: Callable[[np.ndarray, int], None] | None = None,
 ) -> Callable[[nn.Module, int], None]:
-    """A function of a model and a step that writes OUT/samples-step-N.png, as `runs.train` takes it: the same noise each time.
+    """A function of a model and a step that writes OUT/samples-step-N.png, as `runs.train` takes
+    it: the same noise each time.
 
-    Every rank computes them, for under FSDP a forward pass takes all; one without a `codec` writes nothing. `show` is given the
-    images (num, H, W, 3) uint8 and the step.
+    Every rank computes them, for under FSDP a forward pass takes all; one without a `codec` writes
+    nothing. `show` is given the images (num, H, W, 3) uint8 and the step.
     """
-    settings = Settings(num, recipe.seed, recipe.solver, recipe.sample_steps, recipe.guidance, batch=num)
+    settings = Settings(
+        num, recipe.seed, recipe.solver, recipe.sample_steps, recipe.guidance, batch=num
+    )
 
     def draw(model: nn.Module, step: int) -> None:
         z = _latents(Trained(recipe, model, step, dict(about), "", None), settings, 0, device)
@@ -260,7 +340,9 @@ def _pixels(codec: Codec, z: Tensor, device: torch.device) -> np.ndarray:
     return torch.cat(pixels).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _solver(settings: Settings, part: int, trained: Trained) -> Callable[[Velocity, Tensor], Tensor]:
+def _solver(
+    settings: Settings, part: int, trained: Trained
+) -> Callable[[Velocity, Tensor], Tensor]:
     path = PATHS[trained.recipe.path]
     if settings.solver != "sde":
         ts = torch.linspace(0, 1, settings.steps + 1)
@@ -280,7 +362,8 @@ def _velocity(trained: Trained, settings: Settings, y: Tensor, device: torch.dev
         return guidance.debias_shuffle(velocity, recipe.weight, recipe.k)
     if recipe.method != "delta_fm" or trained.mean is None:
         raise ConfigError(
-            f"the method {recipe.method!r} has nothing to undo; --debias is for delta_fm, and for vecor with channel_shuffle."
+            f"the method {recipe.method!r} has nothing to undo; --debias is for delta_fm, and for "
+            "vecor with channel_shuffle."
         )
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     low, high = PATHS[recipe.path].alpha(ends).tolist()
@@ -305,7 +388,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
 
 
 def _kept(path: Path, parts: int, batch: int) -> Iterator[bytes]:
-    """The first whole parts of an npz of ours, then the rest unused, for only at its end is the sum compared."""
+    """The first whole parts of an npz of ours, then the rest unused, for only at its end is the sum
+    compared.
+    """
     if not parts:
         return
     try:
@@ -316,17 +401,22 @@ def _kept(path: Path, parts: int, batch: int) -> Iterator[bytes]:
             while member.read(size):
                 pass
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}). Remove it and draw the samples again.") from None
+        raise DataError(
+            f"{path} is damaged ({error}). Remove it and draw the samples again."
+        ) from None
 
 
 def _gather(out: Path, settings: Settings, classes: int, kept: int = 0) -> None:
-    """Put `kept` parts of the npz there and the new ones into one, part by part, so that 50,000 images need no memory.
+    """Put `kept` parts of the npz there and the new ones into one, part by part, so that 50,000
+    images need no memory.
 
     The old npz is replaced in one step; then the parts are removed.
     """
     paths = [_part(out, part) for part in range(kept, _parts(settings))]
     shape = (settings.num, *np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1:])
-    labels = torch.cat([_labels(settings, part, classes) for part in range(_parts(settings))]).numpy()
+    labels = torch.cat(
+        [_labels(settings, part, classes) for part in range(_parts(settings))]
+    ).numpy()
     work = out / f".tmp-{uuid.uuid4().hex}"
     try:
         with zipfile.ZipFile(work, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -1,4 +1,6 @@
-"""Training on prepared latents: the recipe's trainer, the latents' batches, one run folder, on any number of ranks."""
+"""Training on prepared latents: the recipe's trainer, the latents' batches, one run folder, on any
+number of ranks.
+"""
 
 import contextlib
 import functools
@@ -25,7 +27,13 @@ from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMisma
 from cfm_lite.models import SiT, count_parameters, teacher
 from cfm_lite.objective import Alignment
 from cfm_lite.runs import Run
-from cfm_lite.runs.imagenet import Given, ImageNet, build_imagenet_model, build_imagenet_trainer, preset_of
+from cfm_lite.runs.imagenet import (
+    Given,
+    ImageNet,
+    build_imagenet_model,
+    build_imagenet_trainer,
+    preset_of,
+)
 from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.training import Trainer
 
@@ -46,10 +54,14 @@ class Options:
     resume: bool | str = False  # or "auto": if there is a checkpoint
     micro_batch: int | None = None
     compile: bool | None = None  # None: on CUDA
-    checkpointing: bool = False  # each block runs again in the backward pass: memory for a third more work
+    checkpointing: bool = (
+        False  # each block runs again in the backward pass: memory for a third more work
+    )
     images: Path | None = None  # for a teacher: the folder that the latents were made of
     features: Path | None = None  # or what the teacher saw in them, computed before
-    teacher: str | None = None  # a file with the teacher's weights, or "random"; None fetches timm's
+    teacher: str | None = (
+        None  # a file with the teacher's weights, or "random"; None fetches timm's
+    )
     start: SiT | None = None  # fine-tune this model
     save_every: int = 10_000
     log_every: int = 100
@@ -61,8 +73,9 @@ class Options:
 def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     """Train a recipe on latents, from the start or from the newest checkpoint in `options.out`.
 
-    Raises ConfigError for latents of another size, a batch larger than the set or that cannot be dealt to the ranks in whole
-    shards, and a run that is there already; ResumeMismatchError for a run on other latents; DistributedError.
+    Raises ConfigError for latents of another size, a batch larger than the set or that cannot be
+    dealt to the ranks in whole shards, and a run that is there already; ResumeMismatchError for a
+    run on other latents; DistributedError.
     """
     world, out = options.world, options.out
     check_fit(recipe, latents, world.size)
@@ -72,7 +85,11 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     start = {} if options.start is None else {"start": hash_of_weights(options.start)}
     trainer, split = trainer_for(recipe, latents, options, device)
     about = {**_about(latents), **_about_teacher(trainer), **start}
-    how = {"parallel": options.parallel, "compile": trainer.compiled, "checkpointing": options.checkpointing}
+    how = {
+        "parallel": options.parallel,
+        "compile": trainer.compiled,
+        "checkpointing": options.checkpointing,
+    }
     world.agree("the run", [recipe.as_dict(), latents.fingerprint])
     board = _TensorBoard(out, world) if options.tensorboard else None
     draw = _drawing(recipe, about, options, device, board) if options.sample_every else None
@@ -99,37 +116,65 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
 
 
 def check_fit(recipe: ImageNet, latents: Latents, ranks: int = 1) -> None:
-    """Raise ConfigError for latents of another size than the recipe's, fewer than a batch of them, or a batch not for `ranks`."""
+    """Raise ConfigError for latents of another size than the recipe's, fewer than a batch of them,
+    or a batch not for `ranks`.
+    """
     if recipe.size != latents.size:
         raise ConfigError(
-            f"the recipe is for {recipe.size} pixels and {latents.folder} holds latents of {latents.size}; use --size {latents.size}."
+            f"the recipe is for {recipe.size} pixels and {latents.folder} holds latents of "
+            f"{latents.size}; use --size {latents.size}."
         )
     part_of(recipe.batch, ranks, recipe.shard, len(latents))
 
 
-def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.device, ranks: int | None = None) -> tuple[Trainer, Split]:
-    """The trainer on this rank, and how the batch is split; `data` has the shape and the classes. ConfigError where they do not fit.
+def trainer_for(
+    recipe: ImageNet, data: Any, options: Options, device: torch.device, ranks: int | None = None
+) -> tuple[Trainer, Split]:
+    """The trainer on this rank, and how the batch is split; `data` has the shape and the classes.
+    ConfigError where they do not fit.
 
-    `ranks` (default: those of the world) is the number that share the batch: a dry run on one device can be one of many.
+    `ranks` (default: those of the world) is the number that share the batch: a dry run on one
+    device can be one of many.
     """
     size = options.world.size if ranks is None else ranks
     if options.parallel == "fsdp" and size == 1:
-        raise ConfigError("parallel is 'fsdp' and there is one process, which has nobody to share with; use torchrun, or ddp.")
+        raise ConfigError(
+            "parallel is 'fsdp' and there is one process, which has nobody to share with; use "
+            "torchrun, or ddp."
+        )
     model: Any = options.start or build_imagenet_model(recipe, data)
     if model.num_classes != data.num_classes:
         raise ConfigError(
-            f"the model has {model.num_classes} classes and the latents {data.num_classes}; fine-tune on data of the same classes."
+            f"the model has {model.num_classes} classes and the latents {data.num_classes}; "
+            "fine-tune on data of the same classes."
         )
-    differ = [name for name in ("learn_sigma", "qk_norm") if getattr(model, name) != getattr(recipe, name)]
+    differ = [
+        name for name in ("learn_sigma", "qk_norm") if getattr(model, name) != getattr(recipe, name)
+    ]
     if differ:
         fields = " ".join(f"{name}={str(getattr(model, name)).lower()}" for name in differ)
-        raise ConfigError(f"the model has {fields}, which the recipe has not; give --set {fields}, or another model.")
+        raise ConfigError(
+            f"the model has {fields}, which the recipe has not; give --set {fields}, or another "
+            "model."
+        )
     parameters = count_parameters(model)[0]
     micro = options.micro_batch
     free = min(options.world.gather(free_memory(device)))
     model.checkpointing = options.checkpointing
-    how: dict[str, Any] = {"compile": is_compiled(options.compile, model, device), "checkpointing": options.checkpointing}
-    split = split_batch(recipe, data.shape[-1], parameters, free, size, micro, fsdp=options.parallel == "fsdp", **how)
+    how: dict[str, Any] = {
+        "compile": is_compiled(options.compile, model, device),
+        "checkpointing": options.checkpointing,
+    }
+    split = split_batch(
+        recipe,
+        data.shape[-1],
+        parameters,
+        free,
+        size,
+        micro,
+        fsdp=options.parallel == "fsdp",
+        **how,
+    )
     built = build_imagenet_trainer(
         recipe.changed(accumulate=split.accumulate),
         data,
@@ -143,7 +188,9 @@ def trainer_for(recipe: ImageNet, data: Any, options: Options, device: torch.dev
     return built, split
 
 
-def _teacher(recipe: ImageNet, data: Any, options: Options, device: torch.device) -> nn.Module | Given:
+def _teacher(
+    recipe: ImageNet, data: Any, options: Options, device: torch.device
+) -> nn.Module | Given:
     """The frozen teacher, or the width of its features where they were computed before."""
     if options.features is not None:
         if not isinstance(data, Latents):
@@ -152,26 +199,38 @@ def _teacher(recipe: ImageNet, data: Any, options: Options, device: torch.device
         return Given(found.dim, found.index["weights"])
     if options.images is None and isinstance(data, Latents):
         raise ConfigError(
-            "the method aligns with a teacher, which has to see the images: give their folder with --images DIR, or what it saw in them "
+            "the method aligns with a teacher, which has to see the images: give their folder with "
+            "--images DIR, or what it saw in them "
             "with --features DIR."
         )
     grid = data.shape[-1] // recipe.patch_size
     given = options.teacher
     weights = None if given in (None, "random") else given
-    return teacher(recipe.teacher, grid=grid, pretrained=given != "random", checkpoint=weights).to(device)
+    return teacher(recipe.teacher, grid=grid, pretrained=given != "random", checkpoint=weights).to(
+        device
+    )
 
 
 def features_of(recipe: ImageNet, latents: Latents, folder: Path) -> TeacherFeatures:
-    """The features of the latents' images; ConfigError unless they are of the recipe's teacher, tokens and mirror images."""
+    """The features of the latents' images; ConfigError unless they are of the recipe's teacher,
+    tokens and mirror images.
+    """
     found, grid = TeacherFeatures(folder, latents), latents.shape[-1] // recipe.patch_size
     if found.teacher != recipe.teacher:
         raise ConfigError(
-            f"{folder} holds features of {found.teacher!r}, the recipe's teacher is {recipe.teacher!r}; use --set teacher={found.teacher}."
+            f"{folder} holds features of {found.teacher!r}, the recipe's teacher is "
+            f"{recipe.teacher!r}; use --set teacher={found.teacher}."
         )
     if found.grid != grid:
-        raise ConfigError(f"{folder} holds {found.grid} x {found.grid} tokens and {recipe.network} has {grid} x {grid}; encode them again.")
+        raise ConfigError(
+            f"{folder} holds {found.grid} x {found.grid} tokens and {recipe.network} has {grid} x "
+            f"{grid}; encode them again."
+        )
     if recipe.mirror and found.mirrors == 1:
-        raise ConfigError(f"{folder} holds no mirror images and the recipe mirrors; use --set mirror=False, or encode with --mirrors 2.")
+        raise ConfigError(
+            f"{folder} holds no mirror images and the recipe mirrors; use --set mirror=False, or "
+            "encode with --mirrors 2."
+        )
     return found
 
 
@@ -207,16 +266,24 @@ def _about(latents: Latents) -> dict[str, Any]:
 
 
 def _about_teacher(trainer: Trainer) -> dict[str, Any]:
-    """{"teacher": the hash of its weights}, whether it sees the images or has seen them; nothing without one."""
+    """{"teacher": the hash of its weights}, whether it sees the images or has seen them; nothing
+    without one.
+    """
     for term in trainer.objective.terms.values():
         if isinstance(term, Alignment):
             seen: Any = term._teacher[0]
-            return {"teacher": seen.weights if isinstance(seen, Given) else hash_of_weights(getattr(seen, "teacher", seen))}
+            return {
+                "teacher": seen.weights
+                if isinstance(seen, Given)
+                else hash_of_weights(getattr(seen, "teacher", seen))
+            }
     return {}
 
 
 def _keep_mean(out: Path, latents: Latents) -> None:
-    """E[x1] beside the run, byte for byte as the latents hold it: what debiasing ΔFM needs after they are gone."""
+    """E[x1] beside the run, byte for byte as the latents hold it: what debiasing ΔFM needs after
+    they are gone.
+    """
     checkpoint.write_bytes(out / MEAN, (latents.folder / "mean.npy").read_bytes())
 
 
@@ -226,17 +293,25 @@ def read_about(out: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"))["data"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{out} is no run of cfm-lite train imagenet: {file} cannot be read ({error}). Give its folder.") from None
+        raise CheckpointError(
+            f"{out} is no run of cfm-lite train imagenet: {file} cannot be read ({error}). Give "
+            "its folder."
+        ) from None
 
 
 def read_mean(out: Path, about: Mapping[str, Any]) -> Tensor | None:
-    """E[x1] (C, h, w) that `train_imagenet` kept, None where it did not; DataError where the file differs from what was kept."""
+    """E[x1] (C, h, w) that `train_imagenet` kept, None where it did not; DataError where the file
+    differs from what was kept.
+    """
     file = out / MEAN
     if not file.exists():
         return None
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != about["mean"]:
-        raise DataError(f"{file} is damaged: its SHA-256 differs from config.json's. Copy mean.npy of the latents there.")
+        raise DataError(
+            f"{file} is damaged: its SHA-256 differs from config.json's. Copy mean.npy of the "
+            "latents there."
+        )
     return torch.from_numpy(parse_npy(content, file))
 
 
@@ -244,23 +319,35 @@ def _check_same_latents(out: Path, latents: Latents) -> None:
     before = read_about(out)
     if before["fingerprint"] != latents.fingerprint:
         raise ResumeMismatchError(
-            f"the run in {out} was trained on the latents {before['latents']} ({before['fingerprint'][:12]}); {latents.folder} holds "
+            f"the run in {out} was trained on the latents {before['latents']} "
+            f"({before['fingerprint'][:12]}); {latents.folder} holds "
             f"others ({latents.fingerprint[:12]}). Give the same latents, or start a new run."
         )
 
 
 def _drawing(
-    recipe: ImageNet, about: Mapping[str, Any], options: Options, device: torch.device, board: "_TensorBoard | None"
+    recipe: ImageNet,
+    about: Mapping[str, Any],
+    options: Options,
+    device: torch.device,
+    board: "_TensorBoard | None",
 ) -> Callable[[nn.Module, int], None]:
-    """What draws samples on the way; rank 0 opens the VAE of the latents for it, before anything is trained."""
+    """What draws samples on the way; rank 0 opens the VAE of the latents for it, before anything is
+    trained.
+    """
     from cfm_lite.scale.sample import drawing  # it imports this file
 
-    codec = options.world.on_main(lambda: open_codec(about["vae"], device=device, fingerprint=about["vae_fingerprint"]))
-    return drawing(recipe, about, codec, options.out, device=device, show=board.show if board else None)
+    codec = options.world.on_main(
+        lambda: open_codec(about["vae"], device=device, fingerprint=about["vae_fingerprint"])
+    )
+    return drawing(
+        recipe, about, codec, options.out, device=device, show=board.show if board else None
+    )
 
 
 class _TensorBoard:
-    """Writes what the log says, and the pictures drawn on the way, beside log.jsonl; nothing on ranks other than 0.
+    """Writes what the log says, and the pictures drawn on the way, beside log.jsonl; nothing on
+    ranks other than 0.
 
     The file is opened with the first line: a run that is refused leaves none.
     """
@@ -271,9 +358,13 @@ class _TensorBoard:
             optional("tensorboard", "imagenet")
 
     def _at(self, step: int) -> Any:
-        """torch's SummaryWriter; what a run that was cut off had written from `step` on is not shown any more."""
+        """torch's SummaryWriter; what a run that was cut off had written from `step` on is not
+        shown any more.
+        """
         if self._writer is None:
-            self._writer = optional("torch.utils.tensorboard", "imagenet").SummaryWriter(str(self.folder), purge_step=step)
+            self._writer = optional("torch.utils.tensorboard", "imagenet").SummaryWriter(
+                str(self.folder), purge_step=step
+            )
         return self._writer
 
     def listen(self, line: Mapping[str, float]) -> None:

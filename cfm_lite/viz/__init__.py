@@ -1,7 +1,9 @@
-"""Arrays in, matplotlib Figures out: one visual language for every figure, widget, notebook and slide.
+"""Arrays in, matplotlib Figures out: one visual language for every figure, widget, notebook and
+slide.
 
-`style` holds the palette and how a figure is made and saved, `artists` what one draws on a plane, and the rest whole figures:
-`fields` and `exact` in the plane, `pictures` of images, `results` of numbers. No figure touches pyplot or global settings.
+`style` holds the palette and how a figure is made and saved, `artists` what one draws on a plane,
+and the rest whole figures: `fields` and `exact` in the plane, `pictures` of images, `results` of
+numbers. No figure touches pyplot or global settings.
 """
 
 from cfm_lite.viz.animation import Film, film, frames, save_animation
@@ -28,13 +30,31 @@ from cfm_lite.viz.artists import (
 from cfm_lite.viz.coverage import neighbourhoods
 from cfm_lite.viz.errors import curves, plane_maps
 from cfm_lite.viz.exact import fields_figure
-from cfm_lite.viz.features import feature_maps, paired_differences, profiles, similarity_maps, spreading
+from cfm_lite.viz.features import (
+    feature_maps,
+    paired_differences,
+    profiles,
+    similarity_maps,
+    spreading,
+)
 from cfm_lite.viz.fields import field_error, point_samples, trajectories, velocity_fields
 from cfm_lite.viz.lab import Panel, difference_curves, difference_rows, difference_scatter
-from cfm_lite.viz.marginals import conditional_velocities, path_coefficients, scalar_maps, snapshots, spacetime
+from cfm_lite.viz.marginals import (
+    conditional_velocities,
+    path_coefficients,
+    scalar_maps,
+    snapshots,
+    spacetime,
+)
 from cfm_lite.viz.matching import pairings, regression_slice
 from cfm_lite.viz.pictures import image_grid, perturbation_gallery
-from cfm_lite.viz.repulsion import attract_repel, channel_stems, class_paths, loss_bowls, negative_distances
+from cfm_lite.viz.repulsion import (
+    attract_repel,
+    channel_stems,
+    class_paths,
+    loss_bowls,
+    negative_distances,
+)
 from cfm_lite.viz.results import METRICS, heatmap, method_bars, quality_vs_steps, training_curves
 from cfm_lite.viz.style import (
     ATTRACT,

@@ -1,4 +1,5 @@
-"""What one draws on a 2D plane: arrows, density contours, points and paths, each a function of an axes that returns its artist.
+"""What one draws on a 2D plane: arrows, density contours, points and paths, each a function of an
+axes that returns its artist.
 
 The artists persist: a widget keeps them and calls `set_UVC`, `set_offsets` or `set_segments` instead of drawing anew. A plane is
 square with equal aspect. Arrows have the length  |v| / scale  in data units, so panels that share `scale` compare by eye.
@@ -22,7 +23,17 @@ from torch import Tensor
 
 from cfm_lite._internal.checks import check_callable, check_count, check_flag, check_number
 from cfm_lite.errors import ConfigError
-from cfm_lite.viz.style import MODEL, NOISE, TIME_MAP, TRUTH, Picture, as_array, as_tensor, frame, new_figure
+from cfm_lite.viz.style import (
+    MODEL,
+    NOISE,
+    TIME_MAP,
+    TRUTH,
+    Picture,
+    as_array,
+    as_tensor,
+    frame,
+    new_figure,
+)
 
 __all__ = [
     "Density",
@@ -54,7 +65,9 @@ Limits = tuple[float, float, float, float]  # left, right, bottom, top
 
 
 def square_limits(*clouds: Any, margin: float = 0.08, step: float = 0.5) -> Limits:
-    """The smallest square (left, right, bottom, top) around all points (..., 2), widened by `margin` and rounded out to `step`."""
+    """The smallest square (left, right, bottom, top) around all points (..., 2), widened by
+    `margin` and rounded out to `step`.
+    """
     flat = np.concatenate([as_array("points", cloud).reshape(-1, 2) for cloud in clouds])
     low, high = flat.min(0), flat.max(0)
     half = max((high - low).max() / 2 * (1 + 2 * margin), step)
@@ -68,12 +81,17 @@ def check_limits(limits: Sequence[float]) -> Limits:
     left, right, bottom, top = as_array("limits", limits, 4).tolist()
     width, height = right - left, top - bottom
     if not (width > 0 and math.isclose(width, height, rel_tol=1e-6)):
-        raise ConfigError(f"limits are {tuple(limits)}: {width:g} wide and {height:g} high; give left < right and a square.")
+        raise ConfigError(
+            f"limits are {tuple(limits)}: {width:g} wide and {height:g} high; give left < right "
+            "and a square."
+        )
     return left, right, bottom, top
 
 
 def grid_points(limits: Limits, n: int = 17, *, inset: bool = True) -> np.ndarray:
-    """(n * n, 2) points of a regular grid, row by row from the bottom; with `inset` they are cell centres, else they reach the border."""
+    """(n * n, 2) points of a regular grid, row by row from the bottom; with `inset` they are cell
+    centres, else they reach the border.
+    """
     left, right, bottom, top = check_limits(limits)
     check_count("n", n, 2)
     check_flag(inset=inset)
@@ -89,16 +107,34 @@ def evaluate(velocity: Velocity, x: np.ndarray, t: float) -> np.ndarray:
     check_number("t", t, 0, 1)
     check_callable(velocity=velocity)
     inputs = as_tensor(as_array("x", x, None, 2))
-    return as_array("velocity", velocity(inputs, torch.full((len(inputs),), float(t), dtype=inputs.dtype)), len(inputs), 2)
+    return as_array(
+        "velocity",
+        velocity(inputs, torch.full((len(inputs),), float(t), dtype=inputs.dtype)),
+        len(inputs),
+        2,
+    )
 
 
-def plane(axes: Axes, limits: Limits, title: str = "", color: str = TRUTH, *, outer: tuple[bool, bool] = (True, True)) -> None:
+def plane(
+    axes: Axes,
+    limits: Limits,
+    title: str = "",
+    color: str = TRUTH,
+    *,
+    outer: tuple[bool, bool] = (True, True),
+) -> None:
     """Make `axes` a square plane over `limits` with named coordinates and a title in `color`.
 
-    `outer` says whether the panel stands in the first column and in the last row: the others leave names and numbers to those.
+    `outer` says whether the panel stands in the first column and in the last row: the others leave
+    names and numbers to those.
     """
     left, right, bottom, top = check_limits(limits)
-    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="$x_1$" if outer[1] else "", ylabel="$x_2$" if outer[0] else "")
+    axes.set(
+        xlim=(left, right),
+        ylim=(bottom, top),
+        xlabel="$x_1$" if outer[1] else "",
+        ylabel="$x_2$" if outer[0] else "",
+    )
     axes.tick_params(labelleft=outer[0], labelbottom=outer[1])
     axes.set_aspect("equal", adjustable="box")
     axes.locator_params(nbins=6, integer=True)
@@ -120,66 +156,135 @@ def squares(
     top: float = 0.4,
     bottom: float = 0.5,
 ) -> tuple[Picture, np.ndarray]:
-    """A figure with planes (rows, columns) over `limits`, placed by hand because layout engines let squares drift apart; all in inches.
+    """A figure with planes (rows, columns) over `limits`, placed by hand because layout engines let
+    squares drift apart; all in inches.
 
-    `rise` is the height from row to row, `right` the room for a legend or colour bar, `top` and `bottom` that for titles and names.
+    `rise` is the height from row to row, `right` the room for a legend or colour bar, `top` and
+    `bottom` that for titles and names.
     """
     left = 0.65
-    width, height = left + columns * side + (columns - 1) * gap + right, bottom + (rows - 1) * rise + side + top
+    width, height = (
+        left + columns * side + (columns - 1) * gap + right,
+        bottom + (rows - 1) * rise + side + top,
+    )
     figure = new_figure(width, height, layout=None)
     axes = np.empty((rows, columns), dtype=object)
     for row, column in np.ndindex(rows, columns):
         corner = left + column * (side + gap), bottom + (rows - 1 - row) * rise
-        panel = figure.add_axes((corner[0] / width, corner[1] / height, side / width, side / height))
+        panel = figure.add_axes(
+            (corner[0] / width, corner[1] / height, side / width, side / height)
+        )
         plane(panel, limits, outer=(column == 0, row == rows - 1))
         axes[row, column] = panel
     return figure, axes
 
 
-def color_bar(figure: Picture, artist: ScalarMappable, panel: Axes, label: str, **kwargs: Any) -> Colorbar:
-    """A colour bar for `artist`, as high as `panel` and right of it, in a figure whose panels were placed by hand."""
+def color_bar(
+    figure: Picture, artist: ScalarMappable, panel: Axes, label: str, **kwargs: Any
+) -> Colorbar:
+    """A colour bar for `artist`, as high as `panel` and right of it, in a figure whose panels were
+    placed by hand.
+    """
     box, inch = panel.get_position(), 1 / figure.get_figwidth()
-    return figure.colorbar(artist, cax=figure.add_axes((box.x1 + 0.2 * inch, box.y0, 0.16 * inch, box.height)), label=label, **kwargs)
+    return figure.colorbar(
+        artist,
+        cax=figure.add_axes((box.x1 + 0.2 * inch, box.y0, 0.16 * inch, box.height)),
+        label=label,
+        **kwargs,
+    )
 
 
 def arrow_scale(vectors: Iterable[Any], limits: Limits, n: int = 17, longest: float = 2.4) -> float:
-    """Velocity per unit of length such that the longest of all `vectors` (B, 2) spans `longest` cells of an n x n grid over `limits`."""
+    """Velocity per unit of length such that the longest of all `vectors` (B, 2) spans `longest`
+    cells of an n x n grid over `limits`.
+    """
     left, right, _, _ = check_limits(limits)
     check_count("n", n)
     check_number("longest", longest, 0, math.inf, open_low=True)
     every = vectors if isinstance(vectors, list | tuple | Iterator) else [vectors]
-    top = max((float(np.linalg.norm(as_array("vectors", v, None, 2), axis=1).max()) for v in every), default=0.0)
+    top = max(
+        (float(np.linalg.norm(as_array("vectors", v, None, 2), axis=1).max()) for v in every),
+        default=0.0,
+    )
     return max(top, 1e-12) / (longest * (right - left) / n)
 
 
-def arrows(axes: Axes, x: Any, v: Any, *, color: str = MODEL, scale: float, width: float = 0.0046, **kwargs: Any) -> Quiver:
-    """Arrows `v` at `x`, both (B, 2), |v| / `scale` long in data units; a velocity of zero is a dot."""
+def arrows(
+    axes: Axes,
+    x: Any,
+    v: Any,
+    *,
+    color: str = MODEL,
+    scale: float,
+    width: float = 0.0046,
+    **kwargs: Any,
+) -> Quiver:
+    """Arrows `v` at `x`, both (B, 2), |v| / `scale` long in data units; a velocity of zero is a
+    dot.
+    """
     x, v = as_array("x", x, None, 2), as_array("v", v, None, 2)
     if x.shape != v.shape:
-        raise ConfigError(f"x {x.shape} and v {v.shape} differ; one velocity per point is needed, both (B, 2).")
+        raise ConfigError(
+            f"x {x.shape} and v {v.shape} differ; one velocity per point is needed, both (B, 2)."
+        )
     check_number("scale", scale, 0, math.inf, open_low=True)
-    look: dict[str, Any] = {"headwidth": 4.2, "headlength": 4.6, "headaxislength": 4.0, "minlength": 0.6, "zorder": 2.5} | kwargs
-    look |= {"color": color, "angles": "xy", "scale_units": "xy", "scale": scale, "units": "width", "width": width}
+    look: dict[str, Any] = {
+        "headwidth": 4.2,
+        "headlength": 4.6,
+        "headaxislength": 4.0,
+        "minlength": 0.6,
+        "zorder": 2.5,
+    } | kwargs
+    look |= {
+        "color": color,
+        "angles": "xy",
+        "scale_units": "xy",
+        "scale": scale,
+        "units": "width",
+        "width": width,
+    }
     return axes.quiver(x[:, 0], x[:, 1], v[:, 0], v[:, 1], **look)
 
 
 def velocity_field(
-    axes: Axes, velocity: Velocity, t: float, limits: Limits, *, n: int = 17, color: str = MODEL, scale: float | None = None
+    axes: Axes,
+    velocity: Velocity,
+    t: float,
+    limits: Limits,
+    *,
+    n: int = 17,
+    color: str = MODEL,
+    scale: float | None = None,
 ) -> Quiver:
-    """Arrows of `velocity` at time `t` on an n x n grid over `limits`; without `scale` the longest spans 2.4 cells."""
+    """Arrows of `velocity` at time `t` on an n x n grid over `limits`; without `scale` the longest
+    spans 2.4 cells.
+    """
     x = grid_points(limits, n)
     v = evaluate(velocity, x, t)
-    return arrows(axes, x, v, color=color, scale=arrow_scale([v], limits, n) if scale is None else scale)
+    return arrows(
+        axes, x, v, color=color, scale=arrow_scale([v], limits, n) if scale is None else scale
+    )
 
 
 def arrow_key(axes: Axes, scale: float, fastest: float, *, y: float = 0.97) -> Quiver:
-    """A grey arrow right of `axes` with its speed and unit, about three quarters as long as the `fastest` speed that is shown."""
+    """A grey arrow right of `axes` with its speed and unit, about three quarters as long as the
+    `fastest` speed that is shown.
+    """
     left, right, bottom, top = *axes.get_xlim(), *axes.get_ylim()
     speed = _round_number(0.75 * check_number("fastest", fastest, 0, math.inf))
     start, height = right + 0.03 * (right - left), bottom + y * (top - bottom)
     text = f"speed {speed:g}\n({'unit' if speed == 1 else 'units'} of $x$ per unit of $t$)"
-    axes.text(start + speed / scale + 0.02 * (right - left), height, text, fontsize=9, va="center", color="#333333")
-    return arrows(axes, [[start, height]], [[speed, 0.0]], color="#333333", scale=scale, clip_on=False)
+    axes.text(
+        start + speed / scale + 0.02 * (right - left),
+        height,
+        text,
+        fontsize=9,
+        va="center",
+        color="#333333",
+    )
+    return arrows(
+        axes, [[start, height]], [[speed, 0.0]], color="#333333", scale=scale, clip_on=False
+    )
 
 
 def _round_number(x: float) -> float:
@@ -189,70 +294,153 @@ def _round_number(x: float) -> float:
 
 
 def legend_entry(color: str | Sequence[str], mark: str = "o", **kwargs: Any) -> Any:
-    """A legend handle: a dot, or with `mark` "-" or "--" a line, in `color`; of several colours, one dot each."""
+    """A legend handle: a dot, or with `mark` "-" or "--" a line, in `color`; of several colours,
+    one dot each.
+    """
     if not isinstance(color, str):
-        return tuple(Line2D([], [], linestyle="none", marker=mark, color=c, markersize=5.5, markeredgecolor="none") for c in color)
+        return tuple(
+            Line2D(
+                [],
+                [],
+                linestyle="none",
+                marker=mark,
+                color=c,
+                markersize=5.5,
+                markeredgecolor="none",
+            )
+            for c in color
+        )
     if mark in ("-", "--"):
         return Line2D([], [], color=color, linestyle=mark, linewidth=1.2)
-    return Line2D([], [], **({"linestyle": "none", "marker": mark, "color": color, "markersize": 4.5, "markeredgecolor": "none"} | kwargs))
+    return Line2D(
+        [],
+        [],
+        **(
+            {
+                "linestyle": "none",
+                "marker": mark,
+                "color": color,
+                "markersize": 4.5,
+                "markeredgecolor": "none",
+            }
+            | kwargs
+        ),
+    )
 
 
-_LEGEND = {"handler_map": {tuple: HandlerTuple(None, 0.25)}, "handlelength": 1.7, "borderaxespad": 0}
+_LEGEND = {
+    "handler_map": {tuple: HandlerTuple(None, 0.25)},
+    "handlelength": 1.7,
+    "borderaxespad": 0,
+}
 
 
 def side_legend(panel: Axes, entries: Mapping[str, Any], top: float = 1.0) -> None:
-    """A legend of text -> handle right of `panel`, from the height `top` in axes coordinates downwards."""
-    panel.legend(list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=(1.03, top), labelspacing=0.9, **_LEGEND)
+    """A legend of text -> handle right of `panel`, from the height `top` in axes coordinates
+    downwards.
+    """
+    panel.legend(
+        list(entries.values()),
+        list(entries),
+        loc="upper left",
+        bbox_to_anchor=(1.03, top),
+        labelspacing=0.9,
+        **_LEGEND,
+    )
 
 
 def bottom_legend(figure: Picture, entries: Mapping[str, Any], left: float, ncols: int) -> None:
-    """A legend of text -> handle at the foot of `figure`, from `left` in figure coordinates; without entries, none."""
+    """A legend of text -> handle at the foot of `figure`, from `left` in figure coordinates;
+    without entries, none.
+    """
     if entries:
         corner = (left, 0.1 / figure.get_figheight())
-        figure.legend(list(entries.values()), list(entries), loc="lower left", bbox_to_anchor=corner, ncols=ncols, **_LEGEND)
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="lower left",
+            bbox_to_anchor=corner,
+            ncols=ncols,
+            **_LEGEND,
+        )
 
 
 def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]:
-    """The log densities whose super-level sets hold `masses`, each in (0, 1), of the total on a regular grid, lowest first."""
+    """The log densities whose super-level sets hold `masses`, each in (0, 1), of the total on a
+    regular grid, lowest first.
+    """
     ordered = np.sort(as_array("log_density", log_density).ravel())[::-1]
     held = np.cumsum(np.exp(ordered - ordered[0]))
     shares = np.atleast_1d(as_array("masses", masses)).tolist()
-    wanted = [check_number("masses", share, 0, 1, open_low=True, open_high=True) * held[-1] for share in shares]
+    wanted = [
+        check_number("masses", share, 0, 1, open_low=True, open_high=True) * held[-1]
+        for share in shares
+    ]
     return sorted(ordered[np.searchsorted(held, wanted)].tolist())
 
 
 @torch.no_grad()
 def density_map(density: Density, limits: Limits, n: int = 129) -> np.ndarray:
-    """The log `density` on an n x n grid that reaches the border of `limits`, as an array (n, n), rows from the bottom."""
+    """The log `density` on an n x n grid that reaches the border of `limits`, as an array (n, n),
+    rows from the bottom.
+    """
     check_callable(density=density)
     x = grid_points(limits, n, inset=False)
     return as_array("log density", density(as_tensor(x)), len(x)).reshape(n, n)
 
 
-def contours(axes: Axes, log_density: Any, limits: Limits, *, masses: Sequence[float] = (0.5, 0.95), **kwargs: Any) -> QuadContourSet:
-    """Black contours of a `density_map` (n, n) that enclose `masses` of its probability; their `levels` are log densities."""
+def contours(
+    axes: Axes,
+    log_density: Any,
+    limits: Limits,
+    *,
+    masses: Sequence[float] = (0.5, 0.95),
+    **kwargs: Any,
+) -> QuadContourSet:
+    """Black contours of a `density_map` (n, n) that enclose `masses` of its probability; their
+    `levels` are log densities.
+    """
     values = as_array("log density", log_density, None, None)
     x = grid_points(limits, len(values), inset=False).reshape(*values.shape, 2)
     look = {"colors": TRUTH, "linewidths": 1.1, "linestyles": "solid", "zorder": 3} | kwargs
     return axes.contour(x[0, :, 0], x[:, 0, 1], values, levels=mass_levels(values, masses), **look)
 
 
-def points(axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, **kwargs: Any) -> PathCollection:
+def points(
+    axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, **kwargs: Any
+) -> PathCollection:
     """Points `x` (B, 2)."""
-    return axes.scatter(*as_array("points", x, None, 2).T, **({"s": size, "color": color, "linewidths": 0, "zorder": 2} | kwargs))
+    return axes.scatter(
+        *as_array("points", x, None, 2).T,
+        **({"s": size, "color": color, "linewidths": 0, "zorder": 2} | kwargs),
+    )
 
 
 def paths(
-    axes: Axes, states: Any, values: Any, *, low: float = 0.0, high: float = 1.0, cmap: Any = TIME_MAP, **kwargs: Any
+    axes: Axes,
+    states: Any,
+    values: Any,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    cmap: Any = TIME_MAP,
+    **kwargs: Any,
 ) -> LineCollection:
-    """Paths through `states` (S, B, 2) from grey points, coloured by `values`: (S,) such as times, or (S, B) such as a drift."""
+    """Paths through `states` (S, B, 2) from grey points, coloured by `values`: (S,) such as times,
+    or (S, B) such as a drift.
+    """
     states = as_array("states", states, None, None, 2)
     values = as_array("values", values)
     if len(states) < 2 or values.shape not in (states.shape[:1], states.shape[:2]):
-        raise ConfigError(f"states {states.shape} and values {values.shape} do not fit; they must be (S, B, 2) and (S,) or (S, B), S >= 2.")
+        raise ConfigError(
+            f"states {states.shape} and values {values.shape} do not fit; they must be (S, B, 2) "
+            "and (S,) or (S, B), S >= 2."
+        )
     values = np.broadcast_to(values[:, None] if values.ndim == 1 else values, states.shape[:2])
     segments = np.stack([states[:-1], states[1:]], axis=2).reshape(-1, 2, 2)
-    lines = LineCollection(list(segments), cmap=cmap, **({"linewidths": 1.1, "alpha": 0.85, "zorder": 2.2} | kwargs))
+    lines = LineCollection(
+        list(segments), cmap=cmap, **({"linewidths": 1.1, "alpha": 0.85, "zorder": 2.2} | kwargs)
+    )
     lines.set_array(((values[:-1] + values[1:]) / 2).ravel())
     lines.set_clim(low, high)
     axes.add_collection(lines, autolim=False)

@@ -1,7 +1,8 @@
 """What precision and recall count: points that lie within the neighbourhoods of other points.
 
-A point's neighbourhood is the disc that reaches to its k-th nearest neighbour of its own kind (Kynkäänniemi et al. 2019,
-arXiv:1904.06991). Real data are blue, samples purple dots; what lies in no disc of the other kind is a vermilion cross.
+A point's neighbourhood is the disc that reaches to its k-th nearest neighbour of its own kind
+(Kynkäänniemi et al. 2019, arXiv:1904.06991). Real data are blue, samples purple dots; what lies in
+no disc of the other kind is a vermilion cross.
 """
 
 from typing import Any
@@ -22,23 +23,46 @@ __all__ = ["neighbourhoods"]
 
 @styled
 def neighbourhoods(real: Any, fake: Any, k: int = 3, *, limits: Limits | None = None) -> Picture:
-    """Two planes of points `real` (N, 2) and `fake` (M, 2): samples over the discs of real points, and the other way round.
+    """Two planes of points `real` (N, 2) and `fake` (M, 2): samples over the discs of real points,
+    and the other way round.
 
-    Left, the share of samples inside a disc is the precision; right, that of real points the recall. Raises ConfigError for NaN,
-    other shapes, and sets of k points or fewer.
+    Left, the share of samples inside a disc is the precision; right, that of real points the
+    recall. Raises ConfigError for NaN, other shapes, and sets of k points or fewer.
     """
     real, fake = as_array("real", real, None, 2), as_array("fake", fake, None, 2)
     shares = metrics.precision_recall(torch.as_tensor(real), torch.as_tensor(fake), k)
     limits = limits or artists.square_limits(real, fake)
     figure, axes = artists.squares(1, 2, limits, side=3.6, gap=0.4, right=2.25)
-    sides = ((real, DATA, fake, MODEL, "Precision", "samples"), (fake, MODEL, real, DATA, "Recall", "real points"))
+    sides = (
+        (real, DATA, fake, MODEL, "Precision", "samples"),
+        (fake, MODEL, real, DATA, "Recall", "real points"),
+    )
     for panel, share, (centres, own, points, color, name, what) in zip(axes[0], shares, sides):
         _discs(panel, centres, own, k)
         inside = _inside(points, centres, k)
         artists.points(panel, centres, color=own, size=7, alpha=0.55)
-        artists.points(panel, points[inside], color=color, size=26, edgecolors="white", linewidths=0.5, zorder=3)
-        artists.points(panel, points[~inside], color=REPEL, size=34, marker="X", edgecolors="white", linewidths=0.5, zorder=4)
-        panel.set_title(f"{name}: {100 * float(share):.0f} % of the {what}", loc="left", fontsize=10.5)
+        artists.points(
+            panel,
+            points[inside],
+            color=color,
+            size=26,
+            edgecolors="white",
+            linewidths=0.5,
+            zorder=3,
+        )
+        artists.points(
+            panel,
+            points[~inside],
+            color=REPEL,
+            size=34,
+            marker="X",
+            edgecolors="white",
+            linewidths=0.5,
+            zorder=4,
+        )
+        panel.set_title(
+            f"{name}: {100 * float(share):.0f} % of the {what}", loc="left", fontsize=10.5
+        )
     entries = {
         "real, with its disc": artists.legend_entry(DATA),
         "sample, with its disc": artists.legend_entry(MODEL),
@@ -57,4 +81,6 @@ def _inside(points: np.ndarray, centres: np.ndarray, k: int) -> np.ndarray:
 def _discs(panel: Axes, centres: np.ndarray, color: str, k: int) -> None:
     radii = metrics.neighbour_radii(torch.as_tensor(centres), k).tolist()
     discs = [Circle((x, y), radius) for (x, y), radius in zip(centres, radii)]
-    panel.add_collection(PatchCollection(discs, facecolor=color, alpha=0.12, edgecolor="none", zorder=1))
+    panel.add_collection(
+        PatchCollection(discs, facecolor=color, alpha=0.12, edgecolor="none", zorder=1)
+    )

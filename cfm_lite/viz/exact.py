@@ -1,4 +1,5 @@
-"""The picture that the project is about: where to go, where not to go, and what comes of the two. No training, closed forms only.
+"""The picture that the project is about: where to go, where not to go, and what comes of the two.
+No training, closed forms only.
 
 On a Gaussian mixture the optimum is  v* = (v - weight u_neg) / (1 - weight) = v + weight / (1 - weight) (v - u_neg):  the top row
 adds these two fields up at one time, the bottom row follows FM, ΔFM and VeCoR from the same noise to the data.
@@ -18,7 +19,19 @@ from cfm_lite._internal.checks import check_choice, check_count, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, Path
 from cfm_lite.viz import artists
-from cfm_lite.viz.style import ATTRACT, DATA, DATA_OTHER, MODEL, NOISE, REPEL, TRUTH, Picture, as_array, method_style, styled
+from cfm_lite.viz.style import (
+    ATTRACT,
+    DATA,
+    DATA_OTHER,
+    MODEL,
+    NOISE,
+    REPEL,
+    TRUTH,
+    Picture,
+    as_array,
+    method_style,
+    styled,
+)
 
 __all__ = ["fields_figure"]
 
@@ -43,7 +56,9 @@ class _Case:
         return torch.full((len(x),), self.label)
 
     def log_prob(self, x: Tensor, t: float = 1.0) -> Tensor:
-        return self.mixture.log_prob(x, torch.full((len(x),), t, dtype=x.dtype), self.labels(x), self.path)
+        return self.mixture.log_prob(
+            x, torch.full((len(x),), t, dtype=x.dtype), self.labels(x), self.path
+        )
 
     def velocity(self, method: str) -> artists.Velocity:
         settings = {"method": method, "weight": self.weight, "path": self.path}
@@ -66,7 +81,9 @@ def _check_mixture(mixture: theory.GaussianMixture, label: int) -> None:
     dim = mixture.means.shape[1] if isinstance(mixture, theory.GaussianMixture) else None
     if dim != 2:
         seen = type(mixture).__name__ if dim is None else f"a mixture in {dim} dimensions"
-        raise ConfigError(f"mixture is {seen}; this figure draws a theory.GaussianMixture in 2 dimensions.")
+        raise ConfigError(
+            f"mixture is {seen}; this figure draws a theory.GaussianMixture in 2 dimensions."
+        )
     check_choice("label", str(label), map(str, sorted(set(mixture.labels.tolist()))))
 
 
@@ -76,9 +93,21 @@ def _compute(case: _Case, paths: int, shown: int, steps: int, seed: int) -> _Sce
     data, labels = case.mixture.sample(1400, generator=generator)
     x0 = torch.randn(paths, 2, generator=generator).to(data)
     ts = torch.linspace(0, 1, steps + 1, dtype=data.dtype)
-    states = {m: as_array(m, torch.stack(list(samplers.trajectory(case.velocity(m), x0, ts)))) for m in _METHODS}
-    limits = artists.square_limits(data, *(s[[0, -1], :shown] for s in states.values()), margin=0.02)
-    return _Scene(case, as_array("data", data), labels.numpy() == case.label, states, limits, artists.density_map(case.log_prob, limits))
+    states = {
+        m: as_array(m, torch.stack(list(samplers.trajectory(case.velocity(m), x0, ts))))
+        for m in _METHODS
+    }
+    limits = artists.square_limits(
+        data, *(s[[0, -1], :shown] for s in states.values()), margin=0.02
+    )
+    return _Scene(
+        case,
+        as_array("data", data),
+        labels.numpy() == case.label,
+        states,
+        limits,
+        artists.density_map(case.log_prob, limits),
+    )
 
 
 @styled
@@ -95,24 +124,36 @@ def fields_figure(
     seed: int = 0,
     path: Path = LINEAR,
 ) -> Picture:
-    """FM, what repels and ΔFM as arrows at time `t`; FM, ΔFM and VeCoR as paths; for one class `label` of a 2D `mixture`.
+    """FM, what repels and ΔFM as arrows at time `t`; FM, ΔFM and VeCoR as paths; for one class
+    `label` of a 2D `mixture`.
 
-    `weight` in [0, 1) is the objective's λ, `n` the arrows per side, drawn where 99.5 % of the class is at `t` in (0, 1). Of
-    `paths` Heun paths of `steps` steps, which give the percentages, `shown` are drawn. Raises ConfigError for values outside
-    these ranges, for a mixture that is not 2D and for a label that it does not have.
+    `weight` in [0, 1) is the objective's λ, `n` the arrows per side, drawn where 99.5 % of the
+    class is at `t` in (0, 1). Of `paths` Heun paths of `steps` steps, which give the percentages,
+    `shown` are drawn. Raises ConfigError for values outside these ranges, for a mixture that is not
+    2D and for a label that it does not have.
     """
     _check_mixture(mixture, label)
     check_number("weight", weight, 0, 1, open_high=True)
     check_number("t", t, 0, 1, open_low=True, open_high=True)
     check_count("n", n, 2)
     shown = min(check_count("shown", shown), check_count("paths", paths))
-    scene = _compute(_Case(mixture, label, weight, path), paths, shown, check_count("steps", steps), check_count("seed", seed, 0))
-    figure, axes = artists.squares(2, 3, scene.limits, side=_SIDE, gap=_GAP, rise=3.75, right=1.96, top=0.9)
+    scene = _compute(
+        _Case(mixture, label, weight, path),
+        paths,
+        shown,
+        check_count("steps", steps),
+        check_count("seed", seed, 0),
+    )
+    figure, axes = artists.squares(
+        2, 3, scene.limits, side=_SIDE, gap=_GAP, rise=3.75, right=1.96, top=0.9
+    )
     _draw_fields(axes[0], scene, t, n)
     _legend(axes[0, -1], label)
     for panel, method in zip(axes[1], _METHODS):
         lines = _draw_paths(panel, scene, method, shown)
-    artists.color_bar(figure, lines, axes[1, -1], "time $t$ along a path", ticks=[0, 0.25, 0.5, 0.75, 1])
+    artists.color_bar(
+        figure, lines, axes[1, -1], "time $t$ along a path", ticks=[0, 0.25, 0.5, 0.75, 1]
+    )
     title = f"Where to go and where not to go: the exact optimum for class {label}, λ = {weight:g}"
     figure.suptitle(title, x=axes[0, 0].get_position().x0, y=0.985, ha="left")
     return figure
@@ -120,35 +161,74 @@ def fields_figure(
 
 def _draw_fields(axes: np.ndarray, scene: _Scene, t: float, n: int) -> None:
     case, x = scene.case, _where_the_class_is(scene, t, n)
-    attract, result = (artists.evaluate(case.velocity(method), x, t) for method in ("fm", "delta_fm"))
+    attract, result = (
+        artists.evaluate(case.velocity(method), x, t) for method in ("fm", "delta_fm")
+    )
     push = result - attract  # weight / (1 - weight) (v - u_neg)
     scale = artists.arrow_scale([attract, push, result], scene.limits, n)
     rows = (
         (attract, ATTRACT, "Where to go", f"FM's velocity $v$ at $t$ = {t:g}"),
-        (push, REPEL, "Where not to go", r"the push away from it, $\lambda\,(v - \bar{u}_{-})\,/\,(1-\lambda)$"),
-        (result, MODEL, "Both together", r"ΔFM's $v^* = (v - \lambda\,\bar{u}_{-})\,/\,(1-\lambda)$"),
+        (
+            push,
+            REPEL,
+            "Where not to go",
+            r"the push away from it, $\lambda\,(v - \bar{u}_{-})\,/\,(1-\lambda)$",
+        ),
+        (
+            result,
+            MODEL,
+            "Both together",
+            r"ΔFM's $v^* = (v - \lambda\,\bar{u}_{-})\,/\,(1-\lambda)$",
+        ),
     )
     for panel, sign, (field, color, title, formula) in zip(axes, ("", "+", "="), rows):
         _draw_stage(panel, scene, title, formula, color)
         artists.arrows(panel, x, field, color=color, scale=scale)
-        panel.text(-0.5 * _GAP / _SIDE, 0.5, sign, transform=panel.transAxes, fontsize=22, ha="center", va="center")
+        panel.text(
+            -0.5 * _GAP / _SIDE,
+            0.5,
+            sign,
+            transform=panel.transAxes,
+            fontsize=22,
+            ha="center",
+            va="center",
+        )
     artists.arrow_key(axes[-1], scale, float(np.linalg.norm(result, axis=1).max()))
     halo = [Stroke(linewidth=3, foreground="white"), Normal()]
-    note = {"xytext": (0, -46), "textcoords": "offset points", "ha": "center", "va": "center", "path_effects": halo, "zorder": 6}
+    note = {
+        "xytext": (0, -46),
+        "textcoords": "offset points",
+        "ha": "center",
+        "va": "center",
+        "path_effects": halo,
+        "zorder": 6,
+    }
     axes[1].annotate("away from\nthe mean", scene.data.mean(0), color=REPEL, weight="bold", **note)
 
 
 def _where_the_class_is(scene: _Scene, t: float, n: int) -> np.ndarray:
-    """The grid points that hold 99.5 % of the class at time t: elsewhere no path ever asks for a velocity."""
+    """The grid points that hold 99.5 % of the class at time t: elsewhere no path ever asks for a
+    velocity.
+    """
     x = artists.grid_points(scene.limits, n)
     log_density = as_array("log density", scene.case.log_prob(torch.as_tensor(x), t))
     return x[log_density >= artists.mass_levels(log_density, [0.995])[0]]
 
 
-def _draw_stage(panel: Axes, scene: _Scene, title: str, subtitle: str, color: str = TRUTH) -> list[float]:
+def _draw_stage(
+    panel: Axes, scene: _Scene, title: str, subtitle: str, color: str = TRUTH
+) -> list[float]:
     """The data, the exact density and the mean; returns the contours' levels."""
     panel.set_title(title, color=color, loc="left", weight="bold", pad=21, fontsize=12)
-    panel.annotate(subtitle, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=10, color=color)
+    panel.annotate(
+        subtitle,
+        (0, 1),
+        (0, 6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=10,
+        color=color,
+    )
     artists.points(panel, scene.data[~scene.mine], color=DATA_OTHER, size=5, zorder=1)
     artists.points(panel, scene.data[scene.mine], color=DATA, size=5, alpha=0.45, zorder=1)
     panel.plot(*scene.data.mean(0), color=REPEL, **_CROSS, zorder=5)
@@ -159,8 +239,22 @@ def _draw_paths(panel: Axes, scene: _Scene, method: str, shown: int) -> LineColl
     look, states = method_style(method), scene.states[method]
     lowest = _draw_stage(panel, scene, "", _METHODS[method])[0]
     inside = float((scene.case.log_prob(torch.as_tensor(states[-1])) >= lowest).double().mean())
-    panel.set_title(f"{look.label}: {inside:.0%} land on the data", loc="left", weight="bold", pad=21, fontsize=12)
-    artists.points(panel, states[-1, :shown], color=look.color, size=26, edgecolors="white", linewidths=0.6, zorder=4)
+    panel.set_title(
+        f"{look.label}: {inside:.0%} land on the data",
+        loc="left",
+        weight="bold",
+        pad=21,
+        fontsize=12,
+    )
+    artists.points(
+        panel,
+        states[-1, :shown],
+        color=look.color,
+        size=26,
+        edgecolors="white",
+        linewidths=0.6,
+        zorder=4,
+    )
     if method == "vecor":
         panel.axline((0, 0), slope=1, color=REPEL, linestyle="--", linewidth=1.3, zorder=1.5)
     return artists.paths(panel, states[:, :shown], np.linspace(0, 1, len(states)))

@@ -1,6 +1,8 @@
-"""Figures of hidden features: who resembles whom, how a batch lies in the plane, how a loss spreads it, and what training gains.
+"""Figures of hidden features: who resembles whom, how a batch lies in the plane, how a loss spreads
+it, and what training gains.
 
-Features of a batch are (B, d). A class is drawn as its numeral, so that ten classes are told apart without ten colours.
+Features of a batch are (B, d). A class is drawn as its numeral, so that ten classes are told apart
+without ten colours.
 """
 
 import itertools
@@ -37,7 +39,9 @@ from cfm_lite.viz.style import (
 
 __all__ = ["feature_maps", "paired_differences", "profiles", "similarity_maps", "spreading"]
 
-_POSITIVE = LinearSegmentedColormap.from_list("cfm_positive", [DIVERGING(0.5), DIVERGING(0.75), DIVERGING(1.0)])
+_POSITIVE = LinearSegmentedColormap.from_list(
+    "cfm_positive", [DIVERGING(0.5), DIVERGING(0.75), DIVERGING(1.0)]
+)
 
 
 class Difference(Protocol):
@@ -50,13 +54,20 @@ class Difference(Protocol):
 
 
 def _batches(features: Mapping[str, Any], width: int | None = None) -> dict[str, np.ndarray]:
-    """Each `features[name]` as an array (B, d), the same B for all; ConfigError for an empty mapping, NaN or another shape."""
+    """Each `features[name]` as an array (B, d), the same B for all; ConfigError for an empty
+    mapping, NaN or another shape.
+    """
     if not isinstance(features, Mapping) or not features:
-        raise ConfigError(f"features is {type(features).__name__} without entries; pass a dict such as {{'fm': h}}.")
+        raise ConfigError(
+            f"features is {type(features).__name__} without entries; pass a dict such as "
+            f"{{'fm': h}}."
+        )
     arrays = {name: as_array(f"features[{name!r}]", h, None, width) for name, h in features.items()}
     sizes = {name: len(h) for name, h in arrays.items()}
     if len(set(sizes.values())) > 1:
-        raise ConfigError(f"features hold batches of {sizes} rows; show the same rows in every panel.")
+        raise ConfigError(
+            f"features hold batches of {sizes} rows; show the same rows in every panel."
+        )
     return arrays
 
 
@@ -65,11 +76,18 @@ def _labels(labels: Any, rows: int) -> np.ndarray:
 
 
 @styled
-def similarity_maps(matrices: Mapping[str, Any], labels: Any, *, label: str = "cosine similarity", limit: float = 1.0) -> Picture:
-    """A heat map per network of `matrices[name]` (B, B), entry (i, j) for rows i and j; the rows are sorted by `labels` (B,).
+def similarity_maps(
+    matrices: Mapping[str, Any],
+    labels: Any,
+    *,
+    label: str = "cosine similarity",
+    limit: float = 1.0,
+) -> Picture:
+    """A heat map per network of `matrices[name]` (B, B), entry (i, j) for rows i and j; the rows
+    are sorted by `labels` (B,).
 
-    One colour scale for all, from -`limit` to `limit`, or from 0 where no value is negative. Raises ConfigError for NaN, for
-    matrices that are not square or differ in size, and without seaborn.
+    One colour scale for all, from -`limit` to `limit`, or from 0 where no value is negative. Raises
+    ConfigError for NaN, for matrices that are not square or differ in size, and without seaborn.
     """
     seaborn: Any = optional("seaborn", "notebooks")
     arrays = _batches(matrices)
@@ -78,7 +96,13 @@ def similarity_maps(matrices: Mapping[str, Any], labels: Any, *, label: str = "c
     check_number("limit", limit, 0, math.inf, open_low=True)
     signed = min(float(matrix.min()) for matrix in arrays.values()) < 0
     look = {"cmap": DIVERGING, "vmin": -limit} if signed else {"cmap": _POSITIVE, "vmin": 0.0}
-    look |= {"vmax": limit, "square": True, "cbar": False, "xticklabels": False, "yticklabels": False}
+    look |= {
+        "vmax": limit,
+        "square": True,
+        "cbar": False,
+        "xticklabels": False,
+        "yticklabels": False,
+    }
     figure, axes = panels(1, len(arrays), width=1.3 + 3.2 * len(arrays), height=3.75)
     for column, (panel, (name, matrix)) in enumerate(zip(axes[0], arrays.items())):
         matrix = as_array(f"matrices[{name!r}]", matrix, len(classes), len(classes))
@@ -87,7 +111,9 @@ def similarity_maps(matrices: Mapping[str, Any], labels: Any, *, label: str = "c
         panel.set(xlabel="class of row $j$", ylabel="class of row $i$" if column == 0 else "")
         panel.set_title(method_title(name), loc="left", color=_color(name))
         frame(panel)
-    figure.colorbar(axes[0, -1].collections[0], ax=list(axes[0]), label=label, shrink=0.85, aspect=24)
+    figure.colorbar(
+        axes[0, -1].collections[0], ax=list(axes[0]), label=label, shrink=0.85, aspect=24
+    )
     return figure
 
 
@@ -108,17 +134,27 @@ def _color(name: str) -> str:
 
 @styled
 def feature_maps(
-    embeddings: Mapping[str, Any], labels: Any, *, axis: str = "component", meaning: str = "class", ordered: bool = False
+    embeddings: Mapping[str, Any],
+    labels: Any,
+    *,
+    axis: str = "component",
+    meaning: str = "class",
+    ordered: bool = False,
 ) -> Picture:
-    """Points `embeddings[name]` (B, 2) of several networks or methods, each drawn as a numeral, its label from 0 to 9 in `labels` (B,).
+    """Points `embeddings[name]` (B, 2) of several networks or methods, each drawn as a numeral, its
+    label from 0 to 9 in `labels` (B,).
 
-    Each panel is square and fits its own points, because an embedding has no scale of its own; `axis` names the two axes, `meaning`
-    the labels. With `ordered`, such as for times in tenths, the colours run through viridis. Raises ConfigError for NaN and other shapes.
+    Each panel is square and fits its own points, because an embedding has no scale of its own;
+    `axis` names the two axes, `meaning` the labels. With `ordered`, such as for times in tenths,
+    the colours run through viridis. Raises ConfigError for NaN and other shapes.
     """
     arrays = _batches(embeddings, 2)
     classes = _labels(labels, len(next(iter(arrays.values()))))
     if classes.min() < 0 or classes.max() > 9:
-        raise ConfigError(f"labels run from {classes.min()} to {classes.max()}; a numeral from 0 to 9 is drawn for each.")
+        raise ConfigError(
+            f"labels run from {classes.min()} to {classes.max()}; a numeral from 0 to 9 is drawn "
+            "for each."
+        )
     color = (lambda label: colormaps[TIME_MAP](label / 10)) if ordered else colormaps["tab10"]
     columns = min(len(arrays), 4)
     rows = math.ceil(len(arrays) / columns)
@@ -127,8 +163,17 @@ def feature_maps(
         for label in np.unique(classes):
             look = {"marker": f"${label}$", "s": 34, "color": color(int(label)), "linewidths": 0.3}
             panel.scatter(*x[classes == label].T, **look)
-        left, right, bottom, top = artists.square_limits(x, margin=0.06, step=np.ptp(x, axis=0).max() / 50 or 1.0)
-        panel.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], xlabel=f"{axis} 1", ylabel=f"{axis} 2")
+        left, right, bottom, top = artists.square_limits(
+            x, margin=0.06, step=np.ptp(x, axis=0).max() / 50 or 1.0
+        )
+        panel.set(
+            xlim=(left, right),
+            ylim=(bottom, top),
+            xticks=[],
+            yticks=[],
+            xlabel=f"{axis} 1",
+            ylabel=f"{axis} 2",
+        )
         panel.set_aspect("equal")
         panel.set_title(method_title(name), loc="left", color=_color(name), fontsize=10.5)
         frame(panel)
@@ -139,14 +184,23 @@ def feature_maps(
 
 
 @styled
-def spreading(runs: Mapping[str, Any], *, limits: Limits | None = None, circle: float | None = None) -> Picture:
-    """How a loss moves a batch of 2D features: `runs[name]` (S, B, 2) from the start (grey) to the end (purple), a plane each.
+def spreading(
+    runs: Mapping[str, Any], *, limits: Limits | None = None, circle: float | None = None
+) -> Picture:
+    """How a loss moves a batch of 2D features: `runs[name]` (S, B, 2) from the start (grey) to the
+    end (purple), a plane each.
 
-    `circle` draws a circle of that radius about the origin. Raises ConfigError for NaN and other shapes.
+    `circle` draws a circle of that radius about the origin. Raises ConfigError for NaN and other
+    shapes.
     """
     if not isinstance(runs, Mapping) or not runs:
-        raise ConfigError(f"runs is {type(runs).__name__} without entries; pass a dict such as {{'hinge': states}}.")
-    arrays = {name: as_array(f"runs[{name!r}]", states, None, None, 2) for name, states in runs.items()}
+        raise ConfigError(
+            f"runs is {type(runs).__name__} without entries; pass a dict such as "
+            f"{{'hinge': states}}."
+        )
+    arrays = {
+        name: as_array(f"runs[{name!r}]", states, None, None, 2) for name, states in runs.items()
+    }
     limits = limits or artists.square_limits(*arrays.values())
     side = min(2.6, 9.6 / len(arrays) - 0.28)
     figure, axes = artists.squares(1, len(arrays), limits, side=side, top=0.45, bottom=0.85)
@@ -155,9 +209,18 @@ def spreading(runs: Mapping[str, Any], *, limits: Limits | None = None, circle: 
             panel.plot(*path.T, color="#b0b0b0", linewidth=0.9, zorder=2)
         if circle is not None:
             turn = np.linspace(0, 2 * np.pi, 181)
-            panel.plot(circle * np.cos(turn), circle * np.sin(turn), color=TRUTH, linewidth=0.8, linestyle=":", zorder=1.8)
+            panel.plot(
+                circle * np.cos(turn),
+                circle * np.sin(turn),
+                color=TRUTH,
+                linewidth=0.8,
+                linestyle=":",
+                zorder=1.8,
+            )
         artists.points(panel, states[0], color=NOISE, size=13, zorder=2.5)
-        artists.points(panel, states[-1], color=MODEL, size=22, edgecolors="white", linewidths=0.5, zorder=3)
+        artists.points(
+            panel, states[-1], color=MODEL, size=22, edgecolors="white", linewidths=0.5, zorder=3
+        )
         panel.set_title(name, loc="left", fontsize=10.5)
         panel.set_xlabel("feature 1")
     axes[0, 0].set_ylabel("feature 2")
@@ -170,38 +233,66 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 
 @styled
-def profiles(lines: Mapping[str, Mapping[str, Line]], *, xlabel: str, whole: bool = True, zero: bool = True, smooth: int = 1) -> Picture:
-    """A panel per quantity, and in it a line (x, y) per network: `lines[quantity][network]`, such as the norm after each block.
+def profiles(
+    lines: Mapping[str, Mapping[str, Line]],
+    *,
+    xlabel: str,
+    whole: bool = True,
+    zero: bool = True,
+    smooth: int = 1,
+) -> Picture:
+    """A panel per quantity, and in it a line (x, y) per network: `lines[quantity][network]`, such
+    as the norm after each block.
 
-    Networks keep one look in all panels; names of methods have their colours. `whole` puts ticks on the values of x alone, `zero`
-    lets every vertical axis reach 0. `smooth` above 1 draws a running mean over that many values, over the pale values themselves.
-    Raises ConfigError for NaN, x and y of different lengths and empty mappings.
+    Networks keep one look in all panels; names of methods have their colours. `whole` puts ticks on
+    the values of x alone, `zero` lets every vertical axis reach 0. `smooth` above 1 draws a running
+    mean over that many values, over the pale values themselves. Raises ConfigError for NaN, x and y
+    of different lengths and empty mappings.
     """
     if not isinstance(lines, Mapping) or not lines or not all(lines.values()):
-        raise ConfigError("lines has no quantity, or a quantity without a line; pass {'norm': {'fm': (x, y)}}.")
+        raise ConfigError(
+            "lines has no quantity, or a quantity without a line; pass {'norm': {'fm': (x, y)}}."
+        )
     columns = len(lines)
     check_count("smooth", smooth)
     looks = _looks(list(dict.fromkeys(name for group in lines.values() for name in group)))
-    figure, axes = panels(1, columns, width=min(11.0, 0.9 + (3.2 if columns > 2 else 4.2) * columns), height=3.1)
+    figure, axes = panels(
+        1, columns, width=min(11.0, 0.9 + (3.2 if columns > 2 else 4.2) * columns), height=3.1
+    )
     handles: dict[str, Any] = {}
     for panel, (quantity, group) in zip(axes[0], lines.items()):
         for name, (x, y) in group.items():
             xs, ys = as_array(f"x of {name!r}", x, None), as_array(f"y of {name!r}", y, None)
             if len(xs) != len(ys):
-                raise ConfigError(f"lines[{quantity!r}][{name!r}] has {len(xs)} values of x and {len(ys)} of y; give one y for every x.")
+                raise ConfigError(
+                    f"lines[{quantity!r}][{name!r}] has {len(xs)} values of x and {len(ys)} of y; "
+                    "give one y for every x."
+                )
             look = looks[name]
-            mark = {"marker": look.marker, "markersize": 6.5, "markeredgecolor": "white"} if whole else {}
+            mark = (
+                {"marker": look.marker, "markersize": 6.5, "markeredgecolor": "white"}
+                if whole
+                else {}
+            )
             if smooth > 1:
                 panel.plot(xs, ys, color=look.color, alpha=0.22, linewidth=0.8)
                 ys = _running_mean(ys, smooth)
-            (handles[look.label],) = panel.plot(xs, ys, color=look.color, linestyle=look.line, **mark)
+            (handles[look.label],) = panel.plot(
+                xs, ys, color=look.color, linestyle=look.line, **mark
+            )
         if whole:
             panel.set_xticks(sorted({float(v) for x, _ in group.values() for v in x}))
             panel.xaxis.set_major_formatter("{x:g}")
         if zero:
             panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
         panel.set(xlabel=xlabel, ylabel=quantity)
-    figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=min(len(handles), 4), handlelength=2.6)
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside upper left",
+        ncols=min(len(handles), 4),
+        handlelength=2.6,
+    )
     return figure
 
 
@@ -217,21 +308,35 @@ def _looks(names: Sequence[str]) -> dict[str, MethodStyle]:
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """The mean of each value and its neighbours, `width` in all; fewer near the ends."""
     window = np.ones(min(width, len(values)))
-    return np.convolve(values, window, mode="same") / np.convolve(np.ones(len(values)), window, mode="same")
+    return np.convolve(values, window, mode="same") / np.convolve(
+        np.ones(len(values)), window, mode="same"
+    )
 
 
 @styled
-def paired_differences(groups: Mapping[str, Iterable[Difference]], *, xlabel: str, base: str = "FM", good: str = "lower") -> Picture:
-    """Differences to a base method with their intervals: a block of rows per group, a row per `experiments.Difference` in it.
+def paired_differences(
+    groups: Mapping[str, Iterable[Difference]],
+    *,
+    xlabel: str,
+    base: str = "FM",
+    good: str = "lower",
+) -> Picture:
+    """Differences to a base method with their intervals: a block of rows per group, a row per
+    `experiments.Difference` in it.
 
-    A filled dot is a clear difference (the attribute `clear`; without one, an interval that does not contain zero). Of a hollow one
-    nothing can be said. A vertical line marks the base.
-    `good` says on which side ("lower" or "higher") a method is better. Raises ConfigError for NaN and for empty groups.
+    A filled dot is a clear difference (the attribute `clear`; without one, an interval that does
+    not contain zero). Of a hollow one nothing can be said. A vertical line marks the base. `good`
+    says on which side ("lower" or "higher") a method is better. Raises ConfigError for NaN and for
+    empty groups.
     """
     check_choice("good", good, ("lower", "higher"))
-    blocks = {group: list(rows) for group, rows in groups.items()} if isinstance(groups, Mapping) else {}
+    blocks = (
+        {group: list(rows) for group, rows in groups.items()} if isinstance(groups, Mapping) else {}
+    )
     if not blocks or not all(blocks.values()):
-        raise ConfigError("groups has no rows; pass {'hinge': experiments.differences(rows, 'frechet', 16)}.")
+        raise ConfigError(
+            "groups has no rows; pass {'hinge': experiments.differences(rows, 'frechet', 16)}."
+        )
     count = sum(map(len, blocks.values()))
     figure, ((panel,),) = panels(1, 1, width=9.6, height=1.35 + 0.27 * count + 0.12 * len(blocks))
     place, ticks, seen = 0.0, {}, {}
@@ -250,8 +355,15 @@ def paired_differences(groups: Mapping[str, Iterable[Difference]], *, xlabel: st
     sides = ("better", "worse") if good == "lower" else ("worse", "better")
     panel.set_title(f"$\\leftarrow$ {sides[0]} than {base}", loc="left", fontsize=10)
     panel.set_title(f"{sides[1]} than {base} $\\rightarrow$", loc="right", fontsize=10)
-    figure.legend(list(seen.values()), [method_style(name).label for name in seen], loc="outside right upper")
-    figure.supxlabel("Bars: 95 % bootstrap intervals over seeds; hollow: no clear difference.", x=0.01, ha="left", fontsize=9)
+    figure.legend(
+        list(seen.values()), [method_style(name).label for name in seen], loc="outside right upper"
+    )
+    figure.supxlabel(
+        "Bars: 95 % bootstrap intervals over seeds; hollow: no clear difference.",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+    )
     return figure
 
 
@@ -262,6 +374,19 @@ def _interval(panel: Axes, row: Difference, place: float) -> Any:
     look = method_style(row.method)
     clear = getattr(row, "clear", low > 0 or high < 0)  # False for NaN: one seed has no interval
     panel.plot([low, high], [place, place], color=look.color, linewidth=2.2, solid_capstyle="butt")
-    fill = {"markerfacecolor": look.color if clear else "white", "markeredgecolor": look.color, "markeredgewidth": 1.6}
-    panel.plot(mean, place, marker=look.marker or "o", color=look.color, markersize=7.5, linestyle="none", zorder=3, **fill)
+    fill = {
+        "markerfacecolor": look.color if clear else "white",
+        "markeredgecolor": look.color,
+        "markeredgewidth": 1.6,
+    }
+    panel.plot(
+        mean,
+        place,
+        marker=look.marker or "o",
+        color=look.color,
+        markersize=7.5,
+        linestyle="none",
+        zorder=3,
+        **fill,
+    )
     return artists.legend_entry(look.color, look.marker or "o", markersize=8)

@@ -1,7 +1,8 @@
 """Figures of one plane per method: velocity fields, paths, samples, and where a field is wrong.
 
-Each takes a mapping name -> what to draw, and puts FM first and the truth last, in squares that share limits, arrow scale and
-colour scale, so that two panels can be compared by eye. Names of methods ("fm", "delta_fm", "truth", ...) choose the colours.
+Each takes a mapping name -> what to draw, and puts FM first and the truth last, in squares that
+share limits, arrow scale and colour scale, so that two panels can be compared by eye. Names of
+methods ("fm", "delta_fm", "truth", ...) choose the colours.
 """
 
 import math
@@ -37,9 +38,14 @@ T = TypeVar("T")
 
 
 def _ordered(panels_by_name: Mapping[str, T], what: str) -> dict[str, T]:
-    """The same mapping with FM first and the truth last; ConfigError where it is empty or no mapping."""
+    """The same mapping with FM first and the truth last; ConfigError where it is empty or no
+    mapping.
+    """
     if not isinstance(panels_by_name, Mapping) or not panels_by_name:
-        raise ConfigError(f"{what} is {type(panels_by_name).__name__} without entries or names; pass a dict such as {{'fm': ...}}.")
+        raise ConfigError(
+            f"{what} is {type(panels_by_name).__name__} without entries or names; pass a dict such "
+            f"as {{'fm': ...}}."
+        )
     rank = {"fm": 0, "real": 2, "truth": 2}
     return dict(sorted(panels_by_name.items(), key=lambda item: rank.get(item[0], 1)))
 
@@ -50,8 +56,12 @@ def _color(name: str) -> str:
     return METHOD_STYLES[name].color if name in METHOD_STYLES else MODEL
 
 
-def _row(names: Sequence[str], limits: Limits, heading: str, right: float, entries: Mapping[str, Any]) -> tuple[Picture, list[Axes]]:
-    """A titled square for each name, up to three to a row, `right` inches of room beside them and a legend of `entries` below."""
+def _row(
+    names: Sequence[str], limits: Limits, heading: str, right: float, entries: Mapping[str, Any]
+) -> tuple[Picture, list[Axes]]:
+    """A titled square for each name, up to three to a row, `right` inches of room beside them and a
+    legend of `entries` below.
+    """
     columns = _columns(len(names))
     rows = math.ceil(len(names) / columns)
     lines = len(entries) if columns == 1 else min(len(entries), 1)
@@ -59,13 +69,20 @@ def _row(names: Sequence[str], limits: Limits, heading: str, right: float, entri
     if columns == 1 and entries:  # the legend below must fit
         right = max(right, text_width(entries, 9.5) - 1.9)
     top = 0.4 + 0.35 * bool(heading) + 0.25 * heading.count("\n")
-    figure, axes = artists.squares(rows, columns, limits, right=right, top=top, bottom=0.6 + 0.25 * lines)
+    figure, axes = artists.squares(
+        rows, columns, limits, right=right, top=top, bottom=0.6 + 0.25 * lines
+    )
     left = axes[0, 0].get_position().x0
     figure.suptitle(heading, x=left, y=1 - 0.12 / figure.get_figheight(), ha="left")
     artists.bottom_legend(figure, entries, left, ncols=1 if columns == 1 else len(entries))
     for i, panel in enumerate(axes.flat):
         if i < len(names):
-            artists.plane(panel, limits, method_title(names[i]), outer=(i % columns == 0, i + columns >= len(names)))
+            artists.plane(
+                panel,
+                limits,
+                method_title(names[i]),
+                outer=(i % columns == 0, i + columns >= len(names)),
+            )
         else:
             panel.remove()
     return figure, list(axes.flat)[: len(names)]
@@ -92,23 +109,36 @@ def _backdrop(axes: Sequence[Axes], limits: Limits, data: Any, density: Density 
 
 def _backdrop_entries(data: Any, density: Density | None) -> dict[str, Any]:
     entries = {"data": artists.legend_entry(DATA)} if data is not None else {}
-    return entries | ({"exact density: 50 % and 95 % lie inside": artists.legend_entry(TRUTH, "-")} if density is not None else {})
+    return entries | (
+        {"exact density: 50 % and 95 % lie inside": artists.legend_entry(TRUTH, "-")}
+        if density is not None
+        else {}
+    )
 
 
 @styled
 def velocity_fields(
-    fields: Mapping[str, Velocity], t: float, limits: Limits, *, n: int = 17, data: Any = None, density: Density | None = None
+    fields: Mapping[str, Velocity],
+    t: float,
+    limits: Limits,
+    *,
+    n: int = 17,
+    data: Any = None,
+    density: Density | None = None,
 ) -> Picture:
-    """Arrows of several velocities at time `t` in [0, 1], on an n x n grid over `limits` and on one scale.
+    """Arrows of several velocities at time `t` in [0, 1], on an n x n grid over `limits` and on one
+    scale.
 
-    `data` (N, 2) is drawn as points, the exact log `density` at the same time as contours. Raises ConfigError for NaN, for
-    limits that are no square and for an empty mapping.
+    `data` (N, 2) is drawn as points, the exact log `density` at the same time as contours. Raises
+    ConfigError for NaN, for limits that are no square and for an empty mapping.
     """
     fields = _ordered(fields, "fields")
     x = artists.grid_points(limits, n)
     values = {name: artists.evaluate(velocity, x, t) for name, velocity in fields.items()}
     scale = artists.arrow_scale(list(values.values()), limits, n)
-    figure, axes = _row(list(fields), limits, f"Velocity at $t$ = {t:g}", 1.9, _backdrop_entries(data, density))
+    figure, axes = _row(
+        list(fields), limits, f"Velocity at $t$ = {t:g}", 1.9, _backdrop_entries(data, density)
+    )
     _backdrop(axes, limits, data, density)
     for panel, (name, v) in zip(axes, values.items()):
         artists.arrows(panel, x, v, color=_color(name), scale=scale)
@@ -129,22 +159,40 @@ def trajectories(
     density: Density | None = None,
     limits: Limits | None = None,
 ) -> Picture:
-    """Paths `runs[name]` (S, B, 2) at times `ts` (S,), coloured by time or, if given, by `values[name]` (S, B), such as a drift.
+    """Paths `runs[name]` (S, B, 2) at times `ts` (S,), coloured by time or, if given, by
+    `values[name]` (S, B), such as a drift.
 
-    At most `shown` paths are drawn per panel, the first ones. Raises ConfigError for NaN and for shapes that do not fit.
+    At most `shown` paths are drawn per panel, the first ones. Raises ConfigError for NaN and for
+    shapes that do not fit.
     """
-    runs = {name: as_array(f"runs[{name!r}]", states, None, None, 2)[:, :shown] for name, states in _ordered(runs, "runs").items()}
+    runs = {
+        name: as_array(f"runs[{name!r}]", states, None, None, 2)[:, :shown]
+        for name, states in _ordered(runs, "runs").items()
+    }
     ts = as_array("ts", ts, None)
     limits = limits or artists.square_limits(*runs.values(), *([] if data is None else [data]))
     colors = {name: ts if values is None else _of(values, name)[:, :shown] for name in runs}
     high = float(max(np.abs(c).max() for c in colors.values()))
-    entries = {"start": artists.legend_entry(NOISE), "end": artists.legend_entry([_color(name) for name in runs])}
+    entries = {
+        "start": artists.legend_entry(NOISE),
+        "end": artists.legend_entry([_color(name) for name in runs]),
+    }
     figure, axes = _row(list(runs), limits, "", 1.0, entries | _backdrop_entries(data, density))
     _backdrop(axes, limits, data, density)
     for panel, (name, states) in zip(axes, runs.items()):
-        look = {} if values is None else {"high": high or 1.0, "cmap": "magma_r"}  # viridis is for time alone
+        look = (
+            {} if values is None else {"high": high or 1.0, "cmap": "magma_r"}
+        )  # viridis is for time alone
         lines = artists.paths(panel, states, colors[name], **look)
-        artists.points(panel, states[-1], color=_color(name), size=20, edgecolors="white", linewidths=0.5, zorder=4)
+        artists.points(
+            panel,
+            states[-1],
+            color=_color(name),
+            size=20,
+            edgecolors="white",
+            linewidths=0.5,
+            zorder=4,
+        )
     artists.color_bar(figure, lines, _corner(axes), "time $t$" if values is None else value_label)
     return figure
 
@@ -155,9 +203,20 @@ def _of(values: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 @styled
-def point_samples(clouds: Mapping[str, Any], *, data: Any = None, density: Density | None = None, limits: Limits | None = None) -> Picture:
-    """Points `clouds[name]` (n, 2), one panel each, over `data` (N, 2) and the exact log `density`; ConfigError for NaN or other shapes."""
-    clouds = {name: as_array(f"clouds[{name!r}]", x, None, 2) for name, x in _ordered(clouds, "clouds").items()}
+def point_samples(
+    clouds: Mapping[str, Any],
+    *,
+    data: Any = None,
+    density: Density | None = None,
+    limits: Limits | None = None,
+) -> Picture:
+    """Points `clouds[name]` (n, 2), one panel each, over `data` (N, 2) and the exact log `density`;
+    ConfigError for NaN or other shapes.
+    """
+    clouds = {
+        name: as_array(f"clouds[{name!r}]", x, None, 2)
+        for name, x in _ordered(clouds, "clouds").items()
+    }
     limits = limits or artists.square_limits(*clouds.values(), *([] if data is None else [data]))
     figure, axes = _row(list(clouds), limits, "", 0.2, _backdrop_entries(data, density))
     _backdrop(axes, limits, data, density)
@@ -168,27 +227,47 @@ def point_samples(clouds: Mapping[str, Any], *, data: Any = None, density: Densi
 
 @styled
 def field_error(
-    fields: Mapping[str, Velocity], truth: Velocity, t: float, limits: Limits, *, n: int = 81, density: Density | None = None
+    fields: Mapping[str, Velocity],
+    truth: Velocity,
+    t: float,
+    limits: Limits,
+    *,
+    n: int = 81,
+    density: Density | None = None,
 ) -> Picture:
-    """Maps of how much too fast or too slow `fields` are along the exact velocity `truth` v* at time `t`: (v - v*) . v* / |v*|.
+    """Maps of how much too fast or too slow `fields` are along the exact velocity `truth` v* at
+    time `t`: (v - v*) . v* / |v*|.
 
-    The colours are centred at zero and shared, and reach to the largest error where 99.5 % of `density`, the exact log density
-    at `t`, lies. Raises ConfigError for NaN, for limits that are no square and for an empty mapping.
+    The colours are centred at zero and shared, and reach to the largest error where 99.5 % of
+    `density`, the exact log density at `t`, lies. Raises ConfigError for NaN, for limits that are
+    no square and for an empty mapping.
     """
     x = artists.grid_points(limits, n)
     exact = artists.evaluate(truth, x, t)
     unit = exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
-    errors = {name: ((artists.evaluate(v, x, t) - exact) * unit).sum(1) for name, v in _ordered(fields, "fields").items()}
+    errors = {
+        name: ((artists.evaluate(v, x, t) - exact) * unit).sum(1)
+        for name, v in _ordered(fields, "fields").items()
+    }
     inside = _likely(density, x)
     top = max(float(np.abs(error[inside]).max()) for error in errors.values()) or 1.0
     heading = f"Speed error along the exact velocity at $t$ = {t:g}"
     figure, axes = _row(list(errors), limits, heading, 1.2, _backdrop_entries(None, density))
     _backdrop(axes, limits, None, density)
-    look = {"origin": "lower", "extent": limits, "cmap": DIVERGING, "vmin": -top, "vmax": top, "interpolation": "bilinear"}
+    look = {
+        "origin": "lower",
+        "extent": limits,
+        "cmap": DIVERGING,
+        "vmin": -top,
+        "vmax": top,
+        "interpolation": "bilinear",
+    }
     for panel, error in zip(axes, errors.values()):
         image = panel.imshow(error.reshape(n, n), **look)
     label = "too slow  $\\leftarrow$  0  $\\rightarrow$  too fast"
-    artists.color_bar(figure, image, _corner(axes), label, extend="neither" if inside.all() else "both")
+    artists.color_bar(
+        figure, image, _corner(axes), label, extend="neither" if inside.all() else "both"
+    )
     return figure
 
 

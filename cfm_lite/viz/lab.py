@@ -1,7 +1,9 @@
-"""Figures of the lab: paired differences with their intervals, against a setting, in rows, or against what the features did.
+"""Figures of the lab: paired differences with their intervals, against a setting, in rows, or
+against what the features did.
 
-A difference is anything with `method`, `mean`, `low`, `high` and `clear`, such as `experiments.Difference`. Filled marks are clear,
-hollow ones are not: nothing can be said of them. The line at zero is plain FM.
+A difference is anything with `method`, `mean`, `low`, `high` and `clear`, such as
+`experiments.Difference`. Filled marks are clear, hollow ones are not: nothing can be said of them.
+The line at zero is plain FM.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +21,8 @@ from cfm_lite.viz.style import Picture, as_array, method_style, panels, styled
 __all__ = ["Panel", "difference_curves", "difference_rows", "difference_scatter"]
 
 FOOT = (
-    "Bars: 95 % bootstrap intervals over seeds. Filled: clear, Student's 98 % interval misses 0 as well; hollow: no clear difference. "
+    "Bars: 95 % bootstrap intervals over seeds. Filled: clear, Student's 98 % interval misses 0 as "
+    "well; hollow: no clear difference. "
     "Grey line at 0: plain FM."
 )
 BASE, BAND = "#9a9a9a", "#f0eef4"
@@ -44,8 +47,10 @@ class Compared(Protocol):
 
 
 class Panel(NamedTuple):
-    """The words on one panel: its title, the name of the differences, on which side ("lower" or "higher") a method is better, and
-    the name of the settings, where they are not those of all panels."""
+    """The words on one panel: its title, the name of the differences, on which side ("lower" or
+    "higher") a method is better, and the name of the settings, where they are not those of all
+    panels.
+    """
 
     title: str
     quantity: str
@@ -66,12 +71,19 @@ def _checked(differences: Sequence[Compared], where: str) -> Sequence[Compared]:
 
 
 def _fill(d: Compared, color: str) -> dict[str, Any]:
-    return {"markerfacecolor": color if d.clear else "white", "markeredgecolor": color, "markeredgewidth": 1.5}
+    return {
+        "markerfacecolor": color if d.clear else "white",
+        "markeredgecolor": color,
+        "markeredgewidth": 1.5,
+    }
 
 
 @styled
-def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], marked: Collection[str] = ()) -> Picture:
-    """A panel for each block: a row per (label, difference), with its interval; rows whose label is in `marked` stand on a band.
+def difference_rows(
+    blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], marked: Collection[str] = ()
+) -> Picture:
+    """A panel for each block: a row per (label, difference), with its interval; rows whose label is
+    in `marked` stand on a band.
 
     Labels that all panels share are written once. Raises ConfigError without rows and for NaN.
     """
@@ -95,7 +107,10 @@ def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], mark
         axis.set_yticks(range(len(rows)), [label for label, _ in rows])
         axis.tick_params(axis="y", length=0, labelleft=not shared or axis in axes[:, 0])
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.set(xlabel=f"{panel.quantity}\n{_sides(panel.good)}", ylim=(counts[i // columns] - 0.5, -0.5))
+        axis.set(
+            xlabel=f"{panel.quantity}\n{_sides(panel.good)}",
+            ylim=(counts[i // columns] - 0.5, -0.5),
+        )
         axis.set_title(panel.title, loc="left")
         axis.grid(False, axis="y")
     _foot(figure, FOOT)
@@ -104,14 +119,28 @@ def difference_rows(blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], mark
 
 def _row(axis: Axes, place: int, d: Compared, marked: bool) -> None:
     look = method_style(d.method)
-    axis.plot([d.low, d.high], [place, place], color=look.color, linewidth=2.2, solid_capstyle="butt")
-    axis.plot(d.mean, place, look.marker or "o", color=look.color, markersize=7.5, zorder=3, **_fill(d, look.color))
+    axis.plot(
+        [d.low, d.high], [place, place], color=look.color, linewidth=2.2, solid_capstyle="butt"
+    )
+    axis.plot(
+        d.mean,
+        place,
+        look.marker or "o",
+        color=look.color,
+        markersize=7.5,
+        zorder=3,
+        **_fill(d, look.color),
+    )
     if marked:
         axis.axhspan(place - 0.5, place + 0.5, color=BAND, zorder=0)
 
 
 def _sides(good: str) -> str:
-    return "$\\leftarrow$ better        worse $\\rightarrow$" if good == "lower" else "$\\leftarrow$ worse        better $\\rightarrow$"
+    return (
+        "$\\leftarrow$ better        worse $\\rightarrow$"
+        if good == "lower"
+        else "$\\leftarrow$ worse        better $\\rightarrow$"
+    )
 
 
 @styled
@@ -123,11 +152,13 @@ def difference_curves(
     columns: int = COLUMNS,
     squeeze: bool = False,
 ) -> Picture:
-    """A panel for each block: a line per method, its differences {setting: difference} against the setting, with intervals.
+    """A panel for each block: a line per method, its differences {setting: difference} against the
+    setting, with intervals.
 
-    At most `columns` panels stand in a row; the place of a block without curves stays empty.
-    `log` spaces the settings by their logarithm to base 2; `squeeze` makes the other axis logarithmic where differences are large
-    beside most others of their panel, and says from where on. Raises ConfigError without differences and for NaN.
+    At most `columns` panels stand in a row; the place of a block without curves stays empty. `log`
+    spaces the settings by their logarithm to base 2; `squeeze` makes the other axis logarithmic
+    where differences are large beside most others of their panel, and says from where on. Raises
+    ConfigError without differences and for NaN.
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): {method: {setting: difference}}}.")
@@ -144,13 +175,23 @@ def difference_curves(
                 _squeeze(axis, panel, [d.mean for curve in curves.values() for d in curve.values()])
         else:
             axis.remove()
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper", handlelength=2.6, labelspacing=0.7)
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside right upper",
+        handlelength=2.6,
+        labelspacing=0.7,
+    )
     _foot(figure, FOOT)
     return figure
 
 
-def _panel_of_curves(axis: Axes, panel: Panel, curves: Mapping[str, Mapping[float, Compared]], log: bool) -> dict[str, Any]:
-    """All curves of one panel, each moved a little sideways so that no interval hides another; {label: legend entry}."""
+def _panel_of_curves(
+    axis: Axes, panel: Panel, curves: Mapping[str, Mapping[float, Compared]], log: bool
+) -> dict[str, Any]:
+    """All curves of one panel, each moved a little sideways so that no interval hides another;
+    {label: legend entry}.
+    """
     settings = sorted({x for curve in curves.values() for x in curve})
     step = min(0.09, 0.5 / max(1, len(curves))) * _gap(np.log2(settings) if log else settings)
     handles = {}
@@ -159,7 +200,9 @@ def _panel_of_curves(axis: Axes, panel: Panel, curves: Mapping[str, Mapping[floa
         shift = (i - (len(curves) - 1) / 2) * step
         x = np.array(sorted(curve), dtype=float)
         moved = x * 2**shift if log else x + shift
-        handles[method_style(method).label] = _curve(axis, method, moved, [curve[k] for k in sorted(curve)])
+        handles[method_style(method).label] = _curve(
+            axis, method, moved, [curve[k] for k in sorted(curve)]
+        )
     axis.axhline(0, color=BASE, linewidth=1.2, zorder=1.5)
     if log:
         axis.set_xscale("log", base=2)
@@ -171,7 +214,9 @@ def _panel_of_curves(axis: Axes, panel: Panel, curves: Mapping[str, Mapping[floa
 
 
 def _squeeze(axis: Axes, panel: Panel, means: Sequence[float]) -> None:
-    """A symmetric logarithmic axis where the largest difference is more than LARGE times the median one."""
+    """A symmetric logarithmic axis where the largest difference is more than LARGE times the median
+    one.
+    """
     sizes = np.abs(means)
     small, middle = np.quantile(sizes, (0.25, 0.5))
     if small == 0 or sizes.max() < LARGE * middle:
@@ -192,14 +237,25 @@ def _curve(axis: Axes, method: str, x: np.ndarray, found: Sequence[Compared]) ->
     axis.plot(x, [d.mean for d in found], color=look.color, linestyle=look.line, linewidth=1.4)
     for place, d in zip(x, found):
         axis.plot([place, place], [d.low, d.high], color=look.color, linewidth=1.6)
-        axis.plot(place, d.mean, look.marker or "o", color=look.color, markersize=6.5, zorder=3, **_fill(d, look.color))
+        axis.plot(
+            place,
+            d.mean,
+            look.marker or "o",
+            color=look.color,
+            markersize=6.5,
+            zorder=3,
+            **_fill(d, look.color),
+        )
     return artists.legend_entry(look.color, look.marker or "o", markersize=7)
 
 
 @styled
-def difference_scatter(blocks: Mapping[Panel, Sequence[tuple[str, float, Compared]]], *, xlabel: str) -> Picture:
-    """A panel for each block: (label, x, difference) as a point with its interval, x on a logarithmic axis. The labels stand in a
-    column beside the panel, each with a line to its point, so that none hides another.
+def difference_scatter(
+    blocks: Mapping[Panel, Sequence[tuple[str, float, Compared]]], *, xlabel: str
+) -> Picture:
+    """A panel for each block: (label, x, difference) as a point with its interval, x on a
+    logarithmic axis. The labels stand in a column beside the panel, each with a line to its point,
+    so that none hides another.
 
     Raises ConfigError without points, for NaN, and for an x that is not above 0.
     """
@@ -209,11 +265,21 @@ def difference_scatter(blocks: Mapping[Panel, Sequence[tuple[str, float, Compare
     for axis, (panel, points) in zip(axes[0], blocks.items()):
         _checked([d for _, _, d in points], panel.title)
         if min(x for _, x, _ in points) <= 0:
-            raise ConfigError(f"{panel.title} has an x that is not above 0; its axis is logarithmic.")
+            raise ConfigError(
+                f"{panel.title} has an x that is not above 0; its axis is logarithmic."
+            )
         for _, x, d in points:
             look = method_style(d.method)
             axis.plot([x, x], [d.low, d.high], color=look.color, linewidth=1.8)
-            axis.plot(x, d.mean, look.marker or "o", color=look.color, markersize=7, zorder=3, **_fill(d, look.color))
+            axis.plot(
+                x,
+                d.mean,
+                look.marker or "o",
+                color=look.color,
+                markersize=7,
+                zorder=3,
+                **_fill(d, look.color),
+            )
         axis.axhline(0, color=BASE, linewidth=1.2, zorder=1.5)
         axis.axvline(1, color=BASE, linewidth=1.2, linestyle=":", zorder=1.5)
         _ratio_axis(axis, [x for _, x, _ in points])
@@ -229,7 +295,11 @@ def _ratio_axis(axis: Axes, values: Sequence[float]) -> None:
     axis.set_xscale("log")
     axis.set_xlim(min(*values, 1.0) / 1.2, max(*values, 1.0) * 1.2)
     low, high = axis.get_xlim()
-    ticks = [x for x in (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500) if low <= x <= high]
+    ticks = [
+        x
+        for x in (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500)
+        if low <= x <= high
+    ]
     axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axis.minorticks_off()
 
@@ -247,7 +317,9 @@ def _label_column(axis: Axes, points: Sequence[tuple[str, float, Compared]]) -> 
 
 
 def _spread(wanted: Sequence[float], gap: float) -> np.ndarray:
-    """Places in [0, 1] near the `wanted` ones, which ascend, at least `gap` apart as far as there is room."""
+    """Places in [0, 1] near the `wanted` ones, which ascend, at least `gap` apart as far as there
+    is room.
+    """
     gap = min(gap, 1 / max(1, len(wanted) - 1))
     steps = gap * np.arange(len(wanted))
     free = np.array(wanted) - steps

@@ -1,6 +1,7 @@
 """From noise to data, seen at several times:  x_t = alpha(t) x1 + sigma(t) x0,  its law p_t, and the velocities that meet in one place.
 
-Convention: t = 0 is noise (grey), t = 1 is data (blue), and a point of x_t takes the colour of its mixture. What is exact is black.
+Convention: t = 0 is noise (grey), t = 1 is data (blue), and a point of x_t takes the colour of its
+mixture. What is exact is black.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,18 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.paths import Path
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Density, Limits
-from cfm_lite.viz.style import ATTRACT, DATA, NOISE, TRUTH, Picture, as_array, as_tensor, frame, panels, styled
+from cfm_lite.viz.style import (
+    ATTRACT,
+    DATA,
+    NOISE,
+    TRUTH,
+    Picture,
+    as_array,
+    as_tensor,
+    frame,
+    panels,
+    styled,
+)
 
 __all__ = ["conditional_velocities", "path_coefficients", "scalar_maps", "snapshots", "spacetime"]
 
@@ -38,14 +50,18 @@ def _moment(t: float) -> str:
 
 @styled
 def path_coefficients(paths: Sequence[Path], *, steepest: float = 5.0) -> Picture:
-    """A column per path of [0, 1]: above, the shares alpha of data and sigma of noise; below, their derivatives by t.
+    """A column per path of [0, 1]: above, the shares alpha of data and sigma of noise; below, their
+    derivatives by t.
 
-    Derivatives are cut off at plus and minus `steepest`. Raises ConfigError where `paths` holds anything but Paths.
+    Derivatives are cut off at plus and minus `steepest`. Raises ConfigError where `paths` holds
+    anything but Paths.
     """
     if not paths or not all(isinstance(path, Path) for path in paths):
         raise ConfigError(f"paths is {paths!r}; pass a list of Paths, such as [LINEAR, COSINE].")
     check_number("steepest", steepest, 0, 1e3, open_low=True)
-    figure, axes = panels(2, len(paths), width=0.9 + 2.9 * len(paths), height=4.9, sharex=True, sharey="row")
+    figure, axes = panels(
+        2, len(paths), width=0.9 + 2.9 * len(paths), height=4.9, sharex=True, sharey="row"
+    )
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
     for column, path in zip(axes.T, paths):
         lines = (
@@ -55,7 +71,14 @@ def path_coefficients(paths: Sequence[Path], *, steepest: float = 5.0) -> Pictur
             (column[1], path.d_sigma, NOISE, "--", None),
         )
         for panel, value, color, line, label in lines:
-            panel.plot(t, value(t).clamp(-10 * steepest, 10 * steepest), color=color, linestyle=line, linewidth=2.2, label=label)
+            panel.plot(
+                t,
+                value(t).clamp(-10 * steepest, 10 * steepest),
+                color=color,
+                linestyle=line,
+                linewidth=2.2,
+                label=label,
+            )
         column[0].set_title(path.name, loc="left")
         column[1].set(xlabel="time $t$  (0 noise, 1 data)", ylim=(-steepest, steepest), xlim=(0, 1))
         column[1].axhline(0, color="#4d4d4d", linewidth=0.8)
@@ -76,32 +99,51 @@ def snapshots(
     followed: int = 8,
     limits: Limits | None = None,
 ) -> Picture:
-    """The points `states` (S, B, 2), known at times `ts` (S,), in a panel for each time of `at`, with the first `followed` ways traced.
+    """The points `states` (S, B, 2), known at times `ts` (S,), in a panel for each time of `at`,
+    with the first `followed` ways traced.
 
-    `density(x, t)`, an exact log density, is drawn as contours. At most `shown` points are drawn. Raises ConfigError for NaN, for
-    shapes that do not fit, and for a time of `at` at which no state is known.
+    `density(x, t)`, an exact log density, is drawn as contours. At most `shown` points are drawn.
+    Raises ConfigError for NaN, for shapes that do not fit, and for a time of `at` at which no state
+    is known.
     """
     states, ts = as_array("states", states, None, None, 2), as_array("ts", ts, None)
     if len(ts) != len(states):
-        raise ConfigError(f"ts has {len(ts)} times for {len(states)} states; each state needs its time.")
+        raise ConfigError(
+            f"ts has {len(ts)} times for {len(states)} states; each state needs its time."
+        )
     moments = as_array("at", at, None).tolist()
     found = [int(np.abs(ts - t).argmin()) for t in moments]
     missing = [t for t, k in zip(moments, found) if abs(ts[k] - t) > 1e-6]
     if missing:
-        raise ConfigError(f"at holds {missing}, and no state is known there; choose among ts, from {ts[0]:g} to {ts[-1]:g}.")
+        raise ConfigError(
+            f"at holds {missing}, and no state is known there; choose among ts, from {ts[0]:g} to "
+            f"{ts[-1]:g}."
+        )
     shown, followed = check_count("shown", shown), check_count("followed", followed, 0)
     limits = limits or artists.square_limits(states[found][:, :shown], margin=0.0)
     side = min(2.6, (10.2 - 0.85) / len(moments) - 0.18)
-    figure, axes = artists.squares(1, len(moments), limits, side=side, gap=0.18, bottom=0.9 if density else 0.55)
+    figure, axes = artists.squares(
+        1, len(moments), limits, side=side, gap=0.18, bottom=0.9 if density else 0.55
+    )
     for panel, t, k in zip(axes[0], moments, found):
         panel.set_title(_moment(t), loc="left", pad=6)
         artists.points(panel, states[k, :shown], color=time_color(t), size=6, alpha=0.6)
         if k and followed:
             artists.paths(panel, states[: k + 1, :followed], ts[: k + 1], zorder=3.2)
         if followed:
-            artists.points(panel, states[k, :followed], color=time_color(t), size=24, edgecolors="white", linewidths=0.6, zorder=4)
+            artists.points(
+                panel,
+                states[k, :followed],
+                color=time_color(t),
+                size=24,
+                edgecolors="white",
+                linewidths=0.6,
+                zorder=4,
+            )
         if density:
-            artists.contours(panel, artists.density_map(lambda x, t=t: density(x, t), limits), limits)
+            artists.contours(
+                panel, artists.density_map(lambda x, t=t: density(x, t), limits), limits
+            )
     if density:
         artists.bottom_legend(figure, _DENSITY, axes[0, 0].get_position().x0, ncols=1)
     return figure
@@ -112,12 +154,21 @@ _DENSITY = {"exact density: 50 % and 95 % lie inside": artists.legend_entry(TRUT
 
 @styled
 def conditional_velocities(
-    x0: Any, x1: Any, u: Any, place: Any, t: float, *, exact: Any = None, data: Any = None, limits: Limits | None = None
+    x0: Any,
+    x1: Any,
+    u: Any,
+    place: Any,
+    t: float,
+    *,
+    exact: Any = None,
+    data: Any = None,
+    limits: Limits | None = None,
 ) -> Picture:
-    """Draws `x0`, `x1` (B, 2) that pass near `place` (2,) at time `t`, beside their velocities `u` (B, 2) and the mean of these.
+    """Draws `x0`, `x1` (B, 2) that pass near `place` (2,) at time `t`, beside their velocities `u`
+    (B, 2) and the mean of these.
 
-    The `exact` mean (2,) is marked by a ring; `data` (N, 2) is drawn behind. Raises ConfigError for NaN, for shapes that do not
-    fit and for a time outside [0, 1].
+    The `exact` mean (2,) is marked by a ring; `data` (N, 2) is drawn behind. Raises ConfigError for
+    NaN, for shapes that do not fit and for a time outside [0, 1].
     """
     x0 = as_array("x0", x0, None, 2)
     x1, u = as_array("x1", x1, len(x0), 2), as_array("u", u, len(x0), 2)
@@ -129,14 +180,19 @@ def conditional_velocities(
     row[0].set_title(f"{len(x0)} draws that pass here at $t$ = {t:g}", loc="left", pad=6)
     reach = artists.square_limits(u, [[0.0, 0.0]], margin=0.04)
     artists.plane(row[1], reach)
-    row[1].set(xlabel="velocity along $x_1$, per unit of $t$", ylabel="velocity along $x_2$, per unit of $t$")
+    row[1].set(
+        xlabel="velocity along $x_1$, per unit of $t$",
+        ylabel="velocity along $x_2$, per unit of $t$",
+    )
     row[1].set_title("their velocities", loc="left", pad=6)
     row[1].axhline(0, color="#d0d0d0", linewidth=0.8, zorder=0)
     row[1].axvline(0, color="#d0d0d0", linewidth=0.8, zorder=0)
     artists.points(row[1], u, color=DATA, size=11, alpha=0.45)
     mean = u.mean(0)
     for panel, start in ((row[0], place), (row[1], np.zeros(2))):
-        artists.arrows(panel, start[None], mean[None], color=ATTRACT, scale=1.0, width=0.014, zorder=5)
+        artists.arrows(
+            panel, start[None], mean[None], color=ATTRACT, scale=1.0, width=0.014, zorder=5
+        )
     entries = {
         "noise $x_0$": artists.legend_entry(NOISE),
         "data $x_1$": artists.legend_entry(DATA),
@@ -145,17 +201,26 @@ def conditional_velocities(
         "their mean": artists.legend_entry(ATTRACT, ">", markersize=8),
     }
     if exact is not None:
-        ring = {"markeredgecolor": TRUTH, "markerfacecolor": "none", "markersize": 13, "markeredgewidth": 1.8}
+        ring = {
+            "markeredgecolor": TRUTH,
+            "markerfacecolor": "none",
+            "markersize": 13,
+            "markeredgewidth": 1.8,
+        }
         row[1].plot(*as_array("exact", exact, 2), "o", zorder=6, **ring)
         entries["the exact marginal\nvelocity"] = artists.legend_entry(TRUTH, "o", **ring)
     artists.side_legend(row[1], entries)
     return figure
 
 
-def _draw_passing(panel: Axes, x0: np.ndarray, x1: np.ndarray, place: np.ndarray, data: Any) -> None:
+def _draw_passing(
+    panel: Axes, x0: np.ndarray, x1: np.ndarray, place: np.ndarray, data: Any
+) -> None:
     if data is not None:
         artists.points(panel, data, color="#a9cde3", size=4, alpha=0.5, zorder=1)
-    lines = LineCollection(list(np.stack([x0, x1], axis=1)), colors="#8a8a8a", linewidths=0.6, alpha=0.35, zorder=1.5)
+    lines = LineCollection(
+        list(np.stack([x0, x1], axis=1)), colors="#8a8a8a", linewidths=0.6, alpha=0.35, zorder=1.5
+    )
     panel.add_collection(lines, autolim=False)
     artists.points(panel, x0, color=NOISE, size=12, zorder=2)
     artists.points(panel, x1, color=DATA, size=12, zorder=2)
@@ -163,41 +228,88 @@ def _draw_passing(panel: Axes, x0: np.ndarray, x1: np.ndarray, place: np.ndarray
 
 
 @styled
-def spacetime(bundles: Mapping[str, Any], ts: Any, *, density: TimedDensity | None = None, shown: int = 40) -> Picture:
-    """Ways on a line against time: `bundles[name]` (S, B) at times `ts` (S,), a panel each, over the exact `density` as a shade.
+def spacetime(
+    bundles: Mapping[str, Any], ts: Any, *, density: TimedDensity | None = None, shown: int = 40
+) -> Picture:
+    """Ways on a line against time: `bundles[name]` (S, B) at times `ts` (S,), a panel each, over
+    the exact `density` as a shade.
 
-    Two ways that meet in a panel are in one place at one time. The shade is scaled to its maximum at every time. At most `shown`
-    ways are drawn. Raises ConfigError for NaN, for shapes that do not fit and for an empty mapping.
+    Two ways that meet in a panel are in one place at one time. The shade is scaled to its maximum
+    at every time. At most `shown` ways are drawn. Raises ConfigError for NaN, for shapes that do
+    not fit and for an empty mapping.
     """
     if not isinstance(bundles, Mapping) or not bundles:
-        raise ConfigError(f"bundles is {type(bundles).__name__} without entries or names; pass a dict such as {{'exact paths': states}}.")
+        raise ConfigError(
+            f"bundles is {type(bundles).__name__} without entries or names; pass a dict such as "
+            f"{{'exact paths': states}}."
+        )
     ts = as_array("ts", ts, None)
     shown = check_count("shown", shown)
-    states = {name: as_array(f"bundles[{name!r}]", x, len(ts), None)[:, :shown] for name, x in bundles.items()}
+    states = {
+        name: as_array(f"bundles[{name!r}]", x, len(ts), None)[:, :shown]
+        for name, x in bundles.items()
+    }
     everything = np.concatenate([x.ravel() for x in states.values()])
     pad = 0.06 * (everything.max() - everything.min())
     low, high = everything.min() - pad, everything.max() + pad
     figure, axes = panels(1, len(states), width=0.9 + 4.5 * len(states), height=3.7, sharey=True)
-    shade = None if density is None else _timed_shade(density, (float(ts[0]), float(ts[-1])), (low, high))
+    shade = (
+        None
+        if density is None
+        else _timed_shade(density, (float(ts[0]), float(ts[-1])), (low, high))
+    )
     for panel, (name, x) in zip(axes[0], states.items()):
         if shade is not None:
-            panel.imshow(shade, extent=(ts[0], ts[-1], low, high), origin="lower", aspect="auto", cmap=SHADE, vmin=0, vmax=1, zorder=0)
+            panel.imshow(
+                shade,
+                extent=(ts[0], ts[-1], low, high),
+                origin="lower",
+                aspect="auto",
+                cmap=SHADE,
+                vmin=0,
+                vmax=1,
+                zorder=0,
+            )
         panel.plot(ts, x, color=TRUTH, linewidth=0.9, alpha=0.6, zorder=2)
-        panel.plot(np.full(x.shape[1], ts[0]), x[0], "o", color=NOISE, markersize=4.5, clip_on=False, zorder=3)
-        panel.plot(np.full(x.shape[1], ts[-1]), x[-1], "o", color=DATA, markersize=4.5, clip_on=False, zorder=3)
+        panel.plot(
+            np.full(x.shape[1], ts[0]),
+            x[0],
+            "o",
+            color=NOISE,
+            markersize=4.5,
+            clip_on=False,
+            zorder=3,
+        )
+        panel.plot(
+            np.full(x.shape[1], ts[-1]),
+            x[-1],
+            "o",
+            color=DATA,
+            markersize=4.5,
+            clip_on=False,
+            zorder=3,
+        )
         panel.set(xlabel="time $t$  (0 noise, 1 data)", xlim=(ts[0], ts[-1]), ylim=(low, high))
         panel.set_title(name[:1].upper() + name[1:], loc="left")
         frame(panel)
     axes[0, 0].set_ylabel("$x$")
     entries = {"noise": artists.legend_entry(NOISE), "data": artists.legend_entry(DATA)}
-    entries |= {"exact density at $t$": artists.legend_entry("#8fc1e0", "s", markersize=8)} if density else {}
+    entries |= (
+        {"exact density at $t$": artists.legend_entry("#8fc1e0", "s", markersize=8)}
+        if density
+        else {}
+    )
     figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=3)
     return figure
 
 
 @torch.no_grad()
-def _timed_shade(density: TimedDensity, times: tuple[float, float], limits: tuple[float, float], n: int = 161) -> np.ndarray:
-    """The density (n, n) at n places and n times, rows from the bottom, each column over its maximum."""
+def _timed_shade(
+    density: TimedDensity, times: tuple[float, float], limits: tuple[float, float], n: int = 161
+) -> np.ndarray:
+    """The density (n, n) at n places and n times, rows from the bottom, each column over its
+    maximum.
+    """
     x = as_tensor(np.linspace(*limits, n)[:, None])
     columns = [as_array("log density", density(x, float(t)), n) for t in np.linspace(*times, n)]
     return np.stack([np.exp(column - column.max()) for column in columns], axis=1)
@@ -213,33 +325,63 @@ def scalar_maps(
     states: Any = None,
     n: int = 101,
 ) -> Picture:
-    """Maps of numbers >= 0, `maps[name](x (B, 2)) -> (B,)`, a panel each on one colour scale, `label` with its unit beside it.
+    """Maps of numbers >= 0, `maps[name](x (B, 2)) -> (B,)`, a panel each on one colour scale,
+    `label` with its unit beside it.
 
-    `densities[name]`, an exact log density, draws contours and leaves white what holds less than 0.5 % of the mass. The colours
-    reach to the value below which 99.5 % of the map lies. Ways `states` (S, B, 2) are drawn over every panel. Raises ConfigError
-    for NaN, for values below 0, for limits that are no square and for an empty mapping.
+    `densities[name]`, an exact log density, draws contours and leaves white what holds less than
+    0.5 % of the mass. The colours reach to the value below which 99.5 % of the map lies. Ways
+    `states` (S, B, 2) are drawn over every panel. Raises ConfigError for NaN, for values below 0,
+    for limits that are no square and for an empty mapping.
     """
     if not isinstance(maps, Mapping) or not maps:
-        raise ConfigError(f"maps is {type(maps).__name__} without entries or names; pass a dict such as {{'t = 0.5': function}}.")
+        raise ConfigError(
+            f"maps is {type(maps).__name__} without entries or names; pass a dict such as "
+            f"{{'t = 0.5': function}}."
+        )
     if densities is not None and set(densities) != set(maps):
-        raise ConfigError(f"densities has {sorted(densities)} and maps {sorted(maps)}; every map needs its own density, or none has one.")
+        raise ConfigError(
+            f"densities has {sorted(densities)} and maps {sorted(maps)}; every map needs its own "
+            "density, or none has one."
+        )
     x = artists.grid_points(limits, n)
-    values = {name: as_array(f"maps[{name!r}]", f(as_tensor(x)), len(x)).reshape(n, n) for name, f in maps.items()}
+    values = {
+        name: as_array(f"maps[{name!r}]", f(as_tensor(x)), len(x)).reshape(n, n)
+        for name, f in maps.items()
+    }
     below = min(float(value.min()) for value in values.values())
     if below < -1e-9:
-        raise ConfigError(f"maps go down to {below:.3g}; this figure is for numbers of at least 0. Signed ones belong into field_error.")
-    logs = {name: artists.density_map(density, limits) for name, density in (densities or {}).items()}
+        raise ConfigError(
+            f"maps go down to {below:.3g}; this figure is for numbers of at least 0. Signed ones "
+            "belong into field_error."
+        )
+    logs = {
+        name: artists.density_map(density, limits) for name, density in (densities or {}).items()
+    }
     for name in logs:
         at_x = as_array("log density", (densities or {})[name](as_tensor(x)), len(x)).reshape(n, n)
-        values[name] = np.where(at_x >= artists.mass_levels(logs[name], [0.995])[0], values[name], np.nan)
+        values[name] = np.where(
+            at_x >= artists.mass_levels(logs[name], [0.995])[0], values[name], np.nan
+        )
     top = float(np.nanquantile(np.stack(list(values.values())), 0.995)) or 1.0
-    figure, axes = artists.squares(1, len(values), limits, right=1.1, bottom=0.9 if densities else 0.5)
+    figure, axes = artists.squares(
+        1, len(values), limits, right=1.1, bottom=0.9 if densities else 0.5
+    )
     for panel, (name, value) in zip(axes[0], values.items()):
         panel.set_title(name, loc="left", pad=6)
-        image = panel.imshow(value, origin="lower", extent=tuple(limits), cmap="magma_r", vmin=0, vmax=top, zorder=0.5)
+        image = panel.imshow(
+            value,
+            origin="lower",
+            extent=tuple(limits),
+            cmap="magma_r",
+            vmin=0,
+            vmax=top,
+            zorder=0.5,
+        )
         if states is not None:
             ways = as_array("states", states, None, None, 2)
-            lines = LineCollection(list(np.moveaxis(ways, 1, 0)), colors=TRUTH, linewidths=0.5, alpha=0.35, zorder=2)
+            lines = LineCollection(
+                list(np.moveaxis(ways, 1, 0)), colors=TRUTH, linewidths=0.5, alpha=0.35, zorder=2
+            )
             panel.add_collection(lines, autolim=False)
         if name in logs:
             artists.contours(panel, logs[name], limits)

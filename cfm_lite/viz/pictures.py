@@ -1,7 +1,9 @@
-"""Figures of images: samples of every method side by side, and what a perturbation does to an image or a velocity.
+"""Figures of images: samples of every method side by side, and what a perturbation does to an image
+or a velocity.
 
-Images are (n, C, H, W) in [-1, 1], C = 1 (grey) or 3 (colour). Small images are enlarged smoothly, so that a digit of 8 x 8
-pixels looks like a digit. Velocities have no range: they are drawn signed, in a diverging map centred at zero.
+Images are (n, C, H, W) in [-1, 1], C = 1 (grey) or 3 (colour). Small images are enlarged smoothly,
+so that a digit of 8 x 8 pixels looks like a digit. Velocities have no range: they are drawn signed,
+in a diverging map centred at zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,9 @@ from cfm_lite.viz.style import (
 __all__ = ["image_grid", "perturbation_gallery"]
 
 _GAP = 0.07  # of an image's side, between two images
-_SMOOTH_BELOW = 20  # pixels: smaller images are enlarged with a cubic filter, larger ones shown pixel by pixel
+_SMOOTH_BELOW = (
+    20  # pixels: smaller images are enlarged with a cubic filter, larger ones shown pixel by pixel
+)
 
 
 def _images(name: str, x: Any, limit: float) -> np.ndarray:
@@ -40,7 +44,8 @@ def _images(name: str, x: Any, limit: float) -> np.ndarray:
     images = as_array(name, x, None, None, None, None)
     if images.shape[1] not in (1, 3):
         raise ConfigError(
-            f"{name} has {images.shape[1]} channels, shape {images.shape}; images have 1 or 3, velocities one plane per picture."
+            f"{name} has {images.shape[1]} channels, shape {images.shape}; images have 1 or 3, "
+            "velocities one plane per picture."
         )
     images = np.clip(images / limit, -1, 1)
     return images[:, 0] if images.shape[1] == 1 else (np.moveaxis(images, 1, -1) + 1) / 2
@@ -53,16 +58,24 @@ def _show(axes: Axes, image: np.ndarray, row: int, column: int, *, cmap: Any) ->
     return axes.imshow(image, extent=extent, cmap=cmap, vmin=-1, vmax=1, interpolation=smooth)
 
 
-def _canvas(rows: int, columns: int, cell: float, left: float, *, top: float = 0.6, right: float = 0.1) -> tuple[Picture, Axes]:
-    """A figure whose one axes counts images: the image in row r and column c covers [c, c + 1] x [r, r + 1], from the top left."""
+def _canvas(
+    rows: int, columns: int, cell: float, left: float, *, top: float = 0.6, right: float = 0.1
+) -> tuple[Picture, Axes]:
+    """A figure whose one axes counts images: the image in row r and column c covers [c, c + 1] x
+    [r, r + 1], from the top left.
+    """
     width, height = left + columns * cell + right, top + rows * cell + 0.1
     figure = new_figure(width, height, layout=None)
-    axes = figure.add_axes((left / width, 0.1 / height, columns * cell / width, rows * cell / height))
+    axes = figure.add_axes(
+        (left / width, 0.1 / height, columns * cell / width, rows * cell / height)
+    )
     return figure, axes
 
 
 def _label(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Names at the left of the rows and above the columns; imshow moves the limits, so this comes last."""
+    """Names at the left of the rows and above the columns; imshow moves the limits, so this comes
+    last.
+    """
     axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), aspect="equal")
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
@@ -82,26 +95,42 @@ def image_grid(
     cell: float = 0.72,
     ink: str = "white",
 ) -> Picture:
-    """A row of images per method, the real ones first: `rows[name]` (n, C, H, W) in [-1, 1], the same n in each row.
+    """A row of images per method, the real ones first: `rows[name]` (n, C, H, W) in [-1, 1], the
+    same n in each row.
 
-    `column_labels` (n,) stand above the columns (default: the numbers from 0), `cell` is an image's side in inches, `ink` says
-    whether a grey value of 1 is "white" or "black". Raises ConfigError for NaN, for other shapes and for rows of unequal length.
+    `column_labels` (n,) stand above the columns (default: the numbers from 0), `cell` is an image's
+    side in inches, `ink` says whether a grey value of 1 is "white" or "black". Raises ConfigError
+    for NaN, for other shapes and for rows of unequal length.
     """
     check_choice("ink", ink, ("white", "black"))
     if not isinstance(rows, Mapping) or not rows:
-        raise ConfigError(f"rows is {type(rows).__name__} without entries or names; pass a dict such as {{'fm': images}}.")
-    images = {name: _images(f"rows[{name!r}]", x, 1.0) for name, x in sorted(rows.items(), key=lambda row: row[0] != "real")}
+        raise ConfigError(
+            f"rows is {type(rows).__name__} without entries or names; pass a dict such as "
+            f"{{'fm': images}}."
+        )
+    images = {
+        name: _images(f"rows[{name!r}]", x, 1.0)
+        for name, x in sorted(rows.items(), key=lambda row: row[0] != "real")
+    }
     counts = {name: len(x) for name, x in images.items()}
-    labels = [str(label) for label in (range(max(counts.values())) if column_labels is None else column_labels)]
+    labels = [
+        str(label)
+        for label in (range(max(counts.values())) if column_labels is None else column_labels)
+    ]
     if set(counts.values()) != {len(labels)}:
-        raise ConfigError(f"rows hold {counts} images for {len(labels)} column labels; every row needs one image per column.")
+        raise ConfigError(
+            f"rows hold {counts} images for {len(labels)} column labels; every row needs one image "
+            "per column."
+        )
     titles = [method_title(name) for name in images]
     figure, axes = _canvas(len(images), len(labels), cell, left=0.4 + text_width(titles))
     for row, (name, stack) in enumerate(images.items()):
         for column, image in enumerate(stack):
             _show(axes, image, row, column, cmap="gray" if ink == "white" else "gray_r")
         color = METHOD_STYLES[name].color if name in METHOD_STYLES else TRUTH
-        axes.add_patch(Rectangle((-0.09, row + _GAP), 0.06, 1 - 2 * _GAP, color=color, clip_on=False))  # the method's colour beside its row
+        axes.add_patch(
+            Rectangle((-0.09, row + _GAP), 0.06, 1 - 2 * _GAP, color=color, clip_on=False)
+        )  # the method's colour beside its row
     _label(axes, titles, labels)
     axes.tick_params(axis="y", pad=11)
     axes.set_xlabel(column_title, labelpad=4)
@@ -109,30 +138,53 @@ def image_grid(
 
 
 @styled
-def perturbation_gallery(original: Any, wrong: Mapping[str, Any], *, signed: bool = False, cell: float = 0.95) -> Picture:
-    """Rows of `original` (n, C, H, W), framed green, beside each of `wrong[name]` (n, C, H, W), framed vermilion.
+def perturbation_gallery(
+    original: Any, wrong: Mapping[str, Any], *, signed: bool = False, cell: float = 0.95
+) -> Picture:
+    """Rows of `original` (n, C, H, W), framed green, beside each of `wrong[name]` (n, C, H, W),
+    framed vermilion.
 
-    Images lie in [-1, 1]. With `signed`, the arrays are velocities of one channel: all share one diverging map centred at zero,
-    beyond whose ends 1 % of the values may lie. Raises ConfigError for NaN and for shapes that differ from the original's.
+    Images lie in [-1, 1]. With `signed`, the arrays are velocities of one channel: all share one
+    diverging map centred at zero, beyond whose ends 1 % of the values may lie. Raises ConfigError
+    for NaN and for shapes that differ from the original's.
     """
     base = as_array("original", original, None, 1 if signed else None, None, None)
-    everything = {"original": base} | {name: as_array(f"wrong[{name!r}]", x, *base.shape) for name, x in wrong.items()}
+    everything = {"original": base} | {
+        name: as_array(f"wrong[{name!r}]", x, *base.shape) for name, x in wrong.items()
+    }
     if len(everything) < 2:
         raise ConfigError("wrong is empty; pass a dict such as {'cutmix': cutmix(x)}.")
     limit = float(np.quantile(np.abs(np.stack(list(everything.values()))), 0.99)) or 1.0
-    figure, axes = _canvas(len(base), len(everything), cell, left=0.65, right=1.0 if signed else 0.15, top=0.85)
+    figure, axes = _canvas(
+        len(base), len(everything), cell, left=0.65, right=1.0 if signed else 0.15, top=0.85
+    )
     for column, (name, stack) in enumerate(everything.items()):
         for row, image in enumerate(_images(name, stack, limit if signed else 1.0)):
             shown = _show(axes, image, row, column, cmap=DIVERGING if signed else "gray")
             corner, side = (column + _GAP / 2, row + _GAP / 2), 1 - _GAP
-            axes.add_patch(Rectangle(corner, side, side, fill=False, linewidth=2, edgecolor=REPEL if column else ATTRACT))
-    _label(axes, [str(i + 1) for i in range(len(base))], [name.replace("_", "\n", 1) for name in everything])
+            axes.add_patch(
+                Rectangle(
+                    corner,
+                    side,
+                    side,
+                    fill=False,
+                    linewidth=2,
+                    edgecolor=REPEL if column else ATTRACT,
+                )
+            )
+    _label(
+        axes,
+        [str(i + 1) for i in range(len(base))],
+        [name.replace("_", "\n", 1) for name in everything],
+    )
     for column, text in enumerate(axes.get_xticklabels()):
         text.set_color(REPEL if column else ATTRACT)
     axes.set(xlabel="right, and wrong on purpose", ylabel="example")
     if signed:
         shown.set_clim(-1, 1)
         ticks = [-1, -0.5, 0, 0.5, 1]
-        bar = color_bar(figure, shown, axes, "velocity, per unit of $t$", ticks=ticks, extend="both")
+        bar = color_bar(
+            figure, shown, axes, "velocity, per unit of $t$", ticks=ticks, extend="both"
+        )
         bar.set_ticklabels([f"{tick * limit:.2g}".replace("-", "−") for tick in ticks])
     return figure

@@ -1,8 +1,10 @@
-"""One visual language: who has which colour, how a figure is made, and how it leaves as bytes or as a file.
+"""One visual language: who has which colour, how a figure is made, and how it leaves as bytes or as
+a file.
 
-Noise is grey, data blue, what attracts green, what repels vermilion, the model purple, the exact truth black; time runs through
-viridis, signed values through a diverging map centred at zero. Figures are built with matplotlib's objects, never with pyplot: no
-global state is read or changed, and nothing leaks.
+Noise is grey, data blue, what attracts green, what repels vermilion, the model purple, the exact
+truth black; time runs through viridis, signed values through a diverging map centred at zero.
+Figures are built with matplotlib's objects, never with pyplot: no global state is read or changed,
+and nothing leaks.
 """
 
 import functools
@@ -58,11 +60,21 @@ __all__ = [
     "to_png",
 ]
 
-# Data and model, noise and attraction come close for the colour-blind: draw them as different marks, never as colour alone.
-NOISE, DATA, ATTRACT, REPEL, MODEL, TRUTH = "#7f7f7f", "#0072B2", "#009E73", "#D55E00", "#7B3FA0", "#000000"
+# Data and model, noise and attraction come close for the colour-blind: draw them as different
+# marks, never as colour alone.
+NOISE, DATA, ATTRACT, REPEL, MODEL, TRUTH = (
+    "#7f7f7f",
+    "#0072B2",
+    "#009E73",
+    "#D55E00",
+    "#7B3FA0",
+    "#000000",
+)
 DATA_OTHER = "#a9cde3"  # data of the classes that are not in question: the same blue, paler
 TIME_MAP = "viridis"
-DIVERGING = LinearSegmentedColormap.from_list("cfm_diverging", [DATA, "#8fc1e0", "#f7f7f7", "#f0b48c", REPEL])
+DIVERGING = LinearSegmentedColormap.from_list(
+    "cfm_diverging", [DATA, "#8fc1e0", "#f7f7f7", "#f0b48c", REPEL]
+)
 DPI = 110
 
 STYLE: Mapping[str, Any] = {
@@ -90,7 +102,9 @@ STYLE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How one method looks wherever it appears: its display name, and a colour, a marker and a line style of its own."""
+    """How one method looks wherever it appears: its display name, and a colour, a marker and a line
+    style of its own.
+    """
 
     label: str
     color: str
@@ -98,7 +112,8 @@ class MethodStyle:
     line: str = "-"
 
 
-# A hue per family (green FM, purple ΔFM, orange VeCoR); within a family shade, marker and line differ, so that grey print and
+# A hue per family (green FM, purple ΔFM, orange VeCoR); within a family shade, marker and line
+# differ, so that grey print and
 # colour-blind readers tell them apart. Blue and vermilion stay free: they mean data and repulsion.
 METHOD_STYLES: Mapping[str, MethodStyle] = {
     "real": MethodStyle("Real data", TRUTH, "", "--"),
@@ -131,20 +146,31 @@ _OTHER_LABELS = {  # arms of the lab without a hue of their own
     "contrastive_independent": "Contrastive, independent noise",
     "contrastive_restricted": "Contrastive, near noise",
 }
-_OTHER = (("#5D6D7E", "#8E6C5A", "#3D5A80", "#7A7A2E"), "<>dH8", ("-", "--", "-."))  # colours, markers, lines of unregistered names
+_OTHER = (
+    ("#5D6D7E", "#8E6C5A", "#3D5A80", "#7A7A2E"),
+    "<>dH8",
+    ("-", "--", "-."),
+)  # colours, markers, lines of unregistered names
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def method_style(name: str) -> MethodStyle:
-    """The look of method `name`; a name that is not in METHOD_STYLES gets a muted look that depends on nothing but the name."""
+    """The look of method `name`; a name that is not in METHOD_STYLES gets a muted look that depends
+    on nothing but the name.
+    """
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"method is {name!r}; it must be a non-empty string such as {', '.join(map(repr, METHOD_STYLES))}.")
+        raise ConfigError(
+            f"method is {name!r}; it must be a non-empty string such as "
+            f"{', '.join(map(repr, METHOD_STYLES))}."
+        )
     if name in METHOD_STYLES:
         return METHOD_STYLES[name]
     key = zlib.crc32(name.encode())
-    color, marker, line = (options[(key >> 8 * i) % len(options)] for i, options in enumerate(_OTHER))
+    color, marker, line = (
+        options[(key >> 8 * i) % len(options)] for i, options in enumerate(_OTHER)
+    )
     parts = [METHOD_LABELS.get(part, part) for part in name.split("+")]  # a method and a second one
     return MethodStyle(_OTHER_LABELS.get(name, " and ".join(parts)), color, marker, line)
 
@@ -157,7 +183,9 @@ def method_title(name: str) -> str:
 
 
 def styled(build: Callable[P, R]) -> Callable[P, R]:
-    """Run `build` under matplotlib's defaults plus STYLE, whatever the user's own settings are, and restore those afterwards."""
+    """Run `build` under matplotlib's defaults plus STYLE, whatever the user's own settings are, and
+    restore those afterwards.
+    """
 
     @functools.wraps(build)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -168,49 +196,80 @@ def styled(build: Callable[P, R]) -> Callable[P, R]:
 
 
 class Picture(Figure):
-    """A matplotlib Figure that a notebook shows as the last value of a cell, without pyplot and without choosing a backend."""
+    """A matplotlib Figure that a notebook shows as the last value of a cell, without pyplot and
+    without choosing a backend.
+    """
 
     def _repr_png_(self) -> bytes:
         return to_png(self)
 
 
 @styled
-def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Picture:
-    """An empty white figure, `width` x `height` inches; the constrained layout keeps titles, labels and legends inside the canvas."""
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Picture:
+    """An empty white figure, `width` x `height` inches; the constrained layout keeps titles, labels
+    and legends inside the canvas.
+    """
     figure = Picture(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def panels(rows: int, columns: int, *, width: float, height: float, **kwargs: Any) -> tuple[Picture, np.ndarray]:
-    """A figure of `width` x `height` inches and its axes as an array (rows, columns); keywords as in `Figure.subplots`."""
+def panels(
+    rows: int, columns: int, *, width: float, height: float, **kwargs: Any
+) -> tuple[Picture, np.ndarray]:
+    """A figure of `width` x `height` inches and its axes as an array (rows, columns); keywords as
+    in `Figure.subplots`.
+    """
     figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 def text_width(texts: Iterable[str], size: float = 10) -> float:
     """The width in inches of the longest of `texts` at `size` points."""
-    return max(TextPath((0, 0), text, size=size).get_extents().width if text.strip() else 0.0 for text in texts) / 72
+    return (
+        max(
+            TextPath((0, 0), text, size=size).get_extents().width if text.strip() else 0.0
+            for text in texts
+        )
+        / 72
+    )
 
 
 def as_array(name: str, x: Any, *shape: int | None) -> np.ndarray:
-    """`x` (tensor, array or nested list) as a float64 array; ConfigError unless it is finite, not empty, and fits `shape`.
+    """`x` (tensor, array or nested list) as a float64 array; ConfigError unless it is finite, not
+    empty, and fits `shape`.
 
-    `shape` has one entry per dimension, None where any length will do; without entries every shape is accepted.
+    `shape` has one entry per dimension, None where any length will do; without entries every shape
+    is accepted.
     """
     try:
-        values = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
+        values = np.asarray(
+            x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64
+        )
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
-        raise ConfigError(f"{name} is a {type(x).__name__} that holds no plain numbers ({error}); pass a tensor or an array.") from None
-    fits = len(shape) == values.ndim and all(want in (None, have) for want, have in zip(shape, values.shape))
+        raise ConfigError(
+            f"{name} is a {type(x).__name__} that holds no plain numbers ({error}); pass a tensor "
+            "or an array."
+        ) from None
+    fits = len(shape) == values.ndim and all(
+        want in (None, have) for want, have in zip(shape, values.shape)
+    )
     if shape and not fits:
         wanted = ", ".join("any" if want is None else str(want) for want in shape)
         raise ConfigError(f"{name} has shape {values.shape}; it must be ({wanted}).")
     if values.size == 0:
-        raise ConfigError(f"{name} is empty, shape {values.shape}; there is nothing to draw. Pass at least one row.")
+        raise ConfigError(
+            f"{name} is empty, shape {values.shape}; there is nothing to draw. Pass at least one "
+            "row."
+        )
     bad = int((~np.isfinite(values)).sum())
     if bad:
-        raise ConfigError(f"{name} holds {bad} values of {values.size} that are NaN or infinite; drop or repair them before drawing.")
+        raise ConfigError(
+            f"{name} holds {bad} values of {values.size} that are NaN or infinite; drop or repair "
+            "them before drawing."
+        )
     return values
 
 
@@ -228,10 +287,14 @@ def frame(axes: Axes, color: str = "#4d4d4d", width: float = 0.8) -> None:
 
 @styled
 def to_bytes(figure: Figure, kind: str, dpi: float = DPI) -> bytes:
-    """`figure` as the bytes of a "png", "svg" or "pdf" file; the same figure gives the same bytes, whatever the date."""
+    """`figure` as the bytes of a "png", "svg" or "pdf" file; the same figure gives the same bytes,
+    whatever the date.
+    """
     check_choice("kind", kind, _METADATA)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=check_number("dpi", dpi, 10, 1200), metadata=_METADATA[kind])
+    figure.savefig(
+        buffer, format=kind, dpi=check_number("dpi", dpi, 10, 1200), metadata=_METADATA[kind]
+    )
     return buffer.getvalue()
 
 
@@ -244,10 +307,14 @@ def to_png(figure: Figure, dpi: float = DPI) -> bytes:
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
-    """Write `figure` to `path` (.png, .svg or .pdf), whole or not at all, and return the path; folders are made."""
+    """Write `figure` to `path` (.png, .svg or .pdf), whole or not at all, and return the path;
+    folders are made.
+    """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in _METADATA:
-        raise ConfigError(f"{path.name} ends in {path.suffix!r}; a figure is saved as .png, .svg or .pdf.")
+        raise ConfigError(
+            f"{path.name} ends in {path.suffix!r}; a figure is saved as .png, .svg or .pdf."
+        )
     write_bytes(path, to_bytes(figure, kind, dpi))
     return path

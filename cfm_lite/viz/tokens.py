@@ -1,4 +1,5 @@
-"""Figures of a transformer's tokens: an image cut into patches, tables of positions and times, and maps over the grid of tokens.
+"""Figures of a transformer's tokens: an image cut into patches, tables of positions and times, and
+maps over the grid of tokens.
 
 Tokens run row by row from the top left: token k stands in row k // side and column k % side.
 """
@@ -15,7 +16,17 @@ from matplotlib.patches import Rectangle
 
 from cfm_lite._internal.checks import check_count
 from cfm_lite.errors import ConfigError
-from cfm_lite.viz.style import DIVERGING, REPEL, TRUTH, Picture, as_array, frame, new_figure, panels, styled
+from cfm_lite.viz.style import (
+    DIVERGING,
+    REPEL,
+    TRUTH,
+    Picture,
+    as_array,
+    frame,
+    new_figure,
+    panels,
+    styled,
+)
 
 __all__ = ["patches", "table_map", "token_maps"]
 
@@ -25,7 +36,10 @@ def _grey(name: str, image: Any) -> np.ndarray:
     values = as_array(name, image)
     values = values[0] if values.ndim == 3 and len(values) == 1 else values
     if values.ndim != 2 or values.shape[0] != values.shape[1]:
-        raise ConfigError(f"{name} has shape {as_array(name, image).shape}; it must be a square of one channel, (1, H, H).")
+        raise ConfigError(
+            f"{name} has shape {as_array(name, image).shape}; it must be a square of one channel, "
+            "(1, H, H)."
+        )
     return values
 
 
@@ -36,14 +50,18 @@ def _bare(panel: Axes) -> None:
 
 @styled
 def patches(image: Any, patch_size: int) -> Picture:
-    """An `image` (1, H, H) in [-1, 1] with the grid along which it is cut, and beside it the patches in the order of their tokens.
+    """An `image` (1, H, H) in [-1, 1] with the grid along which it is cut, and beside it the
+    patches in the order of their tokens.
 
     Raises ConfigError for NaN, for another shape, and where H is no multiple of `patch_size`.
     """
     pixels = _grey("image", image)
     side = len(pixels) // check_count("patch_size", patch_size)
     if side * patch_size != len(pixels):
-        raise ConfigError(f"image has {len(pixels)} pixels a side, which is no multiple of patch_size {patch_size}.")
+        raise ConfigError(
+            f"image has {len(pixels)} pixels a side, which is no multiple of patch_size "
+            f"{patch_size}."
+        )
     look = {"cmap": "gray", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
     columns = min(side * side, 8)
     rows = math.ceil(side * side / columns)
@@ -55,9 +73,20 @@ def patches(image: Any, patch_size: int) -> Picture:
     for k in range(side * side):
         row, column = divmod(k, side)
         corner = column * patch_size - 0.5, row * patch_size - 0.5
-        panel.add_patch(Rectangle(corner, patch_size, patch_size, fill=False, edgecolor=REPEL, linewidth=1.1))
+        panel.add_patch(
+            Rectangle(corner, patch_size, patch_size, fill=False, edgecolor=REPEL, linewidth=1.1)
+        )
         back = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
-        panel.text(corner[0] + 0.2, corner[1] + 0.2, str(k), color=REPEL, fontsize=9, ha="left", va="top", bbox=back)
+        panel.text(
+            corner[0] + 0.2,
+            corner[1] + 0.2,
+            str(k),
+            color=REPEL,
+            fontsize=9,
+            ha="left",
+            va="top",
+            bbox=back,
+        )
     panel.set_title(f"image, {len(pixels)} × {len(pixels)} pixels", loc="left", fontsize=10.5)
     _bare(panel)
     axes = strip.subplots(rows, columns, squeeze=False)
@@ -66,32 +95,59 @@ def patches(image: Any, patch_size: int) -> Picture:
             small.remove()
             continue
         row, column = divmod(k, side)
-        small.imshow(pixels[row * patch_size :, column * patch_size :][:patch_size, :patch_size], **look)
-        small.set_title(f"token {k}" if columns < 8 or k == 0 else str(k), fontsize=9, pad=3, color=REPEL)
+        small.imshow(
+            pixels[row * patch_size :, column * patch_size :][:patch_size, :patch_size], **look
+        )
+        small.set_title(
+            f"token {k}" if columns < 8 or k == 0 else str(k), fontsize=9, pad=3, color=REPEL
+        )
         _bare(small)
     return figure
 
 
 @styled
 def table_map(
-    matrix: Any, *, xlabel: str, ylabel: str, label: str = "value", parts: Sequence[str] = (), yticks: Mapping[float, str] | None = None
+    matrix: Any,
+    *,
+    xlabel: str,
+    ylabel: str,
+    label: str = "value",
+    parts: Sequence[str] = (),
+    yticks: Mapping[float, str] | None = None,
 ) -> Picture:
-    """A signed `matrix` (rows, columns) as colours centred at zero; `parts` names equal pieces of the columns, `yticks` rows by number.
+    """A signed `matrix` (rows, columns) as colours centred at zero; `parts` names equal pieces of
+    the columns, `yticks` rows by number.
 
-    Raises ConfigError for NaN, for another shape, and where the columns do not fall into equal parts.
+    Raises ConfigError for NaN, for another shape, and where the columns do not fall into equal
+    parts.
     """
     values = as_array("matrix", matrix, None, None)
     rows, columns = values.shape
     if parts and columns % len(parts):
-        raise ConfigError(f"{columns} columns do not fall into {len(parts)} equal parts {list(parts)}.")
+        raise ConfigError(
+            f"{columns} columns do not fall into {len(parts)} equal parts {list(parts)}."
+        )
     figure, ((panel,),) = panels(1, 1, width=9.6, height=3.2)
     limit = float(np.abs(values).max()) or 1.0
-    image = panel.imshow(values, cmap=DIVERGING, norm=Normalize(-limit, limit), aspect="auto", interpolation="nearest")
+    image = panel.imshow(
+        values,
+        cmap=DIVERGING,
+        norm=Normalize(-limit, limit),
+        aspect="auto",
+        interpolation="nearest",
+    )
     for k, part in enumerate(parts):
         edge = k * columns / len(parts) - 0.5
         if k:
             panel.axvline(edge, color=TRUTH, linewidth=1.4)
-        panel.text(edge + columns / len(parts) / 2, -0.5 - 0.03 * rows, part, ha="center", va="bottom", fontsize=10)
+        panel.text(
+            edge + columns / len(parts) / 2,
+            -0.5 - 0.03 * rows,
+            part,
+            ha="center",
+            va="bottom",
+            fontsize=10,
+        )
     if yticks:
         panel.set_yticks(list(yticks), list(yticks.values()))
     panel.set(xlabel=xlabel, ylabel=ylabel)
@@ -102,23 +158,41 @@ def table_map(
 
 @styled
 def token_maps(
-    maps: Mapping[str, Any], *, queries: Sequence[int] | int | None = None, image: Any = None, label: str = "attention", zero: bool = True
+    maps: Mapping[str, Any],
+    *,
+    queries: Sequence[int] | int | None = None,
+    image: Any = None,
+    label: str = "attention",
+    zero: bool = True,
 ) -> Picture:
-    """A square per name, `maps[name]` (side * side,): a number per token on the grid of tokens, on one colour scale for all.
+    """A square per name, `maps[name]` (side * side,): a number per token on the grid of tokens, on
+    one colour scale for all.
 
-    `queries` frames one token in every map, or one per map; `image` (1, H, H) is shown first, with the same frame. Colours run from 0
-    (or with `zero=False` from the lowest value) to the largest. Raises ConfigError for NaN and for a length that is no square.
+    `queries` frames one token in every map, or one per map; `image` (1, H, H) is shown first, with
+    the same frame. Colours run from 0 (or with `zero=False` from the lowest value) to the largest.
+    Raises ConfigError for NaN and for a length that is no square.
     """
     if not isinstance(maps, Mapping) or not maps:
-        raise ConfigError(f"maps is {type(maps).__name__} without entries; pass a dict such as {{'head 1': weights}}.")
+        raise ConfigError(
+            f"maps is {type(maps).__name__} without entries; pass a dict such as "
+            f"{{'head 1': weights}}."
+        )
     arrays = {name: as_array(f"maps[{name!r}]", values, None) for name, values in maps.items()}
     count = len(next(iter(arrays.values())))
     side = math.isqrt(count)
     if side * side != count or any(len(values) != count for values in arrays.values()):
-        raise ConfigError(f"maps have {[len(v) for v in arrays.values()]} values; each needs the same square number, one per token.")
-    marked = [queries] * len(arrays) if queries is None or isinstance(queries, int) else list(queries)
+        raise ConfigError(
+            f"maps have {[len(v) for v in arrays.values()]} values; each needs the same square "
+            "number, one per token."
+        )
+    marked = (
+        [queries] * len(arrays) if queries is None or isinstance(queries, int) else list(queries)
+    )
     if len(marked) != len(arrays) or any(q is not None and not 0 <= q < count for q in marked):
-        raise ConfigError(f"queries is {queries!r}; give one token from 0 to {count - 1}, or one for each of the {len(arrays)} maps.")
+        raise ConfigError(
+            f"queries is {queries!r}; give one token from 0 to {count - 1}, or one for each of the "
+            f"{len(arrays)} maps."
+        )
     low = 0.0 if zero else min(float(v.min()) for v in arrays.values())
     high = max(float(v.max()) for v in arrays.values())
     total = len(arrays) + (image is not None)
@@ -127,7 +201,13 @@ def token_maps(
     if image is not None:
         _picture(shown.pop(0), _grey("image", image), side, marked[0])
     for panel, (name, values), query in zip(shown, arrays.items(), marked):
-        drawn = panel.imshow(values.reshape(side, side), cmap=_map(), vmin=low, vmax=high or 1.0, interpolation="nearest")
+        drawn = panel.imshow(
+            values.reshape(side, side),
+            cmap=_map(),
+            vmin=low,
+            vmax=high or 1.0,
+            interpolation="nearest",
+        )
         _mark(panel, query, side, 1.0)
         panel.set_title(name, loc="left", fontsize=10)
         _bare(panel)
@@ -151,4 +231,6 @@ def _mark(panel: Axes, query: int | None, side: int, cell: float) -> None:
     if query is not None:
         row, column = divmod(query, side)
         corner = column * cell - 0.5, row * cell - 0.5
-        panel.add_patch(Rectangle(corner, cell, cell, fill=False, edgecolor=REPEL, linewidth=2.2, zorder=3))
+        panel.add_patch(
+            Rectangle(corner, cell, cell, fill=False, edgecolor=REPEL, linewidth=2.2, zorder=3)
+        )

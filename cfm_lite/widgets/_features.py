@@ -1,6 +1,8 @@
-"""What a dispersive loss sees in a batch of features, and where it pushes them: real digits, shipped networks, all four variants.
+"""What a dispersive loss sees in a batch of features, and where it pushes them: real digits,
+shipped networks, all four variants.
 
-The gradient of the loss by the features alone is followed for some steps; the network stays as it is.
+The gradient of the loss by the features alone is followed for some steps; the network stays as it
+is.
 """
 
 import functools
@@ -20,13 +22,20 @@ from cfm_lite.widgets.explorer import Canvas, Explorer, choice, play_for, slider
 __all__ = ["features"]
 
 _NETWORKS = (("FM", "digits_fm"), ("Dispersive", "digits_dispersive"), ("ΔFM", "digits_delta_fm"))
-_VARIANTS = (("InfoNCE, ℓ2", "infonce_l2"), ("InfoNCE, cosine", "infonce_cosine"), ("hinge", "hinge"), ("covariance", "covariance"))
+_VARIANTS = (
+    ("InfoNCE, ℓ2", "infonce_l2"),
+    ("InfoNCE, cosine", "infonce_cosine"),
+    ("hinge", "hinge"),
+    ("covariance", "covariance"),
+)
 _BATCH, _STEPS, _TIME = 40, 40, 0.7
 _TAB = [colormaps["tab10"](k) for k in range(10)]
 
 
 class _Descent(NamedTuple):
-    """Features (steps + 1, B, d) along gradient descent on the loss, the loss at each, and a plane (d, 2) to show them in."""
+    """Features (steps + 1, B, d) along gradient descent on the loss, the loss at each, and a plane
+    (d, 2) to show them in.
+    """
 
     features: Tensor
     loss: list[float]
@@ -62,20 +71,28 @@ def _descend(network: str, block: int, variant: str, tau: float) -> _Descent:
         loss = losses.dispersive(here, variant, tau)
         values.append(float(loss.detach()))
         (slope,) = torch.autograd.grad(loss, here)
-        step = slope / slope.norm(dim=1).mean().clamp_min(1e-12) * 0.04 * size  # every variant moves equally far: directions compare
+        step = (
+            slope / slope.norm(dim=1).mean().clamp_min(1e-12) * 0.04 * size
+        )  # every variant moves equally far: directions compare
         states.append((here - step).detach() if slope.norm() > 1e-9 else here.detach())
     return _Descent(torch.stack(states[:-1]), values, plane)
 
 
 @styled
-def features(network: str = "digits_fm", block: int = 1, variant: str = "infonce_l2", tau: float = 0.5) -> Explorer:
-    """Explore the features of 40 real digits at t = 0.7: the network, its block, the variant, τ, and steps along the loss's gradient.
+def features(
+    network: str = "digits_fm", block: int = 1, variant: str = "infonce_l2", tau: float = 0.5
+) -> Explorer:
+    """Explore the features of 40 real digits at t = 0.7: the network, its block, the variant, τ,
+    and steps along the loss's gradient.
 
-    Left: cosine similarity of the centred features, sorted by class. Middle: the features in the plane of their first two principal
-    components, coloured by class; grey lines show how far the loss has pushed each. Right: the loss along the way.
+    Left: cosine similarity of the centred features, sorted by class. Middle: the features in the
+    plane of their first two principal components, coloured by class; grey lines show how far the
+    loss has pushed each. Right: the loss along the way.
     """
     _, y = _batch()
-    figure, axes = panels(1, 3, width=11.2, height=3.9, gridspec_kw={"width_ratios": [1, 1, 0.75], "wspace": 0.06})
+    figure, axes = panels(
+        1, 3, width=11.2, height=3.9, gridspec_kw={"width_ratios": [1, 1, 0.75], "wspace": 0.06}
+    )
     heat, plane, curve = axes[0]
     image = heat.imshow(np.zeros((_BATCH, _BATCH)), cmap=DIVERGING, vmin=-1, vmax=1)
     middles = np.arange(10) * (_BATCH // 10) + (_BATCH // 10 - 1) / 2
@@ -88,14 +105,34 @@ def features(network: str = "digits_fm", block: int = 1, variant: str = "infonce
     trails = LineCollection([], colors="#b0b0b0", linewidths=0.8, zorder=1)
     plane.add_collection(trails)
     dots = plane.scatter(
-        np.zeros(_BATCH), np.zeros(_BATCH), s=30, c=[_TAB[int(c)] for c in y], edgecolors="white", linewidths=0.5, zorder=3
+        np.zeros(_BATCH),
+        np.zeros(_BATCH),
+        s=30,
+        c=[_TAB[int(c)] for c in y],
+        edgecolors="white",
+        linewidths=0.5,
+        zorder=3,
     )
     for c in range(10):
         plane.scatter([], [], s=30, color=_TAB[c], label=str(c))
-    plane.legend(title="class", loc="center left", bbox_to_anchor=(1.02, 0.5), handletextpad=0.1, fontsize=9, title_fontsize=9)
-    plane.set(xlim=(-3, 3), ylim=(-3, 3), xlabel="first component, relative", ylabel="second component, relative")
+    plane.legend(
+        title="class",
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        handletextpad=0.1,
+        fontsize=9,
+        title_fontsize=9,
+    )
+    plane.set(
+        xlim=(-3, 3),
+        ylim=(-3, 3),
+        xlabel="first component, relative",
+        ylabel="second component, relative",
+    )
     plane.set_aspect("equal")
-    curve.set(xlim=(0, _STEPS), xlabel="step along the gradient", ylabel="loss, relative to its start")
+    curve.set(
+        xlim=(0, _STEPS), xlabel="step along the gradient", ylabel="loss, relative to its start"
+    )
     (line,) = curve.plot([0], [0], color=REPEL)
     (now,) = curve.plot([0], [0], "o", color=REPEL, markersize=8, markeredgecolor="white")
     curve.set_ylim(-0.05, 1.08)
@@ -106,7 +143,9 @@ def features(network: str = "digits_fm", block: int = 1, variant: str = "infonce
         centred = torch.nn.functional.normalize(h - h.mean(0), dim=1)
         image.set_data((centred @ centred.T).numpy())
         unit = ((first - first.mean(0)) @ run.plane).abs().max() / 1.5
-        shown = ((run.features[: step + 1] - first.mean(0)) @ run.plane / unit).numpy()  # (step + 1, B, 2)
+        shown = (
+            (run.features[: step + 1] - first.mean(0)) @ run.plane / unit
+        ).numpy()  # (step + 1, B, 2)
         dots.set_offsets(shown[-1])
         trails.set_segments(list(shown.transpose(1, 0, 2)) if step else [])
         values = np.array(run.loss)
@@ -119,10 +158,20 @@ def features(network: str = "digits_fm", block: int = 1, variant: str = "infonce
         names[2].set_text(f"Loss {values[step]:.3f}")
         rank, norm = float(metrics.effective_rank(h)), float(h.norm(dim=1).mean())
         floor = f" Its floor is −log B = {-np.log(_BATCH):.2f}." if variant == "infonce_l2" else ""
-        return f"Loss {values[step]:.3f}.{floor} Effective rank {rank:.1f} of at most {_BATCH - 1}; mean feature norm {norm:.1f}."
+        return (
+            f"Loss {values[step]:.3f}.{floor} Effective rank {rank:.1f} of at most {_BATCH - 1}; "
+            f"mean feature norm {norm:.1f}."
+        )
 
     controls = {
-        "step": slider("steps along the gradient", 0, 0, _STEPS, 1, tooltip="gradient descent on the features alone"),
+        "step": slider(
+            "steps along the gradient",
+            0,
+            0,
+            _STEPS,
+            1,
+            tooltip="gradient descent on the features alone",
+        ),
         "network": choice("network", _NETWORKS, network),
         "block": choice("block (from 1)", (1, 2, 3), block),
         "variant": choice("variant", _VARIANTS, variant),
@@ -131,4 +180,11 @@ def features(network: str = "digits_fm", block: int = 1, variant: str = "infonce
     canvas = Canvas(figure, [image, trails, dots, *names, line, now, *heat.spines.values()])
     rows = [["step", "network"], ["block", "variant", "tau"]]
     play = play_for(controls["step"], frames=_STEPS)
-    return Explorer(canvas, controls, update, rows=rows, play=play, title="Features and what a dispersive loss does to them")
+    return Explorer(
+        canvas,
+        controls,
+        update,
+        rows=rows,
+        play=play,
+        title="Features and what a dispersive loss does to them",
+    )

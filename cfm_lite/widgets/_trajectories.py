@@ -1,6 +1,8 @@
-"""Particles through an exact or a trained field: how steps, solver and training let them drift off the data.
+"""Particles through an exact or a trained field: how steps, solver and training let them drift off
+the data.
 
-Drift of a state, in nats: -log p_t(x | y), less what it is on average for exact draws at the same time. 0 is typical.
+Drift of a state, in nats: -log p_t(x | y), less what it is on average for exact draws at the same
+time. 0 is typical.
 """
 
 import functools
@@ -20,7 +22,9 @@ from cfm_lite.widgets.explorer import Canvas, Explorer, choice, play_for, slider
 __all__ = ["trajectories"]
 
 PARTICLES = 72
-DRIFT = LinearSegmentedColormap.from_list("cfm_drift", colormaps["magma_r"](np.linspace(0.16, 0.95, 64)))  # visible on white from 0 on
+DRIFT = LinearSegmentedColormap.from_list(
+    "cfm_drift", colormaps["magma_r"](np.linspace(0.16, 0.95, 64))
+)  # visible on white from 0 on
 _STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WORST = 10.0  # nats at which the colours end
 
@@ -42,26 +46,49 @@ def _run(name: str, solver: str, steps: int, label: int) -> _Run:
 
 
 @styled
-def trajectories(field: str = "fm", solver: str = "euler", steps: int = 8, label: int = 0) -> Explorer:
-    """Explore paths of the two-class toy: the field (exact or trained), solver, number of steps, class, and time t with a play button.
+def trajectories(
+    field: str = "fm", solver: str = "euler", steps: int = 8, label: int = 0
+) -> Explorer:
+    """Explore paths of the two-class toy: the field (exact or trained), solver, number of steps,
+    class, and time t with a play button.
 
-    Left: the same 72 particles, coloured by their drift; black contours hold 50 % and 95 % of the data. Right: the mean drift along
-    the paths, in nats above typical. The networks were trained with λ = 0.35, and the exact fields have that λ.
+    Left: the same 72 particles, coloured by their drift; black contours hold 50 % and 95 % of the
+    data. Right: the mean drift along the paths, in nats above typical. The networks were trained
+    with λ = 0.35, and the exact fields have that λ.
     """
     data, labels = scenes.two_classes().sample(600, generator=torch.Generator().manual_seed(0))
     limits = (-4.0, 4.0, -4.0, 4.0)
     figure, axes = artists.squares(1, 2, limits, side=3.3, gap=2.3, right=0.3, top=0.62)
     plane, curve = axes[0]
     cloud = artists.points(plane, data, color=DATA, size=4, alpha=0.5, zorder=1)
-    rings = {value: artists.contours(plane, scenes.density(value, limits), limits) for _, value in scenes.LABELS}
+    rings = {
+        value: artists.contours(plane, scenes.density(value, limits), limits)
+        for _, value in scenes.LABELS
+    }
     lines = artists.paths(plane, np.zeros((2, PARTICLES, 2)), np.zeros(2), high=_WORST, cmap=DRIFT)
     starts = plane.collections[-1]  # the grey points that `paths` drew
     starts.set_offsets(scenes.start(PARTICLES, 0)[0].numpy())
-    ends = artists.points(plane, np.zeros((PARTICLES, 2)), color=MODEL, size=24, edgecolors="white", linewidths=0.6, zorder=4)
+    ends = artists.points(
+        plane,
+        np.zeros((PARTICLES, 2)),
+        color=MODEL,
+        size=24,
+        edgecolors="white",
+        linewidths=0.6,
+        zorder=4,
+    )
     title = plane.set_title(" ", loc="left", fontsize=10.5, pad=8)
-    artists.color_bar(figure, lines, plane, "drift, nats above typical", extend="both", ticks=[0, 2, 4, 6, 8, 10])
+    artists.color_bar(
+        figure, lines, plane, "drift, nats above typical", extend="both", ticks=[0, 2, 4, 6, 8, 10]
+    )
     curve.set_aspect("auto")
-    curve.set(xlim=(0, 1), xlabel="time $t$", ylabel="mean drift, nats above typical", yscale="symlog", ylim=(-2, 200))
+    curve.set(
+        xlim=(0, 1),
+        xlabel="time $t$",
+        ylabel="mean drift, nats above typical",
+        yscale="symlog",
+        ylim=(-2, 200),
+    )
     curve.set_xticks([0, 0.25, 0.5, 0.75, 1])
     curve.set_yticks([-1, 0, 1, 10, 100], ["−1", "0", "1", "10", "100"])
     curve.minorticks_off()
@@ -93,9 +120,14 @@ def trajectories(field: str = "fm", solver: str = "euler", steps: int = 8, label
         title.set_text(f"{name}, {solver}, {steps} step{'s' if steps > 1 else ''}, t = {t:.2f}")
         on_data = float((run.drift[-1] < scenes.inside()).mean())
         drift = run.drift[-1].mean()
-        return f"{calls} network evaluations per particle. At t = 1, {on_data:.0%} are on the data; the mean drift is {drift:.2f} nats."
+        return (
+            f"{calls} network evaluations per particle. At t = 1, {on_data:.0%} are on the data; "
+            f"the mean drift is {drift:.2f} nats."
+        )
 
-    time = slider("time t (0 noise, 1 data)", 1.0, 0.0, 1.0, 0.01, tooltip="how far the particles have come")
+    time = slider(
+        "time t (0 noise, 1 data)", 1.0, 0.0, 1.0, 0.01, tooltip="how far the particles have come"
+    )
     controls = {
         "field": choice("field", scenes.FIELDS, field),
         "label": choice("class y", scenes.LABELS, label),
@@ -105,7 +137,14 @@ def trajectories(field: str = "fm", solver: str = "euler", steps: int = 8, label
     }
     canvas = Canvas(figure, [cloud, *rings.values(), lines, starts, ends, title, line, now])
     rows = [["t"], ["field", "label"], ["solver", "steps"]]
-    return Explorer(canvas, controls, update, rows=rows, play=play_for(time), title="Trajectories and their drift")
+    return Explorer(
+        canvas,
+        controls,
+        update,
+        rows=rows,
+        play=play_for(time),
+        title="Trajectories and their drift",
+    )
 
 
 def _until(run: _Run, t: float) -> _Run:

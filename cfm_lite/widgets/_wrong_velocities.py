@@ -1,4 +1,5 @@
-"""What VeCoR pushes away from: a real digit, a perturbation of it or of its velocity, and how far the wrong velocity is from the right one.
+"""What VeCoR pushes away from: a real digit, a perturbation of it or of its velocity, and how far
+the wrong velocity is from the right one.
 
 right: u = x1 - x0      wrong, velocity space: A(u)      wrong, latent space: A(x1) - x0, with the same noise
 """
@@ -25,7 +26,9 @@ _REACH = 3.0  # velocities beyond this have the end colours
 
 
 def _strong(name: str) -> Callable[[float], Callable[..., Tensor]]:
-    """strength in (0, 1] -> the perturbation: 0 leaves nearly everything, 1 is the strongest that still looks like something."""
+    """strength in (0, 1] -> the perturbation: 0 leaves nearly everything, 1 is the strongest that
+    still looks like something.
+    """
     ranges: dict[str, Callable[[float], dict[str, Any]]] = {
         "crop_resize": lambda s: {"side": (1 - 0.7 * s - 1e-3, 1 - 0.7 * s)},
         "cutmix": lambda s: {"area": (0.75 * s, 0.75 * s + 1e-3)},
@@ -38,28 +41,51 @@ def _strong(name: str) -> Callable[[float], Callable[..., Tensor]]:
 
 
 _PERTURBATIONS = {
-    name: _strong(name) for name in ("crop_resize", "cutmix", "gaussian_blur", "color_jitter", "additive_noise", "channel_shuffle")
+    name: _strong(name)
+    for name in (
+        "crop_resize",
+        "cutmix",
+        "gaussian_blur",
+        "color_jitter",
+        "additive_noise",
+        "channel_shuffle",
+    )
 }
 
 
 @styled
-def wrong_velocities(perturb: str = "crop_resize", space: str = "latent", strength: float = 0.4, index: int = 0) -> Explorer:
-    """Explore negatives on real 8x8 digits: which digit, which perturbation, how strong, in which space, and at which time t.
+def wrong_velocities(
+    perturb: str = "crop_resize", space: str = "latent", strength: float = 0.4, index: int = 0
+) -> Explorer:
+    """Explore negatives on real 8x8 digits: which digit, which perturbation, how strong, in which
+    space, and at which time t.
 
-    Top: the digit, its perturbed form and the state x_t. Bottom: the right velocity (green frame), the wrong one (vermilion frame)
-    and their difference, signed. The bars compare the mean squared distance to the velocity of another digit, which ΔFM would take.
+    Top: the digit, its perturbed form and the state x_t. Bottom: the right velocity (green frame),
+    the wrong one (vermilion frame) and their difference, signed. The bars compare the mean squared
+    distance to the velocity of another digit, which ΔFM would take.
     """
     x1, y = digits.load("train")
     x1, y = x1[:64], y[:64]
     x0 = torch.randn(x1.shape, generator=torch.Generator().manual_seed(5))
-    figure, axes = panels(2, 4, width=9.6, height=4.75, gridspec_kw={"width_ratios": [1, 1, 1, 1.25]})
-    names = (("digit $x_1$", "perturbed", "state $x_t$"), ("right: $u = x_1 - x_0$", "wrong: $u_{-}$", "$u_{-} - u$"))
+    figure, axes = panels(
+        2, 4, width=9.6, height=4.75, gridspec_kw={"width_ratios": [1, 1, 1, 1.25]}
+    )
+    names = (
+        ("digit $x_1$", "perturbed", "state $x_t$"),
+        ("right: $u = x_1 - x_0$", "wrong: $u_{-}$", "$u_{-} - u$"),
+    )
     images, titles = [], []
     for row, column in np.ndindex(2, 3):
         panel: Any = axes[row, column]
         color = {(1, 0): ATTRACT, (1, 1): REPEL}.get((row, column), TRUTH)
-        look = {"cmap": DIVERGING, "vmin": -_REACH, "vmax": _REACH} if row else {"cmap": "gray", "vmin": -1, "vmax": 1}
-        images.append(panel.imshow(np.zeros((8, 8)), interpolation="nearest" if row else "bicubic", **look))
+        look = (
+            {"cmap": DIVERGING, "vmin": -_REACH, "vmax": _REACH}
+            if row
+            else {"cmap": "gray", "vmin": -1, "vmax": 1}
+        )
+        images.append(
+            panel.imshow(np.zeros((8, 8)), interpolation="nearest" if row else "bicubic", **look)
+        )
         panel.set_xticks([])
         panel.set_yticks([])
         frame(panel, color, 2.4 if color != TRUTH else 0.8)
@@ -79,9 +105,25 @@ def wrong_velocities(perturb: str = "crop_resize", space: str = "latent", streng
         every = torch.full((len(x1),), t)
         x_t, u = LINEAR.interpolate(x0, x1, every)
         sample = FlowSample(x0, x1, every, x_t, u, y)
-        wrong = negatives.perturbed(transform, space=space)(sample, generator=keyed_generator("cpu", 3, perturb))
-        moved = (transform(x1, generator=keyed_generator("cpu", 3, perturb)) if space == "latent" else wrong + x0)[index, 0]
-        for image, picture in zip(images, (x1[index, 0], moved, x_t[index, 0], u[index, 0], wrong[index, 0], (wrong - u)[index, 0])):
+        wrong = negatives.perturbed(transform, space=space)(
+            sample, generator=keyed_generator("cpu", 3, perturb)
+        )
+        moved = (
+            transform(x1, generator=keyed_generator("cpu", 3, perturb))
+            if space == "latent"
+            else wrong + x0
+        )[index, 0]
+        for image, picture in zip(
+            images,
+            (
+                x1[index, 0],
+                moved,
+                x_t[index, 0],
+                u[index, 0],
+                wrong[index, 0],
+                (wrong - u)[index, 0],
+            ),
+        ):
             image.set_data(picture.numpy())
         titles[1].set_text("perturbed $A(x_1)$" if space == "latent" else "implied $A(u) + x_0$")
         titles[2].set_text(f"state $x_t$, t = {t:.2f}")
@@ -90,15 +132,55 @@ def wrong_velocities(perturb: str = "crop_resize", space: str = "latent", streng
         for rectangle, value in zip(drawn, (mine, other)):
             rectangle.set_width(min(value, 4.0))
         mean = losses.squared_error(wrong, u).mean().item()
-        return f"Squared distance to u: {mine:.2f} for this digit, {mean:.2f} on average over 64; another digit's velocity: {other:.2f}."
+        return (
+            f"Squared distance to u: {mine:.2f} for this digit, {mean:.2f} on average over 64; "
+            f"another digit's velocity: {other:.2f}."
+        )
 
     controls = {
-        "strength": slider("strength (0 to 1)", strength, 0.05, 1.0, 0.05, tooltip="0 leaves nearly everything as it is"),
-        "t": slider("time t (0 noise, 1 data)", 0.5, 0.0, 1.0, 0.02, tooltip="changes the state x_t, not the velocity: the path is linear"),
-        "index": slider("digit, by its row", index, 0, len(x1) - 1, 1, tooltip="which of the first 64 training digits"),
+        "strength": slider(
+            "strength (0 to 1)",
+            strength,
+            0.05,
+            1.0,
+            0.05,
+            tooltip="0 leaves nearly everything as it is",
+        ),
+        "t": slider(
+            "time t (0 noise, 1 data)",
+            0.5,
+            0.0,
+            1.0,
+            0.02,
+            tooltip="changes the state x_t, not the velocity: the path is linear",
+        ),
+        "index": slider(
+            "digit, by its row",
+            index,
+            0,
+            len(x1) - 1,
+            1,
+            tooltip="which of the first 64 training digits",
+        ),
         "perturb": choice("perturbation A", list(_PERTURBATIONS), perturb),
         "space": choice("space", _SPACES, space),
     }
-    canvas = Canvas(figure, [*images, titles[1], titles[2], *drawn, *(s for panel in axes[:, :3].flat for s in panel.spines.values())])
+    canvas = Canvas(
+        figure,
+        [
+            *images,
+            titles[1],
+            titles[2],
+            *drawn,
+            *(s for panel in axes[:, :3].flat for s in panel.spines.values()),
+        ],
+    )
     rows = [["strength", "t"], ["perturb", "space"], ["index"]]
-    return Explorer(canvas, controls, update, rows=rows, play=play_for(controls["strength"], frames=19), title="Wrong velocities")
+    return Explorer(
+        canvas,
+        controls,
+        update,
+        rows=rows,
+        play=play_for(controls["strength"], frames=19),
+        title="Wrong velocities",
+    )

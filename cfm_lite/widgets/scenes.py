@@ -1,4 +1,6 @@
-"""What the explorers of the plane share: velocities by name, particles with their labels, and how improbable a state is."""
+"""What the explorers of the plane share: velocities by name, particles with their labels, and how
+improbable a state is.
+"""
 
 import functools
 from collections.abc import Callable
@@ -12,9 +14,23 @@ from cfm_lite.data import toy
 from cfm_lite.viz import artists
 from cfm_lite.viz.style import DATA
 
-__all__ = ["FIELDS", "LABELS", "STEPS", "Field", "exact", "excess", "field", "labelled", "start", "two_classes", "typical"]
+__all__ = [
+    "FIELDS",
+    "LABELS",
+    "STEPS",
+    "Field",
+    "exact",
+    "excess",
+    "field",
+    "labelled",
+    "start",
+    "two_classes",
+    "typical",
+]
 
-Field = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x (B, 2), t (B,), y (B,) or None) -> (B, 2)
+Field = Callable[
+    [Tensor, Tensor, Tensor | None], Tensor
+]  # (x (B, 2), t (B,), y (B,) or None) -> (B, 2)
 
 WEIGHT = 0.35  # of the shipped networks
 FIELDS = (
@@ -26,7 +42,9 @@ FIELDS = (
     ("VeCoR, trained", "toy_vecor"),
 )
 LABELS = (("both classes", -1), ("class 0", 0), ("class 1", 1))
-STEPS = {step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)}
+STEPS = {
+    step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)
+}
 
 
 @functools.cache
@@ -46,7 +64,9 @@ def field(name: str, weight: float = WEIGHT) -> Field:
 
 
 def start(n: int, label: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noise x0 (n, 2) and labels y (n,): the same noise for every call, all of class `label`, or both classes in turn for -1."""
+    """Noise x0 (n, 2) and labels y (n,): the same noise for every call, all of class `label`, or
+    both classes in turn for -1.
+    """
     x0 = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
     return x0, torch.arange(n) % 2 if label < 0 else torch.full((n,), label)
 
@@ -58,7 +78,9 @@ def labelled(moving: Field, y: Tensor) -> guidance.Velocity:
 
 @functools.cache
 def typical(points: int = 65, n: int = 512) -> np.ndarray:
-    """E[-log p_t(x | y)] (points,) of exact draws at evenly spaced times: what an unsurprising state scores, in nats."""
+    """E[-log p_t(x | y)] (points,) of exact draws at evenly spaced times: what an unsurprising
+    state scores, in nats.
+    """
     mixture, g = two_classes(), torch.Generator().manual_seed(1)
     x1, y = mixture.sample(n, generator=g)
     x0 = torch.randn(x1.shape, generator=g, dtype=x1.dtype)
@@ -69,11 +91,18 @@ def typical(points: int = 65, n: int = 512) -> np.ndarray:
 
 
 def excess(states: Tensor, ts: Tensor, y: Tensor) -> np.ndarray:
-    """How improbable states (S, B, 2) at times (S,) are, in nats above the typical state of their class at that time: (S, B)."""
+    """How improbable states (S, B, 2) at times (S,) are, in nats above the typical state of their
+    class at that time: (S, B).
+    """
     count, rows = states.shape[:2]
-    surprise = -two_classes().log_prob(states.reshape(-1, 2), ts.repeat_interleave(rows).to(states), y.repeat(count))
+    surprise = -two_classes().log_prob(
+        states.reshape(-1, 2), ts.repeat_interleave(rows).to(states), y.repeat(count)
+    )
     known = typical()
-    return surprise.reshape(count, rows).numpy() - np.interp(ts.numpy(), np.linspace(0, 1, len(known)), known)[:, None]
+    return (
+        surprise.reshape(count, rows).numpy()
+        - np.interp(ts.numpy(), np.linspace(0, 1, len(known)), known)[:, None]
+    )
 
 
 @functools.cache
@@ -89,11 +118,17 @@ def density(label: int, limits: artists.Limits) -> np.ndarray:
     mixture = two_classes()
 
     def log_density(x: Tensor) -> Tensor:
-        return mixture.log_prob(x, torch.ones(len(x), dtype=x.dtype), None if label < 0 else torch.full((len(x),), label))
+        return mixture.log_prob(
+            x,
+            torch.ones(len(x), dtype=x.dtype),
+            None if label < 0 else torch.full((len(x),), label),
+        )
 
     return artists.density_map(log_density, limits)
 
 
 def cloud_colors(label: int, labels: Tensor) -> list[str]:
-    """A colour for each point: data blue for those of class `label` (all for -1), a pale one for the others."""
+    """A colour for each point: data blue for those of class `label` (all for -1), a pale one for
+    the others.
+    """
     return [DATA if label in (-1, y) else "#d6e6f2" for y in labels.tolist()]

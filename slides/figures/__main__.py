@@ -1,6 +1,7 @@
 """Draw the slides' figures and measure their numbers: python -m slides.figures [NAME ...]
 
-Without names all figures are drawn, and data/results/slides.json is written anew; with names only those pictures are.
+Without names all figures are drawn, and data/results/slides.json is written anew; with names only
+those pictures are.
 """
 
 import sys

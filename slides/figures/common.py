@@ -1,7 +1,9 @@
-"""What every slide figure shares: larger letters, one way to draw squares, and where pictures and numbers are kept.
+"""What every slide figure shares: larger letters, one way to draw squares, and where pictures and
+numbers are kept.
 
-A figure is a function decorated with `@figure("name")` that returns a Picture; it becomes slides/img/name.svg or .png. What it measures
-goes through `record` and ends as rows in data/results/slides.json, from where the slides take their numbers.
+A figure is a function decorated with `@figure("name")` that returns a Picture; it becomes
+slides/img/name.svg or .png. What it measures goes through `record` and ends as rows in
+data/results/slides.json, from where the slides take their numbers.
 """
 
 import functools
@@ -32,7 +34,14 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data" / "results"
 IMAGES = ROOT / "slides" / "img"
 WIDE = 9.2  # inches: the width of a slide's text, so that 12 points read as 21 pixels of 720
-BIG = {"font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11.5}
+BIG = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.labelsize": 12,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.fontsize": 11.5,
+}
 
 TWO = toy.mixture("two_classes")
 LIMITS = (-3.5, 3.5, -3.5, 3.5)
@@ -58,7 +67,14 @@ def figure(name: str) -> Callable[[Callable[[], viz.Picture]], Callable[[], viz.
 
 def record(metric: str, method: str, value: float | Tensor, **place: Any) -> float:
     """Keep a number for the slides as a row of data/results/slides.json, and give it back."""
-    base = {"method": method, "dataset": "two_classes", "seed": 0, "steps": 0, "nfe": None, "sampler": None}
+    base = {
+        "method": method,
+        "dataset": "two_classes",
+        "seed": 0,
+        "steps": 0,
+        "nfe": None,
+        "sampler": None,
+    }
     ROWS.append({**base, **place, "metric": metric, "value": float(value)})
     return float(value)
 
@@ -72,7 +88,12 @@ def noise(n: int, key: str = "slides") -> Tensor:
     return torch.randn(n, 2, generator=keyed_generator("cpu", 0, key), dtype=torch.float64)
 
 
-def exact(method: str = "fm", weight: float = 0.35, label: int | None = 0, mixture: theory.GaussianMixture = TWO) -> viz.Velocity:
+def exact(
+    method: str = "fm",
+    weight: float = 0.35,
+    label: int | None = 0,
+    mixture: theory.GaussianMixture = TWO,
+) -> viz.Velocity:
     """The closed-form optimum of `method` for one class, or with label None for all data."""
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -82,14 +103,22 @@ def exact(method: str = "fm", weight: float = 0.35, label: int | None = 0, mixtu
     return velocity
 
 
-def run(velocity: viz.Velocity, x0: Tensor, steps: int = 64, step: samplers.Step = samplers.heun) -> np.ndarray:
+def run(
+    velocity: viz.Velocity, x0: Tensor, steps: int = 64, step: samplers.Step = samplers.heun
+) -> np.ndarray:
     """All states (steps + 1, B, 2) from noise to data."""
     ts = torch.linspace(0, 1, steps + 1, dtype=x0.dtype)
     with torch.no_grad():
-        return torch.stack([state.detach() for state in samplers.trajectory(velocity, x0, ts, step)]).double().numpy()
+        return (
+            torch.stack([state.detach() for state in samplers.trajectory(velocity, x0, ts, step)])
+            .double()
+            .numpy()
+        )
 
 
-def log_density(label: int | None = 0, t: float = 1.0, mixture: theory.GaussianMixture = TWO) -> viz.Density:
+def log_density(
+    label: int | None = 0, t: float = 1.0, mixture: theory.GaussianMixture = TWO
+) -> viz.Density:
     def density(x: Tensor) -> Tensor:
         y = None if label is None else torch.full((len(x),), label)
         return mixture.log_prob(x, torch.full((len(x),), t, dtype=x.dtype), y)
@@ -120,10 +149,19 @@ def squares(
     """A row of squares as wide as a slide; `right` inches stay free for a legend or a colour bar."""
     gap = 0.28
     side = side or min((WIDE - 0.65 - right - gap * (len(titles) - 1)) / len(titles), 3.45)
-    picture, axes = artists.squares(1, len(titles), limits, side=side, gap=gap, right=right, top=top, bottom=0.62)
+    picture, axes = artists.squares(
+        1, len(titles), limits, side=side, gap=gap, right=right, top=top, bottom=0.62
+    )
     for i, (panel, title) in enumerate(zip(axes[0], titles)):
         color = colors[i] if colors else viz.TRUTH
-        panel.set_title(title, loc="left", fontsize=13, color=color, weight="bold" if colors else "normal", pad=7)
+        panel.set_title(
+            title,
+            loc="left",
+            fontsize=13,
+            color=color,
+            weight="bold" if colors else "normal",
+            pad=7,
+        )
         panel.tick_params(labelsize=11)
         panel.xaxis.label.set_size(12)
         panel.yaxis.label.set_size(12)
@@ -136,22 +174,46 @@ def data_behind(panels: Sequence[Axes], label: int | None = 0, n: int = 320) -> 
     lines = artists.density_map(log_density(label), LIMITS)
     for panel in panels:
         mine = np.ones(n, bool) if label is None else (y == label).numpy()
-        artists.points(panel, x[~torch.as_tensor(mine)] if not mine.all() else x[:1], color=viz.DATA_OTHER, size=6, zorder=1)
-        artists.points(panel, x[torch.as_tensor(mine)], color=viz.DATA, size=6, alpha=0.45, zorder=1)
+        artists.points(
+            panel,
+            x[~torch.as_tensor(mine)] if not mine.all() else x[:1],
+            color=viz.DATA_OTHER,
+            size=6,
+            zorder=1,
+        )
+        artists.points(
+            panel, x[torch.as_tensor(mine)], color=viz.DATA, size=6, alpha=0.45, zorder=1
+        )
         artists.contours(panel, lines, LIMITS)
 
 
-def ends(panel: Axes, states: np.ndarray, color: str, shown: int = 60, lines: bool = True) -> LineCollection | None:
+def ends(
+    panel: Axes, states: np.ndarray, color: str, shown: int = 60, lines: bool = True
+) -> LineCollection | None:
     """Paths coloured by time and their ends in `color`."""
-    drawn = artists.paths(panel, states[:, :shown], np.linspace(0, 1, len(states))) if lines else None
-    artists.points(panel, states[-1, :shown], color=color, size=30, edgecolors="white", linewidths=0.6, zorder=4)
+    drawn = (
+        artists.paths(panel, states[:, :shown], np.linspace(0, 1, len(states))) if lines else None
+    )
+    artists.points(
+        panel,
+        states[-1, :shown],
+        color=color,
+        size=30,
+        edgecolors="white",
+        linewidths=0.6,
+        zorder=4,
+    )
     return drawn
 
 
-def legend(picture: viz.Picture, entries: dict[str, Any], x: float, y: float, **kwargs: Any) -> None:
+def legend(
+    picture: viz.Picture, entries: dict[str, Any], x: float, y: float, **kwargs: Any
+) -> None:
     """A legend at figure coordinates (x, y), its upper left corner."""
     look = {"frameon": False, "borderaxespad": 0, "labelspacing": 0.7, "handlelength": 1.6} | kwargs
-    picture.legend(list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=(x, y), **look)
+    picture.legend(
+        list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=(x, y), **look
+    )
 
 
 def enlarged(picture: viz.Picture, factor: float = 1.25) -> viz.Picture:
@@ -171,18 +233,30 @@ def heavy(picture: viz.Picture) -> bool:
 
 
 def png(picture: viz.Picture) -> bytes:
-    """The figure in 256 colours: sharp on a wide screen, a third of the size. Photographs need fewer pixels than thin lines."""
+    """The figure in 256 colours: sharp on a wide screen, a third of the size. Photographs need
+    fewer pixels than thin lines.
+    """
     dpi = 110 if len(picture.findobj(AxesImage)) > 4 else 150
-    image = Image.open(io.BytesIO(viz.to_png(picture, dpi=dpi))).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image = (
+        Image.open(io.BytesIO(viz.to_png(picture, dpi=dpi)))
+        .convert("RGB")
+        .quantize(256, dither=Image.Dither.NONE)
+    )
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def svg(picture: viz.Picture) -> str:
-    """The figure with coordinates to a hundredth of a point and without line breaks, which nobody sees: half the size."""
+    """The figure with coordinates to a hundredth of a point and without line breaks, which nobody
+    sees: half the size.
+    """
     text = to_bytes(picture, "svg").decode()
-    text = re.sub(r'(?<= [dxy]=")[^"]+', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]).replace(" \n", "\n"), text)
+    text = re.sub(
+        r'(?<= [dxy]=")[^"]+',
+        lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]).replace(" \n", "\n"),
+        text,
+    )
     return re.sub(r">\s+<", "><", text) + "\n"
 
 

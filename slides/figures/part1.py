@@ -1,4 +1,6 @@
-"""Paths and flow matching: what a path is, why the mean velocity is learnt, and where it is hard to learn."""
+"""Paths and flow matching: what a path is, why the mean velocity is learnt, and where it is hard to
+learn.
+"""
 
 import numpy as np
 import torch
@@ -7,7 +9,21 @@ from cfm_lite import draws, guidance, paths, pretrained, viz
 from cfm_lite.draws import keyed_generator
 from cfm_lite.metrics import straightness
 from cfm_lite.viz import artists
-from slides.figures.common import LIMITS, TWO, WIDE, data_behind, ends, exact, figure, legend, log_density, noise, record, run, squares
+from slides.figures.common import (
+    LIMITS,
+    TWO,
+    WIDE,
+    data_behind,
+    ends,
+    exact,
+    figure,
+    legend,
+    log_density,
+    noise,
+    record,
+    run,
+    squares,
+)
 
 ENTRY = artists.legend_entry
 
@@ -18,8 +34,15 @@ def noise_to_data() -> viz.Picture:
     times = (0, 0.4, 0.7, 1)
     picture, panels = squares([f"$t$ = {t:g}" for t in times])
     for panel, t in zip(panels, times):
-        artists.contours(panel, artists.density_map(log_density(None), LIMITS), LIMITS, linewidths=0.8)
-        artists.points(panel, states[round(60 * t)], color=[viz.NOISE, viz.MODEL, viz.MODEL, viz.MODEL][times.index(t)], size=9)
+        artists.contours(
+            panel, artists.density_map(log_density(None), LIMITS), LIMITS, linewidths=0.8
+        )
+        artists.points(
+            panel,
+            states[round(60 * t)],
+            color=[viz.NOISE, viz.MODEL, viz.MODEL, viz.MODEL][times.index(t)],
+            size=9,
+        )
     return picture
 
 
@@ -36,8 +59,18 @@ def convention() -> viz.Picture:
         (x_t, viz.MODEL, "$x_t$", (0.15, -0.5)),
     ):
         artists.points(panel, [place], color=color, size=120, zorder=4)
-        panel.text(*(place + shift), text, color=color, ha="center", va="center", fontsize=14, weight="bold")
-    panel.text(0.0, 1.0, "velocity $u_t$", color=viz.ATTRACT, fontsize=14, ha="center", weight="bold")
+        panel.text(
+            *(place + shift),
+            text,
+            color=color,
+            ha="center",
+            va="center",
+            fontsize=14,
+            weight="bold",
+        )
+    panel.text(
+        0.0, 1.0, "velocity $u_t$", color=viz.ATTRACT, fontsize=14, ha="center", weight="bold"
+    )
     return picture
 
 
@@ -45,23 +78,39 @@ def convention() -> viz.Picture:
 def three_paths() -> viz.Picture:
     picture, axes = viz.panels(1, 3, width=WIDE, height=3.7, sharey=True)
     t = torch.linspace(0, 1, 201, dtype=torch.float64)
-    for panel, path, name in zip(axes[0], (paths.LINEAR, paths.COSINE, paths.VP), ("linear", "cosine (SiT: GVP)", "variance preserving")):
+    for panel, path, name in zip(
+        axes[0],
+        (paths.LINEAR, paths.COSINE, paths.VP),
+        ("linear", "cosine (SiT: GVP)", "variance preserving"),
+    ):
         panel.plot(t, path.alpha(t), color=viz.DATA, linewidth=3)
         panel.plot(t, path.sigma(t), color=viz.NOISE, linewidth=3, linestyle="--")
         panel.set_title(name, loc="left")
         panel.set(xlabel="time $t$", ylim=(-0.03, 1.08), xlim=(0, 1))
     axes[0, 0].set_ylabel("share of each end")
-    entries = {r"$\alpha(t)$: share of the data": _line(viz.DATA, linewidth=3), r"$\sigma(t)$: share of the noise": _dashed(viz.NOISE)}
-    picture.legend(list(entries.values()), list(entries), loc="outside upper left", ncols=2, handlelength=2.2)
+    entries = {
+        r"$\alpha(t)$: share of the data": _line(viz.DATA, linewidth=3),
+        r"$\sigma(t)$: share of the noise": _dashed(viz.NOISE),
+    }
+    picture.legend(
+        list(entries.values()), list(entries), loc="outside upper left", ncols=2, handlelength=2.2
+    )
     return picture
 
 
 @figure("crossing_pairs")
 def crossing_pairs() -> viz.Picture:
-    x0, x1 = noise(60, "crossing"), TWO.sample(60, generator=keyed_generator("cpu", 0, "crossing data"))[0]
-    picture, panels = squares(["pairs: straight, they cross", "the flow: bends, never crosses"], right=2.3, side=2.95)
+    x0, x1 = (
+        noise(60, "crossing"),
+        TWO.sample(60, generator=keyed_generator("cpu", 0, "crossing data"))[0],
+    )
+    picture, panels = squares(
+        ["pairs: straight, they cross", "the flow: bends, never crosses"], right=2.3, side=2.95
+    )
     pairs = torch.stack([x0 + s * (x1 - x0) for s in torch.linspace(0, 1, 33)]).numpy()
-    for panel, states, color in zip(panels, (pairs, run(exact(label=None), x0)), (viz.DATA, viz.MODEL)):
+    for panel, states, color in zip(
+        panels, (pairs, run(exact(label=None), x0)), (viz.DATA, viz.MODEL)
+    ):
         lines = ends(panel, states, color)
     bar = artists.color_bar(picture, lines, panels[-1], "time $t$", ticks=[0, 0.5, 1])
     bar.ax.tick_params(labelsize=11)
@@ -84,10 +133,16 @@ def mean_of_velocities() -> viz.Picture:
     x_t, u = paths.LINEAR.interpolate(x0, x1, torch.full((n,), t, dtype=torch.float64))
     near = (x_t - place).norm(dim=1) < 0.05
     truth = TWO.velocity(place[None], torch.tensor([t], dtype=torch.float64))[0]
-    picture, (panel,) = squares([f"pairs that pass $x_t$ = (0.3, 0) at $t$ = {t:g}"], (-4, 4, -4, 4), side=3.6, right=3.2)
+    picture, (panel,) = squares(
+        [f"pairs that pass $x_t$ = (0.3, 0) at $t$ = {t:g}"], (-4, 4, -4, 4), side=3.6, right=3.2
+    )
     shown = u[near][:45].numpy()
-    artists.arrows(panel, place.repeat(len(shown), 1), shown, color="#8fcdb8", scale=1.25, width=0.006)
-    artists.arrows(panel, [place], [u[near].mean(0)], color=viz.ATTRACT, scale=1.25, width=0.02, zorder=5)
+    artists.arrows(
+        panel, place.repeat(len(shown), 1), shown, color="#8fcdb8", scale=1.25, width=0.006
+    )
+    artists.arrows(
+        panel, [place], [u[near].mean(0)], color=viz.ATTRACT, scale=1.25, width=0.02, zorder=5
+    )
     artists.arrows(panel, [place], [truth], color=viz.TRUTH, scale=1.25, width=0.006, zorder=6)
     artists.points(panel, [place], color=viz.MODEL, size=90, zorder=7)
     line = {"linewidth": 3}
@@ -115,7 +170,9 @@ def _dashed(color: str):
 
 @figure("loss_floor")
 def loss_floor() -> viz.Picture:
-    """The part of the loss that no model can remove: E |u - E[u | x_t]|^2, and what a zero model pays."""
+    """The part of the loss that no model can remove: E |u - E[u | x_t]|^2, and what a zero model
+    pays.
+    """
     n, ts = 20_000, torch.linspace(0, 1, 41, dtype=torch.float64)
     generator = keyed_generator("cpu", 0, "loss floor")
     x1, y = TWO.sample(n, generator=generator)
@@ -129,11 +186,18 @@ def loss_floor() -> viz.Picture:
     picture, ((panel,),) = viz.panels(1, 1, width=6.4, height=3.9)
     panel.plot(ts, zero, color=viz.NOISE, linestyle=":", linewidth=2.5, label="a model that says 0")
     panel.plot(ts, learnt, color=viz.MODEL, linewidth=3, label="a trained network")
-    panel.plot(ts, floor, color=viz.TRUTH, linestyle="--", linewidth=2, label="floor: the exact field")
+    panel.plot(
+        ts, floor, color=viz.TRUTH, linestyle="--", linewidth=2, label="floor: the exact field"
+    )
     panel.set(xlabel="time $t$", ylabel="FM loss at $t$", ylim=(0, None), xlim=(0, 1))
     picture.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.2)
     for name, values in (("real", floor), ("fm", learnt), ("zero", zero)):
-        record("flow_matching_loss", name, torch.stack(values)[1:-1].mean(), steps=2000 if name == "fm" else 0)
+        record(
+            "flow_matching_loss",
+            name,
+            torch.stack(values)[1:-1].mean(),
+            steps=2000 if name == "fm" else 0,
+        )
     return picture
 
 
@@ -142,11 +206,15 @@ def exact_field() -> viz.Picture:
     times = (0.2, 0.5, 0.8)
     x = artists.grid_points(LIMITS, 13)
     fields = [artists.evaluate(exact(label=None), x, t) for t in times]
-    scale = artists.arrow_scale([np.concatenate([f[_likely(x, t)] for f, t in zip(fields, times)])], LIMITS, 13, 2.0)
+    scale = artists.arrow_scale(
+        [np.concatenate([f[_likely(x, t)] for f, t in zip(fields, times)])], LIMITS, 13, 2.0
+    )
     picture, panels = squares([f"$t$ = {t:g}" for t in times])
     for panel, t, field in zip(panels, times, fields):
         keep = _likely(x, t)
-        artists.contours(panel, artists.density_map(log_density(None, t), LIMITS), LIMITS, linewidths=1.0)
+        artists.contours(
+            panel, artists.density_map(log_density(None, t), LIMITS), LIMITS, linewidths=1.0
+        )
         artists.arrows(panel, x[keep], field[keep], color=viz.ATTRACT, scale=scale, width=0.007)
     return picture
 
@@ -161,15 +229,30 @@ def learnt_field() -> viz.Picture:
     network, t = pretrained.load("toy_fm"), 0.55
     learnt = guidance.conditional(network, 0)
     x = artists.grid_points(LIMITS, 15)
-    x = x[log_density(0, t)(torch.as_tensor(x)).numpy() > artists.mass_levels(log_density(0, t)(torch.as_tensor(x)).numpy(), [0.995])[0]]
+    x = x[
+        log_density(0, t)(torch.as_tensor(x)).numpy()
+        > artists.mass_levels(log_density(0, t)(torch.as_tensor(x)).numpy(), [0.995])[0]
+    ]
     fields = [artists.evaluate(learnt, x, t), artists.evaluate(exact(), x, t)]
-    picture, panels = squares(["network, 2,000 steps", "exact"], right=2.3, side=2.95, colors=[viz.ATTRACT, viz.TRUTH])
+    picture, panels = squares(
+        ["network, 2,000 steps", "exact"], right=2.3, side=2.95, colors=[viz.ATTRACT, viz.TRUTH]
+    )
     data_behind(panels)
     scale = artists.arrow_scale(fields, LIMITS, 15)
     for panel, field, color in zip(panels, fields, (viz.ATTRACT, viz.TRUTH)):
         artists.arrows(panel, x, field, color=color, scale=scale, width=0.006)
-    record("field_error", "fm", np.linalg.norm(fields[0] - fields[1]) / np.linalg.norm(fields[1]), steps=2000, t=t)
-    entries = {"class 0": ENTRY(viz.DATA), "class 1": ENTRY(viz.DATA_OTHER), "50 % and 95 %\nof class 0": ENTRY(viz.TRUTH, "-")}
+    record(
+        "field_error",
+        "fm",
+        np.linalg.norm(fields[0] - fields[1]) / np.linalg.norm(fields[1]),
+        steps=2000,
+        t=t,
+    )
+    entries = {
+        "class 0": ENTRY(viz.DATA),
+        "class 1": ENTRY(viz.DATA_OTHER),
+        "50 % and 95 %\nof class 0": ENTRY(viz.TRUTH, "-"),
+    }
     legend(picture, entries, 0.8, 0.85)
     return picture
 
@@ -181,15 +264,33 @@ def field_error() -> viz.Picture:
     picture, panels = squares([f"$t$ = {t:g}" for t in times], right=1.15)
     top, maps = 0.0, []
     for t in times:
-        truth, seen = artists.evaluate(exact(), x, t), artists.evaluate(guidance.conditional(network, 0), x, t)
+        truth, seen = (
+            artists.evaluate(exact(), x, t),
+            artists.evaluate(guidance.conditional(network, 0), x, t),
+        )
         error = ((seen - truth) * truth).sum(1) / np.linalg.norm(truth, axis=1)
         maps.append(error)
         top = max(top, float(np.quantile(np.abs(error[_likely_class(x, t)]), 0.98)))
-    look = {"origin": "lower", "extent": LIMITS, "cmap": viz.DIVERGING, "vmin": -top, "vmax": top, "interpolation": "nearest"}
+    look = {
+        "origin": "lower",
+        "extent": LIMITS,
+        "cmap": viz.DIVERGING,
+        "vmin": -top,
+        "vmax": top,
+        "interpolation": "nearest",
+    }
     for panel, t, error in zip(panels, times, maps):
-        image = panel.imshow(np.where(_likely_class(x, t, 0.995), error, np.nan).reshape(161, 161), **look)
+        image = panel.imshow(
+            np.where(_likely_class(x, t, 0.995), error, np.nan).reshape(161, 161), **look
+        )
         artists.contours(panel, artists.density_map(log_density(0, t), LIMITS), LIMITS)
-    artists.color_bar(picture, image, panels[-1], "too slow $\\leftarrow$ 0 $\\rightarrow$ too fast", extend="both")
+    artists.color_bar(
+        picture,
+        image,
+        panels[-1],
+        "too slow $\\leftarrow$ 0 $\\rightarrow$ too fast",
+        extend="both",
+    )
     return picture
 
 
@@ -201,18 +302,35 @@ def _likely_class(x: np.ndarray, t: float, mass: float = 0.95) -> np.ndarray:
 @figure("couplings")
 def couplings() -> viz.Picture:
     n = 256
-    x0, (x1, y) = noise(n, "couplings"), TWO.sample(n, generator=keyed_generator("cpu", 0, "couplings data"))
-    pairs = {"independent pairs": draws.independent(x0, x1, y)[:2], "optimal transport in the batch": draws.minibatch_ot(x0, x1, y)[:2]}
+    x0, (x1, y) = (
+        noise(n, "couplings"),
+        TWO.sample(n, generator=keyed_generator("cpu", 0, "couplings data")),
+    )
+    pairs = {
+        "independent pairs": draws.independent(x0, x1, y)[:2],
+        "optimal transport in the batch": draws.minibatch_ot(x0, x1, y)[:2],
+    }
     picture, panels = squares(list(pairs), right=2.3, side=2.95)
     for panel, (name, (a, b)) in zip(panels, pairs.items()):
         states = torch.stack([a + s * (b - a) for s in torch.linspace(0, 1, 17)]).numpy()
         lines = ends(panel, states, viz.DATA, 100)
         key = "independent" if name.startswith("independent") else "ot"
         record(f"pair_distance_{key}", "fm", (b - a).square().sum(1).mean().sqrt(), batch=n)
-    record("straightness", "fm", straightness(torch.as_tensor(run(exact(label=None), x0))), nfe=128, sampler="heun")
+    record(
+        "straightness",
+        "fm",
+        straightness(torch.as_tensor(run(exact(label=None), x0))),
+        nfe=128,
+        sampler="heun",
+    )
     bar = artists.color_bar(picture, lines, panels[-1], "time $t$", ticks=[0, 0.5, 1])
     bar.ax.tick_params(labelsize=11)
-    legend(picture, {"noise $x_0$": ENTRY(viz.NOISE), "data $x_1$": ENTRY(viz.DATA, markersize=7)}, 0.855, 0.86)
+    legend(
+        picture,
+        {"noise $x_0$": ENTRY(viz.NOISE), "data $x_1$": ENTRY(viz.DATA, markersize=7)},
+        0.855,
+        0.86,
+    )
     return picture
 
 
@@ -223,8 +341,19 @@ def score_and_velocity() -> viz.Picture:
     x = x[_likely(x, t)]
     v = artists.evaluate(exact(label=None), x, t)
     score = TWO.score(torch.as_tensor(x), torch.full((len(x),), t, dtype=torch.float64)).numpy()
-    picture, panels = squares(["velocity $v$: where to move", "score $s$: where it is denser"], side=3.2)
+    picture, panels = squares(
+        ["velocity $v$: where to move", "score $s$: where it is denser"], side=3.2
+    )
     for panel, field, color in zip(panels, (v, score), (viz.ATTRACT, viz.TRUTH)):
-        artists.contours(panel, artists.density_map(log_density(None, t), LIMITS), LIMITS, linewidths=0.9)
-        artists.arrows(panel, x, field, color=color, scale=artists.arrow_scale([field], LIMITS, 13, 2.0), width=0.007)
+        artists.contours(
+            panel, artists.density_map(log_density(None, t), LIMITS), LIMITS, linewidths=0.9
+        )
+        artists.arrows(
+            panel,
+            x,
+            field,
+            color=color,
+            scale=artists.arrow_scale([field], LIMITS, 13, 2.0),
+            width=0.007,
+        )
     return picture

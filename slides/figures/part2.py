@@ -1,4 +1,6 @@
-"""Attract and repel: what a wrong velocity does to the field, where it helps, where it overshoots, and how the bias is undone."""
+"""Attract and repel: what a wrong velocity does to the field, where it helps, where it overshoots,
+and how the bias is undone.
+"""
 
 import numpy as np
 import torch
@@ -43,10 +45,31 @@ def _draw_close(panel, runs: dict[int, np.ndarray], upto: int) -> None:
     artists.points(panel, runs[0][0], color=viz.NOISE, size=7, alpha=0.6, zorder=1)
     for label, color, mark in ((0, CLASS_0, "o"), (1, CLASS_1, "^")):
         panel.add_collection(
-            LineCollection(list(runs[label][: upto + 1 : 4].swapaxes(0, 1)), colors=color, linewidths=0.7, alpha=0.4, zorder=2)
+            LineCollection(
+                list(runs[label][: upto + 1 : 4].swapaxes(0, 1)),
+                colors=color,
+                linewidths=0.7,
+                alpha=0.4,
+                zorder=2,
+            )
         )
-        artists.points(panel, runs[label][upto], color=color, size=26, marker=mark, edgecolors="white", linewidths=0.4, zorder=3)
-        artists.contours(panel, artists.density_map(readme.density(label), readme.LIMITS), readme.LIMITS, masses=(0.95,), linewidths=1.2)
+        artists.points(
+            panel,
+            runs[label][upto],
+            color=color,
+            size=26,
+            marker=mark,
+            edgecolors="white",
+            linewidths=0.4,
+            zorder=3,
+        )
+        artists.contours(
+            panel,
+            artists.density_map(readme.density(label), readme.LIMITS),
+            readme.LIMITS,
+            masses=(0.95,),
+            linewidths=1.2,
+        )
 
 
 CLASS_ENTRIES = {
@@ -60,7 +83,9 @@ CLASS_ENTRIES = {
 @figure("one_path")
 def one_path() -> viz.Picture:
     runs = _close_classes("fm")
-    picture, panels = squares(["FM, $t$ = 0.4", "FM, $t$ = 0.7", "FM, $t$ = 1"], readme.LIMITS, right=1.35)
+    picture, panels = squares(
+        ["FM, $t$ = 0.4", "FM, $t$ = 0.7", "FM, $t$ = 1"], readme.LIMITS, right=1.35
+    )
     for panel, t in zip(panels, (0.4, 0.7, 1.0)):
         _draw_close(panel, runs, round(64 * t))
     legend(picture, CLASS_ENTRIES, 0.872, 0.87)
@@ -71,7 +96,9 @@ def one_path() -> viz.Picture:
 def parted() -> viz.Picture:
     runs = {method: _close_classes(method) for method in ("fm", "delta_fm")}
     titles = ["FM, $t$ = 0.7", "ΔFM, $t$ = 0.7", "ΔFM, $t$ = 1"]
-    picture, panels = squares(titles, readme.LIMITS, right=1.35, colors=[viz.ATTRACT, viz.MODEL, viz.MODEL])
+    picture, panels = squares(
+        titles, readme.LIMITS, right=1.35, colors=[viz.ATTRACT, viz.MODEL, viz.MODEL]
+    )
     for panel, method, t in zip(panels, ("fm", "delta_fm", "delta_fm"), (0.7, 0.7, 1.0)):
         _draw_close(panel, runs[method], round(64 * t))
     legend(picture, CLASS_ENTRIES, 0.872, 0.87)
@@ -84,22 +111,51 @@ def _sum_of_fields(method: str, titles: list[str]) -> viz.Picture:
     values = log_density(0, t)(torch.as_tensor(x)).numpy()
     x = x[values >= artists.mass_levels(values, [0.995])[0]]
     attract, result = (artists.evaluate(exact(name, WEIGHT), x, t) for name in ("fm", method))
-    fields, colors = [attract, result - attract, result], [viz.ATTRACT, viz.REPEL, viz.METHOD_COLORS[method]]
+    fields, colors = (
+        [attract, result - attract, result],
+        [viz.ATTRACT, viz.REPEL, viz.METHOD_COLORS[method]],
+    )
     picture, panels = squares(titles, colors=colors)
     data_behind(panels)
     scale = artists.arrow_scale(fields, LIMITS, 15)
     for panel, field, color, sign in zip(panels, fields, colors, ("", "+", "=")):
         artists.arrows(panel, x, field, color=color, scale=scale, width=0.007)
-        panel.text(-0.055, 0.5, sign, transform=panel.transAxes, fontsize=20, ha="center", va="center", weight="bold")
+        panel.text(
+            -0.055,
+            0.5,
+            sign,
+            transform=panel.transAxes,
+            fontsize=20,
+            ha="center",
+            va="center",
+            weight="bold",
+        )
     if method == "delta_fm":
         mean = TWO.means.mean(0).tolist()
-        panels[1].plot(*mean, "X", color=viz.REPEL, markeredgecolor="white", markersize=13, zorder=6)
+        panels[1].plot(
+            *mean, "X", color=viz.REPEL, markeredgecolor="white", markersize=13, zorder=6
+        )
         panels[1].text(
-            mean[0], mean[1] - 1.75, "away from\nthe mean X", color=viz.REPEL, ha="center", va="center", fontsize=12, weight="bold"
+            mean[0],
+            mean[1] - 1.75,
+            "away from\nthe mean X",
+            color=viz.REPEL,
+            ha="center",
+            va="center",
+            fontsize=12,
+            weight="bold",
         )
     else:
         panels[1].axline((0, 0), slope=1, color=viz.REPEL, linestyle="--", linewidth=1.5)
-        panels[1].text(0.1, -2.6, "mirror $x_1 = x_2$", color=viz.REPEL, fontsize=12, weight="bold", va="center")
+        panels[1].text(
+            0.1,
+            -2.6,
+            "mirror $x_1 = x_2$",
+            color=viz.REPEL,
+            fontsize=12,
+            weight="bold",
+            va="center",
+        )
     return picture
 
 
@@ -122,13 +178,35 @@ def figure3_paths() -> viz.Picture:
         for label, color, mark in ((0, CLASS_0, "o"), (1, CLASS_1, "^")):
             states = run(exact(method, 0.5, label, mixture), noise(n, "figure 3 paths"), 100)
             states = toy.to_figure3(torch.as_tensor(states)).numpy()
-            panel.add_collection(LineCollection(list(states[::5].swapaxes(0, 1)), colors=color, linewidths=0.7, alpha=0.45))
-            artists.points(panel, states[-1], color=color, size=24, marker=mark, edgecolors="white", linewidths=0.4, zorder=3)
+            panel.add_collection(
+                LineCollection(
+                    list(states[::5].swapaxes(0, 1)), colors=color, linewidths=0.7, alpha=0.45
+                )
+            )
+            artists.points(
+                panel,
+                states[-1],
+                color=color,
+                size=24,
+                marker=mark,
+                edgecolors="white",
+                linewidths=0.4,
+                zorder=3,
+            )
         for centre in toy.to_figure3(torch.as_tensor(mixture.means)).tolist():
             panel.add_patch(_circle(centre, 0.5 * 2.4477))  # 95 % of a Gaussian in the plane
         panel.set(ylabel="$x_2$", aspect="equal", ylim=(-3.2, 4.3), xlim=(-17.5, 8))
         panel.grid(False)
-        panel.text(0.012, 0.93, title, transform=panel.transAxes, fontsize=14, weight="bold", va="top", color=viz.METHOD_COLORS[method])
+        panel.text(
+            0.012,
+            0.93,
+            title,
+            transform=panel.transAxes,
+            fontsize=14,
+            weight="bold",
+            va="top",
+            color=viz.METHOD_COLORS[method],
+        )
     axes[1, 0].set_xlabel("$x_1$ (the paper's coordinates)")
     return picture
 
@@ -141,9 +219,26 @@ def _circle(centre: list[float], radius: float) -> Circle:
 def no_minimum() -> viz.Picture:
     picture, axes = viz.panels(1, 2, width=WIDE, height=3.8)
     c = np.linspace(-6, 9, 200)
-    for weight, color, line in ((0.05, viz.ATTRACT, "-"), (0.5, viz.MODEL, "-"), (0.95, "#a06cc8", "-"), (1.05, viz.REPEL, "--")):
-        axes[0, 0].plot(c, (c - 1) ** 2 - weight * (c + 1) ** 2, color=color, linestyle=line, linewidth=2.6, label=f"λ = {weight:g}")
-    axes[0, 0].set(xlabel="model's velocity $v$, for $u$ = 1 and $u_-$ = −1", ylabel="loss", ylim=(-25, 40), xlim=(-6, 9))
+    for weight, color, line in (
+        (0.05, viz.ATTRACT, "-"),
+        (0.5, viz.MODEL, "-"),
+        (0.95, "#a06cc8", "-"),
+        (1.05, viz.REPEL, "--"),
+    ):
+        axes[0, 0].plot(
+            c,
+            (c - 1) ** 2 - weight * (c + 1) ** 2,
+            color=color,
+            linestyle=line,
+            linewidth=2.6,
+            label=f"λ = {weight:g}",
+        )
+    axes[0, 0].set(
+        xlabel="model's velocity $v$, for $u$ = 1 and $u_-$ = −1",
+        ylabel="loss",
+        ylim=(-25, 40),
+        xlim=(-6, 9),
+    )
     axes[0, 0].set_title("from λ = 1 on there is no minimum", loc="left")
     axes[0, 0].legend(frameon=False, loc="upper center", ncols=2)
     weights = np.linspace(0, 0.93, 200)
@@ -159,7 +254,9 @@ def no_minimum() -> viz.Picture:
             ha="right" if weight > 0.4 else "left",
         )
     axes[0, 1].axvline(1, color=viz.REPEL, linestyle="--", linewidth=2)
-    axes[0, 1].set(xlabel="λ (times K)", ylabel="velocity is stretched by", xlim=(-0.02, 1.04), ylim=(0, 14))
+    axes[0, 1].set(
+        xlabel="λ (times K)", ylabel="velocity is stretched by", xlim=(-0.02, 1.04), ylim=(0, 14)
+    )
     axes[0, 1].set_title("1 / (1 − λ): how far the field is stretched", loc="left")
     return picture
 
@@ -172,8 +269,26 @@ def overshoot() -> viz.Picture:
     picture, ((panel,),) = viz.panels(1, 1, width=6.4, height=3.9)
     for method in ("delta_fm", "vecor"):
         look = viz.method_style(method)
-        shares = [record("inside", method, inside(run(exact(method, w), x0, 40)[-1]), weight=w, nfe=80, sampler="heun") for w in weights]
-        panel.plot(weights, [100 * s for s in shares], color=look.color, marker=look.marker, markersize=9, linewidth=3, label=look.label)
+        shares = [
+            record(
+                "inside",
+                method,
+                inside(run(exact(method, w), x0, 40)[-1]),
+                weight=w,
+                nfe=80,
+                sampler="heun",
+            )
+            for w in weights
+        ]
+        panel.plot(
+            weights,
+            [100 * s for s in shares],
+            color=look.color,
+            marker=look.marker,
+            markersize=9,
+            linewidth=3,
+            label=look.label,
+        )
     panel.axhline(95, color=viz.TRUTH, linestyle="--", linewidth=1.8, label="the data")
     panel.axvline(0.05, color="#888888", linestyle=":", linewidth=2)
     panel.text(0.06, 12, "λ = 0.05,\nthe papers' value", color="#555555")
@@ -186,14 +301,24 @@ def overshoot() -> viz.Picture:
 def debias() -> viz.Picture:
     x0, mean = noise(2000, "debias"), TWO.means.mean(0)
     field = exact("delta_fm", WEIGHT)
-    states = {"fm": run(exact(), x0), "delta_fm": run(field, x0), "delta_fm_debiased": run(guidance.debias(field, WEIGHT, mean), x0)}
+    states = {
+        "fm": run(exact(), x0),
+        "delta_fm": run(field, x0),
+        "delta_fm_debiased": run(guidance.debias(field, WEIGHT, mean), x0),
+    }
     shares = {name: inside(s[-1]) for name, s in states.items()}
-    picture, panels = squares([f"{viz.METHOD_LABELS[name]}: {share:.0%}" for name, share in shares.items()], right=1.2)
+    picture, panels = squares(
+        [f"{viz.METHOD_LABELS[name]}: {share:.0%}" for name, share in shares.items()], right=1.2
+    )
     data_behind(panels)
     for panel, (name, s) in zip(panels, states.items()):
         lines = ends(panel, s, viz.METHOD_COLORS[name])
     gap = record(
-        "debias_error", "delta_fm_debiased", float(np.abs(states["delta_fm_debiased"] - states["fm"]).max()), weight=WEIGHT, nfe=128
+        "debias_error",
+        "delta_fm_debiased",
+        float(np.abs(states["delta_fm_debiased"] - states["fm"]).max()),
+        weight=WEIGHT,
+        nfe=128,
     )
     assert gap < 1e-9
     bar = artists.color_bar(picture, lines, panels[-1], "time $t$", ticks=[0, 0.5, 1])
@@ -203,7 +328,9 @@ def debias() -> viz.Picture:
 
 @figure("wrong_digits")
 def wrong_digits() -> viz.Picture:
-    """What each perturbation makes of real digits: the data end of a wrong velocity in latent space."""
+    """What each perturbation makes of real digits: the data end of a wrong velocity in latent
+    space.
+    """
     data = dataset("digits")
     x = torch.stack([data.x1[data.y == c][3] for c in (0, 2, 3, 5)])
     generator = keyed_generator("cpu", 0, "wrong digits")
@@ -218,7 +345,9 @@ def wrong_digits() -> viz.Picture:
 
 @figure("three_spaces")
 def three_spaces() -> viz.Picture:
-    """A right velocity of a digit and the wrong ones that a crop makes of it in latent and in velocity space."""
+    """A right velocity of a digit and the wrong ones that a crop makes of it in latent and in
+    velocity space.
+    """
     data = dataset("digits")
     x1 = torch.stack([data.x1[data.y == c][3] for c in (0, 2, 3, 5)])
     x0 = torch.randn(x1.shape, generator=keyed_generator("cpu", 0, "three spaces"))
@@ -226,12 +355,22 @@ def three_spaces() -> viz.Picture:
     x_t, u = paths.LINEAR.interpolate(x0, x1, t)
     sample = FlowSample(x0, x1, t, x_t, u, torch.arange(4))
     wrong = {}
-    for space, name in (("latent", "wrong image,\nsame noise"), ("velocity", "wrong image,\nwrong noise")):
+    for space, name in (
+        ("latent", "wrong image,\nsame noise"),
+        ("velocity", "wrong image,\nwrong noise"),
+    ):
         generator = keyed_generator("cpu", 1, "three spaces")
-        found = negatives.perturbed(perturbations.crop_resize, space=space)(sample, generator=generator)
+        found = negatives.perturbed(perturbations.crop_resize, space=space)(
+            sample, generator=generator
+        )
         found = found[0] if isinstance(found, tuple) else found
         wrong[name] = found.reshape(u.shape)
-        record(f"negative_distance_{space}", "vecor_latent", (wrong[name] - u).square().mean(), dataset="digits")
+        record(
+            f"negative_distance_{space}",
+            "vecor_latent",
+            (wrong[name] - u).square().mean(),
+            dataset="digits",
+        )
     return viz.perturbation_gallery(u, wrong, signed=True, cell=1.05)
 
 
@@ -247,10 +386,20 @@ def controls() -> viz.Picture:
     }
     states = {name: run(field, x0) for name, field in fields.items()}
     shares = {
-        name: record("inside", name, inside(s[-1]), weight=WEIGHT, nfe=128, sampler="heun", setting="controls")
+        name: record(
+            "inside",
+            name,
+            inside(s[-1]),
+            weight=WEIGHT,
+            nfe=128,
+            sampler="heun",
+            setting="controls",
+        )
         for name, s in states.items()
     }
-    picture, panels = squares([f"{viz.METHOD_LABELS[name]}: {share:.0%}" for name, share in shares.items()])
+    picture, panels = squares(
+        [f"{viz.METHOD_LABELS[name]}: {share:.0%}" for name, share in shares.items()]
+    )
     data_behind(panels)
     for panel, (name, s) in zip(panels, states.items()):
         ends(panel, s, viz.METHOD_COLORS[name])
@@ -265,13 +414,37 @@ def trained_against_exact() -> viz.Picture:
     states = {}
     for method in ("fm", "delta_fm", "vecor"):
         states[method] = run(guidance.conditional(pretrained.load(f"toy_{method}"), 0), x0)
-        record("inside", method, inside(states[method][-1]), weight=WEIGHT, steps=2000, nfe=128, sampler="heun", setting="trained")
-    picture, panels = squares([f"{viz.METHOD_LABELS[name]}: {inside(s[-1]):.0%}" for name, s in states.items()], right=1.7)
+        record(
+            "inside",
+            method,
+            inside(states[method][-1]),
+            weight=WEIGHT,
+            steps=2000,
+            nfe=128,
+            sampler="heun",
+            setting="trained",
+        )
+    picture, panels = squares(
+        [f"{viz.METHOD_LABELS[name]}: {inside(s[-1]):.0%}" for name, s in states.items()], right=1.7
+    )
     data_behind(panels)
     for panel, (name, s) in zip(panels, states.items()):
         ends(panel, s, viz.METHOD_COLORS[name], 40, lines=False)
         truth = run(exact(name, WEIGHT), x0.double())[-1, :40]
-        panel.plot(*truth.T, "o", markerfacecolor="none", markeredgecolor=viz.TRUTH, markersize=8, markeredgewidth=0.9, zorder=5)
+        panel.plot(
+            *truth.T,
+            "o",
+            markerfacecolor="none",
+            markeredgecolor=viz.TRUTH,
+            markersize=8,
+            markeredgewidth=0.9,
+            zorder=5,
+        )
     hollow = ENTRY(viz.TRUTH, "o", markersize=8, markerfacecolor="none", markeredgecolor=viz.TRUTH)
-    legend(picture, {"trained": ENTRY(viz.MODEL, markersize=7), "exact,\nsame noise": hollow}, 0.83, 0.85)
+    legend(
+        picture,
+        {"trained": ENTRY(viz.MODEL, markersize=7), "exact,\nsame noise": hollow},
+        0.83,
+        0.85,
+    )
     return picture

@@ -1,4 +1,6 @@
-"""Dispersive loss and REPA: what happens to hidden features, and what the loss does to points that one can see."""
+"""Dispersive loss and REPA: what happens to hidden features, and what the loss does to points that
+one can see.
+"""
 
 import itertools
 import math
@@ -19,7 +21,9 @@ from slides.figures.common import WIDE, enlarged, figure, record, rows, squares
 SPREAD = "#2f8fc4"  # the dispersive method's blue, dark enough for text
 
 
-def canvas(width: float = WIDE, height: float = 3.6, right: float = 23.0) -> tuple[viz.Picture, Axes]:
+def canvas(
+    width: float = WIDE, height: float = 3.6, right: float = 23.0
+) -> tuple[viz.Picture, Axes]:
     """An empty stage for boxes and arrows, in units of 0.4 inches."""
     picture, ((panel,),) = viz.panels(1, 1, width=width, height=height)
     panel.set(xlim=(0, right), ylim=(0, right * height / width))
@@ -28,16 +32,43 @@ def canvas(width: float = WIDE, height: float = 3.6, right: float = 23.0) -> tup
 
 
 def box(
-    panel: Axes, x: float, y: float, text: str, *, color: str = "#4d4d4d", width: float = 2.6, height: float = 1.8, size: float = 13
+    panel: Axes,
+    x: float,
+    y: float,
+    text: str,
+    *,
+    color: str = "#4d4d4d",
+    width: float = 2.6,
+    height: float = 1.8,
+    size: float = 13,
 ) -> None:
-    shape = FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.25", zorder=2)
+    shape = FancyBboxPatch(
+        (x - width / 2, y - height / 2),
+        width,
+        height,
+        boxstyle="round,pad=0,rounding_size=0.25",
+        zorder=2,
+    )
     shape.set(facecolor="white", edgecolor=color, linewidth=2)
     panel.add_patch(shape)
     panel.text(x, y, text, ha="center", va="center", color=color, fontsize=size, zorder=3)
 
 
-def link(panel: Axes, start: tuple[float, float], end: tuple[float, float], color: str = "#4d4d4d", **kwargs: object) -> None:
-    look = {"arrowstyle": "-|>", "mutation_scale": 18, "linewidth": 2, "color": color, "shrinkA": 0, "shrinkB": 0} | kwargs
+def link(
+    panel: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    color: str = "#4d4d4d",
+    **kwargs: object,
+) -> None:
+    look = {
+        "arrowstyle": "-|>",
+        "mutation_scale": 18,
+        "linewidth": 2,
+        "color": color,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    } | kwargs
     panel.add_patch(FancyArrowPatch(start, end, **look))
 
 
@@ -45,21 +76,58 @@ def link(panel: Axes, start: tuple[float, float], end: tuple[float, float], colo
 def where_losses_look() -> viz.Picture:
     picture, panel = canvas(height=3.7)
     row = 4.7
-    places = {1.7: "$x_t$, $t$, $y$", 5.8: "block 1", 9.6: "block 2", 13.4: "…", 17.2: "block $L$", 21.2: "$v$"}
+    places = {
+        1.7: "$x_t$, $t$, $y$",
+        5.8: "block 1",
+        9.6: "block 2",
+        13.4: "…",
+        17.2: "block $L$",
+        21.2: "$v$",
+    }
     for x, text in places.items():
-        box(panel, x, row, text, color=viz.MODEL if text.startswith("block") else "#4d4d4d", width=3.0 if x < 2 else 2.6)
+        box(
+            panel,
+            x,
+            row,
+            text,
+            color=viz.MODEL if text.startswith("block") else "#4d4d4d",
+            width=3.0 if x < 2 else 2.6,
+        )
     spots = list(places)
     for a, b in itertools.pairwise(spots):
         link(panel, (a + (1.5 if a < 2 else 1.3), row), (b - 1.3, row))
     link(panel, (21.2, row - 0.9), (21.2, 2.2), viz.ATTRACT)
-    panel.text(21.3, 1.3, "FM loss:\nattract $v$ to $u_t$", color=viz.ATTRACT, ha="center", va="center", fontsize=13, weight="bold")
+    panel.text(
+        21.3,
+        1.3,
+        "FM loss:\nattract $v$ to $u_t$",
+        color=viz.ATTRACT,
+        ha="center",
+        va="center",
+        fontsize=13,
+        weight="bold",
+    )
     link(panel, (9.6, row + 0.9), (9.6, 7.2), viz.REPEL)
     panel.text(
-        9.6, 8.0, "dispersive: push the features of a batch apart", color=viz.REPEL, ha="center", va="center", fontsize=13, weight="bold"
+        9.6,
+        8.0,
+        "dispersive: push the features of a batch apart",
+        color=viz.REPEL,
+        ha="center",
+        va="center",
+        fontsize=13,
+        weight="bold",
     )
     link(panel, (9.6, row - 0.9), (9.6, 2.2), viz.ATTRACT)
     panel.text(
-        9.6, 1.3, "REPA: pull each feature\nto a frozen encoder's", color=viz.ATTRACT, ha="center", va="center", fontsize=13, weight="bold"
+        9.6,
+        1.3,
+        "REPA: pull each feature\nto a frozen encoder's",
+        color=viz.ATTRACT,
+        ha="center",
+        va="center",
+        fontsize=13,
+        weight="bold",
     )
     return picture
 
@@ -76,23 +144,41 @@ def repa() -> viz.Picture:
     box(panel, 11.2, lower, "projector\n$h_\\phi$", width=2.9, height=2.2)
     box(panel, 15.6, lower, "$h_\\phi(z_n)$", color=viz.ATTRACT, width=2.9)
     box(panel, 20.6, lower, "blocks 9–28", color=viz.MODEL, width=3.6)
-    for a, b, y in ((3.8, 6.1, upper), (10.5, 12.6, upper), (3.8, 5.3, lower), (8.7, 9.75, lower), (12.65, 14.15, lower)):
+    for a, b, y in (
+        (3.8, 6.1, upper),
+        (10.5, 12.6, upper),
+        (3.8, 5.3, lower),
+        (8.7, 9.75, lower),
+        (12.65, 14.15, lower),
+    ):
         link(panel, (a, y), (b, y))
     panel.plot([7.0, 7.0, 20.6], [lower - 0.9, 0.35, 0.35], color=viz.MODEL, linewidth=2)
     link(panel, (20.6, 0.35), (20.6, lower - 0.9), viz.MODEL)
     link(panel, (15.2, lower + 0.9), (14.0, upper - 0.9), viz.ATTRACT, arrowstyle="<|-|>")
-    panel.text(15.1, 4.1, "pulled together: cosine", color=viz.ATTRACT, fontsize=13, weight="bold", va="center")
+    panel.text(
+        15.1,
+        4.1,
+        "pulled together: cosine",
+        color=viz.ATTRACT,
+        fontsize=13,
+        weight="bold",
+        va="center",
+    )
     return picture
 
 
 @torch.no_grad()
 def features(name: str, block: int = 2, per_class: int = 4) -> Tensor:
-    """Features (40, d) of a shipped network on held-out digits, sorted by class, at t = 0.5 with noise that all networks share."""
+    """Features (40, d) of a shipped network on held-out digits, sorted by class, at t = 0.5 with
+    noise that all networks share.
+    """
     data = dataset("digits")
     x1 = torch.cat([data.held_x1[data.held_y == c][:per_class] for c in range(10)])
     y = torch.arange(10).repeat_interleave(per_class)
     x0 = torch.randn(x1.shape, generator=keyed_generator("cpu", 0, "features"))
-    _, found = pretrained.load(name).forward_features(0.5 * (x0 + x1), torch.full((len(x1),), 0.5), y, blocks=(block,))
+    _, found = pretrained.load(name).forward_features(
+        0.5 * (x0 + x1), torch.full((len(x1),), 0.5), y, blocks=(block,)
+    )
     return found[block].flatten(1)
 
 
@@ -125,9 +211,26 @@ def similarity() -> viz.Picture:
 def kernel() -> viz.Picture:
     picture, ((panel,),) = viz.panels(1, 1, width=6.2, height=3.9)
     distance = np.linspace(0, 4, 300)
-    for tau, color, line in ((0.25, "#0b4f75", "-"), (0.5, SPREAD, "-"), (1.0, "#56B4E9", "--"), (2.0, "#a9cde3", "-.")):
-        panel.plot(distance, np.exp(-distance / tau), color=color, linestyle=line, linewidth=3, label=f"τ = {tau:g}")
-    panel.set(xlabel="$D_{ij}$: squared distance of two features, per dimension", ylabel="push, relative", xlim=(0, 4), ylim=(0, 1.02))
+    for tau, color, line in (
+        (0.25, "#0b4f75", "-"),
+        (0.5, SPREAD, "-"),
+        (1.0, "#56B4E9", "--"),
+        (2.0, "#a9cde3", "-."),
+    ):
+        panel.plot(
+            distance,
+            np.exp(-distance / tau),
+            color=color,
+            linestyle=line,
+            linewidth=3,
+            label=f"τ = {tau:g}",
+        )
+    panel.set(
+        xlabel="$D_{ij}$: squared distance of two features, per dimension",
+        ylabel="push, relative",
+        xlim=(0, 4),
+        ylim=(0, 1.02),
+    )
     picture.legend(loc="outside upper left", ncols=4, handlelength=1.6)
     return picture
 
@@ -137,17 +240,37 @@ def floor() -> viz.Picture:
     picture, ((panel,),) = viz.panels(1, 1, width=6.2, height=3.9)
     scales = torch.logspace(-1.5, 1.5, 60, dtype=torch.float64)
     for count, color in ((16, "#56B4E9"), (64, SPREAD), (256, "#0b4f75")):
-        h = torch.randn(count, 64, generator=keyed_generator("cpu", 0, "floor"), dtype=torch.float64)
-        panel.plot(scales, [losses.dispersive(c * h) for c in scales], color=color, linewidth=3, label=f"B = {count}")
+        h = torch.randn(
+            count, 64, generator=keyed_generator("cpu", 0, "floor"), dtype=torch.float64
+        )
+        panel.plot(
+            scales,
+            [losses.dispersive(c * h) for c in scales],
+            color=color,
+            linewidth=3,
+            label=f"B = {count}",
+        )
         panel.axhline(-math.log(count), color=color, linestyle=":", linewidth=2)
-        panel.text(0.035, -math.log(count) + 0.12, f"−log {count} = {-math.log(count):.2f}".replace("= -", "= −"), color=color)
+        panel.text(
+            0.035,
+            -math.log(count) + 0.12,
+            f"−log {count} = {-math.log(count):.2f}".replace("= -", "= −"),
+            color=color,
+        )
         record("dispersive_floor", "dispersive", -math.log(count), dataset="noise", batch=count)
-    panel.set(xscale="log", xlabel="size of the features", ylabel="dispersive loss", ylim=(-6.1, 0.3))
+    panel.set(
+        xscale="log", xlabel="size of the features", ylabel="dispersive loss", ylim=(-6.1, 0.3)
+    )
     picture.legend(loc="outside upper left", ncols=3)
     return picture
 
 
-VARIANTS = {"infonce_l2": "InfoNCE, ℓ2", "infonce_cosine": "InfoNCE, cosine", "hinge": "hinge", "covariance": "covariance"}
+VARIANTS = {
+    "infonce_l2": "InfoNCE, ℓ2",
+    "infonce_cosine": "InfoNCE, cosine",
+    "hinge": "hinge",
+    "covariance": "covariance",
+}
 
 
 @figure("variants")
@@ -156,7 +279,11 @@ def variants() -> viz.Picture:
     picture, axes = viz.panels(1, 4, width=WIDE, height=3.3)
     generator = keyed_generator("cpu", 0, "variants")
     spread = torch.randn(64, 16, generator=generator, dtype=torch.float64)
-    crowded = 0.15 * spread + torch.randn(64, 1, generator=generator, dtype=torch.float64) * torch.ones(16) + 2
+    crowded = (
+        0.15 * spread
+        + torch.randn(64, 1, generator=generator, dtype=torch.float64) * torch.ones(16)
+        + 2
+    )
     scales = torch.logspace(-1, 1, 40, dtype=torch.float64)
     for panel, (variant, name) in zip(axes[0], VARIANTS.items()):
         for h, color, line, label in (
@@ -165,7 +292,12 @@ def variants() -> viz.Picture:
         ):
             unit = h / h.std()
             panel.plot(
-                scales, [losses.dispersive(c * unit, variant) for c in scales], color=color, linestyle=line, linewidth=3, label=label
+                scales,
+                [losses.dispersive(c * unit, variant) for c in scales],
+                color=color,
+                linestyle=line,
+                linewidth=3,
+                label=label,
             )
         panel.set(xscale="log")
         panel.set_title(name, loc="left")
@@ -190,9 +322,13 @@ def spread_out(h: Tensor, variant: str, steps: int = 120, rate: float = 0.02) ->
 @figure("pushed_apart")
 def pushed_apart() -> viz.Picture:
     generator = keyed_generator("cpu", 0, "pushed apart")
-    start = 0.35 * torch.randn(48, 2, generator=generator, dtype=torch.float64) + torch.tensor([0.9, 0.5], dtype=torch.float64)
+    start = 0.35 * torch.randn(48, 2, generator=generator, dtype=torch.float64) + torch.tensor(
+        [0.9, 0.5], dtype=torch.float64
+    )
     limits = (-3, 3, -3, 3)
-    picture, panels = squares(["before", "InfoNCE, ℓ2", "InfoNCE, cosine", "hinge, margin 1"], limits)
+    picture, panels = squares(
+        ["before", "InfoNCE, ℓ2", "InfoNCE, cosine", "hinge, margin 1"], limits
+    )
     artists.points(panels[0], start, color=viz.MODEL, size=22)
     for panel, variant in zip(panels[1:], ("infonce_l2", "infonce_cosine", "hinge")):
         states = spread_out(start, variant)
@@ -208,5 +344,9 @@ def pushed_apart() -> viz.Picture:
 def digits_frechet() -> viz.Picture:
     """A bar for the mean of each method, a dot for each seed."""
     shown = ("fm", "delta_fm", "vecor_latent", "dispersive")
-    chosen = [row for row in rows("digits") if row["method"] in shown and row["metric"] in ("frechet", "frechet_real")]
+    chosen = [
+        row
+        for row in rows("digits")
+        if row["method"] in shown and row["metric"] in ("frechet", "frechet_real")
+    ]
     return enlarged(viz.method_bars(chosen, "frechet", nfe=50))

@@ -1,4 +1,6 @@
-"""Scale: the same code from points to ImageNet, the transformer's parts, what is measured and how fast it runs."""
+"""Scale: the same code from points to ImageNet, the transformer's parts, what is measured and how
+fast it runs.
+"""
 
 import numpy as np
 import torch
@@ -69,9 +71,25 @@ def patches() -> viz.Picture:
         row, column = divmod(k, 4)
         patch = image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         _grid(panel, patch, 10.4 + (k % 8) * 1.55, 5.6 - (k // 8) * 2.4, small)
-        panel.text(10.4 + (k % 8) * 1.55 + small, 5.25 - (k // 8) * 2.4, str(k + 1), ha="center", va="center", fontsize=11, color=GREY)
+        panel.text(
+            10.4 + (k % 8) * 1.55 + small,
+            5.25 - (k // 8) * 2.4,
+            str(k + 1),
+            ha="center",
+            va="center",
+            fontsize=11,
+            color=GREY,
+        )
     panel.text(16.5, 7.6, "16 tokens, read row by row", ha="center", va="center", fontsize=13)
-    panel.text(16.5, 1.6, "each: a linear layer, plus a fixed code of its place", ha="center", va="center", fontsize=13, color=viz.MODEL)
+    panel.text(
+        16.5,
+        1.6,
+        "each: a linear layer, plus a fixed code of its place",
+        ha="center",
+        va="center",
+        fontsize=13,
+        color=viz.MODEL,
+    )
     return picture
 
 
@@ -79,7 +97,17 @@ def _grid(panel: Axes, image: np.ndarray, x: float, y: float, cell: float) -> No
     """Grey squares, the top row first."""
     for (row, column), value in np.ndenumerate(image):
         corner = x + column * cell, y + (len(image) - 1 - row) * cell
-        panel.add_patch(Rectangle(corner, cell, cell, facecolor=str(float((value + 1) / 2)), edgecolor="#888888", linewidth=0.4, zorder=2))
+        panel.add_patch(
+            Rectangle(
+                corner,
+                cell,
+                cell,
+                facecolor=str(float((value + 1) / 2)),
+                edgecolor="#888888",
+                linewidth=0.4,
+                zorder=2,
+            )
+        )
 
 
 @figure("block")
@@ -94,18 +122,43 @@ def block() -> viz.Picture:
         box(panel, x, row, text, color=color, width=2.2 if x < 8 or gate else 3.2, height=2.0)
     for a, b in ((2.9, 4.5), (6.7, 7.2), (10.4, 11.0), (14.2, 15.1), (17.3, 18.9)):
         link(panel, (a, row), (b, row))
-    panel.plot(19.4, row, "o", markersize=24, markerfacecolor="white", markeredgecolor=GREY, markeredgewidth=2)
+    panel.plot(
+        19.4,
+        row,
+        "o",
+        markersize=24,
+        markerfacecolor="white",
+        markeredgecolor=GREY,
+        markeredgewidth=2,
+    )
     panel.text(19.4, row, "+", fontsize=20, ha="center", va="center")
     link(panel, (19.9, row), (22.3, row))
     panel.plot([1.6, 1.6, 19.4], [row - 0.9, 1.5, 1.5], color=viz.ATTRACT, linewidth=2)
     link(panel, (19.4, 1.5), (19.4, row - 0.65), viz.ATTRACT)
-    panel.text(10.5, 0.75, "the token itself, unchanged", ha="center", va="center", color=viz.ATTRACT, fontsize=13, weight="bold")
+    panel.text(
+        10.5,
+        0.75,
+        "the token itself, unchanged",
+        ha="center",
+        va="center",
+        color=viz.ATTRACT,
+        fontsize=13,
+        weight="bold",
+    )
     box(panel, 4.2, top, "time $t$ + class $y$", width=4.6, height=1.5)
     box(panel, 12.0, top, "SiLU, linear: starts at 0", color=viz.MODEL, width=6.2, height=1.5)
     link(panel, (6.5, top), (8.9, top))
     link(panel, (10.2, top - 0.75), (8.8, row + 1.0), viz.MODEL)
     link(panel, (14.4, top - 0.75), (16.2, row + 1.0), viz.REPEL)
-    panel.text(17.0, top - 1.4, "gate = 0 at the start:\nthe block does nothing", color=viz.REPEL, fontsize=13, weight="bold", va="center")
+    panel.text(
+        17.0,
+        top - 1.4,
+        "gate = 0 at the start:\nthe block does nothing",
+        color=viz.REPEL,
+        fontsize=13,
+        weight="bold",
+        va="center",
+    )
     return picture
 
 
@@ -142,7 +195,11 @@ def shards() -> viz.Picture:
     """The same eight shards of a batch on one process, on two, and in two micro-batches."""
     picture, panel = canvas(height=3.9)
     colors = ("#d9c9e6", "#cfe3f1", "#c9e8de", "#f3d9c4") * 2
-    layouts = {"1 GPU": ((range(8),),), "2 GPUs": ((range(4),), (range(4, 8),)), "1 GPU, 2 micro-batches": ((range(4), range(4, 8)),)}
+    layouts = {
+        "1 GPU": ((range(8),),),
+        "2 GPUs": ((range(4),), (range(4, 8),)),
+        "1 GPU, 2 micro-batches": ((range(4), range(4, 8)),),
+    }
     for i, (name, processes) in enumerate(layouts.items()):
         y = 7.6 - 3.0 * i
         panel.text(0.2, y + 0.55, name, fontsize=13, va="center", weight="bold")
@@ -151,28 +208,60 @@ def shards() -> viz.Picture:
             start = x
             for part in parts:
                 for k in part:
-                    panel.add_patch(Rectangle((x, y), 1.45, 1.1, facecolor=colors[k], edgecolor=GREY))
-                    panel.text(x + 0.72, y + 0.55, str(k + 1), ha="center", va="center", fontsize=13)
+                    panel.add_patch(
+                        Rectangle((x, y), 1.45, 1.1, facecolor=colors[k], edgecolor=GREY)
+                    )
+                    panel.text(
+                        x + 0.72, y + 0.55, str(k + 1), ha="center", va="center", fontsize=13
+                    )
                     x += 1.55
                 x += 0.0 if part == parts[-1] else 0.6
-            panel.add_patch(Rectangle((start - 0.18, y - 0.2), x - start + 0.26, 1.5, fill=False, edgecolor=viz.MODEL, linewidth=2.2))
+            panel.add_patch(
+                Rectangle(
+                    (start - 0.18, y - 0.2),
+                    x - start + 0.26,
+                    1.5,
+                    fill=False,
+                    edgecolor=viz.MODEL,
+                    linewidth=2.2,
+                )
+            )
             x += 0.7
-    panel.text(8.3, 0.25, "a shard's draws depend on (seed, step, shard) alone", fontsize=13, color=viz.MODEL, va="center")
+    panel.text(
+        8.3,
+        0.25,
+        "a shard's draws depend on (seed, step, shard) alone",
+        fontsize=13,
+        color=viz.MODEL,
+        va="center",
+    )
     return picture
 
 
 @figure("speed")
 def speed() -> viz.Picture:
     """Every benchmark that is a ratio of times and has a goal: measured, and the goal."""
-    found = [row for path in sorted((RESULTS / "bench").glob("*.json")) for row in rows(f"bench/{path.stem}")]
-    shown = [row for row in found if row["goal"] is not None and row["unit"] == "x" and row["sense"] == ">="]
+    found = [
+        row
+        for path in sorted((RESULTS / "bench").glob("*.json"))
+        for row in rows(f"bench/{path.stem}")
+    ]
+    shown = [
+        row
+        for row in found
+        if row["goal"] is not None and row["unit"] == "x" and row["sense"] == ">="
+    ]
     picture, ((panel,),) = viz.panels(1, 1, width=WIDE, height=4.25)
     for i, row in enumerate(shown):
         color = viz.ATTRACT if row["met"] else viz.REPEL
         panel.barh(i, row["ratio"], color=color, height=0.6, left=0)
         panel.plot([row["goal"]] * 2, [i - 0.42, i + 0.42], color=viz.TRUTH, linewidth=2.2)
         panel.text(
-            max(row["ratio"], row["goal"]) * 1.12, i, f"{row['ratio']:,.{0 if row['ratio'] > 100 else 2}f}×", va="center", fontsize=11
+            max(row["ratio"], row["goal"]) * 1.12,
+            i,
+            f"{row['ratio']:,.{0 if row['ratio'] > 100 else 2}f}×",
+            va="center",
+            fontsize=11,
         )
     panel.set_yticks(range(len(shown)), [row["name"] for row in shown], fontsize=10.5)
     panel.set(xscale="log", xlim=(0.7, 3e4), xlabel="times as fast (log scale); black: the goal")
@@ -184,21 +273,46 @@ def speed() -> viz.Picture:
 
 @figure("loss_at_start")
 def loss_at_start() -> viz.Picture:
-    """A network that says 0 pays E|u|^2, which the data alone decide: formula and measurement on digits."""
+    """A network that says 0 pays E|u|^2, which the data alone decide: formula and measurement on
+    digits.
+    """
     data = dataset("digits")
     x1 = data.x1.double().flatten(1)
     predicted = float(x1.square().mean()) + 1
-    x0 = torch.randn(x1.shape, generator=keyed_generator("cpu", 0, "loss at start"), dtype=torch.float64)
+    x0 = torch.randn(
+        x1.shape, generator=keyed_generator("cpu", 0, "loss at start"), dtype=torch.float64
+    )
     measured = float((x1 - x0).square().mean())
     record("loss_at_start_predicted", "fm", predicted, dataset="digits")
     record("loss_at_start", "fm", measured, dataset="digits", samples=len(x1))
     picture, ((panel,),) = viz.panels(1, 1, width=6.2, height=3.4)
     weights = np.linspace(0, 1, 50)
-    panel.plot(weights, predicted * (1 - weights), color=viz.MODEL, linewidth=3, label="(1 − λ) E|$u$|²")
+    panel.plot(
+        weights, predicted * (1 - weights), color=viz.MODEL, linewidth=3, label="(1 − λ) E|$u$|²"
+    )
     for weight in (0.0, 0.05, 0.5):
-        negative = (x1[torch.randperm(len(x1), generator=keyed_generator("cpu", 0, "roll"))] - x0.roll(1, 0)).square().mean()
+        negative = (
+            (
+                x1[torch.randperm(len(x1), generator=keyed_generator("cpu", 0, "roll"))]
+                - x0.roll(1, 0)
+            )
+            .square()
+            .mean()
+        )
         value = measured - weight * float(negative)
-        panel.plot(weight, value, "o", color=SPREAD, markersize=11, label="measured on digits" if weight == 0 else None)
-    panel.set(xlabel="weight λ of the repulsion", ylabel="loss before step 1", ylim=(0, None), xlim=(-0.03, 1))
+        panel.plot(
+            weight,
+            value,
+            "o",
+            color=SPREAD,
+            markersize=11,
+            label="measured on digits" if weight == 0 else None,
+        )
+    panel.set(
+        xlabel="weight λ of the repulsion",
+        ylabel="loss before step 1",
+        ylim=(0, None),
+        xlim=(-0.03, 1),
+    )
     picture.legend(loc="outside upper left", ncols=2)
     return picture

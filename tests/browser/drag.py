@@ -1,4 +1,6 @@
-"""What a hand does to an explorer in the page, and what an eye would see: pictures shown, jumps of the page, time to settle."""
+"""What a hand does to an explorer in the page, and what an eye would see: pictures shown, jumps of
+the page, time to settle.
+"""
 
 import time
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ _WATCH = """([index]) => {
   look();
   window.seen = seen;
 }"""
-_RESULT = (
-    "() => { window.seen.done = true; return {loads: window.seen.loads, heights: [...window.seen.heights], blank: window.seen.blank} }"
-)
+_RESULT = """() => {
+  window.seen.done = true;
+  return {loads: window.seen.loads, heights: [...window.seen.heights], blank: window.seen.blank};
+}"""
 
 
 @dataclass
@@ -39,8 +42,18 @@ class Seen:
         return self.updates / self.seconds
 
 
-def drag(page: Any, handle: Any, *, index: int = 0, positions: int = 120, seconds: float = 4.0, shots: int = 0) -> Seen:
-    """Drag a slider's handle from its left end to its right end in even steps, with `shots` screenshots of the picture on the way."""
+def drag(
+    page: Any,
+    handle: Any,
+    *,
+    index: int = 0,
+    positions: int = 120,
+    seconds: float = 4.0,
+    shots: int = 0,
+) -> Seen:
+    """Drag a slider's handle from its left end to its right end in even steps, with `shots`
+    screenshots of the picture on the way.
+    """
     handle.scroll_into_view_if_needed()
     track = handle.locator("xpath=ancestor::*[contains(@class,'noUi-target')]").bounding_box()
     box = handle.bounding_box()
@@ -56,7 +69,9 @@ def drag(page: Any, handle: Any, *, index: int = 0, positions: int = 120, second
         page.mouse.move(track["x"] + track["width"] * step / positions, y)
         if shots and step % (positions // shots) == 0:
             taken.append(page.locator(PICTURE).nth(index).screenshot())
-        page.wait_for_timeout(max(0.0, 1e3 * (began + seconds * step / positions - time.perf_counter())))
+        page.wait_for_timeout(
+            max(0.0, 1e3 * (began + seconds * step / positions - time.perf_counter()))
+        )
     page.mouse.up()
     took, released = time.perf_counter() - began, page.evaluate("() => performance.now()")
     page.wait_for_timeout(1500)

@@ -1,4 +1,6 @@
-"""JupyterLab on a free loopback port with a token, over a copy of the notebooks, and pages of it in headless Chromium."""
+"""JupyterLab on a free loopback port with a token, over a copy of the notebooks, and pages of it in
+headless Chromium.
+"""
 
 import contextlib
 import os
@@ -22,9 +24,18 @@ SETTLED = 240_000  # milliseconds that a notebook may take in fast mode
 
 
 def chromium() -> str | None:
-    """The browser: CFM_LITE_CHROMIUM, else chromium or google-chrome on the PATH; None where there is none."""
+    """The browser: CFM_LITE_CHROMIUM, else chromium or google-chrome on the PATH; None where there
+    is none.
+    """
     named = os.environ.get("CFM_LITE_CHROMIUM")
-    return named or next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return named or next(
+        (
+            path
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (path := shutil.which(name))
+        ),
+        None,
+    )
 
 
 @dataclass
@@ -41,20 +52,41 @@ class Lab:
 
 @contextlib.contextmanager
 def running_lab(folder: Path) -> Iterator[Lab]:
-    """JupyterLab over `folder`, in fast mode, with its own settings and kernels folder; it ends with the block."""
+    """JupyterLab over `folder`, in fast mode, with its own settings and kernels folder; it ends
+    with the block.
+    """
     port = reserved_port()
     token, home = secrets.token_hex(16), tempfile.mkdtemp(prefix="lab-")
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        f"--ServerApp.root_dir={folder}",
+    ]
     command += [f"--IdentityProvider.token={token}", "--allow-root", "--ServerApp.port_retries=0"]
     own = {f"JUPYTER_{name}_DIR": f"{home}/{name}" for name in ("CONFIG", "RUNTIME")}
     own |= {f"JUPYTERLAB_{name}_DIR": f"{home}/{name}" for name in ("SETTINGS", "WORKSPACES")}
-    quiet = Path(home) / "SETTINGS" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet = (
+        Path(home)
+        / "SETTINGS"
+        / "@jupyterlab"
+        / "apputils-extension"
+        / "notification.jupyterlab-settings"
+    )
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8")
     environment = (
         os.environ
         | own
-        | {"CFM_LITE_FAST": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "JUPYTER_CONFIG_PATH": str(ROOT / "notebooks")}
+        | {
+            "CFM_LITE_FAST": "1",
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "JUPYTER_CONFIG_PATH": str(ROOT / "notebooks"),
+        }
     )
     with open(Path(home) / "log.txt", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -85,7 +117,11 @@ def browser() -> Iterator[Any]:
     """Headless Chromium that asks nothing of the network; yields a Playwright browser."""
     from playwright.sync_api import sync_playwright
 
-    quiet = ["--no-sandbox", "--no-first-run", *(f"--disable-{x}" for x in ("gpu", "sync", "background-networking", "component-update"))]
+    quiet = [
+        "--no-sandbox",
+        "--no-first-run",
+        *(f"--disable-{x}" for x in ("gpu", "sync", "background-networking", "component-update")),
+    ]
     with sync_playwright() as play:
         opened = play.chromium.launch(executable_path=chromium(), args=quiet)
         try:

@@ -1,1 +1,3 @@
-"""Faults that are planted on purpose: a fast tier inside `make test`, a long one behind the marker `faults` (`make test-faults`)."""
+"""Faults that are planted on purpose: a fast tier inside `make test`, a long one behind the marker
+`faults` (`make test-faults`).
+"""

@@ -1,4 +1,6 @@
-"""Figures of the long tier, one JSON file each under build/faults: how many trials, how many of each outcome."""
+"""Figures of the long tier, one JSON file each under build/faults: how many trials, how many of
+each outcome.
+"""
 
 import json
 from pathlib import Path

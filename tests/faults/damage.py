@@ -1,4 +1,6 @@
-"""Damage, made in the same order every time, and what became of it: named, seen without a name, harmless, silent, or a bare error."""
+"""Damage, made in the same order every time, and what became of it: named, seen without a name,
+harmless, silent, or a bare error.
+"""
 
 import json
 import os
@@ -15,7 +17,8 @@ from tests.faults.counts import FOLDER
 
 
 def keep(name: str, facts: dict[str, Any]) -> None:
-    """Add `facts` to build/faults/NAME.json, which the long tier leaves behind; each test has a key of its own there.
+    """Add `facts` to build/faults/NAME.json, which the long tier leaves behind; each test has a key
+    of its own there.
 
     In the fast tier this does nothing: a count of a few trials is nothing to quote.
     """
@@ -24,11 +27,15 @@ def keep(name: str, facts: dict[str, Any]) -> None:
     path = FOLDER / f"{name}.json"
     with alone(FOLDER, "index"):  # the workers of pytest are processes
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        path.write_text(json.dumps(known | facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(known | facts, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def damaged(content: bytes, trials: int, seed: int = 0, head: int | None = None) -> Iterator[bytes]:
-    """`trials` damaged copies: a flipped bit, a cut, a block of zeros in turn, at random places (below `head`, if given)."""
+    """`trials` damaged copies: a flipped bit, a cut, a block of zeros in turn, at random places
+    (below `head`, if given).
+    """
     rng = random.Random(seed)
     made = 0
     while made < trials:
@@ -53,9 +60,11 @@ def sweep(
     same: Callable[[Any, Any], bool] = lambda a, b: False,
     named: str | None = None,
 ) -> Counter[str]:
-    """Damage the file `trials` times, read it each time, put it back; counts what came of it, and fails on a bare error.
+    """Damage the file `trials` times, read it each time, put it back; counts what came of it, and
+    fails on a bare error.
 
-    `same(a, b)` says whether what was read is what the whole file holds: such damage is harmless. `named` must be in a message.
+    `same(a, b)` says whether what was read is what the whole file holds: such damage is harmless.
+    `named` must be in a message.
     """
     good, right, seen = path.read_bytes(), read(), Counter[str]()
     for bad in damaged(good, trials, head=head):

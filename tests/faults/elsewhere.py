@@ -1,4 +1,6 @@
-"""The public names that test_inputs.py does not call, each under the reason: the test that does it, or why there is nothing to do."""
+"""The public names that test_inputs.py does not call, each under the reason: the test that does it,
+or why there is nothing to do.
+"""
 
 ELSEWHERE: dict[str, str] = {
     "values that cannot be wrong: errors, protocols, and records that the package itself fills": """

@@ -1,8 +1,9 @@
 """Kill -9 at random instants, half of them aimed at the moments in which a checkpoint is written.
 
-torch is imported once; each trial is a fork that goes on with the run where its newest checkpoint is. A byte in shared memory
-says whether a save is under way, two numbers which step was saved last and how long that took: an aimed kill falls at a random
-instant of a save as long as the last one, so that it hits on a fast disk and on a slow one.
+torch is imported once; each trial is a fork that goes on with the run where its newest checkpoint
+is. A byte in shared memory says whether a save is under way, two numbers which step was saved last
+and how long that took: an aimed kill falls at a random instant of a save as long as the last one,
+so that it hits on a fast disk and on a slow one.
 """
 
 import contextlib
@@ -37,7 +38,9 @@ class Tally:
 
 
 class Shared:
-    """What parent and child both see: whether a save is under way, the last step saved, and the seconds that its save took."""
+    """What parent and child both see: whether a save is under way, the last step saved, and the
+    seconds that its save took.
+    """
 
     def __init__(self) -> None:
         self.map = mmap.mmap(-1, 24)
@@ -81,9 +84,14 @@ def watched(shared: Shared, save: Save) -> Iterator[None]:
         yield
 
 
-def child(recipe: Recipe, data: DataSet, folder: Path, shared: Shared, save: Save, every: int = 6) -> None:
+def child(
+    recipe: Recipe, data: DataSet, folder: Path, shared: Shared, save: Save, every: int = 6
+) -> None:
     """Go on with the run and save every few steps; a line per step stays in losses.txt."""
-    with watched(shared, save), open(folder / "losses.txt", "a", encoding="utf-8", buffering=1) as lines:
+    with (
+        watched(shared, save),
+        open(folder / "losses.txt", "a", encoding="utf-8", buffering=1) as lines,
+    ):
         trainer = going_on(recipe, data, folder)
         for step, loss in steps(trainer, recipe, data, recipe.steps):
             lines.write(f"\n{step} {loss};")
@@ -91,8 +99,17 @@ def child(recipe: Recipe, data: DataSet, folder: Path, shared: Shared, save: Sav
                 trainer.save(folder, keep=2)
 
 
-def kill_at_random(recipe: Recipe, data: DataSet, folder: Path, kills: int, save: Save = checkpoint.save, seed: int = 0) -> Tally:
-    """Start the run, kill it, look, start it again; after every tenth kill it may come to its end and is held against an unbroken one."""
+def kill_at_random(
+    recipe: Recipe,
+    data: DataSet,
+    folder: Path,
+    kills: int,
+    save: Save = checkpoint.save,
+    seed: int = 0,
+) -> Tally:
+    """Start the run, kill it, look, start it again; after every tenth kill it may come to its end
+    and is held against an unbroken one.
+    """
     curve, end = unbroken(recipe, data)
     chance, tally, number = random.Random(seed), Tally(), 0
     while tally.kills < kills:
@@ -100,12 +117,24 @@ def kill_at_random(recipe: Recipe, data: DataSet, folder: Path, kills: int, save
         place.mkdir()
         if _until_the_end(recipe, data, place, save, chance, tally, min(10, kills - tally.kills)):
             tally.runs += 1
-            tally.different += _differs(place, curve) or digest(new_trainer(recipe, data).resume(place)) != end
+            tally.different += (
+                _differs(place, curve) or digest(new_trainer(recipe, data).resume(place)) != end
+            )
     return tally
 
 
-def _until_the_end(recipe: Recipe, data: DataSet, place: Path, save: Save, chance: random.Random, tally: Tally, kills: int) -> bool:
-    """Kill one run so many times, then let it end; False where a saved step was lost, and the run given up."""
+def _until_the_end(
+    recipe: Recipe,
+    data: DataSet,
+    place: Path,
+    save: Save,
+    chance: random.Random,
+    tally: Tally,
+    kills: int,
+) -> bool:
+    """Kill one run so many times, then let it end; False where a saved step was lost, and the run
+    given up.
+    """
     shared = Shared()
     while True:
         shared.forget()
@@ -141,7 +170,9 @@ def _over(process: int) -> bool:
 
 
 def _kept(folder: Path, saved: int) -> bool:
-    """Whether the newest valid checkpoint is at least as new as the last one that was reported as saved."""
+    """Whether the newest valid checkpoint is at least as new as the last one that was reported as
+    saved.
+    """
     if saved == 0 and not any(folder.glob("step-*")):
         return True
     try:
@@ -151,7 +182,9 @@ def _kept(folder: Path, saved: int) -> bool:
 
 
 def _differs(folder: Path, curve: dict[int, str]) -> bool:
-    """Whether any whole line of any attempt shows another loss than the unbroken run, or a step is missing."""
+    """Whether any whole line of any attempt shows another loss than the unbroken run, or a step is
+    missing.
+    """
     text = (folder / "losses.txt").read_text(encoding="utf-8")
     seen = dict.fromkeys(curve, False)
     for line in text.split("\n"):

@@ -1,8 +1,9 @@
 # ruff: noqa: E501  (a table: one mistake a line)
 """Seeded mistakes that the tests must find: python -m tests.faults.mutants [NAME ...]
 
-Each is one change to one place of the package. It is made in a copy, never in the working tree, and the named tests have to fail
-there; before that the copy without any mistake has to pass all of them. Results: a table, and build/faults/mutants.json.
+Each is one change to one place of the package. It is made in a copy, never in the working tree, and
+the named tests have to fail there; before that the copy without any mistake has to pass all of
+them. Results: a table, and build/faults/mutants.json.
 """
 
 import os
@@ -25,7 +26,9 @@ WORKERS = 2
 
 
 class Mutant(NamedTuple):
-    """`old`, which stands once in `file` of the package, becomes `new`; `tests` are pytest's words for what must notice."""
+    """`old`, which stands once in `file` of the package, becomes `new`; `tests` are pytest's words
+    for what must notice.
+    """
 
     name: str
     file: str
@@ -34,21 +37,48 @@ class Mutant(NamedTuple):
     tests: str
 
 
-LOSSES, DISPERSIVE, OBJECTIVE, PATHS = "tests/test_losses.py", "tests/test_dispersive.py", "tests/test_objective.py", "tests/test_paths.py"
+LOSSES, DISPERSIVE, OBJECTIVE, PATHS = (
+    "tests/test_losses.py",
+    "tests/test_dispersive.py",
+    "tests/test_objective.py",
+    "tests/test_paths.py",
+)
 TRANSFORMS = "tests/test_transforms.py"
-NEGATIVES, GUIDANCE, SAMPLERS, SDE = "tests/test_negatives.py", "tests/test_guidance.py", "tests/test_samplers.py", "tests/test_sde.py"
-TRAINING, AVERAGE, CHECKPOINT = "tests/test_training.py", "tests/test_average.py", "tests/test_checkpoint.py"
-DRAWS, BATCHES, RANKS = "tests/test_draws.py", "tests/test_batches.py", "tests/faults/test_two_ranks.py"
-IMAGES, ARCHIVE, CODEC, HINTS = "tests/test_images.py", "tests/test_archive.py", "tests/test_codec.py", "tests/test_hints.py"
+NEGATIVES, GUIDANCE, SAMPLERS, SDE = (
+    "tests/test_negatives.py",
+    "tests/test_guidance.py",
+    "tests/test_samplers.py",
+    "tests/test_sde.py",
+)
+TRAINING, AVERAGE, CHECKPOINT = (
+    "tests/test_training.py",
+    "tests/test_average.py",
+    "tests/test_checkpoint.py",
+)
+DRAWS, BATCHES, RANKS = (
+    "tests/test_draws.py",
+    "tests/test_batches.py",
+    "tests/faults/test_two_ranks.py",
+)
+IMAGES, ARCHIVE, CODEC, HINTS = (
+    "tests/test_images.py",
+    "tests/test_archive.py",
+    "tests/test_codec.py",
+    "tests/test_hints.py",
+)
 SEGMENTS = "tests/test_segments.py"
-CHANGES, DATA, SECURITY = "tests/faults/test_data_changes.py", "tests/faults/test_data.py", "tests/faults/test_security.py"
+CHANGES, DATA, SECURITY = (
+    "tests/faults/test_data_changes.py",
+    "tests/faults/test_data.py",
+    "tests/faults/test_security.py",
+)
 
 MUTANTS = (
     # losses
-    Mutant("a mean over K negatives, not a sum", "losses.py", ".mean(2).sum(0)  # (B,)", ".mean(2).mean(0)  # (B,)", LOSSES),
+    Mutant("a mean over K negatives, not a sum", "losses.py", ".mean(2)\n        .sum(0)", ".mean(2)\n        .mean(0)", LOSSES),
     Mutant("K negatives count once", "losses.py", "return len(u_neg) * F.mse_loss(", "return F.mse_loss(", LOSSES),
     Mutant("rescale is ignored", "losses.py", "kept / (kept.sum().clamp_min(1) if rescale else len(v))", "kept / len(v)", LOSSES),
-    Mutant("the bound forgets K", "losses.py", "not 0 <= weight * k < 1:  # false", "not 0 <= weight < 1:  # false", LOSSES),
+    Mutant("the bound forgets K", "losses.py", "not 0 <= weight * k < 1\n", "not 0 <= weight < 1\n", LOSSES),
     Mutant("the target gets a gradient", "losses.py", "return F.mse_loss(v, u.detach())", "return F.mse_loss(v, u)", LOSSES),
     Mutant("REPA repels", "losses.py", "return -((projected * F.normalize(", "return ((projected * F.normalize(", LOSSES),
     Mutant("repulsion attracts in the backward pass", "_internal/kernels.py", "push[rows], value=-1)", "push[rows], value=1)", LOSSES),
@@ -58,8 +88,8 @@ MUTANTS = (
     Mutant("a row repels itself", "perturbations.py", "torch.randint(1, n, (n,)", "torch.randint(0, n, (n,)", NEGATIVES),
     Mutant("the own class repels", "negatives.py", "torch.where(place < first, place, place + last - first)", "place", NEGATIVES),
     Mutant("nothing is left out", "negatives.py", "order[place]), others > 0", "order[place]), others >= 0", NEGATIVES),
-    Mutant("a position as velocity", "negatives.py", "interpolate(sample.x0, x1, sample.t)[1]", "interpolate(sample.x0, x1, sample.t)[0]", NEGATIVES),
-    Mutant("the identity is a shuffle", "perturbations.py", "torch.randint(int(exclude_identity), math", "torch.randint(0, math", "tests/test_perturbations.py"),
+    Mutant("a position as velocity", "negatives.py", "interpolate(sample.x0, x1, sample.t)[\n            1\n        ]", "interpolate(sample.x0, x1, sample.t)[0]", NEGATIVES),
+    Mutant("the identity is a shuffle", "perturbations.py", "torch.randint(\n        int(exclude_identity), math", "torch.randint(\n        0, math", "tests/test_perturbations.py"),
     Mutant("labels are dropped the other way round", "draws.py", "torch.where(drawn.to(y.device) < p,", "torch.where(drawn.to(y.device) > p,", DRAWS),
     Mutant("the farthest pairing", "draws.py", "gain.numpy(), maximize=True)", "gain.numpy(), maximize=False)", DRAWS),
     Mutant("a key is its first part", "draws.py", "blake2b(repr(key).encode()", "blake2b(repr(key[:1]).encode()", DRAWS),
@@ -69,7 +99,7 @@ MUTANTS = (
     Mutant("times of the linear path", "objective.py", "self.law = on_path(time, path, \"time\")", "self.law = time", OBJECTIVE),
     Mutant("negatives of the linear path", "terms.py", "on_path(self.negatives, draw.path, \"negatives\")", "self.negatives", OBJECTIVE),
     Mutant("two paths at once", "paths.py", "if given not in (path, path.name):", "if not given:", OBJECTIVE),
-    Mutant("a score that divides by nothing", "paths.py", "rate.isfinite() & (d_alpha.isinf() | ((alpha == 0) & (d_alpha == 0)))", "(alpha > 9)", PATHS),
+    Mutant("a score that divides by nothing", "paths.py", "rate.isfinite()\n            & (d_alpha.isinf() | ((alpha == 0) & (d_alpha == 0)))", "(alpha > 9)", PATHS),
     Mutant("noise that keeps the data", "paths.py", "t, \"the velocity from noise\", d_sigma) * (x - sigma * x0)", "t, \"the velocity from noise\", d_sigma) * x", PATHS),
     Mutant("a sum weighted as a mean", "objective.py", "return 0.5 / max(1, d * (d - 1))", "return 0.5", OBJECTIVE),
     Mutant("torch.func meets the kernel", "losses.py", "is_compiling() or transformed(v, u, u_neg, keep):", "is_compiling():", TRANSFORMS),
@@ -101,7 +131,7 @@ MUTANTS = (
     Mutant("another recipe may go on", "runs/segments.py", "for name, pair in changes(before, recipe).items() if name not in FREE}", "for name, pair in changes(before, recipe).items() if name in ()}", SEGMENTS),
     Mutant("the checkpoint's recipe is not looked at", "runs/run.py", 'accept=lambda saved: check_same_recipe(folder / "checkpoints", saved, recipe)', "accept=lambda saved: None", SEGMENTS),
     Mutant("other data may go on", "runs/segments.py", "if saved and given and saved != given:", "if False:", SEGMENTS),
-    Mutant("the config says what was true before", "runs/segments.py", "return {**before, **now,", "return {**now, **before,", SEGMENTS),
+    Mutant("the config says what was true before", "runs/segments.py", "return {\n        **before,\n        **now,", "return {**now, **before,", SEGMENTS),
     Mutant("saving counts for the rate", "runs/throughput.py", "        self._since += gone\n        self._warm += gone\n", "        pass\n", "tests/test_throughput.py"),
     Mutant("a cosine is a line", "runs/recipe.py", "0.5 - 0.5 * math.cos(math.pi * left)", "left", "tests/test_recipes.py -k learning_rate"),
     Mutant("the step is not resumed", "training.py", "self.step, self.last_good = saved.step, path", "self.last_good = path", TRAINING),
@@ -122,7 +152,7 @@ MUTANTS = (
     Mutant("a class called train is entered", "data/images.py", "return all(folder.name.lower() in TRAIN | HELD", "return any(folder.name.lower() in TRAIN | HELD", f"{IMAGES} -k structure"),
     Mutant("train and val become one class", "data/images.py", "    _refuse_mixtures(root, full)\n    return root", "    return root", f"{IMAGES} -k mix"),
     Mutant("a folder that cannot be listed is empty", "data/images.py", "    except OSError as error:\n        raise _unlisted(folder, error) from None\n    return [folder", "    except OSError:\n        pass\n    return [folder", f"{IMAGES} -k listed"),
-    Mutant("every decoder is asked", "data/images.py", "formats=FORMATS)", "formats=None)", f"{IMAGES} -k another_kind"),
+    Mutant("every decoder is asked", "data/images.py", "formats=FORMATS\n", "formats=None\n", f"{IMAGES} -k another_kind"),
     Mutant("a decoder's odd error ends the run", "data/images.py", "except Exception as error:  # forty", "except (OSError, ValueError) as error:  # forty", f"{IMAGES} -k decoder_raises"),
     Mutant("a long picture is scaled whole", "data/images.py", "if width * height > RESIZED:", "if width * height > 1000 * RESIZED:", f"{IMAGES} -k long_image"),
     Mutant("hidden folders hold pictures", "data/archive.py", 'return name.startswith(".") or name.lower() in UNSEEN', "return False", f"{IMAGES} -k hidden"),
@@ -135,8 +165,8 @@ MUTANTS = (
     Mutant("features counted from 0", "_internal/networks.py", "if missing or 0 in keys:", "if False:", "tests/test_own_network.py -k container"),
     Mutant("a lost run says nothing", "training.py", "self._steps, self._begun = steps, False", "self._steps, self._begun = steps, True", "tests/test_own_network.py -k nobody"),
     Mutant("labels keep their kind", "_internal/checks.py", "return y if y.dtype == torch.int64 else y.long()", "return y", "tests/test_numbers_given.py"),
-    Mutant("the time in 16 bits", "models/embed.py", "if autocasting(x) else contextlib.nullcontext():", "if False else contextlib.nullcontext():", "tests/test_time_precision.py"),
-    Mutant("moments in another order", "engine/sharded.py", "value.stride() != p.stride():", "False:", "tests/test_trainable.py"),
+    Mutant("the time in 16 bits", "models/embed.py", "if autocasting(x) else contextlib.nullcontext()", "if False else contextlib.nullcontext()", "tests/test_time_precision.py"),
+    Mutant("moments in another order", "engine/sharded.py", "value.stride() != p.stride()", "False", "tests/test_trainable.py"),
     Mutant("a tied weight is stored twice", "engine/checkpoint.py", "        if place in names:", "        if False:", "tests/test_trainable.py -k tied"),
     # several processes
     Mutant("a sum over ranks, not a mean", "engine/parallel.py", "for value in values.values()]) / self.size", "for value in values.values()])", RANKS),
@@ -146,7 +176,7 @@ MUTANTS = (
     Mutant("a stopped rank lives for ever", "engine/parallel.py", "            elif now - seen > self.timeout:\n", "            elif False:\n", RANKS),
     Mutant("ranks draw alike", "training.py", "first = self.world.rank * self._shards(batch)", "first = 0", RANKS),
     # the command line
-    Mutant("a run is looked for from where one stands", "runs/run.py", "for view in (Path(os.path.abspath(given)), Path(os.path.realpath(given)))", "for view in (given, given)", "tests/test_runs.py -k found_from"),
+    Mutant("a run is looked for from where one stands", "runs/run.py", "for view in (\n        Path(os.path.abspath(given)),\n        Path(os.path.realpath(given)),\n    )", "for view in (given, given)", "tests/test_runs.py -k found_from"),
     Mutant("a tilde is a name", "_internal/places.py", "        return Path(text).expanduser()\n", "        return Path(text)\n", "tests/test_places.py"),
     Mutant("the switch of the SDE does nothing", "cli/actions.py", '"sde" if sde else recipe.solver', "recipe.solver", "tests/test_flags.py -k sample-sde"),
     Mutant("every method reads every field", "runs/reads.py", "elif name in _OF_METHODS and name not in mine:", "elif False:", "tests/test_flags.py -k one_method"),
@@ -156,7 +186,10 @@ MUTANTS = (
 
 def rotten(package: Path = PACKAGE) -> list[str]:
     """The mutants whose old text does not stand exactly once in its file."""
-    found = {mutant.name: (package / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in MUTANTS}
+    found = {
+        mutant.name: (package / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+        for mutant in MUTANTS
+    }
     return [f"{name}: {count} times" for name, count in found.items() if count != 1]
 
 
@@ -172,11 +205,31 @@ def copied(folder: Path) -> Path:
 
 def passes(folder: Path, tests: str, seconds: float = 900) -> bool:
     """True where pytest finds nothing wrong in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not faults and not scale", "-p", "no:xdist", *tests.split()]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-m",
+        "not faults and not scale",
+        "-p",
+        "no:xdist",
+        *tests.split(),
+    ]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds
+    )
     if done.returncode not in (0, 1):
-        raise RuntimeError(f"pytest {tests} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"pytest {tests} ended with "
+            f"{done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     return done.returncode == 0
 
 
@@ -209,7 +262,10 @@ def tried(mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, bool, float]]:
         sound = list(pool.map(lambda tests: alone(lambda folder: passes(folder, tests))[0], suites))
         if not all(sound):
             wrong = [tests for tests, ok in zip(suites, sound) if not ok]
-            raise SystemExit(f"without any mistake these tests fail already: {', '.join(wrong)}. Mend them first.")
+            raise SystemExit(
+                f"without any mistake these tests fail already: {', '.join(wrong)}. Mend them "
+                "first."
+            )
         print(f"without any mistake all {len(suites)} sets of tests pass", flush=True)
         results = pool.map(lambda mutant: alone(lambda folder: survives(folder, mutant)), mutants)
         for mutant, (survived, seconds) in zip(mutants, results):
@@ -223,8 +279,20 @@ def main(names: Sequence[str] = ()) -> int:
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     began, rows = time.monotonic(), []
     for mutant, killed, seconds in tried(chosen):
-        rows.append({"name": mutant.name, "file": mutant.file, "tests": mutant.tests, "killed": killed, "seconds": round(seconds, 1)})
-        print(f"{'killed' if killed else 'SURVIVED':<9} {seconds:6.1f} s  {mutant.file:<18} {mutant.name}", flush=True)
+        rows.append(
+            {
+                "name": mutant.name,
+                "file": mutant.file,
+                "tests": mutant.tests,
+                "killed": killed,
+                "seconds": round(seconds, 1),
+            }
+        )
+        print(
+            f"{'killed' if killed else 'SURVIVED':<9} {seconds:6.1f} s  {mutant.file:<18} "
+            f"{mutant.name}",
+            flush=True,
+        )
     killed, seconds = sum(row["killed"] for row in rows), time.monotonic() - began
     print(f"{killed} of {len(rows)} killed in {seconds:.0f} s")
     if not names:

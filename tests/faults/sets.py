@@ -8,7 +8,9 @@ from cfm_lite.data.latents.codec import Scaling
 
 
 class Law:
-    """Means of blocks of pixels as moments; `fingerprint` tells two of them apart, and each gives other numbers."""
+    """Means of blocks of pixels as moments; `fingerprint` tells two of them apart, and each gives
+    other numbers.
+    """
 
     channels, factor, source, scaling = 4, 8, "law", Scaling()
 
@@ -23,7 +25,12 @@ class Law:
 
 def build(pictures, out, codec=None, **how):
     """Prepare a folder of images, four shards of seven."""
-    return prepare.prepare(images.find(pictures), out, codec or Law(), **({"size": 32, "rows": 7, "progress": False} | how))
+    return prepare.prepare(
+        images.find(pictures),
+        out,
+        codec or Law(),
+        **({"size": 32, "rows": 7, "progress": False} | how),
+    )
 
 
 def whole(folder):

@@ -1,9 +1,10 @@
 """What is promised, how often it was tried, and how often it failed: python -m tests.faults.table
 
-Gathers the counts that `make test-faults` and `make test-mutants` left in build/faults into data/results/trust.json, and prints them.
-A test that fails leaves no counts, and without all of them there is no table.
-Where n random trials gave no failure, the rate of failure is below 3/n with 95 % confidence, for faults drawn as these were; a list
-that was gone through, such as every call or every step, bounds nothing beyond itself.
+Gathers the counts that `make test-faults` and `make test-mutants` left in build/faults into
+data/results/trust.json, and prints them. A test that fails leaves no counts, and without all of
+them there is no table. Where n random trials gave no failure, the rate of failure is below 3/n with
+95 % confidence, for faults drawn as these were; a list that was gone through, such as every call or
+every step, bounds nothing beyond itself.
 """
 
 import json
@@ -21,7 +22,9 @@ Counts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Promise:
-    """One line of the table: `counted` turns the counts of the files NAME*.json into (trials, failures, what else was counted)."""
+    """One line of the table: `counted` turns the counts of the files NAME*.json into (trials,
+    failures, what else was counted).
+    """
 
     promise: str
     how: str
@@ -34,8 +37,14 @@ def total(counts: list[Counts], *names: str) -> int:
     return sum(count[name] for count in counts for name in names)
 
 
-def plain(trials: str, *failures: str, note: str = "") -> Callable[[list[Counts]], tuple[int, int, str]]:
-    return lambda counts: (total(counts, trials), total(counts, *failures), note.format_map(counts[0]))
+def plain(
+    trials: str, *failures: str, note: str = ""
+) -> Callable[[list[Counts]], tuple[int, int, str]]:
+    return lambda counts: (
+        total(counts, trials),
+        total(counts, *failures),
+        note.format_map(counts[0]),
+    )
 
 
 def parts(trials: str, *failures: str) -> Callable[[list[Counts]], tuple[int, int, str]]:
@@ -43,19 +52,31 @@ def parts(trials: str, *failures: str) -> Callable[[list[Counts]], tuple[int, in
 
     def counted(counts: list[Counts]) -> tuple[int, int, str]:
         kinds = list(counts[0].values())
-        return sum(kind[trials] for kind in kinds), sum(kind.get(name, 0) for kind in kinds for name in failures), f"{len(kinds)} kinds"
+        return (
+            sum(kind[trials] for kind in kinds),
+            sum(kind.get(name, 0) for kind in kinds for name in failures),
+            f"{len(kinds)} kinds",
+        )
 
     return counted
 
 
 def _corruptions(counts: list[Counts]) -> tuple[int, int, str]:
     found = total(counts, "flips", "truncations", "zeroed")
-    return counts[0]["trials"], counts[0]["trials"] - found, "a third each: a flipped bit, a cut, a block of zeros"
+    return (
+        counts[0]["trials"],
+        counts[0]["trials"] - found,
+        "a third each: a flipped bit, a cut, a block of zeros",
+    )
 
 
 def _runaway(counts: list[Counts]) -> tuple[int, int, str]:
     c = counts[0]
-    return c["runaway"] + c["good"], c["runaway"] - c["stopped"] + c["false_alarms"], "half of them good; the rule was chosen on these"
+    return (
+        c["runaway"] + c["good"],
+        c["runaway"] - c["stopped"] + c["false_alarms"],
+        "half of them good; the rule was chosen on these",
+    )
 
 
 def _builders(counts: list[Counts]) -> tuple[int, int, str]:
@@ -65,12 +86,20 @@ def _builders(counts: list[Counts]) -> tuple[int, int, str]:
 
 def _downloads(counts: list[Counts]) -> tuple[int, int, str]:
     kinds = list(counts[0].values())
-    return len(kinds), sum(bool(kind["seen as whole"]) for kind in kinds), "cut, too long, another page, silent, hanging, ..."
+    return (
+        len(kinds),
+        sum(bool(kind["seen as whole"]) for kind in kinds),
+        "cut, too long, another page, silent, hanging, ...",
+    )
 
 
 def _attacks(counts: list[Counts]) -> tuple[int, int, str]:
     kinds = list(counts[0].values())
-    return len(kinds), sum(bool(kind["ran"] or kind["wrote"] or kind["code"]) for kind in kinds), "pickles, archives, links, bombs, tags"
+    return (
+        len(kinds),
+        sum(bool(kind["ran"] or kind["wrote"] or kind["code"]) for kind in kinds),
+        "pickles, archives, links, bombs, tags",
+    )
 
 
 PROMISES = (
@@ -78,7 +107,12 @@ PROMISES = (
         "a saved checkpoint outlives kill -9, and the run ends as if nothing had been",
         "killed at random instants",
         "kills",
-        plain("kills", "lost", "different", note="{inside} inside a save; a naive save lost {naive_lost} of {naive_kills}"),
+        plain(
+            "kills",
+            "lost",
+            "different",
+            note="{inside} inside a save; a naive save lost {naive_lost} of {naive_kills}",
+        ),
     ),
     Promise(
         "a save that fails loses nothing older",
@@ -87,7 +121,9 @@ PROMISES = (
         parts("calls that failed", "lost"),
         drawn=False,
     ),
-    Promise("a damaged checkpoint is refused by name", "random damage", "corruptions", _corruptions),
+    Promise(
+        "a damaged checkpoint is refused by name", "random damage", "corruptions", _corruptions
+    ),
     Promise(
         "stopped and gone on is not stopped, bit for bit",
         "at every step of every objective",
@@ -114,14 +150,29 @@ PROMISES = (
         plain("places", "reached_a_parameter"),
     ),
     Promise(
-        "losses and gradients are finite", "batches of one, one class, duplicates, extreme norms", "losses_*", plain("calls", "not_finite")
+        "losses and gradients are finite",
+        "batches of one, one class, duplicates, extreme norms",
+        "losses_*",
+        plain("calls", "not_finite"),
     ),
-    Promise("a run that runs away is stopped, a good one is not", "200 steps on a toy", "runaway", _runaway, drawn=False),
+    Promise(
+        "a run that runs away is stopped, a good one is not",
+        "200 steps on a toy",
+        "runaway",
+        _runaway,
+        drawn=False,
+    ),
     Promise(
         "a wrong call gives a documented error, and touches nothing",
         "one argument made strange, at random",
         "api",
-        plain("calls", "bare_tracebacks", "changed_arguments", "touched_states", note="{functions} functions"),
+        plain(
+            "calls",
+            "bare_tracebacks",
+            "changed_arguments",
+            "touched_states",
+            note="{functions} functions",
+        ),
     ),
     Promise(
         "the same (a wrong call)",
@@ -130,11 +181,38 @@ PROMISES = (
         plain("calls", "bare_tracebacks"),
         drawn=False,
     ),
-    Promise("a wrong command line gives one line and its exit code", "generated", "command_lines_*", plain("lines", "tracebacks")),
-    Promise("a damaged data file never passes for data", "random damage", "data", parts("trials", "silent", "unnamed")),
-    Promise("a killed builder of latents can be started again", "kill -9 at random instants", "data_changes", _builders),
-    Promise("half a download is never seen as whole", "a server that lies", "downloads", _downloads, drawn=False),
-    Promise("no file can run code, write elsewhere or fill the memory", "poisoned files, opened", "attacks", _attacks, drawn=False),
+    Promise(
+        "a wrong command line gives one line and its exit code",
+        "generated",
+        "command_lines_*",
+        plain("lines", "tracebacks"),
+    ),
+    Promise(
+        "a damaged data file never passes for data",
+        "random damage",
+        "data",
+        parts("trials", "silent", "unnamed"),
+    ),
+    Promise(
+        "a killed builder of latents can be started again",
+        "kill -9 at random instants",
+        "data_changes",
+        _builders,
+    ),
+    Promise(
+        "half a download is never seen as whole",
+        "a server that lies",
+        "downloads",
+        _downloads,
+        drawn=False,
+    ),
+    Promise(
+        "no file can run code, write elsewhere or fill the memory",
+        "poisoned files, opened",
+        "attacks",
+        _attacks,
+        drawn=False,
+    ),
     Promise(
         "the tests find a mistake in the code",
         "seeded mistakes, one by one",
@@ -148,11 +226,24 @@ PROMISES = (
 def rows(folder: Path = FOLDER) -> Iterator[dict[str, Any]]:
     """A row for each promise; FileNotFoundError where its counts are missing."""
     for one in PROMISES:
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{one.files}.json"))]
+        found = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(folder.glob(f"{one.files}.json"))
+        ]
         if not found:
-            raise FileNotFoundError(f"{folder / one.files}.json is missing; run make test-faults and make test-mutants first")
+            raise FileNotFoundError(
+                f"{folder / one.files}.json is missing; run make test-faults and make test-mutants "
+                "first"
+            )
         trials, failures, note = one.counted(found)
-        yield {"promise": one.promise, "how": one.how, "trials": trials, "failures": failures, "drawn": one.drawn, "note": note}
+        yield {
+            "promise": one.promise,
+            "how": one.how,
+            "trials": trials,
+            "failures": failures,
+            "drawn": one.drawn,
+            "note": note,
+        }
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Thousands of command lines, run in this process: exit code 0 or a documented one, one line of error, never a traceback.
+"""Thousands of command lines, run in this process: exit code 0 or a documented one, one line of
+error, never a traceback.
 
-What would take long (training, drawing, measuring, fetching) is replaced by `Reached`, which ends a command well once all its
-arguments have been accepted; everything before it is the real code.
+What would take long (training, drawing, measuring, fetching) is replaced by `Reached`, which ends a
+command well once all its arguments have been accepted; everything before it is the real code.
 """
 
 import dataclasses
@@ -25,25 +26,63 @@ from cfm_lite.runs.recipe import recipe
 from tests.faults import counts
 
 CODES = {0, 1, 2, 3, 4}
-KINDS = {"demo": cli.Demo, "train": cli.Train, "sample": cli.Sample, "evaluate": cli.Evaluate, "compare": cli.Compare}
+KINDS = {
+    "demo": cli.Demo,
+    "train": cli.Train,
+    "sample": cli.Sample,
+    "evaluate": cli.Evaluate,
+    "compare": cli.Compare,
+}
 KINDS |= {"prepare": cli.Prepare, "export": cli.Export}
 
 
 def flags(kind):
     """--name of every field of a command, those of the full scale too."""
-    names = [f.name for f in dataclasses.fields(kind) if f.name not in ("full", "debug", "recipe", "suite", "dataset")]
+    names = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in ("full", "debug", "recipe", "suite", "dataset")
+    ]
     names += [f.name for f in dataclasses.fields(FullScale)] if kind is cli.Train else []
     return [f"--{name.replace('_', '-')}" for name in names]
 
 
 COMMANDS = {name: flags(kind) for name, kind in KINDS.items()}
-SWITCHES = {"--quick", "--resume", "--dry-run", "--compile", "--no-compile", "--sde", "--debias", "--report", "--checkpointing"}
+SWITCHES = {
+    "--quick",
+    "--resume",
+    "--dry-run",
+    "--compile",
+    "--no-compile",
+    "--sde",
+    "--debias",
+    "--report",
+    "--checkpointing",
+}
 FIRST = {
     "train": ["toy", "digits", "digits_sit", "mnist", "cifar10", "imagenet", "digit", ""],
     "compare": ["toy", "digits", "mnist", "imagenet"],
     "prepare": ["digits", "mnist", "cifar10", "cifar10-jpeg75", "imagenet", "cifar"],
 }
-NUMBERS = ["0", "1", "2", "-1", "3.5", "1e400", "-1e400", "nan", "inf", "1e-3", "0x10", "1_000", "9" * 30, "9" * 400, "٣", " 1", "1 "]
+NUMBERS = [
+    "0",
+    "1",
+    "2",
+    "-1",
+    "3.5",
+    "1e400",
+    "-1e400",
+    "nan",
+    "inf",
+    "1e-3",
+    "0x10",
+    "1_000",
+    "9" * 30,
+    "9" * 400,
+    "٣",
+    " 1",
+    "1 ",
+]
 WORDS = [
     "",
     " ",
@@ -163,7 +202,9 @@ def trained(tmp_path_factory):
     """A folder with a real run of two steps, a file, and nothing else."""
     folder = tmp_path_factory.mktemp("cli")
     small = recipe("toy", steps=2, batch=32, shard=32, hidden_size=8)
-    runs.train(small, datasets.dataset("two_classes", points=50), out=folder / "run", progress=False)
+    runs.train(
+        small, datasets.dataset("two_classes", points=50), out=folder / "run", progress=False
+    )
     (folder / "file").write_text("not a folder")
     return folder
 
@@ -194,15 +235,25 @@ def stubs(trained, monkeypatch):
 
 
 def command_line(draw):
-    """Words that look like a command: right more often than wrong, so that many get as far as the last check."""
+    """Words that look like a command: right more often than wrong, so that many get as far as the
+    last check.
+    """
     name = draw.choice([*COMMANDS, *COMMANDS, *COMMANDS, "trian", ""])
     words = [name] if draw.random() < 0.98 else []
     if name in FIRST and draw.random() < 0.8:
         words.append(draw.choice(FIRST[name]))
     for _ in range(draw.choice([0, 1, 1, 2, 3, 5])):
-        flag = draw.choice(COMMANDS.get(name, ["--x"])) if draw.random() < 0.93 else draw.choice(["--nonsense", "--stepz", "-q", "--"])
+        flag = (
+            draw.choice(COMMANDS.get(name, ["--x"]))
+            if draw.random() < 0.93
+            else draw.choice(["--nonsense", "--stepz", "-q", "--"])
+        )
         values = SETTINGS if flag == "--set" and draw.random() < 0.9 else [*NUMBERS, *WORDS]
-        many = draw.choice([0, 1, 1, 1, 1, 2, 3]) if flag in ("--set", "--arms", "--interval") else draw.choice([1, 1, 1, 1, 1, 1, 0, 2])
+        many = (
+            draw.choice([0, 1, 1, 1, 1, 2, 3])
+            if flag in ("--set", "--arms", "--interval")
+            else draw.choice([1, 1, 1, 1, 1, 1, 0, 2])
+        )
         switch = flag in SWITCHES
         words += (
             [f"{flag}={draw.choice(values)}"]
@@ -213,7 +264,9 @@ def command_line(draw):
 
 
 def run(words, capsys):
-    """(exit code, what was printed to stderr), with every surprise as an AssertionError that shows the words."""
+    """(exit code, what was printed to stderr), with every surprise as an AssertionError that shows
+    the words.
+    """
     checks._warned.clear()
     terminal.Notes.shown.clear()
     try:
@@ -225,7 +278,9 @@ def run(words, capsys):
     finally:
         said = capsys.readouterr()
     code = code or 0
-    lines = [line for line in said.err.split("\n") if line and not line.startswith("cfm-lite: note: ")]
+    lines = [
+        line for line in said.err.split("\n") if line and not line.startswith("cfm-lite: note: ")
+    ]
     if code not in CODES or "Traceback" in said.err + said.out:
         raise AssertionError(f"{words}: exit code {code}: {said.err}")
     if (code or lines) and (len(lines) != 1 or not lines[0].startswith("cfm-lite: error: ")):
@@ -290,7 +345,9 @@ def test_no_memory_left_is_one_line(stubs, monkeypatch, capsys):
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("DefaultCPUAllocator: not enough memory"),
     ):
-        monkeypatch.setattr(runs, "train", lambda *args, error=error, **kwargs: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(
+            runs, "train", lambda *args, error=error, **kwargs: (_ for _ in ()).throw(error)
+        )
         code, line = run(["train", "toy"], capsys)
         assert code == 1
         assert "not enough memory" in line
@@ -313,7 +370,9 @@ def config(trained, tmp_path):
 
     def write(text=None, **changes):
         fields = {k: v for k, v in (original["recipe"] | changes).items() if v is not ...}
-        (tmp_path / "config.json").write_text(text if text is not None else json.dumps(original | {"recipe": fields}))
+        (tmp_path / "config.json").write_text(
+            text if text is not None else json.dumps(original | {"recipe": fields})
+        )
         return runs.saved_recipe(tmp_path)
 
     return write
@@ -417,7 +476,11 @@ def test_a_poor_terminal_gets_no_traceback(line, env, code):
         ("$CFM --help", {"COLUMNS": "x", "TERM": ""}, 0),
         ("$CFM train ü", {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, 2),
         ("$CFM train $'\\xff'", {"LC_ALL": "C"}, 2),
-        ("$CFM train toy --method Δ", {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, 2),
+        (
+            "$CFM train toy --method Δ",
+            {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+            2,
+        ),
     ],
 )
 def test_many_poor_terminals_get_no_traceback(line, env, code):
@@ -426,7 +489,9 @@ def test_many_poor_terminals_get_no_traceback(line, env, code):
 
 @pytest.mark.faults
 def test_python_without_asserts_gives_the_same_answers():
-    """Every fast test of inputs, under -O: pytest rewrites its own asserts, the package has none to lose."""
+    """Every fast test of inputs, under -O: pytest rewrites its own asserts, the package has none to
+    lose.
+    """
     here = Path(__file__).parent
     code = """
 import random

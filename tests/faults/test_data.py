@@ -1,4 +1,6 @@
-"""Data files that are cut, flipped, zeroed, exchanged or changed: nothing damaged passes for data, and every file is named."""
+"""Data files that are cut, flipped, zeroed, exchanged or changed: nothing damaged passes for data,
+and every file is named.
+"""
 
 import gzip
 import hashlib
@@ -68,7 +70,9 @@ def read_mnist(tmp_path, name):
     for file in mnist.MD5:
         shape = (60, 28, 28) if "images" in file else (60,)
         array = rng.integers(0, 256 if "images" in file else 10, shape, np.uint8)
-        content[file] = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + array.tobytes()
+        content[file] = (
+            bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + array.tobytes()
+        )
         (tmp_path / "mnist").mkdir(exist_ok=True)
         (tmp_path / "mnist" / file).write_bytes(gzip.compress(content[file], mtime=0))
     mnist.MD5.update({file: hashlib.md5(raw).hexdigest() for file, raw in content.items()})
@@ -111,7 +115,12 @@ def read_official(tmp_path):
 
 def read_samples(tmp_path):
     path = tmp_path / "samples.npz"
-    commands._save_samples(path, torch.randn(100, 1, 8, 8), torch.arange(100) % 10, {"recipe": recipe("digits").as_dict(), "step": 3})
+    commands._save_samples(
+        path,
+        torch.randn(100, 1, 8, 8),
+        torch.arange(100) % 10,
+        {"recipe": recipe("digits").as_dict(), "step": 3},
+    )
     return path, lambda: commands.load_samples(path)
 
 
@@ -122,7 +131,9 @@ def read_images(tmp_path):
 
 
 def read_mean(tmp_path):
-    np.save(tmp_path / train.MEAN, np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32))
+    np.save(
+        tmp_path / train.MEAN, np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32)
+    )
     about = {"mean": hashlib.sha256((tmp_path / train.MEAN).read_bytes()).hexdigest()}
     return tmp_path / train.MEAN, lambda: train.read_mean(tmp_path, about)
 
@@ -152,7 +163,8 @@ def equal(a, b):
 LATENTS = ("shard-00000.npy", "index.json", "labels.npy", "keys.txt", "mean.npy")
 FILES = {
     **{
-        f"latents: {name}": (read_latents, "made", name) for name in ("shard-00000.npy", "index.json", "labels.npy", "keys.txt", "mean.npy")
+        f"latents: {name}": (read_latents, "made", name)
+        for name in ("shard-00000.npy", "index.json", "labels.npy", "keys.txt", "mean.npy")
     },
     "latents: shard-00001.json": (read_facts, "made"),
     "teacher features: shard-00000.npy": (read_features, "features"),
@@ -184,15 +196,21 @@ def features(made, pictures):
 
 @trials
 @pytest.mark.parametrize("kind", FILES)
-def test_no_random_damage_passes_for_data_and_the_file_is_named(kind, trials, tmp_path, request, monkeypatch):
+def test_no_random_damage_passes_for_data_and_the_file_is_named(
+    kind, trials, tmp_path, request, monkeypatch
+):
     monkeypatch.setattr(mnist, "MD5", dict(mnist.MD5))
     monkeypatch.setattr(cifar10, "SPLITS", {"train": 20, "test": 20})
     make, *given = FILES[kind]
     fixtures = ("made", "features", "pictures", "monkeypatch")
-    path, read = make(tmp_path, *(request.getfixturevalue(name) if name in fixtures else name for name in given))
+    path, read = make(
+        tmp_path, *(request.getfixturevalue(name) if name in fixtures else name for name in given)
+    )
     # half of it in the header, where a file says what it is, and half of it anywhere
     size = path.stat().st_size
-    seen = sweep(path, read, trials // 2, head=min(2048, size), same=equal) + sweep(path, read, trials - trials // 2, same=equal)
+    seen = sweep(path, read, trials // 2, head=min(2048, size), same=equal) + sweep(
+        path, read, trials - trials // 2, same=equal
+    )
     keep("data", {kind: {"trials": trials, **seen}})
     assert seen["silent"] == seen["unnamed"] == 0, seen
     assert seen["named"] >= 0.9 * trials, seen

@@ -1,4 +1,6 @@
-"""Folders and files that others change: while a run reads them, while two processes make them, and names of every kind."""
+"""Folders and files that others change: while a run reads them, while two processes make them, and
+names of every kind.
+"""
 
 import itertools
 import json
@@ -21,7 +23,9 @@ from tests.faults.sets import Law, build, whole
 from tests.pictures import made_folder, picture
 from tests.processes import forked
 
-NO_ROOT = pytest.mark.skipif(hasattr(os, "getuid") and os.getuid() == 0, reason="not run: root may write everywhere")
+NO_ROOT = pytest.mark.skipif(
+    hasattr(os, "getuid") and os.getuid() == 0, reason="not run: root may write everywhere"
+)
 ROWS, PLAIN = torch.arange(24), torch.zeros(24, dtype=torch.bool)
 
 
@@ -82,13 +86,21 @@ CHANGES = [delete, cut, empty, grow, exchange, into_a_folder]
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("what", ["latents", "teacher features"])
-def test_a_shard_that_changes_while_it_is_read_is_an_error_that_names_it_and_never_a_signal(what, change, latents, pictures, tmp_path):
+def test_a_shard_that_changes_while_it_is_read_is_an_error_that_names_it_and_never_a_signal(
+    what, change, latents, pictures, tmp_path
+):
     path = (latents if what == "latents" else tmp_path / "F") / "shard-00001.npy"
     if what == "teacher features":
-        encode_features(Latents(latents), pictures, Teacher(), "means", tmp_path / "F", progress=False)
+        encode_features(
+            Latents(latents), pictures, Teacher(), "means", tmp_path / "F", progress=False
+        )
 
     def read():
-        data = Latents(latents) if what == "latents" else TeacherFeatures(tmp_path / "F", Latents(latents))
+        data = (
+            Latents(latents)
+            if what == "latents"
+            else TeacherFeatures(tmp_path / "F", Latents(latents))
+        )
         see = data.moments if what == "latents" else data
         see(ROWS, PLAIN)
         change(path)
@@ -98,7 +110,9 @@ def test_a_shard_that_changes_while_it_is_read_is_an_error_that_names_it_and_nev
             return 0 if path.name in str(error) else 2
         return 3
 
-    child = forked(read, tmp_path / "said")  # a map that is shorter than it was would kill the reader with SIGBUS
+    child = forked(
+        read, tmp_path / "said"
+    )  # a map that is shorter than it was would kill the reader with SIGBUS
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (tmp_path / "said").read_text()
 
 
@@ -121,7 +135,9 @@ def test_a_shard_that_goes_while_batches_are_prefetched_reaches_the_training_loo
         list(itertools.islice(batches, 5))
 
 
-def test_a_picture_that_goes_or_is_damaged_while_a_teacher_looks_is_named(latents, pictures, tmp_path):
+def test_a_picture_that_goes_or_is_damaged_while_a_teacher_looks_is_named(
+    latents, pictures, tmp_path
+):
     root = shutil.copytree(pictures, tmp_path / "set")
     batches = Latents(latents).batches(size=24, shard=8, images=root)
     next(batches)
@@ -143,8 +159,12 @@ def test_an_mnist_file_that_changes_is_seen_by_the_next_load(tmp_path):
 
 
 @pytest.mark.parametrize("count", [pytest.param(60, marks=pytest.mark.faults)])
-def test_a_shard_that_is_cut_at_a_random_instant_is_an_error_and_not_a_signal(latents, tmp_path, count):
-    """Between the look and the read a moment is left, in which a cut would still be a signal; this counts how often it is hit."""
+def test_a_shard_that_is_cut_at_a_random_instant_is_an_error_and_not_a_signal(
+    latents, tmp_path, count
+):
+    """Between the look and the read a moment is left, in which a cut would still be a signal; this
+    counts how often it is hit.
+    """
     path, signals, named = latents / "shard-00000.npy", 0, 0
     content = path.read_bytes()
     for trial in range(count):
@@ -168,7 +188,16 @@ def test_a_shard_that_is_cut_at_a_random_instant_is_an_error_and_not_a_signal(la
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         signals += code < 0
         named += code == 0
-    keep("data_changes", {"cut while read in a tight loop": {"trials": count, "DataError": named, "SIGBUS": signals}})
+    keep(
+        "data_changes",
+        {
+            "cut while read in a tight loop": {
+                "trials": count,
+                "DataError": named,
+                "SIGBUS": signals,
+            }
+        },
+    )
     assert named + signals == count
     assert signals <= count // 10
 
@@ -177,7 +206,9 @@ def test_a_shard_that_is_cut_at_a_random_instant_is_an_error_and_not_a_signal(la
 
 
 @pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.faults)])
-def test_two_builders_of_one_set_share_the_work_and_of_two_sets_one_is_refused(pictures, made, tmp_path, trials):
+def test_two_builders_of_one_set_share_the_work_and_of_two_sets_one_is_refused(
+    pictures, made, tmp_path, trials
+):
     right, refused = Latents(made).fingerprint, 0
     for trial in range(trials):
         for numbers in ((0, 0), (0, 1)):
@@ -190,19 +221,29 @@ def test_two_builders_of_one_set_share_the_work_and_of_two_sets_one_is_refused(p
                     return 3 if "holds other latents" in str(error) else 4
                 return 0
 
-            children = [forked(lambda number=number: work(number), tmp_path / f"said-{number}") for number in numbers]
+            children = [
+                forked(lambda number=number: work(number), tmp_path / f"said-{number}")
+                for number in numbers
+            ]
             codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
             assert codes == ([0, 0] if numbers == (0, 0) else [0, 3])
             refused += codes == [0, 3]
             found = Latents(out, check="hashes")
             assert (found.fingerprint == right) or numbers == (0, 1)
-            means = found.moments(ROWS, PLAIN)[:, 0, 0].mean((1, 2))  # of builder 1's numbers every one is above 1
+            means = found.moments(ROWS, PLAIN)[:, 0, 0].mean(
+                (1, 2)
+            )  # of builder 1's numbers every one is above 1
             assert bool((means >= 1).all()) or bool((means < 1).all())
             assert not list(out.glob(".*.tmp-*"))
-    keep("data_changes", {"two builders": {"pairs": 2 * trials, "refused, as the other made another set": refused}})
+    keep(
+        "data_changes",
+        {"two builders": {"pairs": 2 * trials, "refused, as the other made another set": refused}},
+    )
 
 
-def test_a_builder_waits_for_the_shard_that_another_is_making(pictures, made, tmp_path, monkeypatch):
+def test_a_builder_waits_for_the_shard_that_another_is_making(
+    pictures, made, tmp_path, monkeypatch
+):
     out = shutil.copytree(made, tmp_path / "L")
     (out / "shard-00002.json").unlink()
 
@@ -223,7 +264,9 @@ def test_a_builder_waits_for_the_shard_that_another_is_making(pictures, made, tm
 
 
 @pytest.mark.parametrize("kills", [pytest.param(30, marks=pytest.mark.faults)])
-def test_thirty_killed_builders_leave_what_an_uninterrupted_one_writes(pictures, made, tmp_path, monkeypatch, kills):
+def test_thirty_killed_builders_leave_what_an_uninterrupted_one_writes(
+    pictures, made, tmp_path, monkeypatch, kills
+):
     out, killed, inside, write = tmp_path / "L", 0, 0, shards.write
     out.mkdir()
 
@@ -247,7 +290,17 @@ def test_thirty_killed_builders_leave_what_an_uninterrupted_one_writes(pictures,
             out.mkdir()
     build(pictures, out, batch=2)
     same = Latents(out).fingerprint == Latents(made).fingerprint
-    keep("data_changes", {"builders killed -9": {"trials": kills, "killed": killed, "inside a write": inside, "different": int(not same)}})
+    keep(
+        "data_changes",
+        {
+            "builders killed -9": {
+                "trials": kills,
+                "killed": killed,
+                "inside a write": inside,
+                "different": int(not same),
+            }
+        },
+    )
     assert same
     assert killed >= kills // 2
     assert inside >= kills // 5
@@ -267,7 +320,9 @@ def test_what_a_killed_builder_left_half_written_is_removed_by_the_next(pictures
 # folders and names
 
 
-@pytest.mark.parametrize("name", ["with spaces in it", "данные", "数据 🗂", "a'b\"c", "x" * 200, "%s{}[0-9]*"])
+@pytest.mark.parametrize(
+    "name", ["with spaces in it", "данные", "数据 🗂", "a'b\"c", "x" * 200, "%s{}[0-9]*"]
+)
 def test_any_folder_name_works(pictures, tmp_path, name):
     root = shutil.copytree(pictures, tmp_path / name / "images")
     (root / "class0").rename(root / name)
@@ -280,7 +335,9 @@ def test_any_folder_name_works(pictures, tmp_path, name):
     next(data.batches(size=24, shard=8, images=root))
 
 
-@pytest.mark.parametrize("kind", ["a file", "below a file", "a loop of links", "a folder that may not be written"])
+@pytest.mark.parametrize(
+    "kind", ["a file", "below a file", "a loop of links", "a folder that may not be written"]
+)
 def test_latents_cannot_be_made_in_what_is_no_folder(pictures, tmp_path, kind):
     out = tmp_path / "out"
     if kind == "a loop of links":
@@ -326,8 +383,12 @@ def test_a_published_file_is_as_readable_as_the_user_s_umask_says(tmp_path):
 
 
 @pytest.mark.parametrize("name", [b"a\nb.png", b"a\rb.png", b"\xff\xfe.png"])
-def test_a_name_that_a_list_of_keys_cannot_hold_is_refused_before_anything_is_made(pictures, tmp_path, name):
-    """A line break would shift every later key by one, and so pair each picture with another's latents."""
+def test_a_name_that_a_list_of_keys_cannot_hold_is_refused_before_anything_is_made(
+    pictures, tmp_path, name
+):
+    """A line break would shift every later key by one, and so pair each picture with another's
+    latents.
+    """
     root = shutil.copytree(pictures, tmp_path / "set")
     try:
         os.replace(root / "class0" / "000.png", os.path.join(os.fsencode(root / "class0"), name))
@@ -346,8 +407,13 @@ def test_pictures_and_labels_are_paired_by_name_when_files_come_and_go(pictures,
         build(root, shutil.copytree(made, tmp_path / "L"))
     build(root, tmp_path / "L2")
     _, labels, _, keys = whole(tmp_path / "L2")
-    before, after = dict(zip(whole(made)[3], whole(made)[1].tolist())), dict(zip(keys, labels.tolist()))
-    assert after == {key: label for key, label in before.items() if key != "class0/000.png"} | {"class2/zzz.png": 2}
+    before, after = (
+        dict(zip(whole(made)[3], whole(made)[1].tolist())),
+        dict(zip(keys, labels.tolist())),
+    )
+    assert after == {key: label for key, label in before.items() if key != "class0/000.png"} | {
+        "class2/zzz.png": 2
+    }
 
 
 def test_keys_that_are_fewer_than_the_rows_are_refused(latents):
@@ -379,7 +445,10 @@ def test_an_unpacked_archive_is_whole_or_absent_even_for_two_at_once(pictures, t
 
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(pictures, "set")
-    children = [forked(lambda: archive.unpack(tmp_path / "a.tar", tmp_path / "out" / "folder") and 0) for _ in range(3)]
+    children = [
+        forked(lambda: archive.unpack(tmp_path / "a.tar", tmp_path / "out" / "folder") and 0)
+        for _ in range(3)
+    ]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     assert len(images.find(tmp_path / "out" / "folder" / "set").files) == 24
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["folder"]

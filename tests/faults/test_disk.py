@@ -1,4 +1,6 @@
-"""Disks that fill up, calls that fail, bits that flip: what was saved before still loads, and the message says how much was needed."""
+"""Disks that fill up, calls that fail, bits that flip: what was saved before still loads, and the
+message says how much was needed.
+"""
 
 import builtins
 import errno
@@ -31,7 +33,9 @@ def files(path):
 
 
 def damaged(path, change, chance):
-    """Whether loading a copy of `path` with one of its files changed names that file; a manifest may name itself or be missing."""
+    """Whether loading a copy of `path` with one of its files changed names that file; a manifest
+    may name itself or be missing.
+    """
     file = chance.choice(files(path))
     before = file.read_bytes()
     file.write_bytes(change(before, chance))
@@ -46,7 +50,11 @@ def damaged(path, change, chance):
 
 def flipped(content, chance):
     place = chance.randrange(8 * len(content))
-    return content[: place // 8] + bytes([content[place // 8] ^ 1 << place % 8]) + content[place // 8 + 1 :]
+    return (
+        content[: place // 8]
+        + bytes([content[place // 8] ^ 1 << place % 8])
+        + content[place // 8 + 1 :]
+    )
 
 
 def truncated(content, chance):
@@ -65,7 +73,11 @@ def test_every_flip_truncation_and_zeroed_block_is_found(tmp_path):
     path, chance = save(tmp_path, 1), random.Random(0)
     found = {
         name: sum(damaged(path, change, chance) for _ in range(trials))
-        for name, change, trials in (("flips", flipped, 500), ("truncations", truncated, 500), ("zeroed", zeroed, 500))
+        for name, change, trials in (
+            ("flips", flipped, 500),
+            ("truncations", truncated, 500),
+            ("zeroed", zeroed, 500),
+        )
     }
     counts.write("corruptions", trials=1500, **found)
     assert found == {"flips": 500, "truncations": 500, "zeroed": 500}
@@ -73,7 +85,9 @@ def test_every_flip_truncation_and_zeroed_block_is_found(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 def test_a_failure_at_each_call_in_turn_loses_nothing(tmp_path, monkeypatch, code):
-    """Every call of fsync and rename, of opening a file, and of writing a tensor or anything else (half of it), fails once."""
+    """Every call of fsync and rename, of opening a file, and of writing a tensor or anything else
+    (half of it), fails once.
+    """
     trials = 0
     for name in ("fsync", "replace", "open", "write"):
         number = 0
@@ -108,7 +122,9 @@ def _refusal(folder, kind):
 
 
 def _fail(patch, name, number, code):
-    """Make the `number`-th call of os.fsync, os.replace or open fail; the list is filled when it did."""
+    """Make the `number`-th call of os.fsync, os.replace or open fail; the list is filled when it
+    did.
+    """
     places = {"fsync": os, "replace": os, "open": builtins, "write": builtins}
     called = {"write": "open"}.get(name, name)
     real, calls, failed = getattr(places[name], called), [], []
@@ -151,7 +167,9 @@ class Half:
         self.file.close()
 
 
-def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_rename(tmp_path, monkeypatch):
+def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_rename(
+    tmp_path, monkeypatch
+):
     """SIGKILL cannot test what a power cut does; the order of the calls can be seen."""
     order = []
     real = {name: getattr(os, name) for name in ("fsync", "replace")}
@@ -174,7 +192,9 @@ def test_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_r
         assert order.index(("fsync", name)) < manifest
     assert manifest < rename
     assert ("fsync", tmp_path.name) in order[rename:]
-    assert any(name.startswith(".tmp-") for name in names[manifest:rename])  # the directory of the files, after the manifest
+    assert any(
+        name.startswith(".tmp-") for name in names[manifest:rename]
+    )  # the directory of the files, after the manifest
 
 
 def test_a_limit_on_file_size_is_a_full_disk(tmp_path):
@@ -199,7 +219,11 @@ def test_a_limit_on_file_size_is_a_full_disk(tmp_path):
 def test_a_full_file_system_keeps_the_old_checkpoint(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1700k", "tmpfs", str(disk)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1700k", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
+    )
     if done.returncode:
         pytest.skip("not run: mounting a small file system needs root")
     try:
@@ -208,7 +232,10 @@ def test_a_full_file_system_keeps_the_old_checkpoint(tmp_path):
             save(disk, 2)
         filler = disk / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(disk).free - 60_000))
-        real, shutil.disk_usage = shutil.disk_usage, lambda path: real(path)._replace(free=10**12)  # a disk that fills while it is written
+        real, shutil.disk_usage = (
+            shutil.disk_usage,
+            lambda path: real(path)._replace(free=10**12),
+        )  # a disk that fills while it is written
         try:
             with pytest.raises(DiskFullError):
                 save(disk, 3)

@@ -1,6 +1,8 @@
-"""Downloads from a server that lies: no half file is ever seen as whole, nothing temporary stays, and the way by hand is named.
+"""Downloads from a server that lies: no half file is ever seen as whole, nothing temporary stays,
+and the way by hand is named.
 
-The server is on this machine's loopback; torchvision, torch and the Hugging Face hub are pointed at it.
+The server is on this machine's loopback; torchvision, torch and the Hugging Face hub are pointed at
+it.
 """
 
 import contextlib
@@ -26,7 +28,17 @@ from cfm_lite.evaluate import inception as features
 from tests.faults.damage import keep
 from tests.processes import reserved_port
 
-BEHAVIOURS = ("truncated", "longer than said", "shorter than said", "page", "not found", "error", "hangs", "resets", "empty")
+BEHAVIOURS = (
+    "truncated",
+    "longer than said",
+    "shorter than said",
+    "page",
+    "not found",
+    "error",
+    "hangs",
+    "resets",
+    "empty",
+)
 BEHAVIOURS += ("other file", "loops")
 # what torchvision and torch leave of a broken connection is closed by Python, which remarks on it
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -64,9 +76,18 @@ class Liar(BaseHTTPRequestHandler):
     def _lie(self, kind, content):
         page = b"<!DOCTYPE html><html><body>please log in</body></html>" * 50
         half = content[: len(content) // 2]
-        bodies = {"page": page, "truncated": half, "shorter than said": half, "empty": b"", "other file": gzip.compress(page)}
+        bodies = {
+            "page": page,
+            "truncated": half,
+            "shorter than said": half,
+            "empty": b"",
+            "other file": gzip.compress(page),
+        }
         body = bodies.get(kind, content)
-        self._head(200, {"shorter than said": len(content), "longer than said": len(half)}.get(kind, len(body)))
+        self._head(
+            200,
+            {"shorter than said": len(content), "longer than said": len(half)}.get(kind, len(body)),
+        )
         with contextlib.suppress(OSError):
             self.wfile.write(body)
         self.close_connection = True
@@ -83,13 +104,22 @@ class Liar(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Liar)
     server.daemon_threads, server.block_on_close = True, False
     server.files, server.behaviour, server.asked, server.stop = {}, "honest", [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}/"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield server
     server.stop.set()
@@ -113,22 +143,32 @@ def serve_mnist(server, monkeypatch):
     kind = optional("torchvision.datasets", "imagenet").MNIST
     server.files = {name: gzip.compress(idx(name), mtime=0) for name in mnist.MD5}
     monkeypatch.setattr(kind, "mirrors", [server.url])
-    monkeypatch.setattr(kind, "resources", [(name, hashlib.md5(content).hexdigest()) for name, content in server.files.items()])
-    monkeypatch.setattr(mnist, "MD5", {name: hashlib.md5(idx(name)).hexdigest() for name in mnist.MD5})
+    monkeypatch.setattr(
+        kind,
+        "resources",
+        [(name, hashlib.md5(content).hexdigest()) for name, content in server.files.items()],
+    )
+    monkeypatch.setattr(
+        mnist, "MD5", {name: hashlib.md5(idx(name)).hexdigest() for name in mnist.MD5}
+    )
     return mnist.download, lambda data: mnist.available(data), "train-images-idx3-ubyte.gz"
 
 
 def serve_cifar10(server, monkeypatch):
     server.files = {cifar10.ARCHIVES["cifar10"]: os.urandom(20_000)}
     monkeypatch.setattr(cifar10, "URL", server.url + cifar10.ARCHIVES["cifar10"])
-    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(server.files[cifar10.ARCHIVES["cifar10"]]).hexdigest())
+    monkeypatch.setattr(
+        cifar10, "MD5", hashlib.md5(server.files[cifar10.ARCHIVES["cifar10"]]).hexdigest()
+    )
     return cifar10.download, lambda data: cifar10.available(root=data), cifar10.ARCHIVES["cifar10"]
 
 
 def serve_inception(server, monkeypatch):
     server.files = {features.WEIGHTS: os.urandom(200_000)}
     monkeypatch.setattr(features, "URL", server.url + features.WEIGHTS)
-    monkeypatch.setattr(features, "SHA256_HEAD", hashlib.sha256(server.files[features.WEIGHTS]).hexdigest()[:8])
+    monkeypatch.setattr(
+        features, "SHA256_HEAD", hashlib.sha256(server.files[features.WEIGHTS]).hexdigest()[:8]
+    )
 
     def fetch(data):
         monkeypatch.setattr(features, "cache_root", lambda: data)
@@ -139,7 +179,10 @@ def serve_inception(server, monkeypatch):
 
 SOURCES = {"mnist": serve_mnist, "cifar10": serve_cifar10, "inception": serve_inception}
 LATER = pytest.mark.faults  # torchvision takes seconds to import
-sources = pytest.mark.parametrize("source", [pytest.param("mnist", marks=LATER), pytest.param("cifar10", marks=LATER), "inception"])
+sources = pytest.mark.parametrize(
+    "source",
+    [pytest.param("mnist", marks=LATER), pytest.param("cifar10", marks=LATER), "inception"],
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,7 +211,15 @@ def test_a_server_that_lies_leaves_nothing_behind_and_the_message_says_what_to_d
     began = time.monotonic()
     with pytest.raises(DataError) as caught:
         fetch(tmp_path / "data")
-    keep("downloads", {f"{source}: {behaviour}": {"seen as whole": there(tmp_path / "data"), "error": str(caught.value)}})
+    keep(
+        "downloads",
+        {
+            f"{source}: {behaviour}": {
+                "seen as whole": there(tmp_path / "data"),
+                "error": str(caught.value),
+            }
+        },
+    )
     assert time.monotonic() - began < 15
     assert by_hand in str(caught.value)
     assert not there(tmp_path / "data")
@@ -194,7 +245,9 @@ def test_a_server_that_is_not_there_is_an_error_at_once(source, server, monkeypa
 
 
 @pytest.mark.parametrize("source", [pytest.param("cifar10", marks=LATER), "inception"])
-def test_a_damaged_older_file_is_fetched_again_and_kept_while_that_fails(source, server, monkeypatch, tmp_path):
+def test_a_damaged_older_file_is_fetched_again_and_kept_while_that_fails(
+    source, server, monkeypatch, tmp_path
+):
     fetch, _, _ = SOURCES[source](server, monkeypatch)
     path = fetch(tmp_path / "data")
     path.write_bytes(path.read_bytes()[:-1])
@@ -248,8 +301,16 @@ def test_weights_from_the_hub_that_cannot_be_had_are_one_error(what, behaviour, 
     server.files = {"config.json": json.dumps({"architecture": "x"}).encode() * 50}
     local = {"HF_ENDPOINT": server.url.rstrip("/"), "HF_HOME": str(tmp_path / "hub")}
     local |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | local
-    done = subprocess.run([sys.executable, "-c", HUB, what], env=environment, capture_output=True, text=True, timeout=110)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+    } | local
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, what],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
     assert done.returncode == (3 if what == "vae" else 4), done.stderr[-2000:]
     assert done.stdout.startswith(("DataError", "CheckpointError"))
     assert server.asked

@@ -1,7 +1,9 @@
-"""Thousands of calls of the public functions with one argument made strange: the right result or a documented error, nothing else.
+"""Thousands of calls of the public functions with one argument made strange: the right result or a
+documented error, nothing else.
 
-Each call starts from arguments that fit (api.py) and replaces at most one of them. Afterwards no argument may have changed and
-no global random state may have moved. The error must be one of errors.py and name the argument.
+Each call starts from arguments that fit (api.py) and replaces at most one of them. Afterwards no
+argument may have changed and no global random state may have moved. The error must be one of
+errors.py and name the argument.
 """
 
 import copy
@@ -120,7 +122,9 @@ def states() -> tuple[Any, ...]:
 
 def untouched(before: tuple[Any, ...]) -> bool:
     now = states()
-    return torch.equal(before[0], now[0]) and bool((before[1] == now[1]).all()) and before[2] == now[2]
+    return (
+        torch.equal(before[0], now[0]) and bool((before[1] == now[1]).all()) and before[2] == now[2]
+    )
 
 
 def snapshot(value: Any) -> Any:
@@ -133,12 +137,21 @@ def snapshot(value: Any) -> Any:
         return {k: snapshot(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
         return [snapshot(v) for v in value]
-    return copy.copy(value) if isinstance(value, np.ndarray | set) else value if isinstance(value, int | float | str) else None
+    return (
+        copy.copy(value)
+        if isinstance(value, np.ndarray | set)
+        else value
+        if isinstance(value, int | float | str)
+        else None
+    )
 
 
 def equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
-        return a.dtype == b.dtype and (a.device.type == "meta" or torch.equal(torch.nan_to_num(a, 3.0), torch.nan_to_num(b, 3.0)))
+        return a.dtype == b.dtype and (
+            a.device.type == "meta"
+            or torch.equal(torch.nan_to_num(a, 3.0), torch.nan_to_num(b, 3.0))
+        )
     if isinstance(a, np.ndarray):
         return a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, dict):
@@ -156,7 +169,9 @@ def named(error: CFMError, name: str, argument: str) -> bool:
 
 
 def call(name: str, seed: int, kind: str, number: int, argument: int) -> str:
-    """One call; returns what became of it, or raises AssertionError with everything that is needed to see it again."""
+    """One call; returns what became of it, or raises AssertionError with everything that is needed
+    to see it again.
+    """
     arguments = api.CALLS[name](api.Draws(seed))
     changed, bent = sorted(arguments)[argument % len(arguments)] if arguments else "", ""
     if kind == "odd" and arguments:
@@ -178,7 +193,9 @@ def call(name: str, seed: int, kind: str, number: int, argument: int) -> str:
             result = api.finish(api.target(name)(**arguments))
     except CFMError as error:
         if kind in ("good", "harmless") or not named(error, name, changed):
-            raise AssertionError(f"{where}: this should work, or the message does not name {changed}: {error}") from error
+            raise AssertionError(
+                f"{where}: this should work, or the message does not name {changed}: {error}"
+            ) from error
         outcome = type(error).__name__
     except Exception as error:
         if changed in api.FUNCTIONS and callable(arguments[changed]):
@@ -187,7 +204,9 @@ def call(name: str, seed: int, kind: str, number: int, argument: int) -> str:
     else:
         outcome = "result"
         if kind in ("good", "harmless"):
-            assert all(t.isfinite().all() for t in api.tensors_of(result) if t.is_floating_point()), where
+            assert all(
+                t.isfinite().all() for t in api.tensors_of(result) if t.is_floating_point()
+            ), where
     assert equal(kept, snapshot(arguments)), f"{where}: an argument was changed"
     if name not in api.DRAWS_GLOBALLY and changed not in ("generator", "seed"):
         assert untouched(before), f"{where}: a global random state was touched"
@@ -197,7 +216,13 @@ def call(name: str, seed: int, kind: str, number: int, argument: int) -> str:
 def many(examples: int) -> Counter[str]:
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(
         st.sampled_from(sorted(api.CALLS)),
         st.integers(0, 20),
@@ -228,14 +253,22 @@ def test_the_arguments_of_the_registry_fit(name):
 def test_10000_calls_give_a_result_or_a_documented_error():
     seen = many(10_000)
     counts.write(
-        "api", calls=sum(seen.values()), bare_tracebacks=0, changed_arguments=0, touched_states=0, functions=len(api.CALLS), **seen
+        "api",
+        calls=sum(seen.values()),
+        bare_tracebacks=0,
+        changed_arguments=0,
+        touched_states=0,
+        functions=len(api.CALLS),
+        **seen,
     )
     assert sum(seen.values()) >= 10_000
 
 
 @pytest.mark.faults
 def test_every_argument_meets_every_odd_value():
-    """Exhaustive where hypothesis samples: each argument of each function with each odd and each bent value."""
+    """Exhaustive where hypothesis samples: each argument of each function with each odd and each
+    bent value.
+    """
     seen: Counter[str] = Counter()
     for name in api.CALLS:
         arguments = api.CALLS[name](api.Draws(0))
@@ -268,7 +301,11 @@ def test_the_harness_finds_a_changed_argument_a_touched_state_and_a_bare_error(m
     def drawing(x):
         return x + torch.rand(x.shape)
 
-    for function, words in ((careless, "was changed"), (drawing, "state was touched"), (lambda x: x.nonsense, "AttributeError")):
+    for function, words in (
+        (careless, "was changed"),
+        (drawing, "state was touched"),
+        (lambda x: x.nonsense, "AttributeError"),
+    ):
         monkeypatch.setitem(api.PUBLIC, "data.toy.to_figure3", function)
         with pytest.raises(AssertionError, match=words):
             call("data.toy.to_figure3", 0, "good", 0, 0)

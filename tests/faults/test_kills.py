@@ -18,8 +18,13 @@ def test_twenty_kills_lose_nothing_and_change_nothing(tmp_path):
 
 def test_the_same_kills_catch_a_naive_save(tmp_path):
     """The harness can fail: a save that writes in place loses checkpoints under it."""
-    trials = (tmp_path / f"{seed}" for seed in range(5))  # more only where the first dozen all fell between two saves
-    assert any(kill_at_random(POINTS, DATA, place, 12, save=naive_save, seed=seed).lost for seed, place in enumerate(trials))
+    trials = (
+        tmp_path / f"{seed}" for seed in range(5)
+    )  # more only where the first dozen all fell between two saves
+    assert any(
+        kill_at_random(POINTS, DATA, place, 12, save=naive_save, seed=seed).lost
+        for seed, place in enumerate(trials)
+    )
 
 
 @pytest.mark.faults

@@ -13,7 +13,9 @@ def test_there_are_enough_of_them_with_names_and_tests_of_their_own():
     assert len(MUTANTS) >= 24
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert all(mutant.old != mutant.new for mutant in MUTANTS)
-    for word in {word for mutant in MUTANTS for word in mutant.tests.split() if word.startswith("tests/")}:
+    for word in {
+        word for mutant in MUTANTS for word in mutant.tests.split() if word.startswith("tests/")
+    }:
         assert (ROOT / word).is_file(), word
 
 

@@ -1,4 +1,6 @@
-"""NaN, infinity and numbers that run away: nothing of them reaches a parameter or the average, and the error says where and what."""
+"""NaN, infinity and numbers that run away: nothing of them reaches a parameter or the average, and
+the error says where and what.
+"""
 
 import contextlib
 import copy
@@ -46,7 +48,13 @@ class Planted(nn.Module):
 
 
 def state(trainer):
-    return copy.deepcopy((trainer.objective.state_dict(), trainer.ema.state_dict(), trainer.optimizer.state_dict()["state"]))
+    return copy.deepcopy(
+        (
+            trainer.objective.state_dict(),
+            trainer.ema.state_dict(),
+            trainer.optimizer.state_dict()["state"],
+        )
+    )
 
 
 def same(a, b):
@@ -59,23 +67,44 @@ def plants(n, seed):
     """`n` random (what, step, tensor number, value, whether the path of a device is taken)."""
     draw = random.Random(seed)
     return [
-        (draw.choice(["loss", "gradient", "input"]), draw.randint(2, 6), draw.randrange(7), draw.choice(BAD), draw.random() < 0.5)
+        (
+            draw.choice(["loss", "gradient", "input"]),
+            draw.randint(2, 6),
+            draw.randrange(7),
+            draw.choice(BAD),
+            draw.random() < 0.5,
+        )
         for _ in range(n)
     ]
 
 
 def plant(what, step, tensor, value, as_device, folder):
-    """Train with one bad number; returns (the error, the states before the bad step and after the error)."""
+    """Train with one bad number; returns (the error, the states before the bad step and after the
+    error).
+    """
     built = objective.delta_fm(Tiny(), shard=8)
-    trainer = Trainer(built.plus(Planted(step, value)) if what == "loss" else built, lr=1e-2, log_every=4)
-    trainer._at_once = not as_device  # on the CPU, what a device does: latch, gate, and read at logged steps
+    trainer = Trainer(
+        built.plus(Planted(step, value)) if what == "loss" else built, lr=1e-2, log_every=4
+    )
+    trainer._at_once = (
+        not as_device
+    )  # on the CPU, what a device does: latch, gate, and read at logged steps
     if what == "gradient":
         parameter = trainer.parameters[tensor % len(trainer.parameters)]
-        parameter.register_hook(lambda g: g.index_fill(0, torch.tensor([0]), value) if trainer.step == step - 1 else g)
+        parameter.register_hook(
+            lambda g: g.index_fill(0, torch.tensor([0]), value) if trainer.step == step - 1 else g
+        )
 
     def source():
         for i, (x1, y) in enumerate(batches(X1, Y, size=16), 1):
-            yield (x1.index_fill(0, torch.tensor([tensor]), value) if what == "input" and i == step else x1), y
+            yield (
+                (
+                    x1.index_fill(0, torch.tensor([tensor]), value)
+                    if what == "input" and i == step
+                    else x1
+                ),
+                y,
+            )
 
     data = source()
     next_log = trainer.run(data, 12)
@@ -86,7 +115,9 @@ def plant(what, step, tensor, value, as_device, folder):
     with pytest.raises((DivergenceError, ConfigError)) as caught:
         for _ in next_log:
             pass
-    assert trainer.step - (step - 1) <= (4 if as_device else 0), "read at the next logged step at the latest"
+    assert trainer.step - (step - 1) <= (4 if as_device else 0), (
+        "read at the next logged step at the latest"
+    )
     return caught.value, before, state(trainer), kept
 
 
@@ -95,13 +126,17 @@ def check_plants(cases, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             if as_device:
                 patch.setattr(objective, "on_host", lambda x: False)
-            error, before, after, kept = plant(what, step, tensor, value, as_device, tmp_path / str(number))
+            error, before, after, kept = plant(
+                what, step, tensor, value, as_device, tmp_path / str(number)
+            )
         assert same(before, after), (what, step, tensor, value, as_device)
         if what == "input" and not as_device:  # the host sees it before the model does
             assert isinstance(error, ConfigError), error
             assert f"rows [{tensor}]" in str(error)
         else:
-            name = {"loss": "planted", "gradient": "the gradient norm", "input": "flow_matching"}[what]
+            name = {"loss": "planted", "gradient": "the gradient norm", "input": "flow_matching"}[
+                what
+            ]
             assert str(error).startswith(f"{name} is not finite at step {step};"), error
             assert str(kept) in str(error)
         assert checkpoint.latest(tmp_path / str(number)) == kept
@@ -119,7 +154,9 @@ def test_a_bad_number_in_500_places_never_reaches_a_parameter_or_the_average(tmp
 
 @pytest.mark.parametrize("as_device", [False, True])
 def test_a_bad_average_is_found_at_the_next_logged_step_and_never_saved(as_device, tmp_path):
-    clean, trainer = (Trainer(objective.fm(Tiny(), shard=8), lr=1e-2, log_every=4) for _ in range(2))
+    clean, trainer = (
+        Trainer(objective.fm(Tiny(), shard=8), lr=1e-2, log_every=4) for _ in range(2)
+    )
     trainer._at_once = not as_device
     list(clean.run(batches(X1, Y, size=16), 4))
     run = trainer.run(batches(X1, Y, size=16), 10)
@@ -129,7 +166,10 @@ def test_a_bad_average_is_found_at_the_next_logged_step_and_never_saved(as_devic
         trainer.ema.second.weight[3, 1] = math.nan
     with pytest.raises(DivergenceError, match=r"average of second.weight is not finite at step 2"):
         trainer.save(tmp_path)
-    with pytest.raises(DivergenceError, match=rf"average of second.weight is not finite at step 4, and .*{kept.name}"):
+    with pytest.raises(
+        DivergenceError,
+        match=rf"average of second.weight is not finite at step 4, and .*{kept.name}",
+    ):
         list(run)
     assert checkpoint.latest(tmp_path) == kept
 
@@ -157,10 +197,14 @@ def refusals(weight, k):
     t = torch.full((4,), 0.5, dtype=torch.float64)
     stack = torch.ones(k, 4, 2)
     return {
-        "losses.contrastive_flow_matching": lambda: losses.contrastive_flow_matching(v, v, stack, weight),
+        "losses.contrastive_flow_matching": lambda: losses.contrastive_flow_matching(
+            v, v, stack, weight
+        ),
         "losses.vecor": lambda: losses.vecor(v, v, stack, weight),
         "objective.vecor": lambda: objective.vecor(Tiny(), weight, k),
-        "Objective": lambda: objective.fm(Tiny()).plus(*(terms.Repulsion(weight, name=f"r{i}") for i in range(k))),
+        "Objective": lambda: objective.fm(Tiny()).plus(
+            *(terms.Repulsion(weight, name=f"r{i}") for i in range(k))
+        ),
         "objective.delta_fm": lambda: objective.delta_fm(Tiny(), weight * k),
         "recipe": lambda: recipes.recipe("toy", method="vecor", weight=weight, k=k),
         "imagenet": lambda: recipes.imagenet("vecor", model="SiT-Ti/2", weight=weight, k=k),
@@ -169,13 +213,20 @@ def refusals(weight, k):
         "guidance.retarget_shuffle": lambda: guidance.retarget_shuffle(lambda x, t: x, weight, k),
         "guidance.debias": lambda: guidance.debias(lambda x, t: x, weight * k, torch.zeros(2)),
         "guidance.debias_shuffle": lambda: guidance.debias_shuffle(lambda x, t: x, weight, k),
-        "theory": lambda: theory.optimal_velocity(mixture, v.double(), t, method="vecor", weight=weight, k=k),
+        "theory": lambda: theory.optimal_velocity(
+            mixture, v.double(), t, method="vecor", weight=weight, k=k
+        ),
     }
 
 
 @pytest.mark.parametrize("entrance", refusals(0.5, 2))
-@pytest.mark.parametrize(("weight", "k"), [(1.0, 1), (0.5, 2), (0.34, 3), (1.5, 1), (math.nan, 1), (math.inf, 1), (-0.1, 1)])
-def test_a_weight_that_leaves_the_loss_without_a_minimum_is_refused_at_every_entrance(entrance, weight, k):
+@pytest.mark.parametrize(
+    ("weight", "k"),
+    [(1.0, 1), (0.5, 2), (0.34, 3), (1.5, 1), (math.nan, 1), (math.inf, 1), (-0.1, 1)],
+)
+def test_a_weight_that_leaves_the_loss_without_a_minimum_is_refused_at_every_entrance(
+    entrance, weight, k
+):
     with pytest.raises(ConfigError, match="weight"):
         refusals(weight, k)[entrance]()
 
@@ -187,7 +238,13 @@ def test_just_below_the_bound_is_accepted(entrance):
         refusals(0.4999, 2)[entrance]()
 
 
-@pytest.mark.parametrize("argv", [["train", "toy", "--method", "delta_fm", "--set", "weight=1"], ["compare", "toy", "--set", "weight=2"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "toy", "--method", "delta_fm", "--set", "weight=1"],
+        ["compare", "toy", "--set", "weight=2"],
+    ],
+)
 def test_the_command_line_refuses_it_before_any_work(argv, capsys, tmp_path):
     from cfm_lite import cli
 
@@ -214,8 +271,19 @@ GOOD = [
     *itertools.product([(0.0, 1)], [1e-3, 1e-2, 3e-2]),
     *itertools.product([(0.05, 1), (0.5, 1), (0.25, 2), (0.9, 1)], [1e-3, 1e-2, 3e-2]),
 ]
-RUNAWAY = [((0.05, 1), 1.0), ((0.0, 1), 1.0), ((0.5, 1), 1.0), ((0.25, 2), 1.0), ((0.0, 1), 10.0), ((0.9, 1), 10.0), ((0.33, 3), 1e-3)]
-RUNAWAY += [((0.4999, 2), 1e-3), *itertools.product([(0.99, 1), (0.999, 1), (0.33, 3), (0.4999, 2)], [1e-2, 3e-2])][:8]
+RUNAWAY = [
+    ((0.05, 1), 1.0),
+    ((0.0, 1), 1.0),
+    ((0.5, 1), 1.0),
+    ((0.25, 2), 1.0),
+    ((0.0, 1), 10.0),
+    ((0.9, 1), 10.0),
+    ((0.33, 3), 1e-3),
+]
+RUNAWAY += [
+    ((0.4999, 2), 1e-3),
+    *itertools.product([(0.99, 1), (0.999, 1), (0.33, 3), (0.4999, 2)], [1e-2, 3e-2]),
+][:8]
 
 
 def train_toy(pair, lr, runaway, steps=200):
@@ -225,10 +293,18 @@ def train_toy(pair, lr, runaway, steps=200):
     x1 = x1.float()
     torch.manual_seed(0)
     model, speeds = MLP(2, 64, 2, 2), []
-    model.register_forward_hook(lambda module, inputs, v: speeds.append(float(v.detach().square().mean())))
+    model.register_forward_hook(
+        lambda module, inputs, v: speeds.append(float(v.detach().square().mean()))
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        built = objective.fm(model) if not weight else objective.vecor(model, weight, k) if k > 1 else objective.delta_fm(model, weight)
+        built = (
+            objective.fm(model)
+            if not weight
+            else objective.vecor(model, weight, k)
+            if k > 1
+            else objective.delta_fm(model, weight)
+        )
     trainer = Trainer(built, lr=lr, runaway=runaway)
     with contextlib.suppress(DivergenceError):
         list(trainer.run(batches(x1, y, size=128), steps))
@@ -252,7 +328,8 @@ def test_all_of_15_runaway_settings_are_stopped_within_200_steps_and_none_of_15_
         free, speeds[pair, lr] = train_toy(pair, lr, None)
         assert free == 200
         stopped[pair, lr] = train_toy(pair, lr, 20.0)[0]
-    # an independent measure says which is which: how fast the velocity of the unwatched run became, in units of the data's speed
+    # an independent measure says which is which: how fast the velocity of the unwatched run became,
+    # in units of the data's speed
     assert max(speeds[case] for case in GOOD) < 10 < 20 < min(speeds[case] for case in RUNAWAY)
     late = [case for case in RUNAWAY if stopped[case] >= 200]
     alarms = [case for case in GOOD if stopped[case] < 200]
@@ -287,7 +364,10 @@ def test_the_alarm_keeps_the_last_good_checkpoint_and_can_be_switched_off(tmp_pa
     watched = trainer()
     run = watched.run(batches(X1, Y, size=16), 100)
     kept = watched.save(tmp_path)
-    with pytest.raises(DivergenceError, match=rf"step 10, above .*20\^2 times .*{kept.name}.*rate \(50\).*runaway=None"):
+    with pytest.raises(
+        DivergenceError,
+        match=rf"step 10, above .*20\^2 times .*{kept.name}.*rate \(50\).*runaway=None",
+    ):
         list(run)
     assert len(list(trainer(runaway=None).run(batches(X1, Y, size=16), 100))) == 100
 
@@ -298,17 +378,29 @@ def test_runaway_must_be_a_number_of_at_least_one(value):
         Trainer(objective.fm(Tiny()), runaway=value)
 
 
-EARLY = [(name, method) for name in RECIPES for method in ("fm", "delta_fm", "vecor_latent", "dispersive", "contrastive")]
+EARLY = [
+    (name, method)
+    for name in RECIPES
+    for method in ("fm", "delta_fm", "vecor_latent", "dispersive", "contrastive")
+]
 
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
 def early(name, method, steps):
-    """The first steps of a committed recipe, on made data of its shape and scale where the real ones are large."""
-    small = {"batch": 32, "shard": 32, "precision": "float32"} if name in ("mnist", "digits_sit", "cifar10") else {}
+    """The first steps of a committed recipe, on made data of its shape and scale where the real
+    ones are large.
+    """
+    small = (
+        {"batch": 32, "shard": 32, "precision": "float32"}
+        if name in ("mnist", "digits_sit", "cifar10")
+        else {}
+    )
     small |= {"hidden_size": 48, "depth": 4, "num_heads": 2} if name == "cifar10" else {}
-    recipe = RECIPES[name]().changed(method=method, **small, **({"perturb": "channel_shuffle"} if name == "toy" else {}))
+    recipe = RECIPES[name]().changed(
+        method=method, **small, **({"perturb": "channel_shuffle"} if name == "toy" else {})
+    )
     shape, classes = ((2,), 2) if name == "toy" else (SHAPES.get(name, (1, 8, 8)), 10)
     x1 = torch.rand(512, *shape) * 2 - 1 if name != "toy" else toy.load("two_classes", 512)[0]
     y = torch.arange(512) % classes
@@ -346,8 +438,13 @@ def all_terms(model):
         align = terms.Alignment(0.5, 2, 16, lambda x: x[:, None], 2, width=8)
     variants = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
     built = objective.vecor(model, 0.05, 2, **shared)
-    built = built.plus(align, *(terms.Dispersive(0.1, 1, variant, name=f"dispersive_{variant}") for variant in variants))
-    return built.plus(*(terms.Contrastive(0.1, 2, variant, name=f"contrastive_{variant}") for variant in variants))
+    built = built.plus(
+        align,
+        *(terms.Dispersive(0.1, 1, variant, name=f"dispersive_{variant}") for variant in variants),
+    )
+    return built.plus(
+        *(terms.Contrastive(0.1, 2, variant, name=f"contrastive_{variant}") for variant in variants)
+    )
 
 
 def test_under_bf16_autocast_every_term_is_float32_and_within_two_percent():
@@ -359,7 +456,10 @@ def test_under_bf16_autocast_every_term_is_float32_and_within_two_percent():
         assert total.dtype == torch.float32
         assert {value.dtype for value in values[half].values()} == {torch.float32}
         total.backward()
-        assert all(p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in built.parameters())
+        assert all(
+            p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all())
+            for p in built.parameters()
+        )
     for name, value in values[False].items():
         assert abs(values[True][name] - value) <= 0.02 * max(abs(value), 0.1), name
 
@@ -388,12 +488,19 @@ def test_degenerate_batches_give_finite_losses_and_gradients(count, scale):
 
 def test_with_every_label_dropped_and_no_contrast_on_null_the_loss_is_plain_flow_matching_bit_for_bit():
     plain = objective.fm(Tiny(), label_dropout=1.0).at(0, 0)(X1, Y)[0]
-    with_term = objective.delta_fm(Tiny(), contrast_null=False, label_dropout=1.0).at(0, 0)(X1, Y)[0]
+    with_term = objective.delta_fm(Tiny(), contrast_null=False, label_dropout=1.0).at(0, 0)(X1, Y)[
+        0
+    ]
     assert torch.equal(plain, with_term)
 
 
 def test_building_an_objective_of_every_method_needs_no_data():
     for name, method in EARLY:
-        recipe = RECIPES[name]().changed(method=method, **({"perturb": "channel_shuffle"} if name == "toy" else {}))
-        model = build_model(recipe, type("Data", (), {"shape": (2,) if name == "toy" else (1, 8, 8), "num_classes": 3})())
+        recipe = RECIPES[name]().changed(
+            method=method, **({"perturb": "channel_shuffle"} if name == "toy" else {})
+        )
+        model = build_model(
+            recipe,
+            type("Data", (), {"shape": (2,) if name == "toy" else (1, 8, 8), "num_classes": 3})(),
+        )
         assert build_objective(recipe, model).terms

@@ -1,4 +1,6 @@
-"""The losses on batches that nobody wants: one row, one class, duplicates, tiny and huge norms, half precision, nothing kept."""
+"""The losses on batches that nobody wants: one row, one class, duplicates, tiny and huge norms,
+half precision, nothing kept.
+"""
 
 import random
 
@@ -10,11 +12,18 @@ from tests.faults import counts
 
 VARIANTS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LARGEST = {torch.float16: 1e3, torch.bfloat16: 1e4, torch.float32: 1e4, torch.float64: 1e4}  # 65504 is float16's
+LARGEST = {
+    torch.float16: 1e3,
+    torch.bfloat16: 1e4,
+    torch.float32: 1e4,
+    torch.float64: 1e4,
+}  # 65504 is float16's
 
 
 def batch(draw, generator):
-    """A tensor (B, d) with a fault: equal rows, zero rows, one row, one feature, a norm from 1e-8 to 1e4, a constant column."""
+    """A tensor (B, d) with a fault: equal rows, zero rows, one row, one feature, a norm from 1e-8
+    to 1e4, a constant column.
+    """
     rows, width = draw.choice([1, 2, 3, 8]), draw.choice([1, 2, 5, 16])
     dtype = draw.choice(DTYPES)
     x = torch.randn(rows, width, generator=generator)
@@ -49,7 +58,9 @@ def one_call(draw, generator, widen=False):
     x = (x.float() if widen else x).requires_grad_()
     rows = len(x)
     which = draw.randrange(7)
-    keep = draw.choice([None, torch.zeros(rows), torch.ones(rows, dtype=torch.bool), torch.arange(rows) % 2 == 0])
+    keep = draw.choice(
+        [None, torch.zeros(rows), torch.ones(rows, dtype=torch.bool), torch.arange(rows) % 2 == 0]
+    )
     rescale = draw.random() < 0.5
     if which == 0:
         what, value = "flow_matching", losses.flow_matching(x, twin(x, draw, generator))
@@ -60,7 +71,9 @@ def one_call(draw, generator, widen=False):
         k = draw.choice([1, 3])
         u_neg = torch.stack([twin(x, draw, generator) for _ in range(k)]).detach()
         weight = draw.choice([0.0, 0.05, 0.48 / k])
-        value = losses.contrastive_flow_matching(x, twin(x, draw, generator), u_neg, weight, keep, rescale)
+        value = losses.contrastive_flow_matching(
+            x, twin(x, draw, generator), u_neg, weight, keep, rescale
+        )
         what = "contrastive_flow_matching"
     elif which == 3:
         variant = draw.choice(VARIANTS)
@@ -70,7 +83,10 @@ def one_call(draw, generator, widen=False):
     elif which == 4:
         variant = draw.choice(VARIANTS)
         other = twin(x, draw, generator).detach().requires_grad_(draw.random() < 0.5)
-        what, value = f"contrastive {variant}", losses.contrastive(x, other, variant, distance=draw.choice(losses.DISTANCES))
+        what, value = (
+            f"contrastive {variant}",
+            losses.contrastive(x, other, variant, distance=draw.choice(losses.DISTANCES)),
+        )
     elif which == 5:
         what, value = "align", losses.align(x[None], twin(x, draw, generator)[None])
     else:
@@ -87,13 +103,17 @@ def many_calls(n, seed):
         what, value, grad = one_call(draw, generator)
         kinds[what] = kinds.get(what, 0) + 1
         fine = value.isfinite() and value.dtype in (torch.float32, torch.float64)
-        if not fine or not (grad.isfinite().all() or (grad.dtype == torch.float16 and beyond_float16(*before))):
+        if not fine or not (
+            grad.isfinite().all() or (grad.dtype == torch.float16 and beyond_float16(*before))
+        ):
             bad.append((number, what, float(value)))
     return kinds, bad
 
 
 def beyond_float16(state, generator_state):
-    """True if the gradient of that call is finite but larger than any float16, such as that of a cosine at a length of 1e-7."""
+    """True if the gradient of that call is finite but larger than any float16, such as that of a
+    cosine at a length of 1e-7.
+    """
     draw, generator = random.Random(), torch.Generator()
     draw.setstate(state), generator.set_state(generator_state)
     grad = one_call(draw, generator, widen=True)[2]
@@ -113,7 +133,10 @@ def test_3000_adversarial_calls_give_finite_losses_and_gradients():
 def test_25000_adversarial_calls_four_times_give_finite_losses_and_gradients(part):
     kinds, bad = many_calls(25_000, seed=100 + part)
     counts.write(
-        f"losses_{part}", calls=sum(kinds.values()), not_finite=len(bad), **{name.replace(" ", "_"): n for name, n in sorted(kinds.items())}
+        f"losses_{part}",
+        calls=sum(kinds.values()),
+        not_finite=len(bad),
+        **{name.replace(" ", "_"): n for name, n in sorted(kinds.items())},
     )
     assert not bad, bad[:5]
 
@@ -132,7 +155,9 @@ def test_far_beyond_the_promise_the_velocity_losses_are_finite_too(norm):
 @pytest.mark.parametrize("norm", [1e-18, 1e-8, 1e8, 1e15])
 def test_far_beyond_the_promise_the_feature_losses_are_finite_too(variant, norm):
     h = (norm * torch.randn(8, 16)).requires_grad_()
-    value = losses.dispersive(h, variant) + losses.contrastive(h, h.detach().flip(0), variant if variant != "hinge" else "infonce_l2")
+    value = losses.dispersive(h, variant) + losses.contrastive(
+        h, h.detach().flip(0), variant if variant != "hinge" else "infonce_l2"
+    )
     value.backward()
     assert value.isfinite()
     assert h.grad.isfinite().all()

@@ -1,4 +1,6 @@
-"""Samplers, guidance and metrics on numbers that are not finite, times at the very ends, and sets that are too small."""
+"""Samplers, guidance and metrics on numbers that are not finite, times at the very ends, and sets
+that are too small.
+"""
 
 import math
 
@@ -33,7 +35,9 @@ def bad_after(calls, value=math.nan):
 
 def bad_from(time, value=math.nan):
     """A velocity that is bad for one row from that time on; a function of (x, t), as a model is."""
-    return lambda x, t: torch.where((torch.arange(len(x)) == 2)[:, None] & (t[:, None] > time), value, -x)
+    return lambda x, t: torch.where(
+        (torch.arange(len(x)) == 2)[:, None] & (t[:, None] > time), value, -x
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -69,7 +73,13 @@ def test_times_of_exactly_zero_and_one_give_finite_positions_and_velocities(path
         x_t, u_t = path.interpolate(X0, X0.flip(0), torch.full((5,), time))
         assert x_t.isfinite().all()
         assert u_t.isfinite().all()
-    assert samplers.sample_sde(lambda x, t: -x, X0, torch.linspace(0, 0.96, 9), path=path, diffusion="linear").isfinite().all()
+    assert (
+        samplers.sample_sde(
+            lambda x, t: -x, X0, torch.linspace(0, 0.96, 9), path=path, diffusion="linear"
+        )
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, "9", math.nan])
@@ -78,7 +88,17 @@ def test_a_number_of_steps_that_is_no_count_is_refused(steps):
         recipe("toy", sample_steps=steps)
 
 
-@pytest.mark.parametrize("ts", [torch.zeros(0), torch.zeros(1), torch.tensor([0.0, 0.0]), torch.tensor([0.0, math.nan]), [0.0, 1.0], 10])
+@pytest.mark.parametrize(
+    "ts",
+    [
+        torch.zeros(0),
+        torch.zeros(1),
+        torch.tensor([0.0, 0.0]),
+        torch.tensor([0.0, math.nan]),
+        [0.0, 1.0],
+        10,
+    ],
+)
 def test_a_grid_without_steps_is_refused(ts):
     with pytest.raises(ConfigError, match="ts"):
         samplers.sample(lambda x, t: x, X0, ts)
@@ -90,7 +110,9 @@ def test_a_guidance_scale_that_is_no_number_is_refused(scale):
         guidance.cfg(Tiny(), 0, scale)
 
 
-@pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 1), (0, 1.1), (0, math.nan), (0.5,), 0.5, None, "01", (0, 1, 2)])
+@pytest.mark.parametrize(
+    "interval", [(0.8, 0.2), (-0.1, 1), (0, 1.1), (0, math.nan), (0.5,), 0.5, None, "01", (0, 1, 2)]
+)
 def test_an_interval_that_is_reversed_or_outside_is_refused(interval):
     with pytest.raises(ConfigError, match="interval"):
         guidance.cfg(Tiny(), 0, 2.0, interval=interval)
@@ -99,10 +121,19 @@ def test_an_interval_that_is_reversed_or_outside_is_refused(interval):
 def test_the_frechet_distance_of_degenerate_sets_is_right_or_refused():
     x = torch.randn(40, 6, dtype=torch.float64)
     assert abs(float(metrics.frechet(x, x))) < 1e-9
-    assert abs(float(metrics.frechet(x[:1].repeat(9, 1), x[:1].repeat(9, 1)))) < 1e-9  # duplicates: a covariance of zero
+    assert (
+        abs(float(metrics.frechet(x[:1].repeat(9, 1), x[:1].repeat(9, 1)))) < 1e-9
+    )  # duplicates: a covariance of zero
     assert float(metrics.frechet(x[:2], x[2:4])) > 0  # fewer rows than features
     assert float(metrics.frechet(x[:, :1] * 0, x[:, :1] * 0 + 3)) == pytest.approx(9)
-    for bad in (x[:1], x[:0], x.clone().index_fill(0, torch.tensor([3]), math.nan), x.long(), x[:, :0], "x"):
+    for bad in (
+        x[:1],
+        x[:0],
+        x.clone().index_fill(0, torch.tensor([3]), math.nan),
+        x.long(),
+        x[:, :0],
+        "x",
+    ):
         with pytest.raises(ConfigError, match="features"):
             metrics.frechet(x, bad)
     with pytest.raises(ConfigError, match="width"):

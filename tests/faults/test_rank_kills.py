@@ -1,4 +1,6 @@
-"""One of two ranks is killed at any instant: the other ends soon and says why, nothing saved is lost, and the run comes to the same end."""
+"""One of two ranks is killed at any instant: the other ends soon and says why, nothing saved is
+lost, and the run comes to the same end.
+"""
 
 import random
 import time
@@ -54,13 +56,17 @@ def start(folder: Path, shared: Shared, outputs: Path) -> Ranks:
 
             trainer = build_trainer(POINTS, build_model(POINTS, DATA), world=world)
             settings = {"save_every": 4, "log_every": 1, "progress": False}
-            runs.train(POINTS, DATA, out=folder, resume=resume, trainer=trainer, source=source, **settings)
+            runs.train(
+                POINTS, DATA, out=folder, resume=resume, trainer=trainer, source=source, **settings
+            )
 
     return ranks([work] * 2, outputs, timeout=TIMEOUT)
 
 
 def kill_ranks(folder: Path, kills: int, seed: int = 0) -> Tally:
-    """Start both, kill one, look, start both again; after every eighth kill the run may come to its end."""
+    """Start both, kill one, look, start both again; after every eighth kill the run may come to its
+    end.
+    """
     chance, tally, number = random.Random(seed), Tally(), 0
     outputs = folder / "outputs"
     outputs.mkdir()
@@ -70,7 +76,9 @@ def kill_ranks(folder: Path, kills: int, seed: int = 0) -> Tally:
     while tally.kills < kills:
         place, number, shared = folder / f"run-{number}", number + 1, Shared()
         for _ in range(min(8, kills - tally.kills)):
-            if _over(place) or not _kill(start(place, shared, outputs), place, shared, chance, tally):
+            if _over(place) or not _kill(
+                start(place, shared, outputs), place, shared, chance, tally
+            ):
                 break
         ended = start(place, shared, outputs)
         assert ended.wait() == [0, 0], "\n".join(ended.texts())
@@ -82,8 +90,17 @@ def kill_ranks(folder: Path, kills: int, seed: int = 0) -> Tally:
 
 def _kill(started: Ranks, place: Path, shared: Shared, chance: random.Random, tally: Tally) -> bool:
     """Kill one rank; False where the run was over before."""
-    victim, saved, aim, until = chance.randrange(2), shared.saved, chance.random() < 0.5, time.monotonic() + 30
-    while not (shared.saving if aim else shared.saved > saved) and not _over(place) and time.monotonic() < until:
+    victim, saved, aim, until = (
+        chance.randrange(2),
+        shared.saved,
+        chance.random() < 0.5,
+        time.monotonic() + 30,
+    )
+    while (
+        not (shared.saving if aim else shared.saved > saved)
+        and not _over(place)
+        and time.monotonic() < until
+    ):
         time.sleep(0.0005)
     time.sleep(chance.uniform(0, shared.seconds if aim else 0.05))
     started.kill(victim)

@@ -1,4 +1,6 @@
-"""Stopping at any step and going on equals not stopping, bit for bit; and every piece of saved state is needed for that."""
+"""Stopping at any step and going on equals not stopping, bit for bit; and every piece of saved
+state is needed for that.
+"""
 
 import copy
 from unittest import mock
@@ -9,16 +11,43 @@ import torch
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, ResumeMismatchError
 from tests.faults import counts
-from tests.faults.work import DIGITS, METHODS, POINTS, data_of, digest, going_on, new_trainer, steps, unbroken
+from tests.faults.work import (
+    DIGITS,
+    METHODS,
+    POINTS,
+    data_of,
+    digest,
+    going_on,
+    new_trainer,
+    steps,
+    unbroken,
+)
 
-RECIPES = {f"{method}-{base.dataset}": base.changed(method=method) for base in (POINTS, DIGITS) for method in METHODS}
-RECIPES = {name: recipe for name, recipe in RECIPES.items() if name != "vecor-digits"}  # one channel cannot be shuffled
-RECIPES["vecor_latent-two_classes"] = RECIPES["vecor_latent-two_classes"].changed(perturb="channel_shuffle")
-A_FEW = (1, 5, 19, 20, 31, 59)  # warm-up, inside an epoch, its last batch, its end, mid-epoch, the step before the last
+RECIPES = {
+    f"{method}-{base.dataset}": base.changed(method=method)
+    for base in (POINTS, DIGITS)
+    for method in METHODS
+}
+RECIPES = {
+    name: recipe for name, recipe in RECIPES.items() if name != "vecor-digits"
+}  # one channel cannot be shuffled
+RECIPES["vecor_latent-two_classes"] = RECIPES["vecor_latent-two_classes"].changed(
+    perturb="channel_shuffle"
+)
+A_FEW = (
+    1,
+    5,
+    19,
+    20,
+    31,
+    59,
+)  # warm-up, inside an epoch, its last batch, its end, mid-epoch, the step before the last
 
 
 def stopped_at(recipe, data, folder, stops):
-    """{stop: whether going on from there gives the same losses and the same digest}, saved along one run."""
+    """{stop: whether going on from there gives the same losses and the same digest}, saved along
+    one run.
+    """
     curve, end = unbroken(recipe, data)
     trainer = new_trainer(recipe, data)
     same = {}
@@ -27,7 +56,9 @@ def stopped_at(recipe, data, folder, stops):
             trainer.save(folder / str(step))
             again = going_on(recipe, data, folder / str(step))
             rest = dict(steps(again, recipe, data, recipe.steps))
-            same[step] = rest == {s: loss for s, loss in curve.items() if s > step} and digest(again) == end
+            same[step] = (
+                rest == {s: loss for s, loss in curve.items() if s > step} and digest(again) == end
+            )
     return same
 
 
@@ -43,20 +74,34 @@ def test_a_run_stopped_at_a_few_places_goes_on_bit_for_bit(name, tmp_path):
 def test_a_run_stopped_at_every_step_goes_on_bit_for_bit(name, tmp_path):
     recipe = RECIPES[name]
     same = stopped_at(recipe, data_of(recipe), tmp_path, range(1, recipe.steps))
-    counts.write(f"resume-{name}", stops=len(same), differing=sum(not value for value in same.values()))
+    counts.write(
+        f"resume-{name}", stops=len(same), differing=sum(not value for value in same.values())
+    )
     assert len(same) == recipe.steps - 1
     assert all(same.values())
 
 
 # every piece of saved state, and what is put in its place
 MUTANTS = {
-    "parameters": lambda saved: saved.weights.update({k: v + 1e-3 for k, v in saved.weights.items() if k.startswith("objective.")}),
-    "average": lambda saved: saved.weights.update({k: v * 0 for k, v in saved.weights.items() if k.startswith("ema.")}),
-    "first moments": lambda saved: saved.optimizer.update({k: v * 0 for k, v in saved.optimizer.items() if k.endswith("exp_avg")}),
-    "second moments": lambda saved: saved.optimizer.update({k: v * 0 for k, v in saved.optimizer.items() if k.endswith("exp_avg_sq")}),
-    "the optimizer's step": lambda saved: saved.optimizer.update({k: v * 0 + 1 for k, v in saved.optimizer.items() if k.endswith(".step")}),
+    "parameters": lambda saved: saved.weights.update(
+        {k: v + 1e-3 for k, v in saved.weights.items() if k.startswith("objective.")}
+    ),
+    "average": lambda saved: saved.weights.update(
+        {k: v * 0 for k, v in saved.weights.items() if k.startswith("ema.")}
+    ),
+    "first moments": lambda saved: saved.optimizer.update(
+        {k: v * 0 for k, v in saved.optimizer.items() if k.endswith("exp_avg")}
+    ),
+    "second moments": lambda saved: saved.optimizer.update(
+        {k: v * 0 for k, v in saved.optimizer.items() if k.endswith("exp_avg_sq")}
+    ),
+    "the optimizer's step": lambda saved: saved.optimizer.update(
+        {k: v * 0 + 1 for k, v in saved.optimizer.items() if k.endswith(".step")}
+    ),
     "the count of the average": lambda saved: saved.state.update(averaged=3),
-    "the learning rate's group": lambda saved: [group.update(betas=[0.5, 0.5]) for group in saved.state["groups"]],
+    "the learning rate's group": lambda saved: [
+        group.update(betas=[0.5, 0.5]) for group in saved.state["groups"]
+    ],
     "the step": lambda saved: object.__setattr__(saved, "step", saved.step - 1),
 }
 
@@ -95,11 +140,24 @@ def test_a_missing_piece_is_named(key, tmp_path):
         saved.state.pop(key)
         return saved
 
-    with mock.patch.object(checkpoint, "load", without), pytest.raises(ResumeMismatchError, match=key):
+    with (
+        mock.patch.object(checkpoint, "load", without),
+        pytest.raises(ResumeMismatchError, match=key),
+    ):
         new_trainer(POINTS, data).resume(path)
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 24}, {"depth": 2}, {"method": "delta_fm"}, {"seed": 3}, {"ema": 0.5}, {"clip": 2.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 24},
+        {"depth": 2},
+        {"method": "delta_fm"},
+        {"seed": 3},
+        {"ema": 0.5},
+        {"clip": 2.0},
+    ],
+)
 def test_a_run_of_other_settings_is_never_gone_on_with(change, tmp_path):
     data = data_of(POINTS)
     path = new_trainer(POINTS, data).save(tmp_path)

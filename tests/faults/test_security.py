@@ -1,7 +1,9 @@
-"""Files that attack: each is refused by one error of ours, nothing in it runs, and nothing is written outside its folder.
+"""Files that attack: each is refused by one error of ours, nothing in it runs, and nothing is
+written outside its folder.
 
-Uncompressed tars and safetensors of others carry no checksum; these tests ask for no more than that they cannot do harm. There is no
-reader of YAML, and nothing unpacks a zip: an npz is read member by member.
+Uncompressed tars and safetensors of others carry no checksum; these tests ask for no more than that
+they cannot do harm. There is no reader of YAML, and nothing unpacks a zip: an npz is read member by
+member.
 """
 
 import ast
@@ -59,7 +61,10 @@ ALLOWED = {  # file and call: why it harms nobody
     ("tests/test_own_network_guide.py", "exec"): "the guide's own examples",
     ("tests/test_pickling.py", "pickle.dumps"): "pickles that the test makes itself, in memory",
     ("tests/test_pickling.py", "pickle.loads"): "pickles that the test made itself, in memory",
-    ("tests/test_pickling.py", "torch.load without weights_only=True"): "what the test saved itself, in memory",
+    (
+        "tests/test_pickling.py",
+        "torch.load without weights_only=True",
+    ): "what the test saved itself, in memory",
     ("tests/test_pickling.py", f"torch.load {POISON}"): "what the test saved itself, in memory",
 }
 
@@ -71,26 +76,54 @@ def dangers(code: str) -> list[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PICKLERS:
             found.append(f"from {node.module}")
         if isinstance(node, ast.Import):
-            found += [f"import {alias.name}" for alias in node.names if alias.name.split(".")[0] in PICKLERS - {"pickle"}]
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle":
+            found += [
+                f"import {alias.name}"
+                for alias in node.names
+                if alias.name.split(".")[0] in PICKLERS - {"pickle"}
+            ]
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "pickle"
+        ):
             found += [f"pickle.{node.attr}"] * (node.attr != "UnpicklingError")
         if isinstance(node, ast.Call):
             found += _in_call(node)
-        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "numpy", "torch.hub", "torch.jit"):
-            found += [f"from {node.module} import load" for alias in node.names if alias.name == "load"]
+        if isinstance(node, ast.ImportFrom) and node.module in (
+            "torch",
+            "numpy",
+            "torch.hub",
+            "torch.jit",
+        ):
+            found += [
+                f"from {node.module} import load" for alias in node.names if alias.name == "load"
+            ]
     return found
 
 
 def _in_call(node: ast.Call) -> list[str]:
-    name, words = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+    name, words = (
+        ast.unparse(node.func),
+        {word.arg: ast.unparse(word.value) for word in node.keywords},
+    )
     found = [name] if name in FORBIDDEN else []
     if name == "torch.load" and words.get("weights_only") != "True":
         found.append("torch.load without weights_only=True")
     if name.endswith("from_pretrained") and words.get("use_safetensors") != "True":
         found.append("from_pretrained without use_safetensors=True")
-    if any(words.get(word, safe) != safe for word, safe in (("shell", "False"), ("allow_pickle", "False"), ("weights_only", "True"))):
+    if any(
+        words.get(word, safe) != safe
+        for word, safe in (("shell", "False"), ("allow_pickle", "False"), ("weights_only", "True"))
+    ):
         found.append(f"{name} {POISON}")
-    return [*found, *(f"{name} with {word}" for word in ("trust_remote_code",) if words.get(word, "False") != "False")]
+    return [
+        *found,
+        *(
+            f"{name} with {word}"
+            for word in ("trust_remote_code",)
+            if words.get(word, "False") != "False"
+        ),
+    ]
 
 
 def sources():
@@ -101,16 +134,25 @@ def sources():
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        yield path.relative_to(REPOSITORY).as_posix(), re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", "\n".join(code))
+        yield (
+            path.relative_to(REPOSITORY).as_posix(),
+            re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", "\n".join(code)),
+        )
 
 
 def test_no_source_file_can_run_what_a_file_holds():
-    """This folder is looked at too, apart from the poison that this file makes with allow_pickle and never reads so."""
+    """This folder is looked at too, apart from the poison that this file makes with allow_pickle
+    and never reads so.
+    """
     files = dict(sources())
     own = Path(__file__).relative_to(REPOSITORY).as_posix()
-    found = {(name, danger) for name, code in files.items() for danger in dangers(code)} - ALLOWED.keys()
+    found = {
+        (name, danger) for name, code in files.items() for danger in dangers(code)
+    } - ALLOWED.keys()
     assert {pair for pair in found if pair[0] != own} == set()
-    assert {danger for name, danger in found if name == own} == {f"np.{call} {POISON}" for call in ("save", "savez")}
+    assert {danger for name, danger in found if name == own} == {
+        f"np.{call} {POISON}" for call in ("save", "savez")
+    }
     assert len(files) > 150
 
 
@@ -154,7 +196,11 @@ def npy(array):
 
 
 def pickled(path, marker, *, zipped=True, whole=False):
-    torch.save(torch.nn.Linear(2, 2) if whole else {"ema": Payload(marker)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        torch.nn.Linear(2, 2) if whole else {"ema": Payload(marker)},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     return path
 
 
@@ -181,10 +227,15 @@ def tarred(path, *members, kind="w"):
 
 
 def long_links(path):
-    """Links whose real path grows beyond what the system resolves, which led `filter="data"` of older Pythons out of the folder."""
+    """Links whose real path grows beyond what the system resolves, which led `filter="data"` of
+    older Pythons out of the folder.
+    """
     part, deep, members = "d" * 247, "", []
     for letter in "abcdefghijklmnop":
-        members += [(f"{deep}{part}", tarfile.DIRTYPE, None), (f"{deep}{letter}", tarfile.SYMTYPE, part)]
+        members += [
+            (f"{deep}{part}", tarfile.DIRTYPE, None),
+            (f"{deep}{letter}", tarfile.SYMTYPE, part),
+        ]
         deep += f"{part}/"
     link = "a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/" + "l" * 254
     members += [
@@ -241,12 +292,16 @@ SAFETENSORS = {
     "a header longer than the file": st({"a": entry([1], 0, 4)}, b"0000", length=5000),
     "tensors that overlap": st({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
     "negative offsets": st({"a": entry([1], -4, 0)}, bytes(4)),
-    "an offset beyond the end": st({"a": entry([1], 0, 4), "b": entry([1], 10**9, 10**9 + 4)}, bytes(8)),
+    "an offset beyond the end": st(
+        {"a": entry([1], 0, 4), "b": entry([1], 10**9, 10**9 + 4)}, bytes(8)
+    ),
     "a shape of 10^9 numbers": st({"a": entry([10**9], 0, 8)}, bytes(8)),
     "a shape that overflows": st({"a": entry([2**62, 2**62], 0, 8)}, bytes(8)),
     "a name twice": st(TWICE, bytes(8)),
     "a header of brackets": st(b"[" * 100_000),
-    "a dtype that is none": st({"a": {"dtype": "OBJECT", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+    "a dtype that is none": st(
+        {"a": {"dtype": "OBJECT", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)
+    ),
 }
 
 
@@ -259,16 +314,23 @@ def forged(folder, name, content):
 
 def resigned(path, extra=()):
     manifest = json.loads((path / "MANIFEST.json").read_text())
-    files = {name: checkpoint._digest((path / name).read_bytes()) for name in manifest["files"]} | dict(extra)
+    files = {
+        name: checkpoint._digest((path / name).read_bytes()) for name in manifest["files"]
+    } | dict(extra)
     body = {"format": manifest["format"], "files": files}
-    (path / "MANIFEST.json").write_text(json.dumps({**body, "self": checkpoint._digest(checkpoint._canonical(body))}))
+    (path / "MANIFEST.json").write_text(
+        json.dumps({**body, "self": checkpoint._digest(checkpoint._canonical(body))})
+    )
     return path
 
 
 def pointing(folder, name):
     """A checkpoint whose manifest names a file elsewhere, with its right hash."""
     (folder / "secret").write_bytes(b"secret")
-    return resigned(checkpoint.save(folder / "run", 1, {"a": torch.zeros(2)}, {}, {}), {name: checkpoint._digest(b"secret")})
+    return resigned(
+        checkpoint.save(folder / "run", 1, {"a": torch.zeros(2)}, {}, {}),
+        {name: checkpoint._digest(b"secret")},
+    )
 
 
 def linked(folder):
@@ -308,7 +370,11 @@ def latents_pointing(folder, file):
 
 
 def samples(folder, marker, **poison):
-    arrays = {"x": np.zeros((2, 1, 8, 8), np.float32), "y": np.zeros(2, np.int64), "settings": np.array("{}")} | poison
+    arrays = {
+        "x": np.zeros((2, 1, 8, 8), np.float32),
+        "y": np.zeros(2, np.int64),
+        "settings": np.array("{}"),
+    } | poison
     np.savez(folder / "s.npz", allow_pickle=True, **arrays)
     return folder / "s.npz"
 
@@ -317,7 +383,9 @@ def zipped_bomb(folder):
     """Small, and it says that it holds 10^10 numbers."""
     with zipfile.ZipFile(folder / "s.npz", "w", zipfile.ZIP_DEFLATED) as file:
         with file.open("x.npy", "w") as member:
-            np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (10**10,)})
+            np.lib.format.write_array_header_1_0(
+                member, {"descr": "<f4", "fortran_order": False, "shape": (10**10,)}
+            )
             member.write(bytes(10**7))
         file.writestr("y.npy", npy(np.zeros(10**10 // 10**8, np.int64)))
         file.writestr("settings.npy", npy(np.array("{}")))
@@ -330,7 +398,9 @@ def image_npz(folder, name="arr_0.npy", content=None, shape=None):
             file.writestr(name, content)
             return folder / "i.npz"
         with file.open(name, "w") as member:
-            np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                member, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
             member.write(bytes(10**6))
     return folder / "i.npz"
 
@@ -426,8 +496,12 @@ ATTACKS = {
     "a network's name that climbs": lambda f, m: pretrained.load("../../x"),
     "a network's name with a null byte": lambda f, m: pretrained.load("toy_fm\0"),
 }  # fmt: skip
-HARMLESS = {  # taken, because they can do nothing: names that look absolute land inside, and damaged caches are made anew
-    "a tar with an absolute name": lambda f, m: unpack(tarred(f / "a.tar", (f"{f.parent}/outside.png", tarfile.REGTYPE, b"x"))),
+# taken, because they can do nothing: names that look absolute land inside, and damaged caches are
+# made anew
+HARMLESS = {
+    "a tar with an absolute name": lambda f, m: unpack(
+        tarred(f / "a.tar", (f"{f.parent}/outside.png", tarfile.REGTYPE, b"x"))
+    ),
     "a cached reference of objects": lambda f, m: evaluate._cached(samples(f, m, pool=objects(m))),
     "a part of objects": lambda f, m: sample._is_done(put(f / "part.npy", npy(objects(m))), 1),
 }
@@ -441,7 +515,11 @@ def put(path, content):
 
 def around(folder):
     """Everything beside `folder`, with its size."""
-    return {path: path.stat().st_size for path in folder.parent.rglob("*") if folder not in (path, *path.parents) and path.name != "said"}
+    return {
+        path: path.stat().st_size
+        for path in folder.parent.rglob("*")
+        if folder not in (path, *path.parents) and path.name != "said"
+    }
 
 
 @pytest.mark.parametrize("attack", [*ATTACKS, *HARMLESS])
@@ -464,7 +542,17 @@ def test_an_attack_is_one_error_and_nothing_runs_and_nothing_is_written_outside(
     child = forked(work, tmp_path / "said")
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     said = (tmp_path / "said").read_text()
-    keep("attacks", {attack: {"answer": said.partition(":")[0], "code": code, "ran": marker.exists(), "wrote": around(inside) != before}})
+    keep(
+        "attacks",
+        {
+            attack: {
+                "answer": said.partition(":")[0],
+                "code": code,
+                "ran": marker.exists(),
+                "wrote": around(inside) != before,
+            }
+        },
+    )
     assert code == 0, said
     assert not marker.exists()
     assert around(inside) == before
@@ -478,7 +566,10 @@ def test_the_payload_would_have_run(tmp_path):
 
 
 def test_pickles_are_called_untrusted_and_not_merely_damaged(tmp_path):
-    for path in (pickled(tmp_path / "a.pt", tmp_path / "ran"), bare(tmp_path / "b.pt", tmp_path / "ran")):
+    for path in (
+        pickled(tmp_path / "a.pt", tmp_path / "ran"),
+        bare(tmp_path / "b.pt", tmp_path / "ran"),
+    ):
         with pytest.raises(UntrustedFileError, match="which could run code"):
             read_weights(path)
 
@@ -500,10 +591,16 @@ def test_a_temporary_name_that_somebody_took_first_is_never_written_through(tmp_
     assert victim.read_bytes() == b"mine"
 
 
-def test_temporary_names_cannot_be_guessed_and_half_made_checkpoints_are_the_user_s_alone(tmp_path, monkeypatch):
+def test_temporary_names_cannot_be_guessed_and_half_made_checkpoints_are_the_user_s_alone(
+    tmp_path, monkeypatch
+):
     seen, modes, replace, write = [], set(), os.replace, checkpoint._write
     monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(Path(a).name), replace(a, b))[1])
-    monkeypatch.setattr(checkpoint, "_write", lambda path, data: (modes.add(path.parent.stat().st_mode & 0o777), write(path, data))[1])
+    monkeypatch.setattr(
+        checkpoint,
+        "_write",
+        lambda path, data: (modes.add(path.parent.stat().st_mode & 0o777), write(path, data))[1],
+    )
     (tmp_path / "run").mkdir(mode=0o750)
     for _ in range(2):
         root.publish(b"x", tmp_path / "a")
@@ -533,7 +630,21 @@ def test_secrets_of_the_environment_and_the_command_line_stay_out_of_the_run(tmp
     for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "PASSWORD"):
         monkeypatch.setenv(name, f"hush-{name}")
     monkeypatch.setattr(sys, "argv", ["cfm-lite", "--token=hush-argv"])
-    assert main(["train", "toy", "--steps", "2", "--out", str(tmp_path / "run"), "--set", "hidden_size=8"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "toy",
+                "--steps",
+                "2",
+                "--out",
+                str(tmp_path / "run"),
+                "--set",
+                "hidden_size=8",
+            ]
+        )
+        == 0
+    )
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"config.json", "log.jsonl", "state.json"} <= {path.name for path in files}
     assert [path.name for path in files if b"hush" in path.read_bytes()] == []
@@ -552,7 +663,9 @@ def test_a_page_shows_names_and_errors_as_text():
     def update(x):
         raise ConfigError("<img src=x onerror=alert(1)>")
 
-    shown = Explorer(Canvas(), {"x": ipywidgets.IntSlider()}, update, title="<script>alert(1)</script>")
+    shown = Explorer(
+        Canvas(), {"x": ipywidgets.IntSlider()}, update, title="<script>alert(1)</script>"
+    )
     pages = shown.title.value + shown.status.value
     assert "<script" not in pages
     assert "<img" not in pages

@@ -1,6 +1,8 @@
-"""A request to stop, at any instant of a run: it saves the step that it has done, says so by its exit code, and goes on from there.
+"""A request to stop, at any instant of a run: it saves the step that it has done, says so by its
+exit code, and goes on from there.
 
-Each trial is a fork that goes on with the run until SIGTERM or SIGINT, sent at a random instant after its first step, ends it.
+Each trial is a fork that goes on with the run until SIGTERM or SIGINT, sent at a random instant
+after its first step, ends it.
 """
 
 import json
@@ -42,7 +44,9 @@ class Tally:
 
 def go(recipe: Recipe, data: DataSet, folder: Path) -> runs.Run:
     resume = (folder / "checkpoints").exists()
-    return runs.train(recipe, data, out=folder, resume=resume, progress=False, log_every=1, save_every=1000)
+    return runs.train(
+        recipe, data, out=folder, resume=resume, progress=False, log_every=1, save_every=1000
+    )
 
 
 def child(recipe: Recipe, data: DataSet, folder: Path) -> int:
@@ -60,8 +64,12 @@ def steps_done(folder: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def stop_at_random(recipe: Recipe, data: DataSet, folder: Path, requests: int, seed: int = 0) -> Tally:
-    """Start the run and ask it to stop, again and again; after every fifth request it may come to its end."""
+def stop_at_random(
+    recipe: Recipe, data: DataSet, folder: Path, requests: int, seed: int = 0
+) -> Tally:
+    """Start the run and ask it to stop, again and again; after every fifth request it may come to
+    its end.
+    """
     chance, tally, number = random.Random(seed), Tally(), 0
     whole = go(recipe, data, folder / "whole")
     log = numbers(folder / "whole")
@@ -92,7 +100,9 @@ def _asked(recipe: Recipe, data: DataSet, place: Path, chance: random.Random, ta
     tally.requests += 1
     tally.late += time.monotonic() - asked > 5
     tally.codes += code != CODES[number]
-    tally.lost += checkpoint.load(checkpoint.latest(place / "checkpoints")).step != steps_done(place)
+    tally.lost += checkpoint.load(checkpoint.latest(place / "checkpoints")).step != steps_done(
+        place
+    )
     return True
 
 
@@ -114,7 +124,9 @@ def test_fifty_requests_to_stop(tmp_path):
 
 @pytest.mark.parametrize("number", CODES)
 def test_a_second_request_ends_a_run_that_is_still_saving(tmp_path, monkeypatch, number):
-    """A save that never ends stands for a hanging disk: the first request waits for it, the second does not."""
+    """A save that never ends stands for a hanging disk: the first request waits for it, the second
+    does not.
+    """
     saving = tmp_path / "saving"
 
     def hang(*args, **settings):
@@ -122,7 +134,10 @@ def test_a_second_request_ends_a_run_that_is_still_saving(tmp_path, monkeypatch,
         time.sleep(60)
 
     monkeypatch.setattr(checkpoint, "save", hang)
-    started = forked(lambda: child(POINTS.changed(steps=100_000), DATA, tmp_path / "run"), tmp_path / "output.txt")
+    started = forked(
+        lambda: child(POINTS.changed(steps=100_000), DATA, tmp_path / "run"),
+        tmp_path / "output.txt",
+    )
     for wait in (lambda: steps_done(tmp_path / "run"), saving.exists):
         until = time.monotonic() + 20
         while not wait():
@@ -135,8 +150,13 @@ def test_a_second_request_ends_a_run_that_is_still_saving(tmp_path, monkeypatch,
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
-    """Two runs in one folder would take each other's checkpoints away; the lock of one that was killed holds nobody up."""
-    started = forked(lambda: child(POINTS.changed(steps=100_000), DATA, tmp_path / "run"), tmp_path / "output.txt")
+    """Two runs in one folder would take each other's checkpoints away; the lock of one that was
+    killed holds nobody up.
+    """
+    started = forked(
+        lambda: child(POINTS.changed(steps=100_000), DATA, tmp_path / "run"),
+        tmp_path / "output.txt",
+    )
     until = time.monotonic() + 20
     while not steps_done(tmp_path / "run"):
         assert time.monotonic() < until

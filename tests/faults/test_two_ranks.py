@@ -1,4 +1,6 @@
-"""What two processes owe each other, without a training run: means, stop requests, agreement, and their own shards."""
+"""What two processes owe each other, without a training run: means, stop requests, agreement, and
+their own shards.
+"""
 
 import os
 import signal
@@ -18,7 +20,12 @@ from tests.processes import eventually, ranks
 def test_values_are_averaged_and_one_stop_is_a_stop_of_all(tmp_path):
     def work():
         with joined() as world:
-            mean = world.mean({"loss": torch.tensor(1.0 + 2 * world.rank), "bad": torch.tensor([1.0, torch.inf][world.rank])})
+            mean = world.mean(
+                {
+                    "loss": torch.tensor(1.0 + 2 * world.rank),
+                    "bad": torch.tensor([1.0, torch.inf][world.rank]),
+                }
+            )
             assert float(mean["loss"]) == 2.0
             assert not mean["bad"].isfinite()
             assert world.any(world.rank == 1)
@@ -35,7 +42,9 @@ def test_values_are_averaged_and_one_stop_is_a_stop_of_all(tmp_path):
 
 
 def test_a_rank_draws_the_shards_of_its_place():
-    """Rank 1 of two holds the second half of a batch: its draws are those of one process for these rows."""
+    """Rank 1 of two holds the second half of a batch: its draws are those of one process for these
+    rows.
+    """
     x, y = torch.randn(16, 2), torch.arange(16) % 3
 
     def drawn(world, rows):
@@ -50,7 +59,8 @@ def test_a_rank_draws_the_shards_of_its_place():
 
 
 def end(work, folder, timeout):
-    """What both ranks end with and say; `work(world)` may return an exit code. 7: it lost the others.
+    """What both ranks end with and say; `work(world)` may return an exit code. 7: it lost the
+    others.
 
     On busy cores it can take seconds to meet, so `timeout` begins after that.
     """
@@ -84,9 +94,13 @@ def test_a_rank_that_works_alone_is_waited_for_longer_than_the_time_out(tmp_path
     assert "rank 0 is alive and has worked alone for" in texts[1]
 
 
-@pytest.mark.parametrize(("how", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)])
+@pytest.mark.parametrize(
+    ("how", "victim"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)]
+)
 def test_a_rank_that_dies_or_stops_while_it_works_alone_ends_the_other(tmp_path, how, victim):
-    """A stopped process holds its connections open, so only its missing beat shows it, or the silence of the store it hosts."""
+    """A stopped process holds its connections open, so only its missing beat shows it, or the
+    silence of the store it hosts.
+    """
 
     def work(world):
         world.barrier()  # both have met and are linked; until then the time-out of meeting counts
@@ -112,7 +126,9 @@ def test_a_rank_that_ends_alone_is_noticed_long_before_the_time_out(tmp_path, vi
         world.barrier()
         return 0
 
-    codes, texts = end(work, tmp_path, timeout=100)[1]()  # the host of the store stays for it no longer than it is asked
+    codes, texts = end(work, tmp_path, timeout=100)[
+        1
+    ]()  # the host of the store stays for it no longer than it is asked
     assert codes[victim] == 3
     assert codes[1 - victim] == 7
     assert f"rank {victim} has ended" in texts[1 - victim]

@@ -13,7 +13,17 @@ from cfm_lite.objective import Alignment, Objective
 from cfm_lite.runs.recipe import Recipe, build_model, build_objective, build_trainer
 from cfm_lite.training import Trainer
 
-POINTS = Recipe(dataset="two_classes", hidden_size=16, depth=3, batch=32, shard=16, steps=60, perturb="channel_shuffle", warmup=7, ema=0.9)
+POINTS = Recipe(
+    dataset="two_classes",
+    hidden_size=16,
+    depth=3,
+    batch=32,
+    shard=16,
+    steps=60,
+    perturb="channel_shuffle",
+    warmup=7,
+    ema=0.9,
+)
 DIGITS = POINTS.changed(dataset="digits", perturb="crop_resize", spread=0.2)
 ROWS = 640  # 20 batches an epoch, so 60 steps are three epochs
 METHODS = ("fm", "delta_fm", "vecor", "vecor_latent", "dispersive", "contrastive", "repa")
@@ -25,7 +35,9 @@ def data_of(recipe: Recipe) -> DataSet:
 
 
 def new_trainer(recipe: Recipe, data: DataSet) -> Trainer:
-    """The trainer of a recipe; where the data has no teacher of its own, REPA's is a fixed random map."""
+    """The trainer of a recipe; where the data has no teacher of its own, REPA's is a fixed random
+    map.
+    """
     model = build_model(recipe, data)
     if recipe.method != "repa":
         return build_trainer(recipe, model)
@@ -38,7 +50,16 @@ def _aligned(plain: Objective, recipe: Recipe, data: DataSet) -> Objective:
     fixed = torch.randn(data.x1[0].numel(), 6, generator=generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return plain.plus(Alignment(0.5, 2, recipe.hidden_size, lambda x: torch.tanh(x.flatten(1) @ fixed)[:, None], 6, width=16))
+        return plain.plus(
+            Alignment(
+                0.5,
+                2,
+                recipe.hidden_size,
+                lambda x: torch.tanh(x.flatten(1) @ fixed)[:, None],
+                6,
+                width=16,
+            )
+        )
 
 
 def steps(trainer: Trainer, recipe: Recipe, data: DataSet, until: int) -> Iterator[tuple[int, str]]:

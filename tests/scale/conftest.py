@@ -1,4 +1,6 @@
-"""What the full-scale tests share: made images, their latents through the tiny VAE, and one short run."""
+"""What the full-scale tests share: made images, their latents through the tiny VAE, and one short
+run.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""The options and recipe fields that only imagenet reads: see tests/flags.py. The names of files are those of test_flags.py here."""
+"""The options and recipe fields that only imagenet reads: see tests/flags.py. The names of files
+are those of test_flags.py here.
+"""
 
 _TRAIN = "train imagenet --model SiT-Ti/2 --latents L --out O --batch 8 --set shard=2 --steps 2"
 _DRY = "train imagenet --model SiT-Ti/2 --dry-run --size 64 --set shard=2 --batch 8"
@@ -10,9 +12,18 @@ _FEATURES = "prepare imagenet --latents L --images pictures --teacher random --o
 _EVALUATE = "evaluate --samples S --reference S --inception standin --out O.json"
 
 ACTS = {  # as in tests/flags.py
-    ("train", "latents"): (_DRY, "train imagenet --model SiT-Ti/2 --dry-run --set shard=2 --batch 8 --latents L"),
-    ("train", "model"): (_TRAIN, "train imagenet --model SiT-S/2 --latents L --out O --batch 8 --set shard=2 --steps 2"),
-    ("train", "size"): (_DRY, "train imagenet --model SiT-Ti/2 --dry-run --size 32 --set shard=2 --batch 8"),
+    ("train", "latents"): (
+        _DRY,
+        "train imagenet --model SiT-Ti/2 --dry-run --set shard=2 --batch 8 --latents L",
+    ),
+    ("train", "model"): (
+        _TRAIN,
+        "train imagenet --model SiT-S/2 --latents L --out O --batch 8 --set shard=2 --steps 2",
+    ),
+    ("train", "size"): (
+        _DRY,
+        "train imagenet --model SiT-Ti/2 --dry-run --size 32 --set shard=2 --batch 8",
+    ),
     ("train", "dry_run"): (_TRAIN, "--dry-run"),
     ("train", "log"): (_TRAIN, "--log tensorboard"),
     ("train", "log_every"): (_TRAIN, "--log-every 1"),
@@ -30,22 +41,52 @@ ACTS = {  # as in tests/flags.py
     ("sample", "batch"): (_SAMPLE, "--batch 3"),
     ("sample", "vae"): (_SAMPLE, "--vae folder_of_vae"),
     ("sample", "format"): (_FILE, "--format repa"),
-    ("sample", "model"): (_FILE, "sample --checkpoint sit.pt --model SiT-S/2 --num 4 --steps 2 --out O"),
-    ("evaluate", "reference"): (_EVALUATE, "evaluate --samples S --reference pictures --inception standin --out O.json"),
-    ("evaluate", "inception"): (_EVALUATE, "evaluate --samples S --reference S --inception nowhere.pth --out O.json"),
-    ("prepare", "images"): (_PREPARE, "prepare imagenet --images others --vae tiny --size 32 --out O"),
-    ("prepare", "out"): (_PREPARE, "prepare imagenet --images pictures --vae tiny --size 32 --out P"),
-    ("prepare", "size"): (_PREPARE, "prepare imagenet --images pictures --vae tiny --size 64 --out O"),
-    ("prepare", "vae"): (_PREPARE, "prepare imagenet --images pictures --vae folder_of_vae --size 32 --out O"),
+    ("sample", "model"): (
+        _FILE,
+        "sample --checkpoint sit.pt --model SiT-S/2 --num 4 --steps 2 --out O",
+    ),
+    ("evaluate", "reference"): (
+        _EVALUATE,
+        "evaluate --samples S --reference pictures --inception standin --out O.json",
+    ),
+    ("evaluate", "inception"): (
+        _EVALUATE,
+        "evaluate --samples S --reference S --inception nowhere.pth --out O.json",
+    ),
+    ("prepare", "images"): (
+        _PREPARE,
+        "prepare imagenet --images others --vae tiny --size 32 --out O",
+    ),
+    ("prepare", "out"): (
+        _PREPARE,
+        "prepare imagenet --images pictures --vae tiny --size 32 --out P",
+    ),
+    ("prepare", "size"): (
+        _PREPARE,
+        "prepare imagenet --images pictures --vae tiny --size 64 --out O",
+    ),
+    ("prepare", "vae"): (
+        _PREPARE,
+        "prepare imagenet --images pictures --vae folder_of_vae --size 32 --out O",
+    ),
     ("prepare", "batch"): (_PREPARE, "--batch 2"),
     ("prepare", "rows"): (_PREPARE, "--rows 5"),
     ("prepare", "workers"): (_PREPARE, "--workers 1"),
     ("prepare", "latents"): ("prepare imagenet --images pictures --out O --vae tiny", _FEATURES),
-    ("prepare", "teacher"): ("prepare imagenet --latents L --images pictures --out O", "--teacher random"),
+    ("prepare", "teacher"): (
+        "prepare imagenet --latents L --images pictures --out O",
+        "--teacher random",
+    ),
     ("prepare", "mirrors"): (_FEATURES, "--mirrors 2"),
-    ("export", "checkpoint"): ("export --checkpoint R --out O.safetensors", "export --checkpoint R2 --out O.safetensors"),
+    ("export", "checkpoint"): (
+        "export --checkpoint R --out O.safetensors",
+        "export --checkpoint R2 --out O.safetensors",
+    ),
     ("export", "format"): ("export --checkpoint R --out O.safetensors", "--format repa"),
-    ("export", "out"): ("export --checkpoint R --out O.safetensors", "export --checkpoint R --out O.pt"),
+    ("export", "out"): (
+        "export --checkpoint R --out O.safetensors",
+        "export --checkpoint R --out O.pt",
+    ),
 }
 
 REFUSED = [
@@ -60,27 +101,55 @@ REFUSED = [
     ("sample --checkpoint R --num 2 --out grid.png", "has the name of a file"),
     ("sample --checkpoint R --num 2 --out L", "not empty"),
     ("sample --checkpoint R --num 2 --out R", "not empty"),
-    ("evaluate --samples S --reference S --inception standin --seed 0", "--seed would change nothing"),
+    (
+        "evaluate --samples S --reference S --inception standin --seed 0",
+        "--seed would change nothing",
+    ),
     ("evaluate --samples S --reference S --inception standin --out x.png", "must end in .json"),
-    ("evaluate --samples S --reference S --inception standin --out S/settings.json", "would be lost"),
+    (
+        "evaluate --samples S --reference S --inception standin --out S/settings.json",
+        "would be lost",
+    ),
     ("evaluate --samples S --reference S --inception standin --out L/index.json", "would be lost"),
     ("train imagenet --model SiT-Ti/2 --latents L --out L", "holds latents"),
     ("train imagenet --model SiT-Ti/2 --latents L --out S", "holds latents, features or samples"),
-    ("train imagenet --model SiT-Ti/2 --latents L --out R --batch 8 --set shard=2", "already holds a run"),
-    ("train imagenet --model SiT-Ti/2 --latents L --out new --log tensorboard --batch 4096", "batch"),
+    (
+        "train imagenet --model SiT-Ti/2 --latents L --out R --batch 8 --set shard=2",
+        "already holds a run",
+    ),
+    (
+        "train imagenet --model SiT-Ti/2 --latents L --out new --log tensorboard --batch 4096",
+        "batch",
+    ),
     ("train imagenet --model SiT-Ti/2 --latents L --out R/checkpoints --resume --size 64", "64"),
     ("train imagenet --model SiT-Ti/2 --latents L --out new --size 64", "64"),
-    ("train imagenet --model SiT-Ti/2 --latents L --out new --method repa --images others", "others"),
-    ("train imagenet --model SiT-Ti/2 --latents L --out new --start R --batch 8 --set shard=2 --format repa", "there is none"),
+    (
+        "train imagenet --model SiT-Ti/2 --latents L --out new --method repa --images others",
+        "others",
+    ),
+    (
+        "train imagenet --model SiT-Ti/2 --latents L --out new --start R --batch 8 --set shard=2 "
+        "--format repa",
+        "there is none",
+    ),
     (f"{_DRY} --sample-every 3", "--sample-every would do nothing"),
     (f"{_TRAIN} --sample-every 3", "nothing would be drawn"),
     (f"{_FILE} --average model", "holds one network"),
     (f"{_SAMPLE} --average ema2", "keeps no second average"),
     ("prepare imagenet --latents L --images others --out new --teacher random", "others"),
-    ("prepare imagenet --latents L --images pictures --out L --teacher random", "which this command reads"),
-    ("prepare imagenet --images pictures --out pictures --vae tiny --size 32", "which this command reads"),
+    (
+        "prepare imagenet --latents L --images pictures --out L --teacher random",
+        "which this command reads",
+    ),
+    (
+        "prepare imagenet --images pictures --out pictures --vae tiny --size 32",
+        "which this command reads",
+    ),
     ("export --checkpoint R --out R/latent_mean.npy", "must end in"),
-    ("export --checkpoint R --out R/checkpoints/step-00000006/weights.safetensors", "would be lost"),
+    (
+        "export --checkpoint R --out R/checkpoints/step-00000006/weights.safetensors",
+        "would be lost",
+    ),
 ]
 
 FIELDS = {  # of ImageNet: another value, and the run is another; None where --set refuses it

@@ -1,4 +1,5 @@
-"""What torch's compiler makes of training: graphs, breaks and recompilations, on the ranks that torchrun started or on one.
+"""What torch's compiler makes of training: graphs, breaks and recompilations, on the ranks that
+torchrun started or on one.
 
 torchrun --nproc-per-node=2 -m tests.scale.graphs FILE     rank 0 writes {case: counts} as JSON
 """
@@ -21,11 +22,19 @@ from cfm_lite.runs.imagenet import build_imagenet_model, build_imagenet_trainer,
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.training import Trainer
 
-DEPTH, ROWS, MADE = 10, 8, Made((4, 8, 8), 10)  # more blocks than the eight graphs after which torch gives a function up
+DEPTH, ROWS, MADE = (
+    10,
+    8,
+    Made((4, 8, 8), 10),
+)  # more blocks than the eight graphs after which torch gives a function up
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("ddp", "repa_vecor", {}),
     ("fsdp", "repa_vecor", {}),
-    ("ddp", "dispersive", {"precision": "bf16", "hidden_size": 64}),  # half precision is slow on many CPUs
+    (
+        "ddp",
+        "dispersive",
+        {"precision": "bf16", "hidden_size": 64},
+    ),  # half precision is slow on many CPUs
     ("fsdp", "dispersive", {"precision": "bf16", "hidden_size": 64}),
 ]
 
@@ -37,22 +46,40 @@ def teacher(images: Tensor) -> Tensor:
 teacher.dim = 32  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def built(preset: str, world: World = ALONE, parallel: str = "ddp", *, compile: bool | None = True, **changes: Any) -> Trainer:
+def built(
+    preset: str,
+    world: World = ALONE,
+    parallel: str = "ddp",
+    *,
+    compile: bool | None = True,
+    **changes: Any,
+) -> Trainer:
     """A trainer of ten blocks, each wide enough that DDP's first bucket ends inside it."""
     settings = {"depth": DEPTH, "hidden_size": 256, "shard": 4, "batch": ROWS, **changes}
     recipe = imagenet(preset, model="SiT-Ti/2", size=64, **settings)
-    how: dict[str, Any] = {"teacher": teacher if recipe.align else None, "world": world, "parallel": parallel, "compile": compile}
+    how: dict[str, Any] = {
+        "teacher": teacher if recipe.align else None,
+        "world": world,
+        "parallel": parallel,
+        "compile": compile,
+    }
     return build_imagenet_trainer(recipe, MADE, model=build_imagenet_model(recipe, MADE), **how)
 
 
 def batch(preset: str, rows: int) -> tuple[Tensor, ...]:
     """Latents, labels and, for REPA, pictures."""
     x1, y = torch.randn(rows, 4, 8, 8), torch.arange(rows) % 10
-    return (x1, y, torch.randint(256, (rows, 3, 64, 64), dtype=torch.uint8)) if "repa" in preset else (x1, y)
+    return (
+        (x1, y, torch.randint(256, (rows, 3, 64, 64), dtype=torch.uint8))
+        if "repa" in preset
+        else (x1, y)
+    )
 
 
 class Counted:
-    """A compiler that runs what it is given, and counts: graphs so far, and the breaks between them."""
+    """A compiler that runs what it is given, and counts: graphs so far, and the breaks between
+    them.
+    """
 
     def __init__(self) -> None:
         torch._dynamo.reset()
@@ -69,13 +96,20 @@ class Counted:
 
 
 def counts(trainer: Trainer, data: tuple[Tensor, ...], counter: Counted) -> dict[str, Any]:
-    """Graphs of the first step, those that two more make, and the losses; the average is used in between."""
+    """Graphs of the first step, those that two more make, and the losses; the average is used in
+    between.
+    """
     losses = [float(log["loss"]) for log in trainer.run([data], 1)]
     graphs = counter.graphs
     with torch.no_grad():
         trainer.ema(data[0], torch.rand(len(data[0])), data[1])
     losses += [float(log["loss"]) for log in trainer.run([data] * 2, 2)]
-    return {"graphs": graphs, "again": counter.graphs - graphs, "breaks": counter.breaks, "losses": losses}
+    return {
+        "graphs": graphs,
+        "again": counter.graphs - graphs,
+        "breaks": counter.breaks,
+        "losses": losses,
+    }
 
 
 def everything(world: World) -> dict[str, Any]:
@@ -85,12 +119,16 @@ def everything(world: World) -> dict[str, Any]:
         counter = Counted()
         with patch.object(compiled, "BACKEND", counter):
             trainer = built(preset, world, parallel, **changes)
-            found[f"{parallel} {preset}"] = counts(trainer, batch(preset, ROWS // world.size), counter)
+            found[f"{parallel} {preset}"] = counts(
+                trainer, batch(preset, ROWS // world.size), counter
+            )
     for parallel in ("ddp", "fsdp"):
         counter = Counted()
         with patch.object(compiled, "BACKEND", counter):
             model: nn.Module = MLP((4, 8, 8), 64, 3, num_classes=10, residual=True)
-            trainer = Trainer(objective.fm(model).at(0, 0), compile=True, world=world, parallel=parallel)
+            trainer = Trainer(
+                objective.fm(model).at(0, 0), compile=True, world=world, parallel=parallel
+            )
             found[f"{parallel} mlp"] = counts(trainer, batch("sit", 8), counter)
     return found
 

@@ -14,9 +14,18 @@ def test_the_real_pictures_are_50000_and_10000_and_their_colours_are_shuffled():
     x, y = cifar10.load("train", name="cifar10-jpeg75")
     assert x.shape == (50_000, 3, 32, 32)
     assert len(cifar10.load("test", name="cifar10-jpeg75")[1]) == 10_000
-    assert torch.allclose(x.mean((0, 2, 3)), torch.tensor([-0.017, -0.035, -0.107]), atol=0.003)  # of 0.4914, 0.4822, 0.4465 in [0, 1]
+    assert torch.allclose(
+        x.mean((0, 2, 3)), torch.tensor([-0.017, -0.035, -0.107]), atol=0.003
+    )  # of 0.4914, 0.4822, 0.4465 in [0, 1]
     assert y[:1000].bincount().min() > 70
-    small = {"hidden_size": 48, "depth": 4, "num_heads": 2, "steps": 2, "batch": 32, "precision": "float32"}
+    small = {
+        "hidden_size": 48,
+        "depth": 4,
+        "num_heads": 2,
+        "steps": 2,
+        "batch": 32,
+        "precision": "float32",
+    }
     chosen = recipe("cifar10", dataset="cifar10-jpeg75", method="vecor", **small)
     run = train(chosen, dataset(chosen.dataset, limit=64), progress=False, log_every=1)
     assert run.log[-1]["repulsion"] > 0

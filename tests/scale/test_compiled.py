@@ -1,4 +1,6 @@
-"""A compiled step is the eager one, and its graphs are few: one for all blocks, on one process, under DDP and under FSDP."""
+"""A compiled step is the eager one, and its graphs are few: one for all blocks, on one process,
+under DDP and under FSDP.
+"""
 
 import copy
 import json
@@ -22,8 +24,12 @@ from tests.scale import graphs
 from tests.test_step import batch, trainer
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*_prims_common.check.*:FutureWarning"),  # raised inside torch's compiler
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # which it hides from everybody but pytest
+    pytest.mark.filterwarnings(
+        "ignore:.*_prims_common.check.*:FutureWarning"
+    ),  # raised inside torch's compiler
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor:UserWarning"
+    ),  # which it hides from everybody but pytest
     pytest.mark.timeout(300),
 ]
 ROOT = Path(__file__).parents[2]
@@ -40,8 +46,20 @@ def counter(monkeypatch):
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory):
     file = tmp_path_factory.mktemp("graphs") / "counts.json"
-    words = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.scale.graphs", str(file)]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    words = [
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.scale.graphs",
+        str(file),
+    ]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(file.read_text())
 
@@ -49,7 +67,12 @@ def on_two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("case", [f"{parallel} {preset}" for parallel, preset, _ in graphs.CASES])
 def test_two_ranks_make_one_graph_of_ten_blocks_with_no_break_and_none_again(on_two_ranks, case):
     """DDP alone would cut it where its buckets end: each block into two."""
-    assert on_two_ranks[case] | {"losses": 0} == {"graphs": 1, "again": 0, "breaks": [], "losses": 0}
+    assert on_two_ranks[case] | {"losses": 0} == {
+        "graphs": 1,
+        "again": 0,
+        "breaks": [],
+        "losses": 0,
+    }
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -62,7 +85,9 @@ def test_a_network_without_transformer_blocks_is_compiled_once_on_two_ranks(on_t
 
 @pytest.mark.parametrize("preset", ["repa_delta_fm", "dispersive"])
 def test_one_process_makes_one_graph_of_ten_blocks_whatever_it_does(counter, preset):
-    """Features, dropped labels, the average, another trainer on the network, checkpointing: no other graph; another batch: one."""
+    """Features, dropped labels, the average, another trainer on the network, checkpointing: no
+    other graph; another batch: one.
+    """
     small = {"hidden_size": 64, "accumulate": 2}
     built, data = graphs.built(preset, **small), graphs.batch(preset, graphs.ROWS)
     found = graphs.counts(built, data, counter)
@@ -80,8 +105,13 @@ def test_one_process_makes_one_graph_of_ten_blocks_whatever_it_does(counter, pre
 def test_compiled_blocks_give_the_bits_of_eager_ones_where_the_compiler_changes_nothing(counter):
     """What is left to the compiler is arithmetic; batches, draws and gradients are not touched."""
     data = graphs.batch("vecor", graphs.ROWS)
-    runs = [graphs.built("vecor", compile=how, hidden_size=64).run([data] * 2, 2) for how in (False, True)]
-    assert [{k: v.item() for k, v in log.items()} for log in runs[0]] == [{k: v.item() for k, v in log.items()} for log in runs[1]]
+    runs = [
+        graphs.built("vecor", compile=how, hidden_size=64).run([data] * 2, 2)
+        for how in (False, True)
+    ]
+    assert [{k: v.item() for k, v in log.items()} for log in runs[0]] == [
+        {k: v.item() for k, v in log.items()} for log in runs[1]
+    ]
     assert counter.graphs == 1
 
 
@@ -112,7 +142,9 @@ class Own(nn.Module):
 
 
 def test_twelve_blocks_that_all_differ_are_all_compiled(counter):
-    """torch gives a function up after eight graphs and runs it eagerly, with no more than a warning."""
+    """torch gives a function up after eight graphs and runs it eagerly, with no more than a
+    warning.
+    """
     built = Trainer(objective.fm(Own(12)), compile=True)
     list(built.run([torch.randn(4, 2)] * 2, 2))
     assert counter.graphs == 12
@@ -144,8 +176,12 @@ class Card:
 
     def __init__(self, monkeypatch, capability=(9, 0), triton=True, programs=("gcc", "g++")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: object() if triton else None)
-        monkeypatch.setattr(compiled.shutil, "which", lambda name: name if name in programs else None)
+        monkeypatch.setattr(
+            compiled.importlib.util, "find_spec", lambda name: object() if triton else None
+        )
+        monkeypatch.setattr(
+            compiled.shutil, "which", lambda name: name if name in programs else None
+        )
         for variable in ("CC", "CXX"):
             monkeypatch.delenv(variable, raising=False)
 
@@ -165,33 +201,52 @@ SIT, GPU, CPU = SiT(4, 2, 4, 16, 1, 1), torch.device("cuda"), torch.device("cpu"
         (SIT, GPU, {"programs": ()}, False),
     ],
 )
-def test_a_gpu_compiles_transformer_blocks_by_default_if_it_can(monkeypatch, model, device, card, expected):
+def test_a_gpu_compiles_transformer_blocks_by_default_if_it_can(
+    monkeypatch, model, device, card, expected
+):
     Card(monkeypatch, **card)
     assert compiled.is_compiled(None, model, device) is expected
     assert compiled.is_compiled(False, model, device) is False
 
 
-@pytest.mark.parametrize(("device", "card", "word"), [(GPU, {"triton": False}, "triton"), (CPU, {"programs": ("gcc",)}, r"g\+\+")])
+@pytest.mark.parametrize(
+    ("device", "card", "word"),
+    [(GPU, {"triton": False}, "triton"), (CPU, {"programs": ("gcc",)}, r"g\+\+")],
+)
 def test_a_compiler_that_is_asked_for_and_absent_is_one_line(monkeypatch, device, card, word):
     Card(monkeypatch, **card)
     with pytest.raises(ConfigError, match=word):
         compiled.is_compiled(True, SIT, device)
 
 
-@pytest.mark.parametrize(("words", "chosen"), [({}, None), ({"compile": True}, True), ({"no_compile": True}, False)])
+@pytest.mark.parametrize(
+    ("words", "chosen"), [({}, None), ({"compile": True}, True), ({"no_compile": True}, False)]
+)
 def test_the_command_line_chooses_to_compile_or_not_or_leaves_it(words, chosen):
     assert FullScale(**words).compiles is chosen
 
 
 def test_both_choices_at_once_are_refused(capsys, tmp_path):
-    argv = ["train", "imagenet", "--model", "SiT-Ti/2", "--method", "sit", "--dry-run", "--out", str(tmp_path / "run")]
+    argv = [
+        "train",
+        "imagenet",
+        "--model",
+        "SiT-Ti/2",
+        "--method",
+        "sit",
+        "--dry-run",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main([*argv, "--compile", "--no-compile"]) == 2
     assert "--no-compile" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def roughen(module):
-    """Weights that are not 0 anywhere: else most gradients are nearly 0, and AdamW makes whole steps of their rounding."""
+    """Weights that are not 0 anywhere: else most gradients are nearly 0, and AdamW makes whole
+    steps of their rounding.
+    """
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in module.parameters():
@@ -199,7 +254,9 @@ def roughen(module):
 
 
 @pytest.mark.skipif(not COMPILER, reason="not run: torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("preset", ["delta_fm", "dispersive", "repa_vecor"])  # every term; vecor's graph is delta_fm's, and holds sit's
+@pytest.mark.parametrize(
+    "preset", ["delta_fm", "dispersive", "repa_vecor"]
+)  # every term; vecor's graph is delta_fm's, and holds sit's
 def test_compiled_steps_agree_with_eager_ones_in_float32(preset):
     torch._dynamo.reset()
     data, logs, gradients = batch(preset), [], []
@@ -208,8 +265,16 @@ def test_compiled_steps_agree_with_eager_ones_in_float32(preset):
         roughen(built.objective)
         steps = built.run([data] * 3, 3)
         log = [next(steps)]
-        gradients.append({name: p.grad.clone() for name, p in built.objective.named_parameters() if p.grad is not None})
-        logs.append([{name: value.item() for name, value in each.items()} for each in [*log, *steps]])
+        gradients.append(
+            {
+                name: p.grad.clone()
+                for name, p in built.objective.named_parameters()
+                if p.grad is not None
+            }
+        )
+        logs.append(
+            [{name: value.item() for name, value in each.items()} for each in [*log, *steps]]
+        )
     for eager, other in zip(*logs):
         assert other == pytest.approx(eager, rel=1e-5, abs=1e-6)
     assert gradients[0].keys() == gradients[1].keys()

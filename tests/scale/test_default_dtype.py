@@ -1,4 +1,6 @@
-"""torch's default type is the user's affair: under float64 everything trains and samples, and draws in float32 stay as they were."""
+"""torch's default type is the user's affair: under float64 everything trains and samples, and draws
+in float32 stay as they were.
+"""
 
 import subprocess
 import sys
@@ -46,7 +48,12 @@ assert samplers.log_prob(MLP(2, 16, 2), torch.randn(3, 2), ts).isfinite().all()
 @pytest.fixture(scope="module")
 def printed():
     def run(dtype):
-        done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM, dtype], capture_output=True, text=True, timeout=110)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", PROGRAM, dtype],
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
         assert not done.returncode, done.stderr[-3000:]
         return done.stdout.splitlines()
 

@@ -1,4 +1,6 @@
-"""The shell blocks of the README, run as they are printed; only the sizes are small, and those are changed outside the block."""
+"""The shell blocks of the README, run as they are printed; only the sizes are small, and those are
+changed outside the block.
+"""
 
 import json
 import os
@@ -15,7 +17,8 @@ from cfm_lite.data import images
 from tests.documents import ROOT, blocks
 from tests.pictures import made_folder
 
-# what stands in front of the real programs: it makes the numbers small, and passes everything else on
+# what stands in front of the real programs: it makes the numbers small, and passes everything else
+# on
 SMALL = """#!{python}
 import os, sys
 # every group in one sweep is tests/test_cifar10_suite.py's: here "all" is the core
@@ -40,7 +43,9 @@ os.execv(sys.executable, [sys.executable, *start, *words, *more])
 
 @pytest.fixture
 def shell(tmp_path):
-    """`shell(block)` runs a block with bash in an empty folder, where cfm-lite and torchrun take small sizes; what it printed."""
+    """`shell(block)` runs a block with bash in an empty folder, where cfm-lite and torchrun take
+    small sizes; what it printed.
+    """
     programs, home = tmp_path / "programs", tmp_path / "home"
     programs.mkdir()
     home.mkdir()
@@ -58,7 +63,13 @@ def shell(tmp_path):
 
     def run(text: str) -> str:
         done = subprocess.run(
-            ["bash", "-e", "-c", text], cwd=home, env=environment, capture_output=True, text=True, timeout=280, check=False
+            ["bash", "-e", "-c", text],
+            cwd=home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
         )
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout
@@ -74,7 +85,12 @@ def rows(path: Path) -> dict[str, float]:
 @pytest.mark.timeout(300)
 def test_the_commands_for_imagenet_go_from_images_to_a_score(shell):
     made_folder(shell.home / "ILSVRC" / "train", classes=4, each=10)
-    shown = np.stack([images.load(file.path, 64).permute(1, 2, 0).numpy() for file in images.find(shell.home / "ILSVRC/train").files])
+    shown = np.stack(
+        [
+            images.load(file.path, 64).permute(1, 2, 0).numpy()
+            for file in images.find(shell.home / "ILSVRC/train").files
+        ]
+    )
     np.savez(shell.home / "VIRTUAL_imagenet256_labeled.npz", arr_0=shown)
     said = shell(blocks("README.md")[1].text)
     assert "40 images of 4 classes" in said
@@ -94,6 +110,8 @@ def test_the_commands_of_the_lab_list_measure_and_report(shell):
         shutil.copy(file, results)
     said = shell(blocks("README.md")[3].text)
     assert "jobs are left" in said
-    assert {row["method"] for row in json.loads((results / "digits.json").read_text(encoding="utf-8"))} == {"fm", "delta_fm"}
+    assert {
+        row["method"] for row in json.loads((results / "digits.json").read_text(encoding="utf-8"))
+    } == {"fm", "delta_fm"}
     assert (results / "digits.weight.json").exists()
     assert (results / "README.md").exists()

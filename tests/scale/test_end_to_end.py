@@ -1,4 +1,6 @@
-"""The four commands, on the 63 real ImageNet images where they are (else on made ones): alone, and under torchrun on two ranks."""
+"""The four commands, on the 63 real ImageNet images where they are (else on made ones): alone, and
+under torchrun on two ranks.
+"""
 
 import json
 import os
@@ -31,7 +33,20 @@ def images(tmp_path_factory):
 def home(images, tmp_path_factory):
     """The four commands in one process each, one after the other."""
     folder = tmp_path_factory.mktemp("alone")
-    go("prepare", "imagenet", "--images", str(images), "--out", str(folder / "L"), "--vae", "tiny", "--size", SIZE, "--rows", "16")
+    go(
+        "prepare",
+        "imagenet",
+        "--images",
+        str(images),
+        "--out",
+        str(folder / "L"),
+        "--vae",
+        "tiny",
+        "--size",
+        SIZE,
+        "--rows",
+        "16",
+    )
     train = [*TRAIN, "--latents", str(folder / "L"), "--out", str(folder / "R")]
     go(*train, "--steps", "12")
     go(*train, "--steps", str(STEPS), "--resume")
@@ -44,7 +59,19 @@ def go(*argv):
 
 
 def sample(folder, out="S"):
-    go("sample", "--checkpoint", str(folder / "R"), "--num", "18", "--steps", "4", "--batch", "5", "--out", str(folder / out))
+    go(
+        "sample",
+        "--checkpoint",
+        str(folder / "R"),
+        "--num",
+        "18",
+        "--steps",
+        "4",
+        "--batch",
+        "5",
+        "--out",
+        str(folder / out),
+    )
 
 
 def losses(folder):
@@ -64,7 +91,9 @@ def torchrun(*argv):
         "--",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*start, *argv], capture_output=True, text=True, timeout=110, env=environment, check=False)
+    done = subprocess.run(
+        [*start, *argv], capture_output=True, text=True, timeout=110, env=environment, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -84,28 +113,74 @@ def test_twenty_steps_with_a_stop_between_lower_the_loss(home):
 
 @pytest.mark.filterwarnings("ignore:.*biased upwards")
 def test_samples_are_measured_against_the_real_images(home, images, capsys):
-    go("evaluate", "--samples", str(home / "S"), "--reference", str(images), "--inception", "standin")
+    go(
+        "evaluate",
+        "--samples",
+        str(home / "S"),
+        "--reference",
+        str(images),
+        "--inception",
+        "standin",
+    )
     told = capsys.readouterr().out
     assert "these numbers mean nothing" in told
     rows = {row["metric"]: row for row in json.loads((home / "S" / "metrics.json").read_text())}
-    names = ("fid_to_63_images", "sfid_to_63_images", "inception_score", "inception_score_std", "precision", "recall")
+    names = (
+        "fid_to_63_images",
+        "sfid_to_63_images",
+        "inception_score",
+        "inception_score_std",
+        "precision",
+        "recall",
+    )
     assert set(rows) == {f"standin_{name}" for name in names}
     row = rows["standin_fid_to_63_images"]
     assert row["value"] > 0
     assert "sampler euler, 4 steps, 4 evaluations each, no guidance; seed 0" in told
-    assert (row["method"], row["steps"], row["nfe"], row["sampler"], row["samples"]) == ("vecor", STEPS, 4, "euler", 18)
+    assert (row["method"], row["steps"], row["nfe"], row["sampler"], row["samples"]) == (
+        "vecor",
+        STEPS,
+        4,
+        "euler",
+        18,
+    )
     assert row["reference_images"] == 63
 
 
 def test_two_ranks_prepare_train_resume_and_sample_what_one_process_does(home, images, tmp_path):
-    torchrun("prepare", "imagenet", "--images", str(images), "--out", str(tmp_path / "L"), "--vae", "tiny", "--size", SIZE, "--rows", "16")
+    torchrun(
+        "prepare",
+        "imagenet",
+        "--images",
+        str(images),
+        "--out",
+        str(tmp_path / "L"),
+        "--vae",
+        "tiny",
+        "--size",
+        SIZE,
+        "--rows",
+        "16",
+    )
     assert Latents(tmp_path / "L").fingerprint == Latents(home / "L").fingerprint
     train = [*TRAIN, "--latents", str(tmp_path / "L"), "--out", str(tmp_path / "R")]
     torchrun(*train, "--steps", "12")
     told = torchrun(*train, "--steps", str(STEPS), "--resume")
     assert told.count("the run is in") == 1  # rank 0 alone speaks
     assert losses(tmp_path / "R") == pytest.approx(losses(home / "R"), abs=1e-6)
-    torchrun("sample", "--checkpoint", str(home / "R"), "--num", "18", "--steps", "4", "--batch", "5", "--out", str(tmp_path / "S"))
+    torchrun(
+        "sample",
+        "--checkpoint",
+        str(home / "R"),
+        "--num",
+        "18",
+        "--steps",
+        "4",
+        "--batch",
+        "5",
+        "--out",
+        str(tmp_path / "S"),
+    )
     two, one = (np.load(folder / "S" / "samples.npz")["arr_0"] for folder in (tmp_path, home))
     assert np.array_equal(two, one)
 
@@ -132,7 +207,12 @@ def test_a_dry_run_needs_nothing_but_a_name(capsys):
 
 
 def test_the_help_of_every_command_names_what_is_for_imagenet(capsys):
-    for command, words in (("train", "--latents"), ("sample", "--sde"), ("evaluate", "--reference"), ("prepare", "--vae")):
+    for command, words in (
+        ("train", "--latents"),
+        ("sample", "--sde"),
+        ("evaluate", "--reference"),
+        ("prepare", "--vae"),
+    ):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0
@@ -141,12 +221,46 @@ def test_the_help_of_every_command_names_what_is_for_imagenet(capsys):
 
 def test_the_path_runs_at_512_pixels(images, tmp_path):
     few = tmp_path / "few"
-    for folder in sorted(path for path in (images / "train" if (images / "train").is_dir() else images).iterdir() if path.is_dir())[:2]:
+    for folder in sorted(
+        path
+        for path in (images / "train" if (images / "train").is_dir() else images).iterdir()
+        if path.is_dir()
+    )[:2]:
         shutil.copytree(folder, few / folder.name)
-    go("prepare", "imagenet", "--images", str(few), "--out", str(tmp_path / "L"), "--vae", "tiny", "--size", "512")
+    go(
+        "prepare",
+        "imagenet",
+        "--images",
+        str(few),
+        "--out",
+        str(tmp_path / "L"),
+        "--vae",
+        "tiny",
+        "--size",
+        "512",
+    )
     assert Latents(tmp_path / "L").shape == (4, 64, 64)
-    train = ["train", "imagenet", "--model", "SiT-Ti/2", "--latents", str(tmp_path / "L"), "--out", str(tmp_path / "R")]
+    train = [
+        "train",
+        "imagenet",
+        "--model",
+        "SiT-Ti/2",
+        "--latents",
+        str(tmp_path / "L"),
+        "--out",
+        str(tmp_path / "R"),
+    ]
     go(*train, "--steps", "2", "--batch", "2", "--set", "shard=2")
-    go("sample", "--checkpoint", str(tmp_path / "R"), "--num", "2", "--steps", "2", "--out", str(tmp_path / "S"))
+    go(
+        "sample",
+        "--checkpoint",
+        str(tmp_path / "R"),
+        "--num",
+        "2",
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "S"),
+    )
     with np.load(tmp_path / "S" / "samples.npz") as file:
         assert file["arr_0"].shape == (2, 512, 512, 3)

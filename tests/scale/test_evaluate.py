@@ -1,4 +1,6 @@
-"""Features and metrics of image files: the published network's shapes, the stand-in's name, the cache and its hash."""
+"""Features and metrics of image files: the published network's shapes, the stand-in's name, the
+cache and its hash.
+"""
 
 import itertools
 import json
@@ -59,7 +61,9 @@ def inception_file(tmp_path_factory):
 
 
 def measured(samples, reference, **how):
-    rows, _ = evaluate_samples(samples, reference, how.pop("extractor", StandIn()), progress=False, **how)
+    rows, _ = evaluate_samples(
+        samples, reference, how.pop("extractor", StandIn()), progress=False, **how
+    )
     return {row["metric"]: row["value"] for row in rows}
 
 
@@ -73,13 +77,24 @@ def test_a_set_against_itself_is_at_distance_zero(some):
 
 @pytest.mark.filterwarnings("ignore:.*biased upwards")
 def test_darker_images_are_farther_away_and_the_metrics_are_those_of_the_library(some, tmp_path):
-    dark, darker = (saved(tmp_path / f"{high}.npz", noise(seed=1, high=high)) for high in (200, 100))
+    dark, darker = (
+        saved(tmp_path / f"{high}.npz", noise(seed=1, high=high)) for high in (200, 100)
+    )
     near, far = measured(dark, some), measured(darker, some)
     assert 0 < near["standin_fid_to_40_images"] < far["standin_fid_to_40_images"]
-    a, b = (StandIn()(torch.from_numpy(np.load(path)["arr_0"]).permute(0, 3, 1, 2)) for path in (dark, some))
-    assert near["standin_fid_to_40_images"] == pytest.approx(float(metrics.frechet(a.pool, b.pool)), rel=1e-6)
-    assert near["standin_sfid_to_40_images"] == pytest.approx(float(metrics.frechet(a.spatial, b.spatial)), rel=1e-6)
-    assert near["standin_inception_score"] == pytest.approx(float(metrics.inception_score(a.logits)[0]), rel=1e-6)
+    a, b = (
+        StandIn()(torch.from_numpy(np.load(path)["arr_0"]).permute(0, 3, 1, 2))
+        for path in (dark, some)
+    )
+    assert near["standin_fid_to_40_images"] == pytest.approx(
+        float(metrics.frechet(a.pool, b.pool)), rel=1e-6
+    )
+    assert near["standin_sfid_to_40_images"] == pytest.approx(
+        float(metrics.frechet(a.spatial, b.spatial)), rel=1e-6
+    )
+    assert near["standin_inception_score"] == pytest.approx(
+        float(metrics.inception_score(a.logits)[0]), rel=1e-6
+    )
     assert near["standin_recall"] == float(metrics.precision_recall(b.pool, a.pool)[1])
 
 
@@ -110,16 +125,22 @@ def test_inception_has_the_published_shapes_and_unbiased_logits(inception_file):
     assert got.spatial.shape == (2, 2023)
     assert got.logits.shape == (2, 1008)
     assert got.spatial.min() >= 0  # after the ReLU
-    torch.testing.assert_close(got.logits, got.pool @ network.network.fc.weight.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        got.logits, got.pool @ network.network.fc.weight.T, rtol=1e-4, atol=1e-4
+    )
     assert network.prefix == ""
 
 
 def test_sfid_reads_the_first_branch_of_mixed_6d(inception_file):
     network = inception(inception_file)
     seen = {}
-    network.network.Mixed_6d.register_forward_hook(lambda module, inputs, output: seen.update(whole=output))
+    network.network.Mixed_6d.register_forward_hook(
+        lambda module, inputs, output: seen.update(whole=output)
+    )
     got = network(torch.from_numpy(noise(1, 64)).permute(0, 3, 1, 2))
-    expected = seen["whole"][:, :7].permute(0, 2, 3, 1).reshape(1, -1)  # the block's output begins with its first branch
+    expected = (
+        seen["whole"][:, :7].permute(0, 2, 3, 1).reshape(1, -1)
+    )  # the block's output begins with its first branch
     torch.testing.assert_close(got.spatial, expected)
 
 
@@ -136,7 +157,9 @@ def test_weights_that_do_not_fit_or_would_run_code_are_refused(tmp_path):
 
 def test_the_weights_that_cannot_be_fetched_name_the_file_to_get(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "cache_root", lambda: tmp_path)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("offline"))
+    )
     with pytest.raises(DataError, match=r"--inception FILE"):
         inception()
     assert not list((tmp_path / "inception").iterdir())
@@ -237,14 +260,21 @@ def whole(n=400, seed=9):
     parts = Narrow()(torch.from_numpy(noise(n, seed=seed)).permute(0, 3, 1, 2))
     kept = {}
     for rows, (mean, covariance) in zip(parts, (("mu", "sigma"), ("mu_s", "sigma_s"))):
-        kept |= {mean: rows.double().mean(0).numpy(), covariance: np.cov(rows.double().numpy(), rowvar=False)}
+        kept |= {
+            mean: rows.double().mean(0).numpy(),
+            covariance: np.cov(rows.double().numpy(), rowvar=False),
+        }
     return kept
 
 
 def by_sqrtm(mean1, cov1, mean2, cov2):
-    """Heusel's formula as pytorch-fid and torch-fidelity write it: the matrix root of a product, its real part."""
+    """Heusel's formula as pytorch-fid and torch-fidelity write it: the matrix root of a product,
+    its real part.
+    """
     root = scipy.linalg.sqrtm(cov1 @ cov2)
-    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root.real))
+    return float(
+        ((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root.real)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -257,42 +287,76 @@ QUIET = pytest.mark.filterwarnings("ignore:.*biased upwards")
 
 
 @QUIET
-def test_adm_s_file_gives_the_distance_to_the_whole_set_and_its_images_precision_and_recall_alone(tmp_path, statistics):
+def test_adm_s_file_gives_the_distance_to_the_whole_set_and_its_images_precision_and_recall_alone(
+    tmp_path, statistics
+):
     images, some = noise(30, seed=5), saved(tmp_path / "some.npz", noise(200))
     np.savez(tmp_path / "adm.npz", arr_0=images, **statistics)
     saved(tmp_path / "images.npz", images)
-    values, plain = (measured(some, tmp_path / name, extractor=Narrow()) for name in ("adm.npz", "images.npz"))
+    values, plain = (
+        measured(some, tmp_path / name, extractor=Narrow()) for name in ("adm.npz", "images.npz")
+    )
     own = Narrow()(torch.from_numpy(np.load(some)["arr_0"]).permute(0, 3, 1, 2))
-    for name, rows, pair in (("fid", own.pool, ("mu", "sigma")), ("sfid", own.spatial, ("mu_s", "sigma_s"))):
-        right = metrics.frechet_distance(*metrics.moments(rows), *(torch.from_numpy(statistics[name]) for name in pair))
+    for name, rows, pair in (
+        ("fid", own.pool, ("mu", "sigma")),
+        ("sfid", own.spatial, ("mu_s", "sigma_s")),
+    ):
+        right = metrics.frechet_distance(
+            *metrics.moments(rows), *(torch.from_numpy(statistics[name]) for name in pair)
+        )
         assert values[f"standin_{name}"] == pytest.approx(float(right), rel=1e-8)
     assert not set(values) & {"standin_fid_to_30_images", "standin_sfid_to_30_images"}
-    assert not set(plain) & {"standin_fid", "standin_sfid"}  # a distance to images never has the name of one to the whole set
+    assert not set(plain) & {
+        "standin_fid",
+        "standin_sfid",
+    }  # a distance to images never has the name of one to the whole set
     assert plain["standin_fid_to_30_images"] > values["standin_fid"]
-    assert {name: values[name] for name in ("standin_precision", "standin_recall", "standin_inception_score")} == {
-        name: plain[name] for name in ("standin_precision", "standin_recall", "standin_inception_score")
+    assert {
+        name: values[name]
+        for name in ("standin_precision", "standin_recall", "standin_inception_score")
+    } == {
+        name: plain[name]
+        for name in ("standin_precision", "standin_recall", "standin_inception_score")
     }
 
 
 @QUIET
 def test_a_shifted_mean_is_seen_and_the_images_beside_it_do_not_hide_it(some, tmp_path, statistics):
     np.savez(tmp_path / "adm.npz", arr_0=noise(30, seed=5), **statistics)
-    np.savez(tmp_path / "moved.npz", arr_0=noise(30, seed=5), **{**statistics, "mu": statistics["mu"] + 5})
-    before, after = (measured(some, tmp_path / name, extractor=Narrow())["standin_fid"] for name in ("adm.npz", "moved.npz"))
+    np.savez(
+        tmp_path / "moved.npz",
+        arr_0=noise(30, seed=5),
+        **{**statistics, "mu": statistics["mu"] + 5},
+    )
+    before, after = (
+        measured(some, tmp_path / name, extractor=Narrow())["standin_fid"]
+        for name in ("adm.npz", "moved.npz")
+    )
     assert after - before == pytest.approx(64 * 25, rel=0.1)
 
 
 @QUIET
-@pytest.mark.parametrize("kept", [("mu", "sigma"), ("mu_s", "sigma_s"), ("mu", "sigma", "mu_s", "sigma_s")])
+@pytest.mark.parametrize(
+    "kept", [("mu", "sigma"), ("mu_s", "sigma_s"), ("mu", "sigma", "mu_s", "sigma_s")]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f8"])
-def test_statistics_without_images_are_a_reference_of_the_metrics_that_they_suffice_for(some, tmp_path, statistics, kept, dtype):
-    np.savez_compressed(tmp_path / "stats.npz", **{name: np.asfortranarray(statistics[name].astype(dtype)) for name in kept})
+def test_statistics_without_images_are_a_reference_of_the_metrics_that_they_suffice_for(
+    some, tmp_path, statistics, kept, dtype
+):
+    np.savez_compressed(
+        tmp_path / "stats.npz",
+        **{name: np.asfortranarray(statistics[name].astype(dtype)) for name in kept},
+    )
     rows, _ = evaluate_samples(some, tmp_path / "stats.npz", Narrow(), progress=False)
     expected = {"standin_inception_score", "standin_inception_score_std"} | {
         f"standin_{name}" for name, mean in (("fid", "mu"), ("sfid", "mu_s")) if mean in kept
     }
     assert {row["metric"] for row in rows} == expected
-    assert all(row["reference_images"] is None and "no images: no precision and recall" in row["reference_holds"] for row in rows)
+    assert all(
+        row["reference_images"] is None
+        and "no images: no precision and recall" in row["reference_holds"]
+        for row in rows
+    )
     assert {row["metric"]: row["reference_kind"] for row in rows if "fid" in row["metric"]} == {
         name: "statistics" for name in expected if "fid" in name
     }
@@ -302,10 +366,15 @@ def test_statistics_without_images_are_a_reference_of_the_metrics_that_they_suff
 def test_the_distance_to_statistics_is_that_of_pytorch_fid_and_torch_fidelity(name):
     f = case("metrics", name)
     theirs = optional("torch_fidelity.metric_fid", "eval").fid_statistics_to_metric
-    own, kept = [x.numpy() for x in metrics.moments(f["fake"])], [f[name].numpy() for name in ("mu_real", "cov_real")]
+    own, kept = (
+        [x.numpy() for x in metrics.moments(f["fake"])],
+        [f[name].numpy() for name in ("mu_real", "cov_real")],
+    )
     ours = float(metrics.frechet_to(f["fake"], f["mu_real"], f["cov_real"]))
     assert ours == pytest.approx(by_sqrtm(*own, *kept), rel=1e-8)
-    told = theirs({"mu": own[0], "sigma": own[1]}, {"mu": kept[0], "sigma": kept[1]}, False)["frechet_inception_distance"]
+    told = theirs({"mu": own[0], "sigma": own[1]}, {"mu": kept[0], "sigma": kept[1]}, False)[
+        "frechet_inception_distance"
+    ]
     assert ours == pytest.approx(float(told), rel=1e-8)
 
 
@@ -314,7 +383,10 @@ def test_the_distance_of_few_rows_to_statistics_is_that_of_their_covariance(n):
     f = case("metrics", "frechet_main")
     rows, kept = f["fake"][:n], (f["mu_real"], f["cov_real"])
     torch.testing.assert_close(
-        metrics.frechet_to(rows, *kept), metrics.frechet_distance(*metrics.moments(rows), *kept), rtol=1e-6, atol=0
+        metrics.frechet_to(rows, *kept),
+        metrics.frechet_distance(*metrics.moments(rows), *kept),
+        rtol=1e-6,
+        atol=0,
     )  # roots of rounding
 
 
@@ -328,25 +400,59 @@ def negative(covariance):
 
 WRONG = {
     "half of a pair": (lambda s: changed(s, sigma=None), DataError, "mu without sigma"),
-    "of another network": (lambda s: {"mu": np.zeros(2048), "sigma": np.eye(2048)}, DataError, "2,048 features, and stand-in has 64"),
-    "turned": (lambda s: changed(s, mu=s["mu"][None]), DataError, r"mu \(1, 64\) and sigma \(64, 64\)"),
+    "of another network": (
+        lambda s: {"mu": np.zeros(2048), "sigma": np.eye(2048)},
+        DataError,
+        "2,048 features, and stand-in has 64",
+    ),
+    "turned": (
+        lambda s: changed(s, mu=s["mu"][None]),
+        DataError,
+        r"mu \(1, 64\) and sigma \(64, 64\)",
+    ),
     "not square": (lambda s: changed(s, sigma=s["sigma"][:, :9]), DataError, r"sigma \(64, 9\)"),
     "NaN": (lambda s: changed(s, sigma=s["sigma"] * np.nan), DataError, "sigma of .* holds NaN"),
-    "infinite": (lambda s: changed(s, mu=s["mu"] + np.inf), DataError, "mu of .* holds NaN or infinite"),
-    "not symmetric": (lambda s: changed(s, sigma=s["sigma"] + np.triu(np.ones((64, 64)), 1)), DataError, "sigma is not symmetric"),
-    "not positive": (lambda s: changed(s, sigma=negative(s["sigma"])), DataError, "sigma has the eigenvalue"),
-    "not positive, of sFID": (lambda s: changed(s, sigma_s=-s["sigma_s"]), DataError, "sigma_s has the eigenvalue"),
+    "infinite": (
+        lambda s: changed(s, mu=s["mu"] + np.inf),
+        DataError,
+        "mu of .* holds NaN or infinite",
+    ),
+    "not symmetric": (
+        lambda s: changed(s, sigma=s["sigma"] + np.triu(np.ones((64, 64)), 1)),
+        DataError,
+        "sigma is not symmetric",
+    ),
+    "not positive": (
+        lambda s: changed(s, sigma=negative(s["sigma"])),
+        DataError,
+        "sigma has the eigenvalue",
+    ),
+    "not positive, of sFID": (
+        lambda s: changed(s, sigma_s=-s["sigma_s"]),
+        DataError,
+        "sigma_s has the eigenvalue",
+    ),
     "integers": (lambda s: changed(s, mu=s["mu"].astype(int)), DataError, "dtype int64"),
     "complex": (lambda s: changed(s, sigma=s["sigma"] + 0j), DataError, "dtype complex128"),
-    "objects": (lambda s: changed(s, mu=np.array([print], dtype=object)), UntrustedFileError, "holds objects, which may run code"),
-    "other names": (lambda s: {"mean": s["mu"], "cov": s["sigma"]}, DataError, "holds mean, cov; a reference holds arr_0"),
+    "objects": (
+        lambda s: changed(s, mu=np.array([print], dtype=object)),
+        UntrustedFileError,
+        "holds objects, which may run code",
+    ),
+    "other names": (
+        lambda s: {"mean": s["mu"], "cov": s["sigma"]},
+        DataError,
+        "holds mean, cov; a reference holds arr_0",
+    ),
     "features": (lambda s: {"pool_3": np.zeros((9, 2048))}, DataError, "holds pool_3"),
     "nothing": (lambda s: {}, DataError, "holds nothing"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_statistics_that_are_none_are_one_line_before_any_feature_is_computed(kind, some, tmp_path, statistics):
+def test_statistics_that_are_none_are_one_line_before_any_feature_is_computed(
+    kind, some, tmp_path, statistics
+):
     make, error, words = WRONG[kind]
     np.savez(tmp_path / "odd.npz", **make(statistics))
     extractor = Narrow()
@@ -360,10 +466,14 @@ def test_statistics_that_are_none_are_one_line_before_any_feature_is_computed(ki
 
 @pytest.mark.parametrize("name", ["ref.pkl", "ref.npz", "ref.pt"])
 @pytest.mark.parametrize("as_samples", [False, True])
-def test_a_pickle_is_refused_by_name_whatever_it_is_called(name, as_samples, some, tmp_path, statistics):
+def test_a_pickle_is_refused_by_name_whatever_it_is_called(
+    name, as_samples, some, tmp_path, statistics
+):
     path = tmp_path / name
     torch.save(statistics, path) if name.endswith(".pt") else path.write_bytes(PICKLED)
-    with pytest.raises(UntrustedFileError, match=rf"{name} was not loaded: it is a pickle") as caught:
+    with pytest.raises(
+        UntrustedFileError, match=rf"{name} was not loaded: it is a pickle"
+    ) as caught:
         measured(*((path, some) if as_samples else (some, path)))
     assert caught.value.exit_code == 8
 
@@ -375,7 +485,9 @@ def test_a_pickle_is_refused_by_name_whatever_it_is_called(name, as_samples, som
 def test_every_row_carries_the_card_and_the_card_is_printed(run, tmp_path, pictures):
     from cfm_lite.scale.sample import Settings, sample_imagenet
 
-    drawn = Settings(num=6, seed=3, solver="heun", steps=2, guidance=1.5, interval=(0.2, 0.9), batch=4)
+    drawn = Settings(
+        num=6, seed=3, solver="heun", steps=2, guidance=1.5, interval=(0.2, 0.9), batch=4
+    )
     npz = sample_imagenet(run, tmp_path / "S", drawn, progress=False)
     rows, _ = evaluate_samples(npz, pictures, StandIn(), progress=False)
     expected = {
@@ -390,7 +502,15 @@ def test_every_row_carries_the_card_and_the_card_is_printed(run, tmp_path, pictu
         assert len(row["reference_hash"]) == len(row["weights"]) == len(row["codec_hash"]) == 64
         assert {"commit", "cfm_lite"} <= set(row)
     lines = " ".join(card.told(rows[0]))
-    for words in ("6 samples of vecor", "average ema 0.99", "guidance 1.5 in [0.2, 0.9]", "seed 3", "codec tiny", "24 images", "stand-in"):
+    for words in (
+        "6 samples of vecor",
+        "average ema 0.99",
+        "guidance 1.5 in [0.2, 0.9]",
+        "seed 3",
+        "codec tiny",
+        "24 images",
+        "stand-in",
+    ):
         assert words in lines
 
 
@@ -406,14 +526,19 @@ def test_the_card_of_foreign_samples_says_that_nothing_is_known(some):
 
 @QUIET
 @pytest.mark.parametrize("trouble", ["file", "full", "read-only"])
-def test_a_cache_that_cannot_be_written_costs_a_note_and_no_metric(trouble, some, tmp_path, cache, monkeypatch):
+def test_a_cache_that_cannot_be_written_costs_a_note_and_no_metric(
+    trouble, some, tmp_path, cache, monkeypatch
+):
     reference = saved(tmp_path / "reference.npz", noise(30, seed=5))
     right = measured(some, reference)
     if trouble == "file":
         monkeypatch.setattr(evaluate, "cache_root", lambda: some)
     else:
         monkeypatch.setattr(evaluate, "cache_root", lambda: tmp_path / "other")
-        number = {"full": (28, "No space left on device"), "read-only": (30, "Read-only file system")}[trouble]
+        number = {
+            "full": (28, "No space left on device"),
+            "read-only": (30, "Read-only file system"),
+        }[trouble]
         monkeypatch.setattr(root, "publish", lambda *_: (_ for _ in ()).throw(OSError(*number)))
     with pytest.warns(UserWarning, match="the reference's features cannot be kept") as noted:
         assert measured(some, reference) == right
@@ -428,17 +553,27 @@ def test_a_damaged_cache_is_made_again(content, some, tmp_path, cache):
     (file,) = (cache / "reference").iterdir()
     parts = Features(*(torch.from_numpy(part) for part in np.load(file).values()))
     if content == "shorter":
-        np.savez(file, **{name: value.numpy() for name, value in parts._replace(pool=parts.pool[:9])._asdict().items()})
+        np.savez(
+            file,
+            **{
+                name: value.numpy()
+                for name, value in parts._replace(pool=parts.pool[:9])._asdict().items()
+            },
+        )
     else:
         file.write_bytes(b"" if content == "empty" else PICKLED)
     assert measured(some, reference) == right
 
 
-def test_without_a_place_in_the_cache_inception_is_fetched_into_a_folder_until_exit(tmp_path, monkeypatch):
+def test_without_a_place_in_the_cache_inception_is_fetched_into_a_folder_until_exit(
+    tmp_path, monkeypatch
+):
     (tmp_path / "inception").write_text("no folder")
     monkeypatch.setattr(features, "cache_root", lambda: tmp_path)
     fetched = []
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: fetched.append(path))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, path, **_: fetched.append(path)
+    )
     with pytest.warns(UserWarning, match="Inception's weights cannot be kept"):
         path = features._fetched()
     assert fetched == [str(path)]
@@ -460,8 +595,12 @@ def test_rows_that_could_not_be_written_are_refused_before_any_feature_is_comput
 
 def drawn(folder, count=8, size=(32, 32), suffix="png", seed=0):
     folder.mkdir(parents=True, exist_ok=True)
-    for i, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (count, size[1], size[0], 3), dtype=np.uint8)):
-        Image.fromarray(pixels).save(folder / f"{i:03d}.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    for i, pixels in enumerate(
+        np.random.default_rng(seed).integers(0, 256, (count, size[1], size[0], 3), dtype=np.uint8)
+    ):
+        Image.fromarray(pixels).save(
+            folder / f"{i:03d}.{suffix}", **({"lossless": True} if suffix == "webp" else {})
+        )
     return folder
 
 
@@ -469,7 +608,9 @@ def drawn(folder, count=8, size=(32, 32), suffix="png", seed=0):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
 def test_a_flat_folder_is_measured_as_the_npz_of_its_images_is(suffix, some, tmp_path):
     folder = drawn(tmp_path / "flat", suffix=suffix)
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())])
+    pixels = np.stack(
+        [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
+    )
     npz = saved(tmp_path / "same.npz", pixels)
     assert measured(folder, some) == measured(npz, some)
     assert measured(some, folder) == measured(some, npz)
@@ -489,7 +630,11 @@ def test_nested_folders_are_measured_and_an_npz_in_a_folder_wins(some, tmp_path)
 
 @QUIET
 @pytest.mark.parametrize(
-    ("sizes", "words"), [(((32, 32), (48, 40)), "2 sizes: 3 of 11 are not 32 x 32"), (((40, 32),), "images of 40 x 32")]
+    ("sizes", "words"),
+    [
+        (((32, 32), (48, 40)), "2 sizes: 3 of 11 are not 32 x 32"),
+        (((40, 32),), "images of 40 x 32"),
+    ],
 )
 def test_images_that_have_to_be_cropped_are_said(sizes, words, some, tmp_path):
     for i, (size, count) in enumerate(zip(sizes, (8, 3))):
@@ -504,6 +649,11 @@ def test_images_of_one_size_are_measured_as_they_are_whatever_that_size_is(some,
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", "8 samples against")
-        small, large = (measured(drawn(tmp_path / str(side), size=(side, side)), some) for side in (16, 300))
-    assert all(small[name] != large[name] for name in ("standin_fid_to_40_images", "standin_sfid_to_40_images"))
+        small, large = (
+            measured(drawn(tmp_path / str(side), size=(side, side)), some) for side in (16, 300)
+        )
+    assert all(
+        small[name] != large[name]
+        for name in ("standin_fid_to_40_images", "standin_sfid_to_40_images")
+    )
     assert not list(itertools.chain(*((tmp_path / side).glob("*.npz") for side in ("16", "300"))))

@@ -1,4 +1,6 @@
-"""Every option that only imagenet reads changes what a command does, or is refused by name and leaves nothing behind."""
+"""Every option that only imagenet reads changes what a command does, or is refused by name and
+leaves nothing behind.
+"""
 
 import json
 import re
@@ -41,7 +43,22 @@ def home(pictures, folder, run, data, tmp_path_factory):
     network = SiT(input_size=4, num_classes=3, **MODELS["SiT-Ti/2"])
     torch.nn.init.normal_(network.final_layer.linear.weight, std=0.1)
     torch.save({"ema": export_official(network, format="sit")}, home / "sit.pt")
-    assert cli.main(["sample", "--checkpoint", str(home / "R"), "--num", "6", "--steps", "2", "--out", str(home / "S")]) == 0
+    assert (
+        cli.main(
+            [
+                "sample",
+                "--checkpoint",
+                str(home / "R"),
+                "--num",
+                "6",
+                "--steps",
+                "2",
+                "--out",
+                str(home / "S"),
+            ]
+        )
+        == 0
+    )
     return home
 
 
@@ -56,8 +73,16 @@ def test_what_would_do_nothing_is_refused_by_name_and_leaves_nothing_behind(here
     before, wrong = tree(here), []
     for line, words in flags.REFUSED:
         code = cli.main(shlex.split(line))
-        said = [row for row in capsys.readouterr().err.splitlines() if not row.startswith("cfm-lite: note:")]
-        if code not in (2, 3, 4) or words not in said[-1] or sum(row.startswith("cfm-lite: error") for row in said) != 1:
+        said = [
+            row
+            for row in capsys.readouterr().err.splitlines()
+            if not row.startswith("cfm-lite: note:")
+        ]
+        if (
+            code not in (2, 3, 4)
+            or words not in said[-1]
+            or sum(row.startswith("cfm-lite: error") for row in said) != 1
+        ):
             wrong.append(f"{line}: exit {code}: {said}")
         if tree(here) != before:
             wrong.append(f"{line} left {sorted(tree(here).keys() ^ before.keys())}")
@@ -80,7 +105,9 @@ class Named(str):
 
 @pytest.fixture
 def outcome(here, monkeypatch, capsys):
-    """A function of a command line: what it prints and leaves, or with which settings its long work begins."""
+    """A function of a command line: what it prints and leaves, or with which settings its long work
+    begins.
+    """
 
     def told(value):
         if isinstance(value, torch.nn.Module):
@@ -88,7 +115,12 @@ def outcome(here, monkeypatch, capsys):
         return value.fingerprint if isinstance(value, Latents | Codec) else str(value)
 
     def reached(*given, **how):
-        options = [{name: told(value) for name, value in vars(x).items()} if isinstance(x, Options) else told(x) for x in given]
+        options = [
+            {name: told(value) for name, value in vars(x).items()}
+            if isinstance(x, Options)
+            else told(x)
+            for x in given
+        ]
         raise Reached(f"{options} {sorted((name, told(value)) for name, value in how.items())}")
 
     for name in ("train_imagenet", "try_out", "prepare", "encode_features"):
@@ -106,7 +138,9 @@ def outcome(here, monkeypatch, capsys):
                 with np.load(path, allow_pickle=False) as file:
                     files[name] = {key: file[key].tolist() for key in file.files}
             else:
-                files[name] = path.read_bytes() if path.suffix in (".safetensors", ".json") else None
+                files[name] = (
+                    path.read_bytes() if path.suffix in (".safetensors", ".json") else None
+                )
         for name in sorted(tree(here).keys() - before.keys(), reverse=True):
             shutil.rmtree(here / name) if (here / name).is_dir() else (here / name).unlink()
         errors = [row for row in said.err.splitlines() if row.startswith("cfm-lite: error")]
@@ -125,7 +159,9 @@ def test_an_option_changes_what_a_command_does(option, outcome):
     assert outcome(whole) == with_it
 
 
-@pytest.mark.parametrize("name", [name for name, value in flags.FIELDS.items() if value is not None])
+@pytest.mark.parametrize(
+    "name", [name for name, value in flags.FIELDS.items() if value is not None]
+)
 def test_a_field_of_imagenet_s_recipes_changes_the_run(name, data, tmp_path):
     plain = SMALL.changed(steps=2, mirror=False)
     changed = plain.changed(**{name: flags.FIELDS[name]})
@@ -134,7 +170,10 @@ def test_a_field_of_imagenet_s_recipes_changes_the_run(name, data, tmp_path):
     for label, recipe in (("a", plain), ("b", changed)):
         train_imagenet(recipe, data, Options(tmp_path / label, log_every=1, progress=False))
         saved = checkpoint.load(checkpoint.latest(tmp_path / label / "checkpoints"))
-        losses = [json.loads(line)["loss"] for line in (tmp_path / label / "log.jsonl").read_text().splitlines()]
+        losses = [
+            json.loads(line)["loss"]
+            for line in (tmp_path / label / "log.jsonl").read_text().splitlines()
+        ]
         left.append((losses, {key: value.tolist() for key, value in saved.weights.items()}))
     assert asdict(plain) != asdict(changed)
     assert left[0] != left[1]

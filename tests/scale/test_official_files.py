@@ -24,16 +24,53 @@ def network():
 
 def test_an_official_file_is_fine_tuned_and_written_back(network, folder, tmp_path, capsys):
     torch.save({"ema": export_official(network, format="sit")}, tmp_path / "sit.pt")
-    words = ["train", "imagenet", "--model", "SiT-Ti/2", "--method", "vecor", "--latents", str(folder), "--out", str(tmp_path / "R")]
+    words = [
+        "train",
+        "imagenet",
+        "--model",
+        "SiT-Ti/2",
+        "--method",
+        "vecor",
+        "--latents",
+        str(folder),
+        "--out",
+        str(tmp_path / "R"),
+    ]
     words += ["--steps", "2", "--batch", "8", "--log-every", "1", "--set", "shard=2", "lr=0.0001"]
     assert cli.main([*words, "--start", str(tmp_path / "sit.pt")]) == 0
-    assert cli.main(["export", "--checkpoint", str(tmp_path / "R"), "--format", "repa", "--out", str(tmp_path / "repa.pt")]) == 0
+    assert (
+        cli.main(
+            [
+                "export",
+                "--checkpoint",
+                str(tmp_path / "R"),
+                "--format",
+                "repa",
+                "--out",
+                str(tmp_path / "repa.pt"),
+            ]
+        )
+        == 0
+    )
     content = torch.load(tmp_path / "repa.pt", weights_only=True)["ema"]
     back = load_official(content, format="repa", num_heads=2)
     x, t, y = torch.randn(2, 4, 4, 4), torch.tensor([0.2, 0.7]), torch.tensor([0, 2])
-    torch.testing.assert_close(back(x, t, y), network(x, t, y), rtol=0, atol=0.02)  # two small steps away
+    torch.testing.assert_close(
+        back(x, t, y), network(x, t, y), rtol=0, atol=0.02
+    )  # two small steps away
     assert not torch.equal(back(x, t, y), network(x, t, y))
-    again = ["train", "imagenet", "--model", "SiT-Ti/2", "--latents", str(folder), "--out", str(tmp_path / "R2"), "--steps", "1"]
+    again = [
+        "train",
+        "imagenet",
+        "--model",
+        "SiT-Ti/2",
+        "--latents",
+        str(folder),
+        "--out",
+        str(tmp_path / "R2"),
+        "--steps",
+        "1",
+    ]
     again += ["--batch", "8", "--set", "shard=2", "--start", str(tmp_path / "R")]
     assert cli.main(again) == 0  # a run of ours
     capsys.readouterr()
@@ -42,22 +79,52 @@ def test_an_official_file_is_fine_tuned_and_written_back(network, folder, tmp_pa
 
 
 @pytest.mark.parametrize("format", ["sit", "repa"])
-def test_official_files_are_sampled_alike_whatever_their_convention(network, format, tmp_path, monkeypatch, capsys):
+def test_official_files_are_sampled_alike_whatever_their_convention(
+    network, format, tmp_path, monkeypatch, capsys
+):
     plain = SiT(input_size=4, num_classes=3, **TINY)
-    plain.load_state_dict(load_official(export_official(network, format="repa"), format="repa", num_heads=2).state_dict())
+    plain.load_state_dict(
+        load_official(
+            export_official(network, format="repa"), format="repa", num_heads=2
+        ).state_dict()
+    )
     monkeypatch.setattr(room, "VAE", "tiny")
-    safetensors.torch.save_file(export_official(plain, format=format), tmp_path / "file.safetensors")
-    words = ["sample", "--checkpoint", str(tmp_path / "file.safetensors"), "--format", format, "--model", "SiT-Ti/2", "--steps", "3"]
+    safetensors.torch.save_file(
+        export_official(plain, format=format), tmp_path / "file.safetensors"
+    )
+    words = [
+        "sample",
+        "--checkpoint",
+        str(tmp_path / "file.safetensors"),
+        "--format",
+        format,
+        "--model",
+        "SiT-Ti/2",
+        "--steps",
+        "3",
+    ]
     assert cli.main([*words, "--num", "5", "--out", str(tmp_path / "S")]) == 0
     with np.load(tmp_path / "S" / "samples.npz") as file:
         images, labels = file["arr_0"], file["arr_1"]
     assert images.shape == (5, 32, 32, 3)
     assert labels.tolist() == [0, 1, 2, 0, 1]
     safetensors.torch.save_file(export_official(plain, format="sit"), tmp_path / "same.safetensors")
-    same = ["sample", "--checkpoint", str(tmp_path / "same.safetensors"), "--model", "SiT-Ti/2", "--steps", "3", "--num", "5"]
+    same = [
+        "sample",
+        "--checkpoint",
+        str(tmp_path / "same.safetensors"),
+        "--model",
+        "SiT-Ti/2",
+        "--steps",
+        "3",
+        "--num",
+        "5",
+    ]
     assert cli.main([*same, "--out", str(tmp_path / "T")]) == 0
     with np.load(tmp_path / "T" / "samples.npz") as file:
         assert np.abs(file["arr_0"].astype(int) - images).max() <= 1
     assert open_codec("tiny").channels == 4
     capsys.readouterr()
-    assert cli.main([*words[:-4], "--num", "5", "--out", str(tmp_path / "U")]) == 2  # a SiT-XL/2 is something else
+    assert (
+        cli.main([*words[:-4], "--num", "5", "--out", str(tmp_path / "U")]) == 2
+    )  # a SiT-XL/2 is something else

@@ -16,7 +16,13 @@ class Placed(Exception):
 @pytest.fixture
 def second_of_two(monkeypatch):
     """This process is the second that torchrun started, on a machine with two GPUs."""
-    names = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    names = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     current = []
@@ -54,10 +60,14 @@ def test_more_processes_than_gpus_are_refused_by_every_command(second_of_two, mo
         (f"{AT}.joined", ["sample", "--checkpoint", "{run}", "--out", "{tmp}/samples"]),
     ],
 )  # fmt: skip
-def test_each_command_of_the_full_scale_computes_on_its_own_gpu(second_of_two, monkeypatch, pictures, run, tmp_path, place, argv):
+def test_each_command_of_the_full_scale_computes_on_its_own_gpu(
+    second_of_two, monkeypatch, pictures, run, tmp_path, place, argv
+):
     def stop(*args, **how):
         raise Placed(next(x for x in (*args, *how.values()) if isinstance(x, torch.device)))
 
     monkeypatch.setattr(place, stop)
     with pytest.raises(Placed, match="cuda:1"):
-        cli.main([*(word.format(pictures=pictures, tmp=tmp_path, run=run) for word in argv), "--debug"])
+        cli.main(
+            [*(word.format(pictures=pictures, tmp=tmp_path, run=run) for word in argv), "--debug"]
+        )

@@ -46,7 +46,9 @@ def losses(folder):
 
 def train(data, out, recipe=SMALL, **how):
     def work(world):
-        train_imagenet(recipe, data, Options(out, world=world, **({"log_every": 1, "progress": False} | how)))
+        train_imagenet(
+            recipe, data, Options(out, world=world, **({"log_every": 1, "progress": False} | how))
+        )
 
     return work
 
@@ -71,7 +73,10 @@ def test_a_run_goes_on_with_another_number_of_ranks(data, run, tmp_path, before,
     done(together(before, tmp_path, train(data, tmp_path / "run", SMALL.changed(steps=3))))
     done(together(after, tmp_path, train(data, tmp_path / "run", resume=True)))
     assert losses(tmp_path / "run") == pytest.approx(losses(run), abs=1e-6)
-    ours, whole = (checkpoint.load(checkpoint.latest(folder / "checkpoints")).weights for folder in (tmp_path / "run", run))
+    ours, whole = (
+        checkpoint.load(checkpoint.latest(folder / "checkpoints")).weights
+        for folder in (tmp_path / "run", run)
+    )
     for name, value in whole.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
 
@@ -129,8 +134,30 @@ def test_more_ranks_than_shards_is_one_line(data, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_other_and_the_checkpoint_stays(data, tmp_path, victim):
     out = tmp_path / "run"
-    argv = ["train", "imagenet", "--model", "SiT-Ti/2", "--method", "vecor", "--latents", str(data.folder), "--out", str(out)]
-    argv += ["--batch", "8", "--set", "shard=2", "--steps", "100000", "--save-every", "5", "--log-every", "5"]
+    argv = [
+        "train",
+        "imagenet",
+        "--model",
+        "SiT-Ti/2",
+        "--method",
+        "vecor",
+        "--latents",
+        str(data.folder),
+        "--out",
+        str(out),
+    ]
+    argv += [
+        "--batch",
+        "8",
+        "--set",
+        "shard=2",
+        "--steps",
+        "100000",
+        "--save-every",
+        "5",
+        "--log-every",
+        "5",
+    ]
     started = ranks([lambda: cli.main(argv)] * 2, tmp_path)
     with eventually(40) as wait:
         wait(lambda: list((out / "checkpoints").glob("step-*")))
@@ -146,7 +173,9 @@ def test_a_killed_rank_ends_the_other_and_the_checkpoint_stays(data, tmp_path, v
 
 def test_a_stop_request_to_one_rank_saves_once_and_ends_both(data, tmp_path):
     out = tmp_path / "run"
-    started = together(2, tmp_path, train(data, out, SMALL.changed(steps=100_000), save_every=10**6))
+    started = together(
+        2, tmp_path, train(data, out, SMALL.changed(steps=100_000), save_every=10**6)
+    )
     with eventually(40) as wait:
         wait(lambda: (out / "log.jsonl").exists() and len(losses(out)) > 2)
     started.kill(1, signal.SIGTERM)
@@ -158,7 +187,11 @@ def test_ranks_with_other_settings_or_data_do_not_start(data, tmp_path):
     def start(weight):
         def work():
             with joined() as world:
-                train_imagenet(SMALL.changed(weight=weight), data, Options(tmp_path / "run", world=world, progress=False))
+                train_imagenet(
+                    SMALL.changed(weight=weight),
+                    data,
+                    Options(tmp_path / "run", world=world, progress=False),
+                )
 
         return work
 
@@ -201,7 +234,8 @@ def test_what_is_not_finite_on_one_rank_stops_both_at_the_same_step(tmp_path):
 def test_a_model_that_outlives_its_world_never_waits_for_ever(tmp_path):
     ports = [reserved_port() for _ in range(20)]
 
-    def often():  # without the reference to the group that `joined` keeps, one of the first few hangs
+    # without the reference to the group that `joined` keeps, one of the first few hangs
+    def often():
         for port in ports:
             os.environ["MASTER_PORT"] = str(port)
             with joined() as world:
@@ -218,8 +252,21 @@ def test_a_taken_port_is_one_line_and_exit_code_7(data, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        argv = ["train", "imagenet", "--latents", str(data.folder), "--batch", "8", "--model", "SiT-Ti/2", "--out", str(tmp_path / "run")]
-        started = ranks([lambda: cli.main(argv)] * 2, tmp_path, port=taken.getsockname()[1], timeout=3)
+        argv = [
+            "train",
+            "imagenet",
+            "--latents",
+            str(data.folder),
+            "--batch",
+            "8",
+            "--model",
+            "SiT-Ti/2",
+            "--out",
+            str(tmp_path / "run"),
+        ]
+        started = ranks(
+            [lambda: cli.main(argv)] * 2, tmp_path, port=taken.getsockname()[1], timeout=3
+        )
         assert started.wait(40) == [7, 7]
     assert all("Is the port taken" in text for text in started.texts())
     assert "[rank 1]" in started.texts()[1]
@@ -252,7 +299,17 @@ def test_any_number_of_ranks_draws_the_same_samples(run, tmp_path, n):
 def test_builders_at_the_same_time_write_one_set(pictures, codec, folder, tmp_path):
     def build(rank):
         return lambda: (
-            prepare.prepare(images.find(pictures), tmp_path / "L", codec, size=32, rows=7, rank=rank, world=2, progress=False) and 0
+            prepare.prepare(
+                images.find(pictures),
+                tmp_path / "L",
+                codec,
+                size=32,
+                rows=7,
+                rank=rank,
+                world=2,
+                progress=False,
+            )
+            and 0
         )
 
     assert ranks([build(0), build(1)], tmp_path).wait() == [0, 0]

@@ -58,7 +58,11 @@ def test_an_interrupted_sampling_goes_on_to_the_same_file(run, whole, tmp_path, 
     assert drawn == [0, 1, 2]
     assert np.array_equal(x, whole[0])
     assert np.array_equal(y, whole[1])
-    assert sorted(path.name for path in (tmp_path / "S").iterdir()) == ["samples.npz", "samples.png", "settings.json"]
+    assert sorted(path.name for path in (tmp_path / "S").iterdir()) == [
+        "samples.npz",
+        "samples.png",
+        "settings.json",
+    ]
     go(run, tmp_path / "S")  # done already: nothing is drawn
     assert drawn == [0, 1, 2]
 
@@ -87,16 +91,22 @@ def test_a_damaged_part_is_drawn_again(run, whole, tmp_path, monkeypatch):
         {"labels": "random"},
     ],
 )
-def test_every_setting_changes_the_samples_and_other_settings_are_refused(run, whole, tmp_path, change):
+def test_every_setting_changes_the_samples_and_other_settings_are_refused(
+    run, whole, tmp_path, change
+):
     settings = Settings(**{"num": 10, "steps": 4, "batch": 4} | change)
     x, y = go(run, tmp_path / "S", settings)
-    assert not np.array_equal(x, whole[0]) or not np.array_equal(y, whole[1])  # a network of six steps hardly sees its labels
+    assert not np.array_equal(x, whole[0]) or not np.array_equal(
+        y, whole[1]
+    )  # a network of six steps hardly sees its labels
     with pytest.raises(ConfigError, match=f"{next(iter(change))}.* differ"):
         go(run, tmp_path / "S")
 
 
 def grown(run, out, *numbers, **how):
-    """The samples after as many were asked for, one number after the other, and which parts were drawn."""
+    """The samples after as many were asked for, one number after the other, and which parts were
+    drawn.
+    """
     drawn, plain = [], sample._draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sample, "_draw", lambda *args: (drawn.append(args[3]), plain(*args))[1])
@@ -107,7 +117,9 @@ def grown(run, out, *numbers, **how):
 
 @pytest.mark.parametrize("labels", ["turn", "random", "2,0"])
 @pytest.mark.parametrize(("first", "drawn"), [(8, [0, 1, 2]), (6, [0, 1, 1, 2]), (3, [0, 0, 1, 2])])
-def test_a_finished_folder_grows_to_what_would_have_been_drawn_at_once(run, tmp_path, first, drawn, labels):
+def test_a_finished_folder_grows_to_what_would_have_been_drawn_at_once(
+    run, tmp_path, first, drawn, labels
+):
     (at_once, y), _ = grown(run, tmp_path / "S", 10, labels=labels)
     (bit_by_bit, y_too), parts = grown(run, tmp_path / "T", first, 10, labels=labels)
     assert np.array_equal(bit_by_bit, at_once)
@@ -115,10 +127,15 @@ def test_a_finished_folder_grows_to_what_would_have_been_drawn_at_once(run, tmp_
     assert parts == drawn  # whole parts are kept, one that was cut short is not
     names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in "ST"]
     assert names[0] == names[1] == ["samples.npz", "samples.png", "settings.json"]
-    assert all((tmp_path / "S" / name).read_bytes() == (tmp_path / "T" / name).read_bytes() for name in names[0][1:])
+    assert all(
+        (tmp_path / "S" / name).read_bytes() == (tmp_path / "T" / name).read_bytes()
+        for name in names[0][1:]
+    )
 
 
-def test_growing_may_be_stopped_and_asking_for_less_draws_nothing(run, whole, tmp_path, monkeypatch):
+def test_growing_may_be_stopped_and_asking_for_less_draws_nothing(
+    run, whole, tmp_path, monkeypatch
+):
     grown(run, tmp_path / "S", 5)
     plain = sample._gather
     monkeypatch.setattr(sample, "_gather", lambda *args: None)
@@ -142,10 +159,19 @@ def test_a_damaged_npz_is_not_grown_from(run, tmp_path):
     assert grown(run, tmp_path / "S", 10)[1] == [0, 1]  # part 2 was drawn before
 
 
-@pytest.mark.parametrize(("labels", "words"), [("none", "turn, random"), ("3", "classes are 0 to 2"), ("1,,2", "commas"), ("-1", "commas")])
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [("none", "turn, random"), ("3", "classes are 0 to 2"), ("1,,2", "commas"), ("-1", "commas")],
+)
 def test_labels_that_are_none_are_refused_before_anything_is_written(run, tmp_path, labels, words):
     with pytest.raises(ConfigError, match=words):
-        go(run, tmp_path / "S", dataclasses.replace(FEW, labels=labels) if labels == "3" else Settings(num=3, labels=labels))
+        go(
+            run,
+            tmp_path / "S",
+            dataclasses.replace(FEW, labels=labels)
+            if labels == "3"
+            else Settings(num=3, labels=labels),
+        )
     assert not (tmp_path / "S").exists()
 
 
@@ -157,12 +183,27 @@ def test_random_labels_are_uniform_and_depend_on_seed_and_part_alone():
     assert not torch.equal(sample._labels(dataclasses.replace(many, seed=1), 0, 3), y[:100])
 
 
-@pytest.mark.parametrize("change", [{"interval": (0.8, 0.2), "guidance": 2.0}, {"debias": True}, {"labels": "7"}, {"vae": "nowhere"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"interval": (0.8, 0.2), "guidance": 2.0},
+        {"debias": True},
+        {"labels": "7"},
+        {"vae": "nowhere"},
+    ],
+)
 def test_what_is_refused_leaves_nothing_and_the_right_command_works_there(data, tmp_path, change):
-    train_imagenet(SMALL.changed(method="fm", steps=1), data, Options(tmp_path / "fm", progress=False))
+    train_imagenet(
+        SMALL.changed(method="fm", steps=1), data, Options(tmp_path / "fm", progress=False)
+    )
     how = {"vae": change.pop("vae")} if "vae" in change else {}
     with pytest.raises((ConfigError, DataError)):
-        go(tmp_path / "fm", tmp_path / "S", Settings(**{"num": 2, "steps": 1, "batch": 2} | change), **how)
+        go(
+            tmp_path / "fm",
+            tmp_path / "S",
+            Settings(**{"num": 2, "steps": 1, "batch": 2} | change),
+            **how,
+        )
     assert not (tmp_path / "S").exists()
     assert len(go(tmp_path / "fm", tmp_path / "S", Settings(num=2, steps=1, batch=2))[0]) == 2
 
@@ -170,7 +211,9 @@ def test_what_is_refused_leaves_nothing_and_the_right_command_works_there(data, 
 def test_the_interval_limits_guidance(run, tmp_path):
     guided = Settings(num=4, steps=4, batch=4, guidance=3.0)
     x, _ = go(run, tmp_path / "a", guided)
-    none, _ = go(run, tmp_path / "b", Settings(num=4, steps=4, batch=4, guidance=3.0, interval=(0.9, 0.95)))
+    none, _ = go(
+        run, tmp_path / "b", Settings(num=4, steps=4, batch=4, guidance=3.0, interval=(0.9, 0.95))
+    )
     plain, _ = go(run, tmp_path / "c", Settings(num=4, steps=4, batch=4))
     assert not np.array_equal(x, none)
     assert np.array_equal(none, plain)  # no Euler step begins inside the interval
@@ -197,7 +240,9 @@ def torch_weights(run):
     return checkpoint.load(checkpoint.latest(run / "checkpoints")).weights
 
 
-def test_another_checkpoint_another_vae_and_a_foreign_folder_are_refused(run, whole, tmp_path, monkeypatch):
+def test_another_checkpoint_another_vae_and_a_foreign_folder_are_refused(
+    run, whole, tmp_path, monkeypatch
+):
     with pytest.raises(CheckpointError, match=r"config\.json"):
         go(tmp_path, tmp_path / "S")
     Codec(tiny_vae(3), "x").vae.save_pretrained(tmp_path / "vae")
@@ -222,13 +267,20 @@ def test_debiasing_delta_fm_uses_the_mean_latent_and_fm_has_nothing_to_undo(data
     x, t, y = torch.randn(2, 4, 4, 4), torch.full((2,), 0.5), torch.tensor([0, 1])
     got = sample._velocity(trained, settings, y, torch.device("cpu"))(x, t)
     torch.testing.assert_close(got, 0.7 * trained.model(x, t, y) + 0.3 * data.mean)
-    train_imagenet(SMALL.changed(method="fm", steps=2), data, Options(tmp_path / "fm", progress=False))
+    train_imagenet(
+        SMALL.changed(method="fm", steps=2), data, Options(tmp_path / "fm", progress=False)
+    )
     with pytest.raises(ConfigError, match="nothing to undo"):
         go(tmp_path / "fm", tmp_path / "S", settings)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"num": 0}, "num"), ({"solver": "dopri"}, "solver"), ({"solver": "sde", "steps": 1}, "at least 2")]
+    ("change", "words"),
+    [
+        ({"num": 0}, "num"),
+        ({"solver": "dopri"}, "solver"),
+        ({"solver": "sde", "steps": 1}, "at least 2"),
+    ],
 )
 def test_wrong_settings_are_refused(change, words):
     with pytest.raises(ConfigError, match=words):

@@ -39,14 +39,26 @@ def features(data, pictures, vit, tmp_path_factory):
 def test_tokens_are_those_of_the_row_and_of_its_mirror_image(data, pictures, vit, features):
     rows, mirrored = torch.tensor([0, 6, 7, 23, 3]), torch.tensor([False, True, False, True, True])
     mine = vit(Pictures(data, pictures)(rows, mirrored).float() / 255)
-    torch.testing.assert_close(TeacherFeatures(features, data)(rows, mirrored).float(), mine, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        TeacherFeatures(features, data)(rows, mirrored).float(), mine, rtol=1e-3, atol=1e-3
+    )
 
 
-def test_training_on_stored_features_is_training_with_the_teacher(data, pictures, features, tmp_path, monkeypatch):
+def test_training_on_stored_features_is_training_with_the_teacher(
+    data, pictures, features, tmp_path, monkeypatch
+):
     torch.manual_seed(0)  # the weights of the random teacher, as in `vit`
-    train_imagenet(RECIPE, data, Options(tmp_path / "a", images=pictures, teacher="random", log_every=1, progress=False))
-    train_imagenet(RECIPE, data, Options(tmp_path / "b", features=features, log_every=1, progress=False))
-    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=2e-4)  # float16 on the disk
+    train_imagenet(
+        RECIPE,
+        data,
+        Options(tmp_path / "a", images=pictures, teacher="random", log_every=1, progress=False),
+    )
+    train_imagenet(
+        RECIPE, data, Options(tmp_path / "b", features=features, log_every=1, progress=False)
+    )
+    assert losses(tmp_path / "b") == pytest.approx(
+        losses(tmp_path / "a"), abs=2e-4
+    )  # float16 on the disk
     last = json.loads((tmp_path / "b" / "log.jsonl").read_text().splitlines()[-1])
     assert {"flow_matching", "repulsion", "alignment"} <= set(last)
     done(together(2, tmp_path, train(data, tmp_path / "c", RECIPE, features=features)))
@@ -64,12 +76,21 @@ def test_a_stopped_encoding_goes_on_to_the_same_bytes(data, pictures, vit, featu
 
 
 def test_features_that_do_not_fit_are_refused(data, pictures, vit, features, tmp_path):
-    for recipe, words in ((RECIPE.changed(teacher="other"), "the recipe's teacher is 'other'"), (RECIPE.changed(patch_size=1), "tokens")):
+    for recipe, words in (
+        (RECIPE.changed(teacher="other"), "the recipe's teacher is 'other'"),
+        (RECIPE.changed(patch_size=1), "tokens"),
+    ):
         with pytest.raises(ConfigError, match=words):
-            train_imagenet(recipe, data, Options(tmp_path / "run", features=features, progress=False))
+            train_imagenet(
+                recipe, data, Options(tmp_path / "run", features=features, progress=False)
+            )
     encode(data, pictures, vit, tmp_path / "one")
     with pytest.raises(ConfigError, match="mirror"):
-        train_imagenet(RECIPE.changed(mirror=True), data, Options(tmp_path / "run", features=tmp_path / "one", progress=False))
+        train_imagenet(
+            RECIPE.changed(mirror=True),
+            data,
+            Options(tmp_path / "run", features=tmp_path / "one", progress=False),
+        )
     with pytest.raises(ConfigError, match="no mirror images"):
         TeacherFeatures(tmp_path / "one", data)(torch.tensor([0]), torch.tensor([True]))
 

@@ -10,13 +10,37 @@ import pytest
 from cfm_lite import cli
 
 pytestmark = pytest.mark.timeout(300)  # new interpreters import torch
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cfm_lite.cli", "--"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node=2",
+    "-m",
+    "cfm_lite.cli",
+    "--",
+]
 
 
 def test_our_one_line_is_the_last_that_torchrun_prints(tmp_path):
     """Only the border of torchrun's box stands below; its own lines above it cannot be helped."""
-    words = [*TORCHRUN, "train", "imagenet", "--latents", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    words = [
+        *TORCHRUN,
+        "train",
+        "imagenet",
+        "--latents",
+        str(tmp_path / "nowhere"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
     lines = [line for line in done.stderr.splitlines() if line.strip(" =-")]
     assert "cfm-lite: error:" in lines[-1]
     assert "nowhere holds no latents" in lines[-1]
@@ -25,7 +49,10 @@ def test_our_one_line_is_the_last_that_torchrun_prints(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("argv", "words"), [(["train", "--speed", "9"], "speed"), (["train", "digits", "--steps", "0"], "steps is 0")])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [(["train", "--speed", "9"], "speed"), (["train", "digits", "--steps", "0"], "steps is 0")],
+)
 def test_any_error_of_a_command_is_left_where_torchrun_looks(argv, words, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     monkeypatch.setenv("RANK", "1")

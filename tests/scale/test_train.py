@@ -58,13 +58,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data, run, tmp_pa
 def test_the_micro_batch_does_not_change_the_loss_curve(data, run, tmp_path, micro):
     go(SMALL, data, tmp_path / "run", micro_batch=micro)
     assert losses(tmp_path / "run") == pytest.approx(losses(run), abs=1e-6)
-    assert f"{8 // micro} micro-batches x {micro}" in json.loads((tmp_path / "run" / "config.json").read_text())["split"]
+    assert (
+        f"{8 // micro} micro-batches x {micro}"
+        in json.loads((tmp_path / "run" / "config.json").read_text())["split"]
+    )
 
 
 def test_checkpointing_does_not_change_the_loss_curve(data, run, tmp_path):
     go(SMALL, data, tmp_path / "run", checkpointing=True)
     assert losses(tmp_path / "run") == losses(run)
-    argv = ["train", "imagenet", "--model", "SiT-Ti/2", "--dry-run", "--checkpointing", "--batch", "8", "--set", "shard=8", "size=32"]
+    argv = [
+        "train",
+        "imagenet",
+        "--model",
+        "SiT-Ti/2",
+        "--dry-run",
+        "--checkpointing",
+        "--batch",
+        "8",
+        "--set",
+        "shard=8",
+        "size=32",
+    ]
     assert cli.main([*argv, "--out", str(tmp_path / "tried")]) == 0
 
 
@@ -74,7 +89,9 @@ def test_bf16_losses_are_those_of_float32_within_two_percent(method, data, tmp_p
     for precision in ("float32", "bf16"):
         go(recipe.changed(precision=precision), data, tmp_path / precision)
     wide, half = losses(tmp_path / "float32"), losses(tmp_path / "bf16")
-    assert half[:12] == pytest.approx(wide[:12], rel=0.02)  # later, two runs of any rounding go ways of their own
+    assert half[:12] == pytest.approx(
+        wide[:12], rel=0.02
+    )  # later, two runs of any rounding go ways of their own
     assert sum(half) == pytest.approx(sum(wide), rel=0.01)
     assert half != wide
 
@@ -86,10 +103,24 @@ def test_the_loss_falls(data, tmp_path):
 
 
 def test_repa_sees_the_pictures_and_another_teacher_is_another_run(data, pictures, tmp_path):
-    recipe = imagenet("repa_vecor", model="SiT-Ti/2", batch=8, shard=2, steps=2, size=32, teacher="vit_tiny_patch16_224")
+    recipe = imagenet(
+        "repa_vecor",
+        model="SiT-Ti/2",
+        batch=8,
+        shard=2,
+        steps=2,
+        size=32,
+        teacher="vit_tiny_patch16_224",
+    )
     torch.manual_seed(0)  # the random teacher's weights
     go(recipe, data, tmp_path / "a", images=pictures, teacher="random")
-    go(recipe.changed(teacher="vit_tiny_patch16_384"), data, tmp_path / "b", images=pictures, teacher="random")
+    go(
+        recipe.changed(teacher="vit_tiny_patch16_384"),
+        data,
+        tmp_path / "b",
+        images=pictures,
+        teacher="random",
+    )
     line = json.loads((tmp_path / "a" / "log.jsonl").read_text().splitlines()[0])
     assert {"flow_matching", "repulsion", "alignment"} <= set(line)
     assert losses(tmp_path / "a") != losses(tmp_path / "b")
@@ -98,7 +129,13 @@ def test_repa_sees_the_pictures_and_another_teacher_is_another_run(data, picture
     shutil.copytree(pictures, tmp_path / "moved")
     (tmp_path / "moved" / "class1" / "003.png").unlink()
     with pytest.raises(DataError, match=r"003\.png"):
-        go(recipe.changed(steps=3), data, tmp_path / "d", images=tmp_path / "moved", teacher="random")
+        go(
+            recipe.changed(steps=3),
+            data,
+            tmp_path / "d",
+            images=tmp_path / "moved",
+            teacher="random",
+        )
 
 
 def test_an_official_checkpoint_is_fine_tuned_and_exported_again(data, tmp_path):
@@ -114,7 +151,11 @@ def test_tensorboard_writes_beside_the_lines(data, tmp_path):
     go(SMALL.changed(steps=2), data, tmp_path / "run", tensorboard=True)
     shown = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     written = lines(tmp_path / "run")
-    assert set(shown.Tags()["scalars"]) == set(written[0]) - {"step"} >= {"loss", "lr", "images_per_second", "seconds", "memory"}
+    assert (
+        set(shown.Tags()["scalars"])
+        == set(written[0]) - {"step"}
+        >= {"loss", "lr", "images_per_second", "seconds", "memory"}
+    )
     for name in shown.Tags()["scalars"]:
         events = [(event.step, event.value) for event in shown.Scalars(name)]
         assert events == [(line["step"], pytest.approx(line[name])) for line in written]
@@ -124,16 +165,38 @@ def test_samples_on_the_way_change_no_bit_and_stand_beside_the_scalars(data, run
     out = tmp_path / "seen"
     go(SMALL.changed(sample_steps=2), data, out, sample_every=3, tensorboard=True)
     assert losses(out) == losses(run)
-    plain, seen = (checkpoint.load(checkpoint.latest(folder / "checkpoints")).weights for folder in (run, out))
+    plain, seen = (
+        checkpoint.load(checkpoint.latest(folder / "checkpoints")).weights for folder in (run, out)
+    )
     assert all(torch.equal(plain[name], seen[name]) for name in plain)
-    assert sorted(path.name for path in out.glob("samples-step-*")) == ["samples-step-00000003.png", "samples-step-00000006.png"]
+    assert sorted(path.name for path in out.glob("samples-step-*")) == [
+        "samples-step-00000003.png",
+        "samples-step-00000006.png",
+    ]
     with Image.open(out / "samples-step-00000006.png") as sheet:
         assert sheet.size == (8 * 32, 2 * 32)
         last = np.asarray(sheet)
     shown = EventAccumulator(str(out / "tensorboard")).Reload()
     assert [event.step for event in shown.Images("samples")] == [3, 6]
-    assert cli.main(["sample", "--checkpoint", str(out), "--num", "16", "--batch", "16", "--out", str(tmp_path / "S")]) == 0
-    with np.load(tmp_path / "S" / "samples.npz", allow_pickle=False) as file:  # what the finished run gives, for the same seed
+    assert (
+        cli.main(
+            [
+                "sample",
+                "--checkpoint",
+                str(out),
+                "--num",
+                "16",
+                "--batch",
+                "16",
+                "--out",
+                str(tmp_path / "S"),
+            ]
+        )
+        == 0
+    )
+    with np.load(
+        tmp_path / "S" / "samples.npz", allow_pickle=False
+    ) as file:  # what the finished run gives, for the same seed
         assert np.array_equal(file["arr_0"][0], last[:32, :32])
 
 
@@ -162,7 +225,9 @@ def test_wrong_settings_are_refused_before_a_folder_is_made(data, tmp_path):
     assert not out.exists()
 
 
-def test_a_run_is_not_written_over_and_not_continued_on_other_latents(data, run, pictures, codec, tmp_path):
+def test_a_run_is_not_written_over_and_not_continued_on_other_latents(
+    data, run, pictures, codec, tmp_path
+):
     with pytest.raises(ConfigError, match="--resume"):
         go(SMALL, data, run)
     prepare.prepare(images.find(pictures), tmp_path / "L", codec, size=32, rows=5, progress=False)
@@ -173,7 +238,9 @@ def test_a_run_is_not_written_over_and_not_continued_on_other_latents(data, run,
 
 
 def test_a_run_goes_on_with_the_teacher_and_the_start_that_it_had(data, pictures, tmp_path):
-    recipe = imagenet("repa", model="SiT-Ti/2", batch=8, shard=2, steps=1, size=32, teacher="vit_tiny_patch16_224")
+    recipe = imagenet(
+        "repa", model="SiT-Ti/2", batch=8, shard=2, steps=1, size=32, teacher="vit_tiny_patch16_224"
+    )
     start = {seed: SiT(4, 2, 4, 64, 2, 2, num_classes=3) for seed in (0, 1)}
     how = {"images": pictures, "teacher": "random", "resume": "auto"}
     torch.manual_seed(0)
@@ -186,7 +253,9 @@ def test_a_run_goes_on_with_the_teacher_and_the_start_that_it_had(data, pictures
     with pytest.raises(ResumeMismatchError, match="another network to begin with"):
         go(recipe.changed(steps=2), data, tmp_path / "run", start=start[1], **how)
     torch.manual_seed(0)
-    go(recipe.changed(steps=2), data, tmp_path / "run", checkpointing=True, **how)  # it has begun: the start need not be given again
+    go(
+        recipe.changed(steps=2), data, tmp_path / "run", checkpointing=True, **how
+    )  # it has begun: the start need not be given again
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["data"] == kept
     assert config["segments"][0]["changed"]["how"][1]["checkpointing"]
@@ -194,7 +263,13 @@ def test_a_run_goes_on_with_the_teacher_and_the_start_that_it_had(data, pictures
 
 def test_a_dry_run_says_throughput_memory_and_time(data, tmp_path):
     report = dry_run(SMALL, data, Options(tmp_path / "run"))
-    for words in ("images/s", "ms a step", "GiB", "6 steps will take", "1 ranks x 1 micro-batches x 8 images = 8"):
+    for words in (
+        "images/s",
+        "ms a step",
+        "GiB",
+        "6 steps will take",
+        "1 ranks x 1 micro-batches x 8 images = 8",
+    ):
         assert words in report
     assert not (tmp_path / "run").exists()
     assert "1000 classes" in dry_run(SMALL, None, Options(tmp_path / "run"))
@@ -227,11 +302,39 @@ def test_a_missing_gpu_is_one_line(capsys, tmp_path):
         (["train", "imagenet", "--latents", "nowhere"], 3, "cfm-lite prepare imagenet"),
         (["train", "imagenet", "--method", "vecore", "--dry-run"], 2, "Did you mean 'vecor'"),
         (["train", "imagenet", "--model", "SiT-XL/3", "--dry-run"], 2, "SiT-XL/2"),
-        (["train", "imagenet", "--set", "mirror=maybe", "--dry-run"], 2, "mirror='maybe' is no bool"),
+        (
+            ["train", "imagenet", "--set", "mirror=maybe", "--dry-run"],
+            2,
+            "mirror='maybe' is no bool",
+        ),
         (["prepare", "imagenet"], 2, "--out"),
         (["prepare", "imagenet", "--images", "nowhere", "--out", "x"], 3, "nowhere"),
-        (["evaluate", "--samples", "nowhere", "--reference", "nowhere", "--inception", "standin"], 3, "cfm-lite sample"),
-        (["evaluate", "--samples", "nowhere", "--reference", "nowhere", "--inception", "nowhere.pth"], 4, "nowhere.pth"),
+        (
+            [
+                "evaluate",
+                "--samples",
+                "nowhere",
+                "--reference",
+                "nowhere",
+                "--inception",
+                "standin",
+            ],
+            3,
+            "cfm-lite sample",
+        ),
+        (
+            [
+                "evaluate",
+                "--samples",
+                "nowhere",
+                "--reference",
+                "nowhere",
+                "--inception",
+                "nowhere.pth",
+            ],
+            4,
+            "nowhere.pth",
+        ),
     ],
 )
 def test_each_wrong_command_is_one_line_and_its_exit_code(argv, code, words, capsys):
@@ -247,7 +350,9 @@ def test_made_data_has_what_a_model_asks_for():
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_dry_run_speaks_of_the_ranks_that_the_run_will_have(tmp_path, parallel):
-    """One process does one rank's part: the split, the hours, the price and the memory are those of four."""
+    """One process does one rank's part: the split, the hours, the price and the memory are those of
+    four.
+    """
     options = Options(tmp_path / "run", parallel=parallel)
     report = dry_run(SMALL.changed(steps=3_600_000), None, options, price=2.0, ranks=4)
     assert "4 ranks x 1 micro-batches x 2 images = 8" in report
@@ -260,7 +365,9 @@ def test_a_dry_run_speaks_of_the_ranks_that_the_run_will_have(tmp_path, parallel
 
 
 def test_a_dry_run_alone_says_that_it_is_for_one_rank_and_how_to_ask_for_more(tmp_path):
-    assert "for 1 rank; for more give --ranks N" in dry_run(SMALL, None, Options(tmp_path / "run"), steps=2)
+    assert "for 1 rank; for more give --ranks N" in dry_run(
+        SMALL, None, Options(tmp_path / "run"), steps=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -272,7 +379,19 @@ def test_a_dry_run_alone_says_that_it_is_for_one_rank_and_how_to_ask_for_more(tm
     ],
 )
 def test_ranks_that_a_run_cannot_have_are_one_line(tmp_path, capsys, words, said):
-    argv = ["train", "imagenet", "--model", "SiT-Ti/2", "--out", str(tmp_path / "run"), "--batch", "8", "--set", "shard=2", "size=32"]
+    argv = [
+        "train",
+        "imagenet",
+        "--model",
+        "SiT-Ti/2",
+        "--out",
+        str(tmp_path / "run"),
+        "--batch",
+        "8",
+        "--set",
+        "shard=2",
+        "size=32",
+    ]
     assert cli.main([*argv, *words]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,8 @@
-"""`python -m tools.benchmarks [NAME ...] [--quick]`: every ratio with its goal, printed as it is measured, then recorded.
+"""`python -m tools.benchmarks [NAME ...] [--quick]`: every ratio with its goal, printed as it is
+measured, then recorded.
 
-`python -m tools.benchmarks gpu` is another program: what only a GPU can show (tools/benchmarks/gpu).
+`python -m tools.benchmarks gpu` is another program: what only a GPU can show
+(tools/benchmarks/gpu).
 """
 
 import argparse
@@ -33,14 +35,27 @@ NAMES = (
 
 
 def main() -> int:
-    """Run the benchmarks named on the command line, or all; 0 also where a goal is missed, for a slow machine is no fault."""
+    """Run the benchmarks named on the command line, or all; 0 also where a goal is missed, for a
+    slow machine is no fault.
+    """
     if sys.argv[1:2] == ["gpu"]:
         return importlib.import_module("tools.benchmarks.gpu.main").main(sys.argv[2:])
-    parser = argparse.ArgumentParser(prog="python -m tools.benchmarks", description="Measured ratios against published packages.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, all if none is named: {', '.join(NAMES)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmarks", description="Measured ratios against published packages."
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"which to run, all if none is named: {', '.join(NAMES)}",
+    )
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 7 or more")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch, the same for both sides (1)")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "results" / "bench", help="folder for NAME.json")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch, the same for both sides (1)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "data" / "results" / "bench", help="folder for NAME.json"
+    )
     options = parser.parse_args()
     try:
         for name in options.names:
@@ -58,7 +73,9 @@ def _run(name: str, clock: Clock, folder: Path) -> None:
     common, rows = facts(), []
     load, cores = common["machine"]["load_before"], common["machine"]["cores"]
     print(
-        f"{name}: {common['threads']} of {cores} cores, torch {common['torch']}, load {load}, {common['machine']['processor']}", flush=True
+        f"{name}: {common['threads']} of {cores} cores, torch {common['torch']}, load {load}, "
+        f"{common['machine']['processor']}",
+        flush=True,
     )
     try:
         for row in _rows(name, clock):
@@ -68,7 +85,12 @@ def _run(name: str, clock: Clock, folder: Path) -> None:
     finally:  # what was measured is kept, whatever fails after it
         if rows:
             path = write(folder, name, rows, common)
-            print(f"  -> {path}" if path else f"  {folder / name}.json holds more repeats; it stays as it is", flush=True)
+            print(
+                f"  -> {path}"
+                if path
+                else f"  {folder / name}.json holds more repeats; it stays as it is",
+                flush=True,
+            )
 
 
 def _rows(name: str, clock: Clock) -> Iterator[Row | NotRun]:

@@ -1,7 +1,9 @@
-"""REPA's alignment loss, forward and backward, at batch 256: how many aten calls it issues, and its time against a loop over rows.
+"""REPA's alignment loss, forward and backward, at batch 256: how many aten calls it issues, and its
+time against a loop over rows.
 
-Every aten operator counts, those that others call included, as the profiler sees them. On a GPU each is a launch of some
-microseconds, whatever its size. The official program loops over the batch in Python, and so does the side beside ours.
+Every aten operator counts, those that others call included, as the profiler sees them. On a GPU
+each is a launch of some microseconds, whatever its size. The official program loops over the batch
+in Python, and so does the side beside ours.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,15 +23,25 @@ def rows(clock: Clock) -> Iterator[Row]:
     """The goals of performance.md, B12 and D."""
     target = torch.randn(BATCH, TOKENS, DIM)
     projected = torch.randn(BATCH, TOKENS, DIM, requires_grad=True)
-    sides: dict[str, Callable[[], object]] = {name: _side(form, projected, target) for name, form in FORMS.items()}
+    sides: dict[str, Callable[[], object]] = {
+        name: _side(form, projected, target) for name, form in FORMS.items()
+    }
     calls = {name: aten_calls(side) for name, side in sides.items()}
     name = f"alignment, B = {BATCH}: aten calls"
     yield count(name, calls["ours"], goal=100, unit=" calls")
-    yield count(f"{name} of torch's cosine_similarity", calls["builtin"], unit=" calls", note="no checks, zero vectors as it happens")
+    yield count(
+        f"{name} of torch's cosine_similarity",
+        calls["builtin"],
+        unit=" calls",
+        note="no checks, zero vectors as it happens",
+    )
     yield count(f"{name} of a loop over rows", calls["loop"], unit=" calls")
     sides["one pass"] = lambda: torch.add(projected.detach(), target)
     times = clock(sides)
-    name, note = f"alignment, {BATCH} x {TOKENS} x {DIM}: over a loop over rows", "floor: two arrays read and one written, once"
+    name, note = (
+        f"alignment, {BATCH} x {TOKENS} x {DIM}: over a loop over rows",
+        "floor: two arrays read and one written, once",
+    )
     yield faster(name, times, "ours", "loop", goal=5.0, floor="one pass", note=note)
 
 
@@ -46,10 +58,16 @@ def loop(projected: Tensor, target: Tensor) -> Tensor:
     return total / len(projected)
 
 
-FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ours": losses.align, "loop": loop, "builtin": builtin}
+FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ours": losses.align,
+    "loop": loop,
+    "builtin": builtin,
+}
 
 
-def _side(form: Callable[[Tensor, Tensor], Tensor], projected: Tensor, target: Tensor) -> Callable[[], None]:
+def _side(
+    form: Callable[[Tensor, Tensor], Tensor], projected: Tensor, target: Tensor
+) -> Callable[[], None]:
     def side() -> None:
         projected.grad = None
         form(projected, target).backward()

@@ -1,8 +1,9 @@
 """How every ratio here is measured:  ratio = median(time of one side) / median(time of the other), over rounds.
 
-Both sides run in one process, with the same number of threads and the same precision. A round times every side once, each
-round beginning with the next one, so that what the rest of the machine does falls on all of them. The ratio of the minima
-stands beside it: on a busy machine it is the steadier of the two. The median decides whether a goal is met.
+Both sides run in one process, with the same number of threads and the same precision. A round times
+every side once, each round beginning with the next one, so that what the rest of the machine does
+falls on all of them. The ratio of the minima stands beside it: on a busy machine it is the steadier
+of the two. The median decides whether a goal is met.
 """
 
 import gc
@@ -23,7 +24,20 @@ import torch
 from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import ConfigError
 
-__all__ = ["ROOT", "CannotRun", "Clock", "NotRun", "Row", "Times", "compiling", "count", "elsewhere", "faster", "peer", "takes"]
+__all__ = [
+    "ROOT",
+    "CannotRun",
+    "Clock",
+    "NotRun",
+    "Row",
+    "Times",
+    "compiling",
+    "count",
+    "elsewhere",
+    "faster",
+    "peer",
+    "takes",
+]
 
 ROOT = Path(__file__).parents[2]
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
@@ -38,24 +52,42 @@ def peer(module: str) -> ModuleType:
     try:
         return optional(module, "bench")
     except ConfigError as error:
-        raise CannotRun(f"needs pip install cfm-lite[bench] ({str(error).partition(': pip')[0]})") from error
+        raise CannotRun(
+            f"needs pip install cfm-lite[bench] ({str(error).partition(': pip')[0]})"
+        ) from error
 
 
 def compiling(side: Callable[[], Any]) -> float:
-    """The seconds of the first call of a compiled `side`; CannotRun where torch.compile does not work."""
+    """The seconds of the first call of a compiled `side`; CannotRun where torch.compile does not
+    work.
+    """
     start = time.perf_counter()
     try:
         side()
-    except Exception as error:  # no C++ compiler, or one that torch cannot use: many causes, many types
-        raise CannotRun(f"torch.compile does not work here ({str(error).strip().partition(chr(10))[0]})") from error
+    except (
+        Exception
+    ) as error:  # no C++ compiler, or one that torch cannot use: many causes, many types
+        raise CannotRun(
+            f"torch.compile does not work here ({str(error).strip().partition(chr(10))[0]})"
+        ) from error
     return time.perf_counter() - start
 
 
 def elsewhere(module: str, call: str) -> Any:
-    """What `call` of this package's `module` gives in a new process with as many threads; it passes through JSON."""
+    """What `call` of this package's `module` gives in a new process with as many threads; it passes
+    through JSON.
+    """
     program = f"import json, torch; torch.set_num_threads({torch.get_num_threads()}); from tools.benchmarks import {module}; "
-    command = [sys.executable, "-W", "ignore", "-c", f"{program} print(json.dumps({module}.{call}))"]
-    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        f"{program} print(json.dumps({module}.{call}))",
+    ]
+    return json.loads(
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +103,9 @@ class NotRun:
 
 @dataclass(frozen=True)
 class Row:
-    """One number and its goal; `floor` is the best that any program could reach here, measured beside it. Times in seconds."""
+    """One number and its goal; `floor` is the best that any program could reach here, measured
+    beside it. Times in seconds.
+    """
 
     name: str
     ratio: float
@@ -125,11 +159,15 @@ class Times:
 
 @dataclass(frozen=True)
 class Clock:
-    """Times the sides of a comparison in `repeats` rounds (3 if quick), each side in blocks of about `block` seconds."""
+    """Times the sides of a comparison in `repeats` rounds (3 if quick), each side in blocks of
+    about `block` seconds.
+    """
 
     quick: bool = False
 
-    def __call__(self, sides: Mapping[str, Callable[[], Any]], repeats: int = 9, block: float = 0.1) -> Times:
+    def __call__(
+        self, sides: Mapping[str, Callable[[], Any]], repeats: int = 9, block: float = 0.1
+    ) -> Times:
         calls = {name: _calls(side, block) for name, side in sides.items()}
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         names = list(sides)
@@ -161,18 +199,56 @@ def _per_call(side: Callable[[], Any], calls: int) -> float:
         gc.enable()
 
 
-def faster(name: str, times: Times, ours: str, other: str, goal: float | None = None, floor: str | None = None, note: str = "") -> Row:
-    """`ours` is `ratio` times as fast as `other`. `floor` names the side that does the least work possible."""
+def faster(
+    name: str,
+    times: Times,
+    ours: str,
+    other: str,
+    goal: float | None = None,
+    floor: str | None = None,
+    note: str = "",
+) -> Row:
+    """`ours` is `ratio` times as fast as `other`. `floor` names the side that does the least work
+    possible.
+    """
     middle, least = times.medians(*times.seconds), times.minima(*times.seconds)
     best = middle[other] / middle[floor] if floor else None
-    return _timed(name, middle[other] / middle[ours], least[other] / least[ours], ">=", goal, best, times, (ours, other), note)
+    return _timed(
+        name,
+        middle[other] / middle[ours],
+        least[other] / least[ours],
+        ">=",
+        goal,
+        best,
+        times,
+        (ours, other),
+        note,
+    )
 
 
-def takes(name: str, times: Times, ours: str, base: str, goal: float | None = None, floor: str | None = None, note: str = "") -> Row:
+def takes(
+    name: str,
+    times: Times,
+    ours: str,
+    base: str,
+    goal: float | None = None,
+    floor: str | None = None,
+    note: str = "",
+) -> Row:
     """`ours` takes `ratio` times as long as `base`, which should be little."""
     middle, least = times.medians(*times.seconds), times.minima(*times.seconds)
     best = middle[floor] / middle[base] if floor else None
-    return _timed(name, middle[ours] / middle[base], least[ours] / least[base], "<=", goal, best, times, (ours, base), note)
+    return _timed(
+        name,
+        middle[ours] / middle[base],
+        least[ours] / least[base],
+        "<=",
+        goal,
+        best,
+        times,
+        (ours, base),
+        note,
+    )
 
 
 def _timed(
@@ -186,10 +262,29 @@ def _timed(
     sides: tuple[str, str],
     note: str,
 ) -> Row:
-    return Row(name, ratio, by_minima, sense, goal, floor, "x", times.medians(*sides), times.minima(*sides), times.repeats, note)
+    return Row(
+        name,
+        ratio,
+        by_minima,
+        sense,
+        goal,
+        floor,
+        "x",
+        times.medians(*sides),
+        times.minima(*sides),
+        times.repeats,
+        note,
+    )
 
 
-def count(name: str, value: float, goal: float | None = None, floor: float | None = None, unit: str = "", note: str = "") -> Row:
+def count(
+    name: str,
+    value: float,
+    goal: float | None = None,
+    floor: float | None = None,
+    unit: str = "",
+    note: str = "",
+) -> Row:
     """A number that is not a ratio of times, and should be small."""
     return Row(name, value, value, "<=", goal, floor, unit, note=note)
 

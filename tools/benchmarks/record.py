@@ -1,4 +1,6 @@
-"""What is written of a benchmark: data/results/bench/NAME.json, a flat list of rows, each with all that its number depends on."""
+"""What is written of a benchmark: data/results/bench/NAME.json, a flat list of rows, each with all
+that its number depends on.
+"""
 
 import json
 import os
@@ -19,7 +21,9 @@ __all__ = ["facts", "write"]
 
 
 def facts() -> dict[str, Any]:
-    """What every number depends on: threads, torch, the machine and how busy it is, the commit, the command."""
+    """What every number depends on: threads, torch, the machine and how busy it is, the commit, the
+    command.
+    """
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     here = runs.facts()
     return {
@@ -33,9 +37,13 @@ def facts() -> dict[str, Any]:
 
 
 def write(folder: Path, name: str, rows: Sequence[Row], common: dict[str, Any]) -> Path | None:
-    """`rows` as folder/NAME.json; None, and nothing is written, where the record there has more repeats."""
+    """`rows` as folder/NAME.json; None, and nothing is written, where the record there has more
+    repeats.
+    """
     path = folder / f"{name}.json"
-    if path.exists() and _repeats(json.loads(path.read_text(encoding="utf-8"))) > max(row.repeats for row in rows):
+    if path.exists() and _repeats(json.loads(path.read_text(encoding="utf-8"))) > max(
+        row.repeats for row in rows
+    ):
         return None
     folder.mkdir(parents=True, exist_ok=True)
     records = [asdict(row) | {"met": row.met} | common for row in rows]
@@ -57,4 +65,6 @@ def _commit() -> str:
 
 
 def _git(*command: str) -> str:
-    return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
+    ).stdout.strip()

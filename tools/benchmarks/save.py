@@ -1,8 +1,10 @@
-"""A checkpoint on disk: its time as a ratio to one plain write of the same bytes, and what it reads and holds.
+"""A checkpoint on disk: its time as a ratio to one plain write of the same bytes, and what it reads
+and holds.
 
-A plain write is `write` and `fsync` of one buffer that is in memory already. A save writes the same bytes as tensors, hashes them,
-syncs each file and its folder, and removes the oldest of its checkpoints, as the plain side removes its older file.
-The files lie in the system's temporary folder, or in the one that CFM_LITE_BENCH_TMP names: it should be on a disk.
+A plain write is `write` and `fsync` of one buffer that is in memory already. A save writes the same
+bytes as tensors, hashes them, syncs each file and its folder, and removes the oldest of its
+checkpoints, as the plain side removes its older file. The files lie in the system's temporary
+folder, or in the one that CFM_LITE_BENCH_TMP names: it should be on a disk.
 """
 
 import os
@@ -22,8 +24,12 @@ TENSORS, LENGTH = 30, 1 << 20  # 0.5 GB: weights, average, and two moments
 def made() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights with their average, and both moments: random numbers."""
     both = [torch.randn(LENGTH) for _ in range(TENSORS)]
-    weights = {f"{kind}.blocks.{i}.weight": x for kind in ("objective", "ema") for i, x in enumerate(both)}
-    return weights, {f"{i}.{name}": x for i, x in enumerate(both) for name in ("exp_avg", "exp_avg_sq")}
+    weights = {
+        f"{kind}.blocks.{i}.weight": x for kind in ("objective", "ema") for i, x in enumerate(both)
+    }
+    return weights, {
+        f"{i}.{name}": x for i, x in enumerate(both) for name in ("exp_avg", "exp_avg_sq")
+    }
 
 
 def rows(clock: Clock) -> Iterator[Row]:
@@ -46,10 +52,25 @@ def rows(clock: Clock) -> Iterator[Row]:
 
         times = clock({"save": save, "write": write}, repeats=7, block=0.1)
         note = f"{size / 1e9:.2f} GB, hashed while it is written"
-        yield takes("save, against one plain write of the same bytes", times, "save", "write", goal=1.5, note=note)
+        yield takes(
+            "save, against one plain write of the same bytes",
+            times,
+            "save",
+            "write",
+            goal=1.5,
+            note=note,
+        )
     read, held = elsewhere("save", "reads_and_holds()")
-    yield count("save, bytes read back", read / size, goal=0.01, unit=" of what was written", note="several saves, with pruning")
-    yield count("save, memory beyond the tensors", held / size, goal=0.1, unit=" of what was written")
+    yield count(
+        "save, bytes read back",
+        read / size,
+        goal=0.01,
+        unit=" of what was written",
+        note="several saves, with pruning",
+    )
+    yield count(
+        "save, memory beyond the tensors", held / size, goal=0.1, unit=" of what was written"
+    )
 
 
 def reads_and_holds() -> tuple[int, int]:

@@ -1,9 +1,10 @@
-"""A training step in the plane, eight Gaussians -> moons: torchcfm's tutorial loop against ours, plain, full and compiled.
+"""A training step in the plane, eight Gaussians -> moons: torchcfm's tutorial loop against ours,
+plain, full and compiled.
 
-Like for like on every side: the same law of the data (torchcfm's), new points in every step, the same noise of 0.1 around
-the path, batch 256, network 3-64-64-64-2 with SELU, Adam at 1e-3, float32. Our loops draw many batches in one call and use
-none of them twice. The "vectorised" side is the tutorial loop with samplers that have no Python loop: it shows how much of
-the gain is only that.
+Like for like on every side: the same law of the data (torchcfm's), new points in every step, the
+same noise of 0.1 around the path, batch 256, network 3-64-64-64-2 with SELU, Adam at 1e-3, float32.
+Our loops draw many batches in one call and use none of them twice. The "vectorised" side is the
+tutorial loop with samplers that have no Python loop: it shows how much of the gain is only that.
 """
 
 import math
@@ -27,25 +28,82 @@ Step = Callable[[], object]
 
 def rows(clock: Clock) -> Iterator[Row]:
     """The goals of performance.md, C1 and D."""
-    flow, utils, models = (peer(f"torchcfm.{name}") for name in ("conditional_flow_matching", "utils", "models.models"))
-    matcher, network = flow.ConditionalFlowMatcher(sigma=SIGMA), partial(models.MLP, dim=2, time_varying=True)
+    flow, utils, models = (
+        peer(f"torchcfm.{name}") for name in ("conditional_flow_matching", "utils", "models.models")
+    )
+    matcher, network = (
+        flow.ConditionalFlowMatcher(sigma=SIGMA),
+        partial(models.MLP, dim=2, time_varying=True),
+    )
     others: dict[str, Step] = {
         "tutorial": tutorial_step(matcher, network(), utils.sample_8gaussians, utils.sample_moons),
         "vectorised": tutorial_step(matcher, network(), eight_gaussians, moons),
         "products": bare_products(),
     }
-    times = clock(others | {"plain": plain_step(Field()), "trainer": trainer_step(Field())}, repeats=15)
+    times = clock(
+        others | {"plain": plain_step(Field()), "trainer": trainer_step(Field())}, repeats=15
+    )
     note = "torchcfm's tutorial, or the same with vectorised samplers. Floor: the matrix products of a step"
-    yield faster("toy, plain loop: over torchcfm's tutorial", times, "plain", "tutorial", 4.0, "products", note)
-    yield faster("toy, plain loop: over vectorised torchcfm", times, "plain", "vectorised", 1.2, "products", note)
+    yield faster(
+        "toy, plain loop: over torchcfm's tutorial",
+        times,
+        "plain",
+        "tutorial",
+        4.0,
+        "products",
+        note,
+    )
+    yield faster(
+        "toy, plain loop: over vectorised torchcfm",
+        times,
+        "plain",
+        "vectorised",
+        1.2,
+        "products",
+        note,
+    )
     more = f"{note}. The Trainer also keys its draws by step, guards, clips, averages and logs"
-    yield faster("toy, Trainer: over torchcfm's tutorial", times, "trainer", "tutorial", None, "products", more)
-    yield faster("toy, Trainer: over vectorised torchcfm", times, "trainer", "vectorised", None, "products", more)
-    compiled = compiled_step(Field())  # after the others: what torch.compile loads slows eager code down by a few percent
+    yield faster(
+        "toy, Trainer: over torchcfm's tutorial",
+        times,
+        "trainer",
+        "tutorial",
+        None,
+        "products",
+        more,
+    )
+    yield faster(
+        "toy, Trainer: over vectorised torchcfm",
+        times,
+        "trainer",
+        "vectorised",
+        None,
+        "products",
+        more,
+    )
+    compiled = compiled_step(
+        Field()
+    )  # after the others: what torch.compile loads slows eager code down by a few percent
     note = f"{note}. Compiled in {compiling(compiled):.1f} s"
     times = clock(others | {"compiled": compiled}, repeats=15)
-    yield faster("toy, compiled step: over torchcfm's tutorial", times, "compiled", "tutorial", 6.5, "products", note)
-    yield faster("toy, compiled step: over vectorised torchcfm", times, "compiled", "vectorised", 2.1, "products", note)
+    yield faster(
+        "toy, compiled step: over torchcfm's tutorial",
+        times,
+        "compiled",
+        "tutorial",
+        6.5,
+        "products",
+        note,
+    )
+    yield faster(
+        "toy, compiled step: over vectorised torchcfm",
+        times,
+        "compiled",
+        "vectorised",
+        2.1,
+        "products",
+        note,
+    )
 
 
 class Field(nn.Module):
@@ -62,21 +120,31 @@ class Field(nn.Module):
 
 
 def eight_gaussians(*shape: int) -> Tensor:
-    """The law of torchcfm's sample_8gaussians, (*shape, 2), without its loop: centres on a circle of radius 5, variance sqrt(0.1)."""
+    """The law of torchcfm's sample_8gaussians, (*shape, 2), without its loop: centres on a circle
+    of radius 5, variance sqrt(0.1).
+    """
     angles = torch.randint(8, shape) * (math.pi / 4)
-    return 5 * torch.stack([angles.cos(), angles.sin()], dim=-1) + 0.1**0.25 * torch.randn(*shape, 2)
+    return 5 * torch.stack([angles.cos(), angles.sin()], dim=-1) + 0.1**0.25 * torch.randn(
+        *shape, 2
+    )
 
 
 def moons(*shape: int) -> Tensor:
-    """The law of torchcfm's sample_moons, (*shape, 2): equal angles in every batch, one uniform shift of each point for both axes."""
-    upper, lower = (torch.linspace(0, math.pi, part) for part in (shape[-1] // 2, shape[-1] - shape[-1] // 2))
+    """The law of torchcfm's sample_moons, (*shape, 2): equal angles in every batch, one uniform
+    shift of each point for both axes.
+    """
+    upper, lower = (
+        torch.linspace(0, math.pi, part) for part in (shape[-1] // 2, shape[-1] - shape[-1] // 2)
+    )
     x = torch.cat([upper.cos(), 1 - lower.cos()])
     y = torch.cat([upper.sin(), 0.5 - lower.sin()])
     return 3 * (torch.stack([x, y], dim=-1) + 0.2 * torch.rand(*shape, 1)) - 1
 
 
 def draws_of_a_path() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless batches (x, t, u) of new points; the path is walked for many batches at once, and no draw is used twice."""
+    """Endless batches (x, t, u) of new points; the path is walked for many batches at once, and no
+    draw is used twice.
+    """
     while True:
         x0, x1 = (law(POOL, BATCH).flatten(0, 1) for law in (eight_gaussians, moons))
         t = draws.uniform_time(len(x1))
@@ -85,13 +153,20 @@ def draws_of_a_path() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield from zip(x.split(BATCH), t.split(BATCH), u_t.split(BATCH))
 
 
-def tutorial_step(matcher, model: nn.Module, sample_x0: Callable[[int], Tensor], sample_x1: Callable[[int], Tensor]) -> Step:
+def tutorial_step(
+    matcher,
+    model: nn.Module,
+    sample_x0: Callable[[int], Tensor],
+    sample_x1: Callable[[int], Tensor],
+) -> Step:
     """One step of torchcfm's Flow_matching_tutorial, on its own matcher and network."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
 
     def step() -> None:
         optimizer.zero_grad()
-        t, x_t, u_t = matcher.sample_location_and_conditional_flow(sample_x0(BATCH), sample_x1(BATCH))
+        t, x_t, u_t = matcher.sample_location_and_conditional_flow(
+            sample_x0(BATCH), sample_x1(BATCH)
+        )
         loss = torch.mean((model(torch.cat([x_t, t[:, None]], dim=-1)) - u_t) ** 2)
         loss.backward()
         optimizer.step()
@@ -108,7 +183,9 @@ def plain_step(model: nn.Module) -> Step:
     def step() -> None:
         x, t, u = next(batches)
         loss = losses.flow_matching(model(x, t), u)
-        for p in parameters:  # optimizer.zero_grad() without its entry for the profiler, 5 % of a step
+        for (
+            p
+        ) in parameters:  # optimizer.zero_grad() without its entry for the profiler, 5 % of a step
             p.grad = None
         loss.backward()
         optimizer.step()
@@ -117,7 +194,9 @@ def plain_step(model: nn.Module) -> Step:
 
 
 def trainer_step(model: nn.Module) -> Step:
-    """The library's own loop; the coupling puts the eight Gaussians where the objective has drawn noise."""
+    """The library's own loop; the coupling puts the eight Gaussians where the objective has drawn
+    noise.
+    """
     current: list[Tensor] = []
 
     def data() -> Iterator[Tensor]:
@@ -132,7 +211,9 @@ def trainer_step(model: nn.Module) -> Step:
 
 
 def compiled_step(model: nn.Module) -> Step:
-    """Loss, gradient and Adam as one compiled graph on one flat vector of parameters; the first call compiles."""
+    """Loss, gradient and Adam as one compiled graph on one flat vector of parameters; the first
+    call compiles.
+    """
     shapes = {name: p.shape for name, p in model.named_parameters()}
     w = torch.cat([p.detach().flatten() for p in model.parameters()])
     mean, square = torch.zeros_like(w), torch.zeros_like(w)

@@ -2,9 +2,10 @@
 
     z = (mean + std * noise - shift) * scale,        image = decode(z / scale + shift)
 
-`Scaling` is that pair of maps, and nothing else in the library knows the numbers. Convention: images are uint8 (B, 3, H, W) at
-the border of the library and floats in [-1, 1] inside; moments are (B, 2, C, h, w), mean then standard deviation, unscaled.
-Reference: Rombach et al. 2022 (arXiv:2112.10752), whose 0.18215 makes the latents' standard deviation about 1.
+`Scaling` is that pair of maps, and nothing else in the library knows the numbers. Convention:
+images are uint8 (B, 3, H, W) at the border of the library and floats in [-1, 1] inside; moments are
+(B, 2, C, h, w), mean then standard deviation, unscaled. Reference: Rombach et al. 2022
+(arXiv:2112.10752), whose 0.18215 makes the latents' standard deviation about 1.
 """
 
 import difflib
@@ -43,7 +44,9 @@ class Scaling:
     def __post_init__(self) -> None:
         check_number("shift", self.shift, -math.inf, math.inf)
         if not check_number("scale", self.scale, -math.inf, math.inf):
-            raise ConfigError("scale is 0, which leaves nothing of the latents; Stable Diffusion's is 0.18215.")
+            raise ConfigError(
+                "scale is 0, which leaves nothing of the latents; Stable Diffusion's is 0.18215."
+            )
 
     def scaled(self, latent: Tensor) -> Tensor:
         """The latent (B, C, h, w) as the model sees it."""
@@ -54,7 +57,9 @@ class Scaling:
         return z / self.scale + self.shift
 
     def draw(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """A scaled latent (B, C, h, w) of moments (B, 2, C, h, w): mean + std * noise, or the mean without noise."""
+        """A scaled latent (B, C, h, w) of moments (B, 2, C, h, w): mean + std * noise, or the mean
+        without noise.
+        """
         mean, std = moments.unbind(1)
         return self.scaled(mean if noise is None else torch.addcmul(mean, std, noise))
 
@@ -62,15 +67,17 @@ class Scaling:
 class Codec:
     """A frozen autoencoder with its scaling; `source` is the name or folder that it came from.
 
-    It computes in the dtype of its weights, float32 unless it was given others, inside autocast too: in bf16 pixels are off by up to
-    four levels.
+    It computes in the dtype of its weights, float32 unless it was given others, inside autocast
+    too: in bf16 pixels are off by up to four levels.
     """
 
     def __init__(self, vae: nn.Module, source: str, scaling: Scaling | None = None) -> None:
         self.vae: Any = vae.eval().requires_grad_(False)
         self.source = source
         config = self.vae.config
-        self.scaling = scaling or Scaling(float(config.scaling_factor), float(config.get("shift_factor") or 0.0))
+        self.scaling = scaling or Scaling(
+            float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
+        )
 
     @property
     def channels(self) -> int:
@@ -99,11 +106,19 @@ class Codec:
     @torch.no_grad()
     @full_precision()
     def moments(self, images: Tensor) -> Tensor:
-        """Unscaled moments (B, 2, C, h, w) float32 of uint8 images (B, 3, H, W); ConfigError unless H and W fit the network."""
+        """Unscaled moments (B, 2, C, h, w) float32 of uint8 images (B, 3, H, W); ConfigError unless
+        H and W fit the network.
+        """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-            raise ConfigError(f"images is {tuple(images.shape)} of {images.dtype}; a codec takes uint8 (B, 3, H, W).")
+            raise ConfigError(
+                f"images is {tuple(images.shape)} of {images.dtype}; a codec takes uint8 (B, 3, H, "
+                "W)."
+            )
         if images.shape[2] % self.factor or images.shape[3] % self.factor:
-            raise ConfigError(f"images are {tuple(images.shape[2:])} pixels; both sides must be multiples of {self.factor}.")
+            raise ConfigError(
+                f"images are {tuple(images.shape[2:])} pixels; both sides must be multiples of "
+                f"{self.factor}."
+            )
         law = self.vae.encode(images.to(self.vae.device, self.vae.dtype) / 127.5 - 1).latent_dist
         return torch.stack([law.mean, law.std], 1).float()
 
@@ -117,7 +132,9 @@ class Codec:
     @full_precision()
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W) float32, about [-1, 1], of scaled latents (B, C, h, w)."""
-        return self.vae.decode(self.scaling.unscaled(promote(z)).to(self.vae.device, self.vae.dtype)).sample.float()
+        return self.vae.decode(
+            self.scaling.unscaled(promote(z)).to(self.vae.device, self.vae.dtype)
+        ).sample.float()
 
     def pixels(self, z: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 of scaled latents, on the host; rounded to the nearest level."""
@@ -125,10 +142,11 @@ class Codec:
 
 
 def tiny_vae(seed: int = 0, latent_channels: int = 4) -> nn.Module:
-    """A random AutoencoderKL of 65,000 parameters with Stable Diffusion's layout (8 pixels per latent position, 4 channels).
+    """A random AutoencoderKL of 65,000 parameters with Stable Diffusion's layout (8 pixels per
+    latent position, 4 channels).
 
-    Its images mean nothing: it is for tests and for trying out the path. Equal seeds give equal networks, and the global
-    generator is left alone. Raises ConfigError without diffusers.
+    Its images mean nothing: it is for tests and for trying out the path. Equal seeds give equal
+    networks, and the global generator is left alone. Raises ConfigError without diffusers.
     """
     kind = optional(_MODULE, "imagenet").AutoencoderKL
     with torch.random.fork_rng(devices=[]):
@@ -144,26 +162,40 @@ def tiny_vae(seed: int = 0, latent_channels: int = 4) -> nn.Module:
         )
 
 
-def open_codec(source: str = "sd-vae-ft-ema", *, device: torch.device | str = "cpu", fingerprint: str | None = None) -> Codec:
-    """The codec called `source`: a short name (VAES), "tiny" (random), any of diffusers as OWNER/NAME, or a local folder.
+def open_codec(
+    source: str = "sd-vae-ft-ema",
+    *,
+    device: torch.device | str = "cpu",
+    fingerprint: str | None = None,
+) -> Codec:
+    """The codec called `source`: a short name (VAES), "tiny" (random), any of diffusers as
+    OWNER/NAME, or a local folder.
 
-    The VAE of a whole pipeline is OWNER/NAME/vae (or OWNER/NAME:vae); in a local folder it is found. What is fetched is cached.
-    Channels, scale and shift are those of its config. Raises ConfigError without diffusers, and DataError for a name that is none,
-    for weights that cannot be had, are no AutoencoderKL of RGB images, or differ from `fingerprint`.
+    The VAE of a whole pipeline is OWNER/NAME/vae (or OWNER/NAME:vae); in a local folder it is
+    found. What is fetched is cached. Channels, scale and shift are those of its config. Raises
+    ConfigError without diffusers, and DataError for a name that is none, for weights that cannot be
+    had, are no AutoencoderKL of RGB images, or differ from `fingerprint`.
     """
     where = _resolved(source)
-    codec = Codec(tiny_vae(), "tiny") if where is None else Codec(_pretrained(source, *where), _spelled(*where))
+    codec = (
+        Codec(tiny_vae(), "tiny")
+        if where is None
+        else Codec(_pretrained(source, *where), _spelled(*where))
+    )
     codec = codec.to(device)
     if fingerprint is not None and codec.fingerprint != fingerprint:
         raise DataError(
-            f"the VAE {source!r} is not the one that made the latents: its fingerprint is {codec.fingerprint[:12]}, theirs "
+            f"the VAE {source!r} is not the one that made the latents: its fingerprint is "
+            f"{codec.fingerprint[:12]}, theirs "
             f"{fingerprint[:12]}. Give the right one with --vae, or prepare the latents again."
         )
     return codec
 
 
 def _resolved(source: str) -> tuple[str, str | None] | None:
-    """(folder or name on the hub, subfolder in it), None for the random one; DataError for what can be neither."""
+    """(folder or name on the hub, subfolder in it), None for the random one; DataError for what can
+    be neither.
+    """
     if source == "tiny":
         return None
     folder = Path(source).expanduser()
@@ -175,18 +207,24 @@ def _resolved(source: str) -> tuple[str, str | None] | None:
     name, _, part = source.partition(":")
     owner, _, rest = name.partition("/")
     name, _, deeper = rest.partition("/")
-    if all(_NAME.fullmatch(word) for word in (owner, name, *filter(None, f"{part}/{deeper}".split("/")))) and not (part and deeper):
+    if all(
+        _NAME.fullmatch(word)
+        for word in (owner, name, *filter(None, f"{part}/{deeper}".split("/")))
+    ) and not (part and deeper):
         return f"{owner}/{name}", part or deeper or None
     near = difflib.get_close_matches(source, [*VAES, "tiny"], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise DataError(
-        f"the VAE is {source!r}; it must be {', '.join(map(repr, VAES))}, 'tiny', a name of diffusers as OWNER/NAME (with /vae for a "
+        f"the VAE is {source!r}; it must be {', '.join(map(repr, VAES))}, 'tiny', a name of "
+        "diffusers as OWNER/NAME (with /vae for a "
         f"pipeline's), or a folder in diffusers' layout, and there is no such folder.{hint}"
     )
 
 
 def _spelled(name: str, part: str | None) -> str:
-    """One spelling for each VAE, so that sets of latents made under two names of one can be told to be the same."""
+    """One spelling for each VAE, so that sets of latents made under two names of one can be told to
+    be the same.
+    """
     short = {long: short for short, long in VAES.items()}
     return f"{name}/{part}" if part else short.get(name, name)
 
@@ -200,32 +238,52 @@ def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
     loaded: Any = None
     try:
         loaded = kind.from_pretrained(name, use_safetensors=True, **how, **inside)
-    except Exception as error:  # no file, no network, weights of another shape: the hub has a type for each
+    except (
+        Exception
+    ) as error:  # no file, no network, weights of another shape: the hub has a type for each
         failure = error
     found = _kind_of(kind, name, inside)
     if found != kind.__name__:
-        raise DataError(f"the VAE {source!r} is of the kind {found}; only {kind.__name__} is read. Give another with --vae.")
+        raise DataError(
+            f"the VAE {source!r} is of the kind {found}; only {kind.__name__} is read. Give "
+            "another with --vae."
+        )
     if failure is not None:
         reason = " ".join(str(failure).split())[:200]
         near = difflib.get_close_matches(name, VAES.values(), n=1, cutoff=0.8)
-        hint = f" Did you mean {near[0]!r}?" if near and near[0] != name else "" if part else " A pipeline's VAE is NAME/vae."
+        hint = (
+            f" Did you mean {near[0]!r}?"
+            if near and near[0] != name
+            else ""
+            if part
+            else " A pipeline's VAE is NAME/vae."
+        )
         raise DataError(
-            f"the VAE {source!r} cannot be had ({reason}). Go online once, or give a local folder with --vae FOLDER.{hint}"
+            f"the VAE {source!r} cannot be had ({reason}). Go online once, or give a local folder "
+            f"with --vae FOLDER.{hint}"
         ) from failure
     vae, about = loaded if isinstance(loaded, tuple) else (loaded, {})
     if about.get("missing_keys"):  # diffusers would leave them at random
         raise DataError(
-            f"the VAE {source!r} lacks {len(about['missing_keys'])} weights, such as {sorted(about['missing_keys'])[0]}. Fetch it again, "
+            f"the VAE {source!r} lacks {len(about['missing_keys'])} weights, such as "
+            f"{sorted(about['missing_keys'])[0]}. Fetch it again, "
             "or give another with --vae."
         )
     if vae.config.in_channels != 3:
-        raise DataError(f"the VAE {source!r} encodes {vae.config.in_channels} channels; images have 3. Give another with --vae.")
+        raise DataError(
+            f"the VAE {source!r} encodes {vae.config.in_channels} channels; images have 3. Give "
+            "another with --vae."
+        )
     return vae
 
 
 def _kind_of(kind: Any, name: str, inside: dict[str, str]) -> str:
     """What the config calls its model, where it is on this machine."""
     try:
-        return str(kind.load_config(name, local_files_only=True, **inside).get("_class_name", kind.__name__))
+        return str(
+            kind.load_config(name, local_files_only=True, **inside).get(
+                "_class_name", kind.__name__
+            )
+        )
     except Exception:  # not there: the weights are not either, and that is said
         return str(kind.__name__)

@@ -1,8 +1,10 @@
-"""From a folder of images to latents on disk: decode, crop, encode both mirrors, one shard after the other.
+"""From a folder of images to latents on disk: decode, crop, encode both mirrors, one shard after
+the other.
 
-Rank r of n takes the shards r, r + n, ...; any process may be killed at any time and started again, a second one waits for the
-shard that the first is making, and whoever writes the last shard writes the index. Each mirror is encoded, for the VAE of a
-flipped image is not the flipped VAE of the image.
+Rank r of n takes the shards r, r + n, ...; any process may be killed at any time and started again,
+a second one waits for the shard that the first is making, and whoever writes the last shard writes
+the index. Each mirror is encoded, for the VAE of a flipped image is not the flipped VAE of the
+image.
 """
 
 import hashlib
@@ -30,17 +32,34 @@ Skipped = list[tuple[str, str]]
 
 
 def plan_of(images: ImageFolder, codec: Codec, size: int, rows: int = 1024) -> Plan:
-    """What latents of these images will be. Raises ConfigError for a size that is no multiple of the codec's factor."""
+    """What latents of these images will be. Raises ConfigError for a size that is no multiple of
+    the codec's factor.
+    """
     size = check_count("size", size)
     rows = check_count("rows", rows)
     if size % codec.factor:
         near = max(1, round(size / codec.factor)) * codec.factor
-        raise ConfigError(f"size is {size}; it must be a multiple of {codec.factor}, such as {near}.")
-    digest = hashlib.sha256("\n".join(f"{file.label} {file.key}" for file in images.files).encode()).hexdigest()
+        raise ConfigError(
+            f"size is {size}; it must be a multiple of {codec.factor}, such as {near}."
+        )
+    digest = hashlib.sha256(
+        "\n".join(f"{file.label} {file.key}" for file in images.files).encode()
+    ).hexdigest()
     side = size // codec.factor
     scaling = codec.scaling
     shape = (codec.channels, side, side)
-    return Plan(digest, len(images.files), images.classes, size, shape, codec.source, codec.fingerprint, scaling.scale, scaling.shift, rows)
+    return Plan(
+        digest,
+        len(images.files),
+        images.classes,
+        size,
+        shape,
+        codec.source,
+        codec.fingerprint,
+        scaling.scale,
+        scaling.shift,
+        rows,
+    )
 
 
 def prepare(
@@ -56,10 +75,12 @@ def prepare(
     workers: int = 4,
     progress: bool = True,
 ) -> dict[str, Any] | None:
-    """Write this rank's shards of `out` that are not there yet; returns the index, or None while other ranks still work.
+    """Write this rank's shards of `out` that are not there yet; returns the index, or None while
+    other ranks still work.
 
-    `rows` images make a shard. Images that cannot be read are left out and listed in the index, up to 1 % of them. Raises
-    DataError where `out` holds other latents or too much cannot be read, ConfigError for a wrong argument, DiskFullError.
+    `rows` images make a shard. Images that cannot be read are left out and listed in the index, up
+    to 1 % of them. Raises DataError where `out` holds other latents or too much cannot be read,
+    ConfigError for a wrong argument, DiskFullError.
     """
     batch = check_count("batch", batch)
     workers = check_count("workers", workers)
@@ -70,7 +91,12 @@ def prepare(
     mine = list(range(rank, plan.shards, world))
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=sum(len(_files(images, plan, i)) for i in mine), desc="encode", unit="image", disable=not progress) as bar,
+        tqdm(
+            total=sum(len(_files(images, plan, i)) for i in mine),
+            desc="encode",
+            unit="image",
+            disable=not progress,
+        ) as bar,
     ):
         for number in mine:
             files = _files(images, plan, number)
@@ -79,7 +105,15 @@ def prepare(
                     bar.update(len(files))
                     continue
                 moments, kept, skipped = _encode(files, codec, plan, batch, pool, bar)
-                shards.write_shard(out, number, moments, [f.key for f in kept], [f.label for f in kept], skipped, key)
+                shards.write_shard(
+                    out,
+                    number,
+                    moments,
+                    [f.key for f in kept],
+                    [f.label for f in kept],
+                    skipped,
+                    key,
+                )
     if all((out / f"shard-{i:05d}.json").exists() for i in range(plan.shards)):
         return shards.write_index(out, plan)
     return None
@@ -90,26 +124,49 @@ def _files(images: ImageFolder, plan: Plan, number: int) -> Sequence[ImageFile]:
 
 
 def _encode(
-    files: Sequence[ImageFile], codec: Codec, plan: Plan, batch: int, pool: ThreadPoolExecutor, bar: Any
+    files: Sequence[ImageFile],
+    codec: Codec,
+    plan: Plan,
+    batch: int,
+    pool: ThreadPoolExecutor,
+    bar: Any,
 ) -> tuple[np.ndarray, list[ImageFile], Skipped]:
-    """Moments (n, 2, 2, C, h, w) float32 of the files that can be read, those files, and the others with the reason."""
+    """Moments (n, 2, 2, C, h, w) float32 of the files that can be read, those files, and the others
+    with the reason.
+    """
     moments, kept, skipped = [np.empty((0, 2, 2, *plan.shape), np.float32)], [], []
     for part, pixels in _decoded(files, plan.size, batch, pool):
         good = [(file, image) for file, image in zip(part, pixels) if isinstance(image, Tensor)]
-        skipped += [(file.key, str(image)) for file, image in zip(part, pixels) if not isinstance(image, Tensor)]
+        skipped += [
+            (file.key, str(image))
+            for file, image in zip(part, pixels)
+            if not isinstance(image, Tensor)
+        ]
         if good:
-            moments.append(both_mirrors(codec, torch.stack([image for _, image in good])).cpu().numpy())
+            moments.append(
+                both_mirrors(codec, torch.stack([image for _, image in good])).cpu().numpy()
+            )
             kept += [file for file, _ in good]
         bar.update(len(part))
     return np.concatenate(moments), kept, skipped
 
 
-def _decoded(files: Sequence[ImageFile], size: int, batch: int, pool: ThreadPoolExecutor) -> Iterator[tuple[Any, list[Any]]]:
-    """(files, their pixels or the error) part by part; the next part is decoded while this one is used."""
+def _decoded(
+    files: Sequence[ImageFile], size: int, batch: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Any, list[Any]]]:
+    """(files, their pixels or the error) part by part; the next part is decoded while this one is
+    used.
+    """
     parts = [files[i : i + batch] for i in range(0, len(files), batch)]
     waiting = [pool.submit(_load, file, size) for file in parts[0]]
     for i, part in enumerate(parts):
-        current, waiting = waiting, [pool.submit(_load, file, size) for file in (parts[i + 1] if i + 1 < len(parts) else ())]
+        current, waiting = (
+            waiting,
+            [
+                pool.submit(_load, file, size)
+                for file in (parts[i + 1] if i + 1 < len(parts) else ())
+            ],
+        )
         yield part, [future.result() for future in current]
 
 
@@ -121,5 +178,7 @@ def _load(file: ImageFile, size: int) -> Tensor | DataError:
 
 
 def both_mirrors(codec: Codec, images: Tensor) -> Tensor:
-    """Moments (B, 2 mirrors, 2, C, h, w) of uint8 images (B, 3, H, W): of each image, then of its mirror image."""
+    """Moments (B, 2 mirrors, 2, C, h, w) of uint8 images (B, 3, H, W): of each image, then of its
+    mirror image.
+    """
     return torch.stack([codec.moments(images), codec.moments(images.flip(-1))], 1)

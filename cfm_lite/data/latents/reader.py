@@ -1,8 +1,9 @@
 """Prepared latents as training data:  z = (mean + std * noise - shift) * scale, of a picture or of its mirror image.
 
-The order of the rows is a function of (seed, position); noise and mirrors are keyed by (seed, step, shard of the batch), as all
-draws of a run are. So one rank or several, whole batches or parts of them, see the same rows with the same noise. Moments
-stay on disk, memory-mapped; labels alone are read at the start.
+The order of the rows is a function of (seed, position); noise and mirrors are keyed by (seed, step,
+shard of the batch), as all draws of a run are. So one rank or several, whole batches or parts of
+them, see the same rows with the same noise. Moments stay on disk, memory-mapped; labels alone are
+read at the start.
 """
 
 import bisect
@@ -32,16 +33,19 @@ from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["Latents", "prefetch"]
 
-CHECKED_AT_ONCE = 2**30  # bytes; larger sets are hashed on request: 42 GB of ImageNet would take minutes
+CHECKED_AT_ONCE = (
+    2**30
+)  # bytes; larger sets are hashed on request: 42 GB of ImageNet would take minutes
 T = TypeVar("T")
 
 
 class Latents:
     """The latents in a folder that `cfm-lite prepare imagenet` wrote.
 
-    `shape` (C, h, w) of one latent, `labels` (N,) int64 in [0, num_classes - 1], `classes` their names, `mean` (C, h, w) =
-    E[x1], `scaling`, and in `index` everything else. Sizes are checked at once, and so are the hashes of a set below 1 GiB;
-    `check="hashes"` or "sizes" chooses. Raises DataError for latents that are unfinished, damaged, or not there.
+    `shape` (C, h, w) of one latent, `labels` (N,) int64 in [0, num_classes - 1], `classes` their
+    names, `mean` (C, h, w) = E[x1], `scaling`, and in `index` everything else. Sizes are checked at
+    once, and so are the hashes of a set below 1 GiB; `check="hashes"` or "sizes" chooses. Raises
+    DataError for latents that are unfinished, damaged, or not there.
     """
 
     def __init__(self, folder: str | Path, *, check: str = "auto") -> None:
@@ -53,15 +57,23 @@ class Latents:
         self.num_classes, self.size = len(self.classes), int(index["size"])
         self.scaling = Scaling(index["scale"], index["shift"])
         self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
-        self._watch = Watch([self.folder / shard["file"] for shard in index["shards"]], self._verify)
+        self._watch = Watch(
+            [self.folder / shard["file"] for shard in index["shards"]], self._verify
+        )
         self._maps = [self._open(shard) for shard in index["shards"]]
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
-        if len(self.labels) != len(self) or (len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes):
+        if len(self.labels) != len(self) or (
+            len(self)
+            and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes
+        ):
             raise DataError(
-                f"{self.folder / 'labels.npy'} does not fit the {len(self)} latents of {self.num_classes} classes. Prepare again."
+                f"{self.folder / 'labels.npy'} does not fit the {len(self)} latents of "
+                f"{self.num_classes} classes. Prepare again."
             )
-        if check == "hashes" or (check == "auto" and sum(part.nbytes for part in self._maps) < CHECKED_AT_ONCE):
+        if check == "hashes" or (
+            check == "auto" and sum(part.nbytes for part in self._maps) < CHECKED_AT_ONCE
+        ):
             self.verify()
 
     def __len__(self) -> int:
@@ -79,7 +91,9 @@ class Latents:
         shards.check_hash(path, self.index["files"][path.name])
         keys = path.read_text(encoding="utf-8").split("\n")
         if len(keys) != len(self) or any(key.startswith("/") or "../" in key for key in keys):
-            raise DataError(f"{path} does not name {len(self)} images below their folder. Prepare again.")
+            raise DataError(
+                f"{path} does not name {len(self)} images below their folder. Prepare again."
+            )
         return keys
 
     def verify(self) -> None:
@@ -94,7 +108,10 @@ class Latents:
     def _open(self, shard: dict[str, Any]) -> np.ndarray:
         array = shards.map_shard(self.folder / shard["file"], self.shape)
         if len(array) != shard["rows"]:
-            raise DataError(f"{self.folder / shard['file']} holds {len(array)} rows; {shard['rows']} were written. Prepare again.")
+            raise DataError(
+                f"{self.folder / shard['file']} holds {len(array)} rows; {shard['rows']} were "
+                "written. Prepare again."
+            )
         return array
 
     def _small(self, name: str) -> np.ndarray:
@@ -102,21 +119,30 @@ class Latents:
         return shards.parse_npy((self.folder / name).read_bytes(), self.folder / name)
 
     def moments(self, rows: Tensor, mirrored: Tensor) -> Tensor:
-        """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where `mirrored` (B,) is True.
+        """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where
+        `mirrored` (B,) is True.
 
         Raises DataError for a shard that is gone or changed since the set was opened.
         """
         out = np.empty((len(rows), 2, *self.shape), np.float16)
-        places = [(*self._place(row), int(mirror)) for row, mirror in zip(rows.tolist(), mirrored.tolist())]
+        places = [
+            (*self._place(row), int(mirror))
+            for row, mirror in zip(rows.tolist(), mirrored.tolist())
+        ]
         self._watch.check({number for number, *_ in places})
         for number, row, mirror in places:
             shards.ask_for(self._maps[number], row, mirror)
         for i, (number, row, mirror) in enumerate(places):
             out[i] = self._maps[number][row, mirror]
         moments = torch.from_numpy(out).float()
-        if not math.isfinite(moments.sum().item()):  # a sum of float16 numbers does not overflow; it costs a twentieth of asking each
+        if not math.isfinite(
+            moments.sum().item()
+        ):  # a sum of float16 numbers does not overflow; it costs a twentieth of asking each
             bad = int((~torch.isfinite(moments.flatten(1)).all(1)).nonzero()[0])
-            raise DataError(f"the latent of {self.keys[int(rows[bad])]!r} holds NaN or infinity: its shard changed. Prepare again.")
+            raise DataError(
+                f"the latent of {self.keys[int(rows[bad])]!r} holds NaN or infinity: its shard "
+                "changed. Prepare again."
+            )
         return moments
 
     def _place(self, row: int) -> tuple[int, int]:
@@ -124,13 +150,18 @@ class Latents:
         number = bisect.bisect_right(self._ends, row)
         return number, row - self._ends[number] + len(self._maps[number])
 
-    def draw(self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which of them are mirrored (B,).
+    def draw(
+        self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which of them
+        are mirrored (B,).
 
         Keyed by (seed, step, shard).
         """
         generator = keyed_generator("cpu", seed, step, shard, "latents")
-        mirrored = torch.rand(len(rows), generator=generator, dtype=torch.float32) < (0.5 if mirror else 0.0)
+        mirrored = torch.rand(len(rows), generator=generator, dtype=torch.float32) < (
+            0.5 if mirror else 0.0
+        )
         noise = torch.randn(len(rows), *self.shape, generator=generator, dtype=torch.float32)
         return self.scaling.draw(self.moments(rows, mirrored), noise), mirrored
 
@@ -147,21 +178,30 @@ class Latents:
         images: str | Path | None = None,
         features: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Endless (x1, y) of this rank's part of global batches of `size` rows, beginning with batch number `start`.
+        """Endless (x1, y) of this rank's part of global batches of `size` rows, beginning with
+        batch number `start`.
 
-        Rank r of `world` holds the r-th part of each batch, a whole number of shards. With the folder of the `images` that the
-        latents were made of, a third tensor holds their pixels (B, 3, size, size) uint8, mirrored alike; with `features`, a function
-        of rows (B,) and whether they are mirrored (B,), it holds what that gives. Raises ConfigError where a batch cannot be cut so,
-        and where it is larger than the set.
+        Rank r of `world` holds the r-th part of each batch, a whole number of shards. With the
+        folder of the `images` that the latents were made of, a third tensor holds their pixels (B,
+        3, size, size) uint8, mirrored alike; with `features`, a function of rows (B,) and whether
+        they are mirrored (B,), it holds what that gives. Raises ConfigError where a batch cannot be
+        cut so, and where it is larger than the set.
         """
         local = part_of(size, world, shard, len(self))
         if not 0 <= rank < world:
             raise ConfigError(f"rank is {rank}; it must lie in [0, {world - 1}].")
         third = features or (None if images is None else Pictures(self, Path(images)))
-        for step, numbers in enumerate(row_numbers(len(self), size=size, seed=seed, start=start), start):
+        for step, numbers in enumerate(
+            row_numbers(len(self), size=size, seed=seed, start=start), start
+        ):
             mine = numbers[rank * local : (rank + 1) * local]
             first = rank * local // shard
-            z, mirrored = zip(*[self.draw(rows, seed, step, first + i, mirror=mirror) for i, rows in enumerate(mine.split(shard))])
+            z, mirrored = zip(
+                *[
+                    self.draw(rows, seed, step, first + i, mirror=mirror)
+                    for i, rows in enumerate(mine.split(shard))
+                ]
+            )
             batch = (torch.cat(z), self.labels[mine])
             yield batch if third is None else (*batch, third(mine, torch.cat(mirrored)))
 
@@ -176,14 +216,22 @@ class Pictures:
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
         """Pixels (B, 3, size, size) uint8; DataError names an image that is not there."""
         keys = self.latents.keys
-        pixels = torch.stack(list(self.pool.map(lambda row: image_files.load(self.root / keys[row], self.latents.size), rows.tolist())))
+        pixels = torch.stack(
+            list(
+                self.pool.map(
+                    lambda row: image_files.load(self.root / keys[row], self.latents.size),
+                    rows.tolist(),
+                )
+            )
+        )
         return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
 
 
 def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
     """How many rows of a global batch of `size` one of `world` ranks holds.
 
-    Raises ConfigError unless they are whole shards, and for more than the `most` rows that there are.
+    Raises ConfigError unless they are whole shards, and for more than the `most` rows that there
+    are.
     """
     size, shard = check_count("batch", size), check_count("shard", shard)
     if most is not None and size > most:
@@ -193,11 +241,16 @@ def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
     else:
         return size // world
     hints = fitting(size, shard, ranks=world, most=most)
-    raise ConfigError(f"{why}. Use {', or '.join([*hints, *(['more images'] if most is not None else [])] or ['fewer ranks'])}.")
+    raise ConfigError(
+        f"{why}. Use "
+        f"{', or '.join([*hints, *(['more images'] if most is not None else [])] or ['fewer ranks'])}."
+    )
 
 
 def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
-    """What `items()` yields, made by a thread that stays up to `depth` ahead; its error is raised where the item was due."""
+    """What `items()` yields, made by a thread that stays up to `depth` ahead; its error is raised
+    where the item was due.
+    """
     ready: queue.Queue[Any] = queue.Queue(depth)
     stopped = threading.Event()
 

@@ -1,11 +1,13 @@
-"""Latents on disk: shards of moments that are memory-mapped, each hashed, and an index that is written last.
+"""Latents on disk: shards of moments that are memory-mapped, each hashed, and an index that is
+written last.
 
     LATENTS/  plan.json   shard-00000.npy  shard-00000.json  ...   labels.npy  keys.txt  mean.npy   index.json
 
-A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and of its mirror image. Its
-.json holds keys, labels, what was left out and the SHA-256 of the .npy and of itself, and appears after it: a shard is whole or
-absent. The plan says what the set will be, so that no process can add shards of other images or another VAE, and a lock on
-each number keeps two processes from making one shard at once.
+A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and
+of its mirror image. Its .json holds keys, labels, what was left out and the SHA-256 of the .npy and
+of itself, and appears after it: a shard is whole or absent. The plan says what the set will be, so
+that no process can add shards of other images or another VAE, and a lock on each number keeps two
+processes from making one shard at once.
 """
 
 import errno
@@ -51,7 +53,9 @@ _AGAIN = "Make it again: cfm-lite prepare imagenet --images DIR --out"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a set of latents is made of; two processes with different plans never write into one folder."""
+    """What a set of latents is made of; two processes with different plans never write into one
+    folder.
+    """
 
     images: str  # SHA-256 of keys and labels
     count: int
@@ -83,16 +87,25 @@ class ShardFacts:
 
 
 def open_plan(folder: Path, plan: Plan) -> str:
-    """Write plan.json, or check that the one there is the same; returns its hash. DataError lists what differs."""
+    """Write plan.json, or check that the one there is the same; returns its hash. DataError lists
+    what differs.
+    """
     path = folder / PLAN
     mine = json.loads(json.dumps(asdict(plan)))
     with alone(folder, "plan"):
         if not path.exists():
             write(path, json.dumps(mine, indent=1).encode())
         theirs = read_json(path, folder)
-    differs = [f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}" for name in mine if theirs.get(name) != mine[name]]
+    differs = [
+        f"{name}: there {_short(theirs.get(name))}, now {_short(mine[name])}"
+        for name in mine
+        if theirs.get(name) != mine[name]
+    ]
     if differs:
-        raise DataError(f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove the folder.")
+        raise DataError(
+            f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove "
+            "the folder."
+        )
     return hash_of(mine)
 
 
@@ -111,16 +124,29 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(
-    folder: Path, number: int, moments: np.ndarray, keys: list[str], labels: list[int], skipped: list[tuple[str, str]], plan: str
+    folder: Path,
+    number: int,
+    moments: np.ndarray,
+    keys: list[str],
+    labels: list[int],
+    skipped: list[tuple[str, str]],
+    plan: str,
 ) -> ShardFacts:
-    """Write moments (n, 2, 2, C, h, w), then the facts about them. Raises DataError for NaN, infinity or a std of 0; DiskFullError."""
+    """Write moments (n, 2, 2, C, h, w), then the facts about them. Raises DataError for NaN,
+    infinity or a std of 0; DiskFullError.
+    """
     path = shard_path(folder, number)
     forget_halves(folder, path.name, path.with_suffix(".json").name)
     with np.errstate(over="ignore"):  # what becomes infinite is refused below
         stored = moments.astype(np.float16)
-    wrong = ~np.isfinite(stored).all(axis=(1, 2, 3, 4, 5)) | (moments[:, :, 1] <= 0).any(axis=(1, 2, 3, 4))
+    wrong = ~np.isfinite(stored).all(axis=(1, 2, 3, 4, 5)) | (moments[:, :, 1] <= 0).any(
+        axis=(1, 2, 3, 4)
+    )
     if wrong.any():
-        raise DataError(f"the VAE gives NaN, numbers beyond float16, or a std of 0 for {keys[int(wrong.argmax())]!r}. Use another VAE.")
+        raise DataError(
+            "the VAE gives NaN, numbers beyond float16, or a std of 0 for "
+            f"{keys[int(wrong.argmax())]!r}. Use another VAE."
+        )
     buffer = io.BytesIO()
     np.save(buffer, stored, allow_pickle=False)
     content = buffer.getvalue()
@@ -132,7 +158,9 @@ def write_shard(
 
 
 def is_done(folder: Path, number: int, plan: str) -> bool:
-    """True where shard `number` of this plan is whole: its facts are there and its bytes have the hash that they name."""
+    """True where shard `number` of this plan is whole: its facts are there and its bytes have the
+    hash that they name.
+    """
     path = shard_path(folder, number)
     try:
         facts = read_facts(folder, number)
@@ -151,29 +179,42 @@ def read_facts(folder: Path, number: int) -> ShardFacts:
 
 
 def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A shard as a read-only memory map; DataError where it is missing or not a float16 array of rows of `shape`."""
+    """A shard as a read-only memory map; DataError where it is missing or not a float16 array of
+    rows of `shape`.
+    """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header fails in every way that Python's own parser can
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} cannot be read ({reason}). {_AGAIN} {path.parent}") from None
     if array.dtype != np.float16 or array.shape[1:] != (2, 2, *shape):
-        raise DataError(f"{path} holds {array.dtype} {array.shape}; float16 (rows, 2, 2, {shape}) was expected. {_AGAIN} {path.parent}")
+        raise DataError(
+            f"{path} holds {array.dtype} {array.shape}; float16 (rows, 2, 2, {shape}) was "
+            f"expected. {_AGAIN} {path.parent}"
+        )
     if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
-        array.base.madvise(mmap.MADV_RANDOM)  # else each page that is missing brings its neighbours: 40 times what is asked for
+        array.base.madvise(
+            mmap.MADV_RANDOM
+        )  # else each page that is missing brings its neighbours: 40 times what is asked for
     return array
 
 
 def parse_npy(content: bytes, path: Path) -> np.ndarray:
-    """The array in the bytes of a .npy file; DataError that names `path` where they hold anything else."""
+    """The array in the bytes of a .npy file; DataError that names `path` where they hold anything
+    else.
+    """
     try:
         return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header fails in every way that Python's own parser can
-        raise DataError(f"{path} holds no array of numbers ({type(error).__name__}). Make it again.") from None
+        raise DataError(
+            f"{path} holds no array of numbers ({type(error).__name__}). Make it again."
+        ) from None
 
 
 def ask_for(array: np.ndarray, row: int, mirror: int) -> None:
-    """Have the system fetch one image's moments of a mapped shard, without waiting: those of a batch then come side by side."""
+    """Have the system fetch one image's moments of a mapped shard, without waiting: those of a
+    batch then come side by side.
+    """
     if not hasattr(mmap, "MADV_WILLNEED") or not isinstance(array.base, mmap.mmap):
         return
     size = array.strides[1]
@@ -191,8 +232,8 @@ def digest_file(path: Path) -> str:
 def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
     """Verify every shard, then write labels, keys, mean and, last, the index; returns it.
 
-    Raises DataError for a shard that is missing or damaged, and where more than 1 % of the images (and more than three)
-    could not be read; it names some of them.
+    Raises DataError for a shard that is missing or damaged, and where more than 1 % of the images
+    (and more than three) could not be read; it names some of them.
     """
     with alone(folder, "index"):
         return _write_index(folder, plan)
@@ -204,7 +245,10 @@ def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
     skipped = [entry for shard in facts for entry in shard.skipped]
     if len(skipped) > max(3, plan.count // 100):
         some = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
-        raise DataError(f"{len(skipped)} of {plan.count} images cannot be read, which is too many to leave out: {some}. Fetch them again.")
+        raise DataError(
+            f"{len(skipped)} of {plan.count} images cannot be read, which is too many to leave "
+            f"out: {some}. Fetch them again."
+        )
     mean, square, rows = _statistics(folder, plan, facts, key)
     channels = mean.mean((1, 2))
     spread = (square.mean((1, 2)) - channels.square()).clamp(min=0).sqrt()
@@ -224,26 +268,39 @@ def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         "channel_std": spread.tolist(),
         "skipped": skipped,
         "shards": [
-            {"file": shard_path(folder, i).name, "rows": len(shard.labels), "sha256": shard.sha256} for i, shard in enumerate(facts)
+            {"file": shard_path(folder, i).name, "rows": len(shard.labels), "sha256": shard.sha256}
+            for i, shard in enumerate(facts)
         ],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }
-    write(folder / INDEX, json.dumps({**index, "self": hash_of(json.loads(json.dumps(index)))}, indent=1).encode())
+    write(
+        folder / INDEX,
+        json.dumps({**index, "self": hash_of(json.loads(json.dumps(index)))}, indent=1).encode(),
+    )
     return read_index(folder)
 
 
-def _statistics(folder: Path, plan: Plan, facts: list[ShardFacts], key: str) -> tuple[Tensor, Tensor, int]:
-    """Mean and mean square (C, h, w) of the scaled latents over images and mirrors, and the number of images.
+def _statistics(
+    folder: Path, plan: Plan, facts: list[ShardFacts], key: str
+) -> tuple[Tensor, Tensor, int]:
+    """Mean and mean square (C, h, w) of the scaled latents over images and mirrors, and the number
+    of images.
 
     E[z^2] counts the variance of the drawn noise. The hash of every shard is checked on the way.
     """
-    total, square, rows = torch.zeros(plan.shape, dtype=torch.float64), torch.zeros(plan.shape, dtype=torch.float64), 0
+    total, square, rows = (
+        torch.zeros(plan.shape, dtype=torch.float64),
+        torch.zeros(plan.shape, dtype=torch.float64),
+        0,
+    )
     for number, shard in enumerate(facts):
         path = shard_path(folder, number)
         if shard.plan != key:
             raise DataError(f"{path} belongs to other latents. Remove it and prepare again.")
         check_hash(path, shard.sha256)
-        moments = torch.from_numpy(np.array(map_shard(path, plan.shape))).double()  # (n, 2, 2, C, h, w)
+        moments = torch.from_numpy(
+            np.array(map_shard(path, plan.shape))
+        ).double()  # (n, 2, 2, C, h, w)
         mean = (moments[:, :, 0] - plan.shift) * plan.scale
         total += mean.sum((0, 1))
         square += (mean.square() + (moments[:, :, 1] * plan.scale).square()).sum((0, 1))
@@ -258,23 +315,40 @@ def check_hash(path: Path, sha256: str) -> None:
     try:
         found = digest_file(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). {_AGAIN} {path.parent}") from None
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}). {_AGAIN} {path.parent}"
+        ) from None
     if found != sha256:
-        raise DataError(f"{path} is damaged: its SHA-256 is {found[:16]}, {sha256[:16]} was written. Remove it and prepare again.")
+        raise DataError(
+            f"{path} is damaged: its SHA-256 is {found[:16]}, {sha256[:16]} was written. Remove it "
+            "and prepare again."
+        )
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """index.json, checked against its own hash; DataError where the set is not finished, damaged, or of another format."""
+    """index.json, checked against its own hash; DataError where the set is not finished, damaged,
+    or of another format.
+    """
     index = read_json(folder / INDEX, folder)
     body = {name: value for name, value in index.items() if name != "self"}
     if index.get("format") != FORMAT:
-        raise DataError(f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {_AGAIN} {folder}")
+        raise DataError(
+            f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {_AGAIN} "
+            f"{folder}"
+        )
     if index.get("self") != hash_of(body):
         raise DataError(f"{folder / INDEX} is damaged: its own hash differs. {_AGAIN} {folder}")
     if not {*Plan.__annotations__, "shards", "files"} <= index.keys():
-        raise DataError(f"{folder / INDEX} is damaged: it does not say all that it should. {_AGAIN} {folder}")
-    if [shard["file"] for shard in index["shards"]] != [shard_path(folder, i).name for i in range(len(index["shards"]))]:
-        raise DataError(f"{folder / INDEX} names files that are not its shards; nothing else is read. {_AGAIN} {folder}")
+        raise DataError(
+            f"{folder / INDEX} is damaged: it does not say all that it should. {_AGAIN} {folder}"
+        )
+    if [shard["file"] for shard in index["shards"]] != [
+        shard_path(folder, i).name for i in range(len(index["shards"]))
+    ]:
+        raise DataError(
+            f"{folder / INDEX} names files that are not its shards; nothing else is read. {_AGAIN} "
+            f"{folder}"
+        )
     return index
 
 
@@ -285,9 +359,12 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         if (folder / PLAN).exists():
             raise DataError(
-                f"{path} is not there: the latents in {folder} are not finished. Run the same cfm-lite prepare again."
+                f"{path} is not there: the latents in {folder} are not finished. Run the same "
+                "cfm-lite prepare again."
             ) from None
-        raise DataError(f"{folder} holds no latents: there is no {path.name}. {_AGAIN} {folder}") from None
+        raise DataError(
+            f"{folder} holds no latents: there is no {path.name}. {_AGAIN} {folder}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
     if not isinstance(content, dict):
@@ -302,10 +379,17 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file in one step; DiskFullError or DataError where that fails, and nothing older is lost."""
+    """Write a file in one step; DiskFullError or DataError where that fails, and nothing older is
+    lost.
+    """
     try:
         publish(content, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(f"no room for {len(content):,} bytes of {path}; what was written stays. Make room and run again.") from None
-        raise DataError(f"cannot write {path} ({error.strerror or error}). Choose another --out.") from None
+            raise DiskFullError(
+                f"no room for {len(content):,} bytes of {path}; what was written stays. Make room "
+                "and run again."
+            ) from None
+        raise DataError(
+            f"cannot write {path} ({error.strerror or error}). Choose another --out."
+        ) from None

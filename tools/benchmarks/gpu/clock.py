@@ -1,4 +1,6 @@
-"""Times on a device: CUDA events around each step, the sides of a comparison in turn, so that heat and clocks fall on all of them."""
+"""Times on a device: CUDA events around each step, the sides of a comparison in turn, so that heat
+and clocks fall on all of them.
+"""
 
 import gc
 import subprocess
@@ -12,15 +14,40 @@ import torch
 from tools.benchmarks.gpu.plan import Bench
 from tools.benchmarks.harness import Row, Times
 
-__all__ = ["clear", "device_facts", "held", "interleaved", "measured", "seconds_of", "without_syncs"]
+__all__ = [
+    "clear",
+    "device_facts",
+    "held",
+    "interleaved",
+    "measured",
+    "seconds_of",
+    "without_syncs",
+]
 
-SMI = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu", "pstate")
+SMI = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+    "pstate",
+)
 
 
 def interleaved(
-    bench: Bench, sides: Mapping[str, Callable[[], Any]], *, warmup: int | None = None, rounds: int | None = None, block: int | None = None
+    bench: Bench,
+    sides: Mapping[str, Callable[[], Any]],
+    *,
+    warmup: int | None = None,
+    rounds: int | None = None,
+    block: int | None = None,
 ) -> Times:
-    """Seconds per call of every side; after the warm-up, rounds of a block of calls each, as many as the part's share allows."""
+    """Seconds per call of every side; after the warm-up, rounds of a block of calls each, as many
+    as the part's share allows.
+    """
     plan = bench.plan
     for side in sides.values():
         for _ in range(plan.warmup if warmup is None else warmup):
@@ -31,7 +58,10 @@ def interleaved(
     for i in range(plan.rounds if rounds is None else rounds):
         first = i % len(names)
         for name in names[first:] + names[:first]:
-            reads[name] += [seconds_of(bench, sides[name]) for _ in range(plan.block if block is None else block)]
+            reads[name] += [
+                seconds_of(bench, sides[name])
+                for _ in range(plan.block if block is None else block)
+            ]
             synchronize(bench)
         if bench.late:
             break
@@ -104,18 +134,37 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 
 def _smi(index: int) -> dict[str, str]:
-    command = ["nvidia-smi", f"--id={index}", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader"]
+    command = [
+        "nvidia-smi",
+        f"--id={index}",
+        f"--query-gpu={','.join(SMI)}",
+        "--format=csv,noheader",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(SMI, map(str.strip, done.stdout.splitlines()[0].split(",")))) if done.stdout.strip() else {}
+    return (
+        dict(zip(SMI, map(str.strip, done.stdout.splitlines()[0].split(","))))
+        if done.stdout.strip()
+        else {}
+    )
 
 
 def measured(
-    name: str, value: float, unit: str, sense: str = ">=", goal: float | None = None, times: Times | None = None, **more: Any
+    name: str,
+    value: float,
+    unit: str,
+    sense: str = ">=",
+    goal: float | None = None,
+    times: Times | None = None,
+    **more: Any,
 ) -> Row:
     """A number with its unit; `times` are those that it was computed from."""
     sides = times.seconds if times else {}
-    both = {"times": times.medians(*sides), "minima": times.minima(*sides), "repeats": times.repeats} if times else {}
+    both = (
+        {"times": times.medians(*sides), "minima": times.minima(*sides), "repeats": times.repeats}
+        if times
+        else {}
+    )
     return Row(name, value, value, sense, goal, unit=unit, **both, **more)

@@ -1,4 +1,6 @@
-"""The parts of `make bench-gpu`, each a generator of rows that can fail alone. Goals: performance.md, section D."""
+"""The parts of `make bench-gpu`, each a generator of rows that can fail alone. Goals:
+performance.md, section D.
+"""
 
 import functools
 import time
@@ -30,10 +32,15 @@ Part = Callable[[Bench], Iterator[Row | NotRun]]
 def parts_of(bench: Bench) -> dict[str, tuple[float, Part]]:
     """Name -> (seconds of the ten minutes, part), the most important first."""
     others = [name for name in bench.plan.networks if name != bench.plan.main]
-    short = {name: name.removeprefix("SiT-").replace("/", "").lower() for name in bench.plan.networks}
+    short = {
+        name: name.removeprefix("SiT-").replace("/", "").lower() for name in bench.plan.networks
+    }
     return {
         "ceiling": (20, ceiling),
-        f"train_{short[bench.plan.main]}": (85, functools.partial(throughput, name=bench.plan.main)),
+        f"train_{short[bench.plan.main]}": (
+            85,
+            functools.partial(throughput, name=bench.plan.main),
+        ),
         "update": (20, update),
         "official": (90, against_official),
         "regularisers": (90, regularisers),
@@ -41,7 +48,10 @@ def parts_of(bench: Bench) -> dict[str, tuple[float, Part]]:
         "sampling": (70, sampling),
         "memory": (30, memory),
         "memory_checkpointing": (30, memory_checkpointing),
-        **{f"train_{short[name]}": (35, functools.partial(throughput, name=name)) for name in others},
+        **{
+            f"train_{short[name]}": (35, functools.partial(throughput, name=name))
+            for name in others
+        },
         "attention": (10, attention),
         "whole_graph": (60, whole_graph),
     }
@@ -67,19 +77,37 @@ def throughput(bench: Bench, name: str) -> Iterator[Row]:
     model = sides.compiled(bench, sides.network(bench, name))
     built = sides.trainer(objective.fm(model, shard=bench.plan.shard), rows, micro)
     side = sides.stepping(built, sides.batches(bench, rows))
-    yield from _rates(bench, model, f"{name}, batch {rows}", rows, side, bench.plan.networks[name].goal, f"micro-batch {micro}")
+    yield from _rates(
+        bench,
+        model,
+        f"{name}, batch {rows}",
+        rows,
+        side,
+        bench.plan.networks[name].goal,
+        f"micro-batch {micro}",
+    )
     if name == bench.plan.main:
         local = bench.plan.local
         built = sides.trainer(objective.fm(model, shard=local), local, local)
         side = sides.stepping(built, sides.batches(bench, local))
-        yield from _rates(bench, model, f"{name}, batch {local}", local, side, 35, "the batch of one GPU of eight")
+        yield from _rates(
+            bench, model, f"{name}, batch {local}", local, side, 35, "the batch of one GPU of eight"
+        )
 
 
-def _rates(bench: Bench, model: Any, name: str, rows: int, side: Callable[[], Any], goal: float, note: str) -> Iterator[Row]:
+def _rates(
+    bench: Bench, model: Any, name: str, rows: int, side: Callable[[], Any], goal: float, note: str
+) -> Iterator[Row]:
     times = interleaved(bench, {"step": side})
     rate = rows / times.medians("step")["step"]
     peak = runs.peak_memory(bench.device) / 1e9
-    yield measured(f"{name}: images/s", rate, " images/s", times=times, note=f"{note}; peak memory {peak:.1f} GB so far")
+    yield measured(
+        f"{name}: images/s",
+        rate,
+        " images/s",
+        times=times,
+        note=f"{note}; peak memory {peak:.1f} GB so far",
+    )
     if bench.ceiling is None:
         raise CannotRun("the ceiling was not measured, so there is no share of it")
     share = 100 * rate * train_flops(model) / bench.ceiling
@@ -88,25 +116,39 @@ def _rates(bench: Bench, model: Any, name: str, rows: int, side: Callable[[], An
 
 
 def whole_graph(bench: Bench) -> Iterator[Row]:
-    """The smallest network compiled as one graph with its losses, which no run does, beside its blocks compiled, as every run does."""
+    """The smallest network compiled as one graph with its losses, which no run does, beside its
+    blocks compiled, as every run does.
+    """
     name, rows = list(bench.plan.networks)[-1], bench.plan.batch
     made = {}
     for how in ("blocks", "whole"):
         model = sides.network(bench, name)
-        chosen = objective.fm(sides.compiled(bench, model) if how == "blocks" else model, shard=bench.plan.shard)
+        chosen = objective.fm(
+            sides.compiled(bench, model) if how == "blocks" else model, shard=bench.plan.shard
+        )
         built = sides.trainer(chosen, rows, bench.plan.networks[name].micro)
         if how == "whole" and bench.compiles:
-            built._forward = torch.compile(built._wrapped, dynamic=False, backend=bench.plan.backend)
+            built._forward = torch.compile(
+                built._wrapped, dynamic=False, backend=bench.plan.backend
+            )
         made[how] = sides.stepping(built, sides.batches(bench, rows))
     since = time.perf_counter()
     made["whole"]()
     note = f"batch {rows}; the first step took {time.perf_counter() - since:.0f} s with its compilation"
-    yield faster(f"{name}, one compiled graph: over compiled blocks", interleaved(bench, made), "whole", "blocks", note=note)
+    yield faster(
+        f"{name}, one compiled graph: over compiled blocks",
+        interleaved(bench, made),
+        "whole",
+        "blocks",
+        note=note,
+    )
 
 
 def update(bench: Bench) -> Iterator[Row]:
     """AdamW and the average together, alone and with the clip before them."""
-    built = sides.trainer(objective.fm(sides.network(bench, bench.plan.main)), bench.plan.local, bench.plan.local)
+    built = sides.trainer(
+        objective.fm(sides.network(bench, bench.plan.main)), bench.plan.local, bench.plan.local
+    )
     for p in built.parameters:
         p.grad = torch.randn_like(p)
 
@@ -119,8 +161,12 @@ def update(bench: Bench) -> Iterator[Row]:
     middle, numbers = times.medians("update", "with clip"), count_parameters(built.objective)[0]
     floor = None if bench.bandwidth is None else 1e3 * 40 * numbers / bench.bandwidth
     note = f"{numbers:,} parameters; floor: 40 bytes each at the bandwidth of a copy"
-    yield measured("AdamW and average", 1e3 * middle["update"], " ms", "<=", 11, times, floor=floor, note=note)
-    yield measured("AdamW and average with clip", 1e3 * middle["with clip"], " ms", "<=", 15, times, note=note)
+    yield measured(
+        "AdamW and average", 1e3 * middle["update"], " ms", "<=", 11, times, floor=floor, note=note
+    )
+    yield measured(
+        "AdamW and average with clip", 1e3 * middle["with clip"], " ms", "<=", 15, times, note=note
+    )
 
 
 def against_official(bench: Bench) -> Iterator[Row]:
@@ -128,21 +174,43 @@ def against_official(bench: Bench) -> Iterator[Row]:
     name, rows = bench.plan.main, bench.plan.batch
     model = sides.network(bench, name, learn_sigma=True)
     other, loss, source = sides.official(bench, model, name)
-    theirs = sides.OfficialStep(other, loss, max(bench.plan.shard, bench.plan.networks[name].micro // 2))
-    built = sides.trainer(objective.fm(sides.compiled(bench, model), shard=bench.plan.shard), rows, bench.plan.networks[name].micro)
+    theirs = sides.OfficialStep(
+        other, loss, max(bench.plan.shard, bench.plan.networks[name].micro // 2)
+    )
+    built = sides.trainer(
+        objective.fm(sides.compiled(bench, model), shard=bench.plan.shard),
+        rows,
+        bench.plan.networks[name].micro,
+    )
     data = sides.batches(bench, rows)
 
     def in_tf32(half: bool) -> None:
         with tf32():
             theirs(*data[0], half=half)
 
-    both = {"ours": sides.stepping(built, data), "official": lambda: in_tf32(False), "official, bf16": lambda: in_tf32(True)}
+    both = {
+        "ours": sides.stepping(built, data),
+        "official": lambda: in_tf32(False),
+        "official, bf16": lambda: in_tf32(True),
+    }
     times = interleaved(bench, both, warmup=bench.plan.few, rounds=bench.plan.few)
     middle, least = times.medians(*both), times.minima(*both)
     note = f"{source}; batch {rows}, {times.repeats} steps a side, in turn, after {bench.plan.few}"
     for side, goal in (("official", 2.5), ("official, bf16", 1.5)):
         ratio, by_minima = middle[side] / middle["ours"], least[side] / least["ours"]
-        yield Row(f"{name}: over the {side} step", ratio, by_minima, ">=", goal, None, "x", middle, least, times.repeats, note)
+        yield Row(
+            f"{name}: over the {side} step",
+            ratio,
+            by_minima,
+            ">=",
+            goal,
+            None,
+            "x",
+            middle,
+            least,
+            times.repeats,
+            note,
+        )
 
 
 @contextmanager
@@ -173,7 +241,9 @@ def objectives(bench: Bench, model: Any) -> dict[str, Objective]:
 
 def _alignment(bench: Bench, model: Any) -> Alignment:
     plan = bench.plan
-    return Alignment(0.5, min(8, model.depth), model.hidden_size, _Features(), plan.teacher, width=plan.projector)
+    return Alignment(
+        0.5, min(8, model.depth), model.hidden_size, _Features(), plan.teacher, width=plan.projector
+    )
 
 
 class _Features:
@@ -184,23 +254,39 @@ class _Features:
 
 
 def regularisers(bench: Bench) -> Iterator[Row]:
-    """Each method's step beside plain flow matching's, on one model with one optimizer and one average."""
+    """Each method's step beside plain flow matching's, on one model with one optimizer and one
+    average.
+    """
     name, rows = bench.plan.main, bench.plan.batch
     model = sides.compiled(bench, sides.network(bench, name))
     every = objectives(bench, model)
-    built = sides.trainer(every["repa"], rows, bench.plan.networks[name].micro)  # its optimizer knows the projector too
-    step = sides.stepping(built, sides.batches(bench, rows, (bench.plan.tokens, bench.plan.teacher), kept=2))
+    built = sides.trainer(
+        every["repa"], rows, bench.plan.networks[name].micro
+    )  # its optimizer knows the projector too
+    step = sides.stepping(
+        built, sides.batches(bench, rows, (bench.plan.tokens, bench.plan.teacher), kept=2)
+    )
 
     def by(method: str) -> None:
         sides.select(built, every[method])
         step()
 
     times = interleaved(
-        bench, {method: functools.partial(by, method) for method in every}, warmup=bench.plan.few, rounds=bench.plan.few + 1
+        bench,
+        {method: functools.partial(by, method) for method in every},
+        warmup=bench.plan.few,
+        rounds=bench.plan.few + 1,
     )
-    for method, goal in (("delta_fm", 1.005), ("vecor", 1.005), ("dispersive", 1.005), ("repa", 1.03)):
+    for method, goal in (
+        ("delta_fm", 1.005),
+        ("vecor", 1.005),
+        ("dispersive", 1.005),
+        ("repa", 1.03),
+    ):
         note = f"batch {rows}, shards of {bench.plan.shard}{', features given' if method == 'repa' else ''}"
-        yield takes(f"{name}, {method}: over plain flow matching", times, method, "fm", goal, note=note)
+        yield takes(
+            f"{name}, {method}: over plain flow matching", times, method, "fm", goal, note=note
+        )
 
 
 def syncs(bench: Bench) -> Iterator[Row | NotRun]:
@@ -218,35 +304,55 @@ def syncs(bench: Bench) -> Iterator[Row | NotRun]:
         try:
             with without_syncs(bench):
                 step(), step(), step()
-            yield measured(name, 0, "", "<=", 0, note="" if bench.on_gpu else "nothing is checked on a CPU")
+            yield measured(
+                name, 0, "", "<=", 0, note="" if bench.on_gpu else "nothing is checked on a CPU"
+            )
         except RuntimeError as error:
             yield measured(name, 1, "", "<=", 0, note=str(error).splitlines()[0])
 
 
 def sampling(bench: Bench) -> Iterator[Row]:
-    """Euler steps with guidance in an interval, against the bare forward passes that they consist of."""
+    """Euler steps with guidance in an interval, against the bare forward passes that they consist
+    of.
+    """
     plan, n = bench.plan, bench.plan.drawn
     model = sides.compiled(bench, sides.network(bench, plan.main)).eval()
-    x, y, t = torch.randn(n, 4, plan.side, plan.side, device=bench.device), torch.arange(n, device=bench.device) % plan.classes, 0.5
+    x, y, t = (
+        torch.randn(n, 4, plan.side, plan.side, device=bench.device),
+        torch.arange(n, device=bench.device) % plan.classes,
+        0.5,
+    )
     seen: Counter[int] = Counter()
     model.register_forward_pre_hook(lambda _, inputs: seen.update([len(inputs[0])]))
     velocity, ts = guidance.cfg(model, y, 1.5, (0.25, 0.75)), torch.linspace(0, 1, plan.steps + 1)
 
     def bare(copies: int) -> Callable[[], Any]:
-        given = torch.cat([x] * copies), torch.full((n * copies,), t, device=bench.device), torch.cat([y] * copies)
+        given = (
+            torch.cat([x] * copies),
+            torch.full((n * copies,), t, device=bench.device),
+            torch.cat([y] * copies),
+        )
         return lambda: model(*given)
 
     with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16):
         samplers.sample(velocity, x, torch.linspace(0, 1, 9), samplers.euler)
         passes = interleaved(bench, {"one": bare(1), "two": bare(2)}, warmup=bench.plan.few)
         seen.clear()
-        whole = interleaved(bench, {"sample": lambda: samplers.sample(velocity, x, ts, samplers.euler)}, warmup=0, rounds=2, block=1)
+        whole = interleaved(
+            bench,
+            {"sample": lambda: samplers.sample(velocity, x, ts, samplers.euler)},
+            warmup=0,
+            rounds=2,
+            block=1,
+        )
     calls = sum(seen.values()) / plan.steps
     single, double = passes.medians("one", "two").values()
     ideal = (seen[n] * single + seen[2 * n] * double) / calls
     took = whole.medians("sample")["sample"]
     note = f"{n} images, guidance 1.5 from t = 0.25 to 0.75: {seen[n] / calls:g} calls on {n} rows, {seen[2 * n] / calls:g} on {2 * n}"
-    yield measured(f"{plan.main}, {plan.steps} steps: images/s", n / took, " images/s", times=whole, note=note)
+    yield measured(
+        f"{plan.main}, {plan.steps} steps: images/s", n / took, " images/s", times=whole, note=note
+    )
     name = f"{plan.main}, {plan.steps} steps: of the bare forward rate"
     yield measured(name, 100 * ideal / took, " %", goal=90, times=passes, note=note)
 
@@ -261,11 +367,17 @@ def memory(bench: Bench) -> Iterator[Row]:
 
 def memory_checkpointing(bench: Bench) -> Iterator[Row]:
     """The same on a small card with checkpointing: torch may not take more than that card has."""
-    settings: dict[str, Any] = {"input_size": bench.plan.side, "num_classes": bench.plan.classes, **MODELS[bench.plan.main]}
+    settings: dict[str, Any] = {
+        "input_size": bench.plan.side,
+        "num_classes": bench.plan.classes,
+        **MODELS[bench.plan.main],
+    }
     with torch.device("meta"):
         parameters = count_parameters(SiT(**settings))[0]
     recipe = _recipe(bench, bench.plan.batch)
-    split = split_batch(recipe, bench.plan.side, parameters, int(bench.plan.card), checkpointing=True)
+    split = split_batch(
+        recipe, bench.plan.side, parameters, int(bench.plan.card), checkpointing=True
+    )
     if not bench.on_gpu:
         yield from _peaks(bench, recipe, split, False, True, bench.plan.card / 1e9)
         return
@@ -278,41 +390,78 @@ def memory_checkpointing(bench: Bench) -> Iterator[Row]:
 
 
 def _recipe(bench: Bench, rows: int) -> ImageNet:
-    return imagenet("sit", model=bench.plan.main, batch=rows, shard=bench.plan.shard, precision="bf16")
+    return imagenet(
+        "sit", model=bench.plan.main, batch=rows, shard=bench.plan.shard, precision="bf16"
+    )
 
 
-def _peaks(bench: Bench, recipe: ImageNet, split: Split, compile: bool, checkpointing: bool, card: float) -> Iterator[Row]:
+def _peaks(
+    bench: Bench, recipe: ImageNet, split: Split, compile: bool, checkpointing: bool, card: float
+) -> Iterator[Row]:
     before = held(bench)
     model = sides.network(bench, bench.plan.main)
     model.checkpointing = checkpointing
     model = sides.compiled(bench, model) if compile else model
-    built = sides.trainer(objective.fm(model, shard=recipe.shard), split.accumulate * split.micro, split.micro)
+    built = sides.trainer(
+        objective.fm(model, shard=recipe.shard), split.accumulate * split.micro, split.micro
+    )
     step = sides.stepping(built, sides.batches(bench, split.accumulate * split.micro, kept=1))
     if bench.on_gpu:
         torch.cuda.reset_peak_memory_stats(bench.device)
     step(), step(), step()
     peak, parameters = runs.peak_memory(bench.device) - before, count_parameters(built.objective)[0]
-    predicted = peak_bytes(recipe, bench.plan.side, parameters, split, compile=compile, checkpointing=checkpointing)
+    predicted = peak_bytes(
+        recipe, bench.plan.side, parameters, split, compile=compile, checkpointing=checkpointing
+    )
     how = f"{'compiled' if compile else 'eager'}{', checkpointing' if checkpointing else ''}, micro-batch {split.micro}"
-    note = f"predicted {predicted / 1e9:.2f} GB" + ("" if bench.on_gpu else "; on a CPU the process is measured, not its tensors")
-    yield measured(f"{bench.plan.main}, {how}: peak memory", peak / 1e9, " GB", "<=", card, note=note)
+    note = f"predicted {predicted / 1e9:.2f} GB" + (
+        "" if bench.on_gpu else "; on a CPU the process is measured, not its tensors"
+    )
+    yield measured(
+        f"{bench.plan.main}, {how}: peak memory", peak / 1e9, " GB", "<=", card, note=note
+    )
     gap = 100 * abs(predicted / peak - 1)
-    yield measured(f"{bench.plan.main}, {how}: prediction off by", gap, " %", "<=", 10 if bench.on_gpu else None, note=note)
+    yield measured(
+        f"{bench.plan.main}, {how}: prediction off by",
+        gap,
+        " %",
+        "<=",
+        10 if bench.on_gpu else None,
+        note=note,
+    )
 
 
 def attention(bench: Bench) -> Iterator[Row | NotRun]:
-    """Forward and backward of each of torch's attention kernels at the shape of the main network, for whoever tunes it."""
+    """Forward and backward of each of torch's attention kernels at the shape of the main network,
+    for whoever tunes it.
+    """
     sizes: Mapping[str, int] = MODELS[bench.plan.main]
     heads = sizes["num_heads"]
-    shape = (bench.plan.networks[bench.plan.main].micro, heads, bench.plan.tokens, sizes["hidden_size"] // heads)
-    q, k, v = (torch.randn(shape, device=bench.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    shape = (
+        bench.plan.networks[bench.plan.main].micro,
+        heads,
+        bench.plan.tokens,
+        sizes["hidden_size"] // heads,
+    )
+    q, k, v = (
+        torch.randn(shape, device=bench.device, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
     attended = nn.functional.scaled_dot_product_attention
-    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+    for kernel in (
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+    ):
         name = f"attention {shape} by {kernel.name.split('_')[0].lower()}"
         try:
             with sdpa_kernel(kernel):
-                times = interleaved(bench, {"attention": lambda: attended(q, k, v).sum().backward()})
+                times = interleaved(
+                    bench, {"attention": lambda: attended(q, k, v).sum().backward()}
+                )
         except RuntimeError as error:
             yield NotRun(name, str(error).splitlines()[0])
             continue
-        yield measured(name, 1e3 * times.medians("attention")["attention"], " ms", "<=", times=times)
+        yield measured(
+            name, 1e3 * times.medians("attention")["attention"], " ms", "<=", times=times
+        )

@@ -1,4 +1,6 @@
-"""How large everything is: at full scale for one GPU of 80 GB, or tiny, so that every line can be tried on a CPU."""
+"""How large everything is: at full scale for one GPU of 80 GB, or tiny, so that every line can be
+tried on a CPU.
+"""
 
 import math
 import time
@@ -13,7 +15,9 @@ __all__ = ["FULL", "TINY", "Bench", "Network", "Plan"]
 
 @dataclass(frozen=True)
 class Network:
-    """The micro-batch of a network, and the share of the measured ceiling, in percent, that its training step should reach."""
+    """The micro-batch of a network, and the share of the measured ceiling, in percent, that its
+    training step should reach.
+    """
 
     micro: int
     goal: float
@@ -53,7 +57,12 @@ class Plan:
 FULL = Plan(
     name="full",
     main="SiT-XL/2",
-    networks={"SiT-XL/2": Network(64, 45), "SiT-L/2": Network(64, 45), "SiT-B/2": Network(128, 38), "SiT-S/2": Network(256, 25)},
+    networks={
+        "SiT-XL/2": Network(64, 45),
+        "SiT-L/2": Network(64, 45),
+        "SiT-B/2": Network(128, 38),
+        "SiT-S/2": Network(256, 25),
+    },
     side=32,
     classes=1000,
     batch=256,

@@ -1,4 +1,6 @@
-"""Both sides of a training step: ours, and the official program's, from our own parts or from a folder that the user gives."""
+"""Both sides of a training step: ours, and the official program's, from our own parts or from a
+folder that the user gives.
+"""
 
 import contextlib
 import copy
@@ -23,14 +25,31 @@ from tools.benchmarks.gpu.plan import Bench
 from tools.benchmarks.harness import CannotRun
 from tools.benchmarks.sit import official_style
 
-__all__ = ["OfficialStep", "batches", "compiled", "network", "official", "plain_loss", "select", "stepping", "trainer"]
+__all__ = [
+    "OfficialStep",
+    "batches",
+    "compiled",
+    "network",
+    "official",
+    "plain_loss",
+    "select",
+    "stepping",
+    "trainer",
+]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def network(bench: Bench, name: str, **changes: Any) -> SiT:
-    """A SiT on the device whose every weight is random: what is zero costs less power, and the clocks would rise."""
-    settings = {"input_size": bench.plan.side, "num_classes": bench.plan.classes, **MODELS[name], **changes}
+    """A SiT on the device whose every weight is random: what is zero costs less power, and the
+    clocks would rise.
+    """
+    settings = {
+        "input_size": bench.plan.side,
+        "num_classes": bench.plan.classes,
+        **MODELS[name],
+        **changes,
+    }
     with torch.device(bench.device):
         model = SiT(**settings).to(bench.device)
         with torch.no_grad():
@@ -40,26 +59,44 @@ def network(bench: Bench, name: str, **changes: Any) -> SiT:
 
 
 def compiled(bench: Bench, model: SiT) -> SiT:
-    """The model with its blocks compiled, as a run's are on CUDA by default: one graph for all of them."""
+    """The model with its blocks compiled, as a run's are on CUDA by default: one graph for all of
+    them.
+    """
     for block in blocks_of(model) if bench.compiles else ():
         block.compile(dynamic=False, backend=bench.plan.backend)
     return model
 
 
 def trainer(objective: Objective, rows: int, micro: int, **changes: Any) -> Trainer:
-    """A trainer with everything switched on: clip, fused AdamW, average, guard, bf16; `compiled` says whether blocks are compiled."""
-    settings = {"lr": 1e-4, "clip": 1.0, "ema_decay": 0.9999, "precision": "bf16", "log_every": 100, "compile": False, **changes}
+    """A trainer with everything switched on: clip, fused AdamW, average, guard, bf16; `compiled`
+    says whether blocks are compiled.
+    """
+    settings = {
+        "lr": 1e-4,
+        "clip": 1.0,
+        "ema_decay": 0.9999,
+        "precision": "bf16",
+        "log_every": 100,
+        "compile": False,
+        **changes,
+    }
     return Trainer(objective, accumulate=rows // micro, **settings)
 
 
-def batches(bench: Bench, rows: int, context: tuple[int, ...] = (), kept: int = 4) -> list[tuple[Tensor, ...]]:
-    """`kept` batches of random latents and labels that lie on the device, and a context in bf16 where its dims are given."""
+def batches(
+    bench: Bench, rows: int, context: tuple[int, ...] = (), kept: int = 4
+) -> list[tuple[Tensor, ...]]:
+    """`kept` batches of random latents and labels that lie on the device, and a context in bf16
+    where its dims are given.
+    """
     plan, device = bench.plan, bench.device
     made = []
     for _ in range(kept):
         x1 = torch.randn(rows, 4, plan.side, plan.side, device=device)
         y = torch.randint(plan.classes, (rows,), device=device)
-        features = (torch.randn(rows, *context, device=device, dtype=torch.bfloat16),) if context else ()
+        features = (
+            (torch.randn(rows, *context, device=device, dtype=torch.bfloat16),) if context else ()
+        )
         made.append((x1, y, *features))
     return made
 
@@ -77,7 +114,9 @@ def select(built: Trainer, objective: Objective) -> None:
 
 
 class OfficialStep:
-    """The official program's training step: un-fused AdamW, an average tensor by tensor in Python, a number read back every time."""
+    """The official program's training step: un-fused AdamW, an average tensor by tensor in Python,
+    a number read back every time.
+    """
 
     def __init__(self, model: nn.Module, loss: Loss, micro: int) -> None:
         self.model, self.loss, self.micro, self.running = model, loss, micro, 0.0
@@ -107,7 +146,11 @@ def plain_loss(null: int) -> Loss:
     def loss(model: nn.Module, x1: Tensor, y: Tensor) -> Tensor:
         t = torch.rand(len(x1)).to(x1)
         x0, s = torch.randn_like(x1), t.view(-1, 1, 1, 1)
-        v = model(s * x1 + (1 - s) * x0, t, torch.where(torch.rand(len(y), device=y.device) < 0.1, null, y))
+        v = model(
+            s * x1 + (1 - s) * x0,
+            t,
+            torch.where(torch.rand(len(y), device=y.device) < 0.1, null, y),
+        )
         return (v - (x1 - x0)).square().flatten(1).mean(1).mean()
 
     return loss
@@ -118,7 +161,11 @@ def official(bench: Bench, ours: SiT, name: str) -> tuple[nn.Module, Loss, str]:
     if bench.official is None:
         with torch.device(bench.device):
             style = official_style(ours.config)
-        model, loss, source = style, plain_loss(bench.plan.classes), "the official style, built from timm's parts"
+        model, loss, source = (
+            style,
+            plain_loss(bench.plan.classes),
+            "the official style, built from timm's parts",
+        )
     else:
         model, loss, source = _from_folder(bench, name)
     model = model.to(bench.device).train()
@@ -131,18 +178,32 @@ def _from_folder(bench: Bench, name: str) -> tuple[nn.Module, Loss, str]:
     folder = Path(str(bench.official)).resolve()
     with _first_on_path(folder):
         try:
-            models, transport = importlib.import_module("models"), importlib.import_module("transport")
-            model = models.SiT_models[name](input_size=bench.plan.side, num_classes=bench.plan.classes)
+            models, transport = (
+                importlib.import_module("models"),
+                importlib.import_module("transport"),
+            )
+            model = models.SiT_models[name](
+                input_size=bench.plan.side, num_classes=bench.plan.classes
+            )
             flow = transport.create_transport("Linear", "velocity", None, None, None)
         except Exception as error:  # another program fails in its own ways
-            raise CannotRun(f"{folder} is no official SiT that can be imported ({type(error).__name__}: {error})") from error
-    return model, lambda net, x, y: flow.training_losses(net, x, {"y": y})["loss"].mean(), f"the official program in {folder.name}"
+            raise CannotRun(
+                f"{folder} is no official SiT that can be imported ({type(error).__name__}: "
+                f"{error})"
+            ) from error
+    return (
+        model,
+        lambda net, x, y: flow.training_losses(net, x, {"y": y})["loss"].mean(),
+        f"the official program in {folder.name}",
+    )
 
 
 @contextlib.contextmanager
 def _first_on_path(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
-        raise ConfigError(f"--official {folder} is no folder; give that of the official SiT repository.")
+        raise ConfigError(
+            f"--official {folder} is no folder; give that of the official SiT repository."
+        )
     sys.path.insert(0, str(folder))
     try:
         yield
