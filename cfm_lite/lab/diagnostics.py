@@ -121,10 +121,9 @@ def _feature_values(
     device, model, block = next(run.model.parameters()).device, run.model, run.recipe.block
     t = torch.rand(len(x1), generator=generator)
     x_t, _ = PATHS[run.recipe.path].interpolate(torch.randn(x1.shape, generator=generator), x1, t)
-    h = model.forward_features(x_t.to(device), t.to(device), y.to(device), blocks=(block,))[1][
-        block
-    ]  # pyright: ignore[reportCallIssue]
-    h = h.flatten(1).cpu()
+    at = (x_t.to(device), t.to(device), y.to(device))
+    _, features = model.forward_features(*at, blocks=(block,))  # pyright: ignore[reportCallIssue]
+    h = features[block].flatten(1).cpu()
     return {
         "feature_norm": float(h.norm(dim=1).mean()),
         "feature_rank": float(metrics.effective_rank(h)),
