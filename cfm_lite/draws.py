@@ -237,6 +237,7 @@ def class_labels(
     check_count("n", n)
     check_count("first", first, low=0)
     check_generator(generator)
+    check_labels_word(labels)
     if labels == "random":
         return torch.randint(
             num_classes, (n,), generator=generator, device=_place(generator, None)
@@ -251,7 +252,7 @@ def class_labels(
 
 def check_labels_word(how: str) -> None:
     """Raise ConfigError unless `how` is "turn", "random", or classes such as "3,7"."""
-    if how not in ("turn", "random"):
+    if not isinstance(how, str) or how not in ("turn", "random"):
         _listed_classes(how, 2**31)
 
 

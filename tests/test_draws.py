@@ -347,3 +347,11 @@ def test_draws_land_on_the_device_of_their_generator() -> None:
     y = torch.arange(4, device="cuda")
     assert drop_labels(y, 0.5, 4, generator=generator).device.type == "cuda"
     assert drop_labels(y, 0.5, 4, generator=seeded()).device.type == "cuda"
+
+
+@pytest.mark.parametrize("labels", [np.array([3, 7]), torch.tensor([3, 7]), 3, None, ["turn"]])
+def test_labels_that_are_no_word_are_refused(labels):
+    with pytest.raises(ConfigError, match="it must be turn, random, or classes"):
+        draws.class_labels(labels, 10, 4)
+    with pytest.raises(ConfigError, match="it must be turn, random, or classes"):
+        draws.check_labels_word(labels)

@@ -431,3 +431,11 @@ def test_keep_of_a_wrong_shape_or_with_weights_is_refused():
     for value in (0.5, math.nan, 2.0):
         with pytest.raises(ConfigError, match="0 and 1"):
             contrastive_flow_matching(v, v, u_neg, 0.1, torch.tensor([1.0, 0.0, 1.0, value]))
+
+
+@pytest.mark.parametrize("name", ["v", "u", "u_neg", "keep"])
+@pytest.mark.parametrize("odd", [True, 1.0, "text", [1.0]])
+def test_what_is_no_tensor_is_refused_by_its_name(name, odd):
+    given = {key: torch.randn(3, 2) for key in ("v", "u", "u_neg")} | {"keep": torch.ones(3)}
+    with pytest.raises(ConfigError, match=f"^{name} "):
+        contrastive_flow_matching(**given | {name: odd})

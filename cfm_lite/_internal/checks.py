@@ -38,9 +38,9 @@ def on_host(x: Tensor) -> bool:
     )
 
 
-def transformed(*tensors: Tensor | None) -> bool:
+def transformed(*tensors: object) -> bool:
     """True where torch.func (grad, vmap, jvp and what is made of them) or forward-mode autograd
-    follows one of the tensors.
+    follows one of the tensors; what is no tensor is passed over, for a check to refuse.
 
     There only plain formulas are used: a kernel of our own would need a rule for each of them, and
     for each in each other.
@@ -48,7 +48,7 @@ def transformed(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     return any(
-        x is not None
+        isinstance(x, Tensor)
         and (debug_unwrap(x, recurse=False) is not x or unpack_dual(x).tangent is not None)
         for x in tensors
     )

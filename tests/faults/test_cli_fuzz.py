@@ -440,7 +440,7 @@ def test_a_config_json_that_is_a_folder_or_not_text_is_one_error(tmp_path):
 
 def shell(line, **env):
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, errors="replace", timeout=100,
+        ["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, errors="replace", timeout=280,
         env={**os.environ, "CFM": f"{sys.executable} -m cfm_lite.cli", **env},
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
@@ -508,7 +508,7 @@ for _ in range(1500):
             capture_output=True,
             text=True,
             cwd=root,
-            timeout=110,
+            timeout=800,
         )
         for flag in ((), ("-O",))
     }

@@ -309,7 +309,7 @@ def test_weights_from_the_hub_that_cannot_be_had_are_one_error(what, behaviour, 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
     assert done.returncode == (3 if what == "vae" else 4), done.stderr[-2000:]
     assert done.stdout.startswith(("DataError", "CheckpointError"))

@@ -88,7 +88,7 @@ def _asked(recipe: Recipe, data: DataSet, place: Path, chance: random.Random, ta
     """One attempt that is asked to stop; False where it was over before."""
     before, number = steps_done(place), chance.choice(list(CODES))
     started = forked(lambda: child(recipe, data, place), place.with_suffix(".txt"))
-    until = time.monotonic() + 20
+    until = time.monotonic() + 90
     while steps_done(place) <= before and time.monotonic() < until:
         time.sleep(0.001)
     time.sleep(chance.uniform(0, 0.05))
@@ -139,7 +139,7 @@ def test_a_second_request_ends_a_run_that_is_still_saving(tmp_path, monkeypatch,
         tmp_path / "output.txt",
     )
     for wait in (lambda: steps_done(tmp_path / "run"), saving.exists):
-        until = time.monotonic() + 20
+        until = time.monotonic() + 90
         while not wait():
             assert time.monotonic() < until
             time.sleep(0.005)
@@ -157,7 +157,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
         lambda: child(POINTS.changed(steps=100_000), DATA, tmp_path / "run"),
         tmp_path / "output.txt",
     )
-    until = time.monotonic() + 20
+    until = time.monotonic() + 90
     while not steps_done(tmp_path / "run"):
         assert time.monotonic() < until
         time.sleep(0.005)

@@ -52,7 +52,7 @@ def printed():
             [sys.executable, "-W", "error", "-c", PROGRAM, dtype],
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=280,
         )
         assert not done.returncode, done.stderr[-3000:]
         return done.stdout.splitlines()

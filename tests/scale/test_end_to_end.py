@@ -92,7 +92,7 @@ def torchrun(*argv):
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*start, *argv], capture_output=True, text=True, timeout=110, env=environment, check=False
+        [*start, *argv], capture_output=True, text=True, timeout=280, env=environment, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
