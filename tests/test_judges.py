@@ -14,6 +14,7 @@ from cfm_lite import metrics
 from cfm_lite.data import digits
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.evaluate import judges
+from cfm_lite.models import classifier
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_sets_smaller_than_a_batch_train_too(brief, limit):
 
 def test_shifts_are_translations_filled_with_background(generator):
     x = digits.load("train")[0][:200]
-    moved = judges._shifted(x, 1, generator)
+    moved = classifier._shifted(x, 1, generator)
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1), value=-1.0)
     all_moves = torch.stack(
         [padded[:, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
@@ -124,7 +125,7 @@ def test_shifts_are_translations_filled_with_background(generator):
     hits = (all_moves == moved).flatten(2).all(2)
     assert hits.any(0).all()
     assert hits.any(1).all()  # every one of the nine moves occurs
-    assert torch.equal(judges._shifted(x, 0, generator), x)
+    assert torch.equal(classifier._shifted(x, 0, generator), x)
 
 
 # on disk

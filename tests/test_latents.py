@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite.data import archive, images, latents
+from cfm_lite.data import archive, images
 from cfm_lite.data.latents import Latents, prefetch, prepare, shards
+from cfm_lite.data.latents import reader as latents
 from cfm_lite.data.latents.codec import Codec, open_codec, tiny_vae
 from cfm_lite.errors import ConfigError, DataError, DiskFullError
 from cfm_lite.scale.evaluate import image_batches

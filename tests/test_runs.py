@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import cli, runs
+from cfm_lite import cli
 from cfm_lite.data.datasets import dataset
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError, ConfigError, DivergenceError
+from cfm_lite.runs import run as runs
 from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.runs.recipe import Recipe
 from tests.logs import lines, numbers

@@ -240,6 +240,7 @@ def test_no_two_texts_overlap(name: str) -> None:
 
 @every_figure
 def test_every_axis_is_named_by_itself_or_by_the_outer_panel(name: str) -> None:
+    drawn_texts(name)  # the layout places the axes when the figure is drawn, not before
     places = {axes: axes.get_position() for axes in figure(name).axes}
     for axes, box in places.items():
         words = any(

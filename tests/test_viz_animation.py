@@ -5,7 +5,6 @@ exactly the pictures it was given.
 import io
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,7 +205,7 @@ def test_pictures_that_cannot_be_saved_are_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-RESULTS = Path(figures.__file__).parent / "results"
+RESULTS = figures.RESULTS
 
 
 def test_the_readme_s_picture_is_small_moves_and_tells_the_measured_numbers():

@@ -73,7 +73,7 @@ ELSEWHERE: dict[str, str] = {
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
         data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher lab.measures.reference_rows objective.repa
         runs.imagenet.Given runs.imagenet.build_imagenet_model runs.imagenet.build_imagenet_trainer runs.imagenet.preset_of
-        runs.recipe.build_model runs.recipe.build_objective runs.recipe.build_trainer runs.recipe.from_dict
+        runs.recipe.build_model runs.recipe.build_objective runs.recipe.build_trainer 
     """,
     "answers of a learner: tests/test_course.py gives right and wrong ones": """
         course.check course.exercise course.exercises course.nb00_tour.move_by_hand course.nb00_tour.what_weight_does

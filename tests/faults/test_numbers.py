@@ -192,6 +192,7 @@ def refusals(weight, k):
     """Every entrance at which a weight of repulsion comes in."""
     from cfm_lite import guidance, losses, theory
     from cfm_lite.runs import recipe as recipes
+    from cfm_lite.runs.imagenet import imagenet
 
     v, mixture = torch.zeros(4, 2), toy.mixture("two_classes")
     t = torch.full((4,), 0.5, dtype=torch.float64)
@@ -207,7 +208,7 @@ def refusals(weight, k):
         ),
         "objective.delta_fm": lambda: objective.delta_fm(Tiny(), weight * k),
         "recipe": lambda: recipes.recipe("toy", method="vecor", weight=weight, k=k),
-        "imagenet": lambda: recipes.imagenet("vecor", model="SiT-Ti/2", weight=weight, k=k),
+        "imagenet": lambda: imagenet("vecor", model="SiT-Ti/2", weight=weight, k=k),
         "from_dict": lambda: recipes.from_dict({"method": "vecor", "weight": weight, "k": k}),
         "guidance.retarget": lambda: guidance.retarget(lambda x, t: x, weight * k, torch.zeros(2)),
         "guidance.retarget_shuffle": lambda: guidance.retarget_shuffle(lambda x, t: x, weight, k),
