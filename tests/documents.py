@@ -14,8 +14,12 @@ RUN: dict[str, tuple[str, ...]] = {
     # the blocks of each document in their order, and the test that runs each
     "README.md": (
         "tests/test_documents.py::test_the_twelve_lines_learn_the_data_that_they_were_given",
+    ),
+    "docs/imagenet.md": (
         "tests/scale/test_documents.py::test_the_commands_for_imagenet_go_from_images_to_a_score",
         "tests/scale/test_slurm.py::test_the_recipe_starts_saves_at_term_goes_on_and_ends_where_an_unbroken_run_does",
+    ),
+    "docs/lab.md": (
         "tests/scale/test_documents.py::test_the_commands_of_the_lab_list_measure_and_report",
     ),
     "docs/own_network.md": (

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cfm_lite.lab.arms import CONTROLS
+from cfm_lite.lab.results import Place, Results, said_of
+from tests.documents import documents
 from tools import tables
 
 ROOT = Path(__file__).parent.parent
@@ -103,13 +106,51 @@ def test_the_package_says_that_it_is_typed():
     assert (ROOT / "cfm_lite" / "py.typed").exists()
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results():
-    assert tables.readme() == (ROOT / "README.md").read_text(encoding="utf-8"), (
-        "run: python -m tools.tables"
+@pytest.mark.parametrize("document", tables.DOCUMENTS)
+def test_the_tables_of_a_document_are_those_of_the_results(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert all(f"<!-- {name} -->" in text for name in tables.DOCUMENTS[document])
+    assert tables.filled(document) == text, "run: python -m tools.tables"
+
+
+@pytest.mark.parametrize("document", documents())
+def test_every_file_that_a_document_names_is_there(document):
+    path = ROOT / document
+    text = path.read_text(encoding="utf-8")
+    names = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) + re.findall(
+        r"(?:href|src)=\"([^\":]+)\"", text
     )
+    for name in names:
+        assert (path.parent / name).exists(), name
 
 
-def test_every_file_that_the_readme_names_is_there():
+def test_the_readme_is_short_enough_to_be_read():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / name).exists(), name
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= 1800
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_what_the_readme_says_that_the_lab_found_is_what_the_rows_say():
+    results = Results(ROOT / "data" / "results")
+
+    def found(suite, method, base="fm"):
+        nfe = results.nfes(suite)[-1]
+        against = {} if base == "fm" else {"base": Place(base, nfe=nfe)}
+        return said_of(results.difference(suite, Place(method, nfe=nfe), **against))
+
+    gain, loss, none = "gains", "loses", "no clear difference"
+    assert {found("digits", name) for name in ("vecor", "vecor_latent")} == {gain}
+    assert {found("mnist", name) for name in ("delta_fm", "vecor", "vecor_latent")} == {gain}
+    for suite in ("digits", "mnist"):
+        for method, control in CONTROLS.items():
+            assert found(suite, method, control) == none
+            assert found(suite, f"{method}_debiased") == none
+        assert found(suite, "pair") == gain
+        most = {name: mean(results, suite, name) for name in results.methods(suite)}
+        assert min(most, key=most.get) == "pair"
+    assert (found("digits", "dispersive"), found("mnist", "dispersive")) == (loss, none)
+
+
+def mean(results, suite, method):
+    return results.mean(suite, Place(method, nfe=results.nfes(suite)[-1]), "frechet")

@@ -1,4 +1,4 @@
-"""Put measured results into the README: python -m tools.tables [--keep runs/demo]
+"""Put measured results into the documents: python -m tools.tables [--keep runs/demo]
 
 With --keep, the demo's rows, facts and pictures are first copied from that folder into
 data/results/.
@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from cfm_lite.demo import GOALS, SHOWN
@@ -62,7 +63,10 @@ def demo_table() -> str:
     source = (
         f"Measured by `make demo` on {machine(info['facts'])}; rows in `data/results/demo.json`."
     )
-    pictures = "![Samples for the ten classes](data/results/samples.png)\n\n![Quality against steps](data/results/quality_vs_steps.png)"
+    pictures = (
+        "![Samples for the ten classes](../data/results/samples.png)\n\n"
+        "![Quality against steps](../data/results/quality_vs_steps.png)"
+    )
     return "\n".join([*lines, "", f"{judged} {source}", "", pictures])
 
 
@@ -239,10 +243,10 @@ def course_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, (title, able) in COURSE.items():
-        picture = f'<a href="notebooks/{name}.ipynb"><img src="data/results/course/{name}.png" width="210" alt="{title}"></a>'
+        picture = f'<a href="../notebooks/{name}.ipynb"><img src="../data/results/course/{name}.png" width="210" alt="{title}"></a>'
         minutes = _reading_minutes(ROOT / "notebooks" / f"{name}.ipynb")
         seconds = rows[name]["seconds"]
-        link = f"[{name[:2]} · {title}](notebooks/{name}.ipynb)"
+        link = f"[{name[:2]} · {title}](../notebooks/{name}.ipynb)"
         hardware = "a laptop; the full scale: GPUs" if name.startswith("10") else "a laptop"
         lines.append(
             f"| {picture} | {link} | {able} | {minutes} min | {seconds:.0f} s | {hardware} |"
@@ -280,17 +284,20 @@ def fill(text: str, name: str, table: str) -> str:
     )
 
 
-def readme() -> str:
-    """The README as it should be."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, table in (
-        ("course", course_table),
-        ("demo", demo_table),
-        ("bench", bench_table),
-        ("figure3", figure3_table),
-        ("lab", lab_table),
-        ("trust", trust_table),
-    ):
+DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
+    # the tables of each document, by the marks between which they stand
+    "docs/course.md": {"course": course_table},
+    "docs/lab.md": {"lab": lab_table, "demo": demo_table},
+    "docs/paper_versus_here.md": {"figure3": figure3_table},
+    "docs/speed.md": {"bench": bench_table},
+    "docs/trust.md": {"trust": trust_table},
+}
+
+
+def filled(document: str) -> str:
+    """A document as it should be, with its tables made from the rows."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name, table in DOCUMENTS[document].items():
         text = fill(text, name, table())
     return text
 
@@ -301,4 +308,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.keep:
         keep(arguments.keep)
-    (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+    for document in DOCUMENTS:
+        (ROOT / document).write_text(filled(document), encoding="utf-8")

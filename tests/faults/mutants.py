@@ -198,7 +198,16 @@ def copied(folder: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "node_modules")
     for name in ("cfm_lite", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "Makefile", "README.md", "notebooks", "slides", "data", "tools"):
+    for name in (
+        "pyproject.toml",
+        "Makefile",
+        "README.md",
+        "docs",
+        "notebooks",
+        "slides",
+        "data",
+        "tools",
+    ):
         (folder / name).symlink_to(ROOT / name)
     return folder
 

@@ -252,7 +252,7 @@ def main() -> None:
     for row in found["rows"]:
         how = "; ".join(text for text in (row["how"], row["note"]) if text)
         print(f"{row['trials']:>8,} trials {row['failures']:>3} failures  {row['promise']} ({how})")
-    print(f"wrote {path}; python -m tools.tables puts it into the README")
+    print(f"wrote {path}; python -m tools.tables puts it into docs/trust.md")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The shell blocks of the README, run as they are printed; only the sizes are small, and those are
+"""The shell blocks of the documents, run as they are printed; only the sizes are small, and those are
 changed outside the block.
 """
 
@@ -92,7 +92,7 @@ def test_the_commands_for_imagenet_go_from_images_to_a_score(shell):
         ]
     )
     np.savez(shell.home / "VIRTUAL_imagenet256_labeled.npz", arr_0=shown)
-    said = shell(blocks("README.md")[1].text)
+    said = shell(blocks("docs/imagenet.md")[0].text)
     assert "40 images of 4 classes" in said
     assert "10 samples in samples/samples.npz" in said
     assert (shell.home / "runs/vecor-xl/checkpoints/step-00000003/MANIFEST.json").exists()
@@ -108,7 +108,7 @@ def test_the_commands_of_the_lab_list_measure_and_report(shell):
     results.mkdir(parents=True)
     for file in (ROOT / "data" / "results").glob("toy*.json"):
         shutil.copy(file, results)
-    said = shell(blocks("README.md")[3].text)
+    said = shell(blocks("docs/lab.md")[0].text)
     assert "jobs are left" in said
     assert {
         row["method"] for row in json.loads((results / "digits.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The SLURM recipe of the README, run as it stands there: it starts, is asked to stop, and the same
+"""The SLURM recipe of docs/imagenet.md, run as it stands there: it starts, is asked to stop, and the same
 script goes on to the same end.
 """
 
@@ -48,9 +48,9 @@ SCONTROL = "#!/bin/sh\necho node1\necho node2\n"
 
 
 def recipe():
-    """The script in the README."""
+    """The script in docs/imagenet.md."""
     blocks = re.findall(
-        r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        r"```bash\n(.*?)```", (ROOT / "docs" / "imagenet.md").read_text(encoding="utf-8"), re.DOTALL
     )
     (found,) = (block for block in blocks if "#SBATCH" in block)
     return found
