@@ -122,11 +122,6 @@ def panel() -> Axes:
     return viz.squares(1, 1, LIMITS)[1][0, 0]
 
 
-def similarity(n: int) -> np.ndarray:
-    h = np.random.default_rng(0).normal(size=(n, 6))
-    return h @ h.T
-
-
 BUILDERS: dict[str, Callable[[], viz.Picture]] = {
     "fields_figure": lambda: viz.fields_figure(mixture(), paths=128, steps=24),
     "fields_figure, far away": lambda: viz.fields_figure(
@@ -155,8 +150,6 @@ BUILDERS: dict[str, Callable[[], viz.Picture]] = {
     "method_bars": lambda: viz.method_bars(rows(), "accuracy", nfe=8),
     "training_curves": lambda: viz.training_curves(logs()),
     "training_curves, one": lambda: viz.training_curves(logs()["fm"], ["loss"]),
-    "heatmap": lambda: viz.heatmap(similarity(5), [f"digit {i}" for i in range(5)]),
-    "heatmap, large": lambda: viz.heatmap(similarity(40), [str(i) for i in range(40)]),
 }  # fmt: skip
 PLANES = [
     name
@@ -270,7 +263,8 @@ def test_figures_leave_no_trace_in_pyplot_or_in_the_settings() -> None:
 
 
 def test_no_module_imports_pyplot() -> None:
-    for file in Path(viz.__file__).parent.glob("*.py"):
+    package = Path(viz.__file__).parents[1]
+    for file in [*package.glob("viz/*.py"), *package.glob("course/figures/*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = (
                 [alias.name for alias in node.names]
@@ -486,7 +480,8 @@ def test_paths_run_from_the_start_to_the_end_and_are_coloured_by_time() -> None:
 
 def test_arrows_and_points_are_artists_that_can_be_moved() -> None:
     picture, panels = viz.squares(1, 1, LIMITS)
-    quiver = viz.velocity_field(panels[0, 0], velocity("fm"), 0.3, LIMITS, n=5)
+    x = viz.grid_points(LIMITS, 5)
+    quiver = viz.arrows(panels[0, 0], x, viz.evaluate(velocity("fm"), x, 0.3), scale=5)
     cloud = viz.points(panels[0, 0], data())
     before = viz.to_png(picture)
     quiver.set_UVC(
@@ -773,12 +768,6 @@ def test_training_curves_draw_every_logged_number_or_the_chosen_ones() -> None:
         viz.training_curves([])
 
 
-def test_heatmap_is_centred_at_zero() -> None:
-    image = viz.heatmap([[3.0, -1.0]], ["a"], ["b", "c"]).axes[0].images[0]
-    assert image.get_clim() == (-3, 3)
-    assert np.allclose(image.to_rgba([0.0])[0][:3], viz.DIVERGING(0.5)[:3])
-
-
 # bad input
 
 NAN = {
@@ -801,7 +790,6 @@ NAN = {
         [{"method": "fm", "metric": "mmd", "value": math.inf}], "mmd"
     ),
     "training_curves": lambda: viz.training_curves([{"step": 0, "loss": math.nan}]),
-    "heatmap": lambda: viz.heatmap([[math.nan]], ["a"]),
     "limits": lambda: viz.velocity_fields({"fm": velocity("fm")}, 0.5, (0, 1, 0, math.nan)),
 }
 
@@ -835,9 +823,8 @@ BAD = {
     "perturbed images of another size": (lambda: viz.perturbation_gallery(images(2), {"crop": images(2, 4)}), "must be"),
     "nothing perturbed": (lambda: viz.perturbation_gallery(images(2), {}), "empty"),
     "signed colours": (lambda: viz.perturbation_gallery(images(2, 8, 3), {"blur": images(2, 8, 3)}, signed=True), "must be"),
-    "labels that do not fit": (lambda: viz.heatmap(np.zeros((2, 2)), ["a"]), "must be"),
-    "words": (lambda: viz.heatmap([["a"]], ["a"]), "no plain numbers"),
-    "a small dpi": (lambda: viz.to_png(figure("heatmap"), dpi=0), "dpi"),
+    "words": (lambda: viz.point_samples({"fm": [["a", "b"]]}), "no plain numbers"),
+    "a small dpi": (lambda: viz.to_png(figure("method_bars"), dpi=0), "dpi"),
 }  # fmt: skip
 
 
@@ -876,7 +863,7 @@ def test_the_same_figure_is_the_same_file(kind: str, tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = viz.save(figure("heatmap"), tmp_path / "a.png")
+    path = viz.save(figure("method_bars"), tmp_path / "a.png")
     old = path.read_bytes()
 
     def fail(*args: object, **kwargs: object) -> None:
@@ -884,12 +871,12 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(viz.Picture, "savefig", fail)
     with pytest.raises(OSError, match="broken pen"):
-        viz.save(figure("heatmap"), path)
+        viz.save(figure("method_bars"), path)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.png, \.svg or \.pdf"):
-        viz.save(figure("heatmap"), tmp_path / "a.jpg")
+        viz.save(figure("method_bars"), tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())

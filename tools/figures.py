@@ -13,6 +13,7 @@ from torch import Tensor
 from cfm_lite import samplers, theory, viz
 from cfm_lite.draws import keyed_generator
 from cfm_lite.runs import write_json
+from tools import animation
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 WEIGHT = 0.35
@@ -98,7 +99,7 @@ def notes(measured: list[dict]) -> dict[str, str]:
 
 def films(
     ts: Tensor, notes: dict[str, str], n: int = 45, seed: int = 3
-) -> tuple[list[viz.Film], Tensor]:
+) -> tuple[list[animation.Film], Tensor]:
     """Both films of `n` noise points, each sent to both classes, and the labels (2n,); arrows on
     the first pair.
     """
@@ -109,8 +110,8 @@ def films(
         method: {"color": viz.METHOD_COLORS[method], "note": notes[method], "marked": (0, 1)}
         for method in LOOKS
     }
-    plain = viz.film(LOOKS["fm"], velocity("fm", y), x0, ts, **looks["fm"])
-    repelled = viz.film(
+    plain = animation.film(LOOKS["fm"], velocity("fm", y), x0, ts, **looks["fm"])
+    repelled = animation.film(
         LOOKS["delta_fm"], velocity("fm", y), x0, ts, repel=push(y), **looks["delta_fm"]
     )
     return [plain, repelled], y
@@ -129,5 +130,9 @@ if __name__ == "__main__":
     write_json(RESULTS / "fm_against_repulsion.json", measured)
     ts = torch.linspace(0, 1, 51, dtype=torch.float64)
     both, labels = films(ts, notes(measured))
-    pictures = viz.frames(both, ts, LIMITS, classes=labels, densities=[density(0), density(1)])
-    viz.save_animation(pictures, RESULTS / "fm_against_repulsion.webp", fps=20, hold=(1.0, 2.0))
+    pictures = animation.frames(
+        both, ts, LIMITS, classes=labels, densities=[density(0), density(1)]
+    )
+    animation.save_animation(
+        pictures, RESULTS / "fm_against_repulsion.webp", fps=20, hold=(1.0, 2.0)
+    )

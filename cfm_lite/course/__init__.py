@@ -52,7 +52,8 @@ def exercise(
 def exercises() -> tuple[str, ...]:
     """The numbers of all exercises, in the order of the course."""
     for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+        if module.name.startswith("nb"):
+            importlib.import_module(f"{__name__}.{module.name}")
     return tuple(sorted(_CHECKS, key=lambda number: [int(part) for part in number.split(".")]))
 
 

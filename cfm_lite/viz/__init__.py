@@ -2,11 +2,11 @@
 slide.
 
 `style` holds the palette and how a figure is made and saved, `artists` what one draws on a plane,
-and the rest whole figures: `fields` and `exact` in the plane, `pictures` of images, `results` of
-numbers. No figure touches pyplot or global settings.
+and the rest whole figures that more than one place draws: `fields` and `exact` in the plane,
+`pictures` of images, `results` and `lines` of numbers, `lab` of paired differences. What only the
+notebooks draw stands in `cfm_lite.course.figures`. No figure touches pyplot or global settings.
 """
 
-from cfm_lite.viz.animation import Film, film, frames, save_animation
 from cfm_lite.viz.artists import (
     Density,
     Limits,
@@ -25,37 +25,13 @@ from cfm_lite.viz.artists import (
     points,
     square_limits,
     squares,
-    velocity_field,
 )
-from cfm_lite.viz.coverage import neighbourhoods
-from cfm_lite.viz.errors import curves, plane_maps
 from cfm_lite.viz.exact import fields_figure
-from cfm_lite.viz.features import (
-    feature_maps,
-    paired_differences,
-    profiles,
-    similarity_maps,
-    spreading,
-)
 from cfm_lite.viz.fields import field_error, point_samples, trajectories, velocity_fields
 from cfm_lite.viz.lab import Panel, difference_curves, difference_rows, difference_scatter
-from cfm_lite.viz.marginals import (
-    conditional_velocities,
-    path_coefficients,
-    scalar_maps,
-    snapshots,
-    spacetime,
-)
-from cfm_lite.viz.matching import pairings, regression_slice
+from cfm_lite.viz.lines import curves, training_curves
 from cfm_lite.viz.pictures import image_grid, perturbation_gallery
-from cfm_lite.viz.repulsion import (
-    attract_repel,
-    channel_stems,
-    class_paths,
-    loss_bowls,
-    negative_distances,
-)
-from cfm_lite.viz.results import METRICS, heatmap, method_bars, quality_vs_steps, training_curves
+from cfm_lite.viz.results import METRICS, method_bars, quality_vs_steps
 from cfm_lite.viz.style import (
     ATTRACT,
     DATA,
@@ -81,7 +57,6 @@ from cfm_lite.viz.style import (
     styled,
     to_png,
 )
-from cfm_lite.viz.tokens import patches, table_map, token_maps
 
 __all__ = [
     "ATTRACT",
@@ -100,7 +75,6 @@ __all__ = [
     "TIME_MAP",
     "TRUTH",
     "Density",
-    "Film",
     "Limits",
     "MethodStyle",
     "Panel",
@@ -109,11 +83,7 @@ __all__ = [
     "arrow_key",
     "arrow_scale",
     "arrows",
-    "attract_repel",
-    "channel_stems",
-    "class_paths",
     "color_bar",
-    "conditional_velocities",
     "contours",
     "curves",
     "density_map",
@@ -121,51 +91,28 @@ __all__ = [
     "difference_rows",
     "difference_scatter",
     "evaluate",
-    "feature_maps",
     "field_error",
     "fields_figure",
-    "film",
-    "frames",
     "grid_points",
-    "heatmap",
     "image_grid",
-    "loss_bowls",
     "mass_levels",
     "method_bars",
     "method_style",
     "method_title",
-    "negative_distances",
-    "neighbourhoods",
     "new_figure",
-    "paired_differences",
-    "pairings",
     "panels",
-    "patches",
-    "path_coefficients",
     "paths",
     "perturbation_gallery",
     "plane",
-    "plane_maps",
     "point_samples",
     "points",
-    "profiles",
     "quality_vs_steps",
-    "regression_slice",
     "save",
-    "save_animation",
-    "scalar_maps",
-    "similarity_maps",
-    "snapshots",
-    "spacetime",
-    "spreading",
     "square_limits",
     "squares",
     "styled",
-    "table_map",
     "to_png",
-    "token_maps",
     "training_curves",
     "trajectories",
-    "velocity_field",
     "velocity_fields",
 ]

@@ -36,6 +36,7 @@ from cfm_lite.viz.style import (
 )
 
 __all__ = [
+    "CONTOURS",
     "Density",
     "Limits",
     "Velocity",
@@ -47,7 +48,9 @@ __all__ = [
     "contours",
     "density_map",
     "evaluate",
+    "foot",
     "grid_points",
+    "legend",
     "legend_entry",
     "mass_levels",
     "paths",
@@ -56,7 +59,6 @@ __all__ = [
     "side_legend",
     "square_limits",
     "squares",
-    "velocity_field",
 ]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x (B, 2), t (B,)) -> (B, 2)
@@ -246,26 +248,6 @@ def arrows(
     return axes.quiver(x[:, 0], x[:, 1], v[:, 0], v[:, 1], **look)
 
 
-def velocity_field(
-    axes: Axes,
-    velocity: Velocity,
-    t: float,
-    limits: Limits,
-    *,
-    n: int = 17,
-    color: str = MODEL,
-    scale: float | None = None,
-) -> Quiver:
-    """Arrows of `velocity` at time `t` on an n x n grid over `limits`; without `scale` the longest
-    spans 2.4 cells.
-    """
-    x = grid_points(limits, n)
-    v = evaluate(velocity, x, t)
-    return arrows(
-        axes, x, v, color=color, scale=arrow_scale([v], limits, n) if scale is None else scale
-    )
-
-
 def arrow_key(axes: Axes, scale: float, fastest: float, *, y: float = 0.97) -> Quiver:
     """A grey arrow right of `axes` with its speed and unit, about three quarters as long as the
     `fastest` speed that is shown.
@@ -298,71 +280,47 @@ def legend_entry(color: str | Sequence[str], mark: str = "o", **kwargs: Any) -> 
     one dot each.
     """
     if not isinstance(color, str):
-        return tuple(
-            Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker=mark,
-                color=c,
-                markersize=5.5,
-                markeredgecolor="none",
-            )
-            for c in color
-        )
+        return tuple(legend_entry(c, mark, markersize=5.5) for c in color)
     if mark in ("-", "--"):
         return Line2D([], [], color=color, linestyle=mark, linewidth=1.2)
-    return Line2D(
-        [],
-        [],
-        **(
-            {
-                "linestyle": "none",
-                "marker": mark,
-                "color": color,
-                "markersize": 4.5,
-                "markeredgecolor": "none",
-            }
-            | kwargs
-        ),
-    )
+    look: dict[str, Any] = {"marker": mark, "color": color, "linestyle": "none"}
+    look |= {"markersize": 4.5, "markeredgecolor": "none"}
+    return Line2D([], [], **(look | kwargs))
 
 
-_LEGEND = {
+def legend(owner: Axes | Picture, entries: Mapping[str, Any], loc: Any, **kwargs: Any) -> None:
+    """A legend of text -> handle at `loc` of a panel or a figure, such as "outside right upper";
+    without entries, none.
+    """
+    if entries:
+        owner.legend(list(entries.values()), list(entries), loc=loc, **kwargs)
+
+
+_LEGEND: dict[str, Any] = {
     "handler_map": {tuple: HandlerTuple(None, 0.25)},
     "handlelength": 1.7,
     "borderaxespad": 0,
 }
 
 
+CONTOURS = {"exact density: 50 % and 95 % lie inside": legend_entry(TRUTH, "-")}
+
+
 def side_legend(panel: Axes, entries: Mapping[str, Any], top: float = 1.0) -> None:
-    """A legend of text -> handle right of `panel`, from the height `top` in axes coordinates
-    downwards.
-    """
-    panel.legend(
-        list(entries.values()),
-        list(entries),
-        loc="upper left",
-        bbox_to_anchor=(1.03, top),
-        labelspacing=0.9,
-        **_LEGEND,
-    )
+    """A legend right of `panel`, from the height `top` in axes coordinates downwards."""
+    corner = (1.03, top)
+    legend(panel, entries, "upper left", bbox_to_anchor=corner, labelspacing=0.9, **_LEGEND)
 
 
-def bottom_legend(figure: Picture, entries: Mapping[str, Any], left: float, ncols: int) -> None:
-    """A legend of text -> handle at the foot of `figure`, from `left` in figure coordinates;
-    without entries, none.
-    """
-    if entries:
-        corner = (left, 0.1 / figure.get_figheight())
-        figure.legend(
-            list(entries.values()),
-            list(entries),
-            loc="lower left",
-            bbox_to_anchor=corner,
-            ncols=ncols,
-            **_LEGEND,
-        )
+def bottom_legend(figure: Picture, entries: Mapping[str, Any], ncols: int) -> None:
+    """A legend at the foot of `figure`, from the left of its first panel."""
+    corner = (figure.axes[0].get_position().x0, 0.1 / figure.get_figheight())
+    legend(figure, entries, "lower left", bbox_to_anchor=corner, ncols=ncols, **_LEGEND)
+
+
+def foot(figure: Picture, text: str) -> None:
+    """A remark at the foot of `figure`."""
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=9)
 
 
 def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]:
@@ -407,13 +365,12 @@ def contours(
 
 
 def points(
-    axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, **kwargs: Any
+    axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, rim: float = 0, **kwargs: Any
 ) -> PathCollection:
-    """Points `x` (B, 2)."""
-    return axes.scatter(
-        *as_array("points", x, None, 2).T,
-        **({"s": size, "color": color, "linewidths": 0, "zorder": 2} | kwargs),
-    )
+    """Points `x` (B, 2), with a white rim of `rim` points."""
+    look: dict[str, Any] = {"s": size, "color": color, "linewidths": rim, "zorder": 2}
+    look |= {"edgecolors": "white"} if rim else {}
+    return axes.scatter(*as_array("points", x, None, 2).T, **(look | kwargs))
 
 
 def paths(

@@ -161,49 +161,26 @@ def fields_figure(
 
 def _draw_fields(axes: np.ndarray, scene: _Scene, t: float, n: int) -> None:
     case, x = scene.case, _where_the_class_is(scene, t, n)
-    attract, result = (
-        artists.evaluate(case.velocity(method), x, t) for method in ("fm", "delta_fm")
-    )
+    attract, result = (artists.evaluate(case.velocity(m), x, t) for m in ("fm", "delta_fm"))
     push = result - attract  # weight / (1 - weight) (v - u_neg)
     scale = artists.arrow_scale([attract, push, result], scene.limits, n)
+    away = r"the push away from it, $\lambda\,(v - \bar{u}_{-})\,/\,(1-\lambda)$"
+    both = r"ΔFM's $v^* = (v - \lambda\,\bar{u}_{-})\,/\,(1-\lambda)$"
     rows = (
-        (attract, ATTRACT, "Where to go", f"FM's velocity $v$ at $t$ = {t:g}"),
-        (
-            push,
-            REPEL,
-            "Where not to go",
-            r"the push away from it, $\lambda\,(v - \bar{u}_{-})\,/\,(1-\lambda)$",
-        ),
-        (
-            result,
-            MODEL,
-            "Both together",
-            r"ΔFM's $v^* = (v - \lambda\,\bar{u}_{-})\,/\,(1-\lambda)$",
-        ),
+        ("", attract, ATTRACT, "Where to go", f"FM's velocity $v$ at $t$ = {t:g}"),
+        ("+", push, REPEL, "Where not to go", away),
+        ("=", result, MODEL, "Both together", both),
     )
-    for panel, sign, (field, color, title, formula) in zip(axes, ("", "+", "="), rows):
+    middle = {"fontsize": 22, "ha": "center", "va": "center"}
+    for panel, (sign, field, color, title, formula) in zip(axes, rows):
         _draw_stage(panel, scene, title, formula, color)
         artists.arrows(panel, x, field, color=color, scale=scale)
-        panel.text(
-            -0.5 * _GAP / _SIDE,
-            0.5,
-            sign,
-            transform=panel.transAxes,
-            fontsize=22,
-            ha="center",
-            va="center",
-        )
+        panel.text(-0.5 * _GAP / _SIDE, 0.5, sign, transform=panel.transAxes, **middle)
     artists.arrow_key(axes[-1], scale, float(np.linalg.norm(result, axis=1).max()))
     halo = [Stroke(linewidth=3, foreground="white"), Normal()]
-    note = {
-        "xytext": (0, -46),
-        "textcoords": "offset points",
-        "ha": "center",
-        "va": "center",
-        "path_effects": halo,
-        "zorder": 6,
-    }
-    axes[1].annotate("away from\nthe mean", scene.data.mean(0), color=REPEL, weight="bold", **note)
+    note = {"ha": "center", "va": "center", "path_effects": halo, "zorder": 6, "weight": "bold"}
+    place = {"xytext": (0, -46), "textcoords": "offset points"}
+    axes[1].annotate("away from\nthe mean", scene.data.mean(0), color=REPEL, **place, **note)
 
 
 def _where_the_class_is(scene: _Scene, t: float, n: int) -> np.ndarray:
@@ -215,46 +192,23 @@ def _where_the_class_is(scene: _Scene, t: float, n: int) -> np.ndarray:
     return x[log_density >= artists.mass_levels(log_density, [0.995])[0]]
 
 
-def _draw_stage(
-    panel: Axes, scene: _Scene, title: str, subtitle: str, color: str = TRUTH
-) -> list[float]:
-    """The data, the exact density and the mean; returns the contours' levels."""
+def _draw_stage(panel: Axes, scene: _Scene, title: str, subtitle: str, color: str = TRUTH) -> None:
+    """The data, the exact density and the mean."""
     panel.set_title(title, color=color, loc="left", weight="bold", pad=21, fontsize=12)
-    panel.annotate(
-        subtitle,
-        (0, 1),
-        (0, 6),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        fontsize=10,
-        color=color,
-    )
+    above = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 10}
+    panel.annotate(subtitle, (0, 1), (0, 6), color=color, **above)
     artists.points(panel, scene.data[~scene.mine], color=DATA_OTHER, size=5, zorder=1)
     artists.points(panel, scene.data[scene.mine], color=DATA, size=5, alpha=0.45, zorder=1)
     panel.plot(*scene.data.mean(0), color=REPEL, **_CROSS, zorder=5)
-    return list(artists.contours(panel, scene.log_density, scene.limits).levels)
+    artists.contours(panel, scene.log_density, scene.limits)
 
 
 def _draw_paths(panel: Axes, scene: _Scene, method: str, shown: int) -> LineCollection:
     look, states = method_style(method), scene.states[method]
-    lowest = _draw_stage(panel, scene, "", _METHODS[method])[0]
+    lowest = artists.mass_levels(scene.log_density, [0.95])[0]  # the outer contour's
     inside = float((scene.case.log_prob(torch.as_tensor(states[-1])) >= lowest).double().mean())
-    panel.set_title(
-        f"{look.label}: {inside:.0%} land on the data",
-        loc="left",
-        weight="bold",
-        pad=21,
-        fontsize=12,
-    )
-    artists.points(
-        panel,
-        states[-1, :shown],
-        color=look.color,
-        size=26,
-        edgecolors="white",
-        linewidths=0.6,
-        zorder=4,
-    )
+    _draw_stage(panel, scene, f"{look.label}: {inside:.0%} land on the data", _METHODS[method])
+    artists.points(panel, states[-1, :shown], color=look.color, size=26, rim=0.6, zorder=4)
     if method == "vecor":
         panel.axline((0, 0), slope=1, color=REPEL, linestyle="--", linewidth=1.3, zorder=1.5)
     return artists.paths(panel, states[:, :shown], np.linspace(0, 1, len(states)))

@@ -8,52 +8,36 @@ methods ("fm", "delta_fm", "truth", ...) choose the colours.
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from cfm_lite._internal.checks import check_choice
-from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Density, Limits, Velocity
 from cfm_lite.viz.style import (
     DATA,
     DIVERGING,
-    METHOD_STYLES,
-    MODEL,
     NOISE,
-    TRUTH,
     Picture,
     as_array,
     as_tensor,
+    method_color,
     method_title,
+    named,
     styled,
     text_width,
 )
 
 __all__ = ["field_error", "point_samples", "trajectories", "velocity_fields"]
 
-T = TypeVar("T")
 
-
-def _ordered(panels_by_name: Mapping[str, T], what: str) -> dict[str, T]:
-    """The same mapping with FM first and the truth last; ConfigError where it is empty or no
-    mapping.
-    """
-    if not isinstance(panels_by_name, Mapping) or not panels_by_name:
-        raise ConfigError(
-            f"{what} is {type(panels_by_name).__name__} without entries or names; pass a dict such "
-            f"as {{'fm': ...}}."
-        )
+def _ordered(panels_by_name: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The same mapping with FM first and the truth last."""
     rank = {"fm": 0, "real": 2, "truth": 2}
-    return dict(sorted(panels_by_name.items(), key=lambda item: rank.get(item[0], 1)))
-
-
-def _color(name: str) -> str:
-    if name == "truth":
-        return TRUTH
-    return METHOD_STYLES[name].color if name in METHOD_STYLES else MODEL
+    items = named(what, panels_by_name, "{'fm': ...}").items()
+    return dict(sorted(items, key=lambda item: rank.get(item[0], 1)))
 
 
 def _row(
@@ -74,7 +58,7 @@ def _row(
     )
     left = axes[0, 0].get_position().x0
     figure.suptitle(heading, x=left, y=1 - 0.12 / figure.get_figheight(), ha="left")
-    artists.bottom_legend(figure, entries, left, ncols=1 if columns == 1 else len(entries))
+    artists.bottom_legend(figure, entries, ncols=1 if columns == 1 else len(entries))
     for i, panel in enumerate(axes.flat):
         if i < len(names):
             artists.plane(
@@ -108,12 +92,8 @@ def _backdrop(axes: Sequence[Axes], limits: Limits, data: Any, density: Density 
 
 
 def _backdrop_entries(data: Any, density: Density | None) -> dict[str, Any]:
-    entries = {"data": artists.legend_entry(DATA)} if data is not None else {}
-    return entries | (
-        {"exact density: 50 % and 95 % lie inside": artists.legend_entry(TRUTH, "-")}
-        if density is not None
-        else {}
-    )
+    entries = {} if data is None else {"data": artists.legend_entry(DATA)}
+    return entries | ({} if density is None else artists.CONTOURS)
 
 
 @styled
@@ -141,7 +121,7 @@ def velocity_fields(
     )
     _backdrop(axes, limits, data, density)
     for panel, (name, v) in zip(axes, values.items()):
-        artists.arrows(panel, x, v, color=_color(name), scale=scale)
+        artists.arrows(panel, x, v, color=method_color(name), scale=scale)
     fastest = max(float(np.linalg.norm(v, axis=1).max()) for v in values.values())
     artists.arrow_key(_corner(axes), scale, fastest)
     return figure
@@ -175,24 +155,15 @@ def trajectories(
     high = float(max(np.abs(c).max() for c in colors.values()))
     entries = {
         "start": artists.legend_entry(NOISE),
-        "end": artists.legend_entry([_color(name) for name in runs]),
+        "end": artists.legend_entry([method_color(name) for name in runs]),
     }
     figure, axes = _row(list(runs), limits, "", 1.0, entries | _backdrop_entries(data, density))
     _backdrop(axes, limits, data, density)
     for panel, (name, states) in zip(axes, runs.items()):
-        look = (
-            {} if values is None else {"high": high or 1.0, "cmap": "magma_r"}
-        )  # viridis is for time alone
+        # viridis is for time alone
+        look = {} if values is None else {"high": high or 1.0, "cmap": "magma_r"}
         lines = artists.paths(panel, states, colors[name], **look)
-        artists.points(
-            panel,
-            states[-1],
-            color=_color(name),
-            size=20,
-            edgecolors="white",
-            linewidths=0.5,
-            zorder=4,
-        )
+        artists.points(panel, states[-1], color=method_color(name), size=20, rim=0.5, zorder=4)
     artists.color_bar(figure, lines, _corner(axes), "time $t$" if values is None else value_label)
     return figure
 
@@ -221,7 +192,9 @@ def point_samples(
     figure, axes = _row(list(clouds), limits, "", 0.2, _backdrop_entries(data, density))
     _backdrop(axes, limits, data, density)
     for panel, (name, x) in zip(axes, clouds.items()):
-        artists.points(panel, x, color=DATA if name == "real" else _color(name), size=9, alpha=0.8)
+        artists.points(
+            panel, x, color=DATA if name == "real" else method_color(name), size=9, alpha=0.8
+        )
     return figure
 
 

@@ -20,12 +20,13 @@ from cfm_lite.viz.artists import color_bar
 from cfm_lite.viz.style import (
     ATTRACT,
     DIVERGING,
-    METHOD_STYLES,
     REPEL,
     TRUTH,
     Picture,
     as_array,
+    method_color,
     method_title,
+    named,
     new_figure,
     styled,
     text_width,
@@ -34,9 +35,8 @@ from cfm_lite.viz.style import (
 __all__ = ["image_grid", "perturbation_gallery"]
 
 _GAP = 0.07  # of an image's side, between two images
-_SMOOTH_BELOW = (
-    20  # pixels: smaller images are enlarged with a cubic filter, larger ones shown pixel by pixel
-)
+# pixels: smaller images are enlarged with a cubic filter, larger ones shown pixel by pixel
+_SMOOTH_BELOW = 20
 
 
 def _images(name: str, x: Any, limit: float) -> np.ndarray:
@@ -52,9 +52,9 @@ def _images(name: str, x: Any, limit: float) -> np.ndarray:
 
 
 def _show(axes: Axes, image: np.ndarray, row: int, column: int, *, cmap: Any) -> AxesImage:
-    low = column + _GAP / 2, row + _GAP / 2
+    left, top, side = column + _GAP / 2, row + _GAP / 2, 1 - _GAP
     smooth = "bicubic" if max(image.shape[:2]) < _SMOOTH_BELOW else "nearest"
-    extent = (low[0], low[0] + 1 - _GAP, low[1] + 1 - _GAP, low[1])
+    extent = (left, left + side, top + side, top)
     return axes.imshow(image, extent=extent, cmap=cmap, vmin=-1, vmax=1, interpolation=smooth)
 
 
@@ -66,10 +66,8 @@ def _canvas(
     """
     width, height = left + columns * cell + right, top + rows * cell + 0.1
     figure = new_figure(width, height, layout=None)
-    axes = figure.add_axes(
-        (left / width, 0.1 / height, columns * cell / width, rows * cell / height)
-    )
-    return figure, axes
+    box = (left / width, 0.1 / height, columns * cell / width, rows * cell / height)
+    return figure, figure.add_axes(box)
 
 
 def _label(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -103,20 +101,14 @@ def image_grid(
     for NaN, for other shapes and for rows of unequal length.
     """
     check_choice("ink", ink, ("white", "black"))
-    if not isinstance(rows, Mapping) or not rows:
-        raise ConfigError(
-            f"rows is {type(rows).__name__} without entries or names; pass a dict such as "
-            f"{{'fm': images}}."
-        )
+    items = named("rows", rows, "{'fm': images}").items()
     images = {
         name: _images(f"rows[{name!r}]", x, 1.0)
-        for name, x in sorted(rows.items(), key=lambda row: row[0] != "real")
+        for name, x in sorted(items, key=lambda row: row[0] != "real")
     }
     counts = {name: len(x) for name, x in images.items()}
-    labels = [
-        str(label)
-        for label in (range(max(counts.values())) if column_labels is None else column_labels)
-    ]
+    known = range(max(counts.values())) if column_labels is None else column_labels
+    labels = [str(label) for label in known]
     if set(counts.values()) != {len(labels)}:
         raise ConfigError(
             f"rows hold {counts} images for {len(labels)} column labels; every row needs one image "
@@ -127,10 +119,8 @@ def image_grid(
     for row, (name, stack) in enumerate(images.items()):
         for column, image in enumerate(stack):
             _show(axes, image, row, column, cmap="gray" if ink == "white" else "gray_r")
-        color = METHOD_STYLES[name].color if name in METHOD_STYLES else TRUTH
-        axes.add_patch(
-            Rectangle((-0.09, row + _GAP), 0.06, 1 - 2 * _GAP, color=color, clip_on=False)
-        )  # the method's colour beside its row
+        look = {"color": method_color(name, TRUTH), "clip_on": False}
+        axes.add_patch(Rectangle((-0.09, row + _GAP), 0.06, 1 - 2 * _GAP, **look))
     _label(axes, titles, labels)
     axes.tick_params(axis="y", pad=11)
     axes.set_xlabel(column_title, labelpad=4)
@@ -158,33 +148,21 @@ def perturbation_gallery(
     figure, axes = _canvas(
         len(base), len(everything), cell, left=0.65, right=1.0 if signed else 0.15, top=0.85
     )
-    for column, (name, stack) in enumerate(everything.items()):
+    colors = [ATTRACT, *[REPEL] * len(wrong)]
+    for column, (color, (name, stack)) in enumerate(zip(colors, everything.items())):
         for row, image in enumerate(_images(name, stack, limit if signed else 1.0)):
             shown = _show(axes, image, row, column, cmap=DIVERGING if signed else "gray")
             corner, side = (column + _GAP / 2, row + _GAP / 2), 1 - _GAP
-            axes.add_patch(
-                Rectangle(
-                    corner,
-                    side,
-                    side,
-                    fill=False,
-                    linewidth=2,
-                    edgecolor=REPEL if column else ATTRACT,
-                )
-            )
-    _label(
-        axes,
-        [str(i + 1) for i in range(len(base))],
-        [name.replace("_", "\n", 1) for name in everything],
-    )
-    for column, text in enumerate(axes.get_xticklabels()):
-        text.set_color(REPEL if column else ATTRACT)
+            rim = {"fill": False, "linewidth": 2, "edgecolor": color}
+            axes.add_patch(Rectangle(corner, side, side, **rim))
+    names = [name.replace("_", "\n", 1) for name in everything]
+    _label(axes, [str(i + 1) for i in range(len(base))], names)
+    for color, text in zip(colors, axes.get_xticklabels()):
+        text.set_color(color)
     axes.set(xlabel="right, and wrong on purpose", ylabel="example")
     if signed:
-        shown.set_clim(-1, 1)
         ticks = [-1, -0.5, 0, 0.5, 1]
-        bar = color_bar(
-            figure, shown, axes, "velocity, per unit of $t$", ticks=ticks, extend="both"
-        )
+        label = "velocity, per unit of $t$"
+        bar = color_bar(figure, shown, axes, label, ticks=ticks, extend="both")
         bar.set_ticklabels([f"{tick * limit:.2g}".replace("-", "−") for tick in ticks])
     return figure

@@ -1,36 +1,32 @@
-"""Figures of numbers: quality against steps, bars per method, training curves and similarity
-matrices.
+"""Figures of results: quality against steps, and bars per method.
 
 Rows are those of `metrics.json`: a flat list of dicts with at least method, metric and value, and
 where it matters nfe and seed. Means and ranges are computed here, from the rows; several seeds show
 as a bar from the lowest to the highest.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import LogLocator
 
-from cfm_lite._internal.checks import check_choice, check_number
+from cfm_lite._internal.checks import check_choice
 from cfm_lite.errors import ConfigError
+from cfm_lite.viz.artists import foot, legend
 from cfm_lite.viz.style import (
-    DIVERGING,
     METHOD_STYLES,
-    MODEL,
     TRUTH,
     Picture,
     as_array,
-    frame,
     method_style,
     panels,
+    plain,
     styled,
 )
 
-__all__ = ["METRICS", "Metric", "heatmap", "method_bars", "quality_vs_steps", "training_curves"]
+__all__ = ["METRICS", "Metric", "method_bars", "quality_vs_steps"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -80,11 +76,8 @@ def _select(rows: Rows, metric: str, *keys: str) -> list[dict[str, Any]]:
     """The methods' rows of one metric, in display units, without those whose value is None (JSON's
     way to say "not finite").
     """
-    check_choice(
-        "metric",
-        metric,
-        sorted({str(row.get("metric")) for row in rows}) or ["(there are no rows)"],
-    )
+    known = sorted({str(row.get("metric")) for row in rows})
+    check_choice("metric", metric, known or ["(there are no rows)"])
     chosen = []
     for row in rows:
         if row.get("metric") != metric or row.get("method") == "real" or row.get("value") is None:
@@ -95,12 +88,8 @@ def _select(rows: Rows, metric: str, *keys: str) -> list[dict[str, Any]]:
                 f"a row of metric {metric!r} has no {', '.join(missing)}: {dict(row)}. Every row "
                 "needs them."
             )
-        chosen.append(
-            {
-                **row,
-                "value": float(as_array("value", [row["value"]], 1)[0]) * _metric(metric).factor,
-            }
-        )
+        value = float(as_array("value", [row["value"]], 1)[0])
+        chosen.append({**row, "value": value * _metric(metric).factor})
     if not chosen:
         raise ConfigError(
             f"no method has a value of metric {metric!r}; all are None, so nothing was finite. "
@@ -114,25 +103,20 @@ def _by_method(rows: Rows, *keys: str) -> dict[str, dict[tuple, dict[Any, float]
     where two rows claim one place.
     """
     rank = {name: i for i, name in enumerate(METHOD_STYLES)}
+
+    def order(row: Mapping[str, Any]) -> tuple:
+        method = row["method"]
+        return (rank.get(method, len(rank)), str(method), *(row[key] for key in keys))
+
     table: dict[str, dict[tuple, dict[Any, float]]] = {}
-    for row in sorted(
-        rows,
-        key=lambda row: (
-            rank.get(row["method"], len(rank)),
-            str(row["method"]),
-            *(row[key] for key in keys),
-        ),
-    ):
+    for row in sorted(rows, key=order):
         cell = table.setdefault(row["method"], {}).setdefault(tuple(row[key] for key in keys), {})
         seed = row.get("seed")
         if seed in cell:
-            place = (
-                ", ".join(f"{key} {row[key]}" for key in ("method", "metric", *keys))
-                + f", seed {seed}"
-            )
+            place = ", ".join(f"{key} {row[key]}" for key in ("method", "metric", *keys))
             raise ConfigError(
-                f"two rows claim the same place: {place}. Filter the rows to one setting, sampler "
-                "and dataset first."
+                f"two rows claim the same place: {place}, seed {seed}. Filter the rows to one "
+                "setting, sampler and dataset first."
             )
         cell[seed] = row["value"]
     return table
@@ -142,18 +126,18 @@ def _reference(rows: Rows, metric: str, nfe: int | None = None) -> float | None:
     """What real data reach, for samples of `nfe` if given: the mean of rows `METRIC_real`, or of
     rows whose method is "real".
     """
-    ours = [
-        row
-        for row in rows
-        if row.get("metric") == f"{metric}_real"
-        or (row.get("metric"), row.get("method")) == (metric, "real")
-    ]
     values = [
         row["value"]
-        for row in ours
-        if row.get("value") is not None and nfe in (None, row.get("nfe"))
+        for row in rows
+        if (row.get("metric") == f"{metric}_real" or _is_real(row, metric))
+        and row.get("value") is not None
+        and nfe in (None, row.get("nfe"))
     ]
     return float(as_array("value", values).mean()) * _metric(metric).factor if values else None
+
+
+def _is_real(row: Mapping[str, Any], metric: str) -> bool:
+    return (row.get("metric"), row.get("method")) == (metric, "real")
 
 
 @styled
@@ -171,34 +155,18 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
         chosen = _select(rows, metric, "nfe")
         table = _by_method(chosen, "nfe")
         for i, (method, cells) in enumerate(table.items()):
-            handles[method_style(method).label] = _line(
-                panel, method, cells, 2 ** (0.04 * (i - (len(table) - 1) / 2))
-            )
-        _axes_of_steps(
-            panel,
-            sorted({row["nfe"] for row in chosen}),
-            metric,
-            min(row["value"] for row in chosen),
-        )
+            shift = 2 ** (0.04 * (i - (len(table) - 1) / 2))
+            handles[method_style(method).label] = _line(panel, method, cells, shift)
+        _axes_of_steps(panel, metric, chosen)
         handles |= _real_line(panel, rows, metric, _samples_by_step(chosen))
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside right upper",
-        handlelength=2.6,
-        labelspacing=0.7,
-    )
+    legend(figure, handles, "outside right upper", handlelength=2.6, labelspacing=0.7)
     shown = [row for row in rows if row.get("metric") in metrics]
     counts = _samples_by_step(shown)
     drawn = "; ".join(
         f"{n:,} with {', '.join(map(str, steps))} evaluations" for n, steps in counts.items()
     )
-    _remark(
-        figure,
-        shown,
-        "Points: mean of {} seeds; bars: lowest to highest.",
-        f"Samples: {drawn}." if len(counts) > 1 else "",
-    )
+    more = f"Samples: {drawn}." if len(counts) > 1 else ""
+    _remark(figure, shown, "Points: mean of {} seeds; bars: lowest to highest.", more)
     return figure
 
 
@@ -225,18 +193,12 @@ def _real_line(
     if level is None:
         return {}
     steps = sorted(nfe for some in drawn.values() for nfe in some) if len(drawn) > 1 else []
-    levels = [
-        known for known in (_reference(rows, metric, nfe) for nfe in steps) if known is not None
-    ]
-    if not steps or len(levels) < len(steps):
+    levels: list[Any] = [_reference(rows, metric, nfe) for nfe in steps]
+    if not steps or None in levels:
         return {"Real data": panel.axhline(level, **look)}
     low, high = panel.get_xlim()
-    (line,) = panel.plot(
-        [low, *steps[1:-1], steps[-1], high],
-        [levels[0], *levels[1:], levels[-1]],
-        drawstyle="steps-mid",
-        **look,
-    )
+    x, y = [low, *steps[1:], high], [*levels, levels[-1]]
+    (line,) = panel.plot(x, y, drawstyle="steps-mid", **look)
     panel.set_xlim(low, high)
     return {"Real data, as many": line}
 
@@ -252,40 +214,25 @@ def _line(
     several = any(len(v) > 1 for v in values)
     x = np.array([key[0] for key in cells], dtype=float) * (shift if several else 1.0)
     mean = np.array([v.mean() for v in values])
-    bars = (
-        np.array([[m - v.min(), v.max() - m] for m, v in zip(mean, values)]).T if several else None
-    )
-    style = {
-        "color": look.color,
-        "marker": look.marker,
-        "linestyle": look.line,
-        "markersize": 7,
-        "markeredgecolor": "white",
-    }
-    return panel.errorbar(
-        x,
-        mean,
-        yerr=bars,
-        elinewidth=1.1,
-        capsize=2,
-        markeredgewidth=0.6,
-        label=look.label,
-        **style,
-    )
+    below = mean - [v.min() for v in values], [v.max() for v in values] - mean
+    style = {"color": look.color, "marker": look.marker, "linestyle": look.line, "markersize": 7}
+    style |= {"markeredgecolor": "white", "markeredgewidth": 0.6, "label": look.label}
+    bars = {"yerr": np.array(below) if several else None, "elinewidth": 1.1, "capsize": 2}
+    return panel.errorbar(x, mean, **bars, **style)
 
 
-def _axes_of_steps(panel: Axes, steps: Sequence[int], metric: str, lowest: float) -> None:
+def _axes_of_steps(panel: Axes, metric: str, rows: Rows) -> None:
+    steps = sorted({row["nfe"] for row in rows})
     panel.set_xscale("log", base=2)
     panel.set_xticks(steps, [f"{step:g}" for step in steps])
     panel.set(xlabel="network evaluations per sample (NFE)", ylabel=_metric(metric).name)
     panel.set_title(_title(metric), loc="left")
-    if _metric(metric).better == "lower is better" and lowest > 0:
+    if _metric(metric).better == "lower is better" and min(row["value"] for row in rows) > 0:
         panel.set_yscale("log")
         low, high = panel.get_ylim()
-        panel.yaxis.set_major_locator(
-            LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5))
-        )
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        subs = (1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5)
+        panel.yaxis.set_major_locator(LogLocator(subs=subs))
+        panel.yaxis.set_major_formatter(plain)
     panel.minorticks_off()
 
 
@@ -299,7 +246,7 @@ def _remark(figure: Picture, rows: Rows, several: str, more: str = "") -> None:
     remarks += [more] if more else []
     remarks += [f"Missing values, not finite: {missing}."] if missing else []
     if remarks:
-        figure.supxlabel(" ".join(remarks), x=0.01, ha="left", fontsize=9)
+        foot(figure, " ".join(remarks))
 
 
 @styled
@@ -315,24 +262,17 @@ def method_bars(rows: Rows, metric: str, *, nfe: int | None = None) -> Picture:
     if nfe is None and len(found) > 1:
         raise ConfigError(f"rows of {metric!r} have nfe {found}; choose one: nfe={found[-1]}.")
     check_choice("nfe", str(found[0] if nfe is None else nfe), map(str, found))
-    table = _by_method([row for row in chosen if nfe is None or row.get("nfe") == nfe])
+    nfe = found[0] if nfe is None else nfe
+    table = _by_method([row for row in chosen if row.get("nfe") == nfe])
     figure, ((panel,),) = panels(1, 1, width=7.2, height=1.3 + 0.42 * len(table))
-    digits = 1 if _metric(metric).factor == 100 else 3
+    form = ".1f" if _metric(metric).factor == 100 else ".3g"
+    number = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
+    dot = {"markeredgecolor": "white", "markersize": 6.5}
     for place, (method, cells) in enumerate(table.items()):
-        look, values = method_style(method), np.array(list(cells[()].values()))
-        panel.barh(place, values.mean(), height=0.62, color=look.color, alpha=0.55)
-        panel.plot(
-            values,
-            np.full(len(values), place),
-            "o",
-            color=look.color,
-            markeredgecolor="white",
-            markersize=6.5,
-        )
-        number = f"{values.mean():.1f}" if digits == 1 else f"{values.mean():.3g}"
-        panel.text(
-            1.02, place, number, transform=panel.get_yaxis_transform(), va="center", fontsize=9.5
-        )
+        color, values = method_style(method).color, np.array(list(cells[()].values()))
+        panel.barh(place, values.mean(), height=0.62, color=color, alpha=0.55)
+        panel.plot(values, np.full(len(values), place), "o", color=color, **dot)
+        panel.text(1.02, place, format(values.mean(), form), **number)
     panel.set_yticks(range(len(table)), [method_style(method).label for method in table])
     panel.set(xlabel=_metric(metric).name, ylabel="method")
     panel.invert_yaxis()
@@ -341,144 +281,7 @@ def method_bars(rows: Rows, metric: str, *, nfe: int | None = None) -> Picture:
     if reference is not None:
         panel.axvline(reference, color=TRUTH, linestyle="--", linewidth=1.3, label="Real data")
         figure.legend(loc="outside lower right", handlelength=2.6)
-    where = found[0] if nfe is None else nfe
-    panel.set_title(
-        _title(metric, "" if where is None else f" at {where} network evaluations"), loc="left"
-    )
+    where = "" if nfe is None else f" at {nfe} network evaluations"
+    panel.set_title(_title(metric, where), loc="left")
     _remark(figure, chosen, "Bars: mean of {} seeds; dots: the seeds.")
-    return figure
-
-
-Logs = Sequence[Mapping[str, Any]]
-
-
-@styled
-def training_curves(logs: Logs | Mapping[str, Logs], keys: Sequence[str] | None = None) -> Picture:
-    """A panel per logged quantity against the training step, a line per run; the pale line is raw,
-    the dark one a running mean.
-
-    `logs` is one run's list of dicts as in `log.jsonl`, or a mapping of names (such as methods) to
-    such lists; `keys` chooses the panels (default: all numbers but "step"). Raises ConfigError for
-    NaN, no lines, or a key that no run has.
-    """
-    runs = logs if isinstance(logs, Mapping) else {"run": logs}
-    known = list(
-        dict.fromkeys(
-            key
-            for lines in runs.values()
-            for line in lines
-            for key in line
-            if key != "step" and _is_number(line[key])
-        )
-    )
-    for key in keys or []:
-        check_choice("key", key, known)
-    keys = list(keys or known)
-    if not keys:
-        raise ConfigError(
-            f"the logs of {list(runs)} hold no numbers; pass lines such as "
-            f"{{'step': 1, 'loss': 0.5}}."
-        )
-    columns = min(len(keys), 3)
-    lines = math.ceil(len(keys) / columns)
-    figure, axes = panels(lines, columns, width=0.6 + 3.6 * columns, height=0.7 + 2.7 * lines)
-    for panel, key in zip(axes.flat, keys):
-        for name, run in runs.items():
-            _curve(panel, name, key, [line for line in run if key in line])
-        panel.set(xlabel="training step", ylabel=key.replace("_", " "))
-    for panel in axes.flat[len(keys) :]:
-        panel.remove()
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    if len(runs) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(len(runs), 2 * columns))
-    figure.supxlabel(
-        "Pale: logged values; dark: their running mean.", x=0.01, ha="left", fontsize=9
-    )
-    return figure
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        not isinstance(value, bool | str)
-        and getattr(value, "ndim", 0) == 0
-        and hasattr(value, "__float__")
-    )
-
-
-def _curve(panel: Axes, name: str, key: str, lines: Logs) -> None:
-    if not lines:
-        return
-    step = as_array("step", [float(line["step"]) for line in lines])
-    value = as_array(key, [float(line[key]) for line in lines])
-    known = name in METHOD_STYLES
-    color, style, label = (
-        (METHOD_STYLES[name].color, METHOD_STYLES[name].line, METHOD_STYLES[name].label)
-        if known
-        else (MODEL, "-", name)
-    )
-    width = max(1, len(value) // 25)
-    weights = np.convolve(
-        np.ones(len(value)), np.ones(width), mode="same"
-    )  # fewer neighbours near the ends
-    panel.plot(step, value, color=color, alpha=0.25, linewidth=0.8)
-    panel.plot(
-        step,
-        np.convolve(value, np.ones(width), mode="same") / weights,
-        color=color,
-        linestyle=style,
-        label=label,
-    )
-
-
-@styled
-def heatmap(
-    matrix: Any,
-    rows: Sequence[str],
-    columns: Sequence[str] | None = None,
-    *,
-    axis: str = "sample",
-    label: str = "cosine similarity",
-    limit: float | None = None,
-) -> Picture:
-    """A signed `matrix` (len(rows), len(columns)) in a diverging map centred at zero, with its
-    numbers where there is room.
-
-    `columns` defaults to `rows`, `limit` to the largest magnitude; `axis` names both axes. Raises
-    ConfigError for NaN and for labels that do not fit the matrix.
-    """
-    columns = rows if columns is None else columns
-    matrix = as_array("matrix", matrix, len(rows), len(columns))
-    limit = (
-        float(np.abs(matrix).max()) or 1.0
-        if limit is None
-        else check_number("limit", limit, 0, math.inf, open_low=True)
-    )
-    cell = min(0.55, 6.5 / max(matrix.shape))  # inches
-    figure, ((panel,),) = panels(
-        1, 1, width=2.7 + cell * len(columns), height=1.3 + cell * len(rows)
-    )
-    image = panel.imshow(matrix, cmap=DIVERGING, norm=Normalize(-limit, limit), aspect="auto")
-    slanted = (
-        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        if max(map(len, columns)) > 3
-        else {}
-    )
-    every = math.ceil(0.19 / cell)  # a label of 9 points needs that much
-    panel.set_xticks(range(0, len(columns), every), columns[::every], **slanted)
-    panel.set_yticks(range(0, len(rows), every), rows[::every])
-    panel.set(xlabel=axis, ylabel=axis)
-    frame(panel)
-    if cell > 0.5:
-        for (i, j), value in np.ndenumerate(matrix):
-            color = "white" if abs(value) > 0.75 * limit else TRUTH
-            panel.text(
-                j,
-                i,
-                f"{value:.2f}".replace("-", "−"),
-                ha="center",
-                va="center",
-                fontsize=9,
-                color=color,
-            )
-    figure.colorbar(image, ax=panel, label=label, shrink=0.9)
     return figure

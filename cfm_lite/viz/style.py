@@ -50,10 +50,13 @@ __all__ = [
     "as_array",
     "as_tensor",
     "frame",
+    "method_color",
     "method_style",
     "method_title",
+    "named",
     "new_figure",
     "panels",
+    "plain",
     "save",
     "styled",
     "text_width",
@@ -182,6 +185,13 @@ def method_title(name: str) -> str:
     return name[:1].upper() + name[1:] if name[:1].isascii() else name  # λ is no Λ
 
 
+def method_color(name: str, other: str = MODEL) -> str:
+    """The colour of method `name`, black for "truth", `other` for any other name."""
+    if name == "truth":
+        return TRUTH
+    return METHOD_STYLES[name].color if name in METHOD_STYLES else other
+
+
 def styled(build: Callable[P, R]) -> Callable[P, R]:
     """Run `build` under matplotlib's defaults plus STYLE, whatever the user's own settings are, and
     restore those afterwards.
@@ -235,6 +245,21 @@ def text_width(texts: Iterable[str], size: float = 10) -> float:
         )
         / 72
     )
+
+
+def named(name: str, mapping: Any, example: str) -> Mapping[str, Any]:
+    """`mapping`; ConfigError unless it is a mapping with entries, such as `example`."""
+    if not isinstance(mapping, Mapping) or not mapping:
+        raise ConfigError(
+            f"{name} is {type(mapping).__name__} without entries or names; pass a dict such as "
+            f"{example}."
+        )
+    return mapping
+
+
+def plain(value: float, _: Any = None) -> str:
+    """`value` as a tick's label: no needless zeros, and a minus that is one."""
+    return f"{value:g}".replace("-", "−")
 
 
 def as_array(name: str, x: Any, *shape: int | None) -> np.ndarray:

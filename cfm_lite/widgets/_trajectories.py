@@ -73,8 +73,7 @@ def trajectories(
         np.zeros((PARTICLES, 2)),
         color=MODEL,
         size=24,
-        edgecolors="white",
-        linewidths=0.6,
+        rim=0.6,
         zorder=4,
     )
     title = plane.set_title(" ", loc="left", fontsize=10.5, pad=8)

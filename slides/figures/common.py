@@ -199,8 +199,7 @@ def ends(
         states[-1, :shown],
         color=color,
         size=30,
-        edgecolors="white",
-        linewidths=0.6,
+        rim=0.6,
         zorder=4,
     )
     return drawn

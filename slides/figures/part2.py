@@ -59,8 +59,7 @@ def _draw_close(panel, runs: dict[int, np.ndarray], upto: int) -> None:
             color=color,
             size=26,
             marker=mark,
-            edgecolors="white",
-            linewidths=0.4,
+            rim=0.4,
             zorder=3,
         )
         artists.contours(
@@ -189,8 +188,7 @@ def figure3_paths() -> viz.Picture:
                 color=color,
                 size=24,
                 marker=mark,
-                edgecolors="white",
-                linewidths=0.4,
+                rim=0.4,
                 zorder=3,
             )
         for centre in toy.to_figure3(torch.as_tensor(mixture.means)).tolist():

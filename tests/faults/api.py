@@ -640,7 +640,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "n": 4,
     },
     "viz.artists.mass_levels": lambda d: {"log_density": np.zeros((4, 4)), "masses": (0.5, 0.9)},
-    "viz.tokens.patches": lambda d: {"image": d.normal(1, 4, 4), "patch_size": 2},
+    "course.figures.tokens.patches": lambda d: {"image": d.normal(1, 4, 4), "patch_size": 2},
 }
 METHODS_OF = {"paths.Path": LINEAR, "theory.GaussianMixture": toy.mixture("two_classes")}
 # these draw from the global generator, as torch's own modules do, and say so

@@ -11,7 +11,7 @@ ELSEWHERE: dict[str, str] = {
         evaluate.inception.Extractor evaluate.inception.Features evaluate.reference.Reference evaluate.reference.Statistics
         guidance.Guided models.classifier.JudgeSettings paths.FlowSample paths.Path runs.run.Run runs.run.Terminated
         samplers.Evaluations scale.budget.Split scale.dry_run.Made scale.sample.Settings scale.sample.Trained scale.train.Options
-        terms.Draw terms.Evaluated terms.Term viz.animation.Film viz.results.Metric viz.style.MethodStyle viz.style.Picture
+        terms.Draw terms.Evaluated terms.Term viz.results.Metric viz.style.MethodStyle viz.style.Picture
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
         _internal.places.check_file _internal.places.check_folder _internal.places.check_suffix _internal.places.expanded
@@ -49,7 +49,7 @@ ELSEWHERE: dict[str, str] = {
         models.classifier.one_thread models.encoders.Encoder models.encoders.teacher models.official.export_official
         models.official.read_weights pretrained.folder pretrained.load pretrained.make runs.run.Located runs.run.facts
         runs.run.goes_on runs.run.load_model runs.run.located runs.run.make_folder runs.run.peak_memory runs.run.saved_recipe
-        runs.run.train runs.run.write_json viz.animation.save_animation viz.style.save
+        runs.run.train runs.run.write_json viz.style.save
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         _internal.kernels.attract_repel _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root
@@ -96,20 +96,24 @@ ELSEWHERE: dict[str, str] = {
         course.nb10_imagenet_full_scale.days course.nb10_imagenet_full_scale.memory course.photographs.photographs course.results
         course.say course.show
     """,
-    "figures: tests/test_viz*.py give each of them wrong shapes, NaN and nothing": """
-        viz.animation.film viz.animation.frames viz.artists.arrow_key viz.artists.arrows viz.artists.bottom_legend
-        viz.artists.color_bar viz.artists.contours viz.artists.legend_entry viz.artists.paths viz.artists.plane viz.artists.points
-        viz.artists.side_legend viz.artists.square_limits viz.artists.squares viz.artists.velocity_field
-        viz.coverage.neighbourhoods viz.errors.curves viz.errors.plane_maps viz.exact.fields_figure viz.features.feature_maps
-        viz.features.paired_differences viz.features.profiles viz.features.similarity_maps viz.features.spreading
-        viz.fields.field_error viz.fields.point_samples viz.fields.trajectories viz.fields.velocity_fields
-        viz.marginals.conditional_velocities viz.marginals.path_coefficients viz.marginals.scalar_maps viz.marginals.snapshots
-        viz.marginals.spacetime viz.matching.pairings viz.matching.regression_slice viz.pictures.image_grid
-        viz.pictures.perturbation_gallery viz.repulsion.attract_repel viz.repulsion.channel_stems viz.repulsion.class_paths
-        viz.repulsion.loss_bowls viz.repulsion.negative_distances viz.results.heatmap viz.results.method_bars
-        viz.results.quality_vs_steps viz.results.training_curves viz.style.as_array viz.style.as_tensor viz.style.frame
-        viz.style.new_figure viz.style.panels viz.style.styled viz.style.text_width viz.style.to_png viz.tokens.table_map
-        viz.tokens.token_maps
+    "figures: tests/test_viz*.py and test_figures*.py give each of them wrong shapes, NaN and nothing": """
+        course.figures.coverage.neighbourhoods course.figures.features.feature_maps
+        course.figures.features.paired_differences course.figures.features.profiles
+        course.figures.features.similarity_maps course.figures.features.spreading course.figures.maps.plane_maps
+        course.figures.maps.scalar_maps course.figures.marginals.conditional_velocities
+        course.figures.marginals.path_coefficients course.figures.marginals.snapshots
+        course.figures.marginals.spacetime course.figures.matching.pairings course.figures.matching.regression_slice
+        course.figures.repulsion.attract_repel course.figures.repulsion.channel_stems
+        course.figures.repulsion.class_paths course.figures.repulsion.loss_bowls
+        course.figures.repulsion.negative_distances course.figures.tokens.table_map course.figures.tokens.token_maps
+        viz.artists.arrow_key viz.artists.arrows viz.artists.bottom_legend viz.artists.color_bar viz.artists.contours
+        viz.artists.foot viz.artists.legend viz.artists.legend_entry viz.artists.paths viz.artists.plane
+        viz.artists.points viz.artists.side_legend viz.artists.square_limits viz.artists.squares
+        viz.exact.fields_figure viz.fields.field_error viz.fields.point_samples viz.fields.trajectories
+        viz.fields.velocity_fields viz.lines.curves viz.lines.pair_of viz.lines.running_mean viz.lines.training_curves
+        viz.pictures.image_grid viz.pictures.perturbation_gallery viz.results.method_bars viz.results.quality_vs_steps
+        viz.style.as_array viz.style.as_tensor viz.style.frame viz.style.method_color viz.style.named
+        viz.style.new_figure viz.style.panels viz.style.plain viz.style.styled viz.style.text_width viz.style.to_png
     """,
     "explorers: tests/test_widgets.py moves every slider to its ends": """
         widgets._divergence.divergence widgets._exact_field.exact_field widgets._features.features widgets._guidance.guidance

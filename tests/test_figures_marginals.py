@@ -14,6 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.quiver import Quiver
 
 from cfm_lite import theory, viz
+from cfm_lite.course import figures
 from cfm_lite.data import toy
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import COSINE, LINEAR, VP
@@ -48,20 +49,20 @@ def size(x: torch.Tensor) -> torch.Tensor:
 
 
 BUILDERS: dict[str, Callable[[], viz.Picture]] = {
-    "path_coefficients": lambda: viz.path_coefficients([LINEAR, COSINE, VP]),
-    "snapshots": lambda: viz.snapshots(states(), TS, density=log_density),
-    "snapshots, plain": lambda: viz.snapshots(states(), TS, at=(0, 1), followed=0),
-    "conditional_velocities": lambda: viz.conditional_velocities(
+    "path_coefficients": lambda: figures.path_coefficients([LINEAR, COSINE, VP]),
+    "snapshots": lambda: figures.snapshots(states(), TS, density=log_density),
+    "snapshots, plain": lambda: figures.snapshots(states(), TS, at=(0, 1), followed=0),
+    "conditional_velocities": lambda: figures.conditional_velocities(
         *pairs(), pairs()[1] - pairs()[0], [0.2, 0.0], 0.5, exact=[1.0, 0.5], data=pairs()[1]
     ),
-    "spacetime": lambda: viz.spacetime(
+    "spacetime": lambda: figures.spacetime(
         {"straight lines": states()[..., 0], "others": states()[..., 1]}, TS, density=log_density_on_a_line, shown=7
     ),
-    "scalar_maps": lambda: viz.scalar_maps(
+    "scalar_maps": lambda: figures.scalar_maps(
         {"$t$ = 0": size, "$t$ = 1": size}, LIMITS, label="distance from 0,\nunits of $x$", n=31, states=states(),
         densities={"$t$ = 0": lambda x: log_density(x, 0.0), "$t$ = 1": lambda x: log_density(x, 1.0)},
     ),
-    "scalar_maps, plain": lambda: viz.scalar_maps({"one": size}, LIMITS, label="distance", n=11),
+    "scalar_maps, plain": lambda: figures.scalar_maps({"one": size}, LIMITS, label="distance", n=11),
 }  # fmt: skip
 every_figure = pytest.mark.parametrize("name", list(BUILDERS))
 
@@ -149,21 +150,21 @@ def test_scalar_maps_share_one_scale_from_zero_and_are_white_where_nothing_is() 
 
 
 BAD = {
-    "no path": (lambda: viz.path_coefficients([]), "list of Paths"),
-    "a name of a path": (lambda: viz.path_coefficients(["linear"]), "list of Paths"),  # type: ignore[list-item]
-    "times that do not fit": (lambda: viz.snapshots(states(), TS[:3]), "3 times for 5 states"),
-    "a time at which nothing is known": (lambda: viz.snapshots(states(), TS, at=(0, 0.3)), r"at holds \[0.3\]"),
-    "NaN": (lambda: viz.snapshots(states() * math.nan, TS), "NaN"),
-    "points on a line": (lambda: viz.snapshots(states()[..., :1], TS), "must be"),
-    "velocities that do not fit": (lambda: viz.conditional_velocities(*pairs(), pairs()[0][:3], [0, 0], 0.5), "u has shape"),
-    "a place in three dimensions": (lambda: viz.conditional_velocities(*pairs(), pairs()[0], [0, 0, 0], 0.5), "place"),
-    "a late time": (lambda: viz.conditional_velocities(*pairs(), pairs()[0], [0, 0], 1.5), "t is 1.5"),
-    "no bundles": (lambda: viz.spacetime({}, TS), "pass a dict"),
-    "a bundle of other times": (lambda: viz.spacetime({"a": torch.zeros(3, 2)}, TS), "must be"),
-    "no maps": (lambda: viz.scalar_maps({}, LIMITS, label="a"), "pass a dict"),
-    "densities of other maps": (lambda: viz.scalar_maps({"a": size}, LIMITS, label="a", densities={"b": size}), "own density"),
-    "signed numbers": (lambda: viz.scalar_maps({"a": lambda x: x[:, 0]}, LIMITS, label="a", n=11), "at least 0"),
-    "no square": (lambda: viz.scalar_maps({"a": size}, (0, 1, 0, 2), label="a"), "square"),
+    "no path": (lambda: figures.path_coefficients([]), "list of Paths"),
+    "a name of a path": (lambda: figures.path_coefficients(["linear"]), "list of Paths"),  # type: ignore[list-item]
+    "times that do not fit": (lambda: figures.snapshots(states(), TS[:3]), "3 times for 5 states"),
+    "a time at which nothing is known": (lambda: figures.snapshots(states(), TS, at=(0, 0.3)), r"at holds \[0.3\]"),
+    "NaN": (lambda: figures.snapshots(states() * math.nan, TS), "NaN"),
+    "points on a line": (lambda: figures.snapshots(states()[..., :1], TS), "must be"),
+    "velocities that do not fit": (lambda: figures.conditional_velocities(*pairs(), pairs()[0][:3], [0, 0], 0.5), "u has shape"),
+    "a place in three dimensions": (lambda: figures.conditional_velocities(*pairs(), pairs()[0], [0, 0, 0], 0.5), "place"),
+    "a late time": (lambda: figures.conditional_velocities(*pairs(), pairs()[0], [0, 0], 1.5), "t is 1.5"),
+    "no bundles": (lambda: figures.spacetime({}, TS), "pass a dict"),
+    "a bundle of other times": (lambda: figures.spacetime({"a": torch.zeros(3, 2)}, TS), "must be"),
+    "no maps": (lambda: figures.scalar_maps({}, LIMITS, label="a"), "pass a dict"),
+    "densities of other maps": (lambda: figures.scalar_maps({"a": size}, LIMITS, label="a", densities={"b": size}), "own density"),
+    "signed numbers": (lambda: figures.scalar_maps({"a": lambda x: x[:, 0]}, LIMITS, label="a", n=11), "at least 0"),
+    "no square": (lambda: figures.scalar_maps({"a": size}, (0, 1, 0, 2), label="a"), "square"),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from cfm_lite import viz
+from cfm_lite.course import figures
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import sincos_2d
 from tests.drawn import texts_of
@@ -30,22 +31,22 @@ def weights(n: int = 16) -> torch.Tensor:
 
 MAPS = {f"head {k}": weights() for k in range(1, 5)}
 BUILDERS: dict[str, Callable[[], viz.Picture]] = {
-    "patches": lambda: viz.patches(image(), 2),
-    "patches, four": lambda: viz.patches(image(28), 14),
-    "table_map": lambda: viz.table_map(
+    "patches": lambda: figures.patches(image(), 2),
+    "patches, four": lambda: figures.patches(image(28), 14),
+    "table_map": lambda: figures.table_map(
         sincos_2d(96, 4),
         xlabel="number in the vector",
         ylabel="token",
         parts=["column: sin, cos", "row: sin, cos"],
     ),
-    "table_map, times": lambda: viz.table_map(
+    "table_map, times": lambda: figures.table_map(
         torch.randn(41, 6),
         xlabel="feature",
         ylabel="time t",
         yticks={0: "0 (noise)", 40: "1 (data)"},
     ),
-    "token_maps": lambda: viz.token_maps(MAPS, queries=5, image=image()),
-    "token_maps, three": lambda: viz.token_maps(
+    "token_maps": lambda: figures.token_maps(MAPS, queries=5, image=image()),
+    "token_maps, three": lambda: figures.token_maps(
         {f"token {q}": weights(256) for q in (0, 136, 245)},
         queries=[0, 136, 245],
         label="cosine",
@@ -136,24 +137,24 @@ def test_maps_share_one_scale_and_frame_the_query() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: viz.patches(image(), 3), "multiple"),
-        (lambda: viz.patches(image(), 0), "patch_size"),
-        (lambda: viz.patches(torch.zeros(3, 8, 8), 2), "one channel"),
-        (lambda: viz.patches(torch.full((1, 8, 8), math.nan), 2), "NaN"),
-        (lambda: viz.table_map(torch.zeros(3), xlabel="x", ylabel="y"), "shape"),
+        (lambda: figures.patches(image(), 3), "multiple"),
+        (lambda: figures.patches(image(), 0), "patch_size"),
+        (lambda: figures.patches(torch.zeros(3, 8, 8), 2), "one channel"),
+        (lambda: figures.patches(torch.full((1, 8, 8), math.nan), 2), "NaN"),
+        (lambda: figures.table_map(torch.zeros(3), xlabel="x", ylabel="y"), "shape"),
         (
-            lambda: viz.table_map(torch.zeros(3, 5), xlabel="x", ylabel="y", parts=["a", "b"]),
+            lambda: figures.table_map(torch.zeros(3, 5), xlabel="x", ylabel="y", parts=["a", "b"]),
             "equal parts",
         ),
-        (lambda: viz.token_maps({}), "without entries"),
-        (lambda: viz.token_maps({"head": torch.zeros(15)}), "square number"),
+        (lambda: figures.token_maps({}), "without entries"),
+        (lambda: figures.token_maps({"head": torch.zeros(15)}), "square number"),
         (
-            lambda: viz.token_maps({"head": torch.zeros(16), "other": torch.zeros(9)}),
+            lambda: figures.token_maps({"head": torch.zeros(16), "other": torch.zeros(9)}),
             "square number",
         ),
-        (lambda: viz.token_maps({"head": torch.zeros(16)}, queries=16), "queries"),
-        (lambda: viz.token_maps(MAPS, queries=[1, 2]), "queries"),
-        (lambda: viz.token_maps({"head": torch.full((16,), math.inf)}), "NaN or infinite"),
+        (lambda: figures.token_maps({"head": torch.zeros(16)}, queries=16), "queries"),
+        (lambda: figures.token_maps(MAPS, queries=[1, 2]), "queries"),
+        (lambda: figures.token_maps({"head": torch.full((16,), math.inf)}), "NaN or infinite"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(build: Callable[[], viz.Picture], message: str) -> None:

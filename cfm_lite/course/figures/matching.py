@@ -12,19 +12,17 @@ import numpy as np
 from matplotlib.collections import LineCollection
 
 from cfm_lite._internal.checks import check_count, check_number
-from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Limits, Velocity
 from cfm_lite.viz.style import (
     DATA,
-    METHOD_STYLES,
-    MODEL,
     NOISE,
-    TRUTH,
     Picture,
     as_array,
     as_tensor,
+    method_color,
     method_title,
+    named,
     new_figure,
     styled,
 )
@@ -43,11 +41,7 @@ def regression_slice(
     % of the places lie. Raises ConfigError for NaN, for shapes that do not fit, for a time outside
     [0, 1] and for an empty mapping.
     """
-    if not isinstance(fields, Mapping) or not fields:
-        raise ConfigError(
-            f"fields is {type(fields).__name__} without entries or names; pass a dict such as "
-            f"{{'truth': velocity}}."
-        )
+    named("fields", fields, "{'truth': velocity}")
     x = as_array("x", x, None)
     u = as_array("u", u, len(x))
     t = check_number("t", t, 0, 1)
@@ -60,23 +54,11 @@ def regression_slice(
     grid = np.linspace(low, high, check_count("n", n, 2))[:, None]
     time = as_tensor(np.full(len(grid), t))
     for name, field in fields.items():
-        color = (
-            TRUTH
-            if name == "truth"
-            else METHOD_STYLES[name].color
-            if name in METHOD_STYLES
-            else MODEL
-        )
         value = as_array(f"fields[{name!r}]", field(as_tensor(grid), time), len(grid), 1)[:, 0]
         label = "exact conditional mean" if name == "truth" else method_title(name)
-        panel.plot(
-            grid[:, 0],
-            value,
-            color=color,
-            linewidth=2.4,
-            linestyle="-" if name == "truth" else "--",
-            label=label,
-        )
+        line = "-" if name == "truth" else "--"
+        look: dict[str, Any] = {"color": method_color(name), "linestyle": line, "label": label}
+        panel.plot(grid[:, 0], value, linewidth=2.4, **look)
     panel.set(xlabel=f"place $x_t$ at $t$ = {t:g}", ylabel="velocity, per unit of $t$")
     figure.legend(loc="outside right upper", handlelength=2.2, labelspacing=0.8)
     return figure
@@ -92,14 +74,9 @@ def pairings(
     The title gives the mean squared length over all B pairs; the first `shown` are drawn. Raises
     ConfigError for NaN, for shapes that differ and for an empty mapping.
     """
-    if not isinstance(couplings, Mapping) or not couplings:
-        raise ConfigError(
-            f"couplings is {type(couplings).__name__} without entries or names; pass a dict such "
-            f"as {{'OT': (x0, x1)}}."
-        )
     check_count("shown", shown)
     pairs = {}
-    for name, (x0, x1) in couplings.items():
+    for name, (x0, x1) in named("couplings", couplings, "{'OT': (x0, x1)}").items():
         start = as_array(f"couplings[{name!r}][0]", x0, None, 2)
         pairs[name] = np.stack(
             [start, as_array(f"couplings[{name!r}][1]", x1, len(start), 2)]
@@ -124,5 +101,5 @@ def pairings(
         artists.points(panel, pair[0, :shown], color=NOISE, size=13, zorder=2)
         artists.points(panel, pair[1, :shown], color=DATA, size=13, zorder=2)
     entries = {"noise $x_0$": artists.legend_entry(NOISE), "data $x_1$": artists.legend_entry(DATA)}
-    artists.bottom_legend(figure, entries, axes[0, 0].get_position().x0, ncols=2)
+    artists.bottom_legend(figure, entries, ncols=2)
     return figure

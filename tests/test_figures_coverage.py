@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cfm_lite import metrics, viz
+from cfm_lite.course import figures
 from cfm_lite.errors import ConfigError
 from tests import test_viz
 
@@ -27,7 +28,7 @@ def clouds() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def picture(monkeypatch: pytest.MonkeyPatch) -> viz.Picture:
-    shown = viz.neighbourhoods(*clouds())
+    shown = figures.neighbourhoods(*clouds())
     monkeypatch.setattr(test_viz, "figure", lambda name: shown)
     test_viz.drawn_texts.cache_clear()
     return shown
@@ -72,4 +73,4 @@ def test_crosses_and_titles_are_those_of_the_metric(picture: viz.Picture) -> Non
 )
 def test_bad_input_is_refused(real: torch.Tensor, fake: torch.Tensor, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        viz.neighbourhoods(real, fake)
+        figures.neighbourhoods(real, fake)

@@ -11,6 +11,7 @@ import torch
 from matplotlib.collections import LineCollection
 
 from cfm_lite import theory, viz
+from cfm_lite.course import figures
 from cfm_lite.errors import ConfigError
 from tests import test_viz
 
@@ -26,16 +27,16 @@ def draws(dim: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 BUILDERS: dict[str, Callable[[], viz.Picture]] = {
-    "regression_slice": lambda: viz.regression_slice(
+    "regression_slice": lambda: figures.regression_slice(
         draws(1)[0][:, 0],
         draws(1)[1][:, 0],
         {"truth": LINE.velocity, "fm": lambda x, t: 0 * x, "a line": lambda x, t: x},
         0.5,
     ),
-    "pairings": lambda: viz.pairings(
+    "pairings": lambda: figures.pairings(
         {"independent": draws(2), "another": draws(2)[::-1]}, shown=20
     ),
-    "pairings, one": lambda: viz.pairings({"independent": draws(2)}),
+    "pairings, one": lambda: figures.pairings({"independent": draws(2)}),
 }
 every_figure = pytest.mark.parametrize("name", list(BUILDERS))
 
@@ -92,19 +93,22 @@ def test_pairings_share_limits_draw_what_is_shown_and_measure_all() -> None:
 
 
 BAD = {
-    "no fields": (lambda: viz.regression_slice([0.0], [0.0], {}, 0.5), "pass a dict"),
+    "no fields": (lambda: figures.regression_slice([0.0], [0.0], {}, 0.5), "pass a dict"),
     "targets that do not fit": (
-        lambda: viz.regression_slice([0.0, 1.0], [0.0], {"truth": LINE.velocity}, 0.5),
+        lambda: figures.regression_slice([0.0, 1.0], [0.0], {"truth": LINE.velocity}, 0.5),
         "u has shape",
     ),
-    "NaN": (lambda: viz.regression_slice([0.0], [math.nan], {"truth": LINE.velocity}, 0.5), "NaN"),
+    "NaN": (
+        lambda: figures.regression_slice([0.0], [math.nan], {"truth": LINE.velocity}, 0.5),
+        "NaN",
+    ),
     "a late time": (
-        lambda: viz.regression_slice([0.0], [0.0], {"truth": LINE.velocity}, 2),
+        lambda: figures.regression_slice([0.0], [0.0], {"truth": LINE.velocity}, 2),
         "t is 2",
     ),
-    "no couplings": (lambda: viz.pairings({}), "pass a dict"),
-    "pairs on a line": (lambda: viz.pairings({"a": draws(1)}), "must be"),
-    "unequal pairs": (lambda: viz.pairings({"a": (draws(2)[0], draws(2)[1][:3])}), "must be"),
+    "no couplings": (lambda: figures.pairings({}), "pass a dict"),
+    "pairs on a line": (lambda: figures.pairings({"a": draws(1)}), "must be"),
+    "unequal pairs": (lambda: figures.pairings({"a": (draws(2)[0], draws(2)[1][:3])}), "must be"),
 }
 
 

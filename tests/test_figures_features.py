@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from cfm_lite import losses, viz
+from cfm_lite.course import figures
 from cfm_lite.errors import ConfigError
 from tests.drawn import texts_of
 
@@ -57,33 +58,33 @@ RUNS = {
     "InfoNCE": torch.stack([features(1, 8, 2), 2 * features(1, 8, 2)]),
 }
 BUILDERS: dict[str, Callable[[], viz.Picture]] = {
-    "similarity_maps": lambda: viz.similarity_maps(
+    "similarity_maps": lambda: figures.similarity_maps(
         {"fm": cosines(features()), "dispersive": cosines(features(1))}, LABELS
     ),
-    "similarity_maps, positive": lambda: viz.similarity_maps(
+    "similarity_maps, positive": lambda: figures.similarity_maps(
         {"fm": cosines(features()).abs()}, LABELS, label="nearness"
     ),
-    "feature_maps": lambda: viz.feature_maps(
+    "feature_maps": lambda: figures.feature_maps(
         {"fm": features(0, 30, 2), "dispersive": 50 * features(1, 30, 2)}, LABELS
     ),
-    "feature_maps, five": lambda: viz.feature_maps(
+    "feature_maps, five": lambda: figures.feature_maps(
         {f"network {i}": features(i, 30, 2) for i in range(5)}, LABELS
     ),
-    "feature_maps, times": lambda: viz.feature_maps(
+    "feature_maps, times": lambda: figures.feature_maps(
         {"fm": features(0, 30, 2)}, LABELS, meaning="time t, in tenths", ordered=True
     ),
-    "spreading": lambda: viz.spreading(RUNS, circle=1.0),
-    "profiles": lambda: viz.profiles(LINES, xlabel="after block"),
-    "profiles, curves": lambda: viz.profiles(
+    "spreading": lambda: figures.spreading(RUNS, circle=1.0),
+    "profiles": lambda: figures.profiles(LINES, xlabel="after block"),
+    "profiles, curves": lambda: figures.profiles(
         {"norm": {"fm": (np.arange(50), np.arange(50.0))}}, xlabel="step", whole=False
     ),
-    "profiles, smooth": lambda: viz.profiles(
+    "profiles, smooth": lambda: figures.profiles(
         {"loss": {"fm": (np.arange(50), np.arange(50.0)), "my run": (np.arange(50), np.ones(50))}},
         xlabel="step",
         whole=False,
         smooth=5,
     ),
-    "paired_differences": lambda: viz.paired_differences(
+    "paired_differences": lambda: figures.paired_differences(
         GROUPS, xlabel="Fréchet distance minus that of FM"
     ),
 }
@@ -129,7 +130,7 @@ def test_no_two_texts_overlap(name: str) -> None:
 
 def test_similarity_maps_sort_the_rows_by_class_and_share_one_scale() -> None:
     matrix = cosines(features())
-    picture = viz.similarity_maps({"fm": matrix, "dispersive": matrix}, LABELS)
+    picture = figures.similarity_maps({"fm": matrix, "dispersive": matrix}, LABELS)
     first, second = (axes.collections[0] for axes in picture.axes[:2])
     order = np.argsort(LABELS.numpy(), kind="stable")
     assert np.allclose(
@@ -204,40 +205,40 @@ def test_only_an_interval_without_zero_gets_a_filled_dot() -> None:
             filled[round(float(line.get_xdata()[0]), 2)] = line.get_markerfacecolor() != "white"
     assert filled == {-0.3: True, 0.2: False, 0.4: True, 0.1: False}
     assert "better" in axes.get_title(loc="left")
-    turned = viz.paired_differences(GROUPS, xlabel="accuracy", good="higher").axes[0]
+    turned = figures.paired_differences(GROUPS, xlabel="accuracy", good="higher").axes[0]
     assert "worse" in turned.get_title(loc="left")
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: viz.similarity_maps({}, LABELS), "without entries"),
-        (lambda: viz.similarity_maps({"fm": torch.full((30, 30), math.nan)}, LABELS), "NaN"),
-        (lambda: viz.similarity_maps({"fm": torch.zeros(30, 4)}, LABELS), "shape"),
+        (lambda: figures.similarity_maps({}, LABELS), "without entries"),
+        (lambda: figures.similarity_maps({"fm": torch.full((30, 30), math.nan)}, LABELS), "NaN"),
+        (lambda: figures.similarity_maps({"fm": torch.zeros(30, 4)}, LABELS), "shape"),
         (
-            lambda: viz.similarity_maps({"fm": torch.eye(30), "other": torch.eye(20)}, LABELS),
+            lambda: figures.similarity_maps({"fm": torch.eye(30), "other": torch.eye(20)}, LABELS),
             "same rows",
         ),
-        (lambda: viz.similarity_maps({"fm": torch.eye(30)}, LABELS[:3]), "labels"),
-        (lambda: viz.similarity_maps({"fm": torch.eye(30)}, LABELS, limit=0), "limit"),
-        (lambda: viz.feature_maps({"fm": features()}, LABELS), "shape"),
-        (lambda: viz.feature_maps({"fm": features(0, 30, 2)}, LABELS + 5), "numeral"),
-        (lambda: viz.spreading({"hinge": features()}), "shape"),
-        (lambda: viz.spreading({}), "without entries"),
-        (lambda: viz.profiles({}, xlabel="block"), "no quantity"),
+        (lambda: figures.similarity_maps({"fm": torch.eye(30)}, LABELS[:3]), "labels"),
+        (lambda: figures.similarity_maps({"fm": torch.eye(30)}, LABELS, limit=0), "limit"),
+        (lambda: figures.feature_maps({"fm": features()}, LABELS), "shape"),
+        (lambda: figures.feature_maps({"fm": features(0, 30, 2)}, LABELS + 5), "numeral"),
+        (lambda: figures.spreading({"hinge": features()}), "shape"),
+        (lambda: figures.spreading({}), "without entries"),
+        (lambda: figures.profiles({}, xlabel="block"), "no quantity"),
         (
-            lambda: viz.profiles({"norm": {"fm": ((1, 2), (1.0,))}}, xlabel="block"),
+            lambda: figures.profiles({"norm": {"fm": ((1, 2), (1.0,))}}, xlabel="block"),
             "one y for every x",
         ),
-        (lambda: viz.profiles(LINES, xlabel="block", smooth=0), "smooth"),
-        (lambda: viz.paired_differences({"hinge": []}, xlabel="x"), "no rows"),
+        (lambda: figures.profiles(LINES, xlabel="block", smooth=0), "smooth"),
+        (lambda: figures.paired_differences({"hinge": []}, xlabel="x"), "no rows"),
         (
-            lambda: viz.paired_differences(
+            lambda: figures.paired_differences(
                 {"hinge": [difference("fm", math.nan, 0, 1)]}, xlabel="x"
             ),
             "NaN",
         ),
-        (lambda: viz.paired_differences(GROUPS, xlabel="x", good="left"), "good"),
+        (lambda: figures.paired_differences(GROUPS, xlabel="x", good="left"), "good"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(build: Callable[[], viz.Picture], message: str) -> None:
@@ -248,7 +249,7 @@ def test_what_cannot_be_drawn_is_refused(build: Callable[[], viz.Picture], messa
 def test_the_arrays_and_the_global_state_stay_as_they_were() -> None:
     matrix = cosines(features())
     before, state = matrix.clone(), torch.get_rng_state()
-    viz.to_png(viz.similarity_maps({"fm": matrix}, LABELS))
+    viz.to_png(figures.similarity_maps({"fm": matrix}, LABELS))
     assert torch.equal(matrix, before)
     assert torch.equal(torch.get_rng_state(), state)
     assert losses.dispersive(features()) < 0

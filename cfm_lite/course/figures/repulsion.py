@@ -15,25 +15,27 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from cfm_lite._internal.checks import check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
-from cfm_lite.viz.artists import Limits, legend_entry
+from cfm_lite.viz.artists import Limits, legend, legend_entry
 from cfm_lite.viz.style import (
     ATTRACT,
     DATA,
     DATA_OTHER,
     DIVERGING,
-    METHOD_STYLES,
     MODEL,
     REPEL,
     TRUTH,
     Picture,
     as_array,
+    method_color,
     method_title,
+    named,
     panels,
+    plain,
     styled,
 )
 
@@ -61,15 +63,6 @@ _SPACES = {
     "latent": ("#F2A66E", "s"),
     "image": ("#7F3700", "^"),
 }  # shades of what repels
-
-
-def _named(name: str, mapping: Any, example: str) -> Mapping[str, Any]:
-    if not isinstance(mapping, Mapping) or not mapping:
-        raise ConfigError(
-            f"{name} is {type(mapping).__name__} without entries or names; pass a dict such as "
-            f"{example}."
-        )
-    return mapping
 
 
 @styled
@@ -143,9 +136,7 @@ def loss_bowls(
         "wrong velocity $u_{-}$": legend_entry(REPEL, "X", markersize=8),
         "lowest loss $v^*$": legend_entry(MODEL, "o", markersize=8),
     }
-    artists.bottom_legend(
-        figure, entries, axes[0, 0].get_position().x0, ncols=3 if len(weights) > 1 else 1
-    )
+    artists.bottom_legend(figure, entries, ncols=3 if len(weights) > 1 else 1)
     return figure
 
 
@@ -189,7 +180,7 @@ def attract_repel(
     weight = check_number("weight", weight, 0, 1, open_high=True)
     triples = {
         title: _triple(title, triple)
-        for title, triple in _named("panels", panels_by_title, "{'title': (x, u, u_neg)}").items()
+        for title, triple in named("panels", panels_by_title, "{'title': (x, u, u_neg)}").items()
     }
     pushes = {
         title: weight / (1 - weight) * (u - u_neg) for title, (_, u, u_neg) in triples.items()
@@ -272,13 +263,13 @@ def class_paths(
     ts = as_array("ts", ts, None)
     runs = {
         name: as_array(f"runs[{name!r}]", run, 2, len(ts), None)
-        for name, run in _named("runs", runs, "{'fm': heights}").items()
+        for name, run in named("runs", runs, "{'fm': heights}").items()
     }
     figure, axes = panels(
         1, len(runs), width=max(5.0, 1.2 + 3.3 * len(runs)), height=4.0, sharey=True
     )
     for panel, (name, run) in zip(axes[0], runs.items()):
-        color = METHOD_STYLES[name].color if name in METHOD_STYLES else TRUTH
+        color = method_color(name, TRUTH)
         for heights, shade in zip(run, _CLASS_COLORS):
             panel.plot(ts, heights[:, :shown], color=shade, linewidth=0.7, alpha=0.55)
         for heights, shade in zip(run, _CLASS_COLORS):
@@ -304,7 +295,7 @@ def class_paths(
         )
     axes[0, 0].set_ylabel(label)
     entries = {f"class {c}": legend_entry(shade, "-") for c, shade in enumerate(_CLASS_COLORS)}
-    figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=2)
+    legend(figure, entries, "outside lower left", ncols=2)
     note = "Thin: particles; thick: their mean" + (
         "; double arrow: the gap of the means." if len(runs) > 1 else "."
     )
@@ -323,7 +314,7 @@ def negative_distances(
     "latent" or "image"; `reference` names up to two values for dashed lines, such as {"another
     image": 2.9}. Raises ConfigError for NaN, negative values and other spaces.
     """
-    table = _named("table", table, "{'cutmix': {'velocity': 0.5}}")
+    table = named("table", table, "{'cutmix': {'velocity': 0.5}}")
     figure, ((panel,),) = panels(1, 1, width=8.0, height=1.5 + 0.42 * len(table))
     for row, (name, places) in enumerate(table.items()):
         unknown = set(places) - set(_SPACES)
@@ -370,9 +361,7 @@ def negative_distances(
     )
     panel.invert_yaxis()
     panel.grid(False, axis="y")
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside right upper", labelspacing=0.8
-    )
+    legend(figure, handles, "outside right upper", labelspacing=0.8)
     return figure
 
 
@@ -385,13 +374,13 @@ def channel_stems(values: Mapping[str, Any], *, ylabel: str = "velocity of the c
     hollow green marks. All panels share their axes. Raises ConfigError for NaN and for vectors of
     different length.
     """
-    names = list(_named("values", values, "{'fm': m}"))
+    names = list(named("values", values, "{'fm': m}"))
     base = as_array(f"values[{names[0]!r}]", values[names[0]], None)
     vectors = {name: as_array(f"values[{name!r}]", values[name], len(base)) for name in names}
     figure, axes = panels(1, len(vectors), width=0.8 + 2.9 * len(vectors), height=3.4, sharey=True)
     place = np.arange(1, len(base) + 1)
     for panel, (name, v) in zip(axes[0], vectors.items()):
-        color = METHOD_STYLES[name].color if name in METHOD_STYLES else MODEL
+        color = method_color(name)
         panel.axhline(v.mean(), color=TRUTH, linestyle="--", linewidth=1.3)
         panel.vlines(place, v.mean(), v, color=color, linewidth=3)
         panel.plot(
@@ -407,9 +396,7 @@ def channel_stems(values: Mapping[str, Any], *, ylabel: str = "velocity of the c
         panel.set_title(method_title(name), loc="left")
         panel.set(xlabel="channel", xlim=(0.4, len(base) + 0.6))
         panel.xaxis.set_major_locator(MultipleLocator(1))
-        panel.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        )
+        panel.yaxis.set_major_formatter(plain)
     axes[0, 0].set_ylabel(ylabel)
     entries = {
         "mean over the channels": legend_entry(TRUTH, "--"),
@@ -417,5 +404,5 @@ def channel_stems(values: Mapping[str, Any], *, ylabel: str = "velocity of the c
             ATTRACT, markerfacecolor="none", markeredgecolor=ATTRACT, markersize=8
         ),
     }
-    figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=2)
+    legend(figure, entries, "outside lower left", ncols=2)
     return figure

@@ -1,4 +1,5 @@
-"""From noise to data, seen at several times:  x_t = alpha(t) x1 + sigma(t) x0,  its law p_t, and the velocities that meet in one place.
+"""From noise to data, seen at several times: x_t = alpha(t) x1 + sigma(t) x0, its distribution
+p_t, and the velocities that meet in one place.
 
 Convention: t = 0 is noise (grey), t = 1 is data (blue), and a point of x_t takes the colour of its
 mixture. What is exact is black.
@@ -18,21 +19,23 @@ from cfm_lite._internal.checks import check_count, check_number
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import Path
 from cfm_lite.viz import artists
-from cfm_lite.viz.artists import Density, Limits
+from cfm_lite.viz.artists import Limits
 from cfm_lite.viz.style import (
     ATTRACT,
     DATA,
+    DATA_OTHER,
     NOISE,
     TRUTH,
     Picture,
     as_array,
     as_tensor,
     frame,
+    named,
     panels,
     styled,
 )
 
-__all__ = ["conditional_velocities", "path_coefficients", "scalar_maps", "snapshots", "spacetime"]
+__all__ = ["conditional_velocities", "path_coefficients", "snapshots", "spacetime"]
 
 TimedDensity = Callable[[Tensor, float], Tensor]  # (x (B, D), t) -> log density (B,)
 SHADE = LinearSegmentedColormap.from_list("cfm_shade", ["#ffffff", "#cfe3f1", "#8fc1e0", "#4a98c9"])
@@ -136,8 +139,7 @@ def snapshots(
                 states[k, :followed],
                 color=time_color(t),
                 size=24,
-                edgecolors="white",
-                linewidths=0.6,
+                rim=0.6,
                 zorder=4,
             )
         if density:
@@ -145,11 +147,8 @@ def snapshots(
                 panel, artists.density_map(lambda x, t=t: density(x, t), limits), limits
             )
     if density:
-        artists.bottom_legend(figure, _DENSITY, axes[0, 0].get_position().x0, ncols=1)
+        artists.bottom_legend(figure, artists.CONTOURS, ncols=1)
     return figure
-
-
-_DENSITY = {"exact density: 50 % and 95 % lie inside": artists.legend_entry(TRUTH, "-")}
 
 
 @styled
@@ -217,7 +216,7 @@ def _draw_passing(
     panel: Axes, x0: np.ndarray, x1: np.ndarray, place: np.ndarray, data: Any
 ) -> None:
     if data is not None:
-        artists.points(panel, data, color="#a9cde3", size=4, alpha=0.5, zorder=1)
+        artists.points(panel, data, color=DATA_OTHER, size=4, alpha=0.5, zorder=1)
     lines = LineCollection(
         list(np.stack([x0, x1], axis=1)), colors="#8a8a8a", linewidths=0.6, alpha=0.35, zorder=1.5
     )
@@ -238,16 +237,11 @@ def spacetime(
     at every time. At most `shown` ways are drawn. Raises ConfigError for NaN, for shapes that do
     not fit and for an empty mapping.
     """
-    if not isinstance(bundles, Mapping) or not bundles:
-        raise ConfigError(
-            f"bundles is {type(bundles).__name__} without entries or names; pass a dict such as "
-            f"{{'exact paths': states}}."
-        )
     ts = as_array("ts", ts, None)
     shown = check_count("shown", shown)
     states = {
         name: as_array(f"bundles[{name!r}]", x, len(ts), None)[:, :shown]
-        for name, x in bundles.items()
+        for name, x in named("bundles", bundles, "{'exact paths': states}").items()
     }
     everything = np.concatenate([x.ravel() for x in states.values()])
     pad = 0.06 * (everything.max() - everything.min())
@@ -271,24 +265,9 @@ def spacetime(
                 zorder=0,
             )
         panel.plot(ts, x, color=TRUTH, linewidth=0.9, alpha=0.6, zorder=2)
-        panel.plot(
-            np.full(x.shape[1], ts[0]),
-            x[0],
-            "o",
-            color=NOISE,
-            markersize=4.5,
-            clip_on=False,
-            zorder=3,
-        )
-        panel.plot(
-            np.full(x.shape[1], ts[-1]),
-            x[-1],
-            "o",
-            color=DATA,
-            markersize=4.5,
-            clip_on=False,
-            zorder=3,
-        )
+        dot = {"markersize": 4.5, "clip_on": False, "zorder": 3}
+        for k, color in ((0, NOISE), (-1, DATA)):
+            panel.plot(np.full(x.shape[1], ts[k]), x[k], "o", color=color, **dot)
         panel.set(xlabel="time $t$  (0 noise, 1 data)", xlim=(ts[0], ts[-1]), ylim=(low, high))
         panel.set_title(name[:1].upper() + name[1:], loc="left")
         frame(panel)
@@ -299,7 +278,7 @@ def spacetime(
         if density
         else {}
     )
-    figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=3)
+    artists.legend(figure, entries, "outside lower left", ncols=3)
     return figure
 
 
@@ -313,79 +292,3 @@ def _timed_shade(
     x = as_tensor(np.linspace(*limits, n)[:, None])
     columns = [as_array("log density", density(x, float(t)), n) for t in np.linspace(*times, n)]
     return np.stack([np.exp(column - column.max()) for column in columns], axis=1)
-
-
-@styled
-def scalar_maps(
-    maps: Mapping[str, Density],
-    limits: Limits,
-    *,
-    label: str,
-    densities: Mapping[str, Density] | None = None,
-    states: Any = None,
-    n: int = 101,
-) -> Picture:
-    """Maps of numbers >= 0, `maps[name](x (B, 2)) -> (B,)`, a panel each on one colour scale,
-    `label` with its unit beside it.
-
-    `densities[name]`, an exact log density, draws contours and leaves white what holds less than
-    0.5 % of the mass. The colours reach to the value below which 99.5 % of the map lies. Ways
-    `states` (S, B, 2) are drawn over every panel. Raises ConfigError for NaN, for values below 0,
-    for limits that are no square and for an empty mapping.
-    """
-    if not isinstance(maps, Mapping) or not maps:
-        raise ConfigError(
-            f"maps is {type(maps).__name__} without entries or names; pass a dict such as "
-            f"{{'t = 0.5': function}}."
-        )
-    if densities is not None and set(densities) != set(maps):
-        raise ConfigError(
-            f"densities has {sorted(densities)} and maps {sorted(maps)}; every map needs its own "
-            "density, or none has one."
-        )
-    x = artists.grid_points(limits, n)
-    values = {
-        name: as_array(f"maps[{name!r}]", f(as_tensor(x)), len(x)).reshape(n, n)
-        for name, f in maps.items()
-    }
-    below = min(float(value.min()) for value in values.values())
-    if below < -1e-9:
-        raise ConfigError(
-            f"maps go down to {below:.3g}; this figure is for numbers of at least 0. Signed ones "
-            "belong into field_error."
-        )
-    logs = {
-        name: artists.density_map(density, limits) for name, density in (densities or {}).items()
-    }
-    for name in logs:
-        at_x = as_array("log density", (densities or {})[name](as_tensor(x)), len(x)).reshape(n, n)
-        values[name] = np.where(
-            at_x >= artists.mass_levels(logs[name], [0.995])[0], values[name], np.nan
-        )
-    top = float(np.nanquantile(np.stack(list(values.values())), 0.995)) or 1.0
-    figure, axes = artists.squares(
-        1, len(values), limits, right=1.1, bottom=0.9 if densities else 0.5
-    )
-    for panel, (name, value) in zip(axes[0], values.items()):
-        panel.set_title(name, loc="left", pad=6)
-        image = panel.imshow(
-            value,
-            origin="lower",
-            extent=tuple(limits),
-            cmap="magma_r",
-            vmin=0,
-            vmax=top,
-            zorder=0.5,
-        )
-        if states is not None:
-            ways = as_array("states", states, None, None, 2)
-            lines = LineCollection(
-                list(np.moveaxis(ways, 1, 0)), colors=TRUTH, linewidths=0.5, alpha=0.35, zorder=2
-            )
-            panel.add_collection(lines, autolim=False)
-        if name in logs:
-            artists.contours(panel, logs[name], limits)
-    artists.color_bar(figure, image, axes[0, -1], label, extend="max")
-    if densities:
-        artists.bottom_legend(figure, _DENSITY, axes[0, 0].get_position().x0, ncols=1)
-    return figure

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from cfm_lite._internal.checks import check_count
@@ -23,6 +22,7 @@ from cfm_lite.viz.style import (
     Picture,
     as_array,
     frame,
+    named,
     new_figure,
     panels,
     styled,
@@ -172,12 +172,8 @@ def token_maps(
     the same frame. Colours run from 0 (or with `zero=False` from the lowest value) to the largest.
     Raises ConfigError for NaN and for a length that is no square.
     """
-    if not isinstance(maps, Mapping) or not maps:
-        raise ConfigError(
-            f"maps is {type(maps).__name__} without entries; pass a dict such as "
-            f"{{'head 1': weights}}."
-        )
-    arrays = {name: as_array(f"maps[{name!r}]", values, None) for name, values in maps.items()}
+    items = named("maps", maps, "{'head 1': weights}").items()
+    arrays = {name: as_array(f"maps[{name!r}]", values, None) for name, values in items}
     count = len(next(iter(arrays.values())))
     side = math.isqrt(count)
     if side * side != count or any(len(values) != count for values in arrays.values()):
@@ -203,7 +199,7 @@ def token_maps(
     for panel, (name, values), query in zip(shown, arrays.items(), marked):
         drawn = panel.imshow(
             values.reshape(side, side),
-            cmap=_map(),
+            cmap="Purples",
             vmin=low,
             vmax=high or 1.0,
             interpolation="nearest",
@@ -213,10 +209,6 @@ def token_maps(
         _bare(panel)
     figure.colorbar(drawn, ax=list(axes[0]), label=label, shrink=0.9)
     return figure
-
-
-def _map() -> Colormap:
-    return colormaps["Purples"]
 
 
 def _picture(panel: Axes, pixels: np.ndarray, side: int, query: int | None) -> None:

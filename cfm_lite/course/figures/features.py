@@ -20,6 +20,7 @@ from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Limits
+from cfm_lite.viz.lines import pair_of, running_mean
 from cfm_lite.viz.style import (
     DIVERGING,
     METHOD_STYLES,
@@ -31,8 +32,10 @@ from cfm_lite.viz.style import (
     Picture,
     as_array,
     frame,
+    method_color,
     method_style,
     method_title,
+    named,
     panels,
     styled,
 )
@@ -57,12 +60,8 @@ def _batches(features: Mapping[str, Any], width: int | None = None) -> dict[str,
     """Each `features[name]` as an array (B, d), the same B for all; ConfigError for an empty
     mapping, NaN or another shape.
     """
-    if not isinstance(features, Mapping) or not features:
-        raise ConfigError(
-            f"features is {type(features).__name__} without entries; pass a dict such as "
-            f"{{'fm': h}}."
-        )
-    arrays = {name: as_array(f"features[{name!r}]", h, None, width) for name, h in features.items()}
+    items = named("features", features, "{'fm': h}").items()
+    arrays = {name: as_array(f"features[{name!r}]", h, None, width) for name, h in items}
     sizes = {name: len(h) for name, h in arrays.items()}
     if len(set(sizes.values())) > 1:
         raise ConfigError(
@@ -109,7 +108,7 @@ def similarity_maps(
         seaborn.heatmap(matrix[np.ix_(order, order)], ax=panel, **look)
         _class_ticks(panel, classes[order])
         panel.set(xlabel="class of row $j$", ylabel="class of row $i$" if column == 0 else "")
-        panel.set_title(method_title(name), loc="left", color=_color(name))
+        panel.set_title(method_title(name), loc="left", color=method_color(name, TRUTH))
         frame(panel)
     figure.colorbar(
         axes[0, -1].collections[0], ax=list(axes[0]), label=label, shrink=0.85, aspect=24
@@ -126,10 +125,6 @@ def _class_ticks(panel: Axes, ordered: np.ndarray) -> None:
     for edge in first[1:]:
         panel.axhline(edge, color="white", linewidth=0.6)
         panel.axvline(edge, color="white", linewidth=0.6)
-
-
-def _color(name: str) -> str:
-    return METHOD_STYLES[name].color if name in METHOD_STYLES else TRUTH
 
 
 @styled
@@ -175,11 +170,13 @@ def feature_maps(
             ylabel=f"{axis} 2",
         )
         panel.set_aspect("equal")
-        panel.set_title(method_title(name), loc="left", color=_color(name), fontsize=10.5)
+        panel.set_title(
+            method_title(name), loc="left", color=method_color(name, TRUTH), fontsize=10.5
+        )
         frame(panel)
     for panel in axes.flat[len(arrays) :]:
         panel.remove()
-    figure.supxlabel(f"Numerals: the sample's {meaning}.", x=0.01, ha="left", fontsize=9)
+    artists.foot(figure, f"Numerals: the sample's {meaning}.")
     return figure
 
 
@@ -193,14 +190,8 @@ def spreading(
     `circle` draws a circle of that radius about the origin. Raises ConfigError for NaN and other
     shapes.
     """
-    if not isinstance(runs, Mapping) or not runs:
-        raise ConfigError(
-            f"runs is {type(runs).__name__} without entries; pass a dict such as "
-            f"{{'hinge': states}}."
-        )
-    arrays = {
-        name: as_array(f"runs[{name!r}]", states, None, None, 2) for name, states in runs.items()
-    }
+    items = named("runs", runs, "{'hinge': states}").items()
+    arrays = {name: as_array(f"runs[{name!r}]", states, None, None, 2) for name, states in items}
     limits = limits or artists.square_limits(*arrays.values())
     side = min(2.6, 9.6 / len(arrays) - 0.28)
     figure, axes = artists.squares(1, len(arrays), limits, side=side, top=0.45, bottom=0.85)
@@ -218,14 +209,12 @@ def spreading(
                 zorder=1.8,
             )
         artists.points(panel, states[0], color=NOISE, size=13, zorder=2.5)
-        artists.points(
-            panel, states[-1], color=MODEL, size=22, edgecolors="white", linewidths=0.5, zorder=3
-        )
+        artists.points(panel, states[-1], color=MODEL, size=22, rim=0.5, zorder=3)
         panel.set_title(name, loc="left", fontsize=10.5)
         panel.set_xlabel("feature 1")
     axes[0, 0].set_ylabel("feature 2")
     entries = {"start": artists.legend_entry(NOISE), "end": artists.legend_entry(MODEL)}
-    artists.bottom_legend(figure, entries, axes[0, 0].get_position().x0, ncols=2)
+    artists.bottom_legend(figure, entries, ncols=2)
     return figure
 
 
@@ -261,13 +250,8 @@ def profiles(
     )
     handles: dict[str, Any] = {}
     for panel, (quantity, group) in zip(axes[0], lines.items()):
-        for name, (x, y) in group.items():
-            xs, ys = as_array(f"x of {name!r}", x, None), as_array(f"y of {name!r}", y, None)
-            if len(xs) != len(ys):
-                raise ConfigError(
-                    f"lines[{quantity!r}][{name!r}] has {len(xs)} values of x and {len(ys)} of y; "
-                    "give one y for every x."
-                )
+        for name, line in group.items():
+            xs, ys = pair_of(f"lines[{quantity!r}][{name!r}]", line)
             look = looks[name]
             mark = (
                 {"marker": look.marker, "markersize": 6.5, "markeredgecolor": "white"}
@@ -276,7 +260,7 @@ def profiles(
             )
             if smooth > 1:
                 panel.plot(xs, ys, color=look.color, alpha=0.22, linewidth=0.8)
-                ys = _running_mean(ys, smooth)
+                ys = running_mean(ys, smooth)
             (handles[look.label],) = panel.plot(
                 xs, ys, color=look.color, linestyle=look.line, **mark
             )
@@ -286,13 +270,8 @@ def profiles(
         if zero:
             panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
         panel.set(xlabel=xlabel, ylabel=quantity)
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside upper left",
-        ncols=min(len(handles), 4),
-        handlelength=2.6,
-    )
+    columns = min(len(handles), 4)
+    artists.legend(figure, handles, "outside upper left", ncols=columns, handlelength=2.6)
     return figure
 
 
@@ -303,14 +282,6 @@ def _looks(names: Sequence[str]) -> dict[str, MethodStyle]:
     return {name: method_style(name) for name in names if name in METHOD_STYLES} | {
         name: MethodStyle(name, *look) for name, look in zip(others, turns)
     }
-
-
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of each value and its neighbours, `width` in all; fewer near the ends."""
-    window = np.ones(min(width, len(values)))
-    return np.convolve(values, window, mode="same") / np.convolve(
-        np.ones(len(values)), window, mode="same"
-    )
 
 
 @styled
@@ -355,15 +326,9 @@ def paired_differences(
     sides = ("better", "worse") if good == "lower" else ("worse", "better")
     panel.set_title(f"$\\leftarrow$ {sides[0]} than {base}", loc="left", fontsize=10)
     panel.set_title(f"{sides[1]} than {base} $\\rightarrow$", loc="right", fontsize=10)
-    figure.legend(
-        list(seen.values()), [method_style(name).label for name in seen], loc="outside right upper"
-    )
-    figure.supxlabel(
-        "Bars: 95 % bootstrap intervals over seeds; hollow: no clear difference.",
-        x=0.01,
-        ha="left",
-        fontsize=9,
-    )
+    entries = {method_style(name).label: handle for name, handle in seen.items()}
+    artists.legend(figure, entries, "outside right upper")
+    artists.foot(figure, "Bars: 95 % bootstrap intervals over seeds; hollow: no clear difference.")
     return figure
 
 

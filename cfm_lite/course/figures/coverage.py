@@ -46,8 +46,7 @@ def neighbourhoods(real: Any, fake: Any, k: int = 3, *, limits: Limits | None = 
             points[inside],
             color=color,
             size=26,
-            edgecolors="white",
-            linewidths=0.5,
+            rim=0.5,
             zorder=3,
         )
         artists.points(
@@ -56,8 +55,7 @@ def neighbourhoods(real: Any, fake: Any, k: int = 3, *, limits: Limits | None = 
             color=REPEL,
             size=34,
             marker="X",
-            edgecolors="white",
-            linewidths=0.5,
+            rim=0.5,
             zorder=4,
         )
         panel.set_title(

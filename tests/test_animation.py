@@ -12,10 +12,10 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from cfm_lite import samplers, viz
+from cfm_lite import samplers
 from cfm_lite.errors import ConfigError, DivergenceError
-from cfm_lite.viz import animation
-from tools import figures
+from cfm_lite.viz import style
+from tools import animation, figures
 
 LIMITS = (-3.0, 3.0, -3.0, 3.0)
 TS = torch.linspace(0, 1, 5, dtype=torch.float64)
@@ -30,15 +30,15 @@ def repel(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.stack([t, -t], dim=1)
 
 
-def both() -> list[viz.Film]:
+def both() -> list[animation.Film]:
     return [
-        viz.film("left", attract, X0, TS, marked=(0, 2)),
-        viz.film("right", attract, X0, TS, repel=repel, marked=(0, 2), note="the end"),
+        animation.film("left", attract, X0, TS, marked=(0, 2)),
+        animation.film("right", attract, X0, TS, repel=repel, marked=(0, 2), note="the end"),
     ]
 
 
 def pictures(**settings) -> list[np.ndarray]:
-    return list(viz.frames(both(), TS, LIMITS, classes=[0, 1, 0], width=450, **settings))
+    return list(animation.frames(both(), TS, LIMITS, classes=[0, 1, 0], width=450, **settings))
 
 
 def test_a_film_follows_the_sum_of_its_two_fields():
@@ -67,7 +67,7 @@ def test_there_is_one_picture_per_time_and_all_have_one_size():
 
 
 def test_the_same_films_give_the_same_pictures_and_the_same_file(tmp_path):
-    files = [viz.save_animation(pictures(), tmp_path / name) for name in ("a.webp", "b.webp")]
+    files = [animation.save_animation(pictures(), tmp_path / name) for name in ("a.webp", "b.webp")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -132,7 +132,7 @@ def test_a_webp_loses_nothing_loops_and_holds_its_ends(tmp_path):
     shown = pictures()
     times = []
     with Image.open(
-        viz.save_animation(shown, tmp_path / "a.webp", fps=20, hold=(1.0, 2.0))
+        animation.save_animation(shown, tmp_path / "a.webp", fps=20, hold=(1.0, 2.0))
     ) as image:
         assert (image.n_frames, image.info["loop"]) == (len(TS), 0)
         for k, picture in enumerate(shown):
@@ -143,12 +143,12 @@ def test_a_webp_loses_nothing_loops_and_holds_its_ends(tmp_path):
 
 
 def test_a_gif_keeps_white_and_the_rare_colours(tmp_path):
-    with Image.open(viz.save_animation(pictures(), tmp_path / "a.gif")) as image:
+    with Image.open(animation.save_animation(pictures(), tmp_path / "a.gif")) as image:
         assert image.n_frames == len(TS)
         image.seek(2)
         seen = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
     assert seen[0].tolist() == [255, 255, 255]
-    for color in (viz.ATTRACT, viz.REPEL):
+    for color in (style.ATTRACT, style.REPEL):
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.abs(seen - wanted).sum(1).min() < 30
 
@@ -157,7 +157,7 @@ def test_a_gif_keeps_white_and_the_rare_colours(tmp_path):
     ("films", "settings", "word"),
     [
         (lambda: [], {}, "empty"),
-        (lambda: [both()[0], viz.film("x", attract, X0[:2], TS)], {}, "same S and B"),
+        (lambda: [both()[0], animation.film("x", attract, X0[:2], TS)], {}, "same S and B"),
         (both, {"ts": TS[:3]}, "same S and B"),
         (both, {"classes": [0, 1, 2]}, "at most 2 classes"),
         (both, {"classes": [0, 1]}, "shape"),
@@ -168,12 +168,12 @@ def test_a_gif_keeps_white_and_the_rare_colours(tmp_path):
 def test_what_does_not_fit_is_refused(films, settings, word):
     asked = {"ts": TS, "limits": LIMITS} | settings
     with pytest.raises(ConfigError, match=word):
-        list(viz.frames(films(), asked.pop("ts"), asked.pop("limits"), **asked))
+        list(animation.frames(films(), asked.pop("ts"), asked.pop("limits"), **asked))
 
 
 def test_a_field_that_is_not_finite_is_refused():
     with pytest.raises(DivergenceError, match="not finite"):
-        viz.film(
+        animation.film(
             "x",
             lambda x, t: x,
             X0,
@@ -184,7 +184,7 @@ def test_a_field_that_is_not_finite_is_refused():
 
 def test_a_mark_that_is_no_point_is_refused():
     with pytest.raises(ConfigError, match="marked"):
-        viz.film("x", attract, X0, TS, marked=(3,))
+        animation.film("x", attract, X0, TS, marked=(3,))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_pictures_that_cannot_be_saved_are_refused_and_nothing_is_written(
     shown, name, word, tmp_path
 ):
     with pytest.raises(ConfigError, match=word):
-        viz.save_animation(shown, tmp_path / name)
+        animation.save_animation(shown, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

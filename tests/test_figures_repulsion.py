@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.quiver import Quiver
 
 from cfm_lite import viz
+from cfm_lite.course import figures
 from cfm_lite.errors import ConfigError
 from tests.drawn import texts_of
 
@@ -40,9 +41,9 @@ TABLE = {
     "channel_shuffle": {"velocity": 3.0, "latent": 1.5},
 }
 BUILDERS = {
-    "loss_bowls": lambda: viz.loss_bowls(U, WRONG, (0, 0.35, 0.6, 1)),
-    "loss_bowls, one": lambda: viz.loss_bowls(torch.randn(20, 2), torch.randn(20, 2), (0.35,)),
-    "attract_repel": lambda: viz.attract_repel(
+    "loss_bowls": lambda: figures.loss_bowls(U, WRONG, (0, 0.35, 0.6, 1)),
+    "loss_bowls, one": lambda: figures.loss_bowls(torch.randn(20, 2), torch.randn(20, 2), (0.35,)),
+    "attract_repel": lambda: figures.attract_repel(
         {"one pair": triple(), "mean": triple(1)},
         0.35,
         limits=LIMITS,
@@ -51,16 +52,20 @@ BUILDERS = {
         mean=[0.4, 0.0],
         mirror=True,
     ),
-    "attract_repel, one": lambda: viz.attract_repel({"one pair": triple()}, 0.05, limits=LIMITS),
-    "class_paths": lambda: viz.class_paths(
+    "attract_repel, one": lambda: figures.attract_repel(
+        {"one pair": triple()}, 0.05, limits=LIMITS
+    ),
+    "class_paths": lambda: figures.class_paths(
         {"fm": heights(1.0), "delta_fm": heights(2.5), "truth": heights(2.8)}, TS
     ),
-    "class_paths, one": lambda: viz.class_paths({"a field with a name": heights(1.0)}, TS, shown=3),
-    "negative_distances": lambda: viz.negative_distances(
+    "class_paths, one": lambda: figures.class_paths(
+        {"a field with a name": heights(1.0)}, TS, shown=3
+    ),
+    "negative_distances": lambda: figures.negative_distances(
         TABLE, reference={"another pair (ΔFM)": 4.2}
     ),
-    "negative_distances, one": lambda: viz.negative_distances({"cutmix": {"latent": 0.3}}),
-    "channel_stems": lambda: viz.channel_stems(
+    "negative_distances, one": lambda: figures.negative_distances({"cutmix": {"latent": 0.3}}),
+    "channel_stems": lambda: figures.channel_stems(
         {"fm": [1, 0.3, -0.5, 2], "vecor": [1.3, 0, -1.3, 2.9], "vecor_debiased": [1, 0.3, -0.5, 2]}
     ),
 }
@@ -106,7 +111,7 @@ def test_every_axis_has_a_name(name: str) -> None:
 
 
 def test_the_bottom_of_the_bowl_lies_on_the_line_from_wrong_through_right() -> None:
-    picture = viz.loss_bowls(U, WRONG, (0, 0.35, 0.6, 1))
+    picture = figures.loss_bowls(U, WRONG, (0, 0.35, 0.6, 1))
     for panel, weight in zip(squares_of(picture), (0, 0.35, 0.6)):
         best = (np.array(U[0]) - weight * np.array(WRONG[0])) / (1 - weight)
         purple = [line for line in panel.lines if line.get_color() == viz.MODEL]
@@ -128,12 +133,12 @@ def test_the_bowls_agree_with_the_loss() -> None:
     u, u_neg = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0))
     best = (u.mean(0) - 0.4 * u_neg.mean(0)) / 0.6
     lowest = losses.contrastive_flow_matching(best.expand(50, 2), u, u_neg, 0.4)
-    title = squares_of(viz.loss_bowls(u, u_neg, [0.4]))[0].get_title(loc="left")
+    title = squares_of(figures.loss_bowls(u, u_neg, [0.4]))[0].get_title(loc="left")
     assert title.endswith(f"minimum {float(lowest):.2f}".replace("-", "−"))
 
 
 def test_bowls_share_limits_and_colours_centred_at_zero() -> None:
-    panels = squares_of(viz.loss_bowls(U, WRONG, (0, 0.6)))
+    panels = squares_of(figures.loss_bowls(U, WRONG, (0, 0.6)))
     assert len({panel.images[0].get_clim() for panel in panels}) == 1
     low, high = panels[0].images[0].get_clim()
     assert low == -high
@@ -142,7 +147,7 @@ def test_bowls_share_limits_and_colours_centred_at_zero() -> None:
 
 def test_right_and_push_and_result_close_a_triangle() -> None:
     x, u, u_neg = triple()
-    picture = viz.attract_repel({"pairs": (x, u, u_neg)}, 0.35, limits=LIMITS)
+    picture = figures.attract_repel({"pairs": (x, u, u_neg)}, 0.35, limits=LIMITS)
     by_color = {}
     for quiver in picture.findobj(Quiver):
         color = tuple(np.round(quiver.get_facecolor()[0][:3], 3))
@@ -159,7 +164,7 @@ def test_right_and_push_and_result_close_a_triangle() -> None:
 
 def test_the_mirror_and_the_mean_are_drawn_where_asked_for() -> None:
     def legend(**kwargs: object) -> list[str]:
-        picture = viz.attract_repel({"pairs": triple()}, 0.35, limits=LIMITS, **kwargs)  # pyright: ignore[reportArgumentType]
+        picture = figures.attract_repel({"pairs": triple()}, 0.35, limits=LIMITS, **kwargs)  # pyright: ignore[reportArgumentType]
         return [text.get_text() for text in squares_of(picture)[0].get_legend().get_texts()]
 
     assert "mean of all data" in legend(mean=[0, 0])
@@ -168,7 +173,7 @@ def test_the_mirror_and_the_mean_are_drawn_where_asked_for() -> None:
 
 
 def test_the_gap_of_the_classes_stands_beside_them() -> None:
-    picture = viz.class_paths({"fm": heights(1.0), "delta_fm": heights(2.5)}, TS)
+    picture = figures.class_paths({"fm": heights(1.0), "delta_fm": heights(2.5)}, TS)
     texts = [[text.get_text() for text in axes.texts if text.get_text()] for axes in picture.axes]
     assert texts == [["1.00"], ["2.50"]]
     assert picture.axes[0].get_ylim() == picture.axes[1].get_ylim()
@@ -176,7 +181,7 @@ def test_the_gap_of_the_classes_stands_beside_them() -> None:
 
 
 def test_the_distances_start_at_zero_and_show_every_number() -> None:
-    (panel,) = viz.negative_distances(TABLE, reference={"another pair": 4.2}).axes
+    (panel,) = figures.negative_distances(TABLE, reference={"another pair": 4.2}).axes
     shown = sorted(
         float(line.get_xdata()[0])
         for line in panel.lines
@@ -191,7 +196,7 @@ def test_the_distances_start_at_zero_and_show_every_number() -> None:
 
 
 def test_stems_start_at_the_mean_of_the_channels() -> None:
-    picture = viz.channel_stems({"fm": [1, 0.3, -0.5, 2], "vecor": [1.6, 0.2, -1.4, 3.6]})
+    picture = figures.channel_stems({"fm": [1, 0.3, -0.5, 2], "vecor": [1.6, 0.2, -1.4, 3.6]})
     for axes, values in zip(picture.axes, ([1, 0.3, -0.5, 2], [1.6, 0.2, -1.4, 3.6])):
         segments = np.array(axes.collections[0].get_segments())
         assert np.allclose(segments[:, 0, 1], np.mean(values))
@@ -202,28 +207,28 @@ def test_stems_start_at_the_mean_of_the_channels() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: viz.loss_bowls(U, [[math.nan, 0]], (0.3,)), "NaN"),
-        (lambda: viz.loss_bowls(U, [[0, 0], [1, 1]], (0.3,)), "shape"),
-        (lambda: viz.loss_bowls(U, WRONG, (-0.1,)), "weight"),
-        (lambda: viz.loss_bowls(U, WRONG, []), "empty"),
-        (lambda: viz.attract_repel({"pairs": triple()}, 1.0, limits=LIMITS), "weight"),
-        (lambda: viz.attract_repel({"pairs": triple()[:2]}, 0.3, limits=LIMITS), "must be"),
-        (lambda: viz.attract_repel({}, 0.3, limits=LIMITS), "without entries"),
-        (lambda: viz.attract_repel({"pairs": triple()}, 0.3, limits=(0, 1, 0, 2)), "square"),
+        (lambda: figures.loss_bowls(U, [[math.nan, 0]], (0.3,)), "NaN"),
+        (lambda: figures.loss_bowls(U, [[0, 0], [1, 1]], (0.3,)), "shape"),
+        (lambda: figures.loss_bowls(U, WRONG, (-0.1,)), "weight"),
+        (lambda: figures.loss_bowls(U, WRONG, []), "empty"),
+        (lambda: figures.attract_repel({"pairs": triple()}, 1.0, limits=LIMITS), "weight"),
+        (lambda: figures.attract_repel({"pairs": triple()[:2]}, 0.3, limits=LIMITS), "must be"),
+        (lambda: figures.attract_repel({}, 0.3, limits=LIMITS), "without entries"),
+        (lambda: figures.attract_repel({"pairs": triple()}, 0.3, limits=(0, 1, 0, 2)), "square"),
         (
-            lambda: viz.attract_repel(
+            lambda: figures.attract_repel(
                 {"pairs": (*triple()[:2], triple(n=5)[2])}, 0.3, limits=LIMITS
             ),
             "shape",
         ),
-        (lambda: viz.class_paths({"fm": heights(1.0)}, TS[:-1]), "shape"),
-        (lambda: viz.class_paths({"fm": heights(1.0) * math.inf}, TS), "NaN"),
-        (lambda: viz.class_paths({}, TS), "without entries"),
-        (lambda: viz.negative_distances({"cutmix": {"pixel": 1.0}}), "pixel"),
-        (lambda: viz.negative_distances({"cutmix": {"latent": -1.0}}), "cutmix in latent"),
-        (lambda: viz.negative_distances({}), "without entries"),
-        (lambda: viz.channel_stems({"fm": [1, 2], "vecor": [1, 2, 3]}), "shape"),
-        (lambda: viz.channel_stems({}), "without entries"),
+        (lambda: figures.class_paths({"fm": heights(1.0)}, TS[:-1]), "shape"),
+        (lambda: figures.class_paths({"fm": heights(1.0) * math.inf}, TS), "NaN"),
+        (lambda: figures.class_paths({}, TS), "without entries"),
+        (lambda: figures.negative_distances({"cutmix": {"pixel": 1.0}}), "pixel"),
+        (lambda: figures.negative_distances({"cutmix": {"latent": -1.0}}), "cutmix in latent"),
+        (lambda: figures.negative_distances({}), "without entries"),
+        (lambda: figures.channel_stems({"fm": [1, 2], "vecor": [1, 2, 3]}), "shape"),
+        (lambda: figures.channel_stems({}), "without entries"),
     ],
 )
 def test_bad_input_is_refused_by_name(build: object, message: str) -> None:

@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from cfm_lite import viz
+from cfm_lite.course import figures
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import style
 
@@ -44,7 +45,7 @@ BUILDERS = {
         level=(1, "as long as the targets"),
         **NAMES,
     ),
-    "factors": lambda: viz.plane_maps(
+    "factors": lambda: figures.plane_maps(
         {"start": GROWTH, "later": GROWTH**2},
         LIMITS,
         "growth until $t$ = 1",
@@ -52,7 +53,7 @@ BUILDERS = {
         high=10,
         data=[[0.0, 1.0]],
     ),
-    "distances": lambda: viz.plane_maps({"all": GROWTH}, LIMITS, "distance"),
+    "distances": lambda: figures.plane_maps({"all": GROWTH}, LIMITS, "distance"),
 }
 every_figure = pytest.mark.parametrize("name", list(BUILDERS))
 
@@ -155,7 +156,7 @@ def test_maps_share_limits_and_colours() -> None:
 
 
 def test_a_factor_of_one_is_neutral_and_larger_ones_are_vermilion() -> None:
-    picture = viz.plane_maps({"all": [[1.0, 10.0], [0.1, 1.0]]}, LIMITS, "growth", factor=True)
+    picture = figures.plane_maps({"all": [[1.0, 10.0], [0.1, 1.0]]}, LIMITS, "growth", factor=True)
     image = picture.axes[0].images[0]
     colors = [to_hex(image.cmap(image.norm(value))) for value in (-1.0, 0.0, 1.0)]
     assert colors[0].lower() == style.DATA.lower()
@@ -209,4 +210,4 @@ def test_plane_maps_refuse_what_they_cannot_draw(
     maps: object, settings: dict, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        viz.plane_maps(maps, LIMITS, "growth", **settings)
+        figures.plane_maps(maps, LIMITS, "growth", **settings)
