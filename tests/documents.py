@@ -22,6 +22,10 @@ RUN: dict[str, tuple[str, ...]] = {
     "docs/lab.md": (
         "tests/scale/test_documents.py::test_the_commands_of_the_lab_list_measure_and_report",
     ),
+    "docs/architecture.md": (
+        "tests/test_rooms.py::test_the_picture_is_that_of_the_imports",
+        "tests/test_rooms.py::test_the_step_runs_through_the_functions_that_the_page_names",
+    ),
     "docs/own_network.md": (
         *4
         * (

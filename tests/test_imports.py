@@ -3,65 +3,10 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "cfm_lite"
-ORDER = [
-    "errors",
-    "_internal",
-    "paths",
-    "draws",
-    "perturbations",
-    "negatives",
-    "losses",
-    "terms",
-    "objective",
-    "theory",
-    "guidance",
-    "samplers",
-    "metrics",
-    "engine",
-    "training",
-    "models",
-    "data",
-    "runs",
-    "evaluate",
-    "pretrained",
-    "viz",
-    "widgets",
-    "lab",
-    "scale",
-    "course",
-    "demo",
-    "cli",
-]
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported(path: Path) -> set[str]:
-    """The rooms of cfm_lite that a file imports anywhere, inside functions too."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.split(".")[0] == "cfm_lite"
-        ):
-            parts = node.module.split(".")
-            rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-        if isinstance(node, ast.Import):
-            rooms |= {
-                alias.name.split(".")[1]
-                for alias in node.names
-                if alias.name.startswith("cfm_lite.")
-            }
-    return rooms & set(ORDER)
-
+from tools.rooms import ORDER, PACKAGE, imported, room_of
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

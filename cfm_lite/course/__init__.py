@@ -11,7 +11,6 @@ import json
 import os
 import pkgutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from cfm_lite._internal.checks import check_choice
@@ -78,6 +77,8 @@ def _hint(number: str, answer: Answer) -> str | None:
                 "again."
             )
         return _CHECKS[number](answer)
+    except DataError as error:  # a missing file is no mistake of the learner's
+        return f"not checked: {error}"
     except Exception as error:  # whatever a learner's code raises is a hint, never a stop
         reason = " ".join(str(error).split())
         if isinstance(error, TypeError | AttributeError) and (
@@ -108,7 +109,13 @@ def results(name: str) -> list[dict[str, Any]]:
     """The rows of data/results/NAME.json, which a recorded command measured; DataError where this
     is no checkout or they are missing.
     """
-    path = _repository() / "data" / "results" / f"{name}.json"
+    repository = checkout()
+    if repository is None:
+        raise DataError(
+            f"data/results/{name}.json is part of the repository, and this package was installed "
+            "without a checkout. Clone the repository, then pip install -e ."
+        )
+    path = repository / "data" / "results" / f"{name}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -116,13 +123,3 @@ def results(name: str) -> list[dict[str, Any]]:
             f"{path} cannot be read ({error}); it belongs to the repository: git checkout "
             "data/results."
         ) from None
-
-
-def _repository() -> Path:
-    found = checkout()
-    if found is None:
-        raise DataError(
-            "the course runs from a checkout of the repository, which holds notebooks/ and data/; "
-            "clone it, then pip install -e ."
-        )
-    return found
