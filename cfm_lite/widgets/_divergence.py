@@ -69,7 +69,9 @@ def divergence(weight: float = 0.05, k: int = 1, method: str = "delta_fm") -> Ex
     data, _ = scenes.two_classes().sample(600, generator=torch.Generator().manual_seed(0))
     artists.points(plane, data, color=DATA, size=4, alpha=0.6, zorder=1)
     x0, y = scenes.start(96, -1)
-    ends = artists.points(plane, x0, color=MODEL, size=18, rim=0.5, zorder=4)
+    ends = artists.points(
+        plane, x0, color=MODEL, size=18, edgecolors="white", linewidths=0.5, zorder=4
+    )
     plane.set_title("Where exact paths end", loc="left", fontsize=10.5, pad=8)
     lost = plane.text(
         0.5,

@@ -47,7 +47,9 @@ def guidance(
         )
         lines.append(artists.paths(panel, torch.stack([start, start]), [0.0, 1.0]))
         moving.append(panel.collections[-1])
-        ends.append(artists.points(panel, start, size=24, rim=0.6, zorder=4))
+        ends.append(
+            artists.points(panel, start, size=24, edgecolors="white", linewidths=0.6, zorder=4)
+        )
         titles.append(panel.set_title(" ", loc="left", fontsize=10.5, pad=8))
     ends[0].set_facecolor(method_style("fm").color)
     artists.color_bar(

@@ -73,7 +73,8 @@ def trajectories(
         np.zeros((PARTICLES, 2)),
         color=MODEL,
         size=24,
-        rim=0.6,
+        edgecolors="white",
+        linewidths=0.6,
         zorder=4,
     )
     title = plane.set_title(" ", loc="left", fontsize=10.5, pad=8)
