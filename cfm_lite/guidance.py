@@ -42,6 +42,7 @@ from cfm_lite._internal.checks import (
     on_host,
     plain,
     promote,
+    repulsion_weight,
 )
 from cfm_lite._internal.networks import as_velocity_of, evaluating, needs_labels, takes_labels
 from cfm_lite.errors import ConfigError
@@ -227,7 +228,7 @@ def retarget(velocity: Velocity, weight: float, mean_velocity: MeanVelocity) -> 
     Raises ConfigError unless 0 <= weight < 1. Reference: Stoica et al. 2025 (arXiv:2506.05350),
     section 5.4; the minimiser follows by setting the gradient to 0.
     """
-    weight = _check_weight(weight)
+    weight = repulsion_weight(weight)
     mean = _check_mean(mean_velocity)
     return Guided((as_velocity(velocity),), functools.partial(_away, weight, mean))
 
@@ -247,7 +248,7 @@ def retarget_shuffle(
     gain > 1. Raises ConfigError unless 0 <= weight * k < 1, and, when called, for one channel.
     Reference: Hong et al. 2025 (arXiv:2511.18942).
     """
-    product = _check_weight(weight, k)
+    product = repulsion_weight(weight, k) * int(k)
     check_flag(exclude_identity=exclude_identity)
     return Guided(
         (as_velocity(velocity),), functools.partial(_stretched, product, exclude_identity, False)
@@ -272,7 +273,7 @@ def debias(
     sum to 1. Arguments and errors as in `retarget`. Reference: Stoica et al. 2025, section 5.4,
     whose vector has the other sign of time.
     """
-    weight, interval = _check_weight(weight), check_interval(interval)
+    weight, interval = repulsion_weight(weight), check_interval(interval)
     mean = _check_mean(mean_velocity)
     return Guided((as_velocity(velocity),), functools.partial(_back, weight, mean), interval)
 
@@ -291,7 +292,7 @@ def debias_shuffle(
     """The inverse of `retarget_shuffle` inside the interval, v outside; a linear map of v, so
     nothing has to be stored.
     """
-    product, interval = _check_weight(weight, k), check_interval(interval)
+    product, interval = repulsion_weight(weight, k) * int(k), check_interval(interval)
     check_flag(exclude_identity=exclude_identity)
     return Guided(
         (as_velocity(velocity),),
@@ -310,17 +311,6 @@ def as_velocity(velocity: Velocity, name: str = "velocity") -> Velocity:
             "or a model."
         )
     return conditional(velocity) if isinstance(velocity, nn.Module) else velocity
-
-
-def _check_weight(weight: float, k: int = 1) -> float:
-    """weight * k; ConfigError unless it lies in [0, 1)."""
-    product = check_number("weight", weight, -math.inf, math.inf) * check_count("k", k)
-    if not 0 <= product < 1:
-        raise ConfigError(
-            f"weight = {weight:g} with k = {k} gives weight * k = {product:g}; it must lie in [0, "
-            f"1). Use a weight below {1 / k:g}."
-        )
-    return product
 
 
 def _inside(t: Tensor, interval: tuple[float, float]) -> bool | Tensor:
@@ -612,12 +602,7 @@ def _checked(
     velocity: Velocity, weight: float, expected: Tensor, k: int, space: str
 ) -> tuple[float, Velocity, Tensor]:
     check_choice("space", space, SPACES)
-    product = check_number("weight", weight, 0.0, 1.0, open_high=True) * check_count("k", k)
-    if product >= 1:
-        raise ConfigError(
-            f"weight {weight:g} times k = {k} is {product:g}; it must lie below 1, where the loss "
-            "loses its minimum."
-        )
+    product = repulsion_weight(weight, k) * int(k)
     if (
         not isinstance(expected, Tensor)
         or expected.dim() != 2

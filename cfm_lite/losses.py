@@ -6,7 +6,6 @@ targets; feature losses send it into every view.
 """
 
 import math
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,9 @@ from cfm_lite._internal.checks import (
     check_tensor,
     on_host,
     promote,
+    repulsion_weight,
     transformed,
+    warn_of_gain,
     warn_once,
 )
 from cfm_lite._internal.kernels import (
@@ -107,7 +108,8 @@ def contrastive_flow_matching(
     """
     v, u = _pair(v=v, u=u)
     v, u_neg = _pair_with_negatives(v, u_neg)
-    weight = _check_weight(weight, len(u_neg))
+    weight = repulsion_weight(weight, len(u_neg))
+    warn_of_gain(weight * len(u_neg))
     check_flag(rescale=rescale)
     if weight == 0:  # bit for bit plain flow matching, whatever the negatives are
         return flow_matching(v, u)
@@ -275,23 +277,6 @@ def _row_shares(keep: Tensor, v: Tensor, rescale: bool) -> Tensor:
         )
     kept = keep.to(v.dtype)
     return kept / (kept.sum().clamp_min(1) if rescale else len(v))
-
-
-def _check_weight(weight: float, k: int) -> float:
-    if (
-        not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight * k < 1
-    ):  # false for NaN too
-        raise ConfigError(
-            f"weight is {weight!r} and K, the number of negatives, is {k}; weight must be a number "
-            f"in [0, 1/K) = [0, {1 / k:.4g}), "
-            "for from weight * K = 1 on the loss has no minimum. The papers use 0.05."
-        )
-    if weight * k >= 0.5:
-        warn_once(
-            f"weight {weight:g} with K = {k} scales the optimal velocity by 1/(1 - weight K) = "
-            f"{1 / (1 - weight * k):.3g}."
-        )
-    return float(weight)
 
 
 def _check_options(variant: str, distance: str, **positive: float) -> list[float]:

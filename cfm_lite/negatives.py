@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from cfm_lite._internal.checks import (
     check_choice,
     check_count,
+    check_floating,
     check_generator,
     check_labels,
     check_same_shape,
@@ -26,7 +27,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import other_row
 
-__all__ = ["Negatives", "Perturbed", "in_batch", "other_class", "perturbed"]
+__all__ = ["Negatives", "Perturbed", "in_batch", "in_batch_mean", "other_class", "perturbed"]
 
 Negatives = Callable[..., Tensor | tuple[Tensor, Tensor]]  # (sample, *, generator=None)
 
@@ -51,6 +52,16 @@ def in_batch(
         )
         return u, torch.zeros(len(u), dtype=torch.bool, device=u.device)
     return u.index_select(0, other_row(len(u), u.device, generator))
+
+
+def in_batch_mean(data_mean: Tensor, path: Path = LINEAR) -> Tensor:
+    """E[u_neg] (*dims) of `in_batch`: (alpha(1) - alpha(0)) E[x1], with `data_mean` = E[x1] (*dims).
+
+    It holds for noise of mean 0 and uniform times, whatever x_t and y are.
+    """
+    check_floating(data_mean=data_mean)
+    start, end = check_path(path).alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    return (end - start) * data_mean
 
 
 def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:

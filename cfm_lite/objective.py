@@ -23,7 +23,8 @@ from cfm_lite._internal.checks import (
     on_host,
     plain,
     promote,
-    warn_once,
+    repulsion_weight,
+    warn_of_gain,
 )
 from cfm_lite._internal.networks import (
     as_features,
@@ -346,30 +347,13 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
                     f"{name} reads block {block}; this model has blocks 1 to {depth}."
                 )
     attract = sum(term.weight for term in terms.values() if isinstance(term, FlowMatching))
-    for term in terms.values():
-        if isinstance(term, Repulsion):
-            _check_bound(term.weight, term.k, attract)
-    pull = sum(term.weight * term.k for term in terms.values() if isinstance(term, Repulsion))
-    if pull and pull >= attract:
-        raise ConfigError(
-            f"the repulsion weights times K sum to {pull:g}; the loss is bounded below "
-            f"{attract:g}, from there on it is not. Lower them."
-        )
-    if attract and pull / attract >= 0.5:
-        share = pull / attract
-        warn_once(
-            f"repulsion weight * K is {pull:g}: the optimal velocity is scaled by 1/(1 - "
-            f"{share:g}) = {1 / (1 - share):.3g}."
-        )
-
-
-def _check_bound(weight: float, k: int, attract: float) -> None:
-    if weight * k >= attract and weight > 0:
-        raise ConfigError(
-            f"repulsion weight {weight:g} times K = {k} is {weight * k:g}; it must stay below "
-            f"{attract:g} (the flow-matching "
-            f"weight), else the loss has no minimum. Use a weight below {attract / k:g}."
-        )
+    repel = [term for term in terms.values() if isinstance(term, Repulsion)]
+    for term in repel:
+        repulsion_weight(term.weight, term.k, attract)
+    total = sum(term.weight * term.k for term in repel)
+    repulsion_weight(total, 1, attract, name="the sum of λK over the repulsions")
+    if attract:
+        warn_of_gain(total / attract)
 
 
 def fm(model: nn.Module, **settings: Any) -> Objective:

@@ -22,11 +22,12 @@ from cfm_lite._internal.checks import (
     check_floating,
     check_generator,
     check_labels,
-    check_number,
     on_host,
     promote,
+    repulsion_weight,
 )
 from cfm_lite.errors import ConfigError
+from cfm_lite.negatives import in_batch_mean
 from cfm_lite.paths import LINEAR, STAY_AWAY, Path, check_defined, check_path
 
 __all__ = ["GaussianMixture", "mean_negative", "optimal_velocity"]
@@ -241,8 +242,7 @@ def mean_negative(
 
 def _mean_negative(mixture: GaussianMixture, v: Tensor, method: str, path: Path) -> Tensor:
     if method == "delta_fm":
-        start, end = path.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
-        return ((end - start) * mixture.weights @ mixture.means).to(v).repeat(len(v), 1)
+        return in_batch_mean(mixture.weights @ mixture.means, path).to(v).repeat(len(v), 1)
     if v.shape[1] == 1:
         raise ConfigError(
             "vecor permutes coordinates, and this mixture has D = 1; it needs D of at least 2."
@@ -275,13 +275,7 @@ def optimal_velocity(
     v = mixture.velocity(x, t, y, path)
     if method == "fm":
         return v
-    total = check_number("weight", weight, 0, math.inf) * check_count("k", k)
-    if total >= 1:
-        raise ConfigError(
-            f"weight = {weight:g} with k = {k} gives weight * k = {total:g}; the loss is unbounded "
-            "below unless weight * k < 1. "
-            f"Choose a weight below {1 / k:g}."
-        )
+    total = repulsion_weight(weight, k) * int(k)
     return (v - total * _mean_negative(mixture, v, method, path)) / (1 - total)
 
 

@@ -440,9 +440,9 @@ def test_bad_scales_are_refused(scale: object) -> None:
 @pytest.mark.parametrize(
     ("weight", "k", "message"),
     [
-        (1.0, 1, r"weight = 1 with k = 1 gives weight \* k = 1; it must lie in \[0, 1\)"),
-        (0.5, 2, r"weight = 0\.5 with k = 2.*below 0\.5"),
-        (-0.1, 1, r"weight = -0\.1 with k = 1"),
+        (1.0, 1, r"weight is 1\. λK must stay below 1"),
+        (0.5, 2, r"weight is 0\.5 with K = 2.*below 0\.5"),
+        (-0.1, 1, r"weight is -0\.1"),
         (float("nan"), 1, "weight is nan"),
         (0.1, 0, "k is 0"),
         (0.1, 1.5, r"k is 1\.5"),

@@ -257,10 +257,10 @@ def test_weight_times_k_is_bounded_by_one_and_the_message_says_how():
     v, u, u_neg = normal(4, 3), normal(4, 3, seed=1), normal(4, 4, 3, seed=2)
     with pytest.raises(
         ConfigError,
-        match=r"0\.25 and K, the number of negatives, is 4; .* \[0, 1/K\) = \[0, 0\.25\)",
+        match=r"weight is 0\.25 with K = 4, so λK = 1\. .* Use a weight below 0\.25",
     ):
         vecor(v, u, u_neg, 0.25)
-    with pytest.raises(ConfigError, match="is 4"):
+    with pytest.raises(ConfigError, match="K = 4"):
         contrastive_flow_matching(v, u, u_neg, 0.3)
     with pytest.warns(UserWarning, match="1/"):
         assert vecor(v, u, u_neg, 0.25 - 1e-9).isfinite()
@@ -268,7 +268,7 @@ def test_weight_times_k_is_bounded_by_one_and_the_message_says_how():
 
 def test_from_half_on_one_warning_names_the_factor():
     v, u = normal(4, 3), normal(4, 3, seed=1)
-    with pytest.warns(UserWarning, match=r"1/\(1 - weight K\) = 2\.$"):
+    with pytest.warns(UserWarning, match=r"1/\(1 - λK\) = 2\.$"):
         contrastive_flow_matching(v, u, u.roll(1, 0), 0.5)
     contrastive_flow_matching(
         v, u, u.roll(1, 0), 0.5

@@ -296,9 +296,12 @@ def test_half_precision_data_is_promoted():
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda m: objective.delta_fm(m, 1.0), "weight 1 times K = 1 .* below 1"),
-        (lambda m: objective.vecor(m, 0.5, k=2), "weight 0.5 times K = 2"),
-        (lambda m: objective.delta_fm(m, 0.45).plus(Repulsion(0.55, name="again")), "sum to 1"),
+        (lambda m: objective.delta_fm(m, 1.0), "weight is 1. λK must stay below 1"),
+        (lambda m: objective.vecor(m, 0.5, k=2), "weight is 0.5 with K = 2"),
+        (
+            lambda m: objective.delta_fm(m, 0.45).plus(Repulsion(0.55, name="again")),
+            "the sum of λK over the repulsions is 1",
+        ),
         (lambda m: objective.delta_fm(m, float("nan")), "weight"),
         (lambda m: objective.delta_fm(m, -0.1), "weight"),
         (lambda m: objective.fm(m).plus(FlowMatching()), "two terms"),
@@ -347,7 +350,7 @@ def test_negatives_that_hide_their_number_are_refused():
 
 
 def test_from_half_the_bound_on_a_warning_names_the_factor():
-    with pytest.warns(UserWarning, match=r"1/\(1 - 0.5\) = 2"):
+    with pytest.warns(UserWarning, match=r"λK is 0\.5: .* 1/\(1 - λK\) = 2"):
         objective.delta_fm(Tiny(), 0.5)
 
 

@@ -111,7 +111,7 @@ def test_a_method_may_be_joined_by_a_second():
     assert log["repulsion"] == pytest.approx(
         parts[0]["repulsion"]
     )  # its own draws, whoever is beside it
-    with pytest.raises(ConfigError, match="sum to"):
+    with pytest.raises(ConfigError, match="the sum of λK over the repulsions is 1"):
         build_objective(chosen.changed(weight=0.5), build_model(chosen, DATA))
     toy = Recipe(dataset="moons", method="repa")
     with pytest.raises(ConfigError, match="has none"):
@@ -233,7 +233,7 @@ def test_shuffling_the_one_channel_of_digits_is_refused():
 
 
 def test_a_bound_that_is_reached_is_refused_before_training():
-    with pytest.raises(ConfigError, match=r"weight 0\.5 times K = 2"):
+    with pytest.raises(ConfigError, match=r"weight is 0\.5 with K = 2"):
         build_objective(
             SMALL.changed(method="vecor_latent", weight=0.5, k=2), build_model(SMALL, DATA)
         )

@@ -240,6 +240,33 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
     return number
 
 
+def repulsion_weight(
+    weight: Any, k: Any = 1, attract: float = 1.0, *, name: str = "weight"
+) -> float:
+    """`weight`, the λ of K = `k` wrong velocities, as a float; ConfigError unless 0 <= λK < `attract`.
+
+    `attract` is the weight of flow matching. From λK = `attract` on the loss has no minimum.
+    """
+    number, k = check_number(name, weight, 0, math.inf), check_count("k", k)
+    total = number * k
+    if total and total >= attract:
+        times = f" with K = {k}, so λK = {total:g}" if k > 1 else ""
+        of = "" if attract == 1 else ", the weight of flow matching"
+        raise ConfigError(
+            f"{name} is {number:g}{times}. λK must stay below {attract:g}{of}: otherwise the loss has no minimum. Use a weight below "
+            f"{attract / k:g} (the papers use 0.05)."
+        )
+    return number
+
+
+def warn_of_gain(share: float) -> None:
+    """Warn once where `share`, λK over the weight of flow matching, doubles the velocity or more."""
+    if share >= 0.5:
+        warn_once(
+            f"λK is {share:g}: the optimal velocity is scaled by 1/(1 - λK) = {1 / (1 - share):.3g}."
+        )
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise ConfigError that names the nearest right choice unless `value` is one of `choices`."""
     options = list(choices)

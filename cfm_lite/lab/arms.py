@@ -20,6 +20,7 @@ from cfm_lite.data.datasets import DataSet
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity, debias_linear, retarget_linear
+from cfm_lite.negatives import in_batch_mean
 from cfm_lite.paths import PATHS
 from cfm_lite.perturbations import expected_map
 from cfm_lite.runs import Run
@@ -65,11 +66,8 @@ class Arm:
 
 
 def _mean_velocity(recipe: Recipe, data: DataSet) -> Tensor:
-    """The mean wrong velocity of in-batch negatives, (alpha(1) - alpha(0)) E[x1], from the training
-    data.
-    """
-    alpha = PATHS[recipe.path].alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    return (data.x1.double().mean(0) * (alpha[1] - alpha[0])).to(data.x1.dtype)
+    """The mean wrong velocity of in-batch negatives, from the training data."""
+    return in_batch_mean(data.x1.double().mean(0), PATHS[recipe.path]).to(data.x1.dtype)
 
 
 @cache

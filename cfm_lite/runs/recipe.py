@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 from cfm_lite import draws, negatives, objective, perturbations, samplers
-from cfm_lite._internal.checks import check_choice, check_count, check_flag, check_number, plain
+from cfm_lite._internal.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    plain,
+    repulsion_weight,
+)
 from cfm_lite.data import teachers
 from cfm_lite.data.datasets import codec_for
 from cfm_lite.engine.parallel import ALONE, World
@@ -212,12 +219,7 @@ class Recipe:
                 open_high=name in _BELOW,
             )
             object.__setattr__(self, name, plain(getattr(self, name)))  # what config.json can hold
-        if self.weight * self.k >= 1:
-            raise ConfigError(
-                f"weight {self.weight:g} times K = {self.k} is {self.weight * self.k:g}; it must "
-                "stay below 1, else the loss has no "
-                f"minimum. Use a weight below {1 / self.k:g}."
-            )
+        repulsion_weight(self.weight, self.k)
         if self.seed >= 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be below 2^63.")
 

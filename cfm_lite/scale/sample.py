@@ -36,6 +36,7 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.guidance import Velocity
+from cfm_lite.negatives import in_batch_mean
 from cfm_lite.paths import PATHS
 from cfm_lite.runs.imagenet import ImageNet
 from cfm_lite.runs.recipe import SOLVERS, from_dict
@@ -365,9 +366,8 @@ def _velocity(trained: Trained, settings: Settings, y: Tensor, device: torch.dev
             f"the method {recipe.method!r} has nothing to undo; --debias is for delta_fm, and for "
             "vecor with channel_shuffle."
         )
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    low, high = PATHS[recipe.path].alpha(ends).tolist()
-    return guidance.debias(velocity, recipe.weight, ((high - low) * trained.mean).to(device))
+    mean = in_batch_mean(trained.mean, PATHS[recipe.path])
+    return guidance.debias(velocity, recipe.weight, mean.to(device))
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -410,6 +410,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "codec": None,
     },
     "negatives.in_batch": lambda d: {"sample": d.sample(2), "generator": d.fresh()},
+    "negatives.in_batch_mean": lambda d: {"data_mean": d.normal(2)},
     "negatives.other_class": lambda d: {"sample": d.sample(2), "generator": d.fresh()},
     "negatives.perturbed": lambda d: {
         "transform": perturbations.channel_shuffle,

@@ -78,7 +78,7 @@ MUTANTS = (
     Mutant("a mean over K negatives, not a sum", "losses.py", ".mean(2)\n        .sum(0)", ".mean(2)\n        .mean(0)", LOSSES),
     Mutant("K negatives count once", "losses.py", "return len(u_neg) * F.mse_loss(", "return F.mse_loss(", LOSSES),
     Mutant("rescale is ignored", "losses.py", "kept / (kept.sum().clamp_min(1) if rescale else len(v))", "kept / len(v)", LOSSES),
-    Mutant("the bound forgets K", "losses.py", "not 0 <= weight * k < 1\n", "not 0 <= weight < 1\n", LOSSES),
+    Mutant("the bound forgets K", "_internal/checks.py", "total = number * k\n", "total = number\n", LOSSES),
     Mutant("the target gets a gradient", "losses.py", "return F.mse_loss(v, u.detach())", "return F.mse_loss(v, u)", LOSSES),
     Mutant("REPA repels", "losses.py", "return -((projected * F.normalize(", "return ((projected * F.normalize(", LOSSES),
     Mutant("repulsion attracts in the backward pass", "_internal/kernels.py", "push[rows], value=-1)", "push[rows], value=1)", LOSSES),

@@ -255,11 +255,15 @@ def test_the_command_line_refuses_it_before_any_work(argv, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("weight", "k", "factor"), [(0.5, 1, "2"), (0.3, 3, "10"), (0.75, 1, "4")])
-def test_from_one_half_on_a_warning_names_the_factor(weight, k, factor):
+@pytest.mark.parametrize("entrance", ["objective", "losses"])
+def test_from_one_half_on_a_warning_names_the_factor(entrance, weight, k, factor):
+    v = torch.zeros(4, 2)
+    warned = {
+        "objective": lambda weight, k: objective.vecor(Tiny(), weight, k),
+        "losses": lambda weight, k: terms.losses.vecor(v, v, torch.ones(k, 4, 2), weight),
+    }
     with pytest.warns(UserWarning, match=rf"= {factor}\.$"):
-        objective.vecor(Tiny(), weight, k)
-    with pytest.warns(UserWarning, match=rf"= {factor}\.$"):
-        terms.losses.vecor(torch.zeros(4, 2), torch.zeros(4, 2), torch.ones(k, 4, 2), weight)
+        warned[entrance](weight, k)
 
 
 def test_below_one_half_nothing_is_said():
