@@ -1,11 +1,14 @@
 """The rooms import only from rooms above them, so the file list is the lecture plan."""
 
 import ast
+import pydoc
+import re
 import subprocess
 import sys
 
 import pytest
 
+import cfm_lite
 from tools.rooms import ORDER, PACKAGE, imported, room_of
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -61,3 +64,30 @@ def test_no_user_input_is_checked_by_assert_and_nothing_is_unpickled():
                     assert words["weights_only"].value is True, where
                 if "allow_pickle" in words:
                     assert words["allow_pickle"].value is False, where
+
+
+def test_the_face_lists_every_module_and_its_classes_resolve():
+    assert set(dir(cfm_lite)) == (set(ORDER) - {"_internal"}) | set(cfm_lite._CLASSES) | {
+        "__version__"
+    }
+    for name in dir(cfm_lite):
+        assert getattr(cfm_lite, name) is not None
+        if name[0] != "_":
+            assert re.search(rf"\b{name}\b", cfm_lite.__doc__), f"{name} is not in help(cfm_lite)"
+    with pytest.raises(AttributeError, match="cfm_lite has no 'lossess'"):
+        cfm_lite.lossess  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_face_loads_no_torch_before_a_module_is_used():
+    code = (
+        "import sys, cfm_lite; dir(cfm_lite); assert 'torch' not in sys.modules; "
+        "from cfm_lite import losses; assert cfm_lite.losses is losses; "
+        "from cfm_lite import MLP; assert MLP is cfm_lite.models.MLP"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_is_an_index_that_fits_two_screens():
+    shown = pydoc.render_doc(cfm_lite, renderer=pydoc.plaintext)
+    assert len(shown.splitlines()) <= 100
+    assert "losses" in shown
