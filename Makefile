@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-faults test-mutants test-notebooks test-browser slides figures wheel clean
+.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-shapes test-faults test-mutants test-notebooks test-browser slides figures wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ test: $(VENV)/.test  ## run the tests
 
 test-scale: $(VENV)/.test  ## ImageNet's path end to end, on one process and on two (5 minutes)
 	$(PYTEST) -m scale --durations=5 tests/scale
+
+SHAPES = losses dispersive paths draws perturbations negatives theory guidance linear_maps samplers sde log_prob metrics mlp sit shapes
+
+test-shapes: $(VENV)/.test  ## enforce the shapes in the signatures of the ideas and the networks, on correct calls (3 min)
+	CFM_LITE_SHAPES=1 $(PYTEST) -m "not scale" $(SHAPES:%=tests/test_%.py)
 
 test-faults: $(VENV)/.test  ## kill, corrupt, fill, interrupt and mistreat it, in numbers (15 minutes); counts go to build/faults
 	find build/faults -name '*.json' ! -name mutants.json -delete 2>/dev/null || true

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
+from jaxtyping import Float, Integer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
 
 def uniform_time(
     n: int, *, generator: torch.Generator | None = None, device: Device = None
-) -> Tensor:
+) -> Float[Tensor, " n"]:
     """`n` times (n,), uniform on [0, 1)."""
     return torch.rand(
         check_count("n", n),
@@ -82,7 +83,7 @@ def logit_normal_time(
     *,
     generator: torch.Generator | None = None,
     device: Device = None,
-) -> Tensor:
+) -> Float[Tensor, " n"]:
     """`n` times (n,), t = sigmoid(mean + std z) with z ~ N(0, 1); mean > 0 favours times near the
     data.
 
@@ -95,7 +96,7 @@ def logit_normal_time(
 
 def lognormal_time(
     n: int, path: Path = LINEAR, *, generator: torch.Generator | None = None, device: Device = None
-) -> Tensor:
+) -> Float[Tensor, " n"]:
     """`n` times (n,) whose noise-to-signal ratio sigma(t) / alpha(t) is e^z with z ~ N(0, 1):
     REPA's "lognormal" weighting.
 
@@ -149,8 +150,12 @@ def _device(device: Any) -> torch.device:
 
 
 def independent(
-    x0: Tensor, x1: Tensor, y: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    x0: Float[Tensor, "batch *dims"],
+    x1: Float[Tensor, "batch *dims"],
+    y: Integer[Tensor, " batch"] | None = None,
+) -> tuple[
+    Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"], Integer[Tensor, " batch"] | None
+]:
     """Noise and data (B, *dims) and labels (B,) as they come: any noise may meet any data point.
 
     Raises ConfigError for shapes that differ.
@@ -160,8 +165,12 @@ def independent(
 
 
 def minibatch_ot(
-    x0: Tensor, x1: Tensor, y: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    x0: Float[Tensor, "batch *dims"],
+    x1: Float[Tensor, "batch *dims"],
+    y: Integer[Tensor, " batch"] | None = None,
+) -> tuple[
+    Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"], Integer[Tensor, " batch"] | None
+]:
     """Noise permuted so that the sum of squared distances to the data (B, *dims) is least; x1 and y
     keep their order.
 
@@ -199,8 +208,8 @@ def _check_pair(x0: Tensor, x1: Tensor, y: Tensor | None) -> None:
 
 
 def drop_labels(
-    y: Tensor, p: float, null: int, *, generator: torch.Generator | None = None
-) -> Tensor:
+    y: Integer[Tensor, " batch"], p: float, null: int, *, generator: torch.Generator | None = None
+) -> Integer[Tensor, " batch"]:
     """A new (B,) tensor in which each label of `y` (B,) is `null` with probability `p` in [0, 1];
     `y` stays as it is.
 
@@ -226,7 +235,7 @@ def class_labels(
     *,
     first: int = 0,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Integer[Tensor, " n"]:
     """The labels (n,) int64 that `labels` says: "turn", the classes in turn from row `first` on;
     "random"; "3,7", these in turn.
 

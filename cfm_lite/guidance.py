@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import (
@@ -83,7 +84,9 @@ class Guided:
     interval: tuple[float, float] = EVERYWHERE
     joint: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def __call__(
+        self, x: Float[Tensor, "batch *dims"], t: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch *dims"]:
         inside = _inside(t, self.interval)
         if inside is False:
             return self.parts[0](x, t)
@@ -480,7 +483,7 @@ SPACES = ("velocity", "latent")
 def retarget_linear(
     velocity: Velocity,
     weight: float,
-    expected: Tensor,
+    expected: Float[Tensor, "size size"],
     *,
     k: int = 1,
     space: str = "latent",
@@ -517,7 +520,7 @@ def _retargeted(
 def debias_linear(
     velocity: Velocity,
     weight: float,
-    expected: Tensor,
+    expected: Float[Tensor, "size size"],
     *,
     k: int = 1,
     space: str = "latent",

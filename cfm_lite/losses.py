@@ -1,14 +1,16 @@
-"""Losses: tensors in, a scalar out.  L = |v - u|^2 - weight * sum_k |v - u_neg_k|^2, and what spreads or aligns features.
+"""Losses: tensors in, a scalar out.  L = |v - u|^2 - λ sum_k |v - u_neg_k|^2, and what spreads or aligns features.
 
 Convention: a mean over all non-batch dimensions, then over the batch. Arithmetic runs in float32 at
 least: half precisions are promoted, float64 stays. Velocity losses send no gradient into their
-targets; feature losses send it into every view.
+targets; feature losses send it into every view. Every function raises ConfigError for shapes that
+do not fit, for integers, and for an option out of range.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
@@ -21,19 +23,10 @@ from cfm_lite._internal.checks import (
     on_host,
     promote,
     repulsion_weight,
-    transformed,
     warn_of_gain,
     warn_once,
 )
-from cfm_lite._internal.kernels import (
-    TINY,
-    attract_repel,
-    cosine,
-    gram,
-    inverse_root,
-    root,
-    standardize,
-)
+from cfm_lite._internal.kernels import TINY, cosine, gram, inverse_root, root, standardize
 from cfm_lite.errors import ConfigError
 
 __all__ = [
@@ -50,128 +43,147 @@ __all__ = [
 VARIANTS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
 DISTANCES = ("sq_l2", "l2")
 
+Negative = Float[Tensor, "batch *dims"] | Float[Tensor, "k batch *dims"]
+Keep = Bool[Tensor, " batch"] | Integer[Tensor, " batch"] | Float[Tensor, " batch"]
 
-def squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """The mean squared difference of each row: `a`, `b` (B, *dims) -> (B,). Raises ConfigError for
-    unequal shapes or no rows.
+
+def squared_error(
+    a: Float[Tensor, "batch *dims"], b: Float[Tensor, "batch *dims"]
+) -> Float[Tensor, " batch"]:
+    """The mean squared difference of each row.
+
+    >>> squared_error(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor([1., 1.])
     """
-    a, b = _pair(a=a, b=b)
+    a, b = _same(a=a, b=b)
     return F.mse_loss(a, b, reduction="none").reshape(len(a), -1).mean(1)
 
 
-def flow_matching(v: Tensor, u: Tensor) -> Tensor:
-    """The mean squared distance of the velocity `v` to its target `u`, both (B, *dims).
+def flow_matching(
+    v: Float[Tensor, "batch *dims"], u: Float[Tensor, "batch *dims"]
+) -> Float[Tensor, ""]:
+    """The mean squared distance of the velocity `v` to its target `u`.
 
-    Raises ConfigError for unequal shapes. Reference: Lipman et al. 2023 (arXiv:2210.02747), eq. 14.
+    Reference: Lipman et al. 2023 (arXiv:2210.02747), eq. 14.
+
+    >>> flow_matching(torch.zeros(4, 2), torch.ones(4, 2))
+    tensor(1.)
     """
-    v, u = _pair(v=v, u=u)
+    v, u = _same(v=v, u=u)
     return F.mse_loss(v, u.detach())
 
 
 def repulsion(
-    v: Tensor, u_neg: Tensor, keep: Tensor | None = None, rescale: bool = False
-) -> Tensor:
-    """The mean squared distance of `v` (B, *dims) to wrong velocities `u_neg` (B, *dims) or (K, B,
-    *dims), summed over K; >= 0.
+    v: Float[Tensor, "batch *dims"],
+    u_neg: Negative,
+    keep: Keep | None = None,
+    rescale: bool = False,
+) -> Float[Tensor, ""]:
+    """The mean squared distance of `v` to wrong velocities `u_neg`, summed over K; at least 0.
 
-    `keep` (B,), bool or 0/1, leaves out rows where it is False. The mean divides by B, or with
-    `rescale` by the number of kept rows, as DeltaFM's code does. No kept row gives 0 and a zero
-    gradient. Raises ConfigError for shapes that do not fit.
+    `keep`, bool or 0/1, leaves out rows where it is False. The mean divides by B, or with `rescale`
+    by the number of kept rows, as DeltaFM's code does. No kept row gives 0 and a zero gradient.
+
+    >>> repulsion(torch.zeros(4, 2), torch.ones(3, 4, 2))
+    tensor(3.)
     """
-    v, u_neg = _pair_with_negatives(v, u_neg)
+    v, u_neg = _with_negatives(v, u_neg)
     check_flag(rescale=rescale)
     if keep is None:
+        # K times the mean, not the mean over K: the bound λK < 1 is on the sum
         return len(u_neg) * F.mse_loss(v.expand_as(u_neg), u_neg)
-    errors = (
-        F.mse_loss(v.expand_as(u_neg), u_neg, reduction="none")
-        .reshape(*u_neg.shape[:2], -1)
-        .mean(2)
-        .sum(0)
-    )  # (B,)
+    errors = F.mse_loss(v.expand_as(u_neg), u_neg, reduction="none")  # (K, B, *dims)
+    errors = errors.reshape(*u_neg.shape[:2], -1).mean(2).sum(0)  # (B,)
     return (errors * _row_shares(keep, errors, rescale)).sum()
 
 
 def contrastive_flow_matching(
-    v: Tensor,
-    u: Tensor,
-    u_neg: Tensor,
+    v: Float[Tensor, "batch *dims"],
+    u: Float[Tensor, "batch *dims"],
+    u_neg: Negative,
     weight: float = 0.05,
-    keep: Tensor | None = None,
+    keep: Keep | None = None,
     rescale: bool = False,
-) -> Tensor:
-    """flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale); it may be negative.
-    `weight` lies in [0, 1).
+) -> Float[Tensor, ""]:
+    """ΔFM: attract `v` to its target `u`, and repel it from the velocity `u_neg` of another pair.
 
-    The optimum is (E[u] - weight E[u_neg]) / (1 - weight). With `rescale`, kept rows feel weight *
-    B / kept: choose it smaller. Raises ConfigError for weight * K >= 1 (no minimum) and for NaN.
+    The optimum is (E[u] - λ E[u_neg]) / (1 - λ), with λ = `weight` and 0 <= λK < 1. The loss may be
+    negative. `keep` and `rescale` are those of `repulsion`; with `rescale` the kept rows feel
+    λ B / kept, so choose λ smaller. Raises ConfigError for λK >= 1 (no minimum) and for NaN.
     Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6.
+
+    >>> contrastive_flow_matching(torch.zeros(4, 2), torch.ones(4, 2), 2 * torch.ones(4, 2), 0.1)
+    tensor(0.6000)
     """
-    v, u = _pair(v=v, u=u)
-    v, u_neg = _pair_with_negatives(v, u_neg)
+    v, u = _same(v=v, u=u)
+    v, u_neg = _with_negatives(v, u_neg)
     weight = repulsion_weight(weight, len(u_neg))
     warn_of_gain(weight * len(u_neg))
-    check_flag(rescale=rescale)
-    if weight == 0:  # bit for bit plain flow matching, whatever the negatives are
+    if weight == 0:  # bit for bit plain flow matching, even beside negatives that are NaN
         return flow_matching(v, u)
-    # the compiler fuses the plain formula by itself, and torch.func follows nothing else
-    if torch.compiler.is_compiling() or transformed(v, u, u_neg, keep):
-        return flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale)
-    share = v.new_full((len(v),), 1 / len(v)) if keep is None else _row_shares(keep, v, rescale)
-    n = v[0].numel()
-    return attract_repel(
-        v.reshape(-1, n),
-        u.detach().to(v.dtype).reshape(-1, n),
-        u_neg.reshape(len(u_neg), -1, n),
-        weight * share,
-    )
+    return flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale)
 
 
-def vecor(v: Tensor, u: Tensor, u_neg: Tensor, weight: float = 0.05) -> Tensor:
-    """flow_matching(v, u) - weight * repulsion(v, u_neg) with `u_neg` (B, *dims) or (K, B, *dims),
-    0 <= weight * K < 1.
+def vecor(
+    v: Float[Tensor, "batch *dims"],
+    u: Float[Tensor, "batch *dims"],
+    u_neg: Negative,
+    weight: float = 0.05,
+) -> Float[Tensor, ""]:
+    """Attract `v` to its target `u`, and repel it from K perturbed velocities `u_neg`.
 
-    The optimum is (E[u] - weight sum_k E[u_neg_k]) / (1 - weight K). Raises ConfigError from weight
-    * K = 1 on. Reference: Hong et al. 2025 (arXiv:2511.18942); K = 1, weight 0.05.
+    The optimum is (E[u] - λ sum_k E[u_neg_k]) / (1 - λK), with λ = `weight` and 0 <= λK < 1. Raises
+    ConfigError for λK >= 1. Reference: Hong et al. 2025 (arXiv:2511.18942); K = 1, λ = 0.05.
+
+    >>> vecor(torch.zeros(4, 2), torch.ones(4, 2), torch.ones(3, 4, 2), weight=0.1)
+    tensor(0.7000)
     """
     return contrastive_flow_matching(v, u, u_neg, weight)
 
 
-def align(projected: Tensor, target: Tensor) -> Tensor:
-    """Minus the mean cosine between `projected` and `target`, both (B, T, D); between -1 and 1. A
-    zero vector counts as cosine 0.
+def align(
+    projected: Float[Tensor, "batch tokens dim"], target: Float[Tensor, "batch tokens dim"]
+) -> Float[Tensor, ""]:
+    """Minus the mean cosine between `projected` and `target`; between -1 and 1.
 
-    For several encoders, average the values. Raises ConfigError for unequal shapes.
+    A zero vector counts as cosine 0. For several encoders, average the values.
     Reference: Yu et al. 2024 (arXiv:2410.06940), eq. 8.
+
+    >>> align(torch.ones(2, 3, 4), 5 * torch.ones(2, 3, 4))
+    tensor(-1.)
     """
-    projected, target = _pair(projected=projected, target=target)
+    projected, target = _same(projected=projected, target=target)
     squared = projected.square().sum(-1)
-    inverse = squared.masked_fill(
-        squared <= TINY**2, math.inf
-    ).rsqrt()  # few calls: on a GPU each is a launch
+    # few calls: on a GPU each is a launch
+    inverse = squared.masked_fill(squared <= TINY**2, math.inf).rsqrt()
     return -((projected * F.normalize(target.detach(), dim=-1)).sum(-1) * inverse).mean()
 
 
 def dispersive(
-    h: Tensor,
+    h: Float[Tensor, "batch *dims"],
     variant: str = "infonce_l2",
     tau: float = 0.5,
     margin: float = 1.0,
     normalize_by_dim: bool = True,
     include_diagonal: bool = True,
     distance: str = "sq_l2",
-) -> Tensor:
-    """Spread the features `h` (B, *dims), flattened to (B, d), over the batch; no positive pairs
-    are needed.
+) -> Float[Tensor, ""]:
+    """Spread the features `h`, flattened to (B, d), over the batch; no positive pairs are needed.
 
     infonce_l2: log mean_ij exp(-D_ij / tau), D = |h_i - h_j|^2 / d (undivided without
-    `normalize_by_dim`), in (-log B, 0]. infonce_cosine: the same with D = -cosine. hinge: mean_ij
-    max(0, margin - D_ij)^2, D as in infonce_l2 or, with distance="l2", its root. The pairs i = j
-    count unless `include_diagonal` is False. covariance: the sum over m != n of the squared
-    correlations of features m and n over the batch; a constant feature correlates with none. A
-    batch of one gives 0. The covariance form is a sum over d (d - 1) pairs of features that nothing
-    divides: some d^2 / B for unrelated features, where the other forms stay near 1. Its weight must
-    be as much smaller (`objective.dispersive` divides 0.5 by the pairs). Raises ConfigError for an
-    unknown name or a number out of range. Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
+    `normalize_by_dim`), in (-log B, 0].
+    infonce_cosine: the same with D = -cosine.
+    hinge: mean_ij max(0, margin - D_ij)^2, D as in infonce_l2 or, with distance="l2", its root.
+    covariance: the sum over m != n of the squared correlations of features m and n over the batch;
+    a constant feature correlates with none. Nothing divides this sum over d (d - 1) pairs: it is
+    some d^2 / B for unrelated features, where the other forms stay near 1. Its weight must be as
+    much smaller (`objective.dispersive` divides 0.5 by the pairs).
+
+    The pairs i = j count unless `include_diagonal` is False. A batch of one gives 0.
+    Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
+
+    >>> dispersive(torch.tensor([[0.0], [1.0]]))  # log((1 + exp(-2)) / 2)
+    tensor(-0.5662)
     """
     tau, margin = _check_options(variant, distance, tau=tau, margin=margin)
     check_flag(normalize_by_dim=normalize_by_dim, include_diagonal=include_diagonal)
@@ -180,9 +192,8 @@ def dispersive(
         return _nothing_to_spread(z)
     if variant == "covariance":
         z = standardize(z)
-        return (
-            gram(z).div(len(z)).square().sum() - z.detach().any(0).sum()
-        )  # the diagonal: 1 for each feature that varies
+        # less the diagonal: 1 for each feature that varies
+        return gram(z).div(len(z)).square().sum() - z.detach().any(0).sum()
     gap = _dissimilarity(z, variant, normalize_by_dim, distance)
     if not include_diagonal:
         # infinitely far from itself: no weight in the exponential, nothing left of the hinge
@@ -194,24 +205,26 @@ def dispersive(
 
 
 def contrastive(
-    h: Tensor,
-    h_positive: Tensor,
+    h: Float[Tensor, "batch *dims"],
+    h_positive: Float[Tensor, "batch *dims"],
     variant: str = "infonce_l2",
     tau: float = 0.5,
     margin: float = 1.0,
     w: float = 1.0,
     normalize_by_dim: bool = True,
     distance: str = "sq_l2",
-) -> Tensor:
-    """The counterpart of `dispersive` with positive pairs: `h_positive` holds the second view of
-    each row of `h`, both (B, *dims).
+) -> Float[Tensor, ""]:
+    """`dispersive` with positive pairs: `h_positive` holds the second view of each row of `h`.
 
-    InfoNCE: mean_i [D(i, i+) / tau + log sum_j exp(-D_ij / tau)], j over the first view, i
-    included. hinge: mean_i D(i, i+)^2 + mean_ij max(0, margin - D_ij)^2. covariance: sum_m (1 -
-    C_mm)^2 + w sum over m != n of C_mn^2, C the correlation of feature m in the first view with n
-    in the second. D as in `dispersive`. A batch of one gives 0, as there is nothing to contrast
-    with. Raises ConfigError as `dispersive` does. Reference: Wang and He 2025 (arXiv:2506.09027),
-    table 1.
+    InfoNCE: mean_i [D(i, i+) / tau + log sum_j exp(-D_ij / tau)], j over the first view, i included.
+    hinge: mean_i D(i, i+)^2 + mean_ij max(0, margin - D_ij)^2.
+    covariance: sum_m (1 - C_mm)^2 + w sum over m != n of C_mn^2, C the correlation of feature m in
+    the first view with n in the second.
+
+    D as in `dispersive`. A batch of one gives 0. Reference: Wang and He 2025, table 1.
+
+    >>> contrastive(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]))
+    tensor(0.1269)
     """
     tau, margin = _check_options(variant, distance, tau=tau, margin=margin)
     check_flag(normalize_by_dim=normalize_by_dim)
@@ -228,18 +241,29 @@ def contrastive(
     return (near / tau + torch.logsumexp(-gap / tau, 1)).mean()
 
 
-def _pair(**tensors: Tensor) -> tuple[Tensor, ...]:
-    """The named tensors, promoted to one dtype; ConfigError unless they are floating (B, *dims) of
-    one shape with B >= 1.
+def _check_rows(least: int, **tensors: Tensor) -> None:
+    """ConfigError unless the tensors are floating, of one shape with `least` dimensions at least,
+    and not empty.
     """
     check_same_shape(**tensors)
     check_floating(**tensors)
     name, first = next(iter(tensors.items()))
-    if first.dim() == 0 or first.numel() == 0:
+    if first.dim() < least or first.numel() == 0:
         raise ConfigError(
-            f"{name} has shape {tuple(first.shape)}; it must be (B, *dims) and not empty."
+            f"{name} has shape {tuple(first.shape)}; it must be (B, *dims), not empty."
         )
+
+
+def _same(**tensors: Tensor) -> tuple[Tensor, ...]:
+    """The named tensors (B, *dims) in one dtype."""
+    _check_rows(1, **tensors)
     return _one_dtype(*tensors.values())
+
+
+def _features(**views: Tensor) -> tuple[Tensor, ...]:
+    """Each view (B, *dims) as (B, d), in its own dtype: `gram` promotes slab by slab."""
+    _check_rows(2, **views)
+    return tuple(h.reshape(len(h), -1) for h in views.values())
 
 
 def _one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -247,15 +271,14 @@ def _one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(dtype) for x in tensors)
 
 
-def _pair_with_negatives(v: Tensor, u_neg: Tensor) -> tuple[Tensor, Tensor]:
+def _with_negatives(v: Tensor, u_neg: Tensor) -> tuple[Tensor, Tensor]:
     """`v` (B, *dims) and the detached negatives as (K, B, *dims), in one dtype."""
     check_floating(v=v, u_neg=u_neg)
     stack = u_neg if u_neg.dim() > v.dim() else u_neg[None]
     if stack.shape[1:] != v.shape or v.dim() == 0 or stack.numel() == 0:
-        seen = f"u_neg has shape {tuple(u_neg.shape)}, v {tuple(v.shape)}"
         raise ConfigError(
-            f"{seen}; u_neg must have the shape of v, (B, *dims), or (K, B, *dims) for K "
-            "negatives, and not be empty."
+            f"u_neg has shape {tuple(u_neg.shape)}, v {tuple(v.shape)}; u_neg must have the shape "
+            "of v, (B, *dims), or (K, B, *dims) for K negatives, and not be empty."
         )
     v, stack = _one_dtype(v, stack.detach())
     return v, stack
@@ -285,21 +308,6 @@ def _check_options(variant: str, distance: str, **positive: float) -> list[float
     return [
         check_number(name, value, 0, math.inf, open_low=True) for name, value in positive.items()
     ]
-
-
-def _features(**views: Tensor) -> tuple[Tensor, ...]:
-    """Each view (B, *dims) as (B, d); ConfigError unless they are floating, of one shape, and not
-    empty.
-    """
-    check_same_shape(**views)
-    check_floating(**views)
-    name, first = next(iter(views.items()))
-    if first.dim() < 2 or first.numel() == 0:
-        raise ConfigError(
-            f"{name} has shape {tuple(first.shape)}; it must be (B, *dims) with at least one row "
-            "and one feature."
-        )
-    return tuple(h.reshape(len(h), -1) for h in views.values())
 
 
 def _nothing_to_spread(z: Tensor) -> Tensor:

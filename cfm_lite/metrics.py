@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
@@ -100,7 +101,12 @@ def _root(covariance: Tensor) -> Tensor:
     ) @ vectors.mT  # (d, d) rounding leaves eigenvalues just below 0
 
 
-def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
+def frechet_distance(
+    mean1: Float[Tensor, " d"],
+    cov1: Float[Tensor, "d d"],
+    mean2: Float[Tensor, " d"],
+    cov2: Float[Tensor, "d d"],
+) -> Float[Tensor, ""]:
     """The squared Fréchet distance (2-Wasserstein) of two Gaussians with means (d,) and covariances
     (d, d); singular ones are allowed.
 
@@ -157,7 +163,9 @@ def check_covariance(name: str, covariance: Tensor, d: int) -> Tensor:
     return covariance
 
 
-def frechet(features_a: Tensor, features_b: Tensor) -> Tensor:
+def frechet(
+    features_a: Float[Tensor, "n *dims"], features_b: Float[Tensor, "m *dims"]
+) -> Float[Tensor, ""]:
     """The Fréchet distance of features (N, d) and (M, d): means and covariances (divided by N - 1)
     of both, at least two rows each.
 
@@ -171,7 +179,9 @@ def frechet(features_a: Tensor, features_b: Tensor) -> Tensor:
     return _frechet_distance(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
 
 
-def frechet_to(features: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+def frechet_to(
+    features: Float[Tensor, "n *dims"], mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]
+) -> Float[Tensor, ""]:
     """The Fréchet distance of features (N, d), N > 1, to a law of which only the mean (d,) and the
     covariance (d, d) are kept.
 
@@ -205,7 +215,7 @@ def frechet_to(features: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     )
 
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+def moments(features: Float[Tensor, "n *dims"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """The mean (d,) and the covariance (d, d), divided by N - 1, of at least two rows (N, d), in
     float64.
     """
@@ -239,7 +249,9 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def neighbour_radii(x: Tensor, k: int = 3, *, progress: bool = False) -> Tensor:
+def neighbour_radii(
+    x: Float[Tensor, "n *dims"], k: int = 3, *, progress: bool = False
+) -> Float[Tensor, " n"]:
     """The distance (N,) from each row of `x` (N, *dims) to its k-th nearest other row; N > k.
     `progress` shows a bar.
     """
@@ -412,8 +424,12 @@ def _any_within(a: Tensor, rows: Tensor, b: Tensor, radii: Tensor, maybe: Tensor
 
 
 def precision_recall(
-    real: Tensor, fake: Tensor, k: int = 3, *, progress: bool = False
-) -> tuple[Tensor, Tensor]:
+    real: Float[Tensor, "n *dims"],
+    fake: Float[Tensor, "m *dims"],
+    k: int = 3,
+    *,
+    progress: bool = False,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(precision, recall) in [0, 1] of features (N, d) and (M, d): the share of fakes near real
     rows, and of real rows near fakes.
 
@@ -439,7 +455,9 @@ def precision_recall(
     )
 
 
-def nearest_distances(x: Tensor, reference: Tensor) -> Tensor:
+def nearest_distances(
+    x: Float[Tensor, "n *dims"], reference: Float[Tensor, "m *dims"]
+) -> Float[Tensor, " n"]:
     """The Euclidean distance (N,) from each row of `x` (N, *dims) to the nearest row of `reference`
     (M, *dims).
     """
@@ -452,7 +470,9 @@ def _nearest(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([_distances(part, b).amin(dim=1) for part in a.split(_CHUNK)])
 
 
-def nearest_ratio(fake: Tensor, train: Tensor, real: Tensor) -> Tensor:
+def nearest_ratio(
+    fake: Float[Tensor, "n *dims"], train: Float[Tensor, "m *dims"], real: Float[Tensor, "k *dims"]
+) -> Float[Tensor, ""]:
     """Mean distance from a fake to the nearest training row, divided by that from a held-out `real`
     row.
 
@@ -467,14 +487,16 @@ def nearest_ratio(fake: Tensor, train: Tensor, real: Tensor) -> Tensor:
     return _nearest(fake, train).mean() / own
 
 
-def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+def accuracy(logits: Float[Tensor, "n classes"], y: Integer[Tensor, " n"]) -> Float[Tensor, ""]:
     """The share of rows whose largest logit (N, classes) is the label y (N,), in [0, 1]."""
     rows = _rows("logits", logits)
     y = check_labels(y, rows, rows.shape[1] - 1)
     return (rows.argmax(dim=1) == y).double().mean()
 
 
-def inception_score(logits: Tensor, splits: int = 10) -> tuple[Tensor, Tensor]:
+def inception_score(
+    logits: Float[Tensor, "n classes"], splits: int = 10
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(mean, standard deviation) over contiguous splits of exp E KL(p(y|x) || p(y)), from logits
     (N, classes) in the order given.
 
@@ -494,8 +516,12 @@ def _inception_score(log_p: Tensor) -> Tensor:
 
 
 def sliced_wasserstein(
-    a: Tensor, b: Tensor, n_projections: int = 256, *, generator: Generator | None = None
-) -> Tensor:
+    a: Float[Tensor, "n *dims"],
+    b: Float[Tensor, "m *dims"],
+    n_projections: int = 256,
+    *,
+    generator: Generator | None = None,
+) -> Float[Tensor, ""]:
     """The sliced 2-Wasserstein distance of rows (N, *dims) and (M, *dims).
 
     It is the root mean square, over random directions, of the exact distance of the projections,
@@ -533,7 +559,11 @@ def _coupled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return a[(ends - 1) // m], b[(ends - 1) // n], mass
 
 
-def mmd(a: Tensor, b: Tensor, bandwidths: float | Iterable[float] | None = None) -> Tensor:
+def mmd(
+    a: Float[Tensor, "n *dims"],
+    b: Float[Tensor, "m *dims"],
+    bandwidths: float | Iterable[float] | None = None,
+) -> Float[Tensor, ""]:
     """The squared maximum mean discrepancy, unbiased, of rows (N, *dims) and (M, *dims): about 0,
     of either sign, for equal laws.
 
@@ -604,7 +634,7 @@ def _listed(items: Any) -> list[Any]:
     return [items]
 
 
-def straightness(trajectory: Tensor | Iterable[Tensor]) -> Tensor:
+def straightness(trajectory: Tensor | Iterable[Tensor]) -> Float[Tensor, ""]:
     """Chord over length, |x_last - x_first| / sum |x_(s+1) - x_s|, averaged over the batch: in [0,
     1], 1 where every path is straight.
 
@@ -621,12 +651,12 @@ def straightness(trajectory: Tensor | Iterable[Tensor]) -> Tensor:
 def drift_by_time(
     trajectory: Tensor | Iterable[Tensor],
     mixture_or_data: GaussianMixture | Tensor,
-    ts: Tensor | None = None,
+    ts: Float[Tensor, " states"] | None = None,
     path: Path = LINEAR,
     *,
     n_reference: int = 4096,
     generator: Generator | None = None,
-) -> Tensor:
+) -> Float[Tensor, " states"]:
     """How far the states are, at each time `ts` (S,), from where they should be: (S,) for a
     trajectory (S, B, *dims).
 
@@ -693,9 +723,9 @@ def _check_times(ts: Tensor | None, states: Tensor) -> Tensor:
 def drift(
     trajectory: Tensor | Iterable[Tensor],
     mixture_or_data: GaussianMixture | Tensor,
-    ts: Tensor | None = None,
+    ts: Float[Tensor, " states"] | None = None,
     **settings: Any,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """`drift_by_time` in one number: its mean over the times against a mixture, its last value (the
     samples) against data.
     """
@@ -705,7 +735,9 @@ def drift(
     return drift_by_time(states, mixture_or_data, ts, **settings).mean()
 
 
-def velocity_deficit(v: Tensor, u: Tensor) -> Tensor:
+def velocity_deficit(
+    v: Float[Tensor, "batch *dims"], u: Float[Tensor, "batch *dims"]
+) -> Float[Tensor, ""]:
     """Mean length of the model's velocities over that of the targets, both (B, *dims): E|v| / E|u|,
     below 1 for a conditional mean.
 
@@ -716,7 +748,7 @@ def velocity_deficit(v: Tensor, u: Tensor) -> Tensor:
     return _rows("v", v).norm(dim=1).mean() / _rows("u", u).norm(dim=1).mean()
 
 
-def effective_rank(h: Tensor) -> Tensor:
+def effective_rank(h: Float[Tensor, "batch *dims"]) -> Float[Tensor, ""]:
     """exp of the entropy of the normalised singular values of centred features h (B, *dims), B >=
     2: from 1 to min(B - 1, d).
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from cfm_lite._internal.checks import (
@@ -36,7 +37,7 @@ SPACES = ("velocity", "latent", "image")
 
 def in_batch(
     sample: FlowSample, *, generator: Generator | None = None
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Float[Tensor, "batch *dims"] | tuple[Float[Tensor, "batch *dims"], Bool[Tensor, " batch"]]:
     """The velocity of another row for each row, (B, *dims): uniform over the other rows,
     independent, repeats allowed; O(B).
 
@@ -54,7 +55,7 @@ def in_batch(
     return u.index_select(0, other_row(len(u), u.device, generator))
 
 
-def in_batch_mean(data_mean: Tensor, path: Path = LINEAR) -> Tensor:
+def in_batch_mean(data_mean: Float[Tensor, "*dims"], path: Path = LINEAR) -> Float[Tensor, "*dims"]:
     """E[u_neg] (*dims) of `in_batch`: (alpha(1) - alpha(0)) E[x1], with `data_mean` = E[x1] (*dims).
 
     It holds for noise of mean 0 and uniform times, whatever x_t and y are.
@@ -64,7 +65,9 @@ def in_batch_mean(data_mean: Tensor, path: Path = LINEAR) -> Tensor:
     return (end - start) * data_mean
 
 
-def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+def other_class(
+    sample: FlowSample, *, generator: Generator | None = None
+) -> tuple[Float[Tensor, "batch *dims"], Bool[Tensor, " batch"]]:
     """The velocity of a row of another class for each row, and `keep` (B,), False where the batch
     holds no other class; O(B log B).
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
@@ -79,7 +80,7 @@ class Path:
             return _named, (self.name,)
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
-    def half_variance_rate(self, t: Tensor) -> Tensor:
+    def half_variance_rate(self, t: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """Half the derivative of sigma^2, sigma d_sigma, at a time tensor of any shape; finite on
         all of [0, 1].
 
@@ -98,7 +99,9 @@ class Path:
         )
         return rate
 
-    def coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(
+        self, t: Float[Tensor, " batch"], x: Float[Tensor, "batch *dims"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(alpha, sigma, d_alpha, d_sigma) at `t` (B,), each shaped (B, 1, ...) to broadcast over
         `x` (B, *dims).
         """
@@ -107,7 +110,12 @@ class Path:
         t = expand(promote(t).to(promote(x).dtype), x)
         return self.alpha(t), self.sigma(t), self.d_alpha(t), self.d_sigma(t)
 
-    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def interpolate(
+        self,
+        x0: Float[Tensor, "batch *dims"],
+        x1: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
         """Position and velocity (x_t, u_t), both (B, *dims), of noise `x0` and data `x1` (B, *dims)
         at `t` (B,) in [0, 1].
 
@@ -119,7 +127,12 @@ class Path:
         alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x1)
         return alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0
 
-    def endpoints(self, x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def endpoints(
+        self,
+        x: Float[Tensor, "batch *dims"],
+        v: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
         """(x0, x1) implied by position `x` and velocity `v` (B, *dims): one 2x2 solve, exact at t =
         0 and t = 1 for LINEAR.
 
@@ -130,7 +143,12 @@ class Path:
         """
         return self._ends(x, v, t, idle=False)
 
-    def parts(self, x: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(
+        self,
+        x: Float[Tensor, "batch *dims"],
+        v: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
         """`endpoints`, but an end that is not known and has no part in the velocity, its derivative
         being 0, is given as 0.
         """
@@ -174,7 +192,12 @@ class Path:
             )
         return (noise[0] * v - noise[1] * x) / noise[2], (data[1] * x - data[0] * v) / data[2]
 
-    def score(self, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    def score(
+        self,
+        x: Float[Tensor, "batch *dims"],
+        v: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+    ) -> Float[Tensor, "batch *dims"]:
         """The score -x0 / sigma (B, *dims) that velocity `v` implies at `x`; infinite at t = 1
         unless d_sigma is (VP).
 
@@ -205,7 +228,12 @@ class Path:
             endless & (x0 == 0), 0, x0 / denominator
         )  # noise of 0 has no score at all
 
-    def velocity_from_score(self, x: Tensor, score: Tensor, t: Tensor) -> Tensor:
+    def velocity_from_score(
+        self,
+        x: Float[Tensor, "batch *dims"],
+        score: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+    ) -> Float[Tensor, "batch *dims"]:
         """The inverse of `score`: v = (d_alpha / alpha) (x + sigma^2 s) - sigma d_sigma s.
 
         Raises ConfigError where alpha = 0 and d_alpha is not, as at t = 0 of LINEAR: the score of
@@ -217,7 +245,12 @@ class Path:
         ratio = self._quotient(d_alpha, alpha, t, "the velocity from a score")
         return ratio * (x + sigma**2 * score) - self._rate_like(t, alpha) * score
 
-    def velocity_from_data(self, x: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+    def velocity_from_data(
+        self,
+        x: Float[Tensor, "batch *dims"],
+        x1: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+    ) -> Float[Tensor, "batch *dims"]:
         """The velocity (B, *dims) at `x` of a network that predicts the data `x1` (B, *dims):
         d_alpha x1 + d_sigma x0.
 
@@ -232,7 +265,12 @@ class Path:
             d_sigma, sigma, t, "the velocity from data", d_alpha
         ) * (x - alpha * x1)
 
-    def velocity_from_noise(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    def velocity_from_noise(
+        self,
+        x: Float[Tensor, "batch *dims"],
+        x0: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+    ) -> Float[Tensor, "batch *dims"]:
         """The velocity (B, *dims) at `x` of a network that predicts the noise `x0` (B, *dims):
         d_alpha x1 + d_sigma x0.
 

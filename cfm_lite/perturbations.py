@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Integer
 from torch import Generator, Tensor
 
 from cfm_lite._internal.checks import (
@@ -42,12 +43,12 @@ Range = tuple[float, float]
 
 
 def channel_shuffle(
-    x: Tensor,
+    x: Float[Tensor, "batch channels *dims"],
     *,
     per_sample: bool = True,
     exclude_identity: bool = True,
     generator: Generator | None = None,
-) -> Tensor:
+) -> Float[Tensor, "batch channels *dims"]:
     """The channels (dimension 1) of `x` (B, C, ...) in random order, one order per row or, without
     `per_sample`, per batch.
 
@@ -71,8 +72,11 @@ def channel_shuffle(
 
 
 def crop_resize(
-    x: Tensor, *, side: Range = (0.6, 0.9), generator: Generator | None = None
-) -> Tensor:
+    x: Float[Tensor, "batch channels height width"],
+    *,
+    side: Range = (0.6, 0.9),
+    generator: Generator | None = None,
+) -> Float[Tensor, "batch channels height width"]:
     """A random window of each image (B, C, H, W), resized back bilinearly.
 
     The window's sides are s H and s W with s uniform on `side`, within (0, 1); its place is uniform
@@ -95,7 +99,12 @@ def crop_resize(
     )
 
 
-def cutmix(x: Tensor, *, area: Range = (0.25, 0.5), generator: Generator | None = None) -> Tensor:
+def cutmix(
+    x: Float[Tensor, "batch channels height width"],
+    *,
+    area: Range = (0.25, 0.5),
+    generator: Generator | None = None,
+) -> Float[Tensor, "batch channels height width"]:
     """Each image (B, C, H, W) with one box of another row pasted in at the same place; the other
     row is uniform over the rest.
 
@@ -119,8 +128,11 @@ def cutmix(x: Tensor, *, area: Range = (0.25, 0.5), generator: Generator | None 
 
 
 def gaussian_blur(
-    x: Tensor, *, sigma: Range = (0.5, 1.5), generator: Generator | None = None
-) -> Tensor:
+    x: Float[Tensor, "batch channels height width"],
+    *,
+    sigma: Range = (0.5, 1.5),
+    generator: Generator | None = None,
+) -> Float[Tensor, "batch channels height width"]:
     """Each image (B, C, H, W) under a Gaussian blur whose width in pixels is uniform on `sigma`,
     above 0.2.
 
@@ -139,8 +151,12 @@ def gaussian_blur(
 
 
 def color_jitter(
-    x: Tensor, *, contrast: float = 0.4, brightness: float = 0.4, generator: Generator | None = None
-) -> Tensor:
+    x: Float[Tensor, "batch channels *dims"],
+    *,
+    contrast: float = 0.4,
+    brightness: float = 0.4,
+    generator: Generator | None = None,
+) -> Float[Tensor, "batch channels *dims"]:
     """Every channel of every row of `x` (B, C, ...) scaled by 1 + a and shifted by b; it suits
     latents too.
 
@@ -161,7 +177,12 @@ def color_jitter(
     return (z * (1 + scale) + shift).to(x.dtype)
 
 
-def additive_noise(x: Tensor, *, std: float = 0.5, generator: Generator | None = None) -> Tensor:
+def additive_noise(
+    x: Float[Tensor, "batch channels *dims"],
+    *,
+    std: float = 0.5,
+    generator: Generator | None = None,
+) -> Float[Tensor, "batch channels *dims"]:
     """`x` (B, ...) plus independent normal noise of standard deviation `std` > 0, in units of x.
 
     In velocity space its mean is the true velocity, so at the optimum it repels from nothing: a
@@ -177,7 +198,7 @@ def additive_noise(x: Tensor, *, std: float = 0.5, generator: Generator | None =
 
 def expected_map(
     transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int = 2000, seed: int = 0
-) -> Tensor:
+) -> Float[Tensor, "size size"]:
     """E[P] (D, D) float32 of a random linear `transform` of samples of `shape`, D = prod(shape), so
     that E[P x] = x.flatten(1) @ E[P].T.
 
@@ -221,7 +242,9 @@ def _expected_map(
     return (total / draws).mT.contiguous()
 
 
-def other_row(n: int, device: torch.device, generator: Generator | None = None) -> Tensor:
+def other_row(
+    n: int, device: torch.device, generator: Generator | None = None
+) -> Integer[Tensor, " n"]:
     """For each of `n` >= 2 rows the number (n,) of another: uniform over the rest, independent,
     repeats allowed; O(n).
     """

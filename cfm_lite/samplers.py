@@ -17,6 +17,7 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
@@ -64,19 +65,34 @@ CHECK_EVERY = 8  # steps; a look at each one would cost as much as the step itse
 TABLE_UP_TO = 2**22  # times held at once, 16 MiB
 
 
-def euler(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
+def euler(
+    velocity: Velocity,
+    x: Float[Tensor, "batch *dims"],
+    t: Float[Tensor, " batch"] | float,
+    dt: float | Tensor,
+) -> Float[Tensor, "batch *dims"]:
     """Order 1, one evaluation. `t` is (B,), or one number for all rows; `dt` likewise."""
     return _move(x, velocity(x, _rows(t, x)), dt)
 
 
-def midpoint(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
+def midpoint(
+    velocity: Velocity,
+    x: Float[Tensor, "batch *dims"],
+    t: Float[Tensor, " batch"] | float,
+    dt: float | Tensor,
+) -> Float[Tensor, "batch *dims"]:
     """Order 2, two evaluations: the slope at the middle of an Euler half step."""
     t = _rows(t, x)
     half = _move(x, velocity(x, t), dt / 2)
     return _move(x, velocity(half, t + dt / 2), dt)
 
 
-def heun(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
+def heun(
+    velocity: Velocity,
+    x: Float[Tensor, "batch *dims"],
+    t: Float[Tensor, " batch"] | float,
+    dt: float | Tensor,
+) -> Float[Tensor, "batch *dims"]:
     """Order 2, two evaluations: the mean slope of the two ends, the far end reached by an Euler
     step (torchdiffeq's heun2).
     """
@@ -86,7 +102,12 @@ def heun(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor
     return _move(_move(x, v, dt / 2), w, dt / 2)
 
 
-def rk4(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
+def rk4(
+    velocity: Velocity,
+    x: Float[Tensor, "batch *dims"],
+    t: Float[Tensor, " batch"] | float,
+    dt: float | Tensor,
+) -> Float[Tensor, "batch *dims"]:
     """Order 4, four evaluations: Kutta's 3/8 rule, at 0, 1/3, 2/3 and 1 of the step.
 
     It is what torchdiffeq, and so the official SiT, calls rk4. The better known rule, at 0, 1/2,
@@ -101,7 +122,12 @@ def rk4(velocity: Velocity, x: Tensor, t: Tensor, dt: float | Tensor) -> Tensor:
     return _move(x, k1 + 3 * (k2 + k3) + k4, dt / 8)
 
 
-def trajectory(velocity: Velocity, x: Tensor, ts: Tensor, step: Step = heun) -> Iterator[Tensor]:
+def trajectory(
+    velocity: Velocity,
+    x: Float[Tensor, "batch *dims"],
+    ts: Float[Tensor, " times"],
+    step: Step = heun,
+) -> Iterator[Float[Tensor, "batch *dims"]]:
     """Yields the state at every time of `ts`, `x` (B, *dims) at ts[0] first; gradients flow where
     grad mode is on.
 
@@ -166,7 +192,7 @@ class Grid:
         return velocity.restrict(*sorted(self.times[k : k + 2]))
 
 
-def make_grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
+def make_grid(ts: Any, x: Float[Tensor, "batch *dims"], *, ascending: bool = False) -> Grid:
     """`ts` (n + 1,) as a grid for the state `x`; ConfigError unless it is strictly monotone, inside
     [0, 1], n >= 1.
     """
@@ -257,7 +283,7 @@ def _rows(t: Any, x: Tensor) -> Tensor:
     return t if isinstance(t, Tensor) and t.dim() == 1 else x.new_full((len(x),), float(t))
 
 
-def fitting(v: Tensor, x: Tensor) -> Tensor:
+def fitting(v: Float[Tensor, "batch *dims"], x: Float[Tensor, "batch *dims"]) -> Tensor:
     """`v` in the dtype of `x`; ConfigError unless it has the shape of `x`."""
     as_velocity_of(v, x)
     return v if v.dtype == x.dtype else v.to(x.dtype)
@@ -326,7 +352,12 @@ def evaluations(
 
 
 @torch.no_grad()
-def sample(velocity: Velocity, x: Tensor, ts: Tensor, step: Step = heun) -> Tensor:
+def sample(
+    velocity: Velocity,
+    x: Float[Tensor, "batch *dims"],
+    ts: Float[Tensor, " times"],
+    step: Step = heun,
+) -> Float[Tensor, "batch *dims"]:
     """The state (B, *dims) at ts[-1], from `x` at ts[0]; arguments and errors as in `trajectory`,
     without gradients.
     """
@@ -336,12 +367,12 @@ def sample(velocity: Velocity, x: Tensor, ts: Tensor, step: Step = heun) -> Tens
 @torch.no_grad()
 def sample_adaptive(
     velocity: Velocity,
-    x: Tensor,
+    x: Float[Tensor, "batch *dims"],
     t0: float = 0.0,
     t1: float = 1.0,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-) -> Tensor:
+) -> Float[Tensor, "batch *dims"]:
     """The state (B, *dims) at `t1`, from `x` at `t0`, by torchdiffeq's dopri5, whose steps keep the
     error near rtol |x| + atol.
 
@@ -427,8 +458,8 @@ LAST_STEPS = ("mean", "tweedie", "euler")
 
 
 def diffusion_coefficient(
-    t: Tensor, diffusion: str = "sigma", path: Path = LINEAR, norm: float = 1.0
-) -> Tensor:
+    t: Float[Tensor, "*any"], diffusion: str = "sigma", path: Path = LINEAR, norm: float = 1.0
+) -> Float[Tensor, "*any"]:
     """c(t) >= 0 at times of any shape; "sbdm" is infinite at t = 0 on the linear and cosine paths.
 
     Raises ConfigError for an unknown form or a negative norm. Reference: SiT, table 2; the forms of
@@ -443,8 +474,8 @@ def diffusion_coefficient(
 @torch.no_grad()
 def sample_sde(
     velocity: Velocity,
-    x: Tensor,
-    ts: Tensor,
+    x: Float[Tensor, "batch *dims"],
+    ts: Float[Tensor, " times"],
     path: Path = LINEAR,
     diffusion: str = "sigma",
     norm: float = 1.0,
@@ -452,7 +483,7 @@ def sample_sde(
     last_step_size: float = 0.04,
     generator: torch.Generator | None = None,
     noise: Tensor | Sequence[Tensor] | None = None,
-) -> Tensor:
+) -> Float[Tensor, "batch *dims"]:
     """The state (B, *dims) at t = 1, from noise `x` at ts[0], by Euler-Maruyama steps on dx = (v +
     c s) dt + sqrt(2 c) dW.
 
@@ -569,15 +600,15 @@ Trace = Callable[[Tensor, Tensor], Tensor]  # (v, x) -> (B,)
 
 def log_prob(
     velocity: Velocity,
-    x1: Tensor,
-    ts: Tensor | None = None,
+    x1: Float[Tensor, "batch *dims"],
+    ts: Float[Tensor, " times"] | None = None,
     step: Step = rk4,
     trace: str | None = None,
     n_probes: int = 1,
     generator: torch.Generator | None = None,
     probes: Sequence[Tensor] | None = None,
     grad: bool = False,
-) -> Tensor:
+) -> Float[Tensor, " batch"]:
     """log p(x1) (B,) in nats, for points `x1` (B, *dims) and a velocity whose noise is N(0, I).
 
     `ts` is the grid between 1 and 0 (default: 100 equal steps); a rising one is walked from its

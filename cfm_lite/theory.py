@@ -14,6 +14,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
@@ -99,7 +100,7 @@ class GaussianMixture:
         """The labels that have a component of positive weight, sorted, int64."""
         return self.labels[self.weights > 0].unique()
 
-    def mean(self, y: Tensor | None = None) -> Tensor:
+    def mean(self, y: Integer[Tensor, " batch"] | None = None) -> Float[Tensor, "*batch dim"]:
         """E[x1] (D,), or with labels `y` (B,) E[x1 | y] (B, D), in the dtype of the means given; on
         the device of y.
         """
@@ -109,7 +110,9 @@ class GaussianMixture:
         weights = self._log_weights(y, y.device).exp()
         return (weights @ self.means.to(weights)).to(self.dtype)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, n: int, *, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "n dim"], Integer[Tensor, " n"]]:
         """`n` data points x1 (n, D) and their labels y (n,) int64, on the generator's device, in
         the dtype of the means given.
         """
@@ -130,8 +133,12 @@ class GaussianMixture:
         return (means[which] + noise).to(self.dtype), self.labels.to(device)[which]
 
     def log_prob(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "batch dim"],
+        t: Float[Tensor, " batch"],
+        y: Integer[Tensor, " batch"] | None = None,
+        path: Path = LINEAR,
+    ) -> Float[Tensor, " batch"]:
         """log p_t(x) (B,), or log p_t(x | y), of positions `x` (B, D) at times `t` (B,).
 
         Labels `y` (B,) int64 choose the components, whose weights are renormalised inside the
@@ -141,14 +148,22 @@ class GaussianMixture:
         return self._terms(x, t, y, path).log_joint.logsumexp(1).to(promote(x).dtype)
 
     def responsibilities(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "batch dim"],
+        t: Float[Tensor, " batch"],
+        y: Integer[Tensor, " batch"] | None = None,
+        path: Path = LINEAR,
+    ) -> Float[Tensor, "batch components"]:
         """P(component k | x_t = x, y) (B, K); rows sum to 1. Arguments and errors as in `log_prob`."""
         return self._terms(x, t, y, path).log_joint.softmax(1).to(promote(x).dtype)
 
     def velocity(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "batch dim"],
+        t: Float[Tensor, " batch"],
+        y: Integer[Tensor, " batch"] | None = None,
+        path: Path = LINEAR,
+    ) -> Float[Tensor, "batch dim"]:
         """E[u_t | x_t = x, y] (B, D), exact: the minimiser of flow matching. Arguments and errors
         as in `log_prob`.
 
@@ -161,7 +176,13 @@ class GaussianMixture:
             flow + self._collect(shares[..., None] * terms.rate / terms.spread, terms.offset)
         ).to(promote(x).dtype)
 
-    def score(self, x: Tensor, t: Tensor, y: Tensor | None = None, path: Path = LINEAR) -> Tensor:
+    def score(
+        self,
+        x: Float[Tensor, "batch dim"],
+        t: Float[Tensor, " batch"],
+        y: Integer[Tensor, " batch"] | None = None,
+        path: Path = LINEAR,
+    ) -> Float[Tensor, "batch dim"]:
         """The gradient of log p_t(x | y) by x (B, D), exact. Arguments and errors as in `log_prob`."""
         terms = self._terms(x, t, y, path)
         shares = terms.log_joint.softmax(1)
@@ -219,13 +240,13 @@ class GaussianMixture:
 
 def mean_negative(
     mixture: GaussianMixture,
-    x: Tensor,
-    t: Tensor,
-    y: Tensor | None = None,
+    x: Float[Tensor, "batch dim"],
+    t: Float[Tensor, " batch"],
+    y: Integer[Tensor, " batch"] | None = None,
     *,
     method: str,
     path: Path = LINEAR,
-) -> Tensor:
+) -> Float[Tensor, "batch dim"]:
     """E[u_neg | x_t = x, y] (B, D): where the contrastive term says not to go.
 
     "delta_fm": the velocity of another pair, of any class and with its own uniform time,
@@ -253,15 +274,15 @@ def _mean_negative(mixture: GaussianMixture, v: Tensor, method: str, path: Path)
 
 def optimal_velocity(
     mixture: GaussianMixture,
-    x: Tensor,
-    t: Tensor,
-    y: Tensor | None = None,
+    x: Float[Tensor, "batch dim"],
+    t: Float[Tensor, " batch"],
+    y: Integer[Tensor, " batch"] | None = None,
     *,
     method: str,
     weight: float = 0.05,
     k: int = 1,
     path: Path = LINEAR,
-) -> Tensor:
+) -> Float[Tensor, "batch dim"]:
     """The field (B, D) that minimises the objective on this mixture, at positions `x` (B, D), times
     `t` (B,), labels `y` (B,).
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cfm_lite._internal import checks
+from tests import shapes
 
 torch.set_num_threads(
     1
@@ -26,7 +27,10 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1234)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if shapes.ON:
+        config.hook.pytest_deselected(items=[i for i in items if not shapes.can_check(i)])
+        items[:] = [item for item in items if shapes.can_check(item)]
     has_data = bool(os.environ.get("CFM_LITE_DATA"))
     in_browser = bool(os.environ.get("CFM_LITE_BROWSER"))
     long = bool(os.environ.get("CFM_LITE_FAULTS"))

@@ -1,8 +1,7 @@
-"""What the losses are built from: lengths that are safe at zero, and two sums whose gradients are
-written by hand.
+"""What the losses are built from: lengths that are safe at zero, and the Gram matrix z z^T, whose
+gradient is written by hand.
 
-gram: G = z z^T, centred or not.   attract_repel: mean_i |v_i - u_i|^2 - sum_i pull_i sum_k |v_i - u_neg_ki|^2.
-Autograd alone would need several times the memory and the time for these two.
+Autograd alone would need several times the memory and the time for a centred Gram matrix.
 
 Convention: rows are samples, (B, d). Arithmetic runs in float32 at least.
 """
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from cfm_lite._internal.checks import promote, transformed
 
-__all__ = ["TINY", "attract_repel", "cosine", "gram", "inverse_root", "root", "standardize"]
+__all__ = ["TINY", "cosine", "gram", "inverse_root", "root", "standardize"]
 
 # a vector that is no longer than this counts as zero; its inverse cubed still fits float32
 TINY = 1e-12
@@ -49,13 +48,6 @@ def standardize(z: Tensor) -> Tensor:
     return z * inverse_root(torch.where(variance.detach() <= floor.square(), 0, variance))
 
 
-def attract_repel(v: Tensor, u: Tensor, u_neg: Tensor, pull: Tensor) -> Tensor:
-    """A scalar with a gradient in `v` only; `v`, `u` (B, n), `u_neg` (K, B, n), `pull` (B,), |.|^2
-    a mean over n.
-    """
-    return _AttractRepel.apply(v, u, u_neg, pull)  # pyright: ignore[reportReturnType]
-
-
 def gram(z: Tensor, centre: bool = False) -> Tensor:
     """The inner products (B, B) of the rows of `z` (B, d), in float32 or float64; with `centre` of
     z minus its batch mean.
@@ -74,43 +66,6 @@ def _plain_gram(z: Tensor, centre: bool) -> Tensor:
         return z @ z.mT
 
 
-class _AttractRepel(torch.autograd.Function):
-    """Blocks of rows that fit the cache pass once forward and once backward, so no memory is needed
-    but the gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, u: Tensor, u_neg: Tensor, pull: Tensor) -> Tensor:
-        ctx.save_for_backward(v, u, u_neg, pull)
-        near, far = (
-            v.new_empty(len(v)),
-            v.new_empty(len(u_neg), len(v)),
-        )  # lengths of the differences
-        for rows, x, buffer in _row_blocks(v):
-            torch.linalg.vector_norm(torch.sub(x, u[rows], out=buffer), dim=1, out=near[rows])
-            for k, wrong in enumerate(u_neg):
-                torch.linalg.vector_norm(
-                    torch.sub(x, wrong[rows], out=buffer), dim=1, out=far[k, rows]
-                )
-        return (near.square().mean() - (far.square() * pull).sum()) / v.shape[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        v, u, u_neg, pull = ctx.saved_tensors
-        scale = grad * (2 / v.shape[1])
-        push = (pull * scale)[:, None]
-        if torch.is_grad_enabled() or _many_at_once(
-            grad
-        ):  # a second derivative, or one for each of many `grad`: leave it to autograd
-            return scale / len(v) * (v - u) - (push * (v - u_neg)).sum(0), None, None, None
-        out = torch.empty_like(v)
-        for rows, x, buffer in _row_blocks(v):
-            part = torch.sub(x, u[rows], out=out[rows]).mul_(scale / len(v))
-            for wrong in u_neg:
-                part.addcmul_(torch.sub(x, wrong[rows], out=buffer), push[rows], value=-1)
-        return out, None, None, None
-
-
 def _many_at_once(grad: Tensor) -> bool:
     """Whether autograd runs this backward pass for a batch of gradients (is_grads_batched), which
     is a tensor without a storage.
@@ -122,17 +77,6 @@ def _many_at_once(grad: Tensor) -> bool:
     except NotImplementedError:
         return True
     return transformed(grad)
-
-
-def _row_blocks(v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Pieces of `v` (B, n) of some 65,536 numbers on the CPU, else the whole; each with a buffer of
-    its shape.
-    """
-    size = max(1, 65_536 // v.shape[1]) if v.device.type == "cpu" else len(v)
-    buffer = torch.empty_like(v[:size])
-    for start in range(0, len(v), size):
-        x = v[start : start + size]
-        yield slice(start, start + len(x)), x, buffer[: len(x)]
 
 
 # The Gram matrix runs over slabs of columns, and only the slab at hand is centred and promoted:
@@ -206,7 +150,8 @@ def _gram_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     if ctx.centre:
         weights = weights - weights.mean(0)
         weights = weights - weights.mean(1, keepdim=True)
-    if torch.is_grad_enabled() or _many_at_once(grad):  # as above
+    # a second derivative, or one for each of many `grad`: leave it to autograd
+    if torch.is_grad_enabled() or _many_at_once(grad):
         return (weights @ z.to(weights.dtype)).to(z.dtype), None
     return _gram_gradient(weights, z, ctx.centre), None
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import (
@@ -127,7 +128,9 @@ def in_float32(layers: nn.Module, x: Tensor) -> Tensor:
         return torch.func.functional_call(layers, wide, (x.float(),))
 
 
-def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
+def timestep_features(
+    t: Float[Tensor, " batch"], dim: int = 256, max_period: float = 10000.0
+) -> Float[Tensor, "batch dim"]:
     """[cos(t w), sin(t w)] (B, dim) of t (B,), in float32 whatever t's dtype, with w_k =
     max_period^(-k / (dim // 2)).
 

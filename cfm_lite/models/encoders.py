@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_count, check_floating, in_one_line, on_host, promote
@@ -57,7 +58,9 @@ class Encoder(nn.Module):
         )
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch tokens width"]:
         """Tokens (B, T, dim) of images (B, 3, H, W) in [0, 1], any H and W. Raises ConfigError for
         another shape or range.
         """

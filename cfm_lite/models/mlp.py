@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import (
@@ -85,7 +86,12 @@ class MLP(nn.Module):
         """The keyword arguments that build this model again."""
         return {name: getattr(self, name) for name in inspect.signature(MLP).parameters}
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+        y: Integer[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch *dims"]:
         """The velocity, shaped like x, at x (B, *data_shape), t (B,) in [0, 1] and labels y (B,) in
         [0, num_classes].
 
@@ -95,8 +101,12 @@ class MLP(nn.Module):
         return self.forward_features(x, t, y)[0]
 
     def forward_features(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, blocks: Iterable[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self,
+        x: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+        y: Integer[Tensor, " batch"] | None = None,
+        blocks: Iterable[int] = (),
+    ) -> tuple[Float[Tensor, "batch *dims"], dict[int, Float[Tensor, "batch *features"]]]:
         """(velocity, {block number: its output (B, hidden_size)}) of one pass; `blocks` are numbers
         from 1 to `depth`.
         """

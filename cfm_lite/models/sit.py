@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -137,7 +138,12 @@ class SiT(nn.Module):
         """The keyword arguments that build this model again."""
         return {name: getattr(self, name) for name in inspect.signature(SiT).parameters}
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        t: Float[Tensor, " batch"],
+        y: Integer[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch channels height width"]:
         """The velocity (B, C, H, W) at x (B, C, H, W), t (B,) in [0, 1] and labels y (B,) in [0,
         num_classes].
 
@@ -147,8 +153,14 @@ class SiT(nn.Module):
         return self.forward_features(x, t, y)[0]
 
     def forward_features(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, blocks: Iterable[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        t: Float[Tensor, " batch"],
+        y: Integer[Tensor, " batch"] | None = None,
+        blocks: Iterable[int] = (),
+    ) -> tuple[
+        Float[Tensor, "batch channels height width"], dict[int, Float[Tensor, "batch tokens width"]]
+    ]:
         """(velocity, {block number: its output (B, T, D)}) of one pass; `blocks` are numbers from 1
         to `depth`.
         """

@@ -52,7 +52,7 @@ ELSEWHERE: dict[str, str] = {
         runs.run.train runs.run.write_json viz.style.save
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
-        _internal.kernels.attract_repel _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root
+        _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root
         _internal.kernels.root _internal.kernels.standardize engine.compiled.blocks_of engine.compiled.compile_parts
         engine.compiled.is_compiled engine.compiled.unsplit engine.sharded.full engine.sharded.is_sharded
         engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard

@@ -75,13 +75,13 @@ CHANGES, DATA, SECURITY = (
 
 MUTANTS = (
     # losses
-    Mutant("a mean over K negatives, not a sum", "losses.py", ".mean(2)\n        .sum(0)", ".mean(2)\n        .mean(0)", LOSSES),
+    Mutant("a mean over K negatives, not a sum", "losses.py", ".mean(2).sum(0)", ".mean(2).mean(0)", LOSSES),
     Mutant("K negatives count once", "losses.py", "return len(u_neg) * F.mse_loss(", "return F.mse_loss(", LOSSES),
     Mutant("rescale is ignored", "losses.py", "kept / (kept.sum().clamp_min(1) if rescale else len(v))", "kept / len(v)", LOSSES),
     Mutant("the bound forgets K", "_internal/checks.py", "total = number * k\n", "total = number\n", LOSSES),
     Mutant("the target gets a gradient", "losses.py", "return F.mse_loss(v, u.detach())", "return F.mse_loss(v, u)", LOSSES),
     Mutant("REPA repels", "losses.py", "return -((projected * F.normalize(", "return ((projected * F.normalize(", LOSSES),
-    Mutant("repulsion attracts in the backward pass", "_internal/kernels.py", "push[rows], value=-1)", "push[rows], value=1)", LOSSES),
+    Mutant("what repels attracts", "losses.py", "flow_matching(v, u) - weight * repulsion(", "flow_matching(v, u) + weight * repulsion(", LOSSES),
     Mutant("log B with the wrong sign", "losses.py", "flatten(), 0) - math.log(pairs)", "flatten(), 0) + math.log(pairs)", DISPERSIVE),
     Mutant("the gradient is not centred", "_internal/kernels.py", "weights = weights - weights.mean(1, keepdim=True)", "pass", DISPERSIVE),
     # negatives and draws
@@ -102,7 +102,7 @@ MUTANTS = (
     Mutant("a score that divides by nothing", "paths.py", "rate.isfinite()\n            & (d_alpha.isinf() | ((alpha == 0) & (d_alpha == 0)))", "(alpha > 9)", PATHS),
     Mutant("noise that keeps the data", "paths.py", "t, \"the velocity from noise\", d_sigma) * (x - sigma * x0)", "t, \"the velocity from noise\", d_sigma) * x", PATHS),
     Mutant("a sum weighted as a mean", "objective.py", "return 0.5 / max(1, d * (d - 1))", "return 0.5", OBJECTIVE),
-    Mutant("torch.func meets the kernel", "losses.py", "is_compiling() or transformed(v, u, u_neg, keep):", "is_compiling():", TRANSFORMS),
+    Mutant("torch.func meets the kernel", "_internal/kernels.py", "if transformed(z):", "if False:", TRANSFORMS),
     Mutant("dopri5 without an end", "samplers.py", "len(self.recent) == 18 and len(set(self.recent)) <= 3", "False", SAMPLERS),
     Mutant("all shards draw alike", "objective.py", "seed, step, first + shard, purpose)", "seed, step, first, purpose)", f"{OBJECTIVE} {TRAINING}"),
     # guidance and samplers
