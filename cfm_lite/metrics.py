@@ -130,7 +130,7 @@ def _frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) 
     return (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap
 
 
-def check_covariance(name: str, covariance: Tensor, d: int) -> Tensor:
+def check_covariance(name: str, covariance: Float[Tensor, "d d"], d: int) -> Float[Tensor, "d d"]:
     """`covariance` (d, d) in float64; ConfigError unless it is finite, symmetric, and has no
     negative eigenvalue, up to rounding.
     """
