@@ -25,6 +25,7 @@ GROUPS = {
         "guidance",
         "samplers",
         "metrics",
+        "methods",
     ],
     "the rooms that serve them": [
         "engine",

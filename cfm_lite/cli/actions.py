@@ -24,11 +24,12 @@ from cfm_lite.draws import class_labels, keyed_generator
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.evaluate.card import card_of
-from cfm_lite.lab import ARMS, Arm, Row
+from cfm_lite.lab import ARMS, Row
 from cfm_lite.lab.costs import ROUNDS
 from cfm_lite.lab.readme import quality_figure, write_report
 from cfm_lite.lab.suites import trials as trials_of
 from cfm_lite.lab.sweep import Plan
+from cfm_lite.methods import debiasing
 from cfm_lite.runs import Run
 from cfm_lite.runs.reads import READS, unread
 from cfm_lite.runs.recipe import Recipe, from_dict
@@ -72,7 +73,7 @@ def sample_run(
             f"steps is {recipe.sample_steps}; the SDE takes at least 2, the last of them without "
             "noise."
         )
-    arm = _debiased(recipe) if debias else ARMS[_arm(recipe)]
+    arm = debiasing(recipe) if debias else ARMS[recipe.method]
     path = check_file(
         expanded(out) if out else runs.located(folder).folder / "samples.npz", (".npz",)
     )
@@ -112,25 +113,11 @@ def drawing(
 
     def draw(model: nn.Module, step: int) -> None:
         x = experiments.draw_samples(
-            ARMS[_arm(recipe)], Run(recipe, model), data, y, recipe.sample_steps, recipe.seed
+            ARMS[recipe.method], Run(recipe, model), data, y, recipe.sample_steps, recipe.seed
         )
         picture(x, y, data, Path(folder) / f"samples-step-{step:08d}.png")
 
     return draw
-
-
-def _debiased(recipe: Recipe) -> Arm:
-    """The arm that undoes what a method does to the velocity; ConfigError where nothing is known to
-    undo it.
-    """
-    undo = {arm.trained: arm for arm in ARMS.values() if arm.method.endswith("_debiased")}
-    if recipe.method not in undo or recipe.also in undo:
-        also = f" with {recipe.also!r}" if recipe.also else ""
-        raise ConfigError(
-            f"the method {recipe.method!r}{also} has nothing that --debias could undo; it is for "
-            f"{', '.join(undo)} alone."
-        )
-    return undo[recipe.method]
 
 
 def _check_replaceable(path: Path) -> None:
@@ -146,10 +133,6 @@ def _check_replaceable(path: Path) -> None:
         raise ConfigError(
             f"{path} holds no samples of cfm-lite sample and would be lost; choose another --out."
         )
-
-
-def _arm(recipe: Recipe) -> str:
-    return recipe.method if recipe.method in ARMS else "fm"
 
 
 def _save_samples(path: Path, x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> None:

@@ -38,6 +38,11 @@ class DataSet(NamedTuple):
         return tuple(self.x1.shape[1:])
 
     @property
+    def mean(self) -> Tensor:
+        """E[x1] (*dims) of the training rows, in float64."""
+        return self.x1.double().mean(0)
+
+    @property
     def about(self) -> dict[str, Any]:
         """What a run's config.json says of its data; the fingerprint is the SHA-256 of the training
         rows and their labels.

@@ -6,10 +6,6 @@ What scaling reproduces is scaling, what re-targeting reproduces is re-targeting
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +15,12 @@ from cfm_lite._internal.checks import check_count
 from cfm_lite.data.datasets import DataSet
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError
-from cfm_lite.guidance import Velocity, debias_linear, retarget_linear
-from cfm_lite.negatives import in_batch_mean
+from cfm_lite.guidance import Velocity
+from cfm_lite.methods import METHODS, Arm, arms
 from cfm_lite.paths import PATHS
-from cfm_lite.perturbations import expected_map
 from cfm_lite.runs import Run
 from cfm_lite.runs.reads import READS
-from cfm_lite.runs.recipe import PERTURBATIONS, SOLVERS, Recipe
+from cfm_lite.runs.recipe import SOLVERS, Recipe
 from cfm_lite.samplers import EVALUATIONS, SDE_END
 
 __all__ = [
@@ -41,98 +36,8 @@ __all__ = [
 ]
 
 
-Change = Callable[[Velocity, Recipe, DataSet], Velocity]
-
-
-def _as_trained(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
-    return v
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A method as it is sampled: which training it uses, with which fields, and what is done to the
-    velocity afterwards.
-    """
-
-    method: str
-    trained: str
-    change: Change = _as_trained
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def changes(self) -> bool:
-        """Whether something is done to the trained velocity."""
-        return self.change is not _as_trained
-
-
-def _mean_velocity(recipe: Recipe, data: DataSet) -> Tensor:
-    """The mean wrong velocity of in-batch negatives, from the training data."""
-    return in_batch_mean(data.x1.double().mean(0), PATHS[recipe.path]).to(data.x1.dtype)
-
-
-@cache
-def _expected(perturb: str, shape: tuple[int, ...]) -> Tensor:
-    return expected_map(
-        PERTURBATIONS[perturb], shape[:1] if perturb == "channel_shuffle" else shape
-    )  # a shuffle mixes channels alone
-
-
-def _linear(change: Callable[..., Velocity], space: str) -> Change:
-    """VeCoR's exact map, or its inverse, where the perturbation is linear: `change` with the mean
-    of the suite's perturbation.
-    """
-    return lambda v, recipe, data: change(
-        v,
-        recipe.weight,
-        _expected(recipe.perturb, data.shape),
-        k=recipe.k,
-        space=space,
-        path=PATHS[recipe.path],
-    )
-
-
-def _scaled(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
-    return guidance.rescale(v, 1 / (1 - recipe.weight))
-
-
-def _retargeted(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
-    return guidance.retarget(v, recipe.weight, _mean_velocity(recipe, data))
-
-
-def _debiased(v: Velocity, recipe: Recipe, data: DataSet) -> Velocity:
-    return guidance.debias(v, recipe.weight, _mean_velocity(recipe, data))
-
-
-ARMS = {
-    arm.method: arm
-    for arm in (
-        Arm("fm", "fm"),
-        Arm("fm_scaled", "fm", _scaled),
-        Arm("fm_retargeted", "fm", _retargeted),
-        Arm("fm_retargeted_vecor", "fm", _linear(retarget_linear, "velocity")),
-        Arm("fm_retargeted_latent", "fm", _linear(retarget_linear, "latent")),
-        Arm("delta_fm", "delta_fm"),
-        Arm("delta_fm_debiased", "delta_fm", _debiased),
-        Arm("vecor", "vecor"),
-        Arm("vecor_debiased", "vecor", _linear(debias_linear, "velocity")),
-        Arm("vecor_latent", "vecor_latent"),
-        Arm("vecor_latent_debiased", "vecor_latent", _linear(debias_linear, "latent")),
-        Arm("vecor_image", "vecor_image"),
-        Arm("dispersive", "dispersive"),
-        Arm("contrastive_independent", "contrastive", fields={"views": "independent"}),
-        Arm("contrastive_restricted", "contrastive", fields={"views": "restricted"}),
-        Arm("repa", "repa"),
-        Arm("pair", "vecor_latent", fields={"also": "repa"}),
-        Arm("pair_delta_fm", "delta_fm", fields={"also": "repa"}),
-        Arm("pair_dispersive", "vecor_latent", fields={"also": "dispersive"}),
-    )
-}
-
-CONTROLS = {
-    "delta_fm": "fm_retargeted",
-    "vecor": "fm_retargeted_vecor",
-    "vecor_latent": "fm_retargeted_latent",
-}  # the same optimum
+ARMS = arms()
+CONTROLS = {name: method.control.method for name, method in METHODS.items() if method.control}
 
 _OF_METHODS = {name for names in READS.values() for name in names}
 OF_SAMPLES = ("solver", "sample_steps", "guidance")
@@ -154,7 +59,7 @@ def velocity(
     changed as the arm says.
     """
     device = next(run.model.parameters()).device
-    return arm.change(
+    return arm(
         guidance.cfg(run.model, y.to(device), run.recipe.guidance, interval), run.recipe, data
     )
 

@@ -7,23 +7,26 @@ The global batch is the setting; micro-batch, accumulation and ranks only decide
 `versus` lists where we differ from the papers, and why.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cfm_lite import methods
 from cfm_lite._internal.checks import check_choice, check_count, check_number, plain
 from cfm_lite.data.batches import fitting
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError
+from cfm_lite.methods import METHODS
 from cfm_lite.models import SIT_CONFIGS, SiT
-from cfm_lite.objective import Alignment, Objective
+from cfm_lite.objective import Objective
 from cfm_lite.runs.recipe import Recipe, Shaped, build_objective, build_trainer
 from cfm_lite.training import Trainer
 
 __all__ = [
+    "ALIGNED",
     "MODELS",
     "PRESETS",
     "Given",
@@ -111,6 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "repa_delta_fm": {**_ALIGN, "method": "delta_fm", "weight": 0.05},
     "repa_vecor": {**_ALIGN, "method": "vecor", "weight": 0.05, "k": 1},
 }
+ALIGNED = [name for name, settings in PRESETS.items() if "align" in settings]
 _TRY: dict[str, Any] = {
     "batch": 32,
     "shard": 8,
@@ -191,12 +195,9 @@ def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) 
             f"align is {recipe.align:g} and there is no teacher; give the images with --images "
             "DIR, or features with --features DIR."
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed + 1)
-        sees = teacher if isinstance(teacher, Given) else _Bytes(teacher)
-        return plain.plus(
-            Alignment(recipe.align, recipe.align_block, recipe.hidden_size, sees, teacher.dim)
-        )
+    sees = teacher if isinstance(teacher, Given) else _Bytes(teacher)
+    needed = methods.Needed(teacher=sees, hidden_size=recipe.hidden_size)
+    return plain.plus(*METHODS["repa"].terms(recipe, needed))
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,8 @@ class Given:
 class _Bytes:
     """A teacher of images in [0, 1], as one of uint8 images (B, 3, H, W)."""
 
-    def __init__(self, teacher: Callable[[Tensor], Tensor]) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: Any) -> None:
+        self.teacher, self.dim = teacher, teacher.dim
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.teacher(images.float() / 255)

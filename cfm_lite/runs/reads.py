@@ -5,24 +5,15 @@ at.
 from collections.abc import Iterable, Mapping
 
 from cfm_lite.errors import ConfigError
-from cfm_lite.runs.imagenet import ImageNet
+from cfm_lite.methods import METHODS
+from cfm_lite.runs.imagenet import ALIGNED, ImageNet
 from cfm_lite.runs.recipe import Recipe
 
 __all__ = ["READS", "check_read", "unread"]
 
-_OF_REPULSION, _OF_FEATURES = ("weight", "k", "perturb"), ("spread", "variant", "tau", "block")
-READS: Mapping[
-    str, tuple[str, ...]
-] = {  # the fields that belong to a method; all others are those of every training
-    "": (),
-    "fm": (),
-    "delta_fm": ("weight",),
-    "vecor": _OF_REPULSION,
-    "vecor_latent": _OF_REPULSION,
-    "vecor_image": _OF_REPULSION,
-    "dispersive": _OF_FEATURES,
-    "contrastive": (*_OF_FEATURES, "views"),
-    "repa": ("align", "align_block"),
+# the fields that belong to a method; all others are those of every training
+READS: Mapping[str, tuple[str, ...]] = {"": ()} | {
+    name: method.reads for name, method in METHODS.items()
 }
 _OF_METHODS = {name for names in READS.values() for name in names}
 _OF_SIT = ("num_heads", "patch_size", "qk_norm")
@@ -47,8 +38,7 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
         elif full and name in ("align_block", "teacher"):
             if not recipe.align:
                 found[name] = (
-                    "it is read where align is above 0, as by the presets repa, repa_delta_fm and "
-                    "repa_vecor"
+                    f"it is read where align is above 0, as by the presets {_and(ALIGNED)}"
                 )
         elif full and name == "align":
             continue  # it switches REPA on

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import nn
 
-from cfm_lite import draws, negatives, objective, perturbations, samplers
+from cfm_lite import draws, samplers
 from cfm_lite._internal.checks import (
     check_choice,
     check_count,
@@ -28,8 +28,9 @@ from cfm_lite.data.datasets import codec_for
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.losses import VARIANTS
+from cfm_lite.methods import METHODS, PERTURBATIONS, Needed
 from cfm_lite.models import MLP, SiT
-from cfm_lite.objective import Objective
+from cfm_lite.objective import FlowMatching, Objective, Repulsion
 from cfm_lite.paths import PATHS
 from cfm_lite.training import PRECISIONS, Trainer, warmup
 
@@ -46,16 +47,6 @@ __all__ = [
     "recipe",
 ]
 
-METHODS = (
-    "fm",
-    "delta_fm",
-    "vecor",
-    "vecor_latent",
-    "vecor_image",
-    "dispersive",
-    "contrastive",
-    "repa",
-)
 TIMES: dict[str, Callable[..., Any]] = {
     "uniform": draws.uniform_time,
     "logit_normal": draws.logit_normal_time,
@@ -65,18 +56,6 @@ COUPLINGS = {"independent": draws.independent, "minibatch_ot": draws.minibatch_o
 SOLVERS = {
     step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)
 }
-PERTURBATIONS = {
-    name: getattr(perturbations, name)
-    for name in (
-        "channel_shuffle",
-        "crop_resize",
-        "cutmix",
-        "gaussian_blur",
-        "color_jitter",
-        "additive_noise",
-    )
-}
-
 # the factor on the learning rate while a fraction `left` of the cooldown is still to come
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda left: left,
@@ -150,7 +129,7 @@ class Recipe:
     qk_norm: bool = False  # a LayerNorm on queries and keys; of a SiT
     # the method and its settings; each reads only its own
     method: str = "fm"
-    weight: float = 0.05  # lambda of delta_fm and vecor
+    weight: float = 0.05  # lambda of a repulsion
     k: int = 1
     perturb: str = "crop_resize"
     # weight of dispersive and contrastive; their covariance form is a sum over pairs of features,
@@ -194,7 +173,7 @@ class Recipe:
         for name, allowed in (
             ("model", ("mlp", "sit")),
             ("method", METHODS),
-            ("also", ("", *METHODS[1:])),
+            ("also", ("", *(name for name in METHODS if name != "fm"))),
             ("perturb", PERTURBATIONS),
             ("path", PATHS),
             ("time", TIMES),
@@ -262,14 +241,17 @@ def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
     """The objective of a recipe on a model; ConfigError where the method's settings do not fit
     together.
     """
-    terms = [
-        *_terms(recipe.method, recipe, model),
-        *(_terms(recipe.also, recipe, model, recipe.also) if recipe.also else ()),
-    ]
+    terms = [FlowMatching(), *_terms(recipe.method, recipe, model)]
+    if recipe.also:
+        # both methods may repel: the second repulsion is called by its method, for names must differ
+        terms += (
+            dataclasses.replace(term, name=recipe.also) if isinstance(term, Repulsion) else term
+            for term in _terms(recipe.also, recipe, model)
+        )
     return Objective(
         model,
         PATHS[recipe.path],
-        (objective.FlowMatching(), *terms),
+        terms,
         time=TIMES[recipe.time],
         couple=COUPLINGS[recipe.coupling],
         label_dropout=recipe.label_dropout,
@@ -277,46 +259,25 @@ def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
     )
 
 
-def _terms(
-    method: str, recipe: Recipe, model: nn.Module, name: str | None = None
-) -> tuple[Any, ...]:
-    """What a method adds to flow matching."""
-    if method == "delta_fm":
-        return (objective.Repulsion(recipe.weight, negatives.in_batch, name=name),)
-    if method.startswith("vecor"):
-        space = {"vecor": "velocity", "vecor_latent": "latent", "vecor_image": "image"}[method]
-        codec = codec_for(recipe.dataset) if space == "image" else None
-        wrong = negatives.perturbed(
-            PERTURBATIONS[recipe.perturb], space=space, k=recipe.k, codec=codec
-        )
-        return (objective.Repulsion(recipe.weight, wrong, name=name),)
-    if method == "dispersive":
-        return (objective.Dispersive(recipe.spread, recipe.block, recipe.variant, recipe.tau),)
-    if method == "contrastive":
-        return (
-            objective.Contrastive(
-                recipe.spread, recipe.block, recipe.variant, recipe.tau, recipe.views
-            ),
-        )
-    return (_alignment(recipe, model),) if method == "repa" else ()
+def _terms(name: str, recipe: Recipe, model: Any) -> tuple[Any, ...]:
+    """What a method adds to flow matching, given what it needs of the data set and the network."""
+    method = METHODS[name]
+    needed = Needed(codec_for(recipe.dataset) if "codec" in method.needs else None)
+    if "teacher" in method.needs:
+        teacher = _teacher(name, recipe, model)
+        needed = needed._replace(teacher=teacher, hidden_size=model.hidden_size, width=256)
+    return method.terms(recipe, needed)
 
 
-def _alignment(recipe: Recipe, model: Any) -> nn.Module:
-    """REPA with the small teacher of the data set: on the grid of a SiT's tokens, and one token for
-    an MLP.
-    """
+def _teacher(name: str, recipe: Recipe, model: Any) -> teachers.Tokens:
+    """The small teacher of the data set: on the grid of a SiT's tokens, and one token for an MLP."""
     if recipe.dataset not in teachers.SETTINGS:
         raise ConfigError(
-            f"repa needs a teacher, and {recipe.dataset!r} has none; it works on "
+            f"{name} needs a teacher, and {recipe.dataset!r} has none; it works on "
             f"{', '.join(teachers.SETTINGS)}."
         )
     grid = model.input_size // model.patch_size if isinstance(model, SiT) else 1
-    tokens = teachers.Tokens(teachers.teacher_for(recipe.dataset), grid)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed + 1)
-        return objective.Alignment(
-            recipe.align, recipe.align_block, model.hidden_size, tokens, tokens.dim, width=256
-        )
+    return teachers.Tokens(teachers.teacher_for(recipe.dataset), grid)
 
 
 def build_trainer(

@@ -21,7 +21,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate.card import told
 from cfm_lite.evaluate.inception import open_extractor
 from cfm_lite.models import teacher
-from cfm_lite.runs.imagenet import ImageNet, imagenet, versus
+from cfm_lite.runs.imagenet import ALIGNED, ImageNet, imagenet, versus
 from cfm_lite.runs.reads import check_read
 from cfm_lite.scale.dry_run import dry_run as try_out
 from cfm_lite.scale.evaluate import evaluate_samples
@@ -187,8 +187,7 @@ def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any
     if given and not recipe.align:
         raise ConfigError(
             f"--{given[0]} is for a teacher, and this recipe aligns with none; leave it out, or "
-            "choose --method repa, repa_delta_fm or "
-            "repa_vecor."
+            f"choose --method {' or '.join(ALIGNED)}."
         )
     if "features" in given and len(given) > 1:
         raise ConfigError(

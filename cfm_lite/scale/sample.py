@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.guidance import Velocity
-from cfm_lite.negatives import in_batch_mean
+from cfm_lite.methods import debiasing
 from cfm_lite.paths import PATHS
 from cfm_lite.runs.imagenet import ImageNet
 from cfm_lite.runs.recipe import SOLVERS, from_dict
@@ -355,19 +355,11 @@ def _solver(
 
 def _velocity(trained: Trained, settings: Settings, y: Tensor, device: torch.device) -> Velocity:
     """The guided velocity; debiased, it aims at FM's optimum again."""
-    recipe = trained.recipe
     velocity = guidance.cfg(trained.model, y, settings.guidance, settings.interval)
     if not settings.debias:
         return velocity
-    if recipe.method == "vecor" and recipe.perturb == "channel_shuffle":
-        return guidance.debias_shuffle(velocity, recipe.weight, recipe.k)
-    if recipe.method != "delta_fm" or trained.mean is None:
-        raise ConfigError(
-            f"the method {recipe.method!r} has nothing to undo; --debias is for delta_fm, and for "
-            "vecor with channel_shuffle."
-        )
-    mean = in_batch_mean(trained.mean, PATHS[recipe.path])
-    return guidance.debias(velocity, recipe.weight, mean.to(device))
+    mean = None if trained.mean is None else trained.mean.to(device)  # once, not at every step
+    return debiasing(trained.recipe)(velocity, trained.recipe, replace(trained, mean=mean))
 
 
 def _npy(array: np.ndarray) -> bytes:

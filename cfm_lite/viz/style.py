@@ -29,6 +29,7 @@ from torch import Tensor
 from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import ConfigError
+from cfm_lite.methods import arms
 
 __all__ = [
     "ATTRACT",
@@ -115,40 +116,15 @@ class MethodStyle:
     line: str = "-"
 
 
-# A hue per family (green FM, purple ΔFM, orange VeCoR); within a family shade, marker and line
-# differ, so that grey print and
-# colour-blind readers tell them apart. Blue and vermilion stay free: they mean data and repulsion.
-METHOD_STYLES: Mapping[str, MethodStyle] = {
-    "real": MethodStyle("Real data", TRUTH, "", "--"),
-    "fm": MethodStyle("FM", ATTRACT, "o"),
-    "fm_scaled": MethodStyle("FM, scaled", "#6CCBB0", "v", "--"),
-    "fm_retargeted": MethodStyle("FM, re-targeted", "#00563F", "^", ":"),
-    "delta_fm": MethodStyle("ΔFM", MODEL, "s"),
-    "delta_fm_debiased": MethodStyle("ΔFM, debiased", "#A06CC8", "D", "--"),
-    "vecor": MethodStyle("VeCoR", "#E69F00", "P"),
-    "vecor_latent": MethodStyle("VeCoR (latent)", "#8C6100", "X", "-."),
-    "vecor_debiased": MethodStyle("VeCoR, debiased", "#F2CC73", "p", "--"),
-    "dispersive": MethodStyle("Dispersive", "#56B4E9", "h"),
-    "repa": MethodStyle("REPA", "#CC79A7", "*"),
-    "pair": MethodStyle("VeCoR and REPA", "#A8327E", "d", "-."),
+_ARMS = arms()
+METHOD_STYLES: Mapping[str, MethodStyle] = {"real": MethodStyle("Real data", TRUTH, "", "--")} | {
+    name: MethodStyle(arm.label, arm.colour, arm.marker, arm.line)
+    for name, arm in _ARMS.items()
+    if arm.colour
 }
 METHOD_COLORS = {name: look.color for name, look in METHOD_STYLES.items()}
-METHOD_LABELS = {name: look.label for name, look in METHOD_STYLES.items()}
-_OTHER_LABELS = {  # arms of the lab without a hue of their own
-    "fm_retargeted_vecor": "FM, re-targeted as VeCoR",
-    "fm_retargeted_latent": "FM, re-targeted as VeCoR (latent)",
-    "contrastive": "Contrastive",
-    "sit": "SiT (FM)",
-    "dispersive_torch": "Dispersive (PyTorch code's)",
-    "repa_delta_fm": "REPA and ΔFM",
-    "repa_vecor": "REPA and VeCoR",
-    "pair_delta_fm": "ΔFM and REPA",
-    "pair_dispersive": "VeCoR and dispersive",
-    "vecor_image": "VeCoR (image)",
-    "vecor_latent_debiased": "VeCoR (latent), debiased",
-    "contrastive_independent": "Contrastive, independent noise",
-    "contrastive_restricted": "Contrastive, near noise",
-}
+METHOD_LABELS = {"real": "Real data"} | {name: arm.label for name, arm in _ARMS.items()}
+_PRESETS = {"sit": "SiT (FM)", "dispersive_torch": "Dispersive (PyTorch code's)"}
 _OTHER = (
     ("#5D6D7E", "#8E6C5A", "#3D5A80", "#7A7A2E"),
     "<>dH8",
@@ -174,8 +150,10 @@ def method_style(name: str) -> MethodStyle:
     color, marker, line = (
         options[(key >> 8 * i) % len(options)] for i, options in enumerate(_OTHER)
     )
-    parts = [METHOD_LABELS.get(part, part) for part in name.split("+")]  # a method and a second one
-    return MethodStyle(_OTHER_LABELS.get(name, " and ".join(parts)), color, marker, line)
+    both = ["repa", name.removeprefix("repa_")] if name.startswith("repa_") else name.split("+")
+    parts = [METHOD_LABELS.get(part, part) for part in both]  # a method and a second one
+    label = METHOD_LABELS.get(name) or _PRESETS.get(name) or " and ".join(parts)
+    return MethodStyle(label, color, marker, line)
 
 
 def method_title(name: str) -> str:

@@ -72,6 +72,7 @@ ELSEWHERE: dict[str, str] = {
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
         data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher lab.measures.reference_rows objective.repa
+        methods.Arm methods.Method methods.arms methods.debiasing
         runs.imagenet.Given runs.imagenet.build_imagenet_model runs.imagenet.build_imagenet_trainer runs.imagenet.preset_of
         runs.recipe.build_model runs.recipe.build_objective runs.recipe.build_trainer 
     """,
@@ -126,7 +127,7 @@ ELSEWHERE: dict[str, str] = {
         cli.actions.report_suite cli.actions.time_steps lab.ablations.ablations lab.ablations.values lab.answers.Answer
         lab.answers.absent lab.answers.by_method lab.answers.by_suite lab.answers.capital lab.answers.clause lab.answers.items
         lab.answers.least lab.answers.listed lab.answers.quality_panel lab.answers.rows_figure lab.answers.sentence
-        lab.answers.setting lab.answers.spoken lab.answers.title lab.answers.where lab.arms.Arm lab.arms.balanced_labels
+        lab.answers.setting lab.answers.spoken lab.answers.title lab.answers.where lab.arms.balanced_labels
         lab.arms.draw_samples lab.arms.noise_of lab.arms.trained_recipe lab.arms.velocity lab.benefits.curves_by_field
         lab.benefits.curves_by_nfe lab.benefits.debiasing lab.benefits.diversity lab.benefits.gains lab.claims.Claim
         lab.claims.beside lab.controls.Shares lab.controls.controls lab.controls.shares lab.costs.training_costs

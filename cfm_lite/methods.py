@@ -1,0 +1,411 @@
+"""Every method in one table: its term, its control, its way back, its names and its colour.
+
+A method is flow matching plus a term. Where the optimum of a method is a known map of FM's velocity,
+the table also holds that map, the *control*, and its inverse, which *debiases* a trained network.
+The control needs no training: what it reaches is re-targeting, and only what is left is repulsion.
+
+Recipes, the arms of the lab, `--debias`, figures, explorers and the README's table read this file,
+so a new method is one entry here. CONTRIBUTING.md shows one.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from cfm_lite import guidance, perturbations
+from cfm_lite.errors import ConfigError
+from cfm_lite.guidance import Velocity
+from cfm_lite.negatives import in_batch, in_batch_mean, perturbed
+from cfm_lite.paths import PATHS
+from cfm_lite.perturbations import expected_map
+from cfm_lite.terms import Alignment, Contrastive, Dispersive, Repulsion, Term
+
+__all__ = [
+    "FIRST",
+    "METHODS",
+    "PERTURBATIONS",
+    "SCALED",
+    "Arm",
+    "Data",
+    "Method",
+    "Needed",
+    "arms",
+    "debiasing",
+]
+
+Settings = Any  # what has the fields of a recipe: method, also, weight, k, perturb, path, ...
+
+
+class Needed(NamedTuple):
+    """What terms need beside their settings; `Method.needs` names what a method must be given."""
+
+    codec: Any = None  # from x1 to the images that it stands for; None for pixels and points
+    teacher: Any = None  # a frozen encoder, images -> (B, T, dim), with the attribute `dim`
+    hidden_size: int = 0  # of the network that is aligned
+    width: int = 2048  # of the projector between the network and its teacher
+
+
+class Data(Protocol):
+    """What a map of velocities may know of the data: the dims of one sample, and E[x1] (*dims)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def mean(self) -> Tensor | None: ...
+
+
+Terms = Callable[[Settings, Needed], tuple[Term, ...]]
+Change = Callable[[Velocity, Settings, Data], Velocity]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A trained method as it is sampled and drawn: its name in rows, and what `change` does to the
+    velocity.
+
+    Without a colour an arm looks muted, in a way that depends on its name alone.
+    """
+
+    method: str
+    label: str
+    trained: str = "fm"
+    change: Change | None = None
+    colour: str = ""
+    marker: str = ""
+    line: str = "-"
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the recipe that it is trained by
+
+    @property
+    def changes(self) -> bool:
+        """Whether something is done to the trained velocity."""
+        return self.change is not None
+
+    def __call__(self, velocity: Velocity, settings: Settings, data: Data) -> Velocity:
+        """The velocity that is sampled, of a network that was trained by `trained`."""
+        return self.change(velocity, settings, data) if self.change else velocity
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained: flow matching plus `terms`, and what is known of its optimum.
+
+    `control` maps FM's velocity to that optimum, `debias` maps it back; None where no such map is
+    known. `needs` names what must be there: a network that gives "features", a "teacher", a
+    "codec". `reads` are the fields of a recipe that its terms read.
+    """
+
+    name: str
+    label: str
+    colour: str
+    source: str
+    terms: Terms
+    control: Arm | None = None
+    debias: Arm | None = None
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    loss: str = ""
+    python: str = ""  # the same with `cfm_lite.objective`
+    marker: str = ""
+    line: str = "-"
+
+
+PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
+    change.__name__: change
+    for change in (
+        perturbations.channel_shuffle,
+        perturbations.crop_resize,
+        perturbations.cutmix,
+        perturbations.gaussian_blur,
+        perturbations.color_jitter,
+        perturbations.additive_noise,
+    )
+}
+LARGEST = 4096  # numbers in a sample, up to which E[P] is computed: the matrix has their square
+
+
+# Terms: from the settings to what is added to flow matching
+
+
+def _none(s: Settings, needed: Needed) -> tuple[Term, ...]:
+    return ()
+
+
+def _from_batch(s: Settings, needed: Needed) -> tuple[Term, ...]:
+    return (Repulsion(s.weight, in_batch),)
+
+
+def _from_perturbed(space: str) -> Terms:
+    def terms(s: Settings, needed: Needed) -> tuple[Term, ...]:
+        change, codec = PERTURBATIONS[s.perturb], needed.codec if space == "image" else None
+        return (Repulsion(s.weight, perturbed(change, space=space, k=s.k, codec=codec)),)
+
+    return terms
+
+
+def _spread(s: Settings, needed: Needed) -> tuple[Term, ...]:
+    return (Dispersive(s.spread, s.block, s.variant, s.tau),)
+
+
+def _spread_pairs(s: Settings, needed: Needed) -> tuple[Term, ...]:
+    return (Contrastive(s.spread, s.block, s.variant, s.tau, s.views),)
+
+
+def _aligned(s: Settings, needed: Needed) -> tuple[Term, ...]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(s.seed + 1)  # the projector's own: the network was drawn from s.seed
+        teacher = needed.teacher
+        term = Alignment(
+            s.align, s.align_block, needed.hidden_size, teacher, teacher.dim, width=needed.width
+        )
+    return (term,)
+
+
+# Controls and ways back: from a velocity to another one, without training
+
+
+def _scaled(v: Velocity, s: Settings, data: Data) -> Velocity:
+    return guidance.rescale(v, 1 / (1 - s.weight))
+
+
+def _away_from_batch(v: Velocity, s: Settings, data: Data) -> Velocity:
+    return guidance.retarget(v, s.weight, _mean_negative(s, data))
+
+
+def _back_to_batch(v: Velocity, s: Settings, data: Data) -> Velocity:
+    return guidance.debias(v, s.weight, _mean_negative(s, data))
+
+
+def _mean_negative(s: Settings, data: Data) -> Tensor:
+    if data.mean is None:
+        raise ConfigError(
+            f"undoing {s.method!r} needs the mean of the data, which is not known here. It is kept "
+            "with a run of this library; an official file has none."
+        )
+    return in_batch_mean(data.mean, PATHS[s.path])
+
+
+def _from_fm(change: Callable[..., Velocity], space: str) -> Change:
+    """`guidance.retarget_linear` or its inverse for the perturbation that the settings name."""
+
+    def changed(v: Velocity, s: Settings, data: Data) -> Velocity:
+        return change(v, s.weight, _expected(s, data), k=s.k, space=space, path=PATHS[s.path])
+
+    return changed
+
+
+def _expected(s: Settings, data: Data) -> Tensor:
+    """E[P] of the perturbation, for samples or, where it mixes channels alone, for channels."""
+    shape = data.shape[:1] if s.perturb == "channel_shuffle" else data.shape
+    if math.prod(shape) > LARGEST:
+        raise ConfigError(
+            f"a sample has {math.prod(shape)} numbers; the mean of {s.perturb} is a matrix of that "
+            f"size, which is computed up to {LARGEST}. Only channel_shuffle needs no such matrix."
+        )
+    return expected_map(PERTURBATIONS[s.perturb], shape)
+
+
+def _unshuffled(v: Velocity, s: Settings, data: Data) -> Velocity:
+    if s.perturb == "channel_shuffle" and len(data.shape) > 1:  # pictures: no matrix is needed
+        return guidance.debias_shuffle(v, s.weight, s.k)
+    return _from_fm(guidance.debias_linear, "velocity")(v, s, data)
+
+
+SCALED = Arm("fm_scaled", "FM, scaled", "fm", _scaled, "#6CCBB0", "v", "--")  # of every repulsion
+_OF_REPULSION, _OF_FEATURES = ("weight", "k", "perturb"), ("spread", "variant", "tau", "block")
+
+# A hue per family (green FM, purple ΔFM, orange VeCoR). Inside a family shade, marker and line
+# differ, so that grey print and colour-blind readers tell them apart. Blue and vermilion stay free:
+# they mean data and repulsion.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "fm",
+            "FM",
+            "#009E73",
+            "Lipman 2023 (2210.02747), SiT (2401.08740)",
+            _none,
+            loss="E‖v − u‖²",
+            python="fm(model)",
+            marker="o",
+        ),
+        Method(
+            "delta_fm",
+            "ΔFM",
+            "#7B3FA0",
+            "Stoica 2025 (2506.05350), eq. 6",
+            _from_batch,
+            control=Arm(
+                "fm_retargeted", "FM, re-targeted", "fm", _away_from_batch, "#00563F", "^", ":"
+            ),
+            debias=Arm(
+                "delta_fm_debiased",
+                "ΔFM, debiased",
+                "delta_fm",
+                _back_to_batch,
+                "#A06CC8",
+                "D",
+                "--",
+            ),
+            reads=("weight",),
+            loss="FM − λ E‖v − ũ‖², ũ another row's velocity",
+            python="delta_fm(model, weight=0.05)",
+            marker="s",
+        ),
+        Method(
+            "vecor",
+            "VeCoR",
+            "#E69F00",
+            "Hong 2025 (2511.18942)",
+            _from_perturbed("velocity"),
+            control=Arm(
+                "fm_retargeted_vecor",
+                "FM, re-targeted as VeCoR",
+                "fm",
+                _from_fm(guidance.retarget_linear, "velocity"),
+            ),
+            debias=Arm(
+                "vecor_debiased", "VeCoR, debiased", "vecor", _unshuffled, "#F2CC73", "p", "--"
+            ),
+            reads=_OF_REPULSION,
+            loss="FM − λ Σₖ E‖v − ûₖ‖², ûₖ a perturbed velocity",
+            python="vecor(model, weight=0.05, k=1)",
+            marker="P",
+        ),
+        Method(
+            "vecor_latent",
+            "VeCoR (latent)",
+            "#8C6100",
+            "ibid.",
+            _from_perturbed("latent"),
+            control=Arm(
+                "fm_retargeted_latent",
+                "FM, re-targeted as VeCoR (latent)",
+                "fm",
+                _from_fm(guidance.retarget_linear, "latent"),
+            ),
+            debias=Arm(
+                "vecor_latent_debiased",
+                "VeCoR (latent), debiased",
+                "vecor_latent",
+                _from_fm(guidance.debias_linear, "latent"),
+            ),
+            reads=_OF_REPULSION,
+            loss="the same, ûₖ the velocity to perturbed data",
+            python='vecor(model, perturb=crop_resize, space="latent")',
+            marker="X",
+            line="-.",
+        ),
+        Method(
+            "vecor_image",
+            "VeCoR (image)",
+            "",
+            "ibid.",
+            _from_perturbed("image"),
+            needs=("codec",),
+            reads=_OF_REPULSION,
+            loss="the same, for latents: the data are perturbed as images",
+            python='vecor(model, perturb=crop_resize, space="image", codec=codec)',
+        ),
+        Method(
+            "dispersive",
+            "Dispersive",
+            "#56B4E9",
+            "Wang & He 2025 (2506.09027)",
+            _spread,
+            needs=("features",),
+            reads=_OF_FEATURES,
+            loss="FM + w log E exp(−‖zᵢ − zⱼ‖²/(dτ)), or cosine, hinge, covariance",
+            python="dispersive(model, weight=0.5, tau=0.5)",
+            marker="h",
+        ),
+        Method(
+            "contrastive",
+            "Contrastive",
+            "",
+            "ibid., table 1",
+            _spread_pairs,
+            needs=("features",),
+            reads=(*_OF_FEATURES, "views"),
+            loss="the same with positive pairs: a second noisy view",
+            python="fm(model).plus(Contrastive(0.5, block=2))",
+        ),
+        Method(
+            "repa",
+            "REPA",
+            "#CC79A7",
+            "Yu 2024 (2410.06940)",
+            _aligned,
+            needs=("features", "teacher"),
+            reads=("align", "align_block"),
+            loss="FM − w cos(projected features, frozen encoder)",
+            python="repa(model, teacher)",
+            marker="*",
+        ),
+    )
+}
+FIRST = ("fm", "delta_fm", "vecor_latent", "dispersive")  # what a first look shows: one of a kind
+_VARIED = (  # one training with another field, or two methods at once
+    Arm(
+        "contrastive_independent",
+        "Contrastive, independent noise",
+        "contrastive",
+        fields={"views": "independent"},
+    ),
+    Arm(
+        "contrastive_restricted",
+        "Contrastive, near noise",
+        "contrastive",
+        fields={"views": "restricted"},
+    ),
+    Arm(
+        "pair",
+        "VeCoR and REPA",
+        "vecor_latent",
+        None,
+        "#A8327E",
+        "d",
+        "-.",
+        fields={"also": "repa"},
+    ),
+    Arm("pair_delta_fm", "ΔFM and REPA", "delta_fm", fields={"also": "repa"}),
+    Arm(
+        "pair_dispersive",
+        "VeCoR and dispersive",
+        "vecor_latent",
+        fields={"also": "dispersive"},
+    ),
+)
+
+
+def arms() -> dict[str, Arm]:
+    """Every arm by name: FM, what needs no training, each method with its way back, and pairs."""
+    fm, *others = (
+        (Arm(m.name, m.label, m.name, None, m.colour, m.marker, m.line), m.control, m.debias)
+        for m in METHODS.values()
+    )
+    controls = (control for _, control, _ in others)
+    trained = (arm for plain, _, back in others for arm in (plain, back))
+    return {
+        arm.method: arm for arm in (fm[0], SCALED, *controls, *trained, *_VARIED) if arm is not None
+    }
+
+
+def debiasing(settings: Settings) -> Arm:
+    """The arm that undoes what the method of `settings` does to the velocity.
+
+    Raises ConfigError where no inverse is known: for a method without one, and for two at once.
+    """
+    undo = {name: method.debias for name, method in METHODS.items() if method.debias}
+    if settings.method not in undo or settings.also in undo:
+        also = f" with {settings.also!r}" if settings.also else ""
+        raise ConfigError(
+            f"the method {settings.method!r}{also} has nothing that --debias could undo; it is for "
+            f"{', '.join(undo)} alone."
+        )
+    return undo[settings.method]
