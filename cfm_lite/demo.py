@@ -27,13 +27,14 @@ from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import ConfigError, DistributedError
 from cfm_lite.evaluate.judges import Judge, judge_for
 from cfm_lite.lab import ARMS, Row
+from cfm_lite.methods import FIRST
 from cfm_lite.runs import facts, make_folder, pick_device, train, write_json
 from cfm_lite.runs.recipe import Recipe, recipe
 from cfm_lite.viz import METHOD_LABELS
 
 __all__ = ["GOALS", "SHOWN", "demo", "table"]
 
-SHOWN = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "vecor_latent", "dispersive")
+SHOWN = ("fm", "fm_scaled", "fm_retargeted", *FIRST[1:])
 NFES = (2, 4, 8, 16, 50)
 GOALS = {
     "accuracy": 0.985,

@@ -24,7 +24,9 @@ from cfm_lite._internal.checks import check_choice, load_weights
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError
+from cfm_lite.methods import FIRST
 from cfm_lite.runs.recipe import Recipe, build_model, from_dict, recipe
+from cfm_lite.theory import EXACT
 
 __all__ = ["RECIPES", "folder", "load", "make"]
 
@@ -43,12 +45,9 @@ _MNIST |= {"lr": 5e-3, "cooldown": 0.6, "time": "logit_normal", "precision": "fl
 RECIPES: dict[str, Recipe] = {
     **{
         f"toy_{method}": recipe("toy", method=method, weight=0.35)
-        for method in ("fm", "delta_fm", "vecor", "dispersive")
+        for method in (*EXACT, "dispersive")
     },
-    **{
-        f"digits_{method}": recipe("digits", method=method, **_DIGITS)
-        for method in ("fm", "delta_fm", "vecor_latent", "dispersive")
-    },
+    **{f"digits_{method}": recipe("digits", method=method, **_DIGITS) for method in FIRST},
     **{
         f"mnist_{method}": recipe("mnist", method=method, **_MNIST)
         for method in ("fm", "vecor_latent")

@@ -31,7 +31,9 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import in_batch_mean
 from cfm_lite.paths import LINEAR, STAY_AWAY, Path, check_defined, check_path
 
-__all__ = ["GaussianMixture", "mean_negative", "optimal_velocity"]
+__all__ = ["EXACT", "GaussianMixture", "mean_negative", "optimal_velocity"]
+
+EXACT = ("fm", "delta_fm", "vecor")  # the methods whose optimum is known on a mixture
 
 
 class _Terms(NamedTuple):
@@ -256,7 +258,7 @@ def mean_negative(
     and for "vecor" with D = 1. Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; Hong et al.
     2025 (arXiv:2511.18942).
     """
-    check_choice("method", method, ("delta_fm", "vecor"))
+    check_choice("method", method, EXACT[1:])
     _check_mixture(mixture)
     return _mean_negative(mixture, mixture.velocity(x, t, y, path), method, path)
 
@@ -291,7 +293,7 @@ def optimal_velocity(
     1: there the loss has no minimum. Reference: set the gradient of E|f - u|^2 - weight sum_k E|f -
     u_neg|^2 to zero.
     """
-    check_choice("method", method, ("fm", "delta_fm", "vecor"))
+    check_choice("method", method, EXACT)
     _check_mixture(mixture)
     v = mixture.velocity(x, t, y, path)
     if method == "fm":

@@ -39,6 +39,7 @@ RUN: dict[str, tuple[str, ...]] = {
     "CONTRIBUTING.md": (
         "tests/test_contributing.py::test_both_blocks_run_as_printed",
         "tests/test_contributing.py::test_both_blocks_run_as_printed",
+        "tests/scale/test_new_method.py::test_one_entry_is_trained_compared_drawn_and_listed",
     ),
 }
 

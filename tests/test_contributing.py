@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfm_lite import objective
+from cfm_lite import methods, objective
+from cfm_lite.data.datasets import dataset
+from cfm_lite.negatives import in_batch
+from cfm_lite.paths import LINEAR, FlowSample
+from cfm_lite.runs.recipe import Recipe
 from tests.networks import Tiny, same_parameters
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -56,3 +60,36 @@ def test_weight_zero_is_plain_flow_matching(names):
         torch.equal(p.grad, q.grad)
         for p, q in zip(plain.model.parameters(), hard.model.parameters())
     )
+
+
+@pytest.fixture
+def mean_fm() -> methods.Method:
+    """The entry of the third block, in a table of its own."""
+    table = vars(methods) | {"METHODS": {}}
+    exec(BLOCKS[2], table)  # noqa: S102
+    return table["METHODS"]["mean_fm"]
+
+
+def test_the_mean_of_the_other_rows_is_the_mean_of_what_is_drawn(mean_fm):
+    (term,) = mean_fm.terms(Recipe(weight=0.3), methods.Needed())
+    x0, t = (
+        torch.randn(X1.shape, generator=torch.Generator().manual_seed(1)),
+        torch.full((24,), 0.4),
+    )
+    sample = FlowSample(x0, X1, t, *LINEAR.interpolate(x0, X1, t), Y)
+    generator = torch.Generator().manual_seed(2)
+    drawn = torch.stack([in_batch(sample, generator=generator) for _ in range(4000)])
+    torch.testing.assert_close(term.negatives(sample), drawn.mean(0), atol=0.1, rtol=0)
+    two = FlowSample(*(part[:2] for part in sample))
+    assert torch.equal(term.negatives(two), in_batch(two))  # of two rows the other one is the mean
+    assert term.weight == 0.3
+
+
+def test_its_control_and_its_way_back_are_those_of_delta_fm(mean_fm):
+    theirs, data, recipe = methods.METHODS["delta_fm"], dataset("two_classes", points=50), Recipe()
+    x, t = torch.randn(5, 2), torch.full((5,), 0.5)
+    for mine, other in ((mean_fm.control, theirs.control), (mean_fm.debias, theirs.debias)):
+        v, u = (arm(lambda x, t: x.sin(), recipe, data)(x, t) for arm in (mine, other))
+        assert torch.equal(v, u)
+    there = mean_fm.control(lambda x, t: x.sin(), recipe, data)
+    torch.testing.assert_close(mean_fm.debias(there, recipe, data)(x, t), x.sin())

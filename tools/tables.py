@@ -14,6 +14,7 @@ from pathlib import Path
 from cfm_lite.demo import GOALS, SHOWN
 from cfm_lite.lab import answers, controls
 from cfm_lite.lab.results import Place, Results, interval, number, said_of
+from cfm_lite.methods import METHODS
 from cfm_lite.viz import METHOD_LABELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,22 @@ def keep(folder: Path) -> None:
 
 def machine(facts: dict) -> str:
     return f"{facts['cores']} cores ({facts['processor']}), torch {facts['torch']}"
+
+
+def methods_table() -> str:
+    """Every method, as Markdown."""
+    head = "| method | loss; v is the model's velocity | `cfm_lite.objective` | source |"
+    rows = (f"| {m.label} | {m.loss} | `{m.python}` | {m.source} |" for m in METHODS.values())
+    return "\n".join([head, "|---|---|---|---|", *rows])
+
+
+def controls_table() -> str:
+    """The name of every method, what of it needs no training, and what it needs, as Markdown."""
+    lines = ["| method | `--method` | control | debiased | needs |", "|---|---|---|---|---|"]
+    for m in METHODS.values():
+        known = (f"`{arm.method}`" if arm else "" for arm in (m.control, m.debias))
+        lines.append(f"| {m.label} | `{m.name}` | {' | '.join(known)} | {', '.join(m.needs)} |")
+    return "\n".join(lines)
 
 
 def demo_table() -> str:
@@ -286,8 +303,9 @@ def fill(text: str, name: str, table: str) -> str:
 
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     # the tables of each document, by the marks between which they stand
+    "README.md": {"methods": methods_table},
     "docs/course.md": {"course": course_table},
-    "docs/lab.md": {"lab": lab_table, "demo": demo_table},
+    "docs/lab.md": {"controls": controls_table, "lab": lab_table, "demo": demo_table},
     "docs/paper_versus_here.md": {"figure3": figure3_table},
     "docs/speed.md": {"bench": bench_table},
     "docs/trust.md": {"trust": trust_table},

@@ -8,21 +8,27 @@ from cfm_lite.lab.arms import ARMS, EVALUATIONS
 from cfm_lite.lab.groups import Group, Suite, euler
 from cfm_lite.lab.jobs import Trial
 from cfm_lite.lab.measures import Sampling
+from cfm_lite.methods import METHODS
 
 __all__ = ["SUITES", "trials"]
 
 _STEPS = (2, 4, 8, 16, 50)
-_DELTA = ("fm", "fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
-_VECOR = (
-    "fm_retargeted_vecor",
-    "fm_retargeted_latent",
-    "vecor",
-    "vecor_debiased",
-    "vecor_latent",
-    "vecor_latent_debiased",
-)
-_POINTS = (*_DELTA, *_VECOR, "dispersive", "pair_dispersive")  # points have no teacher for REPA
-_IMAGES = (*_DELTA, *_VECOR, "dispersive", "repa", "pair")
+_APART = ("vecor_image", "contrastive")  # methods that are measured in groups of their own
+
+
+def _core(pair: str, teacher: bool = True) -> tuple[str, ...]:
+    """FM, what needs no training, every method with its way back, and one pair of methods."""
+    shown = [
+        name
+        for name, arm in ARMS.items()
+        if not arm.fields
+        and arm.trained not in _APART
+        and (teacher or "teacher" not in METHODS[arm.trained].needs)
+    ]
+    return (*shown, pair)
+
+
+_POINTS, _IMAGES = _core("pair_dispersive", teacher=False), _core("pair")
 _NOT_CROP = (
     "cutmix",
     "gaussian_blur",
@@ -73,7 +79,9 @@ SUITES = {
             width=256,
             blocks=(2, 3),
             steps=(325, 650, 2600),
-            pairs=("pair_delta_fm", "pair_dispersive"),
+            pairs=tuple(
+                name for name, arm in ARMS.items() if "also" in arm.fields and name != "pair"
+            ),
         ),
     ),
     "mnist": Suite(

@@ -23,7 +23,7 @@ _TOP = 100.0  # where the training panel ends
 
 
 @styled
-def divergence(weight: float = 0.05, k: int = 1, method: str = "delta_fm") -> Explorer:
+def divergence(weight: float = 0.05, k: int = 1, method: str = scenes.REPELLED[0][1]) -> Explorer:
     """Explore λ up to and beyond the bound λK = 1: the loss along a line, gradient descent on it,
     and the samples at the optimum.
 
@@ -122,7 +122,7 @@ def divergence(weight: float = 0.05, k: int = 1, method: str = "delta_fm") -> Ex
             tooltip="the weight of the repulsion; the papers use 0.05",
         ),
         "k": choice("negatives K per row", (1, 2, 4), k),
-        "method": choice("method (right panel)", (("ΔFM", "delta_fm"), ("VeCoR", "vecor")), method),
+        "method": choice("method (right panel)", scenes.REPELLED, method),
     }
     canvas = Canvas(figure, [curve, best, verdict, path, level, ends, lost])
     rows = [["weight"], ["k", "method"]]

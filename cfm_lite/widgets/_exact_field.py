@@ -12,9 +12,11 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from cfm_lite import theory
 from cfm_lite.data import toy
+from cfm_lite.methods import METHODS
 from cfm_lite.viz import artists
 from cfm_lite.viz.style import ATTRACT, DATA, DATA_OTHER, MODEL, REPEL, styled
 from cfm_lite.widgets.explorer import Canvas, Explorer, choice, play_for, slider
+from cfm_lite.widgets.scenes import REPELLED
 
 __all__ = ["exact_field"]
 
@@ -22,10 +24,8 @@ DENSITY = LinearSegmentedColormap.from_list(
     "cfm_density", ["#5aa5d200", "#5aa5d299"]
 )  # laid over the points, so partly clear
 EVERY = -1  # the class "all": no condition
-_METHODS = (
-    ("ΔFM: away from the mean of all data", "delta_fm"),
-    ("VeCoR: away from swapped coordinates", "vecor"),
-)
+_AWAY = ("away from the mean of all data", "away from swapped coordinates")
+_METHODS = tuple((f"{label}: {away}", name) for (label, name), away in zip(REPELLED, _AWAY))
 _CELLS = 64  # of the density map
 
 
@@ -113,10 +113,10 @@ def exact_field(
             for cloud in clouds:
                 cloud.set_facecolor(colors[label])
             canvas.refresh()  # the points do not move: they are part of the background
-        for mark, swap in zip(marks, swaps):
-            mark.set_visible(method == "delta_fm")
-            swap.set_visible(method == "vecor")
-        name = dict(delta_fm="ΔFM", vecor="VeCoR")[method]
+        for (_, repelled), signs in zip(_METHODS, (marks, swaps)):
+            for sign in signs:
+                sign.set_visible(method == repelled)
+        name = METHODS[method].label
         # one plain text: letters take as long to draw as the arrows, formulas several times that
         titles[2].set_text(f"{name}, λ = {weight:.2f}, t = {t:.2f}: both")
         lengths = [
@@ -143,7 +143,7 @@ def exact_field(
             tooltip="how strongly the field repels; at 1 the optimum is lost",
         ),
         "label": choice("class y", names, 0 if 0 in mixture.classes.tolist() else EVERY),
-        "method": choice("method", _METHODS, "delta_fm", width="430px"),
+        "method": choice("method", _METHODS, _METHODS[0][1], width="430px"),
     }
     frames = [spine for panel in axes[0] for spine in panel.spines.values()]
     shown_label: list[int | None] = [None]

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from cfm_lite import losses, metrics, pretrained
 from cfm_lite.data import digits
+from cfm_lite.methods import FIRST, METHODS
 from cfm_lite.viz.style import DIVERGING, REPEL, frame, panels, styled
 from cfm_lite.widgets.explorer import Canvas, Explorer, choice, play_for, slider
 
 __all__ = ["features"]
 
-_NETWORKS = (("FM", "digits_fm"), ("Dispersive", "digits_dispersive"), ("ΔFM", "digits_delta_fm"))
+_NETWORKS = tuple((METHODS[name].label, f"digits_{name}") for name in FIRST)
 _VARIANTS = (
     ("InfoNCE, ℓ2", "infonce_l2"),
     ("InfoNCE, cosine", "infonce_cosine"),

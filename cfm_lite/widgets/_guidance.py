@@ -26,7 +26,7 @@ _REPELLED = tuple((text, name) for text, name in scenes.FIELDS if name.removepre
 
 @styled
 def guidance(
-    scale: float = 2.0, method: str = "delta_fm", label: int = 0, correct: bool = False
+    scale: float = 2.0, method: str = _REPELLED[0][1], label: int = 0, correct: bool = False
 ) -> Explorer:
     """Explore guidance: its scale, the interval of t in which it acts, the field, the class, and
     the correction on or off.

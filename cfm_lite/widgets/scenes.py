@@ -11,12 +11,14 @@ from torch import Tensor
 
 from cfm_lite import guidance, pretrained, samplers, theory
 from cfm_lite.data import toy
+from cfm_lite.methods import METHODS
 from cfm_lite.viz import artists
 from cfm_lite.viz.style import DATA
 
 __all__ = [
     "FIELDS",
     "LABELS",
+    "REPELLED",
     "STEPS",
     "Field",
     "exact",
@@ -33,13 +35,11 @@ Field = Callable[
 ]  # (x (B, 2), t (B,), y (B,) or None) -> (B, 2)
 
 WEIGHT = 0.35  # of the shipped networks
-FIELDS = (
-    ("FM, exact", "fm"),
-    ("ΔFM, exact", "delta_fm"),
-    ("VeCoR, exact", "vecor"),
-    ("FM, trained", "toy_fm"),
-    ("ΔFM, trained", "toy_delta_fm"),
-    ("VeCoR, trained", "toy_vecor"),
+REPELLED = tuple((METHODS[name].label, name) for name in theory.EXACT[1:])
+FIELDS = tuple(
+    (f"{METHODS[name].label}, {how}", f"{prefix}{name}")
+    for how, prefix in (("exact", ""), ("trained", "toy_"))
+    for name in theory.EXACT
 )
 LABELS = (("both classes", -1), ("class 0", 0), ("class 1", 1))
 STEPS = {
