@@ -22,7 +22,7 @@ from cfm_lite.guidance import Velocity
 from cfm_lite.negatives import in_batch, in_batch_mean, perturbed
 from cfm_lite.paths import PATHS
 from cfm_lite.perturbations import expected_map
-from cfm_lite.terms import Alignment, Contrastive, Dispersive, Repulsion, Term
+from cfm_lite.terms import Alignment, Contrastive, Dispersive, Repulsion
 
 __all__ = [
     "FIRST",
@@ -59,7 +59,7 @@ class Data(Protocol):
     def mean(self) -> Tensor | None: ...
 
 
-Terms = Callable[[Settings, Needed], tuple[Term, ...]]
+Terms = Callable[[Settings, Needed], tuple[Any, ...]]
 Change = Callable[[Velocity, Settings, Data], Velocity]
 
 
@@ -131,31 +131,31 @@ LARGEST = 4096  # numbers in a sample, up to which E[P] is computed: the matrix 
 # Terms: from the settings to what is added to flow matching
 
 
-def _none(s: Settings, needed: Needed) -> tuple[Term, ...]:
+def _none(s: Settings, needed: Needed) -> tuple[Any, ...]:
     return ()
 
 
-def _from_batch(s: Settings, needed: Needed) -> tuple[Term, ...]:
+def _from_batch(s: Settings, needed: Needed) -> tuple[Any, ...]:
     return (Repulsion(s.weight, in_batch),)
 
 
 def _from_perturbed(space: str) -> Terms:
-    def terms(s: Settings, needed: Needed) -> tuple[Term, ...]:
+    def terms(s: Settings, needed: Needed) -> tuple[Any, ...]:
         change, codec = PERTURBATIONS[s.perturb], needed.codec if space == "image" else None
         return (Repulsion(s.weight, perturbed(change, space=space, k=s.k, codec=codec)),)
 
     return terms
 
 
-def _spread(s: Settings, needed: Needed) -> tuple[Term, ...]:
+def _spread(s: Settings, needed: Needed) -> tuple[Any, ...]:
     return (Dispersive(s.spread, s.block, s.variant, s.tau),)
 
 
-def _spread_pairs(s: Settings, needed: Needed) -> tuple[Term, ...]:
+def _spread_pairs(s: Settings, needed: Needed) -> tuple[Any, ...]:
     return (Contrastive(s.spread, s.block, s.variant, s.tau, s.views),)
 
 
-def _aligned(s: Settings, needed: Needed) -> tuple[Term, ...]:
+def _aligned(s: Settings, needed: Needed) -> tuple[Any, ...]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed + 1)  # the projector's own: the network was drawn from s.seed
         teacher = needed.teacher
