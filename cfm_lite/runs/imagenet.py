@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite import methods
-from cfm_lite._internal.checks import check_choice, check_count, check_number, plain
+from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite.data.batches import fitting
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.methods import METHODS
 from cfm_lite.models import SIT_CONFIGS, SiT
 from cfm_lite.objective import Objective
-from cfm_lite.runs.recipe import Recipe, Shaped, build_objective, build_trainer
+from cfm_lite.runs.recipe import Recipe, Shaped, build_model, build_objective, build_trainer
 from cfm_lite.training import Trainer
 
 __all__ = [
@@ -68,12 +68,6 @@ class ImageNet(Recipe):
         super().__post_init__()
         check_choice("network", self.network, MODELS)
         object.__setattr__(self, "size", check_count("size", self.size))
-        object.__setattr__(self, "align_block", check_count("align_block", self.align_block))
-        check_number("align", self.align, 0, float("inf"))
-        object.__setattr__(self, "align", plain(self.align))
-        for name in ("learn_sigma", "mirror", "ema_warmup"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
         if self.batch % self.shard:
             hints = ", or ".join(fitting(self.batch, self.shard))
             raise ConfigError(
@@ -164,23 +158,9 @@ def preset_of(recipe: ImageNet) -> str:
 
 
 def build_imagenet_model(recipe: ImageNet, data: Shaped) -> SiT:
-    """The SiT of a recipe for latents (C, h, w), initialised from the recipe's seed without
-    touching the global generator.
-    """
-    channels, side = data.shape[0], data.shape[-1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return SiT(
-            input_size=side,
-            patch_size=recipe.patch_size,
-            in_channels=channels,
-            hidden_size=recipe.hidden_size,
-            depth=recipe.depth,
-            num_heads=recipe.num_heads,
-            num_classes=data.num_classes,
-            learn_sigma=recipe.learn_sigma,
-            qk_norm=recipe.qk_norm,
-        )
+    """The SiT of a recipe for latents (C, h, w), as `build_model` makes it."""
+    model: Any = build_model(recipe, data)
+    return model
 
 
 def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) -> Objective:

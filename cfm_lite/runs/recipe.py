@@ -63,46 +63,18 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda left: 1.0,
 }
 
+# the least of each field that counts something
 _COUNTS = {
-    name: 1
-    for name in (
-        "hidden_size",
-        "depth",
-        "num_heads",
-        "patch_size",
-        "k",
-        "block",
-        "align_block",
-        "shard",
-        "batch",
-        "steps",
-        "accumulate",
-    )
+    **dict.fromkeys(("hidden_size", "depth", "num_heads", "patch_size", "k", "block"), 1),
+    **dict.fromkeys(("align_block", "shard", "batch", "steps", "accumulate", "sample_steps"), 1),
+    **{"warmup": 0, "seed": 0},
 }
-_COUNTS |= {
-    "sample_steps": 1,
-    "warmup": 0,
-    "seed": 0,
-}  # the least of each field that counts something
-_NUMBERS = {
-    "weight": (0.0, math.inf),
-    "spread": (0.0, math.inf),
-    "tau": (0.0, math.inf),
-    "label_dropout": (0.0, 1.0),
-    "lr": (0.0, 1e6),
+_NUMBERS = {  # the range of each other number
+    **dict.fromkeys(("weight", "spread", "tau", "align", "weight_decay", "clip"), (0.0, math.inf)),
+    **dict.fromkeys(("label_dropout", "beta1", "beta2", "cooldown", "ema", "ema2"), (0.0, 1.0)),
+    **{"lr": (0.0, 1e6), "guidance": (-math.inf, math.inf)},
 }
-_NUMBERS |= {
-    "align": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "beta1": (0.0, 1.0),
-    "beta2": (0.0, 1.0),
-    "cooldown": (0.0, 1.0),
-    "clip": (0.0, math.inf),
-    "ema": (0.0, 1.0),
-    "ema2": (0.0, 1.0),
-    "guidance": (-math.inf, math.inf),
-}
-_ABOVE, _BELOW = ("tau", "lr"), ("beta1", "beta2", "ema", "ema2")  # these do not reach their bound
+_ABOVE, _BELOW = ("tau", "lr"), ("beta1", "beta2", "ema", "ema2")  # the bound itself is refused
 
 
 class Shaped(Protocol):
@@ -185,7 +157,9 @@ class Recipe:
             ("schedule", SCHEDULES),
         ):
             check_choice(name, getattr(self, name), allowed)
-        check_flag(qk_norm=self.qk_norm)
+        for name in (f.name for f in dataclasses.fields(self) if isinstance(f.default, bool)):
+            check_flag(**{name: getattr(self, name)})
+            object.__setattr__(self, name, plain(getattr(self, name)))
         for name, low in _COUNTS.items():
             object.__setattr__(self, name, check_count(name, getattr(self, name), low))
         for name, (low, high) in _NUMBERS.items():
@@ -234,6 +208,7 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
             num_heads=recipe.num_heads,
             num_classes=data.num_classes,
             qk_norm=recipe.qk_norm,
+            learn_sigma=getattr(recipe, "learn_sigma", False),  # of ImageNet's alone
         )
 
 
