@@ -37,7 +37,10 @@ def machine(facts: dict) -> str:
 def methods_table() -> str:
     """Every method, as Markdown."""
     head = "| method | loss; v is the model's velocity | `cfm_lite.objective` | source |"
-    rows = (f"| {m.label} | {m.loss} | `{m.python}` | {m.source} |" for m in METHODS.values())
+    rows = (
+        f"| {m.label} | {m.loss} | {f'`{m.python}`' if m.python else ''} | {m.source} |"
+        for m in METHODS.values()
+    )
     return "\n".join([head, "|---|---|---|---|", *rows])
 
 

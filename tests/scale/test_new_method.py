@@ -25,7 +25,7 @@ arms = ("fm", CONTROLS["mean_fm"], "mean_fm", "mean_fm_debiased")
 command("compare", "toy", "--quick", "--seeds", "1", "--arms", *arms, "--out", "rows")
 figure = viz.quality_vs_steps(json.load(open("rows/toy.json")), ["sliced_wasserstein"])
 words = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-found = {"legend": words, "table": tables.methods_table(), "colour": viz.METHOD_COLORS["mean_fm"]}
+found = {"legend": words, "table": tables.methods_table() + tables.controls_table(), "colour": viz.METHOD_COLORS["mean_fm"]}
 json.dump(found, open("found.json", "w"))
 """
 
@@ -54,5 +54,6 @@ def test_one_entry_is_trained_compared_drawn_and_listed(tmp_path):
     assert {row["method"] for row in rows} == measured
     found = json.loads((tmp_path / "found.json").read_text())
     assert {"mean ΔFM", "FM, re-targeted as mean ΔFM", "mean ΔFM, debiased"} <= set(found["legend"])
-    assert "| mean ΔFM | `mean_fm` | FM − λ E‖v − ū‖²" in found["table"]
+    assert "| mean ΔFM | FM − λ E‖v − ū‖²" in found["table"]
+    assert "| `mean_fm` | `fm_retargeted_mean` | `mean_fm_debiased` |" in found["table"]
     assert found["colour"] == "#44AA99"
