@@ -36,11 +36,17 @@ from cfm_lite.viz.style import (
 __all__ = ["fields_figure"]
 
 _SIDE, _GAP = 2.85, 0.42  # inches: the squares, and the room between them where the signs stand
-_METHODS = {
-    "fm": "where to go, and nothing else",
-    "delta_fm": "repelled from the mean of all data",
-    "vecor": "repelled from swapped coordinates",
-}
+# what each optimum does in the plane
+SAYS = dict(
+    zip(
+        theory.EXACT,
+        (
+            "where to go, and nothing else",
+            "repelled from the mean of all data",
+            "repelled from swapped coordinates",
+        ),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def _compute(case: _Case, paths: int, shown: int, steps: int, seed: int) -> _Sce
     ts = torch.linspace(0, 1, steps + 1, dtype=data.dtype)
     states = {
         m: as_array(m, torch.stack(list(samplers.trajectory(case.velocity(m), x0, ts))))
-        for m in _METHODS
+        for m in SAYS
     }
     limits = artists.square_limits(
         data, *(s[[0, -1], :shown] for s in states.values()), margin=0.02
@@ -149,7 +155,7 @@ def fields_figure(
     )
     _draw_fields(axes[0], scene, t, n)
     _legend(axes[0, -1], label)
-    for panel, method in zip(axes[1], _METHODS):
+    for panel, method in zip(axes[1], SAYS):
         lines = _draw_paths(panel, scene, method, shown)
     artists.color_bar(
         figure, lines, axes[1, -1], "time $t$ along a path", ticks=[0, 0.25, 0.5, 0.75, 1]
@@ -161,7 +167,7 @@ def fields_figure(
 
 def _draw_fields(axes: np.ndarray, scene: _Scene, t: float, n: int) -> None:
     case, x = scene.case, _where_the_class_is(scene, t, n)
-    attract, result = (artists.evaluate(case.velocity(m), x, t) for m in ("fm", "delta_fm"))
+    attract, result = (artists.evaluate(case.velocity(m), x, t) for m in theory.EXACT[:2])
     push = result - attract  # weight / (1 - weight) (v - u_neg)
     scale = artists.arrow_scale([attract, push, result], scene.limits, n)
     away = r"the push away from it, $\lambda\,(v - \bar{u}_{-})\,/\,(1-\lambda)$"
@@ -207,7 +213,7 @@ def _draw_paths(panel: Axes, scene: _Scene, method: str, shown: int) -> LineColl
     look, states = method_style(method), scene.states[method]
     lowest = artists.mass_levels(scene.log_density, [0.95])[0]  # the outer contour's
     inside = float((scene.case.log_prob(torch.as_tensor(states[-1])) >= lowest).double().mean())
-    _draw_stage(panel, scene, f"{look.label}: {inside:.0%} land on the data", _METHODS[method])
+    _draw_stage(panel, scene, f"{look.label}: {inside:.0%} land on the data", SAYS[method])
     artists.points(panel, states[-1, :shown], color=look.color, size=26, rim=0.6, zorder=4)
     if method == "vecor":
         panel.axline((0, 0), slope=1, color=REPEL, linestyle="--", linewidth=1.3, zorder=1.5)
@@ -224,7 +230,7 @@ def _legend(panel: Axes, label: int) -> None:
         "data, other classes": entry(DATA_OTHER),
         "exact density: 50 %\nand 95 % lie inside": entry(TRUTH, "-"),
         "noise, $t$ = 0": entry(NOISE),
-        "ends of paths, $t$ = 1": entry([method_style(m).color for m in _METHODS]),
+        "ends of paths, $t$ = 1": entry([method_style(m).color for m in SAYS]),
         "mean of all data,\nΔFM's negative $\\bar{u}_{-}$": entry(REPEL, **_CROSS),
         "$x_1 = x_2$, the mirror\nof VeCoR's swap": entry(REPEL, "--"),
     }

@@ -2,7 +2,7 @@
 
 Each takes a mapping name -> what to draw, and puts FM first and the truth last, in squares that
 share limits, arrow scale and colour scale, so that two panels can be compared by eye. Names of
-methods ("fm", "delta_fm", "truth", ...) choose the colours.
+methods ("fm", "vecor", "truth", ...) choose the colours.
 """
 
 import math

@@ -59,7 +59,7 @@ def curves(
     """One line per name, `lines[name]` = (x, y) of equal length (n,), with a legend at the right;
     `level` is a black line (y, text).
 
-    Names of methods ("fm", "delta_fm", ...) have their colours, "truth" and "exact" are black, and
+    Names of methods ("fm", "vecor", ...) have their colours, "truth" and "exact" are black, and
     the others run from pale to dark slate in the order given. `xscale` and `yscale` are "linear",
     "log", "log2" or "symlog". Raises ConfigError for NaN, for x and y that differ in length, for an
     empty mapping and for values not above 0 on a logarithmic axis.

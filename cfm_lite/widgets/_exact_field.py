@@ -14,6 +14,7 @@ from cfm_lite import theory
 from cfm_lite.data import toy
 from cfm_lite.methods import METHODS
 from cfm_lite.viz import artists
+from cfm_lite.viz.exact import SAYS
 from cfm_lite.viz.style import ATTRACT, DATA, DATA_OTHER, MODEL, REPEL, styled
 from cfm_lite.widgets.explorer import Canvas, Explorer, choice, play_for, slider
 from cfm_lite.widgets.scenes import REPELLED
@@ -24,8 +25,7 @@ DENSITY = LinearSegmentedColormap.from_list(
     "cfm_density", ["#5aa5d200", "#5aa5d299"]
 )  # laid over the points, so partly clear
 EVERY = -1  # the class "all": no condition
-_AWAY = ("away from the mean of all data", "away from swapped coordinates")
-_METHODS = tuple((f"{label}: {away}", name) for (label, name), away in zip(REPELLED, _AWAY))
+_METHODS = tuple((f"{label}: {SAYS[name]}", name) for label, name in REPELLED)
 _CELLS = 64  # of the density map
 
 
