@@ -10,11 +10,12 @@ The ideas, in the order of the lecture:
     negatives        wrong velocities: of another row, of another class, of a perturbation
     losses           tensors in, a scalar out
     terms            what an objective sums
-    objective        fm, delta_fm, vecor, dispersive, repa
+    objective        a sum of terms on one model; a function for each paper: fm, vecor, repa, ...
     theory           exact densities, scores and velocities of Gaussian mixtures
     guidance         a velocity becomes another velocity: labels, scales, controls, debiasing
     samplers         from noise to data, and the density of data
     metrics          how far samples are from data
+    methods          the table of methods: terms, control, way back, label, colour
 
 What serves them:
     errors           every error that is raised on purpose
