@@ -29,10 +29,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cfm_lite import draws
 from cfm_lite._internal import kernels
 from cfm_lite.engine import average
+from cfm_lite.engine.guard import Guard
 from cfm_lite.models import sit
 from cfm_lite.runs.imagenet import build_imagenet_trainer, imagenet
 from cfm_lite.scale.dry_run import Made
-from cfm_lite.training import Trainer
 
 ROOT = Path(__file__).parents[1]
 DEVICE = "gpu"
@@ -291,16 +291,19 @@ def peak(
         }
 
 
+NORM = "the gradient norm"  # as the guard calls it
+
+
 def spoiled() -> dict[str, Any]:
     """A step whose guard reads the norm, to show that a read is seen."""
-    with patch.object(Trainer, "_guard", lambda self, log, norm, check: norm.item()):
+    with patch.object(Guard, "watch", lambda self, step, values: values[NORM].item()):
         return step("sit")
 
 
 def copying() -> dict[str, Any]:
     """A step that moves its learning rate to the device, to show that a copy is seen."""
     with patch.object(
-        Trainer, "_guard", lambda self, log, norm, check: norm * torch.ones(1).to(DEVICE)
+        Guard, "watch", lambda self, step, values: values[NORM] * torch.ones(1).to(DEVICE)
     ):
         return step("sit")
 

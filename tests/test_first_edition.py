@@ -10,8 +10,8 @@ import torch
 
 from cfm_lite import cli, runs
 from cfm_lite.data.datasets import dataset
+from cfm_lite.engine.state import said_once
 from cfm_lite.runs.recipe import build_model, build_trainer
-from cfm_lite.training import _said_once
 
 OLD = Path(__file__).parent / "first_edition"
 SAMPLE = {
@@ -105,8 +105,8 @@ def test_an_old_run_goes_on_and_an_old_run_on_a_wrong_path_does_not(old):
     # the first edition's objective on COSINE let its negatives lie on LINEAR: another loss than
     # today's
     wrong = json.loads((step / "state.json").read_text())["settings"] | {"path": "cosine"}
-    assert _said_once(wrong)["terms"]["repulsion"]["negatives"]["path"] == "linear"
-    mine = _said_once(
+    assert said_once(wrong)["terms"]["repulsion"]["negatives"]["path"] == "linear"
+    mine = said_once(
         build_trainer(
             recipe.changed(path="cosine"), build_model(recipe, dataset("digits"))
         )._settings()
@@ -128,7 +128,7 @@ def test_a_law_of_time_that_the_first_edition_saved_is_the_same_law_today():
         for law in ("lognormal_time", ["lognormal_time", [], {"path": old_path}])
     )
     today = {"path": "linear", "time": ["lognormal_time", [], {"path": "linear"}]}
-    assert _said_once(bare) == _said_once(told) == _said_once(today)
-    assert _said_once(bare | {"path": "cosine"}) != _said_once(
+    assert said_once(bare) == said_once(told) == said_once(today)
+    assert said_once(bare | {"path": "cosine"}) != said_once(
         {"path": "cosine", "time": ["lognormal_time", [], {"path": "cosine"}]}
     )

@@ -69,7 +69,7 @@ def test_the_average_follows_its_closed_form():
         for p in trainer.objective.model.parameters():
             p.add_(1.0)
     for _ in range(7):
-        trainer._averaged.update_parameters(trainer.objective.model)
+        trainer._averages["ema"].update_parameters(trainer.objective.model)
     for ema, old, p in zip(trainer.ema.parameters(), start, target):
         torch.testing.assert_close(ema, (p + 1) + (old - (p + 1)) * 0.9**7)
 

@@ -10,6 +10,7 @@ torch.distributed.checkpoint would need for its index. Reference: PyTorch's `ful
 torch.distributed.checkpoint.state_dict.
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,16 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite.engine.checkpoint import ordered
-from cfm_lite.engine.compiled import blocks_of
+from cfm_lite.engine.compiled import blocks_of, compile_parts, unsplit
 from cfm_lite.engine.parallel import World
 
 __all__ = [
+    "exchanging",
     "full",
     "is_sharded",
     "load_optimizer",
     "load_weights",
     "optimizer_state",
     "shard",
+    "spread",
     "weights",
 ]
 
@@ -78,6 +81,40 @@ def shard(
     # now the root is `module`, whichever part is called first
     fully_shard.state(module)._lazy_init()  # pyright: ignore
     return module
+
+
+def spread(
+    objective: nn.Module,
+    averages: list[nn.Module],
+    world: World,
+    parallel: str,
+    half: torch.dtype | None,
+    compiled: bool,
+) -> tuple[nn.Module, Any]:
+    """The objective over the ranks, as "ddp" or "fsdp", and what runs it; FSDP deals out the
+    averages as well.
+
+    What is compiled is compiled first, and then wrapped.
+    """
+    if compiled:
+        compile_parts(objective)
+    if parallel == "fsdp" and world.size > 1:
+        device = next(objective.parameters()).device
+        for module in averages:
+            shard(module, world, device, read=True)
+        wrapped: Any = shard(objective, world, device, half)
+    else:
+        wrapped = world.wrap(objective)
+    return wrapped, unsplit(wrapped, objective) if compiled else wrapped
+
+
+def exchanging(wrapped: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Around a micro-batch: gradients are exchanged once a batch, with those of the `last` one."""
+    if is_sharded(wrapped):
+        wrapped.set_requires_gradient_sync(last)
+    elif isinstance(wrapped, nn.parallel.DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    return contextlib.nullcontext()
 
 
 def _compute_in(model: nn.Module, device: torch.device, half: torch.dtype) -> None:

@@ -624,7 +624,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "compile": False,
         "runaway": d.pick(None, 20.0),
     },
-    "training.warmup": lambda d: {"steps": d.pick(0, 10)},
+    "engine.settings.warmup": lambda d: {"steps": d.pick(0, 10)},
     "viz.style.method_style": lambda d: {"name": d.pick("fm", "mine")},
     "viz.style.method_title": lambda d: {"name": d.pick("fm", "mine")},
     "viz.artists.grid_points": lambda d: {"limits": (-1, 1, -1, 1), "n": 3, "inset": True},

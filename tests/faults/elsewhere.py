@@ -54,8 +54,8 @@ ELSEWHERE: dict[str, str] = {
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root
         _internal.kernels.root _internal.kernels.standardize engine.compiled.blocks_of engine.compiled.compile_parts
-        engine.compiled.is_compiled engine.compiled.unsplit engine.sharded.full engine.sharded.is_sharded
-        engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard
+        engine.compiled.is_compiled engine.compiled.unsplit engine.sharded.exchanging engine.sharded.full engine.sharded.is_sharded
+        engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard engine.sharded.spread
         engine.sharded.weights metrics.check_covariance models.embed.LabelEmbedder models.embed.TimestepEmbedder
         models.embed.autocasting models.embed.check_blocks models.embed.check_input models.embed.in_float32 models.embed.sincos_1d
         models.embed.sincos_2d models.embed.time_frequencies models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward
@@ -68,7 +68,13 @@ ELSEWHERE: dict[str, str] = {
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
         _internal.networks.check_model _internal.networks.check_trainable _internal.networks.copied _internal.networks.evaluating
         _internal.networks.explained _internal.networks.has_null _internal.networks.needs_labels _internal.networks.takes
-        _internal.networks.takes_labels training.Running
+        _internal.networks.takes_labels engine.batches.Running
+    """,
+    "what a Trainer is made of: tests/test_training.py, test_trainable.py and test_numbers.py give it wrong ones": """
+        engine.batches.as_batch engine.batches.micro_batches engine.batches.stream engine.guard.Guard
+        engine.optimizers.backward engine.optimizers.check_optimizer engine.optimizers.clip_gradients
+        engine.optimizers.make_optimizer engine.optimizers.update engine.settings.Settings
+        engine.settings.check_objective engine.state.State
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
         data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher lab.measures.reference_rows objective.repa

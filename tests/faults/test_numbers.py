@@ -86,7 +86,7 @@ def plant(what, step, tensor, value, as_device, folder):
     trainer = Trainer(
         built.plus(Planted(step, value)) if what == "loss" else built, lr=1e-2, log_every=4
     )
-    trainer._at_once = (
+    trainer._guard.at_once = (
         not as_device
     )  # on the CPU, what a device does: latch, gate, and read at logged steps
     if what == "gradient":
@@ -157,7 +157,7 @@ def test_a_bad_average_is_found_at_the_next_logged_step_and_never_saved(as_devic
     clean, trainer = (
         Trainer(objective.fm(Tiny(), shard=8), lr=1e-2, log_every=4) for _ in range(2)
     )
-    trainer._at_once = not as_device
+    trainer._guard.at_once = not as_device
     list(clean.run(batches(X1, Y, size=16), 4))
     run = trainer.run(batches(X1, Y, size=16), 10)
     next(run), next(run)
@@ -176,7 +176,7 @@ def test_a_bad_average_is_found_at_the_next_logged_step_and_never_saved(as_devic
 
 def test_nothing_is_saved_between_a_bad_step_and_the_error_on_a_device(tmp_path):
     trainer = Trainer(objective.fm(Tiny()).plus(Planted(3, math.nan)), log_every=50)
-    trainer._at_once = False
+    trainer._guard.at_once = False
     run = trainer.run(batches(X1, Y, size=16), 10)
     for _ in range(4):
         next(run)

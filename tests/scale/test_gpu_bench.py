@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
+from cfm_lite.engine.guard import Guard
 from tools.benchmarks.gpu import clock, main, parts, sides
 from tools.benchmarks.gpu.plan import FULL, TINY, Bench
 from tools.benchmarks.harness import NotRun, Row
@@ -258,14 +259,14 @@ def test_on_a_gpu_host_reads_are_errors_inside_and_only_there(pretended):
 
 def test_a_host_read_is_a_row_and_the_next_method_is_still_checked(pretended, monkeypatch):
     bench, _ = pretended
-    clean = sides.Trainer._guard
+    clean = Guard.watch
 
-    def guard(self, log, norm, check):
-        if "repulsion" in log and torch.cuda.set_sync_debug_mode.call_args == mock.call("error"):
+    def watch(self, step, values):
+        if "repulsion" in values and torch.cuda.set_sync_debug_mode.call_args == mock.call("error"):
             raise RuntimeError("called a synchronizing CUDA operation")
-        clean(self, log, norm, check)
+        clean(self, step, values)
 
-    monkeypatch.setattr(sides.Trainer, "_guard", guard)
+    monkeypatch.setattr(Guard, "watch", watch)
     found = {row.name.split(":")[0]: row for row in parts.syncs(bench)}
     assert {name: row.ratio for name, row in found.items()} == {
         "fm": 0,

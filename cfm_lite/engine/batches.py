@@ -1,0 +1,107 @@
+"""Batches at the door of a training: what may be one, how it is cut, and a warning for a run that
+nobody asks for steps.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from cfm_lite.errors import ConfigError, DataError
+
+__all__ = ["Batch", "Running", "as_batch", "micro_batches", "stream"]
+
+Batch = tuple[Any, ...]
+_PARTS = ("x1", "y", "context")
+
+
+class Running(Iterator[dict[str, Tensor]]):
+    """The steps of a run, each done when it is asked for. Dropped before the first, it warns."""
+
+    def __init__(self, steps: Iterator[dict[str, Tensor]]) -> None:
+        self._steps, self._begun = steps, False
+
+    def __next__(self) -> dict[str, Tensor]:
+        self._begun = True
+        return next(self._steps)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_begun", True):
+            warnings.warn(
+                "a run was made and never iterated, so nothing was trained. Write `for log in "
+                "trainer.run(...): ...`.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def stream(batches: Any, steps: int) -> Iterator[tuple[Batch, bool]]:
+    """`steps` batches, each with whether it is the last; ConfigError, at once, for what gives none.
+
+    DataError where a batch is of another kind, or they end early.
+    """
+    try:
+        source = iter(batches)
+    except TypeError:
+        raise ConfigError(
+            f"batches has type {type(batches).__name__}; it must be an iterable of batches, such "
+            "as data.batches."
+        ) from None
+    return _stream(source, steps)
+
+
+def _stream(source: Iterator[Any], steps: int) -> Iterator[tuple[Batch, bool]]:
+    for i in range(steps):
+        try:
+            batch = next(source)
+        except StopIteration:
+            raise DataError(
+                f"the batches ended after {i} of {steps} steps; give an endless iterator, such as "
+                "data.batches."
+            ) from None
+        yield as_batch(batch), i == steps - 1
+
+
+def as_batch(batch: Any) -> Batch:
+    """(x1, ...) of what the batches gave; DataError unless it is a tensor, one to three of them, or
+    a mapping of x1, y and context.
+    """
+    if isinstance(batch, Mapping) and "x1" in batch and set(batch) <= set(_PARTS):
+        count = 3 if batch.get("context") is not None else 2
+        batch = tuple(batch.get(name) for name in _PARTS[:count])
+    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if 1 <= len(parts) <= 3 and isinstance(parts[0], Tensor) and parts[0].dim():
+        return parts
+    seen = f"{len(parts)} entries" if len(parts) > 1 else "no more"
+    if isinstance(batch, Mapping):
+        seen = f"keys {list(batch)[:6]}"
+    raise DataError(
+        f"a batch has type {type(batch).__name__}, with {seen}; it must be a tensor x1, (x1, y), "
+        "(x1, y, context), or a dict with these names. Convert each one, such as "
+        '({"x1": b["image"], "y": b["label"]} for b in batches).'
+    )
+
+
+def micro_batches(batch: Batch, count: int, shard: int | None) -> list[Batch]:
+    """`batch` in `count` parts of whole shards; ConfigError, with a size that fits, where it cannot
+    be cut.
+    """
+    if count == 1:
+        return [batch]
+    rows = len(batch[0])
+    size = -(-rows // count)
+    if not shard or rows % count or size % shard:
+        unit = count * (shard or 1)
+        near = max(1, round(rows / unit)) * unit
+        how = (
+            f"choose a batch of {near}"
+            if shard
+            else f"give the objective a shard of {near // count} and a batch of {near}"
+        )
+        raise ConfigError(
+            f"a batch of {rows} cannot be cut into {count} micro-batches of whole shards (shard = "
+            f"{shard}); {how}, or any multiple of {unit}."
+        )
+    starts = range(0, rows, size)
+    return [tuple(None if x is None else x[i : i + size] for x in batch) for i in starts]

@@ -1,0 +1,106 @@
+"""The guard: a run whose numbers went wrong is stopped, and its parameters stay good.
+
+A flag stays on the device. It gates the fused optimizer (`found_inf`) and the average, so that
+nothing moves on a bad step, nor after it, and no step waits for the device. The flag is read, and
+`DivergenceError` raised, at the next logged step; on the CPU, where a read costs nothing, at once.
+Numbers that stay finite can run away as well: at logged steps the largest flow-matching error so
+far is compared with `runaway`^2 times the first one.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cfm_lite.engine import sharded
+from cfm_lite.errors import DivergenceError
+
+__all__ = ["Guard"]
+
+
+class Guard:
+    """Watches the values of each step; `error` names the one that may run away (None: none does)."""
+
+    def __init__(self, device: torch.device, error: str | None, runaway: float | None) -> None:
+        self.at_once = device.type == "cpu"  # where reading a number costs no synchronisation
+        self.saved: Path | None = None  # the last good checkpoint
+        self._error, self._runaway = error, runaway
+        self._names: list[str] = []  # of what `_bad` counts
+        self._errors: tuple[Tensor, Tensor] | None = (
+            None  # the first and the largest, on the device
+        )
+        # 1 as long as all is well: the fused optimizer reads a float32
+        self._ok = torch.ones((), device=device, dtype=torch.float32)
+        # step and term of the first bad step
+        self._bad = torch.full((2,), -1, device=device, dtype=torch.long)
+
+    @property
+    def ok(self) -> Tensor | None:
+        """The gate on the device, 1 or 0; None where a bad step is raised at once."""
+        return None if self.at_once else self._ok
+
+    def watch(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Latch the first step at which a value is not finite; DivergenceError at once on the CPU."""
+        if self.at_once:
+            bad = [name for name, value in values.items() if not math.isfinite(value.item())]
+            if bad:
+                raise self._divergence(step, next((name for name in bad if name != "loss"), "loss"))
+        else:
+            finite = torch.stack([torch.isfinite(value) for value in values.values()])
+            now = torch.stack([torch.full_like(self._bad[0], step), finite.long().argmin()])
+            self._bad = torch.where(finite.all() | (self._bad[0] >= 0), self._bad, now)
+            self._ok = (
+                self._bad[0] < 0
+            ).float()  # nothing moves any more, until the error is raised
+            self._names = list(values)
+        if self._error is not None:
+            error = values[self._error]
+            # the variance of the noise is 1: a smaller first error allows no less
+            first, largest = self._errors or (error.clamp_min(1.0), error)
+            self._errors = first, torch.maximum(largest, error)
+
+    def check(self, step: int, averages: Iterable[nn.Module], lr: float) -> None:
+        """Read what was latched, the averages and the largest error; DivergenceError for the first
+        that is bad.
+        """
+        if (latched := self._bad.tolist())[0] >= 0:
+            raise self._divergence(latched[0], self._names[latched[1]])
+        for module in averages:
+            if not _is_finite(module.parameters()):
+                name = next(name for name, p in module.named_parameters() if not _is_finite([p]))
+                raise DivergenceError(
+                    f"the average of {name} is not finite at step {step}, and {self._kept()}. Go "
+                    "on from there."
+                )
+        if self._runaway is None or self._errors is None:
+            return
+        first, largest = torch.stack(self._errors).tolist()
+        if largest > (limit := self._runaway**2 * first):
+            raise DivergenceError(
+                f"flow_matching rose to {largest:.3g} by step {step}, above {limit:.3g} = "
+                f"{self._runaway:g}^2 times its first value: the numbers are finite, but the run "
+                f"is running away, and {self._kept()}. Lower the learning rate ({lr:.3g}) or the "
+                "weight of what repels, or allow it with runaway=None."
+            )
+
+    def _kept(self) -> str:
+        if self.saved is None:
+            return "no checkpoint was saved yet"
+        return f"the last good checkpoint is {self.saved}"
+
+    def _divergence(self, step: int, what: str) -> DivergenceError:
+        return DivergenceError(
+            f"{what} is not finite at step {step}; the parameters and the average are those of "
+            f"step {step - 1}, and {self._kept()}. Lower the learning rate or the term's weight, "
+            "or look at the batch."
+        )
+
+
+def _is_finite(tensors: Iterable[Tensor]) -> bool:
+    """True if every entry is finite, of whole tensors and of parts on several ranks; False also if
+    their norm is too large.
+    """
+    numbers = [x for x in tensors if x.is_floating_point() and x.itemsize > 1]  # others always are
+    return math.isfinite(sharded.full(nn.utils.get_total_norm(numbers)))

@@ -1,0 +1,128 @@
+"""The optimizer: the default one, what one of your own must hold, and a step of it behind the gate."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfm_lite._internal.checks import check_number
+from cfm_lite.engine import sharded
+from cfm_lite.errors import ConfigError
+
+__all__ = ["backward", "check_optimizer", "clip_gradients", "make_optimizer", "update"]
+
+
+def make_optimizer(
+    objective: nn.Module,
+    lr: float | None,
+    weight_decay: float | None,
+    betas: tuple[float, float] | None,
+) -> torch.optim.Optimizer:
+    """Fused AdamW on what is trained; None is a default. ConfigError for a value out of range."""
+    decay = 0.0 if weight_decay is None else weight_decay
+    return torch.optim.AdamW(
+        [p for p in objective.parameters() if p.requires_grad],
+        lr=check_number("lr", 1e-3 if lr is None else lr, 0.0, 1e6, open_low=True),
+        betas=_pair_of_betas((0.9, 0.999) if betas is None else betas),
+        weight_decay=check_number("weight_decay", decay, 0.0, math.inf),
+        fused=True,
+    )
+
+
+def _pair_of_betas(betas: Any) -> tuple[float, float]:
+    """AdamW's two decays, each in [0, 1); ConfigError for anything else."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ConfigError(
+            f"betas is {betas!r:.60}; it must be two numbers in [0, 1), such as (0.9, 0.999)."
+        )
+    first, second = (
+        check_number(f"beta{i}", beta, 0.0, 1.0, open_high=True) for i, beta in enumerate(betas, 1)
+    )
+    return first, second
+
+
+def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **settings: Any) -> None:
+    """Raise ConfigError unless the objective has something to train and the optimizer (None: ours)
+    holds all of that and nothing else, with no `settings` of ours beside it.
+    """
+    trained = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    if not trained:
+        raise ConfigError(
+            "the objective has no parameter that requires a gradient; there is nothing to train."
+        )
+    if optimizer is None:
+        return
+    lost = [(name, value) for name, value in settings.items() if value is not None]
+    if lost:
+        name, value = lost[0]
+        raise ConfigError(
+            f"{name} = {value!r:.60} is given beside an optimizer, which has its own; leave out "
+            f"{name}, or optimizer."
+        )
+    if parallel == "fsdp":
+        raise ConfigError(
+            "the optimizer given is for whole parameters; with parallel='fsdp' leave it out, or "
+            "use 'ddp'."
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer has type {type(optimizer).__name__}; it must be a torch.optim.Optimizer, "
+            "or None for AdamW."
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(
+            "the optimizer is LBFGS, which asks for the loss several times a step; give one that "
+            "does not, such as AdamW."
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missed = [name for name, p in trained if id(p) not in held]
+    if missed:
+        raise ConfigError(
+            f"the optimizer does not hold {', '.join(missed[:3])}, which would never be trained. "
+            "Build it from objective.parameters(), or freeze them with requires_grad_(False)."
+        )
+    if held - {id(p) for p in objective.parameters()}:
+        raise ConfigError(
+            "the optimizer holds parameters that the objective does not have; build it from "
+            "objective.parameters()."
+        )
+
+
+def backward(total: Tensor, share: float) -> None:
+    """Add the gradients of one micro-batch, which is `share` of the batch."""
+    if not total.requires_grad:
+        raise ConfigError(
+            "the loss has no gradient: the model's velocity was detached, or made under "
+            "torch.no_grad()."
+        )
+    (total * share if share < 1 else total).backward()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: list[Tensor], bound: float | None) -> Tensor:
+    """The norm of all gradients together, which are then scaled so that it is at most `bound`."""
+    grads: list[Any] = [p.grad for p in parameters if p.grad is not None]
+    norm = sharded.full(nn.utils.get_total_norm(grads))
+    if bound is not None and not (norm.device.type == "cpu" and _is_below(norm.item(), bound)):
+        nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+    return norm
+
+
+def _is_below(norm: float, bound: float) -> bool:
+    """True where torch would multiply every gradient by exactly 1, rounding included."""
+    return norm + 1e-6 < bound * (1 - 1e-6)
+
+
+def update(optimizer: Any, ok: Tensor | None) -> bool:
+    """A step of the optimizer, unless the gate `ok` (None: open) is 0; False where it was left out.
+
+    A fused kernel reads the gate on the device. Other optimizers cost one host read a step.
+    """
+    if ok is not None:
+        if any(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf, optimizer.grad_scale = 1.0 - ok, None
+        elif not ok.item():
+            return False
+    optimizer.step()
+    return True

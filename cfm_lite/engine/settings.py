@@ -1,0 +1,86 @@
+"""The settings of a training, checked at the door."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cfm_lite._internal.checks import check_choice, check_count, check_flag, check_number, plain
+from cfm_lite._internal.networks import check_trainable
+from cfm_lite.engine.checkpoint import check_storable
+from cfm_lite.errors import ConfigError
+from cfm_lite.objective import Objective
+
+__all__ = ["PRECISIONS", "Settings", "check_objective", "warmup"]
+
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+PARALLEL = ("ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a `Trainer`, as Python's own; ConfigError for one outside its range."""
+
+    clip: float | None
+    ema_decay: float
+    ema_warmup: bool
+    ema2_decay: float
+    seed: int
+    accumulate: int
+    precision: str
+    log_every: int
+    runaway: float | None
+    parallel: str
+
+    def __post_init__(self) -> None:
+        check_flag(ema_warmup=self.ema_warmup)
+        check_choice("parallel", self.parallel, PARALLEL)
+        check_choice("precision", self.precision, PRECISIONS)
+        checked: dict[str, Any] = {
+            "ema_warmup": plain(self.ema_warmup),
+            "ema_decay": check_number("ema_decay", self.ema_decay, 0.0, 1.0, open_high=True),
+            "ema2_decay": check_number("ema2_decay", self.ema2_decay, 0.0, 1.0, open_high=True),
+            "seed": check_count("seed", self.seed, low=-(2**63)),
+            "accumulate": check_count("accumulate", self.accumulate),
+            "log_every": check_count("log_every", self.log_every),
+        }
+        if self.clip is not None:  # a negative bound would reverse the gradient
+            checked["clip"] = check_number("clip", self.clip, 0.0, math.inf, open_low=True)
+        if self.runaway is not None:
+            checked["runaway"] = check_number("runaway", self.runaway, 1.0, math.inf)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def decays(self) -> dict[str, float]:
+        """The decay of each average, by its name in a checkpoint."""
+        return {"ema": self.ema_decay} | ({"ema2": self.ema2_decay} if self.ema2_decay else {})
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Those that must be equal to resume a run; the others change only how it is computed."""
+        names = ("seed", "ema_decay", "ema_warmup", "ema2_decay", "clip", "precision")
+        return {name: getattr(self, name) for name in names}
+
+
+def check_objective(objective: Any) -> None:
+    """Raise ConfigError unless this is an Objective that can be trained, averaged and saved."""
+    if not isinstance(objective, Objective):
+        raise ConfigError(
+            f"objective has type {type(objective).__name__}; it must be an Objective, such as "
+            "objective.fm(model)."
+        )
+    check_trainable(objective)
+    check_storable(objective.state_dict())
+
+
+def warmup(steps: int) -> Callable[[int], float]:
+    """A learning-rate factor that rises linearly to 1 over `steps` and stays there."""
+    return functools.partial(_risen, steps)
+
+
+def _risen(steps: int, step: int) -> float:
+    return min(1.0, (step + 1) / steps) if steps else 1.0

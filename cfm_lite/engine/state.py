@@ -1,0 +1,220 @@
+"""The state of a training in a checkpoint: what is saved, what must be equal to resume, and how the
+settings of older editions are read.
+
+A run that resumes gives the bits of one that never stopped, on a CPU and on any number of ranks.
+"""
+
+import copy
+import dataclasses
+import functools
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cfm_lite
+from cfm_lite import paths
+from cfm_lite._internal.checks import plain
+from cfm_lite.engine import checkpoint, sharded
+from cfm_lite.engine.average import Average
+from cfm_lite.engine.parallel import World
+from cfm_lite.errors import ResumeMismatchError
+from cfm_lite.objective import Objective
+
+__all__ = ["State"]
+
+# what the optimizer's groups hold and a run depends on, beside the learning rate
+_DECIDES = (
+    "betas",
+    "eps",
+    "weight_decay",
+    "momentum",
+    "dampening",
+    "nesterov",
+    "amsgrad",
+    "maximize",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that training changes, beside the step; `averages` by their names in a checkpoint.
+
+    `settings` are the numbers of the trainer that must be equal to resume.
+    """
+
+    objective: Objective
+    averages: Mapping[str, Average]
+    optimizer: torch.optim.Optimizer
+    settings: Mapping[str, Any]
+
+    def save(
+        self, directory: str | Path, step: int, config: Mapping[str, Any], world: World, keep: int
+    ) -> Path:
+        """Write a checkpoint on rank 0 (collective); its path, on other ranks `directory`."""
+        weights: dict[str, Tensor] = {}
+        for prefix, module in self._modules().items():
+            weights |= {f"{prefix}{k}": v for k, v in sharded.weights(module).items()}
+        inner = sharded.optimizer_state(self.objective, self.optimizer)
+        tensors = {
+            f"{i}.{k}": v
+            for i, entry in inner["state"].items()
+            for k, v in entry.items()
+            if isinstance(v, Tensor)
+        }
+        state = {
+            "seed": self.settings["seed"],
+            "averaged": self.averages["ema"].n_averaged,
+            "groups": _plain(inner["param_groups"]),
+            "settings": self._settings(),
+            "config": json.loads(json.dumps(dict(config))),
+            "versions": {
+                "cfm_lite": cfm_lite.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        written = world.on_main(
+            lambda: checkpoint.save(directory, step, weights, tensors, state, keep=keep)
+        )
+        return written or Path(directory)
+
+    def load(
+        self, directory: str | Path, accept: Callable[[Mapping[str, Any]], None]
+    ) -> tuple[int, Path]:
+        """Take over a checkpoint, or the newest valid one of a folder (collective); its step and
+        path.
+
+        Raises what `accept` raises for its config, and ResumeMismatchError that lists what differs.
+        """
+        path = Path(directory)
+        if not (path / checkpoint.MANIFEST).exists():
+            path = checkpoint.latest(path)
+        dealt = sharded.is_sharded(self.objective)
+        device = next(self.objective.parameters()).device
+        saved = checkpoint.load(path, "cpu" if dealt else device)
+        accept(saved.state.get("config") or {})
+        self._check_same(saved)
+        for prefix, module in self._modules().items():
+            mine = {
+                k.removeprefix(prefix): v for k, v in saved.weights.items() if k.startswith(prefix)
+            }
+            sharded.load_weights(module, mine)
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in saved.optimizer.items():
+            index, name = key.split(".", 1)
+            entries.setdefault(int(index), {})[name] = value
+        state = {"state": entries, "param_groups": saved.state["groups"]}
+        sharded.load_optimizer(self.objective, self.optimizer, state)
+        for average in self.averages.values():
+            average.n_averaged = saved.state["averaged"]
+        return saved.step, path
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """What has weights, by the beginning of their names."""
+        averages = {f"{name}.": average.module for name, average in self.averages.items()}
+        return {"objective.": self.objective, **averages}
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be equal to resume: a different value would silently make another run."""
+        objective, groups = self.objective, self.optimizer.param_groups
+        known = [name for name in _DECIDES if name in self.optimizer.defaults]
+        return {
+            "terms": {name: _plain(term) for name, term in objective.terms.items()},
+            "path": objective.path.name,
+            "label_dropout": objective.label_dropout,
+            "shard": objective.shard,
+            "time": _plain(objective.law),
+            "couple": _plain(objective.couple),
+            "optimizer": type(self.optimizer).__name__,
+            **self.settings,
+            **{name: [_plain(group[name]) for group in groups] for name in known},
+        }
+
+    def _check_same(self, saved: checkpoint.Checkpoint) -> None:
+        mine = said_once(json.loads(json.dumps(self._settings())))
+        theirs = said_once(_completed(saved.state, mine))
+        diff = [
+            f"{k}: saved {theirs.get(k)!r}, now {mine[k]!r}"
+            for k in mine
+            if mine[k] != theirs.get(k)
+        ]
+        have = {f"objective.{k}": tuple(v.shape) for k, v in self.objective.state_dict().items()}
+        stored = {k: tuple(v.shape) for k, v in saved.weights.items() if k.startswith("objective.")}
+        diff += [
+            f"{k}: saved {stored.get(k)}, now {have.get(k)}"
+            for k in sorted(have.keys() | stored.keys())
+            if have.get(k) != stored.get(k)
+        ]
+        needed = ("seed", "averaged", "groups", "settings", "step")
+        diff += [f"{key} is missing" for key in needed if key not in saved.state]
+        if diff:
+            raise ResumeMismatchError(
+                f"{saved.path} belongs to another run: {'; '.join(diff[:6])}. Start a new run, or "
+                "give the settings of the old one."
+            )
+
+
+def _completed(state: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint. What an older one does not name comes from its groups, or is
+    the only value that there was then.
+    """
+    groups = state.get("groups", [])
+    in_groups = {name: [group.get(name) for group in groups] for name in _DECIDES if name in mine}
+    return {**in_groups, "ema2_decay": 0.0, "lr": mine["lr"], **state.get("settings", {})}
+
+
+def said_once(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that name the path once. The first edition wrote the functions of a path wherever
+    one was given.
+    """
+    path = settings.get("path")
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        if value.get("kind") == "Path":
+            return value["name"]
+        found = {k: named(v) for k, v in value.items()}
+        if found.get("kind") == "Perturbed" and (
+            found["path"] is None or found["space"] == "velocity"
+        ):
+            found["path"] = path  # in velocity space it is not used
+        return found
+
+    found = named(settings)
+    # the first edition's times were linear where no path was given
+    if isinstance(found.get("time"), list) and found["time"][1:] == [[], {"path": "linear"}]:
+        found["time"] = found["time"][0]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Settings as plain JSON values: dataclasses by field, paths and functions by name."""
+    if isinstance(value, paths.Path):
+        return value.name
+    if isinstance(value, functools.partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"kind": type(value).__name__} | {
+            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, nn.Module):
+        return {"kind": type(value).__name__} | {
+            k: v
+            for k, v in ((k, plain(v)) for k, v in vars(value).items())
+            if isinstance(v, int | float | str) and k != "training"
+        }
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return copy.deepcopy(plain(value))
