@@ -5,6 +5,7 @@ own, so a term with weight 0 leaves the run bit for bit as it was. The terms the
 terms.py; this is where they meet a model.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -131,6 +132,7 @@ class Objective(nn.Module):
         self._couple_draws = takes(couple, "generator")
         self._key: tuple[int, int, int] | None = None
         self._calls = 0
+        self._weights: tuple[Tensor, ...] = ()
         self.law = on_path(time, path, "time")
         _check_terms(self.terms, plain(getattr(model, "depth", None)))
         for term in self.terms.values():
@@ -142,6 +144,16 @@ class Objective(nn.Module):
             f"path={self.path.name}, terms={list(self.terms)}, label_dropout={self.label_dropout}, "
             f"shard={self.shard}"
         )
+
+    def train(self, mode: bool = True) -> "Objective":
+        """As of every module; parameters that were replaced are found anew."""
+        self._weights = ()
+        return super().train(mode)
+
+    def _found_weights(self) -> tuple[Tensor, ...]:
+        """The parameters, kept: to walk through the modules takes longer than a small step's draw."""
+        self._weights = tuple(self.model.parameters())
+        return self._weights
 
     def plus(self, *terms: Any) -> "Objective":
         """A new objective on the same model with further terms:
@@ -165,16 +177,22 @@ class Objective(nn.Module):
         y = self._check(x1, y)
         sample, prepared, shards = self._draw(promote(x1), y)  # pyright: ignore[reportCallIssue]
         v, features = self._run(sample.x_t, sample.t, sample.y, self.blocks)
-        total = v.new_zeros((), dtype=promote(v).dtype)
+        total: Tensor | None = None
         values: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             batch = Evaluated(sample, v, features, prepared[name], shards, self._run, context)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight != 0):
+            scale = term.sign * term.weight
+            if scale == 0:  # a weight of 0 adds nothing, not even a NaN
+                with torch.no_grad():
+                    values[name] = term(batch)
+            else:
                 values[name] = term(batch)
-            if term.weight != 0:  # a weight of 0 adds nothing, not even a NaN
-                total = total + term.sign * term.weight * values[name]
+                weighted = values[name] if scale == 1 else scale * values[name]
+                total = promote(weighted) if total is None else total + weighted
             counted = term.counts(prepared[name]) if hasattr(term, "counts") else {}
             values |= {f"{name}_{what}": count for what, count in counted.items()}
+        if total is None:
+            total = v.new_zeros((), dtype=promote(v).dtype)
         return total, {name: value.detach() for name, value in values.items()}
 
     def _run(
@@ -206,10 +224,8 @@ class Objective(nn.Module):
         """Everything random, outside any compiled graph: the sample, what each term prepared, and
         the shards as slices.
         """
-        weight = next((p for p in self.model.parameters() if p.dtype == torch.float64), None)
-        if (
-            weight is not None
-        ):  # as under torch.set_default_dtype(torch.float64): data that were read in float32 follow the weights
+        # as under torch.set_default_dtype(torch.float64): data in float32 follow the weights
+        if any(p.dtype == torch.float64 for p in self._weights or self._found_weights()):
             x1 = x1.double()
         size = self.shard or max(1, len(x1))
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
@@ -218,15 +234,12 @@ class Objective(nn.Module):
             self._draw_shard(x1[rows], None if y is None else y[rows], i)
             for i, rows in enumerate(shards)
         ]
-        x0, x1, t = (torch.cat(column) for column in list(zip(*parts))[:3])  # pyright: ignore[reportArgumentType]
-        y, dropped = (
-            None if column[0] is None else torch.cat(column) for column in list(zip(*parts))[3:]
-        )
+        x0, x1, t, y, dropped = map(_joined, zip(*parts))
         x_t, u_t = self.path.interpolate(x0, x1, t)
         sample = FlowSample(x0, x1, t, x_t, u_t, y)
         prepared = {}
         for name, term in self.terms.items():
-            generators = [self._generator(x1.device, i, name) for i in range(len(shards))]
+            generators = _Generators(self._generator, x1.device, name, len(shards))
             prepared[name] = term.prepare(
                 Draw(sample, dropped, shards, generators, self.path, self.law)
             )
@@ -262,7 +275,8 @@ class Objective(nn.Module):
             raise ConfigError(
                 f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims) with at least one row."
             )
-        if on_host(x1) and not torch.isfinite(x1).all():
+        # a sum is quicker, and it is finite only where every entry is
+        if on_host(x1) and not math.isfinite(x1.sum()) and not torch.isfinite(x1).all():
             bad = (~torch.isfinite(x1.flatten(1)).all(1)).nonzero().flatten().tolist()
             raise ConfigError(
                 f"x1 holds NaN or infinity in rows {bad[:8]}; every value must be finite. Clean "
@@ -282,6 +296,34 @@ class Objective(nn.Module):
                 "a third argument y, or give y=None."
             )
         return check_labels(y, x1, classes - 1)
+
+
+class _Generators(Sequence[Generator]):
+    """A generator for each shard, made when it is first used: most terms draw nothing."""
+
+    def __init__(
+        self, make: Callable[..., Generator], device: torch.device, purpose: str, count: int
+    ) -> None:
+        self._make, self._device, self._purpose = make, device, purpose
+        self._made: list[Generator | None] = [None] * count
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if self._made[i] is None:
+            self._made[i] = self._make(self._device, range(len(self))[i], self._purpose)
+        return self._made[i]
+
+
+def _joined(shards: Sequence[Any]) -> Any:
+    """The rows of all shards in one tensor; None where there are none."""
+    if shards[0] is None:
+        return None
+    alone = len(shards) == 1 and shards[0].is_contiguous()
+    return shards[0] if alone else torch.cat(shards)
 
 
 def _times(t: Any, x1: Tensor) -> Tensor:

@@ -71,6 +71,9 @@ def full_precision() -> Iterator[None]:
     """Autocast off, on whatever device it is on: what is computed inside has the precision of its
     tensors. A decorator too.
     """
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        yield
+        return
     with contextlib.ExitStack() as off:
         for kind in ("cpu", "cuda", "mps", "xpu", torch._C._get_privateuse1_backend_name()):
             if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):

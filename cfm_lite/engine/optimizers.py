@@ -101,17 +101,33 @@ def backward(total: Tensor, share: float) -> None:
 
 @torch.no_grad()
 def clip_gradients(parameters: list[Tensor], bound: float | None) -> Tensor:
-    """The norm of all gradients together, which are then scaled so that it is at most `bound`."""
+    """The norm of all gradients together, which are then scaled so that it is at most `bound`.
+
+    The same bits as torch's two functions, which sort gradients by device and dtype in each step.
+    """
     grads: list[Any] = [p.grad for p in parameters if p.grad is not None]
-    norm = sharded.full(nn.utils.get_total_norm(grads))
-    if bound is not None and not (norm.device.type == "cpu" and _is_below(norm.item(), bound)):
+    if not (alike := _are_alike(grads)):
+        norm = sharded.full(nn.utils.get_total_norm(grads))
+    else:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    # where a number is on the host: torch would multiply every gradient by exactly 1
+    if bound is None or (norm.device.type == "cpu" and norm.item() + 1e-6 < bound * (1 - 1e-6)):
+        return norm
+    if alike:
+        torch._foreach_mul_(grads, torch.clamp(bound / (norm + 1e-6), max=1.0))
+    else:
         nn.utils.clip_grads_with_norm_(parameters, bound, norm)
     return norm
 
 
-def _is_below(norm: float, bound: float) -> bool:
-    """True where torch would multiply every gradient by exactly 1, rounding included."""
-    return norm + 1e-6 < bound * (1 - 1e-6)
+def _are_alike(grads: list[Tensor]) -> bool:
+    """True for plain tensors of one dtype on one device, CPU or CUDA, for which torch has kernels
+    of many tensors.
+    """
+    if not grads or grads[0].device.type not in ("cpu", "cuda"):
+        return False
+    dtype, device = grads[0].dtype, grads[0].device
+    return all(type(g) is Tensor and g.dtype == dtype and g.device == device for g in grads)
 
 
 def update(optimizer: Any, ok: Tensor | None) -> bool:

@@ -200,14 +200,49 @@ def trainer_step(model: nn.Module) -> Step:
     current: list[Tensor] = []
 
     def data() -> Iterator[Tensor]:
-        while True:
-            for x0, x1 in zip(eight_gaussians(POOL, BATCH), moons(POOL, BATCH)):
-                current[:] = [x0]
-                yield x1
+        for x0, x1 in pairs():
+            current[:] = [x0]
+            yield x1
 
     objective = Objective(model, couple=lambda x0, x1, y: (current[0], x1, y))
     trainer = Trainer(objective, torch.optim.Adam(model.parameters(), lr=LR, fused=True))
     return partial(next, trainer.run(data(), steps=10**9))
+
+
+def careful_step(model: nn.Module) -> Step:
+    """What the Trainer does, as a plain loop: it draws at every step from a generator of that step,
+    clips, and averages.
+    """
+    parameters = list(model.parameters())
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=LR, fused=True)
+    batches = pairs()
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        x0, x1 = next(batches)
+        generator = torch.Generator().manual_seed(count)
+        torch.randn(x1.shape, generator=generator)  # noise, in whose place x0 is put
+        t = draws.uniform_time(BATCH, generator=generator)
+        x_t, u_t = LINEAR.interpolate(x0, x1, t)
+        loss = losses.flow_matching(model(x_t, t), u_t)
+        for p in parameters:
+            p.grad = None
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1 - min(0.999, (1 + count) / (10 + count)))
+        count += 1
+
+    return step
+
+
+def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches (x0, x1) of both laws, drawn many at once."""
+    while True:
+        yield from zip(eight_gaussians(POOL, BATCH), moons(POOL, BATCH))
 
 
 def compiled_step(model: nn.Module) -> Step:
