@@ -94,7 +94,7 @@ MUTANTS = (
     Mutant("the farthest pairing", "draws.py", "gain.numpy(), maximize=True)", "gain.numpy(), maximize=False)", DRAWS),
     Mutant("a key is its first part", "draws.py", "blake2b(repr(key).encode()", "blake2b(repr(key[:1]).encode()", DRAWS),
     # objective
-    Mutant("every term attracts", "objective.py", "total + term.sign * term.weight * values[name]", "total + term.weight * values[name]", OBJECTIVE),
+    Mutant("every term attracts", "objective.py", "scale = term.sign * term.weight", "scale = term.weight", OBJECTIVE),
     Mutant("the null label is a class", "objective.py", "null: int = plain(self.model.num_classes)", "null: int = plain(self.model.num_classes) - 1", OBJECTIVE),
     Mutant("times of the linear path", "objective.py", "self.law = on_path(time, path, \"time\")", "self.law = time", OBJECTIVE),
     Mutant("negatives of the linear path", "terms.py", "on_path(self.negatives, draw.path, \"negatives\")", "self.negatives", OBJECTIVE),
