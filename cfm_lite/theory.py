@@ -33,7 +33,8 @@ from cfm_lite.paths import LINEAR, STAY_AWAY, Path, check_defined, check_path
 
 __all__ = ["EXACT", "GaussianMixture", "mean_negative", "optimal_velocity"]
 
-EXACT = ("fm", "delta_fm", "vecor")  # the methods whose optimum is known on a mixture
+# the methods whose optimum is known on a mixture
+EXACT: tuple[str, ...] = ("fm", "delta_fm", "vecor")
 
 
 class _Terms(NamedTuple):
