@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cfm_lite import runs
 from cfm_lite._internal.checks import check_choice, load_weights
-from cfm_lite.data.datasets import DataSet, dataset
+from cfm_lite.data.datasets import dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError
 from cfm_lite.methods import FIRST
@@ -90,18 +90,11 @@ def load(name: str) -> nn.Module:
             f"{path} is damaged: its content differs from its fingerprint; install cfm_lite again."
         )
     trained = from_dict(json.loads(header["recipe"]))
-    model = build_model(
-        trained, _shaped(json.loads(header["shape"]), int(header["num_classes"]), trained.dataset)
-    )
+    spec = runs.Spec(tuple(json.loads(header["shape"])), int(header["num_classes"]))
+    model = build_model(trained, spec)
     load_weights(model, weights, path)
     model.recipe = trained  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model.requires_grad_(False).eval()
-
-
-def _shaped(shape: list[int], num_classes: int, name: str) -> DataSet:
-    """A data set without rows: what `build_model` needs to know, without reading any file."""
-    x, y = torch.empty(0, *shape), torch.empty(0, dtype=torch.long)
-    return DataSet(name, x, y, x, y, num_classes)
 
 
 def _fingerprint(header: dict[str, str], weights: dict[str, Tensor]) -> str:

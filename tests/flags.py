@@ -9,7 +9,7 @@ against the dataclasses, so that a new option has to be entered. The names of fi
 import dataclasses
 
 from cfm_lite import cli
-from cfm_lite.cli.arguments import FullScale
+from cfm_lite.cli.train import Training
 
 KINDS = {
     "demo": cli.Demo,
@@ -17,19 +17,29 @@ KINDS = {
     "sample": cli.Sample,
     "evaluate": cli.Evaluate,
     "compare": cli.Compare,
+    "prepare": cli.Prepare,
+    "export": cli.Export,
+    "scale prepare": cli.ScalePrepare,
+    "scale train": cli.ScaleTrain,
+    "scale sample": cli.ScaleSample,
 }
-KINDS |= {"prepare": cli.Prepare, "export": cli.Export}
+# options that two commands share, and that are tried with the first of them
+SHARED = {
+    **{("scale sample", f.name): ("sample", f.name) for f in dataclasses.fields(cli.Sample)},
+    **{("scale train", f.name): ("train", f.name) for f in dataclasses.fields(Training)},
+}
 
 
 def options():
-    """(command, name) of every option; `debug` shows the traceback in each of them alike."""
+    """(command, name) of every option."""
     for command, kind in KINDS.items():
-        for part in (kind, *([FullScale] if kind is cli.Train else ())):
-            yield from (
-                (command, field.name)
-                for field in dataclasses.fields(part)
-                if field.name not in ("full", "debug")
-            )
+        yield from ((command, field.name) for field in dataclasses.fields(kind))
+
+
+def command_of(line):
+    """The command that a line starts with: one word, or scale and a second one."""
+    words = line.split()
+    return " ".join(words[: 2 if words[0] == "scale" else 1])
 
 
 _TOY = "train toy --steps 2 --set hidden_size=8 batch=16"
@@ -100,7 +110,8 @@ ACTS = {
         "compare toy --quick --list --out results",
         "compare toy --report --out results",
     ),
-    ("prepare", "dataset"): ("prepare digits", "prepare imagenet"),
+    ("prepare", "dataset"): ("prepare digits", "prepare cifar10"),
+    ("sample", "batch"): (f"{_SAMPLE} --sde", "--batch 3"),
 }
 
 _VALUES = {
@@ -108,9 +119,11 @@ _VALUES = {
     "parallel": "fsdp", "images": "L", "features": "L", "start": "file", "format": "repa", "teacher": "random", "ranks": "2",
     "interval": "0.2 0.8", "batch": "3", "vae": "tiny", "rows": "9", "workers": "2", "mirrors": "2", "out": "O",
 }  # fmt: skip
-_FULL = [field.name for field in dataclasses.fields(FullScale)]
+_FULL = {f.name for f in dataclasses.fields(cli.ScaleTrain)} - {
+    f.name for f in dataclasses.fields(cli.Train)
+}
 _SWITCHES = ("dry_run", "compile", "no_compile", "checkpointing")
-_TI = "train imagenet --model SiT-Ti/2 --dry-run"
+_TI = "scale train --model SiT-Ti/2 --dry-run"
 
 
 def flag(name):
@@ -120,10 +133,9 @@ def flag(name):
 
 # (command line, what its one line of error says)
 REFUSED = [
-    *((f"train toy {flag(name)}", f"--{name.replace('_', '-')} is for train imagenet") for name in _FULL),
-    ("train toy --model SiT-XL/2", "--model is for train imagenet"),  # a default that is typed out
-    ("train toy --log-every 100", "--log-every is for"),
-    ("train toy --no-compile", "--no-compile is for"),
+    *((f"train toy {flag(name)}", f"--{name.replace('_', '-')}. cfm-lite scale train has it") for name in sorted(_FULL)),
+    ("train imagenet --model SiT-XL/2 --latents L", "now: cfm-lite scale train --model SiT-XL/2 --latents L"),
+    ("prepare imagenet --out new", "now: cfm-lite scale prepare --out new"),
     ("train toy --quick --steps 3", "both say how many steps"),
     ("train toy --quick --set steps=3", "--set steps and --quick"),
     ("train toy --steps 2 --set steps=3", "--set steps and --steps"),
@@ -156,9 +168,9 @@ REFUSED = [
     ("train toy --out ~nobody-of-that-name/x", "home folder"),
     ("train digits --method vecor --set perturb=channel_shuffle --steps 2", "channel"),
     ("train toy --method dispersive --set block=9 --steps 2", "block"),
-    ("train imagenet", "there are no latents"),
-    ("train imagenet --latents nowhere", "nowhere"),
-    ("train imagenet --latents L --price 2", "give --dry-run too"),
+    ("scale train", "there are no latents"),
+    ("scale train --latents nowhere", "nowhere"),
+    ("scale train --latents L --price 2", "give --dry-run too"),
     (f"{_TI} --resume", "--resume would do nothing"),
     (f"{_TI} --save-every 5", "--save-every would do nothing"),
     (f"{_TI} --sample-every 5", "--sample-every would do nothing"),
@@ -201,17 +213,19 @@ REFUSED = [
     ("sample --checkpoint run --debias", "nothing that --debias could undo; it is for delta_fm, vecor, vecor_latent"),
     ("sample --checkpoint run --labels 9", "the classes are 0 to 1"),
     ("sample --checkpoint run --labels all", "turn, random"),
-    *((f"sample --checkpoint run {flag(name)}", f"--{name} is for runs on imagenet") for name in ("batch", "vae")),
-    *((f"sample --checkpoint run {flag(name)}", "is a run of ours") for name in ("format", "model")),
-    ("sample --checkpoint run --format sit", "is a run of ours"),
+    *((f"sample --checkpoint run {flag(name)}", f"--{name}. cfm-lite scale sample has it") for name in ("vae", "format", "model")),
+    ("scale sample --checkpoint run --vae tiny", "is for runs on latents"),
+    *((f"scale sample --checkpoint run {flag(name)}", "is a run of ours") for name in ("format", "model")),
+    ("scale sample --checkpoint run --format sit", "is a run of ours"),
     ("sample --checkpoint run --out grid.png", "it must end in .npz, such as grid.npz"),
     ("sample --checkpoint run --out grid", "it must end in .npz, such as grid.npz"),
     ("sample --checkpoint run --out run/checkpoints/step-00000002/weights.safetensors", "must end in .npz"),
     ("sample --checkpoint run --out data.npz", "holds no samples of cfm-lite sample and would be lost"),
     ("sample --checkpoint run --out folder.npz", "which is a folder"),
     ("sample --checkpoint run --out file/x.npz", "file is no folder"),
-    ("evaluate --samples run/samples.npz --seed 0", "--seed would change nothing"),
-    ("evaluate --samples run/samples.npz --quick", "--quick would change nothing"),
+    *((f"{name} --seed 0", "has no option --seed") for name in ("evaluate", "prepare", "export")),
+    *((f"{name} --quick", "has no option --quick") for name in ("evaluate", "prepare", "export")),
+    *((f"{command} --device cpu", "has no option --device") for command in ("prepare", "export")),
     ("evaluate --samples run/samples.npz --inception standin", "read only with --reference"),
     *((f"evaluate --samples run/samples.npz --out {name}", "must end in .json") for name in ("x.png", "x.npz", "x", "run/samples.npz")),
     ("evaluate --samples run/samples.npz --out run/config.json", "would be lost"),
@@ -236,23 +250,20 @@ REFUSED = [
     ("demo --quick --out demo.png", "has the name of a file"),
     ("demo --quick --out run", "holds something else"),
     ("demo --quick --out new --seed -1", "seed is -1"),
-    ("prepare digits --seed 0", "--seed would change nothing"),
-    ("prepare digits --quick", "--quick would change nothing"),
-    *((f"prepare digits {flag(name)}", f"--{name} is for prepare imagenet") for name in ("images", "out", "size", "vae", "batch", "rows")),
-    *((f"prepare digits {flag(name)}", f"--{name} is for prepare imagenet") for name in ("workers", "latents", "teacher", "mirrors")),
-    ("prepare imagenet --images pictures", "give a folder with --out"),
-    ("prepare imagenet --images pictures --out new --teacher random", "give --latents LATENTS too"),
-    ("prepare imagenet --images pictures --out new --mirrors 2", "give --latents LATENTS too"),
-    *((f"prepare imagenet --latents L --out new {flag(name)}", f"--{name} is for latents") for name in ("size", "vae", "rows", "workers")),
-    ("prepare imagenet --images pictures --out file", "file is no folder"),
-    ("prepare imagenet --images pictures --out pictures --vae tiny", "which this command reads"),
-    ("prepare imagenet --images nowhere --out new --vae tiny", "nowhere"),
-    ("prepare imagenet --images pictures --out new --vae tiny --size 33", "size is 33"),
-    ("prepare imagenet --images pictures --out new --vae tiny --batch 0", "batch is 0"),
-    ("prepare imagenet --latents nowhere --out new", "nowhere"),
-    ("export --checkpoint run --seed 0", "--seed would change nothing"),
-    ("export --checkpoint run --quick", "--quick would change nothing"),
-    ("export --checkpoint run --device cuda", "device"),
+    *(
+        (f"prepare digits {flag(name)}", f"--{name}. cfm-lite scale prepare has it")
+        for name in ("images", "out", "size", "vae", "batch", "rows", "workers", "latents", "teacher", "mirrors")
+    ),
+    ("scale prepare --images pictures", "give a folder with --out"),
+    ("scale prepare --images pictures --out new --teacher random", "give --latents LATENTS too"),
+    ("scale prepare --images pictures --out new --mirrors 2", "give --latents LATENTS too"),
+    *((f"scale prepare --latents L --out new {flag(name)}", f"--{name} is for latents") for name in ("size", "vae", "rows", "workers")),
+    ("scale prepare --images pictures --out file", "file is no folder"),
+    ("scale prepare --images pictures --out pictures --vae tiny", "which this command reads"),
+    ("scale prepare --images nowhere --out new --vae tiny", "nowhere"),
+    ("scale prepare --images pictures --out new --vae tiny --size 33", "size is 33"),
+    ("scale prepare --images pictures --out new --vae tiny --batch 0", "batch is 0"),
+    ("scale prepare --latents nowhere --out new", "nowhere"),
     ("export --checkpoint run --out x.npz", "must end in .safetensors or .pt"),
     ("export --checkpoint run --out x.txt", "such as x.safetensors"),
     ("export --checkpoint run --out run/checkpoints/step-00000002/weights.safetensors", "would be lost"),
@@ -263,6 +274,8 @@ REFUSED = [
 ]  # fmt: skip
 
 # options that only a GPU shows: without one, another device is refused
-ON_A_DEVICE = {(command, "device") for command in KINDS} | {
-    ("train", "no_compile")
+ON_A_DEVICE = {
+    (command, name)
+    for command, name in options()
+    if name == "device" or (command, name) == ("scale train", "no_compile")
 }  # what a CPU does anyway

@@ -90,11 +90,9 @@ def test_old_samples_of_imagenet_are_measured(old, tmp_path):
 
 @pytest.mark.parametrize("name", ["toy", "digits"])
 def test_the_average_of_an_old_run_is_opened(name, old):
-    recipe, model, step = runs.load_model(
-        old / name, dataset(runs.saved_recipe(old / name).dataset)
-    )
-    assert (step, recipe.steps) == (300, 300)
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+    run = runs.Run.open(old / name)
+    assert (run.step, run.recipe.steps) == (300, 300)
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
 def test_an_old_run_goes_on_and_an_old_run_on_a_wrong_path_does_not(old):

@@ -18,7 +18,7 @@ from cfm_lite.data.latents import Latents, prefetch, prepare, shards
 from cfm_lite.data.latents import reader as latents
 from cfm_lite.data.latents.codec import Codec, open_codec, tiny_vae
 from cfm_lite.errors import ConfigError, DataError, DiskFullError
-from cfm_lite.scale.evaluate import image_batches
+from cfm_lite.evaluate.images import image_batches
 from tests.pictures import made_folder
 from tests.processes import forked
 

@@ -15,7 +15,7 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError, ConfigError, DivergenceError
 from cfm_lite.runs import run as runs
 from cfm_lite.runs.imagenet import imagenet
-from cfm_lite.runs.recipe import Recipe
+from cfm_lite.runs.recipe import Recipe, build_model
 from tests.logs import lines, numbers
 from tests.networks import same_parameters
 
@@ -47,7 +47,7 @@ def test_a_short_run_says_what_its_average_still_holds_of_the_start():
 
 def interrupt(monkeypatch, at, number):
     """Let the process send itself signal `number` at step `at`; returns what undoes it."""
-    steps = runs._steps
+    steps = runs.run._steps
 
     def interrupted(*args):
         for step in steps(*args):
@@ -55,8 +55,8 @@ def interrupt(monkeypatch, at, number):
                 os.kill(os.getpid(), number)
             yield step
 
-    monkeypatch.setattr(runs, "_steps", interrupted)
-    return lambda: monkeypatch.setattr(runs, "_steps", steps)
+    monkeypatch.setattr(runs.run, "_steps", interrupted)
+    return lambda: monkeypatch.setattr(runs.run, "_steps", steps)
 
 
 def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
@@ -127,19 +127,19 @@ def test_a_finished_run_resumes_to_itself(tmp_path):
 
 def test_the_averaged_model_is_what_is_loaded(tmp_path):
     run = go(SMALL, tmp_path)
-    recipe, model, step = runs.load_model(tmp_path, DATA)
-    assert recipe == SMALL
-    assert step == 12
-    assert same_parameters(run.model, model)
+    opened = runs.Run.open(tmp_path)
+    assert opened.recipe == SMALL
+    assert opened.step == 12
+    assert same_parameters(run.model, opened.model)
     assert runs.saved_recipe(tmp_path) == SMALL
-    assert runs.load_model(tmp_path / "checkpoints" / "step-00000005", DATA)[2] == 5
+    assert runs.Run.open(tmp_path / "checkpoints" / "step-00000005").step == 5
 
 
 def test_no_run_is_a_clear_error(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         runs.saved_recipe(tmp_path)
-    with pytest.raises(CheckpointError, match="no valid checkpoint"):
-        runs.load_model(tmp_path, DATA)
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        runs.Run.open(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         runs.saved_recipe(tmp_path)
@@ -196,7 +196,7 @@ def test_a_run_is_found_from_wherever_one_stands(found, monkeypatch, cwd, path, 
         cwd != "split/checkpoints"
     ):  # who has followed the link stands on the other disk, where there is no run
         assert runs.saved_recipe(path) == SMALL
-    assert runs.load_model(path, DATA)[2] == step
+    assert runs.Run.open(path).step == step
 
 
 @pytest.mark.parametrize(
@@ -217,18 +217,18 @@ def test_what_is_no_run_is_not_taken_for_one(found, monkeypatch, path):
     with pytest.raises((CheckpointError, ConfigError)):
         runs.saved_recipe(path)
     with pytest.raises((CheckpointError, ConfigError)):
-        runs.load_model(path, DATA)
+        runs.Run.open(path)
 
 
 def test_weights_that_do_not_fit_are_counted_in_one_line(tmp_path, monkeypatch):
     go(SMALL, tmp_path)
-    wide = runs.build_model(SMALL.changed(hidden_size=8, depth=3), DATA)
-    monkeypatch.setattr(runs, "build_model", lambda recipe, data: wide)
+    wide = build_model(SMALL.changed(hidden_size=8, depth=3), DATA)
+    monkeypatch.setattr(runs.run, "build_model", lambda recipe, data: wide)
     with pytest.raises(
         CheckpointError,
         match=r"does not fit this MLP: \d+ missing: \S+, .* and \d+ more; \d+ of another shape: ",
     ) as error:
-        runs.load_model(tmp_path, DATA)
+        runs.Run.open(tmp_path)
     assert len(str(error.value)) < 600
     assert "\n" not in str(error.value)
 
@@ -237,7 +237,7 @@ def test_divergence_names_the_last_checkpoint_and_keeps_it(tmp_path):
     with pytest.raises(DivergenceError, match="step-00000005") as error:
         runs.train(SMALL, _poisoned(DATA, 6), out=tmp_path, progress=False, save_every=5)
     assert error.value.exit_code == 5
-    assert runs.load_model(tmp_path, DATA)[2] == 5
+    assert runs.Run.open(tmp_path).step == 5
 
 
 def _poisoned(data, step):
@@ -353,8 +353,8 @@ class TestSamplesOnTheWay:
         saved = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints")).weights
         drawn = {}
         for name in ("ema", "ema2", "model"):
-            model = runs.load_model(tmp_path / "run", DATA, name)[1]
-            prefix = runs.AVERAGES[name]
+            model = runs.Run.open(tmp_path / "run", average=name).model
+            prefix = runs.run.AVERAGES[name]
             assert all(
                 torch.equal(value, saved[prefix + key]) for key, value in model.state_dict().items()
             )

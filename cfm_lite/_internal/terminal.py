@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import tyro
+from tyro.conf import FlagCreatePairsOff
 
 from cfm_lite.errors import CFMError, DataError, DistributedError
 
-__all__ = ["Notes", "run_command"]
+__all__ = ["Notes", "fail", "run_command"]
 
 NARROWEST = 40  # columns; laying out the help in one would never end
 
@@ -41,18 +42,19 @@ class Notes:
 
 
 def run_command(commands: Any, words: Sequence[str], description: str | None) -> int:
-    """Run the one of `commands`, a union of dataclasses with `run` and `debug`, that `words` name;
-    returns the exit code.
+    """Run the one of `commands`, a union of dataclasses with `run`, that `words` name; returns the
+    exit code. With --debug among the words an error shows its traceback.
     """
+    debug, words = "--debug" in words, [word for word in words if word != "--debug"]
     _make_streams_safe()
     try:
         try:
-            return _run(_parsed(commands, words, description))
+            return _run(_parsed(commands, words, description), debug)
         finally:
             sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
     except OSError as error:  # a closed pipe, such as `| head`, or a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0 if isinstance(error, BrokenPipeError) else _fail(error)
+        return 0 if isinstance(error, BrokenPipeError) else fail(error)
     except Exception:  # a bug, or --debug
         _leave_for_torchrun(traceback.format_exc())
         raise
@@ -103,7 +105,13 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            command = tyro.cli(commands, args=words, prog="cfm-lite", description=description)
+            command = tyro.cli(
+                commands,
+                args=words,
+                prog="cfm-lite",
+                description=description,
+                config=(FlagCreatePairsOff,),
+            )
     except SystemExit as stop:
         if stop.code:
             _say_error(f"{_in_one_line(said.getvalue())} See cfm-lite --help.")
@@ -115,11 +123,11 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
 
 
 def _option(word: str, command: Any) -> str:
-    """The name of the field that --some-option, --some_option=value or --no-some-option sets;
+    """The name of the field that --some-option, --some_option=value or --no-resume sets;
     --no-compile is a field of its own.
     """
     name = word[2:].partition("=")[0].replace("-", "_")
-    return name if hasattr(getattr(command, "full", None), name) else name.removeprefix("no_")
+    return name if hasattr(command, name) else name.removeprefix("no_")
 
 
 def _in_one_line(box: str) -> str:
@@ -137,6 +145,7 @@ def _in_one_line(box: str) -> str:
     )[0]
     meant = re.search(r"Perhaps you meant: (\S+)", text)
     commands = re.search(r"Available subcommands: (.*?) For full", text)
+    other = re.search(r"misplaced options: (\S+) \(applied to ([^)]*)\)", text)
     hint = (
         f" Did you mean {meant[1]}?"
         if meant
@@ -144,10 +153,16 @@ def _in_one_line(box: str) -> str:
         if commands
         else ""
     )
+    if other:  # an option of another command, such as of scale train in train
+        said, full = (
+            f"{other[2]} has no option {other[1]}",
+            f"cfm-lite scale {other[2].split()[-1]}",
+        )
+        hint = f" {full} has it." if f"in {full} --help" in text else ""
     return said.rstrip(".") + "." + hint
 
 
-def _run(command: Any) -> int:
+def _run(command: Any, debug: bool) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = Notes.show
@@ -160,13 +175,13 @@ def _run(command: Any) -> int:
         )
         return 130
     except (CFMError, OSError, MemoryError, RuntimeError) as error:
-        if command.debug or _explained(error) is None:
+        if debug or _explained(error) is None:
             raise
-        return _fail(error)
+        return fail(error)
     return 0
 
 
-def _fail(error: Exception) -> int:
+def fail(error: Exception) -> int:
     """Say what went wrong, in one line; the exit code."""
     _say_error(str(_explained(error)), later=isinstance(error, DistributedError))
     return (

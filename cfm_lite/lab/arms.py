@@ -10,18 +10,15 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from cfm_lite import guidance, samplers
+from cfm_lite import guidance
 from cfm_lite._internal.checks import check_count
 from cfm_lite.data.datasets import DataSet
-from cfm_lite.draws import keyed_generator
-from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity
 from cfm_lite.methods import METHODS, Arm, arms
-from cfm_lite.paths import PATHS
-from cfm_lite.runs import Run
+from cfm_lite.runs import Run, sampling
 from cfm_lite.runs.reads import READS
-from cfm_lite.runs.recipe import SOLVERS, Recipe
-from cfm_lite.samplers import EVALUATIONS, SDE_END
+from cfm_lite.runs.recipe import Recipe
+from cfm_lite.samplers import EVALUATIONS
 
 __all__ = [
     "ARMS",
@@ -81,40 +78,22 @@ def draw_samples(
     `solver` is "sde" or one of SOLVERS, by default the recipe's; "sde" takes `steps` >= 2, the last
     of them without noise. Guidance acts in `interval`, times from 0 (noise) to 1 (data).
     """
-    device, noise, parts = next(run.model.parameters()).device, noise_of(data, len(y), seed), []
-    for i in range(0, len(y), chunk):
-        v, x = velocity(arm, run, data, y[i : i + chunk], interval), noise[i : i + chunk].to(device)
-        parts.append(
-            _integrate(
-                v,
-                x,
-                steps,
-                solver or run.recipe.solver,
-                run.recipe,
-                keyed_generator("cpu", seed, "sde", i),
-            ).cpu()
-        )
-    return torch.cat(parts)
+    return sampling.draw(
+        lambda some: velocity(arm, run, data, some, interval),
+        noise_of(data, len(y), seed),
+        y,
+        run.recipe,
+        steps=steps,
+        solver=solver or run.recipe.solver,
+        seed=seed,
+        batch=chunk,
+        device=next(run.model.parameters()).device,
+    )
 
 
 def noise_of(data: DataSet, n: int, seed: int) -> Tensor:
     """The noise (n, *dims) that samples start from."""
-    return torch.randn(n, *data.shape, generator=keyed_generator("cpu", seed, "sampling noise"))
-
-
-def _integrate(
-    v: Velocity, x: Tensor, steps: int, solver: str, recipe: Recipe, generator: torch.Generator
-) -> Tensor:
-    if solver != "sde":
-        return samplers.sample(v, x, torch.linspace(0, 1, steps + 1), SOLVERS[solver])
-    if steps < 2:
-        raise ConfigError(
-            f"steps is {steps}; the SDE needs at least 2, for its last one has no noise."
-        )
-    ts = torch.linspace(0, 1 - SDE_END, steps)
-    return samplers.sample_sde(
-        v, x, ts, PATHS[recipe.path], last_step_size=SDE_END, generator=generator
-    )
+    return sampling.noise_of(data.shape, n, seed)
 
 
 def balanced_labels(classes: int, n: int) -> Tensor:

@@ -8,6 +8,7 @@ A run stops at a step boundary on Ctrl-C or SIGTERM, saves, and can be gone on w
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -33,15 +34,18 @@ import cfm_lite
 from cfm_lite._internal.checks import check_choice, check_count, load_weights, parse_json
 from cfm_lite._internal.places import OWN, check_folder, expanded
 from cfm_lite.data.batches import batches
-from cfm_lite.data.datasets import DataSet
+from cfm_lite.data.datasets import DataSet, dataset
+from cfm_lite.data.latents.shards import digest_file, parse_npy
 from cfm_lite.data.shared import owned
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.average import share_of_start
 from cfm_lite.engine.parallel import World, ranks_of_environment
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError, DataError, ResumeMismatchError
-from cfm_lite.runs.imagenet import ImageNet, build_imagenet_model
+from cfm_lite.models import load_official
+from cfm_lite.runs.imagenet import MODELS, imagenet
 from cfm_lite.runs.recipe import Recipe, build_model, build_trainer, from_dict
 from cfm_lite.runs.segments import check_same_data, check_same_recipe, new_config, note_on_schedule
+from cfm_lite.runs.spec import Spec, spec_of
 from cfm_lite.runs.throughput import Clock, utilisation
 from cfm_lite.training import Trainer
 
@@ -51,10 +55,12 @@ __all__ = [
     "facts",
     "goes_on",
     "home_for",
-    "load_model",
+    "is_file_of_weights",
     "located",
     "peak_memory",
     "pick_device",
+    "read_config",
+    "read_mean",
     "samples_of",
     "saved_recipe",
     "train",
@@ -67,12 +73,18 @@ AVERAGES = {
     "ema2": "ema2.",
     "model": "objective.model.",
 }  # what a checkpoint holds, and how its names begin
+_NAMES = {"ema": "the average", "ema2": "the average", "model": "the model"}
+MEAN = "latent_mean.npy"  # E[x1] of the latents that a run was trained on
+VAE = "sd-vae-ft-ema"  # what the official programs decode with unless they are told otherwise
 
 
 @dataclass
 class Run:
     """A trained recipe: `model` is the averaged network, `log` one dict of floats per logged step,
     `first` the step it started from.
+
+    A run that was opened also knows its `place`, which `average` its model is, the hash of its
+    `weights`, and what its config.json says of its `data`.
     """
 
     recipe: Recipe
@@ -81,6 +93,54 @@ class Run:
     seconds: float = 0.0
     log: list[dict[str, float]] = field(default_factory=list)
     first: int = 0
+    spec: Spec | None = None
+    place: "Located | None" = None
+    average: str = "ema"
+    weights: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        average: str = "ema",
+        device: torch.device | str = "cpu",
+        format: str = "sit",
+        network: str = "SiT-XL/2",
+    ) -> "Run":
+        """The run that `path` means (see `located`), at the checkpoint named or the newest whole
+        one; or an official file.
+
+        `average` is "ema", "ema2", the second average of a run that kept one, or "model", the
+        trained parameters themselves. An official file holds one network: `format` ("sit" or
+        "repa") and `network` say which. Raises CheckpointError where there is neither, ConfigError
+        for a wrong setting.
+        """
+        check_choice("average", average, AVERAGES)
+        if is_file_of_weights(expanded(path)):
+            return _official(expanded(path), average, torch.device(device), format, network)
+        home, step = located(path)
+        # a step folder alone, without the run around it, knows its recipe too
+        config = read_config(path) if step is None or (home / CONFIG).exists() else {}
+        place = Located(home, Located(home, step).checkpoint)
+        saved = checkpoint.load(place.checkpoint)
+        recipe = from_dict(saved.state["config"])
+        if config and recipe.dataset != from_dict(config["recipe"]).dataset:
+            raise CheckpointError(
+                f"{place.checkpoint} is a checkpoint of a run on {recipe.dataset}; it lies in the "
+                "wrong folder."
+            )
+        spec = spec_of(config, recipe)
+        model = build_model(recipe, spec)
+        load_weights(model, _averaged(saved, average), f"{_NAMES[average]} in {saved.path}")
+        digest = str(json.loads((saved.path / checkpoint.MANIFEST).read_bytes())["self"])
+        kept: dict[str, Any] = {"spec": spec, "place": place, "average": average}
+        kept |= {
+            "weights": digest,
+            "data": config["data"] if isinstance(config.get("data"), dict) else {},
+        }
+        return cls(recipe, model.to(device).eval(), saved.step, first=saved.step, **kept)
 
     @property
     def summary(self) -> str:
@@ -96,6 +156,78 @@ class Run:
             else ""
         )
         return f"{self.step} steps, {self.seconds:.1f} s{note}"
+
+    def mean(self) -> Tensor:
+        """E[x1] of the training data: the file that a run on latents keeps, else that of its data
+        set. DataError where neither is there.
+        """
+        if self.spec is None or self.spec.vae is None:
+            return dataset(self.recipe.dataset).mean
+        file = None if self.place is None else self.place.folder / MEAN
+        if file is None or not file.exists():
+            raise DataError(
+                f"the mean of the latents is not known: {file or 'the run'} is missing. Copy "
+                "mean.npy of the latents there."
+            )
+        return read_mean(file, str(self.data.get("mean")))
+
+
+def _averaged(saved: checkpoint.Checkpoint, average: str) -> dict[str, Tensor]:
+    """The weights of one of a checkpoint's networks, by the names that the model has for them."""
+    prefix = AVERAGES[average]
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in saved.weights.items()
+        if name.startswith(prefix)
+    }
+    if not found and average == "ema2":
+        raise CheckpointError(
+            f"{saved.path} keeps no second average; use --average ema or model, or train with "
+            "--set ema2=0.9999."
+        )
+    return found
+
+
+def _official(path: Path, average: str, device: torch.device, format: str, network: str) -> Run:
+    """An official file as a run; its latents are those of sd-vae-ft-ema."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no file {path}. Give a run's folder, or a file of weights."
+        )
+    if average != "ema":
+        raise ConfigError(
+            f"--average {average} is for runs of ours: {path} holds one network. Leave it out."
+        )
+    check_choice("model", network, MODELS)
+    model = load_official(path, format=format, **MODELS[network])
+    side = model.input_size
+    recipe = imagenet(
+        "sit", model=network, size=8 * side, learn_sigma=model.learn_sigma, qk_norm=model.qk_norm
+    )
+    spec = Spec((model.in_channels, side, side), model.num_classes, vae=VAE)
+    return Run(recipe, model.to(device).eval(), spec=spec, weights=digest_file(path))
+
+
+def is_file_of_weights(path: Path) -> bool:
+    """True for the name of a single file of weights, as the official programs write them; a run is
+    a folder, and so are its own.
+    """
+    return (
+        path.suffix in (".pt", ".pth", ".safetensors")
+        and not path.is_dir()
+        and not (path.parent / checkpoint.MANIFEST).exists()
+    )
+
+
+def read_mean(file: Path, digest: str) -> Tensor:
+    """The mean (C, h, w) in a file whose SHA-256 is `digest`; DataError where it is another."""
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(
+            f"{file} is damaged: its SHA-256 differs from config.json's. Copy mean.npy of the "
+            "latents there."
+        )
+    return torch.from_numpy(parse_npy(content, file))
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -140,6 +272,7 @@ def train(
     listen: Callable[[Mapping[str, float]], None] | None = None,
     sample_every: int = 0,
     draw: Callable[[nn.Module, int], None] | None = None,
+    spec: Spec | None = None,
 ) -> Run:
     """Train a recipe on a data set, with a progress bar (on line `bar`); under `out`, if given, it
     leaves config, log and checkpoints.
@@ -170,6 +303,9 @@ def train(
         **({"data": data.about} if folder and isinstance(data, DataSet) else {}),
         **(about or {}),
     }
+    spec = spec or (Spec(data.shape, data.num_classes) if isinstance(data, DataSet) else None)
+    if spec:
+        about["spec"] = spec.as_dict()
     source = source or (
         lambda step: batches(
             data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed, start=step
@@ -189,7 +325,7 @@ def train(
                     f"{done} and steps is {recipe.steps}; give {trainer.step} or more."
                 )
             world.on_main(lambda: _go_on(folder, recipe, trainer.step, device, about))
-        run = Run(recipe, trainer.ema, trainer.step, first=trainer.step)
+        run = Run(recipe, trainer.ema, trainer.step, first=trainer.step, spec=spec)
         began = time.perf_counter()
         stop = held.enter_context(_stop_requests())
         write, spent = held.enter_context(
@@ -435,43 +571,15 @@ def _is_step(folder: Path) -> bool:
     )
 
 
-def load_model(path: str | Path, data: Any, average: str = "ema") -> tuple[Recipe, nn.Module, int]:
-    """(recipe, averaged model, step) of a run, or of one of its checkpoints (see `located`);
-    CheckpointError where there is none.
-
-    `average` is "ema", "ema2", the second average of a run that kept one, or "model", the trained
-    parameters themselves.
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The config.json of a run (see `located`), in which there is a recipe; CheckpointError if
+    there is none.
     """
-    check_choice("average", average, AVERAGES)
-    saved = checkpoint.load(located(path).checkpoint)
-    prefix = AVERAGES[average]
-    weights = {
-        name.removeprefix(prefix): value
-        for name, value in saved.weights.items()
-        if name.startswith(prefix)
-    }
-    if not weights and average == "ema2":
-        raise CheckpointError(
-            f"{saved.path} keeps no second average; use --average ema or model, or train with "
-            "--set ema2=0.9999."
-        )
-    recipe = from_dict(saved.state["config"])
-    model = (
-        build_imagenet_model(recipe, data)
-        if isinstance(recipe, ImageNet)
-        else build_model(recipe, data)
-    )
-    load_weights(
-        model, weights, f"{'the model' if average == 'model' else 'the average'} in {saved.path}"
-    )
-    return recipe, model.eval(), saved.step
-
-
-def saved_recipe(path: str | Path) -> Recipe:
-    """The recipe in the config.json of a run (see `located`); CheckpointError if there is none."""
     file = located(path).folder / CONFIG
     try:
-        return from_dict(parse_json(file.read_bytes())["recipe"])
+        config = parse_json(file.read_bytes())
+        from_dict(config["recipe"])
+        return dict(config)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{path} is no run: {file} is missing. Give the folder that cfm-lite train wrote."
@@ -480,6 +588,11 @@ def saved_recipe(path: str | Path) -> Recipe:
         raise CheckpointError(
             f"{file} cannot be read ({error}). Give the folder that cfm-lite train wrote."
         ) from error
+
+
+def saved_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in the config.json of a run (see `located`); CheckpointError if there is none."""
+    return from_dict(read_config(path)["recipe"])
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -145,7 +145,7 @@ def new_config(
     changed |= {
         name: [before.get(name), now[name]]
         for name in about
-        if name != "data" and before.get(name) != now[name]
+        if name not in ("data", "spec") and before.get(name) != now[name]
     }
     if changed or dict(last) != dict(facts):
         segments.append({"from_step": step, "changed": changed, "facts": dict(facts)})

@@ -1,6 +1,4 @@
-"""What the four commands do for ImageNet: prepare, train, sample, evaluate, each on as many ranks
-as torchrun started.
-"""
+"""What `cfm-lite scale prepare | train | sample` do, each on as many ranks as torchrun started."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,22 +14,20 @@ from cfm_lite.data.latents import Latents, Pictures
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.data.latents.features import encode_features
 from cfm_lite.data.latents.prepare import prepare
-from cfm_lite.engine.parallel import joined, ranks_of_environment
+from cfm_lite.engine.parallel import World, joined, ranks_of_environment
 from cfm_lite.errors import ConfigError
-from cfm_lite.evaluate.card import told
-from cfm_lite.evaluate.inception import open_extractor
 from cfm_lite.models import teacher
+from cfm_lite.runs import Run
 from cfm_lite.runs.imagenet import ALIGNED, ImageNet, imagenet, versus
 from cfm_lite.runs.reads import check_read
+from cfm_lite.runs.sampling import Settings
 from cfm_lite.scale.dry_run import dry_run as try_out
-from cfm_lite.scale.evaluate import evaluate_samples
-from cfm_lite.scale.official import is_file_of_weights, open_any, start_from
-from cfm_lite.scale.sample import Settings, count_samples, run_of, sample_imagenet
+from cfm_lite.scale.official import start_from
+from cfm_lite.scale.sample import count_samples, sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet
 
 __all__ = [
     "LOGS",
-    "evaluate_command",
     "features_command",
     "prepare_command",
     "sample_command",
@@ -130,7 +126,7 @@ def train_command(
     where = runs.pick_device(device)
     if latents is None and not dry_run:
         raise ConfigError(
-            "there are no latents; give the folder that cfm-lite prepare imagenet wrote with "
+            "there are no latents; give the folder that cfm-lite scale prepare wrote with "
             "--latents, or try --dry-run."
         )
     data = None if latents is None else Latents(latents)
@@ -209,54 +205,20 @@ def _table(method: str) -> list[str]:
 
 
 def sample_command(
-    checkpoint: Path,
-    out: Path | None,
-    device: str,
-    vae: str | None,
-    format: str = "sit",
-    model: str = "SiT-XL/2",
-    average: str = "ema",
-    **settings: Any,
+    run: Run, checkpoint: Path, out: Path | None, settings: Settings, world: World, vae: str | None
 ) -> str | None:
-    """Sample an ImageNet run, or an official file; None on ranks other than 0."""
-    where = runs.pick_device(device)
-    folder = (
-        out
-        or (checkpoint.parent if is_file_of_weights(checkpoint) else run_of(checkpoint)) / "samples"
-    )
-    with joined(where) as world:
-        trained = open_any(checkpoint, format, model, world.place(where), average)
-        before = count_samples(folder)
-        path = sample_imagenet(
-            trained, folder, Settings(**settings), device=where, world=world, vae=vae
+    """Sample a run on latents into a folder; None on ranks other than 0."""
+    folder = out or (run.place.folder if run.place else checkpoint.parent) / "samples"
+    device = next(run.model.parameters()).device
+    before = count_samples(folder)
+    path = sample_imagenet(run, folder, settings, device=device, world=world, vae=vae)
+    if not world.is_main:
+        return None
+    if before >= settings.num:
+        return (
+            f"{before} samples are in {path} already, {settings.num} were asked for: "
+            "nothing was drawn"
         )
-        if not world.is_main:
-            return None
-        if before >= settings["num"]:
-            return (
-                f"{before} samples are in {path} already, {settings['num']} were asked for: "
-                "nothing was drawn"
-            )
-        return f"{settings['num']} samples in {path}" + (
-            f", {before} of them from before" if before else ""
-        )
-
-
-def evaluate_command(
-    samples: Path, reference: Path, inception: str | None, out: Path | None, device: str
-) -> str:
-    """Measure samples against a reference; returns the card and the table to print."""
-    called = str(reference)
-    if archive.is_archive(samples):
-        samples, out = images.opened(samples), out or samples.with_name("metrics.json")
-    if archive.is_archive(reference):
-        reference = images.opened(reference)
-    extractor = open_extractor(inception, runs.pick_device(device))
-    rows, path = evaluate_samples(samples, reference, extractor, out=out, called=called)
-    note = (
-        "a random network stands in for Inception: these numbers mean nothing\n"
-        if extractor.prefix
-        else ""
+    return f"{settings.num} samples in {path}" + (
+        f", {before} of them from before" if before else ""
     )
-    table = (f"{row['metric']:<30} {row['value']:.4f}" for row in rows)
-    return note + "\n".join([*told(rows[0]), *table, f"rows in {path}"])

@@ -4,8 +4,6 @@ number of ranks.
 
 import contextlib
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +17,13 @@ from cfm_lite._internal.lazy import optional
 from cfm_lite.data.latents import Latents, part_of, prefetch
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.data.latents.features import TeacherFeatures, hash_of_weights
-from cfm_lite.data.latents.shards import parse_npy
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.compiled import is_compiled
 from cfm_lite.engine.parallel import ALONE, World
-from cfm_lite.errors import CheckpointError, ConfigError, DataError, ResumeMismatchError
+from cfm_lite.errors import ConfigError, ResumeMismatchError
 from cfm_lite.models import SiT, count_parameters, teacher
 from cfm_lite.objective import Alignment
-from cfm_lite.runs import Run
+from cfm_lite.runs import Run, Spec, read_config
 from cfm_lite.runs.imagenet import (
     Given,
     ImageNet,
@@ -34,12 +31,13 @@ from cfm_lite.runs.imagenet import (
     build_imagenet_trainer,
     preset_of,
 )
+from cfm_lite.runs.run import MEAN
 from cfm_lite.scale.budget import Split, free_memory, split_batch
+from cfm_lite.scale.sample import drawing
 from cfm_lite.training import Trainer
 
-__all__ = ["MEAN", "Options", "read_about", "read_mean", "train_imagenet"]
+__all__ = ["Options", "train_imagenet"]
 
-MEAN = "latent_mean.npy"
 Batches = Callable[[int], Iterator[tuple[Any, ...]]]
 
 
@@ -84,6 +82,10 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     device = world.place(torch.device(options.device))
     start = {} if options.start is None else {"start": hash_of_weights(options.start)}
     trainer, split = trainer_for(recipe, latents, options, device)
+    index = latents.index
+    spec = Spec(
+        latents.shape, latents.num_classes, vae=index["vae"], vae_fingerprint=index["fingerprint"]
+    )
     about = {**_about(latents), **_about_teacher(trainer), **start}
     how = {
         "parallel": options.parallel,
@@ -92,7 +94,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     }
     world.agree("the run", [recipe.as_dict(), latents.fingerprint])
     board = _TensorBoard(out, world) if options.tensorboard else None
-    draw = _drawing(recipe, about, options, device, board) if options.sample_every else None
+    draw = _drawing(recipe, spec, options, device, board) if options.sample_every else None
     with contextlib.ExitStack() as stack:
         if board:
             stack.callback(board.close)
@@ -110,6 +112,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
             log_every=options.log_every,
             sample_every=options.sample_every,
             draw=draw,
+            spec=spec,
             progress=options.progress,
             label=recipe.network,
         )
@@ -287,47 +290,19 @@ def _keep_mean(out: Path, latents: Latents) -> None:
     checkpoint.write_bytes(out / MEAN, (latents.folder / "mean.npy").read_bytes())
 
 
-def read_about(out: Path) -> dict[str, Any]:
-    """The "data" part of a run's config.json; CheckpointError where there is no ImageNet run."""
-    file = out / "config.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["data"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{out} is no run of cfm-lite train imagenet: {file} cannot be read ({error}). Give "
-            "its folder."
-        ) from None
-
-
-def read_mean(out: Path, about: Mapping[str, Any]) -> Tensor | None:
-    """E[x1] (C, h, w) that `train_imagenet` kept, None where it did not; DataError where the file
-    differs from what was kept.
-    """
-    file = out / MEAN
-    if not file.exists():
-        return None
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != about["mean"]:
-        raise DataError(
-            f"{file} is damaged: its SHA-256 differs from config.json's. Copy mean.npy of the "
-            "latents there."
-        )
-    return torch.from_numpy(parse_npy(content, file))
-
-
 def _check_same_latents(out: Path, latents: Latents) -> None:
-    before = read_about(out)
-    if before["fingerprint"] != latents.fingerprint:
+    before = read_config(out).get("data") or {}
+    if before.get("fingerprint") != latents.fingerprint:
         raise ResumeMismatchError(
-            f"the run in {out} was trained on the latents {before['latents']} "
-            f"({before['fingerprint'][:12]}); {latents.folder} holds "
+            f"the run in {out} was trained on the latents {before.get('latents')} "
+            f"({str(before.get('fingerprint'))[:12]}); {latents.folder} holds "
             f"others ({latents.fingerprint[:12]}). Give the same latents, or start a new run."
         )
 
 
 def _drawing(
     recipe: ImageNet,
-    about: Mapping[str, Any],
+    spec: Spec,
     options: Options,
     device: torch.device,
     board: "_TensorBoard | None",
@@ -335,14 +310,10 @@ def _drawing(
     """What draws samples on the way; rank 0 opens the VAE of the latents for it, before anything is
     trained.
     """
-    from cfm_lite.scale.sample import drawing  # it imports this file
-
     codec = options.world.on_main(
-        lambda: open_codec(about["vae"], device=device, fingerprint=about["vae_fingerprint"])
+        lambda: open_codec(str(spec.vae), device=device, fingerprint=spec.vae_fingerprint)
     )
-    return drawing(
-        recipe, about, codec, options.out, device=device, show=board.show if board else None
-    )
+    return drawing(recipe, spec, codec, options.out, show=board.show if board else None)
 
 
 class _TensorBoard:

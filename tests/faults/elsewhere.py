@@ -10,23 +10,27 @@ ELSEWHERE: dict[str, str] = {
         errors.DistributedError errors.DivergenceError errors.ResumeMismatchError errors.UntrustedFileError
         evaluate.inception.Extractor evaluate.inception.Features evaluate.reference.Reference evaluate.reference.Statistics
         guidance.Guided models.classifier.JudgeSettings paths.FlowSample paths.Path runs.run.Run runs.run.Terminated
-        samplers.Evaluations scale.budget.Split scale.dry_run.Made scale.sample.Settings scale.sample.Trained scale.train.Options
+        runs.sampling.Settings runs.spec.Spec samplers.Evaluations scale.budget.Split scale.dry_run.Made scale.train.Options
         terms.Draw terms.Evaluated terms.Term viz.results.Metric viz.style.MethodStyle viz.style.Picture
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
         _internal.places.check_file _internal.places.check_folder _internal.places.check_suffix _internal.places.expanded
-        _internal.places.inside _internal.terminal.Notes _internal.terminal.run_command cli.Compare cli.Demo cli.Evaluate
-        cli.Export cli.Prepare cli.Sample cli.Train cli.actions.compare_suite cli.actions.evaluate_file cli.actions.picture
-        cli.actions.sample_run cli.arguments.Common cli.arguments.FullScale cli.arguments.names_of cli.arguments.show cli.main
-        demo.demo demo.table evaluate.card.card_of evaluate.card.method_name evaluate.card.told evaluate.inception.StandIn
-        evaluate.inception.inception evaluate.inception.open_extractor evaluate.reference.names_in
-        evaluate.reference.statistics_of runs.reads.check_read runs.reads.unread runs.run.home_for runs.run.samples_of
-        scale.budget.activation_bytes scale.budget.free_memory scale.budget.peak_bytes scale.budget.split_batch
-        scale.budget.state_bytes scale.commands.evaluate_command scale.commands.features_command scale.commands.prepare_command
-        scale.commands.sample_command scale.commands.train_command scale.dry_run.dry_run scale.evaluate.evaluate_samples
-        scale.evaluate.features_of scale.evaluate.image_batches scale.official.export_run scale.official.is_file_of_weights
-        scale.official.open_any scale.official.start_from scale.sample.count_samples scale.sample.drawing scale.sample.open_run
-        scale.sample.run_of scale.sample.sample_imagenet scale.train.read_about scale.train.train_imagenet
+        _internal.places.inside _internal.terminal.Notes _internal.terminal.fail _internal.terminal.run_command
+        cli.arguments.Common cli.arguments.OnDevice cli.arguments.Seeded cli.arguments.names_of cli.arguments.show
+        cli.compare.Compare cli.compare.compare_suite cli.demo.Demo cli.evaluate.Evaluate cli.export.Export cli.main
+        cli.prepare.Prepare cli.sample.Sample cli.samples.drawing cli.samples.picture cli.samples.sample_file
+        cli.scale.ScalePrepare cli.scale.ScaleSample cli.scale.ScaleTrain cli.train.Train cli.train.Training demo.demo
+        demo.table evaluate.card.card_of evaluate.card.method_name evaluate.card.told evaluate.images.evaluate_samples
+        evaluate.images.features_of evaluate.images.image_batches evaluate.inception.StandIn evaluate.inception.inception
+        evaluate.inception.open_extractor evaluate.reference.names_in evaluate.reference.statistics_of evaluate.samples.evaluate
+        evaluate.samples.evaluate_file evaluate.samples.save_samples runs.reads.check_read runs.reads.unread runs.run.home_for
+        runs.run.is_file_of_weights runs.run.samples_of runs.sampling.draw runs.sampling.draw_part runs.sampling.draw_run
+        runs.sampling.in_parts runs.sampling.labels_of runs.sampling.noise_of runs.sampling.recorded runs.sampling.settings_of
+        runs.sampling.solve runs.sampling.velocity_of runs.spec.spec_of scale.budget.activation_bytes scale.budget.free_memory
+        scale.budget.peak_bytes scale.budget.split_batch scale.budget.state_bytes scale.commands.features_command
+        scale.commands.prepare_command scale.commands.sample_command scale.commands.train_command scale.dry_run.dry_run
+        scale.official.export_run scale.official.start_from scale.sample.count_samples scale.sample.drawing
+        scale.sample.sample_imagenet scale.train.train_imagenet
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         _internal.lazy.optional data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
@@ -41,46 +45,46 @@ ELSEWHERE: dict[str, str] = {
         data.latents.shards.read_json data.latents.shards.write data.latents.shards.write_index data.latents.shards.write_shard
         data.mnist.available data.mnist.download data.mnist.load data.pca.PCA data.root.checkout data.root.damaged
         data.root.data_root data.root.keep data.root.missing data.root.publish data.root.read_file data.root.read_gzip
-        data.root.scratch data.shared.in_turn data.teachers.teacher_for engine.checkpoint.check_storable engine.checkpoint.exists
-        engine.checkpoint.latest engine.checkpoint.load engine.checkpoint.once engine.checkpoint.ordered engine.checkpoint.save
-        engine.checkpoint.write_bytes engine.parallel.joined engine.parallel.ranks_of_environment evaluate.judges.Judge
-        evaluate.judges.assess evaluate.judges.frechet_real evaluate.judges.judge_for evaluate.judges.load_judge
-        evaluate.judges.real_halves evaluate.judges.save_judge evaluate.judges.train_judge models.classifier.fit_classifier
-        models.classifier.one_thread models.encoders.Encoder models.encoders.teacher models.official.export_official
-        models.official.read_weights pretrained.folder pretrained.load pretrained.make runs.run.Located runs.run.facts
-        runs.run.goes_on runs.run.load_model runs.run.located runs.run.make_folder runs.run.peak_memory runs.run.saved_recipe
-        runs.run.train runs.run.write_json viz.style.save
+        data.root.scratch data.shared.in_turn data.teachers.teacher_for engine.checkpoint.check_storable
+        engine.checkpoint.exists engine.checkpoint.latest engine.checkpoint.load engine.checkpoint.once
+        engine.checkpoint.ordered engine.checkpoint.save engine.checkpoint.write_bytes engine.parallel.joined
+        engine.parallel.ranks_of_environment evaluate.judges.Judge evaluate.judges.assess evaluate.judges.frechet_real
+        evaluate.judges.judge_for evaluate.judges.load_judge evaluate.judges.real_halves evaluate.judges.save_judge
+        evaluate.judges.train_judge models.classifier.fit_classifier models.classifier.one_thread models.encoders.Encoder
+        models.encoders.teacher models.official.export_official models.official.read_weights pretrained.folder pretrained.load
+        pretrained.make runs.run.Located runs.run.facts runs.run.goes_on runs.run.located runs.run.make_folder
+        runs.run.peak_memory runs.run.read_config runs.run.saved_recipe runs.run.train runs.run.write_json viz.style.save
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
-        _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root
-        _internal.kernels.root _internal.kernels.standardize engine.compiled.blocks_of engine.compiled.compile_parts
-        engine.compiled.is_compiled engine.compiled.unsplit engine.sharded.exchanging engine.sharded.full engine.sharded.is_sharded
-        engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard engine.sharded.spread
-        engine.sharded.weights metrics.check_covariance models.embed.LabelEmbedder models.embed.TimestepEmbedder
-        models.embed.autocasting models.embed.check_blocks models.embed.check_input models.embed.in_float32 models.embed.sincos_1d
-        models.embed.sincos_2d models.embed.time_frequencies models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward
-        models.sit.FinalLayer models.sit.PatchEmbed models.sit.SiTBlock models.sit.attend models.sit.modulate
-        perturbations.other_row runs.segments.check_same_data runs.segments.check_same_recipe runs.segments.new_config
-        runs.segments.note_on_schedule runs.throughput.Clock runs.throughput.peak_flops runs.throughput.train_flops
-        runs.throughput.utilisation samplers.euler samplers.heun samplers.midpoint samplers.rk4 terms.Alignment terms.noise_like
+        _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root _internal.kernels.root
+        _internal.kernels.standardize engine.compiled.blocks_of engine.compiled.compile_parts engine.compiled.is_compiled
+        engine.compiled.unsplit engine.sharded.exchanging engine.sharded.full engine.sharded.is_sharded
+        engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard
+        engine.sharded.spread engine.sharded.weights metrics.check_covariance models.embed.LabelEmbedder
+        models.embed.TimestepEmbedder models.embed.autocasting models.embed.check_blocks models.embed.check_input
+        models.embed.in_float32 models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies
+        models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed
+        models.sit.SiTBlock models.sit.attend models.sit.modulate perturbations.other_row runs.segments.check_same_data
+        runs.segments.check_same_recipe runs.segments.new_config runs.segments.note_on_schedule runs.throughput.Clock
+        runs.throughput.peak_flops runs.throughput.train_flops runs.throughput.utilisation samplers.euler samplers.heun
+        samplers.midpoint samplers.rk4 terms.Alignment terms.noise_like
     """,
     "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
-        _internal.networks.check_model _internal.networks.check_trainable _internal.networks.copied _internal.networks.evaluating
-        _internal.networks.explained _internal.networks.has_null _internal.networks.needs_labels _internal.networks.takes
-        _internal.networks.takes_labels engine.batches.Running
+        _internal.networks.check_model _internal.networks.check_trainable _internal.networks.copied
+        _internal.networks.evaluating _internal.networks.explained _internal.networks.has_null _internal.networks.needs_labels
+        _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
     """,
     "what a Trainer is made of: tests/test_training.py, test_trainable.py and test_numbers.py give it wrong ones": """
-        engine.batches.as_batch engine.batches.micro_batches engine.batches.stream engine.guard.Guard
-        engine.optimizers.backward engine.optimizers.check_optimizer engine.optimizers.clip_gradients
-        engine.optimizers.make_optimizer engine.optimizers.update engine.settings.Settings
-        engine.settings.check_objective engine.state.State
+        engine.batches.as_batch engine.batches.micro_batches engine.batches.stream engine.guard.Guard engine.optimizers.backward
+        engine.optimizers.check_optimizer engine.optimizers.clip_gradients engine.optimizers.make_optimizer
+        engine.optimizers.update engine.settings.Settings engine.settings.check_objective engine.state.State
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
-        data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher lab.measures.reference_rows objective.repa
-        methods.Arm methods.Data methods.Method methods.Needed methods.arms methods.debiasing
-        runs.imagenet.Given runs.imagenet.build_imagenet_model runs.imagenet.build_imagenet_trainer runs.imagenet.preset_of
-        runs.recipe.build_model runs.recipe.build_objective runs.recipe.build_trainer 
+        data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher evaluate.measures.reference_rows methods.Arm
+        methods.Data methods.Method methods.Needed methods.arms methods.debiasing objective.repa runs.imagenet.Given
+        runs.imagenet.build_imagenet_model runs.imagenet.build_imagenet_trainer runs.imagenet.preset_of runs.recipe.build_model
+        runs.recipe.build_objective runs.recipe.build_trainer
     """,
     "answers of a learner: tests/test_course.py gives right and wrong ones": """
         course.check course.exercise course.exercises course.nb00_tour.move_by_hand course.nb00_tour.what_weight_does
@@ -100,27 +104,25 @@ ELSEWHERE: dict[str, str] = {
         course.nb08_images.few_steps course.nb08_images.repaired_gap course.nb08_images.sign_flips
         course.nb08_images.three_verdicts course.nb09_sit.block_parameters course.nb09_sit.first_loss course.nb09_sit.paste
         course.nb09_sit.repair course.nb09_sit.to_our_interval course.nb10_imagenet_full_scale.accumulation
-        course.nb10_imagenet_full_scale.days course.nb10_imagenet_full_scale.memory course.photographs.photographs course.results
-        course.say course.show
+        course.nb10_imagenet_full_scale.days course.nb10_imagenet_full_scale.memory course.photographs.photographs
+        course.results course.say course.show
     """,
     "figures: tests/test_viz*.py and test_figures*.py give each of them wrong shapes, NaN and nothing": """
-        course.figures.coverage.neighbourhoods course.figures.features.feature_maps
-        course.figures.features.paired_differences course.figures.features.profiles
-        course.figures.features.similarity_maps course.figures.features.spreading course.figures.maps.plane_maps
-        course.figures.maps.scalar_maps course.figures.marginals.conditional_velocities
-        course.figures.marginals.path_coefficients course.figures.marginals.snapshots
-        course.figures.marginals.spacetime course.figures.matching.pairings course.figures.matching.regression_slice
-        course.figures.repulsion.attract_repel course.figures.repulsion.channel_stems
-        course.figures.repulsion.class_paths course.figures.repulsion.loss_bowls
+        course.figures.coverage.neighbourhoods course.figures.features.feature_maps course.figures.features.paired_differences
+        course.figures.features.profiles course.figures.features.similarity_maps course.figures.features.spreading
+        course.figures.maps.plane_maps course.figures.maps.scalar_maps course.figures.marginals.conditional_velocities
+        course.figures.marginals.path_coefficients course.figures.marginals.snapshots course.figures.marginals.spacetime
+        course.figures.matching.pairings course.figures.matching.regression_slice course.figures.repulsion.attract_repel
+        course.figures.repulsion.channel_stems course.figures.repulsion.class_paths course.figures.repulsion.loss_bowls
         course.figures.repulsion.negative_distances course.figures.tokens.table_map course.figures.tokens.token_maps
         viz.artists.arrow_key viz.artists.arrows viz.artists.bottom_legend viz.artists.color_bar viz.artists.contours
-        viz.artists.foot viz.artists.legend viz.artists.legend_entry viz.artists.paths viz.artists.plane
-        viz.artists.points viz.artists.side_legend viz.artists.square_limits viz.artists.squares
-        viz.exact.fields_figure viz.fields.field_error viz.fields.point_samples viz.fields.trajectories
-        viz.fields.velocity_fields viz.lines.curves viz.lines.pair_of viz.lines.running_mean viz.lines.training_curves
-        viz.pictures.image_grid viz.pictures.perturbation_gallery viz.results.method_bars viz.results.quality_vs_steps
-        viz.style.as_array viz.style.as_tensor viz.style.frame viz.style.method_color viz.style.named
-        viz.style.new_figure viz.style.panels viz.style.plain viz.style.styled viz.style.text_width viz.style.to_png
+        viz.artists.foot viz.artists.legend viz.artists.legend_entry viz.artists.paths viz.artists.plane viz.artists.points
+        viz.artists.side_legend viz.artists.square_limits viz.artists.squares viz.exact.fields_figure viz.fields.field_error
+        viz.fields.point_samples viz.fields.trajectories viz.fields.velocity_fields viz.lines.curves viz.lines.pair_of
+        viz.lines.running_mean viz.lines.training_curves viz.pictures.image_grid viz.pictures.perturbation_gallery
+        viz.results.method_bars viz.results.quality_vs_steps viz.style.as_array viz.style.as_tensor viz.style.frame
+        viz.style.method_color viz.style.named viz.style.new_figure viz.style.panels viz.style.plain viz.style.styled
+        viz.style.text_width viz.style.to_png
     """,
     "explorers: tests/test_widgets.py moves every slider to its ends": """
         widgets._divergence.divergence widgets._exact_field.exact_field widgets._features.features widgets._guidance.guidance
@@ -130,25 +132,25 @@ ELSEWHERE: dict[str, str] = {
         widgets.scenes.typical
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
-        cli.actions.report_suite cli.actions.time_steps lab.ablations.ablations lab.ablations.values lab.answers.Answer
-        lab.answers.absent lab.answers.by_method lab.answers.by_suite lab.answers.capital lab.answers.clause lab.answers.items
-        lab.answers.least lab.answers.listed lab.answers.quality_panel lab.answers.rows_figure lab.answers.sentence
-        lab.answers.setting lab.answers.spoken lab.answers.title lab.answers.where lab.arms.balanced_labels
-        lab.arms.draw_samples lab.arms.noise_of lab.arms.trained_recipe lab.arms.velocity lab.benefits.curves_by_field
-        lab.benefits.curves_by_nfe lab.benefits.debiasing lab.benefits.diversity lab.benefits.gains lab.claims.Claim
-        lab.claims.beside lab.controls.Shares lab.controls.controls lab.controls.shares lab.costs.training_costs
-        lab.diagnostics.field_values lab.diagnostics.path_values lab.groups.Group lab.groups.Suite lab.groups.euler lab.jobs.Job
-        lab.jobs.Trial lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of lab.jobs.run_job lab.measures.Sampling
-        lab.measures.field_rows lab.measures.judge_of lab.measures.measure lab.measures.row_base lab.measures.rows_of
+        cli.compare.report_suite cli.compare.time_steps evaluate.measures.judge_of evaluate.measures.measure
+        lab.ablations.ablations lab.ablations.values lab.answers.Answer lab.answers.absent lab.answers.by_method
+        lab.answers.by_suite lab.answers.capital lab.answers.clause lab.answers.items lab.answers.least lab.answers.listed
+        lab.answers.quality_panel lab.answers.rows_figure lab.answers.sentence lab.answers.setting lab.answers.spoken
+        lab.answers.title lab.answers.where lab.arms.balanced_labels lab.arms.draw_samples lab.arms.noise_of
+        lab.arms.trained_recipe lab.arms.velocity lab.benefits.curves_by_field lab.benefits.curves_by_nfe lab.benefits.debiasing
+        lab.benefits.diversity lab.benefits.gains lab.claims.Claim lab.claims.beside lab.controls.Shares lab.controls.controls
+        lab.controls.shares lab.costs.training_costs lab.diagnostics.field_values lab.diagnostics.path_values lab.groups.Group
+        lab.groups.Suite lab.groups.euler lab.jobs.Job lab.jobs.Trial lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of
+        lab.jobs.run_job lab.measures.Sampling lab.measures.field_rows lab.measures.row_base lab.measures.rows_of
         lab.measures.sample_rows lab.mechanisms.counterparts lab.mechanisms.interference lab.mechanisms.norms
         lab.mechanisms.perturbations lab.readme.quality_figure lab.readme.write_report lab.results.Place lab.results.Results
         lab.results.percent lab.results.said_of lab.results.tell lab.statistics.Difference lab.statistics.paired_difference
-        lab.store.Store lab.store.read_json lab.store.write_rows lab.suites.trials lab.sweep.Plan lab.sweep.compare lab.sweep.plan
-        lab.tuning.settings lab.workers.Outcome lab.workers.in_process lab.workers.in_workers viz.lab.Panel
+        lab.store.Store lab.store.read_json lab.store.write_rows lab.suites.trials lab.sweep.Plan lab.sweep.compare
+        lab.sweep.plan lab.tuning.settings lab.workers.Outcome lab.workers.in_process lab.workers.in_workers viz.lab.Panel
         viz.lab.difference_curves viz.lab.difference_rows viz.lab.difference_scatter
     """,
     "files of others, which test_data.py, test_data_changes.py, test_downloads.py and test_security.py damage": """
         data.archive.read_to_end data.latents.shards.parse_npy data.root.impatient data.shared.Watch data.shared.alone
-        data.shared.forget_halves data.shared.owned scale.train.read_mean
+        data.shared.forget_halves data.shared.owned evaluate.samples.load_samples runs.run.read_mean
     """,
 }

@@ -178,7 +178,7 @@ MUTANTS = (
     # the command line
     Mutant("a run is looked for from where one stands", "runs/run.py", "for view in (\n        Path(os.path.abspath(given)),\n        Path(os.path.realpath(given)),\n    )", "for view in (given, given)", "tests/test_runs.py -k found_from"),
     Mutant("a tilde is a name", "_internal/places.py", "        return Path(text).expanduser()\n", "        return Path(text)\n", "tests/test_places.py"),
-    Mutant("the switch of the SDE does nothing", "cli/actions.py", '"sde" if sde else recipe.solver', "recipe.solver", "tests/test_flags.py -k sample-sde"),
+    Mutant("the switch of the SDE does nothing", "cli/sample.py", 'solver="sde" if self.sde else self.solver', "solver=self.solver", "tests/test_flags.py -k sample-sde"),
     Mutant("every method reads every field", "runs/reads.py", "elif name in _OF_METHODS and name not in mine:", "elif False:", "tests/test_flags.py -k one_method"),
     Mutant("what is refused leaves its folder", "runs/run.py", "        if trainer.step == 0:\n            for path in", "        if False:\n            for path in", "tests/test_flags.py -k refused_by_name"),
 )  # fmt: skip

@@ -19,7 +19,6 @@ import torch
 
 from cfm_lite import cli, runs
 from cfm_lite._internal import checks, terminal
-from cfm_lite.cli.arguments import FullScale
 from cfm_lite.data import datasets
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError
 from cfm_lite.runs.recipe import recipe
@@ -32,18 +31,19 @@ KINDS = {
     "sample": cli.Sample,
     "evaluate": cli.Evaluate,
     "compare": cli.Compare,
+    "prepare": cli.Prepare,
+    "export": cli.Export,
+    "scale prepare": cli.ScalePrepare,
+    "scale train": cli.ScaleTrain,
+    "scale sample": cli.ScaleSample,
 }
-KINDS |= {"prepare": cli.Prepare, "export": cli.Export}
 
 
 def flags(kind):
-    """--name of every field of a command, those of the full scale too."""
+    """--name of every field of a command."""
     names = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.name not in ("full", "debug", "recipe", "suite", "dataset")
+        f.name for f in dataclasses.fields(kind) if f.name not in ("recipe", "suite", "dataset")
     ]
-    names += [f.name for f in dataclasses.fields(FullScale)] if kind is cli.Train else []
     return [f"--{name.replace('_', '-')}" for name in names]
 
 
@@ -219,15 +219,18 @@ def stubs(trained, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     from cfm_lite import demo
     from cfm_lite import lab as experiments
+    from cfm_lite.cli import samples
     from cfm_lite.data import cifar10, mnist
+    from cfm_lite.evaluate import samples as numbers
     from cfm_lite.lab import sweep
     from cfm_lite.scale import commands as scale
 
     names = {
-        demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "judge_of", "training_costs"], mnist: ["download"],
-        sweep: ["judge_of", "_outcomes"],
-        cifar10: ["download"], scale: ["train_imagenet", "try_out", "sample_imagenet", "prepare", "evaluate_samples", "open_codec",
-        "open_extractor", "teacher", "encode_features"],
+        demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "judge_of", "training_costs"], samples: ["draw_run"],
+        mnist: ["download"],
+        sweep: ["judge_of", "_outcomes"], numbers: ["judge_of", "evaluate_samples", "open_extractor"],
+        cifar10: ["download"], scale: ["train_imagenet", "try_out", "sample_imagenet", "prepare", "open_codec",
+        "teacher", "encode_features"],
     }  # fmt: skip
     for module, stubbed in names.items():
         for name in stubbed:
@@ -239,12 +242,12 @@ def command_line(draw):
     last check.
     """
     name = draw.choice([*COMMANDS, *COMMANDS, *COMMANDS, "trian", ""])
-    words = [name] if draw.random() < 0.98 else []
+    words = name.split(" ") if draw.random() < 0.98 else []
     if name in FIRST and draw.random() < 0.8:
         words.append(draw.choice(FIRST[name]))
     for _ in range(draw.choice([0, 1, 1, 2, 3, 5])):
         flag = (
-            draw.choice(COMMANDS.get(name, ["--x"]))
+            draw.choice(COMMANDS.get(name) or ["--x"])
             if draw.random() < 0.93
             else draw.choice(["--nonsense", "--stepz", "-q", "--"])
         )

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import pretrained
-from cfm_lite.cli import actions as commands
+from cfm_lite import pretrained, runs
 from cfm_lite.data import archive, cifar10, mnist
 from cfm_lite.data.latents import Latents, shards
 from cfm_lite.data.latents.features import TeacherFeatures, encode_features
+from cfm_lite.evaluate import images as evaluate
 from cfm_lite.evaluate import judges
+from cfm_lite.evaluate.samples import load_samples, save_samples
 from cfm_lite.models.official import read_weights
 from cfm_lite.runs.recipe import recipe
-from cfm_lite.scale import evaluate, train
+from cfm_lite.runs.run import MEAN
 from tests.faults.damage import keep, sweep
 from tests.faults.sets import build, whole
 from tests.pictures import made_folder
@@ -115,13 +116,13 @@ def read_official(tmp_path):
 
 def read_samples(tmp_path):
     path = tmp_path / "samples.npz"
-    commands._save_samples(
+    save_samples(
         path,
         torch.randn(100, 1, 8, 8),
         torch.arange(100) % 10,
         {"recipe": recipe("digits").as_dict(), "step": 3},
     )
-    return path, lambda: commands.load_samples(path)
+    return path, lambda: load_samples(path)
 
 
 def read_images(tmp_path):
@@ -131,11 +132,9 @@ def read_images(tmp_path):
 
 
 def read_mean(tmp_path):
-    np.save(
-        tmp_path / train.MEAN, np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32)
-    )
-    about = {"mean": hashlib.sha256((tmp_path / train.MEAN).read_bytes()).hexdigest()}
-    return tmp_path / train.MEAN, lambda: train.read_mean(tmp_path, about)
+    np.save(tmp_path / MEAN, np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32))
+    digest = hashlib.sha256((tmp_path / MEAN).read_bytes()).hexdigest()
+    return tmp_path / MEAN, lambda: runs.read_mean(tmp_path / MEAN, digest)
 
 
 def read_tar(tmp_path, pictures):

@@ -72,7 +72,7 @@ def kill_ranks(folder: Path, kills: int, seed: int = 0) -> Tally:
     outputs.mkdir()
     done = start(folder / "whole", Shared(), outputs)
     assert done.wait() == [0, 0], "\n".join(done.texts())
-    log, (_, whole, _) = numbers(folder / "whole"), runs.load_model(folder / "whole", DATA)
+    log, whole = numbers(folder / "whole"), runs.Run.open(folder / "whole").model
     while tally.kills < kills:
         place, number, shared = folder / f"run-{number}", number + 1, Shared()
         for _ in range(min(8, kills - tally.kills)):
@@ -83,7 +83,7 @@ def kill_ranks(folder: Path, kills: int, seed: int = 0) -> Tally:
         ended = start(place, shared, outputs)
         assert ended.wait() == [0, 0], "\n".join(ended.texts())
         tally.runs += 1
-        model = runs.load_model(place, DATA)[1]
+        model = runs.Run.open(place).model
         tally.different += not same_parameters(model, whole) or numbers(place) != log
     return tally
 

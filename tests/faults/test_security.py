@@ -24,16 +24,18 @@ import pytest
 import torch
 
 from cfm_lite import pretrained, runs
-from cfm_lite.cli import actions as commands
 from cfm_lite.cli import main
 from cfm_lite.data import archive, cifar10, root
 from cfm_lite.data.latents import Latents, shards
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError, UntrustedFileError
+from cfm_lite.evaluate import images as evaluate
 from cfm_lite.evaluate import judges
+from cfm_lite.evaluate.samples import load_samples
 from cfm_lite.models import load_official
 from cfm_lite.models.official import read_weights
-from cfm_lite.scale import evaluate, sample, train
+from cfm_lite.runs.run import MEAN
+from cfm_lite.scale import sample
 from tests.faults.damage import keep
 from tests.faults.sets import build
 from tests.pictures import made_folder
@@ -424,8 +426,8 @@ def cifar(path):
 
 
 def mean_of(folder, marker):
-    (folder / train.MEAN).write_bytes(npy(objects(marker)))
-    return train.read_mean(folder, {"mean": shards.digest_file(folder / train.MEAN)})
+    (folder / MEAN).write_bytes(npy(objects(marker)))
+    return runs.read_mean(folder / MEAN, shards.digest_file(folder / MEAN))
 
 
 ATTACKS = {
@@ -441,8 +443,8 @@ ATTACKS = {
     ),
     "a pickle as state of a checkpoint": lambda f, m: checkpoint.load(forged(f, "state.json", bare(f / "w.pt", m).read_bytes())),
     # arrays of objects
-    "samples of objects": lambda f, m: commands.load_samples(samples(f, m, x=objects(m))),
-    "settings that are objects": lambda f, m: commands.load_samples(samples(f, m, settings=objects(m))),
+    "samples of objects": lambda f, m: load_samples(samples(f, m, x=objects(m))),
+    "settings that are objects": lambda f, m: load_samples(samples(f, m, settings=objects(m))),
     "images of objects": lambda f, m: list(evaluate.image_batches(image_npz(f, content=npy(objects(m))), 4)),
     "a shard of objects": lambda f, m: Latents(latents_with(f, "shard-00000.npy", npy(objects(m)))),
     "labels of objects": lambda f, m: Latents(latents_with(f, "labels.npy", npy(objects(m)))),
@@ -466,11 +468,11 @@ ATTACKS = {
     "CIFAR-10 that climbs": lambda f, m: cifar(tarred(f / "a.tgz", ("../../outside.bin", tarfile.REGTYPE, b"x"), kind="w:gz")),
     "CIFAR-10 with a link": lambda f, m: cifar(tarred(f / "a.tgz", ("data_batch_1.bin", tarfile.SYMTYPE, "/etc/passwd"), kind="w:gz")),
     # zips
-    "samples that are a bomb": lambda f, m: commands.load_samples(zipped_bomb(f)),
+    "samples that are a bomb": lambda f, m: load_samples(zipped_bomb(f)),
     "images of 10^9 pixels": lambda f, m: list(evaluate.image_batches(image_npz(f, shape=(1, 40_000, 40_000, 3)), 4)),
     "images without end": lambda f, m: list(evaluate.image_batches(image_npz(f, shape=(10**9, 32, 32, 3)), 4)),
     "a zip with an absolute name": lambda f, m: list(evaluate.image_batches(image_npz(f, name="/tmp/arr_0.npy", content=b"x"), 4)),
-    "a zip that climbs": lambda f, m: commands.load_samples(image_npz(f, name="../x.npy", content=b"x")),
+    "a zip that climbs": lambda f, m: load_samples(image_npz(f, name="../x.npy", content=b"x")),
     # safetensors, wherever they are read
     **{f"official weights: {what}": lambda f, m, c=c: read_weights(put(f / "w.safetensors", c)) for what, c in SAFETENSORS.items()},
     **{f"judge: {what}": lambda f, m, c=c: judges.load_judge(put(f / "judge.safetensors", c)) for what, c in SAFETENSORS.items()},
@@ -490,8 +492,8 @@ ATTACKS = {
     "keys with absolute names": lambda f, m: Latents(latents_with(f, "keys.txt", b"\n".join([b"/etc/passwd"] * 8))).keys,
     "an index of brackets": lambda f, m: Latents(put(f / "L" / "index.json", DEEP.encode()).parent),
     "an index that says nothing": lambda f, m: Latents(signed((f / "L").mkdir() or f / "L", {"format": shards.FORMAT})),
-    "a run's config of brackets": lambda f, m: train.read_about(json_run(f, DEEP)),
-    "a run's config that is a list": lambda f, m: train.read_about(json_run(f, '{"data": 3}')),
+    "a run's config of brackets": lambda f, m: runs.read_config(json_run(f, DEEP)),
+    "a run's config that is a list": lambda f, m: runs.read_config(json_run(f, '{"data": 3}')),
     "a run's config that is a folder": lambda f, m: runs.saved_recipe((f / "config.json").mkdir() or f),
     "a network's name that climbs": lambda f, m: pretrained.load("../../x"),
     "a network's name with a null byte": lambda f, m: pretrained.load("toy_fm\0"),

@@ -2,48 +2,49 @@
 are those of test_flags.py here.
 """
 
-_TRAIN = "train imagenet --model SiT-Ti/2 --latents L --out O --batch 8 --set shard=2 --steps 2"
-_DRY = "train imagenet --model SiT-Ti/2 --dry-run --size 64 --set shard=2 --batch 8"
+_TRAIN = "scale train --model SiT-Ti/2 --latents L --out O --batch 8 --set shard=2 --steps 2"
+_DRY = "scale train --model SiT-Ti/2 --dry-run --size 64 --set shard=2 --batch 8"
 _REPA = f"{_TRAIN} --method repa"
 _SAMPLE = "sample --checkpoint R --num 4 --steps 2 --out O"
-_FILE = "sample --checkpoint sit.pt --model SiT-Ti/2 --num 4 --steps 2 --out O"
-_PREPARE = "prepare imagenet --images pictures --vae tiny --size 32 --out O"
-_FEATURES = "prepare imagenet --latents L --images pictures --teacher random --out O"
+_FILE = "scale sample --checkpoint sit.pt --model SiT-Ti/2 --num 4 --steps 2 --out O"
+_PREPARE = "scale prepare --images pictures --vae tiny --size 32 --out O"
+_FEATURES = "scale prepare --latents L --images pictures --teacher random --out O"
 _EVALUATE = "evaluate --samples S --reference S --inception standin --out O.json"
 
 ACTS = {  # as in tests/flags.py
-    ("train", "latents"): (
+    ("scale train", "latents"): (
         _DRY,
-        "train imagenet --model SiT-Ti/2 --dry-run --set shard=2 --batch 8 --latents L",
+        "scale train --model SiT-Ti/2 --dry-run --set shard=2 --batch 8 --latents L",
     ),
-    ("train", "model"): (
+    ("scale train", "model"): (
         _TRAIN,
-        "train imagenet --model SiT-S/2 --latents L --out O --batch 8 --set shard=2 --steps 2",
+        "scale train --model SiT-S/2 --latents L --out O --batch 8 --set shard=2 --steps 2",
     ),
-    ("train", "size"): (
+    ("scale train", "size"): (
         _DRY,
-        "train imagenet --model SiT-Ti/2 --dry-run --size 32 --set shard=2 --batch 8",
+        "scale train --model SiT-Ti/2 --dry-run --size 32 --set shard=2 --batch 8",
     ),
-    ("train", "dry_run"): (_TRAIN, "--dry-run"),
-    ("train", "log"): (_TRAIN, "--log tensorboard"),
-    ("train", "log_every"): (_TRAIN, "--log-every 1"),
-    ("train", "price"): (_DRY, "--price 3"),
-    ("train", "ranks"): (_DRY, "--ranks 2"),
-    ("train", "micro_batch"): (_TRAIN, "--micro-batch 2"),
-    ("train", "compile"): (_TRAIN, "--compile"),
-    ("train", "parallel"): (_TRAIN, "--parallel fsdp"),
-    ("train", "checkpointing"): (_TRAIN, "--checkpointing"),
-    ("train", "images"): (f"{_REPA} --teacher random", "--images pictures"),
-    ("train", "features"): (f"{_REPA}", "--features F"),
-    ("train", "teacher"): (f"{_REPA} --images pictures", "--teacher random"),
-    ("train", "start"): (_TRAIN, "--start sit.pt"),
-    ("train", "format"): (f"{_TRAIN} --start sit.pt", "--format repa"),
+    ("scale train", "dry_run"): (_TRAIN, "--dry-run"),
+    ("scale train", "log"): (_TRAIN, "--log tensorboard"),
+    ("scale train", "log_every"): (_TRAIN, "--log-every 1"),
+    ("scale train", "method"): (_DRY, "--method vecor"),
+    ("scale train", "price"): (_DRY, "--price 3"),
+    ("scale train", "ranks"): (_DRY, "--ranks 2"),
+    ("scale train", "micro_batch"): (_TRAIN, "--micro-batch 2"),
+    ("scale train", "compile"): (_TRAIN, "--compile"),
+    ("scale train", "parallel"): (_TRAIN, "--parallel fsdp"),
+    ("scale train", "checkpointing"): (_TRAIN, "--checkpointing"),
+    ("scale train", "images"): (f"{_REPA} --teacher random", "--images pictures"),
+    ("scale train", "features"): (f"{_REPA}", "--features F"),
+    ("scale train", "teacher"): (f"{_REPA} --images pictures", "--teacher random"),
+    ("scale train", "start"): (_TRAIN, "--start sit.pt"),
+    ("scale train", "format"): (f"{_TRAIN} --start sit.pt", "--format repa"),
     ("sample", "batch"): (_SAMPLE, "--batch 3"),
-    ("sample", "vae"): (_SAMPLE, "--vae folder_of_vae"),
-    ("sample", "format"): (_FILE, "--format repa"),
-    ("sample", "model"): (
+    ("scale sample", "vae"): (f"scale {_SAMPLE}", "--vae folder_of_vae"),
+    ("scale sample", "format"): (_FILE, "--format repa"),
+    ("scale sample", "model"): (
         _FILE,
-        "sample --checkpoint sit.pt --model SiT-S/2 --num 4 --steps 2 --out O",
+        "scale sample --checkpoint sit.pt --model SiT-S/2 --num 4 --steps 2 --out O",
     ),
     ("evaluate", "reference"): (
         _EVALUATE,
@@ -53,31 +54,31 @@ ACTS = {  # as in tests/flags.py
         _EVALUATE,
         "evaluate --samples S --reference S --inception nowhere.pth --out O.json",
     ),
-    ("prepare", "images"): (
+    ("scale prepare", "images"): (
         _PREPARE,
-        "prepare imagenet --images others --vae tiny --size 32 --out O",
+        "scale prepare --images others --vae tiny --size 32 --out O",
     ),
-    ("prepare", "out"): (
+    ("scale prepare", "out"): (
         _PREPARE,
-        "prepare imagenet --images pictures --vae tiny --size 32 --out P",
+        "scale prepare --images pictures --vae tiny --size 32 --out P",
     ),
-    ("prepare", "size"): (
+    ("scale prepare", "size"): (
         _PREPARE,
-        "prepare imagenet --images pictures --vae tiny --size 64 --out O",
+        "scale prepare --images pictures --vae tiny --size 64 --out O",
     ),
-    ("prepare", "vae"): (
+    ("scale prepare", "vae"): (
         _PREPARE,
-        "prepare imagenet --images pictures --vae folder_of_vae --size 32 --out O",
+        "scale prepare --images pictures --vae folder_of_vae --size 32 --out O",
     ),
-    ("prepare", "batch"): (_PREPARE, "--batch 2"),
-    ("prepare", "rows"): (_PREPARE, "--rows 5"),
-    ("prepare", "workers"): (_PREPARE, "--workers 1"),
-    ("prepare", "latents"): ("prepare imagenet --images pictures --out O --vae tiny", _FEATURES),
-    ("prepare", "teacher"): (
-        "prepare imagenet --latents L --images pictures --out O",
+    ("scale prepare", "batch"): (_PREPARE, "--batch 2"),
+    ("scale prepare", "rows"): (_PREPARE, "--rows 5"),
+    ("scale prepare", "workers"): (_PREPARE, "--workers 1"),
+    ("scale prepare", "latents"): ("scale prepare --images pictures --out O --vae tiny", _FEATURES),
+    ("scale prepare", "teacher"): (
+        "scale prepare --latents L --images pictures --out O",
         "--teacher random",
     ),
-    ("prepare", "mirrors"): (_FEATURES, "--mirrors 2"),
+    ("scale prepare", "mirrors"): (_FEATURES, "--mirrors 2"),
     ("export", "checkpoint"): (
         "export --checkpoint R --out O.safetensors",
         "export --checkpoint R2 --out O.safetensors",
@@ -90,45 +91,47 @@ ACTS = {  # as in tests/flags.py
 }
 
 REFUSED = [
-    ("sample --checkpoint R --format repa --num 2", "--format says what an official file holds"),
-    ("sample --checkpoint R --model SiT-Ti/2 --num 2", "--model says what an official file holds"),
+    (
+        "scale sample --checkpoint R --format repa --num 2",
+        "--format says what an official file holds",
+    ),
+    (
+        "scale sample --checkpoint R --model SiT-Ti/2 --num 2",
+        "--model says what an official file holds",
+    ),
     ("sample --checkpoint R --interval 0.2 0.8 --num 2 --out O", "a scale of 1 is none"),
     ("sample --checkpoint R --guidance 2 --interval 0.8 0.2 --num 2 --out O", "low above high"),
     ("sample --checkpoint R2 --debias --num 2 --out O", "nothing that --debias could undo"),
     ("sample --checkpoint R --sde --steps 1 --num 2 --out O", "at least 2"),
     ("sample --checkpoint R --labels 3 --num 2 --out O", "the classes are 0 to 2"),
-    ("sample --checkpoint R --vae nowhere --num 2 --out O", "nowhere"),
+    ("scale sample --checkpoint R --vae nowhere --num 2 --out O", "nowhere"),
     ("sample --checkpoint R --num 2 --out grid.png", "has the name of a file"),
     ("sample --checkpoint R --num 2 --out L", "not empty"),
     ("sample --checkpoint R --num 2 --out R", "not empty"),
-    (
-        "evaluate --samples S --reference S --inception standin --seed 0",
-        "--seed would change nothing",
-    ),
     ("evaluate --samples S --reference S --inception standin --out x.png", "must end in .json"),
     (
         "evaluate --samples S --reference S --inception standin --out S/settings.json",
         "would be lost",
     ),
     ("evaluate --samples S --reference S --inception standin --out L/index.json", "would be lost"),
-    ("train imagenet --model SiT-Ti/2 --latents L --out L", "holds latents"),
-    ("train imagenet --model SiT-Ti/2 --latents L --out S", "holds latents, features or samples"),
+    ("scale train --model SiT-Ti/2 --latents L --out L", "holds latents"),
+    ("scale train --model SiT-Ti/2 --latents L --out S", "holds latents, features or samples"),
     (
-        "train imagenet --model SiT-Ti/2 --latents L --out R --batch 8 --set shard=2",
+        "scale train --model SiT-Ti/2 --latents L --out R --batch 8 --set shard=2",
         "already holds a run",
     ),
     (
-        "train imagenet --model SiT-Ti/2 --latents L --out new --log tensorboard --batch 4096",
+        "scale train --model SiT-Ti/2 --latents L --out new --log tensorboard --batch 4096",
         "batch",
     ),
-    ("train imagenet --model SiT-Ti/2 --latents L --out R/checkpoints --resume --size 64", "64"),
-    ("train imagenet --model SiT-Ti/2 --latents L --out new --size 64", "64"),
+    ("scale train --model SiT-Ti/2 --latents L --out R/checkpoints --resume --size 64", "64"),
+    ("scale train --model SiT-Ti/2 --latents L --out new --size 64", "64"),
     (
-        "train imagenet --model SiT-Ti/2 --latents L --out new --method repa --images others",
+        "scale train --model SiT-Ti/2 --latents L --out new --method repa --images others",
         "others",
     ),
     (
-        "train imagenet --model SiT-Ti/2 --latents L --out new --start R --batch 8 --set shard=2 "
+        "scale train --model SiT-Ti/2 --latents L --out new --start R --batch 8 --set shard=2 "
         "--format repa",
         "there is none",
     ),
@@ -136,13 +139,13 @@ REFUSED = [
     (f"{_TRAIN} --sample-every 3", "nothing would be drawn"),
     (f"{_FILE} --average model", "holds one network"),
     (f"{_SAMPLE} --average ema2", "keeps no second average"),
-    ("prepare imagenet --latents L --images others --out new --teacher random", "others"),
+    ("scale prepare --latents L --images others --out new --teacher random", "others"),
     (
-        "prepare imagenet --latents L --images pictures --out L --teacher random",
+        "scale prepare --latents L --images pictures --out L --teacher random",
         "which this command reads",
     ),
     (
-        "prepare imagenet --images pictures --out pictures --vae tiny --size 32",
+        "scale prepare --images pictures --out pictures --vae tiny --size 32",
         "which this command reads",
     ),
     ("export --checkpoint R --out R/latent_mean.npy", "must end in"),

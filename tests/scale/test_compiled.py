@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from cfm_lite import objective
-from cfm_lite.cli import main
-from cfm_lite.cli.arguments import FullScale
+from cfm_lite.cli import ScaleTrain, main
 from cfm_lite.engine import compiled
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, SiT
@@ -223,13 +222,13 @@ def test_a_compiler_that_is_asked_for_and_absent_is_one_line(monkeypatch, device
     ("words", "chosen"), [({}, None), ({"compile": True}, True), ({"no_compile": True}, False)]
 )
 def test_the_command_line_chooses_to_compile_or_not_or_leaves_it(words, chosen):
-    assert FullScale(**words).compiles is chosen
+    assert ScaleTrain(**words).compiles is chosen
 
 
 def test_both_choices_at_once_are_refused(capsys, tmp_path):
     argv = [
+        "scale",
         "train",
-        "imagenet",
         "--model",
         "SiT-Ti/2",
         "--method",

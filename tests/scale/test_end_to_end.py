@@ -18,7 +18,7 @@ from tests.pictures import made_folder
 
 REAL = bool(os.environ.get("CFM_LITE_DATA"))
 SIZE, STEPS = "128", 20
-TRAIN = ["train", "imagenet", "--model", "SiT-Ti/2", "--method", "vecor", "--log-every", "1"]
+TRAIN = ["scale", "train", "--model", "SiT-Ti/2", "--method", "vecor", "--log-every", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def home(images, tmp_path_factory):
     """The four commands in one process each, one after the other."""
     folder = tmp_path_factory.mktemp("alone")
     go(
+        "scale",
         "prepare",
-        "imagenet",
         "--images",
         str(images),
         "--out",
@@ -149,8 +149,8 @@ def test_samples_are_measured_against_the_real_images(home, images, capsys):
 
 def test_two_ranks_prepare_train_resume_and_sample_what_one_process_does(home, images, tmp_path):
     torchrun(
+        "scale",
         "prepare",
-        "imagenet",
         "--images",
         str(images),
         "--out",
@@ -187,8 +187,8 @@ def test_two_ranks_prepare_train_resume_and_sample_what_one_process_does(home, i
 
 def test_a_dry_run_needs_nothing_but_a_name(capsys):
     go(
+        "scale",
         "train",
-        "imagenet",
         "--model",
         "SiT-Ti/2",
         "--method",
@@ -228,8 +228,8 @@ def test_the_path_runs_at_512_pixels(images, tmp_path):
     )[:2]:
         shutil.copytree(folder, few / folder.name)
     go(
+        "scale",
         "prepare",
-        "imagenet",
         "--images",
         str(few),
         "--out",
@@ -241,8 +241,8 @@ def test_the_path_runs_at_512_pixels(images, tmp_path):
     )
     assert Latents(tmp_path / "L").shape == (4, 64, 64)
     train = [
+        "scale",
         "train",
-        "imagenet",
         "--model",
         "SiT-Ti/2",
         "--latents",

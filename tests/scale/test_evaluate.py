@@ -18,10 +18,10 @@ from cfm_lite._internal.lazy import optional
 from cfm_lite.data import root
 from cfm_lite.errors import CheckpointError, ConfigError, DataError, UntrustedFileError
 from cfm_lite.evaluate import card
+from cfm_lite.evaluate import images as evaluate
 from cfm_lite.evaluate import inception as features
+from cfm_lite.evaluate.images import evaluate_samples, features_of, image_batches
 from cfm_lite.evaluate.inception import Features, StandIn, inception, open_extractor
-from cfm_lite.scale import evaluate
-from cfm_lite.scale.evaluate import evaluate_samples, features_of, image_batches
 from tests.reference import case
 
 

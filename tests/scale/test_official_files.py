@@ -9,7 +9,6 @@ from cfm_lite import cli
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.models import SiT, export_official, load_official
 from cfm_lite.runs.imagenet import MODELS
-from cfm_lite.scale import official as room
 
 TINY = MODELS["SiT-Ti/2"]
 
@@ -25,8 +24,8 @@ def network():
 def test_an_official_file_is_fine_tuned_and_written_back(network, folder, tmp_path, capsys):
     torch.save({"ema": export_official(network, format="sit")}, tmp_path / "sit.pt")
     words = [
+        "scale",
         "train",
-        "imagenet",
         "--model",
         "SiT-Ti/2",
         "--method",
@@ -60,8 +59,8 @@ def test_an_official_file_is_fine_tuned_and_written_back(network, folder, tmp_pa
     )  # two small steps away
     assert not torch.equal(back(x, t, y), network(x, t, y))
     again = [
+        "scale",
         "train",
-        "imagenet",
         "--model",
         "SiT-Ti/2",
         "--latents",
@@ -88,11 +87,12 @@ def test_official_files_are_sampled_alike_whatever_their_convention(
             export_official(network, format="repa"), format="repa", num_heads=2
         ).state_dict()
     )
-    monkeypatch.setattr(room, "VAE", "tiny")
+    monkeypatch.setattr("cfm_lite.runs.run.VAE", "tiny")
     safetensors.torch.save_file(
         export_official(plain, format=format), tmp_path / "file.safetensors"
     )
     words = [
+        "scale",
         "sample",
         "--checkpoint",
         str(tmp_path / "file.safetensors"),
@@ -110,6 +110,7 @@ def test_official_files_are_sampled_alike_whatever_their_convention(
     assert labels.tolist() == [0, 1, 2, 0, 1]
     safetensors.torch.save_file(export_official(plain, format="sit"), tmp_path / "same.safetensors")
     same = [
+        "scale",
         "sample",
         "--checkpoint",
         str(tmp_path / "same.safetensors"),

@@ -6,7 +6,7 @@ import torch
 from cfm_lite import cli, runs
 from cfm_lite.errors import ConfigError
 
-AT = "cfm_lite.scale.commands"
+AT, NUMBERS = "cfm_lite.scale.commands", "cfm_lite.evaluate.samples"
 
 
 class Placed(Exception):
@@ -54,10 +54,10 @@ def test_more_processes_than_gpus_are_refused_by_every_command(second_of_two, mo
 @pytest.mark.parametrize(
     ("place", "argv"),
     [
-        (f"{AT}.open_codec", ["prepare", "imagenet", "--images", "{pictures}", "--out", "{tmp}/latents", "--vae", "tiny"]),
-        (f"{AT}.open_extractor", ["evaluate", "--samples", "{pictures}", "--reference", "{pictures}", "--inception", "standin"]),
-        (f"{AT}.joined", ["train", "imagenet", "--model", "SiT-Ti/2", "--dry-run", "--out", "{tmp}/run"]),
-        (f"{AT}.joined", ["sample", "--checkpoint", "{run}", "--out", "{tmp}/samples"]),
+        (f"{AT}.open_codec", ["scale", "prepare", "--images", "{pictures}", "--out", "{tmp}/latents", "--vae", "tiny"]),
+        (f"{NUMBERS}.open_extractor", ["evaluate", "--samples", "{pictures}", "--reference", "{pictures}", "--inception", "standin"]),
+        (f"{AT}.joined", ["scale", "train", "--model", "SiT-Ti/2", "--dry-run", "--out", "{tmp}/run"]),
+        ("cfm_lite.engine.parallel.joined", ["sample", "--checkpoint", "{run}", "--out", "{tmp}/samples"]),
     ],
 )  # fmt: skip
 def test_each_command_of_the_full_scale_computes_on_its_own_gpu(

@@ -135,8 +135,8 @@ def test_more_ranks_than_shards_is_one_line(data, tmp_path):
 def test_a_killed_rank_ends_the_other_and_the_checkpoint_stays(data, tmp_path, victim):
     out = tmp_path / "run"
     argv = [
+        "scale",
         "train",
-        "imagenet",
         "--model",
         "SiT-Ti/2",
         "--method",
@@ -253,8 +253,8 @@ def test_a_taken_port_is_one_line_and_exit_code_7(data, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         argv = [
+            "scale",
             "train",
-            "imagenet",
             "--latents",
             str(data.folder),
             "--batch",

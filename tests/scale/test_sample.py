@@ -10,8 +10,10 @@ import torch
 
 from cfm_lite.data.latents.codec import Codec, tiny_vae
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
+from cfm_lite.runs import Run, Spec
+from cfm_lite.runs.sampling import Settings, labels_of, velocity_of
 from cfm_lite.scale import sample
-from cfm_lite.scale.sample import Settings, open_run, sample_imagenet
+from cfm_lite.scale.sample import sample_imagenet
 from cfm_lite.scale.train import Options, train_imagenet
 from tests.scale.conftest import SMALL
 
@@ -44,11 +46,11 @@ def test_an_interrupted_sampling_goes_on_to_the_same_file(run, whole, tmp_path, 
     drawn = []
     plain = sample._draw
 
-    def draw(trained, codec, settings, part, device):
+    def draw(trained, codec, settings, part):
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(part)
-        return plain(trained, codec, settings, part, device)
+        return plain(trained, codec, settings, part)
 
     monkeypatch.setattr(sample, "_draw", draw)
     with pytest.raises(KeyboardInterrupt):
@@ -177,10 +179,11 @@ def test_labels_that_are_none_are_refused_before_anything_is_written(run, tmp_pa
 
 def test_random_labels_are_uniform_and_depend_on_seed_and_part_alone():
     many = Settings(num=3000, batch=100, labels="random")
-    y = torch.cat([sample._labels(many, part, 3) for part in range(30)])
+    of = Run(SMALL, torch.nn.Identity(), spec=Spec((4, 4, 4), 3, vae="tiny"))
+    y = torch.cat([labels_of(of, many, part) for part in range(30)])
     assert all(900 < int((y == c).sum()) < 1100 for c in range(3))
-    assert torch.equal(sample._labels(dataclasses.replace(many, num=2950), 29, 3), y[2900:2950])
-    assert not torch.equal(sample._labels(dataclasses.replace(many, seed=1), 0, 3), y[:100])
+    assert torch.equal(labels_of(of, dataclasses.replace(many, num=2950), 29), y[2900:2950])
+    assert not torch.equal(labels_of(of, dataclasses.replace(many, seed=1), 0), y[:100])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def test_the_interval_limits_guidance(run, tmp_path):
 
 
 def test_the_samples_are_the_averaged_model_s(run, whole, codec):
-    trained = open_run(run, torch.device("cpu"))
+    trained = Run.open(run)
     ema = {k[4:]: v for k, v in torch_weights(run).items() if k.startswith("ema.")}
     assert all(torch.equal(value, ema[name]) for name, value in trained.model.state_dict().items())
     from cfm_lite.draws import keyed_generator
@@ -262,10 +265,10 @@ def test_debiasing_delta_fm_uses_the_mean_latent_and_fm_has_nothing_to_undo(data
     recipe = SMALL.changed(method="delta_fm", steps=2, weight=0.3)
     train_imagenet(recipe, data, Options(tmp_path / "run", progress=False))
     settings = Settings(num=2, steps=1, batch=2, debias=True)
-    trained = open_run(tmp_path / "run", torch.device("cpu"))
-    assert torch.equal(trained.mean, data.mean)
+    trained = Run.open(tmp_path / "run")
+    assert torch.equal(trained.mean(), data.mean)
     x, t, y = torch.randn(2, 4, 4, 4), torch.full((2,), 0.5), torch.tensor([0, 1])
-    got = sample._velocity(trained, settings, y, torch.device("cpu"))(x, t)
+    got = velocity_of(trained, settings, y)(x, t)
     torch.testing.assert_close(got, 0.7 * trained.model(x, t, y) + 0.3 * data.mean)
     train_imagenet(
         SMALL.changed(method="fm", steps=2), data, Options(tmp_path / "fm", progress=False)

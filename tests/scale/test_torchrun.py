@@ -26,8 +26,8 @@ def test_our_one_line_is_the_last_that_torchrun_prints(tmp_path):
     """Only the border of torchrun's box stands below; its own lines above it cannot be helped."""
     words = [
         *TORCHRUN,
+        "scale",
         "train",
-        "imagenet",
         "--latents",
         str(tmp_path / "nowhere"),
         "--out",

@@ -68,8 +68,8 @@ def test_checkpointing_does_not_change_the_loss_curve(data, run, tmp_path):
     go(SMALL, data, tmp_path / "run", checkpointing=True)
     assert losses(tmp_path / "run") == losses(run)
     argv = [
+        "scale",
         "train",
-        "imagenet",
         "--model",
         "SiT-Ti/2",
         "--dry-run",
@@ -291,24 +291,24 @@ def test_a_dry_run_finds_a_full_disk_and_damaged_latents(data, folder, tmp_path,
 def test_a_missing_gpu_is_one_line(capsys, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert cli.main(["train", "imagenet", "--device", "cuda", "--latents", str(tmp_path)]) == 2
+    assert cli.main(["scale", "train", "--device", "cuda", "--latents", str(tmp_path)]) == 2
     assert "--device cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["train", "imagenet"], 2, "--latents"),
-        (["train", "imagenet", "--latents", "nowhere"], 3, "cfm-lite prepare imagenet"),
-        (["train", "imagenet", "--method", "vecore", "--dry-run"], 2, "Did you mean 'vecor'"),
-        (["train", "imagenet", "--model", "SiT-XL/3", "--dry-run"], 2, "SiT-XL/2"),
+        (["scale", "train"], 2, "--latents"),
+        (["scale", "train", "--latents", "nowhere"], 3, "cfm-lite scale prepare"),
+        (["scale", "train", "--method", "vecore", "--dry-run"], 2, "Did you mean 'vecor'"),
+        (["scale", "train", "--model", "SiT-XL/3", "--dry-run"], 2, "SiT-XL/2"),
         (
-            ["train", "imagenet", "--set", "mirror=maybe", "--dry-run"],
+            ["scale", "train", "--set", "mirror=maybe", "--dry-run"],
             2,
             "mirror='maybe' is no bool",
         ),
-        (["prepare", "imagenet"], 2, "--out"),
-        (["prepare", "imagenet", "--images", "nowhere", "--out", "x"], 3, "nowhere"),
+        (["scale", "prepare"], 2, "--out"),
+        (["scale", "prepare", "--images", "nowhere", "--out", "x"], 3, "nowhere"),
         (
             [
                 "evaluate",
@@ -380,8 +380,8 @@ def test_a_dry_run_alone_says_that_it_is_for_one_rank_and_how_to_ask_for_more(tm
 )
 def test_ranks_that_a_run_cannot_have_are_one_line(tmp_path, capsys, words, said):
     argv = [
+        "scale",
         "train",
-        "imagenet",
         "--model",
         "SiT-Ti/2",
         "--out",

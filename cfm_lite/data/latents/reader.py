@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Latents:
-    """The latents in a folder that `cfm-lite prepare imagenet` wrote.
+    """The latents in a folder that `cfm-lite scale prepare` wrote.
 
     `shape` (C, h, w) of one latent, `labels` (N,) int64 in [0, num_classes - 1], `classes` their
     names, `mean` (C, h, w) = E[x1], `scaling`, and in `index` everything else. Sizes are checked at

@@ -48,7 +48,7 @@ __all__ = [
 
 FORMAT = 1
 INDEX, PLAN = "index.json", "plan.json"
-_AGAIN = "Make it again: cfm-lite prepare imagenet --images DIR --out"
+_AGAIN = "Make it again: cfm-lite scale prepare --images DIR --out"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from cfm_lite.errors import CFMError, DataError
 from cfm_lite.evaluate.card import card_of
 from cfm_lite.evaluate.inception import Extractor, Features
 from cfm_lite.evaluate.reference import IMAGES, Reference, names_in, refuse_pickles, statistics_of
-from cfm_lite.scale.sample import SAMPLES, SETTINGS
+from cfm_lite.runs.sampling import SAMPLES, SETTINGS
 
 __all__ = ["evaluate_samples", "features_of", "image_batches"]
 

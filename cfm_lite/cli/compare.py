@@ -1,0 +1,295 @@
+"""cfm-lite compare: paired experiments over several seeds, and their report."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from cfm_lite._internal.places import check_folder, expanded
+from cfm_lite.cli.arguments import Seeded, names_of, parse_settings
+from cfm_lite.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cfm_lite.lab.sweep import Plan
+
+__all__ = ["Compare", "compare_suite", "report_suite", "time_steps"]
+
+
+@dataclass
+class Compare(Seeded):
+    """Run a paired experiment over several seeds, and report differences to FM with their
+    intervals.
+
+    It can be stopped at any time; the same command goes on. Groups are core and the suite's
+    ablations, such as weight.
+    """
+
+    suite: Positional[Literal["toy", "digits", "mnist", "cifar10"] | None] = None
+    """toy, digits, mnist or cifar10 (default: digits; with --report all that is there)."""
+    group: tuple[str, ...] = ("core",)
+    """Which tables to fill: core, any of the suite's ablations, or all."""
+    seeds: int | None = None
+    """How many seeds, counted from --seed (default: the group's own number)."""
+    arms: tuple[str, ...] = ()
+    """Only these arms of the groups, such as fm fm_scaled delta_fm (default: all)."""
+    workers: int | None = None
+    """Jobs at once on a CPU, each with one thread (default: as many as there are cores; with --quick 1)."""
+    set: tuple[str, ...] = ()
+    """Recipe fields that all arms share, as name=value: --set steps=500 weight=0.1."""
+    out: Path = Path("data/results")
+    """Where SUITE.json, SUITE.GROUP.json and SUITE.info.json go."""
+    list: bool = False
+    """Only list the jobs that are left, with about how long they take."""
+    costs: bool = False
+    """Only time a training step of each arm of the core, all in turn in one process, into SUITE.costs.json."""
+    report: bool = False
+    """Only print the report of a suite; without one write README.md and the figures of all suites from the JSON files alone."""
+
+    def work(self) -> None:
+        from cfm_lite._internal.checks import check_count
+
+        if self.report:
+            self.refuse(
+                names_of(Compare, "suite", "out", "report"),
+                "would change nothing: --report only reads what is there.",
+            )
+            print(report_suite(self.suite, self.out))
+            return
+        suite = self.suite or "digits"
+        changes = parse_settings(self.set)
+        own = sorted({"dataset", "method", "seed", "sample_steps"} & set(changes))
+        if own:
+            raise ConfigError(
+                f"--set {own[0]} cannot be given here: the suite decides it. Use --seed and "
+                "--seeds, or another suite."
+            )
+        if self.costs:
+            self.refuse(
+                ["group", "seeds", "arms", "workers", "list", "seed"],
+                "would change nothing: --costs times the core's arms in turn.",
+            )
+            print(
+                time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick)
+            )
+            return
+        seeds = (
+            None
+            if self.seeds is None
+            else range(self.seed, self.seed + check_count("seeds", self.seeds))
+        )
+        chosen = {
+            "groups": self.group,
+            "seeds": seeds,
+            "first_seed": self.seed,
+            "arms": self.arms,
+            "changes": changes,
+        }
+        how = {
+            "quick": self.quick,
+            "device": self.device,
+            "workers": self.workers,
+            "only_list": self.list,
+            "command": self.command,
+        }
+        print(compare_suite(suite, out=self.out, **chosen, **how))
+
+    @property
+    def command(self) -> str:
+        """The command line that does the same, without folders."""
+        words = ["cfm-lite compare", self.suite or "digits"]
+        for name in ("group", "seeds", "arms", "set", "seed", "quick"):
+            value, default = getattr(self, name), Compare.__dataclass_fields__[name].default
+            if value != default:
+                words += [
+                    f"--{name}",
+                    *(
+                        map(str, value)
+                        if isinstance(value, tuple)
+                        else []
+                        if value is True
+                        else [str(value)]
+                    ),
+                ]
+        return " ".join(words)
+
+
+def compare_suite(
+    suite: str,
+    *,
+    out: str | Path,
+    groups: Sequence[str] = (),
+    device: str = "auto",
+    workers: int | None = None,
+    only_list: bool = False,
+    command: str = "",
+    **chosen: Any,
+) -> str:
+    """Run what is missing of a suite's groups ("all" is every group) and return the report, or the
+    list of jobs if `only_list`.
+
+    `chosen` are seeds, first_seed, arms, changes and quick, as `lab.plan` takes them.
+    """
+    from cfm_lite import lab, runs
+    from cfm_lite._internal.checks import check_choice, check_count
+
+    check_choice("suite", suite, lab.SUITES)
+    out, where = check_folder(expanded(out)), runs.pick_device(device)
+    if workers is not None and where.type != "cpu":
+        raise ConfigError(
+            f"--workers would change nothing: on {where.type} the jobs run one after the other; "
+            "leave it out."
+        )
+    every = tuple(lab.SUITES[suite].groups)
+    settings = {
+        "out": out,
+        "groups": every if "all" in groups else groups or ("core",),
+        "device": str(where),
+        **chosen,
+    }
+    _check_changes(suite, settings)
+    many = (
+        check_count("workers", workers)
+        if workers is not None
+        else _side_by_side(bool(chosen.get("quick")))
+    )
+    if only_list:
+        return listing(lab.plan(suite, **settings), many)
+    lab.compare(suite, workers=many, command=command, **settings)
+    return report_suite(suite, out)
+
+
+def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a recipe field that no trial of these groups reads, or that each of
+    them sets itself.
+    """
+    from cfm_lite import lab
+    from cfm_lite._internal.checks import check_choice
+    from cfm_lite.lab.suites import trials as trials_of
+    from cfm_lite.runs.reads import READS, unread
+
+    changes = settings.get("changes") or {}
+    if not changes:
+        return
+
+    def trials(given: Mapping[str, Any]) -> list[Any]:
+        seeds, quick, arms = (
+            settings.get("seeds") or (0,),
+            bool(settings.get("quick")),
+            settings.get("arms", ()),
+        )
+        whole = {**(lab.SUITES[suite].miniature if quick else {}), **given}
+        how = {"seeds": seeds[:1], "arms": arms, "changes": whole, "quick": quick}
+        return [trial for group in settings["groups"] for trial in trials_of(suite, group, **how)]
+
+    for group in settings["groups"]:
+        check_choice("group", group, lab.SUITES[suite].groups)
+    keys = [trial.key for trial in trials(changes)]
+    for name, value in changes.items():
+        before = trials({field: given for field, given in changes.items() if field != name})
+        same = all(
+            getattr(trial.recipe, name) == value for trial in before
+        )  # what the suite has anyway
+        idle = name not in READS["vecor"] and all(
+            unread(trial.recipe, [name]) for trial in before
+        )  # controls read those of VeCoR
+        if keys and not same and (idle or keys == [trial.key for trial in before]):
+            groups = ", ".join(settings["groups"])
+            raise ConfigError(
+                f"--set {name} would change nothing in {groups}: no arm there reads it, or each "
+                "sets its own. Leave it out."
+            )
+
+
+def _side_by_side(quick: bool) -> int:
+    """As many jobs as there are cores, but for a quick sweep, whose jobs are shorter than the start
+    of a process.
+    """
+    return 1 if quick else os.cpu_count() or 1
+
+
+def listing(plan: "Plan", workers: int) -> str:
+    """The jobs of a plan that are not done, with about how long they take together."""
+    seconds = plan.seconds()
+    lines = [
+        f"{job.key}  about {second:6.0f} s  {job.label}" for job, second in zip(plan.jobs, seconds)
+    ]
+    every = {trial.key for trial in plan.trials}
+    done = len(every) - sum(len(job.trials) for job in plan.jobs)
+    total = f"{done} of {len(every)} trials are done; {len(plan.jobs)} jobs are left, about "
+    return "\n".join(
+        [*lines, f"{total}{sum(seconds) / workers / 60:.0f} min with {workers} workers"]
+    )
+
+
+def time_steps(
+    suite: str,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    changes: Mapping[str, Any],
+    quick: bool = False,
+) -> str:
+    """Write SUITE.costs.json, and return it as a table; `quick` takes the miniature's settings and
+    few rounds.
+    """
+    from cfm_lite import lab, runs
+    from cfm_lite._internal.checks import check_choice
+    from cfm_lite.lab.costs import ROUNDS
+
+    check_choice("suite", suite, lab.SUITES)
+    out = check_folder(expanded(out))
+    chosen = {**(lab.SUITES[suite].miniature if quick else {}), **changes}
+    rows = lab.training_costs(
+        suite, device=str(runs.pick_device(device)), rounds=3 if quick else ROUNDS, changes=chosen
+    )
+    store = lab.Store(runs.make_folder(out), suite)
+    store.write_costs(rows)
+    lines = [
+        f"{row['method']:<24}{1000 * row['value']:8.1f} ms {row['relative']:6.2f} "
+        f"[{row['low']:.2f}, {row['high']:.2f}]"
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            f"{'a training step of':<24}{'median':>11}   over FM's, and quartiles",
+            *lines,
+            str(store.costs_path),
+        ]
+    )
+
+
+def report_suite(suite: str | None, out: str | Path) -> str:
+    """The text report of a suite's core, and its figure beside the rows; without a suite, README.md
+    and the figures of all.
+
+    A miniature is called one, and has no figure.
+    """
+    from cfm_lite import lab, viz
+    from cfm_lite.lab.readme import quality_figure, write_report
+
+    out = check_folder(expanded(out))
+    if suite is None:
+        return "\n".join(map(str, write_report(out)))
+    path = Path(out) / f"{suite}.json"
+    rows = lab.read_json(path)
+    steps = max(row["nfe"] for row in rows)
+    measured = {row["metric"] for row in rows}
+    shown = [
+        metric
+        for metric in ("frechet", "sliced_wasserstein", "accuracy", "recall")
+        if metric in measured
+    ]
+    where, miniature = [str(path)], any(row.get("miniature") for row in rows)
+    if not miniature:
+        where.append(str(viz.save(quality_figure(suite, rows), path.with_suffix(".png"))))
+    head = (
+        ["A miniature, which shows that everything runs; its numbers mean nothing."]
+        if miniature
+        else []
+    )
+    return "\n\n".join(
+        [*head, *(lab.report(rows, metric, steps) for metric in shown), "\n".join(where)]
+    )

@@ -1,0 +1,51 @@
+"""cfm-lite evaluate: numbers for samples, with the card of how they were made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cfm_lite._internal.places import check_file
+from cfm_lite.cli.arguments import OnDevice
+from cfm_lite.errors import ConfigError
+
+__all__ = ["Evaluate"]
+
+
+@dataclass
+class Evaluate(OnDevice):
+    """Measure samples with the data set's judge: accuracy, Fréchet distance, precision, recall,
+    nearest-neighbour ratio.
+
+    With --reference: FID, sFID, inception score, precision and recall on the features of
+    Inception-v3.
+    """
+
+    samples: Path = Path("runs/digits-fm-0/samples.npz")
+    """An npz written by cfm-lite sample, its folder, or the run; with --reference also a folder of images, flat or not."""
+    reference: Path | None = None
+    """Images, or what is known of them: statistics of a whole set (mu, sigma, mu_s, sigma_s, as ADM, pytorch-fid and EDM save
+    them), images (arr_0 of an npz, a folder, a tar), or both in one npz."""
+    inception: str | None = None
+    """With --reference: a file with Inception-v3's weights (default: fetched once), or standin for a random network."""
+    out: Path | None = None
+    """Where the rows go (default: metrics.json beside the samples)."""
+
+    def work(self) -> None:
+        from cfm_lite.evaluate.samples import evaluate
+        from cfm_lite.runs import samples_of
+
+        samples = samples_of(self.samples)
+        if self.out is not None:
+            inputs = [path for path in (samples, self.reference) if path is not None]
+            check_file(self.out, (".json",), inputs=inputs)
+        if self.reference is None:
+            self.refuse(
+                ["inception"],
+                "is read only with --reference, for the metrics of images; give that too, or leave "
+                "it out.",
+            )
+            if self.device not in ("auto", "cpu"):
+                raise ConfigError(
+                    f"--device {self.device} would change nothing: these samples are measured on "
+                    "the CPU; leave it out."
+                )
+        print(evaluate(samples, self.reference, self.inception, self.out, self.device))

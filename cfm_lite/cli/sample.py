@@ -1,0 +1,104 @@
+"""cfm-lite sample: samples of any run, and a picture of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cfm_lite.cli.arguments import Seeded, show
+
+__all__ = ["Sample"]
+
+
+@dataclass
+class Sample(Seeded):
+    """Draw samples from a trained run: an npz with samples and labels, and a picture.
+
+    Points and small images go into one file. Images of a run on latents go into a folder, which
+    grows when more are asked for.
+    """
+
+    checkpoint: Path = Path("runs/digits-fm-0")
+    """A run's folder, one of its checkpoints, or an official file of weights."""
+    num: int = 100
+    """How many samples; a folder of samples grows to them, and only what is missing is drawn."""
+    labels: str = "turn"
+    """Which classes: turn, one after the other; random, as in the papers; or some, such as 3,7, in turn."""
+    steps: int | None = None
+    """Steps of the solver (default: the recipe's)."""
+    solver: Literal["euler", "midpoint", "heun", "rk4"] | None = None
+    """The fixed-step solver (default: the recipe's)."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance (default: the recipe's; 1 is none)."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """The times, 0 noise to 1 data, between which guidance acts."""
+    sde: bool = False
+    """Euler-Maruyama on the SDE instead of an ODE solver."""
+    debias: bool = False
+    """Undo the bias of delta_fm or vecor."""
+    average: Literal["ema", "ema2", "model"] = "ema"
+    """Which network: the average, the second average of a run that kept one (--set ema2=0.99), or the model itself."""
+    batch: int | None = None
+    """Samples drawn at once (default: 1000, of latents 64); of latents it decides the noise, the number of ranks does not."""
+    out: Path | None = None
+    """The npz file (default: samples.npz in the run's folder); for a run on latents a folder (default: samples/ there)."""
+
+    def work(self) -> None:
+        from cfm_lite import runs
+        from cfm_lite._internal.checks import check_count
+        from cfm_lite.engine.parallel import joined
+        from cfm_lite.runs.sampling import in_parts, settings_of
+
+        check_count("num", self.num)
+        if self.quick:
+            self.refuse(["num"], "and --quick both say how many samples; give one of them.")
+        if self.sde:
+            self.refuse(
+                ["solver"], "is for an ODE, and --sde is the solver of the SDE; give one of them."
+            )
+        where = runs.pick_device(self.device)
+        with joined(where) as world:
+            run = runs.Run.open(
+                self.checkpoint, average=self.average, device=world.place(where), **self.official
+            )
+            few = 16 if in_parts(run) else 20
+            settings = settings_of(
+                run,
+                few if self.quick else self.num,
+                seed=self.seed,
+                solver="sde" if self.sde else self.solver,
+                steps=self.steps,
+                guidance=self.guidance,
+                interval=self.interval,
+                debias=self.debias,
+                labels=self.labels,
+                batch=self.batch,
+            )
+            self.refuse_idle(run, settings)
+            if in_parts(run):
+                from cfm_lite.scale.commands import sample_command
+
+                show(
+                    sample_command(run, self.checkpoint, self.out, settings, world, self.where_vae)
+                )
+                return
+            from cfm_lite.cli.samples import sample_file
+
+            show(world.on_main(lambda: sample_file(run, self.out, settings)))
+
+    @property
+    def official(self) -> dict[str, str]:
+        """What is in an official file: `scale sample` says it, here it is a SiT-XL/2."""
+        return {}
+
+    @property
+    def where_vae(self) -> str | None:
+        """Where the VAE of the latents is, if that is not where it was."""
+        return None
+
+    def refuse_idle(self, run: Any, settings: Any) -> None:
+        """Raise ConfigError for an option that would do nothing with this run."""
+        if settings.guidance == 1:
+            self.refuse(
+                ["interval"],
+                "is where guidance acts, and a scale of 1 is none; give another --guidance too.",
+            )

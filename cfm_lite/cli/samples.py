@@ -1,0 +1,76 @@
+"""What a run on points or pixels leaves when it is sampled: an npz, and a picture beside it."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from cfm_lite import viz
+from cfm_lite._internal.places import check_file, expanded
+from cfm_lite.data.datasets import DataSet, dataset
+from cfm_lite.errors import ConfigError
+from cfm_lite.evaluate.samples import save_samples
+from cfm_lite.runs import Run, Spec
+from cfm_lite.runs.recipe import Recipe
+from cfm_lite.runs.sampling import Settings, draw_run, recorded, settings_of
+
+__all__ = ["drawing", "picture", "sample_file"]
+
+
+def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
+    """Draw samples and write them to `out` (default: samples.npz in the run's folder), with a
+    picture beside it; returns what to print.
+
+    Raises ConfigError for a wrong setting or a file that would be lost, DataError where nothing can
+    be written; all before anything is drawn.
+    """
+    home = run.place.folder if run.place else Path()
+    path = check_file(expanded(out or home / "samples.npz"), (".npz",))
+    check_file(path.with_suffix(".png"), (".png",))
+    _check_replaceable(path)
+    x, y = draw_run(run, settings)
+    save_samples(path, x, y, recorded(run, settings))
+    return f"samples in {path} and {picture(run, x, y, path.with_suffix('.png'))}"
+
+
+def drawing(
+    recipe: Recipe, data: DataSet, folder: str | Path, num: int = 100
+) -> Callable[[nn.Module, int], None]:
+    """A function of a model and a step that writes FOLDER/samples-step-N.png, as `runs.train` takes
+    it: the same noise each time.
+    """
+    spec = Spec(data.shape, data.num_classes)
+
+    def draw(model: nn.Module, step: int) -> None:
+        run = Run(recipe, model, step, spec=spec)
+        x, y = draw_run(run, settings_of(run, num, seed=recipe.seed))
+        picture(run, x, y, Path(folder) / f"samples-step-{step:08d}.png")
+
+    return draw
+
+
+def picture(run: Run, x: Tensor, y: Tensor, path: Path, shown: int = 100) -> Path:
+    """samples.png: rows of the classes for images, a cloud over the held-out data for points."""
+    if x.dim() > 2 and run.spec is not None:
+        columns = min(len(x), run.spec.num_classes)
+        whole = min(len(x), shown) // columns
+        rows = {f"sample {i + 1}": x[i * columns : (i + 1) * columns] for i in range(whole)}
+        return viz.save(viz.image_grid(rows, [int(label) for label in y[:columns]]), path)
+    held = dataset(run.recipe.dataset).held_x1[:2000]
+    return viz.save(viz.point_samples({"samples": x}, data=held), path)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise ConfigError for an npz that `sample_file` did not write: it may be somebody's data."""
+    if not path.exists():
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            ours = {"x.npy", "y.npy", "settings.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return  # a half-written or damaged file: what it held is lost already
+    if not ours:
+        raise ConfigError(
+            f"{path} holds no samples of cfm-lite sample and would be lost; choose another --out."
+        )

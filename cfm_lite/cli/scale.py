@@ -1,0 +1,204 @@
+"""cfm-lite scale prepare | train | sample: what only many images or many devices need.
+
+torchrun starts a command on several devices; the batch stays the same.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import FlagCreatePairsOff
+
+from cfm_lite.cli.arguments import OnDevice, show
+from cfm_lite.cli.sample import Sample
+from cfm_lite.cli.train import Training
+from cfm_lite.errors import ConfigError
+
+__all__ = ["ScalePrepare", "ScaleSample", "ScaleTrain"]
+
+
+@dataclass
+class ScalePrepare(OnDevice):
+    """Encode a folder of images to latents, or with --latents their images to REPA's features.
+
+    Several processes may work at once (torchrun starts them), and a stopped one goes on where it
+    was.
+    """
+
+    images: Path | None = None
+    """A folder of class folders, a tar of one, or a tar of one tar a class (default: the 63 samples under CFM_LITE_DATA)."""
+    out: Path | None = None
+    """Where the latents or the features go."""
+    size: int = 256
+    """Pixels a side, 256 or 512."""
+    vae: str = "sd-vae-ft-ema"
+    """sd-vae-ft-ema, sd-vae-ft-mse, any of diffusers as OWNER/NAME (a pipeline's as OWNER/NAME/vae), a folder in
+    diffusers' layout, or tiny (random, for trying out)."""
+    batch: int = 32
+    """Images encoded at once."""
+    rows: int = 1024
+    """Images per shard."""
+    workers: int = 4
+    """Threads that decode images."""
+    latents: Path | None = None
+    """Encode REPA's features of the images of these latents, with the teacher, in place of latents."""
+    teacher: str | None = None
+    """With --latents: a file with the teacher's weights, or random (default: timm's DINOv2-B, fetched once)."""
+    mirrors: int = 1
+    """With --latents: 2 encodes the mirror images too, which REPA's recipes do not use."""
+
+    def work(self) -> None:
+        if self.out is None:
+            raise ConfigError(
+                "there is no place for the latents or features; give a folder with --out FOLDER."
+            )
+        from cfm_lite.scale import commands
+
+        if self.latents is None:
+            self.refuse(
+                ["teacher", "mirrors"],
+                "is for the teacher's features of some latents; give --latents LATENTS too.",
+            )
+            settings = {name: getattr(self, name) for name in ("size", "batch", "rows", "workers")}
+            show(commands.prepare_command(self.images, self.out, self.device, self.vae, **settings))
+            return
+        self.refuse(
+            ["size", "vae", "rows", "workers"],
+            "is for latents, and with --latents features are made; leave it out.",
+        )
+        settings = {"mirrors": self.mirrors, "batch": self.batch}
+        show(
+            commands.features_command(
+                self.latents, self.images, self.out, self.device, self.teacher, **settings
+            )
+        )
+
+
+@dataclass
+class ScaleTrain(Training):
+    """Train a SiT on latents with a paper's preset, on as many devices as torchrun started."""
+
+    method: str = "sit"
+    """The preset: sit, delta_fm, vecor, dispersive, dispersive_torch, repa, repa_delta_fm or repa_vecor."""
+    latents: Path | None = None
+    """The folder that cfm-lite scale prepare wrote."""
+    model: str = "SiT-XL/2"
+    """SiT-S, -B, -L or -XL with /2, /4 or /8; SiT-Ti/2 is tiny, for trying out."""
+    size: int | None = None
+    """Pixels a side, 256 or 512 (default: the latents')."""
+    dry_run: bool = False
+    """Check everything, train ten steps on made data, print throughput, memory and the time of the whole run."""
+    log: Literal["json", "tensorboard"] = "json"
+    """tensorboard writes its files beside log.jsonl."""
+    log_every: int = 100
+    """Steps between logged lines."""
+    price: float | None = None
+    """With --dry-run: what an hour of one device costs, to say what the run will."""
+    ranks: int | None = None
+    """With --dry-run: on how many devices the run will be (default: those that the dry run is started on)."""
+    micro_batch: int | None = None
+    """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
+    compile: FlagCreatePairsOff[bool] = False
+    """Compile the network block by block: half a minute at the start, faster steps. On a GPU this is the default."""
+    no_compile: FlagCreatePairsOff[bool] = False
+    """Leave it as it is on a GPU too."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks: ddp keeps everything on each of them, fsdp deals parameters, moments and average to them (FSDP2)."""
+    checkpointing: bool = False
+    """Keep only each block's input and run the block again in the backward pass: a fifth of the memory, a third more work."""
+    images: Path | None = None
+    """For repa: the folder of images that the latents were made of."""
+    features: Path | None = None
+    """For repa, in place of the images: what cfm-lite scale prepare --latents LATENTS wrote."""
+    start: Path | None = None
+    """Fine-tune this: an official file (.pt, .pth or .safetensors, see --format), or a run of ours."""
+    format: Literal["sit", "repa"] = "sit"
+    """Whose file --start is: sit, or repa (DeltaFM's too)."""
+    teacher: str | None = None
+    """For repa: a file with the teacher's weights, or random (default: timm's, fetched once)."""
+
+    def work(self) -> None:
+        from cfm_lite.runs.imagenet import ImageNet
+        from cfm_lite.runs.run import is_file_of_weights
+        from cfm_lite.scale.commands import train_command
+
+        self.refuse_two_lengths()
+        if self.dry_run:
+            self.refuse(
+                ["resume", "save_every", "sample_every", "log", "log_every"],
+                "would do nothing: --dry-run saves and logs nothing; leave it out.",
+            )
+        else:
+            self.refuse(
+                ["price"], "is what a device-hour costs, which --dry-run tells; give --dry-run too."
+            )
+            self.refuse(
+                ["ranks"],
+                "is for --dry-run: a run has as many ranks as torchrun starts; leave it out, or "
+                "give --dry-run too.",
+            )
+        if self.start is None or not is_file_of_weights(self.start):
+            self.refuse(
+                ["format"],
+                "says whose official file --start is, and there is none; leave it out, or give "
+                "--start FILE.",
+            )
+        steps = 20 if self.quick else self.steps
+        changes, by_hand = self.changes({"steps": steps, "size": self.size}, ImageNet)
+        how = {
+            name: getattr(self, name)
+            for name in (
+                "dry_run", "price", "ranks", "log", "start", "format", "resume", "micro_batch", "parallel", "checkpointing",
+                "images", "features", "teacher", "sample_every", "log_every",
+            )
+        }  # fmt: skip
+        how["compile"] = self.compiles
+        how["save_every"] = 10_000 if self.save_every is None else self.save_every
+        how["by_hand"] = by_hand
+        show(
+            train_command(
+                self.method, self.model, self.latents, self.out, self.device, changes, **how
+            )
+        )
+
+    @property
+    def compiles(self) -> bool | None:
+        """What --compile and --no-compile say, None where neither is given. ConfigError for both."""
+        if self.compile and self.no_compile:
+            raise ConfigError("--compile and --no-compile are both given; give one of them.")
+        return self.compile or (False if self.no_compile else None)
+
+
+@dataclass
+class ScaleSample(Sample):
+    """Draw samples as `sample` does, with the options that many images and official files need."""
+
+    vae: str | None = None
+    """Where the VAE of the latents is now (default: the name or folder it had)."""
+    format: Literal["sit", "repa"] = "sit"
+    """Where --checkpoint is an official file, whose it is: sit, or repa (DeltaFM's too)."""
+    model: str = "SiT-XL/2"
+    """And what is in it."""
+
+    @property
+    def official(self) -> dict[str, str]:
+        return {"format": self.format, "network": self.model}
+
+    @property
+    def where_vae(self) -> str | None:
+        return self.vae
+
+    def refuse_idle(self, run: Any, settings: Any) -> None:
+        super().refuse_idle(run, settings)
+        if run.place is not None:
+            self.refuse(
+                ["format", "model"],
+                f"says what an official file holds, and {self.checkpoint} is a run of ours; leave "
+                "it out.",
+            )
+        if run.spec.vae is None:
+            self.refuse(
+                ["vae"],
+                f"is for runs on latents, and {self.checkpoint} is a run on {run.recipe.dataset}; "
+                "leave it out.",
+            )

@@ -1,0 +1,97 @@
+"""cfm-lite train: one recipe, one method, one run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from cfm_lite.cli.arguments import Seeded, parse_settings
+from cfm_lite.errors import ConfigError
+
+__all__ = ["Train", "Training"]
+
+
+@dataclass
+class Training(Seeded):
+    """The options of every training, of `train` and of `scale train`."""
+
+    steps: int | None = None
+    """Training steps (default: the recipe's)."""
+    set: tuple[str, ...] = ()
+    """Any other recipe field, as name=value: --set lr=1e-3 weight=0.1 perturb=cutmix."""
+    out: Path | None = None
+    """The run's folder (default: in runs/, named by recipe, method and seed)."""
+    resume: bool | Literal["auto"] = False
+    """Go on from the newest valid checkpoint in the folder; --resume auto starts where there is none yet."""
+    save_every: int | None = None
+    """Steps between checkpoints (default: 1000; scale train 10000)."""
+    sample_every: int = 0
+    """Steps between pictures of samples of the average, samples-step-N.png in the run's folder (0: only at the end)."""
+    batch: int | None = None
+    """The batch, over all ranks and micro-batches (default: the recipe's)."""
+
+    def changes(
+        self, flags: dict[str, Any], kind: type | None = None
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Recipe fields from --set and from the options in `flags`, and the names in --set;
+        ConfigError for what both give.
+        """
+        found, given = parse_settings(self.set, kind), self.given
+        by_hand = tuple(found)
+        for name, value in {"seed": self.seed, "batch": self.batch, **flags}.items():
+            flag = name if name in given else "quick" if name == "steps" and self.quick else None
+            if flag and name in found:
+                raise ConfigError(
+                    f"--set {name} and --{flag} both give the {name}; give one of them."
+                )
+            if flag or (name in ("method", "seed") and name not in found):
+                found[name] = value
+        return found, by_hand
+
+    def refuse_two_lengths(self) -> None:
+        """ConfigError for --quick with --steps."""
+        if self.quick:
+            self.refuse(["steps"], "and --quick both say how many steps; give one of them.")
+
+
+@dataclass
+class Train(Training):
+    """Train one recipe with one method; leaves config.json, log.jsonl, checkpoints and samples.png
+    in its folder.
+    """
+
+    recipe: Positional[Literal["toy", "digits", "digits_sit", "mnist", "cifar10"]] = "digits"
+    method: str = "fm"
+    """fm, delta_fm, vecor, vecor_latent, dispersive or contrastive."""
+
+    def work(self) -> None:
+        from cfm_lite import runs
+        from cfm_lite.cli.samples import drawing, sample_file
+        from cfm_lite.data.datasets import dataset
+        from cfm_lite.runs.reads import check_read
+        from cfm_lite.runs.recipe import recipe
+        from cfm_lite.runs.sampling import settings_of
+
+        self.refuse_two_lengths()
+        steps = 50 if self.quick else self.steps
+        changes, by_hand = self.changes({"method": self.method, "steps": steps})
+        chosen = recipe(self.recipe, **changes)
+        check_read(chosen, by_hand)
+        folder = runs.home_for(
+            self.out or Path("runs") / f"{self.recipe}-{chosen.method}-{chosen.seed}", self.resume
+        )
+        data = dataset(chosen.dataset)
+        done = runs.train(
+            chosen,
+            data,
+            device=runs.pick_device(self.device),
+            out=folder,
+            resume=self.resume,
+            save_every=1000 if self.save_every is None else self.save_every,
+            sample_every=self.sample_every,
+            draw=drawing(chosen, data, folder),
+        )
+        print(f"{done.summary}; the run is in {folder}")
+        run = runs.Run.open(folder, device=runs.pick_device(self.device))
+        print(sample_file(run, None, settings_of(run, 100, seed=chosen.seed)))

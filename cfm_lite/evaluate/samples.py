@@ -1,0 +1,151 @@
+"""Samples and their numbers: one evaluator for the samples of every run, and for anybody's images.
+
+Without a reference, samples of cfm-lite sample are held against the held-out rows of their data
+set. With one, images are held against images or statistics.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfm_lite import runs
+from cfm_lite._internal.checks import parse_json
+from cfm_lite._internal.places import check_file, expanded
+from cfm_lite.data import archive, images
+from cfm_lite.data.datasets import dataset
+from cfm_lite.engine.checkpoint import write_bytes
+from cfm_lite.errors import DataError
+from cfm_lite.evaluate.card import card_of, told
+from cfm_lite.evaluate.images import evaluate_samples
+from cfm_lite.evaluate.inception import open_extractor
+from cfm_lite.evaluate.measures import judge_of, measure, reference_rows
+from cfm_lite.runs.recipe import from_dict
+from cfm_lite.runs.sampling import SAMPLES
+
+__all__ = ["evaluate", "evaluate_file", "load_samples", "save_samples"]
+
+Row = dict[str, Any]
+LIMIT = 2**32  # bytes of samples in one file
+
+
+def evaluate(
+    samples: Path, reference: Path | None, inception: str | None, out: Path | None, device: str
+) -> str:
+    """Measure samples, against the images of `reference` if there is one; returns the card and the
+    table to print.
+    """
+    if reference is None:
+        rows, path = evaluate_file(samples, out)
+        table = [f"{row['metric']:<16} {row['value']:.4f}" for row in rows]
+        return "\n".join([*told(rows[0]), *table, f"rows in {path}"])
+    called = str(reference)
+    if archive.is_archive(samples):
+        samples, out = images.opened(samples), out or samples.with_name("metrics.json")
+    if archive.is_archive(reference):
+        reference = images.opened(reference)
+    extractor = open_extractor(inception, runs.pick_device(device))
+    rows, path = evaluate_samples(samples, reference, extractor, out=out, called=called)
+    note = ["a random network stands in for Inception: these numbers mean nothing"]
+    table = [f"{row['metric']:<30} {row['value']:.4f}" for row in rows]
+    return "\n".join(
+        [*(note if extractor.prefix else []), *told(rows[0]), *table, f"rows in {path}"]
+    )
+
+
+def save_samples(path: Path, x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> None:
+    """Write samples (N, *dims), labels (N,) and what decided them as one npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=x.numpy(), y=y.numpy(), settings=np.array(json.dumps(settings)))
+    write_bytes(path, buffer.getvalue())
+
+
+def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(x, y, settings) of a file that `save_samples` wrote, or of the samples.npz in a folder; the
+    recipe is settings["recipe"].
+
+    Raises DataError if it is missing, damaged or another kind of file.
+    """
+    path = _npz_of(path)
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder without a samples.npz. Give one of cfm-lite sample, or for images "
+            "what to measure them against, "
+            "with --reference."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LIMIT:
+            raise DataError(f"it unpacks to {size:,} bytes, the limit is {LIMIT:,}")
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            if "arr_0" in file:
+                raise DataError(
+                    "it holds images, arr_0, which are measured against others: give those with "
+                    "--reference"
+                )
+            x, y, settings = (
+                torch.from_numpy(file["x"]),
+                torch.from_numpy(file["y"]),
+                parse_json(str(file["settings"])),
+            )
+        from_dict(settings["recipe"])
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing. Run cfm-lite sample first, or give the right file."
+        ) from None
+    except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
+        raise DataError(
+            f"{path} holds no samples of cfm-lite sample ({error}). Draw them again."
+        ) from None
+    if len(x) != len(y) or not torch.isfinite(x).all():
+        raise DataError(
+            f"{path} holds {len(x)} samples and {len(y)} labels, or values that are not finite. "
+            "Draw them again."
+        )
+    return x, y, settings
+
+
+def _npz_of(path: str | Path) -> Path:
+    """The npz itself, or the samples.npz in a folder."""
+    path = expanded(path)
+    return path / SAMPLES if (path / SAMPLES).exists() else path
+
+
+def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list[Row], Path]:
+    """Measure the samples in an npz; returns flat rows, each with its card, and the metrics.json
+    that they were written to.
+    """
+    x, y, settings = load_samples(path)
+    target = check_file(
+        expanded(out) if out else _npz_of(path).with_name("metrics.json"), (".json",)
+    )
+    name = from_dict(settings["recipe"]).dataset
+    data, judge = dataset(name), judge_of(name)
+    values = measure(x, y, data, judge)
+    by = (
+        {"features": "coordinates", "features_hash": None}
+        if judge is None
+        else {"features": f"judge of {judge.dataset}", "features_hash": judge.fingerprint}
+    )
+    card = card_of(settings, samples=len(x), reference=f"held-out rows of {data.name}", **by)
+    held = reference_rows(len(x), data, judge)
+    card |= {
+        "codec": type(data.codec).__name__ if data.codec else None,
+        "reference_kind": "rows",
+        "reference_images": len(held),
+    }
+    card |= {
+        "reference_hash": hashlib.sha256(held.contiguous().numpy().tobytes()).hexdigest(),
+        "reference_holds": f"{len(held):,} of {len(data.held_x1):,}",
+    }
+    return (
+        rows := [{**card, "metric": name, "value": value} for name, value in values.items()]
+    ), runs.write_json(target, rows)

@@ -1,0 +1,242 @@
+"""Samples of any run: labels, noise, velocity, and the solver that takes noise to samples.
+
+`Settings` are all that decides the samples. Every draw is keyed, so that it can be repeated. A run
+on points or pixels has one stream of noise for all samples: how many are drawn at once decides
+nothing but the noise of the SDE. A run on latents has a stream for each part of `batch` samples:
+parts can be dealt to any number of ranks, and a folder of samples can grow.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfm_lite import guidance, samplers
+from cfm_lite._internal.checks import check_choice, check_count, check_number, plain
+from cfm_lite.draws import check_labels_word, class_labels, keyed_generator
+from cfm_lite.errors import ConfigError
+from cfm_lite.guidance import Velocity
+from cfm_lite.methods import debiasing
+from cfm_lite.paths import PATHS, Path
+from cfm_lite.runs.recipe import SOLVERS, Recipe
+from cfm_lite.runs.run import Run
+from cfm_lite.runs.spec import Spec
+
+__all__ = [
+    "Settings",
+    "draw",
+    "draw_part",
+    "draw_run",
+    "in_parts",
+    "labels_of",
+    "noise_of",
+    "recorded",
+    "settings_of",
+    "solve",
+    "velocity_of",
+]
+
+SAMPLES, SETTINGS = "samples.npz", "settings.json"  # what a folder of samples holds
+AT_ONCE, A_PART = 1000, 64  # samples drawn at once: of points and pixels, and of latents
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the samples; `steps` are network evaluations for the SDE and solver steps for
+    the ODE.
+    """
+
+    num: int
+    seed: int = 0
+    solver: str = "euler"  # of the ODE; "sde" is Euler-Maruyama
+    steps: int = 250
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    debias: bool = False
+    batch: int = A_PART
+    labels: str = "turn"  # the classes in turn, "random", or some of them such as "3,7"
+
+    def __post_init__(self) -> None:
+        for name, low in (("num", 1), ("seed", 0), ("steps", 1), ("batch", 1)):
+            object.__setattr__(self, name, check_count(name, getattr(self, name), low))
+        check_choice("solver", self.solver, (*SOLVERS, "sde"))
+        check_number("guidance", self.guidance, -float("inf"), float("inf"))
+        object.__setattr__(self, "guidance", plain(self.guidance))
+        guidance.check_interval(self.interval)
+        check_labels_word(self.labels)
+        if self.solver == "sde" and self.steps < 2:
+            raise ConfigError(
+                f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise."
+            )
+
+    @property
+    def parts(self) -> int:
+        """How many parts of `batch` samples there are; the last may be smaller."""
+        return -(-self.num // self.batch)
+
+    def count(self, part: int) -> int:
+        """How many samples a part has."""
+        return min(self.batch, self.num - part * self.batch)
+
+
+def settings_of(run: Run, num: int, **given: Any) -> Settings:
+    """`Settings` for a run: what is not `given`, or is None, is as its recipe says."""
+    recipe = run.recipe
+    own = {"solver": recipe.solver, "steps": recipe.sample_steps, "guidance": recipe.guidance}
+    own["batch"] = A_PART if in_parts(run) else AT_ONCE
+    return Settings(num, **own | {name: x for name, x in given.items() if x is not None})
+
+
+def recorded(run: Run, settings: Settings) -> dict[str, Any]:
+    """What is kept with the samples: how they were drawn, and from which network."""
+    spec = _spec(run)
+    return {
+        **asdict(settings),
+        "interval": list(settings.interval),
+        "weights": run.weights,
+        "step": run.step,
+        "average": run.average,
+        "recipe": run.recipe.as_dict(),
+        "vae": spec.vae,
+        "vae_fingerprint": spec.vae_fingerprint,
+    }
+
+
+def in_parts(run: Run) -> bool:
+    """Whether noise and labels are keyed by the part: of a run on latents."""
+    return _spec(run).vae is not None
+
+
+def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
+    """The labels (n,) of one part. Where parts are keyed, random ones depend on (seed, part) alone,
+    however many rows are asked for.
+    """
+    classes, first, n = _spec(run).num_classes, part * settings.batch, settings.count(part)
+    if in_parts(run):
+        generator = keyed_generator("cpu", settings.seed, "samples' labels", part)
+        return class_labels(
+            settings.labels, classes, settings.batch, first=first, generator=generator
+        )[:n]
+    generator = keyed_generator("cpu", settings.seed, "labels")
+    return class_labels(settings.labels, classes, settings.num, generator=generator)[
+        first : first + n
+    ]
+
+
+def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
+    """The noise (n, *shape) that samples of points and pixels start from."""
+    return torch.randn(n, *shape, generator=keyed_generator("cpu", seed, "sampling noise"))
+
+
+def velocity_of(run: Run, settings: Settings, y: Tensor) -> Velocity:
+    """The guided velocity for labels `y` (B,); debiased, it aims at FM's optimum again. ConfigError
+    where the run's method has nothing to undo.
+    """
+    velocity = guidance.cfg(run.model, y, settings.guidance, settings.interval)
+    return debiasing(run.recipe)(velocity, run.recipe, _Known(run)) if settings.debias else velocity
+
+
+def solve(
+    velocity: Velocity,
+    x: Tensor,
+    steps: int,
+    solver: str,
+    path: Path,
+    generator: torch.Generator,
+) -> Tensor:
+    """Samples from noise `x` by an ODE solver, or for "sde" by Euler-Maruyama, whose last of
+    `steps` >= 2 steps has no noise.
+    """
+    if solver != "sde":
+        return samplers.sample(velocity, x, torch.linspace(0, 1, steps + 1), SOLVERS[solver])
+    if steps < 2:
+        raise ConfigError(
+            f"steps is {steps}; the SDE needs at least 2, for its last one has no noise."
+        )
+    ts = torch.linspace(0, 1 - samplers.SDE_END, steps)
+    return samplers.sample_sde(
+        velocity, x, ts, path, last_step_size=samplers.SDE_END, generator=generator
+    )
+
+
+def draw(
+    velocity: Callable[[Tensor], Velocity],
+    x0: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    *,
+    steps: int,
+    solver: str,
+    seed: int,
+    batch: int,
+    device: torch.device,
+) -> Tensor:
+    """Samples (N, *dims), on the host, from noise `x0` (N, *dims) for labels `y` (N,), `batch` of
+    them at once; `velocity` makes one for some labels.
+    """
+    parts = []
+    for first in range(0, len(y), batch):
+        some = slice(first, first + batch)
+        generator = keyed_generator("cpu", seed, "sde", first)
+        v, x = velocity(y[some].to(device)), x0[some].to(device)
+        parts.append(solve(v, x, steps, solver, PATHS[recipe.path], generator).cpu())
+    return torch.cat(parts)
+
+
+def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
+    """All samples (N, *dims) of a run on points or pixels, and their labels (N,)."""
+    y = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
+    x = draw(
+        lambda some: velocity_of(run, settings, some),
+        noise_of(_spec(run).shape, settings.num, settings.seed),
+        y,
+        run.recipe,
+        steps=settings.steps,
+        solver=settings.solver,
+        seed=settings.seed,
+        batch=settings.batch,
+        device=_device(run),
+    )
+    return x, y
+
+
+def draw_part(run: Run, settings: Settings, part: int) -> Tensor:
+    """The latents (n, C, h, w) of one part of a run on latents, on the network's device."""
+    device = _device(run)
+    y = labels_of(run, settings, part).to(device)
+    keys = [
+        keyed_generator("cpu", settings.seed, name, part) for name in ("samples", "samples' noise")
+    ]
+    noise = torch.randn(settings.batch, *_spec(run).shape, generator=keys[0], dtype=torch.float32)
+    x, path = noise[: len(y)].to(device), PATHS[run.recipe.path]
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        velocity = velocity_of(run, settings, y)
+        return solve(velocity, x, settings.steps, settings.solver, path, keys[1])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the inverse of a method may know of a run's data; the mean is read when it is needed."""
+
+    run: Run
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return _spec(self.run).shape
+
+    @property
+    def mean(self) -> Tensor:
+        mean = self.run.mean()
+        return mean.to(_device(self.run)) if in_parts(self.run) else mean  # once, not at every step
+
+
+def _spec(run: Run) -> Spec:
+    if run.spec is None:
+        raise ConfigError("the run has no spec; open it with Run.open, or give Run(spec=...).")
+    return run.spec
+
+
+def _device(run: Run) -> torch.device:
+    return next(run.model.parameters()).device

@@ -1,0 +1,65 @@
+"""What a network takes and gives: kept in config.json as "spec", so that no data set is loaded in
+order to sample.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cfm_lite.data.datasets import dataset
+from cfm_lite.errors import CheckpointError, ConfigError
+from cfm_lite.runs.recipe import Recipe
+
+__all__ = ["Spec", "spec_of"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The dims of one sample, what the condition `y` is, and of latents the VAE that made them."""
+
+    shape: tuple[int, ...]
+    num_classes: int
+    condition: str = "labels"  # (B,) integers below num_classes
+    vae: str | None = None  # a name or a folder; None for points and pixels
+    vae_fingerprint: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for config.json."""
+        said = {
+            "shape": list(self.shape),
+            "condition": self.condition,
+            "classes": self.num_classes,
+        }
+        of_latents = {"vae": self.vae, "vae_fingerprint": self.vae_fingerprint}
+        return said | (of_latents if self.vae else {})
+
+
+def spec_of(config: Mapping[str, Any], recipe: Recipe) -> Spec:
+    """The spec that a run's config.json says; an older run's comes from what it says of its data,
+    or from the data set itself.
+
+    Raises CheckpointError where that is damaged, DataError where the data set is not there.
+    """
+    said = config.get("spec", config.get("data"))
+    try:
+        if said is not None and "shape" in said:
+            classes = said.get("classes") if "spec" in config else said["num_classes"]
+            return Spec(
+                tuple(map(int, said["shape"])),
+                int(classes),
+                str(said.get("condition", "labels")),
+                vae=said.get("vae"),
+                vae_fingerprint=said.get("vae_fingerprint"),
+            )
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"config.json is damaged: its spec cannot be read ({error!r}). Copy it from the run again."
+        ) from None
+    try:
+        data = dataset(recipe.dataset)
+    except ConfigError:  # the recipe of a user's own data, or of latents
+        raise CheckpointError(
+            f"config.json has no spec, and {recipe.dataset!r} is no data set that would tell it. "
+            "Train again, or write the spec: shape, condition, classes."
+        ) from None
+    return Spec(data.shape, data.num_classes)
