@@ -48,7 +48,7 @@ _POSITIVE = LinearSegmentedColormap.from_list(
 
 
 class Difference(Protocol):
-    """What `paired_differences` reads of an `experiments.Difference`."""
+    """What `paired_differences` reads of an `lab.Difference`."""
 
     method: str
     mean: float
@@ -293,10 +293,10 @@ def paired_differences(
     good: str = "lower",
 ) -> Picture:
     """Differences to a base method with their intervals: a block of rows per group, a row per
-    `experiments.Difference` in it.
+    `lab.Difference` in it.
 
     A filled dot is a clear difference (the attribute `clear`; without one, an interval that does
-    not contain zero). Of a hollow one nothing can be said. A vertical line marks the base. `good`
+    not contain zero). A hollow one is no clear difference. A vertical line marks the base. `good`
     says on which side ("lower" or "higher") a method is better. Raises ConfigError for NaN and for
     empty groups.
     """
@@ -306,7 +306,7 @@ def paired_differences(
     )
     if not blocks or not all(blocks.values()):
         raise ConfigError(
-            "groups has no rows; pass {'hinge': experiments.differences(rows, 'frechet', 16)}."
+            "groups has no rows; pass {'hinge': lab.differences(rows, 'frechet', 16)}."
         )
     count = sum(map(len, blocks.values()))
     figure, ((panel,),) = panels(1, 1, width=9.6, height=1.35 + 0.27 * count + 0.12 * len(blocks))

@@ -42,7 +42,7 @@ def scalar_maps(
     `label` with its unit beside it.
 
     `densities[name]`, an exact log density, draws contours and leaves white what holds less than
-    0.5 % of the mass. The colours reach to the value below which 99.5 % of the map lies. Ways
+    0.5 % of the mass. The colours reach to the value below which 99.5 % of the map lies. Paths
     `states` (S, B, 2) are drawn over every panel. Raises ConfigError for NaN, for values below 0,
     for limits that are no square and for an empty mapping.
     """
@@ -60,8 +60,8 @@ def scalar_maps(
     below = min(float(value.min()) for value in values.values())
     if below < -1e-9:
         raise ConfigError(
-            f"maps go down to {below:.3g}; this figure is for numbers of at least 0. Signed ones "
-            "belong into field_error."
+            f"maps go down to {below:.3g}; this figure is for numbers of at least 0. For signed ones "
+            "use viz.field_error."
         )
     logs = {
         name: artists.density_map(density, limits) for name, density in (densities or {}).items()
@@ -87,9 +87,9 @@ def scalar_maps(
             zorder=0.5,
         )
         if states is not None:
-            ways = as_array("states", states, None, None, 2)
+            paths = as_array("states", states, None, None, 2)
             lines = LineCollection(
-                list(np.moveaxis(ways, 1, 0)), colors=TRUTH, linewidths=0.5, alpha=0.35, zorder=2
+                list(np.moveaxis(paths, 1, 0)), colors=TRUTH, linewidths=0.5, alpha=0.35, zorder=2
             )
             panel.add_collection(lines, autolim=False)
         if name in logs:

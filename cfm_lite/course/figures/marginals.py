@@ -103,7 +103,7 @@ def snapshots(
     limits: Limits | None = None,
 ) -> Picture:
     """The points `states` (S, B, 2), known at times `ts` (S,), in a panel for each time of `at`,
-    with the first `followed` ways traced.
+    with the first `followed` paths traced.
 
     `density(x, t)`, an exact log density, is drawn as contours. At most `shown` points are drawn.
     Raises ConfigError for NaN, for shapes that do not fit, and for a time of `at` at which no state
@@ -230,12 +230,12 @@ def _draw_passing(
 def spacetime(
     bundles: Mapping[str, Any], ts: Any, *, density: TimedDensity | None = None, shown: int = 40
 ) -> Picture:
-    """Ways on a line against time: `bundles[name]` (S, B) at times `ts` (S,), a panel each, over
+    """Paths on a line against time: `bundles[name]` (S, B) at times `ts` (S,), a panel each, over
     the exact `density` as a shade.
 
-    Two ways that meet in a panel are in one place at one time. The shade is scaled to its maximum
-    at every time. At most `shown` ways are drawn. Raises ConfigError for NaN, for shapes that do
-    not fit and for an empty mapping.
+    Where two paths meet, they are in one place at one time. The shade is scaled to its maximum at
+    every time. At most `shown` paths are drawn. Raises ConfigError for NaN, for shapes that do not
+    fit and for an empty mapping.
     """
     ts = as_array("ts", ts, None)
     shown = check_count("shown", shown)
