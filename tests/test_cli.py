@@ -1,6 +1,7 @@
 """The command line: what each command leaves, and one line with an exit code for whatever is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from cfm_lite import cli
 from cfm_lite.data import digits
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate import judges
+from cfm_lite.methods import METHODS
+from cfm_lite.runs.imagenet import PRESETS
 from cfm_lite.runs.recipe import recipe
 
 
@@ -207,6 +210,16 @@ def test_help_lists_the_commands_and_the_module_can_be_run():
     assert done.returncode == 0
     for name in ("demo", "train", "sample", "evaluate", "compare", "prepare"):
         assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "names"), [(["train"], METHODS), (["scale", "train"], PRESETS)]
+)
+def test_help_names_every_method(command, names, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    told = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert f"(one of {', '.join(names)}; default: " in told
 
 
 # samples are filed under the run's own name

@@ -18,13 +18,12 @@ from cfm_lite.runs.imagenet import (
     MODELS,
     PRESETS,
     ImageNet,
-    build_imagenet_model,
     build_imagenet_objective,
     build_imagenet_trainer,
     imagenet,
     versus,
 )
-from cfm_lite.runs.recipe import Recipe, from_dict
+from cfm_lite.runs.recipe import Recipe, build_model, from_dict
 from cfm_lite.scale.budget import Split, activation_bytes, peak_bytes, split_batch, state_bytes
 from cfm_lite.scale.dry_run import Made
 
@@ -66,7 +65,7 @@ def test_the_official_models_have_the_official_parameter_counts(name, learn_sigm
 def test_the_models_are_the_official_ones_and_our_tiny_one():
     assert set(MODELS) == {*SIT_CONFIGS, "SiT-Ti/2"}
     assert len(SIT_CONFIGS) == 12
-    model = build_imagenet_model(imagenet(**TINY), DATA)
+    model = build_model(imagenet(**TINY), DATA)
     assert count_parameters(model)[0] < 500_000
 
 
@@ -195,7 +194,7 @@ def test_wrong_settings_name_the_right_ones(changes, words):
 def test_alignment_without_a_teacher_says_what_to_give():
     recipe = imagenet("repa", **TINY)
     with pytest.raises(ConfigError, match="--images"):
-        build_imagenet_objective(recipe, build_imagenet_model(recipe, DATA))
+        build_imagenet_objective(recipe, build_model(recipe, DATA))
 
 
 @settings(max_examples=200, deadline=None)

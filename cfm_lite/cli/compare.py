@@ -34,7 +34,7 @@ class Compare(Seeded):
     seeds: int | None = None
     """How many seeds, counted from --seed (default: the group's own number)."""
     arms: tuple[str, ...] = ()
-    """Only these arms of the groups, such as fm fm_scaled delta_fm (default: all)."""
+    """Only these arms of the groups, such as fm fm_scaled vecor (default: all)."""
     workers: int | None = None
     """Jobs at once on a CPU, each with one thread (default: as many as there are cores; with --quick 1)."""
     set: tuple[str, ...] = ()

@@ -34,7 +34,7 @@ class Sample(Seeded):
     sde: bool = False
     """Euler-Maruyama on the SDE instead of an ODE solver."""
     debias: bool = False
-    """Undo the bias of delta_fm or vecor."""
+    """Undo what a repelled method does to the velocity: it aims at FM's optimum again."""
     average: Literal["ema", "ema2", "model"] = "ema"
     """Which network: the average, the second average of a run that kept one (--set ema2=0.99), or the model itself."""
     batch: int | None = None

@@ -5,9 +5,9 @@ torchrun starts a command on several devices; the batch stays the same.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff
+from tyro.conf import FlagCreatePairsOff, arg
 
 from cfm_lite.cli.arguments import OnDevice, show
 from cfm_lite.cli.sample import Sample
@@ -74,12 +74,18 @@ class ScalePrepare(OnDevice):
         )
 
 
+def _presets(default: str) -> str:
+    from cfm_lite.runs.imagenet import PRESETS  # for --help alone
+
+    return f"(one of {', '.join(PRESETS)}; default: {default})"
+
+
 @dataclass
 class ScaleTrain(Training):
     """Train a SiT on latents with a paper's preset, on as many devices as torchrun started."""
 
-    method: str = "sit"
-    """The preset: sit, delta_fm, vecor, dispersive, dispersive_torch, repa, repa_delta_fm or repa_vecor."""
+    method: Annotated[str, arg(help_behavior_hint=_presets)] = "sit"
+    """The preset of a paper."""
     latents: Path | None = None
     """The folder that cfm-lite scale prepare wrote."""
     model: str = "SiT-XL/2"

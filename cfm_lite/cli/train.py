@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from cfm_lite.cli.arguments import Seeded, parse_settings
 from cfm_lite.errors import ConfigError
@@ -55,6 +55,12 @@ class Training(Seeded):
             self.refuse(["steps"], "and --quick both say how many steps; give one of them.")
 
 
+def _methods(default: str) -> str:
+    from cfm_lite.methods import METHODS  # for --help alone: torch takes a second to load
+
+    return f"(one of {', '.join(METHODS)}; default: {default})"
+
+
 @dataclass
 class Train(Training):
     """Train one recipe with one method; leaves config.json, log.jsonl, checkpoints and samples.png
@@ -62,8 +68,8 @@ class Train(Training):
     """
 
     recipe: Positional[Literal["toy", "digits", "digits_sit", "mnist", "cifar10"]] = "digits"
-    method: str = "fm"
-    """fm, delta_fm, vecor, vecor_latent, dispersive or contrastive."""
+    method: Annotated[str, arg(help_behavior_hint=_methods)] = "fm"
+    """What is added to flow matching."""
 
     def work(self) -> None:
         from cfm_lite import runs

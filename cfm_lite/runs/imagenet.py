@@ -31,7 +31,6 @@ __all__ = [
     "PRESETS",
     "Given",
     "ImageNet",
-    "build_imagenet_model",
     "build_imagenet_trainer",
     "imagenet",
     "preset_of",
@@ -157,12 +156,6 @@ def preset_of(recipe: ImageNet) -> str:
     return max(shared, key=lambda name: shared[name]) if shared else plain
 
 
-def build_imagenet_model(recipe: ImageNet, data: Shaped) -> SiT:
-    """The SiT of a recipe for latents (C, h, w), as `build_model` makes it."""
-    model: Any = build_model(recipe, data)
-    return model
-
-
 def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) -> Objective:
     """The objective of a recipe; with `align` > 0 it aligns with `teacher`, whose grid must be the
     model's.
@@ -215,7 +208,7 @@ def build_imagenet_trainer(
     """The trainer of a recipe, on `model` (such as one from `load_official`, to fine-tune it) or on
     a new network.
     """
-    network: Any = (model or build_imagenet_model(recipe, data)).to(device)
+    network: Any = (model or build_model(recipe, data)).to(device)
     built = build_imagenet_objective(recipe, network, teacher).to(device)
     return build_trainer(
         recipe,

@@ -27,10 +27,10 @@ from cfm_lite.runs import Run, Spec, read_config
 from cfm_lite.runs.imagenet import (
     Given,
     ImageNet,
-    build_imagenet_model,
     build_imagenet_trainer,
     preset_of,
 )
+from cfm_lite.runs.recipe import build_model
 from cfm_lite.runs.run import MEAN
 from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.scale.sample import drawing
@@ -145,7 +145,7 @@ def trainer_for(
             "parallel is 'fsdp' and there is one process, which has nobody to share with; use "
             "torchrun, or ddp."
         )
-    model: Any = options.start or build_imagenet_model(recipe, data)
+    model: Any = options.start or build_model(recipe, data)
     if model.num_classes != data.num_classes:
         raise ConfigError(
             f"the model has {model.num_classes} classes and the latents {data.num_classes}; "

@@ -83,7 +83,7 @@ ELSEWHERE: dict[str, str] = {
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
         data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher evaluate.measures.reference_rows methods.Arm
         methods.Data methods.Method methods.Needed methods.arms methods.debiasing objective.repa runs.imagenet.Given
-        runs.imagenet.build_imagenet_model runs.imagenet.build_imagenet_trainer runs.imagenet.preset_of runs.recipe.build_model
+        runs.imagenet.build_imagenet_trainer runs.imagenet.preset_of runs.recipe.build_model
         runs.recipe.build_objective runs.recipe.build_trainer
     """,
     "answers of a learner: tests/test_course.py gives right and wrong ones": """

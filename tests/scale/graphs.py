@@ -18,7 +18,8 @@ from cfm_lite import objective
 from cfm_lite.engine import compiled
 from cfm_lite.engine.parallel import ALONE, World, joined
 from cfm_lite.models import MLP
-from cfm_lite.runs.imagenet import build_imagenet_model, build_imagenet_trainer, imagenet
+from cfm_lite.runs.imagenet import build_imagenet_trainer, imagenet
+from cfm_lite.runs.recipe import build_model
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.training import Trainer
 
@@ -63,7 +64,7 @@ def built(
         "parallel": parallel,
         "compile": compile,
     }
-    return build_imagenet_trainer(recipe, MADE, model=build_imagenet_model(recipe, MADE), **how)
+    return build_imagenet_trainer(recipe, MADE, model=build_model(recipe, MADE), **how)
 
 
 def batch(preset: str, rows: int) -> tuple[Tensor, ...]:

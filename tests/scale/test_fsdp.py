@@ -11,7 +11,8 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import ALONE
 from cfm_lite.engine.sharded import full
 from cfm_lite.errors import ConfigError, DivergenceError
-from cfm_lite.runs.imagenet import build_imagenet_model, build_imagenet_trainer, imagenet
+from cfm_lite.runs.imagenet import build_imagenet_trainer, imagenet
+from cfm_lite.runs.recipe import build_model
 from cfm_lite.scale.dry_run import Made
 from cfm_lite.scale.train import Options, train_imagenet
 from tests.scale.conftest import SMALL
@@ -264,7 +265,7 @@ def test_fsdp_in_bf16_is_ddp_in_bf16_up_to_its_rounding_and_keeps_float32(tmp_pa
 
     def work_under(parallel):
         def work(world):
-            model = build_imagenet_model(recipe, MADE)
+            model = build_model(recipe, MADE)
             g = torch.Generator().manual_seed(7)
             for p in model.parameters():
                 if p.requires_grad:
