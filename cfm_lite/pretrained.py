@@ -7,7 +7,6 @@ python -m cfm_lite.pretrained; with names, only those.
 """
 
 import functools
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,10 +16,11 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cfm_lite import runs
 from cfm_lite._internal.checks import check_choice, load_weights
+from cfm_lite._internal.files import fingerprint
 from cfm_lite.data.datasets import dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError
@@ -85,7 +85,7 @@ def load(name: str) -> nn.Module:
         raise CheckpointCorruptError(
             f"{path} is damaged ({error}); install cfm_lite again, or git checkout it."
         ) from None
-    if header.pop("fingerprint", None) != _fingerprint(header, weights):
+    if header.pop("fingerprint", None) != fingerprint(weights, json.dumps(header, sort_keys=True)):
         raise CheckpointCorruptError(
             f"{path} is damaged: its content differs from its fingerprint; install cfm_lite again."
         )
@@ -95,14 +95,6 @@ def load(name: str) -> nn.Module:
     load_weights(model, weights, path)
     model.recipe = trained  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model.requires_grad_(False).eval()
-
-
-def _fingerprint(header: dict[str, str], weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def make(name: str, into: Path, **changes: Any) -> Path:
@@ -120,10 +112,8 @@ def make(name: str, into: Path, **changes: Any) -> Path:
         "num_classes": str(data.num_classes),
     }
     path = into / f"{name}.safetensors"
-    write_bytes(
-        path,
-        safetensors.torch.save(weights, header | {"fingerprint": _fingerprint(header, weights)}),
-    )
+    named = fingerprint(weights, json.dumps(header, sort_keys=True))
+    write_bytes(path, safetensors.torch.save(weights, header | {"fingerprint": named}))
     return path
 
 

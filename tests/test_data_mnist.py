@@ -11,6 +11,7 @@ import platformdirs
 import pytest
 import torch
 
+from cfm_lite._internal import files
 from cfm_lite.data import mnist, root
 from cfm_lite.errors import ConfigError, DataError
 
@@ -269,8 +270,8 @@ def test_checkout_is_a_folder_with_our_project_file(monkeypatch, tmp_path):
 
 def test_publish_replaces_whole_files_and_leaves_nothing_behind(tmp_path, monkeypatch):
     target = tmp_path / "deep" / "file"
-    root.publish(b"old", target)
-    root.publish(b"new", target)
+    files.publish(b"old", target)
+    files.publish(b"new", target)
     assert target.read_bytes() == b"new"
 
     def broken(*_):
@@ -278,7 +279,7 @@ def test_publish_replaces_whole_files_and_leaves_nothing_behind(tmp_path, monkey
 
     monkeypatch.setattr(root.os, "replace", broken)
     with pytest.raises(OSError, match="no space"):
-        root.publish(b"newer", target)
+        files.publish(b"newer", target)
     assert target.read_bytes() == b"new"
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 

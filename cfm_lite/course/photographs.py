@@ -4,8 +4,9 @@ ship inside scikit-learn.
 
 from pathlib import Path
 
+from cfm_lite._internal.files import publish
 from cfm_lite.data import archive
-from cfm_lite.data.root import cache_root, publish, scratch
+from cfm_lite.data.root import cache_root, scratch
 from cfm_lite.errors import DataError
 
 __all__ = ["photographs"]

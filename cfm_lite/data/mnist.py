@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_count
+from cfm_lite._internal.files import publish
 from cfm_lite._internal.lazy import optional
 from cfm_lite.data import root as files
 from cfm_lite.errors import CFMError, DataError
@@ -180,4 +181,4 @@ def _install(source: Path, folder: Path) -> None:
     target = folder / source.name
     if target.exists():
         os.replace(target, folder / f"{source.name}.bad")
-    files.publish(source.read_bytes(), target)
+    publish(source.read_bytes(), target)

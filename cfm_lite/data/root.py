@@ -11,7 +11,6 @@ import functools
 import gzip
 import io
 import os
-import secrets
 import shutil
 import socket
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 import platformdirs
 
 from cfm_lite._internal.checks import warn_once
+from cfm_lite._internal.files import publish
 from cfm_lite._internal.places import expanded
 from cfm_lite.errors import CFMError, ConfigError, DataError
 
@@ -33,7 +33,6 @@ __all__ = [
     "impatient",
     "keep",
     "missing",
-    "publish",
     "read_file",
     "read_gzip",
     "scratch",
@@ -208,22 +207,3 @@ def impatient(seconds: float = PATIENCE) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def publish(content: bytes, path: Path) -> None:
-    """Write `content` to `path` in one step: a reader sees the old file or the new one, never half
-    of either.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
-    try:
-        with (
-            open(name, "xb") as file
-        ):  # a name that nobody can guess, never one that is there; readable as the user's umask says
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        name.unlink(missing_ok=True)
-        raise

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_choice, check_count, full_precision, load_weights
+from cfm_lite._internal.files import fingerprint
 from cfm_lite.data import cifar10, digits, mnist
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CFMError, ConfigError
@@ -144,10 +145,8 @@ def teacher_for(dataset: str) -> SmallTeacher:
 
 
 def _hash(teacher: SmallTeacher) -> str:
-    digest = hashlib.sha256(json.dumps([teacher.dataset, repr(teacher.accuracy)]).encode())
-    for name, value in sorted(teacher.state_dict().items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    facts = json.dumps([teacher.dataset, repr(teacher.accuracy)])
+    return fingerprint(teacher.state_dict(), facts, shapes=False)
 
 
 def _read(path: Path, dataset: str) -> SmallTeacher | None:

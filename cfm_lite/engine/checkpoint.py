@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_count
+from cfm_lite._internal.files import publish
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError, DiskFullError
 
 __all__ = [
@@ -249,14 +250,10 @@ def check_storable(tensors: Mapping[str, Any]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a reader sees the old file or the new one, never half of it."""
-    work = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(work, [data])
-        os.replace(work, path)
+        publish(data, path)
         _fsync(path.parent)
     except OSError as error:
-        work.unlink(missing_ok=True)
         raise explained(error, path.parent, len(data)) from error
 
 

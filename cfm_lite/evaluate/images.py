@@ -25,9 +25,9 @@ from tqdm.auto import tqdm
 
 from cfm_lite import metrics, runs
 from cfm_lite._internal.checks import warn_once
+from cfm_lite._internal.files import hash_of_file
 from cfm_lite._internal.places import check_file, expanded
 from cfm_lite.data import images as image_files
-from cfm_lite.data.latents.shards import digest_file
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CFMError, DataError
 from cfm_lite.evaluate.card import card_of
@@ -314,4 +314,4 @@ def _content(source: Path, size: int) -> str:
             f"there is no reference {source}. Give an npz with arr_0, such as ADM's, or a folder "
             "of images."
         )
-    return digest_file(source)
+    return hash_of_file(source)

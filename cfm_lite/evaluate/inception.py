@@ -8,7 +8,6 @@ al. 2017 (arXiv:1706.08500); Nash et al. 2021 (arXiv:2103.03841); ADM's evaluato
 Nichol 2021), agreement with which was not run here.
 """
 
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_count, full_precision, in_one_line
+from cfm_lite._internal.files import fingerprint, hash_of_file
 from cfm_lite._internal.lazy import optional
-from cfm_lite.data.latents.shards import digest_file
 from cfm_lite.data.root import cache_root, impatient, scratch
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.models.official import read_weights
@@ -65,7 +64,7 @@ class Inception:
 
     def __init__(self, network: nn.Module, device: torch.device | str) -> None:
         self.network, self.device = network.to(device), device
-        self.fingerprint = fingerprint_of(network)
+        self.fingerprint = fingerprint(network.state_dict(), shapes=False)
         self._map: Tensor | None = None
         block: Any = network.get_submodule("Mixed_6d.branch1x1")
         block.register_forward_hook(self._keep)
@@ -101,7 +100,7 @@ class StandIn:
             )
             self.head = nn.Linear(64, 16)
         self.network = nn.ModuleList([self.body, self.head]).to(device).eval().requires_grad_(False)
-        self.device, self.fingerprint = device, fingerprint_of(self.network)
+        self.device, self.fingerprint = device, fingerprint(self.network.state_dict(), shapes=False)
 
     @torch.no_grad()
     @full_precision()
@@ -129,15 +128,6 @@ def check_images(images: Tensor) -> Tensor:
             "(B, 3, H, W)."
         )
     return images
-
-
-def fingerprint_of(network: nn.Module) -> str:
-    """SHA-256 of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Inception:
@@ -171,7 +161,7 @@ def inception(file: str | Path | None = None, device: torch.device | str = "cpu"
 def _fetched() -> Path:
     folder = cache_root() / "inception"
     path = folder / WEIGHTS
-    if path.is_file() and digest_file(path).startswith(SHA256_HEAD):
+    if path.is_file() and hash_of_file(path).startswith(SHA256_HEAD):
         return path
     path = scratch(folder, "Inception's weights") / WEIGHTS
     try:

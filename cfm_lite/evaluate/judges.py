@@ -28,8 +28,9 @@ from cfm_lite._internal.checks import (
     in_one_line,
     load_weights,
 )
+from cfm_lite._internal.files import fingerprint, publish
 from cfm_lite.data import cifar10, digits, mnist
-from cfm_lite.data.root import cache_root, keep, publish
+from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.metrics import accuracy, frechet
 from cfm_lite.models.classifier import JudgeSettings, fit_classifier, one_thread
@@ -118,11 +119,7 @@ class Judge(nn.Module):
         """SHA-256 of the facts, and of every weight with its name and shape; results name the judge
         by it.
         """
-        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
-        for name, weight in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.state_dict(), json.dumps(self.facts, sort_keys=True))
 
 
 @torch.no_grad()

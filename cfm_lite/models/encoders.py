@@ -60,7 +60,7 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch tokens width"]:
+    ) -> Float[Tensor, "batch tokens features"]:
         """Tokens (B, T, dim) of images (B, 3, H, W) in [0, 1], any H and W. Raises ConfigError for
         another shape or range.
         """

@@ -159,7 +159,8 @@ class SiT(nn.Module):
         y: Integer[Tensor, " batch"] | None = None,
         blocks: Iterable[int] = (),
     ) -> tuple[
-        Float[Tensor, "batch channels height width"], dict[int, Float[Tensor, "batch tokens width"]]
+        Float[Tensor, "batch channels height width"],
+        dict[int, Float[Tensor, "batch tokens features"]],
     ]:
         """(velocity, {block number: its output (B, T, D)}) of one pass; `blocks` are numbers from 1
         to `depth`.

@@ -32,10 +32,11 @@ from tqdm.auto import tqdm
 
 import cfm_lite
 from cfm_lite._internal.checks import check_choice, check_count, load_weights, parse_json
+from cfm_lite._internal.files import hash_of_file
 from cfm_lite._internal.places import OWN, check_folder, expanded
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet, dataset
-from cfm_lite.data.latents.shards import digest_file, parse_npy
+from cfm_lite.data.latents.shards import parse_npy
 from cfm_lite.data.shared import owned
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.average import share_of_start
@@ -205,7 +206,7 @@ def _official(path: Path, average: str, device: torch.device, format: str, netwo
         "sit", model=network, size=8 * side, learn_sigma=model.learn_sigma, qk_norm=model.qk_norm
     )
     spec = Spec((model.in_channels, side, side), model.num_classes, vae=VAE)
-    return Run(recipe, model.to(device).eval(), spec=spec, weights=digest_file(path))
+    return Run(recipe, model.to(device).eval(), spec=spec, weights=hash_of_file(path))
 
 
 def is_file_of_weights(path: Path) -> bool:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite import runs
+from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite.data.latents import Latents, part_of, prefetch
 from cfm_lite.data.latents.codec import open_codec
-from cfm_lite.data.latents.features import TeacherFeatures, hash_of_weights
+from cfm_lite.data.latents.features import TeacherFeatures
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.compiled import is_compiled
 from cfm_lite.engine.parallel import ALONE, World
@@ -80,7 +81,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     if world.share(lambda: runs.goes_on(out, options.resume)):
         _check_same_latents(out, latents)
     device = world.place(torch.device(options.device))
-    start = {} if options.start is None else {"start": hash_of_weights(options.start)}
+    start = {} if options.start is None else {"start": fingerprint(options.start.state_dict())}
     trainer, split = trainer_for(recipe, latents, options, device)
     index = latents.index
     spec = Spec(
@@ -278,7 +279,7 @@ def _about_teacher(trainer: Trainer) -> dict[str, Any]:
             return {
                 "teacher": seen.weights
                 if isinstance(seen, Given)
-                else hash_of_weights(getattr(seen, "teacher", seen))
+                else fingerprint(getattr(seen, "teacher", seen).state_dict())
             }
     return {}
 

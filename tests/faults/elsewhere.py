@@ -33,6 +33,7 @@ ELSEWHERE: dict[str, str] = {
         scale.sample.sample_imagenet scale.train.train_imagenet
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
+        _internal.files.fingerprint _internal.files.hash_of_file _internal.files.publish
         _internal.lazy.optional data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
         data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
         data.datasets.codec_for data.images.centre_crop data.images.decode data.images.find data.images.flat data.images.layout
@@ -40,11 +41,11 @@ ELSEWHERE: dict[str, str] = {
         data.latents.codec.open_codec data.latents.codec.tiny_vae data.latents.features.TeacherFeatures
         data.latents.features.encode_features data.latents.prepare.plan_of data.latents.prepare.prepare
         data.latents.reader.Latents data.latents.reader.Pictures data.latents.reader.part_of data.latents.reader.prefetch
-        data.latents.shards.ask_for data.latents.shards.check_hash data.latents.shards.digest_file data.latents.shards.hash_of
+        data.latents.shards.ask_for data.latents.shards.check_hash data.latents.shards.hash_of
         data.latents.shards.is_done data.latents.shards.map_shard data.latents.shards.open_plan data.latents.shards.read_index
         data.latents.shards.read_json data.latents.shards.write data.latents.shards.write_index data.latents.shards.write_shard
         data.mnist.available data.mnist.download data.mnist.load data.pca.PCA data.root.checkout data.root.damaged
-        data.root.data_root data.root.keep data.root.missing data.root.publish data.root.read_file data.root.read_gzip
+        data.root.data_root data.root.keep data.root.missing data.root.read_file data.root.read_gzip
         data.root.scratch data.shared.in_turn data.teachers.teacher_for engine.checkpoint.check_storable
         engine.checkpoint.exists engine.checkpoint.latest engine.checkpoint.load engine.checkpoint.once
         engine.checkpoint.ordered engine.checkpoint.save engine.checkpoint.write_bytes engine.parallel.joined

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from cfm_lite._internal.files import hash_of_file, publish
 from cfm_lite.data import archive, images, mnist
 from cfm_lite.data.latents import Latents, prefetch, shards
 from cfm_lite.data.latents.features import TeacherFeatures, encode_features
-from cfm_lite.data.root import publish
 from cfm_lite.errors import DataError
 from tests.faults.damage import keep
 from tests.faults.sets import Law, build, whole
@@ -419,7 +419,7 @@ def test_pictures_and_labels_are_paired_by_name_when_files_come_and_go(pictures,
 def test_keys_that_are_fewer_than_the_rows_are_refused(latents):
     data = Latents(latents)
     (latents / "keys.txt").write_text("class0/000.png\n" * 22 + "x")
-    data.index["files"]["keys.txt"] = shards.digest_file(latents / "keys.txt")
+    data.index["files"]["keys.txt"] = hash_of_file(latents / "keys.txt")
     with pytest.raises(DataError, match="does not name 24 images"):
         data.keys
 
@@ -436,7 +436,7 @@ def resign(folder, name):
     """An index that agrees with the file `name` as it is now, its own hash included."""
     index = json.loads((folder / "index.json").read_text())
     index.pop("self")
-    index["files"][name] = shards.digest_file(folder / name)
+    index["files"][name] = hash_of_file(folder / name)
     (folder / "index.json").write_text(json.dumps({**index, "self": shards.hash_of(index)}))
 
 

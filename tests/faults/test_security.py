@@ -24,8 +24,9 @@ import pytest
 import torch
 
 from cfm_lite import pretrained, runs
+from cfm_lite._internal import files
 from cfm_lite.cli import main
-from cfm_lite.data import archive, cifar10, root
+from cfm_lite.data import archive, cifar10
 from cfm_lite.data.latents import Latents, shards
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError, UntrustedFileError
@@ -349,7 +350,7 @@ def latents_with(folder, name, content):
     (out / name).write_bytes(content)
     index = json.loads((out / "index.json").read_text())
     index.pop("self")
-    digest = shards.digest_file(out / name)
+    digest = files.hash_of_file(out / name)
     if name in index["files"]:
         index["files"][name] = digest
     for shard in index["shards"]:
@@ -427,7 +428,7 @@ def cifar(path):
 
 def mean_of(folder, marker):
     (folder / MEAN).write_bytes(npy(objects(marker)))
-    return runs.read_mean(folder / MEAN, shards.digest_file(folder / MEAN))
+    return runs.read_mean(folder / MEAN, files.hash_of_file(folder / MEAN))
 
 
 ATTACKS = {
@@ -582,12 +583,10 @@ def test_pickles_are_called_untrusted_and_not_merely_damaged(tmp_path):
 def test_a_temporary_name_that_somebody_took_first_is_never_written_through(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
-    monkeypatch.setattr(root.secrets, "token_hex", lambda n: "0" * 2 * n)
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "0" * 2 * n)
     (tmp_path / f".file.tmp-{'0' * 16}").symlink_to(victim)
     with pytest.raises(FileExistsError):
-        root.publish(b"theirs", tmp_path / "file")
-    monkeypatch.setattr(checkpoint.uuid, "uuid4", lambda: type("U", (), {"hex": "0" * 32}))
-    (tmp_path / f".tmp-{'0' * 32}").symlink_to(victim)
+        files.publish(b"theirs", tmp_path / "file")
     with pytest.raises(CheckpointError):
         checkpoint.write_bytes(tmp_path / "file", b"theirs")
     assert victim.read_bytes() == b"mine"
@@ -605,14 +604,14 @@ def test_temporary_names_cannot_be_guessed_and_half_made_checkpoints_are_the_use
     )
     (tmp_path / "run").mkdir(mode=0o750)
     for _ in range(2):
-        root.publish(b"x", tmp_path / "a")
+        files.publish(b"x", tmp_path / "a")
         checkpoint.write_bytes(tmp_path / "run" / "b", b"x")
         saved = checkpoint.save(tmp_path / "run", 1, {"a": torch.zeros(2)}, {}, {})
         assert saved.stat().st_mode & 0o777 == 0o750  # once whole, as open as the folder around it
     names = [re.search(r"[0-9a-f]{16,}$", name) for name in seen]
     assert all(names)
     assert len({name[0] for name in names if name}) == len(seen) == 6
-    assert modes == {0o750, 0o700}
+    assert modes == {0o700}
 
 
 def test_links_in_the_place_of_temporaries_lead_nobody_to_delete_what_they_point_to(tmp_path):

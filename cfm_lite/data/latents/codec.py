@@ -9,7 +9,6 @@ images are uint8 (B, 3, H, W) at the border of the library and floats in [-1, 1]
 """
 
 import difflib
-import hashlib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_number, full_precision, promote
+from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import ConfigError, DataError
 
@@ -92,11 +92,9 @@ class Codec:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of every weight and of the scaling: latents of one codec are decoded by no other."""
-        digest = hashlib.sha256(json.dumps([self.scaling.scale, self.scaling.shift]).encode())
-        for name, value in sorted(self.vae.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
-        return digest.hexdigest()
+        weights = {name: value.float() for name, value in self.vae.state_dict().items()}
+        scaling = json.dumps([self.scaling.scale, self.scaling.shift])
+        return fingerprint(weights, scaling, shapes=False)
 
     def to(self, device: torch.device | str) -> "Codec":
         """The same codec, its network moved to `device`."""

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfm_lite._internal.checks import check_count
+from cfm_lite._internal.files import fingerprint, hash_of_file
 from cfm_lite.data.latents import Latents, Pictures, shards
 from cfm_lite.data.shared import Watch, alone, forget_halves
 from cfm_lite.errors import ConfigError, DataError
@@ -86,18 +87,9 @@ def encode_features(
 
 def _plan(latents: Latents, teacher: Any, name: str, mirrors: int) -> dict[str, Any]:
     return {
-        "kind": KIND, "latents": latents.fingerprint, "teacher": name, "weights": hash_of_weights(teacher),
+        "kind": KIND, "latents": latents.fingerprint, "teacher": name, "weights": fingerprint(teacher.state_dict()),
         "grid": teacher.grid, "dim": teacher.dim, "mirrors": mirrors,
     }  # fmt: skip
-
-
-def hash_of_weights(module: nn.Module) -> str:
-    """SHA-256 of every tensor of a module, with its name, shape and type."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _open_plan(out: Path, plan: dict[str, Any]) -> None:
@@ -147,9 +139,7 @@ def _facts(out: Path, number: int) -> Path:
 def _is_done(out: Path, number: int, key: str) -> bool:
     try:
         facts = shards.read_json(_facts(out, number), out)
-        return facts.get("plan") == key and shards.digest_file(_path(out, number)) == facts.get(
-            "sha256"
-        )
+        return facts.get("plan") == key and hash_of_file(_path(out, number)) == facts.get("sha256")
     except (DataError, OSError):
         return False
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm_lite.data.root import publish
+from cfm_lite._internal.files import hash_of_file, publish
 from cfm_lite.data.shared import alone, forget_halves
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
@@ -33,7 +33,6 @@ __all__ = [
     "ShardFacts",
     "ask_for",
     "check_hash",
-    "digest_file",
     "hash_of",
     "is_done",
     "map_shard",
@@ -164,7 +163,7 @@ def is_done(folder: Path, number: int, plan: str) -> bool:
     path = shard_path(folder, number)
     try:
         facts = read_facts(folder, number)
-        return facts.plan == plan and digest_file(path) == facts.sha256
+        return facts.plan == plan and hash_of_file(path) == facts.sha256
     except (CFMError, OSError):
         return False
 
@@ -221,12 +220,6 @@ def ask_for(array: np.ndarray, row: int, mirror: int) -> None:
     start = array.offset % mmap.ALLOCATIONGRANULARITY + (2 * row + mirror) * size  # pyright: ignore[reportAttributeAccessIssue]
     page = start - start % mmap.PAGESIZE
     array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -313,7 +306,7 @@ def _statistics(
 def check_hash(path: Path, sha256: str) -> None:
     """Raise DataError, with both hashes, unless the file has that SHA-256."""
     try:
-        found = digest_file(path)
+        found = hash_of_file(path)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}). {_AGAIN} {path.parent}"

@@ -1,0 +1,51 @@
+"""Files that are whole or not there, and hashes that name what a file or a network holds."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["fingerprint", "hash_of_file", "publish"]
+
+
+def publish(content: bytes, path: Path) -> None:
+    """Replace `path` by `content`: a reader sees the old file or the new one, never half of either.
+
+    Raises OSError, and leaves nothing behind then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a name that nobody can guess; "x" opens none that is there, and follows no link
+    work = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+    file = open(work, "xb")  # noqa: SIM115  before the try: a file that is there is somebody else's
+    try:
+        with file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(work, path)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
+def hash_of_file(path: Path) -> str:
+    """The SHA-256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(tensors: Mapping[str, Tensor], start: str = "", *, shapes: bool = True) -> str:
+    """The SHA-256 of named tensors, after the text `start`.
+
+    `shapes` False leaves out each shape and dtype, as files of before them did.
+    """
+    digest = hashlib.sha256(start.encode())
+    for name, x in sorted(tensors.items()):
+        digest.update((f"{name} {tuple(x.shape)} {x.dtype}" if shapes else name).encode())
+        # as bytes, because NumPy has no bfloat16
+        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
