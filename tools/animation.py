@@ -1,8 +1,9 @@
 """A moving picture: the same noise carried to the data by several velocities at once, with arrows
 for what acts on a few of the points.
 
-A `Film` holds one velocity's paths as arrays,  dx = (attract + repel) dt;  `frames` draws several of them side by side, on one
-clock, and `save_animation` writes the pictures as one file. Nothing is random: the same films give the same bytes.
+A `Film` holds one velocity's paths as arrays, dx = (attract + repel) dt. `frames` draws several of
+them side by side, on one clock, and `save_animation` writes the pictures as one file. Nothing is
+random: the same films give the same bytes.
 Convention: t = 0 is noise, t = 1 is data.
 """
 

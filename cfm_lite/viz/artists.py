@@ -1,8 +1,9 @@
 """What one draws on a 2D plane: arrows, density contours, points and paths, each a function of an
 axes that returns its artist.
 
-The artists persist: a widget keeps them and calls `set_UVC`, `set_offsets` or `set_segments` instead of drawing anew. A plane is
-square with equal aspect. Arrows have the length  |v| / scale  in data units, so panels that share `scale` compare by eye.
+The artists persist: a widget keeps them and calls `set_UVC`, `set_offsets` or `set_segments`
+instead of drawing again. A plane is square with equal aspect. An arrow is |v| / scale long in data
+units, so panels that share `scale` can be compared by eye.
 """
 
 import math

@@ -1,8 +1,12 @@
 """The picture that the project is about: where to go, where not to go, and what comes of the two.
 No training, closed forms only.
 
-On a Gaussian mixture the optimum is  v* = (v - weight u_neg) / (1 - weight) = v + weight / (1 - weight) (v - u_neg):  the top row
-adds these two fields up at one time, the bottom row follows FM, ΔFM and VeCoR from the same noise to the data.
+On a Gaussian mixture the optimum is
+
+    v* = (v - weight u_neg) / (1 - weight) = v + weight / (1 - weight) (v - u_neg)
+
+The top row adds these two fields up at one time. The bottom row follows FM, ΔFM and VeCoR from the
+same noise to the data.
 """
 
 from dataclasses import dataclass

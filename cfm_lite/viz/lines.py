@@ -92,8 +92,8 @@ def pair_of(
     """
     if isinstance(line, np.ndarray) or not hasattr(line, "__len__") or len(line) != 2:
         raise ConfigError(
-            f"{name} is a {type(line).__name__}; it must be a pair (x, y) of two sequences of equal "
-            "length."
+            f"{name} is a {type(line).__name__}; it must be a pair (x, y) of two sequences of "
+            "equal length."
         )
     x, y = (as_array(name, part, None) for part in line)
     if len(x) != len(y):
