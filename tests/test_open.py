@@ -1,0 +1,96 @@
+"""A run is opened in one way, knows what its network takes, and is sampled by one function."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cfm_lite import cli, runs
+from cfm_lite.data.datasets import dataset
+from cfm_lite.errors import CheckpointError, ConfigError
+from cfm_lite.runs import Run, Spec, sampling
+from cfm_lite.runs.recipe import Recipe
+
+SMALL = Recipe(hidden_size=8, depth=1, steps=2, batch=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("opened") / "run"
+    runs.train(SMALL, dataset("digits"), out=place, progress=False)
+    return place
+
+
+def change(folder, tmp_path, **parts):
+    """A copy of the run whose config.json has other parts; None takes one away."""
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text()) | parts
+    config = {name: part for name, part in config.items() if part is not None}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def test_a_run_says_what_it_is(folder):
+    run = Run.open(folder)
+    assert run.recipe == SMALL
+    assert run.spec == Spec((1, 8, 8), 10, "labels")
+    assert run.step == 2
+    assert run.place.folder == folder
+    assert run.place.step.name == "step-00000002"
+    assert len(run.weights) == 64
+    saved = json.loads((folder / "config.json").read_text())["spec"]
+    assert saved == {"shape": [1, 8, 8], "condition": "labels", "classes": 10}
+
+
+def test_no_data_set_is_loaded_in_order_to_sample(folder, tmp_path, monkeypatch):
+    def loaded(*args, **how):
+        raise AssertionError("a data set was loaded")
+
+    monkeypatch.setattr("cfm_lite.data.datasets.digits.load", loaded)
+    out = tmp_path / "x.npz"
+    words = ["sample", "--checkpoint", str(folder), "--num", "4", "--steps", "2"]
+    assert cli.main([*words, "--out", str(out)]) == 0
+    with np.load(out, allow_pickle=False) as file:
+        assert file["x"].shape == (4, 1, 8, 8)
+
+
+def test_a_run_without_a_spec_takes_it_from_its_data_and_goes_on_without_a_new_segment(
+    folder, tmp_path
+):
+    old = change(folder, tmp_path, spec=None, data=None)
+    assert Run.open(old).spec == Run.open(folder).spec
+    runs.train(SMALL.changed(steps=2), dataset("digits"), out=old, resume=True, progress=False)
+    config = json.loads((old / "config.json").read_text())
+    assert config["spec"]["shape"] == [1, 8, 8]
+    assert not any("spec" in part["changed"] for part in config.get("segments", []))
+
+
+@pytest.mark.parametrize("spec", [{"shape": 3}, {"shape": [1, 8, 8]}, {"shape": ["a"]}, 3])
+def test_a_damaged_spec_is_an_error_of_the_checkpoint(spec, folder, tmp_path):
+    with pytest.raises(CheckpointError, match="spec"):
+        Run.open(change(folder, tmp_path, spec=spec))
+
+
+def test_a_checkpoint_of_another_data_set_lies_in_the_wrong_folder(folder, tmp_path):
+    recipe = SMALL.changed(dataset="mine").as_dict()
+    with pytest.raises(CheckpointError, match="wrong folder"):
+        Run.open(change(folder, tmp_path, recipe=recipe))
+
+
+def test_how_many_are_drawn_at_once_decides_only_the_noise_of_the_sde(folder):
+    run = Run.open(folder)
+
+    def drawn(**given):
+        return sampling.draw_run(run, sampling.settings_of(run, 12, steps=3, **given))[0]
+
+    torch.testing.assert_close(drawn(batch=5), drawn())
+    assert not torch.allclose(drawn(batch=5, solver="sde"), drawn(solver="sde"))
+
+
+def test_a_run_without_a_spec_is_not_sampled(folder):
+    run = Run(SMALL, Run.open(folder).model)
+    with pytest.raises(ConfigError, match=r"Run\.open"):
+        sampling.draw_run(run, sampling.Settings(2))
