@@ -10,8 +10,9 @@ from cfm_lite import guidance
 from cfm_lite import lab as experiments
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
+from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import train_judge
-from cfm_lite.lab import ARMS, SUITES, differences, jobs, measures
+from cfm_lite.lab import ARMS, SUITES, differences, jobs
 from cfm_lite.runs import train
 from cfm_lite.runs.recipe import METHODS, Recipe
 

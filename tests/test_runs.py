@@ -47,7 +47,7 @@ def test_a_short_run_says_what_its_average_still_holds_of_the_start():
 
 def interrupt(monkeypatch, at, number):
     """Let the process send itself signal `number` at step `at`; returns what undoes it."""
-    steps = runs.run._steps
+    steps = runs._steps
 
     def interrupted(*args):
         for step in steps(*args):
@@ -55,8 +55,8 @@ def interrupt(monkeypatch, at, number):
                 os.kill(os.getpid(), number)
             yield step
 
-    monkeypatch.setattr(runs.run, "_steps", interrupted)
-    return lambda: monkeypatch.setattr(runs.run, "_steps", steps)
+    monkeypatch.setattr(runs, "_steps", interrupted)
+    return lambda: monkeypatch.setattr(runs, "_steps", steps)
 
 
 def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
@@ -223,7 +223,7 @@ def test_what_is_no_run_is_not_taken_for_one(found, monkeypatch, path):
 def test_weights_that_do_not_fit_are_counted_in_one_line(tmp_path, monkeypatch):
     go(SMALL, tmp_path)
     wide = build_model(SMALL.changed(hidden_size=8, depth=3), DATA)
-    monkeypatch.setattr(runs.run, "build_model", lambda recipe, data: wide)
+    monkeypatch.setattr(runs, "build_model", lambda recipe, data: wide)
     with pytest.raises(
         CheckpointError,
         match=r"does not fit this MLP: \d+ missing: \S+, .* and \d+ more; \d+ of another shape: ",
@@ -354,7 +354,7 @@ class TestSamplesOnTheWay:
         drawn = {}
         for name in ("ema", "ema2", "model"):
             model = runs.Run.open(tmp_path / "run", average=name).model
-            prefix = runs.run.AVERAGES[name]
+            prefix = runs.AVERAGES[name]
             assert all(
                 torch.equal(value, saved[prefix + key]) for key, value in model.state_dict().items()
             )
