@@ -15,9 +15,9 @@ from cfm_lite import cli
 from cfm_lite.data import cifar10, root, teachers
 from cfm_lite.evaluate import judges
 from cfm_lite.lab import SUITES, jobs
-from cfm_lite.lab.groups import euler
 from cfm_lite.lab.measures import judge_of
 from cfm_lite.lab.results import Results
+from cfm_lite.lab.suites import euler
 
 
 @pytest.fixture

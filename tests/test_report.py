@@ -1,9 +1,10 @@
-"""The report is a function of the JSON files alone, answers every question, and chooses its words
-by the statistics.
+"""The report is a function of the JSON files alone, and its sentences, written by hand, say what the
+statistics allow.
 """
 
-import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from cfm_lite import cli
 from cfm_lite import lab as experiments
 from cfm_lite.errors import DataError
-from cfm_lite.lab import SUITES, Store, answers, readme, statistics
+from cfm_lite.lab import SUITES, Store, readme, statistics
+from cfm_lite.lab.figures import differences_table
 from cfm_lite.lab.measures import row_base
 from cfm_lite.lab.results import Place, Results, said_of
 from cfm_lite.lab.store import write_rows
@@ -118,6 +120,62 @@ def bytes_of(paths):
     return {path.name: path.read_bytes() for path in paths}
 
 
+COMMITTED = Results(Path(__file__).parent.parent / "data" / "results")
+SENTENCES = readme.TEMPLATE.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def filled(few_resamples):
+    """The sentences of the template with the committed rows, by the intervals of a real report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 10_000)
+        return readme.fill(COMMITTED, SENTENCES.split("\n## Suite")[0])
+
+
+def test_every_verdict_of_the_template_is_that_of_the_committed_rows(filled):
+    assert not filled.contradicted  # these sentences say other than the rows
+    assert "ot measured yet" not in filled.text  # no sentence was left out
+    assert "{{" not in filled.text
+
+
+def test_the_committed_report_is_that_of_the_committed_rows(filled):
+    report = (COMMITTED.folder / "README.md").read_text(encoding="utf-8")
+    assert report.startswith(filled.text)
+
+
+def test_no_verdict_stands_outside_a_mark():
+    bare = readme.MARK.sub("", SENTENCES.replace("*gains* or *loses*", ""))
+    bare = bare.replace("*no clear difference*", "")
+    assert not re.findall(r"\b(?:gain|lose)s?\b|no clear difference", bare)
+
+
+def test_a_sentence_that_the_rows_contradict_is_named_and_says_what_they_say(whole):
+    said = "VeCoR {{gains: toy,digits vecor}}, ΔFM {{gains: digits delta_fm}}."
+    filled = readme.fill(Results(whole[0]), said)
+    assert filled.text == "VeCoR gains, ΔFM ~~gains~~ (ΔFM: no clear difference).\n"
+    assert filled.contradicted == [filled.text.strip()]
+
+
+def test_a_mark_names_places_by_lists_and_alternatives():
+    text = "toy,digits vecor,delta_fm size/hidden_size=64 nfe=8,50; digits vecor base=core k/k=4"
+    found = list(readme.cells(COMMITTED, text))
+    assert len(found) == 9
+    assert found[0].place == Place("vecor", "size", "hidden_size=64", 8)
+    assert found[-1][1:3] == (Place("vecor", "k", "k=4"), Place("vecor"))
+    (control,) = readme.cells(COMMITTED, "digits delta_fm sit base=control")
+    assert control.base == Place("fm_retargeted", "sit")
+
+
+def test_numbers_of_a_mark_are_those_of_the_rows(whole):
+    results = Results(whole[0])
+    d = results.difference("digits", Place("vecor"))
+    told = readme.fill(results, "{{change: digits vecor}} {{mean: digits fm}}").text.split()
+    assert told == [f"−{-d.mean:.3g}", f"{results.mean('digits', Place(), 'frechet'):.3g}"]
+    told = readme.fill(results, "{{ratio: digits dispersive metric=feature_norm}}").text
+    assert float(told) == pytest.approx(2.0, abs=0.01)
+    assert readme.fill(results, "{{percent: digits vecor}}").text == "−5 %\n"
+
+
 def test_the_report_is_a_function_of_the_json_files_alone(whole, tmp_path):
     folder, paths = whole
     first = bytes_of(paths)
@@ -126,168 +184,58 @@ def test_the_report_is_a_function_of_the_json_files_alone(whole, tmp_path):
     assert cli.main(["compare", "--report", "--out", str(tmp_path)]) == 0
     assert bytes_of(tmp_path / path.name for path in paths) == first
     assert bytes_of(readme.write_report(folder)) == first
-    assert {f"question_{n}.png" for n in range(1, 10)} | {
-        "README.md",
-        "toy.png",
-        "digits.png",
-    } == set(first)
+    assert {*readme.FIGURES, "README.md", "toy.png", "digits.png"} == set(first)
 
 
-def test_every_question_is_answered_and_says_not_measured_yet_where_rows_are_missing(
-    whole, tmp_path
-):
-    text = (whole[0] / "README.md").read_text()
-    assert "ot measured" not in text
-    assert [f"## {n}. " in text for n in range(1, 10)] == [True] * 9
+def test_a_section_says_what_was_not_measured_and_leaves_out_its_sentences(whole, tmp_path):
     part = make(tmp_path, suites=("digits",), groups=("core",))
     readme.write_report(part)
-    sections = (part / "README.md").read_text().split("\n## ")
+    sections = (part / "README.md").read_text(encoding="utf-8").split("\n## ")
     asked = {section[0]: section for section in sections if section[1:2] == "."}
-    assert [n for n, section in asked.items() if "Not measured yet." in section] == ["5", "8", "9"]
-    (short,) = [section for section in sections if section.startswith("In short")]
-    assert short.count("Not measured yet.") == 3
+    assert set(asked) == set("123456789")
+    assert "*Not measured yet: `cfm-lite compare digits --group guidance`" in asked["8"]
+    assert "question_8.png" not in asked["8"]
+    assert "{{" not in "".join(sections)
+    assert "| REPA | 20.01 → 11.14 (−44 %) |" in asked["1"]  # a row of a table stays
     assert not (part / "question_5.png").exists()
+
+
+def test_every_picture_that_the_report_names_is_there(whole):
+    text = (whole[0] / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\((.*?\.png)\)", text))
+    assert named == {path.name for path in whole[1]} - {"README.md"}
 
 
 def test_verdicts_are_those_of_the_planted_gains(whole):
     results = Results(whole[0])
     found = {
         method: said_of(results.difference("digits", Place(method)))
-        for method in results.methods("digits")[1:]
+        for method in results.known("digits", "core", "method")[1:]
     }
     assert all(found[method] == "gains" for method in GAINS)
-    assert (
-        sum(word != "no clear difference" for method, word in found.items() if method not in GAINS)
-        <= 1
-    )  # of 13 that do nothing
+    idle = [word for method, word in found.items() if method not in GAINS]
+    assert sum(word != "no clear difference" for word in idle) <= 1  # of 13 that do nothing
     turned = results.difference("digits", Place("fm"), base=Place("vecor"))
     assert said_of(turned) == "loses"
-    text = (whole[0] / "README.md").read_text()
-    short = next(line for line in text.splitlines() if line.startswith("**With 50 evaluations, "))
-    assert short.startswith(
-        "**With 50 evaluations, VeCoR gains in the plane and on the digits; no clear difference "
-        "anywhere for ΔFM, "
-    )
-    assert "null" not in short
 
 
-def test_a_paper_s_number_stands_beside_ours_with_the_verdict(whole):
-    text = (whole[0] / "README.md").read_text()
-    vecor, repa = (
-        text[text.index(paper) :].split("\n- ")[0]
-        for paper in ("20.01 → 15.56 (−22 %)", "20.01 → 11.14 (−44 %)")
-    )
-    assert "\n  - On the digits for VeCoR Fréchet distance 1 → 0.9" in vecor
-    places = "in the plane for VeCoR, in the plane with width 32 for VeCoR, "
-    places += "in the plane with 500 steps for VeCoR and on the digits for VeCoR"
-    assert f"The gain is there {places}. Here:" in vecor
-    assert "**The gain is not reproduced**" in repa
-    delta = text[text.index("20.01 → 16.32 (−18 %)") :].split("\n- ")[
-        0
-    ]  # planted in the small network alone
-    assert "The gain is there on the digits with width 64." in delta
-    small = next(line for line in delta.splitlines() if "width 64 Fréchet distance 1 → " in line)
-    assert small.endswith("(−20 %, n = 5), gains")
-    assert "no clear difference" in repa
+def test_a_table_of_a_setting_has_the_core_s_value_in_its_place_and_clear_differences_bold(whole):
+    lines = [*differences_table(Results(whole[0]), "digits", "weight")]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in table] == ["λ", "---", "0.01", "0.05", "0.1", "0.2", "0.35", "0.5"]
+    bold = {row[0] for row in table if "**" in row[table[0].index("VeCoR (latent)")]}
+    assert bold == {"0.35", "0.5"}  # where a loss was planted
 
 
-def test_what_the_controls_reach_in_a_small_network_is_told(whole):
-    text = (whole[0] / "README.md").read_text()
-    section = text[text.index("\n## 2. ") :].split("\n## ")[1]
-    short = next(line for line in section.splitlines() if line.startswith("**"))
-    assert short.startswith("**Against FM that is only re-targeted, in the plane VeCoR gains")
-    assert "In other networks and trainings, in the plane VeCoR with width 32 (" in short
-    small = short.split("For example, ")[1]
-    assert small.endswith(
-        "; on the digits with width 64 ΔFM −20 %, scaled FM −20 %, re-targeted FM −20 %.**"
-    )
-    assert (
-        "  - Width 64, ΔFM −20 %, scaled FM −20 %, re-targeted FM −20 %: gains; what is left: "
-        in section
-    )
-    first = next(line for line in text.splitlines() if line.startswith("**With 50 evaluations, "))
-    less = first.split(
-        "With less (the fewest evaluations, the smallest network, the shortest training), "
-    )[1]
-    assert "ΔFM gains on the digits (width 64)" in less
-
-
-def test_settings_are_held_against_the_core_s_and_those_that_spoil_are_named(whole):
-    text = (whole[0] / "README.md").read_text()
-    section = text[text.index("\n## 9. ") :].split("\n## ")[1]
-    short = next(line for line in section.splitlines() if line.startswith("**"))
-    assert (
-        "VeCoR (latent) with λ = 0.35 and 0.5 and VeCoR (latent) with K = 4 lose, no clear "
-        "difference for " in short
-    )
-    assert "  - VeCoR (latent): loses at 4 (" in section
-    assert ", no clear difference at 1 and 2\n" in section
-
-
-def test_where_nothing_is_clear_the_answer_says_that_it_is_a_null_result():
-    values = {seed: 1 + 0.01 * (-1) ** seed for seed in range(6)}
-    idle = experiments.paired_difference("x", "frechet", 50, values, dict.fromkeys(values, 1.0))
-    better = experiments.paired_difference(
-        "y", "frechet", 50, dict.fromkeys(values, 0.5), dict.fromkeys(values, 1.0)
-    )
-    assert (
-        answers.by_suite({"digits": [("x", idle)]})
-        == "On the digits no clear difference for x (a null result)."
-    )
-    assert (
-        answers.by_suite({"digits": [("x", idle), ("y", better)], "toy": []})
-        == "On the digits y gains, no clear difference for x."
-    )
-    assert answers.by_suite({"digits": [("z", None)]}) == "Not measured yet."
-    assert (
-        answers.by_method({"digits": [("x", "", idle)]}, "here ")
-        == "Here no clear difference anywhere for x (a null result)."
-    )
-    assert answers.by_method({"digits": [("z", "", None)]}) == "Not measured yet."
-
-
-def test_places_and_settings_are_gathered_by_method():
-    ones = dict.fromkeys(range(6), 1.0)
-    better, worse = (
-        experiments.paired_difference("y", "frechet", 50, dict.fromkeys(ones, v), ones)
-        for v in (0.5, 1.5)
-    )
-    idle = experiments.paired_difference(
-        "x", "frechet", 50, {seed: 1 + 0.01 * (-1) ** seed for seed in ones}, ones
-    )
-    told = {
-        "digits": [("y", "width 64", better), ("y", "325 steps", better), ("x", "", idle)],
-        "mnist": [("y", "", worse), ("x", "", worse)],
-    }
-    said = "Y gains on the digits (width 64, 325 steps), loses on MNIST; x loses on MNIST."
-    assert answers.by_method(told) == said
-    del told["mnist"][1]
-    assert (
-        answers.by_method(told)
-        == "Y gains on the digits (width 64, 325 steps), loses on MNIST; no clear difference anywhere for x."
-    )
-
-
-def test_higher_is_better_turns_the_words(whole):
+def test_the_words_turn_where_higher_is_better(whole):
     results = Results(whole[0])
     d = results.difference("digits", Place("vecor"), "recall")
     assert said_of(d) == "no clear difference"
-    assert (
-        said_of(
-            experiments.paired_difference(
-                "x", "recall", 50, {0: 1, 1: 1, 2: 1}, {0: 0.5, 1: 0.5, 2: 0.5}
-            )
+    for metric, word in (("recall", "gains"), ("frechet", "loses")):
+        d = experiments.paired_difference(
+            "x", metric, 50, dict.fromkeys(range(3), 1), dict.fromkeys(range(3), 0.5)
         )
-        == "gains"
-    )
-    assert (
-        said_of(
-            experiments.paired_difference(
-                "x", "frechet", 50, {0: 1, 1: 1, 2: 1}, {0: 0.5, 1: 0.5, 2: 0.5}
-            )
-        )
-        == "loses"
-    )
+        assert said_of(d) == word
 
 
 def test_a_variant_is_compared_with_plain_fm_of_its_own_or_of_the_core(whole):
@@ -307,20 +255,18 @@ def test_a_variant_is_compared_with_plain_fm_of_its_own_or_of_the_core(whole):
 
 
 def test_the_facts_of_a_suite_are_told(whole):
-    text = (whole[0] / "README.md").read_text()
+    text = (whole[0] / "README.md").read_text(encoding="utf-8")
     for words in (
         "`cfm-lite compare digits --group all`",
         "2 cores (a processor)",
         "`0123456789`",
-        "4.0 hours",
+        "hours: 4.0",
         "98.8%",
-        "takes FM 10.0 ms on cpu (a processor)",
-        "Dispersive 1.50 [1.40, 1.70]",
+        "10.0 ms on cpu (a processor)",
+        "| Dispersive |\n|---|\n| 1.50 [1.40, 1.70] |",
     ):
         assert words in text
-    assert "vecor" not in text.replace("-vecor-", "").replace(
-        "fm_retargeted_vecor", ""
-    )  # methods have their names, outside links
+    assert "vecor" not in text  # methods have their names
 
 
 def test_diverged_jobs_and_miniatures_are_named(tmp_path):
@@ -341,7 +287,9 @@ def test_diverged_jobs_and_miniatures_are_named(tmp_path):
     assert "**diverged**: ΔFM, seed 1 (core): the loss is inf in step 7" in text
     assert "its numbers mean nothing" in text
     assert "| FM |" not in text  # no table, and no answer
-    assert text.count("**Not measured yet.**") == 9
+    assert (
+        text.count("*Not measured yet: ") == 13
+    )  # the short answers, eight questions, three suites, threads
 
 
 def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
@@ -350,7 +298,7 @@ def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
     store.write_info({**store.info(), "groups": {"core": {"recipe": recipe}}})
     readme.write_report(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "not with the suite's own settings: hidden_size 32 (not 256)" in text
+    assert "other settings than the suite's: hidden_size 32 (not 256)" in text
     assert "Not measured yet: `sit`, `image`, `perturbation`" in text
 
 
@@ -364,7 +312,7 @@ def test_rows_of_older_files_can_still_be_reported(tmp_path):
     store.write_info({"suite": "digits", "judge": "abc", "facts": {}})
     store.costs_path.unlink()
     readme.write_report(tmp_path)
-    assert "a machine that is not recorded" in (tmp_path / "README.md").read_text()
+    assert "machine: not recorded" in (tmp_path / "README.md").read_text()
 
 
 def test_the_effect_of_threads_is_told_where_it_was_measured(tmp_path):
@@ -376,20 +324,10 @@ def test_the_effect_of_threads_is_told_where_it_was_measured(tmp_path):
     ]
     write_rows(tmp_path / "threads.json", rows)
     readme.write_report(tmp_path)
-    assert (
-        "1 and 2 threads move the Fréchet distance of FM on the digits by up to 0.01 "
-        in (tmp_path / "README.md").read_text()
-    )
+    assert "moves the Fréchet distance of FM by up to 0.01 " in (tmp_path / "README.md").read_text()
 
 
 def test_an_empty_folder_is_a_clear_error(tmp_path, capsys):
     with pytest.raises(DataError, match="holds no rows"):
         readme.write_report(tmp_path)
     assert cli.main(["compare", "--report", "--out", str(tmp_path)]) == 3
-
-
-def test_committed_rows_can_be_read():
-    results = Results(readme.Path(__file__).parent.parent / "data" / "results")
-    assert "digits" in results.suites
-    json.dumps([results.seeds(suite) for suite in results.suites])
-    assert results.difference("digits", Place("delta_fm")).seeds >= 5

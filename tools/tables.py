@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cfm_lite.demo import GOALS, SHOWN
-from cfm_lite.lab import answers, controls
+from cfm_lite.lab import figures
+from cfm_lite.lab import readme as report
 from cfm_lite.lab.results import Place, Results, interval, number, said_of
 from cfm_lite.methods import METHODS
 from cfm_lite.viz import METHOD_LABELS
@@ -173,9 +174,7 @@ LAB = {"digits": "digits", "mnist": "MNIST"}
 
 
 def lab_table() -> str:
-    """The cores of the image suites at their largest number of steps, as differences to FM, and
-    question 2, as Markdown.
-    """
+    """The report's short answers, and the cores of the image suites as differences to FM."""
     results = Results(RESULTS)
     tops = {suite: results.nfes(suite)[-1] for suite in LAB}
     heads = [
@@ -184,21 +183,24 @@ def lab_table() -> str:
     ]
     lines = [f"| Fréchet distance | {heads[0]} | | {heads[1]} | |", "|---|---|---|---|---|"]
     methods = dict.fromkeys(
-        method for suite in LAB for method in results.methods(suite) if method != "fm"
+        method
+        for suite in LAB
+        for method in results.known(suite, "core", "method")
+        if method != "fm"
     )
     for method in methods:
         found = [results.difference(suite, Place(method, nfe=top)) for suite, top in tops.items()]
         cells = [f"{interval(d)} | {said_of(d)}" if d else "not measured | " for d in found]
-        lines.append(f"| {answers.title(method)} | {' | '.join(cells)} |")
+        lines.append(f"| {figures.title(method)} | {' | '.join(cells)} |")
     source = "In brackets the 95 % interval over the seeds. Measured by " + " and ".join(
         f"`cfm-lite compare {suite}` ({top} Euler steps; real against real: "
         f"{number(results.mean(suite, Place(nfe=top), 'frechet_real'))})"
         for suite, top in tops.items()
     )
-    scaling = controls.controls(results)
-    said = [f"- {sentence}" for sentence in re.split(r"(?<=\.) (?=[A-Z])", scaling.short)]
-    rows = "rows in `data/results/digits.json` and `mnist.json`, recall and all other numbers in the report."
-    return "\n".join([*lines, "", f"{source}; {rows}", "", f"**{scaling.question}**", "", *said])
+    rows = "rows in `data/results/digits.json` and `mnist.json`, all other numbers in the report."
+    template = report.TEMPLATE.read_text(encoding="utf-8").split("## In short\n")[1]
+    short = report.fill(results, template.split("\n## ")[0]).text.strip()
+    return "\n".join([short, "", *lines, "", f"{source}; {rows}"])
 
 
 COURSE = {

@@ -1,16 +1,15 @@
 """Paired experiments: methods x seeds x sampler settings, from one starting point, with the
 controls that need no retraining.
 
-`arms` says what is compared and `measures` by what; `groups`, `ablations` and `suites` say which
-experiments there are; `jobs`, `workers`, `sweep` and `store` run them, and can be stopped at any
-time; `costs` times training steps; `statistics` and `results` read the rows; `answers`, `benefits`,
-`controls`, `mechanisms`, `tuning` and `readme` say what they mean. Results are flat rows, one per
-method x seed x setting x metric; means and intervals are computed from the rows, never stored.
+`arms` says what is compared and `measures` by what; `suites` says which experiments there are;
+`jobs`, `sweep` and `store` run them, and can be stopped at any time; `costs` times training steps;
+`statistics` and `results` read the rows; `figures` draws them, and `readme` fills the numbers into
+the report's sentences, which stand in report.md. Results are flat rows, one per method x seed x
+setting x metric; means and intervals are computed from the rows, never stored.
 """
 
 from cfm_lite.lab.arms import ARMS, Arm, balanced_labels, draw_samples, trained_recipe, velocity
 from cfm_lite.lab.costs import training_costs
-from cfm_lite.lab.groups import Group, Suite
 from cfm_lite.lab.jobs import Job, Trial
 from cfm_lite.lab.measures import (
     Row,
@@ -23,7 +22,7 @@ from cfm_lite.lab.measures import (
 )
 from cfm_lite.lab.statistics import Difference, differences, paired_difference, report
 from cfm_lite.lab.store import Store, read_json
-from cfm_lite.lab.suites import SUITES, trials
+from cfm_lite.lab.suites import SUITES, Group, Suite, trials
 from cfm_lite.lab.sweep import compare, plan
 
 __all__ = [

@@ -3,7 +3,7 @@ its features.
 
     deficit(t) = E|v(x_t, t, y)| / E|u_t|        below 1 for a conditional mean, and 1/(1 - lambda) longer for scaled FM
 
-In the plane the exact law is known, so there the field, the ends of the paths and the classes are
+In the plane the exact distribution is known, so there the field, the ends of the paths and the classes are
 held against it.
 """
 
@@ -37,7 +37,7 @@ def path_values(
     """{metric: value} of the ways that lead to `samples` (N, *dims) with labels `y`: straightness,
     which the SDE does not have.
 
-    In the plane also drift (the path is less likely than the exact law's, in nats),
+    In the plane also drift (the path is less likely than the exact one, in nats),
     trajectory_error (the mean distance to where the exact flow carries the same noise) and
     class_separation (the distance of the two class means over the exact one).
     """

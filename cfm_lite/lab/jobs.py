@@ -149,7 +149,7 @@ def run_job(
 ) -> None:
     """Train, sample and measure; leaves PARTS/KEY.json for each trial as it is finished.
 
-    With `keep` the training has a folder in PARTS, from which a stopped one goes on. `report` is
+    With `keep` the training has a folder in PARTS, from which a stopped one resumes. `report` is
     told the share that is done, in [0, 1]. Divergence, of the training or of samples, is a result:
     a row of metric "diverged" says what happened.
     """

@@ -1,39 +1,50 @@
-"""data/results/README.md and its figures: a function of the JSON files in the folder and of nothing
-else.
+"""data/results/README.md and its figures, from the JSON files in the folder and from nothing else.
 
-Called twice, or on copies of the files elsewhere, it leaves the same bytes.
+Sentences are written by hand in `report.md`; this file fills in numbers, tables and verdicts. A
+mark in that template is {{WORD: PLACES}}:
+
+    {{gain: digits vecor,repa}}                  a verdict, which must hold at each of the places
+    {{difference: digits vecor nfe=2}}           a number at one place: also mean, percent, ratio
+    {{suite: digits}}                            what a program makes: see MADE
+
+PLACES are SUITES METHODS [GROUP | GROUP/VARIANTS] [nfe= | sampler= | guidance= | base= | metric=],
+each a list with commas, every one with every other; a semicolon divides several such. The base is
+plain FM, or another method, `control` for the method's own control, `core` for the same method with
+the settings of the core.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cfm_lite import viz
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
-from cfm_lite.lab import benefits, controls, mechanisms, tuning
-from cfm_lite.lab.answers import TITLES, Answer, title
-from cfm_lite.lab.measures import Row
-from cfm_lite.lab.results import Place, Results, interval, number, quality, said_of
+from cfm_lite.lab.arms import CONTROLS
+from cfm_lite.lab.figures import FIGURES, TITLES, differences_table, quality_figure, title
+from cfm_lite.lab.results import Place, Results, interval, number, percent, quality, said_of
+from cfm_lite.lab.statistics import Difference
 from cfm_lite.lab.store import Store, read_json
 from cfm_lite.lab.suites import SUITES
 
-__all__ = ["QUESTIONS", "quality_figure", "write_report"]
+__all__ = ["TEMPLATE", "Filled", "fill", "quality_figure", "write_report"]
 
-QUESTIONS = dict(
-    sorted(
-        {
-            **benefits.QUESTIONS,
-            **controls.QUESTIONS,
-            **mechanisms.QUESTIONS,
-            **tuning.QUESTIONS,
-        }.items()
-    )
-)
-SHOWN = {  # beside the suite's measure of quality: {metric: its head in a table}
+TEMPLATE = Path(__file__).with_name("report.md")
+MARK = re.compile(r"\{\{(.+?)(?:: (.+?))?\}\}")
+VERDICTS = {  # words of the template: what the statistics may say there
+    **dict.fromkeys(("gain", "gains"), ("gains",)),
+    **dict.fromkeys(("lose", "loses"), ("loses",)),
+    **dict.fromkeys(("does not gain", "do not gain"), ("loses", "no clear difference")),
+    "no clear difference": ("no clear difference",),
+}
+HEADS = {  # {metric: its head in a table}
+    "frechet": "Fréchet",
+    "sliced_wasserstein": "sliced W.",
     "accuracy": "accuracy",
     "precision": "precision",
     "recall": "recall",
@@ -47,275 +58,280 @@ SHOWN = {  # beside the suite's measure of quality: {metric: its head in a table
     "feature_norm": "feature length",
     "feature_rank": "feature rank",
 }
-SHOWN_BY_STEPS = {
-    "frechet": ("accuracy",),
-    "sliced_wasserstein": ("trajectory_error", "class_separation"),
-}
-HEADS = {**SHOWN, "frechet": "Fréchet", "sliced_wasserstein": "sliced W."}
 
-PREAMBLE = """# What do these methods really buy?
 
-This page and its figures are made by `cfm-lite compare --report` from the JSON files beside it, and from nothing else.
+class Missing(Exception):
+    """A mark whose rows were not measured; its text is the command that measures them."""
 
-How to read it. All methods of one seed start from the same network and see the same batches and noise; a difference is that of
-pairs. In brackets stands its 95 % bootstrap interval over the seeds. A method **gains** or **loses** only where neither that
-interval nor Student's 98 % interval contains zero: by the bootstrap alone a method that does nothing is called better in 14 of
-100 comparisons of three seeds and in 7 of eight seeds, by both in about one (`tests/test_statistics.py`). Many comparisons stand here, and
-none is corrected for that: one clear cell in a hundred is chance. A null result is a result. Nothing was tuned per method.
 
-*Scaled FM* is plain FM with its velocity times 1/(1 − λ), *re-targeted FM* the exact affine map of FM's velocity to the optimum of
-the other loss; neither is trained. What they reproduce is scaling and re-targeting; only what is left is repulsion. Numbers of
-papers stand beside ours for comparison; their data and networks are far larger.
-"""
+class Cell(NamedTuple):
+    """A place of a mark, what it is compared with, and by which metric."""
+
+    suite: str
+    place: Place
+    base: Place
+    metric: str
+
+    def difference(self, results: Results) -> Difference:
+        """The paired difference; Missing without pairs."""
+        found = results.difference(self.suite, self.place, self.metric, self.base)
+        if found is None:
+            raise Missing(f"cfm-lite compare {self.suite} --group {self.place.group}")
+        return found
+
+
+@dataclass
+class Filled:
+    """A filled template, and the lines with a verdict word that its rows contradict."""
+
+    text: str = ""
+    contradicted: list[str] = field(default_factory=list)
+
+
+def cells(results: Results, text: str) -> Iterator[Cell]:
+    """The places that a mark names."""
+    for part in text.split(";"):
+        suites, methods, *more = part.split()
+        given = {"group": "core", "variant": "", "nfe": "", "sampler": "euler", "guidance": "1"}
+        given |= {"base": "", "metric": ""}
+        for word in more:
+            name, mark, value = word.partition("/" if "/" in word else "=")
+            given |= {name: value} if mark == "=" else {"group": name, "variant": value}
+        lists = (value.split(",") for value in (suites, methods, *given.values()))
+        for suite, method, group, variant, nfe, sampler, scale, base, metric in product(*lists):
+            nfes = results.nfes(suite, group)
+            if not nfes:
+                raise Missing(f"cfm-lite compare {suite} --group {group}")
+            place = Place(method, group, variant, int(nfe or nfes[-1]), sampler, float(scale))
+            if base == "core":
+                other = Place(method, nfe=results.nfes(suite)[-1])
+            elif base:
+                other = replace(place, method=CONTROLS[method] if base == "control" else base)
+            else:
+                other = results.base(suite, place)
+            yield Cell(suite, place, other, metric or quality(suite))
+
+
+def _verdict(results: Results, word: str, text: str) -> str:
+    """The word, or, where rows contradict it, the word struck out and what they say instead."""
+    wrong: dict[str, None] = {}
+    for cell in cells(results, text):
+        said = said_of(cell.difference(results))
+        wrong |= {} if said in VERDICTS[word] else {f"{title(cell.place.method)}: {said}": None}
+    return f"~~{word}~~ ({', '.join(wrong)})" if wrong else word
+
+
+def _number(results: Results, word: str, text: str) -> str:
+    """The number that a mark asks for."""
+    (cell,) = cells(results, text)
+    d = cell.difference(results)
+    mine, base = (results.mean(cell.suite, at, cell.metric) for at in (cell.place, cell.base))
+    return {
+        "difference": interval(d),
+        "change": number(d.mean, True),
+        "percent": percent(d, base),
+        "mean": number(mine),
+        "ratio": number(mine / base),
+    }[word]
+
+
+def fill(results: Results, template: str = "", drawn: Mapping[str, Any] = FIGURES) -> Filled:
+    """Fill the template, `report.md` unless another is given, from the rows.
+
+    A line whose rows are missing is left out, and its section ends with the command that measures
+    them; a line of a table says so in its cell. A picture stays if it is in `drawn`, or is a
+    suite's own.
+    """
+    filled, lines, missing = Filled(), [], {}
+    for line in [*(template or TEMPLATE.read_text(encoding="utf-8")).splitlines(), "## "]:
+        if line.startswith("## "):
+            runs = ", ".join(f"`{command}`" for command in missing)
+            lines += [f"*Not measured yet: {runs}.*", ""] if missing else []
+            missing = {}
+        picture = re.match(r"!\[.*\]\((.*?)\)", line)
+        if picture and picture[1] not in drawn:
+            continue
+        try:
+            told = MARK.sub(lambda mark: _filled(results, mark[1], mark[2]), line)
+        except Missing as error:
+            missing[str(error)] = None
+            lines += [MARK.sub("not measured", line)] if line.startswith("|") else []
+            continue
+        lines.append(told)
+        filled.contradicted += [told] if told.count("~~") > line.count("~~") else []
+    filled.text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines[:-1])).strip() + "\n"
+    return filled
+
+
+def _filled(results: Results, word: str, text: str) -> str:
+    if word in VERDICTS:
+        return _verdict(results, word, text)
+    if word in MADE:
+        return "\n".join(MADE[word](results, *(text or "").split()))
+    return _number(results, word, text)
 
 
 def write_report(folder: str | Path) -> list[Path]:
     """Write README.md and the figures of all suites whose rows are in `folder`; returns the paths.
-    DataError where there are none.
+
+    Called twice, or on copies of the files elsewhere, it leaves the same bytes. Raises DataError
+    where there are no rows.
     """
     folder = Path(folder)
     results = Results(folder)
     if not results.suites and not results.miniatures:
         raise DataError(
-            f"{folder} holds no rows of a suite, such as digits.json is missing. Run cfm-lite "
-            "compare first."
+            f"{folder} holds no rows of a suite: digits.json, for example, is missing. Run "
+            "cfm-lite compare first."
         )
-    found = {n: ask(results) for n, ask in QUESTIONS.items()}
-    paths = [
-        viz.save(answer.figure, folder / _picture(n))
-        for n, answer in found.items()
-        if answer.figure is not None
-    ]
-    for suite in results.suites:
-        paths.append(viz.save(quality_figure(suite, results.rows(suite)), folder / f"{suite}.png"))
-    parts = [PREAMBLE, _in_short(found), *(_answer(n, answer) for n, answer in found.items())]
-    parts += [_suite(results, suite) for suite in results.suites]
-    parts += [_miniature(store) for store in results.miniatures.values()]
-    text = "\n\n".join(part.strip() for part in [*parts, *_threads(folder)]) + "\n"
-    write_bytes(folder / "README.md", text.encode())
-    return [folder / "README.md", *paths]
+    figures = {name: draw(results) for name, draw in FIGURES.items()}
+    figures |= {f"{s}.png": quality_figure(s, results.rows(s)) for s in results.suites}
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    write_bytes(folder / "README.md", fill(results, drawn=drawn).text.encode())
+    return [folder / "README.md", *(viz.save(figure, folder / n) for n, figure in drawn.items())]
 
 
-def quality_figure(suite: str, rows: Sequence[Row]) -> viz.Picture:
-    """Quality against steps of FM and what was trained otherwise; the controls and inverses would
-    hide them.
+def _core(results: Results, suite: str) -> Iterator[str]:
+    """The core of a suite at its largest number of evaluations: mean ± standard deviation over the
+    seeds, a row for each method.
     """
-    measured = {row["metric"] for row in rows}
-    shown = [quality(suite), *(name for name in SHOWN_BY_STEPS[quality(suite)] if name in measured)]
-    return viz.quality_vs_steps(
-        [row for row in rows if row["method"] in ("fm", *benefits.TRAINED)], shown
-    )
+    top = results.nfes(suite)[-1]
+    shown = [name for name in HEADS if name in results.known(suite, "core", "metric")]
+    yield f"| {top} evaluations | {' | '.join(HEADS[name] for name in shown)} |"
+    yield "|---" * (len(shown) + 1) + "|"
+    for method in results.known(suite, "core", "method"):
+        means = (_mean(results, suite, Place(method, nfe=top), name) for name in shown)
+        yield f"| {title(method)} | {' | '.join(means)} |"
 
 
-def _picture(number: int) -> str:
-    return f"question_{number}.png"
+def _mean(results: Results, suite: str, place: Place, metric: str) -> str:
+    """Mean and standard deviation over the seeds."""
+    values = list(results.values(suite, place, metric).values())
+    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    return number(float(np.mean(values))) + spread if values else ""
 
 
-def _in_short(found: Mapping[int, Answer]) -> str:
-    """All questions with their answers in one sentence each."""
-    rows = [
-        f"| [{n}](#{_anchor(f'{n}. {answer.question}')}) | {answer.question} | {answer.short} |"
-        for n, answer in found.items()
-    ]
-    return "\n".join(["## In short", "", "| | question | answer |", "|---|---|---|", *rows])
+def _verdicts(results: Results, *suites: str) -> Iterator[str]:
+    """The methods of all suites' cores: interval and verdict of each, suite by suite."""
+    found = [suite for suite in suites if suite in results.suites]
+    if not found:
+        raise Missing(f"cfm-lite compare {suites[0]}")
+    bases = [number(results.mean(s, Place(nfe=results.nfes(s)[-1]), quality(s))) for s in found]
+    heads = (f"{TITLES[suite]} (FM {base}) | " for suite, base in zip(found, bases))
+    yield f"| minus FM | {'| '.join(heads)}|"
+    yield "|---|" + "---|---|" * len(found)
+    methods = [m for s in found for m in results.known(s, "core", "method") if m != "fm"]
+    for method in dict.fromkeys(methods):
+        told = []
+        for suite in found:
+            d = results.difference(suite, Place(method, nfe=results.nfes(suite)[-1]))
+            told += [interval(d), said_of(d)] if d else ["", ""]
+        yield f"| {title(method)} | {' | '.join(told)} |"
 
 
-def _anchor(heading: str) -> str:
-    """Where a code host finds a heading: in lower case, without punctuation, with dashes for
-    spaces.
-    """
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def _answer(number: int, answer: Answer) -> str:
-    lines = [f"## {number}. {answer.question}", ""]
-    lines += [f"![{answer.question}]({_picture(number)})", ""] if answer.figure is not None else []
-    lines += [f"**{answer.short}**", ""]
-    lines += [f"- {sentence}" for sentence in answer.sentences]
-    lines += [f"- *The papers*: {paper}" for paper in answer.papers]
-    return "\n".join(lines)
-
-
-def _suite(results: Results, suite: str) -> str:
-    """A suite's facts and tables."""
-    lines = [
-        f"## Suite {suite}: {TITLES.get(suite, suite)}",
-        "",
-        *_facts(results.suites[suite]),
-        "",
-    ]
-    lines += [f"![Quality against steps, {suite}]({suite}.png)", ""]
-    lines += [*_core_table(results, suite), "", *_costs(results, suite)]
-    for group in list(SUITES[suite].groups)[1:]:
+def _groups(results: Results, suite: str) -> Iterator[str]:
+    """A table of differences for each group of a suite, folded."""
+    for group in SUITES[suite].groups:
         if results.rows(suite, group):
-            lines += ["", *_group_table(results, suite, group)]
-    return "\n".join([*lines, "", *_absent(results, suite), *_failures(results.suites[suite])])
+            seeds = len(results.known(suite, group, "seed"))
+            yield f"<details><summary>{group}: {seeds} seeds</summary>"
+            yield from differences_table(results, suite, group)
+            yield "\n</details>\n"
+    missing = [f"`{g}`" for g in SUITES[suite].groups if not results.rows(suite, g)]
+    if missing:
+        yield f"Not measured yet: {', '.join(missing)} (`cfm-lite compare {suite} --group all`)."
 
 
-def _miniature(store: Store) -> str:
-    """What a miniature shows: that everything runs. It has no table, for its numbers mean nothing."""
-    rows = [row for group in SUITES[store.suite].groups for row in store.rows(group)]
-    counts = [len({row[name] for row in rows}) for name in ("method", "seed", "metric")]
-    lines = [
-        f"## Suite {store.suite}: {TITLES[store.suite]}, a miniature only",
-        "",
-        "**Made with `--quick`, to show that everything runs; its numbers mean nothing, and no "
-        "answer above reads them.**",
-        "",
-        *_facts(store),
-        f"- {len(rows):,} rows: {counts[0]} arms, {counts[1]} seed{'s' * (counts[1] > 1)}, "
-        f"{counts[2]} metrics",
-    ]
-    return "\n".join([*lines, "", *_failures(store)])
-
-
-def _absent(results: Results, suite: str) -> Iterator[str]:
-    """The groups of a suite that were not run."""
-    names = [f"`{group}`" for group in SUITES[suite].groups if not results.rows(suite, group)]
-    if names:
-        yield f"Not measured yet: {', '.join(names)} (`cfm-lite compare {suite} --group all`).\n"
+def _suite(results: Results, suite: str) -> Iterator[str]:
+    """A suite's facts and tables; of a miniature, which has no numbers to show, the facts alone."""
+    small = results.miniatures.get(suite)
+    store = small or results.suites.get(suite)
+    if store is None:
+        raise Missing(f"cfm-lite compare {suite}")
+    if small:
+        yield "**A miniature only, made with `--quick`. Its numbers mean nothing.**\n"
+    yield from _facts(store)
+    for group in SUITES[suite].groups:
+        for row in store.rows(group):
+            if row["metric"] == "diverged":
+                where = f"{title(row['method'])} {row.get('variant', '')}".strip()
+                yield f"- **diverged**: {where}, seed {row['seed']} ({group}): {row['reason']}"
+    if not small:
+        yield f"\n![Quality against steps, {suite}]({suite}.png)\n"
+        yield from _core(results, suite)
+        real = results.mean(suite, Place(nfe=results.nfes(suite)[-1]), f"{quality(suite)}_real")
+        yield "" if np.isnan(real) else f"\nReal data against real data: {number(real)}.\n"
+        yield from _costs(store)
+        yield from _groups(results, suite)
 
 
 def _facts(store: Store) -> Iterator[str]:
     """How the rows were made, as a list; files of an older kind say less."""
     info = store.info()
     sittings = info.get("sittings") or [{"facts": info.get("facts", {}), "command": ""}]
-    commands = dict.fromkeys(sitting["command"] for sitting in sittings if sitting["command"])
-    if commands:
-        yield "- made by " + ", ".join(f"`{command}`" for command in commands)
-    machines = dict.fromkeys(
-        f"{f['cores']} cores ({f['processor']}), device {f['device']}, torch {f['torch']}"
-        for f in (s["facts"] for s in sittings)
-        if f
-    )
-    yield f"- on {' and '.join(machines) or 'a machine that is not recorded'}, one thread for each job"
-    commits = dict.fromkeys(
-        sitting["facts"]["commit"][:10] for sitting in sittings if sitting["facts"].get("commit")
-    )
-    if commits:
-        yield f"- at commit {', '.join(f'`{commit}`' for commit in commits)}"
-    if all("seconds" in sitting for sitting in sittings):
-        hours = sum(sitting["seconds"] for sitting in sittings) / 3600
-        yield f"- in {hours:.1f} hours of wall time, in {len(sittings)} sitting{'s' * (len(sittings) > 1)}"
-    other = _other_settings(store.suite, info)
-    if other:
-        yield f"- not with the suite's own settings: {other}"
+    facts = [sitting["facts"] for sitting in sittings if sitting["facts"]]
+    lines = {
+        "command": dict.fromkeys(f"`{s['command']}`" for s in sittings if s["command"]),
+        "machine": dict.fromkeys(
+            f"{f['cores']} cores ({f['processor']}), device {f['device']}, torch {f['torch']}"
+            for f in facts
+        )
+        or ["not recorded"],
+        "commit": dict.fromkeys(f"`{f['commit'][:10]}`" for f in facts if f.get("commit")),
+        "hours": [f"{sum(s['seconds'] for s in sittings) / 3600:.1f}"]
+        if all("seconds" in s for s in sittings)
+        else [],
+        "other settings than the suite's": _other_settings(store.suite, info),
+    }
+    yield from (f"- {name}: {', '.join(values)}" for name, values in lines.items() if values)
     judge = info.get("judge")
     if isinstance(judge, dict):
-        yield f"- judge right on {judge['accuracy']:.1%} of unseen rows, SHA-256 `{judge['fingerprint'][:16]}…`"
+        print_of = judge["fingerprint"][:16]
+        yield f"- judge: right on {judge['accuracy']:.1%} of unseen rows, SHA-256 `{print_of}…`"
 
 
-def _other_settings(suite: str, info: dict[str, Any]) -> str:
+def _other_settings(suite: str, info: dict[str, Any]) -> list[str]:
     """The fields of the core's recipe that are not the suite's."""
     mine = info.get("groups", {}).get("core", info).get("recipe", {})
-    own = SUITES[suite].base("core", {}).as_dict() | {
-        "dataset": SUITES[suite].dataset
-    }  # not that of the reader's machine
-    return ", ".join(
+    own = SUITES[suite].base("core", {}).as_dict() | {"dataset": SUITES[suite].dataset}
+    return [
         f"{name} {value} (not {own[name]})"
         for name, value in mine.items()
         if name in own and value != own[name]
-    )
-
-
-def _core_table(results: Results, suite: str) -> Iterator[str]:
-    top, metric = results.nfes(suite)[-1], quality(suite)
-    shown = [name for name in SHOWN if any(row["metric"] == name for row in results.rows(suite))]
-    yield f"Core, {results.seeds(suite)} seeds, {top} Euler steps: mean ± standard deviation over the seeds, and the difference to FM."
-    yield ""
-    yield f"| method | {HEADS[metric]} | difference to FM | | {' | '.join(HEADS[name] for name in shown)} |"
-    yield f"|---|---|---|---|{'---|' * len(shown)}"
-    for method in results.methods(suite):
-        place = Place(method, nfe=top)
-        d = results.difference(suite, place) if method != "fm" else None
-        told = [interval(d), said_of(d)] if d else ["", ""]
-        cells = [
-            title(method),
-            _mean(results, suite, place, metric),
-            *told,
-            *(_mean(results, suite, place, name) for name in shown),
-        ]
-        yield f"| {' | '.join(cells)} |"
-    real = results.mean(suite, Place(nfe=top), f"{metric}_real")
-    if real == real:
-        yield f"\nReal against real: {HEADS[metric]} {number(real)}."
-
-
-def _mean(results: Results, suite: str, place: Place, metric: str) -> str:
-    values = list(results.values(suite, place, metric).values())
-    if not values:
-        return ""
-    return number(float(np.mean(values))) + (
-        f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-    )
-
-
-def _group_table(results: Results, suite: str, group: str) -> Iterator[str]:
-    """A group: a row for each variant, method and way of sampling, with its difference to FM."""
-    rows, metric = results.rows(suite, group), quality(suite)
-    ways = dict.fromkeys((row["sampler"], row["nfe"], row["guidance"]) for row in rows)
-    yield f"<details><summary>{group}: {results.seeds(suite, group)} seeds</summary>\n"
-    yield f"| variant | method | sampler | evaluations | guidance | {HEADS[metric]} | difference to FM | |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for variant, method in dict.fromkeys((row["variant"], row["method"]) for row in rows):
-        for sampler, nfe, guidance in ways:
-            place = Place(method, group, variant, nfe, sampler, guidance)
-            d = results.difference(suite, place) if method != "fm" else None
-            mean = _mean(results, suite, place, metric)
-            if mean:
-                told = f"{interval(d)} | {said_of(d)}" if d else " | "
-                yield f"| {variant} | {title(method)} | {sampler} | {nfe} | {guidance:g} | {mean} | {told} |"
-    yield "\n</details>"
-
-
-def _costs(results: Results, suite: str) -> Iterator[str]:
-    """What a training step of each arm costs, relative to FM's."""
-    rows = results.suites[suite].costs()
-    if not rows:
-        return
-    fm = rows[0]
-    told = [
-        f"{title(row['method'])} {row['relative']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        for row in rows
-        if row is not fm
     ]
-    yield (
-        f"A training step with {fm['batch']} rows takes FM {1000 * fm['value']:.1f} ms on "
-        f"{fm['device']} ({fm['processor']}). Times "
-        f"that, median and quartiles of {fm['rounds']} rounds in turn: {', '.join(told)} "
-        f"(`cfm-lite compare {suite} --costs`)."
-    )
 
 
-def _failures(store: Store) -> Iterator[str]:
-    """What diverged."""
-    for group in SUITES[store.suite].groups:
-        for row in store.rows(group):
-            if row["metric"] == "diverged":
-                variant = f", {row['variant']}" if row.get("variant") else ""
-                yield f"- **diverged**: {title(row['method'])}{variant}, seed {row['seed']} ({group}): {row['reason']}"
+def _costs(store: Store) -> Iterator[str]:
+    """What a training step of each method costs, relative to FM's."""
+    for fm in store.costs()[:1]:
+        yield (
+            f"A training step of FM with {fm['batch']} rows takes {1000 * fm['value']:.1f} ms on "
+            f"{fm['device']} ({fm['processor']}). The others, relative to it (median and quartiles "
+            f"of {fm['rounds']} rounds, `cfm-lite compare {store.suite} --costs`):\n"
+        )
+        rows = store.costs()[1:]
+        yield "| " + " | ".join(title(row["method"]) for row in rows) + " |"
+        yield "|" + "---|" * len(rows)
+        told = (f"{row['relative']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows)
+        yield f"| {' | '.join(told)} |\n"
 
 
-def _threads(folder: Path) -> Iterator[str]:
-    """How far numbers move with the number of threads, where it was measured."""
-    path = folder / "threads.json"
-    if not path.exists():
-        return
-    rows = read_json(path)
-    values = {
-        (row["threads"], row["seed"]): row["value"] for row in rows if row["metric"] == "frechet"
-    }
-    one, two = min(values)[0], max(values)[0]
-    apart = max(
-        abs(values[one, seed] - values[two, seed])
-        for threads, seed in values
-        if threads == one and (two, seed) in values
-    )
-    yield (
-        "## Do the same seeds give the same numbers?\n\n"
-        "On one machine, yes, bit for bit, however many jobs run side by side: each job computes "
-        "with one thread. With another number of "
-        f"threads sums are taken in another order: {one} and {two} threads move the Fréchet "
-        "distance of FM on the digits by up to "
-        f"{number(apart)} (`python -m tools.threads`)."
-    )
+def _threads(results: Results) -> Iterator[str]:
+    """How far the number of threads moves the Fréchet distance of FM on the digits."""
+    path = results.folder / "threads.json"
+    rows = read_json(path) if path.exists() else []
+    values: dict[int, dict[int, float]] = {}
+    for row in rows:
+        if row["metric"] == "frechet":
+            values.setdefault(row["threads"], {})[row["seed"]] = row["value"]
+    if len(values) < 2:
+        raise Missing("python -m tools.threads")
+    one, two = values[min(values)], values[max(values)]
+    yield number(max(abs(one[seed] - two[seed]) for seed in one.keys() & two.keys()))
+
+
+MADE: Mapping[str, Callable[..., Any]] = {
+    "suite": _suite,
+    "verdicts": _verdicts,
+    "threads": _threads,
+}

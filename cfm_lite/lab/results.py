@@ -1,11 +1,10 @@
-"""What was measured, read from a folder of rows: values by seed, and paired differences, wherever a
-report asks for them.
-"""
+"""What was measured, read from a folder of rows: values by seed, and paired differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,22 +13,16 @@ from cfm_lite.lab.statistics import Difference, paired_difference
 from cfm_lite.lab.store import Store
 from cfm_lite.lab.suites import SUITES
 
-__all__ = ["Place", "Results", "percent", "said_of", "tell"]
+__all__ = ["Place", "Results", "interval", "number", "percent", "quality", "said_of"]
 
-QUALITY = {"toy": "sliced_wasserstein"}  # and the Fréchet distance elsewhere
 LOWER_IS_BETTER = {
-    "frechet",
-    "sliced_wasserstein",
-    "mmd",
-    "drift",
-    "field_error",
-    "trajectory_error",
+    *("frechet", "sliced_wasserstein", "mmd", "drift", "field_error", "trajectory_error")
 }
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands: the group's file and all that the seeds have in common there."""
+    """Where a value stands: the group's file and all that its seeds have in common."""
 
     method: str = "fm"
     group: str = "core"
@@ -40,54 +33,43 @@ class Place:
 
 
 class Results:
-    """The rows of every suite in `folder`, which are all that a report reads."""
+    """The rows of every suite in `folder`. A report reads nothing else."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     @cached_property
-    def _stores(self) -> Mapping[str, Store]:
-        stores = {name: Store(self.folder, name) for name in SUITES}
-        return {name: store for name, store in stores.items() if store.path("core").exists()}
+    def _stores(self) -> Mapping[str, tuple[Store, bool]]:
+        """{suite: (its files, whether they are a miniature)}."""
+        found = {}
+        for store in (Store(self.folder, name) for name in SUITES):
+            if store.path("core").exists():
+                marked = any(row.get("miniature") for row in store.rows("core")[:1])
+                found[store.suite] = (store, marked or bool(store.info().get("quick")))
+        return found
 
     @cached_property
     def suites(self) -> Mapping[str, Store]:
-        """The suites whose core was run; a miniature is none, for its numbers mean nothing."""
-        return {name: store for name, store in self._stores.items() if name not in self.miniatures}
+        """The suites whose core was run. A miniature is none: its numbers mean nothing."""
+        return {name: store for name, (store, small) in self._stores.items() if not small}
 
     @cached_property
     def miniatures(self) -> Mapping[str, Store]:
         """The suites of which only a miniature was run."""
-        return {
-            name: store
-            for name, store in self._stores.items()
-            if store.info().get("quick") or _marked(store)
-        }
+        return {name: store for name, (store, small) in self._stores.items() if small}
 
     @cached_property
     def _rows(self) -> Mapping[tuple[str, str], Sequence[Row]]:
-        return {
-            (name, group): store.rows(group)
-            for name, store in self.suites.items()
-            for group in SUITES[name].groups
-        }
+        return {(s, g): store.rows(g) for s, store in self.suites.items() for g in SUITES[s].groups}
 
     @cached_property
-    def _values(self) -> Mapping[tuple[str, Place, str], Mapping[int, float]]:
-        """{(suite, place, metric): {seed: value}} of all rows; a value that was not finite is left
-        out.
-        """
+    def _values(self) -> Mapping[tuple[str, Place, str], dict[int, float]]:
+        """{(suite, place, metric): {seed: value}}, without values that were not finite."""
         table: dict[tuple[str, Place, str], dict[int, float]] = {}
         for (suite, group), rows in self._rows.items():
             for row in rows:
-                place = Place(
-                    row["method"],
-                    group,
-                    row.get("variant", ""),
-                    row["nfe"],
-                    row["sampler"],
-                    row["guidance"],
-                )
+                how = (row["nfe"], row["sampler"], row["guidance"])
+                place = Place(row["method"], group, row.get("variant", ""), *how)
                 cell = table.setdefault((suite, place, row["metric"]), {})
                 if row["value"] is not None:
                     cell[row["seed"]] = row["value"]
@@ -101,28 +83,13 @@ class Results:
         """The rows of a group; none where it was not run."""
         return self._rows.get((suite, group), [])
 
-    def seeds(self, suite: str, group: str = "core") -> int:
-        """How many seeds a group has."""
-        return len({row["seed"] for row in self.rows(suite, group)})
+    def known(self, suite: str, group: str, field: str) -> list[Any]:
+        """The values of a field, such as "method", in the order of a group's rows."""
+        return list(dict.fromkeys(row[field] for row in self.rows(suite, group) if field in row))
 
     def nfes(self, suite: str, group: str = "core") -> list[int]:
         """The numbers of evaluations of a group, fewest first."""
-        return sorted({row["nfe"] for row in self.rows(suite, group)})
-
-    def methods(self, suite: str, group: str = "core") -> list[str]:
-        """The methods of a group, in the order of its rows."""
-        return list(dict.fromkeys(row["method"] for row in self.rows(suite, group)))
-
-    def variants(self, suite: str, group: str, method: str = "") -> list[str]:
-        """The variants of a group (those that `method` has), in the order of its rows."""
-        return list(
-            dict.fromkeys(
-                row["variant"]
-                for row in self.rows(suite, group)
-                if method in ("", row["method"])
-                if "variant" in row
-            )
-        )
+        return sorted(self.known(suite, group, "nfe"))
 
     def values(self, suite: str, place: Place, metric: str) -> dict[int, float]:
         """{seed: value} of a metric at a place."""
@@ -134,12 +101,9 @@ class Results:
         return float(np.mean(values)) if values else float("nan")
 
     def base(self, suite: str, place: Place) -> Place:
-        """Plain FM as it is to be compared with `place`: of the same group and variant where it was
-        run there, else of the core.
-        """
+        """The plain FM that `place` is compared with: of its own variant, else of the core."""
         here = replace(place, method="fm")
-        there = replace(here, group="core", variant="")
-        return here if (suite, here) in self._places else there
+        return here if (suite, here) in self._places else replace(here, group="core", variant="")
 
     def difference(
         self, suite: str, place: Place, metric: str | None = None, base: Place | None = None
@@ -147,25 +111,15 @@ class Results:
         """The paired difference of `place` to `base` (plain FM) in `metric` (the suite's measure of
         quality); None without pairs.
         """
-        metric = metric or quality(suite)
-        mine, other = (
-            self.values(suite, at, metric) for at in (place, base or self.base(suite, place))
-        )
-        return (
-            paired_difference(place.method, metric, place.nfe, mine, other)
-            if mine.keys() & other.keys()
-            else None
-        )
-
-
-def _marked(store: Store) -> bool:
-    """Whether the rows of a core themselves say that they are a miniature's."""
-    return any(row.get("miniature") for row in store.rows("core")[:1])
+        metric, base = metric or quality(suite), base or self.base(suite, place)
+        mine, other = (self.values(suite, at, metric) for at in (place, base))
+        paired = mine.keys() & other.keys()
+        return paired_difference(place.method, metric, place.nfe, mine, other) if paired else None
 
 
 def quality(suite: str) -> str:
     """The metric that says how near the samples of a suite are to the data."""
-    return QUALITY.get(suite, "frechet")
+    return "sliced_wasserstein" if suite == "toy" else "frechet"
 
 
 def said_of(d: Difference) -> str:
@@ -178,13 +132,12 @@ def said_of(d: Difference) -> str:
 def number(value: float, sign: bool = False) -> str:
     """`value` with three digits, and a true minus sign."""
     form = ".5f" if 0 < abs(value) < 10**-3 else ".3g" if abs(value) < 10**3 else ",.0f"
-    text = f"{value:{'+' if sign else ''}{form}}"
-    return text.replace("-", "−")
+    return f"{value:{'+' if sign else ''}{form}}".replace("-", "−")
 
 
 def interval(d: Difference) -> str:
-    """Mean, 95 % bootstrap interval and number of seeds of a difference; Student's interval, too,
-    where it alone contains zero.
+    """Mean, 95 % bootstrap interval and number of seeds; Student's interval, too, where it alone
+    contains zero.
     """
     if d.seeds < 2:
         return f"{number(d.mean, True)}, one seed"
@@ -192,11 +145,6 @@ def interval(d: Difference) -> str:
     if not d.clear and (d.low > 0 or d.high < 0):
         text += f"; Student's 98 % [{number(d.t_low, True)}, {number(d.t_high, True)}]"
     return text
-
-
-def tell(name: str, d: Difference | None) -> str:
-    """A clause: who, the verdict, and the numbers."""
-    return f"{name}: not measured yet" if d is None else f"{name}: {said_of(d)} ({interval(d)})"
 
 
 def percent(d: Difference, base: float) -> str:

@@ -1,8 +1,8 @@
 """The files of a suite: SUITE.json holds the rows of its core, SUITE.GROUP.json those of an
 ablation, SUITE.info.json the facts.
 
-Rows are written one a line, sorted by variant, seed and arm, so a sweep that was stopped and gone
-on with leaves the bytes of one that was not. What cannot be made again, such as times, stands in
+Rows are written one a line, sorted by variant, seed and arm, so a sweep that was stopped and
+resumed leaves the same bytes as one that was not. What cannot be made again, such as times, stands in
 SUITE.info.json and SUITE.costs.json (see `costs`). While a sweep runs, each finished trial waits in
 SUITE.parts/ and is then taken up; a trial is known by the key in its rows.
 """

@@ -1,18 +1,137 @@
-"""What each suite compares: the arms of its core, and its ablations."""
+"""What each suite compares: the arms of its core, and a group of trials for each further question.
 
-from collections.abc import Iterator, Mapping, Sequence
+A group is some arms, for every variant of a recipe, sampled in some ways, over some seeds. A variant
+is a name and the recipe fields that it changes; nothing is tuned per variant. The value that the
+core already has is left out, and so is plain FM where the field means nothing to it: `results`
+takes those rows from the core, whose seeds and samples are the same. Arms whose training does not
+read the changed fields are trained once.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from cfm_lite.lab.ablations import ablations, values
-from cfm_lite.lab.arms import ARMS, EVALUATIONS
-from cfm_lite.lab.groups import Group, Suite, euler
+from cfm_lite.data import cifar10
+from cfm_lite.lab.arms import ARMS, CONTROLS, EVALUATIONS
 from cfm_lite.lab.jobs import Trial
 from cfm_lite.lab.measures import Sampling
+from cfm_lite.losses import VARIANTS
 from cfm_lite.methods import METHODS
+from cfm_lite.runs.recipe import Recipe, recipe
 
-__all__ = ["SUITES", "trials"]
+__all__ = ["SUITES", "Group", "Suite", "euler", "trials"]
 
-_STEPS = (2, 4, 8, 16, 50)
+Variants = Mapping[str, Mapping[str, Any]]
+
+
+def euler(*nfes: int, samples: int = 1000) -> tuple[Sampling, ...]:
+    """Euler sampling with each number of evaluations."""
+    return tuple(Sampling("euler", nfe, 1.0, samples) for nfe in nfes)
+
+
+@dataclass(frozen=True)
+class Group:
+    """`arms` for every variant {name: recipe changes}, sampled in some ways, over so many seeds."""
+
+    arms: tuple[str, ...]
+    seeds: int
+    samplings: tuple[Sampling, ...]
+    variants: Variants = field(default_factory=lambda: {"": {}})
+    recipe: str = ""  # another than the suite's
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The groups of one data set, "core" first; `keep` saves trainings while they run, because they
+    are long.
+
+    `stand_in` is the data set that serves where the files of `dataset` are missing; rows have the
+    name of the one that served. `miniature` are the changes of a sweep that only shows that
+    everything runs.
+    """
+
+    recipe: str
+    dataset: str
+    groups: Mapping[str, Group]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    keep: bool = False
+    stand_in: str = ""
+    miniature: Mapping[str, Any] = field(default_factory=lambda: {"steps": 40})
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms of the core."""
+        return self.groups["core"].arms
+
+    @property
+    def data(self) -> str:
+        """The name of the data set that serves on this machine."""
+        if not self.stand_in or cifar10.available(self.dataset):
+            return self.dataset
+        return self.stand_in if cifar10.available(self.stand_in) else self.dataset
+
+    def base(self, group: str, changes: Mapping[str, Any]) -> Recipe:
+        """The recipe of plain FM in `group`, with the user's `changes`."""
+        mine = self.groups[group]
+        own = {} if mine.recipe else self.changes
+        served = {"dataset": self.data} if self.stand_in else {}
+        return recipe(mine.recipe or self.recipe, **{**own, **served, **mine.changes, **changes})
+
+
+def _values(name: str, several: Iterable[Any]) -> Variants:
+    """A variant for each value of a recipe field."""
+    told = {f"{value:g}" if isinstance(value, float) else str(value): value for value in several}
+    return {f"{name}={text}": {name: value} for text, value in told.items()}
+
+
+def _ablations(
+    seeds: int,
+    *,
+    vecor: Sequence[str],
+    perturbations: Sequence[str],
+    width: int,
+    steps: Sequence[int],
+    pairs: tuple[str, ...] = (),
+) -> dict[str, Group]:
+    """The groups beside a core whose network has `width` features; `vecor` are its arms of VeCoR,
+    the best one last.
+    """
+    best, few_many = vecor[-1], euler(8, 50)
+    affine = ("fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
+    everyone = ("fm", *affine[:2], CONTROLS[best], "delta_fm", best, "dispersive")
+    contrastive = ("dispersive", "contrastive_independent", "contrastive_restricted")
+    forms: dict[str, dict[str, Any]] = {name: {"variant": name} for name in VARIANTS}
+    forms["covariance"]["spread"] = 0.5 / width  # it is a sum over pairs of features
+    table: dict[str, tuple[tuple[str, ...], Variants]] = {
+        "perturbation": (tuple(vecor), _values("perturb", perturbations)),
+        "weight": ((*affine, CONTROLS[best], best), _values("weight", (0.01, 0.1, 0.2, 0.35, 0.5))),
+        "k": ((best,), _values("k", (2, 4))),
+        "counterparts": (contrastive, forms),
+        "tau": (("dispersive",), _values("tau", (0.1, 0.25, 1.0, 2.0))),
+        "block": (("dispersive",), _values("block", (2, 3))),
+        "spread": (("dispersive",), _values("spread", (0.05, 0.25, 1.0, 2.0))),
+        "size": (everyone, _values("hidden_size", (width // 4, width // 2))),
+        "length": (everyone, _values("steps", steps)),
+    }
+    groups = {
+        name: Group(arms, seeds, few_many, several) for name, (arms, several) in table.items()
+    }
+    if pairs:
+        groups["pairs"] = Group(pairs, seeds, few_many)
+    scales = tuple(Sampling(guidance=scale) for scale in (1.0, 1.5, 2.0, 3.0, 4.0))
+    groups["guidance"] = Group(("fm", *affine[1:], best), seeds, scales)
+    least = {"euler": 1, "heun": 2, "sde": 2}  # evaluations that a solver can take
+    solvers = tuple(
+        Sampling(solver, nfe)
+        for solver, low in least.items()
+        for nfe in (1, 2, 4, 8, 16, 32, 64, 128)
+        if nfe >= low
+    )
+    arms = ("fm", "fm_scaled", "delta_fm", best, "dispersive")
+    return groups | {"solver": Group(arms, seeds, solvers)}
+
+
 _APART = ("vecor_image", "contrastive")  # methods that are measured in groups of their own
 
 
@@ -29,26 +148,23 @@ def _core(pair: str, teacher: bool = True) -> tuple[str, ...]:
 
 
 _POINTS, _IMAGES = _core("pair_dispersive", teacher=False), _core("pair")
-_NOT_CROP = (
-    "cutmix",
-    "gaussian_blur",
-    "color_jitter",
-    "additive_noise",
-)  # and one channel cannot be shuffled
+# beside crop_resize; one channel cannot be shuffled
+_PERTURBATIONS = ("cutmix", "gaussian_blur", "color_jitter", "additive_noise")
+_CORE = euler(2, 4, 8, 16, 50)
+_LARGE = Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))
+_SMALL_SIT = {"batch": 128, "steps": 1000}
 
 SUITES = {
     "toy": Suite(
         "toy",
         "two_classes",
-        {"core": Group(_POINTS, 5, euler(*_STEPS))}
-        | ablations(
-            seeds=3,
+        {"core": Group(_POINTS, 5, _CORE)}
+        | _ablations(
+            3,
             vecor=("vecor_latent", "vecor"),
             perturbations=("additive_noise",),
             width=128,
-            blocks=(2, 3),
             steps=(500, 1000),
-            pairs=(),
         ),
         {"shard": 128},  # a quarter of the batch: the dispersive loss takes all pairs of a shard
     ),
@@ -56,28 +172,21 @@ SUITES = {
         "digits",
         "digits",
         {
-            "core": Group(_IMAGES, 8, euler(*_STEPS)),
-            "sit": Group(
-                _IMAGES,
-                3,
-                euler(*_STEPS),
-                recipe="digits_sit",
-                changes={"batch": 128, "steps": 1000},
-            ),
+            "core": Group(_IMAGES, 8, _CORE),
+            "sit": Group(_IMAGES, 3, _CORE, recipe="digits_sit", changes=_SMALL_SIT),
             "image": Group(
                 ("fm", "vecor_image"),
                 5,
                 euler(8, 50),
-                values("perturb", ("crop_resize", *_NOT_CROP)),
+                _values("perturb", ("crop_resize", *_PERTURBATIONS)),
                 changes={"dataset": "digits_pca"},
             ),
         }
-        | ablations(
-            seeds=5,
+        | _ablations(
+            5,
             vecor=("vecor", "vecor_latent"),
-            perturbations=_NOT_CROP,
+            perturbations=_PERTURBATIONS,
             width=256,
-            blocks=(2, 3),
             steps=(325, 650, 2600),
             pairs=tuple(
                 name for name, arm in ARMS.items() if "also" in arm.fields and name != "pair"
@@ -87,46 +196,25 @@ SUITES = {
     "mnist": Suite(
         "mnist",
         "mnist",
-        {
-            "core": Group(
-                _IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000))
-            )
-        },
+        {"core": _LARGE},
         # smaller than the recipe, and without bf16, which a CPU computes slowly
         {
-            "hidden_size": 128,
-            "depth": 3,
-            "num_heads": 4,
-            "patch_size": 7,
-            "batch": 64,
-            "steps": 4000,
-            "lr": 3e-3,
-            "precision": "float32",
+            **{"hidden_size": 128, "depth": 3, "num_heads": 4, "patch_size": 7},
+            **{"batch": 64, "steps": 4000, "lr": 3e-3, "precision": "float32"},
         },
         keep=True,
     ),
     "cifar10": Suite(
         "cifar10",
         "cifar10",
-        {
-            "core": Group(
-                _IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000))
-            )
-        },
+        {"core": _LARGE},
         keep=True,
         stand_in="cifar10-jpeg75",
-        # on one core it takes five minutes for each seed, and once, before, the judge and the
-        # teacher of REPA twenty
+        # on one core it takes five minutes for each seed; the judge and the teacher of REPA take
+        # twenty, once
         miniature={
-            **{
-                "hidden_size": 32,
-                "depth": 2,
-                "num_heads": 2,
-                "patch_size": 8,
-                "block": 1,
-                "align_block": 1,
-                "precision": "float32",
-            },
+            **{"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 8},
+            **{"block": 1, "align_block": 1, "precision": "float32"},
             **{"batch": 32, "shard": 32, "steps": 40, "warmup": 0},
         },
     ),
@@ -150,18 +238,9 @@ def trials(
     for variant, given in mine.variants.items():
         fields = {name: value for name, value in given.items() if not (quick and name == "steps")}
         for seed in seeds:
-            for name in mine.arms:
-                if not arms or name in arms:
-                    arm = ARMS[name]
-                    yield Trial(
-                        group,
-                        variant,
-                        name,
-                        base.changed(
-                            **{**arm.fields, **fields, "method": arm.trained, "seed": seed}
-                        ),
-                        ways,
-                    )
+            for arm in (ARMS[name] for name in mine.arms if not arms or name in arms):
+                own = {**arm.fields, **fields, "method": arm.trained, "seed": seed}
+                yield Trial(group, variant, arm.method, base.changed(**own), ways)
 
 
 def _adapted(way: Sampling, changes: Mapping[str, Any], quick: bool) -> Sampling:
@@ -171,9 +250,5 @@ def _adapted(way: Sampling, changes: Mapping[str, Any], quick: bool) -> Sampling
     solver = changes.get("solver", way.solver)
     calls = EVALUATIONS[solver]
     nfe = max(1, way.nfe // calls) * calls
-    return Sampling(
-        solver,
-        nfe,
-        changes.get("guidance", way.guidance),
-        min(way.samples, 200) if quick else way.samples,
-    )
+    samples = min(way.samples, 200) if quick else way.samples
+    return Sampling(solver, nfe, changes.get("guidance", way.guidance), samples)

@@ -94,7 +94,7 @@ def _result(future: Future[Outcome]) -> Outcome:
         return future.result()
     except BrokenProcessPool as error:
         raise DistributedError(
-            "a worker died, perhaps for want of memory; try again with fewer --workers."
+            "a worker died, perhaps because memory ran out; try again with fewer --workers."
         ) from error
 
 
@@ -120,8 +120,8 @@ class _Worker:
 
 
 def _start(events: Any) -> None:
-    """Make this process a worker: one thread, an ear for SIGTERM, and none for the terminal's
-    Ctrl-C, which is for the parent.
+    """Make this process a worker with one thread. It handles SIGTERM; the terminal's Ctrl-C goes to
+    the parent alone.
     """
     torch.set_num_threads(1)
     _Worker.events = events
@@ -148,9 +148,7 @@ def _work(number: int, job: Job, parts: Path, device: str, keep: bool) -> Outcom
     try:
         return _attempt(job, parts, device, keep, lambda share: _Worker.events.put((number, share)))
     except (KeyboardInterrupt, Terminated):
-        _Worker.stopping = (
-            True  # a training has an ear of its own for the signal, and `_stop` did not hear it
-        )
+        _Worker.stopping = True  # a training handles the signal itself, so `_stop` was not called
         return Outcome(job.label, stopped=True)
     finally:
         _Worker.busy = False

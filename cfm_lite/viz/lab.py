@@ -2,7 +2,7 @@
 against what the features did.
 
 A difference is anything with `method`, `mean`, `low`, `high` and `clear`, such as
-`experiments.Difference`. Filled marks are clear, hollow ones are not: nothing can be said of them.
+`lab.Difference`. Filled marks are clear, hollow ones are not: nothing can be said of them.
 The line at zero is plain FM.
 """
 

@@ -134,21 +134,17 @@ ELSEWHERE: dict[str, str] = {
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
         cli.compare.report_suite cli.compare.time_steps evaluate.measures.judge_of evaluate.measures.measure
-        lab.ablations.ablations lab.ablations.values lab.answers.Answer lab.answers.absent lab.answers.by_method
-        lab.answers.by_suite lab.answers.capital lab.answers.clause lab.answers.items lab.answers.least lab.answers.listed
-        lab.answers.quality_panel lab.answers.rows_figure lab.answers.sentence lab.answers.setting lab.answers.spoken
-        lab.answers.title lab.answers.where lab.arms.balanced_labels lab.arms.draw_samples lab.arms.noise_of
-        lab.arms.trained_recipe lab.arms.velocity lab.benefits.curves_by_field lab.benefits.curves_by_nfe lab.benefits.debiasing
-        lab.benefits.diversity lab.benefits.gains lab.claims.Claim lab.claims.beside lab.controls.Shares lab.controls.controls
-        lab.controls.shares lab.costs.training_costs lab.diagnostics.field_values lab.diagnostics.path_values lab.groups.Group
-        lab.groups.Suite lab.groups.euler lab.jobs.Job lab.jobs.Trial lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of
-        lab.jobs.run_job lab.measures.Sampling lab.measures.field_rows lab.measures.row_base lab.measures.rows_of
-        lab.measures.sample_rows lab.mechanisms.counterparts lab.mechanisms.interference lab.mechanisms.norms
-        lab.mechanisms.perturbations lab.readme.quality_figure lab.readme.write_report lab.results.Place lab.results.Results
-        lab.results.percent lab.results.said_of lab.results.tell lab.statistics.Difference lab.statistics.paired_difference
-        lab.store.Store lab.store.read_json lab.store.write_rows lab.suites.trials lab.sweep.Plan lab.sweep.compare
-        lab.sweep.plan lab.tuning.settings lab.workers.Outcome lab.workers.in_process lab.workers.in_workers viz.lab.Panel
-        viz.lab.difference_curves viz.lab.difference_rows viz.lab.difference_scatter
+        lab.arms.balanced_labels lab.arms.draw_samples lab.arms.noise_of lab.arms.trained_recipe lab.arms.velocity
+        lab.costs.training_costs lab.diagnostics.field_values lab.diagnostics.path_values
+        lab.figures.differences_table lab.figures.quality_figure lab.figures.title lab.jobs.Job lab.jobs.Trial
+        lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of lab.jobs.run_job lab.measures.Sampling
+        lab.measures.field_rows lab.measures.row_base lab.measures.rows_of lab.measures.sample_rows lab.readme.Filled
+        lab.readme.fill lab.readme.write_report lab.results.Place lab.results.Results lab.results.interval
+        lab.results.number lab.results.percent lab.results.quality lab.results.said_of lab.statistics.Difference
+        lab.statistics.paired_difference lab.store.Store lab.store.read_json lab.store.write_rows lab.suites.Group
+        lab.suites.Suite lab.suites.euler lab.suites.trials lab.sweep.Plan lab.sweep.compare lab.sweep.plan
+        lab.workers.Outcome lab.workers.in_process lab.workers.in_workers viz.lab.Panel viz.lab.difference_curves
+        viz.lab.difference_rows viz.lab.difference_scatter
     """,
     "files of others, which test_data.py, test_data_changes.py, test_downloads.py and test_security.py damage": """
         data.archive.read_to_end data.latents.shards.parse_npy data.root.impatient data.shared.Watch data.shared.alone
