@@ -183,10 +183,7 @@ def lab_table() -> str:
     ]
     lines = [f"| Fréchet distance | {heads[0]} | | {heads[1]} | |", "|---|---|---|---|---|"]
     methods = dict.fromkeys(
-        method
-        for suite in LAB
-        for method in results.known(suite, "core", "method")
-        if method != "fm"
+        method for suite in LAB for method in results.methods(suite) if method != "fm"
     )
     for method in methods:
         found = [results.difference(suite, Place(method, nfe=top)) for suite, top in tops.items()]

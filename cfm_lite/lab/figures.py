@@ -90,7 +90,7 @@ def differences_table(results: Results, suite: str, group: str) -> Iterator[str]
     """A group as Markdown: a row for each setting, a column for each method; clear differences are
     bold.
     """
-    methods = [m for m in results.known(suite, group, "method") if m != "fm"]
+    methods = [m for m in results.methods(suite, group) if m != "fm"]
     yield f"\n| {LABELS.get(group, group)} | FM | {' | '.join(map(title, methods))} |"
     yield f"|---|---|{'---|' * len(methods)}"
     for name, place in _settings(results, suite, group):
@@ -200,7 +200,7 @@ def _drawn_curves(
             for suite in results.suites:
                 panel = _panel(suite, LABELS[sampler if group == "solver" else group])
                 row[panel] = curves = {}
-                mine = [m for m in methods if m in results.known(suite, group, "method")]
+                mine = [m for m in methods if m in results.methods(suite, group)]
                 for (name, place), method in product(_settings(results, suite, group), mine):
                     d = results.difference(suite, replace(place, method=method))
                     if d is not None and place.sampler == sampler:

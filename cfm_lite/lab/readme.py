@@ -199,7 +199,7 @@ def _core(results: Results, suite: str) -> Iterator[str]:
     shown = [name for name in HEADS if name in results.known(suite, "core", "metric")]
     yield f"| {top} evaluations | {' | '.join(HEADS[name] for name in shown)} |"
     yield "|---" * (len(shown) + 1) + "|"
-    for method in results.known(suite, "core", "method"):
+    for method in results.methods(suite):
         means = (_mean(results, suite, Place(method, nfe=top), name) for name in shown)
         yield f"| {title(method)} | {' | '.join(means)} |"
 
@@ -220,7 +220,7 @@ def _verdicts(results: Results, *suites: str) -> Iterator[str]:
     heads = (f"{TITLES[suite]} (FM {base}) | " for suite, base in zip(found, bases))
     yield f"| minus FM | {'| '.join(heads)}|"
     yield "|---|" + "---|---|" * len(found)
-    methods = [m for s in found for m in results.known(s, "core", "method") if m != "fm"]
+    methods = [m for s in found for m in results.methods(s) if m != "fm"]
     for method in dict.fromkeys(methods):
         told = []
         for suite in found:

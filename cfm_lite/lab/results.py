@@ -91,6 +91,10 @@ class Results:
         """The numbers of evaluations of a group, fewest first."""
         return sorted(self.known(suite, group, "nfe"))
 
+    def methods(self, suite: str, group: str = "core") -> list[str]:
+        """The methods of a group, in the order of its rows."""
+        return self.known(suite, group, "method")
+
     def values(self, suite: str, place: Place, metric: str) -> dict[int, float]:
         """{seed: value} of a metric at a place."""
         return dict(self._values.get((suite, place, metric), {}))
