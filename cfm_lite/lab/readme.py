@@ -249,7 +249,7 @@ def _suite(results: Results, suite: str) -> Iterator[str]:
     if store is None:
         raise Missing(f"cfm-lite compare {suite}")
     if small:
-        yield "**A miniature only, made with `--quick`. Its numbers mean nothing.**\n"
+        yield "**This is a miniature only, made with `--quick`: its numbers mean nothing.**\n"
     yield from _facts(store)
     for group in SUITES[suite].groups:
         for row in store.rows(group):
