@@ -287,9 +287,8 @@ def test_diverged_jobs_and_miniatures_are_named(tmp_path):
     assert "**diverged**: ΔFM, seed 1 (core): the loss is inf in step 7" in text
     assert "its numbers mean nothing" in text
     assert "| FM |" not in text  # no table, and no answer
-    assert (
-        text.count("*Not measured yet: ") == 13
-    )  # the short answers, eight questions, three suites, threads
+    # the short answers, nine questions, the other three suites, and the threads
+    assert text.count("*Not measured yet: ") == 14
 
 
 def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
