@@ -53,13 +53,14 @@ def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
     generator uses the low 32 bits of a seed.) Raises ConfigError for a part that is neither an int
     nor a str, for its text may differ between processes.
     """
-    key = tuple(map(plain, key))  # NumPy's 3 is 3
-    for part in key:
-        if not isinstance(part, int | str) or isinstance(part, bool):
-            raise ConfigError(
-                f"the key holds {part!r} of type {type(part).__name__}; each part must be an int "
-                "or a str."
-            )
+    if not set(map(type, key)) <= {int, str}:
+        key = tuple(map(plain, key))  # NumPy's 3 is 3
+        for part in key:
+            if not isinstance(part, int | str) or isinstance(part, bool):
+                raise ConfigError(
+                    f"the key holds {part!r} of type {type(part).__name__}; each part must be an "
+                    "int or a str."
+                )
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device=_device(device)).manual_seed(int.from_bytes(digest, "big") >> 1)
 

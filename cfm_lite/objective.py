@@ -168,7 +168,8 @@ class Objective(nn.Module):
         """Key every draw of the next calls by (seed, step, shard number), shards counted from
         `first_shard`.
         """
-        self._key = (seed, step, first_shard)
+        # once a step, and Module.__setattr__ takes as long as a kernel
+        vars(self)["_key"] = (seed, step, first_shard)
         return self
 
     def forward(
@@ -229,7 +230,7 @@ class Objective(nn.Module):
             x1 = x1.double()
         size = self.shard or max(1, len(x1))
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
-        self._calls += 1
+        vars(self)["_calls"] += 1
         parts = [
             self._draw_shard(x1[rows], None if y is None else y[rows], i)
             for i, rows in enumerate(shards)

@@ -3,7 +3,6 @@
 What keeps it alive stands in engine/: the guard, the average, the ranks, checkpoints.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_count, plain
-from cfm_lite.engine import compiled, sharded
+from cfm_lite.engine import compiled, optimizers, sharded
 from cfm_lite.engine.average import Average
-from cfm_lite.engine.batches import Batch, Running, micro_batches, stream
+from cfm_lite.engine.batches import Batch, Running, micro_batches, shards_in, stream
 from cfm_lite.engine.guard import Guard
-from cfm_lite.engine.optimizers import (
-    backward,
-    check_optimizer,
-    clip_gradients,
-    make_optimizer,
-    update,
-)
 from cfm_lite.engine.parallel import ALONE, World
-from cfm_lite.engine.settings import PRECISIONS, Settings, check_objective, warmup
+from cfm_lite.engine.settings import PRECISIONS, Settings, autocast, check_objective, warmup
 from cfm_lite.engine.state import State
 from cfm_lite.objective import FlowMatching, Objective
 
@@ -85,7 +77,7 @@ class Trainer:
             runaway, parallel,
         )  # fmt: skip
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
-        check_optimizer(optimizer, objective, parallel, **own)
+        optimizers.check_optimizer(optimizer, objective, parallel, **own)
         self.objective, self.world = objective, world
         self.seed, self.clip, self.precision = settings.seed, settings.clip, precision
         self.accumulate, self.log_every = settings.accumulate, settings.log_every
@@ -102,10 +94,10 @@ class Trainer:
             objective, averaged, world, parallel, PRECISIONS[precision], self.compiled
         )
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.optimizer = optimizer or make_optimizer(objective, **own)
+        self.optimizer = optimizer or optimizers.make_optimizer(objective, **own)
         self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
         errors = [name for name, term in objective.terms.items() if isinstance(term, FlowMatching)]
-        self._guard = Guard(device, errors[0] if errors else None, settings.runaway)
+        self._guard = Guard(device, next(iter(errors), None), settings.runaway, averaged)
         same = settings.decisive | {"lr": self._base_lr}
         self._state = State(objective, self._averages, self.optimizer, same)
 
@@ -133,11 +125,9 @@ class Trainer:
         """Train for `steps` steps; yields {"step", "loss", term: value, "grad_norm"} of detached
         tensors after each.
 
-        Each step is done when its entry is asked for: `for log in trainer.run(...): ...`; a run
-        that nobody iterates trains nothing, and warns. `batches` gives x1, (x1, y) or (x1, y,
-        context), or {"x1": ..., "y": ..., "context": ...}. Raises ConfigError for wrong arguments,
-        DivergenceError (nothing was updated), and DataError for batches of another kind or that end
-        early.
+        A step is done when its entry is asked for; a run that nobody iterates warns. `batches`
+        gives x1, (x1, y) or (x1, y, context), or a dict with these names. Raises ConfigError,
+        DivergenceError (nothing was updated), and DataError for batches of another kind or too few.
         """
         return Running(self._run(stream(batches, check_count("steps", steps))))
 
@@ -152,11 +142,11 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self._base_lr):
             group["lr"] = base * self.schedule(self.step)
         log = self._backward(batch)
-        norm = clip_gradients(self.parameters, self.clip)
+        norm = optimizers.clip_gradients(self.parameters, self.clip)
         self._guard.watch(self.step + 1, {**log, "the gradient norm": norm})
         if last or (self.step + 1) % self.log_every == 0:
-            self._check(self.step + 1)
-        if update(self.optimizer, self._guard.ok):
+            self._guard.check(self.step + 1, self.lr)
+        if optimizers.update(self.optimizer, self._guard.ok):
             for average in self._averages.values():
                 average.update_parameters(self.objective.model, self._guard.ok)
         self.step += 1
@@ -168,30 +158,19 @@ class Trainer:
             for p in group["params"]:
                 p.grad = None
         parts = micro_batches(batch, self.accumulate, self.objective.shard)
-        rows, log = batch[0].shape[0], {}
-        first = self.world.rank * self._shards(rows)
+        rows, shard, log = batch[0].shape[0], self.objective.shard, {}
+        first = self.world.rank * shards_in(rows, shard)
         for part in parts:
             share = part[0].shape[0] / rows
             with sharded.exchanging(self._wrapped, last=part is parts[-1]):
                 self.objective.at(self.seed, self.step, first)
-                with self._autocast(part[0].device):
+                with autocast(self.precision, part[0].device):
                     total, values = self._forward(*part)
-                backward(total, share)
+                optimizers.backward(total, share)
             for name, value in {**values, "loss": total.detach()}.items():
                 log[name] = value if share == 1 else value * share + log.get(name, 0)
-            first += self._shards(part[0].shape[0])
+            first += shards_in(part[0].shape[0], shard)
         return self.world.mean(log)
-
-    def _shards(self, rows: int) -> int:
-        return -(-rows // (self.objective.shard or rows))
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        half = PRECISIONS[self.precision]
-        return torch.autocast(device.type, dtype=half) if half else contextlib.nullcontext()
-
-    def _check(self, step: int) -> None:
-        averages = [average.module for average in self._averages.values()]
-        self._guard.check(step, averages, self.lr)
 
     def save(
         self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3
@@ -202,10 +181,10 @@ class Trainer:
         A run that has diverged is not saved: DivergenceError. In a world of several ranks all of
         them call this and rank 0 writes; the others return `directory`.
         """
-        self._check(self.step)
-        path = self._state.save(directory, self.step, config or {}, self.world, keep)
-        self._guard.saved = path
-        return path
+        self._guard.check(self.step, self.lr)
+        saved = self._state.save(directory, self.step, config or {}, self.world, keep)
+        self._guard.saved = saved
+        return saved
 
     def resume(
         self,

@@ -7,7 +7,7 @@ import torch
 
 from cfm_lite import objective
 from cfm_lite.data.batches import batches
-from cfm_lite.engine import checkpoint
+from cfm_lite.engine import checkpoint, optimizers
 from cfm_lite.errors import (
     CheckpointError,
     ConfigError,
@@ -345,3 +345,19 @@ def test_settings_of_terms_are_part_of_a_run(tmp_path):
     a.save(tmp_path)
     with pytest.raises(ResumeMismatchError):
         Trainer(objective.fm(Tiny()).plus(Dispersive(0.5, block=2))).resume(tmp_path)
+
+
+@pytest.mark.parametrize("bound", [0.01, 1.0, 5.0, 1e3, None])
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float32, torch.float64)])
+def test_gradients_are_clipped_to_the_bits_of_torch_s_own_functions(bound, dtypes):
+    g = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(5, 7, generator=g, dtype=dtype)) for dtype in dtypes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    for p, q in zip(ours, theirs):
+        p.grad = torch.randn(5, 7, generator=g, dtype=p.dtype)
+        q.grad = p.grad.clone()
+    norm = optimizers.clip_gradients(ours, bound)
+    assert torch.equal(norm, torch.nn.utils.get_total_norm([q.grad for q in theirs]))
+    if bound is not None:
+        torch.nn.utils.clip_grads_with_norm_(theirs, bound, norm)
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours, theirs))

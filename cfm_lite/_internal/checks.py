@@ -96,17 +96,18 @@ def check_tensor(**tensors: Any) -> None:
 def check_same_shape(**tensors: Tensor) -> None:
     """Raise ConfigError unless all are tensors of one shape; the keywords name them in the message."""
     check_tensor(**tensors)
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    if len(set(shapes.values())) > 1:
+    first, *others = tensors.values()
+    if any(x.shape != first.shape for x in others):
+        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
         seen = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ConfigError(f"shapes differ: {seen}. All must be equal, (B, *dims).")
 
 
 def check_floating(**tensors: Tensor) -> None:
     """Raise ConfigError unless every value is a tensor of real floating-point numbers."""
-    check_tensor(**tensors)
     for name, x in tensors.items():
-        if not x.is_floating_point():
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            check_tensor(**{name: x})
             raise ConfigError(
                 f"{name} has dtype {x.dtype}; a floating dtype is needed. Call {name}.float() "
                 "first."

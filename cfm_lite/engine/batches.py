@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfm_lite.errors import ConfigError, DataError
 
-__all__ = ["Batch", "Running", "as_batch", "micro_batches", "stream"]
+__all__ = ["Batch", "Running", "as_batch", "micro_batches", "shards_in", "stream"]
 
 Batch = tuple[Any, ...]
 _PARTS = ("x1", "y", "context")
@@ -81,6 +81,11 @@ def as_batch(batch: Any) -> Batch:
         "(x1, y, context), or a dict with these names. Convert each one, such as "
         '({"x1": b["image"], "y": b["label"]} for b in batches).'
     )
+
+
+def shards_in(rows: int, shard: int | None) -> int:
+    """How many shards, of `shard` rows or of all (None), hold so many rows."""
+    return -(-rows // (shard or rows))
 
 
 def micro_batches(batch: Batch, count: int, shard: int | None) -> list[Batch]:

@@ -23,10 +23,16 @@ __all__ = ["Guard"]
 class Guard:
     """Watches the values of each step; `error` names the one that may run away (None: none does)."""
 
-    def __init__(self, device: torch.device, error: str | None, runaway: float | None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        error: str | None,
+        runaway: float | None,
+        averages: list[nn.Module],
+    ) -> None:
         self.at_once = device.type == "cpu"  # where reading a number costs no synchronisation
         self.saved: Path | None = None  # the last good checkpoint
-        self._error, self._runaway = error, runaway
+        self._error, self._runaway, self._averages = error, runaway, averages
         self._names: list[str] = []  # of what `_bad` counts
         self._errors: tuple[Tensor, Tensor] | None = (
             None  # the first and the largest, on the device
@@ -61,13 +67,13 @@ class Guard:
             first, largest = self._errors or (error.clamp_min(1.0), error)
             self._errors = first, torch.maximum(largest, error)
 
-    def check(self, step: int, averages: Iterable[nn.Module], lr: float) -> None:
+    def check(self, step: int, lr: float) -> None:
         """Read what was latched, the averages and the largest error; DivergenceError for the first
         that is bad.
         """
         if (latched := self._bad.tolist())[0] >= 0:
             raise self._divergence(latched[0], self._names[latched[1]])
-        for module in averages:
+        for module in self._averages:
             if not _is_finite(module.parameters()):
                 name = next(name for name, p in module.named_parameters() if not _is_finite([p]))
                 raise DivergenceError(

@@ -1,5 +1,6 @@
 """The settings of a training, checked at the door."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from cfm_lite.engine.checkpoint import check_storable
 from cfm_lite.errors import ConfigError
 from cfm_lite.objective import Objective
 
-__all__ = ["PRECISIONS", "Settings", "check_objective", "warmup"]
+__all__ = ["PRECISIONS", "Settings", "autocast", "check_objective", "warmup"]
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 PARALLEL = ("ddp", "fsdp")
@@ -75,6 +76,12 @@ def check_objective(objective: Any) -> None:
         )
     check_trainable(objective)
     check_storable(objective.state_dict())
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Around a forward pass of this precision on `device`."""
+    half = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=half) if half else contextlib.nullcontext()
 
 
 def warmup(steps: int) -> Callable[[int], float]:

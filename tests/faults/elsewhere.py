@@ -77,9 +77,10 @@ ELSEWHERE: dict[str, str] = {
         _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
     """,
     "what a Trainer is made of: tests/test_training.py, test_trainable.py and test_numbers.py give it wrong ones": """
-        engine.batches.as_batch engine.batches.micro_batches engine.batches.stream engine.guard.Guard engine.optimizers.backward
-        engine.optimizers.check_optimizer engine.optimizers.clip_gradients engine.optimizers.make_optimizer
-        engine.optimizers.update engine.settings.Settings engine.settings.check_objective engine.state.State
+        engine.batches.as_batch engine.batches.micro_batches engine.batches.shards_in engine.batches.stream engine.guard.Guard
+        engine.optimizers.backward engine.optimizers.check_optimizer engine.optimizers.clip_gradients
+        engine.optimizers.make_optimizer engine.optimizers.update engine.settings.Settings
+        engine.settings.autocast engine.settings.check_objective engine.state.State
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
         data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher evaluate.measures.reference_rows methods.Arm

@@ -138,7 +138,7 @@ MUTANTS = (
     Mutant("the optimizer's state is not resumed", "engine/state.py", '{"state": entries, "param_groups"', '{"state": {}, "param_groups"', TRAINING),
     Mutant("another seed may go on", "engine/state.py", "**self.settings,", '**{k: v for k, v in self.settings.items() if k != "seed"},', TRAINING),
     Mutant("micro-batches count in full", "engine/optimizers.py", "(total * share if share < 1 else total).backward()", "total.backward()", TRAINING),
-    Mutant("micro-batches draw alike", "training.py", "            first += self._shards(part[0].shape[0])\n", "", TRAINING),
+    Mutant("micro-batches draw alike", "training.py", "            first += shards_in(part[0].shape[0], shard)\n", "", TRAINING),
     Mutant("a bad step is not noticed", "engine/guard.py", "for name, value in values.items() if not math.isfinite(value.item())]", "for name, value in ()]", TRAINING),
     Mutant("the average warms up late", "engine/average.py", "(1 + n) / (10 + n)) if self.warmup", "(1 + n) / (100 + n)) if self.warmup", f"{AVERAGE} {TRAINING}"),
     Mutant("updates are not counted", "engine/average.py", "        self.n_averaged += 1\n", "", f"{AVERAGE} {TRAINING}"),
@@ -174,7 +174,7 @@ MUTANTS = (
     Mutant("ranks keep what each has drawn", "training.py", "        world.start_alike(objective)\n", "", RANKS),
     Mutant("a slow rank counts as dead", "engine/parallel.py", "                beat, seen = last, now\n", "                beat = last\n", RANKS),
     Mutant("a stopped rank lives for ever", "engine/parallel.py", "            elif now - seen > self.timeout:\n", "            elif False:\n", RANKS),
-    Mutant("ranks draw alike", "training.py", "first = self.world.rank * self._shards(rows)", "first = 0", RANKS),
+    Mutant("ranks draw alike", "training.py", "first = self.world.rank * shards_in(rows, shard)", "first = 0", RANKS),
     # the command line
     Mutant("a run is looked for from where one stands", "runs/run.py", "for view in (\n        Path(os.path.abspath(given)),\n        Path(os.path.realpath(given)),\n    )", "for view in (given, given)", "tests/test_runs.py -k found_from"),
     Mutant("a tilde is a name", "_internal/places.py", "        return Path(text).expanduser()\n", "        return Path(text)\n", "tests/test_places.py"),

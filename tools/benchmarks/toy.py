@@ -19,7 +19,7 @@ from cfm_lite import draws, losses
 from cfm_lite.objective import Objective
 from cfm_lite.paths import LINEAR
 from cfm_lite.training import Trainer
-from tools.benchmarks.harness import Clock, Row, compiling, faster, peer
+from tools.benchmarks.harness import Clock, Row, compiling, faster, peer, takes
 
 BATCH, WIDTH, SIGMA, LR = 256, 64, 0.1, 1e-3
 POOL = 64  # batches drawn at once
@@ -41,7 +41,13 @@ def rows(clock: Clock) -> Iterator[Row]:
         "products": bare_products(),
     }
     times = clock(
-        others | {"plain": plain_step(Field()), "trainer": trainer_step(Field())}, repeats=15
+        others
+        | {
+            "plain": plain_step(Field()),
+            "careful": careful_step(Field()),
+            "trainer": trainer_step(Field()),
+        },
+        repeats=15,
     )
     note = "torchcfm's tutorial, or the same with vectorised samplers. Floor: the matrix products of a step"
     yield faster(
@@ -77,9 +83,18 @@ def rows(clock: Clock) -> Iterator[Row]:
         times,
         "trainer",
         "vectorised",
-        None,
+        1.0,
         "products",
         more,
+    )
+    yield takes(
+        "toy, Trainer: over a plain loop that draws, clips, averages",
+        times,
+        "trainer",
+        "careful",
+        1.2,
+        note="The plain loop draws from a generator of the step, clips and averages, as the Trainer "
+        "does; it checks nothing, guards nothing and logs nothing",
     )
     compiled = compiled_step(
         Field()
