@@ -41,12 +41,10 @@ class Trainer:
     blocks in place (each for a size of micro-batch), or, where there are none, the objective as a
     whole; None does so on CUDA, where there are blocks. Names, copies and the average stay plain.
     In a `world` of several ranks each is given its own part of the batch, whole shards in the order
-    of the ranks; gradients and logged values are means over all of them. `parallel` is "ddp", every
-    rank holds everything, or "fsdp", every rank holds a part (FSDP2); then `ema` runs on all ranks
-    together.
+    of the ranks; gradients and logged values are means over all of them. `parallel` is "ddp" (every
+    rank holds everything) or "fsdp" (a part, FSDP2; `ema` then runs on all ranks together).
 
-    Raises ConfigError for a value outside its range, for parameters that are not finite, and
-    without a compiler that is asked for.
+    Raises ConfigError for a value outside its range, and for parameters that are not finite.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ def _gather_in(module: nn.Module) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """True for a module that `shard` has dealt out."""
-    return hasattr(module, "set_requires_gradient_sync")
+    return hasattr(type(module), "set_requires_gradient_sync")  # of the type: quicker to deny
 
 
 def full(x: Any) -> Tensor:
