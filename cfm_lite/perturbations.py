@@ -233,7 +233,7 @@ def _expected_map(
     basis = torch.eye(size, dtype=torch.float32).reshape(size, *shape)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
         raise ConfigError(
-            f"{getattr(transform, '__name__', transform)} of nothing is something, so it is not "
+            f"{getattr(transform, '__name__', transform)} does not map 0 to 0, so it is not "
             "linear; use crop_resize."
         )
     total = torch.zeros(size, size, dtype=torch.float32)

@@ -242,9 +242,8 @@ def check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
     """DivergenceError for the first of `states` that is not finite; the last is the one after step
     `k`, counted from 0.
     """
-    if _is_finite(
-        states[-1]
-    ):  # not finite once is not finite ever after, so the last one answers for all
+    # a state that is not finite stays so in every later step, so the last one is enough
+    if _is_finite(states[-1]):
         return
     k += 1 - sum(not _is_finite(x) for x in states)
     start, end = (grid.table[i].mean().item() for i in (k, k + 1))
