@@ -77,14 +77,14 @@ class Reached(CFMError):
 @pytest.fixture
 def no_work(monkeypatch):
     """A command that was to be refused ends with its first step."""
-    steps = runs.run._steps
+    steps = runs._steps
 
     def one_step(*args):
         for _ in steps(*args):
             raise Reached("it trains")
         yield
 
-    monkeypatch.setattr(runs.run, "_steps", one_step)
+    monkeypatch.setattr(runs, "_steps", one_step)
     monkeypatch.setattr(
         experiments.sweep, "_outcomes", lambda *args: (_ for _ in ()).throw(Reached("it trains"))
     )

@@ -128,7 +128,7 @@ def test_under_torchrun_a_signal_that_comes_twice_is_one_request(monkeypatch):
     that has begun goes on.
     """
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "77")
-    with runs.run._stop_requests() as asked:
+    with runs._stop_requests() as asked:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
         assert asked
