@@ -324,7 +324,7 @@ def _joined(shards: Sequence[Any]) -> Any:
     if shards[0] is None:
         return None
     alone = len(shards) == 1 and shards[0].is_contiguous()
-    return shards[0] if alone else torch.cat(shards)
+    return shards[0] if alone else torch.cat(list(shards))
 
 
 def _times(t: Any, x1: Tensor) -> Tensor:

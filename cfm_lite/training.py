@@ -1,7 +1,6 @@
 """The training loop: draw, step, average; it yields, and the caller prints, plots and saves.
 
-What keeps it alive stands in engine/: the guard, the average, the ranks, checkpoints.
-"""
+What keeps it alive stands in engine/: the guard, the average, the ranks, checkpoints."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -96,8 +95,8 @@ class Trainer:
         self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
         errors = [name for name, term in objective.terms.items() if isinstance(term, FlowMatching)]
         self._guard = Guard(device, next(iter(errors), None), settings.runaway, averaged)
-        same = settings.decisive | {"lr": self._base_lr}
-        self._state = State(objective, self._averages, self.optimizer, same)
+        decisive = settings.decisive | {"lr": self._base_lr}
+        self._state = State(objective, self._averages, self.optimizer, decisive)
 
     @property
     def ema(self) -> nn.Module:
@@ -120,8 +119,7 @@ class Trainer:
         return self._guard.saved
 
     def run(self, batches: Iterable[Any], steps: int) -> Iterator[dict[str, Tensor]]:
-        """Train for `steps` steps; yields {"step", "loss", term: value, "grad_norm"} of detached
-        tensors after each.
+        """Train for `steps` steps; yields {"step", "loss", term: value, "grad_norm"} after each.
 
         A step is done when its entry is asked for; a run that nobody iterates warns. `batches`
         gives x1, (x1, y) or (x1, y, context), or a dict with these names. Raises ConfigError,
@@ -144,11 +142,14 @@ class Trainer:
         self._guard.watch(self.step + 1, {**log, "the gradient norm": norm})
         if last or (self.step + 1) % self.log_every == 0:
             self._guard.check(self.step + 1, self.lr)
+        self._update()
+        self.step += 1
+        return {"step": torch.tensor(self.step), **log, "grad_norm": norm}
+
+    def _update(self) -> None:
         if optimizers.update(self.optimizer, self._guard.ok):
             for average in self._averages.values():
                 average.update_parameters(self.objective.model, self._guard.ok)
-        self.step += 1
-        return {"step": torch.tensor(self.step), **log, "grad_norm": norm}
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the whole batch, micro-batch by micro-batch, and the mean loss and terms."""
@@ -173,11 +174,10 @@ class Trainer:
     def save(
         self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3
     ) -> Path:
-        """Write a checkpoint of this step under `directory`; returns its path (see
-        `checkpoint.save` for errors).
+        """Write a checkpoint of this step under `directory` and return its path.
 
-        A run that has diverged is not saved: DivergenceError. In a world of several ranks all of
-        them call this and rank 0 writes; the others return `directory`.
+        Raises DivergenceError for a run that has diverged, and what `checkpoint.save` raises. All
+        ranks call this and rank 0 writes; the others return `directory`.
         """
         self._guard.check(self.step, self.lr)
         saved = self._state.save(directory, self.step, config or {}, self.world, keep)
@@ -190,8 +190,7 @@ class Trainer:
         *,
         accept: Callable[[Mapping[str, Any]], None] = lambda config: None,
     ) -> "Trainer":
-        """Continue from `directory` (one step-* folder, or the newest valid one in a folder of
-        them), bit for bit.
+        """Resume from `directory`, a step-* folder or a folder of them (its newest valid one).
 
         It may come from another number of ranks. `accept` is given the `config` that was saved with
         it, before anything changes, and may raise. Raises CheckpointError, CheckpointCorruptError,

@@ -107,7 +107,7 @@ def test_an_old_run_goes_on_and_an_old_run_on_a_wrong_path_does_not(old):
     mine = said_once(
         build_trainer(
             recipe.changed(path="cosine"), build_model(recipe, dataset("digits"))
-        )._settings()
+        )._state._settings()
     )
     assert mine["terms"]["repulsion"]["negatives"]["path"] == "cosine"
 

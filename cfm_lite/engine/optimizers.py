@@ -1,6 +1,7 @@
 """The optimizer: the default one, what one of your own must hold, and a step of it behind the gate."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def backward(total: Tensor, share: float) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: list[Tensor], bound: float | None) -> Tensor:
+def clip_gradients(parameters: Sequence[Tensor], bound: float | None) -> Tensor:
     """The norm of all gradients together, which are then scaled so that it is at most `bound`.
 
     The same bits as torch's two functions, which sort gradients by device and dtype in each step.

@@ -140,7 +140,7 @@ def _updates(clock: Clock, size: str, average: float, adamw: float | None) -> It
         p.grad = torch.randn_like(p) if p.requires_grad else None
     built._update()
     ours, note = (
-        built._averaged,
+        built._averages["ema"],
         "the official program's average goes tensor by tensor, and its AdamW is torch's default",
     )
     both: dict[str, Callable[[], Any]] = {
