@@ -169,7 +169,7 @@ def _work(jobs: Sequence[Job]) -> list[Done]:
             child.kill()
         if isinstance(error, BrokenProcessPool):
             raise DistributedError(
-                "a training process died, perhaps for want of memory; close other programs and run "
+                "a training process died, perhaps because memory ran out; close other programs and run "
                 "again."
             ) from error
         raise

@@ -1,8 +1,8 @@
 """What is drawn before a training step: the time t, the pairing of noise with data, the labels to
 drop, the generators.
 
-Convention: t = 0 is noise, t = 1 is data. A time law is a function (n, *, generator, device) ->
-(n,) float32 in [0, 1]; a coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw takes a
+Convention: t = 0 is noise, t = 1 is data. A time distribution is a function (n, *, generator,
+device) -> (n,) float32 in [0, 1]; a coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw takes a
 generator; without one it uses torch's global state.
 """
 

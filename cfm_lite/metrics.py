@@ -1,7 +1,7 @@
 """How far samples are from the data, each number a 0-dimensional float64 tensor.
 
 The Fréchet distance of two Gaussians, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), is the
-pattern: a law is known by features of its rows. Convention: real data before generated data; rows
+pattern: a distribution is known by features of its rows. Convention: real data before generated data; rows
 are (N, *dims) and are flattened; all work is done in float64, so that small differences of large
 numbers stay right.
 """
@@ -182,8 +182,8 @@ def frechet(
 def frechet_to(
     features: Float[Tensor, "n *dims"], mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]
 ) -> Float[Tensor, ""]:
-    """The Fréchet distance of features (N, d), N > 1, to a law of which only the mean (d,) and the
-    covariance (d, d) are kept.
+    """The Fréchet distance of features (N, d), N > 1, to a distribution of which only the
+    mean (d,) and the covariance (d, d) are kept.
 
     That `covariance` is one is for `check_covariance` to say, once, when it is read: it takes as
     long as the distance. Raises ConfigError for shapes that do not fit and NaN. With fewer rows
@@ -365,7 +365,7 @@ def _radii(x: _Rounded, k: int, progress: bool, what: str = "neighbours") -> Ten
             if kept < n:  # every row that is left out is at least this far away
                 beyond = near.values[:, -1].double() + x.squares[part] * (1 - x.slack) - _TINY
                 again = part[beyond <= (radii[part] / x.scale).square() * (1 + 1e-9)]
-                for some in again.split(_FEW):  # rare, but for many equal distances
+                for some in again.split(_FEW):  # rare, except where many distances are equal
                     radii[some] = _to_all(x.rows[some], x.rows).kthvalue(k + 1, dim=1).values
     return radii
 
@@ -565,7 +565,7 @@ def mmd(
     bandwidths: float | Iterable[float] | None = None,
 ) -> Float[Tensor, ""]:
     """The squared maximum mean discrepancy, unbiased, of rows (N, *dims) and (M, *dims): about 0,
-    of either sign, for equal laws.
+    of either sign, for equal distributions.
 
     The kernel exp(-|x - y|^2 / 2 h^2) is averaged over the `bandwidths` h; by default 0.5, 1 and 2
     times the median distance between the first 500 rows of each. At least two rows each. Reference:
@@ -661,8 +661,8 @@ def drift_by_time(
     trajectory (S, B, *dims).
 
     Against a GaussianMixture, in nats: the mean of -log p_t over the states less its mean over
-    `n_reference` draws of the exact p_t, so 0 for the exact law, large where states stray from it,
-    below 0 where they crowd at its modes. `ts` is even on [0, 1] by default. Against data (N,
+    `n_reference` draws of the exact p_t, so 0 for the exact distribution,
+    large where states stray from it, below 0 where they crowd at its modes. `ts` is even on [0, 1] by default. Against data (N,
     *dims): the mean distance to the nearest row, which is meant for the samples, the last state.
     """
     states = _states(trajectory, at_least=1)

@@ -356,7 +356,7 @@ def on_path(function: Callable[..., Any], path: Path, name: str) -> Callable[...
     """`function` with its keyword `path` filled in, if it has one; ConfigError where it was given
     another path already.
 
-    So a path is said once, to the objective: what it draws (a law of time, negatives) follows.
+    So a path is given once, to the objective. What it draws (times, negatives) follows that path.
     """
     given = given_path(function)
     if given is None:

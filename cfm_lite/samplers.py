@@ -1,6 +1,6 @@
 """Samplers carry noise to data:  dx = v(x, t) dt, or with noise of any strength c(t) >= 0  dx = (v + c s) dt + sqrt(2 c) dW.
 
-Both have the same marginals, for the score s of the path makes up for the noise. A sampler sees a
+Both have the same marginals, because the score s of the path balances the noise. A sampler sees a
 `Velocity` (guidance.py) and a grid of times. A `Step` is a function (velocity, x (B, *dims), t
 (B,), dt) -> x at t + dt, and one loop takes it; a negative dt runs backwards. `log_prob` walks back
 from data to noise and sums the divergence on the way. Convention: t = 0 is noise, t = 1 is data.

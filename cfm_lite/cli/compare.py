@@ -204,8 +204,8 @@ def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
 
 
 def _side_by_side(quick: bool) -> int:
-    """As many jobs as there are cores, but for a quick sweep, whose jobs are shorter than the start
-    of a process.
+    """As many jobs as there are cores. A quick sweep runs one at a time: its jobs are shorter than
+    the start of a process.
     """
     return 1 if quick else os.cpu_count() or 1
 

@@ -119,7 +119,7 @@ class ScaleTrain(Training):
     start: Path | None = None
     """Fine-tune this: an official file (.pt, .pth or .safetensors, see --format), or a run of ours."""
     format: Literal["sit", "repa"] = "sit"
-    """Whose file --start is: sit, or repa (DeltaFM's too)."""
+    """The program that wrote the file of --start: sit, or repa (DeltaFM's too)."""
     teacher: str | None = None
     """For repa: a file with the teacher's weights, or random (default: timm's, fetched once)."""
 

@@ -4,7 +4,7 @@ are never mixed.
 "cifar10" are the original bytes, "cifar10-jpeg75" the same pictures as JPEG of quality 75 in a tar
 of class folders: results name the one that they were made with. x1 = pixel / 127.5 - 1 in [-1, 1];
 rows come in one fixed order that mixes the classes. Of the official archives the binary one is
-read, for the Python one is a pickle. Reference: Krizhevsky 2009, "Learning multiple layers of
+read, because the Python one is a pickle. Reference: Krizhevsky 2009, "Learning multiple layers of
 features from tiny images".
 """
 

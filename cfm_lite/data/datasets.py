@@ -19,8 +19,8 @@ NAMES = ("digits", "digits_pca", "mnist", *cifar10.NAMES, *toy.TOYS)
 
 
 class DataSet(NamedTuple):
-    """Training data `x1` (N, *dims) with labels `y` (N,), held-out data of the same law, and the
-    exact law where it is known.
+    """Training data `x1` (N, *dims) with labels `y` (N,), held-out data of the same
+    distribution, and the exact distribution where it is known.
     """
 
     name: str

@@ -58,8 +58,8 @@ class Average:
     def _found(
         self, model: nn.Module
     ) -> tuple[tuple[list[Tensor], list[Tensor]], list[tuple[Tensor, Tensor]]]:
-        """Both lists of parameters and the pairs of buffers; looked up once, for to walk the
-        modules can take longer than to average.
+        """Both lists of parameters and the pairs of buffers. They are looked up once, because
+        walking through the modules can take longer than averaging.
         """
         if self._pairs is None or self._pairs[0] is not model:
             pairs = [

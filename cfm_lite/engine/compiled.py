@@ -56,7 +56,7 @@ def is_compiled(chosen: bool | None, module: nn.Module, device: torch.device) ->
     """Whether the training of `module` on `device` is compiled: as `chosen`, and for None on CUDA,
     if it has transformer blocks.
 
-    None leaves a GPU eager that torch's compiler cannot serve, for want of Triton, a C compiler or
+    None stays eager on a GPU that torch's compiler cannot serve: it lacks Triton, a C compiler or
     capability 7. Raises ConfigError where True is asked for and the machine has no compiler.
     """
     lacking = _lacking(device) if BACKEND == "inductor" else ""

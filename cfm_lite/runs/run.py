@@ -4,7 +4,7 @@ A line of the log holds step, loss, every term, grad_norm and lr, which the reci
 was measured: seconds since the start, images_per_second, memory (the most bytes so far) and, where
 the device's peak is known, mfu.
 
-A run stops at a step boundary on Ctrl-C or SIGTERM, saves, and can be gone on with bit for bit.
+A run stops at a step boundary on Ctrl-C or SIGTERM, saves, and can be resumed bit for bit.
 """
 
 import contextlib
@@ -351,7 +351,7 @@ def train(
 
 
 def _look(draw: Callable[[nn.Module, int], None], model: nn.Module, step: int) -> None:
-    """Draw samples on the way; a picture that fails is a note, for the training is worth more."""
+    """Draw samples on the way; a picture that fails is only noted, because the training is worth more."""
     training = model.training
     try:
         draw(model.eval(), step)

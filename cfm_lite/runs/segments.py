@@ -1,11 +1,10 @@
-"""When a run goes on: what must be as it was, what may be otherwise, and config.json that says
-which.
+"""When a run is resumed: what must be equal, what may differ, and the config.json that says which.
 
     config.json  {"recipe": what holds now, "data": ..., "facts": of the start, "segments": [{"from_step", "changed", ...}, ...]}
 
 A different batch, learning rate or data set would silently make another run, so every field of the
-recipe is compared, but for those that only say how long it takes and how it is sampled. What does
-change is a new segment, and from then on config.json says what is true now.
+recipe is compared, except those that only say how long it takes and how it is sampled. A change is
+a new segment, and from then on config.json says what is true now.
 """
 
 import dataclasses

@@ -219,8 +219,8 @@ def slider(
 
 
 class _IntSlider(ipywidgets.IntSlider):
-    """A slider whose page is not told again what it has just said: one message less for every
-    picture.
+    """A slider that does not send a value back to the page that it came from: one message less for
+    every picture.
     """
 
     value = traitlets.CInt(0).tag(sync=True, echo_update=False)

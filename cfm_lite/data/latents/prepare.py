@@ -3,7 +3,7 @@ the other.
 
 Rank r of n takes the shards r, r + n, ...; any process may be killed at any time and started again,
 a second one waits for the shard that the first is making, and whoever writes the last shard writes
-the index. Each mirror is encoded, for the VAE of a flipped image is not the flipped VAE of the
+the index. Each mirror is encoded, because the VAE of a flipped image is not the flipped VAE of the
 image.
 """
 
