@@ -208,13 +208,13 @@ def test_a_dry_run_needs_nothing_but_a_name(capsys):
 
 def test_the_help_of_every_command_names_what_is_for_imagenet(capsys):
     for command, words in (
-        ("train", "--latents"),
+        ("scale train", "--latents"),
         ("sample", "--sde"),
         ("evaluate", "--reference"),
-        ("prepare", "--vae"),
+        ("scale prepare", "--vae"),
     ):
         with pytest.raises(SystemExit) as stop:
-            cli.main([command, "--help"])
+            cli.main([*command.split(), "--help"])
         assert stop.value.code == 0
         assert words in capsys.readouterr().out
 
