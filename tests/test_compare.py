@@ -11,8 +11,8 @@ from cfm_lite import cli
 from cfm_lite import lab as experiments
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
+from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import judge_for
-from cfm_lite.lab import measures
 
 
 def compare(tmp_path, *more):

@@ -129,7 +129,7 @@ def filled(few_resamples):
     """The sentences of the template with the committed rows, by the intervals of a real report."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "RESAMPLES", 10_000)
-        return readme.fill(COMMITTED, SENTENCES.split("\n## Suite")[0])
+        return readme.fill_in(COMMITTED, SENTENCES.split("\n## Suite")[0])
 
 
 def test_every_verdict_of_the_template_is_that_of_the_committed_rows(filled):
@@ -151,7 +151,7 @@ def test_no_verdict_stands_outside_a_mark():
 
 def test_a_sentence_that_the_rows_contradict_is_named_and_says_what_they_say(whole):
     said = "VeCoR {{gains: toy,digits vecor}}, ΔFM {{gains: digits delta_fm}}."
-    filled = readme.fill(Results(whole[0]), said)
+    filled = readme.fill_in(Results(whole[0]), said)
     assert filled.text == "VeCoR gains, ΔFM ~~gains~~ (ΔFM: no clear difference).\n"
     assert filled.contradicted == [filled.text.strip()]
 
@@ -169,11 +169,11 @@ def test_a_mark_names_places_by_lists_and_alternatives():
 def test_numbers_of_a_mark_are_those_of_the_rows(whole):
     results = Results(whole[0])
     d = results.difference("digits", Place("vecor"))
-    told = readme.fill(results, "{{change: digits vecor}} {{mean: digits fm}}").text.split()
+    told = readme.fill_in(results, "{{change: digits vecor}} {{mean: digits fm}}").text.split()
     assert told == [f"−{-d.mean:.3g}", f"{results.mean('digits', Place(), 'frechet'):.3g}"]
-    told = readme.fill(results, "{{ratio: digits dispersive metric=feature_norm}}").text
+    told = readme.fill_in(results, "{{ratio: digits dispersive metric=feature_norm}}").text
     assert float(told) == pytest.approx(2.0, abs=0.01)
-    assert readme.fill(results, "{{percent: digits vecor}}").text == "−5 %\n"
+    assert readme.fill_in(results, "{{percent: digits vecor}}").text == "−5 %\n"
 
 
 def test_the_report_is_a_function_of_the_json_files_alone(whole, tmp_path):

@@ -78,7 +78,7 @@ def draw_samples(
     `solver` is "sde" or one of SOLVERS, by default the recipe's; "sde" takes `steps` >= 2, the last
     of them without noise. Guidance acts in `interval`, times from 0 (noise) to 1 (data).
     """
-    return sampling.draw(
+    return sampling.draw_rows(
         lambda some: velocity(arm, run, data, some, interval),
         noise_of(data, len(y), seed),
         y,

@@ -32,7 +32,7 @@ from cfm_lite.lab.statistics import Difference
 from cfm_lite.lab.store import Store, read_json
 from cfm_lite.lab.suites import SUITES
 
-__all__ = ["TEMPLATE", "Filled", "fill", "quality_figure", "write_report"]
+__all__ = ["TEMPLATE", "Filled", "fill_in", "quality_figure", "write_report"]
 
 TEMPLATE = Path(__file__).with_name("report.md")
 MARK = re.compile(r"\{\{(.+?)(?:: (.+?))?\}\}")
@@ -135,7 +135,7 @@ def _number(results: Results, word: str, text: str) -> str:
     }[word]
 
 
-def fill(results: Results, template: str = "", drawn: Mapping[str, Any] = FIGURES) -> Filled:
+def fill_in(results: Results, template: str = "", drawn: Mapping[str, Any] = FIGURES) -> Filled:
     """Fill the template, `report.md` unless another is given, from the rows.
 
     A line whose rows are missing is left out, and its section ends with the command that measures
@@ -187,7 +187,7 @@ def write_report(folder: str | Path) -> list[Path]:
     figures = {name: draw(results) for name, draw in FIGURES.items()}
     figures |= {f"{s}.png": quality_figure(s, results.rows(s)) for s in results.suites}
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    write_bytes(folder / "README.md", fill(results, drawn=drawn).text.encode())
+    write_bytes(folder / "README.md", fill_in(results, drawn=drawn).text.encode())
     return [folder / "README.md", *(viz.save(figure, folder / n) for n, figure in drawn.items())]
 
 

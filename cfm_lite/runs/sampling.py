@@ -26,8 +26,8 @@ from cfm_lite.runs.spec import Spec
 
 __all__ = [
     "Settings",
-    "draw",
     "draw_part",
+    "draw_rows",
     "draw_run",
     "in_parts",
     "labels_of",
@@ -161,7 +161,7 @@ def solve(
     )
 
 
-def draw(
+def draw_rows(
     velocity: Callable[[Tensor], Velocity],
     x0: Tensor,
     y: Tensor,
@@ -188,7 +188,7 @@ def draw(
 def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
     """All samples (N, *dims) of a run on points or pixels, and their labels (N,)."""
     y = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
-    x = draw(
+    x = draw_rows(
         lambda some: velocity_of(run, settings, some),
         noise_of(_spec(run).shape, settings.num, settings.seed),
         y,

@@ -24,7 +24,7 @@ ELSEWHERE: dict[str, str] = {
         evaluate.images.features_of evaluate.images.image_batches evaluate.inception.StandIn evaluate.inception.inception
         evaluate.inception.open_extractor evaluate.reference.names_in evaluate.reference.statistics_of evaluate.samples.evaluate
         evaluate.samples.evaluate_file evaluate.samples.save_samples runs.reads.check_read runs.reads.unread runs.run.home_for
-        runs.run.is_file_of_weights runs.run.samples_of runs.sampling.draw runs.sampling.draw_part runs.sampling.draw_run
+        runs.run.is_file_of_weights runs.run.samples_of runs.sampling.draw_rows runs.sampling.draw_part runs.sampling.draw_run
         runs.sampling.in_parts runs.sampling.labels_of runs.sampling.noise_of runs.sampling.recorded runs.sampling.settings_of
         runs.sampling.solve runs.sampling.velocity_of runs.spec.spec_of scale.budget.activation_bytes scale.budget.free_memory
         scale.budget.peak_bytes scale.budget.split_batch scale.budget.state_bytes scale.commands.features_command
@@ -140,7 +140,7 @@ ELSEWHERE: dict[str, str] = {
         lab.figures.differences_table lab.figures.quality_figure lab.figures.title lab.jobs.Job lab.jobs.Trial
         lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of lab.jobs.run_job lab.measures.Sampling
         lab.measures.field_rows lab.measures.row_base lab.measures.rows_of lab.measures.sample_rows lab.readme.Filled
-        lab.readme.fill lab.readme.write_report lab.results.Place lab.results.Results lab.results.interval
+        lab.readme.fill_in lab.readme.write_report lab.results.Place lab.results.Results lab.results.interval
         lab.results.number lab.results.percent lab.results.quality lab.results.said_of lab.statistics.Difference
         lab.statistics.paired_difference lab.store.Store lab.store.read_json lab.store.write_rows lab.suites.Group
         lab.suites.Suite lab.suites.euler lab.suites.trials lab.sweep.Plan lab.sweep.compare lab.sweep.plan
