@@ -196,7 +196,7 @@ def lab_table() -> str:
     )
     rows = "rows in `data/results/digits.json` and `mnist.json`, all other numbers in the report."
     template = report.TEMPLATE.read_text(encoding="utf-8").split("## In short\n")[1]
-    short = report.fill(results, template.split("\n## ")[0]).text.strip()
+    short = report.fill_in(results, template.split("\n## ")[0]).text.strip()
     return "\n".join([short, "", *lines, "", f"{source}; {rows}"])
 
 
