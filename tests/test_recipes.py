@@ -196,14 +196,6 @@ def test_each_recipe_trains(name):
     assert run.step == 2
 
 
-@pytest.mark.real_data
-def test_the_mnist_recipe_trains_on_real_images():
-    chosen = recipe("mnist", steps=2, batch=32, method="vecor_latent")
-    run = train(chosen, dataset("mnist", limit=256), progress=False, log_every=1)
-    assert run.step == 2
-    assert run.log[-1]["flow_matching"] > 0
-
-
 @pytest.mark.parametrize(
     ("build", "words"),
     [

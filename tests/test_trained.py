@@ -10,7 +10,6 @@ from cfm_lite.data import toy
 from cfm_lite.data.batches import batches
 from cfm_lite.draws import keyed_generator
 from cfm_lite.models import MLP
-from cfm_lite.objective import Dispersive
 from cfm_lite.paths import COSINE, LINEAR
 from cfm_lite.training import Trainer
 from tools import figure3
@@ -67,12 +66,6 @@ def test_on_the_cosine_path_too():
         error(train(lambda m: objective.delta_fm(m, WEIGHT, path=COSINE)), "delta_fm", COSINE)
         < 0.02
     )
-
-
-def test_a_dispersive_term_leaves_the_velocity_optimum_where_it_is():
-    # features are spread, but FM's minimiser is the same; a small network pays a little accuracy
-    model = train(lambda m: objective.fm(m).plus(Dispersive(0.1, block=1)))
-    assert error(model, "fm") < 0.03
 
 
 def test_figure_3_doubles_the_gap_of_the_target_and_more_than_doubles_that_of_the_endpoints():

@@ -1,4 +1,4 @@
-"""The 60,000 real colour pictures: decoding them takes 15 seconds, so this is done once."""
+"""Real pictures at their full number: decoding 60,000 in colour takes 15 seconds, so this is done once."""
 
 import pytest
 import torch
@@ -29,3 +29,11 @@ def test_the_real_pictures_are_50000_and_10000_and_their_colours_are_shuffled():
     chosen = recipe("cifar10", dataset="cifar10-jpeg75", method="vecor", **small)
     run = train(chosen, dataset(chosen.dataset, limit=64), progress=False, log_every=1)
     assert run.log[-1]["repulsion"] > 0
+
+
+@pytest.mark.real_data
+def test_the_mnist_recipe_trains_on_real_images():
+    chosen = recipe("mnist", steps=2, batch=32, method="vecor_latent")
+    run = train(chosen, dataset("mnist", limit=256), progress=False, log_every=1)
+    assert run.step == 2
+    assert run.log[-1]["flow_matching"] > 0
