@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from cfm_lite import draws
 from cfm_lite._internal.checks import (
+    check_callable,
     check_count,
     check_floating,
     check_labels,
@@ -432,6 +433,7 @@ def vecor(
     **settings: Any,
 ) -> Objective:
     """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942)."""
+    check_callable(perturb=perturb)
     negatives = perturbed(perturb, space=space, k=k, codec=codec)
     return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
 

@@ -57,6 +57,9 @@ def main() -> int:
     parser.add_argument("--tell", type=Path, help="write this tree's hashes to a file, and stop")
     options = parser.parse_args()
     if options.tell:
+        # an editable install would lend an old tree the modules that it lacks
+        own = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+        sys.meta_path[:] = own
         options.tell.write_text(json.dumps(hashes(options.steps, options.only), indent=1))
         return 0
     if not options.against:
