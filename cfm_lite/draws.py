@@ -276,6 +276,7 @@ def _listed_classes(how: Any, num_classes: int) -> list[int]:
         )
     if max(found) >= num_classes:
         raise ConfigError(
-            f"labels names the class {max(found)}; the classes are 0 to {num_classes - 1}."
+            f"labels names the class {max(found)}; with num_classes = {num_classes} the classes "
+            f"are 0 to {num_classes - 1}."
         )
     return found

@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 
 from cfm_lite import draws
 from cfm_lite._internal.checks import (
-    check_callable,
     check_count,
     check_floating,
     check_labels,
@@ -433,7 +432,7 @@ def vecor(
     **settings: Any,
 ) -> Objective:
     """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942)."""
-    check_callable(perturb=perturb)
+    check_keywords("perturb", perturb, "perturb(x, *, generator=None)", 1, ("generator",))
     negatives = perturbed(perturb, space=space, k=k, codec=codec)
     return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
 

@@ -38,7 +38,7 @@ def _pair_of_betas(betas: Any) -> tuple[float, float]:
             f"betas is {betas!r:.60}; it must be two numbers in [0, 1), such as (0.9, 0.999)."
         )
     first, second = (
-        check_number(f"beta{i}", beta, 0.0, 1.0, open_high=True) for i, beta in enumerate(betas, 1)
+        check_number(f"betas[{i}]", beta, 0.0, 1.0, open_high=True) for i, beta in enumerate(betas)
     )
     return first, second
 
