@@ -1,7 +1,7 @@
 # cfm_lite: two commands do everything, set-up included:  make demo  and  make test
 PYTHON ?= python3
 # The torch release that every number in this repository was measured with. Another build: make demo TORCH=torch (newest), or install
-# the build you want into .venv first (README, "Installing").
+# the build you want into .venv first (docs/install.md).
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin

@@ -2,7 +2,7 @@
 
 What is written is free of noise: no execution times, no widget state (a picture stands where a widget was), pictures
 in 256 colours where that shows no difference. The seconds of a default run are kept in data/results/notebooks.json,
-which the README's table is made from.
+which the table in docs/course.md is made from.
 """
 
 import argparse

@@ -141,6 +141,7 @@ def test_what_the_readme_says_that_the_lab_found_is_what_the_rows_say():
 
     gain, loss, none = "gains", "loses", "no clear difference"
     assert {found("digits", name) for name in ("vecor", "vecor_latent")} == {gain}
+    assert found("digits", "delta_fm") == none
     assert {found("mnist", name) for name in ("delta_fm", "vecor", "vecor_latent")} == {gain}
     for suite in ("digits", "mnist"):
         for method, control in CONTROLS.items():

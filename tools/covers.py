@@ -1,4 +1,4 @@
-"""A small picture per notebook for the README, taken from the notebook's own outputs: python -m
+"""A small picture per notebook for docs/course.md, taken from the notebook's own outputs: python -m
 tools.covers
 
 The picture is that of the cell tagged "cover", else the widest of the first three; it is scaled
@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "results" / "course"
-SIZE = (420, 240)  # pixels that a cover fits into; the README shows it at half of that width
+SIZE = (420, 240)  # pixels that a cover fits into; the page shows it at half of that width
 
 
 def pictures(path: Path) -> list[tuple[bool, Image.Image]]:

@@ -1,5 +1,6 @@
 """What several commands share: common options, and settings written as name=value."""
 
+import abc
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ __all__ = ["Common", "OnDevice", "Seeded", "names_of", "parse_settings", "show"]
 
 
 @dataclass
-class Common:
+class Common(abc.ABC):
     """A command: paths that start with `~` are expanded, then it does its `work`."""
 
     words: ClassVar[frozenset[str]] = frozenset()  # the options that stand on the command line
@@ -26,9 +27,9 @@ class Common:
                 setattr(self, field.name, type(value)(expanded(value)))
         self.work()
 
+    @abc.abstractmethod
     def work(self) -> None:
         """What the command does; paths are expanded by then."""
-        raise NotImplementedError
 
     @property
     def given(self) -> set[str]:
