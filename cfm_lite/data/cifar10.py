@@ -1,11 +1,10 @@
-"""CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes, under two names that
-are never mixed.
+"""CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes, under two names.
 
-"cifar10" are the original bytes, "cifar10-jpeg75" the same pictures as JPEG of quality 75 in a tar
-of class folders: results name the one that they were made with. x1 = pixel / 127.5 - 1 in [-1, 1];
-rows come in one fixed order that mixes the classes. Of the official archives the binary one is
-read, because the Python one is a pickle. Reference: Krizhevsky 2009, "Learning multiple layers of
-features from tiny images".
+"cifar10" is the original. "cifar10-jpeg75" holds the same pictures as JPEG of quality 75, in a tar
+of class folders. The two are never mixed: results name the one that they were made with. x1 =
+pixel / 127.5 - 1 in [-1, 1]. Rows come in one fixed order that mixes the classes. The official
+archive is read in its binary form, because the Python form is a pickle. Reference: Krizhevsky 2009,
+"Learning multiple layers of features from tiny images".
 """
 
 import functools
@@ -48,12 +47,11 @@ def load(
     limit: int | None = None,
     root: str | os.PathLike[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images (n, 3, 32, 32) float32 in [-1, 1] and labels (n,) int64 in [0, 9]; the first `limit`
-    of them.
+    """The first `limit` images (n, 3, 32, 32) float32 in [-1, 1] and labels (n,) int64 in [0, 9].
 
-    `split` is "train" or "test", `name` one of NAMES; `root` overrides CFM_LITE_DATA. Raises
-    ConfigError for an unknown split, name or limit, DataError for an archive that is missing,
-    damaged, or holds anything but the pictures.
+    `split` is "train" or "test", `name` one of NAMES. `root` overrides CFM_LITE_DATA. Raises
+    ConfigError for an unknown split, name or limit, and DataError for an archive that is missing or
+    damaged, or that holds anything but the pictures.
     """
     check_choice("split", split, SPLITS)
     check_choice("name", name, NAMES)
@@ -68,16 +66,14 @@ def load(
 
 
 def available(name: str = "cifar10", root: str | os.PathLike[str] | None = None) -> bool:
-    """True where the archive of `name` stands under the data root; its content is checked when it
-    is loaded.
-    """
+    """True if the archive of `name` is under the data root. `load` checks what it contains."""
     return _path(name, root).is_file()
 
 
 def download(root: str | os.PathLike[str] | None = None) -> Path:
-    """Fetch the original archive through torchvision, check its MD5, and return its path.
+    """Download the original archive through torchvision, check its MD5, and return its path.
 
-    Raises DataError where the download fails or brings another file; nothing half-written stays
+    Raises DataError if the download fails or brings another file. It leaves no half-written file
     behind.
     """
     path = _path("cifar10", root)
@@ -128,8 +124,9 @@ def _stamp(name: str, path: Path) -> tuple[int, int]:
 def _read(
     name: str, path: Path, split: str, size: int, changed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 pictures (n, 3, 32, 32) and labels (n,) of one split; DataError unless the archive is
-    whole.
+    """The uint8 pictures (n, 3, 32, 32) and labels (n,) of one split.
+
+    Raises DataError unless the archive is whole.
     """
     try:
         with tarfile.open(path, "r:gz") as tar:
@@ -155,7 +152,7 @@ def _read(
 
 
 def _read_binary(tar: tarfile.TarFile, path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Records of one byte, the label, and 3,072 bytes, the planes of red, green and blue."""
+    """A record is the label in one byte, then the red, green and blue planes in 3,072 bytes."""
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
     found = {
         PurePosixPath(member.name).name: _content(tar, member, path)
@@ -195,7 +192,7 @@ def _read_folders(tar: tarfile.TarFile, path: Path, split: str) -> tuple[np.ndar
 
 
 def _members(tar: tarfile.TarFile, path: Path) -> list[tarfile.TarInfo]:
-    """The members, read into memory and never unpacked; a bomb is refused by its own account."""
+    """The members, never unpacked to disk. Too many or too large ones are refused by their headers."""
     members, total = [], 0
     for member in tar:
         members.append(member)

@@ -1,9 +1,9 @@
-"""MNIST: 60,000 + 10,000 handwritten digits of 28x28 pixels, read from its four idx files in
+"""MNIST: 60,000 + 10,000 handwritten digits of 28x28 pixels, from four idx files in
 CFM_LITE_DATA/mnist/.
 
-x1 = pixel / 127.5 - 1 in [-1, 1]. An idx file is a magic number, its dimensions (big-endian) and
-the bytes; all of it is checked, with the MD5 of the unpacked content. Reference: LeCun et al. 1998,
-"Gradient-based learning applied to document recognition".
+x1 = pixel / 127.5 - 1 in [-1, 1]. An idx file holds a magic number, its dimensions (big-endian) and
+the pixels. All of it is checked, and so is the MD5 of the unpacked content. Reference: LeCun et al.
+1998, "Gradient-based learning applied to document recognition".
 """
 
 import contextlib
@@ -39,8 +39,9 @@ _MAX_BYTES = 16 + 60_000 * 28 * 28
 
 
 def _parse_idx(content: bytes, path: Path) -> np.ndarray:
-    """The uint8 array (n, 28, 28) of an image file or (n,) of a label file; DataError unless magic,
-    dimensions and length agree.
+    """The uint8 array of an image file (n, 28, 28) or of a label file (n,).
+
+    Raises DataError unless magic number, dimensions and length agree.
     """
     shape = (28, 28) if "images" in path.name else ()
     magic = bytes([0, 0, 8, 1 + len(shape)])  # 8: unsigned bytes; then the number of dimensions
@@ -102,12 +103,11 @@ def load(
     root: str | os.PathLike[str] | None = None,
     verify: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, 28, 28) float32 in [-1, 1] and labels (n,) int64 in [0, 9], in the official
-    order; the first `limit` of them.
+    """The first `limit` images (n, 1, 28, 28) float32 in [-1, 1] and labels (n,) int64 in [0, 9].
 
-    `split` is "train" (60,000) or "test" (10,000). `root` overrides CFM_LITE_DATA; `verify=False`
-    leaves out the MD5 alone. Raises ConfigError for an unknown split or limit, DataError for a file
-    that is missing or damaged in any way.
+    The order is the official one. `split` is "train" (60,000) or "test" (10,000). `root` overrides
+    CFM_LITE_DATA. `verify=False` skips only the MD5. Raises ConfigError for an unknown split or
+    limit, and DataError for a file that is missing or damaged.
     """
     check_choice("split", split, SPLITS)
     if limit is not None:
@@ -120,19 +120,17 @@ def load(
 
 
 def available(root: str | os.PathLike[str] | None = None) -> bool:
-    """True where all four files stand under the data root; their content is checked when they are
-    loaded.
-    """
+    """True if all four files are under the data root. `load` checks what they contain."""
     folder = files.data_root(root) / "mnist"
     return all((folder / name).is_file() for name in MD5)
 
 
 def download(root: str | os.PathLike[str] | None = None) -> Path:
-    """Fetch what is missing or damaged through torchvision, and return the folder.
+    """Download the missing or damaged files through torchvision, and return the folder.
 
-    Each file is verified before it appears, in one step, under its final name; a damaged older one
-    is kept as `.bad`. Raises DataError where the download fails or brings wrong files; nothing
-    half-written stays behind.
+    Each file is verified first, then it gets its final name in one step. A damaged older file is
+    kept as `.bad`. Raises DataError if the download fails or brings wrong files. It leaves no
+    half-written file behind.
     """
     folder = files.data_root(root) / "mnist"
     wanted = [name for name in MD5 if not _is_good(folder / name)]

@@ -1,8 +1,8 @@
-"""The arms of a paired experiment: which training each uses, what is done to its velocity, and how
-samples are drawn from it.
+"""The arms of a paired experiment: its training, its change to the velocity, and its sampler.
 
-*Scaled FM* is FM's velocity times 1/(1 - lambda), *re-targeted FM* the exact affine map (v - lambda E[u_neg]) / (1 - lambda).
-What scaling reproduces is scaling, what re-targeting reproduces is re-targeting; only what is left is repulsion.
+*Scaled FM* is FM's velocity times 1/(1 - lambda). *Re-targeted FM* is the exact affine map
+(v - lambda E[u_neg]) / (1 - lambda) of FM's velocity. Neither needs training. An effect that one
+of them shows too is no effect of repulsion.
 """
 
 import dataclasses
@@ -41,8 +41,9 @@ OF_SAMPLES = ("solver", "sample_steps", "guidance")
 
 
 def trained_recipe(recipe: Recipe) -> Recipe:
-    """`recipe` with its default for every field that its training does not read, so that equal
-    trainings have equal recipes.
+    """`recipe` with the default for every field that its training does not read.
+
+    Equal trainings thus have equal recipes.
     """
     idle = (_OF_METHODS - {*READS[recipe.method], *READS[recipe.also]}) | set(OF_SAMPLES)
     defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.name in idle}
@@ -52,8 +53,9 @@ def trained_recipe(recipe: Recipe) -> Recipe:
 def velocity(
     arm: Arm, run: Run, data: DataSet, y: Tensor, interval: tuple[float, float] = (0.0, 1.0)
 ) -> Velocity:
-    """The velocity of one arm for labels `y` (B,): guided in `interval` if the recipe says so, then
-    changed as the arm says.
+    """The velocity of one arm for labels `y` (B,).
+
+    It is guided in `interval` if the recipe asks for guidance, then changed as the arm says.
     """
     device = next(run.model.parameters()).device
     return arm(
@@ -72,11 +74,11 @@ def draw_samples(
     solver: str | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
-    """Samples (len(y), *dims) of one arm for labels `y`, from noise that depends on `seed` alone,
-    so that arms are paired.
+    """Samples (len(y), *dims) of one arm for labels `y`.
 
-    `solver` is "sde" or one of SOLVERS, by default the recipe's; "sde" takes `steps` >= 2, the last
-    of them without noise. Guidance acts in `interval`, times from 0 (noise) to 1 (data).
+    The noise depends on `seed` alone, so arms are paired. `solver` is "sde" or one of SOLVERS, by
+    default the recipe's. "sde" takes `steps` >= 2, and its last step adds no noise. Guidance acts
+    in `interval`, times from 0 (noise) to 1 (data).
     """
     return sampling.draw_rows(
         lambda some: velocity(arm, run, data, some, interval),

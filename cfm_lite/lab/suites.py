@@ -1,10 +1,10 @@
 """What each suite compares: the arms of its core, and a group of trials for each further question.
 
-A group is some arms, for every variant of a recipe, sampled in some ways, over some seeds. A variant
-is a name and the recipe fields that it changes; nothing is tuned per variant. The value that the
-core already has is left out, and so is plain FM where the field means nothing to it: `results`
-takes those rows from the core, whose seeds and samples are the same. Arms whose training does not
-read the changed fields are trained once.
+A group runs some arms over some seeds, for every variant of a recipe and every way of sampling. A
+variant is a name and the recipe fields that it changes. Nothing is tuned per variant. Two things
+are left out: the value that the core already has, and plain FM where the field means nothing to it.
+`results` takes those rows from the core, whose seeds and samples are the same. Arms whose training
+does not read the changed fields are trained once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ def euler(*nfes: int, samples: int = 1000) -> tuple[Sampling, ...]:
 
 @dataclass(frozen=True)
 class Group:
-    """`arms` for every variant {name: recipe changes}, sampled in some ways, over so many seeds."""
+    """`arms` over `seeds`, for every variant {name: recipe changes} and every way of sampling."""
 
     arms: tuple[str, ...]
     seeds: int
@@ -43,12 +43,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Suite:
-    """The groups of one data set, "core" first; `keep` saves trainings while they run, because they
-    are long.
+    """The groups of one data set, "core" first.
 
-    `stand_in` is the data set that serves where the files of `dataset` are missing; rows have the
-    name of the one that served. `miniature` are the changes of a sweep that only shows that
-    everything runs.
+    `keep` saves long trainings while they run. `stand_in` is the data set to use if the files of
+    `dataset` are missing; rows have the name of the one that was used. `miniature` holds the
+    changes of a small sweep that only shows that everything runs.
     """
 
     recipe: str
@@ -66,7 +65,7 @@ class Suite:
 
     @property
     def data(self) -> str:
-        """The name of the data set that serves on this machine."""
+        """The name of the data set that this machine can use."""
         if not self.stand_in or cifar10.available(self.dataset):
             return self.dataset
         return self.stand_in if cifar10.available(self.stand_in) else self.dataset
@@ -94,8 +93,9 @@ def _ablations(
     steps: Sequence[int],
     pairs: tuple[str, ...] = (),
 ) -> dict[str, Group]:
-    """The groups beside a core whose network has `width` features; `vecor` are its arms of VeCoR,
-    the best one last.
+    """The groups beside a core whose network has `width` features.
+
+    `vecor` are its arms of VeCoR, the best one last.
     """
     best, few_many = vecor[-1], euler(8, 50)
     affine = ("fm_scaled", "fm_retargeted", "delta_fm", "delta_fm_debiased")
@@ -136,7 +136,7 @@ _APART = ("vecor_image", "contrastive")  # methods that are measured in groups o
 
 
 def _core(pair: str, teacher: bool = True) -> tuple[str, ...]:
-    """FM, what needs no training, every method with its way back, and one pair of methods."""
+    """FM, the arms without training, every method and its debiased form, and one pair of methods."""
     shown = [
         name
         for name, arm in ARMS.items()
@@ -210,8 +210,7 @@ SUITES = {
         {"core": _LARGE},
         keep=True,
         stand_in="cifar10-jpeg75",
-        # on one core it takes five minutes for each seed; the judge and the teacher of REPA take
-        # twenty, once
+        # on one core: five minutes for each seed, and twenty minutes once for judge and teacher
         miniature={
             **{"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 8},
             **{"block": 1, "align_block": 1, "precision": "float32"},
@@ -230,8 +229,9 @@ def trials(
     changes: Mapping[str, Any],
     quick: bool = False,
 ) -> Iterator[Trial]:
-    """Every trial of a group, by variant, then seed, then arm; `arms` keeps only those, `quick` a
-    small version of each.
+    """Every trial of a group, by variant, then seed, then arm.
+
+    `arms` keeps only those arms. `quick` makes a small version of each trial.
     """
     mine, base = SUITES[suite].groups[group], SUITES[suite].base(group, changes)
     ways = tuple(dict.fromkeys(_adapted(way, changes, quick) for way in mine.samplings))
@@ -244,9 +244,7 @@ def trials(
 
 
 def _adapted(way: Sampling, changes: Mapping[str, Any], quick: bool) -> Sampling:
-    """`way` with the solver and the guidance of `changes`, where they are given; at most 200
-    samples if `quick`.
-    """
+    """`way` with the solver and guidance that `changes` gives; at most 200 samples if `quick`."""
     solver = changes.get("solver", way.solver)
     calls = EVALUATIONS[solver]
     nfe = max(1, way.nfe // calls) * calls

@@ -1,7 +1,6 @@
-"""A run is a function that returns a frozen `Recipe`; every field changes the run, and the whole of
-it is kept in config.json.
+"""A frozen `Recipe` holds every setting of a run; config.json keeps it.
 
-The code that trains the plane, the digits and ImageNet is one; only the recipe differs.
+The same code trains the plane, the digits and ImageNet. Only the recipe differs.
 """
 
 import dataclasses
@@ -78,7 +77,7 @@ _ABOVE, _BELOW = ("tau", "lr"), ("beta1", "beta2", "ema", "ema2")  # the bound i
 
 
 class Shaped(Protocol):
-    """What a model has to know of its data: the dims of one sample, and how many classes there are."""
+    """What a model must know of its data: the dims of one sample and the number of classes."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -104,8 +103,8 @@ class Recipe:
     weight: float = 0.05  # lambda of a repulsion
     k: int = 1
     perturb: str = "crop_resize"
-    # weight of dispersive and contrastive; their covariance form is a sum over pairs of features,
-    # and needs some 0.5 / width^2
+    # weight of dispersive and contrastive; the covariance form sums over pairs of features, so it
+    # needs about 0.5 / width^2
     spread: float = 0.5
     variant: str = "infonce_l2"
     tau: float = 0.5
@@ -129,7 +128,8 @@ class Recipe:
     beta2: float = 0.999
     warmup: int = 0  # steps over which lr rises linearly
     cooldown: float = 0.0  # the last fraction of the steps, over which lr falls to 0
-    schedule: str = "linear"  # how it falls; "cosine" with a cooldown of 0 falls from the warm-up on, "constant" never falls
+    # how lr falls: "constant" never does; "cosine" with a cooldown of 0 falls from the warm-up on
+    schedule: str = "linear"
     clip: float = 1.0
     ema: float = 0.999
     ema2: float = 0.0  # decay of a second average; 0 is none
@@ -177,7 +177,7 @@ class Recipe:
             raise ConfigError(f"seed is {self.seed}; it must be below 2^63.")
 
     def changed(self, **changes: Any) -> Self:
-        """A copy with some fields changed; ConfigError names the nearest field for an unknown one."""
+        """A copy with some fields changed. For an unknown field, ConfigError names the nearest."""
         for name in changes:
             check_choice("recipe field", name, [field.name for field in dataclasses.fields(self)])
         return dataclasses.replace(self, **changes)
@@ -188,8 +188,9 @@ class Recipe:
 
 
 def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
-    """The network of a recipe for one data set, initialised from the recipe's seed without touching
-    the global generator.
+    """The network of a recipe for one data set, initialised from the recipe's seed.
+
+    The global generator stays as it is.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -213,12 +214,10 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
 
 
 def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
-    """The objective of a recipe on a model; ConfigError where the method's settings do not fit
-    together.
-    """
+    """The objective of a recipe on a model. ConfigError if the method's settings do not fit."""
     terms = [FlowMatching(), *_terms(recipe.method, recipe, model)]
     if recipe.also:
-        # both methods may repel: the second repulsion is called by its method, for names must differ
+        # both methods may repel, and terms need different names: the second is called by its method
         terms += (
             dataclasses.replace(term, name=recipe.also) if isinstance(term, Repulsion) else term
             for term in _terms(recipe.also, recipe, model)
@@ -245,7 +244,7 @@ def _terms(name: str, recipe: Recipe, model: Any) -> tuple[Any, ...]:
 
 
 def _teacher(name: str, recipe: Recipe, model: Any) -> teachers.Tokens:
-    """The small teacher of the data set: on the grid of a SiT's tokens, and one token for an MLP."""
+    """The small teacher of the data set: a grid of tokens for a SiT, one token for an MLP."""
     if recipe.dataset not in teachers.SETTINGS:
         raise ConfigError(
             f"{name} needs a teacher, and {recipe.dataset!r} has none; it works on "
@@ -265,8 +264,9 @@ def build_trainer(
     parallel: str = "ddp",
     compile: bool | None = None,
 ) -> Trainer:
-    """The trainer of a recipe on a model, for its objective or the one `built` already; a `clip` of
-    0 means none.
+    """The trainer of a recipe on a model. `built` is its objective, if there is one already.
+
+    A `clip` of 0 means no clipping.
     """
     return Trainer(
         built or build_objective(recipe, model),
@@ -288,8 +288,9 @@ def build_trainer(
 
 
 def schedule_of(recipe: Recipe) -> Callable[[int], float]:
-    """The factor on lr at each step: a linear rise over `warmup`, then 1, and over the last
-    `cooldown` of the steps down to 0.
+    """The factor on lr at each step.
+
+    It rises linearly over `warmup` steps, stays 1, and falls to 0 over the last `cooldown` of them.
     """
     cool = round(recipe.cooldown * recipe.steps)
     if recipe.schedule == "cosine" and not cool:
@@ -302,8 +303,9 @@ def _rate(rise: Callable[[int], float], schedule: str, cool: int, steps: int, st
 
 
 def from_dict(fields: Mapping[str, Any]) -> Recipe:
-    """The inverse of `Recipe.as_dict`, for ImageNet's recipes too; ConfigError for an unknown
-    field, with the nearest right one.
+    """The inverse of `Recipe.as_dict`, also for ImageNet's recipes.
+
+    For an unknown field, ConfigError names the nearest.
     """
     if not isinstance(fields, Mapping):
         raise ConfigError(
@@ -319,10 +321,10 @@ def from_dict(fields: Mapping[str, Any]) -> Recipe:
 
 
 def toy() -> Recipe:
-    """Two dimensions: four Gaussians in two classes, whose exact field is known; a minute on a
-    laptop.
+    """Points in the plane: four Gaussians in two classes, whose exact field is known.
 
-    VeCoR shuffles the coordinates, the only perturbation that means something on points.
+    It takes a minute on a laptop. VeCoR shuffles the coordinates: no other perturbation means
+    anything for points.
     """
     return Recipe(
         dataset="two_classes",
@@ -338,12 +340,11 @@ def toy() -> Recipe:
 
 
 def digits() -> Recipe:
-    """The 8x8 digits inside scikit-learn, with a residual MLP: some ten seconds a method on two
-    cores.
+    """The 8x8 digits of scikit-learn, with a residual MLP: about ten seconds a method on two cores.
 
-    One channel cannot be shuffled, so VeCoR crops and resizes in the latent (here: pixel) space.
-    1,300 steps are 370 epochs: later the samples come too near to the training images. Shards of
-    128 cost less than those of 32.
+    One channel cannot be shuffled, so VeCoR crops and resizes in latent space, here the pixels.
+    1,300 steps are 370 epochs: with more steps, samples come too near to training images. Shards of
+    128 cost less than shards of 32.
     """
     return Recipe(
         dataset="digits",
@@ -366,8 +367,9 @@ def digits_sit() -> Recipe:
 
 
 def mnist() -> Recipe:
-    """MNIST with a small SiT: 49 tokens of 4x4 pixels; an hour or two on two cores, minutes on a
-    GPU (both estimated).
+    """MNIST with a small SiT: 49 tokens of 4x4 pixels.
+
+    Estimated: an hour or two on two cores, minutes on a GPU.
     """
     return Recipe(
         dataset="mnist",
@@ -386,11 +388,10 @@ def mnist() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """CIFAR-10 in pixels with a SiT of the S/2's width and depth: for a GPU; on a CPU a step takes
-    seconds.
+    """CIFAR-10 in pixels, with a SiT of the width and depth of S/2.
 
-    VeCoR can shuffle the three colours here. `dataset="cifar10-jpeg75"` trains on the JPEG
-    pictures, under their own name.
+    It needs a GPU: on a CPU a step takes seconds. VeCoR shuffles the three colours here.
+    `dataset="cifar10-jpeg75"` trains on the JPEG pictures.
     """
     return Recipe(
         dataset="cifar10",
@@ -417,8 +418,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def recipe(name: str, **changes: Any) -> Recipe:
-    """The recipe called `name` with some fields changed; ConfigError for an unknown name or field,
-    with the nearest right one.
+    """The recipe called `name` with some fields changed.
+
+    For an unknown name or field, ConfigError names the nearest.
     """
     check_choice("recipe", name, RECIPES)
     return RECIPES[name]().changed(**changes)
