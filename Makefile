@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-shapes test-faults test-mutants test-notebooks test-browser slides figures wheel clean
+.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-shapes test-faults test-mutants test-notebooks test-browser slides figures widgets lint-js wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,18 @@ lint: $(VENV)/.dev  ## ruff and pyright, clean
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+JS := cfm_lite/widgets/js
+JSBIN := build/js/node_modules/.bin
+
+build/js/.installed: $(JS)/package.json
+	mkdir -p build/js && cp $(JS)/package.json build/js/
+	npm install --prefix build/js --no-package-lock --no-audit --no-fund --silent
+	touch $@
+
+lint-js: build/js/.installed  ## types and lint of the explorers' JavaScript, clean (needs Node 20, and npm once)
+	$(JSBIN)/tsc -p $(JS)
+	$(JSBIN)/biome lint --config-path=$(JS) $(JS) tests/js
 
 format: $(VENV)/.dev  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix .

@@ -128,7 +128,7 @@ ELSEWHERE: dict[str, str] = {
     """,
     "explorers: tests/test_widgets.py moves every slider to its ends": """
         widgets._divergence.divergence widgets._exact_field.exact_field widgets._features.features widgets._guidance.guidance
-        widgets._trajectories.trajectories widgets._wrong_velocities.wrong_velocities widgets.explorer.Canvas
+        widgets._networks.packed widgets._trajectories.trajectories widgets._wrong_velocities.wrong_velocities widgets.explorer.Canvas
         widgets.explorer.Explorer widgets.explorer.choice widgets.explorer.play_for widgets.explorer.slider widgets.scenes.exact
         widgets.scenes.excess widgets.scenes.field widgets.scenes.labelled widgets.scenes.start widgets.scenes.two_classes
         widgets.scenes.typical

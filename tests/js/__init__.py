@@ -1,0 +1,1 @@
+"""The explorers' engine under Node, held against numbers that Python writes."""
