@@ -173,9 +173,8 @@ def _draw_panel(
     pushes, foot = [], np.zeros_like(film.attract)
     for values, color in ((film.attract, ATTRACT), (film.repel, REPEL)):
         if values is not None and len(film.marked):
-            feet = (
-                film.states[:, film.marked] + foot / scale
-            )  # the second arrow starts where the first one ends: they add up
+            # the second arrow starts where the first one ends: they add up
+            feet = film.states[:, film.marked] + foot / scale
             arrows = artists.arrows(
                 panel,
                 feet[0],

@@ -54,9 +54,8 @@ def trained(weight: float, steps: int, seed: int = 0) -> Callable[[Tensor], Velo
     x1, y1 = toy.figure3(10_000, generator=keyed_generator("cpu", seed, "figure 3"))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # lambda = 0.5 doubles the velocity: here that is the point
+        # lambda = 0.5 doubles the velocity: here that is the point
+        warnings.simplefilter("ignore", UserWarning)
         built = objective.delta_fm(Scaled(), weight, label_dropout=0.0)
     how = {
         "lr": 5e-3,

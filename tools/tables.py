@@ -109,9 +109,8 @@ def bench_table() -> str:
                 f"| {row['name']} | {value} | {sign[row['sense']]} {goal} | "
                 f"{'met' if row['met'] else 'missed'} |"
             )
-    machines = dict.fromkeys(
-        machine(row | row["machine"]) for row in rows
-    )  # in the order of the files, each once
+    # in the order of the files, each once
+    machines = dict.fromkeys(machine(row | row["machine"]) for row in rows)
     source = f"Measured by `make bench` on {' and on '.join(machines)}, one thread; all rows, each with its machine: `data/results/bench/`."
     return "\n".join([*lines, "", source])
 

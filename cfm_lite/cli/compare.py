@@ -189,12 +189,10 @@ def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
     keys = [trial.key for trial in trials(changes)]
     for name, value in changes.items():
         before = trials({field: given for field, given in changes.items() if field != name})
-        same = all(
-            getattr(trial.recipe, name) == value for trial in before
-        )  # what the suite has anyway
-        idle = name not in READS["vecor"] and all(
-            unread(trial.recipe, [name]) for trial in before
-        )  # controls read those of VeCoR
+        # what the suite has anyway
+        same = all(getattr(trial.recipe, name) == value for trial in before)
+        # controls read those of VeCoR
+        idle = name not in READS["vecor"] and all(unread(trial.recipe, [name]) for trial in before)
         if keys and not same and (idle or keys == [trial.key for trial in before]):
             groups = ", ".join(settings["groups"])
             raise ConfigError(

@@ -30,9 +30,9 @@ from cfm_lite.errors import DataError, DiskFullError
 __all__ = ["SAMPLES", "is_archive", "is_hidden", "read_to_end", "samples", "unpack", "unpacked"]
 
 SAMPLES = "imagenet-samples"
-LIMIT = (
-    50 * 2**30
-)  # bytes; where an archive is larger than that itself, twice its size: images hardly pack, bombs do a thousandfold
+# bytes; where an archive is larger than that itself, twice its size: images hardly pack, bombs do a
+# thousandfold
+LIMIT = 50 * 2**30
 MEMBERS = 2_000_000  # ImageNet has 1.3 million
 # beside the names with a dot: what Synology, macOS, Windows, QNAP and Linux put into folders of
 # their own accord
@@ -180,9 +180,8 @@ class _Work:
 
     def _take_on(self) -> None:
         """What an earlier process has finished of the same archive; anything else of it goes."""
-        lines = (
-            self.log.read_text(encoding="utf-8").split("\n")[:-1] if self.log.is_file() else []
-        )  # the last may be half
+        # the last may be half
+        lines = self.log.read_text(encoding="utf-8").split("\n")[:-1] if self.log.is_file() else []
         if lines[:1] == [json.dumps(self.identity)]:
             self.done = {
                 name: size

@@ -87,8 +87,7 @@ def fitting(size: int, shard: int, *, ranks: int = 1, most: int | None = None) -
     elif most >= ranks:
         found.append(f"--batch {most // ranks * ranks} --set shard={most // ranks}")
     if size % ranks == 0 and (most is None or size <= most):
-        smaller = next(
-            (part for part in range(shard, 1, -1) if size // ranks % part == 0), None
-        )  # a shard of one holds no negative
+        # a shard of one holds no negative
+        smaller = next((part for part in range(shard, 1, -1) if size // ranks % part == 0), None)
         found += [f"--set shard={smaller}"] if smaller is not None else []
     return found

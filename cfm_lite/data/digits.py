@@ -34,9 +34,8 @@ def _raw() -> tuple[np.ndarray, np.ndarray]:
     )  # here, not above: importing scikit-learn takes a second
 
     pixels, labels = load_digits(return_X_y=True)
-    return np.asarray(pixels).reshape(-1, 8, 8), np.asarray(
-        labels
-    )  # (1797, 8, 8) from 0 to 16, (1797,)
+    # (1797, 8, 8) from 0 to 16, (1797,)
+    return np.asarray(pixels).reshape(-1, 8, 8), np.asarray(labels)
 
 
 def _shuffled_key(row: int) -> bytes:

@@ -35,9 +35,8 @@ class PCA:
         )
         order = values.argsort(descending=True)[:components]
         largest = vectors[:, order].gather(0, vectors[:, order].abs().argmax(0, keepdim=True))
-        self.basis = (
-            vectors[:, order] * largest.sign()
-        )  # (D, components); a sign that does not depend on the solver
+        # (D, components); a sign that does not depend on the solver
+        self.basis = vectors[:, order] * largest.sign()
         self.scale = float(values[order].mean().sqrt())
         self.kept = float(values[order].sum() / values.sum())
 

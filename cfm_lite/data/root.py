@@ -60,9 +60,8 @@ def cache_root() -> Path:
     repository = checkout()
     if repository:
         return repository / "data" / "cache"
-    path = Path(
-        os.path.expanduser(platformdirs.user_cache_path("cfm_lite"))
-    )  # XDG_CACHE_HOME may begin with ~
+    # XDG_CACHE_HOME may begin with ~
+    path = Path(os.path.expanduser(platformdirs.user_cache_path("cfm_lite")))
     # without a home folder the answer is "~/.cache", which would be made where the command runs
     return (
         path
@@ -125,9 +124,8 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
         return cache_root()
     try:
         return expanded(chosen)
-    except (
-        ConfigError
-    ) as error:  # wherever data are looked for, what is wrong with their place is an error of data
+    except ConfigError as error:
+        # wherever data are looked for, what is wrong with their place is an error of data
         raise DataError(
             f"{error} It was to be the root of the data sets (root=..., or {VARIABLE})."
         ) from None
@@ -184,9 +182,8 @@ def read_gzip(path: Path, dataset: str, limit: int) -> bytes:
         )
     try:
         with gzip.open(io.BytesIO(packed)) as stream:
-            content = stream.read(
-                limit + 1
-            )  # one byte too many, so that the end is reached and the CRC is checked
+            # one byte too many, so that the end is reached and the CRC is checked
+            content = stream.read(limit + 1)
     except EOFError:
         raise damaged(dataset, path, "is truncated") from None
     except (OSError, zlib.error) as error:

@@ -155,9 +155,8 @@ def _read(path: Path, dataset: str) -> SmallTeacher | None:
     """
     if not path.is_file():
         return None
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the initial weights are not kept, and draw no number of anybody's
+    # the initial weights are not kept, and draw no number of anybody's
+    with torch.random.fork_rng(devices=[]):
         teacher = SmallTeacher(dataset)
     try:
         with safetensors.safe_open(path, "pt") as file:

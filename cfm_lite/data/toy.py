@@ -70,9 +70,8 @@ def _two_classes() -> GaussianMixture:
 
 
 def _figure3() -> GaussianMixture:
-    angles = torch.tensor(
-        [0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64
-    )  # the second is 12.57 degrees
+    # the second is 12.57 degrees
+    angles = torch.tensor([0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64)
     modes = 5 * torch.stack([angles.cos(), angles.sin()], dim=1)
     return GaussianMixture(
         torch.full((2,), 0.5, dtype=torch.float32).double(),
@@ -156,9 +155,8 @@ def _classes(n: int, generator: Generator | None) -> Tensor:
 
 
 def _uniform(n: int, generator: Generator | None) -> Tensor:
-    return torch.rand(
-        n, generator=generator, dtype=torch.float32
-    )  # whatever torch's default type is
+    # whatever torch's default type is
+    return torch.rand(n, generator=generator, dtype=torch.float32)
 
 
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
@@ -177,9 +175,8 @@ def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor
     half_circle = 1.6 * _polar(
         torch.ones(n, dtype=torch.float32), math.pi * _uniform(n, generator)
     ) - torch.tensor([0.8, 0.4], dtype=torch.float32)
-    return _blur(
-        half_circle * (1 - 2 * y[:, None]), 0.08, generator
-    ), y  # class 1 is class 0 turned by pi
+    # class 1 is class 0 turned by pi
+    return _blur(half_circle * (1 - 2 * y[:, None]), 0.08, generator), y
 
 
 def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -206,9 +203,8 @@ def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
     class, the other turned by pi.
     """
     y = _classes(n, generator)
-    outward = _uniform(
-        n, generator
-    ).sqrt()  # the root spreads the points nearly evenly along the arm
+    # the root spreads the points nearly evenly along the arm
+    outward = _uniform(n, generator).sqrt()
     arm = _polar(0.4 + 2.1 * outward, 2.5 * math.pi * outward + math.pi * y.float())
     return _blur(arm, 0.06, generator), y
 
@@ -219,9 +215,8 @@ def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor,
     """
     column = _classes(n, generator)
     row = torch.randint(4, (n,), generator=generator)
-    corner = (
-        torch.stack([2 * column + row % 2, row], dim=1) - 2
-    )  # (n, 2) lower left corner of the square
+    # (n, 2) lower left corner of the square
+    corner = torch.stack([2 * column + row % 2, row], dim=1) - 2
     return corner.float() + torch.rand(n, 2, generator=generator, dtype=torch.float32), row % 2
 
 

@@ -128,9 +128,8 @@ def told(row: Mapping[str, Any]) -> list[str]:
         f"features {row['features']}{_short(row['features_hash'])}; cfm_lite {row['cfm_lite']}, "
         f"commit {_cut(row['commit'])}"
     )
-    held = Path(
-        row["reference"]
-    )  # the row keeps where it lies; a reader, and a page that others read, need its name
+    # the row keeps where it lies; a reader, and a page that others read, need its name
+    held = Path(row["reference"])
     name = held.name if held.is_absolute() else row["reference"]
     return [
         *lines,

@@ -48,9 +48,8 @@ __all__ = [
 ]
 
 FEATURES, CLASSES = 64, 10
-SHIPPED = (
-    Path(__file__).parents[1] / "checkpoints"
-)  # one fixed measuring stick for the digits, on every machine
+# one fixed measuring stick for the digits, on every machine
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 
 SETTINGS = {
@@ -219,9 +218,8 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
         with safetensors.safe_open(path, "pt") as file:
             facts = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the initial weights are not kept, and draw no number of anybody's
+        # the initial weights are not kept, and draw no number of anybody's
+        with torch.random.fork_rng(devices=[]):
             judge = Judge(facts["dataset"])
         load_weights(judge, weights, "it")
         judge.seed, judge.accuracy = int(facts["seed"]), float(facts["accuracy"])
@@ -272,7 +270,6 @@ def judge_for(dataset: str) -> Judge:
     return judge
 
 
-if (
-    __name__ == "__main__"
-):  # python -m cfm_lite.evaluate.judges: the recorded command that made the shipped judge
+# python -m cfm_lite.evaluate.judges: the recorded command that made the shipped judge
+if __name__ == "__main__":
     save_judge(train_judge("digits"), SHIPPED / judge_file("digits"))

@@ -209,7 +209,6 @@ def _array(path: Path, name: str) -> Tensor:
             f"{name} of {path} holds NaN or infinite numbers. Compute it again, from finite "
             "features."
         )
-    kept = (
-        values if values.dtype in (np.float16, np.float32) else values.astype(np.float64)
-    )  # such as long doubles
+    # such as long doubles
+    kept = values if values.dtype in (np.float16, np.float32) else values.astype(np.float64)
     return torch.from_numpy(np.ascontiguousarray(kept.astype(kept.dtype.newbyteorder("="))))

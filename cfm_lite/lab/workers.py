@@ -130,9 +130,8 @@ def _start(events: Any) -> None:
     signal.signal(signal.SIGTERM, _stop)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(
-            target=lambda: (parent.join(), os._exit(1)), daemon=True
-        ).start()  # no worker outlives its parent
+        # no worker outlives its parent
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

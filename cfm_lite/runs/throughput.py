@@ -61,12 +61,10 @@ def train_flops(model: nn.Module) -> int | None:
         return None
     width, tokens = model.hidden_size, (model.input_size // model.patch_size) ** 2
     inner, patch = int(width * model.mlp_ratio), model.patch_size**2
-    linear = (
-        4 * width * width + 2 * width * inner
-    )  # per token: queries, keys, values, projection; the MLP
-    block = (
-        tokens * linear + 2 * tokens * tokens * width + 6 * width * width
-    )  # and attention; and the modulation
+    # per token: queries, keys, values, projection; the MLP
+    linear = 4 * width * width + 2 * width * inner
+    # and attention; and the modulation
+    block = tokens * linear + 2 * tokens * tokens * width + 6 * width * width
     ends = (
         tokens * width * patch * (model.in_channels + model.out_channels)
         + (256 + width) * width

@@ -97,9 +97,8 @@ def _dealt_bytes(
     then the gradients, `summed` in float32, are whole.
     """
     width, half = recipe.hidden_size, recipe.precision == "bf16"
-    one = (
-        18 * width**2 + 15 * width
-    )  # of a block: queries, keys, values, projection; the MLP; the modulation
+    # of a block: queries, keys, values, projection; the MLP; the modulation
+    one = 18 * width**2 + 15 * width
     around, head = (
         max(0, parameters - recipe.depth * one),
         2 * width**2,

@@ -134,9 +134,8 @@ def train_command(
         method, model, where, {**({} if data is None else {"size": data.size}), **changes}
     )
     begin = None if start is None else start_from(start, format, model)
-    if (
-        begin is not None
-    ):  # what the file is decides, unless something else was asked for, which is refused
+    # what the file is decides, unless something else was asked for, which is refused
+    if begin is not None:
         recipe = recipe.changed(
             **{
                 name: getattr(begin, name)
@@ -156,9 +155,8 @@ def train_command(
     name = f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
     folder = runs.home_for(out or Path("runs") / name, how.get("resume", False), inputs=inputs)
     if how.get("images") is not None:
-        how["images"] = images.layout(
-            how["images"]
-        )  # a tar is unpacked, and a wrong folder refused, before anything begins
+        # a tar is unpacked, and a wrong folder refused, before anything begins
+        how["images"] = images.layout(how["images"])
     with joined(where) as world:
         options = Options(
             out=folder,

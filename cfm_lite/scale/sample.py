@@ -73,9 +73,8 @@ def sample_imagenet(
             f"the run on {run.recipe.dataset} has no latents to decode; draw it with cfm-lite "
             "sample, into an npz."
         )
-    velocity_of(
-        run, settings, labels_of(run, settings, 0).to(device)
-    )  # refuses what cannot be done
+    # refuses what cannot be done
+    velocity_of(run, settings, labels_of(run, settings, 0).to(device))
     record, spec = recorded(run, settings), run.spec
     world.on_main(lambda: _check_same(out, record))
     world.agree("the samples' settings", record)
@@ -130,9 +129,8 @@ def _check_same(out: Path, record: dict[str, Any]) -> None:
             "average": "ema",
             **json.loads(file.read_text(encoding="utf-8")),
         }
-        theirs["recipe"] = json.loads(
-            json.dumps(from_dict(theirs["recipe"]).as_dict())
-        )  # fields that came later are at their defaults
+        # fields that came later are at their defaults
+        theirs["recipe"] = json.loads(json.dumps(from_dict(theirs["recipe"]).as_dict()))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{file} is damaged ({error}). Remove {out} and draw the samples again."

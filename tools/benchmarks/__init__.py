@@ -4,6 +4,5 @@ tests: nothing here is collected.
 
 import os
 
-os.environ.setdefault(
-    "KINETO_LOG_LEVEL", "99"
-)  # torch reads it once, at import: else its profiler writes lines of its own
+# torch reads it once, at import: else its profiler writes lines of its own
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -108,13 +108,11 @@ def growth(name: str) -> float:
     """The growth of the peak over one forward and backward, in sizes of the gradient, in a process
     that does nothing else.
     """
-    forward_backward(
-        FORMS[name], torch.randn(B, 1024, requires_grad=True)
-    )()  # loads what is loaded once
+    # loads what is loaded once
+    forward_backward(FORMS[name], torch.randn(B, 1024, requires_grad=True))()
     h = torch.randn(B, D, requires_grad=True)
-    before = (
-        _highest_resident_size()
-    )  # h was the last to be allocated, so this is also the size now
+    # h was the last to be allocated, so this is also the size now
+    before = _highest_resident_size()
     forward_backward(FORMS[name], h)()
     return (_highest_resident_size() - before) / (h.numel() * h.element_size())
 

@@ -64,9 +64,8 @@ def compiling(side: Callable[[], Any]) -> float:
     start = time.perf_counter()
     try:
         side()
-    except (
-        Exception
-    ) as error:  # no C++ compiler, or one that torch cannot use: many causes, many types
+    except Exception as error:
+        # no C++ compiler, or one that torch cannot use: many causes, many types
         raise CannotRun(
             f"torch.compile does not work here ({str(error).strip().partition(chr(10))[0]})"
         ) from error

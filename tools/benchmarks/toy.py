@@ -96,9 +96,8 @@ def rows(clock: Clock) -> Iterator[Row]:
         note="The plain loop draws from a generator of the step, clips and averages, as the Trainer "
         "does; it checks nothing, guards nothing and logs nothing",
     )
-    compiled = compiled_step(
-        Field()
-    )  # after the others: what torch.compile loads slows eager code down by a few percent
+    # after the others: what torch.compile loads slows eager code down by a few percent
+    compiled = compiled_step(Field())
     note = f"{note}. Compiled in {compiling(compiled):.1f} s"
     times = clock(others | {"compiled": compiled}, repeats=15)
     yield faster(
@@ -198,9 +197,8 @@ def plain_step(model: nn.Module) -> Step:
     def step() -> None:
         x, t, u = next(batches)
         loss = losses.flow_matching(model(x, t), u)
-        for (
-            p
-        ) in parameters:  # optimizer.zero_grad() without its entry for the profiler, 5 % of a step
+        # optimizer.zero_grad() without its entry for the profiler, 5 % of a step
+        for p in parameters:
             p.grad = None
         loss.backward()
         optimizer.step()

@@ -237,9 +237,8 @@ class TeacherFeatures:
         )
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (
-            Exception
-        ) as error:  # a damaged header fails in every way that Python's own parser can
+        except Exception as error:
+            # a damaged header fails in every way that Python's own parser can
             raise DataError(
                 f"{path} cannot be read ({type(error).__name__}). Remove it and encode again."
             ) from None

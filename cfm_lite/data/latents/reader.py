@@ -33,9 +33,8 @@ from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["Latents", "prefetch"]
 
-CHECKED_AT_ONCE = (
-    2**30
-)  # bytes; larger sets are hashed on request: 42 GB of ImageNet would take minutes
+# bytes; larger sets are hashed on request: 42 GB of ImageNet would take minutes
+CHECKED_AT_ONCE = 2**30
 T = TypeVar("T")
 
 
@@ -135,9 +134,8 @@ class Latents:
         for i, (number, row, mirror) in enumerate(places):
             out[i] = self._maps[number][row, mirror]
         moments = torch.from_numpy(out).float()
-        if not math.isfinite(
-            moments.sum().item()
-        ):  # a sum of float16 numbers does not overflow; it costs a twentieth of asking each
+        # a sum of float16 numbers does not overflow; it costs a twentieth of asking each
+        if not math.isfinite(moments.sum().item()):
             bad = int((~torch.isfinite(moments.flatten(1)).all(1)).nonzero()[0])
             raise DataError(
                 f"the latent of {self.keys[int(rows[bad])]!r} holds NaN or infinity: its shard "

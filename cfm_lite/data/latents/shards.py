@@ -192,9 +192,8 @@ def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"expected. {_AGAIN} {path.parent}"
         )
     if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
-        array.base.madvise(
-            mmap.MADV_RANDOM
-        )  # else each page that is missing brings its neighbours: 40 times what is asked for
+        # else each page that is missing brings its neighbours: 40 times what is asked for
+        array.base.madvise(mmap.MADV_RANDOM)
     return array
 
 
@@ -291,9 +290,8 @@ def _statistics(
         if shard.plan != key:
             raise DataError(f"{path} belongs to other latents. Remove it and prepare again.")
         check_hash(path, shard.sha256)
-        moments = torch.from_numpy(
-            np.array(map_shard(path, plan.shape))
-        ).double()  # (n, 2, 2, C, h, w)
+        # (n, 2, 2, C, h, w)
+        moments = torch.from_numpy(np.array(map_shard(path, plan.shape))).double()
         mean = (moments[:, :, 0] - plan.shift) * plan.scale
         total += mean.sum((0, 1))
         square += (mean.square() + (moments[:, :, 1] * plan.scale).square()).sum((0, 1))

@@ -260,9 +260,8 @@ def regularisers(bench: Bench) -> Iterator[Row]:
     name, rows = bench.plan.main, bench.plan.batch
     model = sides.compiled(bench, sides.network(bench, name))
     every = objectives(bench, model)
-    built = sides.trainer(
-        every["repa"], rows, bench.plan.networks[name].micro
-    )  # its optimizer knows the projector too
+    # its optimizer knows the projector too
+    built = sides.trainer(every["repa"], rows, bench.plan.networks[name].micro)
     step = sides.stepping(
         built, sides.batches(bench, rows, (bench.plan.tokens, bench.plan.teacher), kept=2)
     )
