@@ -64,7 +64,9 @@ def imported(path: Path) -> set[str]:
 
 
 def imports() -> dict[str, set[str]]:
-    """{room: the rooms that its files import}, without the room itself and without what all share."""
+    """{room: the rooms that its files import}, without the room itself and without what all
+    share.
+    """
     found: dict[str, set[str]] = {room: set() for room in ORDER if room not in GROUPS[SHARED]}
     for path in PACKAGE.rglob("*.py"):
         if room_of(path) in found:

@@ -36,7 +36,9 @@ class Compare(Seeded):
     arms: tuple[str, ...] = ()
     """Only these arms of the groups, such as fm fm_scaled vecor (default: all)."""
     workers: int | None = None
-    """Jobs at once on a CPU, each with one thread (default: as many as there are cores; with --quick 1)."""
+    """Jobs at once on a CPU, each with one thread (default: as many as there are cores; with
+    --quick 1).
+    """
     set: tuple[str, ...] = ()
     """Recipe fields that all arms share, as name=value: --set steps=500 weight=0.1."""
     out: Path = Path("data/results")
@@ -44,9 +46,13 @@ class Compare(Seeded):
     list: bool = False
     """Only list the jobs that are left, with about how long they take."""
     costs: bool = False
-    """Only time a training step of each arm of the core, all in turn in one process, into SUITE.costs.json."""
+    """Only time a training step of each arm of the core, all in turn in one process, into
+    SUITE.costs.json.
+    """
     report: bool = False
-    """Only print the report of a suite; without one write README.md and the figures of all suites from the JSON files alone."""
+    """Only print the report of a suite; without one write README.md and the figures of all
+    suites from the JSON files alone.
+    """
 
     def work(self) -> None:
         from cfm_lite._internal.checks import check_count

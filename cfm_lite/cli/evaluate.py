@@ -20,12 +20,16 @@ class Evaluate(OnDevice):
     """
 
     samples: Path = Path("runs/digits-fm-0/samples.npz")
-    """An npz written by cfm-lite sample, its folder, or the run; with --reference also a folder of images, flat or not."""
+    """An npz written by cfm-lite sample, its folder, or the run; with --reference also a folder
+    of images, flat or not.
+    """
     reference: Path | None = None
     """Images, or what is known of them: statistics of a whole set (mu, sigma, mu_s, sigma_s, as ADM, pytorch-fid and EDM save
     them), images (arr_0 of an npz, a folder, a tar), or both in one npz."""
     inception: str | None = None
-    """With --reference: a file with Inception-v3's weights (default: fetched once), or standin for a random network."""
+    """With --reference: a file with Inception-v3's weights (default: fetched once), or standin
+    for a random network.
+    """
     out: Path | None = None
     """Where the rows go (default: metrics.json beside the samples)."""
 

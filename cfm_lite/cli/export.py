@@ -18,7 +18,9 @@ class Export(Common):
     checkpoint: Path = Path("runs/imagenet-SiT-XL-2-vecor-0")
     """A run's folder, or one of its checkpoints."""
     format: Literal["sit", "repa"] = "sit"
-    """For which program: sit, or repa (DeltaFM's too), whose time and velocity run the other way."""
+    """For which program: sit, or repa (DeltaFM's too), whose time and velocity run the other
+    way.
+    """
     out: Path = Path("exported.safetensors")
     """A .safetensors, or a .pt with the key "ema"."""
 

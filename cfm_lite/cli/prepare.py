@@ -12,7 +12,9 @@ __all__ = ["Prepare"]
 
 @dataclass
 class Prepare(Common):
-    """Fetch a data set, or check that its files are whole. Images are encoded by `scale prepare`."""
+    """Fetch a data set, or check that its files are whole. Images are encoded by `scale
+    prepare`.
+    """
 
     dataset: Positional[Literal["digits", "mnist", "cifar10", "cifar10-jpeg75"]] = "mnist"
 

@@ -22,7 +22,9 @@ class Sample(Seeded):
     num: int = 100
     """How many samples; a folder of samples grows to them, and only what is missing is drawn."""
     labels: str = "turn"
-    """Which classes: turn, one after the other; random, as in the papers; or some, such as 3,7, in turn."""
+    """Which classes: turn, one after the other; random, as in the papers; or some, such as 3,7,
+    in turn.
+    """
     steps: int | None = None
     """Steps of the solver (default: the recipe's)."""
     solver: Literal["euler", "midpoint", "heun", "rk4"] | None = None
@@ -36,11 +38,17 @@ class Sample(Seeded):
     debias: bool = False
     """Undo what a repelled method does to the velocity: it aims at FM's optimum again."""
     average: Literal["ema", "ema2", "model"] = "ema"
-    """Which network: the average, the second average of a run that kept one (--set ema2=0.99), or the model itself."""
+    """Which network: the average, the second average of a run that kept one (--set ema2=0.99),
+    or the model itself.
+    """
     batch: int | None = None
-    """Samples drawn at once (default: 1000, of latents 64); of latents it decides the noise, the number of ranks does not."""
+    """Samples drawn at once (default: 1000, of latents 64); of latents it decides the noise, the
+    number of ranks does not.
+    """
     out: Path | None = None
-    """The npz file (default: samples.npz in the run's folder); for a run on latents a folder (default: samples/ there)."""
+    """The npz file (default: samples.npz in the run's folder); for a run on latents a folder
+    (default: samples/ there).
+    """
 
     def work(self) -> None:
         from cfm_lite import runs

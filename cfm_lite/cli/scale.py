@@ -26,7 +26,9 @@ class ScalePrepare(OnDevice):
     """
 
     images: Path | None = None
-    """A folder of class folders, a tar of one, or a tar of one tar a class (default: the 63 samples under CFM_LITE_DATA)."""
+    """A folder of class folders, a tar of one, or a tar of one tar a class (default: the 63
+    samples under CFM_LITE_DATA).
+    """
     out: Path | None = None
     """Where the latents or the features go."""
     size: int = 256
@@ -41,9 +43,13 @@ class ScalePrepare(OnDevice):
     workers: int = 4
     """Threads that decode images."""
     latents: Path | None = None
-    """Encode REPA's features of the images of these latents, with the teacher, in place of latents."""
+    """Encode REPA's features of the images of these latents, with the teacher, in place of
+    latents.
+    """
     teacher: str | None = None
-    """With --latents: a file with the teacher's weights, or random (default: timm's DINOv2-B, fetched once)."""
+    """With --latents: a file with the teacher's weights, or random (default: timm's DINOv2-B,
+    fetched once).
+    """
     mirrors: int = 1
     """With --latents: 2 encodes the mirror images too, which REPA's recipes do not use."""
 
@@ -93,7 +99,9 @@ class ScaleTrain(Training):
     size: int | None = None
     """Pixels a side, 256 or 512 (default: the latents')."""
     dry_run: bool = False
-    """Check everything, train ten steps on made data, print throughput, memory and the time of the whole run."""
+    """Check everything, train ten steps on made data, print throughput, memory and the time of
+    the whole run.
+    """
     log: Literal["json", "tensorboard"] = "json"
     """tensorboard writes its files beside log.jsonl."""
     log_every: int = 100
@@ -101,23 +109,35 @@ class ScaleTrain(Training):
     price: float | None = None
     """With --dry-run: what an hour of one device costs, to say what the run will."""
     ranks: int | None = None
-    """With --dry-run: on how many devices the run will be (default: those that the dry run is started on)."""
+    """With --dry-run: on how many devices the run will be (default: those that the dry run is
+    started on).
+    """
     micro_batch: int | None = None
-    """Images in one forward pass of one rank, whole shards (default: as many as fit into memory)."""
+    """Images in one forward pass of one rank, whole shards (default: as many as fit into
+    memory).
+    """
     compile: FlagCreatePairsOff[bool] = False
-    """Compile the network block by block: half a minute at the start, faster steps. On a GPU this is the default."""
+    """Compile the network block by block: half a minute at the start, faster steps. On a GPU
+    this is the default.
+    """
     no_compile: FlagCreatePairsOff[bool] = False
     """Leave it as it is on a GPU too."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several ranks: ddp keeps everything on each of them, fsdp deals parameters, moments and average to them (FSDP2)."""
+    """With several ranks: ddp keeps everything on each of them, fsdp deals parameters, moments
+    and average to them (FSDP2).
+    """
     checkpointing: bool = False
-    """Keep only each block's input and run the block again in the backward pass: a fifth of the memory, a third more work."""
+    """Keep only each block's input and run the block again in the backward pass: a fifth of the
+    memory, a third more work.
+    """
     images: Path | None = None
     """For repa: the folder of images that the latents were made of."""
     features: Path | None = None
     """For repa, in place of the images: what cfm-lite scale prepare --latents LATENTS wrote."""
     start: Path | None = None
-    """Fine-tune this: an official file (.pt, .pth or .safetensors, see --format), or a run of ours."""
+    """Fine-tune this: an official file (.pt, .pth or .safetensors, see --format), or a run of
+    ours.
+    """
     format: Literal["sit", "repa"] = "sit"
     """The program that wrote the file of --start: sit, or repa (DeltaFM's too)."""
     teacher: str | None = None
@@ -169,7 +189,9 @@ class ScaleTrain(Training):
 
     @property
     def compiles(self) -> bool | None:
-        """What --compile and --no-compile say, None where neither is given. ConfigError for both."""
+        """What --compile and --no-compile say, None where neither is given. ConfigError for
+        both.
+        """
         if self.compile and self.no_compile:
             raise ConfigError("--compile and --no-compile are both given; give one of them.")
         return self.compile or (False if self.no_compile else None)

@@ -23,11 +23,15 @@ class Training(Seeded):
     out: Path | None = None
     """The run's folder (default: in runs/, named by recipe, method and seed)."""
     resume: bool | Literal["auto"] = False
-    """Go on from the newest valid checkpoint in the folder; --resume auto starts where there is none yet."""
+    """Go on from the newest valid checkpoint in the folder; --resume auto starts where there is
+    none yet.
+    """
     save_every: int | None = None
     """Steps between checkpoints (default: 1000; scale train 10000)."""
     sample_every: int = 0
-    """Steps between pictures of samples of the average, samples-step-N.png in the run's folder (0: only at the end)."""
+    """Steps between pictures of samples of the average, samples-step-N.png in the run's folder
+    (0: only at the end).
+    """
     batch: int | None = None
     """The batch, over all ranks and micro-batches (default: the recipe's)."""
 

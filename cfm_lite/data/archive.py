@@ -1,12 +1,14 @@
-"""Tar archives of images, unpacked so that nothing can land outside its folder; and the 63 real
+"""Tar archives of images, unpacked so that nothing lands outside its folder; and the 63 real
 ImageNet samples.
 
-Only files and folders are unpacked: pictures need no links, and older Pythons can be led out of the
-folder by them. Python's `filter="data"` refuses names that leave the folder. A tar inside becomes
-the folder of its name, as ImageNet's train set is packed (a tar of one tar a class), and the same
-rules hold in it. The whole is unpacked beside its place and moved there in one step: a folder is
-complete or absent. A process that is killed on the way leaves the inner tars that it finished to
-the next one.
+Only files and folders are unpacked. Pictures need no links, and links can lead older Pythons out of
+the folder. Python's `filter="data"` refuses names that leave the folder.
+
+A tar inside the archive becomes a folder of the same name, under the same rules. ImageNet's train
+set is packed so: a tar with one tar a class.
+
+Everything is unpacked in a folder beside its place and moved there in one step, so a folder is
+complete or absent. If a process is killed, the next one keeps the inner tars that were finished.
 """
 
 import errno
@@ -43,14 +45,12 @@ _TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.xz|txz|tar\.bz2|tbz2?)$", re.IGNOREC
 
 
 def is_hidden(name: str) -> bool:
-    """True for the name of a file or folder that is passed over wherever images are taken, in
-    folders and in tars.
-    """
+    """True for the name of a file or folder that is skipped, in folders of images and in tars."""
     return name.startswith(".") or name.lower() in UNSEEN
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
-    """True for a file that is called a tar archive."""
+    """True for a file with the name of a tar archive."""
     return _TAR.search(Path(path).name) is not None and os.path.isfile(path)
 
 
@@ -61,14 +61,14 @@ def unpack(
     limit: int | None = None,
     members: int = MEMBERS,
 ) -> Path:
-    """Unpack a tar archive into the new `folder`, and return it; a folder that is there already is
-    left as it is.
+    """Unpack a tar archive into the new `folder`, and return it. An existing folder is left as it
+    is.
 
-    A tar in it is unpacked into the folder of its name, without a copy of it on the disk. Raises
-    DataError for a file that is missing, no tar, damaged, unpacks to over `limit` bytes (LIMIT) or
-    holds over `members` members, a link or a device among them, or one that would land outside the
-    folder; DiskFullError before the work where there is not the archive's size to fill. Nothing
-    half-unpacked stays behind.
+    A tar inside is unpacked into a folder of its name, without a copy on disk. Raises DataError if
+    the file is missing, damaged or no tar; if it holds a link, a device, or a name outside the
+    folder; if it unpacks to more than `limit` bytes (LIMIT) or holds more than `members` members.
+    Raises DiskFullError first if there is less room than the archive's size. Nothing half-unpacked
+    stays behind.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():
@@ -116,7 +116,7 @@ def unpack(
 
 @dataclass
 class _Budget:
-    """What may still be unpacked, over the archive and all that is in it."""
+    """What may still be unpacked, counted over the archive and all tars inside it."""
 
     archive: Path
     limit: int
@@ -125,8 +125,8 @@ class _Budget:
     count: int = 0
 
     def spend(self, member: tarfile.TarInfo, size: int) -> None:
-        """Count one member, of which `size` bytes are unpacked; DataError for what is refused,
-        before anything of it is written.
+        """Count one member that unpacks to `size` bytes. DataError for a refused one, before it is
+        written.
         """
         self.total += size
         self.count += 1
@@ -145,8 +145,8 @@ class _Budget:
 
 
 class _Work:
-    """An archive on its way into `folder`, in a folder beside that; `done` lists the inner tars
-    that are whole, with their sizes.
+    """An archive that is being unpacked beside `folder`. `done` holds the finished inner tars and
+    their sizes.
     """
 
     def __init__(self, archive: Path, folder: Path, identity: str) -> None:
@@ -160,8 +160,9 @@ class _Work:
         self.done: dict[str, int] = {}
 
     def fill(self, size: int, limit: int, members: int) -> None:
-        """Unpack everything and move it into its place; of what fails nothing stays, of what is
-        stopped the inner tars that are whole.
+        """Unpack everything and move it into place.
+
+        After an error nothing stays. After a stop the finished inner tars stay.
         """
         try:
             self._take_on()
@@ -179,7 +180,7 @@ class _Work:
             raise
 
     def _take_on(self) -> None:
-        """What an earlier process has finished of the same archive; anything else of it goes."""
+        """Keep what an earlier process finished of the same archive, and remove everything else."""
         # the last may be half
         lines = self.log.read_text(encoding="utf-8").split("\n")[:-1] if self.log.is_file() else []
         if lines[:1] == [json.dumps(self.identity)]:
@@ -204,8 +205,8 @@ class _Work:
             )
 
     def _extract(self, tar: tarfile.TarFile, folder: Path, budget: _Budget, *, outer: bool) -> None:
-        """Member by member, each looked at before it is written: a bad archive is left early, and a
-        large one is read once.
+        """Look at each member before it is written: a bad archive is refused early, and a large one
+        is read once.
         """
         folder.mkdir(exist_ok=True)
         while (member := tar.next()) is not None:
@@ -259,11 +260,10 @@ def _is_tar(name: str) -> bool:
 
 
 def read_to_end(tar: Any) -> None:
-    """Read what follows the last member, which is nothing but zeros; tarfile.ReadError where it is
-    anything else, or not there.
+    """Read what follows the last member. tarfile.ReadError unless it is zeros.
 
-    Else a damaged header would pass for the end, and the images behind it would be gone without a
-    word. Of a compressed archive the checksum is compared only at its end.
+    A damaged header looks like the end of the archive, and all images after it would be lost
+    silently. A compressed archive compares its checksum only at its end.
     """
     tar.fileobj.seek(tar.offset)
     seen = 0
@@ -276,8 +276,8 @@ def read_to_end(tar: Any) -> None:
 
 
 def unpacked(archive: str | os.PathLike[str]) -> Path:
-    """The folder in the cache that holds the content of `archive`, unpacked now if it is not there;
-    DataError as in `unpack`.
+    """The folder in the cache with the content of `archive`, unpacked now if needed. DataError as
+    in `unpack`.
     """
     archive = Path(archive)
     try:
@@ -306,8 +306,9 @@ def _short_hash(text: str) -> str:
 
 
 def samples(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the 63 real ImageNet images under the data root, unpacked into the cache;
-    DataError where there are none.
+    """The folder of the 63 real ImageNet images under the data root, unpacked into the cache.
+
+    DataError if they are not there.
     """
     folder = data_root(root) / SAMPLES
     try:

@@ -1,5 +1,5 @@
-"""Batches whose order is a function of (seed, position) alone, so that a run can stop and go on at
-any step.
+"""Batches in an order that depends on (seed, position) alone, so a run can be resumed at any
+step.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ __all__ = ["batches", "fitting", "row_numbers"]
 
 
 def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iterator[Tensor]:
-    """Endless batches of `size` row numbers (size,) int64 below `count`, beginning with batch
-    number `start`.
+    """Endless batches of `size` row numbers (size,) int64 below `count`, from batch number `start`
+    on.
 
-    Epochs are fresh permutations laid end to end, so every batch is full and every row is seen once
-    an epoch.
+    Fresh permutations follow each other without a gap. So every batch is full, and an epoch shows
+    every row once.
     """
     count, size, start = (
         check_count("count", count),
@@ -49,11 +49,10 @@ def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iter
 def batches(
     x1: Tensor, y: Tensor | None = None, *, size: int, seed: int = 0, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Endless (x1, y) batches of `size` rows from data `x1` (N, *dims) and labels `y` (N,),
-    beginning with batch number `start`.
+    """Endless (x1, y) batches of `size` rows, from batch number `start` on.
 
-    Rows come in the order of `row_numbers`. Raises ConfigError for an empty set or a label count
-    that differs.
+    `x1` (N, *dims) is the data and `y` (N,) its labels. Rows come in the order of `row_numbers`.
+    Raises ConfigError for an empty set or another number of labels.
     """
     y = as_labels(y)
     check_tensor(x1=x1, **({} if y is None else {"y": y}))
@@ -73,12 +72,11 @@ def batches(
 
 
 def fitting(size: int, shard: int, *, ranks: int = 1, most: int | None = None) -> list[str]:
-    """Options of the command line that make a batch of `size` one that can be dealt to `ranks` in
-    whole shards; each works as it is.
+    """Command-line options that make a batch of `size` fit `ranks` in whole shards. Each works
+    alone.
 
-    The nearest batch comes first, then a smaller shard for this one. With at most `most` rows a
-    batch may need both at once; no batch serves more ranks than there are rows, and the list is
-    empty.
+    The nearest batch comes first, then a smaller shard for this batch. With at most `most` rows a
+    batch may need both at once. The list is empty if there are fewer rows than ranks.
     """
     unit, found = ranks * shard, []
     if most is None or most >= unit:

@@ -192,7 +192,9 @@ def _read_folders(tar: tarfile.TarFile, path: Path, split: str) -> tuple[np.ndar
 
 
 def _members(tar: tarfile.TarFile, path: Path) -> list[tarfile.TarInfo]:
-    """The members, never unpacked to disk. Too many or too large ones are refused by their headers."""
+    """The members, never unpacked to disk. Too many or too large ones are refused by their
+    headers.
+    """
     members, total = [], 0
     for member in tar:
         members.append(member)

@@ -19,8 +19,8 @@ NAMES = ("digits", "digits_pca", "mnist", *cifar10.NAMES, *toy.TOYS)
 
 
 class DataSet(NamedTuple):
-    """Training data `x1` (N, *dims) with labels `y` (N,), held-out data of the same
-    distribution, and the exact distribution where it is known.
+    """Training data `x1` (N, *dims), labels `y` (N,), held-out data, and the exact distribution if
+    known.
     """
 
     name: str
@@ -44,8 +44,8 @@ class DataSet(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a run's config.json says of its data; the fingerprint is the SHA-256 of the training
-        rows and their labels.
+        """What a run's config.json says of its data. `fingerprint` is the SHA-256 of training rows
+        and labels.
         """
         digest = hashlib.sha256()
         for tensor in (self.x1, self.y):
@@ -62,7 +62,7 @@ class DataSet(NamedTuple):
 
     @property
     def images(self) -> "DataSet":
-        """The set in pixels: itself, unless it holds latents."""
+        """The set in pixels: decoded if it holds latents, else the set itself."""
         if self.codec is None:
             return self
         decode = self.codec.decode
@@ -72,11 +72,11 @@ class DataSet(NamedTuple):
 
 
 def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> DataSet:
-    """Load "digits", "digits_pca", "mnist", "cifar10" or "cifar10-jpeg75", or make `points` points
-    of a 2D toy, and as many held out.
+    """Load an image set, or make `points` points of a 2D toy set and as many held-out ones.
 
-    "digits_pca" is the digits' 32 leading principal components, with a codec. `limit` cuts the
-    training rows. Raises ConfigError for an unknown name and DataError where files are missing or
+    Image sets are "digits", "digits_pca", "mnist", "cifar10" and "cifar10-jpeg75". "digits_pca"
+    holds the 32 leading principal components of the digits, with a codec. `limit` cuts the training
+    rows. Raises ConfigError for an unknown name, and DataError for files that are missing or
     damaged.
     """
     check_choice("dataset", name, NAMES)
@@ -110,7 +110,9 @@ PIXELS = {"digits_pca": "digits"}
 
 @functools.cache
 def codec_for(name: str) -> PCA | None:
-    """The codec of a data set of latents, fitted on its training rows; None for pixels and points."""
+    """The codec of a data set of latents, fitted on its training rows; None for points and
+    pixels.
+    """
     return PCA(digits.load("train")[0]) if name == "digits_pca" else None
 
 

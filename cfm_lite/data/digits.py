@@ -1,11 +1,11 @@
-"""1,797 real handwritten digits of 8x8 pixels; they ship inside scikit-learn, so nothing is
+"""1,797 real handwritten digits of 8x8 pixels. They ship with scikit-learn, so nothing is
 downloaded.
 
-x1 = pixel / 8 - 1 in [-1, 1]. The rows are split once, for good, class by class:
+x1 = pixel / 8 - 1 in [-1, 1]. The rows are split once, class by class:
 
     train (899)   what generators learn from
-    judge (898)   kept from them: the judge's own data, and the reference that samples are measured against;
-                  of it `judge_fit` trains the judge, and `judge_test`, a quarter, says how good the judge is
+    judge (898)   what they never see: it trains the judge, and samples are measured against it;
+                  `judge_fit` trains the judge, `judge_test` (a quarter) measures its accuracy
 
 The order is that of SHA-256("SEED:row"), so no library's random numbers can move a row to the other
 side. Reference: Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits" (UCI);

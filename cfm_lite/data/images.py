@@ -1,10 +1,12 @@
 """Folders of images: root/class/*.jpg in, one uint8 tensor (3, size, size) per image out.
 
-Classes are the sorted names of the class folders, labels their numbers. An image is decoded to RGB
-whatever it was (grey, palette, alpha over white, CMYK, 16 bit) and centre-cropped as in ADM: halved
-by a box filter while it is at least twice too large, resized by a bicubic filter so that the short
-side is `size`, and cut in the middle. Orientation tags are ignored, as everybody's ImageNet numbers
-ignore them. Reference: Dhariwal and Nichol 2021 (ADM, arXiv:2105.05233).
+Classes are the sorted names of the class folders, and labels are their numbers. Every image is
+decoded to RGB: grey, palette, alpha over white, CMYK, 16 bit.
+
+The centre crop is ADM's. The image is halved by a box filter while it is at least twice too large.
+Then a bicubic filter brings the short side to `size`, and the middle is cut out. Orientation tags
+are ignored, as in all published ImageNet numbers. Reference: Dhariwal and Nichol 2021 (ADM,
+arXiv:2105.05233).
 """
 
 import contextlib
@@ -62,8 +64,8 @@ TRAIN, HELD = (
 
 
 class ImageFile(NamedTuple):
-    """One image: `key` is its path below the root, with forward slashes, and pairs it with its
-    latents and its label.
+    """One image. `key` is its path below the root, with forward slashes; latents and labels are
+    found by it.
     """
 
     key: str
@@ -81,12 +83,11 @@ class ImageFolder:
 
 
 def find(root: str | os.PathLike[str]) -> ImageFolder:
-    """The images of the class folders in `layout(root)`, at any depth below them; links are
-    followed, loops are not.
+    """The images of the class folders in `layout(root)`, at any depth below them.
 
-    Hidden files and folders (`archive.is_hidden`) are passed over at every level. Raises DataError
-    where `layout` does, for a class folder without an image, and for a name with a line break or
-    bytes that are no UTF-8.
+    Links are followed, loops are not. Hidden files and folders (`archive.is_hidden`) are skipped at
+    every level. Raises DataError as `layout` does, for a class folder without an image, and for a
+    name with a line break or with bytes that are not UTF-8.
     """
     root = layout(root)
     found = {folder.name: list(_images_below(folder)) for folder in _listed(root)[0]}
@@ -110,12 +111,11 @@ def find(root: str | os.PathLike[str]) -> ImageFolder:
 
 
 def flat(root: str | os.PathLike[str]) -> ImageFolder:
-    """Every image below `root`, at any depth, for what needs no classes: none are named, and every
-    label is 0.
+    """Every image below `root`, at any depth, without classes: every label is 0.
 
-    The parts of a set are never mixed: where `root` holds train/ beside val/ or test/ and nothing
-    else, train/ is taken. Raises DataError where no image is found, where parts would be mixed, and
-    where a folder cannot be listed.
+    The parts of a set are never mixed. If `root` holds only train/ and val/ or test/, train/ is
+    taken. Raises DataError if there is no image, if parts would be mixed, and if a folder cannot be
+    listed.
     """
     root = opened(root)
     full = _full(root)
@@ -136,14 +136,16 @@ def flat(root: str | os.PathLike[str]) -> ImageFolder:
 
 
 def layout(root: str | os.PathLike[str]) -> Path:
-    """The folder whose subfolders are the classes; it is `root`, or train/ in it.
+    """The folder whose subfolders are the classes. It is `root`, or train/ in it.
 
-    1. Every subfolder that is not hidden is a class, whatever it is called, and may have subfolders of its own.
-    2. Where all subfolders with images are parts of one set (train, val, test) and train/ has class folders, train/ is meant.
-    3. One class that is nothing but folders, and a class of train and val or test, are refused: they are sets, not classes.
+        1. Every subfolder that is not hidden is a class, and may have subfolders.
+        2. If all subfolders with images are parts of one set (train, val, test) and train/ has
+           class folders, train/ is meant.
+        3. A single class that holds only folders is refused. So is a class that mixes train and
+           val or test. They are sets, not classes.
 
-    Raises DataError that says which folder to give in the third case, where there is no such folder
-    or no class folder, and where a folder cannot be listed.
+    Raises DataError that names the right folder in case 3. Raises DataError if there is no such
+    folder, no class folder, or a folder that cannot be listed.
     """
     root = opened(root)
     full = _full(root)
@@ -182,11 +184,10 @@ def layout(root: str | os.PathLike[str]) -> Path:
 
 
 def opened(source: str | os.PathLike[str]) -> Path:
-    """The folder that `source` stands for, wherever images are taken: itself, or what is in a tar
-    archive, which may be one of tars.
+    """The folder of images that `source` means: itself, or what is in a tar archive.
 
-    A tar is unpacked into the cache once, and a folder in which all of it was packed is entered.
-    Raises DataError where there is neither, and as `archive.unpack` does.
+    A tar is unpacked into the cache once. If it holds one outer folder, that folder is entered.
+    Raises DataError for anything else, and as `archive.unpack` does.
     """
     source = Path(source).expanduser()
     try:
@@ -218,7 +219,7 @@ def _holds_no_image_itself(folder: Path) -> bool:
 
 
 def _refuse_mixtures(root: Path, full: list[Path]) -> None:
-    """DataError for a folder in which training and held-out images would become one class."""
+    """DataError for a folder that would make one class of training and held-out images."""
     for folder in full:
         inner, nested = folder, _full(folder)
         while len(nested) == 1:
@@ -232,7 +233,7 @@ def _refuse_mixtures(root: Path, full: list[Path]) -> None:
 
 
 def _advice(folder: Path) -> str:
-    """Which folder to give in place of one above `folder`, or what stands in the way there too."""
+    """Which folder to give in place of one above `folder`, or the error that this would give."""
     full = _full(folder)
     while len(full) == 1 and _full(full[0]):
         folder, full = full[0], _full(full[0])
@@ -256,8 +257,8 @@ def _spoken(folders: list[Path]) -> str:
 
 
 def _full(folder: Path, names: frozenset[str] | None = None) -> list[Path]:
-    """The subfolders with at least one image below them, loops left out; only those called one of
-    `names`, if given.
+    """The subfolders with at least one image below them, without loops. `names` keeps only those
+    names.
     """
     wanted = [inner for inner in _listed(folder)[0] if names is None or inner.name.lower() in names]
     return [
@@ -282,11 +283,10 @@ def _unlisted(folder: Path, error: OSError) -> DataError:
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[str]]:
-    """The subfolders and the names of the images in `folder`, sorted, without hidden ones: the only
-    look into a folder of images.
+    """The subfolders and the names of the images in `folder`, sorted, without hidden ones.
 
-    Raises DataError where it cannot be listed, and for a link that leads nowhere and could have
-    been a folder.
+    All looks into a folder of images go through here. Raises DataError if it cannot be listed, and
+    for a broken link that could have been a folder.
     """
     folders, names = [], []
     try:
@@ -331,7 +331,7 @@ def _key(path: Path, root: Path) -> str:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    """Everything below `folder` that is called an image, each real folder visited once."""
+    """Every file below `folder` with the name of an image. Each real folder is visited once."""
     waiting, seen = [folder], set()
     while waiting:
         here = waiting.pop()
@@ -347,9 +347,9 @@ def _images_below(folder: Path) -> Iterator[Path]:
 def read(path: str | os.PathLike[str]) -> Image.Image:
     """An image file as RGB, whole; of an animation the first frame.
 
-    Raises DataError that names the file and the reason: missing, empty, none of FORMATS, truncated,
-    over 179 million pixels, a loop of links, a kind of pixel whose range is unknown (floats, signed
-    or 32-bit integers), or whatever a decoder fails with.
+    Raises DataError with the file and the reason: missing, empty, none of FORMATS, truncated, over
+    179 million pixels, a loop of links, pixels of unknown range (floats, signed or 32-bit
+    integers), or any error of a decoder.
     """
     with _named(path):
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
@@ -358,7 +358,7 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def decode(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
-    """The image in a file or in bytes as RGB; DataError as in `read`, in which it is called `name`."""
+    """The image in a file or in bytes as RGB. DataError as in `read`; it calls the image `name`."""
     with (
         _named(name),
         _Quiet(),
@@ -382,9 +382,7 @@ def decode(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
 
 @contextlib.contextmanager
 def _named(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Whatever a decoder fails with is the fault of its file: DataError that names it, and never
-    the end of a whole run.
-    """
+    """Turn any error of a decoder into a DataError that names the file."""
     try:
         yield
     except CFMError:
@@ -411,11 +409,10 @@ def _bad(name: str | os.PathLike[str], reason: str) -> DataError:
 
 
 class _Quiet:
-    """Pillow's remarks on metadata, palettes and sizes are not shown, and not raised where warnings
-    are errors.
+    """Hides Pillow's warnings on metadata, palettes and sizes, also where warnings are errors.
 
-    Filters belong to the process, and images are decoded by several threads: the first one in sets
-    them, the last one out puts the old ones back.
+    Filters belong to the process, and several threads decode. So the first thread sets them, and
+    the last one restores the old ones.
     """
 
     lock: ClassVar[threading.Lock] = threading.Lock()
@@ -438,8 +435,8 @@ class _Quiet:
 
 
 def _top(image: Image.Image, name: str) -> int:
-    """The level that means white in an integer image of more than 8 bits: what its file can hold,
-    not what it happens to hold.
+    """The level of white in an integer image of more than 8 bits: the largest that its file can
+    hold.
     """
     tags: Any = getattr(image, "tag_v2", {})
     signed = 2 in tags.get(339, ()) if isinstance(tags.get(339, ()), tuple) else tags.get(339) == 2
@@ -455,8 +452,8 @@ def _top(image: Image.Image, name: str) -> int:
 
 
 def _scale_transparency(image: Image.Image) -> None:
-    """The transparent level of a PNG is written in the file's own depth; the levels that it is
-    compared with have 8 bits.
+    """Bring the transparent level of a PNG from the file's own depth to 8 bits, as its pixels
+    are.
     """
     clear = image.info.get("transparency")
     tiles: Any = getattr(image, "tile", ())
@@ -485,12 +482,11 @@ def _rgb(image: Image.Image, top: int) -> Image.Image:
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` of an RGB image whose short side was brought to `size`; smaller
-    images are enlarged.
+    """The middle `size` x `size` of an RGB image whose short side was brought to `size`.
 
-    Of an image so long that it would grow beyond RESIZED pixels on the way, only what the crop
-    shows is resized: the same filter at the same places, which rounds a level here and there
-    otherwise.
+    Smaller images are enlarged. A very long image would grow beyond RESIZED pixels on the way. Then
+    only the part that the crop shows is resized, with the same filter at the same places; a few
+    levels round differently.
     """
     size = check_count("size", size)
     while min(image.size) >= 2 * size:
@@ -508,8 +504,9 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 def _resized_part(
     image: Image.Image, box: tuple[float, float, float, float], size: int
 ) -> Image.Image:
-    """What the `box` of an image becomes as `size` x `size`, columns first as Pillow does; its
-    neighbours are looked at and no more.
+    """What the `box` of an image becomes as `size` x `size`. Columns come first, as in Pillow.
+
+    Only the box and its neighbours are read.
     """
     reach = 5  # a bicubic filter that shrinks to a half sees four pixels beyond
     left, top = max(0, int(box[0]) - reach), max(0, int(box[1]) - reach)

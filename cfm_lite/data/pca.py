@@ -1,9 +1,10 @@
 """A linear codec: images to their leading principal components and back, the "latents" of the
 digits.
 
-    z = W (x - mean) / scale,   x = mean + scale W' z,   W the leading eigenvectors of the training rows' covariance
+    z = W (x - mean) / scale        x = mean + scale W' z
+    W: the leading eigenvectors of the covariance of the training rows
 
-One scale for all components makes the mean variance of z equal to 1 and keeps W orthonormal, so
+One scale for all components makes the mean variance of z equal to 1 and keeps W orthonormal. So
 distances in latents are distances in pixels. Latents are (B, components, 1, 1): a component counts
 as a channel.
 """
@@ -18,8 +19,8 @@ __all__ = ["PCA"]
 
 
 class PCA:
-    """Fitted on images `x` (N, *dims), N > `components`; `kept` is the share of the variance that
-    the components hold.
+    """Fitted on images `x` (N, *dims), N > `components`. `kept` is the components' share of the
+    variance.
     """
 
     def __init__(self, x: Tensor, components: int = 32) -> None:

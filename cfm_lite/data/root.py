@@ -1,8 +1,8 @@
-"""Where data files live, and how one is fetched and read so that damage cannot pass for data.
+"""Where data files are, and how they are downloaded and read so that damage is always noticed.
 
-The root is CFM_LITE_DATA, else `data/cache` of the checkout, else the user's cache folder.
-Convention: a file is either read whole and right, or one DataError names the path looked at, the
-variable and the command that downloads it.
+The root is CFM_LITE_DATA, else `data/cache` of the checkout, else the user's cache folder. A file
+is read whole and correct, or one DataError names the path, the variable and the command that
+downloads it.
 """
 
 import atexit
@@ -44,7 +44,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def checkout() -> Path | None:
-    """The repository that this package runs from, or None where it was installed without one."""
+    """The repository that this package runs from, or None for an installed package."""
     folder = Path(__file__).resolve().parents[2]
     try:
         ours = 'name = "cfm-lite"' in (folder / "pyproject.toml").read_text(encoding="utf-8")
@@ -54,8 +54,9 @@ def checkout() -> Path | None:
 
 
 def cache_root() -> Path:
-    """The folder for what can be made again, such as judges: data/cache in a checkout, else the
-    user's cache folder.
+    """The folder for files that can be made again, such as judges.
+
+    It is data/cache in a checkout, else the user's cache folder.
     """
     repository = checkout()
     if repository:
@@ -72,11 +73,10 @@ def cache_root() -> Path:
 
 
 def keep(content: bytes, path: Path, what: str) -> bool:
-    """Write `content` to a file of the cache, as `publish` does; False, and one note, where it
-    cannot be kept.
+    """Write `content` to a file of the cache as `publish` does. False, with one note, if that
+    fails.
 
-    A cache is a convenience: read-only, full, or with a file in its way, it costs time at the next
-    call and nothing else.
+    The cache only saves time. If it is full or read-only, the next call makes the file again.
     """
     try:
         publish(content, path)
@@ -91,8 +91,8 @@ def keep(content: bytes, path: Path, what: str) -> bool:
 
 
 def scratch(folder: Path, what: str) -> Path:
-    """`folder` of the cache, for what has to lie in a file; where nothing can be written there,
-    with one note, a folder until exit.
+    """`folder` of the cache. If it cannot be written to: one note, and a folder that lasts until
+    exit.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,8 +114,8 @@ def _until_exit() -> Path:
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that holds the data sets: `root` if given, else CFM_LITE_DATA, else the default.
-    It need not exist.
+    """The folder of the data sets: `root` if given, else CFM_LITE_DATA, else the default. It need
+    not exist.
 
     Raises DataError for a name that no folder can have.
     """
@@ -141,19 +141,19 @@ def _remedy(dataset: str) -> str:
 
 
 def missing(dataset: str, path: Path) -> DataError:
-    """The error for a file that is not there; the caller raises it."""
+    """The error for a file that is not there. The caller raises it."""
     return DataError(f"{dataset}: there is no file {path}. {_remedy(dataset)}")
 
 
 def damaged(dataset: str, path: Path, reason: str) -> DataError:
-    """The error for a file that is there and is wrong; the caller raises it."""
+    """The error for a file with wrong content. The caller raises it."""
     return DataError(f"{dataset}: {path} {reason}. {_remedy(dataset)}")
 
 
 def read_file(path: Path, dataset: str) -> bytes:
     """All bytes of a file.
 
-    Raises DataError where it is missing, empty, a folder, a loop of links, or unreadable.
+    Raises DataError if it is missing, empty, a folder, a loop of links, or unreadable.
     """
     try:
         content = path.read_bytes()
@@ -169,9 +169,9 @@ def read_file(path: Path, dataset: str) -> bytes:
 
 
 def read_gzip(path: Path, dataset: str, limit: int) -> bytes:
-    """The unpacked bytes of a gzip file, of which there may be at most `limit`.
+    """The unpacked bytes of a gzip file, at most `limit` of them.
 
-    Raises DataError where it is missing, not gzip (an HTML page, say), truncated, damaged (CRC), or
+    Raises DataError if it is missing, not gzip (such as an HTML page), truncated, damaged (CRC), or
     unpacks to more.
     """
     packed = read_file(path, dataset)
@@ -195,8 +195,8 @@ def read_gzip(path: Path, dataset: str, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def impatient(seconds: float = PATIENCE) -> Iterator[None]:
-    """Connections that are opened in this block fail after `seconds` without a byte, where they
-    would wait for ever.
+    """Connections opened in this block fail after `seconds` without a byte, instead of waiting for
+    ever.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)

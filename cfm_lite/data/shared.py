@@ -1,7 +1,6 @@
-"""Files that other processes may touch: who makes one holds it alone, and who reads one looks first
-whether it is still the same.
+"""Files that several processes share: a writer holds a lock, and a reader checks for changes.
 
-A lock is one byte of the folder's `.lock`; the system lets go of what a killed process held, so no
+A lock is one byte of the folder's `.lock`. The system releases the lock of a killed process, so no
 lock is ever stale.
 """
 
@@ -25,10 +24,10 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def alone(folder: Path, what: int | str) -> Iterator[None]:
-    """Wait until no other process holds shard number `what`, the "plan" or the "index" of a folder,
-    and hold it.
+    """Wait for the lock of one part of a folder, and hold it.
 
-    The folder is made where it is not there. Raises DataError where nothing can be written.
+    `what` is the number of a shard, "plan" or "index". A missing folder is made. Raises DataError
+    if nothing can be written.
     """
     place = what + 2 if isinstance(what, int) else ("plan", "index").index(what)
     try:
@@ -49,8 +48,9 @@ def alone(folder: Path, what: int | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def owned(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Hold a whole folder, such as that of a run; ConfigError, naming the process and its machine,
-    where another one holds it.
+    """Hold the lock of a whole folder, such as a run's.
+
+    If another process holds it, ConfigError names that process and its machine.
     """
     if (locks := fcntl) is None:
         yield
@@ -68,9 +68,7 @@ def owned(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Hold the new file `path` while no other process does, which wait for it one after the other;
-    it is removed at the end.
-    """
+    """Wait for the lock `path` and hold it. The file is removed at the end."""
     if (locks := fcntl) is None:
         yield
         return
@@ -83,8 +81,8 @@ def in_turn(path: Path) -> Iterator[None]:
 
 
 def _take(path: Path, lock: Callable[[int], None]) -> int:
-    """The open file at `path`, locked; one that its last owner removed while this one waited for it
-    is left alone.
+    """The open, locked file at `path`. If its last owner has removed it meanwhile, a new one is
+    made.
     """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -106,8 +104,8 @@ def _take(path: Path, lock: Callable[[int], None]) -> int:
 
 
 def forget_halves(folder: Path, *names: str) -> None:
-    """Remove what killed processes left of the files called `names`; whoever calls holds them
-    alone.
+    """Remove what killed processes left of the files called `names`. The caller holds their
+    lock.
     """
     for name in names:
         for stale in folder.glob(f".{name}.tmp-*"):
@@ -115,11 +113,11 @@ def forget_halves(folder: Path, *names: str) -> None:
 
 
 class Watch:
-    """Notices that one of `files` has changed since this object was made; `verify(number)` hashes
-    one, and raises where it differs.
+    """Notices that one of `files` has changed since this object was made.
 
-    Reading a memory map past the new end of its file would kill the process, so a look comes before
-    each read. What was only touched, or copied over itself, passes.
+    `verify(number)` hashes a file and raises if it differs. Check before each read: a read behind
+    the new end of a memory-mapped file kills the process. A file that was only touched, or replaced
+    by an equal one, passes.
     """
 
     def __init__(self, files: Sequence[Path], verify: Callable[[int], None]) -> None:
@@ -127,7 +125,7 @@ class Watch:
         self._stamps = [_stamp(path) for path in self.files]
 
     def check(self, numbers: set[int]) -> None:
-        """Raise DataError for the first of these files that is gone or changed."""
+        """Raise DataError for the first of these files that is missing or changed."""
         for number in sorted(numbers):
             path, before = self.files[number], self._stamps[number]
             stamp = _stamp(path)
@@ -142,7 +140,7 @@ class Watch:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file does; DataError where it is gone."""
+    """What changes when a file does. DataError if the file is missing."""
     try:
         facts = os.stat(path)
     except OSError as error:

@@ -1,11 +1,12 @@
-"""REPA's teacher where there is no DINOv2: a small classifier of the real data, frozen, whose map
-of features is the target.
+"""REPA's teacher if there is no DINOv2: a small frozen classifier of the real data. Its features
+are the target.
 
-    image (B, C, S, S) in [-1, 1]  ->  map (B, 48, S', S')  ->  averaged to the model's grid of tokens (B, T, 48)
+    image (B, C, S, S) in [-1, 1]  ->  map (B, 48, S', S')
+    averaged to the model's grid  ->  tokens (B, T, 48)
 
-It is never the judge that measures samples: another network, of another shape and seed, that learns
-from the rows that the generator learns from and from no others. Reference: Yu et al. 2024 (REPA,
-arXiv:2410.06940), with a smaller teacher.
+It is never the judge that measures samples. It has another shape and another seed, and it learns
+from the generator's training rows only. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), with a
+smaller teacher.
 """
 
 import functools
@@ -44,8 +45,9 @@ SETTINGS = {
 
 
 class SmallTeacher(nn.Module):
-    """A classifier of "digits", "mnist" or "cifar10"; `accuracy` is that on rows it has not seen,
-    NaN before training.
+    """A classifier of "digits", "mnist" or "cifar10".
+
+    `accuracy` is measured on unseen rows; before training it is NaN.
     """
 
     def __init__(self, dataset: str) -> None:
@@ -73,9 +75,7 @@ class SmallTeacher(nn.Module):
 
 
 class Tokens:
-    """What `Alignment` asks of a teacher: features (B, grid * grid, `dim`) of images, one token for
-    a `grid` of 1.
-    """
+    """The teacher as `Alignment` needs it: images in, features (B, grid * grid, `dim`) out."""
 
     dim = WIDTH
 
@@ -90,11 +90,10 @@ class Tokens:
 
 
 def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -> SmallTeacher:
-    """A teacher of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its
-    accuracy on held-out rows.
+    """A frozen teacher of "digits" (seconds), "mnist" (half a minute) or "cifar10".
 
-    `limit` takes the first rows alone. Leaves the global random state as it was. Raises ConfigError
-    and DataError.
+    Its accuracy is that on held-out rows. `limit` takes only the first rows. The global random
+    state stays as it was. Raises ConfigError and DataError.
     """
     check_choice("the teacher's dataset", dataset, SETTINGS)
     seed, limit = (
@@ -125,7 +124,9 @@ def _rows(dataset: str, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def teacher_for(dataset: str) -> SmallTeacher:
-    """The teacher of a data set with its usual seed, from the cache or trained now and kept there."""
+    """The teacher of a data set with its usual seed: from the cache, or trained now and kept
+    there.
+    """
     check_choice("the teacher's dataset", dataset, SETTINGS)
     digest = hashlib.sha256(repr((SETTINGS[dataset], WIDTH, SEED)).encode()).hexdigest()[:12]
     path = cache_root() / "teachers" / f"teacher-{dataset}-{digest}.safetensors"
@@ -150,9 +151,7 @@ def _hash(teacher: SmallTeacher) -> str:
 
 
 def _read(path: Path, dataset: str) -> SmallTeacher | None:
-    """The teacher in a cached file; None where there is none, or a damaged one, which is then made
-    anew.
-    """
+    """The teacher in a cached file; None if there is no file, or a damaged one."""
     if not path.is_file():
         return None
     # the initial weights are not kept, and draw no number of anybody's

@@ -1,10 +1,10 @@
 """Toy sets in the plane, made on the fly: x1 (n, 2) float32 and a class label y (n,) int64 per
 point.
 
-Convention: centred and scaled for noise N(0, I), points within [-4, 4]^2, equal classes. Figure 3
-of contrastive flow matching is the one exception: its source N((-15, 0), 0.25 I) becomes N(0, I) by
-x' = (x + (15, 0)) / 0.5, which puts its two modes near x' = (40, 0). `mixture(name)` is the same
-density, exact, where it is a Gaussian mixture.
+They are centred and scaled for noise N(0, I), with points within [-4, 4]^2 and equal classes.
+Figure 3 of contrastive flow matching is the one exception: its source N((-15, 0), 0.25 I) becomes
+N(0, I) by x' = (x + (15, 0)) / 0.5, so its two modes lie near x' = (40, 0). If a set is a Gaussian
+mixture, `mixture(name)` is its exact density.
 """
 
 import math
@@ -39,8 +39,8 @@ __all__ = [
 
 
 class Toy(Protocol):
-    """A toy set: `n` points (n, 2) float32 and their labels (n,) int64; ConfigError unless n is a
-    whole number of at least 1.
+    """A toy set: `n` points (n, 2) float32 and labels (n,) int64. ConfigError unless n is an
+    integer >= 1.
     """
 
     def __call__(self, n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]: ...
@@ -89,8 +89,8 @@ MIXTURES: dict[str, Callable[[], GaussianMixture]] = {
 
 
 def mixture(name: str) -> GaussianMixture:
-    """The exact density of a toy set, in float64, with its class labels; ConfigError where the set
-    is no Gaussian mixture.
+    """The exact density of a toy set, in float64, with class labels. ConfigError if it is no
+    mixture.
     """
     check_choice("name of a toy mixture", name, MIXTURES)
     return MIXTURES[name]()
@@ -105,22 +105,22 @@ def _draw(name: str, n: int, generator: Generator | None) -> tuple[Tensor, Tenso
 
 
 def gaussians(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Eight Gaussians of standard deviation 0.2 on a ring of radius 2; the label, 0 to 7, counts
-    them anticlockwise from (2, 0).
+    """Eight Gaussians of standard deviation 0.2 on a ring of radius 2.
+
+    Labels 0 to 7 count them anticlockwise from (2, 0).
     """
     return _draw("gaussians", n, generator)
 
 
 def two_classes(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two classes of two Gaussians each (standard deviation 0.35): class 0 above, class 1 below its
-    mirror image.
+    """Two classes of two Gaussians each, with standard deviation 0.35. Class 1 mirrors class 0
+    below it.
     """
     return _draw("two_classes", n, generator)
 
 
 def figure3(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The two near modes of figure 3, in coordinates where its source is N(0, I); one mode per
-    class.
+    """The two near modes of figure 3, one per class, in coordinates with source N(0, I).
 
     Reference: Stoica et al. 2025 (arXiv:2506.05350), figure 3.
     """
@@ -134,16 +134,17 @@ def _check_plane(x: Tensor) -> None:
 
 
 def to_figure3(x: Tensor) -> Tensor:
-    """From our coordinates `x` (..., 2) to those of the figure: 0.5 x - (15, 0). A velocity only
-    takes the factor 0.5.
+    """From our coordinates `x` (..., 2) to those of the figure: 0.5 x - (15, 0).
+
+    A velocity takes only the factor 0.5.
     """
     _check_plane(x)
     return 0.5 * x - x.new_tensor([15.0, 0.0])
 
 
 def from_figure3(x: Tensor) -> Tensor:
-    """From the figure's coordinates `x` (..., 2) to ours, where the source is N(0, I): (x + (15,
-    0)) / 0.5.
+    """From the figure's coordinates `x` (..., 2) to ours, with source N(0, I): (x + (15, 0)) /
+    0.5.
     """
     _check_plane(x)
     return (x + x.new_tensor([15.0, 0.0])) / 0.5
@@ -169,7 +170,8 @@ def _blur(x1: Tensor, noise: float, generator: Generator | None) -> Tensor:
 
 def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """Two interleaved half circles of radius 1.6 with noise 0.08; class 0 is the upper one.
-    Scikit-learn's moons, centred, times 1.6.
+
+    They are scikit-learn's moons, centred, times 1.6.
     """
     y = _classes(n, generator)
     half_circle = 1.6 * _polar(
@@ -180,16 +182,18 @@ def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor
 
 
 def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two circles with noise 0.08, class 0 of radius 2 and class 1 of radius 1: scikit-learn's
-    circles with factor 0.5, doubled.
+    """Two circles with noise 0.08: class 0 of radius 2, class 1 of radius 1.
+
+    They are scikit-learn's circles with factor 0.5, doubled.
     """
     y = _classes(n, generator)
     return _blur(_polar(2.0 - y.float(), 2 * math.pi * _uniform(n, generator)), 0.08, generator), y
 
 
 def swiss_roll(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The section of scikit-learn's Swiss roll, 1.5 turns from radius 0.8 to 2.5, with noise 0.06;
-    class 0 is the inner half of them.
+    """The section of scikit-learn's Swiss roll: 1.5 turns from radius 0.8 to 2.5, with noise 0.06.
+
+    Class 0 is the inner half of the turns.
     """
     check_generator(generator)
     turn = math.pi * (1.5 + 3 * _uniform(check_count("n", n), generator))
@@ -199,8 +203,9 @@ def swiss_roll(n: int, *, generator: Generator | None = None) -> tuple[Tensor, T
 
 
 def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Two arms of a spiral, 1.25 turns each, from radius 0.4 to 2.5 with noise 0.06; one arm per
-    class, the other turned by pi.
+    """Two arms of a spiral, 1.25 turns each, from radius 0.4 to 2.5 with noise 0.06.
+
+    Each arm is a class; one is the other turned by pi.
     """
     y = _classes(n, generator)
     # the root spreads the points nearly evenly along the arm
@@ -210,8 +215,9 @@ def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
 
 
 def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The dark squares of a 4x4 board on [-2, 2]^2, uniformly; rows, counted from below, alternate
-    between class 0 and class 1.
+    """Uniform points on the dark squares of a 4x4 board on [-2, 2]^2.
+
+    Rows alternate between class 0 and class 1, counted from below.
     """
     column = _classes(n, generator)
     row = torch.randint(4, (n,), generator=generator)
@@ -235,7 +241,7 @@ TOYS: dict[str, Toy] = {
 def load(name: str, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """`n` points (n, 2) float32 and labels (n,) int64 of the toy set `name`.
 
-    Raises ConfigError for an unknown name, with the nearest one, or for n below 1.
+    Raises ConfigError for an unknown name, with the nearest one, and for n below 1.
     """
     check_choice("name of a toy set", name, TOYS)
     return TOYS[name](n, generator=generator)

@@ -67,7 +67,9 @@ def training_costs(
 
 
 def _stepper(recipe: Recipe, data: DataSet, device: str, steps: int) -> Callable[[], float]:
-    """A function that takes one of so many steps of a training and says how many seconds that took."""
+    """A function that takes one of so many steps of a training and says how many seconds that
+    took.
+    """
     source = batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed)
     training = build_trainer(recipe, build_model(recipe, data).to(device)).run(source, steps)
 

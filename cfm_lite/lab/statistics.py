@@ -47,7 +47,9 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """True where both intervals exist and neither contains zero: only then is a winner named."""
+        """True where both intervals exist and neither contains zero: only then is a winner
+        named.
+        """
         return self.seeds >= 2 and (
             (self.low > 0 and self.t_low > 0) or (self.high < 0 and self.t_high < 0)
         )

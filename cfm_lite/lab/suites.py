@@ -136,7 +136,9 @@ _APART = ("vecor_image", "contrastive")  # methods that are measured in groups o
 
 
 def _core(pair: str, teacher: bool = True) -> tuple[str, ...]:
-    """FM, the arms without training, every method and its debiased form, and one pair of methods."""
+    """FM, the arms without training, every method and its debiased form, and one pair of
+    methods.
+    """
     shown = [
         name
         for name, arm in ARMS.items()

@@ -175,7 +175,9 @@ def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) 
 
 @dataclass(frozen=True)
 class Given:
-    """Stands for a teacher whose features (B, T, dim) were computed before and come with the batch."""
+    """Stands for a teacher whose features (B, T, dim) were computed before and come with the
+    batch.
+    """
 
     dim: int
     weights: str = ""  # the hash of the teacher's own

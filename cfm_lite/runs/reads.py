@@ -68,7 +68,9 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_read(recipe: Recipe, names: Iterable[str]) -> None:
-    """Raise ConfigError for the first of `names`, given with --set, that this recipe never reads."""
+    """Raise ConfigError for the first of `names`, given with --set, that this recipe never
+    reads.
+    """
     for name, why in unread(recipe, names).items():
         raise ConfigError(f"--set {name} would change nothing: {why}. Leave it out.")
 

@@ -351,7 +351,9 @@ def train(
 
 
 def _look(draw: Callable[[nn.Module, int], None], model: nn.Module, step: int) -> None:
-    """Draw samples on the way; a picture that fails is only noted, because the training is worth more."""
+    """Draw samples on the way; a picture that fails is only noted, because the training is worth
+    more.
+    """
     training = model.training
     try:
         draw(model.eval(), step)

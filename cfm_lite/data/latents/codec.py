@@ -1,11 +1,11 @@
-"""The one place where images become latents and latents become images.
+"""Images to latents and back.
 
     z = (mean + std * noise - shift) * scale,        image = decode(z / scale + shift)
 
-`Scaling` is that pair of maps, and nothing else in the library knows the numbers. Convention:
-images are uint8 (B, 3, H, W) at the border of the library and floats in [-1, 1] inside; moments are
-(B, 2, C, h, w), mean then standard deviation, unscaled. Reference: Rombach et al. 2022
-(arXiv:2112.10752), whose 0.18215 makes the latents' standard deviation about 1.
+Only `Scaling` knows these two maps and their numbers. Outside the codec images are uint8 (B, 3, H,
+W), inside they are floats in [-1, 1]. Moments are (B, 2, C, h, w): mean, then standard deviation,
+unscaled. Reference: Rombach et al. 2022 (arXiv:2112.10752); its scale 0.18215 makes the latents'
+standard deviation about 1.
 """
 
 import difflib
@@ -57,18 +57,18 @@ class Scaling:
         return z / self.scale + self.shift
 
     def draw(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """A scaled latent (B, C, h, w) of moments (B, 2, C, h, w): mean + std * noise, or the mean
-        without noise.
+        """A scaled latent (B, C, h, w) of moments (B, 2, C, h, w): mean + std * noise. Without
+        noise, the mean.
         """
         mean, std = moments.unbind(1)
         return self.scaled(mean if noise is None else torch.addcmul(mean, std, noise))
 
 
 class Codec:
-    """A frozen autoencoder with its scaling; `source` is the name or folder that it came from.
+    """A frozen autoencoder with its scaling. `source` is the name or folder that it came from.
 
-    It computes in the dtype of its weights, float32 unless it was given others, inside autocast
-    too: in bf16 pixels are off by up to four levels.
+    It computes in the dtype of its weights (float32 by default), also under autocast. In bf16
+    pixels would be off by up to four levels.
     """
 
     def __init__(self, vae: nn.Module, source: str, scaling: Scaling | None = None) -> None:
@@ -86,12 +86,14 @@ class Codec:
 
     @property
     def factor(self) -> int:
-        """How many pixels a side one latent position stands for."""
+        """How many pixels a side one latent position covers."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of every weight and of the scaling: latents of one codec are decoded by no other."""
+        """SHA-256 of all weights and the scaling. Latents are decoded only by the codec that made
+        them.
+        """
         weights = {name: value.float() for name, value in self.vae.state_dict().items()}
         scaling = json.dumps([self.scaling.scale, self.scaling.shift])
         return fingerprint(weights, scaling, shapes=False)
@@ -104,8 +106,9 @@ class Codec:
     @torch.no_grad()
     @full_precision()
     def moments(self, images: Tensor) -> Tensor:
-        """Unscaled moments (B, 2, C, h, w) float32 of uint8 images (B, 3, H, W); ConfigError unless
-        H and W fit the network.
+        """Unscaled moments (B, 2, C, h, w) float32 of uint8 images (B, 3, H, W).
+
+        ConfigError unless H and W fit the network.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise ConfigError(
@@ -135,16 +138,18 @@ class Codec:
         ).sample.float()
 
     def pixels(self, z: Tensor) -> Tensor:
-        """Images (B, 3, H, W) uint8 of scaled latents, on the host; rounded to the nearest level."""
+        """Images (B, 3, H, W) uint8 of scaled latents, rounded to the nearest level, on the
+        host.
+        """
         return self.decode(z).add_(1).mul_(127.5).round_().clamp_(0, 255).to("cpu", torch.uint8)
 
 
 def tiny_vae(seed: int = 0, latent_channels: int = 4) -> nn.Module:
-    """A random AutoencoderKL of 65,000 parameters with Stable Diffusion's layout (8 pixels per
-    latent position, 4 channels).
+    """A random AutoencoderKL of 65,000 parameters in Stable Diffusion's layout, for tests and
+    trials.
 
-    Its images mean nothing: it is for tests and for trying out the path. Equal seeds give equal
-    networks, and the global generator is left alone. Raises ConfigError without diffusers.
+    A latent position covers 8 pixels and has 4 channels. The images mean nothing. Equal seeds give
+    equal networks, and the global generator stays as it was. Raises ConfigError without diffusers.
     """
     kind = optional(_MODULE, "imagenet").AutoencoderKL
     with torch.random.fork_rng(devices=[]):
@@ -166,13 +171,13 @@ def open_codec(
     device: torch.device | str = "cpu",
     fingerprint: str | None = None,
 ) -> Codec:
-    """The codec called `source`: a short name (VAES), "tiny" (random), any of diffusers as
-    OWNER/NAME, or a local folder.
+    """The codec called `source`: a short name (VAES), "tiny" (random), OWNER/NAME of diffusers, or
+    a folder.
 
     The VAE of a whole pipeline is OWNER/NAME/vae (or OWNER/NAME:vae); in a local folder it is
-    found. What is fetched is cached. Channels, scale and shift are those of its config. Raises
-    ConfigError without diffusers, and DataError for a name that is none, for weights that cannot be
-    had, are no AutoencoderKL of RGB images, or differ from `fingerprint`.
+    found. Downloads are cached. Channels, scale and shift come from the config. Raises ConfigError
+    without diffusers. Raises DataError for a wrong name, and for weights that cannot be loaded, are
+    no AutoencoderKL of RGB images, or differ from `fingerprint`.
     """
     where = _resolved(source)
     codec = (
@@ -191,8 +196,8 @@ def open_codec(
 
 
 def _resolved(source: str) -> tuple[str, str | None] | None:
-    """(folder or name on the hub, subfolder in it), None for the random one; DataError for what can
-    be neither.
+    """(folder or name on the hub, subfolder in it); None for the random one. DataError for a wrong
+    name.
     """
     if source == "tiny":
         return None
@@ -220,9 +225,7 @@ def _resolved(source: str) -> tuple[str, str | None] | None:
 
 
 def _spelled(name: str, part: str | None) -> str:
-    """One spelling for each VAE, so that sets of latents made under two names of one can be told to
-    be the same.
-    """
+    """One spelling for each VAE, so that two names of one VAE count as the same."""
     short = {long: short for short, long in VAES.items()}
     return f"{name}/{part}" if part else short.get(name, name)
 
@@ -275,7 +278,7 @@ def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
 
 
 def _kind_of(kind: Any, name: str, inside: dict[str, str]) -> str:
-    """What the config calls its model, where it is on this machine."""
+    """The model class in the config, if the config is on this machine."""
     try:
         return str(
             kind.load_config(name, local_files_only=True, **inside).get(

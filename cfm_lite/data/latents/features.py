@@ -1,13 +1,12 @@
-"""REPA's targets on disk: what the frozen teacher sees in the images of a set of latents, once for
-all steps and runs.
+"""REPA's targets on disk: the frozen teacher's features of the images of a set of latents.
 
     FEATURES/  plan.json   shard-00000.npy  shard-00000.json  ...   index.json
 
-A shard is float16 (rows, mirrors, T, dim): its rows are those of the latents' shard of the same
-number, so that a row's tokens are found by its place, and its facts repeat their keys. 256 tokens
-of DINOv2-B are 393 kB an image, 504 GB for ImageNet, and as much again for the mirror images, which
-REPA does not use. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), which computes them in every
-step.
+They are computed once for all steps and runs. A shard is float16 (rows, mirrors, T, dim). Its rows
+are those of the latents' shard with the same number, and its facts repeat their keys. 256 tokens of
+DINOv2-B are 393 kB an image, so 504 GB for ImageNet. Mirror images take as much again; REPA does
+not use them. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), which computes the features at
+every step.
 """
 
 import bisect
@@ -48,13 +47,13 @@ def encode_features(
     batch: int = 32,
     progress: bool = True,
 ) -> dict[str, Any] | None:
-    """Write this rank's shards of `out` that are not there yet; returns the index, or None while
-    other ranks still work.
+    """Write this rank's missing shards of `out`. Returns the index, or None while other ranks still
+    work.
 
-    `images` is the folder that the latents were made of, `teacher` an `Encoder` called `name`;
-    `mirrors` is 2 to encode the mirror images too. May be killed at any time and started again.
-    Raises DataError where `out` holds other features or an image is missing, ConfigError for a
-    wrong argument, DiskFullError.
+    `images` is the folder that the latents were made of, `teacher` an `Encoder` called `name`. With
+    `mirrors` 2 the mirror images are encoded too. The process may be killed at any time and started
+    again. Raises DataError if `out` holds other features or an image is missing, ConfigError for a
+    wrong argument, and DiskFullError.
     """
     batch = check_count("batch", batch)
     if check_count("mirrors", mirrors) > 2:
@@ -187,11 +186,10 @@ def _write_index(out: Path, plan: dict[str, Any], latents: Latents) -> dict[str,
 
 
 class TeacherFeatures:
-    """The features in a folder that `encode_features` wrote, for the latents that they were made
-    with.
+    """The features in a folder that `encode_features` wrote for `latents`.
 
     `dim`, `grid` and `teacher` are those of the teacher; T = grid * grid. Sizes are checked at
-    once, hashes by `verify`. Raises DataError where they are unfinished, damaged, or belong to
+    once, hashes by `verify`. Raises DataError if the features are unfinished, damaged, or made for
     other latents.
     """
 
@@ -259,10 +257,10 @@ class TeacherFeatures:
         shards.check_hash(self.folder / shard["file"], shard["sha256"])
 
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
-        """Tokens (B, T, dim) float16 of the rows (B,), of the mirror image where `mirrored` (B,) is
+        """Tokens (B, T, dim) float16 of the rows (B,); of the mirror image where `mirrored` (B,) is
         True.
 
-        Raises DataError for a shard that is gone or changed since the folder was opened.
+        Raises DataError if a shard is missing or has changed since the folder was opened.
         """
         if self.mirrors == 1 and bool(mirrored.any()):
             raise ConfigError(

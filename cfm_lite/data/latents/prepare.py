@@ -1,10 +1,9 @@
-"""From a folder of images to latents on disk: decode, crop, encode both mirrors, one shard after
-the other.
+"""From a folder of images to latents on disk: decode, crop, encode both mirrors, shard by shard.
 
-Rank r of n takes the shards r, r + n, ...; any process may be killed at any time and started again,
-a second one waits for the shard that the first is making, and whoever writes the last shard writes
-the index. Each mirror is encoded, because the VAE of a flipped image is not the flipped VAE of the
-image.
+Rank r of n makes the shards r, r + n, ... Any process may be killed at any time and started again.
+If two processes want the same shard, the second one waits. The process that writes the last shard
+writes the index. Both mirrors are encoded, because the VAE of a flipped image is not the flipped
+VAE of the image.
 """
 
 import hashlib
@@ -32,8 +31,8 @@ Skipped = list[tuple[str, str]]
 
 
 def plan_of(images: ImageFolder, codec: Codec, size: int, rows: int = 1024) -> Plan:
-    """What latents of these images will be. Raises ConfigError for a size that is no multiple of
-    the codec's factor.
+    """What the latents of these images will be. ConfigError for a size that the codec's factor does
+    not divide.
     """
     size = check_count("size", size)
     rows = check_count("rows", rows)
@@ -75,12 +74,12 @@ def prepare(
     workers: int = 4,
     progress: bool = True,
 ) -> dict[str, Any] | None:
-    """Write this rank's shards of `out` that are not there yet; returns the index, or None while
-    other ranks still work.
+    """Write this rank's missing shards of `out`. Returns the index, or None while other ranks still
+    work.
 
-    `rows` images make a shard. Images that cannot be read are left out and listed in the index, up
-    to 1 % of them. Raises DataError where `out` holds other latents or too much cannot be read,
-    ConfigError for a wrong argument, DiskFullError.
+    `rows` images make a shard. Up to 1 % of the images may be unreadable: they are left out, and
+    the index lists them. Raises DataError if `out` holds other latents or too many images cannot be
+    read, ConfigError for a wrong argument, and DiskFullError.
     """
     batch = check_count("batch", batch)
     workers = check_count("workers", workers)
@@ -131,8 +130,8 @@ def _encode(
     pool: ThreadPoolExecutor,
     bar: Any,
 ) -> tuple[np.ndarray, list[ImageFile], Skipped]:
-    """Moments (n, 2, 2, C, h, w) float32 of the files that can be read, those files, and the others
-    with the reason.
+    """Moments (n, 2, 2, C, h, w) float32 of the readable files, those files, and the others with
+    the reason.
     """
     moments, kept, skipped = [np.empty((0, 2, 2, *plan.shape), np.float32)], [], []
     for part, pixels in _decoded(files, plan.size, batch, pool):
@@ -154,8 +153,8 @@ def _encode(
 def _decoded(
     files: Sequence[ImageFile], size: int, batch: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Any, list[Any]]]:
-    """(files, their pixels or the error) part by part; the next part is decoded while this one is
-    used.
+    """(files, their pixels or the error), part by part. The next part is decoded in the
+    background.
     """
     parts = [files[i : i + batch] for i in range(0, len(files), batch)]
     waiting = [pool.submit(_load, file, size) for file in parts[0]]
@@ -178,7 +177,7 @@ def _load(file: ImageFile, size: int) -> Tensor | DataError:
 
 
 def both_mirrors(codec: Codec, images: Tensor) -> Tensor:
-    """Moments (B, 2 mirrors, 2, C, h, w) of uint8 images (B, 3, H, W): of each image, then of its
-    mirror image.
+    """Moments (B, 2 mirrors, 2, C, h, w) of uint8 images (B, 3, H, W): the image, then its mirror
+    image.
     """
     return torch.stack([codec.moments(images), codec.moments(images.flip(-1))], 1)

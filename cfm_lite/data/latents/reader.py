@@ -1,9 +1,10 @@
-"""Prepared latents as training data:  z = (mean + std * noise - shift) * scale, of a picture or of its mirror image.
+"""Prepared latents as training data: a picture's or its mirror image's.
 
-The order of the rows is a function of (seed, position); noise and mirrors are keyed by (seed, step,
-shard of the batch), as all draws of a run are. So one rank or several, whole batches or parts of
-them, see the same rows with the same noise. Moments stay on disk, memory-mapped; labels alone are
-read at the start.
+    z = (mean + std * noise - shift) * scale
+
+The order of the rows depends on (seed, position). Noise and mirrors are keyed by (seed, step, shard
+of the batch), as all draws of a run are. So any number of ranks sees the same rows with the same
+noise. Moments stay on disk, memory-mapped; only labels are read at the start.
 """
 
 import bisect
@@ -41,10 +42,11 @@ T = TypeVar("T")
 class Latents:
     """The latents in a folder that `cfm-lite scale prepare` wrote.
 
-    `shape` (C, h, w) of one latent, `labels` (N,) int64 in [0, num_classes - 1], `classes` their
-    names, `mean` (C, h, w) = E[x1], `scaling`, and in `index` everything else. Sizes are checked at
-    once, and so are the hashes of a set below 1 GiB; `check="hashes"` or "sizes" chooses. Raises
-    DataError for latents that are unfinished, damaged, or not there.
+    `shape` is (C, h, w) of one latent. `labels` (N,) int64 are in [0, num_classes - 1], and
+    `classes` are their names. `mean` (C, h, w) is E[x1]. `scaling` is the codec's, and `index`
+    holds the rest. `check="sizes"` or "hashes" chooses what is checked at once; the default checks
+    hashes if the set is below 1 GiB. Raises DataError for latents that are unfinished, damaged or
+    missing.
     """
 
     def __init__(self, folder: str | Path, *, check: str = "auto") -> None:
@@ -85,7 +87,7 @@ class Latents:
 
     @cached_property
     def keys(self) -> list[str]:
-        """The key of each row, its image's path below the image folder; read on first use."""
+        """The key of each row: the image's path below the image folder. It is read on first use."""
         path = self.folder / "keys.txt"
         shards.check_hash(path, self.index["files"][path.name])
         keys = path.read_text(encoding="utf-8").split("\n")
@@ -118,10 +120,10 @@ class Latents:
         return shards.parse_npy((self.folder / name).read_bytes(), self.folder / name)
 
     def moments(self, rows: Tensor, mirrored: Tensor) -> Tensor:
-        """Moments (B, 2, C, h, w) float32 of the given rows (B,), of the mirror image where
-        `mirrored` (B,) is True.
+        """Moments (B, 2, C, h, w) float32 of the rows (B,); of the mirror image where `mirrored`
+        (B,) is True.
 
-        Raises DataError for a shard that is gone or changed since the set was opened.
+        Raises DataError if a shard is missing or has changed since the set was opened.
         """
         out = np.empty((len(rows), 2, *self.shape), np.float16)
         places = [
@@ -151,8 +153,8 @@ class Latents:
     def draw(
         self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which of them
-        are mirrored (B,).
+        """Latents (B, C, h, w) float32 of the rows (B,) of one shard of a batch, and which are
+        mirrored (B,).
 
         Keyed by (seed, step, shard).
         """
@@ -176,14 +178,14 @@ class Latents:
         images: str | Path | None = None,
         features: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Endless (x1, y) of this rank's part of global batches of `size` rows, beginning with
-        batch number `start`.
+        """Endless (x1, y) of this rank's part of global batches of `size` rows, from batch number
+        `start` on.
 
-        Rank r of `world` holds the r-th part of each batch, a whole number of shards. With the
-        folder of the `images` that the latents were made of, a third tensor holds their pixels (B,
-        3, size, size) uint8, mirrored alike; with `features`, a function of rows (B,) and whether
-        they are mirrored (B,), it holds what that gives. Raises ConfigError where a batch cannot be
-        cut so, and where it is larger than the set.
+        Rank r of `world` holds the r-th part of each batch, in whole shards. A third tensor follows
+        in two cases. `images` is the folder that the latents were made of: it holds their pixels
+        (B, 3, size, size) uint8, mirrored alike. `features` is a function of rows (B,) and mirrored
+        (B,): it holds the result. Raises ConfigError if a batch cannot be split so, and if it is
+        larger than the set.
         """
         local = part_of(size, world, shard, len(self))
         if not 0 <= rank < world:
@@ -205,14 +207,14 @@ class Latents:
 
 
 class Pictures:
-    """The images that latents were made of, by key: what a teacher looks at."""
+    """The images that latents were made of, found by key. A teacher needs them."""
 
     def __init__(self, latents: Latents, folder: Path, workers: int = 4) -> None:
         self.latents, self.root = latents, image_files.layout(folder)
         self.pool = ThreadPoolExecutor(workers)
 
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
-        """Pixels (B, 3, size, size) uint8; DataError names an image that is not there."""
+        """Pixels (B, 3, size, size) uint8. DataError names a missing image."""
         keys = self.latents.keys
         pixels = torch.stack(
             list(
@@ -226,10 +228,9 @@ class Pictures:
 
 
 def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
-    """How many rows of a global batch of `size` one of `world` ranks holds.
+    """The number of rows of a global batch of `size` on one of `world` ranks.
 
-    Raises ConfigError unless they are whole shards, and for more than the `most` rows that there
-    are.
+    Raises ConfigError unless they are whole shards, and if the batch is larger than `most` rows.
     """
     size, shard = check_count("batch", size), check_count("shard", shard)
     if most is not None and size > most:
@@ -246,8 +247,8 @@ def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
 
 
 def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
-    """What `items()` yields, made by a thread that stays up to `depth` ahead; its error is raised
-    where the item was due.
+    """The items of `items()`, made by a thread that stays up to `depth` ahead. Its error is raised
+    here.
     """
     ready: queue.Queue[Any] = queue.Queue(depth)
     stopped = threading.Event()

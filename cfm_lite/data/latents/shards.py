@@ -1,13 +1,13 @@
-"""Latents on disk: shards of moments that are memory-mapped, each hashed, and an index that is
-written last.
+"""Latents on disk: hashed, memory-mapped shards of moments, and an index that is written last.
 
-    LATENTS/  plan.json   shard-00000.npy  shard-00000.json  ...   labels.npy  keys.txt  mean.npy   index.json
+    LATENTS/  plan.json   shard-00000.npy  shard-00000.json  ...
+              labels.npy  keys.txt  mean.npy  index.json
 
 A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and
-of its mirror image. Its .json holds keys, labels, what was left out and the SHA-256 of the .npy and
-of itself, and appears after it: a shard is whole or absent. The plan says what the set will be, so
-that no process can add shards of other images or another VAE, and a lock on each number keeps two
-processes from making one shard at once.
+of its mirror image. Its .json holds keys, labels, skipped images and two SHA-256: of the .npy and
+of itself. The .json is written after the .npy, so a shard is whole or absent. The plan says what
+the set will be, so no process can add shards of other images or of another VAE. A lock on each
+number keeps two processes from making the same shard.
 """
 
 import errno
@@ -52,7 +52,7 @@ _AGAIN = "Make it again: cfm-lite scale prepare --images DIR --out"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a set of latents is made of; two processes with different plans never write into one
+    """What a set of latents is made of. Processes with different plans never write into one
     folder.
     """
 
@@ -86,8 +86,9 @@ class ShardFacts:
 
 
 def open_plan(folder: Path, plan: Plan) -> str:
-    """Write plan.json, or check that the one there is the same; returns its hash. DataError lists
-    what differs.
+    """Write plan.json, or check that the existing one is the same. Returns its hash.
+
+    DataError lists what differs.
     """
     path = folder / PLAN
     mine = json.loads(json.dumps(asdict(plan)))
@@ -109,7 +110,7 @@ def open_plan(folder: Path, plan: Plan) -> str:
 
 
 def hash_of(content: dict[str, Any]) -> str:
-    """SHA-256 of plain JSON values, in whatever order."""
+    """SHA-256 of plain JSON values. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -118,7 +119,7 @@ def _short(value: Any) -> str:
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """The array of shard `number`; its facts stand beside it as .json."""
+    """The array of shard `number`. Its facts are beside it as .json."""
     return folder / f"shard-{number:05d}.npy"
 
 
@@ -131,8 +132,9 @@ def write_shard(
     skipped: list[tuple[str, str]],
     plan: str,
 ) -> ShardFacts:
-    """Write moments (n, 2, 2, C, h, w), then the facts about them. Raises DataError for NaN,
-    infinity or a std of 0; DiskFullError.
+    """Write moments (n, 2, 2, C, h, w), then the facts about them.
+
+    Raises DataError for NaN, infinity or a standard deviation of 0, and DiskFullError.
     """
     path = shard_path(folder, number)
     forget_halves(folder, path.name, path.with_suffix(".json").name)
@@ -157,8 +159,8 @@ def write_shard(
 
 
 def is_done(folder: Path, number: int, plan: str) -> bool:
-    """True where shard `number` of this plan is whole: its facts are there and its bytes have the
-    hash that they name.
+    """True if shard `number` of this plan is whole: its facts exist, and its bytes have their
+    hash.
     """
     path = shard_path(folder, number)
     try:
@@ -169,7 +171,7 @@ def is_done(folder: Path, number: int, plan: str) -> bool:
 
 
 def read_facts(folder: Path, number: int) -> ShardFacts:
-    """The facts of one shard; DataError where they are missing or damaged."""
+    """The facts of one shard. DataError if they are missing or damaged."""
     path = shard_path(folder, number).with_suffix(".json")
     body = read_json(path, folder)
     if body.pop("self", None) != hash_of(body):
@@ -178,8 +180,8 @@ def read_facts(folder: Path, number: int) -> ShardFacts:
 
 
 def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A shard as a read-only memory map; DataError where it is missing or not a float16 array of
-    rows of `shape`.
+    """A shard as a read-only memory map. DataError unless it is a float16 array of rows of
+    `shape`.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -198,9 +200,7 @@ def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def parse_npy(content: bytes, path: Path) -> np.ndarray:
-    """The array in the bytes of a .npy file; DataError that names `path` where they hold anything
-    else.
-    """
+    """The array in the bytes of a .npy file. DataError names `path` if they are damaged."""
     try:
         return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header fails in every way that Python's own parser can
@@ -210,9 +210,7 @@ def parse_npy(content: bytes, path: Path) -> np.ndarray:
 
 
 def ask_for(array: np.ndarray, row: int, mirror: int) -> None:
-    """Have the system fetch one image's moments of a mapped shard, without waiting: those of a
-    batch then come side by side.
-    """
+    """Tell the system that this row will be read soon. The reads of a batch then overlap."""
     if not hasattr(mmap, "MADV_WILLNEED") or not isinstance(array.base, mmap.mmap):
         return
     size = array.strides[1]
@@ -222,10 +220,10 @@ def ask_for(array: np.ndarray, row: int, mirror: int) -> None:
 
 
 def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
-    """Verify every shard, then write labels, keys, mean and, last, the index; returns it.
+    """Check every shard, then write labels, keys and mean, and the index last. Returns the index.
 
-    Raises DataError for a shard that is missing or damaged, and where more than 1 % of the images
-    (and more than three) could not be read; it names some of them.
+    Raises DataError for a shard that is missing or damaged. Raises DataError, with examples, if
+    more than 1 % of the images (and more than three) could not be read.
     """
     with alone(folder, "index"):
         return _write_index(folder, plan)
@@ -317,8 +315,8 @@ def check_hash(path: Path, sha256: str) -> None:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """index.json, checked against its own hash; DataError where the set is not finished, damaged,
-    or of another format.
+    """index.json, checked against its own hash. DataError if the set is unfinished, damaged or of
+    another format.
     """
     index = read_json(folder / INDEX, folder)
     body = {name: value for name, value in index.items() if name != "self"}
@@ -344,7 +342,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, folder: Path) -> dict[str, Any]:
-    """The object in a JSON file of a set of latents; DataError where it is missing or damaged."""
+    """The object in a JSON file of a set of latents. DataError if it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -370,9 +368,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file in one step; DiskFullError or DataError where that fails, and nothing older is
-    lost.
-    """
+    """Write a file in one step. Raises DiskFullError or DataError; the older file stays then."""
     try:
         publish(content, path)
     except OSError as error:

@@ -69,7 +69,9 @@ def interleaved(
 
 
 def seconds_of(bench: Bench, side: Callable[[], Any]) -> Callable[[], float]:
-    """Call `side`; the function that is returned reads how long the device took, once it is done."""
+    """Call `side`; the function that is returned reads how long the device took, once it is
+    done.
+    """
     if not bench.on_gpu:
         since = time.perf_counter()
         side()

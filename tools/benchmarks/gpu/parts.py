@@ -58,7 +58,9 @@ def parts_of(bench: Bench) -> dict[str, tuple[float, Part]]:
 
 
 def ceiling(bench: Bench) -> Iterator[Row]:
-    """What nothing can exceed here: the rate of large bf16 products, and the bandwidth of a copy."""
+    """What nothing can exceed here: the rate of large bf16 products, and the bandwidth of a
+    copy.
+    """
     for n in bench.plan.squares:
         a, b, out = (torch.randn(n, n, device=bench.device, dtype=torch.bfloat16) for _ in range(3))
         times = interleaved(bench, {"product": functools.partial(torch.mm, a, b, out=out)})
