@@ -1,9 +1,8 @@
 """`cfm-lite demo`: the whole library on real handwritten digits, in 90 seconds on two cores.
 
-Four methods are trained from one starting point with paired draws, two controls are sampled from FM
-without training, and all are measured by a judge that saw only held-out digits. On a CPU each
-method has a process and a thread of its own: small matrices gain little from a second thread, and
-two threads on a busy core wait for each other.
+Four methods are trained from one starting point with paired draws. Two controls are sampled from FM
+without training. A judge that saw only held-out digits measures all of them. On a CPU each method
+has its own process with one thread: small matrices gain little from a second thread.
 """
 
 import multiprocessing
@@ -56,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What a job gives back: flat rows, {arm: two images of each class}, and the seconds of
+    """The result of a job: flat rows, {arm: two images of each class}, and the seconds of
     training.
     """
 
@@ -73,9 +72,9 @@ def demo(
     quick: bool = False,
     progress: bool = True,
 ) -> str:
-    """Run the demo, leave its files in `out`, and return the table to print.
+    """Run the demo, write its files to `out`, and return the table to print.
 
-    It leaves samples.png, fields.png, quality_vs_steps.png, metrics.json (flat rows) and
+    The files are samples.png, fields.png, quality_vs_steps.png, metrics.json (flat rows) and
     config.json.
     """
     threads = torch.get_num_threads()
@@ -88,7 +87,7 @@ def demo(
 
 
 def _own_folder(out: Path) -> Path:
-    """`out`; ConfigError for a folder of a run, of latents or of samples, whose files would be
+    """`out`. ConfigError for a folder of a run, of latents or of samples, whose files would be
     lost.
     """
     theirs = [
@@ -152,10 +151,10 @@ def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool
 
 
 def _work(jobs: Sequence[Job]) -> list[Done]:
-    """Run the jobs side by side, as many as there are cores, each with one thread; an interrupt
-    ends them all at once.
+    """Run the jobs side by side, one per core, each with one thread. An interrupt ends them all at
+    once.
 
-    Raises DistributedError if one of the processes dies, and what a job raises.
+    Raises DistributedError if a process dies, and what a job raises.
     """
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)
@@ -213,8 +212,8 @@ def _two_of_each(data: DataSet) -> tuple[Tensor, Tensor]:
 
 
 def _draw(images: dict[str, Tensor], data: DataSet, rows: Sequence[Row], out: Path) -> None:
-    """The three pictures: a row of ten classes per method, the plane's exact fields, quality
-    against the number of steps.
+    """The three pictures: ten classes per method, the exact fields in the plane, quality against
+    steps.
     """
     labels, real = _two_of_each(data)
     columns = [str(int(label)) if i % 2 == 0 else "" for i, label in enumerate(labels)]
@@ -233,8 +232,8 @@ def _judge_facts(judge: Judge) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row], judge: Judge) -> str:
-    """Accuracy, Fréchet distance and nearest-neighbour ratio at 50 evaluations; a star marks what
-    misses its goal.
+    """Accuracy, Fréchet distance and nearest-neighbour ratio at 50 evaluations. A star marks a
+    missed goal.
     """
     at = {(row["method"], row["metric"]): row["value"] for row in rows if row["nfe"] == max(NFES)}
     real = at["fm", "frechet_real"]

@@ -1,8 +1,8 @@
 """The command line: cfm-lite demo | train | sample | evaluate | compare | prepare | export | scale.
 
-Each command is a typed dataclass in a file of its own; its docstring is its help. An error of
-cfm_lite is one line on stderr and its exit code (2 wrong argument, 3 data, 4 checkpoint, 5
-divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM). --debug shows where it was raised.
+Each command is a typed dataclass in its own file, and its docstring is its help. An error of
+cfm_lite is one line on stderr and an exit code: 2 wrong argument, 3 data, 4 checkpoint, 5
+divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM. --debug shows where it was raised.
 """
 
 import sys
@@ -59,7 +59,7 @@ Command = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (and, called as a script, exits with it)."""
+    """Run one command and return its exit code. The installed script exits with it."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [
         "--"
@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _resume_with_a_value(words: Sequence[str]) -> list[str]:
-    """`words` with --resume alone, and --no-resume, spelled out: a switch that may also be given as
-    `--resume auto`.
+    """`words` with plain --resume and --no-resume spelled out, because --resume may also be given
+    as `--resume auto`.
     """
     switches = {"--resume": "True", "--no-resume": "False"}
     values = ("auto", "True", "False")

@@ -15,7 +15,7 @@ __all__ = ["Common", "OnDevice", "Seeded", "names_of", "parse_settings", "show"]
 
 @dataclass
 class Common(abc.ABC):
-    """A command: paths that start with `~` are expanded, then it does its `work`."""
+    """A command. `run` expands paths that start with `~`, then calls `work`."""
 
     words: ClassVar[frozenset[str]] = frozenset()  # the options that stand on the command line
 
@@ -29,12 +29,12 @@ class Common(abc.ABC):
 
     @abc.abstractmethod
     def work(self) -> None:
-        """What the command does; paths are expanded by then."""
+        """What the command does. Paths are expanded already."""
 
     @property
     def given(self) -> set[str]:
-        """The names of the options that were given: on the command line, or as a value that is not
-        the default.
+        """The names of the given options: on the command line, or with a value other than the
+        default.
         """
         return {
             field.name
@@ -43,8 +43,8 @@ class Common(abc.ABC):
         }
 
     def refuse(self, names: Collection[str], why: str) -> None:
-        """Raise ConfigError that says `why` for the first of the options `names` that was given: it
-        would do nothing.
+        """Raise ConfigError with the reason `why` for the first given option of `names`: it would
+        do nothing.
         """
         given = self.given
         for name in names:
@@ -57,7 +57,7 @@ class OnDevice(Common):
     """A command that computes."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute: auto takes CUDA where there is one; mps is opt-in."""
+    """Where to compute: auto takes CUDA if there is one, else the CPU; mps only when asked for."""
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Seeded(OnDevice):
     """A command that draws random numbers."""
 
     seed: int = 0
-    """Decides the starting point, the batches, the noise and the samples."""
+    """The seed of the starting point, the batches, the noise and the samples."""
     quick: bool = False
-    """A small version that shows that everything works; its numbers mean nothing."""
+    """A small run that only shows that everything works. Its numbers mean nothing."""
 
 
 def names_of(kind: type, *but: str) -> list[str]:
@@ -76,14 +76,15 @@ def names_of(kind: type, *but: str) -> list[str]:
 
 
 def show(text: str | None) -> None:
-    """Print what a command says; ranks other than 0 say nothing."""
+    """Print the result of a command. Ranks other than 0 print nothing."""
     if text is not None:
         print(text)
 
 
 def parse_settings(settings: Sequence[str], kind: type | None = None) -> dict[str, Any]:
-    """{field: value} of "name=value" texts, in the field's own type; ConfigError for an unknown
-    name or an unreadable value.
+    """{field: value} of "name=value" texts, in the field's own type.
+
+    ConfigError for an unknown name or a value that cannot be read.
     """
     from cfm_lite._internal.checks import check_choice
     from cfm_lite.runs.recipe import Recipe

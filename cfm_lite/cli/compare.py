@@ -23,12 +23,12 @@ class Compare(Seeded):
     """Run a paired experiment over several seeds, and report differences to FM with their
     intervals.
 
-    It can be stopped at any time; the same command goes on. Groups are core and the suite's
+    It can be stopped at any time; the same command resumes it. Groups are core and the suite's
     ablations, such as weight.
     """
 
     suite: Positional[Literal["toy", "digits", "mnist", "cifar10"] | None] = None
-    """toy, digits, mnist or cifar10 (default: digits; with --report all that is there)."""
+    """toy, digits, mnist or cifar10 (default: digits; with --report all that have rows)."""
     group: tuple[str, ...] = ("core",)
     """Which tables to fill: core, any of the suite's ablations, or all."""
     seeds: int | None = None
@@ -36,22 +36,20 @@ class Compare(Seeded):
     arms: tuple[str, ...] = ()
     """Only these arms of the groups, such as fm fm_scaled vecor (default: all)."""
     workers: int | None = None
-    """Jobs at once on a CPU, each with one thread (default: as many as there are cores; with
-    --quick 1).
-    """
+    """Parallel jobs on a CPU, each with one thread (default: one a core; with --quick 1)."""
     set: tuple[str, ...] = ()
     """Recipe fields that all arms share, as name=value: --set steps=500 weight=0.1."""
     out: Path = Path("data/results")
     """Where SUITE.json, SUITE.GROUP.json and SUITE.info.json go."""
     list: bool = False
-    """Only list the jobs that are left, with about how long they take."""
+    """Only list the unfinished jobs, with an estimate of their time."""
     costs: bool = False
-    """Only time a training step of each arm of the core, all in turn in one process, into
+    """Only time a training step of each arm of the core, in turn in one process, into
     SUITE.costs.json.
     """
     report: bool = False
-    """Only print the report of a suite; without one write README.md and the figures of all
-    suites from the JSON files alone.
+    """Only print the report of a suite. Without a suite: write README.md and all figures from the
+    JSON files.
     """
 
     def work(self) -> None:
@@ -133,8 +131,8 @@ def compare_suite(
     command: str = "",
     **chosen: Any,
 ) -> str:
-    """Run what is missing of a suite's groups ("all" is every group) and return the report, or the
-    list of jobs if `only_list`.
+    """Run what is missing of a suite's groups ("all": every group). Returns the report, or the list
+    of jobs.
 
     `chosen` are seeds, first_seed, arms, changes and quick, as `lab.plan` takes them.
     """
@@ -169,7 +167,7 @@ def compare_suite(
 
 def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError for a recipe field that no trial of these groups reads, or that each of
-    them sets itself.
+    them sets.
     """
     from cfm_lite import lab
     from cfm_lite._internal.checks import check_choice
@@ -208,14 +206,14 @@ def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
 
 
 def _side_by_side(quick: bool) -> int:
-    """As many jobs as there are cores. A quick sweep runs one at a time: its jobs are shorter than
-    the start of a process.
+    """One job a core. A quick sweep runs one at a time: its jobs are shorter than the start of a
+    process.
     """
     return 1 if quick else os.cpu_count() or 1
 
 
 def listing(plan: "Plan", workers: int) -> str:
-    """The jobs of a plan that are not done, with about how long they take together."""
+    """The unfinished jobs of a plan, with an estimate of their time together."""
     seconds = plan.seconds()
     lines = [
         f"{job.key}  about {second:6.0f} s  {job.label}" for job, second in zip(plan.jobs, seconds)
@@ -236,8 +234,8 @@ def time_steps(
     changes: Mapping[str, Any],
     quick: bool = False,
 ) -> str:
-    """Write SUITE.costs.json, and return it as a table; `quick` takes the miniature's settings and
-    few rounds.
+    """Write SUITE.costs.json and return it as a table. `quick` takes the miniature and few
+    rounds.
     """
     from cfm_lite import lab, runs
     from cfm_lite._internal.checks import check_choice
@@ -266,10 +264,10 @@ def time_steps(
 
 
 def report_suite(suite: str | None, out: str | Path) -> str:
-    """The text report of a suite's core, and its figure beside the rows; without a suite, README.md
-    and the figures of all.
+    """The text report of a suite's core, and its figure beside the rows. Without a suite: README.md
+    and all figures.
 
-    A miniature is called one, and has no figure.
+    A miniature is called so, and has no figure.
     """
     from cfm_lite import lab, viz
     from cfm_lite.lab.readme import quality_figure, write_report

@@ -10,8 +10,10 @@ __all__ = ["Demo"]
 
 @dataclass
 class Demo(Seeded):
-    """Train FM, ΔFM, VeCoR and dispersive on real digits from one starting point, draw, and print a
-    table (90 s on two cores).
+    """Train FM, ΔFM, VeCoR and dispersive on real digits from one starting point, draw samples,
+    print a table.
+
+    It takes 90 s on two cores.
     """
 
     out: Path = Path("runs/demo")

@@ -12,22 +12,23 @@ __all__ = ["Evaluate"]
 
 @dataclass
 class Evaluate(OnDevice):
-    """Measure samples with the data set's judge: accuracy, Fréchet distance, precision, recall,
+    """Measure samples by the data set's judge: accuracy, Fréchet distance, precision, recall,
     nearest-neighbour ratio.
 
-    With --reference: FID, sFID, inception score, precision and recall on the features of
+    With --reference: FID, sFID, inception score, precision and recall in the features of
     Inception-v3.
     """
 
     samples: Path = Path("runs/digits-fm-0/samples.npz")
-    """An npz written by cfm-lite sample, its folder, or the run; with --reference also a folder
-    of images, flat or not.
+    """An npz of cfm-lite sample, its folder, or the run; with --reference also any folder of
+    images.
     """
     reference: Path | None = None
-    """Images, or what is known of them: statistics of a whole set (mu, sigma, mu_s, sigma_s, as ADM, pytorch-fid and EDM save
-    them), images (arr_0 of an npz, a folder, a tar), or both in one npz."""
+    """Images (arr_0 of an npz, a folder, a tar), the statistics of a whole set (mu, sigma, mu_s,
+    sigma_s, as ADM, pytorch-fid and EDM save them), or an npz with both.
+    """
     inception: str | None = None
-    """With --reference: a file with Inception-v3's weights (default: fetched once), or standin
+    """With --reference: a file with Inception-v3's weights (default: downloaded once), or standin
     for a random network.
     """
     out: Path | None = None

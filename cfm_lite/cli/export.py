@@ -18,11 +18,11 @@ class Export(Common):
     checkpoint: Path = Path("runs/imagenet-SiT-XL-2-vecor-0")
     """A run's folder, or one of its checkpoints."""
     format: Literal["sit", "repa"] = "sit"
-    """For which program: sit, or repa (DeltaFM's too), whose time and velocity run the other
-    way.
+    """The program to write for: sit or repa (also DeltaFM). In repa's files time and velocity run
+    the other way.
     """
     out: Path = Path("exported.safetensors")
-    """A .safetensors, or a .pt with the key "ema"."""
+    """The file: .safetensors, or .pt with the key "ema"."""
 
     def work(self) -> None:
         from cfm_lite.scale.official import export_run

@@ -1,4 +1,4 @@
-"""cfm-lite prepare: fetch a data set, or check that its files are whole."""
+"""cfm-lite prepare: download a data set, or check that its files are whole."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +12,7 @@ __all__ = ["Prepare"]
 
 @dataclass
 class Prepare(Common):
-    """Fetch a data set, or check that its files are whole. Images are encoded by `scale
-    prepare`.
-    """
+    """Download a data set, or check that its files are whole. `scale prepare` encodes images."""
 
     dataset: Positional[Literal["digits", "mnist", "cifar10", "cifar10-jpeg75"]] = "mnist"
 

@@ -13,40 +13,40 @@ __all__ = ["Sample"]
 class Sample(Seeded):
     """Draw samples from a trained run: an npz with samples and labels, and a picture.
 
-    Points and small images go into one file. Images of a run on latents go into a folder, which
-    grows when more are asked for.
+    Points and small images go into one file. Images of a run on latents go into a folder, and it
+    grows when you ask for more.
     """
 
     checkpoint: Path = Path("runs/digits-fm-0")
     """A run's folder, one of its checkpoints, or an official file of weights."""
     num: int = 100
-    """How many samples; a folder of samples grows to them, and only what is missing is drawn."""
+    """How many samples. A folder of samples grows to this number: only missing ones are drawn."""
     labels: str = "turn"
-    """Which classes: turn, one after the other; random, as in the papers; or some, such as 3,7,
-    in turn.
+    """The classes: turn (one after the other), random (as in the papers), or some in turn, such as
+    3,7.
     """
     steps: int | None = None
     """Steps of the solver (default: the recipe's)."""
     solver: Literal["euler", "midpoint", "heun", "rk4"] | None = None
     """The fixed-step solver (default: the recipe's)."""
     guidance: float | None = None
-    """Scale of classifier-free guidance (default: the recipe's; 1 is none)."""
+    """Scale of classifier-free guidance (default: the recipe's; 1 means no guidance)."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """The times, 0 noise to 1 data, between which guidance acts."""
+    """The times between which guidance acts: 0 is noise, 1 is data."""
     sde: bool = False
-    """Euler-Maruyama on the SDE instead of an ODE solver."""
+    """Sample the SDE by Euler-Maruyama, not the ODE."""
     debias: bool = False
-    """Undo what a repelled method does to the velocity: it aims at FM's optimum again."""
+    """Undo the change that repulsion makes to the velocity: aim at FM's optimum again."""
     average: Literal["ema", "ema2", "model"] = "ema"
-    """Which network: the average, the second average of a run that kept one (--set ema2=0.99),
-    or the model itself.
+    """The network: ema (the average), ema2 (a second average, if the run kept one with --set
+    ema2=0.99), or model (the trained parameters).
     """
     batch: int | None = None
-    """Samples drawn at once (default: 1000, of latents 64); of latents it decides the noise, the
-    number of ranks does not.
+    """Samples drawn at once (default: 1000, for latents 64). For latents the noise depends on it,
+    but not on the number of ranks.
     """
     out: Path | None = None
-    """The npz file (default: samples.npz in the run's folder); for a run on latents a folder
+    """The npz file (default: samples.npz in the run's folder). For a run on latents a folder
     (default: samples/ there).
     """
 
@@ -95,12 +95,12 @@ class Sample(Seeded):
 
     @property
     def official(self) -> dict[str, str]:
-        """What is in an official file: `scale sample` says it, here it is a SiT-XL/2."""
+        """What an official file holds. `scale sample` asks; here it is a SiT-XL/2."""
         return {}
 
     @property
     def where_vae(self) -> str | None:
-        """Where the VAE of the latents is, if that is not where it was."""
+        """The new place of the VAE of the latents, if it has moved."""
         return None
 
     def refuse_idle(self, run: Any, settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run on points or pixels leaves when it is sampled: an npz, and a picture beside it."""
+"""The files of a sampled run on points or pixels: an npz, and a picture beside it."""
 
 import zipfile
 from collections.abc import Callable
@@ -20,10 +20,10 @@ __all__ = ["drawing", "picture", "sample_file"]
 
 def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
     """Draw samples and write them to `out` (default: samples.npz in the run's folder), with a
-    picture beside it; returns what to print.
+    picture beside it.
 
-    Raises ConfigError for a wrong setting or a file that would be lost, DataError where nothing can
-    be written; all before anything is drawn.
+    Returns what to print. Raises ConfigError for a wrong setting or a file that would be lost, and
+    DataError if nothing can be written, before anything is drawn.
     """
     home = run.place.folder if run.place else Path()
     path = check_file(expanded(out or home / "samples.npz"), (".npz",))
@@ -37,8 +37,9 @@ def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
 def drawing(
     recipe: Recipe, data: DataSet, folder: str | Path, num: int = 100
 ) -> Callable[[nn.Module, int], None]:
-    """A function of a model and a step that writes FOLDER/samples-step-N.png, as `runs.train` takes
-    it: the same noise each time.
+    """A function of a model and a step that writes FOLDER/samples-step-N.png, for `runs.train`.
+
+    The noise is the same each time.
     """
     spec = Spec(data.shape, data.num_classes)
 

@@ -21,21 +21,22 @@ __all__ = ["ScalePrepare", "ScaleSample", "ScaleTrain"]
 class ScalePrepare(OnDevice):
     """Encode a folder of images to latents, or with --latents their images to REPA's features.
 
-    Several processes may work at once (torchrun starts them), and a stopped one goes on where it
+    Several processes may work at once, if torchrun starts them. A stopped one continues where it
     was.
     """
 
     images: Path | None = None
-    """A folder of class folders, a tar of one, or a tar of one tar a class (default: the 63
+    """A folder of class folders, a tar of one, or a tar with one tar a class (default: the 63
     samples under CFM_LITE_DATA).
     """
     out: Path | None = None
-    """Where the latents or the features go."""
+    """The folder for the latents or the features."""
     size: int = 256
     """Pixels a side, 256 or 512."""
     vae: str = "sd-vae-ft-ema"
-    """sd-vae-ft-ema, sd-vae-ft-mse, any of diffusers as OWNER/NAME (a pipeline's as OWNER/NAME/vae), a folder in
-    diffusers' layout, or tiny (random, for trying out)."""
+    """sd-vae-ft-ema, sd-vae-ft-mse, OWNER/NAME of diffusers (a pipeline's is OWNER/NAME/vae), a
+    folder in diffusers' layout, or tiny (random, for trials).
+    """
     batch: int = 32
     """Images encoded at once."""
     rows: int = 1024
@@ -43,15 +44,13 @@ class ScalePrepare(OnDevice):
     workers: int = 4
     """Threads that decode images."""
     latents: Path | None = None
-    """Encode REPA's features of the images of these latents, with the teacher, in place of
-    latents.
-    """
+    """Encode REPA's features of the images of these latents, in place of latents."""
     teacher: str | None = None
     """With --latents: a file with the teacher's weights, or random (default: timm's DINOv2-B,
-    fetched once).
+    downloaded once).
     """
     mirrors: int = 1
-    """With --latents: 2 encodes the mirror images too, which REPA's recipes do not use."""
+    """With --latents: 2 also encodes the mirror images. REPA's recipes do not use them."""
 
     def work(self) -> None:
         if self.out is None:
@@ -95,53 +94,49 @@ class ScaleTrain(Training):
     latents: Path | None = None
     """The folder that cfm-lite scale prepare wrote."""
     model: str = "SiT-XL/2"
-    """SiT-S, -B, -L or -XL with /2, /4 or /8; SiT-Ti/2 is tiny, for trying out."""
+    """SiT-S, -B, -L or -XL with /2, /4 or /8; or SiT-Ti/2, which is tiny, for trials."""
     size: int | None = None
     """Pixels a side, 256 or 512 (default: the latents')."""
     dry_run: bool = False
-    """Check everything, train ten steps on made data, print throughput, memory and the time of
-    the whole run.
+    """Check everything, train ten steps on made-up data, print speed, memory and the time of the
+    whole run.
     """
     log: Literal["json", "tensorboard"] = "json"
     """tensorboard writes its files beside log.jsonl."""
     log_every: int = 100
     """Steps between logged lines."""
     price: float | None = None
-    """With --dry-run: what an hour of one device costs, to say what the run will."""
+    """With --dry-run: the price of an hour of one device. It prints the price of the run."""
     ranks: int | None = None
-    """With --dry-run: on how many devices the run will be (default: those that the dry run is
-    started on).
-    """
+    """With --dry-run: the number of devices of the run (default: those that the dry run has)."""
     micro_batch: int | None = None
-    """Images in one forward pass of one rank, whole shards (default: as many as fit into
-    memory).
+    """Images in one forward pass of one rank, whole shards (default: as many as fit into memory).
     """
     compile: FlagCreatePairsOff[bool] = False
-    """Compile the network block by block: half a minute at the start, faster steps. On a GPU
+    """Compile the network block by block: half a minute at the start, then faster steps. On a GPU
     this is the default.
     """
     no_compile: FlagCreatePairsOff[bool] = False
-    """Leave it as it is on a GPU too."""
+    """Do not compile on a GPU."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several ranks: ddp keeps everything on each of them, fsdp deals parameters, moments
-    and average to them (FSDP2).
+    """With several ranks: ddp keeps everything on each rank; fsdp (FSDP2) shares parameters,
+    moments and average among them.
     """
     checkpointing: bool = False
-    """Keep only each block's input and run the block again in the backward pass: a fifth of the
-    memory, a third more work.
+    """Keep only each block's input, and compute the block again in the backward pass: a fifth of
+    the memory, a third more work.
     """
     images: Path | None = None
     """For repa: the folder of images that the latents were made of."""
     features: Path | None = None
-    """For repa, in place of the images: what cfm-lite scale prepare --latents LATENTS wrote."""
+    """For repa, in place of the images: what cfm-lite scale prepare --latents wrote."""
     start: Path | None = None
-    """Fine-tune this: an official file (.pt, .pth or .safetensors, see --format), or a run of
-    ours.
+    """Fine-tune this: an official file (.pt, .pth or .safetensors, see --format), or a run of ours.
     """
     format: Literal["sit", "repa"] = "sit"
-    """The program that wrote the file of --start: sit, or repa (DeltaFM's too)."""
+    """The program that wrote the file of --start: sit or repa (also DeltaFM)."""
     teacher: str | None = None
-    """For repa: a file with the teacher's weights, or random (default: timm's, fetched once)."""
+    """For repa: a file with the teacher's weights, or random (default: timm's, downloaded once)."""
 
     def work(self) -> None:
         from cfm_lite.runs.imagenet import ImageNet
@@ -189,9 +184,7 @@ class ScaleTrain(Training):
 
     @property
     def compiles(self) -> bool | None:
-        """What --compile and --no-compile say, None where neither is given. ConfigError for
-        both.
-        """
+        """True for --compile, False for --no-compile, else None. ConfigError for both."""
         if self.compile and self.no_compile:
             raise ConfigError("--compile and --no-compile are both given; give one of them.")
         return self.compile or (False if self.no_compile else None)
@@ -202,11 +195,11 @@ class ScaleSample(Sample):
     """Draw samples as `sample` does, with the options that many images and official files need."""
 
     vae: str | None = None
-    """Where the VAE of the latents is now (default: the name or folder it had)."""
+    """The place of the VAE of the latents, if it has moved."""
     format: Literal["sit", "repa"] = "sit"
-    """Where --checkpoint is an official file, whose it is: sit, or repa (DeltaFM's too)."""
+    """The program that wrote the official file of --checkpoint: sit or repa (also DeltaFM)."""
     model: str = "SiT-XL/2"
-    """And what is in it."""
+    """The network in the official file."""
 
     @property
     def official(self) -> dict[str, str]:

@@ -19,18 +19,18 @@ class Training(Seeded):
     steps: int | None = None
     """Training steps (default: the recipe's)."""
     set: tuple[str, ...] = ()
-    """Any other recipe field, as name=value: --set lr=1e-3 weight=0.1 perturb=cutmix."""
+    """Other recipe fields, as name=value: --set lr=1e-3 weight=0.1 perturb=cutmix."""
     out: Path | None = None
     """The run's folder (default: in runs/, named by recipe, method and seed)."""
     resume: bool | Literal["auto"] = False
-    """Go on from the newest valid checkpoint in the folder; --resume auto starts where there is
-    none yet.
+    """Resume from the newest valid checkpoint in the folder. --resume auto starts a new run if
+    there is none.
     """
     save_every: int | None = None
     """Steps between checkpoints (default: 1000; scale train 10000)."""
     sample_every: int = 0
-    """Steps between pictures of samples of the average, samples-step-N.png in the run's folder
-    (0: only at the end).
+    """Steps between pictures of the average's samples, samples-step-N.png in the run's folder (0:
+    only at the end).
     """
     batch: int | None = None
     """The batch, over all ranks and micro-batches (default: the recipe's)."""
@@ -38,8 +38,9 @@ class Training(Seeded):
     def changes(
         self, flags: dict[str, Any], kind: type | None = None
     ) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Recipe fields from --set and from the options in `flags`, and the names in --set;
-        ConfigError for what both give.
+        """Recipe fields from --set and from the options in `flags`, and the names in --set.
+
+        ConfigError for a field that both give.
         """
         found, given = parse_settings(self.set, kind), self.given
         by_hand = tuple(found)
@@ -67,13 +68,13 @@ def _methods(default: str) -> str:
 
 @dataclass
 class Train(Training):
-    """Train one recipe with one method; leaves config.json, log.jsonl, checkpoints and samples.png
-    in its folder.
+    """Train one recipe with one method. Its folder gets config.json, log.jsonl, checkpoints and
+    samples.png.
     """
 
     recipe: Positional[Literal["toy", "digits", "digits_sit", "mnist", "cifar10"]] = "digits"
     method: Annotated[str, arg(help_behavior_hint=_methods)] = "fm"
-    """What is added to flow matching."""
+    """The method: what is added to flow matching."""
 
     def work(self) -> None:
         from cfm_lite import runs

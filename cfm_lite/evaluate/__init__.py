@@ -1,3 +1,3 @@
-"""How samples are measured: judges of small pictures, Inception's features, and the card of every
+"""How samples are measured: judges of small pictures, Inception's features, and the card of a
 distance.
 """

@@ -1,10 +1,9 @@
-"""The card of a measurement: all that a Fréchet distance depends on, in each row that is written
-and in a few printed lines.
+"""The card of a measurement: everything that a Fréchet distance depends on.
 
-    who was trained, which average, how it was sampled, what decoded it, by which features it was held against what
+    method, average, sampler, codec, features, reference
 
-Reason: two numbers with the same name are compared by everybody, and most of their differences come
-from these settings.
+Each row and a few printed lines carry it. Reason: readers compare two numbers with the same name,
+and most differences between such numbers come from these settings.
 """
 
 from collections.abc import Mapping
@@ -23,8 +22,8 @@ Row = dict[str, Any]
 
 
 def method_name(recipe: Recipe, debias: bool = False) -> str:
-    """The run's own name: its method, or the preset of an ImageNet run, with what was added to it
-    and whether it is debiased.
+    """The run's name: its method or ImageNet preset, the second method, and whether it is
+    debiased.
     """
     name = preset_of(recipe) if isinstance(recipe, ImageNet) else recipe.method
     return (
@@ -42,12 +41,11 @@ def card_of(
     features_hash: str | None,
     reference: str,
 ) -> Row:
-    """The fields that rows of one measurement share; those of the run are missing where `settings`
-    is None, for foreign samples.
+    """The fields that all rows of one measurement share. `settings` is None for samples of other
+    programs.
 
-    `settings` is what `cfm-lite sample` left with the samples: the recipe, the step, and how they
-    were drawn, where that was not as the recipe says. Raises DataError where something in it is
-    missing or of the wrong kind.
+    `settings` is what `cfm-lite sample` saved with the samples: recipe, step, and how they were
+    drawn. Raises DataError if a part of it is missing or of the wrong type.
     """
     made_by = {
         name: value for name, value in runs.facts().items() if name in ("cfm_lite", "commit")
@@ -70,7 +68,7 @@ def card_of(
 
 
 def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
-    """How samples were drawn from which network."""
+    """How the samples were drawn, and from which network."""
     solver = settings.get("solver", recipe.solver)
     steps = settings.get("steps", recipe.sample_steps)
     guidance = float(settings.get("guidance", recipe.guidance))

@@ -1,10 +1,9 @@
-"""FID, sFID, inception score, precision and recall of samples against a reference, with the
-library's own metrics.
+"""FID, sFID, inception score, precision and recall of samples against a reference.
 
-Samples are an npz with arr_0 (N, H, W, 3) uint8, a folder that holds samples.npz, or a folder of
-images, flat or not. A reference is any of these, cropped to the samples' size, or statistics that
-were computed of a whole set (see reference.py). The features of a reference's images are kept in
-the cache under the hash of its content and of the network.
+Samples are an npz with arr_0 (N, H, W, 3) uint8, a folder with samples.npz, or a folder of images,
+flat or not. A reference is any of these, cropped to the samples' size, or the statistics of a whole
+set (see reference.py). Features of reference images are cached, under the hashes of their content
+and of the network.
 """
 
 import hashlib
@@ -51,14 +50,14 @@ def evaluate_samples(
     progress: bool = True,
     called: str | None = None,
 ) -> tuple[list[Row], Path]:
-    """Measure `samples` against `reference`; returns flat rows, each with its card, and the
-    metrics.json that they were written to.
+    """Measure `samples` against `reference`. Returns flat rows, each with its card, and their
+    metrics.json.
 
-    fid and sfid are distances to the statistics of a whole set, fid_to_N_images and
-    sfid_to_N_images to N images. The card names the reference as it was `called`, where it was
-    unpacked from somewhere else. Raises DataError for files that are missing, damaged, hold no
-    images, or too few of them (at least 4 on each side), and where nothing can be written, before
-    anything is computed; UntrustedFileError for pickles.
+    fid and sfid are distances to the statistics of a whole set; fid_to_N_images and
+    sfid_to_N_images are distances to N images. If the reference was unpacked, the card names it as
+    it was `called`. Raises DataError, before anything is computed, for files that are missing or
+    damaged, for fewer than 4 images on a side, and if nothing can be written. Raises
+    UntrustedFileError for pickles.
     """
     source, held = _npz_of(expanded(samples)), _npz_of(expanded(reference))
     target = (
@@ -100,7 +99,7 @@ def evaluate_samples(
 
 
 def _check_numbers(fake: Features, reference: Reference) -> None:
-    """DataError for too few images on either side, a note for so few that a Fréchet distance is
+    """DataError for too few images on a side. A note if there are so few that a Fréchet distance is
     biased.
     """
     sides = [len(fake.pool), *([reference.images] if reference.features is not None else [])]
@@ -126,9 +125,10 @@ def measure(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> list[tuple[str, float, Mapping[str, Any]]]:
-    """(metric, value, what it was held against) of each: the Fréchet distances, inception score and
-    its deviation over ten splits, and, where the reference has images, precision and recall,
-    computed on `device`.
+    """(metric, value, what it was compared with) of each metric.
+
+    These are the Fréchet distances, the inception score and its deviation over ten splits. If the
+    reference has images, precision and recall follow, computed on `device`.
     """
     found: list[tuple[str, Any, Mapping[str, Any]]] = []
     to_images = {"reference_kind": "images", "reference_images": reference.images}
@@ -154,7 +154,7 @@ def _npz_of(path: Path) -> Path:
 
 
 def _settings(file: Path) -> dict[str, Any] | None:
-    """What cfm-lite sample left beside the samples; None where they are somebody else's."""
+    """What cfm-lite sample saved with the samples; None for samples of other programs."""
     if not file.exists():
         return None
     try:
@@ -171,9 +171,7 @@ def _settings(file: Path) -> dict[str, Any] | None:
 
 
 def _size_of(source: Path) -> int:
-    """The side at which samples are measured: that of an npz; of a folder the commonest, to which
-    the others are cropped.
-    """
+    """The side at which samples are measured: that of an npz, or the commonest in a folder."""
     if not source.is_dir():
         return min(next(image_batches(source, 1)).shape[-2:])
     sizes: Counter[tuple[int, int]] = Counter()
@@ -216,7 +214,7 @@ def features_of(
 
 
 def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]:
-    """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder; DataError for anything
+    """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder. DataError for anything
     else.
     """
     if source.is_dir():
@@ -276,9 +274,7 @@ def _rows(member: Any, source: Path, batch: int) -> Iterator[Tensor]:
 def _features_of_reference(
     source: Path, digest: str, extractor: Extractor, size: int, batch: int, progress: bool
 ) -> Features:
-    """Features of the reference's images, from the cache where its content and the network are the
-    same.
-    """
+    """Features of the reference's images: from the cache if content and network are the same."""
     cached = cache_root() / "reference" / f"{digest[:16]}-{extractor.fingerprint[:16]}.npz"
     found = _cached(cached)
     if found is None:

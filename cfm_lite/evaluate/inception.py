@@ -1,11 +1,12 @@
-"""Networks whose features measure images: the Inception-v3 of 2015 that FID was defined with, and a
-small stand-in for tests.
+"""Networks whose features measure images: the Inception-v3 of FID (2015), and a small stand-in for
+tests.
 
 An `Extractor` maps uint8 images (B, 3, H, W) to pooled features (FID, precision, recall), spatial
 features (sFID) and logits (inception score). sFID's 2,023 numbers are the first 7 channels of the
-17 x 17 map after the first branch of the block that TensorFlow calls mixed_6. Reference: Heusel et
-al. 2017 (arXiv:1706.08500); Nash et al. 2021 (arXiv:2103.03841); ADM's evaluator (Dhariwal and
-Nichol 2021), agreement with which was not run here.
+17 x 17 map after the first branch of the block that TensorFlow calls mixed_6.
+
+Reference: Heusel et al. 2017 (arXiv:1706.08500); Nash et al. 2021 (arXiv:2103.03841); ADM's
+evaluator (Dhariwal and Nichol 2021). Agreement with ADM's evaluator was not tested here.
 """
 
 import tempfile
@@ -42,10 +43,10 @@ class Features(NamedTuple):
 
 
 class Extractor(Protocol):
-    """Features of uint8 images (B, 3, H, W); `prefix` stands before the names of metrics that are
-    not the published ones.
+    """Features of uint8 images (B, 3, H, W).
 
-    `widths` says how many numbers the features of FID and of sFID have, before any is computed.
+    `prefix` begins the names of metrics that are not the published ones. `widths` are the numbers
+    of features for FID and sFID.
     """
 
     name: str
@@ -82,11 +83,10 @@ class Inception:
 
 
 class StandIn:
-    """A random network of fixed seed in Inception's place, 64 pooled and 2,023 spatial features, 16
-    logits: for tests and trials.
+    """A random network of fixed seed in Inception's place, for tests and trials.
 
-    Equal images have equal features, and that is all: its numbers mean nothing, and its metrics are
-    called standin_*.
+    It has 64 pooled features, 2,023 spatial ones and 16 logits. Equal images have equal features.
+    Its numbers mean nothing, so its metrics are called standin_*.
     """
 
     name, prefix = "stand-in", "standin_"
@@ -131,11 +131,10 @@ def check_images(images: Tensor) -> Tensor:
 
 
 def inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Inception:
-    """Inception-v3 from the weights in `file`, or fetched once and cached (91 MB).
+    """Inception-v3 from the weights in `file`, or downloaded once and cached (91 MB).
 
-    Raises ConfigError without torch-fidelity (extra `eval`), DataError where the weights cannot be
-    had, CheckpointError where they do not fit. The file is read without running code, and handed on
-    in that form.
+    Raises ConfigError without torch-fidelity (extra `eval`), DataError if the weights cannot be
+    downloaded, CheckpointError if they do not fit. No code in the file is run.
     """
     kind = optional(
         "torch_fidelity.feature_extractor_inceptionv3", "eval"
@@ -176,7 +175,7 @@ def _fetched() -> Path:
 
 
 def open_extractor(source: str | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """Inception-v3 (None: its published weights; a path: that file), or "standin" for the random
-    stand-in.
+    """Inception-v3 with its published weights (None) or those in a file, or "standin" for the
+    random stand-in.
     """
     return StandIn(device=device) if source == "standin" else inception(source, device)

@@ -1,11 +1,10 @@
-"""Judges: small networks trained on the real data, whose labels and features measure samples.
+"""Judges: small networks trained on the real data. Their labels and features measure samples.
 
     image (B, C, S, S) in [-1, 1]  ->  features (B, 64), the last hidden layer  ->  logits (B, 10)
 
-Convention: the Fréchet distance, precision and recall on digits and MNIST are taken in these 64
-features and are called by the judge's name; they are not the Inception distance of the papers. A
-judge's accuracy is measured on rows that it has not seen; the digits' judge also learns from rows
-that no generator sees.
+On small images, Fréchet distance, precision and recall are taken in these 64 features. They are
+named after the judge: they are not the papers' FID. A judge's accuracy is measured on rows that it
+has not seen. The digits' judge learns only from rows that no generator sees.
 """
 
 import hashlib
@@ -65,10 +64,10 @@ SETTINGS = {
 
 
 class Judge(nn.Module):
-    """A classifier of "digits", "mnist" or "cifar10" images; `accuracy` is that on unseen rows, NaN
-    before training, and `seed` its seed.
+    """A classifier of "digits", "mnist" or "cifar10" images.
 
-    Raises ConfigError for an unknown data set, and for images of another shape or dtype.
+    `accuracy` is measured on unseen rows (NaN before training). Raises ConfigError for an unknown
+    data set, and for images of another shape or dtype.
     """
 
     def __init__(self, dataset: str) -> None:
@@ -110,21 +109,21 @@ class Judge(nn.Module):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What is known of this judge beside its weights, as text."""
+        """What a judge's file holds beside the weights, as text."""
         return {"dataset": self.dataset, "seed": str(self.seed), "accuracy": repr(self.accuracy)}
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the facts, and of every weight with its name and shape; results name the judge
-        by it.
+        """SHA-256 of the facts and of every weight, with name and shape. Results name the judge by
+        it.
         """
         return fingerprint(self.state_dict(), json.dumps(self.facts, sort_keys=True))
 
 
 @torch.no_grad()
 def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` of them at a time, on
-    the judge's device.
+    """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` at a time, on the
+    judge's device.
     """
     chunk = check_count("chunk", chunk)
     features = torch.cat(
@@ -134,7 +133,7 @@ def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
 
 
 def _splits(dataset: str, limit: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The rows (x, y) that the judge learns from, and those that it is examined on."""
+    """The rows (x, y) that the judge learns from, and those that test it."""
     if dataset == "mnist":
         return mnist.load("train", limit=limit), mnist.load("test")
     if dataset in cifar10.NAMES:
@@ -144,12 +143,12 @@ def _splits(dataset: str, limit: int | None) -> tuple[tuple[Tensor, Tensor], tup
 
 
 def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = None) -> Judge:
-    """A judge of "digits" (seconds), "mnist" (half a minute) or "cifar10", frozen, with its
-    accuracy on unseen rows.
+    """A frozen judge of "digits" (seconds), "mnist" (half a minute) or "cifar10".
 
-    `limit` takes the first rows alone. The same seed gives the same judge on the same machine,
-    however many threads there are; the global random state is left as it was. Raises ConfigError
-    for an unknown data set, a seed below 0 or a limit below 1, DataError where MNIST is not there.
+    Its accuracy is that on unseen rows. `limit` takes only the first rows. The same seed gives the
+    same judge on the same machine, with any number of threads. The global random state stays as it
+    was. Raises ConfigError for an unknown data set, a seed below 0 or a limit below 1, and
+    DataError for missing files.
     """
     check_choice("dataset", dataset, SETTINGS)
     seed = check_count("seed", seed, low=0)
@@ -166,8 +165,8 @@ def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = N
 
 
 def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Two sets (x, y) of real rows in equal number: what generators learn from, and what is kept
-    from them.
+    """Two sets (x, y) of equally many real rows: what generators learn from, and what they never
+    see.
 
     "digits": the halves "train" and "judge". "mnist" and "cifar10": the first 10,000 training rows
     and the 10,000 test rows.
@@ -181,16 +180,16 @@ def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tens
 
 
 def frechet_real(judge: Judge) -> Tensor:
-    """The Fréchet distance of the two `real_halves` in the judge's features: what real data score,
-    the floor for samples.
+    """The Fréchet distance of the two `real_halves` in the judge's features: what real data
+    reach.
     """
     (x, _), (x_other, _) = real_halves(judge.dataset)
     return frechet(assess(judge, x)[1], assess(judge, x_other)[1])
 
 
 def save_judge(judge: Judge, path: str | os.PathLike[str]) -> None:
-    """Write the weights as safetensors, with the facts and the fingerprint in the header; the file
-    appears whole or not at all.
+    """Write the weights as safetensors, with facts and fingerprint in the header, whole or not at
+    all.
     """
     publish(_as_file(judge), Path(path))
 
@@ -203,10 +202,10 @@ def _as_file(judge: Judge) -> bytes:
 
 
 def load_judge(path: str | os.PathLike[str]) -> Judge:
-    """The judge of a file that `save_judge` wrote, frozen, on the host.
+    """The judge in a file that `save_judge` wrote, frozen, on the host.
 
-    Raises CheckpointError where there is none, and CheckpointCorruptError where its content is not
-    what its fingerprint says.
+    Raises CheckpointError if there is no file, and CheckpointCorruptError if its content does not
+    fit its fingerprint.
     """
     path = Path(path)
     if not path.is_file():
@@ -245,16 +244,14 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
 
 
 def judge_file(dataset: str) -> str:
-    """The name of the file of the judge with seed 0: other settings have another name, so an old
-    file is never taken for a new one.
-    """
+    """The file name of the judge with seed 0. Other settings give another name."""
     settings = hashlib.sha256(repr(SETTINGS[dataset]).encode()).hexdigest()[:12]
     return f"judge-{dataset}-{settings}.safetensors"
 
 
 def judge_for(dataset: str) -> Judge:
     """The judge of a data set with seed 0: the shipped one, else a cached one, else trained now and
-    kept in the cache.
+    cached.
     """
     check_choice("dataset", dataset, SETTINGS)
     path = cache_root() / "judges" / judge_file(dataset)

@@ -1,6 +1,4 @@
-"""What is measured of samples without images of others: against held-out data, and in the features
-of the data set's judge.
-"""
+"""Samples measured against held-out data, and in the features of the data set's judge."""
 
 import torch
 from torch import Tensor
@@ -25,21 +23,20 @@ ALL_PAIRS = (
 
 
 def judge_of(name: str) -> Judge | None:
-    """The judge of an image set, or of the images that its latents stand for; points need none."""
+    """The judge of an image set; for latents, of their images; None for points."""
     name = PIXELS.get(name, name)
     return judge_for(name) if name in SETTINGS else None
 
 
 @torch.no_grad()
 def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> dict[str, float]:
-    """{metric: value} of samples (N, *dims) that were asked for with labels `y` (N,); latents are
-    decoded first.
+    """{metric: value} of samples (N, *dims) drawn for labels `y` (N,). Latents are decoded first.
 
-    With a judge: accuracy in [0, 1], Fréchet distance in its features against held-out rows (1,000,
-    or N where N is larger), the Fréchet distance of as many training rows to them, precision and
-    recall of at most 2,000 rows, and nearest_ratio (below 0.9: memorised), which larger sets than
-    the digits leave out: it takes all pairs. Without one, for points: class accuracy under the
-    exact posterior, sliced Wasserstein distance and MMD to the held-out points.
+    With a judge: accuracy in [0, 1]; frechet, the Fréchet distance in its features to held-out rows
+    (1,000, or N if larger); frechet_real, that of as many training rows; precision and recall of at
+    most 2,000 rows; and for sets as small as the digits nearest_ratio (below 0.9: memorised), which
+    takes all pairs. For points: class accuracy under the exact posterior, sliced Wasserstein
+    distance and MMD to held-out points.
     """
     if judge is None:
         return _measure_points(samples, y, data)
@@ -63,19 +60,19 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
 
 
 def reference_rows(n: int, data: DataSet, judge: Judge | None) -> Tensor:
-    """The held-out rows that `n` samples are held against: for points the first n, for images
-    1,000, or n where that is more.
+    """The held-out rows that `n` samples are compared with: n points, or 1,000 images (n if
+    larger).
     """
     held = data.images.held_x1
     return held[:n] if judge is None else _some(held, max(COMPARED, n))
 
 
 def _some(x: Tensor, count: int) -> Tensor:
-    """`count` rows of real `x`, or all where it has fewer, evenly spaced: the halves of MNIST's
-    test rows are by different writers.
+    """`count` rows of real `x`, evenly spaced, or all: MNIST's test rows change writers in the
+    middle.
 
-    Samples are cut by taking the first rows instead: their labels run through the classes, and a
-    stride would drop some of them.
+    Samples are cut to their first rows instead: their labels run through the classes, and a stride
+    would drop some.
     """
     n = min(count, len(x))
     return x[
@@ -97,8 +94,8 @@ def _measure_points(samples: Tensor, y: Tensor, data: DataSet) -> dict[str, floa
 
 
 def _posterior_accuracy(samples: Tensor, y: Tensor, mixture: GaussianMixture) -> Tensor:
-    """The fraction whose most likely class under the exact mixture (with class priors) is the one
-    asked for.
+    """The share of samples whose most likely class, under the exact mixture with its priors, is
+    `y`.
     """
     ones = torch.ones(len(samples), dtype=samples.dtype)
     prior = torch.stack([mixture.weights[mixture.labels == c].sum().log() for c in mixture.classes])

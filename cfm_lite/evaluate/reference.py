@@ -1,12 +1,11 @@
-"""What samples are held against: images, or the statistics that some program computed of a whole
-set, or both in one file.
+"""What samples are compared with: images, the statistics of a whole set, or both in one file.
 
     ADM            arr_0 (10,000 images), mu, sigma, mu_s, sigma_s (statistics of all 1.28 million)
     pytorch-fid    mu, sigma                       EDM, clean-fid: the same two
 
-A Fréchet distance is taken to the statistics where they are; images are for precision and recall,
-which need rows. A distance to images is called by their number, fid_to_10000_images: it is 1 to 5
-above that to the whole set, and never bears its name. Nothing is unpickled.
+A Fréchet distance is taken to the statistics, if there are any. Precision and recall need images. A
+distance to images is named after their number, such as fid_to_10000_images: it is 1 to 5 larger
+than the distance to the whole set, so it has another name. Nothing is unpickled.
 """
 
 import zipfile
@@ -51,12 +50,13 @@ class Reference:
 
     @property
     def images(self) -> int:
-        """How many images it holds."""
+        """The number of images."""
         return 0 if self.features is None else len(self.features.pool)
 
     def distance(self, metric: str, rows: Tensor) -> tuple[str, Tensor] | None:
-        """(name, Fréchet distance) of the rows (N, d) of samples, for "fid" or "sfid"; None where
-        the reference has neither.
+        """(name, Fréchet distance) of the rows (N, d) of samples, for "fid" or "sfid".
+
+        None if the reference has neither statistics nor images.
         """
         if metric in self.statistics:
             return metric, metrics.frechet_to(rows, *self.statistics[metric])
@@ -67,7 +67,7 @@ class Reference:
 
     @property
     def holds(self) -> str:
-        """What it is, in words."""
+        """What the reference holds, in words."""
         known = " and ".join(
             f"{metric} from {' and '.join(STATISTICS[metric])}" for metric in self.statistics
         )
@@ -81,7 +81,7 @@ class Reference:
 
 
 def refuse_pickles(path: Path) -> None:
-    """Raise UntrustedFileError for a file that could only be read by running what is in it."""
+    """Raise UntrustedFileError for a file that can only be read by running code in it."""
     with open(path, "rb") as file:
         start = file.read(2)
     pickled = start[:1] == b"\x80" or path.suffix.lower() in PICKLES
@@ -97,8 +97,8 @@ def refuse_pickles(path: Path) -> None:
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of the arrays in an npz; DataError where it is missing or none, UntrustedFileError
-    for a pickle.
+    """The names of the arrays in an npz. DataError if there is no npz, UntrustedFileError for a
+    pickle.
     """
     try:
         refuse_pickles(path)
@@ -117,11 +117,11 @@ def names_in(path: Path) -> list[str]:
 
 
 def statistics_of(path: Path, extractor: Extractor) -> dict[str, Statistics]:
-    """The statistics in an npz by metric, none where it holds none.
+    """The statistics in an npz by metric; empty if there are none.
 
-    Raises DataError for half of a pair, for features of another width than the extractor's, for
-    numbers that are not finite, and for what is no covariance; UntrustedFileError for objects in
-    place of numbers.
+    Raises DataError for one of a pair, for another number of features than the extractor's, for
+    numbers that are not finite, and for a matrix that is no covariance. Raises UntrustedFileError
+    for objects in place of numbers.
     """
     names, found = names_in(path), {}
     for metric, pair in STATISTICS.items():
@@ -177,9 +177,7 @@ def _checked(
 
 
 def _array(path: Path, name: str) -> Tensor:
-    """One array of real floating-point numbers, all of them finite, in the precision in which it
-    was saved.
-    """
+    """One array of finite real numbers, in the precision in which it was saved."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = archive.getinfo(f"{name}.npy").file_size

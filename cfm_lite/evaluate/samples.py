@@ -1,7 +1,8 @@
-"""Samples and their numbers: one evaluator for the samples of every run, and for anybody's images.
+"""The samples of a run and their numbers: one evaluator for every run, and for any folder of
+images.
 
-Without a reference, samples of cfm-lite sample are held against the held-out rows of their data
-set. With one, images are held against images or statistics.
+Without a reference, samples of cfm-lite sample are compared with the held-out rows of their data
+set. With a reference, images are compared with images or statistics.
 """
 
 import hashlib
@@ -39,8 +40,8 @@ LIMIT = 2**32  # bytes of samples in one file
 def evaluate(
     samples: Path, reference: Path | None, inception: str | None, out: Path | None, device: str
 ) -> str:
-    """Measure samples, against the images of `reference` if there is one; returns the card and the
-    table to print.
+    """Measure samples, against `reference` if there is one. Returns the card and the table to
+    print.
     """
     if reference is None:
         rows, path = evaluate_file(samples, out)
@@ -61,17 +62,17 @@ def evaluate(
 
 
 def save_samples(path: Path, x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> None:
-    """Write samples (N, *dims), labels (N,) and what decided them as one npz."""
+    """Write samples (N, *dims), labels (N,) and their settings as one npz."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, x=x.numpy(), y=y.numpy(), settings=np.array(json.dumps(settings)))
     write_bytes(path, buffer.getvalue())
 
 
 def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(x, y, settings) of a file that `save_samples` wrote, or of the samples.npz in a folder; the
-    recipe is settings["recipe"].
+    """(x, y, settings) of a file that `save_samples` wrote, or of the samples.npz in a folder.
 
-    Raises DataError if it is missing, damaged or another kind of file.
+    settings["recipe"] is the recipe. Raises DataError for a file that is missing, damaged or of
+    another kind.
     """
     path = _npz_of(path)
     if path.is_dir():
@@ -120,8 +121,8 @@ def _npz_of(path: str | Path) -> Path:
 
 
 def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list[Row], Path]:
-    """Measure the samples in an npz; returns flat rows, each with its card, and the metrics.json
-    that they were written to.
+    """Measure the samples in an npz. Returns flat rows, each with its card, and their
+    metrics.json.
     """
     x, y, settings = load_samples(path)
     target = check_file(

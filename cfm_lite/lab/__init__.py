@@ -1,11 +1,13 @@
-"""Paired experiments: methods x seeds x sampler settings, from one starting point, with the
-controls that need no retraining.
+"""Paired experiments: methods x seeds x samplers from one starting point, with controls without
+training.
 
-`arms` says what is compared and `measures` by what; `suites` says which experiments there are;
-`jobs`, `sweep` and `store` run them, and can be stopped at any time; `costs` times training steps;
-`statistics` and `results` read the rows; `figures` draws them, and `readme` fills the numbers into
-the report's sentences, which stand in report.md. Results are flat rows, one per method x seed x
-setting x metric; means and intervals are computed from the rows, never stored.
+`arms` are what is compared, `measures` what is measured, and `suites` the experiments. `jobs`,
+`sweep` and `store` run them; they can be stopped at any time. `costs` times training steps.
+`statistics` and `results` read the rows, `figures` draws them, and `readme` fills their numbers
+into the sentences of report.md.
+
+Results are flat rows, one per method x seed x setting x metric. Means and intervals are computed
+from the rows, never stored.
 """
 
 from cfm_lite.lab.arms import ARMS, Arm, balanced_labels, draw_samples, trained_recipe, velocity

@@ -1,5 +1,5 @@
-"""What a training step costs: all arms of a core in turn, in one process, so that a busy machine
-slows each of them alike.
+"""The cost of a training step. All arms of a core take turns in one process, so a busy machine
+slows all.
 """
 
 import time
@@ -29,12 +29,12 @@ def training_costs(
     rounds: int = ROUNDS,
     changes: Mapping[str, Any] | None = None,
 ) -> list[Row]:
-    """A row for each arm of the suite's core that is trained: the median of `value`, the seconds of
-    a step, over the rounds, and of `relative`, that time over plain FM's in the same round, with
-    its quartiles `low` and `high`.
+    """A row for each trained arm of the suite's core.
 
-    A round is one step of each, beginning with another one each time; on a CPU with one thread.
-    Raises ConfigError for an unknown suite or field, and for fewer than two rounds.
+    `value` is the median seconds of a step. `relative` is the median of that time over plain FM's
+    in the same round, with its quartiles `low` and `high`. A round is one step of each arm, and
+    each round begins with another arm. On a CPU there is one thread. Raises ConfigError for an
+    unknown suite or field, and for fewer than two rounds.
     """
     check_choice("suite", suite, SUITES)
     rounds = check_count("rounds", rounds, 2)
@@ -67,9 +67,7 @@ def training_costs(
 
 
 def _stepper(recipe: Recipe, data: DataSet, device: str, steps: int) -> Callable[[], float]:
-    """A function that takes one of so many steps of a training and says how many seconds that
-    took.
-    """
+    """A function that takes one of `steps` training steps and returns its seconds."""
     source = batches(data.x1.to(device), data.y.to(device), size=recipe.batch, seed=recipe.seed)
     training = build_trainer(recipe, build_model(recipe, data).to(device)).run(source, steps)
 

@@ -1,10 +1,11 @@
-"""Why an arm does what it does: how straight it goes, how short its velocities are, what became of
-its features.
+"""Diagnostics of an arm: how straight its paths are, how short its velocities, what its features
+became.
 
-    deficit(t) = E|v(x_t, t, y)| / E|u_t|        below 1 for a conditional mean, and 1/(1 - lambda) longer for scaled FM
+    deficit(t) = E|v(x_t, t, y)| / E|u_t|    below 1 for a conditional mean,
+                                             and 1/(1 - lambda) times as large for scaled FM
 
-In the plane the exact distribution is known, so there the field, the ends of the paths and the classes are
-held against it.
+In the plane the exact distribution is known. There the field, the ends of the paths and the classes
+are compared with it.
 """
 
 from functools import cache
@@ -34,12 +35,12 @@ EXACT_STEPS = 100  # Heun steps of the exact flow; its error is far below that o
 def path_values(
     arm: Arm, run: Run, data: DataSet, samples: Tensor, y: Tensor, steps: int, solver: str
 ) -> dict[str, float]:
-    """{metric: value} of the ways that lead to `samples` (N, *dims) with labels `y`: straightness,
-    which the SDE does not have.
+    """{metric: value} of the paths to `samples` (N, *dims) with labels `y` (N,).
 
-    In the plane also drift (the path is less likely than the exact one, in nats),
-    trajectory_error (the mean distance to where the exact flow carries the same noise) and
-    class_separation (the distance of the two class means over the exact one).
+    The ODE solvers have straightness. In the plane there are also drift (how much less likely the
+    path is than the exact one, in nats), trajectory_error (the mean distance to the exact flow's
+    end for the same noise) and class_separation (the distance of the two class means over the exact
+    one).
     """
     values: dict[str, Any] = {}
     x0, mixture = noise_of(data, len(y), run.recipe.seed), data.mixture
@@ -69,9 +70,7 @@ def path_values(
 
 @cache
 def _exact_ends(name: str, n: int, seed: int, path: str) -> Tensor:
-    """Where the exact flow of a mixture carries the noise of `n` samples, their labels running
-    through the classes.
-    """
+    """Where the exact flow of a mixture takes the noise of `n` samples with labels in turn."""
     mixture = toy.mixture(name)
     classes = int(mixture.labels.max()) + 1
     x0 = torch.randn(
@@ -90,12 +89,12 @@ def _separation(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
-    """{metric: value} of an arm's velocity and its network, at held-out data with the same noise
-    for all arms and seeds.
+    """{metric: value} of an arm's velocity and network, at held-out data with the same noise for
+    all arms.
 
-    velocity_deficit, the mean of velocity_deficit_at_T over five times; in the plane field_error,
-    the relative distance to the exact velocity; and for arms that are sampled as trained,
-    feature_norm and feature_rank of the recipe's `block`.
+    These are velocity_deficit, the mean of velocity_deficit_at_T over five times; in the plane
+    field_error, the relative distance to the exact velocity; and for arms that are sampled as
+    trained, feature_norm and feature_rank of the recipe's `block`.
     """
     x1, y = data.held_x1[:ROWS], data.held_y[:ROWS]
     device, path = next(run.model.parameters()).device, PATHS[run.recipe.path]

@@ -1,4 +1,4 @@
-"""The report's figures, and tables of differences, each a function of the rows."""
+"""The report's figures and its tables of differences, each a function of the rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -62,7 +62,7 @@ def title(method: str) -> str:
 def _settings(results: Results, suite: str, group: str) -> Sequence[tuple[str, Place]]:
     """(name, place of plain FM) of each way in which a group was trained or sampled.
 
-    Where the core has another value of the same recipe field, it stands among them.
+    The core's value of the same recipe field is added.
     """
     variants = results.known(suite, group, "variant")
     if variants in ([], [""]):
@@ -87,9 +87,7 @@ def _named(variant: str) -> str:
 
 
 def differences_table(results: Results, suite: str, group: str) -> Iterator[str]:
-    """A group as Markdown: a row for each setting, a column for each method; clear differences are
-    bold.
-    """
+    """A group as Markdown: a row per setting, a column per method. Clear differences are bold."""
     methods = [m for m in results.methods(suite, group) if m != "fm"]
     yield f"\n| {LABELS.get(group, group)} | FM | {' | '.join(map(title, methods))} |"
     yield f"|---|---|{'---|' * len(methods)}"
@@ -113,7 +111,9 @@ def _panel(suite: str, xlabel: str = "", metric: str = "") -> Panel:
 def _drawn_rows(
     build: Build, marked: str = "", metric: str = "", best_first: bool = False
 ) -> Callable[[Results], Picture | None]:
-    """A figure with a row for each difference that `build` names; the `marked` ones on a band."""
+    """A figure with a row for each difference of `build`. Labels with the word `marked` get a
+    band.
+    """
 
     def draw(results: Results) -> Picture | None:
         blocks: dict[Panel, list[tuple[str, Difference]]] = {}
@@ -131,7 +131,9 @@ def _drawn_rows(
 
 
 def _controls(results: Results, suite: str) -> Rows:
-    """Each repelling method beside its control, what is left of it, and its debiased form."""
+    """Each repelling method beside its control, the difference of the two, and its debiased
+    form.
+    """
     for method, control in CONTROLS.items():
         mine, held = (Place(name, nfe=results.nfes(suite)[-1]) for name in (method, control))
         yield title(control), held, None
@@ -151,7 +153,7 @@ def _perturbations(results: Results, suite: str) -> Rows:
 
 
 def _pairs(results: Results, suite: str) -> Rows:
-    """The four forms of the dispersive loss, without positive pairs and with two kinds of them."""
+    """The four forms of the dispersive loss: without positive pairs, and with two kinds of them."""
     for name, place in _settings(results, suite, "counterparts"):
         for method, kind in PAIRS.items():
             yield f"{name}, {kind}", replace(place, method=method), None
@@ -163,7 +165,9 @@ def _recall(results: Results, suite: str) -> Rows:
 
 
 def norms(results: Results) -> Picture | None:
-    """The length of the features over FM's, and the difference, for every dispersive arm."""
+    """For every dispersive arm: the length of its features over FM's, against the difference to
+    FM.
+    """
     blocks: dict[Panel, list[tuple[str, float, Difference]]] = {}
     for suite in results.suites:
         core = Place(nfe=results.nfes(suite)[-1])
@@ -189,8 +193,9 @@ def _drawn_curves(
     columns: int = 0,
     **look: Any,
 ) -> Callable[[Results], Picture | None]:
-    """A figure with the differences against the settings of each group, solver and suite; a column
-    for each suite unless `columns` is given.
+    """A figure with the differences against the settings of each group, solver and suite.
+
+    Each suite has a column unless `columns` is given.
     """
 
     def draw(results: Results) -> Picture | None:
@@ -231,7 +236,7 @@ FIGURES: Mapping[str, Callable[[Results], Picture | None]] = {
 
 
 def quality_figure(suite: str, rows: Sequence[Row]) -> Picture:
-    """Quality against steps of FM and what was trained otherwise; controls would hide them."""
+    """Quality against steps of FM and the trained methods. Controls would hide them."""
     measured = {row["metric"] for row in rows}
     others = ("accuracy",) if suite != "toy" else ("trajectory_error", "class_separation")
     shown = [quality(suite), *(name for name in others if name in measured)]

@@ -1,8 +1,8 @@
 """The unit of work of a sweep: one training, and every trial that is sampled from it.
 
-A `Trial` is an arm of a variant with one seed; its key is a hash of all that decides its rows, so a
-finished trial is known wherever it is met again, in a longer sweep or in another group. Trials
-whose trainings are equal share a `Job`.
+A `Trial` is an arm of a variant with one seed. Its key is a hash of all that its rows depend on, so
+a finished trial is recognised in a longer sweep or in another group. Trials with equal trainings
+share a `Job`.
 """
 
 import dataclasses
@@ -36,9 +36,7 @@ def key_of(value: Any) -> str:
 
 
 def _told(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe that are not at their default: a field that is added later changes no
-    key.
-    """
+    """The fields of a recipe that differ from their default. So a new field changes no old key."""
     return {
         f.name: getattr(recipe, f.name)
         for f in dataclasses.fields(recipe)
@@ -48,9 +46,7 @@ def _told(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One arm of one variant with one seed: the recipe that it is trained and changed by, and how
-    it is sampled.
-    """
+    """One arm of one variant with one seed: its recipe, and how it is sampled."""
 
     group: str
     variant: str
@@ -60,13 +56,13 @@ class Trial:
 
     @cached_property
     def training(self) -> Recipe:
-        """The recipe of its training, equal for all trials that share one."""
+        """The recipe of its training. It is equal for all trials that share a training."""
         return trained_recipe(self.recipe)
 
     @cached_property
     def key(self) -> str:
-        """The name of its rows; the fields that only a change of the velocity reads count where
-        there is a change.
+        """The name of its rows. Fields that only a change of the velocity reads count only if there
+        is one.
         """
         ways = [dataclasses.asdict(way) for way in self.samplings]
         read = (
@@ -97,7 +93,7 @@ class Job:
 
 
 def jobs_of(trials: Iterable[Trial]) -> list[Job]:
-    """The jobs that give `trials`, in the order in which their trainings are first met."""
+    """The jobs that give `trials`, in the order in which their trainings first appear."""
     table: dict[str, tuple[Recipe, dict[str, Trial]]] = {}
     for trial in trials:
         training = trial.training
@@ -128,8 +124,8 @@ def _row_seconds(architecture: tuple[Any, ...], device: str) -> float:
 
 
 def estimate(job: Job, device: str = "cpu") -> float:
-    """About how many seconds a job takes, from one timed forward pass of its network; a weight for
-    the bar, not a promise.
+    """About how many seconds a job takes, from one timed forward pass. It serves as a weight for
+    the bar.
     """
     r = job.training
     architecture = tuple(
@@ -147,11 +143,11 @@ def run_job(
     keep: bool = False,
     report: Callable[[float], None] = lambda share: None,
 ) -> None:
-    """Train, sample and measure; leaves PARTS/KEY.json for each trial as it is finished.
+    """Train, sample and measure. Writes PARTS/KEY.json for each finished trial.
 
-    With `keep` the training has a folder in PARTS, from which a stopped one resumes. `report` is
-    told the share that is done, in [0, 1]. Divergence, of the training or of samples, is a result:
-    a row of metric "diverged" says what happened.
+    With `keep` the training has a folder in PARTS, and a stopped one resumes from it. `report` is
+    called with the share that is done, in [0, 1]. Divergence, of the training or of samples, is a
+    result: a row of metric "diverged" describes it.
     """
     data, judge = _data(job.training.dataset), judge_of(job.training.dataset)
     training = min(

@@ -1,5 +1,5 @@
-"""From samples to flat rows: what is measured of each arm, against held-out data and in the
-features of the data set's judge.
+"""From samples to flat rows: what is measured of each arm, against held-out data and by the
+judge.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an arm is sampled: the solver, its network evaluations per sample, the guidance scale,
-    and how many samples.
+    """How an arm is sampled: solver, network evaluations per sample, guidance scale, number of
+    samples.
     """
 
     solver: str = "euler"
@@ -62,15 +62,15 @@ class Sampling:
 
     @property
     def rows(self) -> int:
-        """Rows that the network computes for all samples."""
+        """The rows that the network computes for all samples."""
         return self.samples * evaluations(self.solver, self.steps, self.guidance).rows
 
 
 def sample_rows(
     arm: Arm, run: Run, data: DataSet, judge: Judge | None, sampling: Sampling
 ) -> list[Row]:
-    """Sample one arm in one way and measure it: flat rows. Raises DivergenceError where samples are
-    not finite.
+    """Sample one arm in one way and measure it: flat rows. DivergenceError if samples are not
+    finite.
     """
     y = balanced_labels(data.num_classes, sampling.samples)
     recipe = run.recipe.changed(guidance=sampling.guidance)
@@ -98,17 +98,15 @@ def field_rows(arm: Arm, run: Run, data: DataSet, sampling: Sampling) -> list[Ro
 def rows_of(
     arm: Arm, run: Run, data: DataSet, judge: Judge | None, *, nfes: Sequence[int], n: int
 ) -> list[Row]:
-    """Sample one arm with the recipe's solver and each number of evaluations in `nfes`, and measure
-    it: flat rows.
-    """
+    """Flat rows of one arm, with the recipe's solver and each number of evaluations in `nfes`."""
     r, calls = run.recipe, EVALUATIONS[run.recipe.solver]
     ways = [Sampling(r.solver, max(1, nfe // calls) * calls, r.guidance, n) for nfe in nfes]
     return [row for way in ways for row in sample_rows(arm, run, data, judge, way)]
 
 
 def row_base(method: str, recipe: Recipe, n: int, steps: int, solver: str | None = None) -> Row:
-    """What a row says of where its value comes from; `steps` of the solver (the recipe's) become
-    evaluations (nfe).
+    """The fields of a row beside metric and value. `steps` of the solver become evaluations
+    (nfe).
     """
     solver = solver or recipe.solver
     return {

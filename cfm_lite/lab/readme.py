@@ -1,16 +1,16 @@
-"""data/results/README.md and its figures, from the JSON files in the folder and from nothing else.
+"""data/results/README.md and its figures, made only from the JSON files in that folder.
 
-Sentences are written by hand in `report.md`; this file fills in numbers, tables and verdicts. A
-mark in that template is {{WORD: PLACES}}:
+People write the sentences, in `report.md`. This file fills in numbers, tables and verdicts. A mark
+in that template is {{WORD: PLACES}}:
 
     {{gain: digits vecor,repa}}                  a verdict, which must hold at each of the places
     {{difference: digits vecor nfe=2}}           a number at one place: also mean, percent, ratio
-    {{suite: digits}}                            what a program makes: see MADE
+    {{suite: digits}}                            made by a function, see MADE
 
-PLACES are SUITES METHODS [GROUP | GROUP/VARIANTS] [nfe= | sampler= | guidance= | base= | metric=],
-each a list with commas, every one with every other; a semicolon divides several such. The base is
-plain FM, or another method, `control` for the method's own control, `core` for the same method with
-the settings of the core.
+PLACES are SUITES METHODS [GROUP | GROUP/VARIANTS] [nfe= | sampler= | guidance= | base= | metric=].
+Each is a list with commas, and all combinations are meant. A semicolon separates several PLACES.
+The base is plain FM unless given: a method, `control` for the method's own control, or `core` for
+the same method with the settings of the core.
 """
 
 import re
@@ -61,11 +61,11 @@ HEADS = {  # {metric: its head in a table}
 
 
 class Missing(Exception):
-    """A mark whose rows were not measured; its text is the command that measures them."""
+    """The rows of a mark were not measured. Its text is the command that measures them."""
 
 
 class Cell(NamedTuple):
-    """A place of a mark, what it is compared with, and by which metric."""
+    """A place of a mark, its base, and its metric."""
 
     suite: str
     place: Place
@@ -73,7 +73,7 @@ class Cell(NamedTuple):
     metric: str
 
     def difference(self, results: Results) -> Difference:
-        """The paired difference; Missing without pairs."""
+        """The paired difference. Raises Missing without pairs."""
         found = results.difference(self.suite, self.place, self.metric, self.base)
         if found is None:
             raise Missing(f"cfm-lite compare {self.suite} --group {self.place.group}")
@@ -82,7 +82,7 @@ class Cell(NamedTuple):
 
 @dataclass
 class Filled:
-    """A filled template, and the lines with a verdict word that its rows contradict."""
+    """A filled template, and the lines with a verdict that the rows contradict."""
 
     text: str = ""
     contradicted: list[str] = field(default_factory=list)
@@ -113,7 +113,7 @@ def cells(results: Results, text: str) -> Iterator[Cell]:
 
 
 def _verdict(results: Results, word: str, text: str) -> str:
-    """The word, or, where rows contradict it, the word struck out and what they say instead."""
+    """The word. If rows contradict it: the word struck out, and what the rows say."""
     wrong: dict[str, None] = {}
     for cell in cells(results, text):
         said = said_of(cell.difference(results))
@@ -138,9 +138,8 @@ def _number(results: Results, word: str, text: str) -> str:
 def fill_in(results: Results, template: str = "", drawn: Mapping[str, Any] = FIGURES) -> Filled:
     """Fill the template, `report.md` unless another is given, from the rows.
 
-    A line whose rows are missing is left out, and its section ends with the command that measures
-    them; a line of a table says so in its cell. A picture stays if it is in `drawn`, or is a
-    suite's own.
+    A line without rows is left out, and its section ends with the command that measures them. In a
+    table the cell says so. A picture stays only if it is in `drawn`.
     """
     filled, lines, missing = Filled(), [], {}
     for line in [*(template or TEMPLATE.read_text(encoding="utf-8")).splitlines(), "## "]:
@@ -172,10 +171,9 @@ def _filled(results: Results, word: str, text: str) -> str:
 
 
 def write_report(folder: str | Path) -> list[Path]:
-    """Write README.md and the figures of all suites whose rows are in `folder`; returns the paths.
+    """Write README.md and the figures of all suites with rows in `folder`. Returns the paths.
 
-    Called twice, or on copies of the files elsewhere, it leaves the same bytes. Raises DataError
-    where there are no rows.
+    Equal rows give equal bytes. Raises DataError if there are no rows.
     """
     folder = Path(folder)
     results = Results(folder)
@@ -192,8 +190,8 @@ def write_report(folder: str | Path) -> list[Path]:
 
 
 def _core(results: Results, suite: str) -> Iterator[str]:
-    """The core of a suite at its largest number of evaluations: mean ± standard deviation over the
-    seeds, a row for each method.
+    """A suite's core at its largest number of evaluations: mean ± standard deviation over seeds, a
+    row a method.
     """
     top = results.nfes(suite)[-1]
     shown = [name for name in HEADS if name in results.known(suite, "core", "metric")]
@@ -212,7 +210,7 @@ def _mean(results: Results, suite: str, place: Place, metric: str) -> str:
 
 
 def _verdicts(results: Results, *suites: str) -> Iterator[str]:
-    """The methods of all suites' cores: interval and verdict of each, suite by suite."""
+    """Interval and verdict for the methods of all suites' cores, suite by suite."""
     found = [suite for suite in suites if suite in results.suites]
     if not found:
         raise Missing(f"cfm-lite compare {suites[0]}")
@@ -243,7 +241,7 @@ def _groups(results: Results, suite: str) -> Iterator[str]:
 
 
 def _suite(results: Results, suite: str) -> Iterator[str]:
-    """A suite's facts and tables; of a miniature, which has no numbers to show, the facts alone."""
+    """A suite's facts and tables. A miniature has only facts, because its numbers mean nothing."""
     small = results.miniatures.get(suite)
     store = small or results.suites.get(suite)
     if store is None:
@@ -266,7 +264,7 @@ def _suite(results: Results, suite: str) -> Iterator[str]:
 
 
 def _facts(store: Store) -> Iterator[str]:
-    """How the rows were made, as a list; files of an older kind say less."""
+    """How the rows were made, as a list. Older files say less."""
     info = store.info()
     sittings = info.get("sittings") or [{"facts": info.get("facts", {}), "command": ""}]
     facts = [sitting["facts"] for sitting in sittings if sitting["facts"]]
@@ -291,7 +289,7 @@ def _facts(store: Store) -> Iterator[str]:
 
 
 def _other_settings(suite: str, info: dict[str, Any]) -> list[str]:
-    """The fields of the core's recipe that are not the suite's."""
+    """The fields of the core's recipe that differ from the suite's."""
     mine = info.get("groups", {}).get("core", info).get("recipe", {})
     own = SUITES[suite].base("core", {}).as_dict() | {"dataset": SUITES[suite].dataset}
     return [
@@ -302,7 +300,7 @@ def _other_settings(suite: str, info: dict[str, Any]) -> list[str]:
 
 
 def _costs(store: Store) -> Iterator[str]:
-    """What a training step of each method costs, relative to FM's."""
+    """The cost of a training step of each method, relative to FM's."""
     for fm in store.costs()[:1]:
         yield (
             f"A training step of FM with {fm['batch']} rows takes {1000 * fm['value']:.1f} ms on "

@@ -1,4 +1,4 @@
-"""What was measured, read from a folder of rows: values by seed, and paired differences."""
+"""The measured rows of a folder: values by seed, and paired differences."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ LOWER_IS_BETTER = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands: the group's file and all that its seeds have in common."""
+    """What identifies a value, beside suite, metric and seed."""
 
     method: str = "fm"
     group: str = "core"
@@ -50,12 +50,14 @@ class Results:
 
     @cached_property
     def suites(self) -> Mapping[str, Store]:
-        """The suites whose core was run. A miniature is none: its numbers mean nothing."""
+        """The suites whose core was run in full. Miniatures are left out: their numbers mean
+        nothing.
+        """
         return {name: store for name, (store, small) in self._stores.items() if not small}
 
     @cached_property
     def miniatures(self) -> Mapping[str, Store]:
-        """The suites of which only a miniature was run."""
+        """The suites with only a miniature."""
         return {name: store for name, (store, small) in self._stores.items() if small}
 
     @cached_property
@@ -80,7 +82,7 @@ class Results:
         return {(suite, place) for suite, place, _ in self._values}
 
     def rows(self, suite: str, group: str = "core") -> Sequence[Row]:
-        """The rows of a group; none where it was not run."""
+        """The rows of a group; empty if it was not run."""
         return self._rows.get((suite, group), [])
 
     def known(self, suite: str, group: str, field: str) -> list[Any]:
@@ -100,20 +102,21 @@ class Results:
         return dict(self._values.get((suite, place, metric), {}))
 
     def mean(self, suite: str, place: Place, metric: str) -> float:
-        """The mean over the seeds; NaN where there are none."""
+        """The mean over the seeds; NaN if there are none."""
         values = list(self.values(suite, place, metric).values())
         return float(np.mean(values)) if values else float("nan")
 
     def base(self, suite: str, place: Place) -> Place:
-        """The plain FM that `place` is compared with: of its own variant, else of the core."""
+        """Plain FM to compare `place` with: of its own variant if it was run, else of the core."""
         here = replace(place, method="fm")
         return here if (suite, here) in self._places else replace(here, group="core", variant="")
 
     def difference(
         self, suite: str, place: Place, metric: str | None = None, base: Place | None = None
     ) -> Difference | None:
-        """The paired difference of `place` to `base` (plain FM) in `metric` (the suite's measure of
-        quality); None without pairs.
+        """The paired difference of `place` to `base` in `metric`; None without pairs.
+
+        Defaults are plain FM and the suite's measure of quality.
         """
         metric, base = metric or quality(suite), base or self.base(suite, place)
         mine, other = (self.values(suite, at, metric) for at in (place, base))
@@ -122,26 +125,27 @@ class Results:
 
 
 def quality(suite: str) -> str:
-    """The metric that says how near the samples of a suite are to the data."""
+    """The metric of a suite that measures how near samples are to the data."""
     return "sliced_wasserstein" if suite == "toy" else "frechet"
 
 
 def said_of(d: Difference) -> str:
-    """What the statistics allow to be said: "gains", "loses" or "no clear difference"."""
+    """The verdict of the statistics: "gains", "loses" or "no clear difference"."""
     if not d.clear:
         return "no clear difference"
     return "gains" if (d.mean < 0) == (d.metric in LOWER_IS_BETTER) else "loses"
 
 
 def number(value: float, sign: bool = False) -> str:
-    """`value` with three digits, and a true minus sign."""
+    """`value` with three digits and a true minus sign."""
     form = ".5f" if 0 < abs(value) < 10**-3 else ".3g" if abs(value) < 10**3 else ",.0f"
     return f"{value:{'+' if sign else ''}{form}}".replace("-", "−")
 
 
 def interval(d: Difference) -> str:
-    """Mean, 95 % bootstrap interval and number of seeds; Student's interval, too, where it alone
-    contains zero.
+    """Mean, 95 % bootstrap interval and number of seeds.
+
+    Student's interval is added if it alone contains zero.
     """
     if d.seeds < 2:
         return f"{number(d.mean, True)}, one seed"
@@ -152,6 +156,6 @@ def interval(d: Difference) -> str:
 
 
 def percent(d: Difference, base: float) -> str:
-    """The mean difference as a share of FM's mean."""
+    """The mean difference as a share of the base's mean."""
     share = 100 * d.mean / base if base else float("nan")
     return f"{share:+.{0 if abs(share) >= 1 else 1}f} %".replace("-", "−") if base else "no share"

@@ -1,11 +1,13 @@
-"""Paired differences over seeds, their intervals, and the rule by which a difference is called
-clear.
+"""Paired differences over seeds, their intervals, and the rule for a clear difference.
 
-All arms of one seed start from one network and see the same batches and noise, so the luck of a
-seed cancels in d_s = a_s - b_s. Two intervals of the mean of d are taken, both by scipy: the 95
-% bootstrap (BCa), which is reported, and Student's 98 %, which must agree before a difference is
-called clear. The bootstrap alone calls an idle method better far too often: in 14 of 100 cases with
-three seeds, in 7 with eight. By both, one idle method in about 100 is called better, and one worse.
+All arms of one seed start from one network and see the same batches and noise. So the luck of a
+seed cancels in d_s = a_s - b_s. Two intervals of the mean of d are computed by scipy: the 95 %
+bootstrap interval (BCa), which is reported, and Student's 98 % interval. A difference is clear only
+if both exclude zero.
+
+The bootstrap alone is not enough. It calls an idle method better in 14 of 100 cases with three
+seeds, and in 7 of 100 with eight. By both intervals about one idle method in 100 is called better,
+and one worse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +29,11 @@ STUDENT = 0.98  # one idle method in a hundred lies outside on the better side
 
 @dataclass(frozen=True)
 class Difference:
-    """The paired difference of one method to another over the seeds: mean, standard deviation,
-    number of pairs, and two intervals.
+    """The paired difference of one method to another over the seeds: mean, deviation, pairs, two
+    intervals.
 
-    [low, high] is the bootstrap's of 95 %, [t_low, t_high] Student's of 98 %; with fewer than two
-    seeds all four are NaN.
+    [low, high] is the 95 % bootstrap interval, [t_low, t_high] Student's 98 % interval. With fewer
+    than two seeds all four are NaN.
     """
 
     method: str
@@ -47,9 +49,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """True where both intervals exist and neither contains zero: only then is a winner
-        named.
-        """
+        """True if both intervals exist and neither contains zero. Only then a winner is named."""
         return self.seeds >= 2 and (
             (self.low > 0 and self.t_low > 0) or (self.high < 0 and self.t_high < 0)
         )
@@ -58,10 +58,10 @@ class Difference:
 def differences(
     rows: Sequence[Mapping[str, Any]], metric: str, nfe: int, *, base: str = "fm"
 ) -> list[Difference]:
-    """For every method with seeds in common with `base`: the difference in `metric` at `nfe`
-    evaluations.
+    """The difference to `base` in `metric` at `nfe` evaluations, for every method that shares seeds
+    with it.
 
-    Rows whose value is None (not finite) are left out. Raises ConfigError where `base` has no rows.
+    Rows whose value is None (not finite) are left out. Raises ConfigError if `base` has no rows.
     """
     _check_rows(rows)
     check_choice("metric", metric, sorted({row["metric"] for row in rows}))
@@ -83,7 +83,7 @@ def differences(
 
 
 def _check_rows(rows: Any) -> None:
-    """Rows come from a file that anyone may have edited."""
+    """ConfigError for malformed rows. They come from a file that anyone may have edited."""
     keys = {"method": str, "metric": str, "seed": int, "nfe": int, "value": int | float | None}
     for row in rows if isinstance(rows, list | tuple) and rows else [None]:
         if not isinstance(row, Mapping) or not all(
@@ -108,8 +108,9 @@ def paired_difference(
 
 
 def bootstrap_interval(d: np.ndarray) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean of `d` (n,): 10,000 resamples of fixed seed, BCa, for
-    two values percentiles.
+    """The 95 % bootstrap interval of the mean of `d` (n,), from 10,000 resamples with a fixed seed.
+
+    The method is BCa, or percentiles for two values.
     """
     return _bootstrap(tuple(d.tolist()), RESAMPLES)
 
@@ -139,12 +140,12 @@ def student_interval(d: np.ndarray) -> tuple[float, float]:
 
 
 def _constant(d: np.ndarray) -> bool:
-    """Whether all values are one, up to rounding: then there is nothing to resample."""
+    """Whether all values are equal up to rounding. Then there is nothing to resample."""
     return bool(np.ptp(d) <= 1e-12 * np.abs(d).max())
 
 
 def report(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int) -> str:
-    """A text table of the paired differences to FM, which names no winner whose interval contains
+    """A text table of the paired differences to FM. It names no winner if an interval contains
     zero.
     """
     lines = [

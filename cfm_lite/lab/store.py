@@ -1,10 +1,10 @@
-"""The files of a suite: SUITE.json holds the rows of its core, SUITE.GROUP.json those of an
-ablation, SUITE.info.json the facts.
+"""The files of a suite: SUITE.json (the core's rows), SUITE.GROUP.json (an ablation's),
+SUITE.info.json.
 
-Rows are written one a line, sorted by variant, seed and arm, so a sweep that was stopped and
-resumed leaves the same bytes as one that was not. What cannot be made again, such as times, stands in
-SUITE.info.json and SUITE.costs.json (see `costs`). While a sweep runs, each finished trial waits in
-SUITE.parts/ and is then taken up; a trial is known by the key in its rows.
+Rows are written one a line, sorted by variant, seed and arm. So a sweep that was stopped and
+resumed leaves the same bytes as one that was not. What differs from run to run, such as times, is
+kept in SUITE.info.json and SUITE.costs.json (see `costs`). While a sweep runs, each finished trial
+is a file in SUITE.parts/, under the key that its rows carry.
 """
 
 import json
@@ -26,7 +26,7 @@ __all__ = ["Store", "read_json", "write_rows"]
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds; DataError names the file if it is missing or damaged."""
+    """The content of a JSON file. DataError names the file if it is missing or damaged."""
     try:
         return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
@@ -59,22 +59,22 @@ class Store:
         )
 
     def rows(self, group: str) -> list[Row]:
-        """The rows of a group; none where it was not run."""
+        """The rows of a group; empty if it was not run."""
         return read_json(self.path(group)) if self.path(group).exists() else []
 
     def info(self) -> dict[str, Any]:
-        """What SUITE.info.json holds; nothing where there is none."""
+        """The content of SUITE.info.json; empty if there is none."""
         return read_json(self.info_path) if self.info_path.exists() else {}
 
     def costs(self) -> list[Row]:
-        """The rows of SUITE.costs.json, one for each way of training; none where they were not
+        """The rows of SUITE.costs.json, one for each way of training; empty if they were not
         measured.
         """
         return read_json(self.costs_path) if self.costs_path.exists() else []
 
     def write_costs(self, rows: Sequence[Row]) -> None:
-        """Write SUITE.costs.json; DataError where it holds those of other settings, of fewer rounds
-        or of another kind of device.
+        """Write SUITE.costs.json. DataError if it holds costs of other settings, rounds or
+        devices.
         """
         shared = ("dataset", "model", "hidden_size", "batch", "rounds", "device")
         differ = [
@@ -92,8 +92,8 @@ class Store:
         write_rows(self.costs_path, rows)
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """DataError unless each group's rows, where there are any, were made with its `settings`;
-        it names what differs.
+        """DataError, with what differs, if existing rows of a group were made with other
+        `settings`.
         """
         before = self.info().get("groups", {})
         for group, mine in settings.items():
@@ -108,7 +108,9 @@ class Store:
                 )
 
     def finished(self) -> dict[str, list[Row]]:
-        """{key: rows} of every trial of the suite that is done, in any group or waiting."""
+        """{key: rows} of every finished trial of the suite, in a group's file or in
+        SUITE.parts/.
+        """
         found: dict[str, list[Row]] = {}
         for group in SUITES[self.suite].groups:
             mine: dict[str, list[Row]] = {}
@@ -122,10 +124,10 @@ class Store:
         return sorted(self.parts.glob("*.json"))
 
     def assemble(self, trials: Iterable[Trial], mark: Mapping[str, Any] | None = None) -> None:
-        """Take up what of `trials` is finished into the groups' files.
+        """Move the finished ones of `trials` into the groups' files.
 
-        `mark` is added to every row, such as {"miniature": True}. Raises DataError where a file
-        holds another trial in the place of one of these.
+        `mark`, such as {"miniature": True}, is added to every row. Raises DataError if a file holds
+        another trial in the same place.
         """
         done, trials = self.finished(), list(trials)
         for group in dict.fromkeys(trial.group for trial in trials):
@@ -179,7 +181,7 @@ def _rank(known: Sequence[str], name: str) -> tuple[int, str]:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The names of the settings that differ, those inside the recipe by their own."""
+    """The names of the settings that differ. Fields of the recipe are named one by one."""
     changed = [name for name in now if name != "recipe" and before.get(name) != now[name]]
     default = Recipe().as_dict()  # for fields that are younger than the file
     old, new = default | before.get("recipe", {}), default | now["recipe"]

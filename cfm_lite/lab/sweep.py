@@ -1,9 +1,8 @@
-"""Run the jobs of a suite that are not done: side by side on a CPU, one after the other on a GPU,
-with one bar over all of them.
+"""Run the unfinished jobs of a suite: in parallel on a CPU, one after the other on a GPU.
 
-A sweep can be stopped at any time and called again. What is finished is kept; Ctrl-C and SIGTERM
-end the work within seconds, with the exit codes 130 and 143. Each process computes with one thread,
-so the number of workers changes no number.
+A sweep can be stopped at any time and started again; finished jobs are kept. Ctrl-C and SIGTERM end
+the work within seconds, with the exit codes 130 and 143. Each process uses one thread, so the
+number of workers changes no number.
 """
 
 import contextlib
@@ -58,11 +57,10 @@ def plan(
     quick: bool = False,
     device: str = "cpu",
 ) -> Plan:
-    """What a sweep of `groups` would do; `seeds` defaults to each group's own number of them, from
-    `first_seed` on.
+    """What a sweep of `groups` would do.
 
-    Raises ConfigError for an unknown name, and DataError where files in `out` were made with other
-    settings.
+    `seeds` defaults to each group's own number of seeds, from `first_seed` on. Raises ConfigError
+    for an unknown name, and DataError if files in `out` were made with other settings.
     """
     check_choice("suite", suite, SUITES)
     changes = {**(SUITES[suite].miniature if quick else {}), **(changes or {})}
@@ -102,9 +100,7 @@ def _settings(
     wanted: Sequence[Trial],
     device: str,
 ) -> dict[str, Any]:
-    """What all rows of a group have in common, by group: those made with other settings are not
-    mixed in.
-    """
+    """{group: the settings that all its rows share}. Rows with other settings are not mixed in."""
     judge = judge_of(SUITES[suite].data)
     shared = {"judge": judge.fingerprint if judge else None, "device": torch.device(device).type}
     ways = {trial.group: [vars(way) for way in trial.samplings] for trial in wanted}
@@ -129,12 +125,12 @@ def compare(
     quick: bool = False,
     **chosen: Any,
 ) -> dict[str, list[Row]]:
-    """Run what is left of a suite's groups and return {group: rows}; `chosen` are the arguments of
+    """Run what is left of a suite's groups and return {group: rows}. `chosen` are arguments of
     `plan`.
 
-    With one worker the work is done in this process. Diverged jobs are rows; where another error
-    stopped a job, the others are done first, and then CFMError lists what failed. Raises
-    ConfigError where another process runs the same suite there.
+    With one worker the work is done in this process. Divergence is a result, a row. After any other
+    error the remaining jobs are still done, and then CFMError lists the failed ones. Raises
+    ConfigError if another process runs the same suite there.
     """
     todo = plan(suite, out=out, quick=quick, device=device, **chosen)
     with owned(make_folder(out), f".{suite}.lock"):
@@ -173,8 +169,8 @@ def _outcomes(todo: Plan, suite: str, device: str, workers: int, tick: Any) -> I
 
 @contextlib.contextmanager
 def _bar(todo: Plan, device: str, progress: bool) -> Iterator[Any]:
-    """A function (job number, share done) that moves one bar over all jobs, each as long as it is
-    estimated to take.
+    """A function (job number, share done) that moves one bar over all jobs, weighted by their
+    estimates.
     """
     seconds = todo.seconds(device) if progress else [1.0] * len(todo.jobs)
     shares = [0.0] * len(todo.jobs)
@@ -200,8 +196,8 @@ def _bar(todo: Plan, device: str, progress: bool) -> Iterator[Any]:
 def _info(
     todo: Plan, suite: str, command: str, quick: bool, device: str, seconds: float
 ) -> dict[str, Any]:
-    """SUITE.info.json: settings of every group so far, the judge, and for each sitting its machine,
-    commit and time.
+    """SUITE.info.json: the settings of every group, the judge, and machine, commit and time of each
+    sitting.
     """
     before, judge = todo.store.info(), judge_of(SUITES[suite].data)
     groups = {**before.get("groups", {}), **todo.settings}
@@ -229,9 +225,7 @@ def _info(
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises here as Ctrl-C does, so that what is finished is put in its place before the
-    process ends.
-    """
+    """SIGTERM raises here as Ctrl-C does, so finished trials are saved before the process ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

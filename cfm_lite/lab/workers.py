@@ -1,4 +1,4 @@
-"""Where jobs run: in this process one after the other, or side by side in processes with one thread
+"""Where jobs run: in this process one after the other, or in parallel processes with one thread
 each.
 """
 
@@ -31,9 +31,7 @@ Tick = Callable[[int, float], None]  # (job number, share done)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: `error` is empty where it went well, and says what was raised where it did
-    not.
-    """
+    """How a job ended. `error` is what was raised, empty if all went well."""
 
     label: str
     error: str = ""
@@ -43,8 +41,8 @@ class Outcome:
 def in_process(
     jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick
 ) -> Iterator[Outcome]:
-    """Run `jobs` here, one after the other; on a CPU with one thread, so that the numbers are those
-    of the workers.
+    """Run `jobs` here, one after the other. A CPU uses one thread, so the numbers equal those of
+    workers.
     """
     with one_thread():
         for number, job in enumerate(jobs):
@@ -58,10 +56,10 @@ def in_process(
 def in_workers(
     jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick
 ) -> Iterator[Outcome]:
-    """Run `jobs` in up to `workers` processes at once; leaving the loop early, as an interrupt
-    does, ends them in seconds.
+    """Run `jobs` in up to `workers` processes. Leaving the loop early, by an interrupt, ends them
+    in seconds.
 
-    Raises DistributedError if one of the processes dies.
+    Raises DistributedError if a process dies.
     """
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
@@ -101,7 +99,7 @@ def _result(future: Future[Outcome]) -> Outcome:
 def _attempt(
     job: Job, parts: Path, device: str, keep: bool, report: Callable[[float], None]
 ) -> Outcome:
-    """Run a job; an error of its own is an outcome, an interrupt is not."""
+    """Run a job. Its own errors are an outcome, an interrupt is not."""
     try:
         run_job(job, parts, device, keep=keep, report=report)
     except CFMError as error:
@@ -120,8 +118,8 @@ class _Worker:
 
 
 def _start(events: Any) -> None:
-    """Make this process a worker with one thread. It handles SIGTERM; the terminal's Ctrl-C goes to
-    the parent alone.
+    """Make this process a worker with one thread. It handles SIGTERM; Ctrl-C goes to the parent
+    alone.
     """
     torch.set_num_threads(1)
     _Worker.events = events

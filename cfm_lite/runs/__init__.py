@@ -1,4 +1,4 @@
-"""Runs: a recipe that decides everything, and a folder that holds what it left behind.
+"""Runs: a recipe holds every setting, and a folder holds the results.
 
 chosen = recipe("digits", method="vecor_latent")      (runs.recipe)
 run = runs.train(chosen, data, out="runs/mine")       (runs.run)

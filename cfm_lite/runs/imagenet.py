@@ -1,10 +1,11 @@
 """ImageNet in latent space with SiT: the papers' recipes by name, at 256 and 512 pixels.
 
-    imagenet("vecor", model="SiT-XL/2")        the same Recipe, objective and Trainer as for the digits
+    imagenet("vecor", model="SiT-XL/2")
 
-The global batch is the setting; micro-batch, accumulation and ranks only decide how it is computed.
-`shard` is the papers' batch per device, inside which negatives and dispersive batches live.
-`versus` lists where we differ from the papers, and why.
+Recipe, objective and Trainer are those of the digits. The global batch is a setting; micro-batch,
+accumulation and ranks only decide how it is computed. `shard` is the papers' batch per device:
+negatives and dispersive batches stay inside it. `versus` lists our differences from the papers,
+with the reasons.
 """
 
 from collections.abc import Mapping
@@ -122,8 +123,8 @@ _TRY: dict[str, Any] = {
 def imagenet(method: str = "sit", *, model: str = "SiT-XL/2", **changes: Any) -> ImageNet:
     """The preset called `method` for the network `model`, with some fields changed.
 
-    SiT-Ti/2 is ours and takes small batches and few steps. Raises ConfigError for an unknown name,
-    with the nearest.
+    SiT-Ti/2 is our own; it takes small batches and few steps. For an unknown name, ConfigError
+    names the nearest.
     """
     check_choice("method", method, PRESETS)
     check_choice("model", model, MODELS)
@@ -137,10 +138,10 @@ def imagenet(method: str = "sit", *, model: str = "SiT-XL/2", **changes: Any) ->
 
 
 def preset_of(recipe: ImageNet) -> str:
-    """The name of the preset that a recipe was made from: of those with its method and alignment,
-    the one it shares most fields with.
+    """The name of the preset that a recipe was made from.
 
-    A recipe that no preset has is called by its method, with "repa_" before it where it aligns.
+    Among the presets with its method and alignment, it is the one with the most equal fields. If
+    there is none, the name is the method's, with "repa_" in front if the recipe aligns.
     """
     plain = f"{'repa_' if recipe.align else ''}{recipe.method}"
     of_kind = {
@@ -157,8 +158,8 @@ def preset_of(recipe: ImageNet) -> str:
 
 
 def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) -> Objective:
-    """The objective of a recipe; with `align` > 0 it aligns with `teacher`, whose grid must be the
-    model's.
+    """The objective of a recipe. With `align` > 0 it aligns with `teacher`, which must have the
+    model's grid.
     """
     plain = build_objective(recipe, model)
     if not recipe.align:
@@ -175,7 +176,7 @@ def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) 
 
 @dataclass(frozen=True)
 class Given:
-    """Stands for a teacher whose features (B, T, dim) were computed before and come with the
+    """Stands for a teacher whose features (B, T, dim) were computed before. They come with the
     batch.
     """
 
@@ -187,7 +188,7 @@ class Given:
 
 
 class _Bytes:
-    """A teacher of images in [0, 1], as one of uint8 images (B, 3, H, W)."""
+    """A teacher of images in [0, 1], made to take uint8 images (B, 3, H, W)."""
 
     def __init__(self, teacher: Any) -> None:
         self.teacher, self.dim = teacher, teacher.dim
@@ -207,8 +208,8 @@ def build_imagenet_trainer(
     compile: bool | None = None,
     model: nn.Module | None = None,
 ) -> Trainer:
-    """The trainer of a recipe, on `model` (such as one from `load_official`, to fine-tune it) or on
-    a new network.
+    """The trainer of a recipe, on `model` (such as an official one to fine-tune) or on a new
+    network.
     """
     network: Any = (model or build_model(recipe, data)).to(device)
     built = build_imagenet_objective(recipe, network, teacher).to(device)

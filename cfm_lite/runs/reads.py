@@ -1,6 +1,4 @@
-"""Which fields of a recipe decide a run, and which its method, its network or its data never look
-at.
-"""
+"""Which fields of a recipe its method, its network or its data never read."""
 
 from collections.abc import Iterable, Mapping
 
@@ -26,8 +24,8 @@ _ELSEWHERE = {  # ImageNet's recipes: fields that something else decides
 
 
 def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
-    """{field: why} of those of `names` that decide nothing in a training by `recipe`, nor in what
-    is sampled from it.
+    """{field: why} for those of `names` that change neither the training by `recipe` nor its
+    samples.
     """
     full = isinstance(recipe, ImageNet)
     mine = {*READS[recipe.method], *READS[recipe.also]}

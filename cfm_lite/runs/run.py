@@ -1,10 +1,10 @@
-"""One run of a recipe, and what it leaves behind: config.json, log.jsonl, checkpoints/step-N/.
+"""One run of a recipe, and its files: config.json, log.jsonl, checkpoints/step-N/.
 
-A line of the log holds step, loss, every term, grad_norm and lr, which the recipe decides, and what
-was measured: seconds since the start, images_per_second, memory (the most bytes so far) and, where
-the device's peak is known, mfu.
+A line of the log holds step, loss, every term, grad_norm and lr. It also holds measurements:
+seconds since the start, images_per_second, memory (the most bytes so far) and, if the device's peak
+is known, mfu.
 
-A run stops at a step boundary on Ctrl-C or SIGTERM, saves, and can be resumed bit for bit.
+On Ctrl-C or SIGTERM a run finishes its step, saves and stops. It can be resumed bit for bit.
 """
 
 import contextlib
@@ -81,11 +81,11 @@ VAE = "sd-vae-ft-ema"  # what the official programs decode with unless they are 
 
 @dataclass
 class Run:
-    """A trained recipe: `model` is the averaged network, `log` one dict of floats per logged step,
-    `first` the step it started from.
+    """A trained recipe. `model` is the averaged network, `log` one dict per logged step, `first`
+    the step it started from.
 
-    A run that was opened also knows its `place`, which `average` its model is, the hash of its
-    `weights`, and what its config.json says of its `data`.
+    A run that was opened also knows its `place`, its `average`, the hash of its `weights`, and the
+    `data` in its config.json.
     """
 
     recipe: Recipe
@@ -110,13 +110,13 @@ class Run:
         format: str = "sit",
         network: str = "SiT-XL/2",
     ) -> "Run":
-        """The run that `path` means (see `located`), at the checkpoint named or the newest whole
-        one; or an official file.
+        """The run that `path` means (see `located`), at the named checkpoint or the newest whole
+        one.
 
-        `average` is "ema", "ema2", the second average of a run that kept one, or "model", the
-        trained parameters themselves. An official file holds one network: `format` ("sit" or
-        "repa") and `network` say which. Raises CheckpointError where there is neither, ConfigError
-        for a wrong setting.
+        `average` is "ema", "ema2" (the second average of a run that kept one), or "model" (the
+        trained parameters). `path` may also be an official file: `format` ("sit" or "repa") and
+        `network` say what it holds. Raises CheckpointError if there is no run, and ConfigError for
+        a wrong setting.
         """
         check_choice("average", average, AVERAGES)
         if is_file_of_weights(expanded(path)):
@@ -145,7 +145,7 @@ class Run:
 
     @property
     def summary(self) -> str:
-        """What a command says of it: how far it came, or that there was nothing left to do."""
+        """What a command prints: how far the run came, or that there was nothing left to do."""
         if self.first == self.step > 0:
             return f"all {self.step} steps were done before"
         warm = getattr(self.recipe, "ema_warmup", True)
@@ -160,7 +160,9 @@ class Run:
 
     def mean(self) -> Tensor:
         """E[x1] of the training data: the file that a run on latents keeps, else that of its data
-        set. DataError where neither is there.
+        set.
+
+        DataError if it is missing.
         """
         if self.spec is None or self.spec.vae is None:
             return dataset(self.recipe.dataset).mean
@@ -174,7 +176,7 @@ class Run:
 
 
 def _averaged(saved: checkpoint.Checkpoint, average: str) -> dict[str, Tensor]:
-    """The weights of one of a checkpoint's networks, by the names that the model has for them."""
+    """The weights of one of a checkpoint's networks, under the model's own names."""
     prefix = AVERAGES[average]
     found = {
         name.removeprefix(prefix): value
@@ -190,7 +192,7 @@ def _averaged(saved: checkpoint.Checkpoint, average: str) -> dict[str, Tensor]:
 
 
 def _official(path: Path, average: str, device: torch.device, format: str, network: str) -> Run:
-    """An official file as a run; its latents are those of sd-vae-ft-ema."""
+    """An official file as a run. Its latents are those of sd-vae-ft-ema."""
     if not path.is_file():
         raise CheckpointError(
             f"there is no file {path}. Give a run's folder, or a file of weights."
@@ -210,8 +212,8 @@ def _official(path: Path, average: str, device: torch.device, format: str, netwo
 
 
 def is_file_of_weights(path: Path) -> bool:
-    """True for the name of a single file of weights, as the official programs write them; a run is
-    a folder, and so are its own.
+    """True for the name of a single file of weights, as the official programs write. Files in a run
+    are none.
     """
     return (
         path.suffix in (".pt", ".pth", ".safetensors")
@@ -221,7 +223,7 @@ def is_file_of_weights(path: Path) -> bool:
 
 
 def read_mean(file: Path, digest: str) -> Tensor:
-    """The mean (C, h, w) in a file whose SHA-256 is `digest`; DataError where it is another."""
+    """The mean (C, h, w) in a file. DataError unless its SHA-256 is `digest`."""
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise DataError(
@@ -232,11 +234,10 @@ def read_mean(file: Path, digest: str) -> Tensor:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called "auto" (CUDA if there is one, else the CPU), "cpu", "cuda" or "mps"
-    (opt-in); ConfigError if it is absent.
+    """The device called "auto" (CUDA if there is one, else the CPU), "cpu", "cuda" or "mps".
 
-    Where torchrun has started several processes each takes a GPU of its own, whatever the command
-    (`World.place`).
+    ConfigError if this machine does not have it. If torchrun started several processes, each takes
+    its own GPU (`World.place`).
     """
     check_choice("device", name, ("auto", "cpu", "cuda", "mps"))
     present = {
@@ -275,17 +276,19 @@ def train(
     draw: Callable[[nn.Module, int], None] | None = None,
     spec: Spec | None = None,
 ) -> Run:
-    """Train a recipe on a data set, with a progress bar (on line `bar`); under `out`, if given, it
-    leaves config, log and checkpoints.
+    """Train a recipe on a data set, with a progress bar on line `bar`. Config, log and checkpoints
+    go to `out`.
 
-    `resume` is True (go on from the newest checkpoint in `out`), False (start), or "auto" (go on if
-    there is one, else start). `trainer` and `source`, a function from the first step to an iterator
-    of batches, replace those of the recipe; `about` is written into config.json, and `listen` is
-    called with every logged line. In the trainer's world, rank 0 writes and shows. Every
-    `sample_every` steps (0: never) `draw` is called on every rank with the averaged model and the
-    step. Raises ConfigError if `out` already holds a run and `resume` is not set, or another
-    process trains there, what `Trainer.run` raises, ResumeMismatchError where what is there is
-    another run (see `segments`), and DistributedError.
+    `resume` is True (resume from the newest checkpoint in `out`), False (start), or "auto" (resume
+    if there is a checkpoint, else start). `trainer` and `source` replace those of the recipe;
+    `source` is a function from the first step to an iterator of batches. `about` is written into
+    config.json. `listen` is called with every logged line. Every `sample_every` steps (0: never)
+    `draw` is called on every rank, with the averaged model and the step. Only rank 0 writes and
+    shows.
+
+    Raises ConfigError if `out` holds a run and `resume` is not set, or if another process trains
+    there. Raises ResumeMismatchError if `out` holds another run (see `segments`), DistributedError,
+    and what `Trainer.run` raises.
     """
     save_every = check_count("save_every", save_every)
     log_every = check_count("log_every", log_every)
@@ -351,9 +354,7 @@ def train(
 
 
 def _look(draw: Callable[[nn.Module, int], None], model: nn.Module, step: int) -> None:
-    """Draw samples on the way; a picture that fails is only noted, because the training is worth
-    more.
-    """
+    """Draw samples on the way. If that fails, there is only a note: the training is worth more."""
     training = model.training
     try:
         draw(model.eval(), step)
@@ -365,9 +366,7 @@ def _look(draw: Callable[[nn.Module, int], None], model: nn.Module, step: int) -
 
 @contextlib.contextmanager
 def _undone_if_refused(folder: Path | None, trainer: Trainer) -> Iterator[None]:
-    """A run that is refused before its first step leaves nothing behind: what was made in here is
-    removed again.
-    """
+    """If a run is refused before its first step, remove the files and folders that it made."""
     if folder is None:
         yield
         return
@@ -386,12 +385,12 @@ def _undone_if_refused(folder: Path | None, trainer: Trainer) -> Iterator[None]:
 
 
 def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
-    """Whether a run starts from a checkpoint in `folder`: as `resume` says, and with "auto" where
-    one was saved.
+    """Whether a run resumes from a checkpoint in `folder`: `resume` itself, or for "auto" whether
+    one exists.
 
-    A run that was killed before its first save has none, and starts again. One whose checkpoints
-    are all damaged has some: it is never started again without a word. Raises ConfigError where
-    `resume` is none of True, False and "auto".
+    A run that was killed before its first save has none, so it starts again. A run whose
+    checkpoints are all damaged has some, so it is never silently started again. Raises ConfigError
+    unless `resume` is True, False or "auto".
     """
     if isinstance(resume, bool):
         return resume
@@ -400,8 +399,8 @@ def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
 
 
 def _kept(trainer: Trainer, folder: Path | None) -> Path | None:
-    """Where to go on from; what rank 0 had just saved is on the disk, even if it died before it
-    could say so.
+    """The checkpoint to resume from. What rank 0 saved last counts, even if it died right
+    afterwards.
     """
     if folder and checkpoint.exists(folder / "checkpoints"):
         return trainer.last_good or folder / "checkpoints"
@@ -432,7 +431,7 @@ def _steps(
     write: Any,
     clock: Clock,
 ) -> Iterator[int]:
-    """Train to the recipe's last step; yields the step count, and reads the log where it is due."""
+    """Train to the recipe's last step. Yields the step count, and reads the log when it is due."""
     recipe, device = run.recipe, trainer.parameters[0].device
     if trainer.step >= recipe.steps:
         return
@@ -459,8 +458,8 @@ def _steps(
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: of the GPU by torch, else of this process in main memory (0 where
-    the system does not say).
+    """The most bytes held so far: torch's on a GPU, else this process's in main memory (0 if
+    unknown).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -474,8 +473,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Located(NamedTuple):
-    """Where a run is: its `folder`, which holds config.json, and the checkpoint in it that was
-    named; None for the newest.
+    """A run's `folder`, which holds config.json, and the checkpoint that was named; None for the
+    newest.
     """
 
     folder: Path
@@ -483,7 +482,7 @@ class Located(NamedTuple):
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint that was named, or the newest whole one; CheckpointError where there is
+        """The checkpoint that was named, or the newest whole one. CheckpointError if there is
         none.
         """
         if self.step is not None:
@@ -496,8 +495,8 @@ def located(path: str | os.PathLike[str]) -> Located:
     """The run that `path` means: its folder, its checkpoints/, one of its step-* folders, or a file
     in any of these.
 
-    `path` may be relative, hold `~`, `.` and `..`, end in a slash, or be a link. Nothing is read
-    but names; what is no run is given back as it is, for the caller to refuse.
+    `path` may be relative, hold `~`, `.` and `..`, end in a slash, or be a link. Only names are
+    read. A path that is no run is returned as it is, and the caller refuses it.
     """
     given = expanded(path)
     for view in (
@@ -517,11 +516,9 @@ def located(path: str | os.PathLike[str]) -> Located:
 
 
 def samples_of(path: str | os.PathLike[str]) -> Path:
-    """The samples.npz that `path` means: a file, a folder that holds one, or those of a run (see
-    `located`) where there are some.
+    """The samples.npz that `path` means: a file, one in a folder, or one of a run (see `located`).
 
-    What holds none is given back as it is, for the caller to read as a folder of images, or to
-    refuse.
+    Any other path is returned as it is: the caller reads it as a folder of images, or refuses it.
     """
     given, home = expanded(path), located(path).folder
     if given.is_file() and given.suffix == ".npz":
@@ -535,10 +532,10 @@ def samples_of(path: str | os.PathLike[str]) -> Path:
 def home_for(
     out: str | os.PathLike[str], resume: bool | str = False, *, inputs: Iterable[Path] = ()
 ) -> Path:
-    """The folder that a run may be kept in, or goes on in; nothing is made.
+    """The folder where a run may be kept or resumed. Nothing is made.
 
     Raises ConfigError for a place inside another run, for a folder of latents or samples, for one
-    of `inputs` and for the name of a file; DataError where nothing can be written.
+    of `inputs` and for the name of a file. Raises DataError if nothing can be written there.
     """
     place, path = located(out), expanded(out)
     if (place.folder / CONFIG).exists() and place.folder != Path(os.path.abspath(path)):
@@ -575,8 +572,8 @@ def _is_step(folder: Path) -> bool:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The config.json of a run (see `located`), in which there is a recipe; CheckpointError if
-    there is none.
+    """The config.json of a run (see `located`), checked to hold a recipe. CheckpointError if there
+    is none.
     """
     file = located(path).folder / CONFIG
     try:
@@ -599,7 +596,7 @@ def saved_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a reader needs to run the same again: versions, commit, machine, device."""
+    """What a reader needs to repeat the run: versions, commit, machine, device."""
     return {
         "cfm_lite": cfm_lite.__version__,
         "torch": torch.__version__,
@@ -616,8 +613,8 @@ def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` as JSON, whole or not at all; numbers that are not finite are refused by JSON
-    readers, so they become null.
+    """Write `value` as JSON, whole or not at all. Numbers that are not finite become null, as JSON
+    has none.
     """
     path = Path(path)
     checkpoint.write_bytes(
@@ -639,7 +636,7 @@ def _finite(value: Any) -> Any:
 
 
 def _processor() -> str:
-    """The processor's name as Linux gives it, else what Python knows."""
+    """The processor's name from Linux, else from Python."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -664,8 +661,8 @@ def _commit() -> str | None:
 
 
 def make_folder(folder: str | Path) -> Path:
-    """The folder, made where it is missing; DataError where it cannot be, or cannot be written to,
-    before any work is lost on it.
+    """The folder, made if it is missing. DataError, before any work, if it cannot be made or
+    written to.
     """
     folder = Path(folder)
     try:
@@ -688,8 +685,8 @@ def _prepare(
     resume: bool | str,
     about: Mapping[str, Any],
 ) -> bool:
-    """Make the folder this process's own until `held` is left; write config.json, or return True
-    where the same run goes on.
+    """Lock the folder until `held` is left. Write config.json, or return True if the run
+    resumes.
     """
     if resume is True and not folder.exists():  # refused before the folder is made
         raise CheckpointError(
@@ -715,8 +712,8 @@ def _prepare(
 def _go_on(
     folder: Path, recipe: Recipe, step: int, device: torch.device, about: Mapping[str, Any]
 ) -> None:
-    """Bring config.json up to date, with a segment more where something changed, and say where that
-    moves the learning rate.
+    """Update config.json, with a new segment after a change. Say if the learning rate of past steps
+    moves.
     """
     before = _config(folder)
     note = note_on_schedule(before.get("recipe", {}), recipe, step)
@@ -728,8 +725,8 @@ def _go_on(
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """What config.json says of a run that goes on; nothing where it is missing or damaged, and then
-    its checkpoints say enough.
+    """The config.json of a run that is resumed. Empty if it is missing or damaged: checkpoints hold
+    enough.
     """
     try:
         config = parse_json((folder / CONFIG).read_bytes())
@@ -742,9 +739,9 @@ def _config(folder: Path) -> dict[str, Any]:
 def _log_file(
     folder: Path | None, step: int, listen: Callable[[Mapping[str, float]], None] | None = None
 ) -> Iterator[tuple[Callable[[Mapping[str, float]], Any], float]]:
-    """(a function that appends one line to log.jsonl, the seconds of the lines that are there).
+    """(a function that appends one line to log.jsonl, the seconds of the existing lines).
 
-    Lines after `step`, left by a run that was cut off, are dropped first.
+    Lines after `step`, which a killed run left, are dropped first.
     """
     hear = listen or (lambda line: None)
     if folder is None:
@@ -771,7 +768,7 @@ def _whole_lines(path: Path) -> Iterator[str]:
 
 
 class Terminated(SystemExit):
-    """SIGTERM: the run was saved; exit code 143."""
+    """Raised for SIGTERM after the run was saved. Exit code 143."""
 
     def __init__(self) -> None:
         super().__init__(143)
@@ -779,11 +776,11 @@ class Terminated(SystemExit):
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[BaseException]]:
-    """A list that fills when Ctrl-C or SIGTERM asks to stop; a second request stops at once.
+    """A list that fills when Ctrl-C or SIGTERM asks to stop. A second request stops at once.
 
-    Under torchrun the third does. A terminal and SLURM send a signal to every process, and torchrun
-    then passes its own on: two of them are one request, and a save that has begun must not be cut
-    off by it.
+    Under torchrun the third request does. A terminal and SLURM signal every process, and torchrun
+    then passes the signal on: two signals are one request. They must not cut off a save that has
+    begun.
     """
     requests: list[BaseException] = []
     enough = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1

@@ -1,9 +1,9 @@
-"""Samples of any run: labels, noise, velocity, and the solver that takes noise to samples.
+"""Samples of any run: labels, noise, velocity, and the solver from noise to samples.
 
-`Settings` are all that decides the samples. Every draw is keyed, so that it can be repeated. A run
-on points or pixels has one stream of noise for all samples: how many are drawn at once decides
-nothing but the noise of the SDE. A run on latents has a stream for each part of `batch` samples:
-parts can be dealt to any number of ranks, and a folder of samples can grow.
+`Settings` hold everything that the samples depend on. Every draw is keyed, so it can be repeated. A
+run on points or pixels has one stream of noise for all samples; only the SDE's noise depends on how
+many are drawn at once. A run on latents has one stream for each part of `batch` samples. So any
+number of ranks can share the parts, and a folder of samples can grow.
 """
 
 from collections.abc import Callable
@@ -44,8 +44,8 @@ AT_ONCE, A_PART = 1000, 64  # samples drawn at once: of points and pixels, and o
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the samples; `steps` are network evaluations for the SDE and solver steps for
-    the ODE.
+    """What the samples depend on. For the SDE `steps` are network evaluations, for the ODE solver
+    steps.
     """
 
     num: int
@@ -73,16 +73,16 @@ class Settings:
 
     @property
     def parts(self) -> int:
-        """How many parts of `batch` samples there are; the last may be smaller."""
+        """The number of parts of `batch` samples; the last may be smaller."""
         return -(-self.num // self.batch)
 
     def count(self, part: int) -> int:
-        """How many samples a part has."""
+        """The number of samples in a part."""
         return min(self.batch, self.num - part * self.batch)
 
 
 def settings_of(run: Run, num: int, **given: Any) -> Settings:
-    """`Settings` for a run: what is not `given`, or is None, is as its recipe says."""
+    """`Settings` for a run. The recipe decides what is not `given`, or is None."""
     recipe = run.recipe
     own = {"solver": recipe.solver, "steps": recipe.sample_steps, "guidance": recipe.guidance}
     own["batch"] = A_PART if in_parts(run) else AT_ONCE
@@ -90,7 +90,7 @@ def settings_of(run: Run, num: int, **given: Any) -> Settings:
 
 
 def recorded(run: Run, settings: Settings) -> dict[str, Any]:
-    """What is kept with the samples: how they were drawn, and from which network."""
+    """What is saved with the samples: how they were drawn, and from which network."""
     spec = _spec(run)
     return {
         **asdict(settings),
@@ -105,13 +105,14 @@ def recorded(run: Run, settings: Settings) -> dict[str, Any]:
 
 
 def in_parts(run: Run) -> bool:
-    """Whether noise and labels are keyed by the part: of a run on latents."""
+    """Whether noise and labels are keyed by the part. They are for a run on latents."""
     return _spec(run).vae is not None
 
 
 def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
-    """The labels (n,) of one part. Where parts are keyed, random ones depend on (seed, part) alone,
-    however many rows are asked for.
+    """The labels (n,) of one part.
+
+    If parts are keyed, random labels depend on (seed, part) alone, not on the number of rows.
     """
     classes, first, n = _spec(run).num_classes, part * settings.batch, settings.count(part)
     if in_parts(run):
@@ -131,8 +132,9 @@ def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
 
 
 def velocity_of(run: Run, settings: Settings, y: Tensor) -> Velocity:
-    """The guided velocity for labels `y` (B,); debiased, it aims at FM's optimum again. ConfigError
-    where the run's method has nothing to undo.
+    """The guided velocity for labels `y` (B,). Debiased, it aims at FM's optimum again.
+
+    ConfigError if `debias` is set and the run's method has no inverse.
     """
     velocity = guidance.cfg(run.model, y, settings.guidance, settings.interval)
     return debiasing(run.recipe)(velocity, run.recipe, _Known(run)) if settings.debias else velocity
@@ -146,8 +148,9 @@ def solve(
     path: Path,
     generator: torch.Generator,
 ) -> Tensor:
-    """Samples from noise `x` by an ODE solver, or for "sde" by Euler-Maruyama, whose last of
-    `steps` >= 2 steps has no noise.
+    """Samples from noise `x` by an ODE solver, or by Euler-Maruyama for "sde".
+
+    The SDE takes `steps` >= 2; its last step adds no noise.
     """
     if solver != "sde":
         return samplers.sample(velocity, x, torch.linspace(0, 1, steps + 1), SOLVERS[solver])
@@ -173,8 +176,9 @@ def draw_rows(
     batch: int,
     device: torch.device,
 ) -> Tensor:
-    """Samples (N, *dims), on the host, from noise `x0` (N, *dims) for labels `y` (N,), `batch` of
-    them at once; `velocity` makes one for some labels.
+    """Samples (N, *dims), on the host, from noise `x0` (N, *dims) for labels `y` (N,).
+
+    `batch` of them are drawn at once. `velocity` makes the velocity for some labels.
     """
     parts = []
     for first in range(0, len(y), batch):
@@ -218,7 +222,9 @@ def draw_part(run: Run, settings: Settings, part: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the inverse of a method may know of a run's data; the mean is read when it is needed."""
+    """What the inverse of a method may know of a run's data. The mean is read only when it is
+    needed.
+    """
 
     run: Run
 

@@ -1,10 +1,11 @@
-"""When a run is resumed: what must be equal, what may differ, and the config.json that says which.
+"""Resuming a run: what must be equal, what may differ, and the config.json that records it.
 
-    config.json  {"recipe": what holds now, "data": ..., "facts": of the start, "segments": [{"from_step", "changed", ...}, ...]}
+    config.json  {"recipe": what holds now, "data": ..., "facts": of the start,
+                  "segments": [{"from_step", "changed", ...}, ...]}
 
-A different batch, learning rate or data set would silently make another run, so every field of the
-recipe is compared, except those that only say how long it takes and how it is sampled. A change is
-a new segment, and from then on config.json says what is true now.
+Another batch, learning rate or data set would silently make another run. So every field of the
+recipe is compared, except the length of the run, how a batch is computed, and how it is sampled.
+Each change starts a new segment. The rest of config.json says what holds now.
 """
 
 import dataclasses
@@ -36,8 +37,8 @@ _SIZES = (
 
 
 def changes(before: Mapping[str, Any], recipe: Recipe) -> dict[str, list[Any]]:
-    """{field: [saved, now]} of the fields that differ; an older file has the default in a field
-    that it does not know.
+    """{field: [saved, now]} of the fields that differ. A field that an older file lacks has its
+    default.
     """
     now, default = recipe.as_dict(), {f.name: f.default for f in dataclasses.fields(recipe)}
     old = default | dict(before)
@@ -49,8 +50,8 @@ def changes(before: Mapping[str, Any], recipe: Recipe) -> dict[str, list[Any]]:
 
 
 def check_same_recipe(where: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
-    """ResumeMismatchError unless the recipe `before`, found in `where`, decides the same run as
-    `recipe`; it names what differs.
+    """ResumeMismatchError, with the differences, unless the recipe `before` in `where` makes the
+    same run.
     """
     differ = {name: pair for name, pair in changes(before, recipe).items() if name not in FREE}
     if differ:
@@ -89,9 +90,7 @@ def _text(value: Any) -> str:
 
 
 def check_same_data(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ResumeMismatchError where the data, the teacher or the network that training began from are
-    others than `before`.
-    """
+    """ResumeMismatchError if the data, the teacher or the starting network differ from `before`."""
     for name in _DATA:
         saved, given = before.get(name), now.get(name)
         if saved and given and saved != given:
@@ -108,9 +107,7 @@ def check_same_data(where: Path, before: Mapping[str, Any], now: Mapping[str, An
 
 
 def note_on_schedule(before: Mapping[str, Any], recipe: Recipe, step: int) -> str | None:
-    """What to say where another number of steps moves the learning rate of steps that were done
-    already; None where it does not.
-    """
+    """A note if another number of steps changes the learning rate of finished steps; else None."""
     steps = before.get("steps", recipe.steps)
     if not step or steps == recipe.steps:
         return None
@@ -132,8 +129,8 @@ def new_config(
     about: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The config.json of a run that goes on from `step`: `before`, brought up to date, with a
-    segment more where something changed.
+    """The config.json of a run that is resumed at `step`: `before`, updated, with a new segment if
+    needed.
     """
     about = json.loads(json.dumps(dict(about)))
     data = {**before.get("data", {}), **about.get("data", {})}

@@ -1,6 +1,4 @@
-"""What a network takes and gives: kept in config.json as "spec", so that no data set is loaded in
-order to sample.
-"""
+"""What a network takes and gives. config.json keeps it as "spec", so sampling loads no data set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +13,9 @@ __all__ = ["Spec", "spec_of"]
 
 @dataclass(frozen=True)
 class Spec:
-    """The dims of one sample, what the condition `y` is, and of latents the VAE that made them."""
+    """The dims of one sample, the kind of the condition `y`, and for latents the VAE that made
+    them.
+    """
 
     shape: tuple[int, ...]
     num_classes: int
@@ -35,10 +35,10 @@ class Spec:
 
 
 def spec_of(config: Mapping[str, Any], recipe: Recipe) -> Spec:
-    """The spec that a run's config.json says; an older run's comes from what it says of its data,
-    or from the data set itself.
+    """The spec in a run's config.json. For an older run: what it says of its data, or the data set
+    itself.
 
-    Raises CheckpointError where that is damaged, DataError where the data set is not there.
+    Raises CheckpointError if the spec is damaged, and DataError if the data set is not there.
     """
     said = config.get("spec", config.get("data"))
     try:

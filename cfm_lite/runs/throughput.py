@@ -1,11 +1,11 @@
-"""How fast a run is against what its device can do: model FLOP utilisation, MFU.
+"""How fast a run is, compared with its device: model FLOP utilisation, MFU.
 
     MFU = images/s on one device x FLOPs of one image's training step / the device's peak
 
-The FLOPs are those of the network alone, forward and backward once: what checkpointing computes
-again, a second view and a teacher are work as well, but no progress. Peaks are the makers' numbers
-for dense products (half of what is advertised with sparsity). Reference: Chowdhery et al. 2022
-(PaLM, arXiv:2204.02311), appendix B.
+The FLOPs count the network alone, forward and backward once. Recomputation by checkpointing, a
+second view and a teacher are work, but they are not counted. Peaks are the makers' numbers for
+dense products; the numbers with sparsity are twice as high. Reference: Chowdhery et al. 2022 (PaLM,
+arXiv:2204.02311), appendix B.
 """
 
 import contextlib
@@ -44,8 +44,8 @@ _PEAKS: tuple[tuple[str, float, float], ...] = (
 
 
 def peak_flops(device: str, precision: str) -> float | None:
-    """FLOP/s at the peak of the device called `device`, for "bf16" or "tf32"; None where it is not
-    known, as for a slice of one.
+    """The peak FLOP/s of the device called `device`, for "bf16" or "tf32". None if unknown, as for
+    a MIG slice.
     """
     if precision not in ("bf16", "tf32") or re.search(r"\bMIG\b|\bLaptop\b|Max-Q", device):
         return None
@@ -54,8 +54,9 @@ def peak_flops(device: str, precision: str) -> float | None:
 
 
 def train_flops(model: nn.Module) -> int | None:
-    """Floating-point operations of one image's training step: twice the multiply-adds, three times
-    the forward pass; None if no SiT.
+    """Floating-point operations of one image's training step; None unless the model is a SiT.
+
+    They are twice the multiply-adds, and three times the forward pass.
     """
     if not isinstance(model, SiT):
         return None
@@ -76,8 +77,9 @@ def train_flops(model: nn.Module) -> int | None:
 def utilisation(
     model: nn.Module, images_per_second: float, device: torch.device, precision: str
 ) -> float | None:
-    """MFU in [0, 1] of a network that trains `images_per_second` on one device; None where the peak
-    or the FLOPs are not known.
+    """MFU in [0, 1] of a network that trains `images_per_second` on one device.
+
+    None if the peak or the FLOPs are unknown.
     """
     if device.type != "cuda":
         return None
@@ -87,10 +89,10 @@ def utilisation(
 
 
 class Clock:
-    """Seconds of a run, over all its sittings, and images per second since they were last read.
+    """Seconds of a run over all its sittings, and images per second since the last reading.
 
-    The rate leaves out pauses, and the first step of a sitting, which compiles and fills caches,
-    unless that step alone was done. `spent` are the seconds of the sittings before.
+    The rate leaves out pauses. It also leaves out the first step of a sitting, which compiles and
+    fills caches, unless that is the only step. `spent` are the seconds of earlier sittings.
     """
 
     def __init__(
@@ -103,13 +105,13 @@ class Clock:
         self._warm = self._since  # when the first step was over
 
     def tick(self) -> None:
-        """A step is done."""
+        """Count one finished step."""
         self._steps += 1
         if self._first and self._steps == 1:
             self._warm = self._now()
 
     def read(self) -> dict[str, float]:
-        """{"seconds", "images_per_second"}; the rate starts anew."""
+        """{"seconds", "images_per_second"}. The rate then starts again."""
         now = self._now()
         steps, since = (
             (self._steps - 1, self._warm)
@@ -124,7 +126,7 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside counts for the seconds, not for the rate."""
+        """Time inside counts for the seconds, but not for the rate."""
         before = self._now()
         yield
         gone = self._now() - before

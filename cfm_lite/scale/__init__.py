@@ -1,3 +1,1 @@
-"""The full scale: train, sample and evaluate on ImageNet's latents, on one process or many, with
-the code of every other recipe.
-"""
+"""The full scale: train, sample and evaluate on ImageNet's latents, on one process or many."""

@@ -1,10 +1,12 @@
-"""How a global batch is computed: ranks x accumulation x micro-batch, and what that needs.
+"""How a global batch is computed: ranks x accumulation x micro-batch, and the memory it needs.
 
-    bytes = 16 per parameter (value, two moments, average) + 4 (gradient) + 2 (its copy in bf16) + micro-batch x activations
+    bytes = 16 per parameter (value, two moments, average) + 4 (gradient) + 2 (its copy in bf16)
+            + micro-batch x activations
 
 A second average takes 4 more. Activations are what a block keeps for its backward pass, per token
-and channel, or with checkpointing its input alone and one block's worth while that runs again. The
-numbers were counted tensor by tensor on whole training steps (tests/scale/test_memory.py).
+and channel. With checkpointing a block keeps only its input, and one block at a time is computed
+again. The numbers were counted tensor by tensor on whole training steps
+(tests/scale/test_memory.py).
 """
 
 import os
@@ -42,14 +44,14 @@ class Split:
 
 
 def state_bytes(parameters: int, averages: int = 1) -> int:
-    """What a number of parameters needs while it is trained, with one average or two."""
+    """The bytes of so many trained parameters, with one average or two."""
     return (16 + 4 * averages) * parameters
 
 
 def activation_bytes(
     recipe: ImageNet, side: int, *, compile: bool = False, checkpointing: bool = False
 ) -> int:
-    """What one image of `side` x `side` latent positions leaves for the backward pass."""
+    """The bytes that one image of `side` x `side` latent positions keeps for the backward pass."""
     one, depth = _block_bytes(recipe, side, compile), recipe.depth
     return one + _INPUT * _numbers(recipe, side) * depth if checkpointing else one * depth
 
@@ -64,11 +66,11 @@ def peak_bytes(
     checkpointing: bool = False,
     fsdp: bool = False,
 ) -> int:
-    """The most that a training step holds: where its backward pass begins, or where it ends and
-    every gradient is there.
+    """The most bytes that a training step holds: at the start of its backward pass, or at its end
+    with all gradients.
 
-    With `fsdp` a rank keeps its share of the state of all `parameters`, and what is whole while it
-    is used.
+    With `fsdp` a rank keeps its share of the state of all `parameters`, and what is whole while in
+    use.
     """
     averages, summed = averages_of(recipe), 4 * parameters if split.accumulate > 1 else 0
     kept, block = (
@@ -89,12 +91,12 @@ def peak_bytes(
 def _dealt_bytes(
     recipe: ImageNet, parameters: int, ranks: int, kept: int, summed: int, images: int, block: int
 ) -> int:
-    """The most that a rank holds under FSDP, of the four moments of a step that can be the fullest.
+    """The most bytes that a rank holds under FSDP: the largest of four moments of a step.
 
-    Above what it `kept` a rank has whole: all that lies around the blocks, the block in use, and
-    the next, twice while it is taken out of its message. Gradients leave as messages in float32,
-    block by block. Where a batch is accumulated that happens with its last micro-batch, and until
-    then the gradients, `summed` in float32, are whole.
+    Beside its share (`kept`) a rank has whole: all layers around the blocks, the block in use, and
+    the next block, twice while it is unpacked from its message. Gradients leave as float32
+    messages, block by block. If a batch is accumulated, that happens only in its last micro-batch.
+    Until then the gradients (`summed`, float32) are whole.
     """
     width, half = recipe.hidden_size, recipe.precision == "bf16"
     # of a block: queries, keys, values, projection; the MLP; the modulation
@@ -128,7 +130,7 @@ def _dealt_bytes(
 
 
 def averages_of(recipe: ImageNet) -> int:
-    """How many averages a run keeps."""
+    """The number of averages that a run keeps."""
     return 2 if recipe.ema2 else 1
 
 
@@ -141,7 +143,7 @@ def _numbers(recipe: ImageNet, side: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, or half of what is free in main memory."""
+    """Free bytes on a GPU, or half of the free main memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -165,8 +167,8 @@ def split_batch(
     """The largest micro-batch of whole shards that fits into `free` bytes, at least one shard; or
     `micro`, checked.
 
-    Raises ConfigError where the batch cannot be dealt to the ranks, or a rank's part not into
-    micro-batches, in whole shards.
+    Raises ConfigError if the batch cannot be split into whole shards on each rank and in each
+    micro-batch.
     """
     local = part_of(recipe.batch, ranks, recipe.shard)
     shards = local // recipe.shard

@@ -1,4 +1,4 @@
-"""What `cfm-lite scale prepare | train | sample` do, each on as many ranks as torchrun started."""
+"""The work of `cfm-lite scale prepare | train | sample`, on as many ranks as torchrun started."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ LOGS = ("json", "tensorboard")
 
 
 def prepare_command(source: Path | None, out: Path, device: str, vae: str, **settings: Any) -> str:
-    """Encode a folder (or a tar) of images, by default the 63 samples; returns what to print."""
+    """Encode a folder (or a tar) of images, by default the 63 samples. Returns what to print."""
     rank, world, _ = ranks_of_environment()
     check_folder(out, inputs=[] if source is None else [source])
     found = images.find(source or archive.samples())
@@ -60,7 +60,7 @@ def prepare_command(source: Path | None, out: Path, device: str, vae: str, **set
 def features_command(
     latents: Path, source: Path | None, out: Path, device: str, weights: str | None, **settings: Any
 ) -> str:
-    """Encode the images of some latents with REPA's teacher; returns what to print."""
+    """Encode the images of some latents with REPA's teacher. Returns what to print."""
     rank, world, _ = ranks_of_environment()
     check_folder(out, inputs=[path for path in (latents, source) if path is not None])
     data, name = Latents(latents), imagenet("repa").teacher
@@ -80,9 +80,7 @@ def features_command(
 
 
 def _look_at(latents: Latents, folder: Path) -> None:
-    """Raise DataError unless the first image of the latents is in `folder`, before anything is
-    written or computed.
-    """
+    """Raise DataError early unless the first image of the latents is in `folder`."""
     if len(latents):
         Pictures(latents, folder, workers=1)(
             torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.bool)
@@ -92,9 +90,7 @@ def _look_at(latents: Latents, folder: Path) -> None:
 def recipe_of(
     method: str, model: str, device: torch.device, changes: Mapping[str, Any]
 ) -> ImageNet:
-    """The preset with the command line's changes; on a CPU the arithmetic is float32 unless it is
-    asked for.
-    """
+    """The preset with the command line's changes. On a CPU the default precision is float32."""
     chosen = imagenet("sit" if method == "fm" else method, model=model)
     plain = {} if device.type == "cuda" else {"precision": "float32"}
     return chosen.changed(**{**plain, **changes})
@@ -117,10 +113,10 @@ def train_command(
     by_hand: Sequence[str] = (),
     **how: Any,
 ) -> str | None:
-    """Train one preset, or only try it; returns what to print, None on ranks other than 0. `how`
-    are fields of `Options`.
+    """Train one preset, or only try it. Returns what to print, None on ranks other than 0.
 
-    `by_hand` names those of `changes` that were given with --set: they have to be read.
+    `how` are fields of `Options`. `by_hand` names the `changes` given with --set, which the run
+    must read.
     """
     check_choice("log", log, LOGS)
     where = runs.pick_device(device)
@@ -174,8 +170,8 @@ def train_command(
 
 
 def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any]) -> None:
-    """Raise ConfigError for options of REPA's teacher that nothing would read, DataError for images
-    that are not there.
+    """ConfigError for options of REPA's teacher that nothing would read, DataError for missing
+    images.
     """
     given = [name for name in ("images", "features", "teacher") if how.get(name) is not None]
     if given and not recipe.align:
@@ -205,7 +201,7 @@ def _table(method: str) -> list[str]:
 def sample_command(
     run: Run, checkpoint: Path, out: Path | None, settings: Settings, world: World, vae: str | None
 ) -> str | None:
-    """Sample a run on latents into a folder; None on ranks other than 0."""
+    """Sample a run on latents into a folder. None on ranks other than 0."""
     folder = out or (run.place.folder if run.place else checkpoint.parent) / "samples"
     device = next(run.model.parameters()).device
     before = count_samples(folder)

@@ -1,6 +1,4 @@
-"""What a run will take, before it is begun: ten steps on made data at the real size, timed and
-measured.
-"""
+"""What a run will cost: ten steps on made-up data at the real size, timed and measured."""
 
 import shutil
 import time
@@ -44,13 +42,13 @@ def dry_run(
     price: float | None = None,
     ranks: int | None = None,
 ) -> str:
-    """Check everything that a run needs, train `steps` steps on made data, and say what the whole
-    run will take.
+    """Check everything that a run needs, train `steps` steps on made-up data, and estimate the
+    whole run.
 
-    The latents, if given, are hashed in full. `price` is that of an hour of one rank's device.
-    `ranks` is the number of devices that the run will have (default: those that it was started on):
-    one process then does one rank's part of each batch. Raises what `train_imagenet` would,
-    ConfigError for another number of ranks than several that were started, and DiskFullError where
+    If `latents` are given, they are hashed in full. `price` is what an hour of one device costs.
+    `ranks` is the number of devices of the real run (default: those of the dry run); one process
+    then computes one rank's part of each batch. Raises what `train_imagenet` would. Raises
+    ConfigError if several ranks were started and `ranks` is another number, and DiskFullError if
     the checkpoints will not fit.
     """
     world = options.world
@@ -111,7 +109,7 @@ def _made_batches(
 
 
 def _timed(trainer: Trainer, batches: Iterator[Any], steps: int, device: torch.device) -> float:
-    """The median seconds of a step, after the first two."""
+    """The median seconds of a step, without the first two."""
     trainer.log_every = 1
     times, since = [], time.perf_counter()
     for log in trainer.run(batches, steps):
@@ -123,8 +121,10 @@ def _timed(trainer: Trainer, batches: Iterator[Any], steps: int, device: torch.d
 
 
 def _check_room(out: Path, parameters: int, averages: int, kept: int = 4) -> None:
-    """Checkpoints hold weights, averages and two moments; three are kept, and the next is written
-    before the oldest goes.
+    """DiskFullError unless four checkpoints fit: three are kept, and the next is written before the
+    oldest goes.
+
+    A checkpoint holds weights, averages and two moments.
     """
     needed = kept * (12 + 4 * averages) * parameters
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
@@ -157,8 +157,8 @@ def _report(
 
 
 def _memory(predicted: int, kept: int, measured: int, shared: int) -> str:
-    """`shared`: how many ranks will share the state of which one process held all, so that its
-    memory says nothing.
+    """The line on memory. `shared` is the number of ranks that will share the state of one process
+    here.
     """
     parts = f"{predicted / 2**30:.2f} GiB of tensors {'are' if shared > 1 else 'were'} predicted"
     state = f"of which {kept / 2**30:.2f} GiB are the trained state"
@@ -171,7 +171,7 @@ def _memory(predicted: int, kept: int, measured: int, shared: int) -> str:
 
 
 def _where(started: int, ranks: int) -> str:
-    """On how many devices the run is meant to be, and what of that was tried."""
+    """How many devices the numbers are for, and how many of them were tried."""
     if started == ranks > 1:
         return (
             f"all of this is for {ranks} ranks, on which it was tried, messages between them "

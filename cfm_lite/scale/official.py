@@ -1,10 +1,10 @@
-"""Official checkpoints at the command line: fine-tune them, sample them, and write our runs in
-their formats.
+"""Official checkpoints at the command line: fine-tune them, sample them, and write runs in their
+formats.
 
-    --start FILE --format sit|repa      a .pt, .pth or .safetensors of SiT, REPA or DeltaFM; or one of our runs
+    --start FILE --format sit|repa      .pt, .pth or .safetensors of SiT, REPA or DeltaFM, or a run
 
-Time and sign are turned once, when a file is read or written (`models.official`); nothing in it may
-run code.
+Time and sign are converted once, when a file is read or written (`models.official`). No code in a
+file is run.
 """
 
 import io
@@ -27,7 +27,7 @@ __all__ = ["export_run", "start_from"]
 
 
 def _on_imagenet(path: Path) -> Run:
-    """The run in `path`; CheckpointError unless it is one on ImageNet's latents."""
+    """The run in `path`. CheckpointError unless it is a run on ImageNet's latents."""
     named = saved_recipe(path)
     if not isinstance(named, ImageNet):
         raise CheckpointError(
@@ -38,10 +38,9 @@ def _on_imagenet(path: Path) -> Run:
 
 
 def start_from(path: Path, format: str, network: str) -> SiT:
-    """The SiT in an official file, or the average of one of our ImageNet runs, to be fine-tuned.
+    """The SiT to fine-tune: from an official file, or the average of one of our ImageNet runs.
 
-    Raises ConfigError where its sizes are not those of `network`, CheckpointError,
-    UntrustedFileError.
+    Raises ConfigError if its sizes are not those of `network`, CheckpointError, UntrustedFileError.
     """
     check_choice("model", network, MODELS)
     check_choice("format", format, FORMATS)
@@ -60,11 +59,10 @@ def start_from(path: Path, format: str, network: str) -> SiT:
 
 
 def export_run(run: Path, format: str, out: Path) -> Path:
-    """Write the average of an ImageNet run as an official file: .safetensors, or .pt with the key
-    "ema". Returns its path.
+    """Write the average of an ImageNet run as an official file, and return its path.
 
-    Raises ConfigError for another suffix or a file that something else needs, CheckpointError where
-    there is no run or no room.
+    The suffix is .safetensors, or .pt with the key "ema". Raises ConfigError for another suffix or
+    a file in use, CheckpointError if there is no run or no room.
     """
     check_choice("format", format, FORMATS)
     run, out = expanded(run), check_file(expanded(out), (".safetensors", ".pt"), inputs=(run,))

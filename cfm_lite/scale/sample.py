@@ -1,12 +1,11 @@
-"""Images from a trained run: noise keyed by part, ODE or SDE, guidance, VAE, uint8; and one npz as
-ADM's evaluator reads it.
+"""Images from a trained run, in one npz as ADM's evaluator reads it.
 
-    SAMPLES/  settings.json   part-00000.npy ...  ->  samples.npz (arr_0 (N, H, W, 3) uint8, arr_1 labels)  samples.png
+    SAMPLES/  settings.json   part-00000.npy ...
+              ->  samples.npz (arr_0 (N, H, W, 3) uint8, arr_1 labels)  samples.png
 
-Part p holds samples p * batch, ... and depends on (seed, p) alone, so any number of ranks gives the
-same images, and a run that was stopped goes on where it was. A finished folder grows: more samples
-are asked for, and only the missing parts are drawn. Samples of other settings are never mixed in:
-settings.json is compared first.
+Part p holds samples p * batch, ... and depends on (seed, p) alone. So any number of ranks gives the
+same images, a stopped run continues, and a finished folder can grow: only missing parts are drawn.
+Samples of other settings are never mixed in, because settings.json is compared first.
 """
 
 import io
@@ -58,13 +57,12 @@ def sample_imagenet(
     vae: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw what is missing of `settings.num` samples; returns the npz, which keeps what it held
-    where that was more.
+    """Draw the missing ones of `settings.num` samples, and return the npz. A larger npz stays as it
+    is.
 
-    `source` is a run's folder, one of its checkpoints, or what was opened already. `vae` replaces
-    the name or folder of the VAE, which must be the one that made the latents. Raises
-    CheckpointError, DataError for another VAE, ConfigError where `out` holds samples of other
-    settings; then nothing is written.
+    `source` is a run's folder, one of its checkpoints, or an open `Run`. `vae` is a new place of
+    the VAE that made the latents. Raises CheckpointError, DataError for another VAE, and
+    ConfigError if `out` holds samples of other settings; then nothing is written.
     """
     out, device = check_folder(expanded(out)), world.place(torch.device(device))
     run = source if isinstance(source, Run) else Run.open(source, device=device)
@@ -101,9 +99,7 @@ def sample_imagenet(
 
 
 def count_samples(out: str | Path) -> int:
-    """How many samples the npz in a folder of samples holds; 0 where there is none, or a damaged
-    one.
-    """
+    """The number of samples in the npz of a folder; 0 if it is missing or damaged."""
     try:
         with _opened(Path(out) / SAMPLES) as (_, shape):
             return int(shape[0])
@@ -112,9 +108,7 @@ def count_samples(out: str | Path) -> int:
 
 
 def _check_same(out: Path, record: dict[str, Any]) -> None:
-    """Raise ConfigError where `out` holds anything but samples of these settings; how many does not
-    matter.
-    """
+    """Raise ConfigError unless `out` is empty or holds samples of these settings, of any number."""
     file = out / SETTINGS
     mine = json.loads(json.dumps(record))
     if not file.exists():
@@ -173,11 +167,12 @@ def drawing(
     num: int = 16,
     show: Callable[[np.ndarray, int], None] | None = None,
 ) -> Callable[[nn.Module, int], None]:
-    """A function of a model and a step that writes OUT/samples-step-N.png, as `runs.train` takes
-    it: the same noise each time.
+    """A function of a model and a step that writes OUT/samples-step-N.png, from the same noise each
+    time.
 
-    Every rank computes them, for under FSDP a forward pass takes all; one without a `codec` writes
-    nothing. `show` is given the images (num, H, W, 3) uint8 and the step.
+    `runs.train` calls it on every rank, because under FSDP a forward pass needs all of them. A rank
+    without a `codec` writes nothing. `show` is called with the images (num, H, W, 3) uint8 and the
+    step.
     """
     settings = Settings(
         num, recipe.seed, recipe.solver, recipe.sample_steps, recipe.guidance, batch=num
@@ -218,8 +213,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
 
 
 def _kept(path: Path, parts: int, batch: int) -> Iterator[bytes]:
-    """The first whole parts of an npz of ours, then the rest unused, for only at its end is the sum
-    compared.
+    """The first whole parts of an npz of ours.
+
+    The rest is read too, because only its end verifies the checksum.
     """
     if not parts:
         return
@@ -237,10 +233,10 @@ def _kept(path: Path, parts: int, batch: int) -> Iterator[bytes]:
 
 
 def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
-    """Put `kept` parts of the npz there and the new ones into one, part by part, so that 50,000
-    images need no memory.
+    """Join `kept` parts of the old npz and the new parts, part by part, so 50,000 images need
+    little memory.
 
-    The old npz is replaced in one step; then the parts are removed.
+    The old npz is replaced in one step, and then the parts are removed.
     """
     paths = [_part(out, part) for part in range(kept, settings.parts)]
     shape = (settings.num, *np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1:])

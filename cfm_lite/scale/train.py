@@ -1,6 +1,4 @@
-"""Training on prepared latents: the recipe's trainer, the latents' batches, one run folder, on any
-number of ranks.
-"""
+"""Training on prepared latents, on any number of ranks."""
 
 import contextlib
 import functools
@@ -44,7 +42,7 @@ Batches = Callable[[int], Iterator[tuple[Any, ...]]]
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is computed and where it is kept; nothing here changes its numbers."""
+    """How a run is computed and where it is kept. Nothing here changes its numbers."""
 
     out: Path
     device: torch.device | str = "cpu"
@@ -72,9 +70,9 @@ class Options:
 def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     """Train a recipe on latents, from the start or from the newest checkpoint in `options.out`.
 
-    Raises ConfigError for latents of another size, a batch larger than the set or that cannot be
-    dealt to the ranks in whole shards, and a run that is there already; ResumeMismatchError for a
-    run on other latents; DistributedError.
+    Raises ConfigError for latents of another size, for a batch that is larger than the set or does
+    not split into whole shards on the ranks, and for an existing run. Raises ResumeMismatchError
+    for a run on other latents, and DistributedError.
     """
     world, out = options.world, options.out
     check_fit(recipe, latents, world.size)
@@ -120,8 +118,8 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
 
 
 def check_fit(recipe: ImageNet, latents: Latents, ranks: int = 1) -> None:
-    """Raise ConfigError for latents of another size than the recipe's, fewer than a batch of them,
-    or a batch not for `ranks`.
+    """Raise ConfigError if the latents have another size than the recipe, or the batch does not fit
+    them and `ranks`.
     """
     if recipe.size != latents.size:
         raise ConfigError(
@@ -134,11 +132,11 @@ def check_fit(recipe: ImageNet, latents: Latents, ranks: int = 1) -> None:
 def trainer_for(
     recipe: ImageNet, data: Any, options: Options, device: torch.device, ranks: int | None = None
 ) -> tuple[Trainer, Split]:
-    """The trainer on this rank, and how the batch is split; `data` has the shape and the classes.
-    ConfigError where they do not fit.
+    """The trainer on this rank, and how the batch is split. ConfigError if the settings do not fit
+    together.
 
-    `ranks` (default: those of the world) is the number that share the batch: a dry run on one
-    device can be one of many.
+    `data` has the shape and the classes. `ranks` (default: those of the world) share the batch: a
+    dry run on one device can stand for one of many.
     """
     size = options.world.size if ranks is None else ranks
     if options.parallel == "fsdp" and size == 1:
@@ -195,7 +193,7 @@ def trainer_for(
 def _teacher(
     recipe: ImageNet, data: Any, options: Options, device: torch.device
 ) -> nn.Module | Given:
-    """The frozen teacher, or the width of its features where they were computed before."""
+    """The frozen teacher, or a `Given` if its features were computed before."""
     if options.features is not None:
         if not isinstance(data, Latents):
             return Given(data.feature_dim)
@@ -216,8 +214,8 @@ def _teacher(
 
 
 def features_of(recipe: ImageNet, latents: Latents, folder: Path) -> TeacherFeatures:
-    """The features of the latents' images; ConfigError unless they are of the recipe's teacher,
-    tokens and mirror images.
+    """The features of the latents' images. ConfigError unless teacher, tokens and mirrors are the
+    recipe's.
     """
     found, grid = TeacherFeatures(folder, latents), latents.shape[-1] // recipe.patch_size
     if found.teacher != recipe.teacher:
@@ -239,7 +237,7 @@ def features_of(recipe: ImageNet, latents: Latents, folder: Path) -> TeacherFeat
 
 
 def _source(recipe: ImageNet, latents: Latents, options: Options, device: torch.device) -> Batches:
-    """The latents' batches on the device, read by a thread of their own."""
+    """The latents' batches on the device, read ahead by a thread."""
     settings: dict[str, Any] = {
         "size": recipe.batch, "seed": recipe.seed, "shard": recipe.shard, "mirror": recipe.mirror,
         "rank": options.world.rank, "world": options.world.size, "images": options.images if recipe.align else None,
@@ -259,7 +257,7 @@ def _move(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _about(latents: Latents) -> dict[str, Any]:
-    """What sampling needs to know of the latents, and resuming to recognise them."""
+    """What sampling needs to know of the latents, and what resuming compares."""
     index = latents.index
     return {
         "latents": str(latents.folder), "fingerprint": latents.fingerprint, "mean": index["files"]["mean.npy"],
@@ -270,9 +268,7 @@ def _about(latents: Latents) -> dict[str, Any]:
 
 
 def _about_teacher(trainer: Trainer) -> dict[str, Any]:
-    """{"teacher": the hash of its weights}, whether it sees the images or has seen them; nothing
-    without one.
-    """
+    """{"teacher": the hash of its weights}; empty without a teacher."""
     for term in trainer.objective.terms.values():
         if isinstance(term, Alignment):
             seen: Any = term._teacher[0]
@@ -285,9 +281,7 @@ def _about_teacher(trainer: Trainer) -> dict[str, Any]:
 
 
 def _keep_mean(out: Path, latents: Latents) -> None:
-    """E[x1] beside the run, byte for byte as the latents hold it: what debiasing ΔFM needs after
-    they are gone.
-    """
+    """Copy E[x1] of the latents into the run. Debiasing ΔFM needs it when the latents are gone."""
     checkpoint.write_bytes(out / MEAN, (latents.folder / "mean.npy").read_bytes())
 
 
@@ -308,8 +302,8 @@ def _drawing(
     device: torch.device,
     board: "_TensorBoard | None",
 ) -> Callable[[nn.Module, int], None]:
-    """What draws samples on the way; rank 0 opens the VAE of the latents for it, before anything is
-    trained.
+    """The function that draws samples on the way. Rank 0 opens the VAE for it, before training
+    starts.
     """
     codec = options.world.on_main(
         lambda: open_codec(str(spec.vae), device=device, fingerprint=spec.vae_fingerprint)
@@ -318,10 +312,9 @@ def _drawing(
 
 
 class _TensorBoard:
-    """Writes what the log says, and the pictures drawn on the way, beside log.jsonl; nothing on
-    ranks other than 0.
+    """Writes log lines and pictures for TensorBoard, on rank 0 only.
 
-    The file is opened with the first line: a run that is refused leaves none.
+    The file is opened with the first line, so a refused run leaves none.
     """
 
     def __init__(self, out: Path, world: World) -> None:
@@ -330,9 +323,7 @@ class _TensorBoard:
             optional("tensorboard", "imagenet")
 
     def _at(self, step: int) -> Any:
-        """torch's SummaryWriter; what a run that was cut off had written from `step` on is not
-        shown any more.
-        """
+        """torch's SummaryWriter. Points from `step` on, which a killed run wrote, are hidden."""
         if self._writer is None:
             self._writer = optional("torch.utils.tensorboard", "imagenet").SummaryWriter(
                 str(self.folder), purge_step=step
