@@ -168,7 +168,7 @@ def test_the_mirror_and_the_mean_are_drawn_where_asked_for() -> None:
         return [text.get_text() for text in squares_of(picture)[0].get_legend().get_texts()]
 
     assert "mean of all data" in legend(mean=[0, 0])
-    assert "$x_1 = x_2$" in legend(mirror=True)
+    assert "$a = b$" in legend(mirror=True)
     assert len(legend()) == 4
 
 

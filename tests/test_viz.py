@@ -6,6 +6,7 @@ import ast
 import functools
 import io
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists, style
 from tests.drawn import texts_of
 
+ROOT = Path(__file__).resolve().parents[1]
 LIMITS = (-3.5, 3.5, -3.5, 3.5)
 METHODS = (
     "fm",
@@ -400,6 +402,24 @@ def test_the_diverging_map_is_neutral_at_zero_and_ends_in_data_and_repulsion() -
 
 
 # planes, arrows, contours and paths
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_the_coordinates_of_a_plane_are_a_and_b(name: str) -> None:
+    for axis, coordinate in (("x", "$a$"), ("y", "$b$")):
+        labels = {getattr(axes, f"get_{axis}label")() for axes in planes(figure(name))}
+        assert coordinate in labels <= {coordinate, ""}
+
+
+def test_x_1_is_the_data_and_never_a_coordinate() -> None:
+    kinds = ("cfm_lite/**/*.py", "slides/**/*.py", "slides/*.md", "tools/**/*.py", "docs/*.md")
+    texts = {path: path.read_text("utf-8") for kind in kinds for path in ROOT.glob(kind)}
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        texts[path] = "\n".join("".join(cell["source"]) for cell in cells)
+    clash = re.compile(r"x_\{?2\b|x₂|label=\W*x(_1|₁)|velocity along \W*x")
+    found = {path.name: hits for path, text in texts.items() if (hits := clash.findall(text))}
+    assert not found, f"the coordinates of a plane are a and b: {found}"
 
 
 @pytest.mark.parametrize("name", PLANES)

@@ -38,6 +38,7 @@ from cfm_lite.viz.style import (
 
 __all__ = [
     "CONTOURS",
+    "DIAGONAL",
     "Density",
     "Limits",
     "Velocity",
@@ -54,6 +55,7 @@ __all__ = [
     "legend",
     "legend_entry",
     "mass_levels",
+    "name_axes",
     "paths",
     "plane",
     "points",
@@ -132,12 +134,8 @@ def plane(
     names and numbers to those.
     """
     left, right, bottom, top = check_limits(limits)
-    axes.set(
-        xlim=(left, right),
-        ylim=(bottom, top),
-        xlabel="$x_1$" if outer[1] else "",
-        ylabel="$x_2$" if outer[0] else "",
-    )
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    name_axes(axes, outer=outer)
     axes.tick_params(labelleft=outer[0], labelbottom=outer[1])
     axes.set_aspect("equal", adjustable="box")
     axes.locator_params(nbins=6, integer=True)
@@ -145,6 +143,15 @@ def plane(
     frame(axes)
     if title:
         axes.set_title(title, color=color, loc="left", pad=6)
+
+
+def name_axes(axes: Axes, form: str = "{}", *, outer: tuple[bool, bool] = (True, True)) -> None:
+    """Name the coordinates of a plane a and b, because x_1 is the data.
+
+    `form` may say more, such as "velocity along {}"; `outer` is as in `plane`.
+    """
+    axes.set_xlabel(form.format("$a$") if outer[1] else "")
+    axes.set_ylabel(form.format("$b$") if outer[0] else "")
 
 
 def squares(
@@ -304,6 +311,7 @@ _LEGEND: dict[str, Any] = {
 }
 
 
+DIAGONAL = "$a = b$"  # the line that a swap of the coordinates leaves in place
 CONTOURS = {"exact density: 50 % and 95 % lie inside": legend_entry(TRUTH, "-")}
 
 

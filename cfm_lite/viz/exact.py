@@ -236,6 +236,6 @@ def _legend(panel: Axes, label: int) -> None:
         "noise, $t$ = 0": entry(NOISE),
         "ends of paths, $t$ = 1": entry([method_style(m).color for m in SAYS]),
         "mean of all data,\nΔFM's negative $\\bar{u}_{-}$": entry(REPEL, **_CROSS),
-        "$x_1 = x_2$, the mirror\nof VeCoR's swap": entry(REPEL, "--"),
+        f"{artists.DIAGONAL}, the mirror\nof VeCoR's swap": entry(REPEL, "--"),
     }
     artists.side_legend(panel, entries, top=0.85)

@@ -37,7 +37,7 @@ def divergence(weight: float = 0.05, k: int = 1, method: str = scenes.REPELLED[0
     for panel, ylabel in (
         (loss, "loss, in units of $|v - \\bar{u}_{-}|^2$"),
         (descent, "position $s$"),
-        (plane, "$x_2$"),
+        (plane, "$b$"),
     ):
         panel.set(ylabel=ylabel)
         panel.tick_params(labelleft=True)

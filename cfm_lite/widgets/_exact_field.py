@@ -80,7 +80,7 @@ def exact_field(
         "data, $t$ = 1": artists.legend_entry(DATA),
         "density at $t$": artists.legend_entry("#8fc1e0", "s", markersize=8),
         "mean of\nall data": artists.legend_entry(REPEL, "X", markersize=8),
-        "$x_1 = x_2$": artists.legend_entry(REPEL, "--"),
+        artists.DIAGONAL: artists.legend_entry(REPEL, "--"),
     }
     artists.side_legend(axes[0, -1], entries, top=0.8)
 

@@ -149,7 +149,7 @@ def _sum_of_fields(method: str, titles: list[str]) -> viz.Picture:
         panels[1].text(
             0.1,
             -2.6,
-            "mirror $x_1 = x_2$",
+            f"mirror {artists.DIAGONAL}",
             color=viz.REPEL,
             fontsize=12,
             weight="bold",
@@ -193,7 +193,8 @@ def figure3_paths() -> viz.Picture:
             )
         for centre in toy.to_figure3(torch.as_tensor(mixture.means)).tolist():
             panel.add_patch(_circle(centre, 0.5 * 2.4477))  # 95 % of a Gaussian in the plane
-        panel.set(ylabel="$x_2$", aspect="equal", ylim=(-3.2, 4.3), xlim=(-17.5, 8))
+        artists.name_axes(panel, outer=(True, False))
+        panel.set(aspect="equal", ylim=(-3.2, 4.3), xlim=(-17.5, 8))
         panel.grid(False)
         panel.text(
             0.012,
@@ -205,7 +206,7 @@ def figure3_paths() -> viz.Picture:
             va="top",
             color=viz.METHOD_COLORS[method],
         )
-    axes[1, 0].set_xlabel("$x_1$ (the paper's coordinates)")
+    axes[1, 0].set_xlabel("$a$ (the paper's coordinates)")
     return picture
 
 

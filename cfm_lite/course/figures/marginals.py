@@ -179,10 +179,7 @@ def conditional_velocities(
     row[0].set_title(f"{len(x0)} draws that pass here at $t$ = {t:g}", loc="left", pad=6)
     reach = artists.square_limits(u, [[0.0, 0.0]], margin=0.04)
     artists.plane(row[1], reach)
-    row[1].set(
-        xlabel="velocity along $x_1$, per unit of $t$",
-        ylabel="velocity along $x_2$, per unit of $t$",
-    )
+    artists.name_axes(row[1], "velocity along {}, per unit of $t$")
     row[1].set_title("their velocities", loc="left", pad=6)
     row[1].axhline(0, color="#d0d0d0", linewidth=0.8, zorder=0)
     row[1].axvline(0, color="#d0d0d0", linewidth=0.8, zorder=0)

@@ -126,8 +126,7 @@ def loss_bowls(
             else "no minimum"
         )
         panel.set_title(f"λ = {weight:g}: {note}", loc="left", fontsize=10)
-        panel.set(xlabel="$f_1$, first coordinate")
-    axes[0, 0].set_ylabel("$f_2$, second coordinate")
+        artists.name_axes(panel, "velocity $f$ along {}", outer=(panel is axes[0, 0], True))
     artists.color_bar(
         figure, image, axes[0, -1], "loss", ticks=MaxNLocator(7, symmetric=True), format="%g"
     )
@@ -174,7 +173,7 @@ def attract_repel(
     `panels_by_title[title]` is (x, u, u_neg), all (B, 2): from x the green arrow u, from its tip
     the vermilion push weight / (1 - weight) (u - u_neg), and from x to the end the purple v*.
     `data` and `others` (N, 2) are drawn as points, `mean` (2,) as a cross, and with `mirror` the
-    line x_1 = x_2. `scale` is velocity per unit of length. Raises ConfigError for NaN, for shapes
+    line a = b. `scale` is velocity per unit of length. Raises ConfigError for NaN, for shapes
     that differ and unless 0 <= weight < 1.
     """
     weight = check_number("weight", weight, 0, 1, open_high=True)
@@ -231,7 +230,7 @@ def attract_repel(
     entries |= (
         {"mean of all data": legend_entry(REPEL, "X", markersize=8)} if mean is not None else {}
     )
-    entries |= {"$x_1 = x_2$": legend_entry(REPEL, "--")} if mirror else {}
+    entries |= {artists.DIAGONAL: legend_entry(REPEL, "--")} if mirror else {}
     artists.side_legend(axes[0, -1], entries, top=0.85)
     return figure
 
@@ -251,7 +250,7 @@ def _triple(title: str, triple: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 @styled
 def class_paths(
-    runs: Mapping[str, Any], ts: Any, *, shown: int = 40, label: str = "height $x_2$"
+    runs: Mapping[str, Any], ts: Any, *, shown: int = 40, label: str = "height $b$"
 ) -> Picture:
     """One coordinate of two classes' particles against time, a panel per method, with the gap of
     their means at the end.
