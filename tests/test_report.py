@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cfm_lite import cli
+from cfm_lite import cli, viz
 from cfm_lite import lab as experiments
 from cfm_lite.errors import DataError
 from cfm_lite.lab import SUITES, Store, readme, statistics
@@ -204,6 +204,15 @@ def test_every_picture_that_the_report_names_is_there(whole):
     text = (whole[0] / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\]\((.*?\.png)\)", text))
     assert named == {path.name for path in whole[1]} - {"README.md"}
+
+
+def test_a_figure_has_at_most_four_panels_and_four_entries_and_fits_a_page(whole):
+    results = Results(whole[0])
+    for name, draw in readme.FIGURES.items():
+        figure = draw(results)
+        entries = [entry for legend in figure.legends for entry in legend.get_texts()]
+        assert max(len(figure.axes), len(entries)) <= 4, name
+        assert figure.get_figwidth() <= viz.PAGE, name
 
 
 def test_verdicts_are_those_of_the_planted_gains(whole):

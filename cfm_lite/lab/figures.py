@@ -30,9 +30,6 @@ LABELS = {  # what the settings of a group are
     "size": "width of the network",
     "length": "training steps",
     "guidance": "guidance scale",
-    "euler": "evaluations, Euler",
-    "heun": "evaluations, Heun",
-    "sde": "evaluations, SDE",
 }
 KINDS = {
     "infonce_l2": "ℓ2",
@@ -105,7 +102,7 @@ def _cell(d: Difference | None) -> str:
 def _panel(suite: str, xlabel: str = "", metric: str = "") -> Panel:
     name = viz.METRICS[metric or quality(suite)].name.partition(",")[0]
     good = "higher" if metric == "recall" else "lower"
-    return Panel(TITLES[suite], f"{name} minus FM's", good, xlabel)
+    return Panel(TITLES[suite], f"{name}\nminus FM's", good, xlabel)
 
 
 def _drawn_rows(
@@ -181,57 +178,48 @@ def norms(results: Results) -> Picture | None:
             d, norm = results.difference(suite, mine), results.mean(suite, mine, "feature_norm")
             if d is not None and norm > 0 and length > 0:
                 blocks.setdefault(_panel(suite), []).append((label, norm / length, d))
+    blocks = {panel: points for panel, points in blocks.items() if len(points) > 1}
     xlabel = "length of the features, relative to FM's"
     return viz.difference_scatter(blocks, xlabel=xlabel) if blocks else None
 
 
 def _drawn_curves(
-    groups: Sequence[str],
-    methods: Sequence[str],
-    *,
-    samplers: Sequence[str] = ("euler",),
-    columns: int = 0,
-    **look: Any,
+    groups: Sequence[str], methods: Sequence[str], **look: Any
 ) -> Callable[[Results], Picture | None]:
-    """A figure with the differences against the settings of each group, solver and suite.
+    """A figure with the differences against the settings of each group.
 
-    Each suite has a column unless `columns` is given.
+    Each suite that has them has a panel.
     """
 
     def draw(results: Results) -> Picture | None:
         blocks: dict[Panel, dict[str, dict[float, Difference]]] = {}
-        for group, sampler in product(groups, samplers):
-            row = {}
-            for suite in results.suites:
-                panel = _panel(suite, LABELS[sampler if group == "solver" else group])
-                row[panel] = curves = {}
-                mine = [m for m in methods if m in results.methods(suite, group)]
-                for (name, place), method in product(_settings(results, suite, group), mine):
-                    d = results.difference(suite, replace(place, method=method))
-                    if d is not None and place.sampler == sampler:
-                        x = float(name.rpartition(" ")[2])
-                        curves.setdefault(method, {})[x] = d
-            if any(row.values()):
-                blocks |= {panel: found for panel, found in row.items() if found or not columns}
-        width = columns or len(results.suites)
-        return viz.difference_curves(blocks, xlabel="", columns=width, **look) if blocks else None
+        for group, suite in product(groups, results.suites):
+            curves: dict[str, dict[float, Difference]] = {}
+            mine = [m for m in methods if m in results.methods(suite, group)]
+            for (name, place), method in product(_settings(results, suite, group), mine):
+                d = results.difference(suite, replace(place, method=method))
+                if d is not None:
+                    curves.setdefault(method, {})[float(name.rpartition(" ")[2])] = d
+            if curves:
+                blocks[_panel(suite, LABELS[group])] = curves
+        return viz.difference_curves(blocks, xlabel="", **look) if blocks else None
 
     return draw
 
 
+# Four methods tell each story. The tables of the suites hold the others, and all other settings.
+_PUBLISHED = ("delta_fm", "vecor", "dispersive", "repa")
+_REPELLED = ("fm_retargeted", "delta_fm", "vecor", "vecor_latent")
 _GUIDED = ("fm_retargeted", "delta_fm", "delta_fm_debiased")
-_EVERY = ("fm_scaled", "fm_retargeted", *TRAINED)
-_KNOBS = ("weight", "k", "spread", "tau", "block", "solver")
-_SOLVERS = ("euler", "heun", "sde")
 FIGURES: Mapping[str, Callable[[Results], Picture | None]] = {
-    "question_1.png": _drawn_curves(("core", "size", "length"), ("fm_scaled", *TRAINED)),
+    "question_1.png": _drawn_curves(("core",), _PUBLISHED),
     "question_2.png": _drawn_rows(_controls, "minus its control"),
     "question_4.png": _drawn_rows(_perturbations, best_first=True),
     "question_5.png": _drawn_rows(_pairs, "no pairs"),
     "question_6.png": norms,
     "question_7.png": _drawn_rows(_recall, metric="recall"),
     "question_8.png": _drawn_curves(("guidance",), _GUIDED, columns=2, log=False),
-    "question_9.png": _drawn_curves(_KNOBS, _EVERY, samplers=_SOLVERS, columns=4, squeeze=True),
+    "question_9.png": _drawn_curves(("weight", "k"), _REPELLED, columns=2, squeeze=True),
 }
 
 

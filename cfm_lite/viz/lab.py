@@ -12,18 +12,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
-from cfm_lite.viz.style import Picture, as_array, method_style, panels, styled
+from cfm_lite.viz.style import PAGE, Picture, as_array, method_style, panels, plain, styled
 
 __all__ = ["Panel", "difference_curves", "difference_rows", "difference_scatter"]
 
 FOOT = (
-    "Bars: 95 % bootstrap intervals over seeds. Filled: clear, Student's 98 % interval misses 0 as "
-    "well; hollow: no clear difference. "
-    "Grey line at 0: plain FM."
+    "Grey line at 0: plain FM. Bars: 95 % bootstrap intervals over seeds. Filled: clear, Student's "
+    "98 % interval misses 0, too. Hollow: no clear difference."
 )
 BASE, BAND = "#9a9a9a", "#f0eef4"
 COLUMNS = 3  # panels in a row, unless another number is asked for
@@ -60,7 +59,7 @@ class Panel(NamedTuple):
 
 def _foot(figure: Picture, text: str) -> None:
     """Words at the foot of `figure`, in as many lines as its width needs."""
-    figure.supxlabel(fill(text, int(15 * figure.get_figwidth())), x=0.01, ha="left", fontsize=9)
+    artists.foot(figure, fill(text, int(14.5 * figure.get_figwidth())))
 
 
 def _checked(differences: Sequence[Compared], where: str) -> Sequence[Compared]:
@@ -95,8 +94,8 @@ def difference_rows(
     columns = min(COLUMNS, len(blocks))
     lengths = [len(rows) for rows in blocks.values()]
     counts = [max(lengths[i : i + columns]) for i in range(0, len(lengths), columns)]
-    width = 2.4 + 3.2 * columns if shared else 1.2 + 4.4 * columns
-    height = 0.5 + sum(1.0 + 0.3 * count for count in counts)
+    width = min(PAGE, 2.4 + 3.2 * columns if shared else 1.2 + 4.4 * columns)
+    height = 0.6 + sum(1.0 + 0.3 * count for count in counts)
     figure, axes = panels(len(counts), columns, width=width, height=height, height_ratios=counts)
     for axis in axes.flat[len(blocks) :]:
         axis.remove()
@@ -106,7 +105,7 @@ def difference_rows(
         axis.axvline(0, color=BASE, linewidth=1.2, zorder=1.5)
         axis.set_yticks(range(len(rows)), [label for label, _ in rows])
         axis.tick_params(axis="y", length=0, labelleft=not shared or axis in axes[:, 0])
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.set(
             xlabel=f"{panel.quantity}\n{_sides(panel.good)}",
             ylim=(counts[i // columns] - 0.5, -0.5),
@@ -137,9 +136,9 @@ def _row(axis: Axes, place: int, d: Compared, marked: bool) -> None:
 
 def _sides(good: str) -> str:
     return (
-        "$\\leftarrow$ better        worse $\\rightarrow$"
+        "$\\leftarrow$ better    worse $\\rightarrow$"
         if good == "lower"
-        else "$\\leftarrow$ worse        better $\\rightarrow$"
+        else "$\\leftarrow$ worse    better $\\rightarrow$"
     )
 
 
@@ -164,7 +163,8 @@ def difference_curves(
         raise ConfigError("blocks is empty; pass {Panel(...): {method: {setting: difference}}}.")
     columns = min(columns, len(blocks))
     rows = -(-len(blocks) // columns)
-    figure, axes = panels(rows, columns, width=2.2 + 4.0 * columns, height=0.4 + 3.8 * rows)
+    width = min(PAGE, 0.4 + 4.1 * columns)
+    figure, axes = panels(rows, columns, width=width, height=0.8 + 3.0 * rows)
     handles: dict[str, Any] = {}
     places = [*blocks.items(), *[(None, {})] * (axes.size - len(blocks))]
     for axis, (panel, curves) in zip(axes.flat, places):
@@ -175,13 +175,7 @@ def difference_curves(
                 _squeeze(axis, panel, [d.mean for curve in curves.values() for d in curve.values()])
         else:
             axis.remove()
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside right upper",
-        handlelength=2.6,
-        labelspacing=0.7,
-    )
+    artists.legend(figure, handles, "outside upper left", ncols=2 if columns == 1 else 4)
     _foot(figure, FOOT)
     return figure
 
@@ -208,9 +202,14 @@ def _panel_of_curves(
         axis.set_xscale("log", base=2)
     axis.set_xticks(settings, [f"{x:g}" for x in settings])
     axis.minorticks_off()
-    axis.set_ylabel(f"{panel.quantity}\n({panel.good} is better)")
+    axis.set_ylabel(_named(panel))
     axis.set_title(panel.title, loc="left")
     return handles
+
+
+def _named(panel: Panel, more: str = "") -> str:
+    """The name of the differences, and on which side a method is better."""
+    return f"{panel.quantity}\n({panel.good} is better{more})"
 
 
 def _squeeze(axis: Axes, panel: Panel, means: Sequence[float]) -> None:
@@ -224,8 +223,8 @@ def _squeeze(axis: Axes, panel: Panel, means: Sequence[float]) -> None:
     linear = 10 ** np.ceil(np.log10(small))
     axis.set_yscale("symlog", linthresh=linear, linscale=1.0)
     axis.margins(y=0.08)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
-    axis.set_ylabel(f"{panel.quantity}\n({panel.good} is better; logarithmic beyond ±{linear:g})")
+    axis.yaxis.set_major_formatter(plain)
+    axis.set_ylabel(_named(panel, f";\nlogarithmic beyond ±{linear:g}"))
 
 
 def _gap(settings: Sequence[float] | np.ndarray) -> float:
@@ -261,7 +260,7 @@ def difference_scatter(
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, x, difference), ...]}.")
-    figure, axes = panels(1, len(blocks), width=0.6 + 5.6 * len(blocks), height=4.8)
+    figure, axes = panels(1, len(blocks), width=min(PAGE, 0.6 + 5.6 * len(blocks)), height=4.2)
     for axis, (panel, points) in zip(axes[0], blocks.items()):
         _checked([d for _, _, d in points], panel.title)
         if min(x for _, x, _ in points) <= 0:
@@ -283,7 +282,7 @@ def difference_scatter(
         axis.axhline(0, color=BASE, linewidth=1.2, zorder=1.5)
         axis.axvline(1, color=BASE, linewidth=1.2, linestyle=":", zorder=1.5)
         _ratio_axis(axis, [x for _, x, _ in points])
-        axis.set(xlabel=xlabel, ylabel=f"{panel.quantity}\n({panel.good} is better)")
+        axis.set(xlabel=xlabel, ylabel=_named(panel))
         axis.set_title(panel.title, loc="left")
         _label_column(axis, points)
     _foot(figure, f"{FOOT} Dotted: as long as FM's.")

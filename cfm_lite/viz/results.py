@@ -17,6 +17,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.viz.artists import foot, legend
 from cfm_lite.viz.style import (
     METHOD_STYLES,
+    PAGE,
     TRUTH,
     Picture,
     as_array,
@@ -63,13 +64,6 @@ METRICS: Mapping[str, Metric] = {
 
 def _metric(name: str) -> Metric:
     return METRICS.get(name, Metric(name.replace("_", " ")))
-
-
-def _title(name: str, where: str = "") -> str:
-    """The metric's name with a capital letter, and which direction is good."""
-    metric = _metric(name)
-    bare = metric.name.partition(",")[0]
-    return bare[:1].upper() + bare[1:] + where + (f": {metric.better}" if metric.better else "")
 
 
 def _select(rows: Rows, metric: str, *keys: str) -> list[dict[str, Any]]:
@@ -149,7 +143,8 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
     logarithmic axis. Rows whose value is None are left out and counted. Raises ConfigError for a
     metric without rows, for NaN, and where two rows have the same method, metric, nfe and seed.
     """
-    figure, axes = panels(1, len(metrics), width=2.1 + 4.2 * len(metrics), height=4.3)
+    width = min(PAGE, 1.2 + 4.2 * len(metrics))
+    figure, axes = panels(1, len(metrics), width=width, height=4.3)
     handles: dict[str, Any] = {}
     for panel, metric in zip(axes[0], metrics):
         chosen = _select(rows, metric, "nfe")
@@ -159,7 +154,7 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
             handles[method_style(method).label] = _line(panel, method, cells, shift)
         _axes_of_steps(panel, metric, chosen)
         handles |= _real_line(panel, rows, metric, _samples_by_step(chosen))
-    legend(figure, handles, "outside right upper", handlelength=2.6, labelspacing=0.7)
+    legend(figure, handles, "outside upper left", ncols=int(width / 2), handlelength=2.6)
     shown = [row for row in rows if row.get("metric") in metrics]
     counts = _samples_by_step(shown)
     drawn = "; ".join(
@@ -225,8 +220,8 @@ def _axes_of_steps(panel: Axes, metric: str, rows: Rows) -> None:
     steps = sorted({row["nfe"] for row in rows})
     panel.set_xscale("log", base=2)
     panel.set_xticks(steps, [f"{step:g}" for step in steps])
-    panel.set(xlabel="network evaluations per sample (NFE)", ylabel=_metric(metric).name)
-    panel.set_title(_title(metric), loc="left")
+    panel.set(xlabel="network evaluations (NFE)", ylabel=_metric(metric).name)
+    panel.set_title(_metric(metric).better.capitalize(), loc="left")
     if _metric(metric).better == "lower is better" and min(row["value"] for row in rows) > 0:
         panel.set_yscale("log")
         low, high = panel.get_ylim()
@@ -281,7 +276,9 @@ def method_bars(rows: Rows, metric: str, *, nfe: int | None = None) -> Picture:
     if reference is not None:
         panel.axvline(reference, color=TRUTH, linestyle="--", linewidth=1.3, label="Real data")
         figure.legend(loc="outside lower right", handlelength=2.6)
-    where = "" if nfe is None else f" at {nfe} network evaluations"
-    panel.set_title(_title(metric, where), loc="left")
+    where = [] if nfe is None else [f"at {nfe} network evaluations"]
+    better = [_metric(metric).better] if _metric(metric).better else []
+    title = ", ".join([*better, *where])
+    panel.set_title(title[:1].upper() + title[1:], loc="left")
     _remark(figure, chosen, "Bars: mean of {} seeds; dots: the seeds.")
     return figure

@@ -42,6 +42,7 @@ __all__ = [
     "METHOD_STYLES",
     "MODEL",
     "NOISE",
+    "PAGE",
     "REPEL",
     "STYLE",
     "TIME_MAP",
@@ -80,6 +81,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "cfm_diverging", [DATA, "#8fc1e0", "#f7f7f7", "#f0b48c", REPEL]
 )
 DPI = 110
+PAGE = 8.7  # inches: a column of text. On a wider figure 9 points would look smaller than that
 
 STYLE: Mapping[str, Any] = {
     "font.size": 10,

@@ -119,7 +119,8 @@ ELSEWHERE: dict[str, str] = {
         course.figures.repulsion.negative_distances course.figures.tokens.table_map course.figures.tokens.token_maps
         viz.artists.arrow_key viz.artists.arrows viz.artists.bottom_legend viz.artists.color_bar viz.artists.contours
         viz.artists.foot viz.artists.legend viz.artists.legend_entry viz.artists.name_axes viz.artists.paths viz.artists.plane
-        viz.artists.points viz.artists.side_legend viz.artists.square_limits viz.artists.squares viz.exact.fields_figure viz.fields.field_error
+        viz.artists.points viz.artists.side_legend viz.artists.square_limits viz.artists.squares
+        viz.exact.fields_figure viz.fields.field_error
         viz.fields.point_samples viz.fields.trajectories viz.fields.velocity_fields viz.lines.curves viz.lines.pair_of
         viz.lines.running_mean viz.lines.training_curves viz.pictures.image_grid viz.pictures.perturbation_gallery
         viz.results.method_bars viz.results.quality_vs_steps viz.style.as_array viz.style.as_tensor viz.style.frame
