@@ -36,7 +36,7 @@ What is built on them:
     demo, cli        the commands
 
 Classes: Alignment, CFMError, Contrastive, Dispersive, FlowMatching, FlowSample, GaussianMixture,
-MLP, Objective, Path, Repulsion, Run, SiT, Trainer.
+MLP, Objective, Path, Repulsion, Run, SiT, Trainer, UNet.
 """
 
 import importlib
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from cfm_lite.errors import CFMError as CFMError
     from cfm_lite.models import MLP as MLP
     from cfm_lite.models import SiT as SiT
+    from cfm_lite.models import UNet as UNet
     from cfm_lite.objective import Objective as Objective
     from cfm_lite.paths import FlowSample as FlowSample
     from cfm_lite.paths import Path as Path
@@ -67,7 +68,7 @@ _CLASSES = {
         ("Alignment", "Contrastive", "Dispersive", "FlowMatching", "Repulsion"), "terms"
     ),
     **dict.fromkeys(("FlowSample", "Path"), "paths"),
-    **dict.fromkeys(("MLP", "SiT"), "models"),
+    **dict.fromkeys(("MLP", "SiT", "UNet"), "models"),
     "CFMError": "errors",
     "GaussianMixture": "theory",
     "Objective": "objective",

@@ -302,6 +302,7 @@ TOY = Recipe(
 )
 DIGITS = TOY.changed(dataset="digits")
 SIT = DIGITS.changed(model="sit", patch_size=4, num_heads=2)
+UNET = DIGITS.changed(model="unet", num_heads=2)
 SPREAD, WRONG = (
     TOY.changed(method="dispersive"),
     TOY.changed(method="vecor", perturb="channel_shuffle", weight=0.2),
@@ -314,6 +315,7 @@ FIELDS = {  # field: (a recipe, another value), and the run is another
     "num_heads": (SIT, 4),
     "patch_size": (SIT, 2),
     "qk_norm": (SIT, True),
+    "levels": (UNET, 1),
     "method": (TOY, "delta_fm"),
     "weight": (TOY.changed(method="delta_fm"), 0.3),
     "k": (WRONG, 2),

@@ -167,6 +167,14 @@ def test_weight_zero_is_plain_flow_matching_bit_for_bit():
         assert torch.equal(torch.autograd.grad(loss, v)[0], grad)
 
 
+@pytest.mark.parametrize("rescale", [False, True])
+def test_k_negatives_are_summed_with_and_without_keep(rescale):
+    v, u_neg = normal(4, 3), normal(5, 4, 3, seed=1)
+    every = torch.ones(4, dtype=torch.bool)
+    close(repulsion(v, u_neg, every, rescale), sum(flow_matching(v, one) for one in u_neg))
+    close(repulsion(v, u_neg), sum(flow_matching(v, one) for one in u_neg))
+
+
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 2, 3, 4), (40, 60, 40)])
 @pytest.mark.parametrize("k", [None, 1, 3])
 @pytest.mark.parametrize("rescale", [False, True])

@@ -33,6 +33,7 @@ CHANGES = {
     "num_heads": (2, {"model": "sit"}),
     "patch_size": (4, {"model": "sit"}),
     "qk_norm": (True, {"model": "sit"}),
+    "levels": (1, {"model": "unet"}),
     "method": ("delta_fm", {}),
     "weight": (0.2, {"method": "delta_fm"}),
     "k": (2, {"method": "vecor_latent"}),

@@ -130,7 +130,10 @@ def estimate(job: Job, device: str = "cpu") -> float:
     r = job.training
     architecture = tuple(
         (name, getattr(r, name))
-        for name in ("dataset", "model", "hidden_size", "depth", "num_heads", "patch_size")
+        for name in (
+            *("dataset", "model", "hidden_size", "depth", "num_heads", "patch_size"),
+            "levels",
+        )
     )
     return _row_seconds(architecture, device) * estimate_rows(job)
 

@@ -5,12 +5,14 @@ from cfm_lite.models.encoders import Encoder, teacher
 from cfm_lite.models.mlp import MLP
 from cfm_lite.models.official import export_official, load_official
 from cfm_lite.models.sit import SIT_CONFIGS, SiT
+from cfm_lite.models.unet import UNet
 
 __all__ = [
     "MLP",
     "SIT_CONFIGS",
     "Encoder",
     "SiT",
+    "UNet",
     "count_parameters",
     "export_official",
     "load_official",

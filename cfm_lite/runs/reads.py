@@ -1,6 +1,6 @@
 """Which fields of a recipe its method, its network or its data never read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from cfm_lite.errors import ConfigError
 from cfm_lite.methods import METHODS
@@ -14,7 +14,12 @@ READS: Mapping[str, tuple[str, ...]] = {"": ()} | {
     name: method.reads for name, method in METHODS.items()
 }
 _OF_METHODS = {name for names in READS.values() for name in names}
-_OF_SIT = ("num_heads", "patch_size", "qk_norm")
+_OF_NETWORKS = {  # fields that only some networks read
+    "num_heads": ("sit", "unet"),
+    "patch_size": ("sit", "unet"),
+    "qk_norm": ("sit",),
+    "levels": ("unet",),
+}
 _ELSEWHERE = {  # ImageNet's recipes: fields that something else decides
     "dataset": "these recipes are for imagenet's latents; train another recipe by its name",
     "model": "these recipes train SiTs; choose one with --model",
@@ -57,10 +62,11 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
             )
         elif name == "cooldown" and recipe.schedule == "constant":
             found[name] = "the schedule is constant; set schedule=linear or cosine"
-        elif name in _OF_SIT and recipe.model != "sit":
+        elif recipe.model not in _OF_NETWORKS.get(name, (recipe.model,)):
+            one = _OF_NETWORKS[name][0]
             found[name] = (
-                f"the network {recipe.model!r} does not read it; sit does (--set model=sit, or the "
-                "recipe digits_sit)"
+                f"the network {recipe.model!r} does not read it; "
+                f"it is a field of {_and(_OF_NETWORKS[name])} (--set model={one})"
             )
     return found
 
@@ -73,5 +79,5 @@ def check_read(recipe: Recipe, names: Iterable[str]) -> None:
         raise ConfigError(f"--set {name} would change nothing: {why}. Leave it out.")
 
 
-def _and(names: list[str]) -> str:
+def _and(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 2 else names)

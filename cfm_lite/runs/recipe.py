@@ -28,7 +28,7 @@ from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.losses import VARIANTS
 from cfm_lite.methods import METHODS, PERTURBATIONS, Needed
-from cfm_lite.models import MLP, SiT
+from cfm_lite.models import MLP, SiT, UNet
 from cfm_lite.objective import FlowMatching, Objective, Repulsion
 from cfm_lite.paths import PATHS
 from cfm_lite.training import PRECISIONS, Trainer, warmup
@@ -55,6 +55,8 @@ COUPLINGS = {"independent": draws.independent, "minibatch_ot": draws.minibatch_o
 SOLVERS = {
     step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)
 }
+MODELS = ("mlp", "sit", "unet")
+AUTO = "auto"  # a precision: bf16 where the device computes it fast, else float32
 # the factor on the learning rate while a fraction `left` of the cooldown is still to come
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda left: left,
@@ -64,7 +66,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 # the least of each field that counts something
 _COUNTS = {
-    **dict.fromkeys(("hidden_size", "depth", "num_heads", "patch_size", "k", "block"), 1),
+    **dict.fromkeys(("hidden_size", "depth", "num_heads", "patch_size", "levels"), 1),
+    **dict.fromkeys(("k", "block"), 1),
     **dict.fromkeys(("align_block", "shard", "batch", "steps", "accumulate", "sample_steps"), 1),
     **{"warmup": 0, "seed": 0},
 }
@@ -91,12 +94,13 @@ class Recipe:
     """Everything that decides a run, from the data to the samples."""
 
     dataset: str = "digits"
-    # the network: "mlp" or "sit"
+    # the network: "mlp", "sit" or "unet"
     model: str = "mlp"
-    hidden_size: int = 256
-    depth: int = 4
+    hidden_size: int = 256  # of a U-Net: channels of the finest level
+    depth: int = 4  # blocks; of a U-Net: of each level, on each way
     num_heads: int = 4
     patch_size: int = 2
+    levels: int = 2  # of a U-Net; each has half the side and twice the channels
     qk_norm: bool = False  # a LayerNorm on queries and keys; of a SiT
     # the method and its settings; each reads only its own
     method: str = "fm"
@@ -143,7 +147,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("model", ("mlp", "sit")),
+            ("model", MODELS),
             ("method", METHODS),
             ("also", ("", *(name for name in METHODS if name != "fm"))),
             ("perturb", PERTURBATIONS),
@@ -153,7 +157,7 @@ class Recipe:
             ("solver", SOLVERS),
             ("variant", VARIANTS),
             ("views", ("independent", "restricted")),
-            ("precision", PRECISIONS),
+            ("precision", (*PRECISIONS, AUTO)),
             ("schedule", SCHEDULES),
         ):
             check_choice(name, getattr(self, name), allowed)
@@ -200,6 +204,16 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
                 data.shape, recipe.hidden_size, recipe.depth, data.num_classes, residual=not points
             )
         channels, side = data.shape[0], data.shape[-1]
+        if recipe.model == "unet":
+            return UNet(
+                side,
+                channels,
+                [recipe.hidden_size * 2**level for level in range(recipe.levels)],
+                recipe.depth,
+                recipe.patch_size,
+                recipe.num_heads,
+                data.num_classes,
+            )
         return SiT(
             input_size=side,
             patch_size=recipe.patch_size,
@@ -238,19 +252,26 @@ def _terms(name: str, recipe: Recipe, model: Any) -> tuple[Any, ...]:
     method = METHODS[name]
     needed = Needed(codec_for(recipe.dataset) if "codec" in method.needs else None)
     if "teacher" in method.needs:
-        teacher = _teacher(name, recipe, model)
-        needed = needed._replace(teacher=teacher, hidden_size=model.hidden_size, width=256)
+        grid, width = _grid(model, recipe.align_block)
+        teacher = _teacher(name, recipe, grid)
+        needed = needed._replace(teacher=teacher, hidden_size=width, width=256)
     return method.terms(recipe, needed)
 
 
-def _teacher(name: str, recipe: Recipe, model: Any) -> teachers.Tokens:
-    """The small teacher of the data set: a grid of tokens for a SiT, one token for an MLP."""
+def _grid(model: Any, block: int) -> tuple[int, int]:
+    """(side, width) of the grid of tokens after `block`; an MLP has one token."""
+    if isinstance(model, UNet):
+        return model.grid(block)
+    return model.input_size // model.patch_size if isinstance(model, SiT) else 1, model.hidden_size
+
+
+def _teacher(name: str, recipe: Recipe, grid: int) -> teachers.Tokens:
+    """The small teacher of the data set, on a grid of tokens of this side."""
     if recipe.dataset not in teachers.SETTINGS:
         raise ConfigError(
             f"{name} needs a teacher, and {recipe.dataset!r} has none; it works on "
             f"{', '.join(teachers.SETTINGS)}."
         )
-    grid = model.input_size // model.patch_size if isinstance(model, SiT) else 1
     return teachers.Tokens(teachers.teacher_for(recipe.dataset), grid)
 
 
@@ -282,9 +303,24 @@ def build_trainer(
         ema2_decay=recipe.ema2,
         seed=recipe.seed,
         accumulate=recipe.accumulate,
-        precision=recipe.precision,
+        precision=precision_on(model, recipe.precision),
         schedule=schedule_of(recipe),
     )
+
+
+def precision_on(model: nn.Module, precision: str) -> str:
+    """`precision`, or for "auto" the faster one on the device of `model`: bf16 on a GPU that has it
+    and on a CPU with AVX512-BF16 or AMX, else float32. Most laptops compute bf16 slowly.
+    """
+    if precision != AUTO:
+        return precision
+    device = next(model.parameters()).device.type
+    fast = {"cuda": torch.cuda.is_bf16_supported, "cpu": _cpu_has_bf16}.get(device, lambda: False)
+    return "bf16" if fast() else "float32"
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def schedule_of(recipe: Recipe) -> Callable[[int], float]:

@@ -402,6 +402,16 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "learn_sigma": False,
         "qk_norm": True,
     },
+    "models.unet.UNet": lambda d: {
+        "input_size": 8,
+        "in_channels": 1,
+        "channels": (8, 16),
+        "num_res_blocks": 1,
+        "patch_size": 2,
+        "num_heads": 2,
+        "num_classes": 3,
+        "class_dropout_prob": 0.1,
+    },
     "negatives.Perturbed": lambda d: {
         "transform": perturbations.channel_shuffle,
         "space": "latent",
@@ -645,7 +655,9 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
 }
 METHODS_OF = {"paths.Path": LINEAR, "theory.GaussianMixture": toy.mixture("two_classes")}
 # these draw from the global generator, as torch's own modules do, and say so
-DRAWS_GLOBALLY = {"models.mlp.MLP", "models.sit.SiT", "models.official.load_official"}
+DRAWS_GLOBALLY = {"models.mlp.MLP", "models.sit.SiT", "models.official.load_official"} | {
+    "models.unet.UNet"
+}
 
 
 def target(name: str) -> Callable[..., Any]:

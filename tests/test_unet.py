@@ -1,0 +1,235 @@
+"""The U-Net: shapes and numbers of its levels, what it promises before training, every transform of
+torch.func, what it refuses; and that it learns."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call, grad, jvp, vmap
+
+from cfm_lite import objective
+from cfm_lite.data import digits, teachers
+from cfm_lite.data.batches import batches
+from cfm_lite.errors import ConfigError
+from cfm_lite.models import UNet, count_parameters
+from cfm_lite.runs.recipe import build_objective, build_trainer, precision_on, recipe
+from cfm_lite.training import Trainer
+
+TINY = {"input_size": 8, "in_channels": 3, "channels": (8, 16), "num_heads": 2, "num_classes": 4}
+
+
+def tiny(**changes) -> UNet:
+    """A U-Net whose every weight is random, so that nothing is hidden behind a zero."""
+    torch.manual_seed(0)
+    model = UNet(**{**TINY, **changes})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def batch(size=3, side=8, channels=3, dtype=torch.float32):
+    g = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(size, channels, side, side, generator=g, dtype=dtype),
+        torch.rand(size, generator=g, dtype=dtype),
+        torch.randint(0, 5, (size,), generator=g),
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "patch", "widths"),
+    [
+        (8, 1, 1, (8,)),
+        (16, 3, 2, (8, 16)),
+        (28, 1, 2, (8, 8)),
+        (32, 4, 1, (8, 8, 16)),
+        (64, 3, 4, (16, 8)),
+    ],
+)
+def test_sides_channels_and_levels(side, channels, patch, widths):
+    model = UNet(side, channels, widths, 2, patch, 2, num_classes=4)
+    x, t, y = batch(2, side, channels)
+    assert not model(x, t, y).any()  # exactly 0 before training
+    last = model.depth
+    assert last == 4 * len(widths) + 2
+    v, features = model.forward_features(x, t, y, blocks=range(1, last + 1))
+    assert v.shape == x.shape
+    assert v.is_contiguous()
+    for number, h in features.items():
+        grid, width = model.grid(number)
+        assert h.shape == (2, grid * grid, width)
+    assert model.grid(1) == model.grid(last) == (side // patch, widths[0])
+    lowest = (side // patch // 2 ** (len(widths) - 1), widths[-1])
+    assert model.grid(last // 2) == model.grid(last // 2 + 1) == lowest
+
+
+def test_a_block_is_its_skip_before_training():
+    model, (x, t, y) = UNet(**TINY), batch()
+    _, features = model.forward_features(x, t, y, blocks=(1, 2))
+    stem = model.stem(F.pixel_unshuffle(x, 2))
+    torch.testing.assert_close(features[1], stem.flatten(2).mT)
+
+
+def test_rows_do_not_see_each_other_but_every_pixel_sees_every_other():
+    model, (x, t, y) = tiny().double(), batch(dtype=torch.float64)
+    alone = torch.cat([model(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(model(x, t, y), alone)
+    moved = x.clone()
+    moved[0, 0, 0, 0] += 1
+    change = (model(moved, t, y) - model(x, t, y)).abs().amax(1)
+    assert (change[0] > 0).all()
+    assert not change[1:].any()
+
+
+def test_time_and_label_reach_the_velocity_and_no_label_is_the_null_label():
+    model, (x, t, y) = tiny(), batch()
+    v = model(x, t, y)
+    for other in (model(x, t.roll(1), y), model(x, t, (y + 1) % 4)):
+        assert not torch.equal(v, other)
+    torch.testing.assert_close(model(x, t), model(x, t, torch.full_like(y, 4)), rtol=0, atol=0)
+
+
+def test_config_builds_the_same_model_again():
+    model, given = tiny(num_res_blocks=2, patch_size=1), batch()
+    again = UNet(**json.loads(json.dumps(model.config)))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(*given), model(*given), rtol=0, atol=0)
+
+
+def test_every_transform_of_torch_func_agrees_with_plain_autograd():
+    model, (x, t, y) = tiny().double(), batch(dtype=torch.float64)
+
+    def loss(x):
+        return model(x, t, y).square().sum()
+
+    free = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(free), free, create_graph=True)
+    torch.testing.assert_close(grad(loss)(x), slope)
+    torch.testing.assert_close(jvp(loss, (x,), (x,)), (loss(x), (slope * x).sum()))
+    curved = torch.func.grad(lambda x: (grad(loss)(x) * x.detach()).sum())(x)
+    product = jvp(grad(loss), (x,), (x,))[1]
+    torch.testing.assert_close(product, curved)
+    several = torch.stack([x, x.roll(1, 0)])
+    torch.testing.assert_close(
+        vmap(lambda x: model(x, t, y))(several), torch.stack([model(a, t, y) for a in several])
+    )
+    weights = dict(model.named_parameters())
+
+    def of_row(weights, x, t, y):
+        return functional_call(model, weights, (x[None], t[None], y[None])).square().sum()
+
+    each = vmap(grad(of_row), (None, 0, 0, 0))(weights, x, t, y)
+    loss(x).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), p.grad)
+
+
+def test_half_precision_and_one_compiled_graph():
+    model, given, graphs = tiny(), batch(), []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(*given)
+    torch.testing.assert_close(half.float(), model(*given), rtol=0.1, atol=0.1)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.testing.assert_close(torch.compile(model, backend=backend)(*given), model(*given))
+    assert len(graphs) == 1
+
+
+def test_auto_precision_is_what_the_device_computes_fast():
+    model = UNet(**TINY)
+    for said in ("bf16", "float32"):
+        assert precision_on(model, said) == said
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert precision_on(model, "auto") == ("bf16" if fast else "float32")
+    trainer = build_trainer(recipe("digits", hidden_size=8, precision="auto"), model)
+    assert trainer.precision == precision_on(model, "auto")
+
+
+def test_it_learns_the_digits():
+    x, y = digits.load("train")
+    torch.manual_seed(0)
+    trainer = Trainer(objective.fm(UNet(8, 1, (16, 32))), lr=3e-3)
+    losses = [float(log["loss"]) for log in trainer.run(batches(x, y, size=64), 60)]
+    assert sum(losses[-15:]) < 0.7 * sum(losses[:5]) * 3  # 1.62 a step, then 0.97
+
+
+def test_every_method_trains_it_and_repa_finds_its_grid(monkeypatch):
+    monkeypatch.setattr(teachers, "teacher_for", teachers.SmallTeacher)  # untrained
+    given = recipe(
+        "digits",
+        model="unet",
+        hidden_size=8,
+        levels=2,
+        depth=1,
+        num_heads=2,
+        align_block=3,
+        block=2,
+    )
+    x, y = digits.load("train")
+    for method in ("delta_fm", "vecor_latent", "dispersive", "repa"):
+        model = UNet(8, 1, (8, 16), 1, 2, 2)
+        built = build_objective(given.changed(method=method), model)
+        assert torch.isfinite(built(x[:8], y[:8])[0])
+    assert built.terms["alignment"].projector[0].in_features == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_size": 7}, "8 to 64 pixels"),
+        ({"input_size": 128}, "8 to 64 pixels"),
+        ({"input_size": 10}, "divide by 4.*images of 12"),
+        ({"channels": (8, 12)}, "12.*multiple of 8.*such as 16"),
+        ({"channels": ()}, r"such as \(32, 64\)"),
+        ({"channels": 8}, r"such as \(32, 64\)"),
+        ({"channels": (8, True)}, "channels"),
+        ({"num_heads": 3}, "num_heads is 3"),
+        ({"num_res_blocks": 0}, "num_res_blocks"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"in_channels": 0}, "in_channels"),
+        ({"num_classes": -1}, "num_classes"),
+        ({"class_dropout_prob": 1.5}, "class_dropout_prob"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_in_one_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        UNet(**{**TINY, **changes})
+    assert "\n" not in str(error.value)
+
+
+X, T, Y = batch()
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "y", "message"),
+    [
+        (X[:, :2], T, Y, r"\(B, 3, 8, 8\)"),
+        (X[..., :6], T, Y, r"\(B, 3, 8, 8\)"),
+        (X.long(), T, Y, "floating"),
+        (X.double(), T, Y, "torch.float64"),
+        (X, T + 1, Y, r"\[0, 1\]"),
+        (X, T, Y * 0 + 5, r"\[0, 4\]"),
+        (X, T, Y[:2], "one label per row"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(x, t, y, message):
+    with pytest.raises(ConfigError, match=message):
+        UNet(**TINY)(x, t, y)
+
+
+def test_a_block_that_is_not_there_is_refused():
+    for call in (
+        lambda: UNet(**TINY).grid(7),
+        lambda: UNet(**TINY).forward_features(X, T, Y, (0,)),
+    ):
+        with pytest.raises(ConfigError, match="1 to 6"):
+            call()
+
+
+def test_the_recipe_gives_each_level_twice_the_channels():
+    _, trained = count_parameters(UNet(28, 1, (32, 64)))
+    assert 400_000 < trained < 700_000
