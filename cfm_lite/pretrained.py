@@ -49,7 +49,7 @@ RECIPES: dict[str, Recipe] = {
     },
     **{f"digits_{method}": recipe("digits", method=method, **_DIGITS) for method in FIRST},
     **{
-        f"mnist_{method}": recipe("mnist", method=method, **_MNIST)
+        f"mnist_{method}": recipe("mnist_sit", method=method, **_MNIST)
         for method in ("fm", "vecor_latent")
     },
 }

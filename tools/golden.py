@@ -31,7 +31,10 @@ RECIPES: dict[str, dict[str, Any]] = {  # what is changed, to be quick
     "toy": {},
     "digits": {},
     "digits_sit": {"batch": 64, "shard": 32},
-    "mnist": {"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 7, "batch": 16, "shard": 8},
+    "mnist": {
+        "model": "sit", "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 7, "block": 1, "align_block": 2,
+        "batch": 16, "shard": 8, "lr": 1e-3, "warmup": 200, "cooldown": 0.2, "ema": 0.999, "precision": "bf16",
+    },
     "toy_all": {"accumulate": 2, "shard": 128, "time": "logit_normal", "coupling": "minibatch_ot", "ema2": 0.9, "path": "cosine"},
 }  # fmt: skip
 PRESETS = (

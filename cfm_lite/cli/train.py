@@ -72,7 +72,9 @@ class Train(Training):
     samples.png.
     """
 
-    recipe: Positional[Literal["toy", "digits", "digits_sit", "mnist", "cifar10"]] = "digits"
+    recipe: Positional[Literal["toy", "digits", "digits_sit", "mnist", "mnist_sit", "cifar10"]] = (
+        "digits"
+    )
     method: Annotated[str, arg(help_behavior_hint=_methods)] = "fm"
     """The method: what is added to flow matching."""
 

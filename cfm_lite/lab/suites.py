@@ -196,7 +196,7 @@ SUITES = {
         ),
     ),
     "mnist": Suite(
-        "mnist",
+        "mnist_sit",
         "mnist",
         {"core": _LARGE},
         # smaller than the recipe, and without bf16, which a CPU computes slowly

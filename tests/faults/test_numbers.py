@@ -390,7 +390,7 @@ EARLY = [
 ]
 
 
-SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {"mnist": (1, 28, 28), "mnist_sit": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
 def early(name, method, steps):
@@ -399,7 +399,7 @@ def early(name, method, steps):
     """
     small = (
         {"batch": 32, "shard": 32, "precision": "float32"}
-        if name in ("mnist", "digits_sit", "cifar10")
+        if name in ("mnist", "mnist_sit", "digits_sit", "cifar10")
         else {}
     )
     small |= {"hidden_size": 48, "depth": 4, "num_heads": 2} if name == "cifar10" else {}

@@ -32,8 +32,9 @@ def test_the_real_pictures_are_50000_and_10000_and_their_colours_are_shuffled():
 
 
 @pytest.mark.real_data
-def test_the_mnist_recipe_trains_on_real_images():
-    chosen = recipe("mnist", steps=2, batch=32, method="vecor_latent")
+@pytest.mark.parametrize("name", ["mnist", "mnist_sit"])
+def test_the_mnist_recipes_train_on_real_images(name):
+    chosen = recipe(name, steps=2, batch=32, method="vecor_latent")
     run = train(chosen, dataset("mnist", limit=256), progress=False, log_every=1)
     assert run.step == 2
     assert run.log[-1]["flow_matching"] > 0
