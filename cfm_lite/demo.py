@@ -35,11 +35,8 @@ __all__ = ["GOALS", "SHOWN", "demo", "table"]
 
 SHOWN = ("fm", "fm_scaled", "fm_retargeted", *FIRST[1:])
 NFES = (2, 4, 8, 16, 50)
-GOALS = {
-    "accuracy": 0.985,
-    "frechet": 2.0,
-    "nearest_ratio": 0.9,
-}  # at least; at most, times the real data's own; at least
+# at least; at most, times the real data's own; at least
+GOALS = {"accuracy": 0.985, "frechet": 2.0, "nearest_ratio": 0.9}
 
 
 @dataclass(frozen=True)
@@ -168,8 +165,8 @@ def _work(jobs: Sequence[Job]) -> list[Done]:
             child.kill()
         if isinstance(error, BrokenProcessPool):
             raise DistributedError(
-                "a training process died, perhaps because memory ran out; close other programs and run "
-                "again."
+                "a training process died, perhaps because memory ran out; close other programs "
+                "and run again."
             ) from error
         raise
     finally:
@@ -237,9 +234,8 @@ def table(rows: Sequence[Row], judge: Judge) -> str:
     """
     at = {(row["method"], row["metric"]): row["value"] for row in rows if row["nfe"] == max(NFES)}
     real = at["fm", "frechet_real"]
-    lines = [
-        f"{'50 Euler steps':<26}{'accuracy':>10}{'Fréchet':>10}{'nearest':>10}{'precision':>11}{'recall':>9}"
-    ]
+    heads = (f"{name:>10}" for name in ("accuracy", "Fréchet", "nearest", " precision", "recall"))
+    lines = [f"{'50 Euler steps':<26}{''.join(heads)}"]
     for name in SHOWN:
         values = {
             metric: at[name, metric]
@@ -252,8 +248,10 @@ def table(rows: Sequence[Row], judge: Judge) -> str:
         }
         star = {metric: "*" if missed else " " for metric, missed in misses.items()}
         lines.append(
-            f"{METHOD_LABELS[name]:<26}{values['accuracy']:>9.1%}{star['accuracy']}{values['frechet']:>9.2f}{star['frechet']}"
-            f"{values['nearest_ratio']:>9.2f}{star['nearest_ratio']}{values['precision']:>10.2f}{values['recall']:>10.2f}"
+            f"{METHOD_LABELS[name]:<26}{values['accuracy']:>9.1%}{star['accuracy']}"
+            f"{values['frechet']:>9.2f}{star['frechet']}"
+            f"{values['nearest_ratio']:>9.2f}{star['nearest_ratio']}"
+            f"{values['precision']:>10.2f}{values['recall']:>10.2f}"
         )
     bound = f"≤ {GOALS['frechet'] * real:.2f}"
     lines.append(f"{'goal':<26}{'≥ 98.5%':>9} {bound:>9} {'≥ 0.90':>9}")

@@ -222,6 +222,35 @@ def test_help_names_every_method(command, names, capsys):
     assert f"(one of {', '.join(names)}; default: " in told
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["train", "sample", "evaluate", "compare", "scale prepare", "scale train", "scale sample"],
+)
+def test_help_says_a_default_once_and_in_words(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    told = capsys.readouterr().out
+    assert not re.search(r"default: (None)?\)|\{None", told)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("train digit", "See cfm-lite train --help."),
+        ("scale train --stepz 3", "See cfm-lite scale train --help."),
+        ("train digits --weight 0.3", "Fields of a recipe are set with --set NAME=VALUE."),
+        ("compare digit", "See cfm-lite compare --help."),
+        ("trian", "See cfm-lite --help."),
+    ],
+)
+def test_a_wrong_word_says_where_the_help_is(line, hint, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(line.split())
+    said = capsys.readouterr().err
+    assert hint in said
+    assert "None" not in said
+
+
 # samples are filed under the run's own name
 
 

@@ -56,7 +56,7 @@ def test_a_file_of_an_older_edition_has_the_defaults_of_the_fields_that_it_does_
     segments.check_same_recipe(Path("run"), old, SMALL)
     with pytest.raises(
         ResumeMismatchError,
-        match=r"beta2: saved 0\.999, now 0\.95\. Go on with --set beta2=0\.999,",
+        match=r"beta2: saved 0\.999, now 0\.95\. Resume with --set beta2=0\.999,",
     ):
         segments.check_same_recipe(Path("run"), old, SMALL.changed(beta2=0.95))
     with pytest.raises(ResumeMismatchError, match="speed: saved 3, now None"):
@@ -91,7 +91,7 @@ def test_the_words_of_a_refusal_bring_the_run_back(tmp_path, capsys):
     assert "batch: saved 32, now 256; lr: saved 0.001, now 0.002; seed: saved 4, now 0." in said
     assert config(tmp_path / "run") == before
     assert len(numbers(tmp_path / "run")) == 1
-    words = said.split("Go on with ")[1].split(",")[0].split()
+    words = said.split("Resume with ")[1].split(",")[0].split()
     assert words == ["--seed", "4", "--set", "batch=32", "lr=0.001"]
     where = words.index("--set")
     assert cli.main([*start, *words[where + 1 :], *words[:where], "--steps", "4", "--resume"]) == 0
@@ -161,7 +161,10 @@ def test_a_longer_run_with_other_samples_is_a_new_segment_and_the_config_says_wh
 def test_steps_that_move_the_learning_rate_of_what_is_done_are_said(tmp_path):
     falling = SMALL.changed(cooldown=0.5)
     go(falling, tmp_path)
-    said = r"with 12 steps in place of 6 the learning rate of step 6 would have been 0\.002, and it was 0\.0006"
+    said = (
+        r"planned for 6 steps, and now for 12: .* Step 6 was trained with 0\.0006, "
+        r"a new run would use 0\.002\."
+    )
     with pytest.warns(UserWarning, match=said):
         go(falling.changed(steps=12), tmp_path, resume=True)
     assert config(tmp_path)["segments"][0]["changed"] == {"steps": [6, 12]}
@@ -184,7 +187,7 @@ def test_a_run_of_the_first_edition_goes_on_as_itself_and_as_nothing_else(name, 
     data = dataset(recipe.dataset)
     with pytest.raises(ResumeMismatchError, match=r"lr: .*beta1: saved 0\.9, now 0\.8"):
         go(recipe.changed(steps=303, lr=1e-4, beta1=0.8), old, data, resume=True)
-    with pytest.warns(UserWarning, match="with 303 steps in place of 300"):
+    with pytest.warns(UserWarning, match="planned for 300 steps, and now for 303"):
         run = go(recipe.changed(steps=303), old, data, resume=True)
     assert run.step == 303
     assert all(torch.isfinite(p).all() for p in run.model.parameters())

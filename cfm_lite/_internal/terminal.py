@@ -114,7 +114,14 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
             )
     except SystemExit as stop:
         if stop.code:
-            _say_error(f"{_in_one_line(said.getvalue())} See cfm-lite --help.")
+            text = _in_one_line(said.getvalue())
+            if re.fullmatch(r"Unrecognized options: --[^.]*\S+\.", text) and "train" in words[:2]:
+                text += " Fields of a recipe are set with --set NAME=VALUE."
+            named = " ".join(words[: 2 if words[:1] == ["scale"] else 1])
+            command = (
+                f"cfm-lite {named}" if named and "The commands are" not in text else "cfm-lite"
+            )
+            _say_error(f"{text} See {command} --help.")
         raise
     command.words = frozenset(
         _option(word, command) for word in words if word.startswith("--")
@@ -138,6 +145,7 @@ def _in_one_line(box: str) -> str:
         r"\2 is no \1",
         text,
     )
+    text = re.sub(r"'None', |, 'None'", "", text)  # what a choice is that was not made
     said = re.split(
         r" (?:Got errors|Perhaps you meant|Argument helptext|Available subcommands|For full "
         r"helptext)\b",
@@ -169,8 +177,8 @@ def _run(command: Any, debug: bool) -> int:
             command.run()
     except KeyboardInterrupt:
         print(
-            "cfm-lite: stopped; cfm-lite train --resume goes on, and so does the same cfm-lite "
-            "compare",
+            "cfm-lite: stopped. Resume with cfm-lite train --resume, or with the same cfm-lite "
+            "compare.",
             file=sys.stderr,
         )
         return 130

@@ -1,8 +1,8 @@
-"""The command line: cfm-lite demo | train | sample | evaluate | compare | prepare | export | scale.
+"""Flow matching that also learns where not to go: train it, sample it, measure it.
 
-Each command is a typed dataclass in its own file, and its docstring is its help. An error of
-cfm_lite is one line on stderr and an exit code: 2 wrong argument, 3 data, 4 checkpoint, 5
-divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM. --debug shows where it was raised.
+Begin with `cfm-lite demo`. `cfm-lite COMMAND --help` lists the options of a command. An error is
+one line on stderr, and its exit code says the kind: 2 wrong argument, 3 data, 4 checkpoint, 5
+divergence, 6 disk full; 130 and 143 after Ctrl-C and SIGTERM. With --debug it shows the traceback.
 """
 
 import sys
@@ -36,6 +36,7 @@ __all__ = [
     "main",
 ]
 
+# each command is a dataclass in a file of its own, whose docstring is its help
 Scale = Annotated[
     Annotated[ScalePrepare, subcommand("prepare")]
     | Annotated[ScaleTrain, subcommand("train")]
@@ -43,7 +44,7 @@ Scale = Annotated[
     | Annotated[Export, subcommand("export")],
     subcommand(
         "scale",
-        description="What only many images or many devices need: ImageNet, latents, official files.",
+        description="What only ImageNet or many devices need: latents, presets, official files.",
     ),
 ]
 Command = (
@@ -61,9 +62,8 @@ Command = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. The installed script exits with it."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == [
-        "--"
-    ]:  # torchrun ... -m cfm_lite.cli -- sample: keeps torchrun off our options
+    # torchrun ... -m cfm_lite.cli -- sample: keeps torchrun off our options
+    if words[:1] == ["--"]:
         words = words[1:]
     if words[:2] in (["train", "imagenet"], ["prepare", "imagenet"]):  # the first edition's
         new = " ".join(["cfm-lite scale", words[0], *words[2:]])

@@ -5,12 +5,33 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from tyro.conf import arg
 
 from cfm_lite._internal.places import expanded
 from cfm_lite.errors import ConfigError
 
-__all__ = ["Common", "OnDevice", "Seeded", "names_of", "parse_settings", "show"]
+__all__ = [
+    "Common",
+    "OnDevice",
+    "OptionalFloat",
+    "OptionalInt",
+    "OptionalPath",
+    "OptionalText",
+    "Seeded",
+    "Texts",
+    "names_of",
+    "parse_settings",
+    "show",
+]
+
+# no hint: None means nothing to a reader, and the help texts say what the default does
+OptionalInt = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+OptionalText = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Texts = Annotated[tuple[str, ...], arg(help_behavior_hint="")]
 
 
 @dataclass

@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from cfm_lite._internal.places import check_folder, expanded
-from cfm_lite.cli.arguments import Seeded, names_of, parse_settings
+from cfm_lite.cli.arguments import OptionalInt, Seeded, Texts, names_of, parse_settings
 from cfm_lite.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,30 +27,29 @@ class Compare(Seeded):
     ablations, such as weight.
     """
 
-    suite: Positional[Literal["toy", "digits", "mnist", "cifar10"] | None] = None
-    """toy, digits, mnist or cifar10 (default: digits; with --report all that have rows)."""
+    suite: Annotated[
+        Positional[Literal["toy", "digits", "mnist", "cifar10"] | None],
+        arg(metavar="[SUITE]", help_behavior_hint=""),
+    ] = None
+    """toy, digits, mnist or cifar10 (default: digits; with --report all suites)."""
     group: tuple[str, ...] = ("core",)
     """Which tables to fill: core, any of the suite's ablations, or all."""
-    seeds: int | None = None
+    seeds: OptionalInt = None
     """How many seeds, counted from --seed (default: the group's own number)."""
-    arms: tuple[str, ...] = ()
+    arms: Texts = ()
     """Only these arms of the groups, such as fm fm_scaled vecor (default: all)."""
-    workers: int | None = None
+    workers: OptionalInt = None
     """Parallel jobs on a CPU, each with one thread (default: one a core; with --quick 1)."""
-    set: tuple[str, ...] = ()
+    set: Texts = ()
     """Recipe fields that all arms share, as name=value: --set steps=500 weight=0.1."""
     out: Path = Path("data/results")
     """Where SUITE.json, SUITE.GROUP.json and SUITE.info.json go."""
     list: bool = False
     """Only list the unfinished jobs, with an estimate of their time."""
     costs: bool = False
-    """Only time a training step of each arm of the core, in turn in one process, into
-    SUITE.costs.json.
-    """
+    """Only time a training step of each arm of the core, into SUITE.costs.json."""
     report: bool = False
-    """Only print the report of a suite. Without a suite: write README.md and all figures from the
-    JSON files.
-    """
+    """Only print a suite's report. Without a suite: write README.md and all figures."""
 
     def work(self) -> None:
         from cfm_lite._internal.checks import check_count

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfm_lite._internal.places import check_file
-from cfm_lite.cli.arguments import OnDevice
+from cfm_lite.cli.arguments import OnDevice, OptionalPath, OptionalText
 from cfm_lite.errors import ConfigError
 
 __all__ = ["Evaluate"]
@@ -20,18 +20,12 @@ class Evaluate(OnDevice):
     """
 
     samples: Path = Path("runs/digits-fm-0/samples.npz")
-    """An npz of cfm-lite sample, its folder, or the run; with --reference also any folder of
-    images.
-    """
-    reference: Path | None = None
-    """Images (arr_0 of an npz, a folder, a tar), the statistics of a whole set (mu, sigma, mu_s,
-    sigma_s, as ADM, pytorch-fid and EDM save them), or an npz with both.
-    """
-    inception: str | None = None
-    """With --reference: a file with Inception-v3's weights (default: downloaded once), or standin
-    for a random network.
-    """
-    out: Path | None = None
+    """An npz of cfm-lite sample, its folder, or the run; with --reference also images."""
+    reference: OptionalPath = None
+    """Images (npz with arr_0, folder, tar), statistics (npz with mu, sigma), or both in one npz."""
+    inception: OptionalText = None
+    """With --reference: a file of weights (default: downloaded once), or standin (random)."""
+    out: OptionalPath = None
     """Where the rows go (default: metrics.json beside the samples)."""
 
     def work(self) -> None:

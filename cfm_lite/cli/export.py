@@ -11,16 +11,12 @@ __all__ = ["Export"]
 
 @dataclass
 class Export(Common):
-    """Write the averaged network of an ImageNet run as a file for the official programs of SiT or
-    REPA (DeltaFM).
-    """
+    """Write the average of an ImageNet run for the official programs of SiT or REPA (DeltaFM)."""
 
     checkpoint: Path = Path("runs/imagenet-SiT-XL-2-vecor-0")
     """A run's folder, or one of its checkpoints."""
     format: Literal["sit", "repa"] = "sit"
-    """The program to write for: sit or repa (also DeltaFM). In repa's files time and velocity run
-    the other way.
-    """
+    """The program to write for: sit, or repa (also DeltaFM), where time runs the other way."""
     out: Path = Path("exported.safetensors")
     """The file: .safetensors, or .pt with the key "ema"."""
 

@@ -15,6 +15,7 @@ class Prepare(Common):
     """Download a data set, or check that its files are whole. `scale prepare` encodes images."""
 
     dataset: Positional[Literal["digits", "mnist", "cifar10", "cifar10-jpeg75"]] = "mnist"
+    """The data set."""
 
     def work(self) -> None:
         from cfm_lite.data import cifar10, digits, mnist

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from cfm_lite.cli.arguments import Seeded, show
+from tyro.conf import arg
+
+from cfm_lite.cli.arguments import OptionalFloat, OptionalInt, OptionalPath, Seeded, show
 
 __all__ = ["Sample"]
 
@@ -20,16 +22,17 @@ class Sample(Seeded):
     checkpoint: Path = Path("runs/digits-fm-0")
     """A run's folder, one of its checkpoints, or an official file of weights."""
     num: int = 100
-    """How many samples. A folder of samples grows to this number: only missing ones are drawn."""
+    """How many samples. A folder of samples grows: only missing ones are drawn."""
     labels: str = "turn"
-    """The classes: turn (one after the other), random (as in the papers), or some in turn, such as
-    3,7.
-    """
-    steps: int | None = None
+    """The classes: turn (one after the other), random, or some in turn, such as 3,7."""
+    steps: OptionalInt = None
     """Steps of the solver (default: the recipe's)."""
-    solver: Literal["euler", "midpoint", "heun", "rk4"] | None = None
-    """The fixed-step solver (default: the recipe's)."""
-    guidance: float | None = None
+    solver: Annotated[
+        Literal["euler", "midpoint", "heun", "rk4"] | None,
+        arg(metavar="SOLVER", help_behavior_hint=""),
+    ] = None
+    """The fixed-step solver: euler, midpoint, heun or rk4 (default: the recipe's)."""
+    guidance: OptionalFloat = None
     """Scale of classifier-free guidance (default: the recipe's; 1 means no guidance)."""
     interval: tuple[float, float] = (0.0, 1.0)
     """The times between which guidance acts: 0 is noise, 1 is data."""
@@ -38,17 +41,11 @@ class Sample(Seeded):
     debias: bool = False
     """Undo the change that repulsion makes to the velocity: aim at FM's optimum again."""
     average: Literal["ema", "ema2", "model"] = "ema"
-    """The network: ema (the average), ema2 (a second average, if the run kept one with --set
-    ema2=0.99), or model (the trained parameters).
-    """
-    batch: int | None = None
-    """Samples drawn at once (default: 1000, for latents 64). For latents the noise depends on it,
-    but not on the number of ranks.
-    """
-    out: Path | None = None
-    """The npz file (default: samples.npz in the run's folder). For a run on latents a folder
-    (default: samples/ there).
-    """
+    """The network: ema (average), ema2 (of a run with --set ema2=0.99), or model (not averaged)."""
+    batch: OptionalInt = None
+    """Samples drawn at once (default: 1000, for latents 64). For latents it changes the noise."""
+    out: OptionalPath = None
+    """The npz, or a folder for latents (default: samples.npz or samples/ in the run's folder)."""
 
     def work(self) -> None:
         from cfm_lite import runs

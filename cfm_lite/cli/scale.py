@@ -4,12 +4,18 @@ torchrun starts a command on several devices; the batch stays the same.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from cfm_lite.cli.arguments import OnDevice, show
+from cfm_lite.cli.arguments import (
+    OnDevice,
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    show,
+)
 from cfm_lite.cli.sample import Sample
 from cfm_lite.cli.train import Training
 from cfm_lite.errors import ConfigError
@@ -25,30 +31,24 @@ class ScalePrepare(OnDevice):
     was.
     """
 
-    images: Path | None = None
-    """A folder of class folders, a tar of one, or a tar with one tar a class (default: the 63
-    samples under CFM_LITE_DATA).
-    """
-    out: Path | None = None
+    images: OptionalPath = None
+    """A folder of class folders, a tar of it, or of one tar a class (default: the 63 samples)."""
+    out: OptionalPath = None
     """The folder for the latents or the features."""
     size: int = 256
-    """Pixels a side, 256 or 512."""
+    """Pixels a side, such as 256 or 512."""
     vae: str = "sd-vae-ft-ema"
-    """sd-vae-ft-ema, sd-vae-ft-mse, OWNER/NAME of diffusers (a pipeline's is OWNER/NAME/vae), a
-    folder in diffusers' layout, or tiny (random, for trials).
-    """
+    """sd-vae-ft-ema, sd-vae-ft-mse, OWNER/NAME of diffusers, a folder, or tiny (for trials)."""
     batch: int = 32
     """Images encoded at once."""
     rows: int = 1024
     """Images per shard."""
     workers: int = 4
     """Threads that decode images."""
-    latents: Path | None = None
+    latents: OptionalPath = None
     """Encode REPA's features of the images of these latents, in place of latents."""
-    teacher: str | None = None
-    """With --latents: a file with the teacher's weights, or random (default: timm's DINOv2-B,
-    downloaded once).
-    """
+    teacher: OptionalText = None
+    """With --latents: a file of the teacher's weights, or random (default: timm's DINOv2-B)."""
     mirrors: int = 1
     """With --latents: 2 also encodes the mirror images. REPA's recipes do not use them."""
 
@@ -91,52 +91,42 @@ class ScaleTrain(Training):
 
     method: Annotated[str, arg(help_behavior_hint=_presets)] = "sit"
     """The preset of a paper."""
-    latents: Path | None = None
+    latents: OptionalPath = None
     """The folder that cfm-lite scale prepare wrote."""
     model: str = "SiT-XL/2"
     """SiT-S, -B, -L or -XL with /2, /4 or /8; or SiT-Ti/2, which is tiny, for trials."""
-    size: int | None = None
+    size: OptionalInt = None
     """Pixels a side, 256 or 512 (default: the latents')."""
     dry_run: bool = False
-    """Check everything, train ten steps on made-up data, print speed, memory and the time of the
-    whole run.
-    """
+    """Check everything and try ten steps; print speed, memory and the time of the whole run."""
     log: Literal["json", "tensorboard"] = "json"
     """tensorboard writes its files beside log.jsonl."""
     log_every: int = 100
     """Steps between logged lines."""
-    price: float | None = None
-    """With --dry-run: the price of an hour of one device. It prints the price of the run."""
-    ranks: int | None = None
+    price: OptionalFloat = None
+    """With --dry-run: the price of an hour of one device, to print that of the run."""
+    ranks: OptionalInt = None
     """With --dry-run: the number of devices of the run (default: those that the dry run has)."""
-    micro_batch: int | None = None
-    """Images in one forward pass of one rank, whole shards (default: as many as fit into memory).
-    """
+    micro_batch: OptionalInt = None
+    """Images in a forward pass of one rank, in whole shards (default: as many as fit)."""
     compile: FlagCreatePairsOff[bool] = False
-    """Compile the network block by block: half a minute at the start, then faster steps. On a GPU
-    this is the default.
-    """
+    """Compile each block: half a minute, then faster steps. This is the default on a GPU."""
     no_compile: FlagCreatePairsOff[bool] = False
     """Do not compile on a GPU."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several ranks: ddp keeps everything on each rank; fsdp (FSDP2) shares parameters,
-    moments and average among them.
-    """
+    """With several ranks: ddp copies everything to each, fsdp (FSDP2) shares it among them."""
     checkpointing: bool = False
-    """Keep only each block's input, and compute the block again in the backward pass: a fifth of
-    the memory, a third more work.
-    """
-    images: Path | None = None
+    """Compute blocks twice: a fifth of the activations' memory for a third more work."""
+    images: OptionalPath = None
     """For repa: the folder of images that the latents were made of."""
-    features: Path | None = None
+    features: OptionalPath = None
     """For repa, in place of the images: what cfm-lite scale prepare --latents wrote."""
-    start: Path | None = None
-    """Fine-tune this: an official file (.pt, .pth or .safetensors, see --format), or a run of ours.
-    """
+    start: OptionalPath = None
+    """Fine-tune an official file (.pt, .pth, .safetensors; see --format), or a run of ours."""
     format: Literal["sit", "repa"] = "sit"
     """The program that wrote the file of --start: sit or repa (also DeltaFM)."""
-    teacher: str | None = None
-    """For repa: a file with the teacher's weights, or random (default: timm's, downloaded once)."""
+    teacher: OptionalText = None
+    """For repa: a file of the teacher's weights, or random (default: timm's, downloaded once)."""
 
     def work(self) -> None:
         from cfm_lite.runs.imagenet import ImageNet
@@ -169,10 +159,11 @@ class ScaleTrain(Training):
         how = {
             name: getattr(self, name)
             for name in (
-                "dry_run", "price", "ranks", "log", "start", "format", "resume", "micro_batch", "parallel", "checkpointing",
-                "images", "features", "teacher", "sample_every", "log_every",
+                *("dry_run", "price", "ranks", "log", "start", "format", "resume", "micro_batch"),
+                *("parallel", "checkpointing", "images", "features", "teacher"),
+                *("sample_every", "log_every"),
             )
-        }  # fmt: skip
+        }
         how["compile"] = self.compiles
         how["save_every"] = 10_000 if self.save_every is None else self.save_every
         how["by_hand"] = by_hand
@@ -194,7 +185,7 @@ class ScaleTrain(Training):
 class ScaleSample(Sample):
     """Draw samples as `sample` does, with the options that many images and official files need."""
 
-    vae: str | None = None
+    vae: OptionalText = None
     """The place of the VAE of the latents, if it has moved."""
     format: Literal["sit", "repa"] = "sit"
     """The program that wrote the official file of --checkpoint: sit or repa (also DeltaFM)."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from cfm_lite.cli.arguments import Seeded, parse_settings
+from cfm_lite.cli.arguments import OptionalInt, OptionalPath, Seeded, Texts, parse_settings
 from cfm_lite.errors import ConfigError
 
 __all__ = ["Train", "Training"]
@@ -16,23 +16,19 @@ __all__ = ["Train", "Training"]
 class Training(Seeded):
     """The options of every training, of `train` and of `scale train`."""
 
-    steps: int | None = None
+    steps: OptionalInt = None
     """Training steps (default: the recipe's)."""
-    set: tuple[str, ...] = ()
+    set: Texts = ()
     """Other recipe fields, as name=value: --set lr=1e-3 weight=0.1 perturb=cutmix."""
-    out: Path | None = None
+    out: OptionalPath = None
     """The run's folder (default: in runs/, named by recipe, method and seed)."""
     resume: bool | Literal["auto"] = False
-    """Resume from the newest valid checkpoint in the folder. --resume auto starts a new run if
-    there is none.
-    """
-    save_every: int | None = None
+    """Resume from the newest checkpoint in the folder; auto starts if there is none."""
+    save_every: OptionalInt = None
     """Steps between checkpoints (default: 1000; scale train 10000)."""
     sample_every: int = 0
-    """Steps between pictures of the average's samples, samples-step-N.png in the run's folder (0:
-    only at the end).
-    """
-    batch: int | None = None
+    """Steps between pictures of samples, samples-step-N.png (0: only at the end)."""
+    batch: OptionalInt = None
     """The batch, over all ranks and micro-batches (default: the recipe's)."""
 
     def changes(
@@ -75,6 +71,7 @@ class Train(Training):
     recipe: Positional[Literal["toy", "digits", "digits_sit", "mnist", "mnist_sit", "cifar10"]] = (
         "digits"
     )
+    """The recipe: data set, network and settings."""
     method: Annotated[str, arg(help_behavior_hint=_methods)] = "fm"
     """The method: what is added to flow matching."""
 

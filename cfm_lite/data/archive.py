@@ -32,8 +32,7 @@ from cfm_lite.errors import DataError, DiskFullError
 __all__ = ["SAMPLES", "is_archive", "is_hidden", "read_to_end", "samples", "unpack", "unpacked"]
 
 SAMPLES = "imagenet-samples"
-# bytes; where an archive is larger than that itself, twice its size: images hardly pack, bombs do a
-# thousandfold
+# bytes, or twice the archive's size if that is more: images hardly compress, bombs a thousandfold
 LIMIT = 50 * 2**30
 MEMBERS = 2_000_000  # ImageNet has 1.3 million
 # beside the names with a dot: what Synology, macOS, Windows, QNAP and Linux put into folders of
@@ -174,7 +173,7 @@ class _Work:
         except Exception:
             shutil.rmtree(self.place, ignore_errors=True)
             raise
-        except BaseException:  # stopped: the next process goes on
+        except BaseException:  # stopped: the next process continues
             if not self.done:
                 shutil.rmtree(self.place, ignore_errors=True)
             raise

@@ -29,9 +29,7 @@ SPLITS = ("train", "judge", "judge_fit", "judge_test", "all")
 
 @cache
 def _raw() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import (
-        load_digits,
-    )  # here, not above: importing scikit-learn takes a second
+    from sklearn.datasets import load_digits  # importing scikit-learn takes a second
 
     pixels, labels = load_digits(return_X_y=True)
     # (1797, 8, 8) from 0 to 16, (1797,)

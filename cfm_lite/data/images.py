@@ -45,22 +45,13 @@ __all__ = [
 ]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "GIF",
-    "TIFF",
-    "PPM",
-)  # no other decoder of Pillow's forty is ever asked
+# no other decoder of Pillow's forty is used
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 PIXELS = 178_956_970  # where Pillow begins to warn of a decompression bomb: 0.5 GB of RGB
 LONGEST = 1_000_000  # pixels of a side: each row costs memory of its own
 RESIZED = 2**24  # pixels that may be made on the way to a crop: 64 MB
-TRAIN, HELD = (
-    frozenset({"train", "training"}),
-    frozenset({"val", "valid", "validation", "test", "testing"}),
-)
+TRAIN = frozenset({"train", "training"})
+HELD = frozenset({"val", "valid", "validation", "test", "testing"})
 
 
 class ImageFile(NamedTuple):
@@ -163,14 +154,11 @@ def layout(root: str | os.PathLike[str]) -> Path:
             return layout(train)
         if not alone:
             chosen = train or full[0]
-            move = (
-                ""
-                if _full(chosen)
-                else f"; it needs class folders: for a single class, move its images into {chosen / 'all'}"
-            )
+            all_of_it = chosen / "all"
+            move = f" Its images need a class folder: move them into {all_of_it}."
             raise DataError(
                 f"{root} holds {_spoken(full)}, which are parts of a set and no classes. Give "
-                f"{chosen}{move}."
+                f"{chosen}.{'' if _full(chosen) else move}"
             )
     if len(full) == 1 and (nested := _full(full[0])):
         raise DataError(
@@ -395,7 +383,8 @@ def _named(name: str | os.PathLike[str]) -> Iterator[None]:
             name,
             "is empty (0 bytes)" if empty else f"cannot be read as any of {', '.join(FORMATS)}",
         ) from None
-    except Exception as error:  # forty decoders, and whatever their libraries raise: also MemoryError and RecursionError
+    except Exception as error:
+        # decoders and their libraries raise anything, also MemoryError and RecursionError
         reason = (
             getattr(error, "strerror", None)
             or " ".join(str(error).split())[:200]

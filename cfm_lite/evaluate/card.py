@@ -119,8 +119,8 @@ def told(row: Mapping[str, Any]) -> list[str]:
         ]
     else:
         lines = [
-            f"{row['samples']:,} samples, of which nothing else is known: no settings.json of "
-            "cfm-lite sample lies with them"
+            f"{row['samples']:,} samples; nothing else is known of them, because there is no "
+            "settings.json of cfm-lite sample beside them"
         ]
     lines.append(
         f"features {row['features']}{_short(row['features_hash'])}; cfm_lite {row['cfm_lite']}, "
@@ -129,12 +129,8 @@ def told(row: Mapping[str, Any]) -> list[str]:
     # the row keeps where it lies; a reader, and a page that others read, need its name
     held = Path(row["reference"])
     name = held.name if held.is_absolute() else row["reference"]
-    return [
-        *lines,
-        f"reference {name}{_short(row.get('reference_hash'))}: {row.get('reference_holds', '')}".rstrip(
-            ": "
-        ),
-    ]
+    known, holds = _short(row.get("reference_hash")), row.get("reference_holds", "")
+    return [*lines, f"reference {name}{known}: {holds}".rstrip(": ")]
 
 
 def _short(digest: str | None) -> str:

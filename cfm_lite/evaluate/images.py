@@ -235,7 +235,8 @@ def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]
         ) from None
     except CFMError:
         raise
-    except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
+    except Exception as error:
+        # a damaged archive or header fails in every way that zlib and Python's own parser can
         raise DataError(
             f"{source} holds no images ({error}); arr_0 (N, H, W, 3) uint8 in an npz is expected. "
             "Make it again."

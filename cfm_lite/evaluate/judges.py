@@ -216,7 +216,8 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            names = file.keys()  # the file is no mapping
+            weights = {name: file.get_tensor(name) for name in names}
         # the initial weights are not kept, and draw no number of anybody's
         with torch.random.fork_rng(devices=[]):
             judge = Judge(facts["dataset"])

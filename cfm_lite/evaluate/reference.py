@@ -190,7 +190,8 @@ def _array(path: Path, name: str) -> Tensor:
                 values: Any = np.lib.format.read_array(member, allow_pickle=False)
     except DataError:
         raise
-    except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
+    except Exception as error:
+        # a damaged archive or header fails in every way that zlib and Python's own parser can
         if "allow_pickle" in str(error):
             raise UntrustedFileError(
                 f"{name} of {path} was not loaded: it holds objects, which may run code. Save "

@@ -102,7 +102,8 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
         raise DataError(
             f"{path} is missing. Run cfm-lite sample first, or give the right file."
         ) from None
-    except Exception as error:  # a damaged archive or header fails in every way that zlib and Python's own parser can
+    except Exception as error:
+        # a damaged archive or header fails in every way that zlib and Python's own parser can
         raise DataError(
             f"{path} holds no samples of cfm-lite sample ({error}). Draw them again."
         ) from None

@@ -156,7 +156,8 @@ class Store:
         for trial in trials:
             place = (trial.variant, trial.recipe.seed, trial.arm)
             if place in table and table[place][0].get("key") != trial.key:
-                where = f"{trial.arm}, seed {trial.recipe.seed}{', ' * bool(trial.variant)}{trial.variant}"
+                seed = f"seed {trial.recipe.seed}"
+                where = ", ".join(filter(None, (trial.arm, seed, trial.variant)))
                 raise DataError(
                     f"{self.path(group)} holds other rows of {where}, made with other settings; "
                     "choose another --out, or remove it."

@@ -69,11 +69,8 @@ __all__ = [
 ]
 
 CONFIG = "config.json"
-AVERAGES = {
-    "ema": "ema.",
-    "ema2": "ema2.",
-    "model": "objective.model.",
-}  # what a checkpoint holds, and how its names begin
+# the networks in a checkpoint, and how their names begin
+AVERAGES = {"ema": "ema.", "ema2": "ema2.", "model": "objective.model."}
 _NAMES = {"ema": "the average", "ema2": "the average", "model": "the model"}
 MEAN = "latent_mean.npy"  # E[x1] of the latents that a run was trained on
 VAE = "sd-vae-ft-ema"  # what the official programs decode with unless they are told otherwise
@@ -701,7 +698,7 @@ def _prepare(
         return True
     if checkpoint.exists(folder / "checkpoints"):
         raise ConfigError(
-            f"{folder} already holds a run; add --resume to go on with it, or choose another --out."
+            f"{folder} already holds a run; add --resume to resume it, or choose another --out."
         )
     write_json(
         folder / "config.json", {"recipe": recipe.as_dict(), **about, "facts": facts(device)}

@@ -19,21 +19,12 @@ from cfm_lite.runs.recipe import Recipe, schedule_of
 
 __all__ = ["FREE", "check_same_data", "check_same_recipe", "new_config", "note_on_schedule"]
 
-FREE = (
-    "steps",
-    "accumulate",
-    "solver",
-    "sample_steps",
-    "guidance",
-)  # the length, how a batch is computed, and the samples
-_DATA = ("fingerprint", "teacher", "start")  # what decides a run and is no field of a recipe
+# the length of the run, how a batch is computed, and how it is sampled
+FREE = ("steps", "accumulate", "solver", "sample_steps", "guidance")
+_DATA = ("fingerprint", "teacher", "start")  # they decide a run, and are no fields of a recipe
 _FLAGS = {"method": "--method", "seed": "--seed", "network": "--model", "size": "--size"}
-_SIZES = (
-    "hidden_size",
-    "depth",
-    "num_heads",
-    "patch_size",
-)  # of an ImageNet run these come with its network
+# an ImageNet run has these from its network
+_SIZES = ("hidden_size", "depth", "num_heads", "patch_size")
 
 
 def changes(before: Mapping[str, Any], recipe: Recipe) -> dict[str, list[Any]]:
@@ -59,7 +50,7 @@ def check_same_recipe(where: Path, before: Mapping[str, Any], recipe: Recipe) ->
             f"{name}: saved {saved!r}, now {now!r}" for name, (saved, now) in differ.items()
         )
         raise ResumeMismatchError(
-            f"{where} belongs to another run: {said}. Go on with {_words(differ)}, or start a new "
+            f"{where} belongs to another run: {said}. Resume with {_words(differ)}, or start a new "
             "run with another --out."
         )
 
@@ -115,10 +106,10 @@ def note_on_schedule(before: Mapping[str, Any], recipe: Recipe, step: int) -> st
     if saved == now:
         return None
     return (
-        f"with {recipe.steps} steps in place of {steps} the learning rate of step {step} would "
-        f"have been {recipe.lr * now:.3g}, and it was "
-        f"{recipe.lr * saved:.3g}: the run goes on, but it is not the run that {recipe.steps} "
-        "steps from the start would have been."
+        f"the run was planned for {steps} steps, and now for {recipe.steps}: this moves its "
+        f"learning rate. Step {step} was trained with {recipe.lr * saved:.3g}, a new run would use "
+        f"{recipe.lr * now:.3g}. The run is resumed, but it differs from a new run of "
+        f"{recipe.steps} steps."
     )
 
 

@@ -53,7 +53,8 @@ def spec_of(config: Mapping[str, Any], recipe: Recipe) -> Spec:
             )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"config.json is damaged: its spec cannot be read ({error!r}). Copy it from the run again."
+            f"config.json is damaged: its spec cannot be read ({error!r}). Copy it from the run "
+            "again."
         ) from None
     try:
         data = dataset(recipe.dataset)

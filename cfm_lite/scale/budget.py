@@ -101,31 +101,23 @@ def _dealt_bytes(
     width, half = recipe.hidden_size, recipe.precision == "bf16"
     # of a block: queries, keys, values, projection; the MLP; the modulation
     one = 18 * width**2 + 15 * width
-    around, head = (
-        max(0, parameters - recipe.depth * one),
-        2 * width**2,
-    )  # the head's gradients come before those of the blocks
+    around, head = max(0, parameters - recipe.depth * one), 2 * width**2
     size, grads = 2 if half else 4, 4 * parameters // ranks
+    begins = kept + summed
     return max(
-        kept
-        + summed
-        + 8 * around
-        + 3 * size * one,  # the forward pass begins: around the blocks, and its message
-        kept
-        + summed
-        + 4 * (around + head)
-        + (3 * size + (2 if half and summed else 0)) * one
-        + images,  # the backward pass begins
+        # the forward pass begins: the layers around the blocks, and their message
+        begins + 8 * around + 3 * size * one,
+        # the backward pass begins: the head's gradients come before those of the blocks
+        begins + 4 * (around + head) + (3 * size + (2 if half and summed else 0)) * one + images,
+        # it is among the blocks
         kept
         + grads
         - 4 * (around + one) // ranks
         + 4 * (around + head)
         + (12 if half else 16) * one
-        + block,  # it is among the blocks
-        kept
-        + grads
-        + 8 * around
-        + block,  # it ends: gradients around the blocks, and their message
+        + block,
+        # it ends: the gradients around the blocks, and their message
+        kept + grads + 8 * around + block,
     )
 
 

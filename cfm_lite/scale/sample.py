@@ -246,7 +246,8 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
         with zipfile.ZipFile(work, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(member, header)  # pyright: ignore[reportArgumentType]
+                write_header: Any = np.lib.format.write_array_header_1_0
+                write_header(member, header)
                 for content in _kept(out / SAMPLES, kept, settings.batch):
                     member.write(content)
                 for path in paths:

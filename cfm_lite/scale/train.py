@@ -51,14 +51,10 @@ class Options:
     resume: bool | str = False  # or "auto": if there is a checkpoint
     micro_batch: int | None = None
     compile: bool | None = None  # None: on CUDA
-    checkpointing: bool = (
-        False  # each block runs again in the backward pass: memory for a third more work
-    )
+    checkpointing: bool = False  # blocks are computed twice: less memory, a third more work
     images: Path | None = None  # for a teacher: the folder that the latents were made of
     features: Path | None = None  # or what the teacher saw in them, computed before
-    teacher: str | None = (
-        None  # a file with the teacher's weights, or "random"; None fetches timm's
-    )
+    teacher: str | None = None  # a file with its weights, or "random"; None downloads timm's
     start: SiT | None = None  # fine-tune this model
     save_every: int = 10_000
     log_every: int = 100
@@ -239,10 +235,13 @@ def features_of(recipe: ImageNet, latents: Latents, folder: Path) -> TeacherFeat
 def _source(recipe: ImageNet, latents: Latents, options: Options, device: torch.device) -> Batches:
     """The latents' batches on the device, read ahead by a thread."""
     settings: dict[str, Any] = {
-        "size": recipe.batch, "seed": recipe.seed, "shard": recipe.shard, "mirror": recipe.mirror,
-        "rank": options.world.rank, "world": options.world.size, "images": options.images if recipe.align else None,
-        "features": features_of(recipe, latents, options.features) if recipe.align and options.features else None,
-    }  # fmt: skip
+        **{"size": recipe.batch, "seed": recipe.seed, "shard": recipe.shard},
+        **{"mirror": recipe.mirror, "rank": options.world.rank, "world": options.world.size},
+    }
+    if recipe.align and options.features:
+        settings["features"] = features_of(recipe, latents, options.features)
+    elif recipe.align:
+        settings["images"] = options.images
 
     def source(start: int) -> Iterator[tuple[Any, ...]]:
         options.world.on_main(lambda: _keep_mean(options.out, latents))
@@ -260,11 +259,12 @@ def _about(latents: Latents) -> dict[str, Any]:
     """What sampling needs to know of the latents, and what resuming compares."""
     index = latents.index
     return {
-        "latents": str(latents.folder), "fingerprint": latents.fingerprint, "mean": index["files"]["mean.npy"],
-        "shape": list(latents.shape), "size": latents.size,
-        "num_classes": latents.num_classes, "classes": list(latents.classes), "images": len(latents), "vae": index["vae"],
-        "vae_fingerprint": index["fingerprint"],
-    }  # fmt: skip
+        **{"latents": str(latents.folder), "fingerprint": latents.fingerprint},
+        **{"mean": index["files"]["mean.npy"], "shape": list(latents.shape)},
+        **{"size": latents.size, "num_classes": latents.num_classes},
+        **{"classes": list(latents.classes), "images": len(latents)},
+        **{"vae": index["vae"], "vae_fingerprint": index["fingerprint"]},
+    }
 
 
 def _about_teacher(trainer: Trainer) -> dict[str, Any]:

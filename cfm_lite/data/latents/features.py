@@ -86,9 +86,14 @@ def encode_features(
 
 def _plan(latents: Latents, teacher: Any, name: str, mirrors: int) -> dict[str, Any]:
     return {
-        "kind": KIND, "latents": latents.fingerprint, "teacher": name, "weights": fingerprint(teacher.state_dict()),
-        "grid": teacher.grid, "dim": teacher.dim, "mirrors": mirrors,
-    }  # fmt: skip
+        "kind": KIND,
+        "latents": latents.fingerprint,
+        "teacher": name,
+        "weights": fingerprint(teacher.state_dict()),
+        "grid": teacher.grid,
+        "dim": teacher.dim,
+        "mirrors": mirrors,
+    }
 
 
 def _open_plan(out: Path, plan: dict[str, Any]) -> None:

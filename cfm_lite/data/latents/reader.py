@@ -236,14 +236,15 @@ def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
     if most is not None and size > most:
         why = f"the batch of {size} is larger than the data, which holds {most} images"
     elif world > 1 and size % (world * shard):
-        why = f"a batch of {size} cannot be dealt to {world} ranks in whole shards of {shard}: it must be a multiple of {world * shard}"
+        why = (
+            f"a batch of {size} cannot be dealt to {world} ranks in whole shards of {shard}: it "
+            f"must be a multiple of {world * shard}"
+        )
     else:
         return size // world
     hints = fitting(size, shard, ranks=world, most=most)
-    raise ConfigError(
-        f"{why}. Use "
-        f"{', or '.join([*hints, *(['more images'] if most is not None else [])] or ['fewer ranks'])}."
-    )
+    hints += ["more images"] if most is not None else []
+    raise ConfigError(f"{why}. Use {', or '.join(hints or ['fewer ranks'])}.")
 
 
 def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:

@@ -214,7 +214,8 @@ def ask_for(array: np.ndarray, row: int, mirror: int) -> None:
     if not hasattr(mmap, "MADV_WILLNEED") or not isinstance(array.base, mmap.mmap):
         return
     size = array.strides[1]
-    start = array.offset % mmap.ALLOCATIONGRANULARITY + (2 * row + mirror) * size  # pyright: ignore[reportAttributeAccessIssue]
+    offset: Any = getattr(array, "offset")  # noqa: B009 (a memmap's, which pyright does not know)
+    start = offset % mmap.ALLOCATIONGRANULARITY + (2 * row + mirror) * size
     page = start - start % mmap.PAGESIZE
     array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
@@ -349,7 +350,7 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
         if (folder / PLAN).exists():
             raise DataError(
                 f"{path} is not there: the latents in {folder} are not finished. Run the same "
-                "cfm-lite prepare again."
+                "cfm-lite scale prepare again."
             ) from None
         raise DataError(
             f"{folder} holds no latents: there is no {path.name}. {_AGAIN} {folder}"
