@@ -46,9 +46,10 @@ from cfm_lite.viz.style import (
 __all__ = ["Film", "film", "frames", "save_animation"]
 
 CLASS_LOOKS = (
+    # two shades of the data's blue, and two marks for readers who cannot tell the shades apart
     (DATA, "o"),
     ("#56B4E9", "^"),
-)  # two shades of the data's blue, and two marks for those who see no shades
+)
 _TRAIL = 0.22  # of the time behind a point that its tail shows
 
 
@@ -253,10 +254,11 @@ def _legend(
         entries["where to go"] = Line2D([], [], color=ATTRACT, **arrow)
     if any(film.repel is not None and len(film.marked) for film in films):
         entries["the push away from where not to go"] = Line2D([], [], color=REPEL, **arrow)
+    place = {"loc": "lower left", "bbox_to_anchor": (left, 0.02), "ncols": len(entries)}
+    look = {"fontsize": 11, "handlelength": 1.4, "handletextpad": 0.4, "columnspacing": 1.3}
     figure.legend(
-        list(entries.values()), list(entries), loc="lower left", bbox_to_anchor=(left, 0.02), ncols=len(entries), frameon=False,
-        fontsize=11, handlelength=1.4, handletextpad=0.4, columnspacing=1.3, borderaxespad=0,
-    )  # fmt: skip
+        list(entries.values()), list(entries), frameon=False, borderaxespad=0, **place, **look
+    )
 
 
 @styled

@@ -93,7 +93,8 @@ def notes(measured: list[dict]) -> dict[str, str]:
     )
     return {
         "fm": f"Like the data:\n{share['fm']}",
-        "delta_fm": f"λ = {WEIGHT:g}: {share['delta_fm']},\nbut they are too far apart {gap}\nand too narrow {wide}",
+        "delta_fm": f"λ = {WEIGHT:g}: {share['delta_fm']},\nbut they are too far apart {gap}\n"
+        f"and too narrow {wide}",
     }
 
 

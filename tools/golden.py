@@ -32,14 +32,40 @@ RECIPES: dict[str, dict[str, Any]] = {  # what is changed, to be quick
     "digits": {},
     "digits_sit": {"batch": 64, "shard": 32},
     "mnist": {
-        "model": "sit", "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 7, "block": 1, "align_block": 2,
-        "batch": 16, "shard": 8, "lr": 1e-3, "warmup": 200, "cooldown": 0.2, "ema": 0.999, "precision": "bf16",
+        "model": "sit",
+        "hidden_size": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 7,
+        "block": 1,
+        "align_block": 2,
+        "batch": 16,
+        "shard": 8,
+        "lr": 1e-3,
+        "warmup": 200,
+        "cooldown": 0.2,
+        "ema": 0.999,
+        "precision": "bf16",
     },
-    "toy_all": {"accumulate": 2, "shard": 128, "time": "logit_normal", "coupling": "minibatch_ot", "ema2": 0.9, "path": "cosine"},
-}  # fmt: skip
+    "toy_all": {
+        "accumulate": 2,
+        "shard": 128,
+        "time": "logit_normal",
+        "coupling": "minibatch_ot",
+        "ema2": 0.9,
+        "path": "cosine",
+    },
+}
 PRESETS = (
-    "sit", "delta_fm", "vecor", "dispersive", "dispersive_torch", "repa", "repa_delta_fm", "repa_vecor",
-)  # fmt: skip
+    "sit",
+    "delta_fm",
+    "vecor",
+    "dispersive",
+    "dispersive_torch",
+    "repa",
+    "repa_delta_fm",
+    "repa_vecor",
+)
 ARMS = ("fm", "fm_retargeted", "delta_fm", "delta_fm_debiased")  # of the lab
 ROW = ("method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value")
 
@@ -53,7 +79,9 @@ class Made:
 
 def main() -> int:
     """Compare this tree with the commit that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m tools.golden", description=__doc__.split("\n")[0])  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.golden", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--against", metavar="COMMIT", help="the tree to compare with")
     parser.add_argument("--steps", type=int, default=200, help="training steps of each run (200)")
     parser.add_argument("--only", default="", help="cases whose name begins so, such as toy/")
@@ -70,7 +98,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         tree.mkdir()
-        archive = subprocess.Popen(["git", "archive", options.against], cwd=ROOT, stdout=subprocess.PIPE)  # fmt: skip
+        archive = subprocess.Popen(
+            ["git", "archive", options.against], cwd=ROOT, stdout=subprocess.PIPE
+        )
         subprocess.run(["tar", "-x", "-C", tree], stdin=archive.stdout, check=True)
         if archive.wait():
             return 2  # git has said why
@@ -81,8 +111,22 @@ def main() -> int:
 def told(tree: Path, folder: Path, options: Any) -> dict[str, dict[str, str]]:
     """The hashes of one tree, from a process that imports that tree's package."""
     out = folder / f"{tree.name}.json"
-    command = [sys.executable, __file__, "--tell", out, "--steps", str(options.steps), "--only", options.only]  # fmt: skip
-    surroundings = {**os.environ, "PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    command = [
+        sys.executable,
+        __file__,
+        "--tell",
+        out,
+        "--steps",
+        str(options.steps),
+        "--only",
+        options.only,
+    ]
+    surroundings = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "PYTHONSAFEPATH": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     subprocess.run(command, cwd=tree, env=surroundings, check=True)
     return json.loads(out.read_text())
 
@@ -185,7 +229,9 @@ def _run(trainer: Any, batches: Any, steps: int, data: Any) -> dict[str, str]:
 
 def _lab(steps: int) -> dict[str, str]:
     trials = _get("trials", "lab.suites", "experiments.suites")
-    jobs_of, run_job = (_get(name, "lab.jobs", "experiments.jobs") for name in ("jobs_of", "run_job"))  # fmt: skip
+    jobs_of, run_job = (
+        _get(name, "lab.jobs", "experiments.jobs") for name in ("jobs_of", "run_job")
+    )
     found, changed = {}, {"steps": steps}
     with tempfile.TemporaryDirectory() as folder:
         parts = Path(folder)
@@ -195,7 +241,11 @@ def _lab(steps: int) -> dict[str, str]:
             run_job(job, parts, "cpu")
         rows = [row for path in parts.glob("*.json") for row in json.loads(path.read_text())]
     for method in sorted({row["method"] for row in rows}):
-        mine = sorted(json.dumps({name: row.get(name) for name in ROW}) for row in rows if row["method"] == method)  # fmt: skip
+        mine = sorted(
+            json.dumps({name: row.get(name) for name in ROW})
+            for row in rows
+            if row["method"] == method
+        )
         found[f"rows of {method}"] = hashlib.sha256("\n".join(mine).encode()).hexdigest()
     return found
 

@@ -1,7 +1,7 @@
 """The diagram of the rooms in docs/architecture.md, drawn from the imports: python -m tools.rooms
 
-A room is a file or a folder of cfm_lite. `GROUPS` is their order, which tests/test_imports.py holds:
-a room imports only from rooms above it.
+A room is a file or a folder of cfm_lite. `GROUPS` is their order: a room imports only from rooms
+above it (tests/test_imports.py).
 """
 
 import ast

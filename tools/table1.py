@@ -1,7 +1,7 @@
 """Table 1 of the dispersive-loss paper as an experiment on digits: every variant, with and without
 positive pairs, over several seeds.
 
-    python -m tools.table1        writes data/results/dispersive_digits.json (nine minutes of one core)
+    python -m tools.table1      writes data/results/dispersive_digits.json (nine minutes, one core)
 
 Arms: plain FM; each variant as a dispersive loss; its contrastive counterpart with the second
 view's time drawn anew ("contrastive_independent") or within 0.005 of the first
@@ -58,7 +58,7 @@ def feature_statistics(model: nn.Module, data: DataSet, block: int = 1) -> dict[
     x1, g = data.held_x1, keyed_generator("cpu", 0, "features")
     t = torch.rand(len(x1), generator=g)
     x_t = torch.lerp(torch.randn(x1.shape, generator=g), x1, t[:, None, None, None])
-    h = model.forward_features(x_t, t, data.held_y, blocks=(block,))[1][block]  # pyright: ignore[reportCallIssue]
+    h = model.forward_features(x_t, t, data.held_y, blocks=(block,))[1][block]
     unit = nn.functional.normalize(h)
     cosines = unit @ unit.T
     return {

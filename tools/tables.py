@@ -80,7 +80,8 @@ def demo_table() -> str:
         f"| goal | ≥ {GOALS['accuracy']:.1%} | ≤ {GOALS['frechet'] * real:.2f} | ≥ "
         f"{GOALS['nearest_ratio']:.2f} | | | |"
     )
-    judged = f"Real against real: Fréchet {real:.2f}. The judge is right on {info['judge']['accuracy']:.1%} of unseen digits."
+    judged = f"Real against real: Fréchet {real:.2f}. The judge is right on "
+    judged += f"{info['judge']['accuracy']:.1%} of unseen digits."
     source = (
         f"Measured by `make demo` on {machine(info['facts'])}; rows in `data/results/demo.json`."
     )
@@ -111,7 +112,8 @@ def bench_table() -> str:
             )
     # in the order of the files, each once
     machines = dict.fromkeys(machine(row | row["machine"]) for row in rows)
-    source = f"Measured by `make bench` on {' and on '.join(machines)}, one thread; all rows, each with its machine: `data/results/bench/`."
+    source = f"Measured by `make bench` on {' and on '.join(machines)}, one thread; all rows, "
+    source += "each with its machine: `data/results/bench/`."
     return "\n".join([*lines, "", source])
 
 
@@ -164,8 +166,11 @@ def trust_table() -> str:
         lines.append(
             f"| {row['promise']} | {how} | {row['trials']:,} | {row['failures']:,} | {bound} |"
         )
-    counted = f"Counted by `make test-faults` and `make test-mutants` on {machine(found['facts'])}; rows in `data/results/trust.json`."
-    source = f"Without a rate: a list that was gone through, not drawn. {counted}"
+    source = (
+        "Without a rate: every case of a list was tried, none was drawn. Counted by "
+        f"`make test-faults` and `make test-mutants` on {machine(found['facts'])}; rows in "
+        "`data/results/trust.json`."
+    )
     return "\n".join([*lines, "", source])
 
 
@@ -236,7 +241,8 @@ COURSE = {
     ),
     "08_images": (
         "Images",
-        "run all methods on digits and MNIST, several seeds, quality against steps, with error bars",
+        "run all methods on digits and MNIST, several seeds, quality against steps, with error "
+        "bars",
     ),
     "09_sit": (
         "SiT",
@@ -261,7 +267,8 @@ def course_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, (title, able) in COURSE.items():
-        picture = f'<a href="../notebooks/{name}.ipynb"><img src="../data/results/course/{name}.png" width="210" alt="{title}"></a>'
+        image = f'<img src="../data/results/course/{name}.png" width="210" alt="{title}">'
+        picture = f'<a href="../notebooks/{name}.ipynb">{image}</a>'
         minutes = _reading_minutes(ROOT / "notebooks" / f"{name}.ipynb")
         seconds = rows[name]["seconds"]
         link = f"[{name[:2]} · {title}](../notebooks/{name}.ipynb)"

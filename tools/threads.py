@@ -1,7 +1,7 @@
 """How far the numbers of the lab move with the number of threads: FM on the digits, trained and
 measured with one thread and with two.
 
-python -m tools.threads        writes data/results/threads.json (two minutes of two idle cores; far longer on busy ones)
+    python -m tools.threads     writes data/results/threads.json (two minutes of two idle cores)
 """
 
 from pathlib import Path

@@ -104,7 +104,7 @@ def _attacks(counts: list[Counts]) -> tuple[int, int, str]:
 
 PROMISES = (
     Promise(
-        "a saved checkpoint outlives kill -9, and the run ends as if nothing had been",
+        "a saved checkpoint survives kill -9, and the resumed run ends as an unbroken one",
         "killed at random instants",
         "kills",
         plain(
@@ -115,7 +115,7 @@ PROMISES = (
         ),
     ),
     Promise(
-        "a save that fails loses nothing older",
+        "a failed save loses no older checkpoint",
         "each of its calls fails once, with three errors",
         "fault_points",
         parts("calls that failed", "lost"),
@@ -125,7 +125,7 @@ PROMISES = (
         "a damaged checkpoint is refused by name", "random damage", "corruptions", _corruptions
     ),
     Promise(
-        "stopped and gone on is not stopped, bit for bit",
+        "a run that is stopped and resumed equals an unbroken one, bit for bit",
         "at every step of every objective",
         "resume-*",
         plain("stops", "differing"),
@@ -156,7 +156,7 @@ PROMISES = (
         plain("calls", "not_finite"),
     ),
     Promise(
-        "a run that runs away is stopped, a good one is not",
+        "a run that diverges is stopped, a good one is not",
         "200 steps on a toy",
         "runaway",
         _runaway,
@@ -188,7 +188,7 @@ PROMISES = (
         plain("lines", "tracebacks"),
     ),
     Promise(
-        "a damaged data file never passes for data",
+        "a damaged data file is never read as data",
         "random damage",
         "data",
         parts("trials", "silent", "unnamed"),
@@ -200,7 +200,7 @@ PROMISES = (
         _builders,
     ),
     Promise(
-        "half a download is never seen as whole",
+        "a partial download never counts as whole",
         "a server that lies",
         "downloads",
         _downloads,

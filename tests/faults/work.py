@@ -1,4 +1,4 @@
-"""A small training that can be killed, stopped and gone on with, and what it must come to."""
+"""A small training that can be killed, stopped and resumed, and the result that it must reach."""
 
 import hashlib
 from collections.abc import Callable, Iterator

@@ -32,7 +32,7 @@ def rows(clock: Clock) -> Iterator[Row]:
     }
     times = clock(sides, repeats=7, block=0)
     size = f"dispersive, {B} x {D:,}"
-    note = "floor: the multiplications alone. On CUDA the backward of pdist needs a buffer of 77 GB here"
+    note = "floor: only the multiplications. On CUDA pdist's backward needs a buffer of 77 GB here"
     yield faster(
         f"{size}: over the pdist form",
         times,

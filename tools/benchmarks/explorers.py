@@ -58,7 +58,8 @@ def _measure(case: tuple, lab: object, opened: object, repeats: int) -> Iterator
     seen = [drag(page, handle) for _ in range(repeats)]
     page.close()
     called, drawn = _inside(name)
-    note = f"{seen[0].positions} positions in {seen[0].seconds:.1f} s; a call takes {1e3 * called:.0f} ms, a picture {1e3 * drawn:.0f} ms"
+    note = f"{seen[0].positions} positions in {seen[0].seconds:.1f} s; "
+    note += f"a call takes {1e3 * called:.0f} ms, a picture {1e3 * drawn:.0f} ms"
     yield _row(
         f"explorer {name}: pictures a second", [s.rate for s in seen], ">=", goal, " a second", note
     )

@@ -1,9 +1,11 @@
-"""How every ratio here is measured:  ratio = median(time of one side) / median(time of the other), over rounds.
+"""How every ratio here is measured, over rounds.
+
+    ratio = median(time of one side) / median(time of the other)
 
 Both sides run in one process, with the same number of threads and the same precision. A round times
-every side once, each round beginning with the next one, so that what the rest of the machine does
-falls on all of them. The ratio of the minima stands beside it: on a busy machine it is the steadier
-of the two. The median decides whether a goal is met.
+every side once, and each round begins with the next side. So other work on the machine slows all
+sides alike. The ratio of the minima is reported too: on a busy machine it is the steadier one. The
+median decides whether a goal is met.
 """
 
 import gc
@@ -76,7 +78,8 @@ def elsewhere(module: str, call: str) -> Any:
     """What `call` of this package's `module` gives in a new process with as many threads; it passes
     through JSON.
     """
-    program = f"import json, torch; torch.set_num_threads({torch.get_num_threads()}); from tools.benchmarks import {module}; "
+    threads = f"torch.set_num_threads({torch.get_num_threads()})"
+    program = f"import json, torch; {threads}; from tools.benchmarks import {module};"
     command = [
         sys.executable,
         "-W",

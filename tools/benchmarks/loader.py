@@ -68,7 +68,10 @@ def _rates(name: str, folder: Path, repeats: int, batches: int) -> Row:
             drop(folder)
         found.append(rate(folder, batches))
     rates, disk = zip(*found[-repeats:])  # the first warm round warms
-    note = f"batch {BATCH}, one thread reads ahead, another copies; {sum(disk) / repeats / batches / BATCH / 1e3:.1f} kB an image from disk"
+    each = sum(disk) / repeats / batches / BATCH / 1e3
+    note = (
+        f"batch {BATCH}, one thread reads ahead, another copies; {each:.1f} kB an image from disk"
+    )
     return Row(
         f"loader, {name}: images a second",
         median(rates),

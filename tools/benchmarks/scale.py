@@ -45,7 +45,8 @@ def _counted() -> Iterator[Row]:
         *[f"step({name!r})" for name in presets], "gram_calls(32, 256 * 1152)"
     )
     plain = steps[0]["calls"]
-    note = f"SiT of 2 blocks, batch {fakegpu.BATCH} in shards of {fakegpu.SHARD}, eager, bf16; with clip, AdamW, average and guard"
+    note = f"SiT of 2 blocks, batch {fakegpu.BATCH} in shards of {fakegpu.SHARD}, eager, bf16; "
+    note += "with clip, AdamW, average and guard"
     yield count("scale, plain flow matching: calls in a step", plain, unit=" calls", note=note)
     for name, step in zip(presets, steps):
         waits = len(step["reads"]) + len(step["copies"])
@@ -112,7 +113,8 @@ def _timed(clock: Clock) -> Iterator[Row]:
         "ours": sides.stepping(built, [(x1, y)]),
         "official": lambda: theirs(x1, y),
     }
-    note = f"official style from timm's parts; width 384, 2 blocks, batch {BATCH}, float32; ours also clips and guards"
+    note = f"official style from timm's parts; width 384, 2 blocks, batch {BATCH}, float32; "
+    note += "ours also clips and guards"
     yield faster(
         "scale, a whole step: over the official style",
         clock(both, block=0.5),

@@ -49,7 +49,8 @@ def rows(clock: Clock) -> Iterator[Row]:
         },
         repeats=15,
     )
-    note = "torchcfm's tutorial, or the same with vectorised samplers. Floor: the matrix products of a step"
+    note = "torchcfm's tutorial, or the same with vectorised samplers. "
+    note += "Floor: the matrix products of a step"
     yield faster(
         "toy, plain loop: over torchcfm's tutorial",
         times,
@@ -93,8 +94,8 @@ def rows(clock: Clock) -> Iterator[Row]:
         "trainer",
         "careful",
         1.2,
-        note="The plain loop draws from a generator of the step, clips and averages, as the Trainer "
-        "does; it checks nothing, guards nothing and logs nothing",
+        note="The plain loop draws from a generator of the step, clips and averages, as the "
+        "Trainer does; it checks nothing, guards nothing and logs nothing",
     )
     # after the others: what torch.compile loads slows eager code down by a few percent
     compiled = compiled_step(Field())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cfm_lite import guidance, objective, runs, samplers
+from cfm_lite.engine.optimizers import clip_gradients
 from cfm_lite.models import SiT, count_parameters
 from cfm_lite.objective import Alignment, Objective
 from cfm_lite.runs.imagenet import MODELS, ImageNet, imagenet
@@ -113,7 +114,8 @@ def _rates(
     if bench.ceiling is None:
         raise CannotRun("the ceiling was not measured, so there is no share of it")
     share = 100 * rate * train_flops(model) / bench.ceiling
-    note = f"{train_flops(model) / 1e12:.4g} TFLOP an image, ceiling {bench.ceiling / 1e12:.4g} TFLOP/s"
+    flops, ceiling = train_flops(model) / 1e12, bench.ceiling / 1e12
+    note = f"{flops:.4g} TFLOP an image, ceiling {ceiling:.4g} TFLOP/s"
     yield measured(f"{name}: share of the ceiling", share, " %", goal=goal, times=times, note=note)
 
 
@@ -136,7 +138,8 @@ def whole_graph(bench: Bench) -> Iterator[Row]:
         made[how] = sides.stepping(built, sides.batches(bench, rows))
     since = time.perf_counter()
     made["whole"]()
-    note = f"batch {rows}; the first step took {time.perf_counter() - since:.0f} s with its compilation"
+    first = time.perf_counter() - since
+    note = f"batch {rows}; the first step took {first:.0f} s with its compilation"
     yield faster(
         f"{name}, one compiled graph: over compiled blocks",
         interleaved(bench, made),
@@ -155,8 +158,7 @@ def update(bench: Bench) -> Iterator[Row]:
         p.grad = torch.randn_like(p)
 
     def clipped() -> None:
-        norm = nn.utils.get_total_norm([p.grad for p in built.parameters if p.grad is not None])
-        nn.utils.clip_grads_with_norm_(built.parameters, 1.0, norm)
+        clip_gradients(built.parameters, 1.0)
         built._update()
 
     times = interleaved(bench, {"update": built._update, "with clip": clipped})
@@ -284,7 +286,8 @@ def regularisers(bench: Bench) -> Iterator[Row]:
         ("dispersive", 1.005),
         ("repa", 1.03),
     ):
-        note = f"batch {rows}, shards of {bench.plan.shard}{', features given' if method == 'repa' else ''}"
+        given = ", features given" if method == "repa" else ""
+        note = f"batch {rows}, shards of {bench.plan.shard}{given}"
         yield takes(
             f"{name}, {method}: over plain flow matching", times, method, "fm", goal, note=note
         )
@@ -350,7 +353,9 @@ def sampling(bench: Bench) -> Iterator[Row]:
     single, double = passes.medians("one", "two").values()
     ideal = (seen[n] * single + seen[2 * n] * double) / calls
     took = whole.medians("sample")["sample"]
-    note = f"{n} images, guidance 1.5 from t = 0.25 to 0.75: {seen[n] / calls:g} calls on {n} rows, {seen[2 * n] / calls:g} on {2 * n}"
+    once, twice = seen[n] / calls, seen[2 * n] / calls
+    note = f"{n} images, guidance 1.5 from t = 0.25 to 0.75: "
+    note += f"{once:g} calls on {n} rows, {twice:g} on {2 * n}"
     yield measured(
         f"{plan.main}, {plan.steps} steps: images/s", n / took, " images/s", times=whole, note=note
     )
@@ -414,7 +419,8 @@ def _peaks(
     predicted = peak_bytes(
         recipe, bench.plan.side, parameters, split, compile=compile, checkpointing=checkpointing
     )
-    how = f"{'compiled' if compile else 'eager'}{', checkpointing' if checkpointing else ''}, micro-batch {split.micro}"
+    how = "compiled" if compile else "eager"
+    how += f"{', checkpointing' if checkpointing else ''}, micro-batch {split.micro}"
     note = f"predicted {predicted / 1e9:.2f} GB" + (
         "" if bench.on_gpu else "; on a CPU the process is measured, not its tensors"
     )
