@@ -57,6 +57,6 @@ def test_the_step_runs_through_the_functions_that_the_page_names():
     assert calls == list(dict.fromkeys(told))
     opened = {file for file, _ in told}
     assert len(opened) == 6
-    trusted = re.findall(r"`([\w/]+(?:\.py|/))`", PAGE.partition("Some names are used")[2])
+    trusted = re.findall(r"`([\w/]+(?:\.py|/))`", PAGE.partition("The step also uses")[2])
     others = {file for file, _ in ran} - opened
     assert not [file for file in others if not file.startswith(tuple(trusted))]
