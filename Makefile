@@ -78,9 +78,12 @@ build/js/.installed: $(JS)/package.json
 	npm install --prefix build/js --no-package-lock --no-audit --no-fund --silent
 	touch $@
 
+widgets: build/js/.installed $(VENV)/.test  ## build the explorers' JavaScript, and a page with all of them in build/explorers (needs Node 20, and npm once)
+	$(BIN)/python -m tools.explorers $(JSBIN)
+
 lint-js: build/js/.installed  ## types and lint of the explorers' JavaScript, clean (needs Node 20, and npm once)
 	$(JSBIN)/tsc -p $(JS)
-	$(JSBIN)/biome lint --config-path=$(JS) $(JS) tests/js
+	cd $(JS) && $(CURDIR)/$(JSBIN)/biome lint . ../../../tests/js
 
 format: $(VENV)/.dev  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix .

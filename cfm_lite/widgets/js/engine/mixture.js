@@ -175,7 +175,8 @@ export class Moment {
     const { rows, shares, size } = this;
     let top = -Infinity;
     for (let k = 0, r = 0; k < size; k++, r += 12) {
-      const [da, db] = [a - rows[r], b - rows[r + 1]];
+      const da = a - rows[r];
+      const db = b - rows[r + 1];
       const log = rows[r + 5] - 0.5 * (rows[r + 2] * da * da + 2 * rows[r + 3] * da * db + rows[r + 4] * db * db);
       shares[k] = log;
       if (log > top) top = log;
@@ -199,11 +200,14 @@ export class Moment {
   velocity(x, out) {
     const { rows, shares, size } = this;
     for (let i = 0; i < x.length; i += 2) {
-      const [a, b] = [x[i], x[i + 1]];
+      const a = x[i];
+      const b = x[i + 1];
       const sum = this.weigh(a, b);
-      let [va, vb] = [0, 0];
+      let va = 0;
+      let vb = 0;
       for (let k = 0, r = 0; k < size; k++, r += 12) {
-        const [da, db] = [a - rows[r], b - rows[r + 1]];
+        const da = a - rows[r];
+      const db = b - rows[r + 1];
         va += shares[k] * (rows[r + 10] + rows[r + 6] * da + rows[r + 7] * db);
         vb += shares[k] * (rows[r + 11] + rows[r + 8] * da + rows[r + 9] * db);
       }
@@ -217,11 +221,14 @@ export class Moment {
   score(x, out) {
     const { rows, shares, size } = this;
     for (let i = 0; i < x.length; i += 2) {
-      const [a, b] = [x[i], x[i + 1]];
+      const a = x[i];
+      const b = x[i + 1];
       const sum = this.weigh(a, b);
-      let [sa, sb] = [0, 0];
+      let sa = 0;
+      let sb = 0;
       for (let k = 0, r = 0; k < size; k++, r += 12) {
-        const [da, db] = [a - rows[r], b - rows[r + 1]];
+        const da = a - rows[r];
+      const db = b - rows[r + 1];
         sa -= shares[k] * (rows[r + 2] * da + rows[r + 3] * db);
         sb -= shares[k] * (rows[r + 3] * da + rows[r + 4] * db);
       }
@@ -245,7 +252,8 @@ export class Moment {
       const sum = this.weigh(a, b);
       let [aa, ab, ba, bb] = [0, 0, 0, 0];
       for (let k = 0, r = 0; k < size; k++, r += 12) {
-        const [da, db] = [a - rows[r], b - rows[r + 1]];
+        const da = a - rows[r];
+      const db = b - rows[r + 1];
         const share = shares[k] / sum;
         const fa = rows[r + 10] + rows[r + 6] * da + rows[r + 7] * db - v[i]; // less v, which changes nothing and rounds better
         const fb = rows[r + 11] + rows[r + 8] * da + rows[r + 9] * db - v[i + 1];

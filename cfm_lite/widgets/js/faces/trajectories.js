@@ -1,0 +1,204 @@
+// Particles through an exact or a trained field: they flow while a hand changes λ, and drift off the data.
+// Drift of a state, in nats: -log p_t(x | y), less what it is on average for exact draws at the same time.
+
+import { Chart } from "../drawing/chart.js";
+import { Plane } from "../drawing/plane.js";
+import { labelOf } from "../drawing/theme.js";
+import { typical } from "../engine/metrics.js";
+import { EVERY } from "../engine/mixture.js";
+import { MLP } from "../engine/mlp.js";
+import { Problem } from "../engine/problem.js";
+import { Random } from "../engine/random.js";
+import { evaluations, grid, STEPS } from "../engine/samplers.js";
+import { EXACT, optimum } from "../engine/theory.js";
+import { classChoice, limitsOf, mixtureOf, noise, percent, remembered, rings, TIME, weightSlider } from "./common.js";
+
+const [MANY, SOME, FEW] = [500, 240, 72]; // particles: in one plane, in three, through a network
+const WORST = 10; // nats at which the colours end
+
+/** @param {any} data @returns {[string, string][]} */
+function fields(data) {
+  const trained = EXACT.filter((name) => data.networks?.[`toy_${name}`]);
+  return [
+    ...EXACT.map((name) => /** @type {[string, string]} */ ([`${labelOf(name)}, exact`, name])),
+    ...trained.map((name) => /** @type {[string, string]} */ ([`${labelOf(name)}, trained (λ = 0.35)`, `toy_${name}`])),
+  ];
+}
+
+/** @type {import("../page/explorer.js").Face} */
+export const trajectories = {
+  name: "trajectories",
+  title: "Trajectories and their drift",
+  play: "t",
+  seconds: 3,
+  endless: true,
+  controls: (data) => [
+    TIME,
+    weightSlider(),
+    { name: "field", kind: "choice", label: "field", options: fields(data) },
+    { name: "beside", kind: "check", label: "FM, ΔFM and VeCoR on the same noise" },
+    classChoice(mixtureOf(data)),
+    { name: "solver", kind: "choice", label: "solver", options: Object.keys(STEPS).map((name) => [name, name]) },
+    { name: "steps", kind: "slider", label: "steps", low: 1, high: 32, step: 1, digits: 0, hint: "steps of the solver from t = 0 to t = 1" },
+  ],
+  values: (data) => ({ t: 1, weight: 0.35, field: "fm", beside: false, label: mixtureOf(data).classes[0], solver: "euler", steps: 8 }),
+
+  make(data) {
+    const mixture = mixtureOf(data);
+    const limits = data.limits ?? limitsOf(mixture);
+    const { x: points, y } = mixture.sample(500, new Random(0));
+    const ringsOf = rings(mixture, limits);
+    const usual = typical(mixture);
+    const one = new Plane(limits);
+    const three = EXACT.map(() => new Plane(limits));
+    const chart = new Chart(
+      { low: 0, high: 1, label: "time t", ticks: [0, 0.25, 0.5, 0.75, 1] },
+      { low: -2, high: 200, scale: "symlog", label: "", ticks: [-1, 0, 1, 10, 100] },
+    );
+    /** @type {import("../drawing/stage.js").Panel[]} */
+    const panels = [one, chart];
+    const inside = remembered((/** @type {number} */ label) => {
+      // the excess below which 95 % of exact data lie
+      const own = mixture.sample(2000, new Random(2), label);
+      const log = mixture.logProb(own.x, 1, label);
+      return Float64Array.from(log, (value) => -value - usual(1)).sort()[Math.floor(0.95 * log.length)];
+    });
+    /** @type {Map<string, MLP>} */
+    const networks = new Map();
+    const network = (/** @type {string} */ name) => {
+      if (!networks.has(name)) {
+        if (!data.networks?.[name]) throw new Problem("The trained networks are not on this page.");
+        networks.set(name, MLP.unpack(data.networks[name]));
+      }
+      return /** @type {MLP} */ (networks.get(name));
+    };
+    /** Labels of particles: in turn for all classes. @param {number} n @param {number} label */
+    const labels = (n, label) => Int32Array.from({ length: n }, (_, i) => (label === EVERY ? mixture.classes[i % mixture.classes.length] : label));
+
+    /**
+     * The states of particles whose classes may differ, class by class, in slices of one step.
+     * @param {string} name @param {number} weight @param {string} solver @param {number} steps @param {number} label @param {number} n
+     */
+    function* walk(name, weight, solver, steps, label, n) {
+      const trained = name.startsWith("toy_");
+      const [ts, x0, own] = [grid(steps), noise(n), labels(n, label)];
+      const states = Array.from(ts, () => new Float64Array(2 * n));
+      states[0].set(x0);
+      const drift = Array.from(ts, () => new Float64Array(n));
+      for (const of of new Set(own)) {
+        const rows = [...own.keys()].filter((i) => own[i] === of);
+        const field = trained ? network(name).field(of) : optimum(mixture, name, { weight, label: of });
+        /** @type {Float64Array} */
+        let x = Float64Array.from({ length: 2 * rows.length }, (_, i) => x0[2 * rows[i >> 1] + (i & 1)]);
+        for (let s = 0; s <= steps; s++) {
+          if (s) x = STEPS[solver](field, x, ts[s - 1], ts[s] - ts[s - 1]);
+          const log = mixture.logProb(x, ts[s], of);
+          rows.forEach((row, i) => {
+            states[s][2 * row] = x[2 * i];
+            states[s][2 * row + 1] = x[2 * i + 1];
+            drift[s][row] = -log[i] - usual(ts[s]);
+          });
+          if (trained) yield;
+        }
+      }
+      return { name, ts, states, drift, mean: drift.map((row) => row.reduce((sum, v) => sum + v, 0) / n) };
+    }
+    /** @typedef {{name: string, ts: Float64Array, states: Float64Array[], drift: Float64Array[], mean: number[]}} Run */
+    /** @type {Map<string, Run>} */
+    const kept = new Map();
+    /** @type {Run[]} */
+    let last = [];
+
+    return {
+      panels,
+      legend: [
+        { text: "data", colour: (c) => c.data },
+        { text: "noise, t = 0", colour: (c) => c.noise },
+        { text: "contours hold 50 % and 95 % of the class", colour: (c) => c.truth },
+        { text: "0 nats: as probable as exact draws", colour: (c) => c.faint, shape: "dash" },
+      ],
+      compute({ weight, field, beside, label, solver, steps, t }, wait) {
+        const trained = field.startsWith("toy_");
+        const names = beside ? EXACT.map((name) => (trained ? `toy_${name}` : name)) : [field];
+        const n = trained ? FEW : beside ? SOME : MANY;
+        /** @type {Run[]} */
+        const runs = [];
+        let waiting = false;
+        for (const name of names) {
+          const key = [name, trained || name === "fm" ? 0 : weight, solver, steps, label, n].join();
+          let run = kept.get(key);
+          if (!run) {
+            const work = walk(name, weight, solver, steps, label, n);
+            if (trained) {
+              waiting = true;
+              wait(keeping(work, key));
+              break;
+            }
+            const done = work.next();
+            if (!done.done) throw new Error("an exact field yields nothing on the way");
+            run = keep(key, done.value);
+          }
+          runs.push(run);
+        }
+        if (!waiting) last = runs;
+        panels.splice(0, panels.length, ...(last.length > 1 ? [...three, chart] : [one, chart]));
+        return { runs: last, waiting, now: last.map((run) => until(run, t)), inside: inside(label) };
+      },
+      paint({ runs, now }, { label, solver, steps, t }, colours) {
+        const planes = runs.length > 1 ? three : [one];
+        planes.forEach((plane, i) => {
+          const ink = colours.method(runs[i].name.replace("toy_", ""));
+          plane.inside(() => {
+            plane.specks(points, colours.other, 2, (row) => label !== -1 && y[row] !== label);
+            plane.specks(points, colours.data, 2, (row) => label === -1 || y[row] === label);
+            for (const ring of ringsOf(label)) plane.segments(ring, colours.truth, 1);
+            plane.specks(runs[i].states[0], colours.noise, 2);
+            plane.trails(now[i].trail, ink, runs[i].states[0].length > 300 ? 0.22 : 0.4);
+            plane.valued(now[i].x, now[i].drift, WORST, runs.length > 1 ? 2.2 : 3);
+          });
+          plane.frame();
+          const name = labelOf(runs[i].name.replace("toy_", ""));
+          const how = runs[i].name.startsWith("toy_") ? "trained" : "exact";
+          plane.title(runs.length > 1 ? `${name}, ${how}` : `${name}, ${how}, ${solver}, ${steps} step${steps > 1 ? "s" : ""}, t = ${t.toFixed(2)}`, ink);
+        });
+        chart.frame();
+        chart.title("Mean drift, nats above typical");
+        chart.level(0, colours.truth, [6, 4]);
+        for (const run of runs) {
+          chart.line(run.ts, run.mean, colours.method(run.name.replace("toy_", "")), { marks: steps <= 12 });
+        }
+        chart.now(t, colours.noise);
+      },
+      say({ runs, waiting, inside: bound }, { solver, steps }) {
+        if (waiting) return "The network is being asked. The last picture stays meanwhile.";
+        const ends = runs.map((/** @type {Run} */ run) => {
+          const at = /** @type {Float64Array} */ (run.drift.at(-1));
+          const on = at.filter((value) => value < bound).length / at.length;
+          return `${labelOf(run.name.replace("toy_", ""))} ${percent(on)} on the data, drift ${run.mean.at(-1)?.toFixed(2)} nats`;
+        });
+        return `At t = 1: ${ends.join("; ")}. Each particle took ${evaluations(solver, steps).nfe} evaluations of the field.`;
+      },
+    };
+
+    /** @param {string} key @param {Run} run */
+    function keep(key, run) {
+      if (kept.size > 60) kept.delete(/** @type {string} */ (kept.keys().next().value));
+      kept.set(key, run);
+      return run;
+    }
+
+    /** @param {Generator<undefined, Run>} work @param {string} key @returns {Generator<void, void>} */
+    function* keeping(work, key) {
+      keep(key, yield* work);
+    }
+  },
+};
+
+/** Where particles are at time `t`, interpolated along the step, and the way that they came. @param {{ts: Float64Array, states: Float64Array[], drift: Float64Array[]}} run @param {number} t */
+function until({ ts, states, drift }, t) {
+  const s = Math.min(Math.max(ts.findLastIndex((time) => time <= t), 0), ts.length - 2);
+  const share = Math.min(Math.max((t - ts[s]) / (ts[s + 1] - ts[s]), 0), 1);
+  const mix = (/** @type {Float64Array} */ from, /** @type {Float64Array} */ to) => from.map((v, i) => v + share * (to[i] - v));
+  const x = mix(states[s], states[s + 1]);
+  return { x, drift: mix(drift[s], drift[s + 1]), trail: [...states.slice(0, s + 1), x] };
+}

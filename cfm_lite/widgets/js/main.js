@@ -1,0 +1,27 @@
+// The explorers: on a plain page `cfmLite.mount(element, name, settings)`, in a notebook the widget's `render`.
+
+import { Explorer } from "./page/explorer.js";
+import { Problem } from "./engine/problem.js";
+import { divergence } from "./faces/divergence.js";
+import { exactField } from "./faces/exact_field.js";
+import { guidance } from "./faces/guidance.js";
+import { trajectories } from "./faces/trajectories.js";
+
+/** @type {Record<string, import("./page/explorer.js").Face>} */
+export const FACES = Object.fromEntries([exactField, trajectories, divergence, guidance].map((face) => [face.name, face]));
+
+/**
+ * Show the explorer `name` in `element`; returns it, with `set(values)` and `destroy()`.
+ * @param {HTMLElement} element
+ * @param {string} name
+ * @param {{data?: any, values?: Record<string, any>, changed?: (change: Record<string, any>) => void}} [settings]
+ */
+export function mount(element, name, settings) {
+  try {
+    if (!FACES[name]) throw new Problem(`There is no explorer called ${name}.`);
+    return new Explorer(element, FACES[name], settings);
+  } catch (error) {
+    element.textContent = error instanceof Problem ? error.message : String(error);
+    return undefined;
+  }
+}
