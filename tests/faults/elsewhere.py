@@ -128,12 +128,10 @@ ELSEWHERE: dict[str, str] = {
         viz.style.method_color viz.style.named viz.style.new_figure viz.style.panels viz.style.plain viz.style.styled
         viz.style.text_width viz.style.to_png
     """,
-    "explorers: tests/test_widgets.py moves every slider to its ends": """
+    "explorers: tests/test_widgets.py gives each of them wrong values": """
         widgets._divergence.divergence widgets._exact_field.exact_field widgets._features.features widgets._guidance.guidance
-        widgets._networks.packed widgets._trajectories.trajectories widgets._wrong_velocities.wrong_velocities widgets.explorer.Canvas
-        widgets.explorer.Explorer widgets.explorer.choice widgets.explorer.play_for widgets.explorer.slider widgets.scenes.exact
-        widgets.scenes.excess widgets.scenes.field widgets.scenes.labelled widgets.scenes.start widgets.scenes.two_classes
-        widgets.scenes.typical
+        widgets._networks.packed widgets._own_data.own_data widgets._trajectories.trajectories widgets._widget.Explorer
+        widgets._widget.described widgets._wrong_velocities.wrong_velocities
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
         cli.compare.report_suite cli.compare.time_steps evaluate.measures.judge_of evaluate.measures.measure

@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 
+import { dispersive, effectiveRank } from "../../cfm_lite/widgets/js/engine/dispersive.js";
 import * as guidance from "../../cfm_lite/widgets/js/engine/guidance.js";
 import * as metrics from "../../cfm_lite/widgets/js/engine/metrics.js";
 import { Mixture } from "../../cfm_lite/widgets/js/engine/mixture.js";
@@ -108,6 +109,15 @@ test("networks say what torch says, to 1e-5", () => {
   for (const c of cases.networks) {
     const field = MLP.unpack(networks[c.name]).field(c.label);
     near(field(Float64Array.from(c.x), c.t, new Float64Array(c.x.length)), c.velocity, 1e-5, `${c.name}, t = ${c.t}`);
+  }
+});
+
+test("dispersive losses, their gradients and the effective rank are Python's", () => {
+  for (const c of cases.dispersive) {
+    const { loss, slope } = dispersive(Float64Array.from(c.h), c.rows, c.variant, c.tau);
+    near([loss], [c.loss], 1e-10, c.variant);
+    near(slope, c.slope, 1e-10, c.variant);
+    near([effectiveRank(Float64Array.from(c.h), c.rows)], [c.rank], 1e-10, "rank");
   }
 });
 

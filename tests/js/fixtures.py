@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfm_lite import guidance, metrics, pretrained, samplers, theory
+from cfm_lite import guidance, losses, metrics, pretrained, samplers, theory, widgets
 from cfm_lite.data import toy
 from cfm_lite.paths import PATHS
 from cfm_lite.widgets._networks import packed
 
 F64 = torch.float64
+FACES = [name for name in widgets.__all__ if name != "Explorer"]
 
 
 def _plane() -> dict[str, dict[str, Any]]:
@@ -232,16 +233,40 @@ def _networks() -> list[dict[str, Any]]:
     return cases
 
 
+def _dispersive() -> list[dict[str, Any]]:
+    h = torch.randn(12, 9, generator=torch.Generator().manual_seed(9), dtype=F64) * 0.6 + 1
+    cases = []
+    for variant, tau in product(losses.VARIANTS, (0.25, 1.0)):
+        here = h.clone().requires_grad_()
+        loss = losses.dispersive(here, variant, tau)
+        (slope,) = torch.autograd.grad(loss, here)
+        cases.append(
+            {
+                "variant": variant,
+                "tau": tau,
+                "rows": len(h),
+                "h": h.flatten().tolist(),
+                "loss": loss.item(),
+                "slope": slope.flatten().tolist(),
+                "rank": metrics.effective_rank(h).item(),
+            }
+        )
+    return cases
+
+
 def write(folder: Path) -> None:
-    """Write every fixture to FOLDER/fixtures.json, and the networks to FOLDER/networks.json."""
+    """Write fixtures.json, networks.json, and what Python gives each explorer: given.json."""
     cases = {
         "mixtures": _mixtures(),
         "guided": _guided(),
         "walks": _walks(),
         "noisy": _noisy(),
         "networks": _networks(),
+        "dispersive": _dispersive(),
     }
     (folder / "fixtures.json").write_text(json.dumps(cases), encoding="utf-8")
     names = ("toy_fm", "toy_delta_fm", "toy_vecor", "toy_dispersive")
     networks = {name: packed(name) for name in names}
     (folder / "networks.json").write_text(json.dumps(networks), encoding="utf-8")
+    given = {name: getattr(widgets, name)()._data for name in FACES}
+    (folder / "given.json").write_text(json.dumps(given), encoding="utf-8")

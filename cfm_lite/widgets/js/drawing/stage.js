@@ -46,10 +46,15 @@ export class Panel {
   title(text, colour = this.colours.ink) {
     const [c, { x, y, w }] = [this.context, this.box];
     c.fillStyle = colour;
-    c.font = `600 13px ${FONT}`;
     c.textAlign = "left";
     c.textBaseline = "alphabetic";
-    c.fillText(text, x, y - 8, w + this.gap);
+    const size = [13, 12, 11].find((one) => {
+      c.font = `600 ${one}px ${FONT}`;
+      return c.measureText(text).width <= w + this.gap / 2;
+    });
+    let shown = text;
+    while (!size && shown.length > 4 && c.measureText(`${shown}…`).width > w + this.gap / 2) shown = shown.slice(0, -1).trimEnd();
+    c.fillText(size ? text : `${shown}…`, x, y - 8);
   }
 
   /** Words inside the panel, at a share of its width and height. @param {string} text @param {number} across @param {number} up @param {string} colour @param {CanvasTextAlign} [align] @param {number} [size] */
@@ -110,7 +115,7 @@ export class Stage {
       const side = Math.min((width - room) / parts, row.length === 1 && row[0].wide ? 520 : most);
       const height = Math.min(side, LARGEST);
       const bare = row.every((panel) => panel.bare);
-      let x = bare ? 2 : LEFT;
+      let x = row[0].bare ? 2 : LEFT;
       row.forEach((panel, i) => {
         if (i) x += panel.gap + (panel.ownAxis ? LEFT - GAP / 2 : 0);
         const w = side * (panel.wide && row.length > 1 ? 1.25 : 1);
@@ -138,8 +143,9 @@ function rows(panels, most) {
   const found = [];
   for (const panel of panels) {
     const last = found.at(-1);
+    const room = panel.bare ? Math.max(most, 3) : most;
     const alone = most <= 2 && (panel.wide || last?.some((other) => other.wide));
-    if (!last || last.length >= most || alone) found.push([panel]);
+    if (!last || last.length >= room || alone) found.push([panel]);
     else last.push(panel);
   }
   return found;

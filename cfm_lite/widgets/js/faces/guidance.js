@@ -96,6 +96,7 @@ export const guidance = {
         if (key !== last.key) {
           const works = ["fm", values.method].map((name) => walk(name, values));
           if (values.method.startsWith("toy_")) {
+            network(values.method);
             wait(
               (function* () {
                 const runs = [];

@@ -3,7 +3,7 @@
 
 import { Chart } from "../drawing/chart.js";
 import { Plane } from "../drawing/plane.js";
-import { labelOf } from "../drawing/theme.js";
+import { DRIFT, labelOf } from "../drawing/theme.js";
 import { typical } from "../engine/metrics.js";
 import { EVERY } from "../engine/mixture.js";
 import { MLP } from "../engine/mlp.js";
@@ -115,6 +115,7 @@ export const trajectories = {
         { text: "data", colour: (c) => c.data },
         { text: "noise, t = 0", colour: (c) => c.noise },
         { text: "contours hold 50 % and 95 % of the class", colour: (c) => c.truth },
+        { text: "particles darken with their drift, up to 10 nats", colour: () => DRIFT[16] },
         { text: "0 nats: as probable as exact draws", colour: (c) => c.faint, shape: "dash" },
       ],
       compute({ weight, field, beside, label, solver, steps, t }, wait) {
@@ -125,6 +126,7 @@ export const trajectories = {
         const runs = [];
         let waiting = false;
         for (const name of names) {
+          if (trained) network(name);
           const key = [name, trained || name === "fm" ? 0 : weight, solver, steps, label, n].join();
           let run = kept.get(key);
           if (!run) {

@@ -158,8 +158,14 @@ export class Explorer {
       });
       this.problem = "";
     } catch (error) {
-      this.problem = error instanceof Problem ? error.message : `Something is wrong here: ${error}`;
+      return this.fail(error);
     }
+    this.paint();
+  }
+
+  /** Say what is wrong; the last good picture stays. @param {unknown} error */
+  fail(error) {
+    this.problem = error instanceof Problem ? error.message : `Something is wrong here: ${error}`;
     this.paint();
   }
 
@@ -191,12 +197,16 @@ export class Explorer {
   /** A slice of long work; the picture is drawn anew when it is done. */
   continue() {
     const end = performance.now() + SLICE;
-    while (performance.now() < end) {
-      if (this.work?.next().done) {
-        this.work = undefined;
-        this.dirty = true;
-        return;
+    try {
+      while (this.work && performance.now() < end) {
+        if (this.work.next().done) {
+          this.work = undefined;
+          this.dirty = true;
+        }
       }
+    } catch (error) {
+      this.work = undefined;
+      this.fail(error);
     }
   }
 

@@ -1,0 +1,97 @@
+// Every explorer computes what it shows at both ends of each of its controls, without a page.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+
+import { Mixture } from "../../cfm_lite/widgets/js/engine/mixture.js";
+import { Problem } from "../../cfm_lite/widgets/js/engine/problem.js";
+import { optimum } from "../../cfm_lite/widgets/js/engine/theory.js";
+import { TWO_CLASSES } from "../../cfm_lite/widgets/js/faces/common.js";
+import { divergence } from "../../cfm_lite/widgets/js/faces/divergence.js";
+import { exactField } from "../../cfm_lite/widgets/js/faces/exact_field.js";
+import { features } from "../../cfm_lite/widgets/js/faces/features.js";
+import { guidance } from "../../cfm_lite/widgets/js/faces/guidance.js";
+import { ownData } from "../../cfm_lite/widgets/js/faces/own_data.js";
+import { trajectories } from "../../cfm_lite/widgets/js/faces/trajectories.js";
+import { wrongVelocities } from "../../cfm_lite/widgets/js/faces/wrong_velocities.js";
+
+const read = (name) => JSON.parse(readFileSync(join(process.env.CFM_LITE_FIXTURES, name), "utf8"));
+const networks = read("networks.json");
+const given = read("given.json");
+const FACES = [divergence, exactField, features, guidance, ownData, trajectories, wrongVelocities];
+
+/** What a face shows once all long work is done, and the line that it says. */
+function shown(scene, values) {
+  for (let round = 0; round < 20; round++) {
+    let work;
+    const seen = scene.compute(values, (one) => {
+      work = one;
+    });
+    if (!work) return { seen, line: scene.say(seen, values) };
+    while (!work.next().done);
+  }
+  throw new Error("the work never ends");
+}
+
+const ends = (control) => {
+  if (control.kind === "slider") return [control.low, control.high];
+  if (control.kind === "interval") return [[0, 0], [0.3, 0.7], [1, 1]];
+  if (control.kind === "check") return [true, false];
+  return control.options.map(([, value]) => value);
+};
+
+for (const face of FACES) {
+  test(`${face.name}: every end of every control gives a line without NaN`, () => {
+    const data = { ...given[face.name], networks };
+    const [scene, start] = [face.make(data), face.values(data)];
+    for (const control of face.controls(data)) {
+      assert.ok(control.name in start, control.name);
+      for (const value of ends(control)) {
+        try {
+          const { line } = shown(scene, { ...start, [control.name]: value });
+          assert.ok(line && !/NaN|Infinity|undefined/.test(line), `${control.name} = ${value}: ${line}`);
+        } catch (error) {
+          if (!(error instanceof Problem && value === "channel_shuffle")) throw error;
+        }
+      }
+    }
+  });
+}
+
+test("the arrows are those of the theory, and the parts add up", () => {
+  const [scene, values] = [exactField.make({}), { ...exactField.values({}), t: 0.4, weight: 0.25, label: 1, method: "vecor" }];
+  const { x, shown: fields } = scene.compute(values, () => {});
+  const expected = optimum(new Mixture(TWO_CLASSES), "vecor", { weight: 0.25, label: 1 })(x, 0.4, new Float64Array(x.length));
+  for (let i = 0; i < x.length; i++) {
+    assert.ok(Math.abs(fields[2][i] - expected[i]) < 1e-12);
+    assert.ok(Math.abs(fields[0][i] + fields[1][i] - expected[i]) < 1e-12);
+  }
+});
+
+test("the correction gives FM back exactly, and without it the paths differ", () => {
+  const scene = guidance.make({});
+  for (const method of ["delta_fm", "vecor"]) {
+    const gap = (correct) => {
+      const { runs } = scene.compute({ ...guidance.values({}), method, scale: 3, correct }, () => {});
+      return Math.max(...runs[0].states.at(-1).map((v, i) => Math.abs(v - runs[1].states.at(-1)[i])));
+    };
+    assert.ok(gap(true) < 1e-8, method);
+    assert.ok(gap(false) > 0.2, method);
+  }
+});
+
+test("beyond the bound the explorer of λ says that there is no optimum", () => {
+  const scene = divergence.make({});
+  const said = (weight, k) => shown(scene, { weight, k, method: "delta_fm" }).line;
+  assert.match(said(1, 1), /refuses/);
+  assert.match(said(0.3, 4), /refuses/);
+  assert.match(said(0.2, 4), /5.00-fold/);
+});
+
+test("what a hand cannot show is said in plain words", () => {
+  assert.throws(() => exactField.make({}).compute({ ...exactField.values({}), weight: 1 }, () => {}), /no minimum/);
+  assert.throws(() => ownData.make({}).compute({ ...ownData.values({}), mixture: { ...TWO_CLASSES, weights: [], means: [], stds: [], labels: [] } }, () => {}), /no component/);
+  assert.throws(() => trajectories.make({}).compute({ ...trajectories.values({}), field: "toy_fm" }, () => {}), /not on this page/);
+});
