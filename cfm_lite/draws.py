@@ -1,9 +1,8 @@
-"""What is drawn before a training step: the time t, the pairing of noise with data, the labels to
-drop, the generators.
+"""What is drawn before a training step: times, pairings of noise with data, labels to drop.
 
 Convention: t = 0 is noise, t = 1 is data. A time distribution is a function (n, *, generator,
-device) -> (n,) float32 in [0, 1]; a coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw takes a
-generator; without one it uses torch's global state.
+device) -> (n,) float32 in [0, 1]. A coupling is a function (x0, x1, y) -> (x0, x1, y). Every draw
+takes a generator; without one it uses torch's global state.
 """
 
 import math
@@ -18,13 +17,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
+    check_alike,
     check_choice,
     check_count,
-    check_floating,
     check_generator,
     check_labels,
     check_number,
-    check_same_shape,
     plain,
 )
 from cfm_lite.errors import ConfigError
@@ -42,16 +40,22 @@ __all__ = [
 ]
 
 Device = torch.device | str | None
+Batch = Float[Tensor, "batch *dims"]
+Labels = Integer[Tensor, " batch"]
 
 
 def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
-    """A generator on `device` that depends on the key alone, for example (seed, step, shard,
-    "noise").
+    """A generator on `device` that depends on the key alone, such as (seed, step, shard, "noise").
 
-    The seed is a 63-bit BLAKE2b hash of the key, so it is the same in every process and on every
-    machine; neither the number of ranks nor what was drawn before changes it. (torch's CPU
-    generator uses the low 32 bits of a seed.) Raises ConfigError for a part that is neither an int
-    nor a str, for its text may differ between processes.
+    Its seed is a 63-bit BLAKE2b hash of the key, the same in every process and on every machine.
+    Neither the number of ranks nor an earlier draw changes it. (torch's CPU generator uses the low
+    32 bits of a seed.)
+
+    Raises:
+        ConfigError: a part is neither an int nor a str. Its text could differ between processes.
+
+    >>> torch.rand(2, generator=keyed_generator("cpu", 0, 1, "noise"))
+    tensor([0.9743, 0.5872])
     """
     if not set(map(type, key)) <= {int, str}:
         key = tuple(map(plain, key))  # NumPy's 3 is 3
@@ -68,13 +72,13 @@ def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
 def uniform_time(
     n: int, *, generator: torch.Generator | None = None, device: Device = None
 ) -> Float[Tensor, " n"]:
-    """`n` times (n,), uniform on [0, 1)."""
-    return torch.rand(
-        check_count("n", n),
-        generator=generator,
-        device=_place(generator, device),
-        dtype=torch.float32,
-    )
+    """`n` times, uniform on [0, 1).
+
+    >>> uniform_time(2, generator=torch.Generator().manual_seed(0))
+    tensor([0.4963, 0.7682])
+    """
+    n, device = check_count("n", n), _place(generator, device)
+    return torch.rand(n, generator=generator, device=device, dtype=torch.float32)
 
 
 def logit_normal_time(
@@ -85,10 +89,15 @@ def logit_normal_time(
     generator: torch.Generator | None = None,
     device: Device = None,
 ) -> Float[Tensor, " n"]:
-    """`n` times (n,), t = sigmoid(mean + std z) with z ~ N(0, 1); mean > 0 favours times near the
-    data.
+    """`n` times sigmoid(mean + std z) with z ~ N(0, 1); a mean above 0 favours times near the data.
 
-    Raises ConfigError unless std > 0. Reference: Esser et al. 2024 (arXiv:2403.03206), section 3.1.
+    Raises:
+        ConfigError: std is not above 0.
+
+    Reference: Esser et al. 2024 (arXiv:2403.03206), section 3.1.
+
+    >>> logit_normal_time(2, generator=torch.Generator().manual_seed(0))
+    tensor([0.8236, 0.4272])
     """
     mean = check_number("mean", mean, -math.inf, math.inf)
     std = check_number("std", std, 0, math.inf, open_low=True)
@@ -98,11 +107,17 @@ def logit_normal_time(
 def lognormal_time(
     n: int, path: Path = LINEAR, *, generator: torch.Generator | None = None, device: Device = None
 ) -> Float[Tensor, " n"]:
-    """`n` times (n,) whose noise-to-signal ratio sigma(t) / alpha(t) is e^z with z ~ N(0, 1):
-    REPA's "lognormal" weighting.
+    """`n` times whose ratio sigma(t) / alpha(t) is e^z with z ~ N(0, 1): REPA's "lognormal".
 
-    In an `Objective` it follows the objective's path. Raises ConfigError for a path other than
-    LINEAR and COSINE. Reference: Yu et al. 2024 (arXiv:2410.06940), official loss.
+    In an `Objective` it follows the objective's path.
+
+    Raises:
+        ConfigError: the path is neither LINEAR nor COSINE.
+
+    Reference: Yu et al. 2024 (arXiv:2410.06940), official loss.
+
+    >>> lognormal_time(2, generator=torch.Generator().manual_seed(0))
+    tensor([0.1764, 0.5728])
     """
     return _lognormal_law(path)(_normal(n, generator, device))
 
@@ -120,12 +135,8 @@ def _lognormal_law(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _normal(n: int, generator: torch.Generator | None, device: Device) -> Tensor:
-    return torch.randn(
-        check_count("n", n),
-        generator=generator,
-        device=_place(generator, device),
-        dtype=torch.float32,
-    )
+    n, device = check_count("n", n), _place(generator, device)
+    return torch.randn(n, generator=generator, device=device, dtype=torch.float32)
 
 
 def _place(generator: torch.Generator | None, device: Device) -> Device:
@@ -151,35 +162,38 @@ def _device(device: Any) -> torch.device:
 
 
 def independent(
-    x0: Float[Tensor, "batch *dims"],
-    x1: Float[Tensor, "batch *dims"],
-    y: Integer[Tensor, " batch"] | None = None,
-) -> tuple[
-    Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"], Integer[Tensor, " batch"] | None
-]:
-    """Noise and data (B, *dims) and labels (B,) as they come: any noise may meet any data point.
+    x0: Batch, x1: Batch, y: Labels | None = None
+) -> tuple[Batch, Batch, Labels | None]:
+    """Noise, data and labels as they come: any noise may meet any data point.
 
-    Raises ConfigError for shapes that differ.
+    Raises:
+        ConfigError: shapes that differ.
+
+    >>> independent(torch.zeros(2), torch.tensor([3.0, 4.0]))
+    (tensor([0., 0.]), tensor([3., 4.]), None)
     """
     _check_pair(x0, x1, y)
     return x0, x1, y
 
 
 def minibatch_ot(
-    x0: Float[Tensor, "batch *dims"],
-    x1: Float[Tensor, "batch *dims"],
-    y: Integer[Tensor, " batch"] | None = None,
-) -> tuple[
-    Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"], Integer[Tensor, " batch"] | None
-]:
-    """Noise permuted so that the sum of squared distances to the data (B, *dims) is least; x1 and y
-    keep their order.
+    x0: Batch, x1: Batch, y: Labels | None = None
+) -> tuple[Batch, Batch, Labels | None]:
+    """Noise permuted so that its squared distances to the data have the least sum.
 
-    The pairing does not look at y: with labels, each class gets its own part of the noise, which
-    sampling does not know (Cheng and Schwing 2025, arXiv:2503.10636). The assignment problem is
-    solved on the host, in O(B^3): this synchronises with the device. Raises ConfigError for shapes
-    that differ and for NaN or infinite values. Reference: Tong et al. 2024 (arXiv:2302.00482),
-    section 3.2.
+    The data and labels keep their order. The pairing does not look at the labels, so each class
+    gets its own part of the noise, which sampling does not know (Cheng and Schwing 2025,
+    arXiv:2503.10636). The assignment problem is solved on the host, in O(B^3): this synchronises
+    with the device.
+
+    Raises:
+        ConfigError: shapes that differ, or values that are not finite.
+
+    Reference: Tong et al. 2024 (arXiv:2302.00482), section 3.2.
+
+    >>> minibatch_ot(torch.tensor([[5.0], [0.0]]), torch.tensor([[1.0], [4.0]]))[0]
+    tensor([[0.],
+            [5.]])
     """
     _check_pair(x0, x1, y)
     noise, data = (x.detach().reshape(len(x), -1).to("cpu", torch.float64) for x in (x0, x1))
@@ -195,8 +209,7 @@ def minibatch_ot(
 
 
 def _check_pair(x0: Tensor, x1: Tensor, y: Tensor | None) -> None:
-    check_same_shape(x0=x0, x1=x1)
-    check_floating(x0=x0, x1=x1)
+    check_alike(x0=x0, x1=x1)
     if x0.dim() < 1 or x0.shape[0] == 0:
         raise ConfigError(
             f"x0 and x1 have shape {tuple(x0.shape)}; they must be (B, *dims) with B of at least 1."
@@ -209,23 +222,25 @@ def _check_pair(x0: Tensor, x1: Tensor, y: Tensor | None) -> None:
 
 
 def drop_labels(
-    y: Integer[Tensor, " batch"], p: float, null: int, *, generator: torch.Generator | None = None
-) -> Integer[Tensor, " batch"]:
-    """A new (B,) tensor in which each label of `y` (B,) is `null` with probability `p` in [0, 1];
-    `y` stays as it is.
+    y: Labels, p: float, null: int, *, generator: torch.Generator | None = None
+) -> Labels:
+    """A copy of `y` in which each label is `null` with probability `p` in [0, 1].
 
-    `null` is the number of classes. Raises ConfigError for labels outside [0, null].
+    `null` is the number of classes.
+
+    Raises:
+        ConfigError: labels outside [0, null].
+
     Reference: Ho & Salimans 2022 (arXiv:2207.12598), algorithm 1.
+
+    >>> drop_labels(torch.tensor([0, 1, 2]), p=1.0, null=10)
+    tensor([10, 10, 10])
     """
     p, null = check_number("p", p, 0, 1), check_count("null", null)
     y = check_labels(y, None, null)
     check_generator(generator)
-    drawn = torch.rand(
-        len(y),
-        dtype=torch.float32,
-        generator=generator,
-        device=_place(generator, None if generator else y.device),
-    )
+    device = _place(generator, None if generator else y.device)
+    drawn = torch.rand(len(y), dtype=torch.float32, generator=generator, device=device)
     return torch.where(drawn.to(y.device) < p, null, y)
 
 
@@ -237,11 +252,16 @@ def class_labels(
     first: int = 0,
     generator: torch.Generator | None = None,
 ) -> Integer[Tensor, " n"]:
-    """The labels (n,) int64 that `labels` says: "turn", the classes in turn from row `first` on;
-    "random"; "3,7", these in turn.
+    """The labels, int64, of `n` samples from row `first` on.
 
-    The programs of SiT and REPA draw them at random. `generator` is used by "random" alone. Raises
-    ConfigError for another word, and for a class outside [0, num_classes - 1].
+    `labels` is "turn" (the classes in turn), "random" (as in the programs of SiT and REPA, drawn
+    with `generator`), or a list such as "3,7" (these in turn).
+
+    Raises:
+        ConfigError: another word, or a class outside [0, num_classes - 1].
+
+    >>> class_labels("3,7", num_classes=10, n=4)
+    tensor([3, 7, 3, 7])
     """
     check_count("num_classes", num_classes)
     check_count("n", n)
@@ -249,19 +269,15 @@ def class_labels(
     check_generator(generator)
     check_labels_word(labels)
     if labels == "random":
-        return torch.randint(
-            num_classes, (n,), generator=generator, device=_place(generator, None)
-        ).cpu()
-    chosen = (
-        torch.arange(num_classes)
-        if labels == "turn"
-        else torch.tensor(_listed_classes(labels, num_classes))
-    )
+        device = _place(generator, None)
+        return torch.randint(num_classes, (n,), generator=generator, device=device).cpu()
+    turn = labels == "turn"
+    chosen = torch.tensor(range(num_classes) if turn else _listed_classes(labels, num_classes))
     return chosen[torch.arange(first, first + n) % len(chosen)]
 
 
 def check_labels_word(how: str) -> None:
-    """Raise ConfigError unless `how` is "turn", "random", or classes such as "3,7"."""
+    """`how` must be "turn", "random", or classes such as "3,7"; else ConfigError."""
     if not isinstance(how, str) or how not in ("turn", "random"):
         _listed_classes(how, 2**31)
 

@@ -1,8 +1,8 @@
-"""A path joins noise to data:  x_t = alpha(t) x1 + sigma(t) x0,  u_t = d_alpha(t) x1 + d_sigma(t) x0.
+"""A path joins noise to data: x_t = alpha(t) x1 + sigma(t) x0, u_t = d_alpha(t) x1 + d_sigma(t) x0.
 
 Convention, everywhere in cfm_lite: t = 0 is noise x0, t = 1 is data x1 (SiT's). REPA and DeltaFM
-run time the other way, v_REPA(x, t) = -v(x, 1 - t); `models.load_official` converts once, at load
-time.
+run time the other way, v_REPA(x, t) = -v(x, 1 - t); `models.load_official` converts once, when it
+loads.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
+    check_alike,
     check_floating,
-    check_same_shape,
     check_time,
     expand,
     on_host,
@@ -30,11 +30,18 @@ from cfm_lite.errors import ConfigError
 __all__ = ["COSINE", "LINEAR", "PATHS", "VP", "FlowSample", "Path"]
 
 Schedule = Callable[[Tensor], Tensor]
+Batch = Float[Tensor, "batch *dims"]
+Times = Float[Tensor, " batch"]
 
 
 class FlowSample(NamedTuple):
-    """One training draw: noise `x0`, data `x1`, position `x_t` and velocity `u_t` (B, *dims), time
-    `t` (B,), labels `y` (B,) or None.
+    """One training draw: noise `x0`, data `x1`, position `x_t` and velocity `u_t`.
+
+    These are (B, *dims), the times `t` are (B,), and the labels `y` are (B,) or None.
+
+    >>> x0, x1, t = torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.5])
+    >>> FlowSample(x0, x1, t, *LINEAR.interpolate(x0, x1, t)).u_t
+    tensor([[1., 1.]])
     """
 
     x0: Tensor
@@ -47,20 +54,25 @@ class FlowSample(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Path:
-    """The two coefficients of a path and their derivatives, each a function of a time tensor of any
-    shape.
+    """The two coefficients of a path and their derivatives, functions of a time of any shape.
 
-    `sigma_d_sigma` is the product of the two; give it only where it stays finite although d_sigma
+    `sigma_d_sigma` is the product of the two. Give it only where it stays finite although d_sigma
     does not (VP at t = 1). `train_end` is the latest time of a training draw: 1, or just before it
-    where the velocity is infinite there. A path is pickled by its functions: give functions of a
-    module, not lambdas, if it has to reach another process.
+    where the velocity is infinite at 1. A path is pickled by its functions: to reach another
+    process they must be functions of a module, not lambdas.
 
-    At the ends of time a conversion gives its limit. Where there is none, it raises a ConfigError
-    that names the path and the time, if t is on the host; on a device nothing is read back, and the
-    rows of such a time are not finite.
+    At the ends of time each method gives its limit.
+
+    Raises:
+        ConfigError: no limit exists, and t is on the host. On a device nothing is read back, and
+            the rows of such a time are not finite.
 
     Reference: Ma et al. 2024 (SiT, arXiv:2401.08740), section 2 and table 1; Lipman et al. 2023
     (arXiv:2210.02747), eq. 10.
+
+    >>> slow = Path("slow", torch.square, lambda t: 1 - t**2, lambda t: 2 * t, lambda t: -2 * t)
+    >>> slow.interpolate(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.5]))
+    (tensor([[0.2500, 0.2500]]), tensor([[1., 1.]]))
     """
 
     name: str
@@ -81,212 +93,180 @@ class Path:
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def half_variance_rate(self, t: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """Half the derivative of sigma^2, sigma d_sigma, at a time tensor of any shape; finite on
-        all of [0, 1].
+        """Half the derivative of sigma^2, which is sigma d_sigma; finite on all of [0, 1].
 
-        Raises ConfigError where the product of the two is 0 times infinity and `sigma_d_sigma` is
-        not given.
+        Raises:
+            ConfigError: the product is 0 times infinity, and `sigma_d_sigma` is not given.
+
+        >>> LINEAR.half_variance_rate(torch.tensor([0.0, 1.0]))
+        tensor([-1., -0.])
         """
         if self.sigma_d_sigma:
             return self.sigma_d_sigma(t)
         rate = self.sigma(t) * self.d_sigma(t)
-        check_defined(
-            self,
-            ~rate.isnan(),
-            t,
-            "sigma d_sigma",
-            "Give the path its sigma_d_sigma, which is finite there",
-        )
+        remedy = "Give the path its sigma_d_sigma, which is finite there"
+        check_defined(self, ~rate.isnan(), t, "sigma d_sigma", remedy)
         return rate
 
-    def coefficients(
-        self, t: Float[Tensor, " batch"], x: Float[Tensor, "batch *dims"]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(alpha, sigma, d_alpha, d_sigma) at `t` (B,), each shaped (B, 1, ...) to broadcast over
-        `x` (B, *dims).
+    def coefficients(self, t: Times, x: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(alpha, sigma, d_alpha, d_sigma) at `t`, each (B, 1, ...) so that it broadcasts over `x`.
+
+        >>> LINEAR.coefficients(torch.tensor([0.25]), torch.zeros(1, 2))[1]
+        tensor([[0.7500]])
         """
         check_floating(x=x)
         t = _beside(t, x)
         return self.alpha(t), self.sigma(t), self.d_alpha(t), self.d_sigma(t)
 
-    def interpolate(
-        self,
-        x0: Float[Tensor, "batch *dims"],
-        x1: Float[Tensor, "batch *dims"],
-        t: Float[Tensor, " batch"],
-    ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
-        """Position and velocity (x_t, u_t), both (B, *dims), of noise `x0` and data `x1` (B, *dims)
-        at `t` (B,) in [0, 1].
+    def interpolate(self, x0: Batch, x1: Batch, t: Times) -> tuple[Batch, Batch]:
+        """Position and velocity (x_t, u_t) of noise `x0` and data `x1` at times `t` in [0, 1].
 
-        VP's u_t is infinite at t = 1: SiT draws its times from [0, 1 - 1e-5]. Raises ConfigError
-        for unequal shapes or a time outside [0, 1].
+        VP's u_t is infinite at t = 1: SiT draws its times from [0, 1 - 1e-5].
+
+        Raises:
+            ConfigError: shapes that differ, or a time outside [0, 1].
+
+        >>> LINEAR.interpolate(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.25]))
+        (tensor([[0.2500, 0.2500]]), tensor([[1., 1.]]))
         """
-        check_same_shape(x0=x0, x1=x1)
-        check_floating(x0=x0, x1=x1)
+        check_alike(x0=x0, x1=x1)
         t = _beside(t, x1)
         x_t = self.alpha(t) * x1 + self.sigma(t) * x0
-        if self is LINEAR:  # 1 x1 + (-1) x0 has the same bits and takes five kernels more
+        if self is LINEAR:  # 1 x1 + (-1) x0 has the same bits, and takes five kernels more
             return x_t, promote(x1) - promote(x0)
         return x_t, self.d_alpha(t) * x1 + self.d_sigma(t) * x0
 
-    def endpoints(
-        self,
-        x: Float[Tensor, "batch *dims"],
-        v: Float[Tensor, "batch *dims"],
-        t: Float[Tensor, " batch"],
-    ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
-        """(x0, x1) implied by position `x` and velocity `v` (B, *dims): one 2x2 solve, exact at t =
-        0 and t = 1 for LINEAR.
+    def endpoints(self, x: Batch, v: Batch, t: Times) -> tuple[Batch, Batch]:
+        """(x0, x1) that position `x` and velocity `v` imply: the solution of a 2x2 system.
 
         x1 = (d_sigma x - sigma v) / det and x0 = (alpha v - d_alpha x) / det, with det = alpha
-        d_sigma - d_alpha sigma. An infinite derivative beside a finite `v` means that its end is 0.
-        Raises ConfigError where `v` says nothing of an end: of x1 where alpha = d_alpha = 0, of x0
-        where sigma = d_sigma = 0.
+        d_sigma - d_alpha sigma. For LINEAR it is exact at t = 0 and t = 1. An infinite derivative
+        beside a finite `v` means that its end is 0.
+
+        Raises:
+            ConfigError: `v` says nothing of x1 (alpha = d_alpha = 0) or of x0 (sigma = d_sigma = 0).
+
+        >>> LINEAR.endpoints(torch.tensor([[1.5]]), torch.tensor([[1.0]]), torch.tensor([0.5]))
+        (tensor([[1.]]), tensor([[2.]]))
         """
         return self._ends(x, v, t, idle=False)
 
-    def parts(
-        self,
-        x: Float[Tensor, "batch *dims"],
-        v: Float[Tensor, "batch *dims"],
-        t: Float[Tensor, " batch"],
-    ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
-        """`endpoints`, but an end that is not known and has no part in the velocity, its derivative
-        being 0, is given as 0.
+    def parts(self, x: Batch, v: Batch, t: Times) -> tuple[Batch, Batch]:
+        """`endpoints`, with 0 for an end that is unknown and has no part in the velocity.
+
+        Such an end has the derivative 0.
+
+        >>> LINEAR.parts(torch.tensor([[1.5]]), torch.tensor([[1.0]]), torch.tensor([0.5]))
+        (tensor([[1.]]), tensor([[2.]]))
         """
         return self._ends(x, v, t, idle=True)
 
     def _ends(self, x: Tensor, v: Tensor, t: Tensor, idle: bool) -> tuple[Tensor, Tensor]:
-        check_same_shape(x=x, v=v)
-        check_floating(x=x, v=v)
-        alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x)
+        alpha, sigma, d_alpha, d_sigma = self._at(t, x=x, v=v)
         det = alpha * d_sigma - d_alpha * sigma  # -1 for LINEAR, so nothing is divided away
         noise, data = (alpha, d_alpha, det), (sigma, d_sigma, det)
         regular = det.isfinite() & (det != 0)
         if not (on_host(regular) and regular.all()):
             one, zero = torch.ones_like(det), torch.zeros_like(det)
-            # an end alone makes the position where the other one has no weight, or must be 0 for
-            # the velocity to be finite
-            no_data = (
-                (sigma != 0)
-                & d_sigma.isfinite()
-                & (d_alpha.isinf() | ((alpha == 0) & (d_alpha == 0)))
-            )
-            no_noise = (
-                (alpha != 0)
-                & d_alpha.isfinite()
-                & (d_sigma.isinf() | ((sigma == 0) & (d_sigma == 0)))
-            )
-            no_data, no_noise = no_data & ~regular, no_noise & ~regular
+            no_data = _alone(sigma, d_sigma, alpha, d_alpha) & ~regular
+            no_noise = _alone(alpha, d_alpha, sigma, d_sigma) & ~regular
             nil_noise = (no_noise & d_sigma.isinf()) | (idle & (d_sigma == 0) & ~regular & ~no_data)
             nil_data = (no_data & d_alpha.isinf()) | (idle & (d_alpha == 0) & ~regular & ~no_noise)
             check_defined(self, regular | no_data | nil_noise, t, "x0 from a velocity", STAY_AWAY)
             check_defined(self, regular | no_noise | nil_data, t, "x1 from a velocity", STAY_AWAY)
-            noise = _chosen(
-                regular,
-                noise,
-                _chosen(no_data, (zero, -one, sigma), (zero, zero, nil_noise.to(det.dtype))),
-            )
-            data = _chosen(
-                regular,
-                data,
-                _chosen(no_noise, (zero, one, alpha), (zero, zero, nil_data.to(det.dtype))),
-            )
+            # x0 = x / sigma where there is no data, and 0 / 1 where the noise is known to be 0
+            limit = (zero, -one, sigma), (zero, zero, nil_noise.to(det.dtype))
+            noise = _chosen(regular, noise, _chosen(no_data, *limit))
+            limit = (zero, one, alpha), (zero, zero, nil_data.to(det.dtype))
+            data = _chosen(regular, data, _chosen(no_noise, *limit))
         return (noise[0] * v - noise[1] * x) / noise[2], (data[1] * x - data[0] * v) / data[2]
 
-    def score(
-        self,
-        x: Float[Tensor, "batch *dims"],
-        v: Float[Tensor, "batch *dims"],
-        t: Float[Tensor, " batch"],
-    ) -> Float[Tensor, "batch *dims"]:
-        """The score -x0 / sigma (B, *dims) that velocity `v` implies at `x`; infinite at t = 1
-        unless d_sigma is (VP).
+    def score(self, x: Batch, v: Batch, t: Times) -> Batch:
+        """The score -x0 / sigma that velocity `v` implies at `x`.
 
-        Where alpha = d_alpha = 0 the position is noise alone: -x / sigma^2. Raises ConfigError
-        where `v` says nothing of the noise: where sigma = d_sigma = 0. Reference: Ma et al. 2024,
-        section 2, multiplied out so that alpha = 0 at t = 0 is harmless.
+        It is infinite at t = 1 unless d_sigma is (VP). Where alpha = d_alpha = 0 the position is
+        noise alone, and the score is -x / sigma^2.
+
+        Raises:
+            ConfigError: `v` says nothing of the noise (sigma = d_sigma = 0).
+
+        Reference: Ma et al. 2024, section 2, multiplied out so that alpha = 0 at t = 0 is harmless.
+
+        >>> LINEAR.score(torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([0.5]))
+        tensor([[-2.]])
         """
-        check_same_shape(x=x, v=v)
-        check_floating(x=x, v=v)
-        alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x)
+        alpha, sigma, d_alpha, d_sigma = self._at(t, x=x, v=v)
         rate = self._rate_like(t, alpha)
         numerator, denominator = (alpha, d_alpha), d_alpha * sigma**2 - alpha * rate
         regular = denominator.isfinite() & (denominator != 0)
         if on_host(regular) and regular.all():
             return (alpha * v - d_alpha * x) / denominator
         one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
-        alone = (
-            ~regular
-            & (sigma != 0)
-            & rate.isfinite()
-            & (d_alpha.isinf() | ((alpha == 0) & (d_alpha == 0)))
-        )
+        alone = ~regular & _alone(sigma, rate, alpha, d_alpha)
         endless = (sigma == 0) & (denominator == 0) & (d_sigma != 0)
         check_defined(self, regular | alone | endless, t, "the score", STAY_AWAY)
         *numerator, denominator = _chosen(alone, (zero, one, sigma**2), (*numerator, denominator))
         x0 = numerator[0] * v - numerator[1] * x
-        return torch.where(
-            endless & (x0 == 0), 0, x0 / denominator
-        )  # noise of 0 has no score at all
+        # noise that is exactly 0 has no infinite score
+        return torch.where(endless & (x0 == 0), 0, x0 / denominator)
 
-    def velocity_from_score(
-        self,
-        x: Float[Tensor, "batch *dims"],
-        score: Float[Tensor, "batch *dims"],
-        t: Float[Tensor, " batch"],
-    ) -> Float[Tensor, "batch *dims"]:
+    def velocity_from_score(self, x: Batch, score: Batch, t: Times) -> Batch:
         """The inverse of `score`: v = (d_alpha / alpha) (x + sigma^2 s) - sigma d_sigma s.
 
-        Raises ConfigError where alpha = 0 and d_alpha is not, as at t = 0 of LINEAR: the score of
-        noise does not know the data.
+        Raises:
+            ConfigError: alpha = 0 and d_alpha is not, as at t = 0 of LINEAR: the score of noise
+                says nothing of the data.
+
+        >>> x, score = torch.tensor([[1.0]]), torch.tensor([[-2.0]])
+        >>> LINEAR.velocity_from_score(x, score, torch.tensor([0.5]))
+        tensor([[0.]])
         """
-        check_same_shape(x=x, score=score)
-        check_floating(x=x, score=score)
-        alpha, sigma, d_alpha, _ = self.coefficients(t, x)
+        alpha, sigma, d_alpha, _ = self._at(t, x=x, score=score)
         ratio = self._quotient(d_alpha, alpha, t, "the velocity from a score")
         return ratio * (x + sigma**2 * score) - self._rate_like(t, alpha) * score
 
-    def velocity_from_data(
-        self,
-        x: Float[Tensor, "batch *dims"],
-        x1: Float[Tensor, "batch *dims"],
-        t: Float[Tensor, " batch"],
-    ) -> Float[Tensor, "batch *dims"]:
-        """The velocity (B, *dims) at `x` of a network that predicts the data `x1` (B, *dims):
-        d_alpha x1 + d_sigma x0.
+    def velocity_from_data(self, x: Batch, x1: Batch, t: Times) -> Batch:
+        """The velocity d_alpha x1 + d_sigma x0 at `x`, of a network that predicts the data `x1`.
 
-        x0 = (x - alpha x1) / sigma, so `endpoints` is the inverse. Raises ConfigError where sigma =
-        0 and d_sigma is not, as at t = 1 of every path here: position and data are one, and the
-        noise is not known. Reference: Salimans and Ho 2022 (arXiv:2202.00512).
+        x0 = (x - alpha x1) / sigma, so `endpoints` is the inverse.
+
+        Raises:
+            ConfigError: sigma = 0 and d_sigma is not, as at t = 1 of every path here: position and
+                data are one, and the noise is not known.
+
+        Reference: Salimans and Ho 2022 (arXiv:2202.00512).
+
+        >>> x, x1 = torch.tensor([[0.25]]), torch.tensor([[1.0]])
+        >>> LINEAR.velocity_from_data(x, x1, torch.tensor([0.25]))
+        tensor([[1.]])
         """
-        check_same_shape(x=x, x1=x1)
-        check_floating(x=x, x1=x1)
-        alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x)
-        return d_alpha * x1 + self._quotient(
-            d_sigma, sigma, t, "the velocity from data", d_alpha
-        ) * (x - alpha * x1)
+        alpha, sigma, d_alpha, d_sigma = self._at(t, x=x, x1=x1)
+        ratio = self._quotient(d_sigma, sigma, t, "the velocity from data", d_alpha)
+        return d_alpha * x1 + ratio * (x - alpha * x1)
 
-    def velocity_from_noise(
-        self,
-        x: Float[Tensor, "batch *dims"],
-        x0: Float[Tensor, "batch *dims"],
-        t: Float[Tensor, " batch"],
-    ) -> Float[Tensor, "batch *dims"]:
-        """The velocity (B, *dims) at `x` of a network that predicts the noise `x0` (B, *dims):
-        d_alpha x1 + d_sigma x0.
+    def velocity_from_noise(self, x: Batch, x0: Batch, t: Times) -> Batch:
+        """The velocity d_alpha x1 + d_sigma x0 at `x`, of a network that predicts the noise `x0`.
 
-        x1 = (x - sigma x0) / alpha, so `endpoints` is the inverse. Raises ConfigError where alpha =
-        0 and d_alpha is not, as at t = 0 of LINEAR and COSINE, and where d_sigma is infinite, as at
-        t = 1 of VP. Reference: Salimans and Ho 2022 (arXiv:2202.00512).
+        x1 = (x - sigma x0) / alpha, so `endpoints` is the inverse.
+
+        Raises:
+            ConfigError: alpha = 0 and d_alpha is not, as at t = 0 of LINEAR and COSINE, or d_sigma
+                is infinite, as at t = 1 of VP.
+
+        Reference: Salimans and Ho 2022 (arXiv:2202.00512).
+
+        >>> x, x0 = torch.tensor([[0.25]]), torch.tensor([[0.0]])
+        >>> LINEAR.velocity_from_noise(x, x0, torch.tensor([0.25]))
+        tensor([[1.]])
         """
-        check_same_shape(x=x, x0=x0)
-        check_floating(x=x, x0=x0)
-        alpha, sigma, d_alpha, d_sigma = self.coefficients(t, x)
-        return (
-            self._quotient(d_alpha, alpha, t, "the velocity from noise", d_sigma) * (x - sigma * x0)
-            + d_sigma * x0
-        )
+        alpha, sigma, d_alpha, d_sigma = self._at(t, x=x, x0=x0)
+        ratio = self._quotient(d_alpha, alpha, t, "the velocity from noise", d_sigma)
+        return ratio * (x - sigma * x0) + d_sigma * x0
+
+    def _at(self, t: Tensor, **tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The coefficients at `t`, for tensors of one shape, whose first one is the position."""
+        check_alike(**tensors)
+        return self.coefficients(t, tensors["x"])
 
     def _quotient(
         self, rate: Tensor, coefficient: Tensor, t: Tensor, what: str, beside: Tensor | None = None
@@ -294,18 +274,25 @@ class Path:
         """rate / coefficient, and 0 where both are 0: that end has no part in the velocity there."""
         idle = (coefficient == 0) & (rate == 0)
         good = idle | ((coefficient != 0) & rate.isfinite())
-        check_defined(
-            self, good if beside is None else good & beside.isfinite(), t, what, STAY_AWAY
-        )
+        good = good if beside is None else good & beside.isfinite()
+        check_defined(self, good, t, what, STAY_AWAY)
         return rate / torch.where(idle, 1, coefficient)
 
-    def _rate_like(
-        self, t: Tensor, like: Tensor
-    ) -> Tensor:  # half_variance_rate in the shape and dtype of a coefficient
+    def _rate_like(self, t: Tensor, like: Tensor) -> Tensor:
+        """`half_variance_rate` in the shape and dtype of a coefficient."""
         return self.half_variance_rate(t.to(like.dtype)).reshape(like.shape)
 
 
 STAY_AWAY = "Use a time that is a little further inside (0, 1), such as {inside:g}"
+
+
+def _alone(own: Tensor, own_rate: Tensor, other: Tensor, other_rate: Tensor) -> Tensor:
+    """Where one end makes the position alone.
+
+    The other end has no weight there, or it must be 0 for the velocity to be finite.
+    """
+    nothing = other_rate.isinf() | ((other == 0) & (other_rate == 0))
+    return (own != 0) & own_rate.isfinite() & nothing
 
 
 def _chosen(where: Tensor, yes: tuple[Tensor, ...], no: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -313,8 +300,9 @@ def _chosen(where: Tensor, yes: tuple[Tensor, ...], no: tuple[Tensor, ...]) -> t
 
 
 def check_defined(path: Path, good: Tensor, t: Tensor, what: str, remedy: str) -> None:
-    """Raise ConfigError that names the path and the first time (of `t`, any shape) whose entry in
-    `good` is False, if t is on the host.
+    """ConfigError for the first time whose entry in `good` is False, if that can be read.
+
+    `t` has as many entries as `good`, in any shape.
     """
     if not on_host(good) or good.all():
         return
@@ -343,7 +331,7 @@ def check_path(path: Any) -> Path:
 
 
 def given_path(function: Any) -> Any:
-    """The path that was given to `function` already, as its attribute or in a partial; else None."""
+    """The path that `function` holds already, as its attribute or in a partial; else None."""
     while isinstance(function, functools.partial):
         if function.keywords.get("path") is not None:
             return function.keywords["path"]
@@ -353,10 +341,10 @@ def given_path(function: Any) -> Any:
 
 
 def on_path(function: Callable[..., Any], path: Path, name: str) -> Callable[..., Any]:
-    """`function` with its keyword `path` filled in, if it has one; ConfigError where it was given
-    another path already.
+    """`function` with its keyword `path` filled in, if it has one.
 
-    So a path is given once, to the objective. What it draws (times, negatives) follows that path.
+    So a path is given once, to the objective. Its times and negatives follow that path.
+    ConfigError where `function` holds another path already.
     """
     given = given_path(function)
     if given is None:
@@ -371,16 +359,18 @@ def on_path(function: Callable[..., Any], path: Path, name: str) -> Callable[...
 
 
 def takes_path(function: Callable[..., Any]) -> bool:
-    """Whether `function` has an argument `path`; asked before every draw, so by its code: a
-    signature would take longer than some steps.
+    """Whether `function` has an argument `path`.
+
+    It is asked before every draw. So the code object is read: a signature would take longer than
+    some training steps.
     """
     while isinstance(function, functools.partial):
         function = function.func
     own = hasattr(function, "__code__") or hasattr(function, "__wrapped__")
     code = getattr(inspect.unwrap(function if own else type(function).__call__), "__code__", None)
-    return (
-        code is not None and "path" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    )
+    if code is None:
+        return False
+    return "path" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 # functions, not lambdas: a pickle holds a function by its name
@@ -398,13 +388,7 @@ def _linear_d_sigma(t: Tensor) -> Tensor:
     return -torch.ones_like(t)
 
 
-LINEAR = Path(
-    "linear",
-    alpha=_linear_alpha,
-    sigma=_linear_sigma,
-    d_alpha=torch.ones_like,
-    d_sigma=_linear_d_sigma,
-)
+LINEAR = Path("linear", _linear_alpha, _linear_sigma, torch.ones_like, _linear_d_sigma)
 
 _Q = math.pi / 2
 
@@ -413,9 +397,8 @@ def _cosine_alpha(t: Tensor) -> Tensor:
     return torch.sin(_Q * t)
 
 
-def _cosine_sigma(
-    t: Tensor,
-) -> Tensor:  # cos(_Q t) as a sine, because float32's cos(pi / 2) is a small negative number, not 0
+def _cosine_sigma(t: Tensor) -> Tensor:
+    # cos(_Q t) as a sine, because float32's cos(pi / 2) is a small negative number, not 0
     return torch.sin(_Q * (1 - t))
 
 
@@ -427,18 +410,11 @@ def _cosine_d_sigma(t: Tensor) -> Tensor:
     return -_Q * torch.sin(_Q * t)
 
 
-COSINE = Path(
-    "cosine",
-    alpha=_cosine_alpha,
-    sigma=_cosine_sigma,
-    d_alpha=_cosine_d_alpha,
-    d_sigma=_cosine_d_sigma,
-)  # SiT's GVP
+# SiT's GVP
+COSINE = Path("cosine", _cosine_alpha, _cosine_sigma, _cosine_d_alpha, _cosine_d_sigma)
 
-_LOW, _HIGH = (
-    0.1,
-    20.0,
-)  # SiT's VPCPlan: the noise rate falls linearly from 20 at t = 0 to 0.1 at t = 1
+# SiT's VPCPlan: the noise rate falls linearly from 20 at t = 0 to 0.1 at t = 1
+_LOW, _HIGH = 0.1, 20.0
 
 
 def _vp_log_alpha(t: Tensor) -> Tensor:
@@ -469,21 +445,14 @@ def _vp_d_sigma(t: Tensor) -> Tensor:
     return _vp_sigma_d_sigma(t) / _vp_sigma(t)
 
 
-VP = Path(
-    "vp",
-    alpha=_vp_alpha,
-    sigma=_vp_sigma,
-    d_alpha=_vp_d_alpha,
-    d_sigma=_vp_d_sigma,
-    sigma_d_sigma=_vp_sigma_d_sigma,
-    train_end=1 - 1e-5,  # SiT's
-)
+# the last number is SiT's latest training time
+VP = Path("vp", _vp_alpha, _vp_sigma, _vp_d_alpha, _vp_d_sigma, _vp_sigma_d_sigma, 1 - 1e-5)
 
 PATHS = {path.name: path for path in (LINEAR, COSINE, VP)}
 
 
 def _beside(t: Tensor, x: Tensor) -> Tensor:
-    """The times (B,) shaped (B, 1, ...), checked, in the precision of `x` (B, *dims)."""
+    """The checked times, shaped (B, 1, ...) and in the precision of `x` (B, *dims)."""
     check_time(t, x)
     return expand(promote(t).to(promote(x).dtype), x)
 

@@ -1,8 +1,8 @@
-"""Checks that every room shares: shapes, times, labels, and the one way a time `(B,)` meets a batch
-`(B, *dims)`.
+"""The checks that stand at the door of public functions, and how a time (B,) meets a batch.
 
-Shapes and dtypes are checked everywhere. Values are checked only where reading them costs no
-synchronisation: on the host, and outside `torch.compile`.
+Shapes and dtypes are checked everywhere. Values are checked only where a read costs no
+synchronisation: on the host, and outside `torch.compile`. Each check raises ConfigError, which
+names the argument; some return the argument in its standard form.
 """
 
 import contextlib
@@ -28,8 +28,9 @@ _warned: set[str] = set()
 
 
 def on_host(x: Tensor) -> bool:
-    """True where reading a value costs no device synchronisation and breaks no compiled graph, and
-    torch.func does not hide it.
+    """Whether a value of `x` can be read without a device synchronisation or a broken graph.
+
+    torch.func hides the values of what it transforms, so there the answer is False.
     """
     return (
         x.device.type == "cpu"
@@ -39,11 +40,10 @@ def on_host(x: Tensor) -> bool:
 
 
 def transformed(*tensors: object) -> bool:
-    """True where torch.func (grad, vmap, jvp and what is made of them) or forward-mode autograd
-    follows one of the tensors; what is no tensor is passed over, for a check to refuse.
+    """Whether torch.func (grad, vmap, jvp, ...) or forward-mode autograd follows one of `tensors`.
 
-    There only plain formulas are used: a kernel of our own would need a rule for each of them, and
-    for each in each other.
+    There only plain formulas are used: a kernel of our own would need a rule for each transform.
+    What is no tensor counts as not followed.
     """
     if torch.compiler.is_compiling():
         return False
@@ -60,16 +60,15 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 
 
 def promote(x: Tensor) -> Tensor:
-    """`x` in float32 if it came in a shorter floating type (16 or 8 bits) or as integers; float32
-    and float64 stay as they are.
-    """
+    """`x` in float32 if it holds integers or shorter floats; float32 and float64 stay as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Autocast off, on whatever device it is on: what is computed inside has the precision of its
-    tensors. A decorator too.
+    """Turn autocast off on every device: operations inside keep the precision of their tensors.
+
+    It is a decorator too.
     """
     if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
         yield
@@ -81,10 +80,13 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+def seen(x: Any) -> str:
+    """How a message describes an argument of a wrong shape or kind."""
+    return f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+
+
 def check_tensor(**tensors: Any) -> None:
-    """Raise ConfigError unless every value is a tensor that holds numbers; the keywords name them
-    in the message.
-    """
+    """Every value must be a tensor; the keywords name them in the message."""
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise ConfigError(
@@ -94,17 +96,16 @@ def check_tensor(**tensors: Any) -> None:
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Raise ConfigError unless all are tensors of one shape; the keywords name them in the message."""
+    """All must be tensors of one shape."""
     check_tensor(**tensors)
     first, *others = tensors.values()
     if any(x.shape != first.shape for x in others):
-        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-        seen = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ConfigError(f"shapes differ: {seen}. All must be equal, (B, *dims).")
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+        raise ConfigError(f"shapes differ: {shapes}. All must be equal, (B, *dims).")
 
 
 def check_floating(**tensors: Tensor) -> None:
-    """Raise ConfigError unless every value is a tensor of real floating-point numbers."""
+    """Every value must be a tensor of real floating-point numbers."""
     for name, x in tensors.items():
         if not (isinstance(x, Tensor) and x.is_floating_point()):
             check_tensor(**{name: x})
@@ -114,59 +115,84 @@ def check_floating(**tensors: Tensor) -> None:
             )
 
 
+def check_alike(**tensors: Tensor) -> None:
+    """All must be floating tensors of one shape."""
+    check_same_shape(**tensors)
+    check_floating(**tensors)
+
+
 def check_time(t: Tensor, x: Tensor) -> None:
-    """Raise ConfigError unless `t` is a floating tensor (B,) with values in [0, 1], B the batch
-    size of `x`.
-    """
+    """`t` must be a floating tensor (B,) with values in [0, 1], B the batch size of `x`."""
     check_tensor(x=x)
     if not isinstance(t, Tensor) or t.dim() != 1 or x.dim() < 1 or t.shape[0] != x.shape[0]:
-        seen = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}"
         raise ConfigError(
-            f"t has {seen}; it must be a tensor of shape (B,) = "
+            f"t has {seen(t)}; it must be a tensor of shape (B,) = "
             f"({x.shape[0] if x.dim() else '?'},), one time per row of x "
             f"{tuple(x.shape)}. For one time everywhere use torch.full((B,), time)."
         )
     check_floating(t=t)
-    if on_host(t) and t.numel():
-        low, high = (
-            bound.item() for bound in t.aminmax()
-        )  # comparing numbers, not tensors: ten times faster
-        if not (low >= 0 and high <= 1):  # false for NaN too
-            raise ConfigError(
-                f"t spans [{low:.4g}, {high:.4g}]; times lie in [0, 1], 0 noise and 1 data."
-            )
+    check_unit_interval(t=t)
+
+
+def check_unit_interval(**times: Tensor) -> None:
+    """Every entry must lie in [0, 1], where it can be read."""
+    for name, t in times.items():
+        if on_host(t) and t.numel():
+            # numbers, not tensors: to compare them is ten times faster
+            low, high = (bound.item() for bound in t.aminmax())
+            if not (low >= 0 and high <= 1):  # false for NaN too
+                raise ConfigError(
+                    f"{name} spans [{low:.4g}, {high:.4g}]; times lie in [0, 1], 0 noise and 1 "
+                    "data."
+                )
+
+
+def check_interval(interval: Any) -> tuple[float, float]:
+    """`interval` as two floats with 0 <= low <= high <= 1."""
+    try:
+        low, high = interval
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"interval is {interval!r}; it must be two numbers (low, high) with 0 <= low <= high "
+            "<= 1."
+        ) from None
+    low = check_number("interval's low end", low, 0, 1)
+    high = check_number("interval's high end", high, 0, 1)
+    if low > high:
+        raise ConfigError(
+            f"interval is ({low:g}, {high:g}), with low above high; t runs from 0 (noise) to 1 "
+            f"(data), so give ({high:g}, {low:g})."
+        )
+    return low, high
 
 
 def as_labels(y: Any) -> Any:
-    """Integers of any kind, in a tensor or an array of NumPy, as an int64 tensor; anything else as
-    it is.
+    """Integers of any kind, in a tensor or an array of NumPy, as an int64 tensor.
+
+    Anything else is returned as it is.
     """
     if not isinstance(y, Tensor) and isinstance(y, np.ndarray) and y.dtype.kind in "iu":
         y = torch.from_numpy(y.astype(np.int64))
-    if (
-        not isinstance(y, Tensor)
-        or y.is_floating_point()
-        or y.is_complex()
-        or y.dtype == torch.bool
-    ):
+    if not isinstance(y, Tensor) or not is_whole(y):
         return y
-    # before anything is computed: most operations lack the unsigned kinds, and a null label of 256
-    # does not fit into uint8
+    # before any computation: most operations lack the unsigned types, and a null label of 256 does
+    # not fit into uint8
     return y if y.dtype == torch.int64 else y.long()
 
 
+def is_whole(y: Tensor) -> bool:
+    """Whether the dtype of `y` is one of integers."""
+    return not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+
+
 def check_labels(y: Any, x: Tensor | None, highest: int) -> Tensor:
-    """`y` (B,) as int64; ConfigError unless it holds integers, of any kind, in [0, highest]; B is
-    that of `x`, any if x is None.
-    """
+    """`y` (B,) as int64: integers of any kind in [0, highest], one per row of `x` if that is given."""
     rows = "B" if x is None else x.shape[0] if x.dim() else "?"
     y = as_labels(y)
     if not isinstance(y, Tensor) or y.dim() != 1 or (x is not None and y.shape[0] != rows):
-        seen = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
         raise ConfigError(
-            f"y has {seen}; it must be a tensor of shape ({rows},), one label per row of x."
+            f"y has {seen(y)}; it must be a tensor of shape ({rows},), one label per row of x."
         )
-    check_tensor(y=y)
     if y.dtype != torch.int64:
         raise ConfigError(f"y has dtype {y.dtype}; labels are integers. Call y.long().")
     if on_host(y) and y.numel():
@@ -177,26 +203,19 @@ def check_labels(y: Any, x: Tensor | None, highest: int) -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """A number of NumPy, or an array or tensor of no dimension, as Python's own number; anything
-    else as it is.
+    """NumPy's numbers, and arrays or tensors without dimensions, as Python's own numbers.
+
+    Anything else is returned as it is.
     """
-    if type(value) in (
-        int,
-        float,
-        bool,
-        str,
-    ):  # first: a compiled graph cannot ask whether a number is NumPy's
+    # first: a compiled graph cannot ask whether a number is NumPy's
+    if type(value) in (int, float, bool, str):
         return value
     numeric = isinstance(value, (np.generic, np.ndarray, Tensor)) and not value.ndim
     return value.item() if numeric and not getattr(value, "is_meta", False) else value
 
 
-_NO_NUMBERS = (
-    bool,
-    str,
-    bytes,
-    np.ndarray,
-)  # though Python or NumPy would turn some of them into one
+# no numbers here, although Python or NumPy would convert some of them
+_NO_NUMBERS = (bool, str, bytes, np.ndarray)
 
 
 def check_number(
@@ -208,29 +227,25 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """`value` as a float; ConfigError unless it is a finite number between `low` and `high`."""
+    """`value` as a float: a finite number between `low` and `high`."""
     try:
         given = plain(value)
         number = math.nan if isinstance(given, _NO_NUMBERS) else float(given)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # the last two: 10**400, and a tensor of many numbers or none
+    # the last two: 10**400, and a tensor with many entries or none
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
     if not (above and below and math.isfinite(number)):
-        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or math.isinf(high) else ']'}"
-        raise ConfigError(f"{name} is {_short(value)}; it must be a number in {bounds}.")
+        left, right = "(" if open_low else "[", ")" if open_high or math.isinf(high) else "]"
+        raise ConfigError(
+            f"{name} is {_short(value)}; it must be a number in {left}{low:g}, {high:g}{right}."
+        )
     return number
 
 
 def check_count(name: str, value: Any, low: int = 1) -> int:
-    """`value` as an int; ConfigError unless it is a whole number of at least `low`, Python's,
-    NumPy's or a tensor's.
-    """
+    """`value` as an int: a whole number of at least `low`, of Python, NumPy or a tensor."""
     try:
         given = plain(value)
         number = low - 1 if isinstance(given, (*_NO_NUMBERS, Tensor)) else operator.index(given)
@@ -247,7 +262,7 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
 def repulsion_weight(
     weight: Any, k: Any = 1, attract: float = 1.0, *, name: str = "weight"
 ) -> float:
-    """`weight`, the λ of K = `k` wrong velocities, as a float; ConfigError unless 0 <= λK < `attract`.
+    """`weight`, the λ of K = `k` wrong velocities, as a float with 0 <= λK < `attract`.
 
     `attract` is the weight of flow matching. From λK = `attract` on the loss has no minimum.
     """
@@ -257,22 +272,28 @@ def repulsion_weight(
         times = f" with K = {k}, so λK = {total:g}" if k > 1 else ""
         of = "" if attract == 1 else ", the weight of flow matching"
         raise ConfigError(
-            f"{name} is {number:g}{times}. λK must stay below {attract:g}{of}: otherwise the loss has no minimum. Use a weight below "
-            f"{attract / k:g} (the papers use 0.05)."
+            f"{name} is {number:g}{times}. λK must stay below {attract:g}{of}: otherwise the loss "
+            f"has no minimum. Use a weight below {attract / k:g} (the papers use 0.05)."
         )
     return number
+
+
+def repulsion_total(weight: Any, k: Any) -> float:
+    """λK of a weight and a number of wrong velocities, checked as in `repulsion_weight`."""
+    return repulsion_weight(weight, k) * int(k)
 
 
 def warn_of_gain(share: float) -> None:
     """Warn once where `share`, λK over the weight of flow matching, doubles the velocity or more."""
     if share >= 0.5:
         warn_once(
-            f"λK is {share:g}: the optimal velocity is scaled by 1/(1 - λK) = {1 / (1 - share):.3g}."
+            f"λK is {share:g}: the optimal velocity is scaled by 1/(1 - λK) = "
+            f"{1 / (1 - share):.3g}."
         )
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise ConfigError that names the nearest right choice unless `value` is one of `choices`."""
+    """`value` must be one of `choices`; the message names the nearest one."""
     options = list(choices)
     if not isinstance(value, str) or value not in options:
         near = difflib.get_close_matches(str(value), options, n=1)
@@ -283,9 +304,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_generator(generator: Any, x: Tensor | None = None) -> None:
-    """Raise ConfigError unless `generator` is None or a torch.Generator, on the kind of device
-    where `x` is if that is given.
-    """
+    """`generator` must be None or a torch.Generator, on the kind of device that `x` is on."""
     if not (generator is None or isinstance(generator, torch.Generator)):
         raise ConfigError(
             f"generator has type {type(generator).__name__}; it must be a torch.Generator or None."
@@ -298,14 +317,14 @@ def check_generator(generator: Any, x: Tensor | None = None) -> None:
 
 
 def check_callable(**functions: Any) -> None:
-    """Raise ConfigError unless every value is a function."""
+    """Every value must be a function."""
     for name, function in functions.items():
         if not callable(function):
             raise ConfigError(f"{name} is {_short(function)}; it must be a function.")
 
 
 def check_module(**modules: Any) -> None:
-    """Raise ConfigError unless every value is a torch module."""
+    """Every value must be a torch module."""
     for name, module in modules.items():
         if not isinstance(module, nn.Module):
             raise ConfigError(
@@ -314,16 +333,14 @@ def check_module(**modules: Any) -> None:
 
 
 def check_flag(**flags: Any) -> None:
-    """Raise ConfigError unless every value is True or False."""
+    """Every value must be True or False."""
     for name, flag in flags.items():
         if not isinstance(plain(flag), bool):
             raise ConfigError(f"{name} is {_short(flag)}; it must be True or False.")
 
 
 def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
-    """How the tensors `given` differ from those `wanted`: counts and the first few names, in one
-    line; "" where they fit.
-    """
+    """How the tensors `given` differ from those `wanted`, in one line; "" where they fit."""
     problems = {
         "missing": [name for name in wanted if name not in given],
         "unknown": [name for name in given if name not in wanted],
@@ -333,15 +350,11 @@ def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
             if name in given and given[name].shape != wanted[name].shape
         ],
     }
-    return "; ".join(
-        f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names
-    )
+    return _counted(problems)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Any) -> None:
-    """Put `weights` into `module`; CheckpointError, in one line that names `source`, where they do
-    not fit.
-    """
+    """Put `weights` into `module`; CheckpointError that names `source` where they do not fit."""
     problems = misfits(module.state_dict(), weights)
     if problems:
         raise CheckpointError(
@@ -352,23 +365,23 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Any) 
 
 
 def in_one_line(error: Exception) -> str:
-    """What `error` says, in one line: of torch's wall about a state dict the counts and the first
-    few names, else the first line.
-    """
+    """What `error` says, in one line; of torch's long text about a state dict, counts and names."""
     text = str(error).strip() or type(error).__name__
+
+    def quoted(kind: str) -> list[str]:
+        lines = re.findall(rf"{kind} key\(s\) in state_dict: (.*)", text)
+        return re.findall(r'"([^"]+)"', "".join(lines))
+
     names = {
-        "missing": re.findall(
-            r'"([^"]+)"', "".join(re.findall(r"Missing key\(s\) in state_dict: (.*)", text))
-        ),
-        "unknown": re.findall(
-            r'"([^"]+)"', "".join(re.findall(r"Unexpected key\(s\) in state_dict: (.*)", text))
-        ),
+        "missing": quoted("Missing"),
+        "unknown": quoted("Unexpected"),
         "of another shape": re.findall(r"size mismatch for ([^:]+):", text),
     }
-    counted = "; ".join(
-        f"{len(found)} {what}: {listed(found)}" for what, found in names.items() if found
-    )
-    return counted or text.splitlines()[0][:200]
+    return _counted(names) or text.splitlines()[0][:200]
+
+
+def _counted(names: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{len(some)} {what}: {listed(some)}" for what, some in names.items() if some)
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
@@ -378,8 +391,9 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds; ValueError for damage, and for a key that is given twice, for one of
-    its values would be lost.
+    """What a JSON text holds; ValueError for a damaged text, and for a key that is given twice.
+
+    Python's own reader would keep the last value of such a key, and lose the others.
     """
     try:
         return json.loads(text, object_pairs_hook=_once)
@@ -399,14 +413,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """How a message shows a wrong value: in one line, and not a thousand digits."""
+    """How a message shows a wrong value: in one line, and shortened."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    text = " ".join(
-        hex(value).split()
-        if isinstance(value, int) and abs(value) >= 2**63
-        else repr(value).split()
-    )
+    large = isinstance(value, int) and abs(value) >= 2**63  # Python refuses to print many digits
+    text = " ".join((hex(value) if large else repr(value)).split())
     return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"
 
 

@@ -1,8 +1,7 @@
-"""What a network must take and give to be trained here, and what it must hold to be averaged and
-saved.
+"""What a network must take and give to be trained here, and what it must hold to be averaged.
 
-    v = model(x, t, y)    or, without conditions, model(x, t)                    v is shaped like x
-    v, features = model.forward_features(x, t, y, blocks)                        features: {block from 1: (B, T, D)}
+    v = model(x, t, y)                    or, without conditions, model(x, t); v is shaped like x
+    v, features = model.forward_features(x, t, y, blocks)    features: {block from 1: (B, T, D)}
 
 `num_classes` counts the labels; the label `num_classes` is the null label, which a dropped row
 gets. Everything that can be seen before the first step is found when an objective or a trainer is
@@ -18,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_tensor, plain
+from cfm_lite._internal.checks import check_callable, check_labels, check_tensor, plain
 from cfm_lite.errors import ConfigError
 
 __all__ = [
     "as_features",
     "as_velocity_of",
     "check_keywords",
+    "check_labels_of",
     "check_model",
     "check_trainable",
     "copied",
@@ -32,6 +32,7 @@ __all__ = [
     "explained",
     "has_null",
     "needs_labels",
+    "null_label",
     "takes",
     "takes_labels",
 ]
@@ -41,10 +42,9 @@ _TIMES = ("t", "ts", "time", "times", "timestep", "timesteps", "sigma", "sigmas"
 
 
 def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: float = 0.0) -> None:
-    """Raise ConfigError, which says what is missing, unless `model` can be called as the top of
-    this file says.
+    """`model` must have the form that the top of this file shows; ConfigError says what is missing.
 
-    `blocks` are those whose features are read; with `label_dropout` > 0 a model with labels needs a
+    `blocks` are those whose features are read. With `label_dropout` > 0 a model with labels needs a
     row for the null label.
     """
     name = type(model).__name__
@@ -105,29 +105,69 @@ def needs_labels(model: Any) -> bool:
 
 
 def has_null(model: Any) -> bool:
-    """False for a model that says so (`has_null`, its own or its y_embedder's), or whose one table
-    has just a row for each class.
-    """
-    owner = model if hasattr(model, "has_null") else getattr(model, "y_embedder", None)
-    said = getattr(owner, "has_null", None)
+    """False for a model that says so, or whose one table has just a row for each class."""
+    said = _said_null(model)
     if said is not None:
         return bool(said)
     if not getattr(model, "class_dropout_prob", 1.0):
         return False
-    tables = (
-        [module for module in model.modules() if isinstance(module, nn.Embedding)]
-        if isinstance(model, nn.Module)
-        else []
-    )
-    return len(tables) != 1 or tables[0].num_embeddings != plain(
-        getattr(model, "num_classes", None)
-    )
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    tables = [part for part in parts if isinstance(part, nn.Embedding)]
+    classes = plain(getattr(model, "num_classes", None))
+    return len(tables) != 1 or tables[0].num_embeddings != classes
+
+
+def _said_null(model: Any) -> Any:
+    """The attribute `has_null` of a model or of its y_embedder; None where neither has one."""
+    owner = model if hasattr(model, "has_null") else getattr(model, "y_embedder", None)
+    return getattr(owner, "has_null", None)
+
+
+def null_label(model: Any) -> int | None:
+    """The label of the null row; None where the model names no number of classes.
+
+    ConfigError where the model says that it has no such row.
+    """
+    model = _unwrapped(model)
+    if not hasattr(model, "num_classes"):
+        return None
+    null, said = model.num_classes, _said_null(model)
+    if not null or (said is not None and not said):
+        raise ConfigError(
+            f"the model has num_classes = {null} and no null label, which guidance needs as its "
+            "second opinion. "
+            "Train one with class_dropout_prob > 0, or use a scale of 1."
+        )
+    return null
+
+
+def check_labels_of(model: Any, y: Any) -> Any:
+    """`y` as int64 labels (B,) for `model`, as one int for every row, or None."""
+    check_callable(model=model)
+    y = y if isinstance(y, Tensor) else plain(y)
+    if y is None:
+        return None
+    if not takes_labels(model):
+        raise ConfigError(
+            f"labels were given and {type(model).__name__} takes only (x, t); give y=None, or a "
+            "model that takes y."
+        )
+    highest = plain(getattr(_unwrapped(model), "num_classes", None))
+    highest = highest if isinstance(highest, int) else 2**62
+    if not isinstance(y, int) or isinstance(y, bool):
+        return check_labels(y, None, highest)
+    if abs(y) >= 2**62:
+        raise ConfigError(f"y is {hex(y):.20}...; labels span [0, {highest}].")
+    check_labels(torch.tensor([y], device="cpu"), None, highest)
+    return y
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def explained(model: nn.Module, error: Exception, y: Tensor | None) -> ConfigError | None:
-    """What `error`, raised inside the model, means for somebody whose network is new here; None
-    where it says nothing of that.
-    """
+    """What `error` means, which a new network raised; None where there is no more to say."""
     classes = plain(getattr(model, "num_classes", None))
     out_of_table = isinstance(error, IndexError) or "Class values must be smaller" in str(error)
     if out_of_table and y is not None and isinstance(classes, int) and bool((y == classes).any()):
@@ -140,21 +180,16 @@ def explained(model: nn.Module, error: Exception, y: Tensor | None) -> ConfigErr
 
 
 def as_velocity_of(output: Any, x: Tensor) -> Tensor:
-    """`output` itself; ConfigError, which says what to return instead, unless it is a real tensor
-    shaped like `x` (B, *dims).
-    """
+    """`output` itself, a real tensor shaped like `x`; ConfigError says what to return instead."""
     if not isinstance(output, Tensor):
         raise ConfigError(
             f"the model returned {_kind(output)}; model(x, t, y) must return the velocity, a "
             f"tensor {tuple(x.shape)}. {_instead(output)}"
         )
     if output.shape != x.shape:
-        half = output.dim() == x.dim() > 1 and output.shape[1] == 2 * x.shape[1]
-        hint = (
-            " It has twice the channels: return the first half, v.chunk(2, dim=1)[0]."
-            if half
-            else ""
-        )
+        twice = output.dim() == x.dim() > 1 and output.shape[1] == 2 * x.shape[1]
+        half = " It has twice the channels: return the first half, v.chunk(2, dim=1)[0]."
+        hint = half if twice else ""
         raise ConfigError(
             f"the velocity has shape {tuple(output.shape)} for x {tuple(x.shape)}; both must be "
             f"(B, *dims).{hint}"
@@ -167,8 +202,7 @@ def as_velocity_of(output: Any, x: Tensor) -> Tensor:
 
 
 def as_features(output: Any, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-    """(velocity, {block: (B, T, D) or (B, D)}) of what forward_features returned; ConfigError
-    unless every block of `blocks` is there.
+    """(velocity, {block: (B, T, D) or (B, D)}) of what forward_features returned for `blocks`.
 
     A map (B, D, H, W) becomes tokens (B, H W, D).
     """
@@ -213,21 +247,17 @@ def check_keywords(
     positional: int,
     keywords: Sequence[str] = (),
 ) -> None:
-    """Raise ConfigError unless `function` can be called with so many values in order and these
-    keywords; `call` shows how.
-    """
+    """`function` must take so many values in order and these keywords; `call` shows how."""
     if not callable(function):
         raise ConfigError(f"{name} is {function!r:.60}; it must be a function, called as {call}.")
     if _names(function) is not None and not _binds(function, positional, *keywords):
         given = f"({', '.join(_names(function) or ())})"
+        draws = ", and must draw from that generator alone, so that a run can be resumed"
+        drawn = draws if "generator" in keywords else ""
+        better = getattr(function, "__name__", name).replace("<lambda>", name)
         raise ConfigError(
-            f"{name} takes {given}; it is called as {call}"
-            + (
-                ", and must draw from that generator alone, so that a run can be resumed. "
-                if "generator" in keywords
-                else ". "
-            )
-            + f"Write def {getattr(function, '__name__', name).replace('<lambda>', name)}{call[call.index('(') :]}."
+            f"{name} takes {given}; it is called as {call}{drawn}. "
+            f"Write def {better}{call[call.index('(') :]}."
         )
 
 
@@ -237,11 +267,10 @@ def takes(function: Callable[..., Any], argument: str) -> bool:
 
 
 def check_trainable(module: nn.Module) -> None:
-    """Raise ConfigError, which names the part, unless `module` can be trained, averaged and
-    guarded: seen before any step.
+    """`module` must be one that can be trained, averaged and guarded; ConfigError names the part.
 
     Tied weights, frozen parts, parametrisations and parameters in any order of memory are fine.
-    What a file can hold: `checkpoint.check_storable`.
+    `checkpoint.check_storable` says what a file can hold.
     """
     for name, part in module.named_modules(remove_duplicate=True):
         if getattr(part, "sparse", False) is True and isinstance(
@@ -272,9 +301,7 @@ def check_trainable(module: nn.Module) -> None:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode for a module whose root is in training mode; afterwards each submodule has its own
-    mode back.
-    """
+    """Eval mode for a module in training mode; afterwards each submodule has its own mode back."""
     if not (isinstance(model, nn.Module) and model.training):
         yield
         return
@@ -288,9 +315,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy for the average; ConfigError, which names what stands in the way, where there can
-    be none.
-    """
+    """A deep copy for the average; ConfigError names what cannot be copied."""
     try:
         return copy.deepcopy(module)
     except Exception as error:  # whatever a part holds: locks, open files, results of a graph
