@@ -87,7 +87,7 @@ class Path:
         return f"Path({self.name!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A path of `PATHS` comes back from a pickle or a copy as itself, any other by its fields."""
+        """A pickle or copy of a path of `PATHS` is that path; any other comes back by its fields."""
         if PATHS.get(self.name) == self:
             return _named, (self.name,)
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
@@ -144,7 +144,7 @@ class Path:
         beside a finite `v` means that its end is 0.
 
         Raises:
-            ConfigError: `v` says nothing of x1 (alpha = d_alpha = 0) or of x0 (sigma = d_sigma = 0).
+            ConfigError: `v` says nothing of an end: alpha = d_alpha = 0, or sigma = d_sigma = 0.
 
         >>> LINEAR.endpoints(torch.tensor([[1.5]]), torch.tensor([[1.0]]), torch.tensor([0.5]))
         (tensor([[1.]]), tensor([[2.]]))
@@ -271,7 +271,7 @@ class Path:
     def _quotient(
         self, rate: Tensor, coefficient: Tensor, t: Tensor, what: str, beside: Tensor | None = None
     ) -> Tensor:
-        """rate / coefficient, and 0 where both are 0: that end has no part in the velocity there."""
+        """rate / coefficient, and 0 where both are 0: that end has no part in the velocity."""
         idle = (coefficient == 0) & (rate == 0)
         good = idle | ((coefficient != 0) & rate.isfinite())
         good = good if beside is None else good & beside.isfinite()

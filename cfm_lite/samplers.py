@@ -1,12 +1,16 @@
-"""Samplers carry noise to data:  dx = v(x, t) dt, or with noise of any strength c(t) >= 0  dx = (v + c s) dt + sqrt(2 c) dW.
+"""Samplers carry noise to data, along dx = v(x, t) dt or with noise of any strength.
 
-Both have the same marginals, because the score s of the path balances the noise. A sampler sees a
-`Velocity` (guidance.py) and a grid of times. A `Step` is a function (velocity, x (B, *dims), t
-(B,), dt) -> x at t + dt, and one loop takes it; a negative dt runs backwards. `log_prob` walks back
-from data to noise and sums the divergence on the way. Convention: t = 0 is noise, t = 1 is data.
-The state keeps its dtype, half precision becomes float32: times are rounded to it once, and the
-step lengths are the exact differences of the rounded times. Noise is an argument. Reference: Ma et
-al. 2024 (SiT, arXiv:2401.08740), section 2 and appendix A.
+With noise of strength c(t) >= 0 the equation is dx = (v + c s) dt + sqrt(2 c) dW. Both have the
+same marginals, because the score s of the path balances the noise.
+
+A sampler sees a `Velocity` (guidance.py) and a grid of times. A `Step` is a function (velocity, x
+(B, *dims), t (B,), dt) -> x at t + dt, and one loop takes it; a negative dt runs backwards.
+`log_prob` runs from data to noise and adds up the divergence.
+
+Convention: t = 0 is noise, t = 1 is data. Noise is an argument. The state keeps its dtype, and half
+precision becomes float32. Times are rounded to it once, and the step lengths are the exact
+differences of the rounded times. Reference: Ma et al. 2024 (SiT, arXiv:2401.08740), section 2 and
+appendix A.
 """
 
 import math
@@ -27,17 +31,20 @@ from cfm_lite._internal.checks import (
     check_flag,
     check_floating,
     check_generator,
+    check_grid,
+    check_interval,
     check_number,
     check_same_shape,
+    check_state,
     check_tensor,
     expand,
+    is_finite,
     on_host,
-    promote,
 )
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import as_velocity_of
 from cfm_lite.errors import ConfigError, DivergenceError
-from cfm_lite.guidance import EVERYWHERE, Guided, Velocity, as_velocity, check_interval
+from cfm_lite.guidance import EVERYWHERE, Guided, Velocity, as_velocity
 from cfm_lite.paths import LINEAR, Path, check_path
 
 __all__ = [
@@ -59,42 +66,42 @@ __all__ = [
     "trajectory",
 ]
 
+State = Float[Tensor, "batch *dims"]
+Time = Float[Tensor, " batch"] | float  # one per row, or one number for all rows
+Times = Float[Tensor, " times"]
 Step = Callable[[Velocity, Tensor, Tensor, Any], Tensor]
 
 CHECK_EVERY = 8  # steps; a look at each one would cost as much as the step itself for a toy model
 TABLE_UP_TO = 2**22  # times held at once, 16 MiB
 
 
-def euler(
-    velocity: Velocity,
-    x: Float[Tensor, "batch *dims"],
-    t: Float[Tensor, " batch"] | float,
-    dt: float | Tensor,
-) -> Float[Tensor, "batch *dims"]:
-    """Order 1, one evaluation. `t` is (B,), or one number for all rows; `dt` likewise."""
+def euler(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
+    """A step of order 1 with one evaluation.
+
+    >>> euler(lambda x, t: x, torch.ones(1), 0.0, 0.1)
+    tensor([1.1000])
+    """
     return _move(x, velocity(x, _rows(t, x)), dt)
 
 
-def midpoint(
-    velocity: Velocity,
-    x: Float[Tensor, "batch *dims"],
-    t: Float[Tensor, " batch"] | float,
-    dt: float | Tensor,
-) -> Float[Tensor, "batch *dims"]:
-    """Order 2, two evaluations: the slope at the middle of an Euler half step."""
+def midpoint(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
+    """A step of order 2 with two evaluations: the slope at the middle of an Euler half step.
+
+    >>> midpoint(lambda x, t: x, torch.ones(1), 0.0, 0.1)  # e^0.1 is 1.10517
+    tensor([1.1050])
+    """
     t = _rows(t, x)
     half = _move(x, velocity(x, t), dt / 2)
     return _move(x, velocity(half, t + dt / 2), dt)
 
 
-def heun(
-    velocity: Velocity,
-    x: Float[Tensor, "batch *dims"],
-    t: Float[Tensor, " batch"] | float,
-    dt: float | Tensor,
-) -> Float[Tensor, "batch *dims"]:
-    """Order 2, two evaluations: the mean slope of the two ends, the far end reached by an Euler
-    step (torchdiffeq's heun2).
+def heun(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
+    """A step of order 2 with two evaluations: the mean slope of both ends.
+
+    The far end is reached by an Euler step. torchdiffeq calls it heun2.
+
+    >>> heun(lambda x, t: x, torch.ones(1), 0.0, 0.1)
+    tensor([1.1050])
     """
     t = _rows(t, x)
     v = velocity(x, t)
@@ -102,17 +109,15 @@ def heun(
     return _move(_move(x, v, dt / 2), w, dt / 2)
 
 
-def rk4(
-    velocity: Velocity,
-    x: Float[Tensor, "batch *dims"],
-    t: Float[Tensor, " batch"] | float,
-    dt: float | Tensor,
-) -> Float[Tensor, "batch *dims"]:
-    """Order 4, four evaluations: Kutta's 3/8 rule, at 0, 1/3, 2/3 and 1 of the step.
+def rk4(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
+    """A step of order 4 with four evaluations: Kutta's 3/8 rule, at 0, 1/3, 2/3 and 1 of the step.
 
-    It is what torchdiffeq, and so the official SiT, calls rk4. The better known rule, at 0, 1/2,
-    1/2 and 1, has the same order and cost. Reference: Kutta 1901; Hairer, Nørsett & Wanner, Solving
+    torchdiffeq, and so the official SiT, calls this rule rk4. The better known rule, at 0, 1/2, 1/2
+    and 1, has the same order and cost. Reference: Kutta 1901; Hairer, Nørsett & Wanner, Solving
     Ordinary Differential Equations I, section II.1.
+
+    >>> rk4(lambda x, t: x, torch.ones(1), 0.0, 0.1)
+    tensor([1.1052])
     """
     t = _rows(t, x)
     k1 = velocity(x, t)
@@ -122,37 +127,71 @@ def rk4(
     return _move(x, k1 + 3 * (k2 + k3) + k4, dt / 8)
 
 
-def trajectory(
-    velocity: Velocity,
-    x: Float[Tensor, "batch *dims"],
-    ts: Float[Tensor, " times"],
-    step: Step = heun,
-) -> Iterator[Float[Tensor, "batch *dims"]]:
-    """Yields the state at every time of `ts`, `x` (B, *dims) at ts[0] first; gradients flow where
-    grad mode is on.
+def _rows(t: Any, x: Tensor) -> Tensor:
+    """`t` (B,) as it is; one number as (B,)."""
+    return t if isinstance(t, Tensor) and t.dim() == 1 else x.new_full((len(x),), float(t))
 
-    `ts` (n + 1,) runs up (noise to data) or down (data to noise) inside [0, 1]; leave it on the
-    host: the steps are then numbers, and guidance knows without a device read where its interval
-    ends. Raises ConfigError for a grid or state that is not as said, and DivergenceError, within
-    eight steps, that names the first step whose state on the host is not finite.
+
+def _move(x: Tensor, v: Tensor, dt: float | Tensor) -> Tensor:
+    """x + dt v, in the dtype of x."""
+    if not isinstance(v, Tensor) or v.shape != x.shape or v.dtype != x.dtype:
+        v = _fitting(v, x)
+    if isinstance(dt, Tensor):
+        return x + expand(dt.to(x.dtype), x) * v
+    return torch.add(x, v, alpha=dt)
+
+
+def _fitting(v: Tensor, x: Tensor) -> Tensor:
+    """`v` in the dtype of `x`; ConfigError unless it has the shape of `x`."""
+    as_velocity_of(v, x)
+    return v if v.dtype == x.dtype else v.to(x.dtype)
+
+
+def trajectory(velocity: Velocity, x: State, ts: Times, step: Step = heun) -> Iterator[State]:
+    """Yield the state at every time of `ts`, first `x` at ts[0].
+
+    Gradients flow where grad mode is on.
+
+    Args:
+        ts: (n + 1,) in [0, 1], rising (noise to data) or falling (data to noise). Leave it on the
+            host: the steps are then numbers, and guidance knows where its interval ends without a
+            device read.
+
+    Raises:
+        ConfigError: a grid or a state that is not as said.
+        DivergenceError: within eight steps, with the first step whose state is not finite, if the
+            state is on the host.
+
+    >>> list(trajectory(lambda x, t: x, torch.ones(1), torch.tensor([0.0, 0.5, 1.0]), euler))
+    [tensor([1.]), tensor([1.5000]), tensor([2.2500])]
     """
     velocity, x = as_velocity(velocity), check_state(x)
     check_callable(step=step)
-    return _walk(velocity, x, make_grid(ts, x), step)
+    return _walk(velocity, x, _grid(ts, x), step)
+
+
+@torch.no_grad()
+def sample(velocity: Velocity, x: State, ts: Times, step: Step = heun) -> State:
+    """The state at ts[-1], from `x` at ts[0], without gradients.
+
+    Arguments and errors are those of `trajectory`.
+
+    >>> sample(lambda x, t: x, torch.ones(1), torch.linspace(0, 1, 26))  # e is 2.71828
+    tensor([2.7176])
+    """
+    return deque(trajectory(velocity, x, ts, step), maxlen=1).pop()
 
 
 def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[Tensor]:
     watched, aware, last = on_host(x), isinstance(velocity, Guided), len(grid.lengths) - 1
-    start, first = (
-        x,
-        0,
-    )  # of the block that is not checked yet; the states between are not kept: fresh memory would cost time
+    # the block that is not checked yet; its states are not kept: fresh memory would cost time
+    start, first = x, 0
     yield x
     for k, (t, dt) in enumerate(zip(grid.rows(), grid.lengths)):
         x = step(grid.restrict(velocity, k) if aware else velocity, x, t, dt)
         if watched and (k == last or k - first + 1 == CHECK_EVERY):
-            if not _is_finite(x):
-                check_finite([*_again(velocity, start, grid, step, first, k), x], k, grid)
+            if not is_finite(x):
+                _check_finite([*_again(velocity, start, grid, step, first, k), x], k, grid)
             start, first = x, k + 1
         yield x
 
@@ -160,11 +199,10 @@ def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[T
 def _again(
     velocity: Velocity, x: Tensor, grid: "Grid", step: Step, first: int, k: int
 ) -> Iterator[Tensor]:
-    """The states after the steps from `first` to the one before `k`, walked once more to find which
-    of them went wrong.
+    """The states after the steps from `first` to the one before `k`, computed once more.
 
-    A velocity is a function of (x, t); of one that does not repeat itself only the last step of the
-    block is named.
+    They show which step went wrong. If the velocity does not repeat itself, only the last step of
+    the block can be named.
     """
     for i in range(first, k):
         x = step(grid.restrict(velocity, i), x, grid.table[i], grid.lengths[i])
@@ -173,8 +211,9 @@ def _again(
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The times of a walk: `table` (n + 1, B); `lengths`, the n steps; `times`, numbers, if ts is
-    on the host.
+    """The times of a walk: `table` (n + 1, B), the n step `lengths`, and `times` as numbers.
+
+    `times` is None where ts is on a device.
     """
 
     table: Tensor
@@ -186,66 +225,34 @@ class Grid:
         return chain.from_iterable(map(Tensor.unbind, self.table.split(256)))
 
     def restrict(self, velocity: Velocity, k: int) -> Velocity:
-        """`velocity` for step `k`, told where the step lies, if it asks and the host knows."""
+        """`velocity` for step `k`: a `Guided` is told where the step lies, if the host knows."""
         if self.times is None or not isinstance(velocity, Guided):
             return velocity
         return velocity.restrict(*sorted(self.times[k : k + 2]))
 
 
-def make_grid(ts: Any, x: Float[Tensor, "batch *dims"], *, ascending: bool = False) -> Grid:
-    """`ts` (n + 1,) as a grid for the state `x`; ConfigError unless it is strictly monotone, inside
-    [0, 1], n >= 1.
-    """
-    if not isinstance(ts, Tensor) or ts.dim() != 1 or len(ts) < 2 or not ts.is_floating_point():
-        seen = (
-            f"shape {tuple(ts.shape)} and dtype {ts.dtype}"
-            if isinstance(ts, Tensor)
-            else f"type {type(ts).__name__}"
-        )
-        raise ConfigError(
-            f"ts has {seen}; it must be a floating tensor (n + 1,) of at least 2 times: "
-            "torch.linspace(0, 1, steps + 1)."
-        )
-    check_tensor(ts=ts, x=x)
-    if not x.dim():
-        raise ConfigError("x is one number; it must be a tensor (B, *dims).")
-    if on_host(ts):
-        _check_times(ts.tolist(), ascending)
+def _grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
+    check_grid(ts, ascending=ascending)
     ts = ts.to(x.dtype)
     table = ts.to(x.device, non_blocking=True)[:, None].expand(-1, len(x))
     if table.numel() <= TABLE_UP_TO:
-        table = (
-            table.contiguous()
-        )  # torch.cat([x, t], 1) is faster with it; a longer table shares one number per row
+        # torch.cat([x, t], 1) is faster with it; a longer table shares one number per row
+        table = table.contiguous()
     if not on_host(ts):
         return Grid(table, ts.diff().unbind(), None)
     times = ts.tolist()
     return Grid(table, [end - start for start, end in pairwise(times)], times)
 
 
-def check_state(x: Any, name: str = "x") -> Tensor:
-    """`x` (B, *dims) promoted from half precision; ConfigError unless it is floating and, on the
-    host, finite.
-    """
-    if not isinstance(x, Tensor) or x.dim() < 1:
-        seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-        raise ConfigError(f"{name} has {seen}; it must be a tensor (B, *dims).")
-    check_floating(**{name: x})
-    if on_host(x) and not _is_finite(x):
-        raise ConfigError(
-            f"{name} has entries that are not finite; the walk must start from finite numbers."
-        )
-    return promote(x)
+def _check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
+    """DivergenceError for the first of `states` that is not finite.
 
-
-def check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
-    """DivergenceError for the first of `states` that is not finite; the last is the one after step
-    `k`, counted from 0.
+    The last of them is the state after step `k`, counted from 0.
     """
     # a state that is not finite stays so in every later step, so the last one is enough
-    if _is_finite(states[-1]):
+    if is_finite(states[-1]):
         return
-    k += 1 - sum(not _is_finite(x) for x in states)
+    k += 1 - sum(not is_finite(x) for x in states)
     start, end = (grid.table[i].mean().item() for i in (k, k + 1))
     raise DivergenceError(
         f"the state is not finite after step {k + 1} of {len(grid.lengths)}, from t = {start:.4g} "
@@ -255,64 +262,23 @@ def check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
     )
 
 
-def _check_times(ts: list[float], ascending: bool) -> None:
-    if not all(0 <= t <= 1 for t in ts):  # false for NaN too
-        raise ConfigError(
-            f"ts spans [{min(ts):.4g}, {max(ts):.4g}]; times lie in [0, 1], 0 noise and 1 data."
-        )
-    rises = ts[0] < ts[-1]
-    if not all((a < b) is rises and a != b for a, b in pairwise(ts)):
-        raise ConfigError(
-            "ts turns or stands still; it must rise, or fall, from each entry to the next."
-        )
-    if ascending and not rises:
-        raise ConfigError(
-            f"ts falls from {ts[0]:.4g} to {ts[-1]:.4g}; here it must rise, from noise (0) to data "
-            "(1)."
-        )
-
-
-def _is_finite(x: Tensor) -> bool:
-    # the sum is finite unless an entry is not, or it overflows; it costs a fifth of the full answer
-    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
-
-
-def _rows(t: Any, x: Tensor) -> Tensor:
-    """`t` (B,) as it is; one number as (B,)."""
-    return t if isinstance(t, Tensor) and t.dim() == 1 else x.new_full((len(x),), float(t))
-
-
-def fitting(v: Float[Tensor, "batch *dims"], x: Float[Tensor, "batch *dims"]) -> Tensor:
-    """`v` in the dtype of `x`; ConfigError unless it has the shape of `x`."""
-    as_velocity_of(v, x)
-    return v if v.dtype == x.dtype else v.to(x.dtype)
-
-
-def _move(x: Tensor, v: Tensor, dt: float | Tensor) -> Tensor:
-    """x + dt v, in the dtype of x."""
-    if not isinstance(v, Tensor) or v.shape != x.shape or v.dtype != x.dtype:
-        v = fitting(v, x)
-    if isinstance(dt, Tensor):
-        return x + expand(dt.to(x.dtype), x) * v
-    return torch.add(x, v, alpha=dt)
-
-
+# times of the evaluations in a step of length 1
 STAGES = {
     "euler": (0.0,),
     "midpoint": (0.0, 1 / 2),
     "heun": (0.0, 1.0),
     "rk4": (0.0, 1 / 3, 2 / 3, 1.0),
-}  # times in a step
-EVALUATIONS = {
-    **{solver: len(times) for solver, times in STAGES.items()},
-    "sde": 1,
-}  # of the network, in one step
+}
+# how often a step evaluates the network
+EVALUATIONS = {**{solver: len(times) for solver, times in STAGES.items()}, "sde": 1}
 SDE_END = 0.04  # the last step of the SDE, which has no noise, as in SiT's program
 
 
 class Evaluations(NamedTuple):
-    """What one sample costs: `nfe` evaluations of the velocity, and the `rows` that the network
-    computes for them.
+    """What one sample costs: `nfe` evaluations of the velocity, and `rows` that the network sees.
+
+    >>> Evaluations(nfe=50, rows=75).rows
+    75
     """
 
     nfe: int
@@ -322,14 +288,15 @@ class Evaluations(NamedTuple):
 def evaluations(
     solver: str, steps: int, guidance: float = 1.0, interval: tuple[float, float] = EVERYWHERE
 ) -> Evaluations:
-    """What one sample costs with `steps` even steps of a solver from t = 0 to t = 1, or of "sde",
-    its last step included.
+    """What one sample costs with `steps` even steps of a solver, or of "sde" with its last step.
 
-    The rule, here as in the papers: a guided evaluation counts once in `nfe`, and as two rows, one
-    of them unconditional. So `rows` is `nfe`, plus the evaluations inside `interval` where
-    `guidance` is not 1. `sample_adaptive` chooses its own steps: what it takes is known afterwards,
-    by counting the calls of the velocity. Raises ConfigError for an unknown solver, for fewer than
-    one step (two for "sde"), and for a wrong guidance or interval.
+    As in the papers, a guided evaluation counts once in `nfe`, and as two rows, one of them
+    unconditional. So `rows` is `nfe`, plus the evaluations inside `interval` where `guidance` is
+    not 1. `sample_adaptive` chooses its own steps: count the calls of the velocity there.
+
+    Raises:
+        ConfigError: an unknown solver, fewer than one step (two for "sde"), or a wrong guidance or
+            interval.
 
     >>> evaluations("heun", 25, guidance=1.5, interval=(0.5, 1.0))
     Evaluations(nfe=50, rows=75)
@@ -341,87 +308,71 @@ def evaluations(
     if solver == "sde":
         times = torch.linspace(0, 1 - SDE_END, steps).tolist()
     else:
-        ts = torch.linspace(0, 1, steps + 1).tolist()
-        times = [
-            low + share * (high - low) for low, high in pairwise(ts) for share in STAGES[solver]
-        ]
-    return Evaluations(
-        len(times), len(times) + (sum(map(guided.acts_at, times)) if scale != 1 else 0)
-    )
-
-
-@torch.no_grad()
-def sample(
-    velocity: Velocity,
-    x: Float[Tensor, "batch *dims"],
-    ts: Float[Tensor, " times"],
-    step: Step = heun,
-) -> Float[Tensor, "batch *dims"]:
-    """The state (B, *dims) at ts[-1], from `x` at ts[0]; arguments and errors as in `trajectory`,
-    without gradients.
-    """
-    return deque(trajectory(velocity, x, ts, step), maxlen=1).pop()
+        spans = pairwise(torch.linspace(0, 1, steps + 1).tolist())
+        times = [low + share * (high - low) for low, high in spans for share in STAGES[solver]]
+    twice = sum(map(guided.acts_at, times)) if scale != 1 else 0
+    return Evaluations(len(times), len(times) + twice)
 
 
 @torch.no_grad()
 def sample_adaptive(
     velocity: Velocity,
-    x: Float[Tensor, "batch *dims"],
+    x: State,
     t0: float = 0.0,
     t1: float = 1.0,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-) -> Float[Tensor, "batch *dims"]:
-    """The state (B, *dims) at `t1`, from `x` at `t0`, by torchdiffeq's dopri5, whose steps keep the
-    error near rtol |x| + atol.
+) -> State:
+    """The state at `t1`, from `x` at `t0`, by torchdiffeq's dopri5.
 
-    One step length serves the whole batch. The last step ends at t1 itself, so the velocity is
-    never asked outside [t0, t1]. Raises ConfigError for times outside [0, 1] or equal, for
-    tolerances not above 0, and without torchdiffeq (extra `ode`); DivergenceError where no step is
-    short enough. Reference: Dormand & Prince 1980; Chen et al. 2018 (arXiv:1806.07366).
+    Its steps keep the error near rtol |x| + atol, and one step length serves the whole batch. The
+    last step ends at t1 itself, so the velocity is never asked outside [t0, t1].
+
+    Raises:
+        ConfigError: times outside [0, 1] or equal, tolerances not above 0, or torchdiffeq (extra
+            `ode`) is not installed.
+        DivergenceError: no step is short enough.
+
+    Reference: Dormand & Prince 1980; Chen et al. 2018 (arXiv:1806.07366).
+
+    >>> sample_adaptive(lambda x, t: x, torch.ones(1))
+    tensor([2.7183])
     """
     velocity, x = as_velocity(velocity), check_state(x)
     t0, t1 = check_number("t0", t0, 0, 1), check_number("t1", t1, 0, 1)
-    if t0 == t1:
-        raise ConfigError(f"t0 and t1 are both {t0:g}; there is nothing to integrate.")
-    if not x.numel():
-        raise ConfigError(f"x has shape {tuple(x.shape)}; there is nothing to integrate.")
-    tolerances = {
-        "rtol": check_number("rtol", rtol, 0, 1, open_low=True),
-        "atol": check_number("atol", atol, 0, math.inf, open_low=True),
-    }
+    rtol = check_number("rtol", rtol, 0, 1, open_low=True)
+    atol = check_number("atol", atol, 0, math.inf, open_low=True)
+    if t0 == t1 or not x.numel():
+        what = f"t0 and t1 are both {t0:g}" if t0 == t1 else f"x has shape {tuple(x.shape)}"
+        raise ConfigError(f"{what}; there is nothing to integrate.")
     low, high = min(t0, t1), max(t0, t1)
     ends = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
-
     stuck = _Stuck(t0, t1)
 
     def field(t: Tensor, x: Tensor) -> Tensor:
         stuck.check(float(t))
-        return fitting(
-            velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))), x
-        )  # a first guess of the step may overshoot
+        # the first guess of a step may overshoot
+        return _fitting(velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))), x)
 
-    solve = optional("torchdiffeq", "ode").odeint
+    solve, options = optional("torchdiffeq", "ode").odeint, {"step_t": ends[1:]}
     try:
-        end = solve(field, x, ends, method="dopri5", options={"step_t": ends[1:]}, **tolerances)[-1]
+        end = solve(field, x, ends, method="dopri5", options=options, rtol=rtol, atol=atol)[-1]
     except AssertionError as error:
         if not str(error).startswith(("underflow in dt", "non-finite values", "max_num_steps")):
             raise
         raise stuck.error() from error
-    if (
-        on_host(end) and not end.isfinite().all()
-    ):  # a bounded velocity is finite even where the state is not
+    # a bounded velocity is finite even where the state is not
+    if on_host(end) and not end.isfinite().all():
         raise stuck.error()
     return end
 
 
 class _Stuck:
-    """Finds, from the times that dopri5 asks for, that it will never arrive: its own assertions do
-    not run under `python -O`.
+    """Finds, from the times that dopri5 asks for, that it will never arrive.
 
-    A step is six calls at as many times. Where it has become too short for the clock they are one
-    time and its two neighbours, and a velocity that is not finite gives a step length, and so a
-    time, that is not.
+    dopri5's own assertions do not run under `python -O`. A step is six calls at as many times. Where
+    it has become too short for the clock they are one time and its two neighbours. A velocity that
+    is not finite gives a step length, and so a time, that is not finite.
     """
 
     def __init__(self, t0: float, t1: float) -> None:
@@ -459,10 +410,17 @@ LAST_STEPS = ("mean", "tweedie", "euler")
 def diffusion_coefficient(
     t: Float[Tensor, "*any"], diffusion: str = "sigma", path: Path = LINEAR, norm: float = 1.0
 ) -> Float[Tensor, "*any"]:
-    """c(t) >= 0 at times of any shape; "sbdm" is infinite at t = 0 on the linear and cosine paths.
+    """The strength c(t) >= 0 of the noise; `DIFFUSIONS` lists the forms.
 
-    Raises ConfigError for an unknown form or a negative norm. Reference: SiT, table 2; the forms of
-    its official program.
+    "sbdm" is infinite at t = 0 on the linear and cosine paths.
+
+    Raises:
+        ConfigError: an unknown form, or a negative norm.
+
+    Reference: SiT, table 2; the forms of its official program.
+
+    >>> diffusion_coefficient(torch.tensor([0.0, 0.25]))
+    tensor([1.0000, 0.7500])
     """
     check_choice("diffusion", diffusion, DIFFUSIONS)
     check_path(path)
@@ -473,8 +431,8 @@ def diffusion_coefficient(
 @torch.no_grad()
 def sample_sde(
     velocity: Velocity,
-    x: Float[Tensor, "batch *dims"],
-    ts: Float[Tensor, " times"],
+    x: State,
+    ts: Times,
     path: Path = LINEAR,
     diffusion: str = "sigma",
     norm: float = 1.0,
@@ -482,26 +440,35 @@ def sample_sde(
     last_step_size: float = 0.04,
     generator: torch.Generator | None = None,
     noise: Tensor | Sequence[Tensor] | None = None,
-) -> Float[Tensor, "batch *dims"]:
-    """The state (B, *dims) at t = 1, from noise `x` at ts[0], by Euler-Maruyama steps on dx = (v +
-    c s) dt + sqrt(2 c) dW.
+) -> State:
+    """The state at t = 1, from noise `x` at ts[0], by Euler-Maruyama steps with noise.
 
-    `ts` (n + 1,) rises to 1 - last_step_size, where one step without noise follows: "mean" (x + h
-    (v + c s)), "tweedie" (the data that v implies) or "euler" (x + h v). None leaves it out, and
-    `ts` may end anywhere up to 1. `noise`, n standard normals (B, *dims), is used instead of
-    `generator`. Raises ConfigError for a wrong argument and for "sbdm" where it is infinite;
-    DivergenceError as `trajectory` does. Reference: SiT, eq. 5 with w = 2 c; Tweedie: Efron 2011.
+    Args:
+        ts: (n + 1,), rising to 1 - last_step_size. One step without noise follows.
+        last_step: "mean" (x + h (v + c s)), "tweedie" (the data that v implies) or "euler" (x + h
+            v). None leaves it out, and `ts` may end anywhere up to 1.
+        noise: n standard normals (B, *dims), used instead of `generator`.
+
+    Raises:
+        ConfigError: a wrong argument, or "sbdm" where it is infinite.
+        DivergenceError: as in `trajectory`.
+
+    Reference: SiT, eq. 5 with w = 2 c; Tweedie: Efron 2011.
+
+    >>> ts, noise = torch.linspace(0, 0.96, 25), torch.zeros(24, 1, 2)
+    >>> sample_sde(lambda x, t: 0 * x, torch.zeros(1, 2), ts, noise=noise)
+    tensor([[0., 0.]])
     """
     velocity, x = as_velocity(velocity), check_state(x)
-    grid = make_grid(ts, x, ascending=True)
+    grid = _grid(ts, x, ascending=True)
     _check_last_step(ts, last_step, last_step_size)
     rates = _rates(ts, diffusion, path, norm)
     draws = _noises(x, len(grid.lengths), generator, noise)
     for k, (t, dt, c, z) in enumerate(zip(grid.rows(), grid.lengths, rates, draws)):
-        v = fitting(grid.restrict(velocity, k)(x, t), x)
+        v = _fitting(grid.restrict(velocity, k)(x, t), x)
         x = x + dt * (v + c * path.score(x, v, t)) + (2 * c * dt) ** 0.5 * z
         if on_host(x):
-            check_finite([x], k, grid)
+            _check_finite([x], k, grid)
     x = _finish(velocity, x, grid.table[-1], path, rates[-1], last_step, last_step_size)
     if on_host(x) and not x.isfinite().all():
         raise DivergenceError(
@@ -523,7 +490,7 @@ def _finish(
     """The step without noise from 1 - h to 1."""
     if last_step is None:
         return x
-    v = fitting(velocity(x, t), x)
+    v = _fitting(velocity(x, t), x)
     if last_step == "tweedie":
         return path.endpoints(x, v, t)[1]
     return x + h * (v if last_step == "euler" else v + c * path.score(x, v, t))
@@ -543,12 +510,11 @@ def _check_last_step(ts: Tensor, last_step: str | None, size: float) -> None:
 
 
 def _rates(ts: Tensor, diffusion: str, path: Path, norm: float) -> list[float] | tuple[Tensor, ...]:
-    """c at every time: numbers if `ts` is on the host. The last one is not used without a last
-    step, so it may be infinite.
-    """
+    """c at every time, as numbers if `ts` is on the host; all but the last must be finite."""
     rates = diffusion_coefficient(ts.double() if on_host(ts) else ts, diffusion, path, norm)
     if not on_host(ts):
         return rates.unbind()
+    # the last one is not used without a last step
     if not rates[:-1].isfinite().all():
         raise ConfigError(
             f"diffusion {diffusion!r} is infinite at t = {ts[0]:g} on path {path.name!r}; start ts "
@@ -560,22 +526,22 @@ def _rates(ts: Tensor, diffusion: str, path: Path, norm: float) -> list[float] |
 def _noises(
     x: Tensor, n: int, generator: torch.Generator | None, noise: Tensor | Sequence[Tensor] | None
 ) -> Iterator[Tensor]:
-    """`n` standard normals like x: those given, checked at once, or fresh ones, drawn one by one
-    where the generator is.
-    """
+    """`n` standard normals like x: those given, or fresh ones, drawn one by one."""
     check_generator(generator)
-    if noise is None:
-        device = x.device if generator is None else generator.device
-        return (
-            torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(
-                x.device, non_blocking=True
-            )
-            for _ in range(n)
-        )
+    if noise is not None:
+        _check_noise(noise, n, x)
+        return (z.to(x) for z in noise)
+    device = x.device if generator is None else generator.device
+    fresh = (
+        torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype) for _ in range(n)
+    )
+    return (z.to(x.device, non_blocking=True) for z in fresh)
+
+
+def _check_noise(noise: Any, n: int, x: Tensor) -> None:
+    several = isinstance(noise, list | tuple)
     check_tensor(
-        **{"noise": noise}
-        if not isinstance(noise, list | tuple)
-        else {f"noise {i}": z for i, z in enumerate(noise)}
+        **({f"noise {i}": z for i, z in enumerate(noise)} if several else {"noise": noise})
     )
     if isinstance(noise, Tensor) and not noise.dim():
         raise ConfigError("noise is one number; it must have an entry per step of ts.")
@@ -590,7 +556,6 @@ def _noises(
             "noise holds NaN or infinity; it must be standard normals, such as torch.randn(n, "
             "*x.shape)."
         )
-    return (z.to(x) for z in noise)
 
 
 EXACT_UP_TO = 16  # dimensions; beyond, the exact trace needs more passes than it is worth
@@ -599,8 +564,8 @@ Trace = Callable[[Tensor, Tensor], Tensor]  # (v, x) -> (B,)
 
 def log_prob(
     velocity: Velocity,
-    x1: Float[Tensor, "batch *dims"],
-    ts: Float[Tensor, " times"] | None = None,
+    x1: State,
+    ts: Times | None = None,
     step: Step = rk4,
     trace: str | None = None,
     n_probes: int = 1,
@@ -608,15 +573,22 @@ def log_prob(
     probes: Sequence[Tensor] | None = None,
     grad: bool = False,
 ) -> Float[Tensor, " batch"]:
-    """log p(x1) (B,) in nats, for points `x1` (B, *dims) and a velocity whose noise is N(0, I).
+    """log p(x1) in nats, for a velocity whose noise is N(0, I).
 
-    `ts` is the grid between 1 and 0 (default: 100 equal steps); a rising one is walked from its
-    end. `trace` is "exact" (the default up to 16 dimensions) or "hutchinson", which draws
-    `n_probes` fresh sign vectors from `generator` at every velocity call; `probes` gives them
-    instead, one tensor (B, *dims) or (n_probes, B, *dims) per call. Rows must not depend on each
-    other. `grad` keeps the graph, to differentiate the result; without it the grad mode outside
-    does not matter. Raises ConfigError for a wrong argument and for a velocity that autograd cannot
-    follow.
+    Rows must not depend on each other.
+
+    Args:
+        ts: the grid between 1 and 0, by default 100 equal steps. A rising one is reversed.
+        trace: "exact", the default up to 16 dimensions, or "hutchinson", which draws `n_probes`
+            fresh sign vectors from `generator` at every velocity call.
+        probes: instead of drawn signs, one tensor (B, *dims) or (n_probes, B, *dims) per call.
+        grad: whether the result can be differentiated, whatever the grad mode outside.
+
+    Raises:
+        ConfigError: a wrong argument, or a velocity that autograd cannot follow.
+
+    >>> log_prob(lambda x, t: 0 * x, torch.zeros(1, 2))  # -log(2 pi)
+    tensor([-1.8379])
     """
     velocity, x1 = as_velocity(velocity), check_state(x1, "x1")
     check_flag(grad=grad)
@@ -625,23 +597,14 @@ def log_prob(
     if x1.dim() < 2:
         raise ConfigError(f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims).")
     ts = torch.linspace(1, 0, 101, dtype=torch.float64) if ts is None else ts
-    if (
-        isinstance(ts, Tensor)
-        and ts.is_floating_point()
-        and ts.dim() == 1
-        and len(ts)
-        and on_host(ts)
-        and ts[0] < ts[-1]
-    ):
-        ts = ts.flip(0)
+    check_grid(ts)
+    ts = ts.flip(0) if on_host(ts) and ts[0] < ts[-1] else ts
     measure = _measure(x1, trace, n_probes, generator, probes, grad)
-    z = torch.cat(
-        [x1.flatten(1), x1.new_zeros(len(x1), 1)], 1
-    )  # (B, D + 1): the point, and the integral so far
+    # (B, D + 1): the point, and the integral so far
+    z = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
-        z = deque(
-            trajectory(_augmented(velocity, measure, x1.shape), z.clone(), ts, step), maxlen=1
-        ).pop()
+        field = _augmented(velocity, measure, x1.shape)
+        z = deque(trajectory(field, z.clone(), ts, step), maxlen=1).pop()
     x0, integral = z[:, :-1], z[:, -1]
     return integral - 0.5 * (x0**2).sum(1) - 0.5 * x0.shape[1] * math.log(2 * math.pi)
 
@@ -653,9 +616,8 @@ def _augmented(velocity: Velocity, trace: Trace, shape: torch.Size) -> Velocity:
         x = z[:, :-1].reshape(shape)
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_()
-            v = velocity(
-                x, t.clone()
-            )  # a clone, because a time made in inference mode cannot be saved for a backward pass
+            # a clone: a time made in inference mode cannot be saved for a backward pass
+            v = velocity(x, t.clone())
             check_same_shape(velocity=v, x=x)
             divergence = trace(v, x)
         return torch.cat([v.flatten(1), divergence[:, None]], 1)
@@ -682,11 +644,8 @@ def _measure(
             raise ConfigError(
                 "probes were given with trace = 'exact', which uses none; leave one of the two out."
             )
-        axes = (
-            torch.eye(dims, dtype=x.dtype, device=x.device)
-            .reshape(dims, 1, *x.shape[1:])
-            .expand(dims, *x.shape)
-        )
+        axes = torch.eye(dims, dtype=x.dtype, device=x.device)
+        axes = axes.reshape(dims, 1, *x.shape[1:]).expand(dims, *x.shape)
         return lambda v, x: _forms(v, x, axes, grad)
     signs = _signs(x, n_probes, generator) if probes is None else _given(x, probes)
 

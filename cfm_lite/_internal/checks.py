@@ -13,6 +13,7 @@ import operator
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
 
 
 def promote(x: Tensor) -> Tensor:
-    """`x` in float32 if it holds integers or shorter floats; float32 and float64 stay as they are."""
+    """`x` in float32 if it holds integers or shorter floats; float32 and float64 stay."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
@@ -166,6 +167,48 @@ def check_interval(interval: Any) -> tuple[float, float]:
     return low, high
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether every entry of `x`, which is on the host, is finite."""
+    # the sum is finite unless an entry is not, or it overflows; it costs a fifth of the full answer
+    return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
+
+
+def check_state(x: Any, name: str = "x") -> Tensor:
+    """`x` promoted from half precision: a floating tensor (B, *dims) of finite numbers."""
+    if not isinstance(x, Tensor) or x.dim() < 1:
+        raise ConfigError(f"{name} has {seen(x)}; it must be a tensor (B, *dims).")
+    check_floating(**{name: x})
+    if on_host(x) and not is_finite(x):
+        raise ConfigError(
+            f"{name} has entries that are not finite; the walk must start from finite numbers."
+        )
+    return promote(x)
+
+
+def check_grid(ts: Any, *, ascending: bool = False) -> None:
+    """`ts` must be floating times (n + 1,) in [0, 1] that rise, or fall, from each to the next."""
+    if not isinstance(ts, Tensor) or ts.dim() != 1 or len(ts) < 2 or not ts.is_floating_point():
+        dtype = f" and dtype {ts.dtype}" if isinstance(ts, Tensor) else ""
+        raise ConfigError(
+            f"ts has {seen(ts)}{dtype}; it must be a floating tensor (n + 1,) of at least 2 times: "
+            "torch.linspace(0, 1, steps + 1)."
+        )
+    if not on_host(ts):
+        return
+    check_unit_interval(ts=ts)
+    times = ts.tolist()
+    rises = times[0] < times[-1]
+    if not all((a < b) is rises and a != b for a, b in pairwise(times)):
+        raise ConfigError(
+            "ts turns or stands still; it must rise, or fall, from each entry to the next."
+        )
+    if ascending and not rises:
+        raise ConfigError(
+            f"ts falls from {times[0]:.4g} to {times[-1]:.4g}; here it must rise, from noise (0) "
+            "to data (1)."
+        )
+
+
 def as_labels(y: Any) -> Any:
     """Integers of any kind, in a tensor or an array of NumPy, as an int64 tensor.
 
@@ -186,7 +229,7 @@ def is_whole(y: Tensor) -> bool:
 
 
 def check_labels(y: Any, x: Tensor | None, highest: int) -> Tensor:
-    """`y` (B,) as int64: integers of any kind in [0, highest], one per row of `x` if that is given."""
+    """`y` (B,) as int64: integers in [0, highest], one per row of `x` unless that is None."""
     rows = "B" if x is None else x.shape[0] if x.dim() else "?"
     y = as_labels(y)
     if not isinstance(y, Tensor) or y.dim() != 1 or (x is not None and y.shape[0] != rows):
@@ -284,7 +327,7 @@ def repulsion_total(weight: Any, k: Any) -> float:
 
 
 def warn_of_gain(share: float) -> None:
-    """Warn once where `share`, λK over the weight of flow matching, doubles the velocity or more."""
+    """Warn once if `share`, λK over the weight of flow matching, doubles the velocity or more."""
     if share >= 0.5:
         warn_once(
             f"λK is {share:g}: the optimal velocity is scaled by 1/(1 - λK) = "
