@@ -1,4 +1,4 @@
-"""Negatives: a FlowSample in, wrong velocities out, for  L = |v - u_t|^2 - weight * sum_k |v - u_neg_k|^2.
+"""Negatives: a FlowSample in, wrong velocities out, for L = |v - u_t|^2 - λ sum_k |v - u_neg_k|^2.
 
 Convention: `Negatives` maps a sample to `u_neg` (B, *dims) or (K, B, *dims), or to (u_neg, keep)
 where `keep` (B,) is False for rows that have no negative. Each takes a generator on the sample's
@@ -33,16 +33,24 @@ __all__ = ["Negatives", "Perturbed", "in_batch", "in_batch_mean", "other_class",
 Negatives = Callable[..., Tensor | tuple[Tensor, Tensor]]  # (sample, *, generator=None)
 
 SPACES = ("velocity", "latent", "image")
+Batch = Float[Tensor, "batch *dims"]
+Keep = Bool[Tensor, " batch"]
 
 
 def in_batch(
     sample: FlowSample, *, generator: Generator | None = None
-) -> Float[Tensor, "batch *dims"] | tuple[Float[Tensor, "batch *dims"], Bool[Tensor, " batch"]]:
-    """The velocity of another row for each row, (B, *dims): uniform over the other rows,
-    independent, repeats allowed; O(B).
+) -> Batch | tuple[Batch, Keep]:
+    """For each row the velocity of another row, uniform over the other rows; O(B).
 
-    A batch of one has no other row: it gives (u_t, keep) with nothing kept, and warns once.
+    The draws are independent, so repeats are allowed. A batch of one has no other row: it gives
+    (u_t, keep) with nothing kept, and warns once.
+
     Reference: Stoica et al. 2025 (arXiv:2506.05350), official code; each row keeps its own time.
+
+    >>> x0, x1, t = torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), torch.zeros(2)
+    >>> in_batch(FlowSample(x0, x1, t, *LINEAR.interpolate(x0, x1, t)))
+    tensor([[2.],
+            [1.]])
     """
     u = _velocity_of(sample)
     check_generator(generator, u)
@@ -56,24 +64,33 @@ def in_batch(
 
 
 def in_batch_mean(data_mean: Float[Tensor, "*dims"], path: Path = LINEAR) -> Float[Tensor, "*dims"]:
-    """E[u_neg] (*dims) of `in_batch`: (alpha(1) - alpha(0)) E[x1], with `data_mean` = E[x1] (*dims).
+    """E[u_neg] of `in_batch`: (alpha(1) - alpha(0)) E[x1], with `data_mean` = E[x1].
 
     It holds for noise of mean 0 and uniform times, whatever x_t and y are.
+
+    >>> in_batch_mean(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
     """
     check_floating(data_mean=data_mean)
     start, end = check_path(path).alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     return (end - start) * data_mean
 
 
-def other_class(
-    sample: FlowSample, *, generator: Generator | None = None
-) -> tuple[Float[Tensor, "batch *dims"], Bool[Tensor, " batch"]]:
-    """The velocity of a row of another class for each row, and `keep` (B,), False where the batch
-    holds no other class; O(B log B).
+def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tuple[Batch, Keep]:
+    """For each row the velocity of a row of another class, and whether there is one; O(B log B).
 
-    Uniform over all rows whose label differs; the null label counts as a class like any other.
-    Raises ConfigError without labels. Reference: Stoica et al. 2025 (arXiv:2506.05350),
-    class-conditioned sampling; its uniform fallback is left out.
+    It is uniform over all rows whose label differs. The null label counts as a class.
+
+    Raises:
+        ConfigError: a sample without labels.
+
+    Reference: Stoica et al. 2025 (arXiv:2506.05350), class-conditioned sampling; its uniform
+    fallback is left out.
+
+    >>> x0, x1, t = torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), torch.zeros(2)
+    >>> pair = FlowSample(x0, x1, t, *LINEAR.interpolate(x0, x1, t), y=torch.tensor([3, 7]))
+    >>> other_class(pair)[0].flatten()
+    tensor([2., 1.])
     """
     u, y = _velocity_of(sample), sample.y
     if y is None:
@@ -83,14 +100,12 @@ def other_class(
     check_generator(generator, u)
     y = check_labels(y, u, torch.iinfo(torch.int64).max)
     labels, order = torch.sort(y)
-    first, last = (
-        torch.searchsorted(labels, y, right=right) for right in (False, True)
-    )  # the row's class is labels[first:last]
+    # the row's own class is labels[first:last]
+    first, last = (torch.searchsorted(labels, y, right=right) for right in (False, True))
     others = len(y) - (last - first)  # (B,)
     # a 62-bit number modulo B: no row is favoured by more than B / 2^62
-    place = torch.randint(2**62, y.shape, device=u.device, generator=generator) % others.clamp_min(
-        1
-    )
+    place = torch.randint(2**62, y.shape, device=u.device, generator=generator)
+    place = place % others.clamp_min(1)
     place = torch.where(place < first, place, place + last - first).clamp_max(len(y) - 1)
     return u.index_select(0, order[place]), others > 0
 
@@ -103,7 +118,12 @@ def _velocity_of(sample: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Perturbed:
-    """`perturbed` below, as a function of a sample; `k` is the number of negatives per row."""
+    """What `perturbed` gives: a function of a sample, with `k` negatives per row.
+
+    >>> from cfm_lite.perturbations import channel_shuffle
+    >>> Perturbed(channel_shuffle).space
+    'velocity'
+    """
 
     transform: Callable[..., Tensor]
     space: str = "velocity"
@@ -114,9 +134,8 @@ class Perturbed:
     def __post_init__(self) -> None:
         check_choice("space", self.space, SPACES)
         check_count("k", self.k)
-        check_keywords(
-            "transform", self.transform, "transform(x, *, generator=None)", 1, ("generator",)
-        )
+        call = "transform(x, *, generator=None)"
+        check_keywords("transform", self.transform, call, 1, ("generator",))
         if self.path is not None:
             check_path(self.path)
         if self.space == "image" and self.codec is None:
@@ -124,10 +143,8 @@ class Perturbed:
                 "space='image' without a codec is space='latent': the data themselves are "
                 "perturbed. For latents, give their codec."
             )
-        if self.codec is not None and not (
-            callable(getattr(self.codec, "encode", None))
-            and callable(getattr(self.codec, "decode", None))
-        ):
+        methods = (getattr(self.codec, name, None) for name in ("encode", "decode"))
+        if self.codec is not None and not all(map(callable, methods)):
             raise ConfigError(
                 f"codec is {self.codec!r}; it must have the methods encode and decode."
             )
@@ -136,9 +153,7 @@ class Perturbed:
     def __call__(
         self, sample: FlowSample, *, generator: Generator | None = None, path: Path | None = None
     ) -> Tensor:
-        """The negatives of `sample`; `path` is the objective's, for one that was made without a
-        path of its own.
-        """
+        """The negatives of `sample`; `path` is the objective's, used where no own one was given."""
         check_generator(generator, _velocity_of(sample))
         drawn = [self._one(sample, generator, self.path or path) for _ in range(self.k)]
         return drawn[0] if self.k == 1 else torch.stack(drawn)
@@ -150,9 +165,9 @@ class Perturbed:
             return u_neg
         x1 = self._perturb_data(sample.x1, generator)
         check_same_shape(x1=sample.x1, perturbed=x1)
-        return (path or _linear(sample)).interpolate(sample.x0, x1, sample.t)[
-            1
-        ]  # the same noise and time
+        # the same noise and time
+        _, u_neg = (path or _linear(sample)).interpolate(sample.x0, x1, sample.t)
+        return u_neg
 
     def _perturb_data(self, x1: Tensor, generator: Generator | None) -> Tensor:
         if self.space == "latent" or self.codec is None:
@@ -162,13 +177,10 @@ class Perturbed:
 
 
 def _linear(sample: FlowSample) -> Path:
-    """LINEAR, for a sample outside of an objective; ConfigError where its velocity shows that it
-    lies on another path.
-    """
+    """LINEAR, for a sample without an objective; ConfigError if it lies on another path."""
     expected = LINEAR.interpolate(sample.x0, sample.x1, sample.t)[1]
-    if on_host(expected) and not torch.allclose(
-        sample.u_t.to(expected), expected, rtol=1e-2, atol=1e-2, equal_nan=True
-    ):
+    u, tolerance = sample.u_t.to(expected), {"rtol": 1e-2, "atol": 1e-2, "equal_nan": True}
+    if on_host(expected) and not torch.allclose(u, expected, **tolerance):
         raise ConfigError(
             "the sample does not lie on the linear path, and no path was given; name it: "
             "perturbed(..., path=COSINE)."
@@ -184,15 +196,27 @@ def perturbed(
     k: int = 1,
     codec: Any = None,
 ) -> Perturbed:
-    """VeCoR's negatives: the velocity after a perturbation A, `k` independent draws, (B, *dims) or
-    (k, B, *dims) for k > 1.
+    """VeCoR's negatives: the velocity after a perturbation A = `transform`, in `k` draws.
 
-    space "velocity": A(u_t). "latent": the velocity of `path` from the same x0 to A(x1) at the same
-    t. "image": the same with codec.encode(A(codec.decode(x1))); data without a codec are pixels
-    already. Without a `path` it is that of the objective (which refuses another one), and LINEAR
-    where there is no objective. A linear A of the velocity perturbs the noise too, so its negatives
-    lie farther off than those of the same A in latent space. Raises ConfigError for an unknown
-    space. Reference: Hong et al. 2025 (arXiv:2511.18942); its default is channel_shuffle in
-    velocity space with k = 1.
+    They are (B, *dims), or (k, B, *dims) for k > 1. A linear A of the velocity perturbs the noise
+    too, so its negatives lie farther off than those of the same A in latent space.
+
+    Args:
+        space: "velocity" gives A(u_t). "latent" gives the velocity from the same x0 to A(x1) at the
+            same t. "image" does so with codec.encode(A(codec.decode(x1))); data without a codec
+            are pixels already.
+        path: by default that of the objective, which refuses another one; LINEAR where there is no
+            objective.
+
+    Raises:
+        ConfigError: an unknown space, or a transform without a generator.
+
+    Reference: Hong et al. 2025 (arXiv:2511.18942); its default is channel_shuffle in velocity space
+    with k = 1.
+
+    >>> from cfm_lite.perturbations import channel_shuffle
+    >>> x0, x1, t = torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.zeros(1)
+    >>> perturbed(channel_shuffle)(FlowSample(x0, x1, t, *LINEAR.interpolate(x0, x1, t)))
+    tensor([[2., 1.]])
     """
     return Perturbed(transform, space, path, k, codec)

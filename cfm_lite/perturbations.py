@@ -1,9 +1,10 @@
-"""Perturbations make wrong but plausible tensors:  A(x), of the shape and dtype of x, and never x itself.
+"""Perturbations make wrong but plausible tensors: of the shape and dtype of x, and never x itself.
 
-Each row gets its own draw. `x` is (B, C, H, W), pixels or latents; channel_shuffle, color_jitter
+Each row gets its own draw. `x` is (B, C, H, W), pixels or latents. channel_shuffle, color_jitter
 and additive_noise also take (B, D), where a coordinate counts as a channel. VeCoR repels from
-velocities made of these (Hong et al. 2025, arXiv:2511.18942); its parameters are not published, so
-the defaults here are choices and are named as such.
+velocities made of these (Hong et al. 2025, arXiv:2511.18942). Its parameters are not published, so
+the defaults here are choices and are named as such. Each function raises ConfigError for data of
+another shape and for options out of range.
 """
 
 import functools
@@ -40,21 +41,28 @@ __all__ = [
 ]
 
 Range = tuple[float, float]
+Channels = Float[Tensor, "batch channels *dims"]
+Images = Float[Tensor, "batch channels height width"]
 
 
 def channel_shuffle(
-    x: Float[Tensor, "batch channels *dims"],
+    x: Channels,
     *,
     per_sample: bool = True,
     exclude_identity: bool = True,
     generator: Generator | None = None,
-) -> Float[Tensor, "batch channels *dims"]:
-    """The channels (dimension 1) of `x` (B, C, ...) in random order, one order per row or, without
-    `per_sample`, per batch.
+) -> Channels:
+    """The channels (dimension 1) in random order, one order per row or, if asked, per batch.
 
-    Uniform over the C! - 1 orders other than the identity (some channels may stay in place), or
-    over all C! of them. Exact up to C = 8; from there on the identity, of probability below 3e-6,
-    is replaced by one swap. Raises ConfigError for C = 1.
+    The order is uniform over the C! - 1 orders other than the identity (some channels may stay in
+    place), or over all C! of them. It is exact up to C = 8. From there on the identity, of
+    probability below 3e-6, is replaced by one swap.
+
+    Raises:
+        ConfigError: C = 1.
+
+    >>> channel_shuffle(torch.tensor([[1.0, 2.0]]))
+    tensor([[2., 1.]])
     """
     _check(x, "channel_shuffle", generator)
     check_flag(per_sample=per_sample, exclude_identity=exclude_identity)
@@ -63,25 +71,24 @@ def channel_shuffle(
             f"channel_shuffle needs at least 2 channels; x has shape {tuple(x.shape)}. For grey "
             "images use crop_resize or cutmix."
         )
-    order = _random_orders(
-        len(x) if per_sample else 1, x.shape[1], exclude_identity, x.device, generator
-    )
+    n = len(x) if per_sample else 1
+    order = _random_orders(n, x.shape[1], exclude_identity, x.device, generator)
     if not per_sample:
         return x[:, order[0]]
     return x[torch.arange(len(x), device=x.device)[:, None], order]
 
 
 def crop_resize(
-    x: Float[Tensor, "batch channels height width"],
-    *,
-    side: Range = (0.6, 0.9),
-    generator: Generator | None = None,
-) -> Float[Tensor, "batch channels height width"]:
-    """A random window of each image (B, C, H, W), resized back bilinearly.
+    x: Images, *, side: Range = (0.6, 0.9), generator: Generator | None = None
+) -> Images:
+    """A random window of each image, resized back bilinearly.
 
-    The window's sides are s H and s W with s uniform on `side`, within (0, 1); its place is uniform
+    The window's sides are s H and s W with s uniform on `side`, within (0, 1). Its place is uniform
     inside the image. The default range is that of a public third-party implementation of VeCoR.
-    Raises ConfigError for anything but images.
+
+    >>> crop_resize(torch.ones(1, 1, 2, 2)).round()
+    tensor([[[[1., 1.],
+              [1., 1.]]]])
     """
     _check_images(x, "crop_resize", generator)
     _check_range("side", side, 0, 1)
@@ -90,28 +97,26 @@ def crop_resize(
     room = 1 - scale  # the window's centre lies in [-room, room] on grid_sample's axis from -1 to 1
     row, column = (room * _uniform(z, (-1, 1), generator) for _ in range(2))
     zero = torch.zeros_like(scale)
-    window = torch.stack(
-        [torch.stack([scale, zero, column], 1), torch.stack([zero, scale, row], 1)], 1
-    )  # (B, 2, 3)
-    grid = F.affine_grid(window, list(z.shape), align_corners=False)
-    return F.grid_sample(z, grid, mode="bilinear", padding_mode="border", align_corners=False).to(
-        x.dtype
-    )
+    axes = torch.stack([scale, zero, column], 1), torch.stack([zero, scale, row], 1)
+    grid = F.affine_grid(torch.stack(axes, 1), list(z.shape), align_corners=False)
+    window = F.grid_sample(z, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return window.to(x.dtype)
 
 
-def cutmix(
-    x: Float[Tensor, "batch channels height width"],
-    *,
-    area: Range = (0.25, 0.5),
-    generator: Generator | None = None,
-) -> Float[Tensor, "batch channels height width"]:
-    """Each image (B, C, H, W) with one box of another row pasted in at the same place; the other
-    row is uniform over the rest.
+def cutmix(x: Images, *, area: Range = (0.25, 0.5), generator: Generator | None = None) -> Images:
+    """Each image with one box of another row at the same place; that row is uniform over the rest.
 
-    The box covers a share of the image that is uniform on `area`, within (0, 1), with the image's
-    aspect (sides rounded to pixels, one at least); its place is uniform inside the image. Yun et
-    al. 2019 (arXiv:1905.04899) draw the share from (0, 1): here the box is kept large enough not to
-    hide in an empty corner. Raises ConfigError for a batch of one.
+    The box covers a share of the image that is uniform on `area`, within (0, 1). It has the image's
+    aspect (sides rounded to pixels, one at least), and its place is uniform inside the image. Yun
+    et al. 2019 (arXiv:1905.04899) draw the share from (0, 1). Here the box is larger, so that it is
+    seldom just an empty corner.
+
+    Raises:
+        ConfigError: a batch of one.
+
+    >>> pair = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])
+    >>> cutmix(pair).mean((1, 2, 3))
+    tensor([0.2500, 0.7500])
     """
     _check_images(x, "cutmix", generator)
     _check_range("area", area, 0, 1)
@@ -128,40 +133,46 @@ def cutmix(
 
 
 def gaussian_blur(
-    x: Float[Tensor, "batch channels height width"],
-    *,
-    sigma: Range = (0.5, 1.5),
-    generator: Generator | None = None,
-) -> Float[Tensor, "batch channels height width"]:
-    """Each image (B, C, H, W) under a Gaussian blur whose width in pixels is uniform on `sigma`,
-    above 0.2.
+    x: Images, *, sigma: Range = (0.5, 1.5), generator: Generator | None = None
+) -> Images:
+    """Each image under a Gaussian blur whose width in pixels is uniform on `sigma`, above 0.2.
 
     At the border the weights are rescaled to sum to one, so a constant image stays as it is. The
-    default range is a choice. Raises ConfigError for anything but images.
+    default range is a choice.
+
+    >>> gaussian_blur(torch.ones(1, 1, 2, 2))
+    tensor([[[[1., 1.],
+              [1., 1.]]]])
     """
     _check_images(x, "gaussian_blur", generator)
     _check_range("sigma", sigma, 0.2, math.inf)  # a narrower one changes nothing
     z = promote(x)
     width = expand(_uniform(z, sigma, generator), z[:, 0])  # (B, 1, 1)
-    down, across = (
-        _blur_matrix(size, width)[:, None] for size in z.shape[2:]
-    )  # (B, 1, H, H), (B, 1, W, W)
+    # (B, 1, H, H) and (B, 1, W, W)
+    down, across = (_blur_matrix(size, width)[:, None] for size in z.shape[2:])
     with full_precision():
         return (down @ z @ across.mT).to(x.dtype)
 
 
 def color_jitter(
-    x: Float[Tensor, "batch channels *dims"],
+    x: Channels,
     *,
     contrast: float = 0.4,
     brightness: float = 0.4,
     generator: Generator | None = None,
-) -> Float[Tensor, "batch channels *dims"]:
-    """Every channel of every row of `x` (B, C, ...) scaled by 1 + a and shifted by b; it suits
-    latents too.
+) -> Channels:
+    """Every channel of every row scaled by 1 + a and shifted by b; it suits latents too.
 
-    |a| is uniform on [contrast / 2, contrast] and |b| on [brightness / 2, brightness], both with a random sign, so that no
-    draw is close to the identity. `contrast` lies in [0, 1), `brightness` is in units of x; one of them must be positive.
+    |a| is uniform on [contrast / 2, contrast] and |b| on [brightness / 2, brightness], both with a
+    random sign, so that no draw is close to the identity.
+
+    Args:
+        contrast: in [0, 1).
+        brightness: in units of x; one of the two must be positive.
+
+    >>> shift = color_jitter(torch.zeros(1, 3), brightness=0.4).abs()
+    >>> bool((shift >= 0.2).all() and (shift <= 0.4).all())
+    True
     """
     _check(x, "color_jitter", generator)
     contrast = check_number("contrast", contrast, 0, 1, open_high=True)
@@ -171,40 +182,46 @@ def color_jitter(
             "contrast and brightness are both 0, which changes nothing; make one of them positive."
         )
     z = promote(x)
-    scale, shift = (
-        _signed(z, size, generator) for size in (contrast, brightness)
-    )  # (B, C, 1, ...)
+    scale, shift = (_signed(z, size, generator) for size in (contrast, brightness))
     return (z * (1 + scale) + shift).to(x.dtype)
 
 
 def additive_noise(
-    x: Float[Tensor, "batch channels *dims"],
-    *,
-    std: float = 0.5,
-    generator: Generator | None = None,
-) -> Float[Tensor, "batch channels *dims"]:
-    """`x` (B, ...) plus independent normal noise of standard deviation `std` > 0, in units of x.
+    x: Channels, *, std: float = 0.5, generator: Generator | None = None
+) -> Channels:
+    """`x` plus independent normal noise of standard deviation `std` > 0, in units of x.
 
-    In velocity space its mean is the true velocity, so at the optimum it repels from nothing: a
-    useful control.
+    In velocity space its mean is the true velocity. So the optimum stays that of flow matching,
+    which makes it a useful control.
+
+    >>> additive_noise(torch.zeros(1, 2), std=0.1).shape
+    torch.Size([1, 2])
     """
     _check(x, "additive_noise", generator)
     std = check_number("std", std, 0, math.inf, open_low=True)
     z = promote(x)
-    return (z + std * torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)).to(
-        x.dtype
-    )
+    noise = torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)
+    return (z + std * noise).to(x.dtype)
 
 
 def expected_map(
     transform: Callable[..., Tensor], shape: tuple[int, ...], draws: int = 2000, seed: int = 0
 ) -> Float[Tensor, "size size"]:
-    """E[P] (D, D) float32 of a random linear `transform` of samples of `shape`, D = prod(shape), so
-    that E[P x] = x.flatten(1) @ E[P].T.
+    """E[P] (D, D) of a random linear `transform` of samples of `shape`, with D = prod(shape).
 
-    A mean over `draws` >= 2 draws for every basis vector, from `seed`: an entry's standard error is
-    that of one draw over sqrt(draws), below 0.02 for `crop_resize`. That of `channel_shuffle` is
-    exact. Raises ConfigError for a transform that is not linear, such as color_jitter's shift.
+    So E[P x] = x.flatten(1) @ E[P].T. It is a mean over draws from `seed` for every basis vector;
+    that of `channel_shuffle` is exact. The standard error of an entry is that of one draw over
+    sqrt(draws), below 0.02 for `crop_resize`.
+
+    Args:
+        draws: at least 2.
+
+    Raises:
+        ConfigError: a transform that is not linear, such as color_jitter's shift.
+
+    >>> expected_map(channel_shuffle, (2,))
+    tensor([[0., 1.],
+            [1., 0.]])
     """
     check_keywords("transform", transform, "transform(x, *, generator=None)", 1, ("generator",))
     draws = check_count("draws", draws, low=2)
@@ -214,9 +231,8 @@ def expected_map(
         )
     shape = tuple(check_count("shape", size) for size in shape)
     seed = check_count("seed", seed, low=0)
-    return _expected_map(
-        transform, shape, draws, seed
-    ).clone()  # so that nobody writes into what is kept
+    # a clone, so that nobody writes into the cache
+    return _expected_map(transform, shape, draws, seed).clone()
 
 
 @functools.cache
@@ -225,9 +241,8 @@ def _expected_map(
 ) -> Tensor:
     generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
     if transform is channel_shuffle and shape[0] > 1:
-        orders = math.factorial(
-            shape[0]
-        )  # E[P m] = (C! mean(m) - m) / (C! - 1): the identity is left out
+        # E[P m] = (C! mean(m) - m) / (C! - 1): the identity is left out
+        orders = math.factorial(shape[0])
         mean = (orders / shape[0] - torch.eye(shape[0], dtype=torch.float32)) / (orders - 1)
         return torch.kron(mean, torch.eye(size // shape[0], dtype=torch.float32))
     basis = torch.eye(size, dtype=torch.float32).reshape(size, *shape)
@@ -245,13 +260,15 @@ def _expected_map(
 def other_row(
     n: int, device: torch.device, generator: Generator | None = None
 ) -> Integer[Tensor, " n"]:
-    """For each of `n` >= 2 rows the number (n,) of another: uniform over the rest, independent,
-    repeats allowed; O(n).
+    """For each of `n` >= 2 rows the number of another row, uniform over the rest; O(n).
+
+    The draws are independent, so repeats are allowed.
+
+    >>> other_row(2, torch.device("cpu"))
+    tensor([1, 0])
     """
-    return (
-        torch.arange(n, device=device)
-        + torch.randint(1, n, (n,), device=device, generator=generator)
-    ) % n
+    steps = torch.randint(1, n, (n,), device=device, generator=generator)
+    return (torch.arange(n, device=device) + steps) % n
 
 
 def _check(x: Tensor, name: str, generator: Generator | None) -> None:
@@ -276,32 +293,25 @@ def _check_images(x: Tensor, name: str, generator: Generator | None) -> None:
 
 def _check_range(name: str, bounds: Range, low: float, high: float) -> None:
     pair = isinstance(bounds, (tuple, list)) and len(bounds) == 2
-    if not pair:
-        raise ConfigError(f"{name} is {bounds!r:.60}; it must be (low, high) with low <= high.")
-    for bound in bounds:
+    for bound in bounds if pair else ():
         check_number(name, bound, low, high, open_low=True, open_high=True)
-    if not bounds[0] <= bounds[1]:
-        raise ConfigError(f"{name} is {bounds!r}; it must be (low, high) with low <= high.")
+    if not pair or bounds[0] > bounds[1]:
+        raise ConfigError(f"{name} is {bounds!r:.60}; it must be (low, high) with low <= high.")
 
 
 def _uniform(x: Tensor, bounds: Range, generator: Generator | None) -> Tensor:
     """One number per row of `x`, (B,)."""
     low, high = bounds
-    return low + (high - low) * torch.rand(
-        len(x), dtype=promote(x).dtype, device=x.device, generator=generator
-    )
+    u = torch.rand(len(x), dtype=promote(x).dtype, device=x.device, generator=generator)
+    return low + (high - low) * u
 
 
 def _signed(x: Tensor, size: float, generator: Generator | None) -> Tensor:
-    """One number per row and channel, (B, C, 1, ...): uniform on [size / 2, size] with a random
-    sign.
-    """
-    u = (
-        2 * torch.rand(x.shape[:2], dtype=x.dtype, device=x.device, generator=generator) - 1
-    )  # the sign, and the place in the range
-    return (size / 2 * (u + torch.where(u < 0, -1, 1))).reshape(
-        *x.shape[:2], *([1] * (x.dim() - 2))
-    )
+    """One number per row and channel, (B, C, 1, ...): in [size / 2, size], with a random sign."""
+    # u holds the sign, and the place in the range
+    u = 2 * torch.rand(x.shape[:2], dtype=x.dtype, device=x.device, generator=generator) - 1
+    signed = size / 2 * (u + torch.where(u < 0, -1, 1))
+    return signed.reshape(*x.shape[:2], *([1] * (x.dim() - 2)))
 
 
 def _random_orders(
@@ -309,14 +319,11 @@ def _random_orders(
 ) -> Tensor:
     """(n, C) permutations, drawn without reading a value back to the host."""
     if channels > 8:
-        order = torch.rand(
-            n, channels, dtype=torch.float32, device=device, generator=generator
-        ).argsort(1)
-        identity = torch.arange(channels, device=device)
+        u = torch.rand(n, channels, dtype=torch.float32, device=device, generator=generator)
+        order, identity = u.argsort(1), torch.arange(channels, device=device)
         swapped = torch.cat([identity[:2].flip(0), identity[2:]])
-        return torch.where(
-            exclude_identity & (order == identity).all(1, keepdim=True), swapped, order
-        )
+        excluded = exclude_identity & (order == identity).all(1, keepdim=True)
+        return torch.where(excluded, swapped, order)
     rank = torch.randint(
         int(exclude_identity), math.factorial(channels), (n,), device=device, generator=generator
     )
@@ -324,16 +331,12 @@ def _random_orders(
 
 
 def _unrank(rank: Tensor, channels: int) -> Tensor:
-    """The permutations (n, C) with these numbers (n,) in lexicographic order; number 0 is the
-    identity.
-    """
-    digits = [
-        rank // math.factorial(channels - 1 - k) % (channels - k) for k in range(channels)
-    ]  # Lehmer code
+    """The permutations (n, C) with these numbers in lexicographic order; 0 is the identity."""
+    # the Lehmer code: digit k counts the smaller entries that come after entry k
+    digits = [rank // math.factorial(channels - 1 - k) % (channels - k) for k in range(channels)]
     order = torch.stack(digits, 1)
-    for k in range(
-        channels - 2, -1, -1
-    ):  # entry k takes the digit-th of what is left: later entries step over it
+    # from the last: an entry takes its place among those that are left, so later ones move up
+    for k in reversed(range(channels - 1)):
         order[:, k + 1 :] += order[:, k + 1 :] >= order[:, k : k + 1]
     return order
 

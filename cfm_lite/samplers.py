@@ -370,9 +370,9 @@ def sample_adaptive(
 class _Stuck:
     """Finds, from the times that dopri5 asks for, that it will never arrive.
 
-    dopri5's own assertions do not run under `python -O`. A step is six calls at as many times. Where
-    it has become too short for the clock they are one time and its two neighbours. A velocity that
-    is not finite gives a step length, and so a time, that is not finite.
+    dopri5's own assertions do not run under `python -O`. A step is six calls at as many times. If
+    it becomes too short for floating-point numbers, they are one time and its two neighbours. A
+    velocity that is not finite gives a step length, and so a time, that is not finite.
     """
 
     def __init__(self, t0: float, t1: float) -> None:

@@ -1,10 +1,10 @@
-"""Exact theory on Gaussian mixtures: density, score, velocity, and the field that each objective
-has as its optimum.
+"""Exact theory on Gaussian mixtures: density, score, velocity, and the optimum of each objective.
 
-Data ~ sum_k w_k N(mu_k, Sigma_k) makes every x_t a mixture too, with means alpha mu_k and
-covariances S_k = alpha^2 Sigma_k + sigma^2 I, so that with the responsibilities r_k of x_t
+If the data are distributed as sum_k w_k N(mu_k, Sigma_k), every x_t is a mixture too, with means
+alpha mu_k and covariances S_k = alpha^2 Sigma_k + sigma^2 I. With the responsibilities r_k of x_t
 
-    velocity = sum_k r_k [d_alpha mu_k + (d_alpha alpha Sigma_k + d_sigma sigma I) S_k^-1 (x - alpha mu_k)] = E[u_t | x_t].
+    E[u_t | x_t] = sum_k r_k [d_alpha mu_k + R_k S_k^-1 (x - alpha mu_k)]
+    R_k = d_alpha alpha Sigma_k + d_sigma sigma I
 
 Convention: t = 0 is noise, t = 1 is data. The work is done in float64 (float32 on MPS); the result
 has the dtype of x.
@@ -18,14 +18,17 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
+    as_numbers,
     check_choice,
     check_count,
     check_floating,
     check_generator,
     check_labels,
+    is_whole,
     on_host,
     promote,
-    repulsion_weight,
+    repulsion_total,
+    seen,
 )
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import in_batch_mean
@@ -33,13 +36,18 @@ from cfm_lite.paths import LINEAR, STAY_AWAY, Path, check_defined, check_path
 
 __all__ = ["EXACT", "GaussianMixture", "mean_negative", "optimal_velocity"]
 
+Points = Float[Tensor, "batch dim"]
+Times = Float[Tensor, " batch"]
+Labels = Integer[Tensor, " batch"]
+
 # the methods whose optimum is known on a mixture
 EXACT: tuple[str, ...] = ("fm", "delta_fm", "vecor")
 
 
 class _Terms(NamedTuple):
-    """What each component contributes at (x, t); the last axis is its eigenbasis, of size 1 where
-    all eigenvalues agree.
+    """What each component contributes at (x, t).
+
+    The last axis is its eigenbasis, of size 1 where all eigenvalues agree.
     """
 
     log_joint: Tensor  # (B, K) log of w_k N(x; alpha mu_k, S_k)
@@ -51,15 +59,23 @@ class _Terms(NamedTuple):
 
 
 class GaussianMixture:
-    """Data with a known density: `weights` (K,), `means` (K, D), and either `stds` (K,) or
-    `covariances` (K, D, D).
+    """Data with a known density: a weighted sum of Gaussians.
 
-    Weights need not sum to 1. A std of 0 is a data point itself: exact wherever sigma(t) > 0.
-    `labels` (K,) gives each component its class, several may share one; without labels, component k
-    is class k. The tensors are kept on the host in float64 and follow x at each call. Raises
-    ConfigError for wrong shapes, weights that are negative, not finite or all zero, negative stds,
-    covariances that are not symmetric and positive, and for both or neither of stds and
-    covariances.
+    The tensors are kept on the host in float64 and follow x at each call.
+
+    Args:
+        weights: (K,), at least 0, not all 0; they need not sum to 1.
+        means: (K, D).
+        stds: (K,), at least 0. A std of 0 is a data point: exact wherever sigma(t) > 0.
+        covariances: (K, D, D), symmetric and without negative eigenvalues, instead of `stds`.
+        labels: (K,) integers, the class of each component; by default component k is class k.
+
+    Raises:
+        ConfigError: an argument that is not as said, or both or neither of stds and covariances.
+
+    >>> pair = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], 0.1)
+    >>> pair.mean()
+    tensor([0., 0.])
     """
 
     def __init__(
@@ -80,10 +96,10 @@ class GaussianMixture:
                 "component."
             )
         components, dim = self.means.shape
-        self.weights = _numbers("weights", weights, (components,), low=0)
-        if self.weights.sum() <= 0:
+        weights = _numbers("weights", weights, (components,), low=0)
+        if weights.sum() <= 0:
             raise ConfigError("weights are all 0; at least one must be positive.")
-        self.weights = self.weights / self.weights.sum()
+        self.weights = weights / weights.sum()
         if (stds is None) == (covariances is None):
             raise ConfigError(
                 "give either stds (K,) or covariances (K, D, D), not both or neither; stds of 0 "
@@ -100,12 +116,18 @@ class GaussianMixture:
 
     @property
     def classes(self) -> Tensor:
-        """The labels that have a component of positive weight, sorted, int64."""
+        """The labels that have a component of positive weight, sorted, int64.
+
+        >>> GaussianMixture([1, 1], [[0.0], [1.0]], 0.1, labels=[7, 3]).classes
+        tensor([3, 7])
+        """
         return self.labels[self.weights > 0].unique()
 
-    def mean(self, y: Integer[Tensor, " batch"] | None = None) -> Float[Tensor, "*batch dim"]:
-        """E[x1] (D,), or with labels `y` (B,) E[x1 | y] (B, D), in the dtype of the means given; on
-        the device of y.
+    def mean(self, y: Labels | None = None) -> Float[Tensor, "*batch dim"]:
+        """E[x1] (D,), or with labels E[x1 | y] (B, D), in the dtype of the given means.
+
+        >>> GaussianMixture([1, 3], [[0.0], [4.0]], 0.1).mean()
+        tensor([3.])
         """
         if y is None:
             return (self.weights @ self.means).to(self.dtype)
@@ -116,77 +138,74 @@ class GaussianMixture:
     def sample(
         self, n: int, *, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "n dim"], Integer[Tensor, " n"]]:
-        """`n` data points x1 (n, D) and their labels y (n,) int64, on the generator's device, in
-        the dtype of the means given.
+        """`n` data points x1 and their labels y, on the device of the generator.
+
+        >>> GaussianMixture([1.0], [[2.0]], stds=0.0).sample(2)
+        (tensor([[2.],
+                [2.]]), tensor([0, 0]))
         """
         check_generator(generator)
         device = torch.device("cpu") if generator is None else generator.device
         weights, means, variances = (
             a.to(device, _working(device)) for a in (self.weights, self.means, self._variances)
         )
-        which = torch.multinomial(
-            weights, check_count("n", n), replacement=True, generator=generator
-        )
-        noise = torch.randn(
-            n, means.shape[1], generator=generator, device=device, dtype=means.dtype
-        )
+        n = check_count("n", n)
+        which = torch.multinomial(weights, n, replacement=True, generator=generator)
+        shape = n, means.shape[1]
+        noise = torch.randn(shape, generator=generator, device=device, dtype=means.dtype)
         noise = variances.sqrt()[which] * noise  # (n, D)
         if self._basis is not None:
             noise = torch.einsum("ne,nde->nd", noise, self._basis.to(means)[which])
         return (means[which] + noise).to(self.dtype), self.labels.to(device)[which]
 
-    def log_prob(
-        self,
-        x: Float[Tensor, "batch dim"],
-        t: Float[Tensor, " batch"],
-        y: Integer[Tensor, " batch"] | None = None,
-        path: Path = LINEAR,
-    ) -> Float[Tensor, " batch"]:
-        """log p_t(x) (B,), or log p_t(x | y), of positions `x` (B, D) at times `t` (B,).
+    def log_prob(self, x: Points, t: Times, y: Labels | None = None, path: Path = LINEAR) -> Times:
+        """log p_t(x), or log p_t(x | y).
 
-        Labels `y` (B,) int64 choose the components, whose weights are renormalised inside the
-        class. Raises ConfigError for wrong shapes, times outside [0, 1], a label without component,
-        and stds of 0 where sigma(t) = 0.
+        Labels choose the components, whose weights are renormalised inside the class.
+
+        Raises:
+            ConfigError: wrong shapes, times outside [0, 1], a label without component, or a std of
+                0 where sigma(t) = 0.
+
+        >>> normal = GaussianMixture([1.0], [[0.0]], stds=1.0)
+        >>> normal.log_prob(torch.zeros(1, 1), torch.ones(1))  # -log(2 pi) / 2
+        tensor([-0.9189])
         """
         return self._terms(x, t, y, path).log_joint.logsumexp(1).to(promote(x).dtype)
 
     def responsibilities(
-        self,
-        x: Float[Tensor, "batch dim"],
-        t: Float[Tensor, " batch"],
-        y: Integer[Tensor, " batch"] | None = None,
-        path: Path = LINEAR,
+        self, x: Points, t: Times, y: Labels | None = None, path: Path = LINEAR
     ) -> Float[Tensor, "batch components"]:
-        """P(component k | x_t = x, y) (B, K); rows sum to 1. Arguments and errors as in `log_prob`."""
+        """P(component k | x_t = x, y); rows sum to 1. Arguments and errors as in `log_prob`.
+
+        >>> pair = GaussianMixture([1, 1], [[-1.0], [1.0]], stds=0.5)
+        >>> pair.responsibilities(torch.zeros(1, 1), torch.ones(1))
+        tensor([[0.5000, 0.5000]])
+        """
         return self._terms(x, t, y, path).log_joint.softmax(1).to(promote(x).dtype)
 
-    def velocity(
-        self,
-        x: Float[Tensor, "batch dim"],
-        t: Float[Tensor, " batch"],
-        y: Integer[Tensor, " batch"] | None = None,
-        path: Path = LINEAR,
-    ) -> Float[Tensor, "batch dim"]:
-        """E[u_t | x_t = x, y] (B, D), exact: the minimiser of flow matching. Arguments and errors
-        as in `log_prob`.
+    def velocity(self, x: Points, t: Times, y: Labels | None = None, path: Path = LINEAR) -> Points:
+        """E[u_t | x_t = x, y], exact: the minimiser of flow matching.
+
+        Arguments and errors are those of `log_prob`.
 
         Reference: Lipman et al. 2023 (arXiv:2210.02747), eq. 8, with Gaussian data integrated out.
+
+        >>> GaussianMixture([1.0], [[3.0]], stds=1.0).velocity(torch.zeros(1, 1), torch.zeros(1))
+        tensor([[3.]])
         """
         terms = self._terms(x, t, y, path)
         shares = terms.log_joint.softmax(1)  # (B, K)
         flow = terms.lead * (shares @ self.means.to(shares))
-        return (
-            flow + self._collect(shares[..., None] * terms.rate / terms.spread, terms.offset)
-        ).to(promote(x).dtype)
+        pull = self._collect(shares[..., None] * terms.rate / terms.spread, terms.offset)
+        return (flow + pull).to(promote(x).dtype)
 
-    def score(
-        self,
-        x: Float[Tensor, "batch dim"],
-        t: Float[Tensor, " batch"],
-        y: Integer[Tensor, " batch"] | None = None,
-        path: Path = LINEAR,
-    ) -> Float[Tensor, "batch dim"]:
-        """The gradient of log p_t(x | y) by x (B, D), exact. Arguments and errors as in `log_prob`."""
+    def score(self, x: Points, t: Times, y: Labels | None = None, path: Path = LINEAR) -> Points:
+        """The gradient of log p_t(x | y) by x, exact. Arguments and errors as in `log_prob`.
+
+        >>> GaussianMixture([1.0], [[3.0]], stds=1.0).score(torch.zeros(1, 1), torch.ones(1))
+        tensor([[3.]])
+        """
         terms = self._terms(x, t, y, path)
         shares = terms.log_joint.softmax(1)
         return -self._collect(shares[..., None] / terms.spread, terms.offset).to(promote(x).dtype)
@@ -233,9 +252,7 @@ class GaussianMixture:
         return log_weights.log_softmax(1)
 
     def _collect(self, factors: Tensor, offset: Tensor) -> Tensor:
-        """The sum over components of factors (B, K, D or 1) times offsets (B, K, D), back in the
-        coordinates of x: (B, D).
-        """
+        """The sum over components of factors (B, K, D or 1) times offsets (B, K, D): (B, D)."""
         if self._basis is None:
             return (factors.mT @ offset)[:, 0]
         return torch.einsum("bke,kde->bd", factors * offset, self._basis.to(offset))
@@ -243,21 +260,29 @@ class GaussianMixture:
 
 def mean_negative(
     mixture: GaussianMixture,
-    x: Float[Tensor, "batch dim"],
-    t: Float[Tensor, " batch"],
-    y: Integer[Tensor, " batch"] | None = None,
+    x: Points,
+    t: Times,
+    y: Labels | None = None,
     *,
     method: str,
     path: Path = LINEAR,
-) -> Float[Tensor, "batch dim"]:
-    """E[u_neg | x_t = x, y] (B, D): where the contrastive term says not to go.
+) -> Points:
+    """E[u_neg | x_t = x, y]: the mean of the wrong velocities that a method repels.
 
-    "delta_fm": the velocity of another pair, of any class and with its own uniform time,
-    independent of x and y: (alpha(1) - alpha(0)) E[x1]. "vecor": the velocity with its D
-    coordinates permuted, uniformly over all permutations but the identity: (D! mean - m) / (D! -
-    1), m the exact velocity and mean that of its coordinates. Raises ConfigError for another method
-    and for "vecor" with D = 1. Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; Hong et al.
-    2025 (arXiv:2511.18942).
+    Args:
+        method: "delta_fm" repels the velocity of another pair, of any class and with its own
+            uniform time, so its mean is (alpha(1) - alpha(0)) E[x1]. "vecor" repels the velocity
+            with its D coordinates permuted, uniformly over all permutations but the identity. With
+            v the exact velocity and m the mean of its coordinates that is (D! m - v) / (D! - 1).
+
+    Raises:
+        ConfigError: another method, or "vecor" with D = 1.
+
+    Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; Hong et al. 2025 (arXiv:2511.18942).
+
+    >>> data = GaussianMixture([1.0], [[3.0, 1.0]], stds=1.0)
+    >>> mean_negative(data, torch.zeros(1, 2), torch.zeros(1), method="vecor")
+    tensor([[1., 3.]])
     """
     check_choice("method", method, EXACT[1:])
     _check_mixture(mixture)
@@ -277,29 +302,34 @@ def _mean_negative(mixture: GaussianMixture, v: Tensor, method: str, path: Path)
 
 def optimal_velocity(
     mixture: GaussianMixture,
-    x: Float[Tensor, "batch dim"],
-    t: Float[Tensor, " batch"],
-    y: Integer[Tensor, " batch"] | None = None,
+    x: Points,
+    t: Times,
+    y: Labels | None = None,
     *,
     method: str,
     weight: float = 0.05,
     k: int = 1,
     path: Path = LINEAR,
-) -> Float[Tensor, "batch dim"]:
-    """The field (B, D) that minimises the objective on this mixture, at positions `x` (B, D), times
-    `t` (B,), labels `y` (B,).
+) -> Points:
+    """The field that minimises the objective of a method on this mixture.
 
-    "fm": v = E[u_t | x_t, y]. "delta_fm" and "vecor": (v - weight k E[u_neg | x_t, y]) / (1 -
-    weight k), with `mean_negative`. Raises ConfigError for another method and where weight * k >=
-    1: there the loss has no minimum. Reference: set the gradient of E|f - u|^2 - weight sum_k E|f -
-    u_neg|^2 to zero.
+    For "fm" it is v = E[u_t | x_t, y]. For "delta_fm" and "vecor" it is
+    (v - λk E[u_neg | x_t, y]) / (1 - λk), with λ = `weight` and `mean_negative`. It follows by
+    setting the gradient of E|f - u|^2 - λ sum_k E|f - u_neg|^2 to zero.
+
+    Raises:
+        ConfigError: another method, or λk >= 1, where the loss has no minimum.
+
+    >>> data = GaussianMixture([1.0], [[3.0, 1.0]], stds=1.0)
+    >>> optimal_velocity(data, torch.zeros(1, 2), torch.zeros(1), method="vecor", weight=0.5)
+    tensor([[ 5., -1.]])
     """
     check_choice("method", method, EXACT)
     _check_mixture(mixture)
     v = mixture.velocity(x, t, y, path)
     if method == "fm":
         return v
-    total = repulsion_weight(weight, k) * int(k)
+    total = repulsion_total(weight, k)
     return (v - total * _mean_negative(mixture, v, method, path)) / (1 - total)
 
 
@@ -310,12 +340,8 @@ def _working(device: torch.device) -> torch.dtype:
 def _numbers(
     name: str, value: Any, shape: tuple[int, ...] | None = None, low: float = -math.inf
 ) -> Tensor:
-    """`value` as a finite float64 host tensor of its own; a single number fills `shape` (K,)."""
-    try:
-        tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
-        tensor = tensor.detach().to("cpu", torch.float64, copy=True)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ConfigError(f"{name} cannot be read as numbers: {error}") from None
+    """`value` as finite float64 numbers of at least `low`; a single number fills `shape` (K,)."""
+    tensor = as_numbers(name, value, torch.float64).double()
     if shape is not None and tensor.dim() == 0 and len(shape) == 1:
         tensor = tensor.repeat(shape)
     if shape is not None and tensor.shape != shape:
@@ -332,23 +358,17 @@ def _numbers(
 def _check_component_labels(labels: Any, components: int) -> Tensor:
     if labels is None:
         return torch.arange(components)
-    try:
-        tensor = torch.as_tensor(labels).detach().cpu()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ConfigError(f"labels cannot be read as numbers: {error}") from None
-    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-    if not whole or tensor.shape != (components,) or (tensor < 0).any():
+    tensor = as_numbers("labels", labels)
+    if not is_whole(tensor) or tensor.shape != (components,) or (tensor < 0).any():
         raise ConfigError(
             f"labels is {tensor.dtype} {tuple(tensor.shape)}; it must hold {components} integers "
             "of at least 0."
         )
-    return tensor.to(torch.int64, copy=True)
+    return tensor.long()
 
 
 def _eigen(covariances: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (K, D) and eigenvectors in columns (K, D, D) of each covariance: one
-    factorisation serves every time.
-    """
+    """Eigenvalues (K, D) and eigenvectors (K, D, D) of each covariance, which serve every time."""
     size = covariances.abs().amax((1, 2), keepdim=True)
     if ((covariances - covariances.mT).abs() > 1e-6 * size).any():
         raise ConfigError(
@@ -371,9 +391,8 @@ def _check_mixture(mixture: Any) -> None:
 
 def _check_position(x: Tensor, dim: int, path: Path) -> None:
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != dim:
-        seen = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
         raise ConfigError(
-            f"x has {seen}; it must be a tensor of shape (B, {dim}), the dimension of the "
+            f"x has {seen(x)}; it must be a tensor of shape (B, {dim}), the dimension of the "
             "mixture's means."
         )
     check_floating(x=x)

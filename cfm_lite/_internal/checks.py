@@ -173,6 +173,43 @@ def is_finite(x: Tensor) -> bool:
     return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 
 
+def as_numbers(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """`value` as a tensor of its own on the host; a list gets `dtype`, a tensor keeps its own."""
+    try:
+        dtype = None if isinstance(value, Tensor) else dtype
+        return torch.as_tensor(value, dtype=dtype).detach().to("cpu", copy=True)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigError(f"{name} cannot be read as numbers: {error}") from None
+
+
+def check_rows(name: str, x: Any, at_least: int = 1) -> Tensor:
+    """`x` (N, *dims) as (N, d) in float32 or float64: finite numbers in `at_least` rows."""
+    if not isinstance(x, Tensor) or x.dim() < 1 or len(x) < at_least:
+        raise ConfigError(
+            f"{name} has {seen(x)}; a tensor (N, *dims) of at least {at_least} rows is needed."
+        )
+    check_floating(**{name: x})
+    x = x.detach().cpu() if x.device.type == "mps" else x.detach()  # MPS has no float64
+    flat = promote(x).reshape(len(x), -1)
+    if flat.shape[1] == 0:
+        raise ConfigError(f"{name} has shape {tuple(x.shape)}; its rows are empty.")
+    if on_host(flat) and not flat.isfinite().all():
+        bad = int((~flat.isfinite()).any(dim=1).sum())
+        raise ConfigError(
+            f"{name} holds NaN or infinite numbers in {bad} of {len(flat)} rows; remove them, or "
+            "find where they come from."
+        )
+    return flat
+
+
+def check_same_width(**rows: Tensor) -> None:
+    """All rows must have the same number of columns."""
+    widths = {name: x.shape[1] for name, x in rows.items()}
+    if len(set(widths.values())) > 1:
+        shown = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ConfigError(f"rows differ in width: {shown}. All must come from the same features.")
+
+
 def check_state(x: Any, name: str = "x") -> Tensor:
     """`x` promoted from half precision: a floating tensor (B, *dims) of finite numbers."""
     if not isinstance(x, Tensor) or x.dim() < 1:

@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant("a row repels itself", "perturbations.py", "torch.randint(1, n, (n,)", "torch.randint(0, n, (n,)", NEGATIVES),
     Mutant("the own class repels", "negatives.py", "torch.where(place < first, place, place + last - first)", "place", NEGATIVES),
     Mutant("nothing is left out", "negatives.py", "order[place]), others > 0", "order[place]), others >= 0", NEGATIVES),
-    Mutant("a position as velocity", "negatives.py", "interpolate(sample.x0, x1, sample.t)[\n            1\n        ]", "interpolate(sample.x0, x1, sample.t)[0]", NEGATIVES),
+    Mutant("a position as velocity", "negatives.py", "_, u_neg = (path or _linear(sample))", "u_neg, _ = (path or _linear(sample))", NEGATIVES),
     Mutant("the identity is a shuffle", "perturbations.py", "torch.randint(\n        int(exclude_identity), math", "torch.randint(\n        0, math", "tests/test_perturbations.py"),
     Mutant("labels are dropped the other way round", "draws.py", "torch.where(drawn.to(y.device) < p,", "torch.where(drawn.to(y.device) > p,", DRAWS),
     Mutant("the farthest pairing", "draws.py", "gain.numpy(), maximize=True)", "gain.numpy(), maximize=False)", DRAWS),
