@@ -1,6 +1,6 @@
-"""Every error that cfm_lite raises on purpose, and the exit code that the command line gives it.
+"""Every error that cfm_lite raises on purpose, and its exit code on the command line.
 
-A message says what was seen, what is allowed, and what to do. Anything else that escapes is a bug.
+A message says what was seen, what is allowed, and what to do. Any other error is a bug.
 """
 
 __all__ = [
@@ -18,7 +18,11 @@ __all__ = [
 
 
 class CFMError(Exception):
-    """The base of all errors below; `exit_code` is what the command line returns."""
+    """The base of all errors below; `exit_code` is what the command line returns.
+
+    >>> ConfigError.exit_code
+    2
+    """
 
     exit_code = 1
 
@@ -46,7 +50,7 @@ class CheckpointCorruptError(CheckpointError):
 
 
 class ResumeMismatchError(CheckpointError):
-    """A checkpoint of another run: other architecture, objective or settings."""
+    """A checkpoint of another run, with another architecture, objective or settings."""
 
 
 class DivergenceError(CFMError):
@@ -56,7 +60,7 @@ class DivergenceError(CFMError):
 
 
 class DiskFullError(CFMError):
-    """Not enough room for what was to be written; nothing older was lost."""
+    """The disk has no room for a new file; no older file was lost."""
 
     exit_code = 6
 
@@ -68,6 +72,6 @@ class DistributedError(CFMError):
 
 
 class UntrustedFileError(CFMError):
-    """A file that would run code when loaded; it was not loaded."""
+    """A file that could run code when it is loaded; it was not loaded."""
 
     exit_code = 8

@@ -1,4 +1,6 @@
-"""Losses: tensors in, a scalar out.  L = |v - u|^2 - λ sum_k |v - u_neg_k|^2, and what spreads or aligns features.
+"""Losses: tensors in, a scalar out, such as L = |v - u|^2 - λ sum_k |v - u_neg_k|^2.
+
+Some attract and repel velocities; others spread or align features.
 
 Convention: a mean over all non-batch dimensions, then over the batch. Arithmetic runs in float32 at
 least: half precisions are promoted, float64 stays. Velocity losses send no gradient into their
@@ -14,11 +16,11 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
+    check_alike,
     check_choice,
     check_flag,
     check_floating,
     check_number,
-    check_same_shape,
     check_tensor,
     on_host,
     promote,
@@ -43,13 +45,13 @@ __all__ = [
 VARIANTS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
 DISTANCES = ("sq_l2", "l2")
 
-Negative = Float[Tensor, "batch *dims"] | Float[Tensor, "k batch *dims"]
+Batch = Float[Tensor, "batch *dims"]
+Scalar = Float[Tensor, ""]
+Negative = Batch | Float[Tensor, "k batch *dims"]
 Keep = Bool[Tensor, " batch"] | Integer[Tensor, " batch"] | Float[Tensor, " batch"]
 
 
-def squared_error(
-    a: Float[Tensor, "batch *dims"], b: Float[Tensor, "batch *dims"]
-) -> Float[Tensor, " batch"]:
+def squared_error(a: Batch, b: Batch) -> Float[Tensor, " batch"]:
     """The mean squared difference of each row.
 
     >>> squared_error(torch.zeros(2, 3), torch.ones(2, 3))
@@ -59,9 +61,7 @@ def squared_error(
     return F.mse_loss(a, b, reduction="none").reshape(len(a), -1).mean(1)
 
 
-def flow_matching(
-    v: Float[Tensor, "batch *dims"], u: Float[Tensor, "batch *dims"]
-) -> Float[Tensor, ""]:
+def flow_matching(v: Batch, u: Batch) -> Scalar:
     """The mean squared distance of the velocity `v` to its target `u`.
 
     Reference: Lipman et al. 2023 (arXiv:2210.02747), eq. 14.
@@ -73,12 +73,7 @@ def flow_matching(
     return F.mse_loss(v, u.detach())
 
 
-def repulsion(
-    v: Float[Tensor, "batch *dims"],
-    u_neg: Negative,
-    keep: Keep | None = None,
-    rescale: bool = False,
-) -> Float[Tensor, ""]:
+def repulsion(v: Batch, u_neg: Negative, keep: Keep | None = None, rescale: bool = False) -> Scalar:
     """The mean squared distance of `v` to wrong velocities `u_neg`, summed over K; at least 0.
 
     `keep`, bool or 0/1, leaves out rows where it is False. The mean divides by B, or with `rescale`
@@ -98,18 +93,22 @@ def repulsion(
 
 
 def contrastive_flow_matching(
-    v: Float[Tensor, "batch *dims"],
-    u: Float[Tensor, "batch *dims"],
+    v: Batch,
+    u: Batch,
     u_neg: Negative,
     weight: float = 0.05,
     keep: Keep | None = None,
     rescale: bool = False,
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """ΔFM: attract `v` to its target `u`, and repel it from the velocity `u_neg` of another pair.
 
-    The optimum is (E[u] - λ E[u_neg]) / (1 - λ), with λ = `weight` and 0 <= λK < 1. The loss may be
-    negative. `keep` and `rescale` are those of `repulsion`; with `rescale` the kept rows feel
-    λ B / kept, so choose λ smaller. Raises ConfigError for λK >= 1 (no minimum) and for NaN.
+    The optimum is (E[u] - λ E[u_neg]) / (1 - λ), with λ = `weight`. The loss may be negative.
+    `keep` and `rescale` are those of `repulsion`. With `rescale` the weight of the kept rows is
+    λ B / kept, so choose a smaller λ.
+
+    Raises:
+        ConfigError: not 0 <= λK < 1; from 1 on the loss has no minimum.
+
     Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6.
 
     >>> contrastive_flow_matching(torch.zeros(4, 2), torch.ones(4, 2), 2 * torch.ones(4, 2), 0.1)
@@ -124,16 +123,15 @@ def contrastive_flow_matching(
     return flow_matching(v, u) - weight * repulsion(v, u_neg, keep, rescale)
 
 
-def vecor(
-    v: Float[Tensor, "batch *dims"],
-    u: Float[Tensor, "batch *dims"],
-    u_neg: Negative,
-    weight: float = 0.05,
-) -> Float[Tensor, ""]:
+def vecor(v: Batch, u: Batch, u_neg: Negative, weight: float = 0.05) -> Scalar:
     """Attract `v` to its target `u`, and repel it from K perturbed velocities `u_neg`.
 
-    The optimum is (E[u] - λ sum_k E[u_neg_k]) / (1 - λK), with λ = `weight` and 0 <= λK < 1. Raises
-    ConfigError for λK >= 1. Reference: Hong et al. 2025 (arXiv:2511.18942); K = 1, λ = 0.05.
+    The optimum is (E[u] - λ sum_k E[u_neg_k]) / (1 - λK), with λ = `weight`.
+
+    Raises:
+        ConfigError: not 0 <= λK < 1.
+
+    Reference: Hong et al. 2025 (arXiv:2511.18942); K = 1, λ = 0.05.
 
     >>> vecor(torch.zeros(4, 2), torch.ones(4, 2), torch.ones(3, 4, 2), weight=0.1)
     tensor(0.7000)
@@ -143,7 +141,7 @@ def vecor(
 
 def align(
     projected: Float[Tensor, "batch tokens dim"], target: Float[Tensor, "batch tokens dim"]
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """Minus the mean cosine between `projected` and `target`; between -1 and 1.
 
     A zero vector counts as cosine 0. For several encoders, average the values.
@@ -160,14 +158,14 @@ def align(
 
 
 def dispersive(
-    h: Float[Tensor, "batch *dims"],
+    h: Batch,
     variant: str = "infonce_l2",
     tau: float = 0.5,
     margin: float = 1.0,
     normalize_by_dim: bool = True,
     include_diagonal: bool = True,
     distance: str = "sq_l2",
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """Spread the features `h`, flattened to (B, d), over the batch; no positive pairs are needed.
 
     infonce_l2: log mean_ij exp(-D_ij / tau), D = |h_i - h_j|^2 / d (undivided without
@@ -175,9 +173,9 @@ def dispersive(
     infonce_cosine: the same with D = -cosine.
     hinge: mean_ij max(0, margin - D_ij)^2, D as in infonce_l2 or, with distance="l2", its root.
     covariance: the sum over m != n of the squared correlations of features m and n over the batch;
-    a constant feature correlates with none. Nothing divides this sum over d (d - 1) pairs: it is
-    some d^2 / B for unrelated features, where the other forms stay near 1. Its weight must be as
-    much smaller (`objective.dispersive` divides 0.5 by the pairs).
+    a constant feature correlates with none. Nothing divides this sum over d (d - 1) pairs, so it is
+    about d^2 / B for unrelated features, where the other forms stay near 1. Its weight must be
+    smaller by that factor (`objective.dispersive` divides 0.5 by the number of pairs).
 
     The pairs i = j count unless `include_diagonal` is False. A batch of one gives 0.
     Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
@@ -205,18 +203,18 @@ def dispersive(
 
 
 def contrastive(
-    h: Float[Tensor, "batch *dims"],
-    h_positive: Float[Tensor, "batch *dims"],
+    h: Batch,
+    h_positive: Batch,
     variant: str = "infonce_l2",
     tau: float = 0.5,
     margin: float = 1.0,
     w: float = 1.0,
     normalize_by_dim: bool = True,
     distance: str = "sq_l2",
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """`dispersive` with positive pairs: `h_positive` holds the second view of each row of `h`.
 
-    InfoNCE: mean_i [D(i, i+) / tau + log sum_j exp(-D_ij / tau)], j over the first view, i included.
+    InfoNCE: mean_i [D(i, i+) / tau + log sum_j exp(-D_ij / tau)], j over the first view with i.
     hinge: mean_i D(i, i+)^2 + mean_ij max(0, margin - D_ij)^2.
     covariance: sum_m (1 - C_mm)^2 + w sum over m != n of C_mn^2, C the correlation of feature m in
     the first view with n in the second.
@@ -241,12 +239,9 @@ def contrastive(
     return (near / tau + torch.logsumexp(-gap / tau, 1)).mean()
 
 
-def _check_rows(least: int, **tensors: Tensor) -> None:
-    """ConfigError unless the tensors are floating, of one shape with `least` dimensions at least,
-    and not empty.
-    """
-    check_same_shape(**tensors)
-    check_floating(**tensors)
+def _check_batches(least: int, **tensors: Tensor) -> None:
+    """The tensors must be alike, have `least` dimensions at least, and not be empty."""
+    check_alike(**tensors)
     name, first = next(iter(tensors.items()))
     if first.dim() < least or first.numel() == 0:
         raise ConfigError(
@@ -256,13 +251,13 @@ def _check_rows(least: int, **tensors: Tensor) -> None:
 
 def _same(**tensors: Tensor) -> tuple[Tensor, ...]:
     """The named tensors (B, *dims) in one dtype."""
-    _check_rows(1, **tensors)
+    _check_batches(1, **tensors)
     return _one_dtype(*tensors.values())
 
 
 def _features(**views: Tensor) -> tuple[Tensor, ...]:
     """Each view (B, *dims) as (B, d), in its own dtype: `gram` promotes slab by slab."""
-    _check_rows(2, **views)
+    _check_batches(2, **views)
     return tuple(h.reshape(len(h), -1) for h in views.values())
 
 
@@ -285,9 +280,7 @@ def _with_negatives(v: Tensor, u_neg: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row_shares(keep: Tensor, v: Tensor, rescale: bool) -> Tensor:
-    """What each row (B,) counts in a mean over the kept rows: keep / B, or with `rescale` keep /
-    (kept rows), 0 if none is.
-    """
+    """The weight of each row (B,) in a mean: keep / B, or with `rescale` keep / (kept rows)."""
     check_tensor(keep=keep)
     if keep.shape != v.shape[:1]:
         raise ConfigError(
@@ -329,8 +322,8 @@ def _dissimilarity(z: Tensor, variant: str, normalize_by_dim: bool, distance: st
     scale = z.shape[1] if normalize_by_dim else 1
     squared = (size[:, None] + size - 2 * products).clamp_min(0) / scale
     if variant == "hinge" and distance == "l2":
-        # a difference of large numbers knows no smaller distance than this; its root would be noise
-        # with a steep slope
+        # rounding of large numbers hides distances below this; their roots would be noise with a
+        # steep slope
         floor = 4 * torch.finfo(size.dtype).eps * (size[:, None] + size).detach() / scale
         return root(torch.where(squared <= floor, 0, squared))
     return squared
@@ -350,8 +343,9 @@ def _dissimilarity_to(
 
 
 def _cross_correlation(z: Tensor, other: Tensor, w: float) -> Tensor:
-    """sum_m (1 - C_mm)^2 + w sum_{m != n} C_mn^2 with C = z^T other / B, through B x B matrices:
-    |C|^2 = sum(K * K').
+    """sum_m (1 - C_mm)^2 + w sum_{m != n} C_mn^2 with C = z^T other / B.
+
+    Only (B, B) matrices K and K' are needed: |C|^2 = sum(K * K') / B^2.
     """
     diagonal = (z * other).mean(0)
     everything = (gram(z) * gram(other)).sum() / len(z) ** 2

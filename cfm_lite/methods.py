@@ -1,8 +1,9 @@
 """Every method in one table: its term, its control, its way back, its names and its colour.
 
-A method is flow matching plus a term. Where the optimum of a method is a known map of FM's velocity,
+A method is flow matching plus a term. If the optimum of a method is a known map of FM's velocity,
 the table also holds that map, the *control*, and its inverse, which *debiases* a trained network.
-The control needs no training: what it reaches is re-targeting, and only what is left is repulsion.
+The control needs no training. So what the control reaches is due to re-targeting alone, and only
+the rest is due to repulsion.
 
 Recipes, the arms of the lab, `--debias`, figures, explorers and the README's table read this file,
 so a new method is one entry here. CONTRIBUTING.md shows one.
@@ -41,7 +42,11 @@ Settings = Any  # what has the fields of a recipe: method, also, weight, k, pert
 
 
 class Needed(NamedTuple):
-    """What terms need beside their settings; `Method.needs` names what a method must be given."""
+    """What terms need beside their settings; `Method.needs` names what a method must be given.
+
+    >>> Needed().width
+    2048
+    """
 
     codec: Any = None  # from x1 to the images that it stands for; None for pixels and points
     teacher: Any = None  # a frozen encoder, images -> (B, T, dim), with the attribute `dim`
@@ -50,7 +55,11 @@ class Needed(NamedTuple):
 
 
 class Data(Protocol):
-    """What a map of velocities may know of the data: the dims of one sample, and E[x1] (*dims)."""
+    """What a map of velocities may know of the data: the dims of one sample, and E[x1].
+
+    >>> from types import SimpleNamespace
+    >>> data = SimpleNamespace(shape=(2,), mean=torch.zeros(2))  # an object with both is one
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -65,10 +74,12 @@ Change = Callable[[Velocity, Settings, Data], Velocity]
 
 @dataclass(frozen=True)
 class Arm:
-    """A trained method as it is sampled and drawn: its name in rows, and what `change` does to the
-    velocity.
+    """A trained method as it is sampled and drawn, with an optional `change` of its velocity.
 
-    Without a colour an arm looks muted, in a way that depends on its name alone.
+    An arm without a colour is drawn in a muted style that its name decides.
+
+    >>> arms()["fm_scaled"].trained
+    'fm'
     """
 
     method: str
@@ -86,7 +97,7 @@ class Arm:
         return self.change is not None
 
     def __call__(self, velocity: Velocity, settings: Settings, data: Data) -> Velocity:
-        """The velocity that is sampled, of a network that was trained by `trained`."""
+        """The velocity that is sampled, from that of a network that was trained by `trained`."""
         return self.change(velocity, settings, data) if self.change else velocity
 
 
@@ -94,9 +105,12 @@ class Arm:
 class Method:
     """What is trained: flow matching plus `terms`, and what is known of its optimum.
 
-    `control` maps FM's velocity to that optimum, `debias` maps it back; None where no such map is
-    known. `needs` names what must be there: a network that gives "features", a "teacher", a
+    `control` maps FM's velocity to that optimum, and `debias` maps it back; None where no such map
+    is known. `needs` names what must be there: a network that gives "features", a "teacher", a
     "codec". `reads` are the fields of a recipe that its terms read.
+
+    >>> METHODS["delta_fm"].control.method
+    'fm_retargeted'
     """
 
     name: str
@@ -158,11 +172,8 @@ def _spread_pairs(s: Settings, needed: Needed) -> tuple[Any, ...]:
 def _aligned(s: Settings, needed: Needed) -> tuple[Any, ...]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed + 1)  # the projector's own: the network was drawn from s.seed
-        teacher = needed.teacher
-        term = Alignment(
-            s.align, s.align_block, needed.hidden_size, teacher, teacher.dim, width=needed.width
-        )
-    return (term,)
+        hidden, teacher, width = needed.hidden_size, needed.teacher, needed.width
+        return (Alignment(s.align, s.align_block, hidden, teacher, teacher.dim, width=width),)
 
 
 # Controls and ways back: from a velocity to another one, without training
@@ -385,7 +396,11 @@ _VARIED = (  # one training with another field, or two methods at once
 
 
 def arms() -> dict[str, Arm]:
-    """Every arm by name: FM, what needs no training, each method with its way back, and pairs."""
+    """Every arm by name: FM, what needs no training, each method with its way back, and pairs.
+
+    >>> list(arms())[:3]
+    ['fm', 'fm_scaled', 'fm_retargeted']
+    """
     fm, *others = (
         (Arm(m.name, m.label, m.name, None, m.colour, m.marker, m.line), m.control, m.debias)
         for m in METHODS.values()
@@ -400,7 +415,12 @@ def arms() -> dict[str, Arm]:
 def debiasing(settings: Settings) -> Arm:
     """The arm that undoes what the method of `settings` does to the velocity.
 
-    Raises ConfigError where no inverse is known: for a method without one, and for two at once.
+    Raises:
+        ConfigError: no inverse is known, as for a method without one, or for two at once.
+
+    >>> from types import SimpleNamespace
+    >>> debiasing(SimpleNamespace(method="delta_fm", also=None)).method
+    'delta_fm_debiased'
     """
     undo = {name: method.debias for name, method in METHODS.items() if method.debias}
     if settings.method not in undo or settings.also in undo:

@@ -1,11 +1,10 @@
-"""An objective is a weighted sum of terms:  L = flow matching - lambda * repulsion + w * dispersive + ...
+"""An objective is a weighted sum of terms: L = flow matching - λ repulsion + w dispersive + ...
 
-Adding a regulariser is adding one element to the tuple. Every term draws from a generator of its
-own, so a term with weight 0 leaves the run bit for bit as it was. The terms themselves stand in
-terms.py; this is where they meet a model.
+A new regulariser is one more element of the tuple. Every term draws from a generator of its own, so
+a term with weight 0 leaves the run bit for bit as it was. The terms themselves stand in terms.py;
+here they meet a model.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from cfm_lite._internal.checks import (
     check_number,
     check_same_shape,
     full_precision,
+    is_finite,
     on_host,
     plain,
     promote,
@@ -71,24 +71,38 @@ __all__ = [
 
 
 class Objective(nn.Module):
-    """Draws noise and times, runs the model once, and sums the terms; DDP and torch.compile wrap
-    this.
+    """Draws noise and times, runs the model once, and sums the terms.
 
-    `model(x, t, y)` returns a velocity and `model.forward_features(x, t, y, blocks)` also features.
-    `forward` takes data `x1` (B, *dims), labels `y` (B,) in [0, num_classes - 1] or None, and an
-    optional `context` (B, ...) for an alignment teacher; it returns the total (a scalar) and {term
-    name: unweighted value}, with `repulsion_left_out` where rows can lack a negative. Noise,
-    negatives, dispersive batches and label dropout live inside a shard of `shard` rows (None: the
-    whole batch). By default noise and times come from torch's global generator; after `at(seed,
-    step)` everything is keyed by (seed, step, shard), so that neither accumulation nor world size
-    changes a run. Labels are dropped in training mode alone: after `eval()` the losses are those of
-    the labels given.
+    Calling it gives the total (a scalar) and {term name: unweighted value}, with
+    `repulsion_left_out` where rows can lack a negative. It takes data `x1` (B, *dims), labels `y`
+    (B,) in [0, num_classes - 1] or None, and an optional `context` (B, ...) for an alignment
+    teacher. DDP and torch.compile wrap this module.
 
-    A path is said once, here: times and negatives with a keyword `path` follow it.
+    By default noise and times come from torch's global generator. After `at(seed, step)` every draw
+    is keyed by (seed, step, shard), so that neither accumulation nor the number of ranks changes a
+    run.
 
-    Raises ConfigError for a repulsion whose weight * K reaches the flow-matching weight (the loss
-    is then unbounded below), for times or negatives that were given another path, for two terms of
-    one name, for labels out of range, and for label dropout without a null label.
+    Args:
+        model: `model(x, t, y)` returns a velocity, and `model.forward_features(x, t, y, blocks)`
+            also features.
+        path: given once, here: times and negatives with a keyword `path` follow it.
+        terms: what is summed.
+        time: a time distribution of draws.py.
+        couple: a pairing of noise with data of draws.py.
+        label_dropout: the probability that a label is dropped, in training mode alone. After
+            `eval()` the losses are those of the given labels.
+        shard: how many rows share noise, negatives, dispersive batches and label dropout; None is
+            the whole batch.
+
+    Raises:
+        ConfigError: a repulsion whose λK reaches the weight of flow matching (the loss would have
+            no minimum), times or negatives of another path, two terms of one name, labels out of
+            range, or label dropout without a null label.
+
+    >>> from cfm_lite.models import MLP
+    >>> loss, values = Objective(MLP(2), terms=(FlowMatching(), Repulsion(0.05)))(torch.ones(8, 2))
+    >>> list(values)
+    ['flow_matching', 'repulsion']
     """
 
     def __init__(
@@ -104,20 +118,10 @@ class Objective(nn.Module):
         super().__init__()
         check_module(model=model)
         check_path(path)
-        check_keywords(
-            "time",
-            time,
-            "time(n, *, generator, device)",
-            1,
-            ("generator", "device", *(["path"] if takes(time, "path") else [])),
-        )
-        check_keywords(
-            "couple",
-            couple,
-            "couple(x0, x1, y)",
-            3,
-            ("generator",) if takes(couple, "generator") else (),
-        )
+        keywords = ("generator", "device", *(("path",) if takes(time, "path") else ()))
+        check_keywords("time", time, "time(n, *, generator, device)", 1, keywords)
+        keywords = ("generator",) if takes(couple, "generator") else ()
+        check_keywords("couple", couple, "couple(x0, x1, y)", 3, keywords)
         self.model, self.path, self.time, self.couple = model, path, time, couple
         self.label_dropout = check_number("label_dropout", label_dropout, 0.0, 1.0)
         self.shard = shard if shard is None else check_count("shard", shard)
@@ -151,13 +155,16 @@ class Objective(nn.Module):
         return super().train(mode)
 
     def _found_weights(self) -> tuple[Tensor, ...]:
-        """The parameters, kept: to walk through the modules takes longer than a small step's draw."""
+        # kept: a walk through the modules takes longer than the draw of a small step
         self._weights = tuple(self.model.parameters())
         return self._weights
 
     def plus(self, *terms: Any) -> "Objective":
-        """A new objective on the same model with further terms:
-        `delta_fm(model).plus(Dispersive(0.5, block=2))`.
+        """A new objective on the same model with further terms.
+
+        >>> from cfm_lite.models import MLP
+        >>> list(delta_fm(MLP(2)).plus(Dispersive(0.5, block=2)).terms)
+        ['flow_matching', 'repulsion', 'dispersive']
         """
         every = (*self.terms.values(), *terms)
         return Objective(
@@ -165,10 +172,16 @@ class Objective(nn.Module):
         )
 
     def at(self, seed: int, step: int, first_shard: int = 0) -> "Objective":
-        """Key every draw of the next calls by (seed, step, shard number), shards counted from
-        `first_shard`.
+        """Key every draw of the next calls by (seed, step, shard number).
+
+        Shards are counted from `first_shard`.
+
+        >>> from cfm_lite.models import MLP
+        >>> objective, x1 = fm(MLP(2)), torch.ones(8, 2)
+        >>> bool(objective.at(0, 1)(x1)[0] == objective.at(0, 1)(x1)[0])
+        True
         """
-        # once a step, and Module.__setattr__ takes as long as a kernel
+        # this runs once a step, and Module.__setattr__ takes as long as a kernel
         vars(self)["_key"] = (seed, step, first_shard)
         return self
 
@@ -213,17 +226,17 @@ class Objective(nn.Module):
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         if not blocks:
-            return as_velocity_of(
-                self.model(x, t, y) if self._labelled else self.model(x, t), x
-            ), {}
+            v = self.model(x, t, y) if self._labelled else self.model(x, t)
+            return as_velocity_of(v, x), {}
         features: Any = self.model.forward_features
         return as_features(features(x, t, y, blocks=blocks), x, blocks)
 
     @torch.compiler.disable
     @full_precision()
     def _draw(self, x1: Tensor, y: Tensor | None) -> tuple[FlowSample, dict[str, Any], list[slice]]:
-        """Everything random, outside any compiled graph: the sample, what each term prepared, and
-        the shards as slices.
+        """Everything random, outside any compiled graph.
+
+        The result is the sample, what each term prepared, and the shards as slices.
         """
         # as under torch.set_default_dtype(torch.float64): data in float32 follow the weights
         if any(p.dtype == torch.float64 for p in self._weights or self._found_weights()):
@@ -251,14 +264,10 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         g = self._generator(x1.device, shard, "draw") if self._key else None
         x0 = noise_like(x1, g)
-        t = (
-            _times(self.law(len(x1), generator=g, device=x1.device), x1)
-            .to(x1.dtype)
-            .clamp(max=self.path.train_end)
-        )
-        drawn = (
-            {"generator": self._generator(x1.device, shard, "couple")} if self._couple_draws else {}
-        )
+        t = _times(self.law(len(x1), generator=g, device=x1.device), x1)
+        t = t.to(x1.dtype).clamp(max=self.path.train_end)
+        own = self._couple_draws
+        drawn = {"generator": self._generator(x1.device, shard, "couple")} if own else {}
         x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
         if y is None:
             return x0, x1, t, None, None
@@ -276,8 +285,7 @@ class Objective(nn.Module):
             raise ConfigError(
                 f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims) with at least one row."
             )
-        # a sum is quicker, and it is finite only where every entry is
-        if on_host(x1) and not math.isfinite(x1.sum()) and not torch.isfinite(x1).all():
+        if on_host(x1) and not is_finite(x1):
             bad = (~torch.isfinite(x1.flatten(1)).all(1)).nonzero().flatten().tolist()
             raise ConfigError(
                 f"x1 holds NaN or infinity in rows {bad[:8]}; every value must be finite. Clean "
@@ -329,20 +337,17 @@ def _joined(shards: Sequence[Any]) -> Any:
 
 def _times(t: Any, x1: Tensor) -> Tensor:
     if not isinstance(t, Tensor) or t.shape != x1.shape[:1] or not t.is_floating_point():
-        seen = (
-            f"a tensor {tuple(t.shape)} of {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
-        )
+        tensor = isinstance(t, Tensor)
+        shown = f"a tensor {tuple(t.shape)} of {t.dtype}" if tensor else type(t).__name__
         raise ConfigError(
-            f"time gave {seen}; it must give a floating tensor ({len(x1)},), one time in [0, 1] "
+            f"time gave {shown}; it must give a floating tensor ({len(x1)},), one time in [0, 1] "
             "per row."
         )
     return t
 
 
 def _coupled(triple: Any, x1: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(x0, x1, y) of what a coupling returned; ConfigError unless it is such a triple, with as many
-    rows as before.
-    """
+    """(x0, x1, y) of what a coupling returned, which must be such a triple of as many rows."""
     if not isinstance(triple, tuple | list) or len(triple) != 3:
         raise ConfigError(
             f"couple gave {type(triple).__name__}; it must give (x0, x1, y), the noise, the data "
@@ -400,7 +405,12 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
 
 
 def fm(model: nn.Module, **settings: Any) -> Objective:
-    """Plain flow matching; `settings` are those of `Objective`."""
+    """Plain flow matching; `settings` are those of `Objective`.
+
+    >>> from cfm_lite.models import MLP
+    >>> list(fm(MLP(2)).terms)
+    ['flow_matching']
+    """
     return Objective(model, **settings)
 
 
@@ -412,12 +422,18 @@ def delta_fm(
     contrast_null: bool = True,
     **settings: Any,
 ) -> Objective:
-    """Contrastive flow matching, lambda = `weight` in [0, 1) (Stoica et al. 2025, arXiv:2506.05350,
-    eq. 6; lambda = 0.05).
+    """Contrastive flow matching, with λ = `weight` in [0, 1).
+
+    `contrast_null` False leaves out rows whose label was dropped.
+
+    Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; λ = 0.05.
+
+    >>> from cfm_lite.models import MLP
+    >>> delta_fm(MLP(2), weight=0.05).terms["repulsion"].weight
+    0.05
     """
-    return Objective(
-        model, terms=(FlowMatching(), Repulsion(weight, negatives, contrast_null)), **settings
-    )
+    terms = FlowMatching(), Repulsion(weight, negatives, contrast_null)
+    return Objective(model, terms=terms, **settings)
 
 
 def vecor(
@@ -431,7 +447,16 @@ def vecor(
     path: Path = LINEAR,
     **settings: Any,
 ) -> Objective:
-    """Velocity contrastive regularisation, `weight` * `k` < 1 (Hong et al. 2025, arXiv:2511.18942)."""
+    """Velocity contrastive regularisation, with λ = `weight` and 0 <= λk < 1.
+
+    The other arguments are those of `negatives.perturbed`.
+
+    Reference: Hong et al. 2025 (arXiv:2511.18942); λ = 0.05, k = 1.
+
+    >>> from cfm_lite.models import MLP
+    >>> vecor(MLP(2), weight=0.1, k=3).terms["repulsion"].k
+    3
+    """
     check_keywords("perturb", perturb, "perturb(x, *, generator=None)", 1, ("generator",))
     negatives = perturbed(perturb, space=space, k=k, codec=codec)
     return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
@@ -446,40 +471,43 @@ def dispersive(
     variant: str = "infonce_l2",
     **settings: Any,
 ) -> Objective:
-    """Dispersive loss after `block` (default: a quarter of the depth, counted from 1) (Wang and He
-    2025, arXiv:2506.09027; 0.5, 0.5).
+    """Dispersive loss after `block`, counted from 1; by default a quarter of the depth.
 
     `weight` None is 0.5 for the forms that are means over pairs of rows. The covariance form is a
     sum over the d (d - 1) pairs of features, so there it is 0.5 / (d (d - 1)): half the mean
     squared correlation, between 0 and 0.5. d is the model's `hidden_size`, times the tokens of a
-    SiT; give the weight for a network of your own with tokens. Raises ConfigError without
-    `hidden_size`.
+    SiT. Give the weight for a network of your own with tokens.
+
+    Raises:
+        ConfigError: the covariance form without a weight, for a model without `hidden_size`.
+
+    Reference: Wang and He 2025 (arXiv:2506.09027); weight 0.5, tau 0.5.
+
+    >>> from cfm_lite.models import MLP
+    >>> dispersive(MLP(2, depth=4)).terms["dispersive"].block
+    1
     """
     check_module(model=model)
     weight = _spreading_weight(model, variant) if weight is None else weight
     depth = plain(getattr(model, "depth", None)) or 1  # without a depth the first block
-    term = Dispersive(
-        weight, max(1, depth // 4) if block is None else check_count("block", block), variant, tau
-    )
+    block = max(1, depth // 4) if block is None else check_count("block", block)
+    term = Dispersive(weight, block, variant, tau)
     return Objective(model, terms=(FlowMatching(), term), **settings)
 
 
 def _spreading_weight(model: Any, variant: str) -> float:
-    """The paper's 0.5, on a mean over pairs: the covariance form does not divide by the number of
-    its pairs, so the weight does.
-    """
+    """The paper's 0.5, divided by the number of pairs where the loss itself does not do so."""
     if variant != "covariance":
         return 0.5
     width, positions = plain(getattr(model, "hidden_size", None)), getattr(model, "pos_embed", None)
     if not isinstance(width, int):
         raise ConfigError(
             "weight is None, and the covariance form needs one that fits the number of features d, "
-            "which this network does not tell; "
-            "give weight = 0.5 / (d * (d - 1)), d the size of one sample's features."
+            "which this network does not tell; give weight = 0.5 / (d * (d - 1)), d the size of "
+            "one sample's features."
         )
-    tokens = (
-        positions.shape[1] if isinstance(positions, Tensor) and positions.dim() == 3 else 1
-    )  # a row of the table for each
+    tabled = isinstance(positions, Tensor) and positions.dim() == 3
+    tokens = positions.shape[1] if tabled else 1  # the table has a row for each
     d = width * tokens
     return 0.5 / max(1, d * (d - 1))
 
@@ -487,8 +515,18 @@ def _spreading_weight(model: Any, variant: str) -> float:
 def repa(
     model: nn.Module, teacher: Any, weight: float = 0.5, block: int = 8, **settings: Any
 ) -> Objective:
-    """Representation alignment with a frozen `teacher` of `.dim` features per token (Yu et al.
-    2024, arXiv:2410.06940).
+    """Representation alignment with a frozen `teacher` of `.dim` features per token.
+
+    Raises:
+        ConfigError: a model without `hidden_size`, or a teacher without `dim`.
+
+    Reference: Yu et al. 2024 (arXiv:2410.06940); weight 0.5, block 8.
+
+    >>> from cfm_lite.models import MLP
+    >>> teacher = torch.nn.Identity()
+    >>> teacher.dim = 2
+    >>> list(repa(MLP(2), teacher, block=1).terms)
+    ['flow_matching', 'alignment']
     """
     check_module(model=model)
     hidden, dim = plain(getattr(model, "hidden_size", None)), plain(getattr(teacher, "dim", None))
@@ -499,9 +537,7 @@ def repa(
         if not isinstance(value, int):
             raise ConfigError(
                 f"{what} is {value!r:.60}; it must be the number of features per token. Set it, or "
-                "use Alignment(weight, block, "
-                "hidden_size, teacher, teacher_dim), which is told."
+                "use Alignment(weight, block, hidden_size, teacher, teacher_dim), which is told."
             )
-    return Objective(
-        model, terms=(FlowMatching(), Alignment(weight, block, hidden, teacher, dim)), **settings
-    )
+    terms = FlowMatching(), Alignment(weight, block, hidden, teacher, dim)
+    return Objective(model, terms=terms, **settings)

@@ -87,7 +87,7 @@ class Path:
         return f"Path({self.name!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle or copy of a path of `PATHS` is that path; any other comes back by its fields."""
+        """A copy of a path of `PATHS` is that path itself; any other is made of its fields."""
         if PATHS.get(self.name) == self:
             return _named, (self.name,)
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))

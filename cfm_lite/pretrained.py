@@ -1,5 +1,4 @@
-"""Small networks that ship with the package, so that every explorer moves before anything is
-trained.
+"""Small networks that ship with the package, so that explorers run without any training.
 
 cfm_lite/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision,
 with the recipe and a fingerprint of both in its header. The recorded command that makes them all:
@@ -31,8 +30,8 @@ from cfm_lite.theory import EXACT
 __all__ = ["RECIPES", "folder", "load", "make"]
 
 _DIGITS = {"hidden_size": 192}
-# some eight minutes on one core: 16 tokens, small batches, and more of the times at which the field
-# is hard to learn
+# about eight minutes on one core: 16 tokens, small batches, and more times near the middle, where
+# the field is hard to learn
 _MNIST: dict[str, Any] = {
     "hidden_size": 80,
     "depth": 3,
@@ -56,26 +55,34 @@ RECIPES: dict[str, Recipe] = {
 
 
 def folder() -> Path:
-    """Where the shipped networks lie: cfm_lite/checkpoints, in a checkout and in an installed
-    package.
+    """Where the shipped networks lie: cfm_lite/checkpoints.
+
+    >>> folder().name
+    'checkpoints'
     """
     return Path(__file__).parent / "checkpoints"
 
 
 @functools.cache
 def load(name: str) -> nn.Module:
-    """The network called `name` (see RECIPES) in eval mode, float32, frozen; `load(name).recipe` is
-    what trained it.
+    """The network called `name` (see RECIPES), in eval mode, float32 and frozen.
 
-    One object per name and process. Raises ConfigError for an unknown name, CheckpointError where
-    the file is missing, and CheckpointCorruptError where its content is not what its header says.
+    `load(name).recipe` is what trained it. There is one object per name and process.
+
+    Raises:
+        ConfigError: an unknown name.
+        CheckpointError: the file is missing.
+        CheckpointCorruptError: its content is not what its header says.
+
+    >>> load("toy_fm").recipe.method
+    'fm'
     """
     check_choice("checkpoint", name, RECIPES)
     path = folder() / f"{name}.safetensors"
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no {path}; install cfm_lite again, or make it: python -m "
@@ -98,8 +105,9 @@ def load(name: str) -> nn.Module:
 
 
 def make(name: str, into: Path, **changes: Any) -> Path:
-    """Train the network called `name`, with some recipe fields changed, and write it to
-    INTO/NAME.safetensors.
+    """Train the network called `name` and write it to INTO/NAME.safetensors.
+
+    `changes` are fields of its recipe.
     """
     check_choice("checkpoint", name, RECIPES)
     chosen = RECIPES[name].changed(**changes)
@@ -118,9 +126,7 @@ def make(name: str, into: Path, **changes: Any) -> Path:
 
 
 def main(names: Sequence[str]) -> None:
-    """Make the networks called `names`, or all of them; ConfigError for an unknown name, before
-    anything is trained.
-    """
+    """Make the networks called `names`, or all of them; an unknown name is refused at once."""
     for name in names:
         check_choice("checkpoint", name, RECIPES)
     torch.set_num_threads(1)

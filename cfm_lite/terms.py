@@ -1,8 +1,8 @@
-"""The terms of an objective: what a loss needs, its weight, and what it reads.
+"""The terms of an objective: each draws what its loss needs, and computes the loss.
 
-A term names its `weight` and the `blocks` whose features it reads; what is random in it happens in
-`prepare`, what is differentiable in the call, which returns the unweighted value. `sign` is -1 for
-what is subtracted. See CONTRIBUTING.md for one in 20 lines.
+A term names its `weight` and the `blocks` whose features it reads. `prepare` draws everything that
+is random. The call is differentiable and returns the unweighted value. `sign` is -1 for a term that
+is subtracted. CONTRIBUTING.md shows a term in 20 lines.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,11 +40,11 @@ __all__ = [
 
 
 class Draw(NamedTuple):
-    """What a term may use to prepare itself: the sample, the rows whose label was dropped, and one
-    generator of its own per shard.
+    """What a term may use to prepare itself, with one generator of its own per shard.
+
+    `sample.y` holds the labels that the model will see: the null label in the rows `dropped`.
     """
 
-    # y holds the labels that the model will see: the null label where they were dropped
     sample: FlowSample
     dropped: Tensor | None
     shards: Sequence[slice]
@@ -58,9 +58,7 @@ class Draw(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What a term may read: the sample, the model's velocity `v` (B, *dims), the features it asked
-    for, and its own preparation.
-    """
+    """What a term may read: the sample, the model's velocity `v`, and what the term asked for."""
 
     sample: FlowSample
     v: Tensor
@@ -72,9 +70,7 @@ class Evaluated(NamedTuple):
 
 
 class Term(Protocol):
-    """The interface of a term; see CONTRIBUTING.md for one in 20 lines. `sign` is -1 for what is
-    subtracted.
-    """
+    """The interface of a term."""
 
     weight: float
     name: str | None
@@ -87,9 +83,7 @@ class Term(Protocol):
 
 
 class _Plain:
-    """A frozen dataclass whose numbers are Python's own, whichever were given: they are keys, and
-    they are written as JSON.
-    """
+    """A frozen dataclass that turns its numbers into Python's own, which JSON can hold."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -108,7 +102,13 @@ class _Deterministic(_Plain):
 
 @dataclass(frozen=True)
 class FlowMatching(_Deterministic):
-    """Regress the velocity: mean |v - u_t|^2 (Lipman et al. 2023, eq. 14)."""
+    """Regress the velocity: mean |v - u_t|^2.
+
+    Reference: Lipman et al. 2023 (arXiv:2210.02747), eq. 14.
+
+    >>> FlowMatching()
+    FlowMatching(weight=1.0, name=None)
+    """
 
     weight: float = 1.0
     name: str | None = None
@@ -119,11 +119,19 @@ class FlowMatching(_Deterministic):
 
 @dataclass(frozen=True)
 class Repulsion(_Plain):
-    """Push the velocity away from wrong ones; it is subtracted (Stoica et al. 2025, eq. 6; Hong et
-    al. 2025).
+    """Push the velocity away from wrong ones; this term is subtracted.
 
-    Negatives with an argument `path` lie on the objective's. `contrast_null=False` leaves out rows
-    whose label was dropped; `rescale=True` then divides by the kept rows, as DeltaFM does.
+    Negatives with an argument `path` get that of the objective.
+
+    Args:
+        weight: λ, with λK below the weight of flow matching.
+        contrast_null: False leaves out rows whose label was dropped.
+        rescale: True divides by the number of kept rows, as DeltaFM does.
+
+    Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; Hong et al. 2025 (arXiv:2511.18942).
+
+    >>> Repulsion(0.05).k
+    1
     """
 
     weight: float
@@ -136,14 +144,9 @@ class Repulsion(_Plain):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keywords = [
-            name
-            for name in ("generator", "path")
-            if name == "generator" or takes(self.negatives, name)
-        ]
-        check_keywords(
-            "negatives", self.negatives, "negatives(sample, *, generator=None)", 1, keywords
-        )
+        keywords = ("generator", "path") if takes(self.negatives, "path") else ("generator",)
+        call = "negatives(sample, *, generator=None)"
+        check_keywords("negatives", self.negatives, call, 1, keywords)
 
     @property
     def k(self) -> int:
@@ -152,28 +155,23 @@ class Repulsion(_Plain):
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """(u_neg, keep) of the whole batch, drawn shard by shard."""
-        negatives = on_path(self.negatives, draw.path, "negatives")
+        negatives, u_t = on_path(self.negatives, draw.path, "negatives"), draw.sample.u_t
         parts = [
             _with_keep(negatives(sample, generator=g), sample.u_t) for sample, g in draw.each()
         ]
-        u_neg = torch.cat(
-            [wrong for wrong, _ in parts], dim=parts[0][0].dim() - draw.sample.u_t.dim()
-        )  # (B, *dims) or (K, B, *dims)
-        k = len(u_neg) if u_neg.dim() > draw.sample.u_t.dim() else 1
+        several = parts[0][0].dim() - u_t.dim()  # 1 for (K, B, *dims), 0 for (B, *dims)
+        u_neg = torch.cat([wrong for wrong, _ in parts], dim=several)
+        k = len(u_neg) if several else 1
         if k != self.k:  # the bound weight * K < 1 was checked with the declared K
             raise ConfigError(
                 f"the negatives gave K = {k} wrong velocities and declare k = {self.k}; set their "
                 f"attribute k = {k}."
             )
-        everyone = torch.ones(len(draw.sample.t), dtype=torch.bool, device=draw.sample.t.device)
         keep = None
         if any(kept is not None for _, kept in parts):
-            keep = torch.cat(
-                [
-                    everyone[rows] if kept is None else kept.bool()
-                    for (_, kept), rows in zip(parts, draw.shards)
-                ]
-            )
+            everyone = torch.ones(len(u_t), dtype=torch.bool, device=u_t.device)
+            pairs = zip(parts, draw.shards)
+            keep = torch.cat([everyone[r] if own is None else own.bool() for (_, own), r in pairs])
         if not self.contrast_null and draw.dropped is not None:
             keep = ~draw.dropped if keep is None else keep & ~draw.dropped
         elif keep is not None and len(keep) > 1 and on_host(keep) and not keep.all():
@@ -195,8 +193,14 @@ class Repulsion(_Plain):
 
 @dataclass(frozen=True)
 class Dispersive(_Deterministic):
-    """Spread the features after `block` (from 1), shard by shard, without positive pairs (Wang and
-    He 2025, table 1).
+    """Spread the features after `block` (counted from 1), shard by shard, without positive pairs.
+
+    `options` go to `losses.dispersive`: margin, normalize_by_dim, include_diagonal, distance.
+
+    Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
+
+    >>> Dispersive(0.5, block=2).blocks
+    (2,)
     """
 
     weight: float
@@ -204,31 +208,33 @@ class Dispersive(_Deterministic):
     variant: str = "infonce_l2"
     tau: float = 0.5
     name: str | None = None
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # margin, normalize_by_dim, include_diagonal, distance
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def blocks(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return (self.block,)
 
     def __call__(self, batch: Evaluated) -> Tensor:
-        h = batch.features[self.block]
-        values = [
-            losses.dispersive(h[rows], self.variant, self.tau, **self.options)
-            for rows in batch.shards
-        ]
+        h, settings = batch.features[self.block], (self.variant, self.tau)
+        values = [losses.dispersive(h[r], *settings, **self.options) for r in batch.shards]
         return _mean_over_shards(values, batch.shards)
 
 
 @dataclass(frozen=True)
 class Contrastive(_Plain):
-    """The counterpart with positive pairs: a second noisy view of the same data must stay near, the
-    others far (ibid., table 1).
+    """Spread features with positive pairs: a second noisy view of the same data must stay near.
 
-    `views`: "independent" draws noise and time anew; "restricted" draws the second time within
-    `max_gap` of the first, clipped to [0, 1]. Both views have noise of their own; the flow-matching
-    loss sees the first only.
+    Both views have noise of their own. The flow-matching loss sees the first one only.
+
+    Args:
+        views: "independent" draws the second time anew, "restricted" within `max_gap` of the first
+            and clipped to [0, 1].
+        options: of `losses.contrastive`: margin, w, normalize_by_dim.
+
+    Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
+
+    >>> Contrastive(0.5, block=2, views="restricted").max_gap
+    0.005
     """
 
     weight: float
@@ -238,7 +244,7 @@ class Contrastive(_Plain):
     views: str = "independent"
     max_gap: float = 0.005
     name: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # margin, w, normalize_by_dim
+    options: Mapping[str, Any] = field(default_factory=dict)
     sign = 1.0
 
     @property
@@ -252,42 +258,42 @@ class Contrastive(_Plain):
 
     def _second_time(self, t: Tensor, draw: Draw, generator: Generator) -> Tensor:
         if self.views == "independent":
-            return (
-                draw.time(len(t), generator=generator, device=t.device)
-                .to(t.dtype)
-                .clamp(max=draw.path.train_end)
-            )
+            second = draw.time(len(t), generator=generator, device=t.device)
+            return second.to(t.dtype).clamp(max=draw.path.train_end)
         u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
         return (t + self.max_gap * (2 * u - 1)).clamp(0, draw.path.train_end)
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """(x_t, t) of the second view."""
-        noise, times = zip(
-            *[
-                (noise_like(sample.x1, g), self._second_time(sample.t, draw, g))
-                for sample, g in draw.each()
-            ]
-        )
+        views = [
+            (noise_like(sample.x1, g), self._second_time(sample.t, draw, g))
+            for sample, g in draw.each()
+        ]
+        noise, times = zip(*views)
         t = torch.cat(times)
         return draw.path.interpolate(torch.cat(noise), draw.sample.x1, t)[0], t
 
     def __call__(self, batch: Evaluated) -> Tensor:
         x_t, t = batch.prepared
         _, second = batch.model(x_t, t, batch.sample.y, blocks=(self.block,))
-        h, h_positive = batch.features[self.block], second[self.block]
+        h, near, settings = batch.features[self.block], second[self.block], (self.variant, self.tau)
         values = [
-            losses.contrastive(h[rows], h_positive[rows], self.variant, self.tau, **self.options)
-            for rows in batch.shards
+            losses.contrastive(h[r], near[r], *settings, **self.options) for r in batch.shards
         ]
         return _mean_over_shards(values, batch.shards)
 
 
 class Alignment(_Deterministic, nn.Module):
-    """REPA: project the features after `block` and align them with a frozen teacher's (Yu et al.
-    2024, eq. 8).
+    """REPA: project the features after `block` and align them with a frozen teacher's.
 
-    The teacher maps the data (or the `context` given to the objective: clean images, or features
-    computed before) to (B, T, D). Projector: Linear, SiLU, Linear, SiLU, Linear of width 2048.
+    The teacher maps the data to (B, T, `teacher_dim`), or the `context` that the objective is given
+    (clean images, or features computed before). The projector is Linear, SiLU, Linear, SiLU, Linear
+    of `width`. The teacher is neither trained nor saved with the run.
+
+    Reference: Yu et al. 2024 (arXiv:2410.06940), eq. 8.
+
+    >>> Alignment(0.5, 8, hidden_size=16, teacher=lambda x: x, teacher_dim=4).blocks
+    (8,)
     """
 
     def __init__(
@@ -304,9 +310,7 @@ class Alignment(_Deterministic, nn.Module):
         super().__init__()
         self.weight, self.block, self.name = plain(weight), plain(block), name
         self.blocks = (self.block,)
-        self._teacher = (
-            teacher,
-        )  # in a tuple: the frozen teacher is neither trained nor saved with the run
+        self._teacher = (teacher,)  # in a tuple, so that it is no submodule
         self.projector = nn.Sequential(
             nn.Linear(hidden_size, width),
             nn.SiLU(),
@@ -344,21 +348,16 @@ def _rows(sample: FlowSample, rows: slice) -> FlowSample:
 
 
 def _with_keep(part: Any, u: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(u_neg, keep) of what negatives gave for velocities `u` (B, *dims); ConfigError for anything
-    else.
-    """
+    """(u_neg, keep) of what negatives gave for velocities `u`; ConfigError for anything else."""
     u_neg, keep = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
-    if (
-        not isinstance(u_neg, Tensor)
-        or u_neg.shape[u_neg.dim() - u.dim() :] != u.shape
-        or u_neg.dim() > u.dim() + 1
-    ):
-        seen = (
+    more = u_neg.dim() - u.dim() if isinstance(u_neg, Tensor) else -1  # dims before (B, *dims)
+    if more not in (0, 1) or u_neg.shape[more:] != u.shape:
+        shape = (
             f"a tensor {tuple(u_neg.shape)}" if isinstance(u_neg, Tensor) else type(u_neg).__name__
         )
         raise ConfigError(
-            f"negatives gave {seen}; it must be u_neg {tuple(u.shape)}, (K, *{tuple(u.shape)}), or "
-            "(u_neg, keep)."
+            f"negatives gave {shape}; it must be u_neg {tuple(u.shape)}, (K, *{tuple(u.shape)}), "
+            "or (u_neg, keep)."
         )
     if keep is not None and (not isinstance(keep, Tensor) or keep.shape != u.shape[:1]):
         raise ConfigError(

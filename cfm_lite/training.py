@@ -1,6 +1,4 @@
-"""The training loop: draw, step, average; it yields, and the caller prints, plots and saves.
-
-What keeps it alive stands in engine/: the guard, the average, the ranks, checkpoints."""
+"""The training loop: draw, step, average. It yields; engine/ holds what keeps a run alive."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,27 +21,30 @@ __all__ = ["Trainer", "warmup"]
 
 
 class Trainer:
-    """Owns the optimizer, the averaged model `ema` and the step count of one objective.
+    """Trains one objective; holds its optimizer, the averaged model `ema` and the step count.
 
-    `optimizer` defaults to fused AdamW(lr, betas, weight_decay) with 1e-3, (0.9, 0.999) and 0; one
-    that is given has settings of its own, and must hold every parameter that requires a gradient.
-    `clip` bounds the gradient norm (None: no bound). `ema_decay` in [0, 1); with `ema_warmup` it is
-    at most (1 + n) / (10 + n) after n updates, so that a short run does not average its own start.
-    `ema2_decay` > 0 keeps a second average, `ema2`, with a decay of its own (0: none); both are
-    saved. `seed` keys every draw with the step. `accumulate` splits a batch into that many
-    micro-batches of whole shards. `precision` is "float32" or "bf16" (autocast; parameters and
-    losses stay float32). `schedule` maps a step to a factor on lr. `runaway` (None: never) stops,
-    at a logged step, a run whose flow-matching error has been above runaway^2 times the first one
-    seen, or times 1, the variance of the noise, if that is more: the velocity was then about
-    `runaway` times as fast as the data ask for. So an optimum that repulsion scales by more than
-    that, weight * K > 1 - 1 / runaway, is refused as well. `compile` compiles the transformer
-    blocks in place (each for a size of micro-batch), or, where there are none, the objective as a
-    whole; None does so on CUDA, where there are blocks. Names, copies and the average stay plain.
-    In a `world` of several ranks each is given its own part of the batch, whole shards in the order
-    of the ranks; gradients and logged values are means over all of them. `parallel` is "ddp" (every
-    rank holds everything) or "fsdp" (a part, FSDP2; `ema` then runs on all ranks together).
+    Draws are keyed by (seed, step). In a `world` of several ranks each gets whole shards of every
+    batch; gradients and logged values are means.
+
+    Args:
+        optimizer: one that holds every trained parameter; default fused AdamW(1e-3, decay 0).
+        clip: the bound of the gradient norm, or None.
+        ema_decay: in [0, 1); with `ema_warmup` at most (1 + n) / (10 + n) after n updates.
+        ema2_decay: above 0 it keeps a second average, `ema2`.
+        accumulate: into how many micro-batches, of whole shards, a batch is cut.
+        precision: "float32", or "bf16" (autocast; parameters and losses stay float32).
+        schedule: a function of the step that gives a factor on lr.
+        compile: True compiles the transformer blocks, or else the objective; None only on CUDA.
+        runaway: stops a run, at a logged step, whose flow-matching error was above runaway^2 times
+            its first value (at least 1). λK > 1 - 1 / runaway is then stopped, too. None: never.
+        parallel: "ddp" (every rank holds everything) or "fsdp" (a part; `ema` is collective).
 
     Raises ConfigError for a value outside its range, and for parameters that are not finite.
+
+    >>> from cfm_lite import models, objective
+    >>> trainer = Trainer(objective.fm(models.MLP(2)))
+    >>> [int(log["step"]) for log in trainer.run([torch.ones(8, 2)] * 2, steps=2)]
+    [1, 2]
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class Trainer:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.optimizer = optimizer or optimizers.make_optimizer(objective, **own)
         self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
-        errors = [name for name, term in objective.terms.items() if isinstance(term, FlowMatching)]
-        self._guard = Guard(device, next(iter(errors), None), settings.runaway, averaged)
+        errors = (name for name, term in objective.terms.items() if isinstance(term, FlowMatching))
+        self._guard = Guard(device, next(errors, None), settings.runaway, averaged)
         decisive = settings.decisive | {"lr": self._base_lr}
         self._state = State(objective, self._averages, self.optimizer, decisive)
 
@@ -121,9 +122,8 @@ class Trainer:
     def run(self, batches: Iterable[Any], steps: int) -> Iterator[dict[str, Tensor]]:
         """Train for `steps` steps; yields {"step", "loss", term: value, "grad_norm"} after each.
 
-        A step is done when its entry is asked for; a run that nobody iterates warns. `batches`
-        gives x1, (x1, y) or (x1, y, context), or a dict with these names. Raises ConfigError,
-        DivergenceError (nothing was updated), and DataError for batches of another kind or too few.
+        A step is done when its entry is asked for. `batches` gives x1, (x1, y) or (x1, y, context),
+        or a dict with these names. Raises DivergenceError (nothing was updated), and DataError.
         """
         return Running(self._run(stream(batches, check_count("steps", steps))))
 
@@ -176,8 +176,8 @@ class Trainer:
     ) -> Path:
         """Write a checkpoint of this step under `directory` and return its path.
 
-        Raises DivergenceError for a run that has diverged, and what `checkpoint.save` raises. All
-        ranks call this and rank 0 writes; the others return `directory`.
+        All ranks call this; rank 0 writes, and the others return `directory`. Raises
+        DivergenceError for a diverged run, and what `checkpoint.save` raises.
         """
         self._guard.check(self.step, self.lr)
         saved = self._state.save(directory, self.step, config or {}, self.world, keep)
@@ -192,9 +192,9 @@ class Trainer:
     ) -> "Trainer":
         """Resume from `directory`, a step-* folder or a folder of them (its newest valid one).
 
-        It may come from another number of ranks. `accept` is given the `config` that was saved with
-        it, before anything changes, and may raise. Raises CheckpointError, CheckpointCorruptError,
-        or ResumeMismatchError that lists what differs.
+        It may come from another number of ranks. `accept` gets the `config` that was saved with it,
+        before anything changes, and may raise. Raises CheckpointError, CheckpointCorruptError, or
+        ResumeMismatchError that lists what differs.
         """
         self.step, self._guard.saved = self._state.load(directory, accept)
         return self

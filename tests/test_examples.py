@@ -6,13 +6,17 @@ import inspect
 
 import pytest
 
+from cfm_lite import errors
+
 IDEAS = (
     "errors", "paths", "draws", "perturbations", "negatives", "losses", "terms", "objective",
-    "theory", "guidance", "samplers", "metrics", "methods", "training",
+    "theory", "guidance", "samplers", "metrics", "methods", "training", "pretrained",
     "models.embed", "models.mlp", "models.sit", "models.official", "models.encoders",
 )  # fmt: skip
-# what a term is given, and the shape of one: examples of them stand in CONTRIBUTING.md
-BARE = {"terms.Draw", "terms.Evaluated", "terms.Term"}
+# what a term is given, and its form, of which CONTRIBUTING.md has examples; errors that need no
+# example beside that of their base; and what trains for minutes
+BARE = {"terms.Draw", "terms.Evaluated", "terms.Term", "pretrained.make"}
+BARE |= {f"errors.{name}" for name in errors.__all__ if name != "CFMError"}
 
 
 def examples(module):
@@ -33,6 +37,10 @@ def public(module):
 
 @pytest.mark.parametrize("idea", IDEAS)
 def test_every_example_gives_what_it_shows(idea):
+    if idea == "models.encoders":
+        pytest.importorskip("timm")
+    if idea == "samplers":
+        pytest.importorskip("torchdiffeq")
     module = importlib.import_module(f"cfm_lite.{idea}")
     assert doctest.testmod(module).failed == 0
 

@@ -1,7 +1,7 @@
-"""What the losses are built from: lengths that are safe at zero, and the Gram matrix z z^T, whose
-gradient is written by hand.
+"""What the losses are built from: lengths that are safe at zero, and the Gram matrix z z^T.
 
-Autograd alone would need several times the memory and the time for a centred Gram matrix.
+The gradient of the Gram matrix is written by hand: for a centred one autograd would need several
+times the memory and the time.
 
 Convention: rows are samples, (B, d). Arithmetic runs in float32 at least.
 """
@@ -38,7 +38,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def standardize(z: Tensor) -> Tensor:
-    """Columns of mean 0 and (biased) variance 1; a constant column becomes 0 and gets no gradient."""
+    """Columns of mean 0 and (biased) variance 1; a constant column becomes 0, without gradient."""
     z = promote(z)
     mean = z.mean(0)
     z = z - mean
@@ -67,8 +67,9 @@ def _plain_gram(z: Tensor, centre: bool) -> Tensor:
 
 
 def _many_at_once(grad: Tensor) -> bool:
-    """Whether autograd runs this backward pass for a batch of gradients (is_grads_batched), which
-    is a tensor without a storage.
+    """Whether this backward pass runs for a batch of gradients (is_grads_batched).
+
+    Such a batch is a tensor without a storage.
     """
     if torch.compiler.is_compiling():
         return False
@@ -79,22 +80,19 @@ def _many_at_once(grad: Tensor) -> bool:
     return transformed(grad)
 
 
-# The Gram matrix runs over slabs of columns, and only the slab at hand is centred and promoted:
-# there is never a second copy of z.
-# Both directions are operators of their own, so that torch.compile neither unrolls the slabs nor
-# lowers the backward's precision.
+# The Gram matrix is summed over slabs of columns. Only one slab at a time is centred and promoted,
+# so there is never a second copy of z. Both directions are operators of their own: torch.compile
+# then neither unrolls the slabs nor lowers the precision of the backward pass.
 
 
 def _gram_forward(z: Tensor, centre: bool) -> Tensor:
     out = torch.zeros(len(z), len(z), dtype=promote(z[:0]).dtype, device=z.device)
-    step = (
-        max(64, -(-len(z) // 4)) if z.device.type == "cpu" else len(z)
-    )  # up to four bands: what lies above the diagonal is mirrored
+    # up to four bands: what lies above the diagonal is mirrored
+    step = max(64, -(-len(z) // 4)) if z.device.type == "cpu" else len(z)
     for _, slab in _slabs(z, centre, out.dtype):
         for i in range(0, len(z), step):
-            out[i : i + step, : i + step].addmm_(
-                slab[i : i + step], slab[: i + step].mT
-            )  # in place: autocast leaves its precision
+            # in place, because autocast does not change the precision of that
+            out[i : i + step, : i + step].addmm_(slab[i : i + step], slab[: i + step].mT)
     return out.tril() + out.tril(-1).mT
 
 
@@ -110,18 +108,17 @@ def _gram_product(weights: Tensor, z: Tensor, centre: bool) -> Tensor:
 
 
 def _slabs(z: Tensor, centre: bool, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Columns of z, in one buffer that is used again: small slabs suit a CPU's cache, slabs of 64
-    MB keep a GPU's launches few.
+    """Slabs of columns of z, in one buffer that is used again.
+
+    Small slabs fit a CPU's cache. On a GPU slabs of 64 MB keep the launches few.
     """
     size = max(1024, -(-z.shape[1] // 128) if z.device.type == "cpu" else 2**24 // len(z))
     buffer = torch.empty(len(z), min(size, z.shape[1]), dtype=dtype, device=z.device)
     for start in range(0, z.shape[1], size):
         part = z[:, start : start + size]
         slab = buffer[:, : part.shape[1]]
-        yield (
-            slice(start, start + size),
-            torch.sub(part, part.mean(0, dtype=dtype), out=slab) if centre else slab.copy_(part),
-        )
+        slab = torch.sub(part, part.mean(0, dtype=dtype), out=slab) if centre else slab.copy_(part)
+        yield slice(start, start + size), slab
 
 
 _gram = torch.library.custom_op("cfm_lite::gram", _gram_forward, mutates_args=())
@@ -150,7 +147,7 @@ def _gram_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     if ctx.centre:
         weights = weights - weights.mean(0)
         weights = weights - weights.mean(1, keepdim=True)
-    # a second derivative, or one for each of many `grad`: leave it to autograd
+    # autograd follows a second derivative, or one for each of many `grad`
     if torch.is_grad_enabled() or _many_at_once(grad):
         return (weights @ z.to(weights.dtype)).to(z.dtype), None
     return _gram_gradient(weights, z, ctx.centre), None

@@ -1,8 +1,6 @@
-"""Imports a package that only some rooms need, when they need it: timm and torchvision,
-torchdiffeq, torch-fidelity.
+"""Imports optional packages when they are needed: timm, torchvision, torchdiffeq, torch-fidelity.
 
-A missing package is one line that names the extra to install. `import cfm_lite` itself needs none
-of them.
+A missing package gives one line that names the extra to install.
 """
 
 import importlib
@@ -24,8 +22,7 @@ _libraries: list[torch.library.Library] = []  # a declaration lives as long as i
 
 
 def optional(module: str, extra: str) -> ModuleType:
-    """The imported `module` ("timm", "torchvision.datasets", ...), which `pip install
-    'cfm-lite[extra]'` provides.
+    """The imported `module`, which `pip install 'cfm-lite[extra]'` provides.
 
     Raises ConfigError if it, or a package that it needs, is not installed or cannot be imported.
     """
@@ -58,14 +55,13 @@ def _failure(module: str, extra: str, error: Exception) -> ConfigError:
 
 
 def _declare_operators(missing: str) -> None:
-    """Declare the compiled operators that torchvision describes on import, wherever they are
-    absent.
+    """Declare the compiled operators that torchvision describes on import, if they are absent.
 
-    Reason: with a CPU build of torch and the ordinary (CUDA) build of torchvision, torchvision's
-    compiled library does not load. It tolerates that, except for the few operators whose shape
-    function it registers without asking first; the import then fails, and timm's with it, although
-    both need only torchvision's Python part. A declaration without a kernel is enough: calling such
-    an operator still raises torchvision's own message.
+    With a CPU build of torch and the ordinary (CUDA) build of torchvision, torchvision's compiled
+    library does not load. torchvision accepts that, except for a few operators whose shape function
+    it registers in any case. The import then fails, and timm's with it, although both need only
+    torchvision's Python part. A declaration without a kernel is enough: a call of such an operator
+    still raises torchvision's own message.
     """
     spec = importlib.util.find_spec("torchvision")
     source = (

@@ -1,8 +1,6 @@
-"""Paths as a user gives them: `~` is expanded in one place, and what cannot be written is refused
-before any work is done.
+"""Paths as a user gives them: `~` is expanded here, and unusable paths are refused before any work.
 
-Files that others rely on are never overwritten: those of a run, of latents, and whatever a command
-itself reads.
+Some files are never overwritten: those of a run, those of latents, and what a command itself reads.
 """
 
 import os
@@ -15,51 +13,20 @@ from cfm_lite.errors import ConfigError, DataError
 __all__ = ["check_file", "check_folder", "check_suffix", "expanded", "inside"]
 
 Given = str | os.PathLike[str]
-OWN = (  # what runs, checkpoints, samples and latents are made of
-    *(
-        "config.json",
-        "log.jsonl",
-        "latent_mean.npy",
-        "settings.json",
-        "MANIFEST.json",
-        "state.json",
-    ),
-    *(
-        "weights.safetensors",
-        "optimizer.safetensors",
-        "index.json",
-        "plan.json",
-        "labels.npy",
-        "mean.npy",
-        "keys.txt",
-    ),
-)
+OWN = (  # the files of runs, checkpoints, samples and latents
+    "config.json", "log.jsonl", "latent_mean.npy", "settings.json", "MANIFEST.json", "state.json",
+    "weights.safetensors", "optimizer.safetensors", "index.json", "plan.json", "labels.npy",
+    "mean.npy", "keys.txt",
+)  # fmt: skip
 _FILES = (  # a new folder with such a name was meant to be a file
-    *(
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".gif",
-        ".webp",
-        ".svg",
-        ".pdf",
-        ".npz",
-        ".npy",
-        ".json",
-        ".jsonl",
-        ".csv",
-        ".txt",
-        ".md",
-        ".pkl",
-    ),
-    *(".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".tgz", ".gz", ".xz", ".zip"),
-)
+    ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".npz", ".npy", ".json", ".jsonl",
+    ".csv", ".txt", ".md", ".pkl", ".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".tgz", ".gz",
+    ".xz", ".zip",
+)  # fmt: skip
 
 
 def expanded(path: Given) -> Path:
-    """`path` with `~` and `~user` expanded; ConfigError for an unknown user, or a name that no file
-    can have.
-    """
+    """`path` with `~` and `~user` expanded; ConfigError for a user or a name that cannot be."""
     text = os.fspath(path)
     if "\0" in text:
         raise ConfigError(
@@ -74,12 +41,11 @@ def expanded(path: Given) -> Path:
 
 
 def check_suffix(path: Path, suffixes: Iterable[str], option: str = "--out") -> None:
-    """Raise ConfigError that names a path that would do, unless `path` ends in one of `suffixes`."""
+    """`path` must end in one of `suffixes`; the ConfigError names a path that would do."""
     allowed = list(suffixes)
     if path.suffix not in allowed:
-        better = (
-            path.with_name(f"{path.stem}{allowed[0]}") if path.name else path / f"out{allowed[0]}"
-        )
+        first = allowed[0]
+        better = path.with_name(f"{path.stem}{first}") if path.name else path / f"out{first}"
         raise ConfigError(
             f"{option} is {path}; it must end in {' or '.join(allowed)}, such as {better}."
         )
@@ -88,18 +54,13 @@ def check_suffix(path: Path, suffixes: Iterable[str], option: str = "--out") -> 
 def check_file(
     path: Path, suffixes: Iterable[str], *, inputs: Iterable[Path] = (), option: str = "--out"
 ) -> Path:
-    """`path`, a file that may be written, or written anew; nothing is made.
+    """`path`, a file that may be written or replaced; nothing is made.
 
-    Raises ConfigError for another suffix, for one of `inputs` and for a file that a run, a
-    checkpoint, samples or latents are made of; DataError where a folder is in the way or nothing
-    can be written.
+    Raises ConfigError for another suffix, for one of `inputs` and for a file of a run, a
+    checkpoint, samples or latents. Raises DataError if it is a folder or cannot be written.
     """
     check_suffix(path, suffixes, option)
-    for other in inputs:
-        if _same(path, other):
-            raise ConfigError(
-                f"{option} is {path}, which this command reads; choose another {option}."
-            )
+    _check_not_read(path, inputs, option)
     if os.path.lexists(path) and {path.name, os.path.basename(os.path.realpath(path))} & set(OWN):
         raise ConfigError(
             f"{option} is {path}, which belongs to a run, to samples or to latents and would be "
@@ -115,16 +76,12 @@ def check_file(
 
 
 def check_folder(path: Path, *, inputs: Iterable[Path] = (), option: str = "--out") -> Path:
-    """`path`, a folder that is there or can be made, and can be written to; nothing is made.
+    """`path`, a folder that exists or can be made, and can be written to; nothing is made.
 
-    Raises ConfigError for the name of a file and for one of the folders in `inputs`; DataError
-    where a file is in the way or nothing can be written.
+    Raises ConfigError for the name of a file and for one of `inputs`. Raises DataError if it is a
+    file or cannot be written.
     """
-    for other in inputs:
-        if _same(path, other):
-            raise ConfigError(
-                f"{option} is {path}, which this command reads; choose another {option}."
-            )
+    _check_not_read(path, inputs, option)
     if not path.is_dir() and path.suffix.lower() in _FILES:
         kind = "is a file" if path.exists() else "has the name of a file"
         raise ConfigError(
@@ -139,6 +96,11 @@ def inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
+def _check_not_read(path: Path, inputs: Iterable[Path], option: str) -> None:
+    if any(_same(path, other) for other in inputs):
+        raise ConfigError(f"{option} is {path}, which this command reads; choose another {option}.")
+
+
 def _same(path: Path, other: Path) -> bool:
     try:
         return os.path.samefile(path, other)  # hard and symbolic links too
@@ -147,18 +109,15 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _check_writable(folder: Path, option: str) -> None:
-    """Raise DataError unless a file can be made in `folder`, or in the nearest folder above it that
-    is there.
-    """
+    """DataError unless a file can be made in `folder`, or in the nearest existing one above it."""
     try:
         place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not place.is_dir():
             raise DataError(
                 f"cannot make or write {folder}: {place} is no folder. Choose another {option}."
             )
-        tempfile.TemporaryFile(
-            dir=place
-        ).close()  # the only honest answer: root may do what the mode forbids, a mount may not
+        # to try it is the only reliable test: root may do what the mode forbids, a mount may not
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         raise DataError(
             f"cannot make or write {folder}: {error.strerror or error}. Choose another {option}."

@@ -1,3 +1,1 @@
-"""What keeps a training alive and whole: checkpoints, the average, several processes. It knows no
-Trainer.
-"""
+"""What keeps a training alive: checkpoints, the average, several processes. It knows no Trainer."""

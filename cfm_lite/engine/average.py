@@ -1,9 +1,10 @@
 """The average of a model over its own training, which is what one samples from.
 
-    ema <- ema + rate (model - ema),   rate = 1 - decay,   with `warmup` 1 - min(decay, (1 + n) / (10 + n)) after n updates
+    ema <- ema + rate (model - ema)
+    rate = 1 - decay, with `warmup` 1 - min(decay, (1 + n) / (10 + n)) after n updates
 
-The count stays on the host and the gate on the device, so that an update reads nothing back and is
-a handful of kernels. Reference: Polyak & Juditsky 1992; the warm-up is that of TensorFlow's
+The count stays on the host and the gate on the device. So an update reads nothing back, and takes
+few kernels. Reference: Polyak & Juditsky 1992; the warm-up is that of TensorFlow's
 ExponentialMovingAverage.
 """
 
@@ -19,8 +20,12 @@ __all__ = ["Average", "share_of_start"]
 
 
 class Average:
-    """`module`, a copy of the model that follows it; `n_averaged` counts the updates, of which the
-    first copies.
+    """`module`, the average of a model; `n_averaged` counts its updates, of which the first copies.
+
+    >>> average = Average(nn.Linear(1, 1), decay=0.9)
+    >>> average.update_parameters(nn.Linear(1, 1))
+    >>> round(average.rate, 3)
+    0.1
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
@@ -41,13 +46,13 @@ class Average:
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module, ok: Tensor | None = None) -> None:
-        """Move towards the parameters of `model` and take over its buffers; nothing moves where
-        `ok`, a scalar on its device, is 0.
+        """Move towards the parameters of `model` and copy its buffers.
+
+        No parameter moves if `ok`, a scalar on the device, is 0.
         """
         (ema, params), buffers = self._found(model)
-        if (
-            self.n_averaged == 0
-        ):  # a bad step left the model as it was, so the first copy needs no gate
+        # a bad step left the model as it was, so the first copy needs no gate
+        if self.n_averaged == 0:
             torch._foreach_copy_(ema, params)
         else:
             lerp(ema, params, self.rate, ok)
@@ -58,41 +63,33 @@ class Average:
     def _found(
         self, model: nn.Module
     ) -> tuple[tuple[list[Tensor], list[Tensor]], list[tuple[Tensor, Tensor]]]:
-        """Both lists of parameters and the pairs of buffers. They are looked up once, because
-        walking through the modules can take longer than averaging.
+        """Both lists of parameters and the pairs of buffers, looked up once.
+
+        A walk through the modules can take longer than the average itself.
         """
         if self._pairs is None or self._pairs[0] is not model:
-            pairs = [
-                (_local(mine), _local(theirs))
-                for mine, theirs in zip(self.module.parameters(), model.parameters())
-            ]
-            for mine, theirs in pairs:  # one kernel walks both in the order of their memory
+            both = zip(self.module.parameters(), model.parameters())
+            pairs = [(_local(mine), _local(theirs)) for mine, theirs in both]
+            for mine, theirs in pairs:  # one kernel reads both in the order of their memory
                 if mine.stride() != theirs.stride():
                     mine.data = torch.empty_like(theirs).copy_(mine)
-            # frozen integers or 8-bit numbers have no mean: they are taken over, as buffers are
-            means = [
-                (mine, theirs)
-                for mine, theirs in pairs
-                if mine.is_floating_point() and mine.itemsize > 1
-            ]
-            others = [
-                (mine, theirs)
-                for mine, theirs in pairs
-                if not (mine.is_floating_point() and mine.itemsize > 1)
-            ]
+            # frozen integers or 8-bit numbers have no mean: they are copied, as buffers are
+            means = [pair for pair in pairs if _has_mean(pair[0])]
+            others = [pair for pair in pairs if not _has_mean(pair[0])]
             ema, params = ([pair[i] for pair in means] for i in (0, 1))
-            self._pairs = (
-                model,
-                ((ema, params), [*others, *zip(self.module.buffers(), model.buffers())]),
-            )
+            copies = [*others, *zip(self.module.buffers(), model.buffers())]
+            self._pairs = model, ((ema, params), copies)
         return self._pairs[1]
 
 
 def share_of_start(decay: float, warmup: bool, updates: int) -> float:
-    """How much of the network's start is still in the average after `updates`, in [0, 1]: the
-    product of all decays so far.
+    """The share of the network's start in the average after `updates`: the product of all decays.
 
-    0.999 without warm-up keeps 37 % for 1,000 steps: what one samples is then mostly untrained.
+    0.999 without warm-up keeps 37 % after 1,000 steps. Samples of such an average come from a
+    network that is mostly untrained.
+
+    >>> round(share_of_start(0.999, warmup=False, updates=1000), 2)
+    0.37
     """
     check_number("decay", decay, 0.0, 1.0, open_high=True)
     check_flag(warmup=warmup)
@@ -108,9 +105,7 @@ def share_of_start(decay: float, warmup: bool, updates: int) -> float:
 
 
 def lerp(ema: list[Tensor], params: list[Tensor], rate: float, ok: Tensor | None = None) -> None:
-    """ema += rate * (params - ema) in place, list by list; with the gate `ok` (0 or 1, on the
-    tensors' device) times `ok`.
-    """
+    """ema += rate * ok * (params - ema) in place; the gate `ok` is 0, 1 (on the device) or None."""
     if ok is None:
         torch._foreach_lerp_(ema, params, rate)
     elif ok.device.type in _FUSED:
@@ -125,18 +120,20 @@ _FUSED = ("cpu", "cuda")
 def _gated(ema: list[Tensor], params: list[Tensor], rate: float, found_inf: Tensor) -> None:
     """One kernel for many tensors that reads the gate on the device, which `_foreach_lerp_` cannot.
 
-    It is the one of fused SGD: p - rate (p - g) with weight decay 1 and the sign of g turned is the
-    same line as a lerp.
+    It is fused SGD's: with weight decay 1 and the other sign of g, p - rate (p - g) is a lerp.
     """
     for dtype in {p.dtype for p in ema}:
         pairs = [(e, p) for e, p in zip(ema, params) if e.dtype == dtype]
         torch._fused_sgd_(
-            [e for e, _ in pairs], [p for _, p in pairs], [],
-            weight_decay=1.0, momentum=0.0, lr=rate, dampening=0.0, nesterov=False, maximize=True, is_first_step=False, found_inf=found_inf,
+            [e for e, _ in pairs], [p for _, p in pairs], [], weight_decay=1.0, momentum=0.0,
+            lr=rate, dampening=0.0, nesterov=False, maximize=True, is_first_step=False,
+            found_inf=found_inf,
         )  # fmt: skip
 
 
+def _has_mean(p: Tensor) -> bool:
+    return p.is_floating_point() and p.itemsize > 1
+
+
 def _local(p: Any) -> Tensor:
-    return (
-        p.to_local() if hasattr(p, "to_local") else p
-    )  # of a DTensor a rank averages its own part
+    return p.to_local() if hasattr(p, "to_local") else p  # a rank averages its part of a DTensor

@@ -1,6 +1,4 @@
-"""Batches at the door of a training: what may be one, how it is cut, and a warning for a run that
-nobody asks for steps.
-"""
+"""Batches of a training: what may be one, how it is cut, and a warning for an unused run."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,7 +15,7 @@ _PARTS = ("x1", "y", "context")
 
 
 class Running(Iterator[dict[str, Tensor]]):
-    """The steps of a run, each done when it is asked for. Dropped before the first, it warns."""
+    """The steps of a run, each done when it is asked for; it warns if nobody asks for the first."""
 
     def __init__(self, steps: Iterator[dict[str, Tensor]]) -> None:
         self._steps, self._begun = steps, False
@@ -37,9 +35,10 @@ class Running(Iterator[dict[str, Tensor]]):
 
 
 def stream(batches: Any, steps: int) -> Iterator[tuple[Batch, bool]]:
-    """`steps` batches, each with whether it is the last; ConfigError, at once, for what gives none.
+    """`steps` batches, each with whether it is the last one.
 
-    DataError where a batch is of another kind, or they end early.
+    Raises ConfigError at once if `batches` gives none, and DataError for a batch of another kind or
+    too few.
     """
     try:
         source = iter(batches)
@@ -64,8 +63,9 @@ def _stream(source: Iterator[Any], steps: int) -> Iterator[tuple[Batch, bool]]:
 
 
 def as_batch(batch: Any) -> Batch:
-    """(x1, ...) of what the batches gave; DataError unless it is a tensor, one to three of them, or
-    a mapping of x1, y and context.
+    """(x1, ...) of a tensor, of one to three of them, or of a dict of x1, y and context.
+
+    Raises DataError for anything else.
     """
     if isinstance(batch, Mapping) and "x1" in batch and set(batch) <= set(_PARTS):
         count = 3 if batch.get("context") is not None else 2
@@ -89,9 +89,7 @@ def shards_in(rows: int, shard: int | None) -> int:
 
 
 def micro_batches(batch: Batch, count: int, shard: int | None) -> list[Batch]:
-    """`batch` in `count` parts of whole shards; ConfigError, with a size that fits, where it cannot
-    be cut.
-    """
+    """`batch` in `count` parts of whole shards; the ConfigError names a size that can be cut."""
     if count == 1:
         return [batch]
     rows = len(batch[0])
@@ -99,11 +97,8 @@ def micro_batches(batch: Batch, count: int, shard: int | None) -> list[Batch]:
     if not shard or rows % count or size % shard:
         unit = count * (shard or 1)
         near = max(1, round(rows / unit)) * unit
-        how = (
-            f"choose a batch of {near}"
-            if shard
-            else f"give the objective a shard of {near // count} and a batch of {near}"
-        )
+        both = f"give the objective a shard of {near // count} and a batch of {near}"
+        how = f"choose a batch of {near}" if shard else both
         raise ConfigError(
             f"a batch of {rows} cannot be cut into {count} micro-batches of whole shards (shard = "
             f"{shard}); {how}, or any multiple of {unit}."

@@ -1,11 +1,12 @@
 """Checkpoints that are whole or absent: a directory per step, hashed, written aside and renamed.
 
-    run/checkpoints/step-00000500/  weights.safetensors  optimizer.safetensors  state.json  MANIFEST.json
+    run/checkpoints/step-00000500/
+        weights.safetensors  optimizer.safetensors  state.json  MANIFEST.json
 
-MANIFEST.json holds the SHA-256 of every other file and of itself and is written last. The newest
-checkpoint is found by reading and hashing, never by name, size or a pointer that can dangle.
-Nothing is unpickled. A save hashes what it writes while it writes it, tensor by tensor: nothing is
-read back, and no second copy is held.
+MANIFEST.json holds the SHA-256 of every other file and of itself, and is written last. The newest
+whole checkpoint is found by reading and hashing; names, sizes and links are not trusted. Nothing is
+unpickled. A save hashes each tensor while it writes it: nothing is read back, and no second copy is
+held.
 """
 
 import contextlib
@@ -53,8 +54,9 @@ PIECE = 1 << 26  # bytes that are written and hashed at a time
 Item = TypeVar("Item")
 # how a .safetensors file calls the kinds of numbers
 _KINDS = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
+    torch.bool: "BOOL",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
 }  # fmt: skip
@@ -63,9 +65,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one directory holds: tensors by name, the optimizer's tensors, and everything else as
-    plain JSON values.
-    """
+    """What one directory holds: tensors by name, those of the optimizer, and plain JSON values."""
 
     path: Path
     step: int
@@ -83,18 +83,14 @@ def save(
     *,
     keep: int = 3,
 ) -> Path:
-    """Write `directory`/step-N whole or not at all, and remove all but the newest `keep` valid
-    ones; returns its path.
+    """Write `directory`/step-N whole or not at all; its path.
 
-    Raises DiskFullError (with bytes needed and free) or CheckpointError; older checkpoints are
-    untouched by a failure.
+    All but the newest `keep` valid checkpoints are removed. Raises DiskFullError (with the bytes
+    needed and free) or CheckpointError; a failure leaves older checkpoints as they are.
     """
     keep = check_count("keep", keep)
-    directory = Path(directory)
-    needed = (
-        sum(x.numel() * x.element_size() for x in (*weights.values(), *optimizer.values()))
-        + 1_000_000
-    )
+    directory, every = Path(directory), (*weights.values(), *optimizer.values())
+    needed = sum(x.numel() * x.element_size() for x in every) + 1_000_000
     weights, tied = once(weights)
     state = {**state, "tied": tied} if tied else state
     final = _unused(directory, step)
@@ -106,9 +102,8 @@ def save(
             raise OSError(errno.ENOSPC, "no space left")
         work.mkdir(mode=0o700)
         _write_files(work, weights, optimizer, {**state, "step": step})
-        work.chmod(
-            directory.stat().st_mode & 0o777
-        )  # private while half made, then as open as the folder around it
+        # private while half made, then as open as the folder around it
+        work.chmod(directory.stat().st_mode & 0o777)
         os.replace(work, final)
         _fsync(directory)
         _remember(final)
@@ -126,8 +121,8 @@ def save(
 def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Read and verify one checkpoint directory.
 
-    Raises CheckpointError where there is none, CheckpointCorruptError with the file named where a
-    byte differs.
+    Raises CheckpointError if there is none, and CheckpointCorruptError that names the file in which
+    a byte differs.
     """
     path = Path(path)
     manifest = _read_manifest(path)
@@ -152,10 +147,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
 
 
 def latest(directory: str | Path) -> Path:
-    """The newest checkpoint under `directory` that is whole; damaged newer ones are named in a
-    warning.
+    """The newest whole checkpoint under `directory`; a warning names newer ones that are damaged.
 
-    Raises CheckpointError that lists what was found and why it does not serve.
+    Raises CheckpointError that lists what was found, and why none can be used.
     """
     directory = Path(directory)
     reasons: list[str] = []
@@ -180,49 +174,37 @@ def latest(directory: str | Path) -> Path:
 
 
 def exists(directory: str | Path) -> bool:
-    """True where `directory` holds a checkpoint that was saved whole, even if it was damaged later;
-    nothing is read.
-    """
+    """Whether `directory` holds a checkpoint that was saved whole, even if it was damaged later."""
     return next(_candidates(Path(directory)), None) is not None
 
 
 def verify(path: Path) -> None:
-    """Raise CheckpointCorruptError unless every byte of `path` is as its manifest says."""
+    """Every byte of `path` must be as its manifest says; else CheckpointCorruptError."""
     for name, digest in _read_manifest(path)["files"].items():
         _read_verified(path / name, digest)
     _remember(path)
 
 
 def ordered(tensors: Mapping[str, Item]) -> dict[str, Item]:
-    """The same entries by name: the one order in which tensors are saved, loaded and dealt to
-    ranks.
+    """The same entries by name: the one order in which tensors are saved, loaded and sharded.
 
-    A file's own order is another one in each process that reads it, and ranks that exchange tensors
-    must meet at the same one.
+    A file gives its entries in another order to each process, and ranks that exchange tensors need
+    the same order.
     """
     return {name: tensors[name] for name in sorted(tensors)}
 
 
 def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(each tensor under the first of its names, {another name: that one}): a tied weight is stored
-    once and read under both.
+    """(each tensor under the first of its names, {another name: that one}).
+
+    So a tied weight is stored once and read under both names.
     """
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     names: dict[Any, str] = {}
     for name, x in ordered(tensors).items():
-        place = (
-            (
-                x.device,
-                x.untyped_storage().data_ptr(),
-                x.storage_offset(),
-                x.dtype,
-                x.shape,
-                x.stride(),
-            )
-            if x.numel()
-            else name
-        )
+        memory = x.device, x.untyped_storage().data_ptr(), x.storage_offset()
+        place = (*memory, x.dtype, x.shape, x.stride()) if x.numel() else name
         if place in names:
             tied[name] = names[place]
         else:
@@ -231,15 +213,12 @@ def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def check_storable(tensors: Mapping[str, Any]) -> None:
-    """Raise ConfigError, before anything is trained, for the first entry of a state dict that a
-    checkpoint cannot hold.
-    """
+    """A checkpoint must be able to hold every entry of a state dict; else ConfigError."""
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise ConfigError(
                 f"the state dict holds {name}, a {type(x).__name__}; a checkpoint holds tensors "
-                "alone. Make it a buffer, or leave it "
-                "out of the state dict."
+                "alone. Make it a buffer, or leave it out of the state dict."
             )
         if x.dtype not in _KINDS:
             raise ConfigError(
@@ -249,7 +228,7 @@ def check_storable(tensors: Mapping[str, Any]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a reader sees the old file or the new one, never half of it."""
+    """Replace `path` by `data`: a reader sees the old file or the new one, never half of it."""
     try:
         publish(data, path)
         _fsync(path.parent)
@@ -263,28 +242,22 @@ def _write_files(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    files = {
-        "weights.safetensors": _write(work / "weights.safetensors", _safetensors(weights)),
-        "optimizer.safetensors": _write(work / "optimizer.safetensors", _safetensors(optimizer)),
-        "state.json": _write(
-            work / "state.json", [json.dumps(state, indent=1, sort_keys=True).encode()]
-        ),
+    parts = {
+        "weights.safetensors": _safetensors(weights),
+        "optimizer.safetensors": _safetensors(optimizer),
+        "state.json": [json.dumps(state, indent=1, sort_keys=True).encode()],
     }
+    files = {name: _write(work / name, part) for name, part in parts.items()}
     body = {"format": FORMAT, "files": ordered(files)}
-    _write(
-        work / MANIFEST,
-        [json.dumps({**body, "self": _digest(_canonical(body))}, indent=1).encode()],
-    )
+    text = json.dumps({**body, "self": _digest(_canonical(body))}, indent=1)
+    _write(work / MANIFEST, [text.encode()])
     _fsync(work)
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of a .safetensors file, the header and then one tensor after the other; each is
-    brought to the host in its turn.
-    """
-    names = sorted(
-        tensors, key=lambda name: (-tensors[name].element_size(), name)
-    )  # wide ones first, so that all are aligned
+    """The bytes of a .safetensors file: the header, then each tensor, copied to the host in turn."""
+    # wide numbers first, so that all are aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, end = {}, 0
     for name in names:
         kind = _KINDS.get(tensors[name].dtype)
@@ -294,11 +267,8 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
                 "hold. Convert it first."
             )
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        header[name] = {
-            "dtype": kind,
-            "shape": list(tensors[name].shape),
-            "data_offsets": [start, end],
-        }
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
@@ -317,10 +287,9 @@ def _digest(data: bytes) -> str:
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
-    """Write the parts into a new file, down to the disk; returns their SHA-256.
+    """Write the parts into a new file, down to the disk; their SHA-256.
 
-    They are hashed in a second thread meanwhile: where there are two cores, the slower of the two
-    decides.
+    A second thread hashes them meanwhile: with two cores it takes only the time of the slower one.
     """
     with open(path, "xb") as file, _hashing() as (hear, digest):
         for part in parts:
@@ -337,8 +306,8 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
 def _hashing() -> Iterator[tuple[Callable[[bytes | memoryview], None], Any]]:
     """(a function that takes the next bytes, their SHA-256, which is complete after the block).
 
-    What is short is hashed at once. A thread for the long ones has at most a few pieces to do, for
-    what is on its way from a GPU to the disk is a copy that is held.
+    Short pieces are hashed at once, long ones in a thread. Its queue is short, because a piece that
+    waits is a copy in memory.
     """
     digest, pieces = hashlib.sha256(), queue.Queue[Any](maxsize=4)
     thread = threading.Thread(
@@ -370,10 +339,10 @@ def _fsync(path: Path) -> None:
 
 
 def explained(error: Exception, directory: Path, needed: int) -> CheckpointError | DiskFullError:
-    code = getattr(error, "errno", None)
-    if code in _FULL or any(
-        word in str(error).lower() for word in ("no space left", "file too large", "quota exceeded")
-    ):
+    """The error to raise for one of the system while a file is written."""
+    said = "no space left", "file too large", "quota exceeded"
+    full = getattr(error, "errno", None) in _FULL or any(w in str(error).lower() for w in said)
+    if full:
         free = shutil.disk_usage(directory).free if directory.exists() else 0
         return DiskFullError(
             f"{directory} needs {needed:,} bytes and has {free:,} free; nothing older was lost. "
@@ -433,7 +402,7 @@ def _read_verified(file: Path, digest: str) -> bytes:
 
 
 def _order(path: Path) -> tuple[int, int] | None:
-    """(step, repeat) of a checkpoint's name, numbers compared as numbers; None for any other name."""
+    """(step, repeat) of a checkpoint's name, as numbers; None for any other name."""
     match = re.fullmatch(r"step-(\d+)(?:-r(\d+))?", path.name)
     return (int(match[1]), int(match[2] or 0)) if match else None
 
@@ -445,8 +414,9 @@ def _candidates(directory: Path) -> Iterator[Path]:
 
 
 def _unused(directory: Path, step: int) -> Path:
-    """step-N, or step-N-r1, ... when that step was saved before: the old one stays until the new
-    one is whole.
+    """step-N, or step-N-r1, ... if that step was saved before.
+
+    So the old one stays until the new one is whole.
     """
     final, repeat = directory / f"step-{step:08d}", 0
     while final.exists():
@@ -462,13 +432,13 @@ def _clean(directory: Path) -> None:
             stale.unlink(missing_ok=True)
 
 
-# {checkpoint: stamps of its files} of what this process wrote or verified, so that pruning need not
-# read it again
+# {checkpoint: stamps of its files} of those that this process wrote or verified: they need not be
+# read again before older ones are removed
 _KNOWN: dict[Path, dict[str, tuple[int, int, int]]] = {}
 
 
 def _stamps(path: Path) -> dict[str, tuple[int, int, int]]:
-    """What changes when a file of a checkpoint does, without a look inside."""
+    """Size, time and number of each file of a checkpoint: they change when a file does."""
     facts = ((file.name, file.stat()) for file in path.iterdir())
     return {name: (fact.st_size, fact.st_mtime_ns, fact.st_ino) for name, fact in facts}
 
@@ -479,18 +449,14 @@ def _remember(path: Path) -> None:
 
 
 def _is_known(path: Path) -> bool:
-    """True where this process wrote or verified the checkpoint, and no file of it was touched
-    since.
-    """
+    """Whether this process wrote or verified the checkpoint, and no file of it changed since."""
     with contextlib.suppress(OSError):
         return _KNOWN.get(path.resolve()) == _stamps(path)
     return False
 
 
 def _prune(directory: Path, keep: int) -> None:
-    """Remove what is older than the newest `keep` valid checkpoints; a failed removal is only a
-    warning.
-    """
+    """Remove all but the newest `keep` valid checkpoints; a failed removal is only a warning."""
     candidates, valid = list(_candidates(directory)), 0
     if len(candidates) <= keep:
         return

@@ -1,11 +1,10 @@
-"""The one way in which training is compiled: transformer block by transformer block, and everything
-else as it is.
+"""How training is compiled: each transformer block, and nothing else.
 
     graphs of a run = kinds of block, not blocks: the 28 blocks of SiT-XL share one
 
-The same blocks are the unit for one process, under DDP and under FSDP, so nothing between them
-(messages, the losses, what is drawn) breaks a graph. A network without such blocks becomes one
-graph together with its losses. Reference: PyTorch's recipe for regional compilation; torchtitan
+The same blocks are the unit for one process, under DDP and under FSDP. So nothing between them
+(messages, losses, draws) breaks a graph. A network without such blocks becomes one graph together
+with its losses. Reference: PyTorch's recipe for regional compilation; torchtitan
 compiles its blocks in the same way.
 """
 
@@ -27,10 +26,9 @@ BACKEND: Any = "inductor"  # tests put a quick one here, or one that counts
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """What lies in every list of `module` that is called `blocks`, in order: what FSDP deals out
-    and gathers one by one.
+    """The members of every list of `module` that is called `blocks`, in order.
 
-    Blocks inside a block are not listed: they belong to it.
+    FSDP shards and gathers them one by one. Blocks inside a block belong to it, and are not listed.
     """
     lists: dict[str, nn.Module] = {}
     for name, part in module.named_modules():
@@ -44,7 +42,7 @@ _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def _called(part: nn.Module) -> Iterator[nn.Module]:
-    """The children that have a forward pass of their own, which a list of modules has not."""
+    """The children with a forward pass of their own; a list of modules has none."""
     for child in part.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from _called(child)
@@ -53,11 +51,11 @@ def _called(part: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_compiled(chosen: bool | None, module: nn.Module, device: torch.device) -> bool:
-    """Whether the training of `module` on `device` is compiled: as `chosen`, and for None on CUDA,
-    if it has transformer blocks.
+    """Whether the training of `module` on `device` is compiled.
 
-    None stays eager on a GPU that torch's compiler cannot serve: it lacks Triton, a C compiler or
-    capability 7. Raises ConfigError where True is asked for and the machine has no compiler.
+    That is as `chosen`; None compiles on CUDA, if there are transformer blocks. None does not
+    compile where torch's compiler cannot: without Triton, a C compiler or capability 7. Raises
+    ConfigError for True on a machine without a compiler.
     """
     lacking = _lacking(device) if BACKEND == "inductor" else ""
     if chosen is None:
@@ -72,29 +70,27 @@ def is_compiled(chosen: bool | None, module: nn.Module, device: torch.device) ->
 
 
 def compile_parts(module: nn.Module) -> None:
-    """Compile every transformer block of `module` in place, or `module` itself where it has none;
-    names and copies stay plain.
+    """Compile every transformer block of `module` in place, or `module` itself if it has none.
 
-    Sizes are part of a graph: each size of batch has one of its own. Call it before DDP or FSDP
-    wrap the module.
+    Names and copies stay plain. Each size of batch has a graph of its own. Call it before DDP or
+    FSDP wrap the module.
     """
     for part in _transformer_blocks(module) or [module]:
         part.compile(dynamic=False, backend=BACKEND)
 
 
 def unsplit(forward: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-    """`forward`, in which a graph of `module` is never cut or left out.
+    """`forward`, in which no graph of `module` is split or given up.
 
-    DDP would cut each graph where its buckets of gradients end, which gains nothing where a block
-    is the graph. And torch gives a function up after eight graphs, which blocks that differ (in
-    width, or in a number that they hold) would soon reach.
+    DDP would split each graph where its buckets of gradients end, which gains nothing if a block is
+    the graph. And torch gives up a function after eight graphs. Blocks that differ, in width or in
+    a number that they hold, would soon reach that.
     """
     from torch._dynamo import config
 
     limit = max(config.recompile_limit, 8 + len(_transformer_blocks(module)))
-    settings = config.patch(
-        optimize_ddp=False, recompile_limit=limit
-    )  # made once: to enter it takes a tenth of the time
+    # made once: to enter it takes a tenth of the time
+    settings = config.patch(optimize_ddp=False, recompile_limit=limit)
 
     def run(*args: Any) -> Any:
         with settings:
@@ -104,14 +100,15 @@ def unsplit(forward: Callable[..., Any], module: nn.Module) -> Callable[..., Any
 
 
 def _transformer_blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks that are worth a graph: they are made of parts (attention, an MLP); an MLP's are
-    single layers.
+    """The blocks that are worth a graph: they have parts (attention, an MLP) with layers in them.
+
+    The blocks of an MLP are single layers.
     """
-    return [
-        block
-        for block in blocks_of(module)
-        if any(True for part in block.children() for _ in part.children())
-    ]
+
+    def nested(block: nn.Module) -> bool:
+        return any(True for part in block.children() for _ in part.children())
+
+    return list(filter(nested, blocks_of(module)))
 
 
 def _lacking(device: torch.device) -> str:

@@ -1,10 +1,10 @@
 """The guard: a run whose numbers went wrong is stopped, and its parameters stay good.
 
 A flag stays on the device. It gates the fused optimizer (`found_inf`) and the average, so that
-nothing moves on a bad step, nor after it, and no step waits for the device. The flag is read, and
-`DivergenceError` raised, at the next logged step; on the CPU, where a read costs nothing, at once.
-Numbers that stay finite can run away as well: at logged steps the largest flow-matching error so
-far is compared with `runaway`^2 times the first one.
+nothing moves on a bad step or after it, and no step waits for the device. At the next logged step
+the flag is read and `DivergenceError` raised. On the CPU, where a read costs nothing, that happens
+at once. Finite numbers can run away, too: at logged steps the largest flow-matching error so far is
+compared with `runaway`^2 times the first one.
 """
 
 import math
@@ -21,7 +21,7 @@ __all__ = ["Guard"]
 
 
 class Guard:
-    """Watches the values of each step; `error` names the one that may run away (None: none does)."""
+    """Watches the values of each step; `error` names the one that may run away, or is None."""
 
     def __init__(
         self,
@@ -34,9 +34,8 @@ class Guard:
         self.saved: Path | None = None  # the last good checkpoint
         self._error, self._runaway, self._averages = error, runaway, averages
         self._names: list[str] = []  # of what `_bad` counts
-        self._errors: tuple[Tensor, Tensor] | None = (
-            None  # the first and the largest, on the device
-        )
+        # the first and the largest, on the device
+        self._errors: tuple[Tensor, Tensor] | None = None
         # 1 as long as all is well: the fused optimizer reads a float32
         self._ok = torch.ones((), device=device, dtype=torch.float32)
         # step and term of the first bad step
@@ -48,7 +47,7 @@ class Guard:
         return None if self.at_once else self._ok
 
     def watch(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Latch the first step at which a value is not finite; DivergenceError at once on the CPU."""
+        """Keep the first step with a value that is not finite; on the CPU raise DivergenceError."""
         if self.at_once:
             bad = [name for name, value in values.items() if not math.isfinite(value.item())]
             if bad:
@@ -57,9 +56,7 @@ class Guard:
             finite = torch.stack([torch.isfinite(value) for value in values.values()])
             now = torch.stack([torch.full_like(self._bad[0], step), finite.long().argmin()])
             self._bad = torch.where(finite.all() | (self._bad[0] >= 0), self._bad, now)
-            self._ok = (
-                self._bad[0] < 0
-            ).float()  # nothing moves any more, until the error is raised
+            self._ok = (self._bad[0] < 0).float()  # 0 lets nothing move until the error is raised
             self._names = list(values)
         if self._error is not None:
             error = values[self._error]
@@ -68,11 +65,10 @@ class Guard:
             self._errors = first, torch.maximum(largest, error)
 
     def check(self, step: int, lr: float) -> None:
-        """Read what was latched, the averages and the largest error; DivergenceError for the first
-        that is bad.
-        """
-        if (latched := self._bad.tolist())[0] >= 0:
-            raise self._divergence(latched[0], self._names[latched[1]])
+        """Read the kept step, the averages and the largest error; DivergenceError if one is bad."""
+        bad, which = self._bad.tolist()
+        if bad >= 0:
+            raise self._divergence(bad, self._names[which])
         for module in self._averages:
             if not _is_finite(module.parameters()):
                 name = next(name for name, p in module.named_parameters() if not _is_finite([p]))
@@ -105,8 +101,9 @@ class Guard:
 
 
 def _is_finite(tensors: Iterable[Tensor]) -> bool:
-    """True if every entry is finite, of whole tensors and of parts on several ranks; False also if
-    their norm is too large.
+    """Whether every entry is finite, also of tensors that lie in parts on several ranks.
+
+    It is False, too, if their norm is too large to be a number.
     """
     numbers = [x for x in tensors if x.is_floating_point() and x.itemsize > 1]  # others always are
     return math.isfinite(sharded.full(nn.utils.get_total_norm(numbers)))

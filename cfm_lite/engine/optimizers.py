@@ -1,4 +1,4 @@
-"""The optimizer: the default one, what one of your own must hold, and a step of it behind the gate."""
+"""The optimizer: the default, what one of your own must hold, and its step with the gate."""
 
 import math
 from collections.abc import Sequence
@@ -44,8 +44,10 @@ def _pair_of_betas(betas: Any) -> tuple[float, float]:
 
 
 def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **settings: Any) -> None:
-    """Raise ConfigError unless the objective has something to train and the optimizer (None: ours)
-    holds all of that and nothing else, with no `settings` of ours beside it.
+    """A given optimizer must hold all that is trained and nothing else; None is ours.
+
+    Raises ConfigError, also for `settings` of ours beside a given optimizer, and for an objective
+    with nothing to train.
     """
     trained = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
     if not trained:
@@ -102,16 +104,16 @@ def backward(total: Tensor, share: float) -> None:
 
 @torch.no_grad()
 def clip_gradients(parameters: Sequence[Tensor], bound: float | None) -> Tensor:
-    """The norm of all gradients together, which are then scaled so that it is at most `bound`.
+    """The norm of all gradients together, which are then scaled to at most `bound`.
 
-    The same bits as torch's two functions, which sort gradients by device and dtype in each step.
+    The bits are those of torch's two functions, which sort gradients by device and dtype each time.
     """
     grads: list[Any] = [p.grad for p in parameters if p.grad is not None]
     if not (alike := _are_alike(grads)):
         norm = sharded.full(nn.utils.get_total_norm(grads))
     else:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    # where a number is on the host: torch would multiply every gradient by exactly 1
+    # on the host the norm can be read; torch would multiply every gradient by exactly 1
     if bound is None or (norm.device.type == "cpu" and norm.item() + 1e-6 < bound * (1 - 1e-6)):
         return norm
     if alike:
@@ -122,9 +124,7 @@ def clip_gradients(parameters: Sequence[Tensor], bound: float | None) -> Tensor:
 
 
 def _are_alike(grads: list[Tensor]) -> bool:
-    """True for plain tensors of one dtype on one device, CPU or CUDA, for which torch has kernels
-    of many tensors.
-    """
+    """Whether one kernel can take all: plain tensors of one dtype on one CPU or CUDA device."""
     if not grads or grads[0].device.type not in ("cpu", "cuda"):
         return False
     dtype, device = grads[0].dtype, grads[0].device
@@ -132,7 +132,7 @@ def _are_alike(grads: list[Tensor]) -> bool:
 
 
 def update(optimizer: Any, ok: Tensor | None) -> bool:
-    """A step of the optimizer, unless the gate `ok` (None: open) is 0; False where it was left out.
+    """A step of the optimizer unless the gate `ok` is 0; whether it was done. None is no gate.
 
     A fused kernel reads the gate on the device. Other optimizers cost one host read a step.
     """

@@ -1,4 +1,4 @@
-"""The settings of a training, checked at the door."""
+"""The settings of a training, and their checks."""
 
 import contextlib
 import functools

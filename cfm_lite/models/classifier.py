@@ -1,7 +1,6 @@
-"""How a small classifier of real images learns: the judges of samples and REPA's small teachers are
-both made here.
+"""How a small classifier of real images learns: a judge of samples, or a small teacher for REPA.
 
-Shifts and noise widen a small data set; one cycle of the learning rate makes one seed give one
+Shifts and noise widen a small data set. With one cycle of the learning rate one seed gives one
 network.
 """
 
@@ -18,8 +17,10 @@ __all__ = ["JudgeSettings", "fit_classifier", "one_thread"]
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What a judge is and how it learns: `size` of the image, `stride` of the first layer,
-    `channels` there, twice as many after.
+    """What a judge is and how it learns.
+
+    `size` is that of the image. The first layer has `stride` and `channels`, and those after it
+    twice as many channels.
     """
 
     size: int
@@ -32,16 +33,13 @@ class JudgeSettings:
     smoothing: float = 0.1
     learning_rate: float = 5e-3  # the peak of one cycle
     weight_decay: float = 0.05
-    colours: int = field(
-        default=1, repr=False
-    )  # not in the name of a judge's file, which is older than colour
+    # left out of the name of a judge's file, which is older than colour
+    colours: int = field(default=1, repr=False)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Layers this small gain little from a second thread, wait for it on a busy machine, and sum in
-    another order with it.
-    """
+    """Run with one thread: small layers gain little from two, and two sum in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -51,23 +49,21 @@ def one_thread() -> Iterator[None]:
 
 
 def _shifted(x: Tensor, by: int, generator: Generator) -> Tensor:
-    """Each image of `x` (B, C, S, S) moved by up to `by` pixels along both axes; the background -1
-    fills what comes in.
-    """
+    """Each image of `x` (B, C, S, S) moved by up to `by` pixels along both axes, over -1."""
     padded = F.pad(x, (by, by, by, by), value=-1.0).movedim(1, -1)  # (B, S + 2 by, S + 2 by, C)
     top, left = torch.randint(2 * by + 1, (2, len(x)), generator=generator)
     steps = torch.arange(x.shape[-1])
     rows, columns = top[:, None] + steps, left[:, None] + steps  # (B, S)
-    return padded[
-        torch.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]
-    ].movedim(-1, 1)
+    each = torch.arange(len(x))[:, None, None]
+    return padded[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 def fit_classifier(
     judge: nn.Module, x: Tensor, y: Tensor, settings: JudgeSettings, generator: Generator
 ) -> None:
-    """Train a classifier (images -> logits) by `settings`, with shifts and noise drawn from
-    `generator`, and freeze it.
+    """Train a classifier (images -> logits) by `settings`, and freeze it.
+
+    Shifts and noise are drawn from `generator`.
     """
     batch = min(settings.batch, len(x))
     steps = settings.epochs * (len(x) // batch)
@@ -81,13 +77,11 @@ def fit_classifier(
         optimizer, settings.learning_rate, total_steps=steps + 1
     )
     for _ in range(settings.epochs):
-        for rows in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(
-            batch
-        ):
+        order = torch.randperm(len(x), generator=generator)
+        for rows in order[: len(x) // batch * batch].split(batch):
             images = _shifted(x[rows], settings.shift, generator)
-            images = images + settings.noise * torch.randn(
-                images.shape, generator=generator, dtype=torch.float32
-            )
+            noise = torch.randn(images.shape, generator=generator, dtype=torch.float32)
+            images = images + settings.noise * noise
             loss = F.cross_entropy(judge(images), y[rows], label_smoothing=settings.smoothing)
             optimizer.zero_grad()
             loss.backward()

@@ -1,7 +1,8 @@
-"""What every model here turns into vectors first: a time, a label, a position. And the checks of a
-model's inputs.
+"""How the models here turn a time, a label and a position into vectors, and check their inputs.
 
-    time(t) = MLP([cos(t w), sin(t w)]),   label(y) = table[y],   position = [sin, cos] of column and row
+    time(t) = MLP([cos(t w), sin(t w)])
+    label(y) = table[y]
+    position = [sin, cos] of column and row
 
 Convention: t enters as it is, in [0, 1]; label `num_classes` is the null label. Names, shapes and
 order are the official SiT's (Ma et al. 2024, arXiv:2401.08740).
@@ -44,10 +45,13 @@ __all__ = [
 
 
 class TimestepEmbedder(nn.Module):
-    """A time t (B,) as a vector (B, D): 256 sines and cosines, Linear, SiLU, Linear.
+    """A time (B,) as a vector (B, D): 256 sines and cosines, Linear, SiLU, Linear.
 
-    Never in less than float32: rounded to 16 bits, the vectors of two neighbouring times of 250 are
-    hardly different ones.
+    It always runs in float32 or more. In 16 bits two neighbouring times of 250 would give almost
+    the same vector.
+
+    >>> TimestepEmbedder(hidden_size=8)(torch.zeros(2)).shape
+    torch.Size([2, 8])
     """
 
     frequencies: Tensor
@@ -64,8 +68,7 @@ class TimestepEmbedder(nn.Module):
         return in_float32(self.mlp, _sines(t, self.frequencies))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TimestepEmbedder":
-        # frequencies are made anew after every move or cast: they stay float32, and `to_empty`
-        # cannot lose them
+        # made again after every move or cast, so that they stay float32 and survive `to_empty`
         super()._apply(fn, recurse)
         self.frequencies = time_frequencies(self.features).to(
             self.mlp.get_parameter("0.weight").device
@@ -74,8 +77,11 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of label vectors (B,) -> (B, D), with a last row for the null label if anything asks
-    for it.
+    """A table of label vectors (B,) -> (B, D), with a last row for the null label if it is needed.
+
+    >>> table = LabelEmbedder(num_classes=10, hidden_size=8, class_dropout_prob=0.1)
+    >>> table.embedding_table.num_embeddings
+    11
     """
 
     def __init__(self, num_classes: int, hidden_size: int, class_dropout_prob: float) -> None:
@@ -88,9 +94,7 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(self.labels(y, x))
 
     def labels(self, y: Tensor | None, x: Tensor) -> Tensor:
-        """`y` (B,) checked against the batch `x`, or the null label for each of its rows if `y` is
-        None.
-        """
+        """The checked labels of the batch `x`; the null label for each row if `y` is None."""
         if y is not None:
             y = check_labels(y, x, self.num_classes if self.has_null else self.num_classes - 1)
             if y.device != x.device:
@@ -101,26 +105,29 @@ class LabelEmbedder(nn.Module):
         if not self.has_null:
             raise ConfigError(
                 "y is None, but this model has no null label (class_dropout_prob=0): give labels "
-                f"in [0, {self.num_classes - 1}], "
-                "or build the model with class_dropout_prob > 0."
+                f"in [0, {self.num_classes - 1}], or build the model with class_dropout_prob > 0."
             )
         return torch.full((x.shape[0],), self.num_classes, dtype=torch.long, device=x.device)
 
 
 def autocasting(x: Tensor) -> bool:
-    """True inside a torch.autocast for the device of `x`."""
-    return x.device.type in ("cpu", "cuda", "mps", "xpu") and torch.is_autocast_enabled(
-        x.device.type
-    )
+    """True inside a torch.autocast for the device of `x`.
+
+    >>> autocasting(torch.zeros(1))
+    False
+    """
+    kind = x.device.type
+    return kind in ("cpu", "cuda", "mps", "xpu") and torch.is_autocast_enabled(kind)
 
 
 def in_float32(layers: nn.Module, x: Tensor) -> Tensor:
-    """`layers(x)` in the precision of the weights, but at least float32, whatever autocast and the
-    weights' own type ask for.
+    """`layers(x)` in the precision of the weights and at least in float32, also under autocast.
+
+    >>> in_float32(nn.Linear(2, 2).bfloat16(), torch.zeros(1, 2)).dtype
+    torch.float32
     """
-    with (
-        torch.autocast(x.device.type, enabled=False) if autocasting(x) else contextlib.nullcontext()
-    ):
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if autocasting(x) else contextlib.nullcontext():
         dtype = next(layers.parameters()).dtype
         if dtype not in HALF:
             return layers(x.to(dtype))
@@ -131,11 +138,13 @@ def in_float32(layers: nn.Module, x: Tensor) -> Tensor:
 def timestep_features(
     t: Float[Tensor, " batch"], dim: int = 256, max_period: float = 10000.0
 ) -> Float[Tensor, "batch dim"]:
-    """[cos(t w), sin(t w)] (B, dim) of t (B,), in float32 whatever t's dtype, with w_k =
-    max_period^(-k / (dim // 2)).
+    """[cos(t w), sin(t w)] with w_k = max_period^(-k / (dim // 2)), always in float32.
 
-    An odd `dim` ends in a zero. Float32 as in the official code: a float64 model would otherwise
+    An odd `dim` ends in a zero. The official code uses float32; a float64 model would otherwise
     differ from it by 1e-7.
+
+    >>> timestep_features(torch.zeros(1), dim=4)
+    tensor([[1., 1., 0., 0.]])
     """
     check_floating(t=t)
     if t.dim() != 1:
@@ -147,13 +156,14 @@ def timestep_features(
 
 
 def time_frequencies(dim: int = 256, max_period: float = 10000.0) -> Tensor:
-    """The dim // 2 angular frequencies of `timestep_features`, float32 on the host, from 1 down
-    towards 1 / max_period.
+    """The dim // 2 angular frequencies of `timestep_features`, from 1 down to 1 / max_period.
+
+    >>> time_frequencies(4)
+    tensor([1.0000, 0.0100])
     """
     half = dim // 2
-    return torch.exp(
-        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device="cpu") / half
-    )
+    steps = torch.arange(half, dtype=torch.float32, device="cpu")
+    return torch.exp(-math.log(max_period) * steps / half)
 
 
 def _sines(t: Tensor, frequencies: Tensor) -> Tensor:
@@ -162,8 +172,10 @@ def _sines(t: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:
-    """[sin(p w), cos(p w)] (N, dim) of positions (N,), in float64, with w_k = 10000^(-k / (dim /
-    2)).
+    """[sin(p w), cos(p w)] (N, dim) of positions (N,), with w_k = 10000^(-k / (dim / 2)).
+
+    >>> sincos_1d(torch.zeros(1), dim=4)
+    tensor([[0., 0., 1., 1.]], dtype=torch.float64)
     """
     k = torch.arange(dim // 2, dtype=torch.float64, device="cpu")
     angles = positions.double()[:, None] * 10000 ** (-k / (dim / 2))
@@ -171,19 +183,20 @@ def sincos_1d(positions: Tensor, dim: int) -> Tensor:
 
 
 def sincos_2d(dim: int, side: int) -> Tensor:
-    """Positions of a side x side grid, row by row, as (side * side, dim) float64: the column in the
-    first half, then the row.
+    """Positions of a side x side grid, row by row: (side * side, dim), first column, then row.
+
+    >>> sincos_2d(dim=8, side=2).shape
+    torch.Size([4, 8])
     """
     steps = torch.arange(side, device="cpu")
     row, column = torch.meshgrid(steps, steps, indexing="ij")
-    return torch.cat(
-        [sincos_1d(column.flatten(), dim // 2), sincos_1d(row.flatten(), dim // 2)], dim=-1
-    )
+    return torch.cat([sincos_1d(p.flatten(), dim // 2) for p in (column, row)], dim=-1)
 
 
 def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
-    """Raise ConfigError unless x is (B, *shape) and of a dtype that meets `weight` or is cast by
-    autocast.
+    """`x` must be (B, *shape), of the dtype of `weight` unless autocast casts it; else ConfigError.
+
+    >>> check_input(torch.zeros(4, 2), (2,), torch.zeros(1))
     """
     check_floating(x=x)
     if x.shape[1:] != shape:
@@ -198,7 +211,11 @@ def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
 
 
 def check_blocks(blocks: Iterable[int], depth: int) -> set[int]:
-    """`blocks` as a set; ConfigError unless it is a sequence of block numbers from 1 to `depth`."""
+    """`blocks`, a sequence of block numbers from 1 to `depth`, as a set; else ConfigError.
+
+    >>> check_blocks((1, 2), depth=3)
+    {1, 2}
+    """
     numbers = list(map(plain, blocks)) if isinstance(blocks, Iterable) else [0]
     if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= depth for n in numbers):
         raise ConfigError(
@@ -209,8 +226,10 @@ def check_blocks(blocks: Iterable[int], depth: int) -> set[int]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(all, trainable) parameter numbers; a SiT's position table is not trained. ConfigError for
-    what is no module.
+    """How many parameters a module has: (all, trainable).
+
+    >>> count_parameters(nn.Linear(2, 3))
+    (9, 9)
     """
     check_module(model=model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]

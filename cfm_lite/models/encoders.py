@@ -1,9 +1,10 @@
 """REPA's teachers: a frozen vision transformer that turns images into one feature vector per patch.
 
-    tokens = ViT(resize(normalise(images))),   images in [0, 1], normalised before the bicubic resize, as REPA does
+    tokens = ViT(resize(normalise(images)))
 
-The encoder sees images of (grid * patch size) pixels a side, so that it has grid x grid tokens, as
-many as the SiT that is aligned with it. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940),
+Images lie in [0, 1]. They are normalised before the bicubic resize, as REPA does. The encoder sees
+images of (grid * patch size) pixels a side. So it has grid x grid tokens, as many as the SiT that
+is aligned with it. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940),
 appendix on the encoders.
 """
 
@@ -28,12 +29,18 @@ _DINO = "vit_base_patch14_dinov2.lvd142m"
 
 
 class Encoder(nn.Module):
-    """Patch tokens (B, T, dim) of images (B, 3, H, W) in [0, 1]; no gradient, no training mode, no
-    trainable parameter.
+    """Patch tokens (B, T, dim) of images (B, 3, H, W) in [0, 1], from a frozen network.
 
-    `vit` is a timm vision transformer; `mean` and `std` (3,) are those it was trained with. Class
-    and register tokens are left out. `dim` is the feature width, `grid` the tokens a side, T = grid
-    * grid.
+    Class and register tokens are left out. `dim` is the feature width and `grid` the number of
+    tokens a side, so T = grid * grid. It never has a gradient or a training mode.
+
+    Args:
+        vit: a vision transformer of timm.
+        mean, std: three numbers each, those that it was trained with.
+
+    >>> encoder = teacher("vit_tiny_patch16_224", grid=2, pretrained=False)
+    >>> encoder(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 4, 192])
     """
 
     mean: Tensor
@@ -61,9 +68,7 @@ class Encoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch tokens features"]:
-        """Tokens (B, T, dim) of images (B, 3, H, W) in [0, 1], any H and W. Raises ConfigError for
-        another shape or range.
-        """
+        """Tokens of images in [0, 1], of any height and width; ConfigError for anything else."""
         check_floating(images=images)
         if images.dim() != 4 or images.shape[1] != 3:
             raise ConfigError(
@@ -91,12 +96,18 @@ def teacher(
     pretrained: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Encoder:
-    """timm's vision transformer `name`, frozen, with `grid` tokens a side (a SiT's input_size /
-    patch_size).
+    """timm's vision transformer `name`, frozen, with `grid` tokens a side.
 
-    The weights are timm's (fetched once, then cached), those of the local file `checkpoint`, or
-    random with `pretrained=False`. Position tables are resampled to the grid. Raises ConfigError
-    for an unknown name or without timm, CheckpointError if the weights cannot be had or do not fit.
+    A SiT has input_size / patch_size tokens a side. The weights are timm's (fetched once, then
+    cached), those of the local file `checkpoint`, or random with `pretrained=False`. Position
+    tables are resampled to the grid.
+
+    Raises:
+        ConfigError: an unknown name, or timm is not installed.
+        CheckpointError: the weights cannot be had, or do not fit.
+
+    >>> teacher("vit_tiny_patch16_224", grid=2, pretrained=False).dim
+    192
     """
     timm = optional("timm", "imagenet")
     patch = re.search(r"patch(\d+)", name)
@@ -108,8 +119,8 @@ def teacher(
         )
     size = check_count("grid", grid) * int(patch[1])
     overlay = {} if checkpoint is None else {"state_dict": _content(checkpoint)}
-    # the classifier, though unused, is kept: without it timm no longer insists that every weight is
-    # in the file
+    # the classifier is kept, although it is not used: without it timm would accept a file in which
+    # weights are missing
     try:
         vit = timm.create_model(
             name, pretrained or bool(overlay), img_size=size, pretrained_cfg_overlay=overlay

@@ -1,7 +1,8 @@
 """A small network for points and tiny images, plain or residual.
 
-    plain:     h = silu(A [x, t] + label(y)),        h <- silu(W h) for each further layer,   v = output(h)
-    residual:  h = A x + time(t) + label(y),         h <- h + W2 silu(W1 norm(h)) for each block,   v = output(norm(h))
+    plain:     h = silu(A [x, t] + label(y)); each further layer h <- silu(W h); v = output(h)
+    residual:  h = A x + time(t) + label(y); each block h <- h + W2 silu(W1 norm(h));
+               v = output(norm(h))
 
 Convention: t = 0 is noise, t = 1 is data. The output layer starts at 0, so the first velocity is
 exactly 0.
@@ -39,14 +40,23 @@ __all__ = ["MLP", "ResidualBlock"]
 
 
 class MLP(nn.Module):
-    """The velocity of x (B, D), or of x (B, *data_shape) taken as one flat vector, at times t (B,).
+    """The velocity of points (B, D), or of x (B, *data_shape) taken as one flat vector.
 
-    `residual=False` has `depth` hidden layers and reads the time as one more coordinate: enough for
-    2D, and fast. `residual=True` has `depth` blocks and SiT's time features: for digits, with
-    `hidden_size=256`. A label is a vector added to the first layer, which is what a one-hot code
-    beside x would do. Label `num_classes` is the null label; its row exists if `class_dropout_prob`
-    > 0, and the number does nothing else here. `num_classes=0` has no labels. Raises ConfigError
-    for sizes below 1.
+    A label is a vector added to the first layer, which is what a one-hot code beside x would do.
+    Label `num_classes` is the null label.
+
+    Args:
+        depth: hidden layers, or blocks if `residual`; at least 1, as every size.
+        num_classes: 0 has no labels.
+        class_dropout_prob: above 0 the null label has a row. The number does nothing else here.
+        residual: False reads the time as one more coordinate: enough for 2D, and fast. True has
+            SiT's time features: for digits, with `hidden_size=256`.
+
+    Raises:
+        ConfigError: a size below 1.
+
+    >>> MLP(2)(torch.ones(1, 2), torch.zeros(1))
+    tensor([[0., 0.]], grad_fn=<ViewBackward0>)
     """
 
     def __init__(
@@ -92,8 +102,7 @@ class MLP(nn.Module):
         t: Float[Tensor, " batch"],
         y: Integer[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch *dims"]:
-        """The velocity, shaped like x, at x (B, *data_shape), t (B,) in [0, 1] and labels y (B,) in
-        [0, num_classes].
+        """The velocity at x, at times in [0, 1] and for labels in [0, num_classes].
 
         y = None is the null label for every row. Raises ConfigError for another shape, time or
         label.
@@ -107,8 +116,10 @@ class MLP(nn.Module):
         y: Integer[Tensor, " batch"] | None = None,
         blocks: Iterable[int] = (),
     ) -> tuple[Float[Tensor, "batch *dims"], dict[int, Float[Tensor, "batch *features"]]]:
-        """(velocity, {block number: its output (B, hidden_size)}) of one pass; `blocks` are numbers
-        from 1 to `depth`.
+        """(velocity, {block: its output (B, hidden_size)}) of one pass; blocks count from 1.
+
+        >>> MLP(2).forward_features(torch.ones(1, 2), torch.zeros(1), blocks=(1,))[1][1].shape
+        torch.Size([1, 64])
         """
         wanted = check_blocks(blocks, self.depth)
         check_input(x, self.data_shape, self.input.weight)
@@ -131,13 +142,15 @@ class MLP(nn.Module):
             h = h + self.y_embedder(y, x)
         elif y is not None:
             check_labels(y, x, 0)
-        return (
-            h if autocasting(x) else h.to(x.dtype)
-        )  # weights of 16 bits meet their own type from here on
+        return h if autocasting(x) else h.to(x.dtype)  # from here on in the dtype of the weights
 
 
 class ResidualBlock(nn.Module):
-    """h + W2 silu(W1 norm(h)) of h (B, H)."""
+    """h + W2 silu(W1 norm(h)) of h (B, H).
+
+    >>> ResidualBlock(4)(torch.zeros(1, 4)).shape
+    torch.Size([1, 4])
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()

@@ -3,11 +3,12 @@
     v_SiT(x, t) = -v_REPA(x, 1 - t)
 
 Convention: a loaded model is an ordinary SiT in ours (t = 0 noise, t = 1 data). REPA and DeltaFM
-run time the other way; the change is made in the weights, once, and exactly, so that `forward`
-knows nothing of it:
+run time the other way. The weights are changed once, and exactly, so that `forward` knows nothing
+of it:
 
     sign:   the head's weight and bias are negated
-    time:   cos((1 - t) w) = cos w cos tw + sin w sin tw   and   sin((1 - t) w) = sin w cos tw - cos w sin tw,
+    time:   cos((1 - t) w) = cos w cos tw + sin w sin tw
+            sin((1 - t) w) = sin w cos tw - cos w sin tw,
             a fixed reflection of the time features, folded into the first Linear that reads them
 
 Both are their own inverse: the same function converts in either direction.
@@ -65,32 +66,42 @@ _DIMS = {
     f"{_HEAD}.weight": 2,
     f"{_HEAD}.bias": 1,
 }
-_REFUSED = "{path} was not loaded: it holds {what}, which could run code. Ask its author for a .safetensors file."
+_REFUSED = (
+    "{path} was not loaded: it holds {what}, which could run code. Ask its author for a "
+    ".safetensors file."
+)
 
 
 def load_official(
     state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str], *, format: str, **config: Any
 ) -> SiT:
-    """A SiT in our convention, on the host, from an official state dict or a .safetensors, .pt or
-    .pth file of one.
+    """A SiT in our convention, on the host, from an official state dict or a file of one.
 
-    `format` is "sit" or "repa" (DeltaFM's too). A training file {"ema": ..., "model": ...} gives
-    its "ema". The sizes are read off the weights; `config` (SiT's keyword arguments) has to agree
-    with them. Only `num_heads` cannot be read off, unless the file is one of `SIT_CONFIGS` or has
-    qk_norm. `encoder_depth` places the `decoder_blocks` of REPA's oldest files. Projectors are
-    dropped: the model's `dropped_keys` lists them. Half precision becomes float32.
+    A training file {"ema": ..., "model": ...} gives its "ema". Half precision becomes float32.
+    Projectors are dropped; the model's `dropped_keys` lists them.
 
-    Raises ConfigError for names or sizes that do not fit, CheckpointError for a file that is not
-    there, CheckpointCorruptError for a damaged one, UntrustedFileError for one that holds more than
-    data.
+    Args:
+        state_dict_or_path: the file may be .safetensors, .pt or .pth.
+        format: "sit", or "repa" (DeltaFM's too).
+        config: SiT's keyword arguments. The sizes are read off the weights, and these must agree.
+            Only `num_heads` cannot be read off, unless the file is one of `SIT_CONFIGS` or has
+            qk_norm. `encoder_depth` places the `decoder_blocks` of REPA's oldest files.
+
+    Raises:
+        ConfigError: names or sizes that do not fit.
+        CheckpointError: there is no such file.
+        CheckpointCorruptError: the file is damaged.
+        UntrustedFileError: the file holds more than data.
+
+    >>> small = SiT(input_size=4, in_channels=1, hidden_size=8, depth=1, num_heads=2)
+    >>> load_official(export_official(small, format="repa"), format="repa", num_heads=2).depth
+    1
     """
     check_choice("format", format, FORMATS)
     is_file = isinstance(state_dict_or_path, str | os.PathLike)
     content = read_weights(state_dict_or_path) if is_file else state_dict_or_path
     state, dropped = _official_names(_weights(content), config.pop("encoder_depth", None))
-    with torch.device(
-        "meta"
-    ):  # no memory and no random numbers: every parameter comes from the file
+    with torch.device("meta"):  # no memory, no random numbers: the file gives every parameter
         model = SiT(**_read_config(state, config))
     _check_fit(state, model)
     model.load_state_dict(_reverse(state) if format == "repa" else state, assign=True)
@@ -99,13 +110,18 @@ def load_official(
 
 
 def export_official(model: SiT, *, format: str) -> dict[str, Tensor]:
-    """A copy of the weights under the official names, for the official program named by `format`:
-    "sit" or "repa".
+    """A copy of the weights under the official names, for the program named by `format`.
 
-    The inverse of `load_official`, less the projectors. REPA's model has no learn_sigma head:
-    "repa" drops that half of it, which changes no velocity; "sit" keeps the head that the model
-    has, so a model from a REPA file needs learn_sigma=False there. Raises ConfigError unless
-    `model` is a SiT.
+    It is the inverse of `load_official`, without the projectors. REPA's model has no learn_sigma
+    head: "repa" drops that half of it, which changes no velocity. "sit" keeps the head that the
+    model has, so SiT's program needs learn_sigma=False for a model from a REPA file.
+
+    Raises:
+        ConfigError: `model` is no SiT.
+
+    >>> small = SiT(input_size=4, in_channels=1, hidden_size=8, depth=1, num_heads=2)
+    >>> export_official(small, format="sit")["pos_embed"].shape
+    torch.Size([1, 4, 8])
     """
     check_choice("format", format, FORMATS)
     if not isinstance(model, SiT):
@@ -126,9 +142,17 @@ def export_official(model: SiT, *, format: str) -> dict[str, Tensor]:
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a .safetensors, .pt or .pth file, which is never allowed to run code.
 
-    Raises CheckpointError if it cannot be read, CheckpointCorruptError if it is damaged,
-    UntrustedFileError if it asks for more than tensors and plain containers, ConfigError for
-    another suffix.
+    Raises:
+        ConfigError: another suffix.
+        CheckpointError: the file cannot be read.
+        CheckpointCorruptError: the file is damaged.
+        UntrustedFileError: it asks for more than tensors and plain containers.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "weights.pt")
+    >>> torch.save({"a": torch.zeros(1)}, path)
+    >>> read_weights(path)
+    {'a': tensor([0.])}
     """
     path = Path(path)
     check_choice(f"the suffix of {path.name}", path.suffix, (".safetensors", ".pt", ".pth"))
@@ -137,16 +161,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"there is no file {path}. Give the path of a checkpoint that is on this machine."
         )
     try:
-        return (
-            safetensors.torch.load_file(path)
-            if path.suffix == ".safetensors"
-            else _read_pickled(path)
-        )
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return _read_pickled(path)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise UntrustedFileError(
-            _REFUSED.format(path=path, what=found[1] if found else "something beside tensors")
-        ) from error
+        what = found[1] if found else "something beside tensors"
+        raise UntrustedFileError(_REFUSED.format(path=path, what=what)) from error
     except (CFMError, MemoryError):
         raise
     except PermissionError as error:
@@ -160,15 +181,14 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _read_pickled(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(6)
-    if not head.startswith(
-        (b"PK", b"\x80\x02\x8a\nl\xfc")
-    ):  # how torch.save begins: an archive, or formerly a fixed number
+    # how torch.save begins: an archive, or formerly a fixed number
+    if not head.startswith((b"PK", b"\x80\x02\x8a\nl\xfc")):
         if head.startswith(b"\x80"):
             raise UntrustedFileError(_REFUSED.format(path=path, what="a bare pickle"))
         raise CheckpointCorruptError(
             f"{path} is not a torch checkpoint: it begins with {head!r}. Fetch it again."
         )
-    if head.startswith(b"PK"):  # torch itself does not look at the sums that it wrote
+    if head.startswith(b"PK"):  # torch itself does not check the checksums that it wrote
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
@@ -176,15 +196,15 @@ def _read_pickled(path: Path) -> Any:
                 f"{path} is damaged: the sum of {damaged} differs. Fetch it again, or save it with "
                 "compute_crc32."
             )
-    # official training files keep their settings in a Namespace: a bag of values, which runs
-    # nothing
+    # official training files keep their settings in a Namespace, which holds values and no code
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _weights(content: Any) -> dict[str, Tensor]:
-    """A copy of the state dict in `content`, or in its "ema", "model" or "state_dict", without the
-    prefixes of wrappers.
+    """A copy of the state dict in `content`, without the prefixes of wrappers.
+
+    It may stand in the entry "ema", "model" or "state_dict".
     """
     for key in ("ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -204,8 +224,7 @@ def _weights(content: Any) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    # torch.compile renames the model, or each block that it wraps; DistributedDataParallel the
-    # model
+    # torch.compile renames a model or its blocks, and DistributedDataParallel a model
     return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
 
 
@@ -215,11 +234,8 @@ def _official_names(
     """(the state without projectors and with every block under `blocks`, the names dropped)."""
     dropped = tuple(name for name in state if name.startswith("projectors."))
     kept = {name: value for name, value in state.items() if name not in dropped}
-    first = (
-        _count_blocks(kept)
-        if encoder_depth is None
-        else check_count("encoder_depth", encoder_depth, low=0)
-    )
+    depth = _count_blocks(kept)
+    first = depth if encoder_depth is None else check_count("encoder_depth", encoder_depth, low=0)
     named = {
         re.sub(r"^decoder_blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) + first}", name): value
         for name, value in kept.items()
@@ -227,7 +243,7 @@ def _official_names(
     if len(named) < len(kept):
         raise ConfigError(
             f"encoder_depth={first} puts decoder_blocks where there are blocks: there are "
-            f"{_count_blocks(kept)}. Leave it out."
+            f"{depth}. Leave it out."
         )
     return named, dropped
 
@@ -237,7 +253,7 @@ def _count_blocks(state: Mapping[str, Tensor]) -> int:
 
 
 def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, Any]:
-    """SiT's keyword arguments, read off the shapes; ConfigError where `given` says something else."""
+    """SiT's keyword arguments, read off the shapes; ConfigError if `given` says something else."""
     unfit = [name for name, dims in _DIMS.items() if name not in state or state[name].dim() != dims]
     if unfit:
         raise ConfigError(
@@ -258,10 +274,10 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
     found["qk_norm"] = _NORM in state
     if found["qk_norm"]:
         found["num_heads"] = hidden // state[_NORM].shape[0]
-    ratio = state[_INNER].shape[0] / hidden
-    found["mlp_ratio"] = (
-        ratio if int(ratio * hidden) == state[_INNER].shape[0] else math.nextafter(ratio, math.inf)
-    )
+    inner = state[_INNER].shape[0]
+    ratio = inner / hidden
+    exact = int(ratio * hidden) == inner  # else rounding would lose one
+    found["mlp_ratio"] = ratio if exact else math.nextafter(ratio, math.inf)
     for name, value in given.items():
         check_choice("the setting", name, inspect.signature(SiT).parameters)
         if name in found and not (type(value) in (bool, int, float) and value == found[name]):
@@ -270,11 +286,9 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
                 "Leave it out."
             )
     config = found | given
-    return (
-        config
-        if "num_heads" in config
-        else config | {"num_heads": _usual_heads(hidden, found["depth"])}
-    )
+    if "num_heads" not in config:
+        config["num_heads"] = _usual_heads(hidden, found["depth"])
+    return config
 
 
 def _usual_heads(hidden: int, depth: int) -> int:
@@ -288,7 +302,7 @@ def _usual_heads(hidden: int, depth: int) -> int:
 
 
 def _check_fit(state: dict[str, Tensor], model: SiT) -> None:
-    """Raise ConfigError unless the state has the model's names and shapes and only finite numbers."""
+    """The state must have the model's names and shapes and only finite numbers."""
     problems = [misfits(model.state_dict(), state)]
     infinite = [name for name, value in state.items() if not value.isfinite().all()]
     problems += [f"{len(infinite)} not finite: {listed(infinite)}"] if infinite else []
@@ -303,11 +317,8 @@ def _reverse(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of (x, t) -> -v(x, 1 - t); its own inverse."""
     weight = state[_TIME]
     w = time_frequencies(weight.shape[1]).double()
-    cosine, sine = weight.double().chunk(
-        2, dim=1
-    )  # what the Linear does with cos(t w) and sin(t w)
-    turned = torch.cat(
-        [cosine * w.cos() + sine * w.sin(), cosine * w.sin() - sine * w.cos()], dim=1
-    )
+    cosine, sine = weight.double().chunk(2, dim=1)  # the columns for cos(t w) and for sin(t w)
+    pair = cosine * w.cos() + sine * w.sin(), cosine * w.sin() - sine * w.cos()
+    turned = torch.cat(pair, dim=1)
     head = {name: -state[name] for name in (f"{_HEAD}.weight", f"{_HEAD}.bias")}
     return {**state, **head, _TIME: turned.to(weight.dtype)}
