@@ -490,8 +490,8 @@ def dispersive(
     check_module(model=model)
     weight = _spreading_weight(model, variant) if weight is None else weight
     depth = plain(getattr(model, "depth", None)) or 1  # without a depth the first block
-    block = max(1, depth // 4) if block is None else check_count("block", block)
-    term = Dispersive(weight, block, variant, tau)
+    first = max(1, depth // 4) if block is None else check_count("block", block)
+    term = Dispersive(weight, first, variant, tau)
     return Objective(model, terms=(FlowMatching(), term), **settings)
 
 
@@ -506,8 +506,8 @@ def _spreading_weight(model: Any, variant: str) -> float:
             "which this network does not tell; give weight = 0.5 / (d * (d - 1)), d the size of "
             "one sample's features."
         )
-    tabled = isinstance(positions, Tensor) and positions.dim() == 3
-    tokens = positions.shape[1] if tabled else 1  # the table has a row for each
+    # a table of positions (1, T, D) has a row for each token
+    tokens = positions.shape[1] if isinstance(positions, Tensor) and positions.dim() == 3 else 1
     d = width * tokens
     return 0.5 / max(1, d * (d - 1))
 

@@ -350,11 +350,13 @@ def _rows(sample: FlowSample, rows: slice) -> FlowSample:
 def _with_keep(part: Any, u: Tensor) -> tuple[Tensor, Tensor | None]:
     """(u_neg, keep) of what negatives gave for velocities `u`; ConfigError for anything else."""
     u_neg, keep = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
-    more = u_neg.dim() - u.dim() if isinstance(u_neg, Tensor) else -1  # dims before (B, *dims)
-    if more not in (0, 1) or u_neg.shape[more:] != u.shape:
-        shape = (
-            f"a tensor {tuple(u_neg.shape)}" if isinstance(u_neg, Tensor) else type(u_neg).__name__
-        )
+    if (
+        not isinstance(u_neg, Tensor)
+        or u_neg.dim() - u.dim() not in (0, 1)
+        or u_neg.shape[u_neg.dim() - u.dim() :] != u.shape
+    ):
+        tensor = isinstance(u_neg, Tensor)
+        shape = f"a tensor {tuple(u_neg.shape)}" if tensor else type(u_neg).__name__
         raise ConfigError(
             f"negatives gave {shape}; it must be u_neg {tuple(u.shape)}, (K, *{tuple(u.shape)}), "
             "or (u_neg, keep)."

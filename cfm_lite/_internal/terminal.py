@@ -1,8 +1,7 @@
-"""How a command meets the terminal: streams that cannot break it, notes for warnings, and one line
-for each error.
+"""How a command uses the terminal: safe streams, notes for warnings, one line for each error.
 
 The exit code is that of the error (2 wrong argument, 3 data, 4 checkpoint, 5 divergence, 6 disk
-full), 130 after Ctrl-C.
+full), and 130 after Ctrl-C.
 """
 
 import contextlib
@@ -25,11 +24,11 @@ from cfm_lite.errors import CFMError, DataError, DistributedError
 
 __all__ = ["Notes", "fail", "run_command"]
 
-NARROWEST = 40  # columns; laying out the help in one would never end
+NARROWEST = 40  # columns; the layout of the help in a single one would never end
 
 
 class Notes:
-    """Keeps the process quiet about warnings that a person at a terminal has no use for."""
+    """Shows each warning once, as a short note."""
 
     shown: ClassVar[set[str]] = set()
 
@@ -42,8 +41,9 @@ class Notes:
 
 
 def run_command(commands: Any, words: Sequence[str], description: str | None) -> int:
-    """Run the one of `commands`, a union of dataclasses with `run`, that `words` name; returns the
-    exit code. With --debug among the words an error shows its traceback.
+    """Run the command that `words` name; returns the exit code.
+
+    `commands` is a union of dataclasses with `run`. With --debug an error shows its traceback.
     """
     debug, words = "--debug" in words, [word for word in words if word != "--debug"]
     _make_streams_safe()
@@ -51,7 +51,7 @@ def run_command(commands: Any, words: Sequence[str], description: str | None) ->
         try:
             return _run(_parsed(commands, words, description), debug)
         finally:
-            sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+            sys.stdout.flush()  # a closed reader is noticed here, and not when Python ends
     except OSError as error:  # a closed pipe, such as `| head`, or a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0 if isinstance(error, BrokenPipeError) else fail(error)
@@ -61,12 +61,11 @@ def run_command(commands: Any, words: Sequence[str], description: str | None) ->
 
 
 def _leave_for_torchrun(text: str, later: bool = False) -> None:
-    """Write why this rank failed where torchrun looks for it: its last words are what the first
-    rank that failed left there.
+    """Write why this rank failed into the file from which torchrun prints its last message.
 
-    Without it 30 lines of torchrun's own follow our one, and say nothing. `later`: another rank
-    failed before, and is the cause. It is the file of torch.distributed.elastic's `@record`, which
-    would import torch for a mistyped option, and show a traceback.
+    Without it torchrun prints 30 lines without the reason. `later` says that another rank failed
+    before, and is the cause. The file is that of torch.distributed.elastic's `@record`, which would
+    import torch for a mistyped option, and show a traceback.
     """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
@@ -85,8 +84,10 @@ def _say_error(text: str, later: bool = False) -> None:
 
 
 def _make_streams_safe() -> None:
-    """A closed stream swallows what is printed, one without Unicode shows question marks, and a
-    very narrow one counts as wider.
+    """Make every stream usable: closed, without Unicode, or very narrow.
+
+    A closed one drops what is printed, one without Unicode shows question marks, and a narrow one
+    counts as wider.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -99,8 +100,9 @@ def _make_streams_safe() -> None:
 
 
 def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any:
-    """One of `commands` from `words`; what tyro says of a wrong argument, in a box of many lines,
-    becomes one line. Exits with 2 then.
+    """One of `commands` from `words`.
+
+    For a wrong argument tyro's box of many lines becomes one line, and the process exits with 2.
     """
     said = io.StringIO()
     try:
@@ -123,14 +125,14 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
             )
             _say_error(f"{text} See {command} --help.")
         raise
-    command.words = frozenset(
-        _option(word, command) for word in words if word.startswith("--")
-    )  # a default that was typed out counts as given
+    # an option counts as given, even with the value of its default
+    command.words = frozenset(_option(word, command) for word in words if word.startswith("--"))
     return command
 
 
 def _option(word: str, command: Any) -> str:
-    """The name of the field that --some-option, --some_option=value or --no-resume sets;
+    """The field that --some-option, --some_option=value or --no-resume sets.
+
     --no-compile is a field of its own.
     """
     name = word[2:].partition("=")[0].replace("-", "_")
@@ -154,18 +156,12 @@ def _in_one_line(box: str) -> str:
     meant = re.search(r"Perhaps you meant: (\S+)", text)
     commands = re.search(r"Available subcommands: (.*?) For full", text)
     other = re.search(r"misplaced options: (\S+) \(applied to ([^)]*)\)", text)
-    hint = (
-        f" Did you mean {meant[1]}?"
-        if meant
-        else f" The commands are {commands[1]}."
-        if commands
-        else ""
-    )
+    hint = f" The commands are {commands[1]}." if commands else ""
+    if meant:
+        hint = f" Did you mean {meant[1]}?"
     if other:  # an option of another command, such as of scale train in train
-        said, full = (
-            f"{other[2]} has no option {other[1]}",
-            f"cfm-lite scale {other[2].split()[-1]}",
-        )
+        said = f"{other[2]} has no option {other[1]}"
+        full = f"cfm-lite scale {other[2].split()[-1]}"
         hint = f" {full} has it." if f"in {full} --help" in text else ""
     return said.rstrip(".") + "." + hint
 
@@ -192,19 +188,13 @@ def _run(command: Any, debug: bool) -> int:
 def fail(error: Exception) -> int:
     """Say what went wrong, in one line; the exit code."""
     _say_error(str(_explained(error)), later=isinstance(error, DistributedError))
-    return (
-        error.exit_code
-        if isinstance(error, CFMError)
-        else DataError.exit_code
-        if isinstance(error, OSError)
-        else 1
-    )
+    if isinstance(error, CFMError):
+        return error.exit_code
+    return DataError.exit_code if isinstance(error, OSError) else 1
 
 
 def _explained(error: Exception) -> str | None:
-    """What to say of an error that is not a bug: ours, the system's about a file, and no memory
-    left.
-    """
+    """What to say of an error that is no bug: ours, one about a file, or no memory left."""
     if isinstance(error, CFMError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -213,10 +203,8 @@ def _explained(error: Exception) -> str | None:
             "another path."
         )
     text = str(error)
-    named = type(error).__name__ in (
-        "MemoryError",
-        "OutOfMemoryError",
-    )  # torch's, which is not imported here
+    # by name, because the second is torch's, which is not imported here
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
     if named or "allocate memory" in text or "not enough memory" in text:
         return (
             f"there is not enough memory ({text.splitlines()[0] if text else 'none left'}). Use a "

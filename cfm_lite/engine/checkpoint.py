@@ -255,7 +255,7 @@ def _write_files(
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of a .safetensors file: the header, then each tensor, copied to the host in turn."""
+    """The bytes of a .safetensors file: the header, then each tensor, one at a time on the host."""
     # wide numbers first, so that all are aligned
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, end = {}, 0

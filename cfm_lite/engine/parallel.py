@@ -1,19 +1,18 @@
-"""Several processes as one run: torchrun starts them, gloo (CPU) or nccl (GPU) joins them, DDP
-averages their gradients.
+"""Several processes as one run: torchrun starts them, gloo (CPU) or nccl (GPU) joins them.
 
     gradient of the global batch = mean over ranks of the gradients of their parts
 
-The ranks of a `World` hold whole shards of each batch, and all draws are keyed by the shard, so a
-run is the same on any number of them. Rank 0 alone writes. A rank that dies, hangs or disagrees
-ends the others with DistributedError; what was saved stays.
+DDP averages the gradients. The ranks of a `World` hold whole shards of each batch, and all draws
+are keyed by the shard. So a run is the same on any number of ranks. Rank 0 alone writes. A rank
+that dies, hangs or disagrees ends the others with DistributedError. Saved checkpoints stay.
 
-Small values and waiting go through the store at which the ranks met, and every rank beats there
-from a thread. So a rank that works alone, however long (it saves 10 GB to a slow disk, hashes,
-gathers samples), is waited for as long as it beats. One that is dead or stopped is noticed within
-CFM_LITE_TIMEOUT seconds, one that has ended at once. Only a main thread that hangs beside a living
-interpreter, as on a dead network disk, looks like slow work: a line says every CFM_LITE_TIMEOUT
-seconds who is waited for. Gradients and other tensors are exchanged by gloo and nccl, under the
-same CFM_LITE_TIMEOUT. Reference: PyTorch's torchrun and DistributedDataParallel.
+Small values go through the store at which the ranks met, and so does waiting. Every rank writes a
+beat there from a thread. So the others wait for a rank that works alone (it saves 10 GB to a slow
+disk, hashes, gathers samples) as long as it beats. A dead or stopped rank is noticed within
+CFM_LITE_TIMEOUT seconds, one that has ended at once. One case looks like slow work: a main thread
+that hangs beside a living interpreter, as on a dead network disk. A line says every
+CFM_LITE_TIMEOUT seconds which rank is waited for. Gradients and other tensors are exchanged by gloo
+and nccl, with the same CFM_LITE_TIMEOUT. Reference: PyTorch's torchrun and DistributedDataParallel.
 """
 
 import contextlib
@@ -47,16 +46,15 @@ _TALK = re.compile(
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this one is number `rank`, and number `local` on its machine. All
-    methods are collective.
+    """`size` processes; this one is number `rank`, and number `local` on its machine.
+
+    All methods are collective. Without a `link` small values go through the process group.
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
-    link: "Link | None" = field(
-        default=None, compare=False, repr=False
-    )  # None: small values go through the process group
+    link: "Link | None" = field(default=None, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -64,9 +62,7 @@ class World:
         return self.rank == 0
 
     def place(self, device: torch.device) -> torch.device:
-        """The device of this rank: one GPU each, in the order of the local ranks. ConfigError where
-        a machine has too few.
-        """
+        """The device of this rank: one GPU each; ConfigError if the machine has too few."""
         if device.type != "cuda" or self.size == 1:
             return device
         if self.local >= torch.cuda.device_count():
@@ -78,23 +74,18 @@ class World:
         return torch.device("cuda", self.local)
 
     def wrap(self, objective: nn.Module) -> nn.Module:
-        """The objective itself, or in DDP where there are several ranks; every rank then starts
-        from rank 0's parameters.
+        """The objective itself, or in DDP if there are several ranks.
+
+        With DDP every rank starts from rank 0's parameters.
         """
         if self.size == 1:
             return objective
-        unused = any(
-            getattr(term, "weight", 1) == 0
-            for term in getattr(objective, "modules_of_terms", {}).values()
-        )
+        terms = getattr(objective, "modules_of_terms", {}).values()
+        unused = any(getattr(term, "weight", 1) == 0 for term in terms)
         kind: Any = nn.parallel.DistributedDataParallel
-        # buffers are equal and constant, so they need no message a step; torch 2.13 renamed the
-        # switch
-        buffers = (
-            "forward_sync_buffers"
-            if "forward_sync_buffers" in inspect.signature(kind).parameters
-            else "broadcast_buffers"
-        )
+        # buffers are equal and constant, so they need no message; torch 2.13 renamed the switch
+        new, old = "forward_sync_buffers", "broadcast_buffers"
+        buffers = new if new in inspect.signature(kind).parameters else old
         return kind(
             objective,
             gradient_as_bucket_view=True,
@@ -104,22 +95,20 @@ class World:
 
     @torch.no_grad()
     def start_alike(self, module: nn.Module) -> None:
-        """Give every rank the parameters and buffers of rank 0, whatever each has drawn; FSDP deals
-        out what each rank holds.
-        """
+        """Give every rank the parameters and buffers of rank 0; FSDP shards what a rank holds."""
         if self.size == 1:
             return
         for tensor in (*module.parameters(), *module.buffers()):
             whole = tensor.detach().contiguous()
             if whole.numel():
-                dist.broadcast(
-                    whole.reshape(-1).view(torch.uint8), 0
-                )  # bytes: gloo does not know every dtype
+                # bytes, because gloo does not know every dtype
+                dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)
                 tensor.copy_(whole)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each scalar averaged over the ranks, in one message and without a host read; not finite
-        on one is not finite on all.
+        """Each scalar averaged over the ranks, in one message and without a host read.
+
+        One that is not finite on one rank is not finite on any.
         """
         if self.size == 1:
             return dict(values)
@@ -136,9 +125,7 @@ class World:
         return bool(seen.item())
 
     def agree(self, what: str, value: Any) -> None:
-        """Raise DistributedError on every rank, naming those that differ, unless all hold the same
-        JSON `value`.
-        """
+        """All ranks must hold the same JSON `value`; else all raise DistributedError."""
         mine = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
         found = self.gather(mine)
         others = [rank for rank, theirs in enumerate(found) if theirs != found[0]]
@@ -149,9 +136,7 @@ class World:
             )
 
     def gather(self, value: Any) -> list[Any]:
-        """The small plain value (JSON) of every rank, in order; a rank is waited for as long as it
-        lives.
-        """
+        """The small plain value (JSON) of every rank, in order; each living rank is waited for."""
         if self.size == 1:
             return [value]
         if self.link is not None:
@@ -166,8 +151,9 @@ class World:
             self.gather(None)
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Do `work` on rank 0 while the others wait; its result there, None elsewhere. If it fails,
-        all ranks raise that error.
+        """Do `work` on rank 0 while the others wait; its result there, None elsewhere.
+
+        If it fails, all ranks raise an error.
         """
         result, error = None, None
         if self.is_main:
@@ -188,9 +174,7 @@ class World:
 
     @contextlib.contextmanager
     def watching(self, kept: Callable[[], Any] = lambda: None) -> Iterator[None]:
-        """Turn what torch raises when another rank is gone into DistributedError that names the
-        checkpoint `kept()`.
-        """
+        """Turn torch's error about a lost rank into DistributedError that names `kept()`."""
         try:
             yield
         except CFMError:
@@ -198,11 +182,9 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or not _TALK.search(str(error)):
                 raise
-            saved = (
-                f"the last checkpoint is {kept()}; --resume goes on from it"
-                if kept()
-                else "no checkpoint was saved yet"
-            )
+            saved = "no checkpoint was saved yet"
+            if kept():
+                saved = f"the last checkpoint is {kept()}; --resume goes on from it"
             raise DistributedError(
                 f"rank {self.rank} lost the others: {_first_line(error)} One of them died or "
                 f"hangs; {saved}."
@@ -216,20 +198,15 @@ class Lost(RuntimeError):
 class Link:
     """What a rank knows of the others through their store: small values, and who is alive.
 
-    `timeout` is how many seconds without a beat mean death. `hosts` says that the store ends with
-    rank 0's process, as it does without torchrun: rank 0 then stays until the others have read what
-    it left there. The store is asked from other threads than the main one, since a host that was
-    stopped answers nothing, and a question cannot be taken back.
+    A rank counts as dead after `timeout` seconds without a beat. `hosts` says that the store ends
+    with rank 0's process, as it does without torchrun. Rank 0 then stays until the others have read
+    its last values. The store is asked from other threads than the main one: a host that was
+    stopped never answers, and a question cannot be cancelled.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float, hosts: bool) -> None:
-        self.store, self.rank, self.size, self.timeout, self.hosts = (
-            store,
-            rank,
-            size,
-            timeout,
-            hosts,
-        )
+        self.store, self.rank, self.size = store, rank, size
+        self.timeout, self.hosts = timeout, hosts
         self._turn = 0
         self._heard = time.monotonic()  # when the store last answered
         self._left = threading.Event()
@@ -243,18 +220,14 @@ class Link:
         return self._aside(lambda: self._exchange(json.dumps(value)))
 
     def leave(self, failed: bool = False) -> None:
-        """Say goodbye, so that nobody waits for this rank; the host of the store stays until the
-        others have left, too.
-        """
+        """Say that this rank ends, so that no other waits; the store's host leaves last."""
         self._left.set()
         stay = min(2.0, self.timeout) if failed else self.timeout
         with contextlib.suppress(RuntimeError):
             self._aside(lambda: self._part(time.monotonic() + stay), stay + 1)
 
     def _exchange(self, mine: str) -> list[Any]:
-        """Rank 0 collects, then says all; so each rank waits for one key at a time, whatever their
-        number.
-        """
+        """Rank 0 collects the values and publishes all: each rank waits for one key at a time."""
         everyone = f"{self._turn}/all"
         if self.rank > 0:
             self.store.set(f"{self._turn}/{self.rank}", mine)
@@ -266,7 +239,7 @@ class Link:
         ]
         self.store.set(everyone, json.dumps(found))
         for old in (*keys, f"{self._turn - 1}/all"):
-            self.store.delete_key(old)  # all ranks are past it: they asked for the next one
+            self.store.delete_key(old)  # no rank needs it: all have asked for the next one
         return found
 
     def _part(self, end: float) -> None:
@@ -277,8 +250,9 @@ class Link:
             time.sleep(0.02)
 
     def _aside(self, work: Callable[[], Any], limit: float | None = None) -> Any:
-        """The result of `work`, done in another thread; Lost where the store is silent for
-        `timeout`, or after `limit` seconds.
+        """The result of `work`, done in another thread.
+
+        Raises Lost if the store is silent for `timeout` seconds, or after `limit` seconds.
         """
         found: list[Any] = []
         failed: list[BaseException] = []
@@ -294,7 +268,7 @@ class Link:
         thread.start()
         pause = 0.005
         while thread.is_alive():
-            thread.join(pause)  # in pieces, so that a signal is heard
+            thread.join(pause)  # in pieces, so that a signal is handled
             pause = min(2 * pause, 0.2)
             now = time.monotonic()
             if thread.is_alive() and (
@@ -314,19 +288,16 @@ class Link:
             count += 1
             try:
                 store.set(f"beat/{self.rank}", str(count))
-            except RuntimeError:  # the store is gone, which who waits notices as well
+            except RuntimeError:  # the store is gone, and the ranks that wait notice it, too
                 return
 
     def _wait(self, key: str, other: int) -> bytes:
-        """The value that rank `other` puts at `key`, however long it works before; Lost where it
-        does not live to do it.
-        """
+        """The value that rank `other` puts at `key`, after any time; Lost if it dies before."""
         began = seen = time.monotonic()
         beat, pause, notes = b"", 0.001, 0
         while not self.store.check([key]):
-            if self.store.check([f"left/{other}"]) and not self.store.check(
-                [key]
-            ):  # both may have come since the first look
+            # the key is asked for again: both may have come since the first look
+            if self.store.check([f"left/{other}"]) and not self.store.check([key]):
                 raise Lost(f"rank {other} has ended.")
             last = self.store.get(f"beat/{other}") if self.store.check([f"beat/{other}"]) else b""
             now = self._heard = time.monotonic()
@@ -351,9 +322,9 @@ class Link:
 
 ALONE = World()
 
-# Never freed: where DDP is the last to hold a group, as in an error's traceback, it frees it under
-# the interpreter's lock, for which
-# gloo's threads may wait, while it waits for them (pytorch issue 56297).
+# Never freed. If DDP is the last to hold a group, as in an error's traceback, it frees it while it
+# holds the interpreter's lock and waits for gloo's threads, which may wait for that lock (pytorch
+# issue 56297).
 _GROUPS: list[Any] = []
 
 
@@ -363,8 +334,7 @@ def _first_line(error: Exception) -> str:
 
 
 def ranks_of_environment() -> tuple[int, int, int]:
-    """(rank, size, local rank) that torchrun, or a scheduler that sets the same variables, gave
-    this process; (0, 1, 0) without.
+    """(rank, size, local rank) from the variables of torchrun or a scheduler; else (0, 1, 0).
 
     Raises DistributedError for variables that are incomplete or contradict each other.
     """
@@ -396,11 +366,10 @@ def ranks_of_environment() -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def joined(device: torch.device | str = "cpu") -> Iterator[World]:
-    """The world that this process was started in, joined for the length of the block; `ALONE`
-    without torchrun.
+    """The world that this process was started in, joined for this block; `ALONE` without torchrun.
 
-    Raises DistributedError where the ranks do not find each other within CFM_LITE_TIMEOUT seconds,
-    such as for a port taken.
+    Raises DistributedError if the ranks do not find each other within CFM_LITE_TIMEOUT seconds, as
+    for a port that is in use.
     """
     rank, size, local = ranks_of_environment()
     if size == 1:
@@ -412,12 +381,11 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
         World(rank, size, local).place(torch.device(device))
     store = _meet(backend, rank, size, timeout)
     _GROUPS.append(dist.group.WORLD)
-    # under torchrun the store is the agent's and outlives the ranks; the count keeps one block's
-    # keys from the next one's
+    # under torchrun the store belongs to the agent, and ends after the ranks
     hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    link = Link(
-        dist.PrefixStore(f"cfm_lite/{len(_GROUPS)}", store.clone()), rank, size, timeout, hosts
-    )
+    # the count keeps the keys of two blocks apart
+    store = dist.PrefixStore(f"cfm_lite/{len(_GROUPS)}", store.clone())
+    link = Link(store, rank, size, timeout, hosts)
     world, failed = World(rank, size, local, link), True
     try:
         with world.watching():
@@ -429,8 +397,9 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
 
 
 def _part_with_group(seconds: float | None) -> None:
-    """Destroy the process group; after a failure for so many `seconds` at most, for a host that was
-    stopped lets it wait.
+    """Destroy the process group; after a failure in so many `seconds` at most.
+
+    It would wait for a host that was stopped.
     """
 
     def destroy() -> None:
@@ -446,10 +415,10 @@ def _part_with_group(seconds: float | None) -> None:
 
 
 def _meet(backend: str, rank: int, size: int, timeout: float) -> Any:
-    """Join the process group; returns the store at which the ranks met.
+    """Join the process group; the store at which the ranks met.
 
-    In a thread: whoever holds a taken port may never answer, and torch's own timeout does not see
-    that.
+    It runs in a thread: a foreign program at that port may never answer, and torch's own timeout
+    does not cover that.
     """
     failed: list[Exception] = []
     met: list[Any] = []

@@ -1,13 +1,11 @@
-"""FSDP2: parameters, gradients, moments and average are dealt to the ranks; a block is put together
-only while it is used.
+"""FSDP2: each rank keeps a slice of parameters, gradients, moments and average.
 
     bytes per rank = state / ranks + one whole block + activations
 
-A rank keeps a slice of every tensor (a DTensor). What is saved is put together again, so that a
-checkpoint of FSDP, of DDP and of one process is the same file: a run goes on under any of them, on
-any number of ranks, and nothing has to be unpickled, as the sharded format of
-torch.distributed.checkpoint would need for its index. Reference: PyTorch's `fully_shard` and
-torch.distributed.checkpoint.state_dict.
+A block is gathered only while it is used. Whole tensors are saved, so a checkpoint of FSDP, of DDP
+and of one process is the same file. A run resumes under any of them, on any number of ranks.
+Nothing is unpickled; the sharded format of torch.distributed.checkpoint would need that for its
+index. Reference: PyTorch's `fully_shard` and torch.distributed.checkpoint.state_dict.
 """
 
 import contextlib
@@ -44,18 +42,19 @@ def shard(
     half: torch.dtype | None = None,
     read: bool = False,
 ) -> nn.Module:
-    """Deal the parameters of `module` to the ranks, in place: every transformer block apart, and
-    what is left together.
+    """Shard the parameters of `module` over the ranks, in place, block by block.
 
-    With `half` an objective's blocks are put together in that dtype, which halves the messages and
-    what is whole, and their gradients are summed in float32. Autocast of that dtype, whose casts
-    this spares, surrounds the network, so that the numbers are DDP's. What lies around the blocks
-    (time, labels, patches, the head) stays float32, and so does all that is kept. With `read` the
-    module can be called and looked at between updates from outside, as an average is: what a call
-    has put together is dealt out again at its end. Else the outermost part stays whole until the
-    backward pass, and would hide what is updated. All ranks must hold the same values
-    (`World.start_alike`). Gradients are means over the ranks, on gloo and nccl (tested, for AdamW
-    would hide a sum).
+    What is no block is one more unit. All ranks must hold the same values (`World.start_alike`).
+    Gradients are means over the ranks, on gloo and nccl (tested, because AdamW would hide a sum).
+
+    With `half` an objective's blocks are gathered in that dtype, which halves the messages and the
+    memory, and their gradients are summed in float32. Autocast of that dtype surrounds the network,
+    so that the numbers are DDP's. What lies around the blocks (time, labels, patches, the head)
+    stays float32, and so does everything that is kept.
+
+    With `read` the module can be called and read between updates, as an average is: what a call has
+    gathered is sharded again at its end. Otherwise the outermost part stays whole until the
+    backward pass, and would hide an update.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -91,10 +90,9 @@ def spread(
     half: torch.dtype | None,
     compiled: bool,
 ) -> tuple[nn.Module, Any]:
-    """The objective over the ranks, as "ddp" or "fsdp", and what runs it; FSDP deals out the
-    averages as well.
+    """The objective over the ranks, as "ddp" or "fsdp", and what runs it.
 
-    What is compiled is compiled first, and then wrapped.
+    FSDP shards the averages as well. Blocks are compiled first, and then wrapped.
     """
     if compiled:
         compile_parts(objective)
@@ -118,16 +116,14 @@ def exchanging(wrapped: Any, last: bool) -> contextlib.AbstractContextManager[An
 
 
 def _compute_in(model: nn.Module, device: torch.device, half: torch.dtype) -> None:
-    """Surround the network's methods with autocast: blocks in `half` would not take float32, also
-    where it is called alone.
-    """
+    """Surround the network's methods with autocast: blocks in `half` do not take float32."""
     for name in ("forward", "forward_features"):
         if hasattr(model, name):
             setattr(model, name, torch.autocast(device.type, dtype=half)(getattr(model, name)))
 
 
 def _gather_in(module: nn.Module) -> None:
-    """Put the parameters together for the other method by which a network is called, too."""
+    """Gather the parameters for the other method by which a network is called, too."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     if hasattr(module, "forward_features"):
@@ -135,18 +131,19 @@ def _gather_in(module: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """True for a module that `shard` has dealt out."""
-    return hasattr(type(module), "set_requires_gradient_sync")  # of the type: quicker to deny
+    """Whether `shard` has sharded a module."""
+    return hasattr(type(module), "set_requires_gradient_sync")  # of the type: a quicker no
 
 
 def full(x: Any) -> Tensor:
-    """A tensor as it is, or a dealt one put together on every rank (collective)."""
+    """A tensor as it is, or a sharded one gathered on every rank (collective)."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict on the host of rank 0, and an empty one elsewhere (collective); of a
-    plain module its state dict.
+    """The whole state dict on the host of rank 0, and an empty one elsewhere (collective).
+
+    Of a plain module it is the state dict.
     """
     if not is_sharded(module):
         return module.state_dict()
@@ -159,19 +156,20 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take over a whole state dict, of which each rank keeps its slices (collective)."""
+    """Load a whole state dict, of which each rank keeps its slices (collective)."""
     if not is_sharded(module):
         module.load_state_dict(dict(state))
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    # every rank scatters what it meets first, so the order decides which tensors meet
+    # each rank scatters its entries in order, so all must have the same order
     set_model_state_dict(module, ordered(state), options=StateDictOptions(full_state_dict=True))
 
 
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()`, parameters by number, with whole tensors on the host of rank 0
-    (collective).
+    """`optimizer.state_dict()` with whole tensors on the host of rank 0 (collective).
+
+    Parameters are named by number.
     """
     if not is_sharded(module):
         return optimizer.state_dict()
@@ -196,13 +194,10 @@ def load_optimizer(
         optimizer.load_state_dict(dict(state))
         for p, entry in optimizer.state.items():
             for name, value in entry.items():
-                # a file holds rows in order; the fused kernel walks moments and parameters in the
+                # a file holds rows in order; the fused kernel reads moments and parameters in the
                 # order of their memory
-                if (
-                    isinstance(value, Tensor)
-                    and value.shape == p.shape
-                    and value.stride() != p.stride()
-                ):
+                alike = isinstance(value, Tensor) and value.shape == p.shape
+                if alike and value.stride() != p.stride():
                     entry[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict

@@ -1,7 +1,7 @@
-"""The state of a training in a checkpoint: what is saved, what must be equal to resume, and how the
-settings of older editions are read.
+"""The state of a training in a checkpoint: what is saved, and what must be equal to resume.
 
 A run that resumes gives the bits of one that never stopped, on a CPU and on any number of ranks.
+Settings of older editions are read here, too.
 """
 
 import copy
@@ -27,17 +27,10 @@ from cfm_lite.objective import Objective
 
 __all__ = ["State"]
 
-# what the optimizer's groups hold and a run depends on, beside the learning rate
+# what decides a run, of the optimizer's groups and beside the learning rate
 _DECIDES = (
-    "betas",
-    "eps",
-    "weight_decay",
-    "momentum",
-    "dampening",
-    "nesterov",
-    "amsgrad",
-    "maximize",
-)
+    "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +79,7 @@ class State:
     def load(
         self, directory: str | Path, accept: Callable[[Mapping[str, Any]], None]
     ) -> tuple[int, Path]:
-        """Take over a checkpoint, or the newest valid one of a folder (collective); its step and
-        path.
+        """Load a checkpoint, or the newest valid one of a folder (collective); its step and path.
 
         Raises what `accept` raises for its config, and ResumeMismatchError that lists what differs.
         """
@@ -115,12 +107,12 @@ class State:
         return saved.step, path
 
     def _modules(self) -> dict[str, nn.Module]:
-        """What has weights, by the beginning of their names."""
+        """The modules with weights, by the prefix of their names."""
         averages = {f"{name}.": average.module for name, average in self.averages.items()}
         return {"objective.": self.objective, **averages}
 
     def _settings(self) -> dict[str, Any]:
-        """What must be equal to resume: a different value would silently make another run."""
+        """What must be equal to resume: with a different value it would be another run."""
         objective, groups = self.objective, self.optimizer.param_groups
         known = [name for name in _DECIDES if name in self.optimizer.defaults]
         return {
@@ -160,8 +152,9 @@ class State:
 
 
 def _completed(state: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint. What an older one does not name comes from its groups, or is
-    the only value that there was then.
+    """The settings of a checkpoint, completed if it is an old one.
+
+    A missing one comes from its groups, or had only one possible value then.
     """
     groups = state.get("groups", [])
     in_groups = {name: [group.get(name) for group in groups] for name in _DECIDES if name in mine}
@@ -169,9 +162,7 @@ def _completed(state: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, A
 
 
 def said_once(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that name the path once. The first edition wrote the functions of a path wherever
-    one was given.
-    """
+    """Settings that name the path once; the first edition wrote its functions at every place."""
     path = settings.get("path")
 
     def named(value: Any) -> Any:
