@@ -370,6 +370,11 @@ def _with_keep(part: Any, u: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def noise_like(x: Tensor, generator: Generator | None) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of `x`.
+
+    >>> noise_like(torch.zeros(2, 3), None).shape
+    torch.Size([2, 3])
+    """
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
