@@ -11,7 +11,8 @@ from cfm_lite import errors
 IDEAS = (
     "errors", "paths", "draws", "perturbations", "negatives", "losses", "terms", "objective",
     "theory", "guidance", "samplers", "metrics", "methods", "training", "pretrained",
-    "models.embed", "models.mlp", "models.sit", "models.official", "models.encoders",
+    "models.embed", "models.mlp", "models.sit", "models.unet", "models.official",
+    "models.encoders",
 )  # fmt: skip
 # what a term is given, and its form, of which CONTRIBUTING.md has examples; errors that need no
 # example beside that of their base; and what trains for minutes

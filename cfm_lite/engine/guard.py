@@ -73,8 +73,8 @@ class Guard:
             if not _is_finite(module.parameters()):
                 name = next(name for name, p in module.named_parameters() if not _is_finite([p]))
                 raise DivergenceError(
-                    f"the average of {name} is not finite at step {step}, and {self._kept()}. Go "
-                    "on from there."
+                    f"the average of {name} is not finite at step {step}, and {self._kept()}. "
+                    "Resume from there."
                 )
         if self._runaway is None or self._errors is None:
             return
