@@ -15,8 +15,9 @@ IDEAS = (
     "models.encoders",
 )  # fmt: skip
 # what a term is given, and its form, of which CONTRIBUTING.md has examples; errors that need no
-# example beside that of their base; and what trains for minutes
+# example beside that of their base; the parts of the U-Net; and what trains for minutes
 BARE = {"terms.Draw", "terms.Evaluated", "terms.Term", "pretrained.make"}
+BARE |= {"models.unet.ConvBlock", "models.unet.SelfAttention"}
 BARE |= {f"errors.{name}" for name in errors.__all__ if name != "CFMError"}
 
 

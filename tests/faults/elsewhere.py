@@ -72,10 +72,10 @@ ELSEWHERE: dict[str, str] = {
         samplers.midpoint samplers.rk4 terms.Alignment terms.noise_like
     """,
     "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
-        _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords _internal.networks.check_labels_of
-        _internal.networks.check_model _internal.networks.check_trainable _internal.networks.copied
-        _internal.networks.evaluating _internal.networks.explained _internal.networks.has_null _internal.networks.needs_labels _internal.networks.null_label
-        _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
+        _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
+        _internal.networks.check_labels_of _internal.networks.check_model _internal.networks.check_trainable _internal.networks.copied
+        _internal.networks.evaluating _internal.networks.explained _internal.networks.has_null _internal.networks.needs_labels
+        _internal.networks.null_label _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
     """,
     "what a Trainer is made of: tests/test_training.py, test_trainable.py and test_numbers.py give it wrong ones": """
         engine.batches.as_batch engine.batches.micro_batches engine.batches.shards_in engine.batches.stream engine.guard.Guard
