@@ -416,7 +416,7 @@ def test_what_is_asked_for_are_the_bytes_of_the_row_and_its_mirror_image(made):
             return super().madvise(option, start, length)
 
     for row, mirror in ((0, 0), (3, 1), (23, 1)):
-        number, place = data._place(row)
+        ((number, place),) = data.places(torch.tensor([row]))
         array = data._maps[number]
         with open(array.filename, "rb") as file:
             mapped = Map(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -192,9 +192,9 @@ def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
     keys = [trial.key for trial in trials(changes)]
     for name, value in changes.items():
         before = trials({field: given for field, given in changes.items() if field != name})
-        # what the suite has anyway
+        # the suite has this value already
         same = all(getattr(trial.recipe, name) == value for trial in before)
-        # controls read those of VeCoR
+        # controls read the fields of VeCoR
         idle = name not in READS["vecor"] and all(unread(trial.recipe, [name]) for trial in before)
         if keys and not same and (idle or keys == [trial.key for trial in before]):
             groups = ", ".join(settings["groups"])

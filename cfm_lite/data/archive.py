@@ -35,8 +35,7 @@ SAMPLES = "imagenet-samples"
 # bytes, or twice the archive's size if that is more: images hardly compress, bombs a thousandfold
 LIMIT = 50 * 2**30
 MEMBERS = 2_000_000  # ImageNet has 1.3 million
-# beside the names with a dot: what Synology, macOS, Windows, QNAP and Linux put into folders of
-# their own accord
+# names that Synology, macOS, Windows, QNAP and Linux add to folders by themselves
 UNSEEN = frozenset(
     {"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 )
@@ -180,7 +179,7 @@ class _Work:
 
     def _take_on(self) -> None:
         """Keep what an earlier process finished of the same archive, and remove everything else."""
-        # the last may be half
+        # the last line may be half-written
         lines = self.log.read_text(encoding="utf-8").split("\n")[:-1] if self.log.is_file() else []
         if lines[:1] == [json.dumps(self.identity)]:
             self.done = {

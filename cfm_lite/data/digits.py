@@ -44,8 +44,8 @@ def _shuffled_key(row: int) -> bytes:
 def _split() -> dict[str, np.ndarray]:
     labels = _raw()[1]
     rows = np.array(sorted(range(len(labels)), key=lambda row: (labels[row], _shuffled_key(row))))
-    # dealt out in turn, class after class: every part holds its share of each class, to within two
-    # rows
+    # rows go to the parts in turn, class by class: each part gets its share of each class, to
+    # within two rows
     judge = rows[1::2]
     parts = {
         "train": rows[0::2],

@@ -63,7 +63,7 @@ def cache_root() -> Path:
         return repository / "data" / "cache"
     # XDG_CACHE_HOME may begin with ~
     path = Path(os.path.expanduser(platformdirs.user_cache_path("cfm_lite")))
-    # without a home folder the answer is "~/.cache", which would be made where the command runs
+    # without a home folder this is "~/.cache", which would be made in the current folder
     return (
         path
         if path.is_absolute()
@@ -125,9 +125,9 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     try:
         return expanded(chosen)
     except ConfigError as error:
-        # wherever data are looked for, what is wrong with their place is an error of data
+        # a wrong place of data is an error of data, not of an argument
         raise DataError(
-            f"{error} It was to be the root of the data sets (root=..., or {VARIABLE})."
+            f"{error} It is given as the root of the data sets (root=..., or {VARIABLE})."
         ) from None
 
 

@@ -154,7 +154,7 @@ def _read(path: Path, dataset: str) -> SmallTeacher | None:
     """The teacher in a cached file; None if there is no file, or a damaged one."""
     if not path.is_file():
         return None
-    # the initial weights are not kept, and draw no number of anybody's
+    # the initial weights are replaced, and must not move the global generator
     with torch.random.fork_rng(devices=[]):
         teacher = SmallTeacher(dataset)
     try:

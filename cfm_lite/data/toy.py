@@ -58,8 +58,7 @@ def _ring_of_gaussians() -> GaussianMixture:
 
 
 def _two_classes() -> GaussianMixture:
-    # each class sits on both sides, so its mean is of little use: where to go depends on where one
-    # is
+    # each class is on both sides, so its mean says little: the right direction depends on x
     means = torch.tensor([[-1.5, 1.8], [2.3, 0.9], [2.3, -0.9], [-1.5, -1.8]], dtype=torch.float64)
     return GaussianMixture(
         torch.full((4,), 0.25, dtype=torch.float32).double(),
@@ -156,7 +155,7 @@ def _classes(n: int, generator: Generator | None) -> Tensor:
 
 
 def _uniform(n: int, generator: Generator | None) -> Tensor:
-    # whatever torch's default type is
+    # float32 even if torch's default type is another
     return torch.rand(n, generator=generator, dtype=torch.float32)
 
 

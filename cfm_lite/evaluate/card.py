@@ -126,7 +126,7 @@ def told(row: Mapping[str, Any]) -> list[str]:
         f"features {row['features']}{_short(row['features_hash'])}; cfm_lite {row['cfm_lite']}, "
         f"commit {_cut(row['commit'])}"
     )
-    # the row keeps where it lies; a reader, and a page that others read, need its name
+    # the row keeps the whole path; a reader needs only the name
     held = Path(row["reference"])
     name = held.name if held.is_absolute() else row["reference"]
     known, holds = _short(row.get("reference_hash")), row.get("reference_holds", "")

@@ -221,7 +221,7 @@ def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]
         files = image_files.flat(source).files
         for i in range(0, len(files), batch):
             part = torch.stack([image_files.load(file.path, size) for file in files[i : i + batch]])
-            # as an npz has them: a network rounds by the layout
+            # the memory layout of an npz: a network's rounding depends on it
             yield part.contiguous(memory_format=torch.channels_last)
         return
     try:

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 FEATURES, CLASSES = 64, 10
-# one fixed measuring stick for the digits, on every machine
+# it ships, so that every machine measures digits by the same judge
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 
@@ -218,7 +218,7 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
             facts = file.metadata() or {}
             names = file.keys()  # the file is no mapping
             weights = {name: file.get_tensor(name) for name in names}
-        # the initial weights are not kept, and draw no number of anybody's
+        # the initial weights are replaced, and must not move the global generator
         with torch.random.fork_rng(devices=[]):
             judge = Judge(facts["dataset"])
         load_weights(judge, weights, "it")

@@ -11,15 +11,12 @@ from cfm_lite.theory import GaussianMixture
 
 __all__ = ["judge_of", "measure", "reference_rows"]
 
-# real rows of each kind that samples are held against, or as many as there are samples; the digits
-# have fewer
+# real rows that samples are compared with, or as many as there are samples; digits have fewer
 COMPARED = 1000
-NEIGHBOURS = (
-    2000  # rows of each kind whose neighbours are looked for: precision and recall take all pairs
-)
-ALL_PAIRS = (
-    5000  # training rows up to which every sample is compared with every one, pixel by pixel
-)
+# rows of each kind for precision and recall, which take all pairs
+NEIGHBOURS = 2000
+# training rows up to which every sample is compared with every one, pixel by pixel
+ALL_PAIRS = 5000
 
 
 def judge_of(name: str) -> Judge | None:

@@ -90,9 +90,8 @@ def refuse_pickles(path: Path) -> None:
             pickled |= any(name.endswith(".pkl") for name in archive.namelist())
     if pickled:
         raise UntrustedFileError(
-            f"{path} was not loaded: it is a pickle, which may run code. Who trusts it opens it "
-            "elsewhere, and saves what it holds with "
-            "np.savez('reference.npz', mu=mu, sigma=sigma)."
+            f"{path} was not loaded: it is a pickle, which may run code. If you trust it, open it "
+            "elsewhere and save its arrays with np.savez('reference.npz', mu=mu, sigma=sigma)."
         )
 
 
@@ -208,6 +207,6 @@ def _array(path: Path, name: str) -> Tensor:
             f"{name} of {path} holds NaN or infinite numbers. Compute it again, from finite "
             "features."
         )
-    # such as long doubles
+    # long doubles, for example, become float64
     kept = values if values.dtype in (np.float16, np.float32) else values.astype(np.float64)
     return torch.from_numpy(np.ascontiguousarray(kept.astype(kept.dtype.newbyteorder("="))))

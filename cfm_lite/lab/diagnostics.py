@@ -26,7 +26,7 @@ from cfm_lite.runs.recipe import SOLVERS
 __all__ = ["TIMES", "field_values", "path_values"]
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-ROWS = 512  # held-out rows that velocities and features are looked at for
+ROWS = 512  # held-out rows for velocities and features
 PATHS_SEEN = 256  # samples whose whole path is kept
 EXACT_STEPS = 100  # Heun steps of the exact flow; its error is far below that of any network here
 

@@ -119,7 +119,7 @@ class Run:
         if is_file_of_weights(expanded(path)):
             return _official(expanded(path), average, torch.device(device), format, network)
         home, step = located(path)
-        # a step folder alone, without the run around it, knows its recipe too
+        # a checkpoint without its run holds the recipe too
         config = read_config(path) if step is None or (home / CONFIG).exists() else {}
         place = Located(home, Located(home, step).checkpoint)
         saved = checkpoint.load(place.checkpoint)
@@ -558,7 +558,7 @@ def _is_config_of_run(file: Path) -> bool:
     try:
         return "recipe" in json.loads(file.read_bytes())
     except (OSError, ValueError, TypeError, RecursionError):
-        # what was half written, or is damaged, belonged to a run: the run itself says more
+        # a damaged config.json counts as a run's: opening the run then explains the damage
         return True
 
 

@@ -60,7 +60,7 @@ def spec_of(config: Mapping[str, Any], recipe: Recipe) -> Spec:
         data = dataset(recipe.dataset)
     except ConfigError:  # the recipe of a user's own data, or of latents
         raise CheckpointError(
-            f"config.json has no spec, and {recipe.dataset!r} is no data set that would tell it. "
-            "Train again, or write the spec: shape, condition, classes."
+            f"config.json has no spec, and {recipe.dataset!r} is not a known data set. Train "
+            "again, or write the spec into it: shape, condition, classes."
         ) from None
     return Spec(data.shape, data.num_classes)

@@ -20,8 +20,7 @@ from cfm_lite.models import SiT
 
 __all__ = ["Clock", "peak_flops", "train_flops", "utilisation"]
 
-# name as torch.cuda.get_device_name gives it: dense TFLOP/s in (bf16, TF32), from the makers' data
-# sheets
+# (name in torch.cuda.get_device_name, dense TFLOP/s in bf16, in TF32), from the makers' data sheets
 _PEAKS: tuple[tuple[str, float, float], ...] = (
     (r"B200", 2250, 1125),
     (r"H200 NVL", 835.5, 417.5),

@@ -130,7 +130,7 @@ def train_command(
         method, model, where, {**({} if data is None else {"size": data.size}), **changes}
     )
     begin = None if start is None else start_from(start, format, model)
-    # what the file is decides, unless something else was asked for, which is refused
+    # the file decides these fields; another value given by hand is refused later
     if begin is not None:
         recipe = recipe.changed(
             **{
@@ -151,7 +151,7 @@ def train_command(
     name = f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
     folder = runs.home_for(out or Path("runs") / name, how.get("resume", False), inputs=inputs)
     if how.get("images") is not None:
-        # a tar is unpacked, and a wrong folder refused, before anything begins
+        # unpack a tar, or refuse a wrong folder, before the work begins
         how["images"] = images.layout(how["images"])
     with joined(where) as world:
         options = Options(

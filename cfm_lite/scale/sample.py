@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from cfm_lite import runs
 from cfm_lite._internal.places import check_folder, expanded
 from cfm_lite.data.latents.codec import Codec, open_codec
+from cfm_lite.data.latents.shards import npy
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError, DataError
@@ -71,7 +72,7 @@ def sample_imagenet(
             f"the run on {run.recipe.dataset} has no latents to decode; draw it with cfm-lite "
             "sample, into an npz."
         )
-    # refuses what cannot be done
+    # an impossible setting is refused here, before anything is written
     velocity_of(run, settings, labels_of(run, settings, 0).to(device))
     record, spec = recorded(run, settings), run.spec
     world.on_main(lambda: _check_same(out, record))
@@ -81,8 +82,8 @@ def sample_imagenet(
         return out / SAMPLES
     codec = open_codec(vae or run.spec.vae, device=device, fingerprint=spec.vae_fingerprint)
     world.on_main(lambda: runs.write_json(out / SETTINGS, record))
-    # whole parts are kept; one that was cut short is drawn again, for a network rounds by the size
-    # of its batch
+    # whole parts are kept; a short last part is drawn again, because a network's rounding depends
+    # on the size of its batch
     kept = done // settings.batch
     mine = [part for part in range(kept, settings.parts) if part % world.size == world.rank]
     with tqdm(
@@ -91,7 +92,7 @@ def sample_imagenet(
         for part in mine:
             if not _is_done(_part(out, part), settings.count(part)):
                 images = _draw(run, codec, settings, part)
-                checkpoint.write_bytes(_part(out, part), _npy(images))
+                checkpoint.write_bytes(_part(out, part), npy(images))
             bar.update()
     world.barrier()
     world.on_main(lambda: _gather(out, run, settings, kept))
@@ -123,7 +124,7 @@ def _check_same(out: Path, record: dict[str, Any]) -> None:
             "average": "ema",
             **json.loads(file.read_text(encoding="utf-8")),
         }
-        # fields that came later are at their defaults
+        # an older file lacks newer fields: they have their defaults
         theirs["recipe"] = json.loads(json.dumps(from_dict(theirs["recipe"]).as_dict()))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
@@ -195,12 +196,6 @@ def _pixels(codec: Codec, z: Tensor) -> np.ndarray:
     return torch.cat(pixels).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
     """The images of an npz of ours as a stream, and their shape (N, H, W, 3)."""
@@ -252,7 +247,7 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
                     member.write(content)
                 for path in paths:
                     member.write(np.load(path, allow_pickle=False).tobytes())
-            archive.writestr("arr_1.npy", _npy(labels.astype(np.int64)))
+            archive.writestr("arr_1.npy", npy(labels.astype(np.int64)))
         os.replace(work, out / SAMPLES)
     except OSError as error:
         raise checkpoint.explained(error, out, int(np.prod(shape))) from error

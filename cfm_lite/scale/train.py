@@ -137,8 +137,8 @@ def trainer_for(
     size = options.world.size if ranks is None else ranks
     if options.parallel == "fsdp" and size == 1:
         raise ConfigError(
-            "parallel is 'fsdp' and there is one process, which has nobody to share with; use "
-            "torchrun, or ddp."
+            "parallel is 'fsdp', which needs several processes, and there is one; use torchrun, or "
+            "ddp."
         )
     model: Any = options.start or build_model(recipe, data)
     if model.num_classes != data.num_classes:
@@ -197,9 +197,8 @@ def _teacher(
         return Given(found.dim, found.index["weights"])
     if options.images is None and isinstance(data, Latents):
         raise ConfigError(
-            "the method aligns with a teacher, which has to see the images: give their folder with "
-            "--images DIR, or what it saw in them "
-            "with --features DIR."
+            "the method aligns with a teacher, which needs the images: give their folder with "
+            "--images DIR, or its features of them with --features DIR."
         )
     grid = data.shape[-1] // recipe.patch_size
     given = options.teacher

@@ -41,7 +41,8 @@ ELSEWHERE: dict[str, str] = {
         data.latents.codec.open_codec data.latents.codec.tiny_vae data.latents.features.TeacherFeatures
         data.latents.features.encode_features data.latents.prepare.plan_of data.latents.prepare.prepare
         data.latents.reader.Latents data.latents.reader.Pictures data.latents.reader.part_of data.latents.reader.prefetch
-        data.latents.shards.ask_for data.latents.shards.check_hash data.latents.shards.hash_of
+        data.latents.shards.Mapped data.latents.shards.ask_for data.latents.shards.check_hash data.latents.shards.facts_path
+        data.latents.shards.hash_of data.latents.shards.npy
         data.latents.shards.is_done data.latents.shards.map_shard data.latents.shards.open_plan data.latents.shards.read_index
         data.latents.shards.read_json data.latents.shards.write data.latents.shards.write_index data.latents.shards.write_shard
         data.mnist.available data.mnist.download data.mnist.load data.pca.PCA data.root.checkout data.root.damaged

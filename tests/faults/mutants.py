@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant("images with the labels of others", "data/batches.py", "None if y is None else y[rows]", "None if y is None else y[rows.flip(0)]", BATCHES),
     Mutant("a resumed run sees the first rows again", "data/batches.py", "= start * size, -1,", "= 0, -1,", BATCHES),
     Mutant("latents of the neighbour", "data/latents/reader.py", "out[i] = self._maps[number][row, mirror]", "out[i] = self._maps[number][row - 1, mirror]", "tests/test_latents.py -k vae_gave"),
-    Mutant("nobody looks before a map is read", "data/latents/reader.py", "        self._watch.check({number for number, *_ in places})\n", "", f"{CHANGES} -k never_a_signal"),
+    Mutant("nobody looks before a map is read", "data/latents/shards.py", "        self._watch.check(set(numbers))\n", "", f"{CHANGES} -k never_a_signal"),
     Mutant("the sum at the end of a tar.gz is not read", "data/archive.py", "        read_to_end(tar)\n", "", f"{DATA} -k tar.gz"),
     Mutant("depth is guessed from what a picture holds", "data/images.py", "(levels * 255 // top)", "(levels * 255 // max(255, int(levels.max())))", f"{IMAGES} -k depth"),
     Mutant("a class called train is entered", "data/images.py", "return all(folder.name.lower() in TRAIN | HELD", "return any(folder.name.lower() in TRAIN | HELD", f"{IMAGES} -k structure"),

@@ -426,7 +426,7 @@ def test_keys_that_are_fewer_than_the_rows_are_refused(latents):
 
 def test_labels_that_do_not_fit_are_refused(latents):
     for wrong in (np.arange(24) % 4, np.arange(23) % 3, np.arange(24) % 3 - 1):
-        (latents / "labels.npy").write_bytes(shards._npy(wrong.astype(np.int32)))
+        (latents / "labels.npy").write_bytes(shards.npy(wrong.astype(np.int32)))
         resign(latents, "labels.npy")
         with pytest.raises(DataError, match=r"labels\.npy"):
             Latents(latents)

@@ -71,7 +71,7 @@ def test_a_stopped_encoding_goes_on_to_the_same_bytes(data, pictures, vit, featu
     assert encode(data, pictures, vit, tmp_path / "F", mirrors=2) is not None
     for path in sorted(features.iterdir()):
         assert (tmp_path / "F" / path.name).read_bytes() == path.read_bytes()
-    with pytest.raises(DataError, match="mirrors differ"):
+    with pytest.raises(DataError, match="mirrors: there 2, now 1"):
         encode(data, pictures, vit, tmp_path / "F", mirrors=1)
 
 

@@ -240,7 +240,7 @@ def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
     try:
         loaded = kind.from_pretrained(name, use_safetensors=True, **how, **inside)
     except Exception as error:
-        # no file, no network, weights of another shape: the hub has a type for each
+        # a missing file, no network, wrong shapes: the hub raises another type for each
         failure = error
     found = _kind_of(kind, name, inside)
     if found != kind.__name__:

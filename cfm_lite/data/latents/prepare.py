@@ -9,6 +9,7 @@ VAE of the image.
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def prepare(
     if not 0 <= rank < check_count("world", world):
         raise ConfigError(f"rank is {rank} of {world}; it must lie in [0, {world - 1}].")
     out, plan = Path(out), plan_of(images, codec, size, rows)
-    key = shards.open_plan(out, plan)
+    key = shards.open_plan(out, asdict(plan))
     mine = list(range(rank, plan.shards, world))
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -113,7 +114,7 @@ def prepare(
                     skipped,
                     key,
                 )
-    if all((out / f"shard-{i:05d}.json").exists() for i in range(plan.shards)):
+    if all(shards.facts_path(out, i).exists() for i in range(plan.shards)):
         return shards.write_index(out, plan)
     return None
 

@@ -7,7 +7,6 @@ of the batch), as all draws of a run are. So any number of ranks sees the same r
 noise. Moments stay on disk, memory-mapped; only labels are read at the start.
 """
 
-import bisect
 import contextlib
 import math
 import queue
@@ -15,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +26,6 @@ from cfm_lite.data import images as image_files
 from cfm_lite.data.batches import fitting, row_numbers
 from cfm_lite.data.latents import shards
 from cfm_lite.data.latents.codec import Scaling
-from cfm_lite.data.shared import Watch
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError, DataError
 
@@ -39,7 +36,7 @@ CHECKED_AT_ONCE = 2**30
 T = TypeVar("T")
 
 
-class Latents:
+class Latents(shards.Mapped):
     """The latents in a folder that `cfm-lite scale prepare` wrote.
 
     `shape` is (C, h, w) of one latent. `labels` (N,) int64 are in [0, num_classes - 1], and
@@ -51,17 +48,13 @@ class Latents:
 
     def __init__(self, folder: str | Path, *, check: str = "auto") -> None:
         check_choice("check", check, ("auto", "sizes", "hashes"))
-        self.folder = Path(folder).expanduser()
-        self.index = index = shards.read_index(self.folder)
+        place = Path(folder).expanduser()
+        index = shards.read_index(place)
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.classes: tuple[str, ...] = tuple(index["classes"])
         self.num_classes, self.size = len(self.classes), int(index["size"])
         self.scaling = Scaling(index["scale"], index["shift"])
-        self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
-        self._watch = Watch(
-            [self.folder / shard["file"] for shard in index["shards"]], self._verify
-        )
-        self._maps = [self._open(shard) for shard in index["shards"]]
+        super().__init__(place, index)
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
         if len(self.labels) != len(self) or (
@@ -97,22 +90,10 @@ class Latents:
             )
         return keys
 
-    def verify(self) -> None:
-        """Hash every file; DataError names the first that differs."""
-        for number in range(len(self.index["shards"])):
-            self._verify(number)
-
-    def _verify(self, number: int) -> None:
-        shard = self.index["shards"][number]
-        shards.check_hash(self.folder / shard["file"], shard["sha256"])
-
-    def _open(self, shard: dict[str, Any]) -> np.ndarray:
-        array = shards.map_shard(self.folder / shard["file"], self.shape)
-        if len(array) != shard["rows"]:
-            raise DataError(
-                f"{self.folder / shard['file']} holds {len(array)} rows; {shard['rows']} were "
-                "written. Prepare again."
-            )
+    def _open(self, path: Path, rows: int) -> np.ndarray:
+        array = shards.map_shard(path, self.shape)
+        if len(array) != rows:
+            raise DataError(f"{path} holds {len(array)} rows; {rows} were written. Prepare again.")
         return array
 
     def _small(self, name: str) -> np.ndarray:
@@ -126,17 +107,14 @@ class Latents:
         Raises DataError if a shard is missing or has changed since the set was opened.
         """
         out = np.empty((len(rows), 2, *self.shape), np.float16)
-        places = [
-            (*self._place(row), int(mirror))
-            for row, mirror in zip(rows.tolist(), mirrored.tolist())
-        ]
-        self._watch.check({number for number, *_ in places})
+        mirrors = [int(mirror) for mirror in mirrored.tolist()]
+        places = [(*place, mirror) for place, mirror in zip(self.places(rows), mirrors)]
         for number, row, mirror in places:
             shards.ask_for(self._maps[number], row, mirror)
         for i, (number, row, mirror) in enumerate(places):
             out[i] = self._maps[number][row, mirror]
         moments = torch.from_numpy(out).float()
-        # a sum of float16 numbers does not overflow; it costs a twentieth of asking each
+        # a float32 sum of float16 numbers does not overflow, and costs a twentieth of isfinite
         if not math.isfinite(moments.sum().item()):
             bad = int((~torch.isfinite(moments.flatten(1)).all(1)).nonzero()[0])
             raise DataError(
@@ -144,11 +122,6 @@ class Latents:
                 "changed. Prepare again."
             )
         return moments
-
-    def _place(self, row: int) -> tuple[int, int]:
-        """The number of a row's shard, and the row's number in it."""
-        number = bisect.bisect_right(self._ends, row)
-        return number, row - self._ends[number] + len(self._maps[number])
 
     def draw(
         self, rows: Tensor, seed: int, step: int, shard: int, *, mirror: bool = True

@@ -10,12 +10,15 @@ the set will be, so no process can add shards of other images or of another VAE.
 number keeps two processes from making the same shard.
 """
 
+import bisect
 import errno
 import hashlib
 import io
 import json
 import mmap
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +27,21 @@ import torch
 from torch import Tensor
 
 from cfm_lite._internal.files import hash_of_file, publish
-from cfm_lite.data.shared import alone, forget_halves
+from cfm_lite.data.shared import Watch, alone, forget_halves
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
 __all__ = [
     "INDEX",
+    "Mapped",
     "Plan",
     "ShardFacts",
     "ask_for",
     "check_hash",
+    "facts_path",
     "hash_of",
     "is_done",
     "map_shard",
+    "npy",
     "open_plan",
     "parse_npy",
     "read_index",
@@ -85,13 +91,13 @@ class ShardFacts:
     skipped: list[tuple[str, str]]  # key and reason
 
 
-def open_plan(folder: Path, plan: Plan) -> str:
+def open_plan(folder: Path, plan: Mapping[str, Any], what: str = "latents") -> str:
     """Write plan.json, or check that the existing one is the same. Returns its hash.
 
     DataError lists what differs.
     """
     path = folder / PLAN
-    mine = json.loads(json.dumps(asdict(plan)))
+    mine = json.loads(json.dumps(plan))
     with alone(folder, "plan"):
         if not path.exists():
             write(path, json.dumps(mine, indent=1).encode())
@@ -103,7 +109,7 @@ def open_plan(folder: Path, plan: Plan) -> str:
     ]
     if differs:
         raise DataError(
-            f"{folder} holds other latents ({'; '.join(differs)}). Choose another --out, or remove "
+            f"{folder} holds other {what} ({'; '.join(differs)}). Choose another --out, or remove "
             "the folder."
         )
     return hash_of(mine)
@@ -114,6 +120,39 @@ def hash_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+class Mapped:
+    """The hashed shards that an index names, memory-mapped; `_open` maps and checks one of them."""
+
+    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+        self.folder, self.index = folder, index
+        self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
+        files = [folder / shard["file"] for shard in index["shards"]]
+        self._watch = Watch(files, self._verify)
+        self._maps = [self._open(path, s["rows"]) for path, s in zip(files, index["shards"])]
+
+    def _open(self, path: Path, rows: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def verify(self) -> None:
+        """Hash every shard. DataError names the first that differs."""
+        for number in range(len(self._maps)):
+            self._verify(number)
+
+    def _verify(self, number: int) -> None:
+        shard = self.index["shards"][number]
+        check_hash(self.folder / shard["file"], shard["sha256"])
+
+    def rows_of(self, number: int) -> range:
+        """The numbers of the rows in one shard."""
+        return range(self._ends[number] - len(self._maps[number]), self._ends[number])
+
+    def places(self, rows: Tensor) -> list[tuple[int, int]]:
+        """(number of its shard, number in it) of each row. DataError for a shard that changed."""
+        numbers = [bisect.bisect_right(self._ends, row) for row in rows.tolist()]
+        self._watch.check(set(numbers))
+        return [(n, row - self.rows_of(n).start) for n, row in zip(numbers, rows.tolist())]
+
+
 def _short(value: Any) -> str:
     return repr(value) if len(repr(value)) < 40 else f"{str(value)[:16]}..."
 
@@ -121,6 +160,11 @@ def _short(value: Any) -> str:
 def shard_path(folder: Path, number: int) -> Path:
     """The array of shard `number`. Its facts are beside it as .json."""
     return folder / f"shard-{number:05d}.npy"
+
+
+def facts_path(folder: Path, number: int) -> Path:
+    """The facts of shard `number`."""
+    return shard_path(folder, number).with_suffix(".json")
 
 
 def write_shard(
@@ -137,7 +181,7 @@ def write_shard(
     Raises DataError for NaN, infinity or a standard deviation of 0, and DiskFullError.
     """
     path = shard_path(folder, number)
-    forget_halves(folder, path.name, path.with_suffix(".json").name)
+    forget_halves(folder, path.name, facts_path(folder, number).name)
     with np.errstate(over="ignore"):  # what becomes infinite is refused below
         stored = moments.astype(np.float16)
     wrong = ~np.isfinite(stored).all(axis=(1, 2, 3, 4, 5)) | (moments[:, :, 1] <= 0).any(
@@ -148,13 +192,11 @@ def write_shard(
             "the VAE gives NaN, numbers beyond float16, or a std of 0 for "
             f"{keys[int(wrong.argmax())]!r}. Use another VAE."
         )
-    buffer = io.BytesIO()
-    np.save(buffer, stored, allow_pickle=False)
-    content = buffer.getvalue()
+    content = npy(stored)
     facts = ShardFacts(hashlib.sha256(content).hexdigest(), plan, keys, labels, skipped)
     write(path, content)
     body = json.loads(json.dumps(asdict(facts)))
-    write(path.with_suffix(".json"), json.dumps({**body, "self": hash_of(body)}).encode())
+    write(facts_path(folder, number), json.dumps({**body, "self": hash_of(body)}).encode())
     return facts
 
 
@@ -172,7 +214,7 @@ def is_done(folder: Path, number: int, plan: str) -> bool:
 
 def read_facts(folder: Path, number: int) -> ShardFacts:
     """The facts of one shard. DataError if they are missing or damaged."""
-    path = shard_path(folder, number).with_suffix(".json")
+    path = facts_path(folder, number)
     body = read_json(path, folder)
     if body.pop("self", None) != hash_of(body):
         raise DataError(f"{path} is damaged: its own hash differs. {_AGAIN} {folder}")
@@ -194,7 +236,7 @@ def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"expected. {_AGAIN} {path.parent}"
         )
     if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
-        # else each page that is missing brings its neighbours: 40 times what is asked for
+        # without it the system reads neighbouring pages too: 40 times as many bytes
         array.base.madvise(mmap.MADV_RANDOM)
     return array
 
@@ -245,9 +287,9 @@ def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
     spread = (square.mean((1, 2)) - channels.square()).clamp(min=0).sqrt()
     labels = np.array([label for shard in facts for label in shard.labels], np.int32)
     parts = {
-        "labels.npy": _npy(labels),
+        "labels.npy": npy(labels),
         "keys.txt": "\n".join(name for shard in facts for name in shard.keys).encode(),
-        "mean.npy": _npy(mean.float().numpy()),
+        "mean.npy": npy(mean.float().numpy()),
     }
     forget_halves(folder, PLAN, INDEX, *parts)
     for name, content in parts.items():
@@ -362,7 +404,8 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
     return content
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray) -> bytes:
+    """The bytes of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
