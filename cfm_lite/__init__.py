@@ -36,7 +36,7 @@ What is built on them:
     demo, cli        the commands
 
 Classes: Alignment, CFMError, Contrastive, Dispersive, FlowMatching, FlowSample, GaussianMixture,
-MLP, Objective, Path, Repulsion, Run, SiT, Trainer, UNet.
+MLP, MMDiT, Objective, Path, Repulsion, Run, SiT, Trainer, UNet.
 """
 
 import importlib
@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cfm_lite.errors import CFMError as CFMError
     from cfm_lite.models import MLP as MLP
+    from cfm_lite.models import MMDiT as MMDiT
     from cfm_lite.models import SiT as SiT
     from cfm_lite.models import UNet as UNet
     from cfm_lite.objective import Objective as Objective
@@ -68,7 +69,7 @@ _CLASSES = {
         ("Alignment", "Contrastive", "Dispersive", "FlowMatching", "Repulsion"), "terms"
     ),
     **dict.fromkeys(("FlowSample", "Path"), "paths"),
-    **dict.fromkeys(("MLP", "SiT", "UNet"), "models"),
+    **dict.fromkeys(("MLP", "MMDiT", "SiT", "UNet"), "models"),
     "CFMError": "errors",
     "GaussianMixture": "theory",
     "Objective": "objective",

@@ -3,6 +3,7 @@
 from cfm_lite.models.embed import count_parameters, timestep_features
 from cfm_lite.models.encoders import Encoder, teacher
 from cfm_lite.models.mlp import MLP
+from cfm_lite.models.mmdit import MMDiT
 from cfm_lite.models.official import export_official, load_official
 from cfm_lite.models.sit import SIT_CONFIGS, SiT
 from cfm_lite.models.unet import UNet
@@ -11,6 +12,7 @@ __all__ = [
     "MLP",
     "SIT_CONFIGS",
     "Encoder",
+    "MMDiT",
     "SiT",
     "UNet",
     "count_parameters",

@@ -47,7 +47,9 @@ __all__ = [
     "SiT",
     "SiTBlock",
     "attend",
+    "initialize",
     "modulate",
+    "unpatchify",
 ]
 
 # depth, hidden_size, num_heads
@@ -178,27 +180,14 @@ class SiT(nn.Module):
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, p * p * C_out), row by row, as images of the first C channels."""
-        side, p, channels = self.input_size // self.patch_size, self.patch_size, self.in_channels
-        image = tokens.reshape(len(tokens), side, side, p, p, self.out_channels)[..., :channels]
-        image = image.permute(0, 5, 1, 3, 2, 4)  # (B, C, side, p, side, p)
-        return image.reshape(len(tokens), channels, self.input_size, self.input_size)
+        return unpatchify(tokens, self.patch_size, self.in_channels)
 
     def initialize_weights(self) -> None:
         """Set the official initial values.
 
         Every gate and the head start at 0 (adaLN-Zero), so each block is the identity.
         """
-        for name, parameter in self.named_parameters():
-            zero = name.endswith("bias") or "adaLN_modulation" in name
-            if zero or name.startswith("final_layer"):
-                nn.init.zeros_(parameter)
-            elif name.startswith(("t_embedder", "y_embedder")):
-                nn.init.normal_(parameter, std=0.02)
-            elif "_norm" in name:
-                nn.init.ones_(parameter)
-            elif name != "pos_embed":
-                # the patch layer counts as a Linear
-                nn.init.xavier_uniform_(parameter.view(len(parameter), -1))
+        initialize(self, normal=("t_embedder", "y_embedder"))
         with torch.no_grad():
             self.pos_embed.copy_(sincos_2d(self.hidden_size, self.input_size // self.patch_size))
 
@@ -320,6 +309,31 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     tensor([[[-1.0000,  3.0000]]])
     """
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def unpatchify(tokens: Tensor, patch_size: int, channels: int) -> Tensor:
+    """Tokens (B, T, p * p * C_out) of a square, row by row, as an image of their first `channels`."""
+    side = round(tokens.shape[1] ** 0.5)
+    image = tokens.unflatten(1, (side, side)).unflatten(-1, (patch_size, patch_size, -1))
+    image = image[..., :channels].permute(0, 5, 1, 3, 2, 4)  # (B, C, row, p, column, p)
+    return image.reshape(len(tokens), channels, side * patch_size, side * patch_size)
+
+
+def initialize(model: nn.Module, normal: tuple[str, ...]) -> None:
+    """The official initial values of SiT; what starts with a name of `normal` is small and random.
+
+    Every gate and the head start at 0 (adaLN-Zero): each block is the identity.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "adaLN_modulation" in name or name.startswith("final_layer"):
+            nn.init.zeros_(parameter)
+        elif name.startswith(normal):
+            nn.init.normal_(parameter, std=0.02)
+        elif "_norm" in name:
+            nn.init.ones_(parameter)
+        elif name != "pos_embed":
+            # the patch layer counts as a Linear
+            nn.init.xavier_uniform_(parameter.view(len(parameter), -1))
 
 
 def _check_sizes(config: dict[str, Any]) -> None:

@@ -402,6 +402,20 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "learn_sigma": False,
         "qk_norm": True,
     },
+    "models.mmdit.MMDiT": lambda d: {
+        "input_size": 4,
+        "patch_size": 2,
+        "in_channels": 1,
+        "hidden_size": 8,
+        "depth": 1,
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+        "context_dim": 4,
+        "context_length": 3,
+        "vocab_size": d.pick(0, 5),
+        "zero_init": d.pick(True, False),
+    },
+    "models.text.WordEmbedding": lambda d: {"vocab_size": 5, "length": 3, "dim": 4},
     "models.unet.UNet": lambda d: {
         "input_size": 8,
         "in_channels": 1,
@@ -656,7 +670,9 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
 METHODS_OF = {"paths.Path": LINEAR, "theory.GaussianMixture": toy.mixture("two_classes")}
 # these draw from the global generator, as torch's own modules do, and say so
 DRAWS_GLOBALLY = {"models.mlp.MLP", "models.sit.SiT", "models.official.load_official"} | {
-    "models.unet.UNet"
+    "models.mmdit.MMDiT",
+    "models.text.WordEmbedding",
+    "models.unet.UNet",
 }
 
 

@@ -1,0 +1,181 @@
+"""MMDiT: the size of the papers' network, the order of its tokens, what a caption can do, and what
+it refuses.
+"""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.func import grad, jvp, vmap
+
+from cfm_lite.errors import ConfigError
+from cfm_lite.models import MMDiT, count_parameters
+from cfm_lite.models import mmdit as module
+from cfm_lite.models.mmdit import JointBlock
+
+TINY = {
+    "input_size": 4,
+    "patch_size": 2,
+    "in_channels": 3,
+    "hidden_size": 16,
+    "depth": 3,
+    "num_heads": 2,
+    "context_dim": 8,
+    "context_length": 5,
+}
+WORDS = {**TINY, "vocab_size": 9}
+
+
+def tiny(**changes) -> MMDiT:
+    torch.manual_seed(0)
+    model = MMDiT(**{**WORDS, **changes})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def batch(dtype=torch.float32):
+    g = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(2, 3, 4, 4, generator=g, dtype=dtype),
+        torch.rand(2, generator=g, dtype=dtype),
+        torch.randint(1, 9, (2, 5), generator=g),
+    )
+
+
+def test_without_arguments_it_is_the_network_of_the_papers():
+    with torch.device("meta"):
+        model = MMDiT()
+    assert count_parameters(model) == (505_070_608, 505_070_608)  # positions are a buffer
+    assert model.pos_embed.shape == (1, 256, 768)
+    assert model.null_context.shape == (77, 768)
+
+
+def test_nothing_is_zeroed_unless_asked_and_then_the_output_is_zero():
+    given = batch()
+    assert MMDiT(**WORDS)(*given).any()
+    started = MMDiT(**WORDS, zero_init=True)
+    assert not started(*given).any()
+    assert MMDiT(**TINY).blocks[0].image.adaLN_modulation[1].bias.any()
+
+
+def test_the_caption_stands_before_the_image_and_all_tokens_attend_to_all(monkeypatch):
+    seen = []
+    attend = module.attend
+
+    def watched(q, k, v):
+        seen.append((q, k, v))
+        return attend(q, k, v)
+
+    monkeypatch.setattr(module, "attend", watched)
+    block = JointBlock(16, 2, 4.0, pre_only=False)
+    h, s, c = torch.randn(2, 4, 16), torch.randn(2, 5, 16), torch.randn(2, 16)
+    block(h, s, c)
+    ((q, k, v),) = seen
+    assert q.shape == k.shape == v.shape == (2, 2, 9, 8)
+    torch.testing.assert_close(q[:, :, :5], block.text.before(s, c)[0])
+    torch.testing.assert_close(q[:, :, 5:], block.image.before(h, c)[0])
+    torch.testing.assert_close(v[:, :, 5:], block.image.before(h, c)[2])
+    moved = torch.cat([-s[:, :1], s[:, 1:]], dim=1)  # a norm would undo a shift
+    assert ((block(h, moved, c)[0] - block(h, s, c)[0]).abs().amax(-1) > 0).all()
+
+
+def test_the_last_block_reads_the_caption_and_returns_none():
+    model = tiny()
+    *others, last = model.blocks
+    assert last.text.pre_only
+    assert not any(block.text.pre_only for block in others)
+    assert {name.split(".")[0] for name, _ in last.text.named_parameters()} == {
+        "qkv",
+        "adaLN_modulation",
+    }
+    v = model(*batch())
+    v.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_a_caption_is_words_in_order_and_none_is_the_empty_one():
+    model, (x, t, y) = tiny(), batch()
+    v = model(x, t, y)
+    assert not torch.allclose(v, model(x, t, y.flip(1)))
+    empty = model(x, t, torch.zeros_like(y))
+    torch.testing.assert_close(model(x, t), empty, rtol=0, atol=0)
+    torch.testing.assert_close(model(x, t, model.null_condition(y)), empty, rtol=0, atol=0)
+
+
+def test_a_caption_can_be_the_features_of_a_frozen_encoder():
+    model, (x, t, _) = tiny(vocab_size=0), batch()
+    y = torch.randn(2, 5, 8)
+    model.null_context.normal_()
+    torch.testing.assert_close(model(x, t), model(x, t, model.null_condition(y)), rtol=0, atol=0)
+    assert not torch.allclose(model(x, t), model(x, t, y))
+    assert "null_context" in model.state_dict()
+    assert "null_context" not in tiny().state_dict()
+
+
+def test_features_are_the_image_tokens_of_the_blocks():
+    v, features = tiny().forward_features(*batch(), blocks=(1, 3))
+    assert v.shape == (2, 3, 4, 4)
+    assert {number: h.shape for number, h in features.items()} == dict.fromkeys((1, 3), (2, 4, 16))
+
+
+def test_config_builds_the_same_model_again():
+    model = tiny(zero_init=True)
+    again = MMDiT(**json.loads(json.dumps(model.config)))
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(*batch()), model(*batch()), rtol=0, atol=0)
+
+
+def test_transforms_of_torch_func_agree_with_plain_autograd():
+    model, (x, t, y) = tiny().double(), batch(torch.float64)
+
+    def loss(x):
+        return model(x, t, y).square().sum()
+
+    free = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(free), free)
+    torch.testing.assert_close(grad(loss)(x), slope)
+    torch.testing.assert_close(jvp(loss, (x,), (x,)), (loss(x), (slope * x).sum()))
+    both = torch.stack([x, x + 1])
+    each = torch.stack([model(a, t, y) for a in both])
+    torch.testing.assert_close(vmap(lambda x: model(x, t, y))(both), each)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 18, "num_heads": 4}, "num_heads"),
+        ({"hidden_size": 18}, "multiple of 4"),
+        ({"input_size": 5}, "patch_size"),
+        ({"depth": 0}, "depth"),
+        ({"context_length": 0}, "context_length"),
+        ({"vocab_size": -1}, "vocab_size"),
+        ({"zero_init": "yes"}, "zero_init"),
+        ({"mlp_ratio": 0}, "mlp_ratio"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        MMDiT(**{**TINY, **changes})
+
+
+X, T, Y = batch()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "y", "message"),
+    [
+        (WORDS, Y[:1], r"\(2, 5\)"),
+        (WORDS, Y[:, :4], r"\(2, 5\)"),
+        (WORDS, Y.float(), "whole"),
+        (WORDS, Y + 9, r"\[0, 8\]"),
+        (WORDS, Y - 9, r"\[0, 8\]"),
+        (TINY, Y, r"floating, \(2, 5, 8\)"),
+        (TINY, torch.randn(2, 5, 7), r"\(2, 5, 8\)"),
+        (TINY, torch.randn(2, 4, 8), "Encode the captions"),
+    ],
+)
+def test_captions_that_do_not_fit_are_refused(sizes, y, message):
+    with pytest.raises(ConfigError, match=message):
+        MMDiT(**sizes)(X, T, y)
