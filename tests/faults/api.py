@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import cfm_lite
 from cfm_lite import draws, negatives, objective, perturbations, samplers, terms
-from cfm_lite.data import digits, toy
+from cfm_lite.data import captions, digits, toy
 from cfm_lite.models import MLP, SiT, export_official
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
 from cfm_lite.runs.imagenet import imagenet
@@ -199,6 +199,9 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     **{f"data.toy.{name}": _toy for name in toy.TOYS},
     "data.toy.from_figure3": lambda d: {"x": d.normal(4, 2)},
     "data.toy.to_figure3": lambda d: {"x": d.normal(4, 2)},
+    "data.captions.decode": lambda d: {"y": captions.encode(["a red one"])},
+    "data.captions.parse": lambda d: {"caption": "a red one"},
+    "data.words.load": lambda d: {"split": "train", "n": 2, "seed": 0},
     "data.toy.load": lambda d: {"name": d.pick(*toy.TOYS), "n": 4, "generator": d.fresh()},
     "data.toy.mixture": lambda d: {"name": d.pick(*toy.MIXTURES)},
     "draws.class_labels": lambda d: {
@@ -415,7 +418,6 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "vocab_size": d.pick(0, 5),
         "zero_init": d.pick(True, False),
     },
-    "models.text.WordEmbedding": lambda d: {"vocab_size": 5, "length": 3, "dim": 4},
     "models.unet.UNet": lambda d: {
         "input_size": 8,
         "in_channels": 1,
@@ -671,7 +673,6 @@ METHODS_OF = {"paths.Path": LINEAR, "theory.GaussianMixture": toy.mixture("two_c
 # these draw from the global generator, as torch's own modules do, and say so
 DRAWS_GLOBALLY = {"models.mlp.MLP", "models.sit.SiT", "models.official.load_official"} | {
     "models.mmdit.MMDiT",
-    "models.text.WordEmbedding",
     "models.unet.UNet",
 }
 

@@ -66,7 +66,9 @@ ELSEWHERE: dict[str, str] = {
         models.embed.TimestepEmbedder models.embed.autocasting models.embed.check_blocks models.embed.check_input
         models.embed.in_float32 models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies
         models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed
-        models.mmdit.JointBlock models.mmdit.Stream models.sit.initialize models.sit.unpatchify
+        data.captions.Scene data.captions.Thing data.captions.encode data.captions.is_held_out data.captions.sentence data.captions.shows
+        data.words.Pictures data.words.draw data.words.scenes
+        models.mmdit.JointBlock models.mmdit.Stream models.text.WordEmbedding models.sit.initialize models.sit.unpatchify
         models.unet.ConvBlock models.unet.SelfAttention
         models.sit.SiTBlock models.sit.attend models.sit.modulate perturbations.other_row runs.segments.check_same_data
         runs.segments.check_same_recipe runs.segments.new_config runs.segments.note_on_schedule runs.throughput.Clock

@@ -6,8 +6,10 @@ the named tests have to fail there; before that the copy without any mistake has
 them. Results: a table, and build/faults/mutants.json.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -231,15 +233,23 @@ def passes(folder: Path, tests: str, seconds: float = 900) -> bool:
         "no:xdist",
         *tests.split(),
     ]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds
-    )
-    if done.returncode not in (0, 1):
-        raise RuntimeError(
-            f"pytest {tests} ended with "
-            f"{done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    with tempfile.TemporaryFile("w+") as said:
+        # a session of its own, and a file instead of a pipe: a rank that hangs can outlive its test
+        run = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True
         )
-    return done.returncode == 0
+        try:
+            code = run.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False  # a mistake that makes the tests hang is found, too
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        if code not in (0, 1):
+            said.seek(0)
+            raise RuntimeError(f"pytest {tests} ended with {code}:\n{said.read()[-4000:]}")
+    return code == 0
 
 
 def survives(folder: Path, mutant: Mutant) -> bool:

@@ -1,0 +1,248 @@
+"""Sentences about one or two things: what they mean, how they are said, and as word numbers.
+
+    "a red seven left of a blue star"  <->  Scene((Thing("seven", "red"), Thing("star", "blue")), "left")  <->  (16,) int64
+
+A size that the sentence does not name may be either. Some combinations are held out: no training
+picture shows them (`is_held_out`), so that what a network makes of them was never seen by it.
+"""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cfm_lite._internal.checks import check_tensor
+from cfm_lite.errors import ConfigError
+
+__all__ = [
+    "COLOURS",
+    "DIGITS",
+    "FORMS",
+    "KINDS",
+    "LENGTH",
+    "RELATIONS",
+    "SHAPES",
+    "SIZES",
+    "VOCABULARY",
+    "Scene",
+    "Thing",
+    "decode",
+    "encode",
+    "is_held_out",
+    "parse",
+    "sentence",
+    "shows",
+]
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+KINDS = (*DIGITS, *SHAPES)
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+SIZES = ("small", "large")
+RELATIONS = ("left", "right", "above", "below")  # the first thing lies there of the second
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+# what else a word may be called; the first name is the one that scenes hold
+SYNONYMS = {
+    **{name: (str(number),) for number, name in enumerate(DIGITS)},
+    **{"circle": ("disc",), "square": ("box",), "cross": ("plus",)},
+    **{"small": ("little",), "large": ("big",), "purple": ("violet",)},
+}
+_MEANS = {other: name for name, others in SYNONYMS.items() for other in others}
+_SAID = {  # where the first thing lies, before the second is named
+    "left": ("left of", "to the left of"),
+    "right": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+_PLACED = {"left": "to its left", "right": "to its right", "above": "above it", "below": "below it"}
+_ONE = ("{a}", "there is {a}", "here is {a}", "a picture of {a}", "we see {a}")
+_TWO = (
+    "{a} {where} {b}",
+    "there is {a} {where} {b}",
+    "{where} {b} is {a}",
+    "a picture of {a} {where} {b}",
+    "{b} with {a} {placed}",
+)
+FORMS = len(_TWO)
+
+_PHRASES = (*_ONE, *_TWO, *itertools.chain(*_SAID.values()), *_PLACED.values(), "a", "an")
+VOCABULARY = (
+    "",  # no word: the end of a caption, and the empty caption
+    *sorted(
+        {word for phrase in _PHRASES for word in phrase.split() if "{" not in word}
+        | {*KINDS, *COLOURS, *SIZES, *_MEANS}
+    ),
+)
+LENGTH = 16  # of a caption in words, blanks at its end
+_NUMBER = {word: number for number, word in enumerate(VOCABULARY)}
+
+
+class Thing(NamedTuple):
+    """One of KINDS in one of COLOURS, in one of SIZES or, with None, in either."""
+
+    kind: str
+    colour: str
+    size: str | None = None
+
+
+class Scene(NamedTuple):
+    """One thing, or two of which the first lies `relation` of the second."""
+
+    things: tuple[Thing, ...]
+    relation: str | None = None
+
+
+def sentence(scene: Scene, form: int = 0, synonyms: Sequence[int] = ()) -> str:
+    """The caption of a scene in one of FORMS forms.
+
+    `synonyms` are whole numbers that choose other names for the words of the scene, in turn; 0 is
+    the usual name.
+
+    >>> sentence(Scene((Thing("seven", "red"), Thing("star", "blue")), "left"))
+    'a red seven left of a blue star'
+    """
+    picks = itertools.chain(synonyms, itertools.repeat(0))
+
+    def called(word: str) -> str:
+        names = (word, *SYNONYMS.get(word, ()))
+        return names[next(picks) % len(names)]
+
+    said = []
+    for thing in scene.things:
+        words = [called(word) for word in (thing.size, thing.colour, thing.kind) if word]
+        said.append(f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}")
+    if scene.relation is None:
+        return _ONE[form % FORMS].format(a=said[0])
+    names = _SAID[scene.relation]
+    where, placed = names[next(picks) % len(names)], _PLACED[scene.relation]
+    return _TWO[form % FORMS].format(a=said[0], b=said[1], where=where, placed=placed)
+
+
+def parse(caption: str) -> Scene:
+    """The scene that a caption speaks of: the inverse of `sentence`, and of any order of its words.
+
+    Raises ConfigError for an unknown word, with the nearest known one, for a caption without words,
+    and for one that names no thing, more than two, or two without their relation.
+    """
+    words = [_MEANS.get(word, word) for word in _words(caption)]
+    things, size, colour, turned = [], None, None, False
+    relation, at = None, 0
+    for place, word in enumerate(words):
+        if word in SIZES:
+            size = word
+        elif word in COLOURS:
+            colour = word
+        elif word in KINDS:
+            if colour is None:
+                raise ConfigError(
+                    f"the caption {caption!r} gives the {word} no colour; name one of "
+                    f"{', '.join(COLOURS)}."
+                )
+            things.append(Thing(word, colour, size))
+            size, colour = None, None
+        elif word in ("left", "right", "above", "over", "below", "under"):
+            relation = {"over": "above", "under": "below"}.get(word, word)
+            at = len(things)
+            turned = "its" in words or "it" in words[place:]
+    if not 1 <= len(things) <= 2 or (len(things) == 2) != (relation is not None):
+        raise ConfigError(
+            f"the caption {caption!r} names {len(things)} things"
+            + (" and no relation" if len(things) == 2 else "")
+            + "; name one, such as 'a red seven', or two and how they lie, such as 'a red seven "
+            "left of a blue star'."
+        )
+    if relation and (
+        at == 0 or turned
+    ):  # "left of a star is a seven", "a star with a seven to its left"
+        things.reverse()
+    return Scene(tuple(things), relation)
+
+
+def _words(caption: str) -> list[str]:
+    """The words of a caption; ConfigError for an unknown one, for too many, and for none."""
+    if not isinstance(caption, str):
+        raise ConfigError(f"the caption has type {type(caption).__name__}; it must be text.")
+    words = re.findall(r"[a-z]+|\d", caption.lower())
+    if not words:
+        raise ConfigError("the caption is empty; say what to draw, such as 'a red seven'.")
+    for word in words:
+        if word not in _NUMBER:
+            near = difflib.get_close_matches(word, VOCABULARY[1:], n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VOCABULARY[1:])}."
+            )
+            raise ConfigError(f"the caption {caption!r} has the unknown word {word!r}; {hint}")
+    if len(words) > LENGTH:
+        raise ConfigError(
+            f"the caption {caption[:60]!r} has {len(words)} words; a caption has {LENGTH} at most."
+        )
+    return words
+
+
+def encode(captions: Iterable[str]) -> Tensor:
+    """Captions as word numbers (B, 16) int64, blanks (0) at the end. Raises ConfigError as `parse` for words."""
+    told = list(captions) if isinstance(captions, Iterable) else [captions]
+    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in told):
+        raise ConfigError(f"captions is {captions!r:.60}; it must be a list of texts.")
+    rows = [[_NUMBER[word] for word in _words(caption)] for caption in told]
+    y = torch.zeros(len(rows), LENGTH, dtype=torch.long)
+    for row, numbers in zip(y, rows):
+        row[: len(numbers)] = torch.tensor(numbers)
+    return y
+
+
+def decode(y: Tensor) -> list[str]:
+    """The captions of word numbers `y` (B, L); the inverse of `encode`. ConfigError for others."""
+    check_tensor(y=y)
+    rows = y.tolist() if y.dim() == 2 and not (y.is_floating_point() or y.is_complex()) else [[-1]]
+    if not all(0 <= number < len(VOCABULARY) for row in rows for number in row):
+        raise ConfigError(
+            f"y has shape {tuple(y.shape)} and dtype {y.dtype}; captions are word numbers (B, L), "
+            f"whole, from 0 to {len(VOCABULARY) - 1}."
+        )
+    return [" ".join(VOCABULARY[number] for number in row if number) for row in rows]
+
+
+def shows(asked: Scene, seen: Scene) -> bool:
+    """Whether a picture of `seen` shows what `asked` says: things, colours, sizes that it names, and
+    the relation, from whichever thing one looks.
+    """
+    if len(asked.things) != len(seen.things):
+        return False
+    pairs = [(asked.relation, asked.things)]
+    if asked.relation:
+        pairs.append((OPPOSITE[asked.relation], asked.things[::-1]))
+    return any(
+        relation == seen.relation
+        and all(
+            (a.kind, a.colour) == (b.kind, b.colour) and a.size in (None, b.size)
+            for a, b in zip(things, seen.things)
+        )
+        for relation, things in pairs
+    )
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether no training picture shows a thing or a pair of this scene.
+
+    Held out are one colour of each digit, and a tenth of the pairs of kinds, each in one direction.
+    """
+    if any(_rare(thing) for thing in scene.things):
+        return True
+    if scene.relation is None:
+        return False
+    first, second = (KINDS.index(thing.kind) for thing in scene.things)
+    if scene.relation in ("right", "below"):
+        first, second = second, first
+    upright = scene.relation in ("above", "below")
+    return (7 * first + 3 * second + 5 * upright) % 10 == 0
+
+
+def _rare(thing: Thing) -> bool:
+    kind = KINDS.index(thing.kind)
+    return thing.kind in DIGITS and COLOURS.index(thing.colour) == 3 * kind % len(COLOURS)

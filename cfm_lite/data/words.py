@@ -1,0 +1,194 @@
+"""Pictures in colour with captions, drawn on the fly from scikit-learn's real digits and five shapes.
+
+    "a red seven left of a blue star"  ->  x1 (3, 32, 32) in [-1, 1]
+
+The background is a dark grey, each colour varies a little, and some colours lie near each other. A
+picture depends on the seed, the split and its number alone. "train" and "seen" show the same
+combinations, with other pictures; "held_out" shows those that training never does
+(`captions.is_held_out`). Digits of "train" are those that generators learn from; "judge" and
+"judge_test" show all combinations with other digits, for the judge that reads pictures.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfm_lite._internal.checks import check_choice, check_count
+from cfm_lite.data import digits
+from cfm_lite.data.captions import (
+    COLOURS,
+    DIGITS,
+    FORMS,
+    KINDS,
+    RELATIONS,
+    SIZES,
+    Scene,
+    Thing,
+    encode,
+    is_held_out,
+    sentence,
+)
+from cfm_lite.draws import keyed_generator
+
+__all__ = ["SIDE", "SPLITS", "Pictures", "draw", "load", "scenes"]
+
+SIDE, GAP = 32, 2
+SPLITS = {  # the rows of the real digits, and whether held-out combinations are shown (None: both)
+    "train": ("train", False),
+    "seen": ("train", False),
+    "held_out": ("train", True),
+    "judge": ("judge_fit", None),
+    "judge_test": ("judge_test", None),
+}
+PIXELS = {"small": (9, 10), "large": (13, 14)}  # the side of a thing
+RGB = {
+    "red": (0.88, 0.10, 0.12),
+    "orange": (0.96, 0.50, 0.08),
+    "yellow": (0.95, 0.88, 0.15),
+    "green": (0.13, 0.65, 0.22),
+    "cyan": (0.15, 0.78, 0.82),
+    "blue": (0.16, 0.33, 0.92),
+    "purple": (0.52, 0.20, 0.78),
+    "pink": (0.97, 0.55, 0.75),
+}
+VARIES = 0.05  # each channel of a colour, on both sides
+
+
+class Pictures(NamedTuple):
+    """Pictures `x1` (N, 3, 32, 32) in [-1, 1], their captions as word numbers `y` (N, 16), and the
+    scenes that they show.
+    """
+
+    x1: Tensor
+    y: Tensor
+    captions: list[str]
+    scenes: list[Scene]
+
+
+def load(split: str = "train", n: int = 20_000, *, seed: int = 0) -> Pictures:
+    """The first `n` pictures of a split. Raises ConfigError for an unknown split.
+
+    >>> load("seen", 1).x1.shape
+    torch.Size([1, 3, 32, 32])
+    """
+    check_choice("split", split, SPLITS)
+    n, seed = check_count("n", n), check_count("seed", seed, low=0)
+    g = np.random.default_rng(keyed_generator("cpu", seed, "words", split).initial_seed())
+    x1 = np.empty((n, 3, SIDE, SIDE), np.float32)
+    said, shown = [], []
+    for row, scene in zip(range(n), scenes(g, SPLITS[split][1])):
+        x1[row] = draw(scene, g, split)
+        told = scene
+        if g.random() < 0.5:  # half of the captions name no size
+            told = scene._replace(things=tuple(t._replace(size=None) for t in scene.things))
+        said.append(
+            sentence(told, int(g.integers(FORMS)), (g.random(8) < 0.25).astype(int).tolist())
+        )
+        shown.append(scene)
+    return Pictures(torch.from_numpy(x1).mul_(2).sub_(1), encode(said), said, shown)
+
+
+def scenes(g: np.random.Generator, held_out: bool | None = None) -> Iterator[Scene]:
+    """Endless scenes with every size named, two of three with two things; only held-out ones, only
+    others, or, with None, both.
+    """
+    while True:
+        things = tuple(
+            Thing(*(_pick(g, names) for names in (KINDS, COLOURS, SIZES)))
+            for _ in range(2 if g.random() < 2 / 3 else 1)
+        )
+        scene = Scene(things, _pick(g, RELATIONS) if len(things) == 2 else None)
+        if held_out is None or is_held_out(scene) == held_out:
+            yield scene
+
+
+def draw(scene: Scene, g: np.random.Generator, split: str = "train") -> np.ndarray:
+    """A picture (3, 32, 32) float32 in [0, 1] of a scene, with digits of `split`."""
+    sides = [_pick(g, PIXELS[thing.size or _pick(g, SIZES)]) for thing in scene.things]
+    picture = np.full((3, SIDE, SIDE), g.uniform(0.02, 0.22), np.float32)
+    for thing, side, (top, left) in zip(scene.things, sides, _places(scene.relation, sides, g)):
+        colour = np.array(RGB[thing.colour]) + g.uniform(-VARIES, VARIES, 3)
+        mask = _mask(thing.kind, side, g, split)
+        part = picture[:, top : top + side, left : left + side]
+        part += mask * (colour.clip(0, 1).astype(np.float32)[:, None, None] - part)
+    return picture
+
+
+def _pick(g: np.random.Generator, names: Sequence[Any]) -> Any:
+    return names[int(g.integers(len(names)))]
+
+
+def _places(
+    relation: str | None, sides: list[int], g: np.random.Generator
+) -> list[tuple[int, int]]:
+    """(top, left) of each thing: apart along one axis, and at about the same place on the other."""
+    if relation is None:
+        return [tuple(g.integers(0, SIDE - sides[0] + 1, 2).tolist())]
+    order = [0, 1] if relation in ("left", "above") else [1, 0]
+    first, second = (sides[i] for i in order)
+    spare = SIDE - first - second - GAP
+    before, between = sorted(g.integers(0, spare + 1, 2).tolist())
+    along = [before, between + first + GAP]
+    middle = g.integers(max(first, second) // 2 + 1, SIDE - max(first, second) // 2 - 1)
+    across = [
+        int(np.clip(middle - side // 2 + g.integers(-2, 3), 0, SIDE - side))
+        for side in (first, second)
+    ]
+    places = list(zip(across, along) if relation in ("left", "right") else zip(along, across))
+    return [places[order.index(i)] for i in (0, 1)]
+
+
+def _mask(kind: str, side: int, g: np.random.Generator, split: str) -> np.ndarray:
+    """The share (side, side) in [0, 1] of each pixel that a thing covers."""
+    if kind not in DIGITS:
+        return _shape(kind, side)
+    images = _digits(SPLITS[split][0])[DIGITS.index(kind)]
+    resize = _resize(side)
+    return (resize @ images[g.integers(len(images))] @ resize.T).clip(0, 1)
+
+
+@cache
+def _digits(rows: str) -> list[np.ndarray]:
+    x, y = digits.load(rows)
+    ink = ((x[:, 0] + 1) / 2).numpy()  # (n, 8, 8) in [0, 1]
+    # the strokes of some are faint; a picture shows its colour
+    ink = (1.4 * ink).clip(0, 1)
+    return [ink[y.numpy() == digit] for digit in range(10)]
+
+
+@cache
+def _resize(side: int) -> np.ndarray:
+    """(side, 8): linear interpolation of a row of 8 pixels."""
+    centres = ((np.arange(side) + 0.5) * 8 / side - 0.5).clip(0, 7)
+    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(8))).astype(np.float32)
+
+
+@cache
+def _shape(kind: str, side: int, fine: int = 4) -> np.ndarray:
+    """A shape that fills (side, side), each pixel the mean of fine * fine points."""
+    at = (np.arange(side * fine) + 0.5) / (side * fine) * 2 - 1  # in (-1, 1)
+    b, a = np.meshgrid(at, at, indexing="ij")  # down, right
+    radius, angle = np.hypot(a, b), np.arctan2(a, -b)  # from the top
+    if kind == "circle":
+        inside = radius < 0.95
+    elif kind == "square":
+        inside = np.maximum(abs(a), abs(b)) < 0.84
+    elif kind == "triangle":
+        inside = (b < 0.85) & (abs(a) < (b + 0.95) * 0.55)
+    elif kind == "cross":
+        inside = (np.minimum(abs(a), abs(b)) < 0.28) & (radius < 1)
+    else:  # a star: its edge swings between five points and five notches
+        turn = (angle % (2 * math.pi / 5)) / (2 * math.pi / 5)
+        half = abs(turn - 0.5) * 2  # 1 at a point, 0 at a notch
+        long, short = 1.0, 0.42
+        wide = math.pi / 5
+        # the straight line from a point (long, 0) to a notch (short, wide)
+        theta = (1 - half) * wide
+        edge = long * short * math.sin(wide) / (short * np.sin(wide - theta) + long * np.sin(theta))
+        inside = radius < edge
+    return inside.reshape(side, fine, side, fine).mean((1, 3)).astype(np.float32)

@@ -1,0 +1,167 @@
+"""`words`: what a caption means, how it is said, and the pictures that show it."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from cfm_lite.data import captions, words
+from cfm_lite.data.captions import COLOURS, DIGITS, KINDS, RELATIONS, SHAPES, SIZES, Scene, Thing
+from cfm_lite.errors import ConfigError
+
+RED, BLUE = Thing("seven", "red"), Thing("star", "blue")
+
+
+def some_scenes(n=300, held_out=None):
+    g = np.random.default_rng(0)
+    return list(itertools.islice(words.scenes(g, held_out), n))
+
+
+def test_there_is_enough_to_say():
+    assert (len(COLOURS), len(DIGITS), len(SHAPES), len(SIZES), len(RELATIONS)) == (8, 10, 5, 2, 4)
+    assert captions.FORMS == 5
+
+
+@pytest.mark.parametrize("form", range(captions.FORMS))
+def test_parsing_a_sentence_gives_its_scene(form):
+    for scene in some_scenes():
+        for synonyms in ((), (1,) * 8):
+            said = captions.sentence(scene, form, synonyms)
+            assert captions.shows(captions.parse(said), scene), said
+            assert captions.decode(captions.encode([said])) == [said]
+            assert len(said.split()) <= captions.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("said", "scene"),
+    [
+        ("a red seven", Scene((RED,))),
+        ("Red 7!", Scene((RED,))),
+        ("a red seven left of a blue star", Scene((RED, BLUE), "left")),
+        ("left of a blue star is a red seven", Scene((RED, BLUE), "left")),
+        ("a blue star with a red seven to its left", Scene((RED, BLUE), "left")),
+        ("a blue star with a red seven above it", Scene((RED, BLUE), "above")),
+        ("a big violet disc", Scene((Thing("circle", "purple", "large"),))),
+    ],
+)
+def test_captions_mean_what_they_say(said, scene):
+    assert captions.parse(said) == scene
+
+
+def test_a_picture_shows_a_caption_from_whichever_thing_one_looks():
+    seen = Scene((RED._replace(size="small"), BLUE._replace(size="large")), "left")
+    for said in ("a red 7 left of a blue star", "a large blue star right of a red seven"):
+        assert captions.shows(captions.parse(said), seen)
+    for said in (
+        "a red 7 right of a blue star",
+        "a blue star left of a red seven",
+        "a blue 7 left of a red star",
+        "a large red seven left of a blue star",
+        "a red seven above a blue star",
+        "a red six left of a blue star",
+        "a red seven",
+    ):
+        assert not captions.shows(captions.parse(said), seen), said
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("a reed seven", "unknown word 'reed'; did you mean 'red'"),
+        ("a red xylophone", "unknown word 'xylophone'"),
+        ("", "empty"),
+        ("...", "empty"),
+        ("a seven", "no colour"),
+        ("a picture of red", "names 0 things"),
+        ("a red seven a blue star", "2 things and no relation"),
+        ("a red seven left of", "names 1 things"),
+        ("red seven blue star pink one left", "names 3 things"),
+        ("a red seven " * 6, "18 words"),
+        (7, "type int"),
+    ],
+)
+def test_captions_that_cannot_be_drawn_are_refused_in_one_line(said, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        captions.parse(said)
+    assert "\n" not in str(error.value)
+
+
+def test_one_text_is_no_list_of_captions():
+    with pytest.raises(ConfigError, match="a list of texts"):
+        captions.encode("a red seven")
+
+
+def test_a_picture_depends_on_seed_split_and_number_alone():
+    few, more = words.load("train", 20), words.load("train", 40)
+    assert torch.equal(few.x1, more.x1[:20])
+    assert torch.equal(few.y, more.y[:20])
+    assert few.captions == more.captions[:20]
+    for other in (words.load("train", 20, seed=1), words.load("seen", 20)):
+        assert not torch.equal(few.x1, other.x1)
+    assert few.x1.shape == (20, 3, 32, 32)
+    assert few.x1.dtype == torch.float32
+    assert -1 <= float(few.x1.min()) < float(few.x1.max()) <= 1
+
+
+def test_training_shows_no_held_out_combination_and_both_are_common():
+    assert not any(map(captions.is_held_out, some_scenes(1000, False)))
+    assert all(map(captions.is_held_out, some_scenes(200, True)))
+    drawn = some_scenes(3000)
+    share = sum(map(captions.is_held_out, drawn)) / len(drawn)
+    assert 0.1 < share < 0.3
+    for digit in DIGITS:  # one colour of each
+        hidden = [c for c in COLOURS if captions.is_held_out(Scene((Thing(digit, c),)))]
+        assert len(hidden) == 1
+    assert {thing.colour for scene in some_scenes(1000, False) for thing in scene.things} == {
+        *COLOURS
+    }
+    assert not any(captions.is_held_out(Scene((Thing(s, c),))) for s in SHAPES for c in COLOURS)
+
+
+def test_held_out_pairs_are_the_same_from_whichever_thing_one_looks():
+    for scene in some_scenes(500):
+        if scene.relation:
+            turned = Scene(scene.things[::-1], captions.OPPOSITE[scene.relation])
+            assert captions.is_held_out(turned) == captions.is_held_out(scene)
+
+
+def centres(scene, g):
+    """The centre of all pixels that are nearest to each thing's colour."""
+    picture = words.draw(scene, g).transpose(1, 2, 0)
+    for thing in scene.things:
+        near = np.linalg.norm(picture - np.array(words.RGB[thing.colour]), axis=-1) < 0.2
+        yield np.argwhere(near).mean(0)
+
+
+def test_things_lie_where_the_caption_says():
+    g = np.random.default_rng(1)
+    for relation, (axis, sign) in {
+        "left": (1, -1), "right": (1, 1), "above": (0, -1), "below": (0, 1),
+    }.items():  # fmt: skip
+        for sizes in itertools.product(SIZES, SIZES):
+            scene = Scene(
+                (Thing("square", "red", sizes[0]), Thing("circle", "green", sizes[1])), relation
+            )
+            first, second = centres(scene, g)
+            apart = sign * (first - second)
+            assert apart[axis] > 7, (relation, sizes)
+            assert abs(apart[1 - axis]) < 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_thing_covers_more_than_a_small_one_and_both_are_seen(kind):
+    g = np.random.default_rng(2)
+    ink = {
+        size: np.mean([
+            (words.draw(Scene((Thing(kind, "yellow", size),)), g)[0] > 0.6).sum() for _ in range(8)
+        ])
+        for size in SIZES
+    }  # fmt: skip
+    assert ink["small"] > 8
+    assert ink["large"] > 1.4 * ink["small"]
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ConfigError, match="Did you mean 'train'"):
+        words.load("trian", 1)
