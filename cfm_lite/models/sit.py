@@ -312,7 +312,11 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch_size: int, channels: int) -> Tensor:
-    """Tokens (B, T, p * p * C_out) of a square, row by row, as an image of their first `channels`."""
+    """Tokens (B, T, p * p * C_out) of a square, row by row, as an image of their first `channels`.
+
+    >>> unpatchify(torch.zeros(2, 16, 12), patch_size=2, channels=3).shape
+    torch.Size([2, 3, 8, 8])
+    """
     side = round(tokens.shape[1] ** 0.5)
     image = tokens.unflatten(1, (side, side)).unflatten(-1, (patch_size, patch_size, -1))
     image = image[..., :channels].permute(0, 5, 1, 3, 2, 4)  # (B, C, row, p, column, p)
@@ -323,6 +327,10 @@ def initialize(model: nn.Module, normal: tuple[str, ...]) -> None:
     """The official initial values of SiT; what starts with a name of `normal` is small and random.
 
     Every gate and the head start at 0 (adaLN-Zero): each block is the identity.
+
+    >>> initialize(model := SiT(4, 2, 1, 8, 1, 2), normal=("t_embedder", "y_embedder"))
+    >>> bool(model.blocks[0].adaLN_modulation[1].weight.any())
+    False
     """
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "adaLN_modulation" in name or name.startswith("final_layer"):
