@@ -5,17 +5,17 @@ On a Gaussian mixture the optimum is
 
     v* = (v - weight u_neg) / (1 - weight) = v + weight / (1 - weight) (v - u_neg)
 
-The top row adds these two fields up at one time. The bottom row follows FM, ΔFM and VeCoR from the
-same noise to the data.
+The first three panels add the two fields up at one time. The last one follows the sum from noise to
+the data, and shows where FM ends from the same noise.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 from cfm_lite import samplers, theory
@@ -28,7 +28,6 @@ from cfm_lite.viz.style import (
     DATA,
     DATA_OTHER,
     MODEL,
-    NOISE,
     REPEL,
     TRUTH,
     Picture,
@@ -39,18 +38,7 @@ from cfm_lite.viz.style import (
 
 __all__ = ["fields_figure"]
 
-_SIDE, _GAP = 2.85, 0.42  # inches: the squares, and the room between them where the signs stand
-# what each optimum does in the plane
-SAYS = dict(
-    zip(
-        theory.EXACT,
-        (
-            "where to go, and nothing else",
-            "repelled from the mean of all data",
-            "repelled from swapped coordinates",
-        ),
-    )
-)
+ENDS = ("fm", "delta_fm")
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,7 @@ def _compute(case: _Case, paths: int, shown: int, steps: int, seed: int) -> _Sce
     ts = torch.linspace(0, 1, steps + 1, dtype=data.dtype)
     states = {
         m: as_array(m, torch.stack(list(samplers.trajectory(case.velocity(m), x0, ts))))
-        for m in SAYS
+        for m in ENDS
     }
     limits = artists.square_limits(
         data, *(s[[0, -1], :shown] for s in states.values()), margin=0.02
@@ -134,8 +122,8 @@ def fields_figure(
     seed: int = 0,
     path: Path = LINEAR,
 ) -> Picture:
-    """FM, what repels and ΔFM as arrows at time `t`; FM, ΔFM and VeCoR as paths; for one class
-    `label` of a 2D `mixture`.
+    """FM, what repels and their sum ΔFM as arrows at time `t`, and where the paths of ΔFM end, for
+    one class `label` of a 2D `mixture`.
 
     `weight` in [0, 1) is the objective's λ, `n` the arrows per side, drawn where 99.5 % of the
     class is at `t` in (0, 1). Of `paths` Heun paths of `steps` steps, which give the percentages,
@@ -155,42 +143,35 @@ def fields_figure(
         check_count("seed", seed, 0),
     )
     figure, axes = artists.squares(
-        2, 3, scene.limits, side=_SIDE, gap=_GAP, rise=3.75, right=1.96, top=0.9
+        2, 2, scene.limits, side=_SIDE, gap=0.42, rise=_SIDE + 0.9, right=2.0, top=0.95
     )
-    _draw_fields(axes[0], scene, t, n)
-    _legend(axes[0, -1], label)
-    for panel, method in zip(axes[1], SAYS):
-        lines = _draw_paths(panel, scene, method, shown)
+    _draw_fields(axes.flat[:3], scene, t, n)
+    lines = _draw_paths(axes[1, 1], scene, shown)
+    _legend(axes[0, 1], label)
     artists.color_bar(
-        figure, lines, axes[1, -1], "time $t$ along a path", ticks=[0, 0.25, 0.5, 0.75, 1]
+        figure, lines, axes[1, 1], "time $t$ along a path", ticks=[0, 0.25, 0.5, 0.75, 1]
     )
-    title = f"Where to go and where not to go: the exact optimum for class {label}, λ = {weight:g}"
+    title = f"The exact optimum for class {label}, λ = {weight:g}"
     figure.suptitle(title, x=axes[0, 0].get_position().x0, y=0.985, ha="left")
     return figure
 
 
-def _draw_fields(axes: np.ndarray, scene: _Scene, t: float, n: int) -> None:
+def _draw_fields(panels: Sequence[Axes], scene: _Scene, t: float, n: int) -> None:
     case, x = scene.case, _where_the_class_is(scene, t, n)
-    attract, result = (artists.evaluate(case.velocity(m), x, t) for m in theory.EXACT[:2])
+    attract, result = (artists.evaluate(case.velocity(m), x, t) for m in ENDS)
     push = result - attract  # weight / (1 - weight) (v - u_neg)
     scale = artists.arrow_scale([attract, push, result], scene.limits, n)
-    away = r"the push away from it, $\lambda\,(v - \bar{u}_{-})\,/\,(1-\lambda)$"
-    both = r"ΔFM's $v^* = (v - \lambda\,\bar{u}_{-})\,/\,(1-\lambda)$"
+    away = r"away from the mean: $\lambda\,(v - \bar{u}_{-})\,/\,(1-\lambda)$"
+    both = r"ΔFM: $v^* = (v - \lambda\,\bar{u}_{-})\,/\,(1-\lambda)$"
     rows = (
-        ("", attract, ATTRACT, "Where to go", f"FM's velocity $v$ at $t$ = {t:g}"),
-        ("+", push, REPEL, "Where not to go", away),
-        ("=", result, MODEL, "Both together", both),
+        (attract, ATTRACT, "Where to go", f"FM's velocity $v$ at $t$ = {t:g}"),
+        (push, REPEL, "+ where not to go", away),
+        (result, MODEL, "= both together", both),
     )
-    middle = {"fontsize": 22, "ha": "center", "va": "center"}
-    for panel, (sign, field, color, title, formula) in zip(axes, rows):
+    for panel, (field, color, title, formula) in zip(panels, rows):
         _draw_stage(panel, scene, title, formula, color)
         artists.arrows(panel, x, field, color=color, scale=scale)
-        panel.text(-0.5 * _GAP / _SIDE, 0.5, sign, transform=panel.transAxes, **middle)
-    artists.arrow_key(axes[-1], scale, float(np.linalg.norm(result, axis=1).max()))
-    halo = [Stroke(linewidth=3, foreground="white"), Normal()]
-    note = {"ha": "center", "va": "center", "path_effects": halo, "zorder": 6, "weight": "bold"}
-    place = {"xytext": (0, -46), "textcoords": "offset points"}
-    axes[1].annotate("away from\nthe mean", scene.data.mean(0), color=REPEL, **place, **note)
+    artists.arrow_key(panels[1], scale, float(np.linalg.norm(result, axis=1).max()))
 
 
 def _where_the_class_is(scene: _Scene, t: float, n: int) -> np.ndarray:
@@ -213,29 +194,33 @@ def _draw_stage(panel: Axes, scene: _Scene, title: str, subtitle: str, color: st
     artists.contours(panel, scene.log_density, scene.limits)
 
 
-def _draw_paths(panel: Axes, scene: _Scene, method: str, shown: int) -> LineCollection:
-    look, states = method_style(method), scene.states[method]
+def _draw_paths(panel: Axes, scene: _Scene, shown: int) -> LineCollection:
     lowest = artists.mass_levels(scene.log_density, [0.95])[0]  # the outer contour's
-    inside = float((scene.case.log_prob(torch.as_tensor(states[-1])) >= lowest).double().mean())
-    _draw_stage(panel, scene, f"{look.label}: {inside:.0%} land on the data", SAYS[method])
-    artists.points(panel, states[-1, :shown], color=look.color, size=26, rim=0.6, zorder=4)
-    if method == "vecor":
-        panel.axline((0, 0), slope=1, color=REPEL, linestyle="--", linewidth=1.3, zorder=1.5)
+    ends = {m: states[-1] for m, states in scene.states.items()}
+    inside = {
+        m: float((scene.case.log_prob(torch.as_tensor(x)) >= lowest).double().mean())
+        for m, x in ends.items()
+    }
+    landed = ", ".join(f"{method_style(m).label}: {100 * inside[m]:.0f} %" for m in ENDS)
+    _draw_stage(panel, scene, "Where its paths end", f"on the data, {landed}")
+    for m in ENDS:
+        artists.points(
+            panel, ends[m][:shown], color=method_style(m).color, size=26, rim=0.6, zorder=4
+        )
+    states = scene.states["delta_fm"]
     return artists.paths(panel, states[:, :shown], np.linspace(0, 1, len(states)))
 
 
+_SIDE = 2.75  # inches
 _CROSS = {"marker": "X", "markeredgecolor": "white", "markersize": 11, "linestyle": "none"}
 
 
 def _legend(panel: Axes, label: int) -> None:
     entry = artists.legend_entry
     entries = {
-        f"data, class {label}": entry(DATA),
-        "data, other classes": entry(DATA_OTHER),
-        "exact density: 50 %\nand 95 % lie inside": entry(TRUTH, "-"),
-        "noise, $t$ = 0": entry(NOISE),
-        "ends of paths, $t$ = 1": entry([method_style(m).color for m in SAYS]),
+        f"data of class {label}\n(pale: the others)": entry(DATA),
+        "50 % and 95 % of\nthe class lie inside": entry(TRUTH, "-"),
         "mean of all data,\nΔFM's negative $\\bar{u}_{-}$": entry(REPEL, **_CROSS),
-        f"{artists.DIAGONAL}, the mirror\nof VeCoR's swap": entry(REPEL, "--"),
+        "ends of paths:\nFM, ΔFM": entry([method_style(m).color for m in ENDS]),
     }
     artists.side_legend(panel, entries, top=0.85)
