@@ -143,7 +143,7 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
     logarithmic axis. Rows whose value is None are left out and counted. Raises ConfigError for a
     metric without rows, for NaN, and where two rows have the same method, metric, nfe and seed.
     """
-    width = min(PAGE, 1.2 + 4.2 * len(metrics))
+    width = min(PAGE, 2.1 + 4.2 * len(metrics))
     figure, axes = panels(1, len(metrics), width=width, height=4.3)
     handles: dict[str, Any] = {}
     for panel, metric in zip(axes[0], metrics):
@@ -154,7 +154,9 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
             handles[method_style(method).label] = _line(panel, method, cells, shift)
         _axes_of_steps(panel, metric, chosen)
         handles |= _real_line(panel, rows, metric, _samples_by_step(chosen))
-    legend(figure, handles, "outside upper left", ncols=int(width / 2), handlelength=2.6)
+    beside = len(metrics) == 1
+    place, ncols = ("outside right upper", 1) if beside else ("outside upper left", 4)
+    legend(figure, handles, place, ncols=ncols, handlelength=2.6)
     shown = [row for row in rows if row.get("metric") in metrics]
     counts = _samples_by_step(shown)
     drawn = "; ".join(

@@ -33,14 +33,17 @@ from cfm_lite.viz.style import to_bytes
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data" / "results"
 IMAGES = ROOT / "slides" / "img"
-WIDE = 9.2  # inches: the width of a slide's text, so that 12 points read as 21 pixels of 720
+# Inches: the width of a slide's text, and of a picture beside text. On both, and up to the heights
+# that a slide has room for, 14 points read as 24 pixels of 720: 18 points on a slide of 7.5 inches.
+WIDE, HIGH = 9.2, 3.65
+HALF = (5.2, 4.2)
 BIG = {
-    "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.labelsize": 12,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "legend.fontsize": 11.5,
+    "font.size": 14,
+    "axes.titlesize": 14,
+    "axes.labelsize": 14,
+    "xtick.labelsize": 13,
+    "ytick.labelsize": 13,
+    "legend.fontsize": 13.5,
 }
 
 TWO = toy.mixture("two_classes")
@@ -162,9 +165,9 @@ def squares(
             weight="bold" if colors else "normal",
             pad=7,
         )
-        panel.tick_params(labelsize=11)
-        panel.xaxis.label.set_size(12)
-        panel.yaxis.label.set_size(12)
+        panel.tick_params(labelsize=13)
+        panel.xaxis.label.set_size(14)
+        panel.yaxis.label.set_size(14)
     return picture, list(axes[0])
 
 

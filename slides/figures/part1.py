@@ -10,6 +10,7 @@ from cfm_lite.draws import keyed_generator
 from cfm_lite.metrics import straightness
 from cfm_lite.viz import artists
 from slides.figures.common import (
+    HALF,
     LIMITS,
     TWO,
     WIDE,
@@ -86,7 +87,7 @@ def three_paths() -> viz.Picture:
         panel.plot(t, path.alpha(t), color=viz.DATA, linewidth=3)
         panel.plot(t, path.sigma(t), color=viz.NOISE, linewidth=3, linestyle="--")
         panel.set_title(name, loc="left")
-        panel.set(xlabel="time $t$", ylim=(-0.03, 1.08), xlim=(0, 1))
+        panel.set(xlabel="time $t$", ylim=(-0.03, 1.08), xlim=(0, 1), xticks=[0, 0.5, 1])
     axes[0, 0].set_ylabel("share of each end")
     entries = {
         r"$\alpha(t)$: share of the data": _line(viz.DATA, linewidth=3),
@@ -105,7 +106,7 @@ def crossing_pairs() -> viz.Picture:
         TWO.sample(60, generator=keyed_generator("cpu", 0, "crossing data"))[0],
     )
     picture, panels = squares(
-        ["pairs: straight, they cross", "the flow: bends, never crosses"], right=2.3, side=2.95
+        ["pairs: straight, they cross", "the flow: bends, never crosses"], right=3.0, side=2.6
     )
     pairs = torch.stack([x0 + s * (x1 - x0) for s in torch.linspace(0, 1, 33)]).numpy()
     for panel, states, color in zip(
@@ -113,13 +114,13 @@ def crossing_pairs() -> viz.Picture:
     ):
         lines = ends(panel, states, color)
     bar = artists.color_bar(picture, lines, panels[-1], "time $t$", ticks=[0, 0.5, 1])
-    bar.ax.tick_params(labelsize=11)
+    bar.ax.tick_params(labelsize=13)
     entries = {
         "noise $x_0$": ENTRY(viz.NOISE),
         "data $x_1$": ENTRY(viz.DATA, markersize=7),
         "where the\nflow ends": ENTRY(viz.MODEL, markersize=7),
     }
-    legend(picture, entries, 0.855, 0.86)
+    legend(picture, entries, 0.83, 0.86)
     return picture
 
 
@@ -183,14 +184,14 @@ def loss_floor() -> viz.Picture:
         floor.append((u - TWO.velocity(x_t, t.expand(n), y)).square().mean())
         learnt.append((u - network(x_t.float(), t.expand(n).float(), y).double()).square().mean())
         zero.append(u.square().mean())
-    picture, ((panel,),) = viz.panels(1, 1, width=6.4, height=3.9)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     panel.plot(ts, zero, color=viz.NOISE, linestyle=":", linewidth=2.5, label="a model that says 0")
     panel.plot(ts, learnt, color=viz.MODEL, linewidth=3, label="a trained network")
     panel.plot(
         ts, floor, color=viz.TRUTH, linestyle="--", linewidth=2, label="floor: the exact field"
     )
     panel.set(xlabel="time $t$", ylabel="FM loss at $t$", ylim=(0, None), xlim=(0, 1))
-    picture.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.2)
+    picture.legend(loc="outside upper left", ncols=1, handlelength=1.6)
     for name, values in (("real", floor), ("fm", learnt), ("zero", zero)):
         record(
             "flow_matching_loss",
@@ -235,7 +236,7 @@ def learnt_field() -> viz.Picture:
     ]
     fields = [artists.evaluate(learnt, x, t), artists.evaluate(exact(), x, t)]
     picture, panels = squares(
-        ["network, 2,000 steps", "exact"], right=2.3, side=2.95, colors=[viz.ATTRACT, viz.TRUTH]
+        ["network, 2,000 steps", "exact"], right=3.0, side=2.6, colors=[viz.ATTRACT, viz.TRUTH]
     )
     data_behind(panels)
     scale = artists.arrow_scale(fields, LIMITS, 15)
@@ -253,7 +254,7 @@ def learnt_field() -> viz.Picture:
         "class 1": ENTRY(viz.DATA_OTHER),
         "50 % and 95 %\nof class 0": ENTRY(viz.TRUTH, "-"),
     }
-    legend(picture, entries, 0.8, 0.85)
+    legend(picture, entries, 0.7, 0.85)
     return picture
 
 
@@ -310,7 +311,7 @@ def couplings() -> viz.Picture:
         "independent pairs": draws.independent(x0, x1, y)[:2],
         "optimal transport in the batch": draws.minibatch_ot(x0, x1, y)[:2],
     }
-    picture, panels = squares(list(pairs), right=2.3, side=2.95)
+    picture, panels = squares(list(pairs), right=3.0, side=2.6)
     for panel, (name, (a, b)) in zip(panels, pairs.items()):
         states = torch.stack([a + s * (b - a) for s in torch.linspace(0, 1, 17)]).numpy()
         lines = ends(panel, states, viz.DATA, 100)
@@ -324,11 +325,11 @@ def couplings() -> viz.Picture:
         sampler="heun",
     )
     bar = artists.color_bar(picture, lines, panels[-1], "time $t$", ticks=[0, 0.5, 1])
-    bar.ax.tick_params(labelsize=11)
+    bar.ax.tick_params(labelsize=13)
     legend(
         picture,
         {"noise $x_0$": ENTRY(viz.NOISE), "data $x_1$": ENTRY(viz.DATA, markersize=7)},
-        0.855,
+        0.83,
         0.86,
     )
     return picture
@@ -342,7 +343,7 @@ def score_and_velocity() -> viz.Picture:
     v = artists.evaluate(exact(label=None), x, t)
     score = TWO.score(torch.as_tensor(x), torch.full((len(x),), t, dtype=torch.float64)).numpy()
     picture, panels = squares(
-        ["velocity $v$: where to move", "score $s$: where it is denser"], side=3.2
+        ["velocity $v$: where to move", "score $s$: where it is denser"], side=2.6
     )
     for panel, field, color in zip(panels, (v, score), (viz.ATTRACT, viz.TRUTH)):
         artists.contours(

@@ -14,6 +14,7 @@ from cfm_lite.draws import keyed_generator
 from cfm_lite.paths import FlowSample
 from cfm_lite.viz import artists
 from slides.figures.common import (
+    HALF,
     LIMITS,
     TWO,
     WIDE,
@@ -83,11 +84,11 @@ CLASS_ENTRIES = {
 def one_path() -> viz.Picture:
     runs = _close_classes("fm")
     picture, panels = squares(
-        ["FM, $t$ = 0.4", "FM, $t$ = 0.7", "FM, $t$ = 1"], readme.LIMITS, right=1.35
+        ["FM, $t$ = 0.4", "FM, $t$ = 0.7", "FM, $t$ = 1"], readme.LIMITS, right=1.65
     )
     for panel, t in zip(panels, (0.4, 0.7, 1.0)):
         _draw_close(panel, runs, round(64 * t))
-    legend(picture, CLASS_ENTRIES, 0.872, 0.87)
+    legend(picture, CLASS_ENTRIES, 0.845, 0.87)
     return picture
 
 
@@ -96,11 +97,11 @@ def parted() -> viz.Picture:
     runs = {method: _close_classes(method) for method in ("fm", "delta_fm")}
     titles = ["FM, $t$ = 0.7", "ΔFM, $t$ = 0.7", "ΔFM, $t$ = 1"]
     picture, panels = squares(
-        titles, readme.LIMITS, right=1.35, colors=[viz.ATTRACT, viz.MODEL, viz.MODEL]
+        titles, readme.LIMITS, right=1.65, colors=[viz.ATTRACT, viz.MODEL, viz.MODEL]
     )
     for panel, method, t in zip(panels, ("fm", "delta_fm", "delta_fm"), (0.7, 0.7, 1.0)):
         _draw_close(panel, runs[method], round(64 * t))
-    legend(picture, CLASS_ENTRIES, 0.872, 0.87)
+    legend(picture, CLASS_ENTRIES, 0.845, 0.87)
     return picture
 
 
@@ -141,7 +142,7 @@ def _sum_of_fields(method: str, titles: list[str]) -> viz.Picture:
             color=viz.REPEL,
             ha="center",
             va="center",
-            fontsize=12,
+            fontsize=14,
             weight="bold",
         )
     else:
@@ -151,7 +152,7 @@ def _sum_of_fields(method: str, titles: list[str]) -> viz.Picture:
             -2.6,
             f"mirror {artists.DIAGONAL}",
             color=viz.REPEL,
-            fontsize=12,
+            fontsize=14,
             weight="bold",
             va="center",
         )
@@ -235,7 +236,7 @@ def no_minimum() -> viz.Picture:
     axes[0, 0].set(
         xlabel="model's velocity $v$, for $u$ = 1 and $u_-$ = −1",
         ylabel="loss",
-        ylim=(-25, 40),
+        ylim=(-25, 62),
         xlim=(-6, 9),
     )
     axes[0, 0].set_title("from λ = 1 on there is no minimum", loc="left")
@@ -248,15 +249,13 @@ def no_minimum() -> viz.Picture:
         axes[0, 1].annotate(
             text,
             (weight, 1 / (1 - weight)),
-            (-6, 16 if weight == 0.5 else 9),
+            {0.05: (-6, 14), 0.5: (8, -12), 0.9: (-6, 9)}[weight],
             textcoords="offset points",
-            ha="right" if weight > 0.4 else "left",
+            ha="right" if weight == 0.9 else "left",
         )
     axes[0, 1].axvline(1, color=viz.REPEL, linestyle="--", linewidth=2)
-    axes[0, 1].set(
-        xlabel="λ (times K)", ylabel="velocity is stretched by", xlim=(-0.02, 1.04), ylim=(0, 14)
-    )
-    axes[0, 1].set_title("1 / (1 − λ): how far the field is stretched", loc="left")
+    axes[0, 1].set(xlabel="λ (times K)", ylabel="times as long", xlim=(-0.02, 1.04), ylim=(0, 14))
+    axes[0, 1].set_title("the field grows by 1 / (1 − λ)", loc="left")
     return picture
 
 
@@ -265,7 +264,7 @@ def overshoot() -> viz.Picture:
     """The share of paths that end where 95 % of the class lies, against the weight."""
     weights = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
     x0 = noise(2000, "overshoot")
-    picture, ((panel,),) = viz.panels(1, 1, width=6.4, height=3.9)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     for method in ("delta_fm", "vecor"):
         look = viz.method_style(method)
         shares = [
@@ -321,7 +320,7 @@ def debias() -> viz.Picture:
     )
     assert gap < 1e-9
     bar = artists.color_bar(picture, lines, panels[-1], "time $t$", ticks=[0, 0.5, 1])
-    bar.ax.tick_params(labelsize=11)
+    bar.ax.tick_params(labelsize=13)
     return picture
 
 
@@ -424,7 +423,8 @@ def trained_against_exact() -> viz.Picture:
             setting="trained",
         )
     picture, panels = squares(
-        [f"{viz.METHOD_LABELS[name]}: {inside(s[-1]):.0%}" for name, s in states.items()], right=1.7
+        [f"{viz.METHOD_LABELS[name]}: {inside(s[-1]):.0%}" for name, s in states.items()],
+        right=1.95,
     )
     data_behind(panels)
     for panel, (name, s) in zip(panels, states.items()):
@@ -443,7 +443,7 @@ def trained_against_exact() -> viz.Picture:
     legend(
         picture,
         {"trained": ENTRY(viz.MODEL, markersize=7), "exact,\nsame noise": hollow},
-        0.83,
+        0.805,
         0.85,
     )
     return picture

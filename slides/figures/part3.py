@@ -16,7 +16,7 @@ from cfm_lite.data.datasets import dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.metrics import effective_rank
 from cfm_lite.viz import artists
-from slides.figures.common import WIDE, enlarged, figure, record, rows, squares
+from slides.figures.common import HALF, WIDE, enlarged, figure, record, rows, squares
 
 SPREAD = "#2f8fc4"  # the dispersive method's blue, dark enough for text
 
@@ -104,7 +104,7 @@ def where_losses_look() -> viz.Picture:
         color=viz.ATTRACT,
         ha="center",
         va="center",
-        fontsize=13,
+        fontsize=14,
         weight="bold",
     )
     link(panel, (9.6, row + 0.9), (9.6, 7.2), viz.REPEL)
@@ -115,7 +115,7 @@ def where_losses_look() -> viz.Picture:
         color=viz.REPEL,
         ha="center",
         va="center",
-        fontsize=13,
+        fontsize=14,
         weight="bold",
     )
     link(panel, (9.6, row - 0.9), (9.6, 2.2), viz.ATTRACT)
@@ -126,7 +126,7 @@ def where_losses_look() -> viz.Picture:
         color=viz.ATTRACT,
         ha="center",
         va="center",
-        fontsize=13,
+        fontsize=14,
         weight="bold",
     )
     return picture
@@ -160,7 +160,7 @@ def repa() -> viz.Picture:
         4.1,
         "pulled together: cosine",
         color=viz.ATTRACT,
-        fontsize=13,
+        fontsize=14,
         weight="bold",
         va="center",
     )
@@ -209,7 +209,7 @@ def similarity() -> viz.Picture:
 
 @figure("kernel")
 def kernel() -> viz.Picture:
-    picture, ((panel,),) = viz.panels(1, 1, width=6.2, height=3.9)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     distance = np.linspace(0, 4, 300)
     for tau, color, line in (
         (0.25, "#0b4f75", "-"),
@@ -226,18 +226,18 @@ def kernel() -> viz.Picture:
             label=f"τ = {tau:g}",
         )
     panel.set(
-        xlabel="$D_{ij}$: squared distance of two features, per dimension",
+        xlabel="$D_{ij}$: squared distance per dimension",
         ylabel="push, relative",
         xlim=(0, 4),
         ylim=(0, 1.02),
     )
-    picture.legend(loc="outside upper left", ncols=4, handlelength=1.6)
+    picture.legend(loc="outside upper left", ncols=2, handlelength=1.6)
     return picture
 
 
 @figure("floor")
 def floor() -> viz.Picture:
-    picture, ((panel,),) = viz.panels(1, 1, width=6.2, height=3.9)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     scales = torch.logspace(-1.5, 1.5, 60, dtype=torch.float64)
     for count, color in ((16, "#56B4E9"), (64, SPREAD), (256, "#0b4f75")):
         h = torch.randn(
@@ -302,7 +302,7 @@ def variants() -> viz.Picture:
         panel.set(xscale="log")
         panel.set_title(name, loc="left")
     axes[0, 0].set_ylabel("loss")
-    picture.supxlabel("size of the features", fontsize=12)
+    picture.supxlabel("size of the features", fontsize=14)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside upper left", ncols=2)
     return picture
@@ -337,6 +337,7 @@ def pushed_apart() -> viz.Picture:
         artists.points(panel, states[-1], color=viz.MODEL, size=22, zorder=3)
     for panel in panels:
         panel.plot(0, 0, "+", color=viz.TRUTH, markersize=9)
+        panel.set_xticks([-2, 0, 2])
     return picture
 
 

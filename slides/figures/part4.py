@@ -10,6 +10,7 @@ from cfm_lite import lab as experiments
 from cfm_lite.draws import keyed_generator
 from cfm_lite.viz import artists
 from slides.figures.common import (
+    HALF,
     TWO,
     WIDE,
     data_behind,
@@ -55,7 +56,7 @@ def solver_order() -> viz.Picture:
     colors = ("#3b3b8f", "#2a788e", "#35b779", "#b8a200")
     x0 = noise(256, "order")
     truth = run(exact(), x0, 400, samplers.rk4)[-1]
-    picture, ((panel,),) = viz.panels(1, 1, width=6.6, height=4.0)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     for (name, (step, calls, mark)), color in zip(solvers.items(), colors):
         counts = [n for n in (4, 8, 16, 32, 64, 128) if n * calls <= 256]
         errors = [
@@ -89,7 +90,7 @@ def drift() -> viz.Picture:
     x0 = noise(2000, "drift")
     y = torch.arange(len(x0)) % 2
     network = guidance.conditional(pretrained.load("toy_fm"), y)
-    picture, ((panel,),) = viz.panels(1, 1, width=6.6, height=4.0)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     shades = {4: "#c9b3dc", 8: "#9f75c4", 50: viz.MODEL}
     for count, color in shades.items():
         states = run(network, x0.float(), count, samplers.euler)
@@ -104,7 +105,7 @@ def drift() -> viz.Picture:
             marker="o",
             markersize=5 if count < 50 else 0,
             linewidth=3,
-            label=f"network, {count} Euler steps",
+            label=f"{count} Euler steps",
         )
         record("drift", "fm", values.mean(), nfe=count, sampler="euler", steps=2000)
     states = run(exact_both(y), x0, 50)
@@ -117,7 +118,7 @@ def drift() -> viz.Picture:
         color=viz.TRUTH,
         linestyle="--",
         linewidth=2,
-        label="exact field, 50 Heun steps",
+        label="exact, 50 Heun steps",
     )
     panel.axhline(0, color="#888888", linewidth=0.8)
     panel.set(xlabel="time $t$", ylabel="drift from the exact law, nats", xlim=(0, 1))
@@ -138,7 +139,7 @@ def deficit() -> viz.Picture:
     generator = keyed_generator("cpu", 0, "deficit")
     x1, y = TWO.sample(n, generator=generator)
     x0 = torch.randn(n, 2, generator=generator, dtype=torch.float64)
-    picture, ((panel,),) = viz.panels(1, 1, width=6.6, height=4.0)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     for method, weight in (("fm", 0.0), ("delta_fm", 0.05), ("delta_fm", WEIGHT)):
         ratios = []
         for t in ts:
@@ -158,9 +159,9 @@ def deficit() -> viz.Picture:
             label=label,
         )
     panel.axhline(1, color=viz.TRUTH, linewidth=1.5, linestyle=":")
-    panel.text(0.02, 1.03, "as long as the targets", fontsize=11)
+    panel.text(0.98, 1.03, "as long as the targets", fontsize=14, ha="right")
     panel.set(xlabel="time $t$", ylabel="E|$v$| / E|$u_t$|", xlim=(0, 1), ylim=(0, None))
-    picture.legend(loc="outside upper left", ncols=3)
+    picture.legend(loc="outside upper left", ncols=2)
     return picture
 
 
@@ -177,13 +178,13 @@ def ode_and_sde() -> viz.Picture:
     record("inside", "fm", inside(end), nfe=steps + 1, sampler="sde", setting="sde")
     walks = _walk(x0, ts, draws, end)
     picture, panels = squares(
-        ["ODE: smooth paths", "SDE: noisy paths, same law"], right=2.3, side=2.95
+        ["ODE: smooth paths", "SDE: noisy paths, same law"], right=2.6, side=2.6
     )
     data_behind(panels)
     for panel, states, color in zip(panels, (ode, walks), (viz.ATTRACT, viz.ATTRACT)):
         lines = ends(panel, states[:, :24], color, 24)
     bar = artists.color_bar(picture, lines, panels[-1], "time $t$", ticks=[0, 0.5, 1])
-    bar.ax.tick_params(labelsize=11)
+    bar.ax.tick_params(labelsize=13)
     legend(
         picture, {"noise": ENTRY(viz.NOISE), "ends": ENTRY(viz.ATTRACT, markersize=7)}, 0.87, 0.86
     )
@@ -238,7 +239,7 @@ def _ends_of(fields: dict[str, tuple[viz.Velocity, str]], key: str) -> viz.Pictu
         lines = ends(panel, s, viz.METHOD_COLORS[fields[name][1]], 50)
     if right > 1:
         bar = artists.color_bar(picture, lines, panels[-1], "time $t$", ticks=[0, 0.5, 1])
-        bar.ax.tick_params(labelsize=11)
+        bar.ax.tick_params(labelsize=13)
     return picture
 
 
@@ -332,7 +333,7 @@ def same_form() -> viz.Picture:
                 *(place + shift),
                 text,
                 color=color,
-                fontsize=13,
+                fontsize=14,
                 weight="bold",
                 ha="left" if color != viz.MODEL else "right",
                 va="center",

@@ -11,7 +11,7 @@ from cfm_lite import guidance, pretrained, samplers, viz
 from cfm_lite.data.datasets import dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.models import SIT_CONFIGS, SiT
-from slides.figures.common import RESULTS, WIDE, figure, record, rows
+from slides.figures.common import HALF, HIGH, RESULTS, WIDE, figure, record, rows
 from slides.figures.part3 import SPREAD, box, canvas, link
 
 GREY = "#4d4d4d"
@@ -31,7 +31,7 @@ def ladder() -> viz.Picture:
     colors = [viz.DATA] * 5 + [viz.DATA_OTHER]
     panel.barh(list(sizes), list(sizes.values()), color=colors, height=0.62)
     for i, size in enumerate(sizes.values()):
-        panel.text(size * 1.15, i, f"{size:,}", va="center", fontsize=12)
+        panel.text(size * 1.15, i, f"{size:,}", va="center", fontsize=14)
     panel.set(xscale="log", xlabel="numbers per sample", xlim=(1, 9e5))
     panel.invert_yaxis()
     panel.grid(False, axis="y")
@@ -64,7 +64,7 @@ def patches() -> viz.Picture:
             ([0.5, 0.5 + 8 * cell], [1.0 + 2 * k * cell] * 2),
         ):
             panel.plot(*line, color=viz.REPEL, linewidth=2, zorder=4)
-    panel.text(4.3, 0.3, "8 × 8 pixels, patches of 2 × 2", ha="center", va="center", fontsize=13)
+    panel.text(4.3, 0.3, "8 × 8 pixels, patches of 2 × 2", ha="center", va="center", fontsize=14)
     link(panel, (8.5, 4.8), (10.0, 4.8))
     small = 0.5
     for k in range(16):
@@ -77,17 +77,17 @@ def patches() -> viz.Picture:
             str(k + 1),
             ha="center",
             va="center",
-            fontsize=11,
+            fontsize=14,
             color=GREY,
         )
-    panel.text(16.5, 7.6, "16 tokens, read row by row", ha="center", va="center", fontsize=13)
+    panel.text(16.5, 7.6, "16 tokens, read row by row", ha="center", va="center", fontsize=14)
     panel.text(
         16.5,
         1.6,
         "each: a linear layer, plus a fixed code of its place",
         ha="center",
         va="center",
-        fontsize=13,
+        fontsize=14,
         color=viz.MODEL,
     )
     return picture
@@ -142,7 +142,7 @@ def block() -> viz.Picture:
         ha="center",
         va="center",
         color=viz.ATTRACT,
-        fontsize=13,
+        fontsize=14,
         weight="bold",
     )
     box(panel, 4.2, top, "time $t$ + class $y$", width=4.6, height=1.5)
@@ -155,7 +155,7 @@ def block() -> viz.Picture:
         top - 1.4,
         "gate = 0 at the start:\nthe block does nothing",
         color=viz.REPEL,
-        fontsize=13,
+        fontsize=14,
         weight="bold",
         va="center",
     )
@@ -170,12 +170,11 @@ def sit_sizes() -> viz.Picture:
             model = SiT(**SIT_CONFIGS[name], learn_sigma=True)
         counts[name] = sum(p.numel() for p in model.parameters())
         record("parameters", name, counts[name], dataset="imagenet")
-    picture, ((panel,),) = viz.panels(1, 1, width=6.4, height=3.6)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     panel.barh(list(counts), [c / 1e6 for c in counts.values()], color=viz.MODEL, height=0.62)
     for i, (name, count) in enumerate(counts.items()):
-        depth, width = SIT_CONFIGS[name]["depth"], SIT_CONFIGS[name]["hidden_size"]
         inside = count > 3e8
-        text = f"{count / 1e6:.0f} M: {depth} blocks, width {width}"
+        text = f"{count / 1e6:.0f} M: {SIT_CONFIGS[name]['depth']} blocks"
         panel.text(
             count / 1e6 - 12 if inside else count / 1e6 + 10,
             i,
@@ -202,7 +201,7 @@ def shards() -> viz.Picture:
     }
     for i, (name, processes) in enumerate(layouts.items()):
         y = 7.6 - 3.0 * i
-        panel.text(0.2, y + 0.55, name, fontsize=13, va="center", weight="bold")
+        panel.text(0.2, y + 0.55, name, fontsize=14, va="center", weight="bold")
         x = 8.3
         for parts in processes:
             start = x
@@ -212,7 +211,7 @@ def shards() -> viz.Picture:
                         Rectangle((x, y), 1.45, 1.1, facecolor=colors[k], edgecolor=GREY)
                     )
                     panel.text(
-                        x + 0.72, y + 0.55, str(k + 1), ha="center", va="center", fontsize=13
+                        x + 0.72, y + 0.55, str(k + 1), ha="center", va="center", fontsize=14
                     )
                     x += 1.55
                 x += 0.0 if part == parts[-1] else 0.6
@@ -231,7 +230,7 @@ def shards() -> viz.Picture:
         8.3,
         0.25,
         "a shard's draws depend on (seed, step, shard) alone",
-        fontsize=13,
+        fontsize=14,
         color=viz.MODEL,
         va="center",
     )
@@ -240,18 +239,15 @@ def shards() -> viz.Picture:
 
 @figure("speed")
 def speed() -> viz.Picture:
-    """Every benchmark that is a ratio of times and has a goal: measured, and the goal."""
-    found = [
-        row
-        for path in sorted((RESULTS / "bench").glob("*.json"))
-        for row in rows(f"bench/{path.stem}")
-    ]
-    shown = [
-        row
-        for row in found
-        if row["goal"] is not None and row["unit"] == "x" and row["sense"] == ">="
-    ]
-    picture, ((panel,),) = viz.panels(1, 1, width=WIDE, height=4.25)
+    """Ratios of times beside their goals: all that missed, and of each file of results the one that
+    met its goal most narrowly.
+    """
+    shown = []
+    for path in sorted((RESULTS / "bench").glob("*.json")):
+        ratios = [r for r in rows(f"bench/{path.stem}") if (r["unit"], r["sense"]) == ("x", ">=")]
+        ratios = sorted((r for r in ratios if r["goal"]), key=lambda r: r["ratio"] / r["goal"])
+        shown += [r for r in ratios if not r["met"]] + [r for r in ratios if r["met"]][:1]
+    picture, ((panel,),) = viz.panels(1, 1, width=WIDE, height=HIGH)
     for i, row in enumerate(shown):
         color = viz.ATTRACT if row["met"] else viz.REPEL
         panel.barh(i, row["ratio"], color=color, height=0.6, left=0)
@@ -261,10 +257,10 @@ def speed() -> viz.Picture:
             i,
             f"{row['ratio']:,.{0 if row['ratio'] > 100 else 2}f}×",
             va="center",
-            fontsize=11,
+            fontsize=14,
         )
-    panel.set_yticks(range(len(shown)), [row["name"] for row in shown], fontsize=10.5)
-    panel.set(xscale="log", xlim=(0.7, 3e4), xlabel="times as fast (log scale); black: the goal")
+    panel.set_yticks(range(len(shown)), [row["name"] for row in shown])
+    panel.set(xscale="log", xlim=(0.7, 90), xlabel="times as fast; black: the goal")
     panel.axvline(1, color="#888888", linewidth=1)
     panel.invert_yaxis()
     panel.grid(False, axis="y")
@@ -285,7 +281,7 @@ def loss_at_start() -> viz.Picture:
     measured = float((x1 - x0).square().mean())
     record("loss_at_start_predicted", "fm", predicted, dataset="digits")
     record("loss_at_start", "fm", measured, dataset="digits", samples=len(x1))
-    picture, ((panel,),) = viz.panels(1, 1, width=6.2, height=3.4)
+    picture, ((panel,),) = viz.panels(1, 1, width=HALF[0], height=HALF[1])
     weights = np.linspace(0, 1, 50)
     panel.plot(
         weights, predicted * (1 - weights), color=viz.MODEL, linewidth=3, label="(1 − λ) E|$u$|²"
