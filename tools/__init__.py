@@ -1,3 +1,4 @@
-"""What fills data/results and the pictures of the README: measurements, tables, figures. Nothing in
-the package imports them.
+"""What fills data/results and the README's pictures: measurements, tables, figures.
+
+Nothing in the package imports it.
 """

@@ -1,8 +1,7 @@
-"""A small picture per notebook for docs/course.md, taken from the notebook's own outputs: python -m
-tools.covers
+"""A small picture of each notebook for docs/course.md: python -m tools.covers
 
-The picture is that of the cell tagged "cover", else the widest of the first three; it is scaled
-down, never drawn anew.
+It is taken from the notebook's own outputs: that of the cell tagged "cover", else the widest of the
+first three. It is scaled down, never drawn again.
 """
 
 import base64

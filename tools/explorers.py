@@ -1,7 +1,7 @@
 """Builds the explorers' JavaScript into the one file that ships: `make widgets`.
 
-The colours come from `viz.style` and `methods`, so that they stand once. The first line of the built
-file names the hash of its sources: a test finds a file that was not built again.
+The colours come from `viz.style` and `methods`, so that they stand once. The built file begins
+with the hash of its sources: a test finds a file that was not built again.
 """
 
 import hashlib

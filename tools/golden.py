@@ -1,11 +1,11 @@
 """Does another tree train the same bits? `python -m tools.golden --against COMMIT [--steps N]`
 
-Both trees run one after the other, on one thread of one machine (bits differ between processors):
-every recipe with every method, samples of each, and the rows of a quick trial of the lab. Equal
-are, as hashes, weights, the optimizer's tensors, averages, the log, samples and row values. Exit
-code 1 where something differs.
+Both trees run one after the other, on one thread of one machine, because bits differ between
+processors. They run every recipe with every method, draw samples of each, and make the rows of a
+quick trial of the lab. Weights, the optimizer's tensors, averages, the log, samples and row values
+are compared as hashes. The exit code is 1 if something differs.
 
-This file runs inside both trees, so it finds what it needs under its names of today and of before.
+This file runs inside both trees, so it looks for modules under their present and their older names.
 """
 
 import argparse
@@ -71,7 +71,7 @@ ROW = ("method", "dataset", "seed", "steps", "nfe", "sampler", "metric", "value"
 
 
 class Made:
-    """Stands in for data that have to be downloaded: only the shape counts."""
+    """Stands in for data that would be downloaded. Only the shape counts."""
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
         self.shape, self.num_classes = shape, num_classes

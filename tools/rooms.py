@@ -64,7 +64,7 @@ def imported(path: Path) -> set[str]:
 
 
 def imports() -> dict[str, set[str]]:
-    """{room: the rooms that its files import}, without the room itself and without what all
+    """{room: the rooms that its files import}, without itself and without the rooms that all
     share.
     """
     found: dict[str, set[str]] = {room: set() for room in ORDER if room not in GROUPS[SHARED]}

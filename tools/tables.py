@@ -1,7 +1,7 @@
 """Put measured results into the documents: python -m tools.tables [--keep runs/demo]
 
-With --keep, the demo's rows, facts and pictures are first copied from that folder into
-data/results/.
+With --keep, the demo's rows, facts and pictures are copied from that folder into data/results/
+first.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def methods_table() -> str:
 
 
 def controls_table() -> str:
-    """The name of every method, what of it needs no training, and what it needs, as Markdown."""
+    """The name of every method, its control, its debiased form and its needs, as Markdown."""
     lines = ["| method | `--method` | control | debiased | needs |", "|---|---|---|---|---|"]
     for m in METHODS.values():
         known = (f"`{arm.method}`" if arm else "" for arm in (m.control, m.debias))
@@ -289,7 +289,7 @@ def course_table() -> str:
 
 
 def _reading_minutes(path: Path) -> str:
-    """What the notebook itself says of its reading time."""
+    """The reading time that the notebook itself states."""
     first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
     found = re.search(r"\*\*Time\.?\*\*\.?\D*(\d+)", "".join(first))
     if not found:
@@ -300,7 +300,7 @@ def _reading_minutes(path: Path) -> str:
 
 
 def fill(text: str, name: str, table: str) -> str:
-    """`text` with what stands between the marks of `name` replaced by `table`."""
+    """`text` with everything between the marks of `name` replaced by `table`."""
     return re.sub(
         rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
         lambda match: f"{match[1]}{table}\n{match[2]}",

@@ -1,5 +1,5 @@
-"""How far the numbers of the lab move with the number of threads: FM on the digits, trained and
-measured with one thread and with two.
+"""How far the lab's numbers depend on the number of threads: FM on the digits, with one thread and
+with two.
 
     python -m tools.threads     writes data/results/threads.json (two minutes of two idle cores)
 """

@@ -35,8 +35,9 @@ NAMES = (
 
 
 def main() -> int:
-    """Run the benchmarks named on the command line, or all; 0 also where a goal is missed, for a
-    slow machine is no fault.
+    """Run the benchmarks named on the command line, or all. Returns 0 even if goals are missed.
+
+    A slow machine is no error.
     """
     if sys.argv[1:2] == ["gpu"]:
         return importlib.import_module("tools.benchmarks.gpu.main").main(sys.argv[2:])

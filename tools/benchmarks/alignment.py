@@ -20,7 +20,7 @@ BATCH, TOKENS, DIM = 256, 16, 96
 
 
 def rows(clock: Clock) -> Iterator[Row]:
-    """The goals of performance.md, B12 and D."""
+    """The rows, each with its goal."""
     target = torch.randn(BATCH, TOKENS, DIM)
     projected = torch.randn(BATCH, TOKENS, DIM, requires_grad=True)
     sides: dict[str, Callable[[], object]] = {

@@ -21,8 +21,9 @@ WIDTH, HIDDEN = 2048, 64
 
 
 def rows(clock: Clock) -> Iterator[Row]:
-    """The whole size once, for it takes minutes; a tenth of it where the clock is quick. The ratio
-    is taken on few rows.
+    """The whole size once, because it takes minutes; a tenth of it with a quick clock.
+
+    The ratio is taken on few rows.
     """
     samples, real = (5_000, 1_000) if clock.quick else (50_000, 10_000)
     fake, held = features(samples, 1), features(real, 2)
@@ -55,7 +56,7 @@ def rows(clock: Clock) -> Iterator[Row]:
 
 
 def features(n: int, seed: int) -> Tensor:
-    """Made features (n, 2048) float32, all of one law."""
+    """Made-up features (n, 2048) float32, all from one distribution."""
     mix = torch.randn(HIDDEN, WIDTH, generator=torch.Generator().manual_seed(0)) / HIDDEN**0.5
     generator = torch.Generator().manual_seed(seed)
     return torch.cat(

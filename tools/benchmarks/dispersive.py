@@ -24,7 +24,7 @@ STATUS = Path("/proc/self/status")
 
 
 def rows(clock: Clock) -> Iterator[Row]:
-    """The goals of performance.md, C4 and D."""
+    """The rows, each with its goal."""
     h = torch.randn(B, D, requires_grad=True)
     check_agreement(h[:64, :4096].detach().double())
     sides = {name: forward_backward(form, h) for name, form in FORMS.items()} | {

@@ -46,7 +46,7 @@ UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
 
 
 class CannotRun(ConfigError):
-    """What a comparison needs is not there; it becomes a line "not run"."""
+    """What a comparison needs is missing. It is printed as a line "not run"."""
 
 
 def peer(module: str) -> ModuleType:

@@ -35,7 +35,7 @@ MEMORY = "torch included, pages of files that the system may take back at any ti
 
 
 def rows(clock: Clock) -> Iterator[Row]:
-    """The goals of performance.md, section D."""
+    """The rows, each with its goal."""
     if not hasattr(os, "posix_fadvise"):
         raise CannotRun("needs posix_fadvise to drop files from memory")
     with tempfile.TemporaryDirectory(dir=os.environ.get("CFM_LITE_BENCH_TMP")) as folder:

@@ -20,7 +20,7 @@ LATENT = (4, 32, 32)
 
 
 def rows(clock: Clock) -> Iterator[Row]:
-    """The goals of performance.md, C6 and D."""
+    """The rows, each with its goal."""
     times = clock(sides(256, (2,)))
     yield faster(
         "negatives, B = 256: over the sort form", times, "ours", "sort", goal=25.0, floor="gather"

@@ -56,9 +56,7 @@ def _repeats(records: list[dict[str, Any]]) -> int:
 
 
 def _commit() -> str:
-    """The commit of the checkout, with "+changes" where the library or a benchmark differs from
-    it.
-    """
+    """The commit of the checkout, with "+changes" if the library or a benchmark differs from it."""
     try:
         changed = _git("status", "--porcelain", "--", "cfm_lite", "tools/benchmarks")
         return _git("rev-parse", "HEAD") + ("+changes" if changed else "")

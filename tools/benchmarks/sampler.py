@@ -23,7 +23,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def rows(clock: Clock) -> Iterator[Row]:
-    """The goals of performance.md, C2 and D."""
+    """The rows, each with its goal."""
     runs = [
         elsewhere("sampler", f"seconds(1024, {3 if clock.quick else 7})")
         for _ in range(1 if clock.quick else 7)

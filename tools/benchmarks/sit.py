@@ -24,7 +24,7 @@ TOKENS = (SIDE // PATCH) ** 2
 
 
 def rows(clock: Clock) -> Iterator[Row]:
-    """The goals of performance.md, C3 and D."""
+    """The rows, each with its goal."""
     model = SiT(SIDE, PATCH, 1, WIDTH, DEPTH, HEADS, num_classes=CLASSES)
     official = official_style(model.config)
     with torch.no_grad():

@@ -1,10 +1,10 @@
 """A training step in the plane, eight Gaussians -> moons: torchcfm's tutorial loop against ours,
 plain, full and compiled.
 
-Like for like on every side: the same law of the data (torchcfm's), new points in every step, the
-same noise of 0.1 around the path, batch 256, network 3-64-64-64-2 with SELU, Adam at 1e-3, float32.
-Our loops draw many batches in one call and use none of them twice. The "vectorised" side is the
-tutorial loop with samplers that have no Python loop: it shows how much of the gain is only that.
+All sides do the same work: torchcfm's distribution of the data, new points in every step, the same
+noise of 0.1 around the path, batch 256, network 3-64-64-64-2 with SELU, Adam at 1e-3, float32. Our
+loops draw many batches in one call and use each once. The "vectorised" side is the tutorial loop
+with samplers that have no Python loop: it shows how much of the gain is only that.
 """
 
 import math
@@ -27,7 +27,7 @@ Step = Callable[[], object]
 
 
 def rows(clock: Clock) -> Iterator[Row]:
-    """The goals of performance.md, C1 and D."""
+    """The rows, each with its goal."""
     flow, utils, models = (
         peer(f"torchcfm.{name}") for name in ("conditional_flow_matching", "utils", "models.models")
     )
@@ -135,8 +135,8 @@ class Field(nn.Module):
 
 
 def eight_gaussians(*shape: int) -> Tensor:
-    """The law of torchcfm's sample_8gaussians, (*shape, 2), without its loop: centres on a circle
-    of radius 5, variance sqrt(0.1).
+    """torchcfm's sample_8gaussians without its loop, (*shape, 2): centres on a circle of radius 5,
+    variance sqrt(0.1).
     """
     angles = torch.randint(8, shape) * (math.pi / 4)
     return 5 * torch.stack([angles.cos(), angles.sin()], dim=-1) + 0.1**0.25 * torch.randn(
@@ -145,8 +145,9 @@ def eight_gaussians(*shape: int) -> Tensor:
 
 
 def moons(*shape: int) -> Tensor:
-    """The law of torchcfm's sample_moons, (*shape, 2): equal angles in every batch, one uniform
-    shift of each point for both axes.
+    """The distribution of torchcfm's sample_moons, (*shape, 2).
+
+    The angles are equal in every batch, and one uniform shift moves both axes of a point.
     """
     upper, lower = (
         torch.linspace(0, math.pi, part) for part in (shape[-1] // 2, shape[-1] - shape[-1] // 2)

@@ -120,8 +120,10 @@ class Codec:
                 f"images are {tuple(images.shape[2:])} pixels; both sides must be multiples of "
                 f"{self.factor}."
             )
-        law = self.vae.encode(images.to(self.vae.device, self.vae.dtype) / 127.5 - 1).latent_dist
-        return torch.stack([law.mean, law.std], 1).float()
+        posterior = self.vae.encode(
+            images.to(self.vae.device, self.vae.dtype) / 127.5 - 1
+        ).latent_dist
+        return torch.stack([posterior.mean, posterior.std], 1).float()
 
     @torch.no_grad()
     @full_precision()

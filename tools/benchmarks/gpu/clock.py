@@ -69,8 +69,8 @@ def interleaved(
 
 
 def seconds_of(bench: Bench, side: Callable[[], Any]) -> Callable[[], float]:
-    """Call `side`; the function that is returned reads how long the device took, once it is
-    done.
+    """Call `side`. The returned function waits for the device, and returns the seconds that it
+    took.
     """
     if not bench.on_gpu:
         since = time.perf_counter()

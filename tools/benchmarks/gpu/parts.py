@@ -1,5 +1,5 @@
-"""The parts of `make bench-gpu`, each a generator of rows that can fail alone. Goals:
-performance.md, section D.
+"""The parts of `make bench-gpu`: generators of rows with their goals, each of which can fail
+alone.
 """
 
 import functools
@@ -59,9 +59,7 @@ def parts_of(bench: Bench) -> dict[str, tuple[float, Part]]:
 
 
 def ceiling(bench: Bench) -> Iterator[Row]:
-    """What nothing can exceed here: the rate of large bf16 products, and the bandwidth of a
-    copy.
-    """
+    """The limits of this device: the rate of large bf16 products, and the bandwidth of a copy."""
     for n in bench.plan.squares:
         a, b, out = (torch.randn(n, n, device=bench.device, dtype=torch.bfloat16) for _ in range(3))
         times = interleaved(bench, {"product": functools.partial(torch.mm, a, b, out=out)})
@@ -150,7 +148,7 @@ def whole_graph(bench: Bench) -> Iterator[Row]:
 
 
 def update(bench: Bench) -> Iterator[Row]:
-    """AdamW and the average together, alone and with the clip before them."""
+    """AdamW and the average together, alone and after the library's clipping."""
     built = sides.trainer(
         objective.fm(sides.network(bench, bench.plan.main)), bench.plan.local, bench.plan.local
     )
