@@ -90,7 +90,8 @@ def fingerprint() -> str:
 
 def banner() -> str:
     """The first line of the built file."""
-    return f"/* cfm_lite explorers, MIT licence. Built by make widgets from sources {fingerprint()}. */"
+    hashed = fingerprint()
+    return f"/* cfm_lite explorers, MIT licence. Built by make widgets from sources {hashed}. */"
 
 
 def bundled(tools: Path, source: str, *options: str) -> str:
