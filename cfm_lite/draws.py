@@ -57,7 +57,7 @@ def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
     >>> torch.rand(2, generator=keyed_generator("cpu", 0, 1, "noise"))
     tensor([0.9743, 0.5872])
     """
-    if not set(map(type, key)) <= {int, str}:
+    if not set(map(type, key)) <= {int, str}:  # asked first, because this runs at every draw
         key = tuple(map(plain, key))  # NumPy's 3 is 3
         for part in key:
             if not isinstance(part, int | str) or isinstance(part, bool):
@@ -196,6 +196,7 @@ def minibatch_ot(
             [5.]])
     """
     _check_pair(x0, x1, y)
+    # in float64, so that rounding does not decide between two pairings
     noise, data = (x.detach().reshape(len(x), -1).to("cpu", torch.float64) for x in (x0, x1))
     # |x1_i - x0_j|^2 without the squares: they sum to the same number under every permutation
     gain = data @ noise.T  # (B, B)

@@ -100,10 +100,11 @@ class Guided:
         self, x: Float[Tensor, "batch *dims"], t: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch *dims"]:
         inside = _inside(t, self.interval)
-        if inside is False:
+        if inside is False:  # for all rows: the other parts need not be called
             return self.parts[0](x, t)
         velocities = self.joint(x, t) if self.joint else [part(x, t) for part in self.parts]
         guided = self.combine(t, *velocities)
+        # where, not an index: rows are chosen without a device read
         return guided if inside is True else torch.where(expand(inside, x), guided, velocities[0])
 
     def acts_at(self, t: float) -> bool:
@@ -197,7 +198,7 @@ def guide(good: Velocity, bad: Velocity, scale: float, interval: Interval = EVER
     """
     scale, interval = check_number("scale", scale, -math.inf, math.inf), check_interval(interval)
     good, bad = as_velocity(good, "good"), as_velocity(bad, "bad")
-    if scale == 1:
+    if scale == 1:  # the bits of `good`, which bad + (good - bad) would round
         return good
     return Guided((good, bad), functools.partial(_extrapolated, scale, None), interval)
 
@@ -254,7 +255,7 @@ def cfg(
     if scale == 1:
         return cond
     combine, null = functools.partial(_extrapolated, scale, channels), null_label(model)
-    if null is None:
+    if null is None:  # no label to put beside y in one batch, so a second call with y = None
         return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)
     return Guided((cond,), combine, interval, joint=functools.partial(_both, model, labels, null))
 
@@ -375,7 +376,7 @@ def _mean(mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
             f"mean_velocity has shape {tuple(m.shape)}; it must be {tuple(v.shape[1:])}, or "
             f"{tuple(v.shape)} with one per row."
         )
-    return m.to(v)
+    return m.to(v)  # it is often on the host, and in float64
 
 
 def retarget_shuffle(
@@ -528,7 +529,7 @@ def _debiased(
     velocity: Velocity, total: float, mean: Tensor, path: Path | None, x: Tensor, t: Tensor
 ) -> Tensor:
     v = promote(velocity(x, t))
-    if path is None:
+    if path is None:  # (I - p M) v = (1 - p) v*
         system = torch.eye(len(mean), dtype=v.dtype, device=v.device) - total * mean.to(v)
         return (1 - total) * _solved(system, v)
     x1, d_alpha = _data(mean, total, path, promote(x), v, t)

@@ -72,6 +72,7 @@ def in_batch_mean(data_mean: Float[Tensor, "*dims"], path: Path = LINEAR) -> Flo
     tensor([1., 2.])
     """
     check_floating(data_mean=data_mean)
+    # E[u] = E[d_alpha] E[x1], and the mean of d_alpha over uniform times is alpha(1) - alpha(0)
     start, end = check_path(path).alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     return (end - start) * data_mean
 
@@ -113,7 +114,7 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
 def _velocity_of(sample: Any) -> Tensor:
     if not isinstance(sample, FlowSample):
         raise ConfigError(f"sample has type {type(sample).__name__}; it must be a FlowSample.")
-    return sample.u_t.detach()
+    return sample.u_t.detach()  # a target carries no gradient
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,7 @@ class Objective(nn.Module):
             else:
                 values[name] = term(batch)
                 weighted = values[name] if scale == 1 else scale * values[name]
+                # summed in float32 at least
                 total = promote(weighted) if total is None else total + weighted
             counted = term.counts(prepared[name]) if hasattr(term, "counts") else {}
             values |= {f"{name}_{what}": count for what, count in counted.items()}
@@ -241,6 +242,7 @@ class Objective(nn.Module):
         # as under torch.set_default_dtype(torch.float64): data in float32 follow the weights
         if any(p.dtype == torch.float64 for p in self._weights or self._found_weights()):
             x1 = x1.double()
+        # every random choice lives inside a shard, so a batch may be cut between shards
         size = self.shard or max(1, len(x1))
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
         vars(self)["_calls"] += 1
@@ -268,6 +270,7 @@ class Objective(nn.Module):
         t = t.to(x1.dtype).clamp(max=self.path.train_end)
         own = self._couple_draws
         drawn = {"generator": self._generator(x1.device, shard, "couple")} if own else {}
+        # labels are dropped after the pairing, which may use them
         x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
         if y is None:
             return x0, x1, t, None, None
@@ -276,6 +279,7 @@ class Objective(nn.Module):
         return x0, x1, t, seen, seen == null
 
     def _generator(self, device: torch.device, shard: int, purpose: str) -> Generator:
+        # without `at`: torch's own seed, and another number for each call
         seed, step, first = self._key or (torch.initial_seed(), self._calls, 0)
         return draws.keyed_generator(device, seed, step, first + shard, purpose)
 
@@ -394,6 +398,7 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
                 raise ConfigError(
                     f"{name} reads block {block}; this model has blocks 1 to {depth}."
                 )
+    # all terms together have a minimum as long as the attraction outweighs the repulsion
     attract = sum(term.weight for term in terms.values() if isinstance(term, FlowMatching))
     repel = [term for term in terms.values() if isinstance(term, Repulsion)]
     for term in repel:

@@ -134,11 +134,12 @@ def _rows(t: Any, x: Tensor) -> Tensor:
 
 def _move(x: Tensor, v: Tensor, dt: float | Tensor) -> Tensor:
     """x + dt v, in the dtype of x."""
+    # compared here first, because this runs at every stage of every step
     if not isinstance(v, Tensor) or v.shape != x.shape or v.dtype != x.dtype:
         v = _fitting(v, x)
     if isinstance(dt, Tensor):
         return x + expand(dt.to(x.dtype), x) * v
-    return torch.add(x, v, alpha=dt)
+    return torch.add(x, v, alpha=dt)  # one kernel instead of two
 
 
 def _fitting(v: Tensor, x: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ def sample(velocity: Velocity, x: State, ts: Times, step: Step = heun) -> State:
     >>> sample(lambda x, t: x, torch.ones(1), torch.linspace(0, 1, 26))  # e is 2.71828
     tensor([2.7176])
     """
-    return deque(trajectory(velocity, x, ts, step), maxlen=1).pop()
+    return deque(trajectory(velocity, x, ts, step), maxlen=1).pop()  # keeps the last state alone
 
 
 def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[Tensor]:
@@ -346,6 +347,7 @@ def sample_adaptive(
         what = f"t0 and t1 are both {t0:g}" if t0 == t1 else f"x has shape {tuple(x.shape)}"
         raise ConfigError(f"{what}; there is nothing to integrate.")
     low, high = min(t0, t1), max(t0, t1)
+    # dopri5 counts time in this dtype: in float32 short steps would be lost
     ends = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
     stuck = _Stuck(t0, t1)
 
@@ -466,6 +468,7 @@ def sample_sde(
     draws = _noises(x, len(grid.lengths), generator, noise)
     for k, (t, dt, c, z) in enumerate(zip(grid.rows(), grid.lengths, rates, draws)):
         v = _fitting(grid.restrict(velocity, k)(x, t), x)
+        # the noise of a step is sqrt(2 c) dW, and dW has the variance dt
         x = x + dt * (v + c * path.score(x, v, t)) + (2 * c * dt) ** 0.5 * z
         if on_host(x):
             _check_finite([x], k, grid)
@@ -605,6 +608,7 @@ def log_prob(
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         field = _augmented(velocity, measure, x1.shape)
         z = deque(trajectory(field, z.clone(), ts, step), maxlen=1).pop()
+    # log p(x1) = log N(x0) - int_0^1 div v dt, and the walk from 1 to 0 has turned the sign
     x0, integral = z[:, :-1], z[:, -1]
     return integral - 0.5 * (x0**2).sum(1) - 0.5 * x0.shape[1] * math.log(2 * math.pi)
 
@@ -644,12 +648,13 @@ def _measure(
             raise ConfigError(
                 "probes were given with trace = 'exact', which uses none; leave one of the two out."
             )
+        # tr J = sum_i e_i . J e_i over the axes e_i, which all rows share
         axes = torch.eye(dims, dtype=x.dtype, device=x.device)
         axes = axes.reshape(dims, 1, *x.shape[1:]).expand(dims, *x.shape)
         return lambda v, x: _forms(v, x, axes, grad)
     signs = _signs(x, n_probes, generator) if probes is None else _given(x, probes)
 
-    def hutchinson(v: Tensor, x: Tensor) -> Tensor:
+    def hutchinson(v: Tensor, x: Tensor) -> Tensor:  # E[e . J e] = tr J for random signs e
         drawn = next(signs)
         return _forms(v, x, drawn, grad) / len(drawn)
 

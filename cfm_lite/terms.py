@@ -260,6 +260,7 @@ class Contrastive(_Plain):
         if self.views == "independent":
             second = draw.time(len(t), generator=generator, device=t.device)
             return second.to(t.dtype).clamp(max=draw.path.train_end)
+        # uniform on [t - max_gap, t + max_gap]
         u = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
         return (t + self.max_gap * (2 * u - 1)).clamp(0, draw.path.train_end)
 
@@ -275,6 +276,7 @@ class Contrastive(_Plain):
 
     def __call__(self, batch: Evaluated) -> Tensor:
         x_t, t = batch.prepared
+        # the same labels, also where they were dropped: only noise and time differ
         _, second = batch.model(x_t, t, batch.sample.y, blocks=(self.block,))
         h, near, settings = batch.features[self.block], second[self.block], (self.variant, self.tau)
         values = [

@@ -196,6 +196,7 @@ class GaussianMixture:
         """
         terms = self._terms(x, t, y, path)
         shares = terms.log_joint.softmax(1)  # (B, K)
+        # sum_k r_k [d_alpha mu_k + R_k S_k^-1 (x - alpha mu_k)]
         flow = terms.lead * (shares @ self.means.to(shares))
         pull = self._collect(shares[..., None] * terms.rate / terms.spread, terms.offset)
         return (flow + pull).to(promote(x).dtype)
@@ -221,14 +222,14 @@ class GaussianMixture:
         check_defined(
             path, d_alpha.isfinite() & rate.isfinite(), t, "the velocity of a mixture", STAY_AWAY
         )
-        spread = alpha**2 * variances + sigma**2
+        spread = alpha**2 * variances + sigma**2  # the eigenvalues of S_k
         if on_host(spread) and not (spread > 0).all():
             raise ConfigError(
                 "a component with std 0 has no density where sigma(t) = 0; keep t below 1, for "
                 "example 0.999."
             )
         offset = place[:, None] - alpha * means  # (B, K, D)
-        if self._basis is not None:
+        if self._basis is not None:  # in the eigenbasis S_k is diagonal
             offset = torch.einsum("bkd,kde->bke", offset, self._basis.to(place))
         log_normal = -0.5 * (offset**2 / spread + torch.log(2 * math.pi * spread)).sum(-1)
         log_joint = self._log_weights(y, x.device) + log_normal
