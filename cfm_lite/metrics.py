@@ -665,8 +665,8 @@ def _surprise(mixture: GaussianMixture, x: Tensor, time: Tensor, path: Path) -> 
 def _fitting(mixture: Any, states: Tensor) -> GaussianMixture:
     if not isinstance(mixture, GaussianMixture):
         raise ConfigError(
-            f"mixture_or_data has type {type(mixture).__name__}; it must be a "
-            "GaussianMixture or a tensor (N, *dims)."
+            f"mixture_or_data has type {type(mixture).__name__}; it must be a GaussianMixture or a "
+            "tensor (N, *dims)."
         )
     if states.shape[2] != mixture.means.shape[1]:
         raise ConfigError(

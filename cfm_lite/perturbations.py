@@ -286,8 +286,7 @@ def _check_images(x: Tensor, name: str, generator: Generator | None) -> None:
     if x.dim() != 4 or x.shape[2] * x.shape[3] < 2:
         raise ConfigError(
             f"{name} needs images (B, C, H, W) of more than one pixel; x has shape "
-            f"{tuple(x.shape)}. "
-            "For (B, D) use channel_shuffle, color_jitter or additive_noise."
+            f"{tuple(x.shape)}. For (B, D) use channel_shuffle, color_jitter or additive_noise."
         )
 
 

@@ -257,9 +257,8 @@ def _check_finite(states: Sequence[Tensor], k: int, grid: Grid) -> None:
     start, end = (grid.table[i].mean().item() for i in (k, k + 1))
     raise DivergenceError(
         f"the state is not finite after step {k + 1} of {len(grid.lengths)}, from t = {start:.4g} "
-        f"to t = {end:.4g}. "
-        "Look at the velocity there: it may be infinite at the end of its path, or its model may "
-        "have diverged."
+        f"to t = {end:.4g}. Look at the velocity there: it may be infinite at the end of its path, "
+        "or its model may have diverged."
     )
 
 
@@ -389,9 +388,8 @@ class _Stuck:
     def error(self) -> DivergenceError:
         return DivergenceError(
             f"dopri5 found no step between t = {self.t0:g} and t = {self.t1:g} that meets its "
-            "tolerance. Look at the velocity: it may "
-            "not be finite, or change too fast; loosen rtol and atol, or stop before the time "
-            "where it is infinite."
+            "tolerance. Look at the velocity: it may not be finite, or change too fast; loosen "
+            "rtol and atol, or stop before the time where it is infinite."
         )
 
 
@@ -507,8 +505,8 @@ def _check_last_step(ts: Tensor, last_step: str | None, size: float) -> None:
     if on_host(ts) and abs(float(ts[-1]) - (1 - size)) > 1e-4:
         raise ConfigError(
             f"ts ends at {float(ts[-1]):g} and last_step_size is {size:g}, which leaves a gap: ts "
-            f"must end at {1 - size:g}. "
-            f"Use torch.linspace(0, {1 - size:g}, steps + 1), or last_step=None."
+            f"must end at {1 - size:g}. Use torch.linspace(0, {1 - size:g}, steps + 1), or "
+            "last_step=None."
         )
 
 

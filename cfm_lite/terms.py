@@ -336,9 +336,8 @@ class Alignment(_Deterministic, nn.Module):
         if h.shape[:2] != target.shape[:2]:
             raise ConfigError(
                 f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block "
-                f"{self.block} gives {tuple(h.shape[:2])}; they must "
-                "be equal. Choose the teacher's image size so that it has as many tokens as the "
-                "model."
+                f"{self.block} gives {tuple(h.shape[:2])}; they must be equal. Choose the "
+                "teacher's image size so that it has as many tokens as the model."
             )
         return losses.align(self.projector(h), target)
 

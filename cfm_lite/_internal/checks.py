@@ -128,8 +128,8 @@ def check_time(t: Tensor, x: Tensor) -> None:
     if not isinstance(t, Tensor) or t.dim() != 1 or x.dim() < 1 or t.shape[0] != x.shape[0]:
         raise ConfigError(
             f"t has {seen(t)}; it must be a tensor of shape (B,) = "
-            f"({x.shape[0] if x.dim() else '?'},), one time per row of x "
-            f"{tuple(x.shape)}. For one time everywhere use torch.full((B,), time)."
+            f"({x.shape[0] if x.dim() else '?'},), one time per row of x {tuple(x.shape)}. For one "
+            "time everywhere use torch.full((B,), time)."
         )
     check_floating(t=t)
     check_unit_interval(t=t)

@@ -52,8 +52,8 @@ def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: flo
     if names is not None and not (_binds(model.forward, 3) or _binds(model.forward, 2)):
         raise ConfigError(
             f"{name}.forward({', '.join(names)}) cannot be called as model(x, t, y): a network "
-            "takes x (B, *dims), times t (B,) and, if it "
-            f"has num_classes, labels y (B,), and returns a velocity like x. {_GUIDE}"
+            "takes x (B, *dims), times t (B,) and, if it has num_classes, labels y (B,), and "
+            f"returns a velocity like x. {_GUIDE}"
         )
     if names and len(names) > 1 and names[0].lower() in _TIMES and names[1].lower() not in _TIMES:
         raise ConfigError(
@@ -71,9 +71,8 @@ def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: flo
     if classes and label_dropout > 0 and not has_null(model):
         raise ConfigError(
             f"label_dropout is {label_dropout:g} but the model has no null label: give its label "
-            f"table {classes + 1} rows, one more "
-            "than num_classes (class_dropout_prob > 0 in the networks of cfm_lite), or set "
-            "label_dropout=0."
+            f"table {classes + 1} rows, one more than num_classes (class_dropout_prob > 0 in the "
+            "networks of cfm_lite), or set label_dropout=0."
         )
     if not blocks:
         return
@@ -81,14 +80,12 @@ def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: flo
     if not callable(features):
         raise ConfigError(
             f"a term reads block {blocks[0]}, and {name} has no forward_features(x, t, y, blocks), "
-            "which returns (velocity, "
-            f"{{block from 1: features (B, T, D)}}). {_GUIDE}"
+            f"which returns (velocity, {{block from 1: features (B, T, D)}}). {_GUIDE}"
         )
     if _names(features) is not None and not _binds(features, 3, "blocks"):
         raise ConfigError(
             f"{name}.forward_features({', '.join(_names(features) or ())}) must take (x, t, y, "
-            "blocks), with blocks a sequence of numbers "
-            f"from 1. {_GUIDE}"
+            f"blocks), with blocks a sequence of numbers from 1. {_GUIDE}"
         )
 
 
@@ -134,9 +131,8 @@ def null_label(model: Any) -> int | None:
     null, said = model.num_classes, _said_null(model)
     if not null or (said is not None and not said):
         raise ConfigError(
-            f"the model has num_classes = {null} and no null label, which guidance needs as its "
-            "second opinion. "
-            "Train one with class_dropout_prob > 0, or use a scale of 1."
+            f"the model has num_classes = {null} and no null label, which classifier-free guidance "
+            "needs. Train one with class_dropout_prob > 0, or use a scale of 1."
         )
     return null
 
@@ -173,8 +169,7 @@ def explained(model: nn.Module, error: Exception, y: Tensor | None) -> ConfigErr
     if out_of_table and y is not None and isinstance(classes, int) and bool((y == classes).any()):
         return ConfigError(
             f"{type(model).__name__} failed ({error}) on the null label {classes}, which dropped "
-            "rows get: give its label table "
-            f"{classes + 1} rows, or set label_dropout=0. {_GUIDE}"
+            f"rows get: give its label table {classes + 1} rows, or set label_dropout=0. {_GUIDE}"
         )
     return None
 
@@ -222,8 +217,7 @@ def as_features(output: Any, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, 
     if missing or 0 in keys:
         raise ConfigError(
             f"forward_features was asked for the blocks {list(blocks)} and returned {keys[:8]}; it "
-            "must return each of them by its number, "
-            "and the first block is 1."
+            "must return each of them by its number, and the first block is 1."
         )
     by_number = dict(zip(keys, features.values()))
     return v, {block: _as_tokens(by_number[block], x, block) for block in blocks}
@@ -234,8 +228,7 @@ def _as_tokens(h: Any, x: Tensor, block: int) -> Tensor:
     if h.dim() not in (2, 3, 4) or len(h) != len(x) or not h.is_floating_point():
         raise ConfigError(
             f"the features of block {block} have shape {tuple(h.shape)} and dtype {h.dtype} for x "
-            f"{tuple(x.shape)}; they must be floating, "
-            "(B, T, D), (B, D), or a map (B, D, H, W)."
+            f"{tuple(x.shape)}; they must be floating, (B, T, D), (B, D), or a map (B, D, H, W)."
         )
     return h.flatten(2).mT if h.dim() == 4 else h
 
@@ -256,8 +249,8 @@ def check_keywords(
         drawn = draws if "generator" in keywords else ""
         better = getattr(function, "__name__", name).replace("<lambda>", name)
         raise ConfigError(
-            f"{name} takes {given}; it is called as {call}{drawn}. "
-            f"Write def {better}{call[call.index('(') :]}."
+            f"{name} takes {given}; it is called as {call}{drawn}. Write def "
+            f"{better}{call[call.index('(') :]}."
         )
 
 
@@ -332,9 +325,8 @@ def copied(module: nn.Module) -> nn.Module:
         )
         raise ConfigError(
             f"{type(module).__name__} cannot be copied for its average: {why}. Keep such a value "
-            "out of the module's attributes, or "
-            "detach it (and use torch.nn.utils.parametrizations in place of "
-            "torch.nn.utils.weight_norm)."
+            "out of the module's attributes, or detach it (and use "
+            "torch.nn.utils.parametrizations in place of torch.nn.utils.weight_norm)."
         ) from error
 
 

@@ -444,9 +444,9 @@ def _meet(backend: str, rank: int, size: int, timeout: float) -> Any:
     reason = _first_line(failed[0]) if failed else f"no answer for {2 * timeout + 5:g} s."
     raise DistributedError(
         f"rank {rank} of {size} cannot join the others at "
-        f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason} Is the port "
-        "taken, or a rank missing? Choose another with torchrun --master-port, and start as many "
-        "ranks as --nproc-per-node says."
+        f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason} Is the port taken, or "
+        "a rank missing? Choose another with torchrun --master-port, and start as many ranks as "
+        "--nproc-per-node says."
     ) from (failed[0] if failed else None)
 
 
