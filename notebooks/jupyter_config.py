@@ -1,6 +1,6 @@
 """Read by JupyterLab as `make lab` starts it, and by `make html` (JUPYTER_CONFIG_PATH=notebooks).
 
-In an export an explorer is a picture; as a widget it would need a kernel.
+An export holds the explorers alive where the notebook was saved with its widgets, else their pictures.
 """
 
 c = get_config()  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
@@ -12,3 +12,12 @@ c.NbConvertBase.display_data_priority = [
     "image/png",
     "text/plain",
 ]
+
+
+def _alive(notebook, resources):
+    from cfm_lite.widgets import alive
+
+    return alive(notebook), resources
+
+
+c.HTMLExporter.preprocessors = [_alive]

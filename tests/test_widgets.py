@@ -21,7 +21,9 @@ from cfm_lite.data import toy  # noqa: E402
 from cfm_lite.errors import ConfigError  # noqa: E402
 from cfm_lite.widgets import _widget  # noqa: E402
 
-EXPLORERS = {name: getattr(widgets, name) for name in widgets.__all__ if name != "Explorer"}
+EXPLORERS = {
+    name: getattr(widgets, name) for name in widgets.__all__ if name not in ("Explorer", "alive")
+}
 every_explorer = pytest.mark.parametrize("name", EXPLORERS)
 
 
@@ -181,3 +183,38 @@ def test_what_a_hand_drew_is_a_mixture_in_python():
     with pytest.raises(ConfigError):
         explorer.mixture = {"weights": [], "means": [], "stds": [], "labels": []}
     assert explorer.drawn.labels.tolist() == [0, 3]
+
+
+def test_an_exported_notebook_holds_the_engine_and_the_networks_once(explorers):
+    nbformat = pytest.importorskip("nbformat")
+    ipywidgets.Widget.close_all()
+    made = [widgets.guidance(label=1), widgets.trajectories(), widgets.own_data()]
+    cells = [
+        nbformat.v4.new_code_cell(
+            outputs=[nbformat.v4.new_output("display_data", one._repr_mimebundle_()[0])]
+        )
+        for one in made
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["widgets"] = {
+        "application/vnd.jupyter.widget-state+json": ipywidgets.Widget.get_manager_state()
+    }
+    exported = widgets.alive(notebook)
+    nbformat.validate(exported)
+    pages = [cell.outputs[0].data["text/html"] for cell in exported.cells]
+    text = "".join(pages)
+    assert text.count("var cfmLite=") == text.count("cfmLiteNetworks = ") == 1
+    assert '"label": 1' in pages[0]
+    assert text.count("<script>") == text.count("</script>") == 3 + 2
+    assert "widget-view" not in json.dumps(exported)
+    assert "widget-view" in json.dumps(notebook)
+    assert widgets.alive(nbformat.v4.new_notebook()).cells == []
+
+
+def test_no_text_of_a_saved_notebook_can_end_its_script():
+    model = {"_face": "</script><img>", "_data": {"a": "</script>"}, "_engine": "IPY_MODEL_e"}
+    from cfm_lite.widgets import _export
+
+    page = _export._page(model, {"e": {"content": "0"}}, [], "", 1)
+    assert page.count("</script>") == 2
+    assert "<img>" not in page

@@ -4,7 +4,8 @@ without anything being trained and without a kernel.
 `exact_field` shows what attracts and what repels; `trajectories` where particles go and how they
 drift; `own_data` both, on data that a hand draws; `divergence` what happens as λ goes to 1;
 `wrong_velocities` what VeCoR pushes away from; `guidance` how guidance and repulsion meet;
-`features` what a dispersive loss does to the features of a batch.
+`features` what a dispersive loss does to the features of a batch. `alive` puts the explorers of a
+saved notebook into plain HTML.
 """
 
 from cfm_lite._internal.lazy import optional
@@ -14,6 +15,7 @@ for _name in ("ipywidgets", "anywidget"):
 
 from cfm_lite.widgets._divergence import divergence  # noqa: E402
 from cfm_lite.widgets._exact_field import exact_field  # noqa: E402
+from cfm_lite.widgets._export import alive  # noqa: E402
 from cfm_lite.widgets._features import features  # noqa: E402
 from cfm_lite.widgets._guidance import guidance  # noqa: E402
 from cfm_lite.widgets._own_data import own_data  # noqa: E402
@@ -23,6 +25,7 @@ from cfm_lite.widgets._wrong_velocities import wrong_velocities  # noqa: E402
 
 __all__ = [
     "Explorer",
+    "alive",
     "divergence",
     "exact_field",
     "features",

@@ -6,23 +6,37 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-PICTURE = ".jp-OutputArea img.widget-image"
-_WATCH = """([index]) => {
-  const picture = document.querySelectorAll('.jp-OutputArea img.widget-image')[index];
-  const page = picture.closest('.jp-Notebook');
-  const cell = picture.closest('.jp-OutputArea');
-  const seen = {loads: [], heights: new Set()};
-  picture.addEventListener('load', () => seen.loads.push(performance.now()));
-  const look = () => {
-    seen.heights.add(cell.getBoundingClientRect().height);
+EXPLORER = ".cfm-lite"
+# A picture counts if the slider's value and the pixels are both new: a small copy of the canvas is compared.
+_WATCH = """([index, slider]) => {
+  const explorer = document.querySelectorAll('.cfm-lite')[index];
+  const canvas = explorer.querySelector('canvas');
+  const input = explorer.querySelectorAll('input[type=range]')[slider];
+  const small = new OffscreenCanvas(160, 60).getContext('2d', {willReadFrequently: true});
+  const seen = {pictures: [], heights: new Set(), long: 0};
+  let [pixels, value, last] = ['', '', performance.now()];
+  const look = now => {
+    seen.heights.add(explorer.getBoundingClientRect().height);
+    if (input.value !== value) {
+      small.clearRect(0, 0, 160, 60);
+      small.drawImage(canvas, 0, 0, 160, 60);
+      let hash = 0;
+      for (const part of new Uint32Array(small.getImageData(0, 0, 160, 60).data.buffer)) hash = Math.imul(hash ^ part, 2654435761) + 1 | 0;
+      if (hash !== pixels) {
+        seen.pictures.push(performance.now());
+        [pixels, value] = [hash, input.value];
+      }
+    }
+    seen.long = Math.max(seen.long, now - last);
+    last = now;
     if (!seen.done) requestAnimationFrame(look);
   };
-  look();
+  requestAnimationFrame(look);
   window.seen = seen;
 }"""
 _RESULT = """() => {
   window.seen.done = true;
-  return {loads: window.seen.loads, heights: [...window.seen.heights], blank: window.seen.blank};
+  return {pictures: window.seen.pictures, heights: [...window.seen.heights], long: window.seen.long};
 }"""
 
 
@@ -35,6 +49,7 @@ class Seen:
     updates: int
     settle: float  # seconds from the release to the last picture
     heights: list[float]
+    longest: float  # milliseconds between two frames
     shots: list[bytes]  # what was on the page on the way, as PNG
 
     @property
@@ -44,38 +59,39 @@ class Seen:
 
 def drag(
     page: Any,
-    handle: Any,
     *,
     index: int = 0,
-    positions: int = 120,
+    slider: int = 0,
+    positions: int = 240,
     seconds: float = 4.0,
     shots: int = 0,
 ) -> Seen:
-    """Drag a slider's handle from its left end to its right end in even steps, with `shots`
-    screenshots of the picture on the way.
+    """Drag the slider number `slider` of the explorer number `index` from its left end to its right
+    end in even steps, with `shots` screenshots of the picture on the way.
     """
-    handle.scroll_into_view_if_needed()
-    track = handle.locator("xpath=ancestor::*[contains(@class,'noUi-target')]").bounding_box()
-    box = handle.bounding_box()
-    y = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + box["width"] / 2, y)
+    explorer = page.locator(EXPLORER).nth(index)
+    track = explorer.locator("input[type=range]").nth(slider)
+    track.scroll_into_view_if_needed()
+    box = track.bounding_box()
+    y, left, width = box["y"] + box["height"] / 2, box["x"] + 9, box["width"] - 18
+    page.mouse.move(left, y)
     page.mouse.down()
-    page.mouse.move(track["x"], y)
-    page.wait_for_timeout(500)
-    page.evaluate(_WATCH, [index])
+    page.wait_for_timeout(400)
+    page.evaluate(_WATCH, [index, slider])
     began, start = time.perf_counter(), page.evaluate("() => performance.now()")
     taken = []
     for step in range(1, positions + 1):
-        page.mouse.move(track["x"] + track["width"] * step / positions, y)
+        page.mouse.move(left + width * step / positions, y)
         if shots and step % (positions // shots) == 0:
-            taken.append(page.locator(PICTURE).nth(index).screenshot())
-        page.wait_for_timeout(
-            max(0.0, 1e3 * (began + seconds * step / positions - time.perf_counter()))
-        )
+            taken.append(explorer.locator("canvas").screenshot())
+        left_over = began + seconds * step / positions - time.perf_counter()
+        if left_over > 0.002:
+            time.sleep(left_over)
     page.mouse.up()
     took, released = time.perf_counter() - began, page.evaluate("() => performance.now()")
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(1000)
     result = page.evaluate(_RESULT)
-    during = [at for at in result["loads"] if start <= at <= released]
-    settle = max([0.0, *(at - released for at in result["loads"])]) / 1e3
-    return Seen(positions, took, len(during), settle, result["heights"], taken)
+    during = [at for at in result["pictures"] if start <= at <= released]
+    settle = max([0.0, *(at - released for at in result["pictures"])]) / 1e3
+    heights, longest = result["heights"], result["long"]
+    return Seen(positions, took, len(during), settle, heights, longest, taken)

@@ -45,6 +45,7 @@ class Lab:
     url: str
     token: str
     folder: Path
+    environment: dict[str, str]
 
     def address(self, notebook: str) -> str:
         return f"{self.url}/lab/tree/{notebook}?reset&token={self.token}"
@@ -67,7 +68,7 @@ def running_lab(folder: Path) -> Iterator[Lab]:
         f"--ServerApp.root_dir={folder}",
     ]
     command += [f"--IdentityProvider.token={token}", "--allow-root", "--ServerApp.port_retries=0"]
-    own = {f"JUPYTER_{name}_DIR": f"{home}/{name}" for name in ("CONFIG", "RUNTIME")}
+    own = {f"JUPYTER_{name}_DIR": f"{home}/{name}" for name in ("CONFIG", "RUNTIME", "DATA")}
     own |= {f"JUPYTERLAB_{name}_DIR": f"{home}/{name}" for name in ("SETTINGS", "WORKSPACES")}
     quiet = (
         Path(home)
@@ -92,7 +93,7 @@ def running_lab(folder: Path) -> Iterator[Lab]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             _wait(f"http://127.0.0.1:{port}/api/status?token={token}", process, Path(log.name))
-            yield Lab(f"http://127.0.0.1:{port}", token, folder)
+            yield Lab(f"http://127.0.0.1:{port}", token, folder, environment)
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -133,7 +133,8 @@ ELSEWHERE: dict[str, str] = {
         viz.style.text_width viz.style.to_png
     """,
     "explorers: tests/test_widgets.py gives each of them wrong values": """
-        widgets._divergence.divergence widgets._exact_field.exact_field widgets._features.features widgets._guidance.guidance
+        widgets._divergence.divergence widgets._exact_field.exact_field
+        widgets._export.alive widgets._features.features widgets._guidance.guidance
         widgets._networks.packed widgets._own_data.own_data widgets._trajectories.trajectories widgets._widget.Explorer
         widgets._widget.described widgets._wrong_velocities.wrong_velocities
     """,

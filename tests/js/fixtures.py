@@ -17,7 +17,7 @@ from cfm_lite.paths import PATHS
 from cfm_lite.widgets._networks import packed
 
 F64 = torch.float64
-FACES = [name for name in widgets.__all__ if name != "Explorer"]
+FACES = [name for name in widgets.__all__ if name not in ("Explorer", "alive")]
 
 
 def _plane() -> dict[str, dict[str, Any]]:

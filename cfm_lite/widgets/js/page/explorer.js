@@ -97,6 +97,7 @@ export class Explorer {
     }
     this.root.classList.add("cfm-lite");
     this.root.setAttribute("role", "group");
+    this.root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for itself
     this.root.setAttribute("aria-label", face.title);
     this.root.replaceChildren(element("div", { className: "cfm-title", textContent: face.title }), row, this.canvas, this.legend, this.line, this.told);
     this.scene.handle?.({
