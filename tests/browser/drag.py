@@ -73,25 +73,68 @@ def drag(
     track = explorer.locator("input[type=range]").nth(slider)
     track.scroll_into_view_if_needed()
     box = track.bounding_box()
-    y, left, width = box["y"] + box["height"] / 2, box["x"] + 9, box["width"] - 18
-    page.mouse.move(left, y)
+    start = (box["x"] + 9, box["y"] + box["height"] / 2)
+    picture = explorer.locator("canvas") if shots else None
+    watch = (_WATCH, [index, slider])
+    return _moved(page, start, box["width"] - 18, watch, positions, seconds, picture, shots)
+
+
+_WATCH_OLD = """() => {
+  const picture = document.querySelector('.jp-OutputArea img.widget-image');
+  const cell = picture.closest('.jp-OutputArea');
+  const seen = {pictures: [], heights: new Set(), long: 0};
+  picture.addEventListener('load', () => seen.pictures.push(performance.now()));
+  const look = () => {
+    seen.heights.add(cell.getBoundingClientRect().height);
+    if (!seen.done) requestAnimationFrame(look);
+  };
+  look();
+  window.seen = seen;
+}"""
+
+
+def drag_old(page: Any, positions: int = 240, seconds: float = 4.0) -> Seen:
+    """The same for an explorer whose pictures a kernel drew, for a comparison."""
+    handle = page.locator(".noUi-handle").first
+    handle.scroll_into_view_if_needed()
+    track = handle.locator("xpath=ancestor::*[contains(@class,'noUi-target')]").bounding_box()
+    box = handle.bounding_box()
+    start = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    left = (track["x"], start[1])
+    return _moved(page, start, track["width"], (_WATCH_OLD, None), positions, seconds, left=left)
+
+
+def _moved(
+    page: Any,
+    start: tuple[float, float],
+    width: float,
+    watch: tuple[str, Any],
+    positions: int,
+    seconds: float,
+    picture: Any = None,
+    shots: int = 0,
+    left: tuple[float, float] | None = None,
+) -> Seen:
+    page.mouse.move(*start)
     page.mouse.down()
-    page.wait_for_timeout(400)
-    page.evaluate(_WATCH, [index, slider])
-    began, start = time.perf_counter(), page.evaluate("() => performance.now()")
+    x, y = left or start
+    page.mouse.move(x, y)
+    page.wait_for_timeout(500)
+    page.evaluate(*watch)
+    began, at = time.perf_counter(), page.evaluate("() => performance.now()")
     taken = []
     for step in range(1, positions + 1):
-        page.mouse.move(left + width * step / positions, y)
+        page.mouse.move(x + width * step / positions, y)
         if shots and step % (positions // shots) == 0:
-            taken.append(explorer.locator("canvas").screenshot())
-        left_over = began + seconds * step / positions - time.perf_counter()
-        if left_over > 0.002:
-            time.sleep(left_over)
+            taken.append(picture.screenshot())
+        rest = began + seconds * step / positions - time.perf_counter()
+        if rest > 0.001:
+            time.sleep(rest)
     page.mouse.up()
     took, released = time.perf_counter() - began, page.evaluate("() => performance.now()")
     page.wait_for_timeout(1000)
     result = page.evaluate(_RESULT)
-    during = [at for at in result["pictures"] if start <= at <= released]
-    settle = max([0.0, *(at - released for at in result["pictures"])]) / 1e3
+    during = [moment for moment in result["pictures"] if at <= moment <= released]
+    settle = max([0.0, *(moment - released for moment in result["pictures"])]) / 1e3
     heights, longest = result["heights"], result["long"]
     return Seen(positions, took, len(during), settle, heights, longest, taken)

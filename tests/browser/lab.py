@@ -52,9 +52,9 @@ class Lab:
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path) -> Iterator[Lab]:
-    """JupyterLab over `folder`, in fast mode, with its own settings and kernels folder; it ends
-    with the block.
+def running_lab(folder: Path, root: Path = ROOT) -> Iterator[Lab]:
+    """JupyterLab over `folder`, with the package of the checkout `root`, in fast mode, with its own
+    settings and kernels folder; it ends with the block.
     """
     port = reserved_port()
     token, home = secrets.token_hex(16), tempfile.mkdtemp(prefix="lab-")
@@ -84,7 +84,7 @@ def running_lab(folder: Path) -> Iterator[Lab]:
         | own
         | {
             "CFM_LITE_FAST": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(root),
             "OMP_NUM_THREADS": "1",
             "JUPYTER_CONFIG_PATH": str(ROOT / "notebooks"),
         }
