@@ -23,6 +23,7 @@ from cfm_lite._internal.checks import (
     check_generator,
     check_labels,
     check_number,
+    check_tensor,
     plain,
 )
 from cfm_lite.errors import ConfigError
@@ -30,6 +31,7 @@ from cfm_lite.paths import LINEAR, Path
 
 __all__ = [
     "class_labels",
+    "drop_conditions",
     "drop_labels",
     "independent",
     "keyed_generator",
@@ -237,12 +239,33 @@ def drop_labels(
     >>> drop_labels(torch.tensor([0, 1, 2]), p=1.0, null=10)
     tensor([10, 10, 10])
     """
-    p, null = check_number("p", p, 0, 1), check_count("null", null)
-    y = check_labels(y, None, null)
+    y = check_labels(y, None, check_count("null", null))
+    return drop_conditions(y, p, torch.full_like(y, null), generator=generator)[0]
+
+
+def drop_conditions(
+    y: Tensor, p: float, null: Tensor, *, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """(seen, dropped): conditions `y` (B, ...), of which each row is that of `null` with probability
+    `p` in [0, 1], and which rows these are, (B,) bool.
+
+    A condition is a label (B,), or a caption as word numbers (B, L) or features (B, L, D).
+
+    >>> seen, dropped = drop_conditions(torch.ones(2, 3), 1.0, torch.zeros(2, 3))
+    >>> seen.sum(), dropped
+    (tensor(0.), tensor([True, True]))
+    """
+    p = check_number("p", p, 0, 1)
+    check_tensor(y=y, null=null)
+    if null.shape != y.shape or not y.dim():
+        raise ConfigError(
+            f"null has shape {tuple(null.shape)} and y {tuple(y.shape)}; both must be (B, ...)."
+        )
     check_generator(generator)
     device = _place(generator, None if generator else y.device)
     drawn = torch.rand(len(y), dtype=torch.float32, generator=generator, device=device)
-    return torch.where(drawn.to(y.device) < p, null, y)
+    dropped = drawn.to(y.device) < p
+    return torch.where(dropped.reshape(-1, *[1] * (y.dim() - 1)), null, y), dropped
 
 
 def class_labels(

@@ -50,7 +50,9 @@ from cfm_lite._internal.networks import (
     check_labels_of,
     evaluating,
     needs_labels,
+    null_condition,
     null_label,
+    takes_captions,
 )
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, Path, check_path
@@ -169,9 +171,11 @@ def _evaluated(
 
 
 def _rows(y: Tensor | int, x: Tensor) -> Tensor:
-    """`y` as one label per row of `x`, on its device."""
+    """`y` as one condition per row of `x`, on its device."""
     if isinstance(y, int):
         return torch.full((x.shape[0],), y, device=x.device)
+    if y.dim() > 1 and y.shape[0] == 1:  # one caption for all
+        y = y.expand(x.shape[0], *y.shape[1:])
     if y.shape[0] != x.shape[0]:
         raise ConfigError(
             f"y has {y.shape[0]} labels for {x.shape[0]} rows of x; give one label per row, or one "
@@ -226,6 +230,7 @@ def cfg(
     scale: float,
     interval: Interval = EVERYWHERE,
     channels: int | None = None,
+    negative: Tensor | int | None = None,
 ) -> Velocity:
     """Classifier-free guidance, uncond + scale * (cond - uncond), in one call on 2B rows.
 
@@ -236,6 +241,8 @@ def cfg(
         scale: 1 is `conditional(model, y)`.
         channels: how many leading channels are guided; the others stay conditional. None guides
             all, 3 is the official SiT's habit.
+        negative: a condition to move away from, in place of the null condition: another label, or
+            another caption (a negative prompt).
 
     Raises:
         ConfigError: as `guide` and `conditional` do, and for a model without a null label.
@@ -254,10 +261,14 @@ def cfg(
     channels = channels if channels is None else check_count("channels", channels)
     if scale == 1:
         return cond
-    combine, null = functools.partial(_extrapolated, scale, channels), null_label(model)
-    if null is None:  # no label to put beside y in one batch, so a second call with y = None
-        return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)
-    return Guided((cond,), combine, interval, joint=functools.partial(_both, model, labels, null))
+    combine, other = functools.partial(_extrapolated, scale, channels), negative
+    if negative is not None:
+        other = check_labels_of(model, negative)
+    elif not takes_captions(model):
+        other = null_label(model)
+        if other is None:  # no label to put beside y in one batch, so a second call with y = None
+            return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)
+    return Guided((cond,), combine, interval, joint=functools.partial(_both, model, labels, other))
 
 
 def _null_velocity(model: Callable[..., Tensor], x: Tensor, t: Tensor) -> Tensor:
@@ -265,11 +276,17 @@ def _null_velocity(model: Callable[..., Tensor], x: Tensor, t: Tensor) -> Tensor
 
 
 def _both(
-    model: Callable[..., Tensor], labels: Tensor | int, null: int, x: Tensor, t: Tensor
+    model: Callable[..., Tensor],
+    labels: Tensor | int,
+    other: Tensor | int | None,
+    x: Tensor,
+    t: Tensor,
 ) -> Sequence[Tensor]:
-    """Conditional and unconditional velocity, from one call on 2B rows."""
+    """The velocity for the labels, and that for `other` (None: empty captions), from one call on 2B
+    rows.
+    """
     y = _rows(labels, x)
-    y = torch.cat([y, torch.full_like(y, null)])
+    y = torch.cat([y, null_condition(model, y) if other is None else _rows(other, x)])
     return _evaluated(model, y, True, torch.cat([x, x]), torch.cat([t, t])).chunk(2)
 
 

@@ -23,7 +23,7 @@ from cfm_lite._internal.checks import (
     on_host,
     warn_once,
 )
-from cfm_lite._internal.networks import check_keywords
+from cfm_lite._internal.networks import check_caption, check_keywords
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import other_row
@@ -80,7 +80,8 @@ def in_batch_mean(data_mean: Float[Tensor, "*dims"], path: Path = LINEAR) -> Flo
 def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tuple[Batch, Keep]:
     """For each row the velocity of a row of another class, and whether there is one; O(B log B).
 
-    It is uniform over all rows whose label differs. The null label counts as a class.
+    It is uniform over all rows whose condition differs, a label or a caption. The null label, or
+    the empty caption, counts as a class.
 
     Raises:
         ConfigError: a sample without labels.
@@ -99,6 +100,8 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
             "other_class needs labels and the sample has y=None. Give labels (B,), or use in_batch."
         )
     check_generator(generator, u)
+    if y.dim() > 1 and y.shape[1] > 1:  # captions: equal ones count as one class
+        y = torch.unique(check_caption(y, u).flatten(1), dim=0, return_inverse=True)[1]
     y = check_labels(y, u, torch.iinfo(torch.int64).max)
     labels, order = torch.sort(y)
     # the row's own class is labels[first:last]

@@ -30,10 +30,13 @@ from cfm_lite._internal.checks import (
 from cfm_lite._internal.networks import (
     as_features,
     as_velocity_of,
+    check_caption,
     check_keywords,
     check_model,
     explained,
+    null_condition,
     takes,
+    takes_captions,
     takes_labels,
 )
 from cfm_lite.errors import ConfigError
@@ -274,9 +277,8 @@ class Objective(nn.Module):
         x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
         if y is None:
             return x0, x1, t, None, None
-        null: int = plain(self.model.num_classes)  # pyright: ignore[reportAssignmentType]
-        seen = draws.drop_labels(y, self.label_dropout if self.training else 0.0, null, generator=g)
-        return x0, x1, t, seen, seen == null
+        p = self.label_dropout if self.training else 0.0
+        return x0, x1, t, *draws.drop_conditions(y, p, null_condition(self.model, y), generator=g)
 
     def _generator(self, device: torch.device, shard: int, purpose: str) -> Generator:
         # without `at`: torch's own seed, and another number for each call
@@ -297,6 +299,8 @@ class Objective(nn.Module):
             )
         if y is None:
             return None
+        if takes_captions(self.model):
+            return check_caption(y, x1)
         classes = plain(getattr(self.model, "num_classes", None))
         if not classes:
             raise ConfigError(
@@ -359,7 +363,7 @@ def _coupled(triple: Any, x1: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         )
     x0, data, y = triple
     check_same_shape(x0=x0, x1=data, **{"the x1 it was given": x1})
-    if y is not None and (not isinstance(y, Tensor) or y.shape != x1.shape[:1]):
+    if y is not None and (not isinstance(y, Tensor) or y.shape[:1] != x1.shape[:1]):
         raise ConfigError(
             f"couple gave y of type {type(y).__name__}; it must be None or labels ({len(x1)},)."
         )

@@ -11,13 +11,14 @@ from cfm_lite import errors
 IDEAS = (
     "errors", "paths", "draws", "perturbations", "negatives", "losses", "terms", "objective",
     "theory", "guidance", "samplers", "metrics", "methods", "training", "pretrained",
-    "models.embed", "models.mlp", "models.sit", "models.unet", "models.official",
-    "models.encoders",
+    "models.embed", "models.mlp", "models.sit", "models.unet", "models.mmdit", "models.text", "models.official", "models.encoders",
+    "data.captions", "data.words",
 )  # fmt: skip
 # what a term is given, and its form, of which CONTRIBUTING.md has examples; errors that need no
-# example beside that of their base; the parts of the U-Net; and what trains for minutes
+# example beside that of their base; the parts of two networks; and what trains for minutes
 BARE = {"terms.Draw", "terms.Evaluated", "terms.Term", "pretrained.make"}
 BARE |= {"models.unet.ConvBlock", "models.unet.SelfAttention"}
+BARE |= {"models.mmdit.JointBlock", "models.mmdit.Stream"}
 BARE |= {f"errors.{name}" for name in errors.__all__ if name != "CFMError"}
 
 

@@ -171,8 +171,9 @@ X, T, Y = batch()
         (WORDS, Y.float(), "whole"),
         (WORDS, Y + 9, r"\[0, 8\]"),
         (WORDS, Y - 9, r"\[0, 8\]"),
-        (TINY, Y, r"floating, \(2, 5, 8\)"),
-        (TINY, torch.randn(2, 5, 7), r"\(2, 5, 8\)"),
+        (TINY, Y, r"floating, \(B, 5, 8\)"),
+        (TINY, torch.randn(2, 5, 7), r"\(B, 5, 8\)"),
+        (TINY, torch.randn(3, 5, 8), "one for each"),
         (TINY, torch.randn(2, 4, 8), "Encode the captions"),
     ],
 )

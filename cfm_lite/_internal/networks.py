@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_callable, check_labels, check_tensor, plain
+from cfm_lite._internal.checks import check_callable, check_labels, check_tensor, plain, seen
 from cfm_lite.errors import ConfigError
 
 __all__ = [
     "as_features",
     "as_velocity_of",
+    "check_caption",
     "check_keywords",
     "check_labels_of",
     "check_model",
@@ -32,8 +33,10 @@ __all__ = [
     "explained",
     "has_null",
     "needs_labels",
+    "null_condition",
     "null_label",
     "takes",
+    "takes_captions",
     "takes_labels",
 ]
 
@@ -126,7 +129,7 @@ def null_label(model: Any) -> int | None:
     ConfigError where the model says that it has no such row.
     """
     model = _unwrapped(model)
-    if not hasattr(model, "num_classes"):
+    if takes_captions(model) or not hasattr(model, "num_classes"):
         return None
     null, said = model.num_classes, _said_null(model)
     if not null or (said is not None and not said):
@@ -137,8 +140,33 @@ def null_label(model: Any) -> int | None:
     return null
 
 
+def takes_captions(model: Any) -> bool:
+    """True for a network whose condition is a caption: tokens (B, L) or features (B, L, D)."""
+    return getattr(_unwrapped(model), "condition", "labels") == "captions"
+
+
+def null_condition(model: Any, y: Tensor) -> Tensor:
+    """What a dropped row gets, for each row of conditions `y`: an empty caption, or `num_classes`."""
+    model = _unwrapped(model)
+    own: Any = getattr(model, "null_condition", None)
+    return own(y) if callable(own) else torch.full_like(y, plain(model.num_classes))
+
+
+def check_caption(y: Any, x: Tensor | None = None) -> Tensor:
+    """`y` itself: word numbers (B, L) or features (B, L, D) of one caption for each row of `x`."""
+    rows = "B" if x is None else x.shape[0]
+    whole = isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.bool
+    good = isinstance(y, Tensor) and (y.dim() == 2 if whole else y.dim() == 3)
+    if not good or y.is_complex() or (x is not None and len(y) not in (1, rows)):
+        raise ConfigError(
+            f"y has {seen(y)}; this model takes a caption for each row of x: word numbers "
+            f"({rows}, L), whole, or the features of an encoder ({rows}, L, D)."
+        )
+    return y
+
+
 def check_labels_of(model: Any, y: Any) -> Any:
-    """`y` as int64 labels (B,) for `model`, as one int for every row, or None."""
+    """`y` as int64 labels (B,) for `model`, as one int for every row, or None; or as captions."""
     check_callable(model=model)
     y = y if isinstance(y, Tensor) else plain(y)
     if y is None:
@@ -148,6 +176,8 @@ def check_labels_of(model: Any, y: Any) -> Any:
             f"labels were given and {type(model).__name__} takes only (x, t); give y=None, or a "
             "model that takes y."
         )
+    if takes_captions(model):
+        return check_caption(y)
     highest = plain(getattr(_unwrapped(model), "num_classes", None))
     highest = highest if isinstance(highest, int) else 2**62
     if not isinstance(y, int) or isinstance(y, bool):

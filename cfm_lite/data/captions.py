@@ -1,6 +1,8 @@
 """Sentences about one or two things: what they mean, how they are said, and as word numbers.
 
-    "a red seven left of a blue star"  <->  Scene((Thing("seven", "red"), Thing("star", "blue")), "left")  <->  (16,) int64
+    "a red seven left of a blue star"
+        <->  Scene((Thing("seven", "red"), Thing("star", "blue")), "left")
+        <->  word numbers (16,) int64
 
 A size that the sentence does not name may be either. Some combinations are held out: no training
 picture shows them (`is_held_out`), so that what a network makes of them was never seen by it.
@@ -83,7 +85,11 @@ _NUMBER = {word: number for number, word in enumerate(VOCABULARY)}
 
 
 class Thing(NamedTuple):
-    """One of KINDS in one of COLOURS, in one of SIZES or, with None, in either."""
+    """One of KINDS in one of COLOURS, in one of SIZES or, with None, in either.
+
+    >>> Thing("seven", "red")
+    Thing(kind='seven', colour='red', size=None)
+    """
 
     kind: str
     colour: str
@@ -91,7 +97,11 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """One thing, or two of which the first lies `relation` of the second."""
+    """One thing, or two of which the first lies `relation` of the second.
+
+    >>> Scene((Thing("seven", "red"), Thing("star", "blue")), "left").relation
+    'left'
+    """
 
     things: tuple[Thing, ...]
     relation: str | None = None
@@ -128,6 +138,9 @@ def parse(caption: str) -> Scene:
 
     Raises ConfigError for an unknown word, with the nearest known one, for a caption without words,
     and for one that names no thing, more than two, or two without their relation.
+
+    >>> parse("left of a blue star is a red 7").things[0]
+    Thing(kind='seven', colour='red', size=None)
     """
     words = [_MEANS.get(word, word) for word in _words(caption)]
     things, size, colour, turned = [], None, None, False
@@ -185,7 +198,13 @@ def _words(caption: str) -> list[str]:
 
 
 def encode(captions: Iterable[str]) -> Tensor:
-    """Captions as word numbers (B, 16) int64, blanks (0) at the end. Raises ConfigError as `parse` for words."""
+    """Captions as word numbers (B, 16) int64, blanks (0) at the end.
+
+    Raises ConfigError for an unknown word, for too many, and for none.
+
+    >>> encode(["a red seven"])[0, :4]
+    tensor([11, 42, 45,  0])
+    """
     told = list(captions) if isinstance(captions, Iterable) else [captions]
     if isinstance(captions, str) or not all(isinstance(caption, str) for caption in told):
         raise ConfigError(f"captions is {captions!r:.60}; it must be a list of texts.")
@@ -197,7 +216,11 @@ def encode(captions: Iterable[str]) -> Tensor:
 
 
 def decode(y: Tensor) -> list[str]:
-    """The captions of word numbers `y` (B, L); the inverse of `encode`. ConfigError for others."""
+    """The captions of word numbers `y` (B, L); the inverse of `encode`.
+
+    >>> decode(encode(["a red seven"]))
+    ['a red seven']
+    """
     check_tensor(y=y)
     rows = y.tolist() if y.dim() == 2 and not (y.is_floating_point() or y.is_complex()) else [[-1]]
     if not all(0 <= number < len(VOCABULARY) for row in rows for number in row):
@@ -209,8 +232,13 @@ def decode(y: Tensor) -> list[str]:
 
 
 def shows(asked: Scene, seen: Scene) -> bool:
-    """Whether a picture of `seen` shows what `asked` says: things, colours, sizes that it names, and
-    the relation, from whichever thing one looks.
+    """Whether a picture of `seen` shows what `asked` says, from whichever thing one looks.
+
+    Things, colours and the relation must agree, and the sizes that it names.
+
+    >>> seven, star = Thing("seven", "red", "small"), Thing("star", "blue", "large")
+    >>> shows(parse("a blue star right of a red seven"), Scene((seven, star), "left"))
+    True
     """
     if len(asked.things) != len(seen.things):
         return False
@@ -231,6 +259,9 @@ def is_held_out(scene: Scene) -> bool:
     """Whether no training picture shows a thing or a pair of this scene.
 
     Held out are one colour of each digit, and a tenth of the pairs of kinds, each in one direction.
+
+    >>> [colour for colour in COLOURS if is_held_out(Scene((Thing("seven", colour),)))]
+    ['blue']
     """
     if any(_rare(thing) for thing in scene.things):
         return True

@@ -1,4 +1,4 @@
-"""Pictures in colour with captions, drawn on the fly from scikit-learn's real digits and five shapes.
+"""Pictures in colour with captions, drawn from scikit-learn's real digits and five shapes.
 
     "a red seven left of a blue star"  ->  x1 (3, 32, 32) in [-1, 1]
 
@@ -62,6 +62,9 @@ VARIES = 0.05  # each channel of a colour, on both sides
 class Pictures(NamedTuple):
     """Pictures `x1` (N, 3, 32, 32) in [-1, 1], their captions as word numbers `y` (N, 16), and the
     scenes that they show.
+
+    >>> load("seen", 2).scenes[0].things[0].colour
+    'green'
     """
 
     x1: Tensor
@@ -96,6 +99,9 @@ def load(split: str = "train", n: int = 20_000, *, seed: int = 0) -> Pictures:
 def scenes(g: np.random.Generator, held_out: bool | None = None) -> Iterator[Scene]:
     """Endless scenes with every size named, two of three with two things; only held-out ones, only
     others, or, with None, both.
+
+    >>> is_held_out(next(scenes(np.random.default_rng(0), held_out=True)))
+    True
     """
     while True:
         things = tuple(
@@ -108,7 +114,11 @@ def scenes(g: np.random.Generator, held_out: bool | None = None) -> Iterator[Sce
 
 
 def draw(scene: Scene, g: np.random.Generator, split: str = "train") -> np.ndarray:
-    """A picture (3, 32, 32) float32 in [0, 1] of a scene, with digits of `split`."""
+    """A picture (3, 32, 32) float32 in [0, 1] of a scene, with digits of `split`.
+
+    >>> draw(Scene((Thing("star", "red"),)), np.random.default_rng(0)).shape
+    (3, 32, 32)
+    """
     sides = [_pick(g, PIXELS[thing.size or _pick(g, SIZES)]) for thing in scene.things]
     picture = np.full((3, SIDE, SIDE), g.uniform(0.02, 0.22), np.float32)
     for thing, side, (top, left) in zip(scene.things, sides, _places(scene.relation, sides, g)):

@@ -31,6 +31,7 @@ from cfm_lite.errors import ConfigError
 
 __all__ = [
     "LabelEmbedder",
+    "Labelled",
     "TimestepEmbedder",
     "autocasting",
     "check_blocks",
@@ -74,6 +75,16 @@ class TimestepEmbedder(nn.Module):
             self.mlp.get_parameter("0.weight").device
         )
         return self
+
+
+class Labelled(nn.Module):
+    """A network whose condition is a label (B,) below `num_classes`."""
+
+    num_classes: int
+
+    def null_condition(self, y: Tensor) -> Tensor:
+        """The null label for each row of labels `y`: what a dropped row gets."""
+        return torch.full_like(y, self.num_classes)
 
 
 class LabelEmbedder(nn.Module):

@@ -29,6 +29,7 @@ from cfm_lite._internal.checks import (
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import (
     LabelEmbedder,
+    Labelled,
     TimestepEmbedder,
     autocasting,
     check_blocks,
@@ -39,7 +40,7 @@ from cfm_lite.models.embed import (
 __all__ = ["MLP", "ResidualBlock"]
 
 
-class MLP(nn.Module):
+class MLP(Labelled):
     """The velocity of points (B, D), or of x (B, *data_shape) taken as one flat vector.
 
     A label is a vector added to the first layer, which is what a one-hot code beside x would do.

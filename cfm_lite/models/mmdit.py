@@ -1,6 +1,7 @@
 """MMDiT: a transformer over image patches and caption tokens, which attend to each other.
 
-    h, s = patches(x) + position, tokens(y);   each block:   h, s = two streams with weights of their own, one attention over [s, h]
+    h, s = patches(x) + position, words(y)
+    each block:   h, s = two streams with weights of their own, one attention over [s, h]
     v = unpatchify(final(h, c)),   c = time(t)
 
 Convention: t = 0 is noise, t = 1 is data, unscaled. The caption acts through attention alone. The
@@ -46,9 +47,9 @@ class MMDiT(nn.Module):
     """The velocity (B, C, S, S) of images or latents x (B, C, S, S), S = `input_size`, at times t
     (B,), for captions y.
 
-    With `vocab_size` > 0 a caption is a row of word numbers y (B, L) below it, L = `context_length`,
-    and word vectors are learnt; the row of zeros is the empty caption. With 0 a caption is what a
-    frozen encoder made of it, y (B, L, `context_dim`), and `null_context` (L, context_dim) holds
+    With `vocab_size` > 0 a caption is a row of word numbers y (B, L) below it, with
+    L = `context_length`, and word vectors are learnt; the row of zeros is the empty caption. With 0
+    a caption is what a frozen encoder made of it, y (B, L, `context_dim`), and `null_context` (L, context_dim) holds
     what it made of the empty caption. y = None is the empty caption for every row.
 
     `zero_init` starts as SiT does, with an output of exactly 0; else PyTorch's own initial values,
@@ -59,6 +60,7 @@ class MMDiT(nn.Module):
     torch.Size([2, 3, 8, 8])
     """
 
+    condition = "captions"
     null_context: Tensor
     pos_embed: Tensor
 
@@ -115,7 +117,9 @@ class MMDiT(nn.Module):
 
     def null_condition(self, y: Tensor) -> Tensor:
         """The empty caption for each row of captions `y`: what a dropped row gets."""
-        return torch.zeros_like(y) if self.words else self.null_context.to(y).expand_as(y)
+        if self.words is not None:
+            return torch.zeros_like(y)
+        return self.null_context.to(self._features(y)).expand_as(y)
 
     def forward(
         self,
@@ -156,20 +160,27 @@ class MMDiT(nn.Module):
         return unpatchify(self.final_layer(h, c), self.patch_size, self.in_channels), features
 
     def _captions(self, y: Tensor | None, x: Tensor) -> Tensor:
-        """The features (B, L, context_dim) of captions for the batch `x`; ConfigError unless they fit."""
+        """The features (B, L, context_dim) of the captions of `x`."""
         if self.words is not None:
             blank = torch.zeros(len(x), self.context_length, dtype=torch.long, device=x.device)
             return self.words(blank if y is None else y, x)
         if y is None:
             return self.null_context.to(x.dtype).expand(len(x), -1, -1)
-        wanted = (len(x), self.context_length, self.context_dim)
-        if tuple(y.shape) != wanted or not y.is_floating_point():
+        if len(y) != len(x):
+            raise ConfigError(
+                f"y holds {len(y)} captions for {len(x)} rows of x; give one for each."
+            )
+        return self._features(y) if autocasting(x) else self._features(y).to(x.dtype)
+
+    def _features(self, y: Tensor) -> Tensor:
+        wanted = (self.context_length, self.context_dim)
+        if tuple(y.shape[1:]) != wanted or not y.is_floating_point():
             raise ConfigError(
                 f"y has shape {tuple(y.shape)} and dtype {y.dtype}; this model takes the features "
-                f"of captions, floating, {wanted}. Encode the captions with the encoder that it "
-                "was trained with."
+                f"of captions, floating, (B, {wanted[0]}, {wanted[1]}). Encode the captions with "
+                "the encoder that it was trained with."
             )
-        return y if autocasting(x) else y.to(x.dtype)
+        return y
 
 
 class JointBlock(nn.Module):

@@ -31,6 +31,7 @@ from cfm_lite._internal.checks import (
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import (
     LabelEmbedder,
+    Labelled,
     TimestepEmbedder,
     autocasting,
     check_blocks,
@@ -61,7 +62,7 @@ SIT_CONFIGS: dict[str, dict[str, int]] = {
 }
 
 
-class SiT(nn.Module):
+class SiT(Labelled):
     """The transformer: the velocity of images or latents (B, C, H, W), H = W = `input_size`.
 
     With the attribute `checkpointing` set, a block keeps only its input and runs again in the

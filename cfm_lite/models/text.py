@@ -14,7 +14,12 @@ __all__ = ["WordEmbedding"]
 
 
 class WordEmbedding(nn.Module):
-    """Learnt vectors (B, L, D) of word numbers y (B, L), 0 <= y < `vocab_size`; 0 is no word."""
+    """Learnt vectors (B, L, D) of word numbers y (B, L), 0 <= y < `vocab_size`; 0 is no word.
+
+    >>> words = WordEmbedding(vocab_size=9, length=3, dim=4)
+    >>> words(torch.tensor([[1, 8, 0]]), torch.zeros(1, 2)).shape
+    torch.Size([1, 3, 4])
+    """
 
     def __init__(self, vocab_size: int, length: int, dim: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """UNet: a small convolutional network for images, which converges on a laptop.
 
-    down:    h = stem(pixel_unshuffle(x)), then for each level: blocks, and half the side for the next
+    down:    h = stem(pixel_unshuffle(x)); for each level: blocks, half the side for the next
     middle:  block, attention, block
-    up:      for each level: blocks on [h, what this level gave on the way down], and twice the side
+    up:      for each level: blocks on [h, what it gave on the way down], twice the side
     v = pixel_shuffle(head(h))
 
 Convention: t = 0 is noise, t = 1 is data; the output is exactly 0 before training. Every block is
@@ -24,6 +24,7 @@ from cfm_lite._internal.checks import check_count, check_number, check_time, pla
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import (
     LabelEmbedder,
+    Labelled,
     TimestepEmbedder,
     autocasting,
     check_blocks,
@@ -36,14 +37,14 @@ __all__ = ["ConvBlock", "SelfAttention", "UNet"]
 GROUPS, SIDES = 8, (8, 64)
 
 
-class UNet(nn.Module):
+class UNet(Labelled):
     """The velocity (B, C, S, S) of images x (B, C, S, S), S = `input_size`, at times t (B,).
 
     `channels` are the widths of the levels, from the finest. The stem turns patches of `patch_size`
     pixels a side into channels, so the finest level has a side of S / patch_size, and each further
     level half of it. A level has `num_res_blocks` blocks on each way. Blocks are numbered from 1 to
-    `depth` as they run: down, two in the middle, up. `num_classes` and `class_dropout_prob` are those of
-    `SiT`: label `num_classes` is the null label.
+    `depth` as they run: down, two in the middle, up. `num_classes` and `class_dropout_prob` are
+    those of `SiT`: label `num_classes` is the null label.
 
     Raises ConfigError for sides outside 8 to 64 or that cannot be halved, for channels that
     GroupNorm or the heads cannot divide, and for counts below 1.
@@ -168,7 +169,7 @@ class UNet(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """h + conv(silu(norm(conv(silu(norm(h)))) * (1 + scale) + shift)), with scale and shift from c."""
+    """h + conv(silu((1 + scale) norm(conv(silu(norm(h)))) + shift)), scale and shift from c."""
 
     def __init__(self, width: int, out: int, condition: int) -> None:
         super().__init__()
@@ -251,6 +252,6 @@ def _check_sizes(config: dict[str, Any]) -> None:
             )
     if widths[-1] % config["num_heads"]:
         raise ConfigError(
-            f"num_heads is {config['num_heads']}, and the last of channels is {widths[-1]}; it must "
-            "be a multiple of num_heads."
+            f"num_heads is {config['num_heads']}, and the last of channels is {widths[-1]}; "
+            "it must be a multiple of num_heads."
         )

@@ -211,6 +211,12 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "first": 2,
         "generator": d.fresh(),
     },
+    "draws.drop_conditions": lambda d: {
+        "y": d.normal(4, 3),
+        "p": 0.5,
+        "null": d.normal(4, 3),
+        "generator": d.fresh(),
+    },
     "draws.drop_labels": lambda d: {
         "y": d.labels(6),
         "p": d.pick(0.0, 0.5, 1.0),

@@ -62,12 +62,13 @@ ELSEWHERE: dict[str, str] = {
         _internal.kernels.standardize engine.compiled.blocks_of engine.compiled.compile_parts engine.compiled.is_compiled
         engine.compiled.unsplit engine.sharded.exchanging engine.sharded.full engine.sharded.is_sharded
         engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard
-        engine.sharded.spread engine.sharded.weights metrics.check_covariance models.embed.LabelEmbedder
+        engine.sharded.spread engine.sharded.weights metrics.check_covariance models.embed.LabelEmbedder models.embed.Labelled
         models.embed.TimestepEmbedder models.embed.autocasting models.embed.check_blocks models.embed.check_input
         models.embed.in_float32 models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies
         models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed
         data.captions.Scene data.captions.Thing data.captions.encode data.captions.is_held_out data.captions.sentence data.captions.shows
-        data.words.Pictures data.words.draw data.words.scenes
+        evaluate.reader.Reader evaluate.reader.Score evaluate.reader.reading evaluate.reader.score
+        evaluate.reader.train_reader data.words.Pictures data.words.draw data.words.scenes
         models.mmdit.JointBlock models.mmdit.Stream models.text.WordEmbedding models.sit.initialize models.sit.unpatchify
         models.unet.ConvBlock models.unet.SelfAttention
         models.sit.SiTBlock models.sit.attend models.sit.modulate perturbations.other_row runs.segments.check_same_data
@@ -76,6 +77,7 @@ ELSEWHERE: dict[str, str] = {
         samplers.midpoint samplers.rk4 terms.Alignment terms.noise_like
     """,
     "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
+        _internal.networks.check_caption _internal.networks.null_condition _internal.networks.takes_captions
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
         _internal.networks.check_labels_of _internal.networks.check_model _internal.networks.check_trainable _internal.networks.copied
         _internal.networks.evaluating _internal.networks.explained _internal.networks.has_null _internal.networks.needs_labels

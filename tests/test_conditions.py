@@ -1,0 +1,161 @@
+"""A condition is a label or a caption: dropout, guidance, negatives and debiasing take both, and
+labels are what they were.
+"""
+
+import pytest
+import torch
+
+from cfm_lite import draws, guidance, objective, samplers
+from cfm_lite.errors import ConfigError
+from cfm_lite.models import MLP, MMDiT, SiT, UNet
+from cfm_lite.negatives import other_class
+from cfm_lite.objective import FlowMatching, Objective, Repulsion
+from cfm_lite.paths import LINEAR, FlowSample
+from cfm_lite.training import Trainer
+
+
+def mmdit(vocab_size=9, seed=0):
+    torch.manual_seed(seed)
+    return MMDiT(4, 2, 3, 16, 2, 2, context_dim=8, context_length=5, vocab_size=vocab_size)
+
+
+X = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+T = torch.linspace(0.1, 0.9, 6)
+WORDS = torch.randint(1, 9, (6, 5), generator=torch.Generator().manual_seed(1))
+FEATURES = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(2))
+CAPTIONS = pytest.mark.parametrize(("vocab_size", "y"), [(9, WORDS), (0, FEATURES)])
+
+
+def test_the_null_condition_of_labels_is_the_number_of_classes():
+    y = torch.tensor([0, 3, 2])
+    for model in (
+        SiT(4, 2, 1, 8, 1, 2, num_classes=4),
+        MLP(2, num_classes=4),
+        UNet(8, num_classes=4),
+    ):
+        assert model.null_condition(y).tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("y", [torch.arange(6), WORDS, FEATURES])
+def test_the_same_rows_are_dropped_whatever_the_condition_is(y):
+    g = torch.Generator().manual_seed(7)
+    seen, dropped = draws.drop_conditions(y, 0.5, torch.zeros_like(y) - 1, generator=g)
+    labels = draws.drop_labels(torch.arange(6), 0.5, 6, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(dropped, labels == 6)
+    assert 0 < int(dropped.sum()) < 6
+    assert torch.equal(seen[~dropped], y[~dropped])
+    assert bool((seen[dropped] == -1).all())
+
+
+@CAPTIONS
+def test_an_objective_drops_captions_in_training_alone(vocab_size, y):
+    model, seen = mmdit(vocab_size), []
+    if not vocab_size:
+        model.null_context.normal_()
+    forward = model.forward_features
+    model.forward_features = lambda x, t, y=None, blocks=(): (
+        seen.append(y),
+        forward(x, t, y, blocks),
+    )[1]
+    built = Objective(model, label_dropout=0.5)
+    built.train().at(0, 0)(X, y)
+    built.eval().at(0, 0)(X, y)
+    null = model.null_condition(y)
+    empty = (seen[0] == null).flatten(1).all(1)
+    assert 0 < int(empty.sum()) < 6
+    assert torch.equal(seen[0][~empty], y[~empty])
+    assert torch.equal(seen[1], y)
+
+
+@CAPTIONS
+def test_every_method_trains_on_captions(vocab_size, y):
+    for terms in (
+        [FlowMatching(), Repulsion(0.05)],
+        [FlowMatching(), Repulsion(0.05, negatives=other_class)],
+        [FlowMatching(), objective.Dispersive(0.5, block=1)],
+        [FlowMatching(), objective.Contrastive(0.5, block=1)],
+    ):
+        trainer = Trainer(Objective(mmdit(vocab_size), terms=terms, shard=6))
+        (log,) = trainer.run([(X, y)], 1)
+        assert torch.isfinite(log["loss"])
+
+
+@CAPTIONS
+def test_another_class_is_another_caption(vocab_size, y):
+    y = y.clone()
+    y[3:] = y[0]  # two other captions, and four rows of one
+    sample = FlowSample(X, X, T, X, torch.arange(6.0).reshape(6, 1, 1, 1).expand_as(X), y)
+    for seed in range(20):
+        u, keep = other_class(sample, generator=torch.Generator().manual_seed(seed))
+        assert keep.all()
+        picked = u[:, 0, 0, 0].long()
+        assert not any(torch.equal(y[row], y[other]) for row, other in enumerate(picked))
+    _, keep = other_class(sample._replace(y=y[:1].expand_as(y)))
+    assert not keep.any()
+
+
+@CAPTIONS
+def test_guidance_moves_away_from_the_empty_caption_or_from_a_negative_prompt(vocab_size, y):
+    model = mmdit(vocab_size).eval()
+    v, other = model(X, T, y), y.flip(0)
+    empty = model(X, T, model.null_condition(y))
+    close = torch.testing.assert_close
+    close(guidance.cfg(model, y, 3.0)(X, T), empty + 3 * (v - empty))
+    against = model(X, T, other)
+    close(guidance.cfg(model, y, 3.0, negative=other)(X, T), against + 3 * (v - against))
+    one = model(X, T, other[:1].expand_as(y))
+    close(guidance.cfg(model, y, 3.0, negative=other[:1])(X, T), one + 3 * (v - one))
+    close(guidance.cfg(model, y, 1.0)(X, T), v)
+    assert (
+        samplers.sample(guidance.cfg(model, y, 2.0, (0.3, 0.9)), X, torch.linspace(0, 1, 4)).shape
+        == X.shape
+    )
+
+
+def test_a_negative_label_is_one_to_move_away_from():
+    model = SiT(4, 2, 3, 16, 1, 2, num_classes=4)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    v, against = model(X, T, y), model(X, T, torch.full_like(y, 2))
+    guided = guidance.cfg(model, y, 2.0, negative=2)(X, T)
+    torch.testing.assert_close(guided, against + 2 * (v - against))
+
+
+@CAPTIONS
+def test_guidance_and_debiasing_commute_for_captions_as_for_labels(vocab_size, y):
+    model, mean = mmdit(vocab_size).double().eval(), torch.randn(3, 4, 4, dtype=torch.float64)
+    x, t = X.double(), T.double()
+    y = y if vocab_size else y.double()
+    one = guidance.debias(guidance.cfg(model, y, 2.5), 0.2, mean)(x, t)
+    # with a constant mean: debias is affine, and CFG's coefficients sum to 1
+    null = model.null_condition(y)
+    apart = [guidance.debias(guidance.conditional(model, c), 0.2, mean) for c in (y, null)]
+    two = guidance.guide(*apart, 2.5)(x, t)
+    torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "message"),
+    [
+        (mmdit(), torch.arange(6), "a caption for each row"),
+        (mmdit(), WORDS[:2], "a caption for each row"),
+        (mmdit(), WORDS.bool(), "a caption for each row"),
+        (mmdit(0), WORDS.float(), "a caption for each row"),
+        (mmdit(0), WORDS, "Encode the captions"),
+        (mmdit(), FEATURES, "word numbers"),
+        (SiT(4, 2, 3, 16, 1, 2, num_classes=4), WORDS, "one label per row"),
+    ],
+)
+def test_the_wrong_kind_of_condition_is_refused(model, y, message):
+    with pytest.raises(ConfigError, match=message):
+        Objective(model)(X, y)
+    with pytest.raises(ConfigError):
+        guidance.cfg(model, y, 2.0)(X, T)
+
+
+def test_captions_are_paired_with_noise_as_labels_are():
+    x0, x1, y = draws.minibatch_ot(torch.randn_like(X), X, WORDS)
+    assert torch.equal(y, WORDS)
+    assert torch.equal(x1, X)
+    assert LINEAR.interpolate(x0, x1, T)[0].shape == X.shape
