@@ -78,7 +78,13 @@ class TimestepEmbedder(nn.Module):
 
 
 class Labelled(nn.Module):
-    """A network whose condition is a label (B,) below `num_classes`."""
+    """A network whose condition is a label (B,) below `num_classes`.
+
+    >>> model = Labelled()
+    >>> model.num_classes = 10
+    >>> model.null_condition(torch.tensor([3, 7]))
+    tensor([10, 10])
+    """
 
     num_classes: int
 
