@@ -9,7 +9,6 @@ The first three panels add the two fields up at one time. The last one follows t
 the data, and shows where FM ends from the same noise.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,7 +155,7 @@ def fields_figure(
     return figure
 
 
-def _draw_fields(panels: Sequence[Axes], scene: _Scene, t: float, n: int) -> None:
+def _draw_fields(panels: np.ndarray, scene: _Scene, t: float, n: int) -> None:
     case, x = scene.case, _where_the_class_is(scene, t, n)
     attract, result = (artists.evaluate(case.velocity(m), x, t) for m in ENDS)
     push = result - attract  # weight / (1 - weight) (v - u_neg)
