@@ -111,7 +111,7 @@ ACTS = {
         "compare toy --report --out results",
     ),
     ("prepare", "dataset"): ("prepare digits", "prepare cifar10"),
-    ("sample", "batch"): (f"{_SAMPLE} --sde", "--batch 3"),
+    ("sample", "prompt"): ("sample --checkpoint words --num 2 --steps 2", "--prompt red7"),
 }
 
 _VALUES = {
@@ -148,9 +148,14 @@ REFUSED = [
     ("train toy --set perturb=channel_shuffle", "--set perturb would change nothing"),
     ("train toy --set views=restricted --method dispersive", "contrastive do"),
     ("train toy --set align=0.3", "repa do"),
+    ("sample --checkpoint run --prompt red7", "is for a run on captions"),
+    ("sample --checkpoint words --labels 3", "draws captions"),
+    ("sample --checkpoint words --prompt redd7", "did you mean 'red'"),
+    ("train words --set model=sit", "mmdit is for captions"),
+    ("train digits --set model=mmdit", "captions are for mmdit"),
     ("train toy --set variant=hinge tau=0.3 --method dispersive", "no temperature"),
     ("train digits --set patch_size=4", "--set patch_size would change nothing"),
-    ("train digits --set num_heads=2", "a field of sit and unet"),
+    ("train digits --set num_heads=2", "a field of sit, unet and mmdit"),
     ("train digits --set qk_norm=true", "a field of sit (--set model=sit)"),
     ("train digits_sit --set levels=3", "a field of unet (--set model=unet)"),
     ("train toy --set schedule=linear cooldown=0", "there is no cooldown"),

@@ -44,6 +44,9 @@ def made(tmp_path_factory):
             cli.main(["sample", "--checkpoint", str(home / name), "--num", "20", "--steps", "2"])
             == 0
         )
+    tiny = {"hidden_size": 8, "depth": 1, "num_heads": 2, "steps": 2, "batch": 8, "shard": 8}
+    told = recipe("words", **tiny)
+    runs.train(told, dataset("words", limit=16), out=home / "words", progress=False)
     made_folder(home / "pictures", classes=2, each=2)
     for name in ("foreign", "latents", "L", "folder.npz", "folder.json", "results"):
         (home / name).mkdir()

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from cfm_lite import runs, viz
 from cfm_lite.data import captions, words
 from cfm_lite.data.captions import COLOURS, DIGITS, KINDS, RELATIONS, SHAPES, SIZES, Scene, Thing
+from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
+from cfm_lite.runs.recipe import recipe
+from cfm_lite.runs.sampling import draw_run, settings_of
 
 RED, BLUE = Thing("seven", "red"), Thing("star", "blue")
 
@@ -165,3 +169,37 @@ def test_a_large_thing_covers_more_than_a_small_one_and_both_are_seen(kind):
 def test_an_unknown_split_is_refused():
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
         words.load("trian", 1)
+
+
+def test_a_run_on_captions_draws_what_is_asked_and_can_be_resumed(tmp_path):
+    small = {"hidden_size": 8, "depth": 1, "num_heads": 2, "steps": 2, "batch": 8, "shard": 8}
+    data = dataset("words", limit=16)
+    runs.train(recipe("words", **small), data, out=tmp_path, progress=False)
+    run = runs.Run.open(tmp_path)
+    assert run.spec.condition == "captions"
+    settings = settings_of(run, 3, steps=2, prompts=("a red seven", "a blue star"))
+    x, y = draw_run(run, settings)
+    assert x.shape == (3, 3, 32, 32)
+    assert captions.decode(y) == ["a red seven", "a blue star", "a red seven"]
+    again, other = draw_run(run, settings)[0], draw_run(run, settings_of(run, 3, steps=2))
+    assert torch.equal(x, again)
+    assert captions.decode(other[1]) == words.load("seen", 3).captions
+    more = recipe("words", **{**small, "steps": 3})
+    assert runs.train(more, data, out=tmp_path, resume=True, progress=False).step == 3
+
+
+def test_every_method_trains_on_words():
+    small = {"hidden_size": 8, "depth": 1, "num_heads": 2, "steps": 1, "batch": 8, "shard": 8}
+    data = dataset("words", limit=16)
+    for method in ("delta_fm", "vecor", "vecor_latent", "dispersive"):
+        chosen = recipe("words", method=method, **small)
+        assert runs.train(chosen, data, progress=False).step == 1
+
+
+def test_pictures_stand_over_their_captions():
+    shown = words.load("seen", 7)
+    figure = viz.captioned(shown.x1, shown.captions)
+    said = [" ".join(text.get_text().split()) for axes in figure.axes for text in axes.texts]
+    assert said == shown.captions
+    with pytest.raises(ConfigError, match="one for each"):
+        viz.captioned(shown.x1, shown.captions[:3])

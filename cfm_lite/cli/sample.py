@@ -21,6 +21,8 @@ class Sample(Seeded):
 
     checkpoint: Path = Path("runs/digits-fm-0")
     """A run's folder, one of its checkpoints, or an official file of weights."""
+    prompt: tuple[str, ...] = ()
+    """What to draw, of a run on captions: --prompt "a red seven" "a blue star left of a pink two"."""
     num: int = 100
     """How many samples. A folder of samples grows: only missing ones are drawn."""
     labels: str = "turn"
@@ -42,8 +44,6 @@ class Sample(Seeded):
     """Undo the change that repulsion makes to the velocity: aim at FM's optimum again."""
     average: Literal["ema", "ema2", "model"] = "ema"
     """The network: ema (average), ema2 (of a run with --set ema2=0.99), or model (not averaged)."""
-    batch: OptionalInt = None
-    """Samples drawn at once (default: 1000, for latents 64). For latents it changes the noise."""
     out: OptionalPath = None
     """The npz, or a folder for latents (default: samples.npz or samples/ in the run's folder)."""
 
@@ -76,7 +76,8 @@ class Sample(Seeded):
                 interval=self.interval,
                 debias=self.debias,
                 labels=self.labels,
-                batch=self.batch,
+                prompts=self.prompt,
+                batch=self.at_once,
             )
             self.refuse_idle(run, settings)
             if in_parts(run):
@@ -91,6 +92,11 @@ class Sample(Seeded):
             show(world.on_main(lambda: sample_file(run, self.out, settings)))
 
     @property
+    def at_once(self) -> int | None:
+        """How many samples are drawn at once, if `scale sample` says so."""
+        return None
+
+    @property
     def official(self) -> dict[str, str]:
         """What an official file holds. `scale sample` asks; here it is a SiT-XL/2."""
         return {}
@@ -102,6 +108,14 @@ class Sample(Seeded):
 
     def refuse_idle(self, run: Any, settings: Any) -> None:
         """Raise ConfigError for an option that would do nothing with this run."""
+        if run.spec is not None and run.spec.condition == "captions":
+            self.refuse(
+                ["labels"], "is for a run on classes, and this one draws captions; give --prompt."
+            )
+        else:
+            self.refuse(
+                ["prompt"], "is for a run on captions, and this one has classes; give --labels."
+            )
         if settings.guidance == 1:
             self.refuse(
                 ["interval"],

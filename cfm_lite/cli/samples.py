@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cfm_lite import viz
 from cfm_lite._internal.places import check_file, expanded
+from cfm_lite.data import captions
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate.samples import save_samples
@@ -41,7 +42,7 @@ def drawing(
 
     The noise is the same each time.
     """
-    spec = Spec(data.shape, data.num_classes)
+    spec = Spec(data.shape, data.num_classes, data.condition)
 
     def draw(model: nn.Module, step: int) -> None:
         run = Run(recipe, model, step, spec=spec)
@@ -53,6 +54,8 @@ def drawing(
 
 def picture(run: Run, x: Tensor, y: Tensor, path: Path, shown: int = 100) -> Path:
     """samples.png: rows of the classes for images, a cloud over the held-out data for points."""
+    if run.spec is not None and run.spec.condition == "captions":
+        return viz.save(viz.captioned(x[:shown], captions.decode(y[:shown])), path)
     if x.dim() > 2 and run.spec is not None:
         columns = min(len(x), run.spec.num_classes)
         whole = min(len(x), shown) // columns

@@ -185,12 +185,18 @@ class ScaleTrain(Training):
 class ScaleSample(Sample):
     """Draw samples as `sample` does, with the options that many images and official files need."""
 
+    batch: OptionalInt = None
+    """Samples drawn at once (default: 1000, for latents 64). For latents it changes the noise."""
     vae: OptionalText = None
     """The place of the VAE of the latents, if it has moved."""
     format: Literal["sit", "repa"] = "sit"
     """The program that wrote the official file of --checkpoint: sit or repa (also DeltaFM)."""
     model: str = "SiT-XL/2"
     """The network in the official file."""
+
+    @property
+    def at_once(self) -> int | None:
+        return self.batch
 
     @property
     def official(self) -> dict[str, str]:

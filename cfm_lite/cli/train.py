@@ -68,9 +68,9 @@ class Train(Training):
     samples.png.
     """
 
-    recipe: Positional[Literal["toy", "digits", "digits_sit", "mnist", "mnist_sit", "cifar10"]] = (
-        "digits"
-    )
+    recipe: Positional[
+        Literal["toy", "digits", "digits_sit", "mnist", "mnist_sit", "cifar10", "words"]
+    ] = "digits"
     """The recipe: data set, network and settings."""
     method: Annotated[str, arg(help_behavior_hint=_methods)] = "fm"
     """The method: what is added to flow matching."""

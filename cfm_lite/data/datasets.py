@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_count
-from cfm_lite.data import cifar10, digits, mnist, toy
+from cfm_lite.data import cifar10, digits, mnist, toy, words
 from cfm_lite.data.pca import PCA
 from cfm_lite.draws import keyed_generator
 from cfm_lite.theory import GaussianMixture
 
 __all__ = ["NAMES", "DataSet", "codec_for", "dataset"]
 
-NAMES = ("digits", "digits_pca", "mnist", *cifar10.NAMES, *toy.TOYS)
+NAMES = ("digits", "digits_pca", "mnist", *cifar10.NAMES, "words", *toy.TOYS)
+PICTURES = 20_000  # of "words"
 
 
 class DataSet(NamedTuple):
@@ -31,6 +32,7 @@ class DataSet(NamedTuple):
     num_classes: int
     mixture: GaussianMixture | None = None
     codec: Any = None  # from x1 to the images that it stands for, where those are something else
+    condition: str = "labels"  # or "captions": y is then (N, L), and there are no classes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,16 +76,20 @@ class DataSet(NamedTuple):
 def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> DataSet:
     """Load an image set, or make `points` points of a 2D toy set and as many held-out ones.
 
-    Image sets are "digits", "digits_pca", "mnist", "cifar10" and "cifar10-jpeg75". "digits_pca"
-    holds the 32 leading principal components of the digits, with a codec. `limit` cuts the training
-    rows. Raises ConfigError for an unknown name, and DataError for files that are missing or
-    damaged.
+    Image sets are "digits", "digits_pca", "mnist", "cifar10", "cifar10-jpeg75" and "words".
+    "digits_pca" holds the 32 leading principal components of the digits, with a codec. "words" has
+    captions in place of labels. `limit` cuts the training rows. Raises ConfigError for an unknown
+    name, and DataError for files that are missing or damaged.
     """
     check_choice("dataset", name, NAMES)
     if limit is not None:
         limit = check_count("limit", limit)
     if name == "digits_pca":
         return _encoded(dataset("digits", limit=limit), codec_for(name))
+    if name == "words":
+        x1, y, *_ = words.load("train", min(limit or PICTURES, PICTURES))
+        held_x1, held_y, *_ = words.load("seen", 2000)
+        return DataSet(name, x1, y, held_x1, held_y, 0, condition="captions")
     if name == "digits":
         (x1, y), held, mixture = digits.load("train"), digits.load("judge"), None
     elif name == "mnist":

@@ -15,8 +15,8 @@ READS: Mapping[str, tuple[str, ...]] = {"": ()} | {
 }
 _OF_METHODS = {name for names in READS.values() for name in names}
 _OF_NETWORKS = {  # fields that only some networks read
-    "num_heads": ("sit", "unet"),
-    "patch_size": ("sit", "unet"),
+    "num_heads": ("sit", "unet", "mmdit"),
+    "patch_size": ("sit", "unet", "mmdit"),
     "qk_norm": ("sit",),
     "levels": ("unet",),
 }

@@ -22,13 +22,13 @@ from cfm_lite._internal.checks import (
     plain,
     repulsion_weight,
 )
-from cfm_lite.data import teachers
+from cfm_lite.data import captions, teachers
 from cfm_lite.data.datasets import codec_for
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.losses import VARIANTS
 from cfm_lite.methods import METHODS, PERTURBATIONS, Needed
-from cfm_lite.models import MLP, SiT, UNet
+from cfm_lite.models import MLP, MMDiT, SiT, UNet
 from cfm_lite.objective import FlowMatching, Objective, Repulsion
 from cfm_lite.paths import PATHS
 from cfm_lite.training import PRECISIONS, Trainer, warmup
@@ -55,7 +55,7 @@ COUPLINGS = {"independent": draws.independent, "minibatch_ot": draws.minibatch_o
 SOLVERS = {
     step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)
 }
-MODELS = ("mlp", "sit", "unet")
+MODELS = ("mlp", "sit", "unet", "mmdit")
 AUTO = "auto"  # a precision: bf16 where the device computes it fast, else float32
 # the factor on the learning rate while a fraction `left` of the cooldown is still to come
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -94,7 +94,7 @@ class Recipe:
     """Everything that decides a run, from the data to the samples."""
 
     dataset: str = "digits"
-    # the network: "mlp", "sit" or "unet"
+    # the network: "mlp", "sit", "unet", or of captions "mmdit"
     model: str = "mlp"
     hidden_size: int = 256  # of a U-Net: channels of the finest level
     depth: int = 4  # blocks; of a U-Net: of each level, on each way
@@ -196,6 +196,13 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
 
     The global generator stays as it is.
     """
+    condition = getattr(data, "condition", "labels")
+    if (recipe.model == "mmdit") != (condition == "captions"):
+        raise ConfigError(
+            f"model is {recipe.model!r}, and the condition of {recipe.dataset!r} is {condition}: "
+            "mmdit is for captions, and captions are for mmdit. Use the recipe words, or another "
+            "model."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if recipe.model == "mlp":
@@ -204,6 +211,19 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
                 data.shape, recipe.hidden_size, recipe.depth, data.num_classes, residual=not points
             )
         channels, side = data.shape[0], data.shape[-1]
+        if recipe.model == "mmdit":
+            return MMDiT(
+                side,
+                recipe.patch_size,
+                channels,
+                recipe.hidden_size,
+                recipe.depth,
+                recipe.num_heads,
+                context_dim=recipe.hidden_size,
+                context_length=captions.LENGTH,
+                vocab_size=len(captions.VOCABULARY),
+                zero_init=True,
+            )
         if recipe.model == "unet":
             return UNet(
                 side,
@@ -262,7 +282,9 @@ def _grid(model: Any, block: int) -> tuple[int, int]:
     """(side, width) of the grid of tokens after `block`; an MLP has one token."""
     if isinstance(model, UNet):
         return model.grid(block)
-    return model.input_size // model.patch_size if isinstance(model, SiT) else 1, model.hidden_size
+    return model.input_size // model.patch_size if isinstance(
+        model, SiT | MMDiT
+    ) else 1, model.hidden_size
 
 
 def _teacher(name: str, recipe: Recipe, grid: int) -> teachers.Tokens:
@@ -467,8 +489,31 @@ def cifar10() -> Recipe:
     )
 
 
+def words() -> Recipe:
+    """Pictures from words with a small MMDiT: 64 patches of 4x4 pixels beside 16 words."""
+    return Recipe(
+        dataset="words",
+        model="mmdit",
+        hidden_size=128,
+        depth=5,
+        num_heads=4,
+        patch_size=4,
+        perturb="channel_shuffle",
+        batch=64,
+        steps=8000,
+        lr=1e-3,
+        warmup=200,
+        cooldown=0.4,
+        ema=0.998,
+        precision="auto",
+        sample_steps=20,
+        guidance=2.0,
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    preset.__name__: preset for preset in (toy, digits, digits_sit, mnist, mnist_sit, cifar10)
+    preset.__name__: preset
+    for preset in (toy, digits, digits_sit, mnist, mnist_sit, cifar10, words)
 }
 
 

@@ -304,7 +304,9 @@ def train(
         **({"data": data.about} if folder and isinstance(data, DataSet) else {}),
         **(about or {}),
     }
-    spec = spec or (Spec(data.shape, data.num_classes) if isinstance(data, DataSet) else None)
+    spec = spec or (
+        Spec(data.shape, data.num_classes, data.condition) if isinstance(data, DataSet) else None
+    )
     if spec:
         about["spec"] = spec.as_dict()
     source = source or (

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cfm_lite import guidance, samplers
 from cfm_lite._internal.checks import check_choice, check_count, check_number, plain
+from cfm_lite.data import captions, words
 from cfm_lite.draws import check_labels_word, class_labels, keyed_generator
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity
@@ -57,6 +58,7 @@ class Settings:
     debias: bool = False
     batch: int = A_PART
     labels: str = "turn"  # the classes in turn, "random", or some of them such as "3,7"
+    prompts: tuple[str, ...] = ()  # of a run on captions: these in turn; none are those of "seen"
 
     def __post_init__(self) -> None:
         for name, low in (("num", 1), ("seed", 0), ("steps", 1), ("batch", 1)):
@@ -66,6 +68,8 @@ class Settings:
         object.__setattr__(self, "guidance", plain(self.guidance))
         guidance.check_interval(self.interval)
         check_labels_word(self.labels)
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        captions.encode(self.prompts)
         if self.solver == "sde" and self.steps < 2:
             raise ConfigError(
                 f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise."
@@ -110,11 +114,16 @@ def in_parts(run: Run) -> bool:
 
 
 def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
-    """The labels (n,) of one part.
+    """The labels (n,) of one part, or its captions (n, L).
 
     If parts are keyed, random labels depend on (seed, part) alone, not on the number of rows.
     """
     classes, first, n = _spec(run).num_classes, part * settings.batch, settings.count(part)
+    if _spec(run).condition == "captions":
+        rows = torch.arange(first, first + n)
+        if settings.prompts:
+            return captions.encode(settings.prompts)[rows % len(settings.prompts)]
+        return words.load("seen", first + n, seed=settings.seed).y[rows]
     if in_parts(run):
         generator = keyed_generator("cpu", settings.seed, "samples' labels", part)
         return class_labels(

@@ -30,7 +30,7 @@ from cfm_lite.viz.exact import fields_figure
 from cfm_lite.viz.fields import field_error, point_samples, trajectories, velocity_fields
 from cfm_lite.viz.lab import Panel, difference_curves, difference_rows, difference_scatter
 from cfm_lite.viz.lines import curves, training_curves
-from cfm_lite.viz.pictures import image_grid, perturbation_gallery
+from cfm_lite.viz.pictures import captioned, image_grid, perturbation_gallery
 from cfm_lite.viz.results import METRICS, method_bars, quality_vs_steps
 from cfm_lite.viz.style import (
     ATTRACT,
@@ -85,6 +85,7 @@ __all__ = [
     "arrow_key",
     "arrow_scale",
     "arrows",
+    "captioned",
     "color_bar",
     "contours",
     "curves",

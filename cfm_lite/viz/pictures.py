@@ -6,6 +6,7 @@ so that a digit of 8 x 8 pixels looks like a digit. Velocities have no range: th
 in a diverging map centred at zero.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from cfm_lite._internal.checks import check_choice
+from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite.errors import ConfigError
 from cfm_lite.viz.artists import color_bar
 from cfm_lite.viz.style import (
@@ -32,7 +33,7 @@ from cfm_lite.viz.style import (
     text_width,
 )
 
-__all__ = ["image_grid", "perturbation_gallery"]
+__all__ = ["captioned", "image_grid", "perturbation_gallery"]
 
 _GAP = 0.07  # of an image's side, between two images
 # pixels: smaller images are enlarged with a cubic filter, larger ones shown pixel by pixel
@@ -124,6 +125,38 @@ def image_grid(
     _label(axes, titles, labels)
     axes.tick_params(axis="y", pad=11)
     axes.set_xlabel(column_title, labelpad=4)
+    return figure
+
+
+@styled
+def captioned(
+    images: Any, captions: Sequence[str], *, columns: int = 0, cell: float = 1.5
+) -> Picture:
+    """Pictures (n, C, H, W) in [-1, 1] in a grid, each over its caption.
+
+    `columns` is that of the grid (default: at most 5), `cell` a picture's side in inches. Raises
+    ConfigError for NaN, and unless there is a caption for each picture.
+    """
+    stack = _images("images", images, 1.0)
+    if len(stack) != len(captions):
+        raise ConfigError(
+            f"there are {len(stack)} pictures and {len(captions)} captions; give one for each."
+        )
+    columns = check_count("columns", columns or min(5, len(stack)))
+    rows = -(-len(stack) // columns)
+    text = 0.55  # inches, for three lines under a picture
+    figure = new_figure(columns * cell, rows * (cell + text), layout=None)
+    for number, (image, caption) in enumerate(zip(stack, captions)):
+        axes = figure.add_axes((
+            number % columns / columns + 0.03 / columns,
+            1 - (number // columns * (cell + text) + cell) / (rows * (cell + text)),
+            0.94 / columns,
+            0.94 * cell / (rows * (cell + text)),
+        ))  # fmt: skip
+        axes.imshow(image, interpolation="nearest", cmap="gray", vmin=-1, vmax=1)
+        axes.set_axis_off()
+        lines = textwrap.fill(caption, int(cell * 13))
+        axes.text(0.5, -0.04, lines, ha="center", va="top", transform=axes.transAxes)
     return figure
 
 

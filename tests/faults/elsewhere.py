@@ -129,7 +129,8 @@ ELSEWHERE: dict[str, str] = {
         viz.artists.points viz.artists.side_legend viz.artists.square_limits viz.artists.squares
         viz.exact.fields_figure viz.fields.field_error
         viz.fields.point_samples viz.fields.trajectories viz.fields.velocity_fields viz.lines.curves viz.lines.pair_of
-        viz.lines.running_mean viz.lines.training_curves viz.pictures.image_grid viz.pictures.perturbation_gallery
+        viz.lines.running_mean viz.lines.training_curves viz.pictures.captioned viz.pictures.image_grid
+        viz.pictures.perturbation_gallery
         viz.results.method_bars viz.results.quality_vs_steps viz.style.as_array viz.style.as_tensor viz.style.frame
         viz.style.method_color viz.style.named viz.style.new_figure viz.style.panels viz.style.plain viz.style.styled
         viz.style.text_width viz.style.to_png

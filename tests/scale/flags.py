@@ -39,7 +39,7 @@ ACTS = {  # as in tests/flags.py
     ("scale train", "teacher"): (f"{_REPA} --images pictures", "--teacher random"),
     ("scale train", "start"): (_TRAIN, "--start sit.pt"),
     ("scale train", "format"): (f"{_TRAIN} --start sit.pt", "--format repa"),
-    ("sample", "batch"): (_SAMPLE, "--batch 3"),
+    ("scale sample", "batch"): (f"scale {_SAMPLE}", "--batch 3"),
     ("scale sample", "vae"): (f"scale {_SAMPLE}", "--vae folder_of_vae"),
     ("scale sample", "format"): (_FILE, "--format repa"),
     ("scale sample", "model"): (

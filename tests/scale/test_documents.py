@@ -26,13 +26,15 @@ SMALLER = {{"SiT-XL/2": "SiT-Ti/2", "50000": "10", "--nproc-per-node=8": "--npro
 MORE = {{
     "prepare": ["--vae", "tiny", "--size", "64"],
     "train": ["--steps", "3", "--batch", "16"],
-    "sample": ["--steps", "3", "--batch", "4"],
+    "sample": ["--steps", "3"],
     "evaluate": ["--inception", "standin"],
     "compare": ["--quick", "--seeds", "1", "--arms", "fm", "delta_fm"],
 }}
 words = [SMALLER.get(word, word) for word in sys.argv[1:]]
 command = next(word for word in words if word in MORE)
 more = [] if "--report" in words else MORE[command]
+if words[words.index(command) - 1 : words.index(command) + 1] == ["scale", "sample"]:
+    more = [*more, "--batch", "4"]
 if os.path.basename(sys.argv[0]) == "torchrun":
     start = ["-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
 else:
