@@ -2,10 +2,10 @@
 without anything being trained and without a kernel.
 
 `exact_field` shows what attracts and what repels; `trajectories` where particles go and how they
-drift; `own_data` both, on data that a hand draws; `divergence` what happens as λ goes to 1;
-`wrong_velocities` what VeCoR pushes away from; `guidance` how guidance and repulsion meet;
-`features` what a dispersive loss does to the features of a batch. `alive` puts the explorers of a
-saved notebook into plain HTML.
+drift; `own_data` both, on data that a hand draws; `training` how a network learns such a field;
+`divergence` what happens as λ goes to 1; `wrong_velocities` what VeCoR pushes away from; `guidance`
+how guidance and repulsion meet; `features` what a dispersive loss does to the features of a batch.
+`alive` puts the explorers of a saved notebook into plain HTML.
 """
 
 from cfm_lite._internal.lazy import optional
@@ -19,6 +19,7 @@ from cfm_lite.widgets._export import alive  # noqa: E402
 from cfm_lite.widgets._features import features  # noqa: E402
 from cfm_lite.widgets._guidance import guidance  # noqa: E402
 from cfm_lite.widgets._own_data import own_data  # noqa: E402
+from cfm_lite.widgets._training import training  # noqa: E402
 from cfm_lite.widgets._trajectories import trajectories  # noqa: E402
 from cfm_lite.widgets._widget import Explorer  # noqa: E402
 from cfm_lite.widgets._wrong_velocities import wrong_velocities  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "features",
     "guidance",
     "own_data",
+    "training",
     "trajectories",
     "wrong_velocities",
 ]

@@ -138,7 +138,8 @@ ELSEWHERE: dict[str, str] = {
     "explorers: tests/test_widgets.py gives each of them wrong values": """
         widgets._divergence.divergence widgets._exact_field.exact_field
         widgets._export.alive widgets._features.features widgets._guidance.guidance
-        widgets._networks.packed widgets._own_data.own_data widgets._trajectories.trajectories widgets._widget.Explorer
+        widgets._networks.packed widgets._own_data.own_data
+        widgets._training.training widgets._trajectories.trajectories widgets._widget.Explorer
         widgets._widget.described widgets._wrong_velocities.wrong_velocities
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """

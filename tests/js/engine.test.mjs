@@ -14,6 +14,7 @@ import { PATHS } from "../../cfm_lite/widgets/js/engine/paths.js";
 import { Problem } from "../../cfm_lite/widgets/js/engine/problem.js";
 import { Random } from "../../cfm_lite/widgets/js/engine/random.js";
 import * as samplers from "../../cfm_lite/widgets/js/engine/samplers.js";
+import { gradient, Training } from "../../cfm_lite/widgets/js/engine/train.js";
 import * as theory from "../../cfm_lite/widgets/js/engine/theory.js";
 
 const read = (name) => JSON.parse(readFileSync(join(process.env.CFM_LITE_FIXTURES, name), "utf8"));
@@ -119,6 +120,24 @@ test("dispersive losses, their gradients and the effective rank are Python's", (
     near(slope, c.slope, 1e-10, c.variant);
     near([effectiveRank(Float64Array.from(c.h), c.rows)], [c.rank], 1e-10, "rank");
   }
+});
+
+test("the gradient of a network's loss is torch's, and training brings it to the optimum", () => {
+  for (const c of cases.gradients) {
+    const slope = new Float64Array(c.weights.length);
+    const [network, slopes] = [new MLP(c.sizes, Float64Array.from(c.weights)), new MLP(c.sizes, slope)];
+    const batch = Object.fromEntries(["x", "t", "u", "other"].map((name) => [name, Float64Array.from(c[name])]));
+    near([gradient(network, slopes, { ...batch, y: Int32Array.from(c.y) }, c.weight)], [c.loss]);
+    near(slope, c.slope);
+  }
+  const m = new Mixture({ weights: [1], means: [[2, -1]], stds: [0.5] });
+  const work = new Training(m, { hidden: 16, depth: 2, classes: 0 }, new Random(1), { lambda: 0.3, steps: 200, rate: 0.02 });
+  for (let i = 0; i < 200; i++) work.step();
+  const x = new Random(2).normals(60).map((v, i) => 0.5 * v + (i % 2 ? -0.5 : 1)); // where x_t is at t = 0.5
+  const exact = theory.optimum(m, "delta_fm", { weight: 0.3 })(x, 0.5, new Float64Array(60));
+  const found = work.network.field()(x, 0.5, new Float64Array(60));
+  const share = found.reduce((sum, v, i) => sum + (v - exact[i]) ** 2, 0) / exact.reduce((sum, v) => sum + v * v, 0);
+  assert.ok(share < 0.15, `${share}`);
 });
 
 test("drawn data have the mean, the spread and the shares of the mixture", () => {

@@ -14,23 +14,25 @@ import { exactField } from "../../cfm_lite/widgets/js/faces/exact_field.js";
 import { features } from "../../cfm_lite/widgets/js/faces/features.js";
 import { guidance } from "../../cfm_lite/widgets/js/faces/guidance.js";
 import { ownData } from "../../cfm_lite/widgets/js/faces/own_data.js";
+import { training } from "../../cfm_lite/widgets/js/faces/training.js";
 import { trajectories } from "../../cfm_lite/widgets/js/faces/trajectories.js";
 import { wrongVelocities } from "../../cfm_lite/widgets/js/faces/wrong_velocities.js";
 
 const read = (name) => JSON.parse(readFileSync(join(process.env.CFM_LITE_FIXTURES, name), "utf8"));
 const networks = read("networks.json");
 const given = read("given.json");
-const FACES = [divergence, exactField, features, guidance, ownData, trajectories, wrongVelocities];
+const FACES = [divergence, exactField, features, guidance, ownData, training, trajectories, wrongVelocities];
 
 /** What a face shows once all long work is done, and the line that it says. */
 function shown(scene, values) {
-  for (let round = 0; round < 20; round++) {
+  for (let round = 0; round < 4; round++) {
     let work;
     const seen = scene.compute(values, (one) => {
       work = one;
     });
     if (!work) return { seen, line: scene.say(seen, values) };
     while (!work.next().done);
+    if (values.run) return { seen, line: scene.say(seen, values) }; // a training goes on and on
   }
   throw new Error("the work never ends");
 }
@@ -39,7 +41,7 @@ const ends = (control) => {
   if (control.kind === "slider") return [control.low, control.high];
   if (control.kind === "interval") return [[0, 0], [0.3, 0.7], [1, 1]];
   if (control.kind === "check") return [true, false];
-  return control.options.map(([, value]) => value);
+  return [control.options[0][1], control.options.at(-1)[1]];
 };
 
 for (const face of FACES) {

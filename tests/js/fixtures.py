@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cfm_lite import guidance, losses, metrics, pretrained, samplers, theory, widgets
 from cfm_lite.data import toy
+from cfm_lite.models import MLP
 from cfm_lite.paths import PATHS
 from cfm_lite.widgets._networks import packed
 
@@ -254,6 +255,37 @@ def _dispersive() -> list[dict[str, Any]]:
     return cases
 
 
+def _gradients() -> list[dict[str, Any]]:
+    g = torch.Generator().manual_seed(10)
+    rows, cases = 6, []
+    for classes, weight in ((2, 0.35), (0, 0.0)):
+        model = MLP(2, hidden_size=7, depth=3, num_classes=classes).double()
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=g, dtype=F64) * 0.4
+        x, u, other = (torch.randn(rows, 2, generator=g, dtype=F64) for _ in range(3))
+        t = torch.rand(rows, generator=g, dtype=F64)
+        y = torch.randint(classes + 1, (rows,), generator=g) if classes else None
+        v = model(x, t, y)
+        loss = losses.flow_matching(v, u) - weight * losses.flow_matching(v, other)
+        loss.backward()
+        weights = model.state_dict(keep_vars=True).values()
+        cases.append(
+            {
+                "sizes": {"hidden": 7, "depth": 3, "classes": classes},
+                "weight": weight,
+                "weights": torch.cat([w.detach().flatten() for w in weights]).tolist(),
+                "slope": torch.cat([w.grad.flatten() for w in weights]).tolist(),
+                "loss": loss.item(),
+                "x": x.flatten().tolist(),
+                "t": t.tolist(),
+                "y": [-1] * rows if y is None else [-1 if c == classes else c for c in y.tolist()],
+                "u": u.flatten().tolist(),
+                "other": other.flatten().tolist(),
+            }
+        )
+    return cases
+
+
 def write(folder: Path) -> None:
     """Write fixtures.json, networks.json, and what Python gives each explorer: given.json."""
     cases = {
@@ -263,6 +295,7 @@ def write(folder: Path) -> None:
         "noisy": _noisy(),
         "networks": _networks(),
         "dispersive": _dispersive(),
+        "gradients": _gradients(),
     }
     (folder / "fixtures.json").write_text(json.dumps(cases), encoding="utf-8")
     names = ("toy_fm", "toy_delta_fm", "toy_vecor", "toy_dispersive")

@@ -7,11 +7,12 @@ import { exactField } from "./faces/exact_field.js";
 import { features } from "./faces/features.js";
 import { guidance } from "./faces/guidance.js";
 import { ownData } from "./faces/own_data.js";
+import { training } from "./faces/training.js";
 import { trajectories } from "./faces/trajectories.js";
 import { wrongVelocities } from "./faces/wrong_velocities.js";
 
 /** @type {Record<string, import("./page/explorer.js").Face>} */
-export const FACES = Object.fromEntries([exactField, trajectories, ownData, divergence, wrongVelocities, features, guidance].map((face) => [face.name, face]));
+export const FACES = Object.fromEntries([exactField, trajectories, ownData, divergence, wrongVelocities, features, guidance, training].map((face) => [face.name, face]));
 
 /**
  * Show the explorer `name` in `element`; returns it, with `set(values)` and `destroy()`.

@@ -135,10 +135,12 @@ export const ownData = {
           mixture.labels[k] = (mixture.labels[k] + 1) % KINDS;
           change(mixture, k);
         };
-        const place = (/** @type {PointerEvent} */ event) => {
+        const place = (/** @type {{clientX: number, clientY: number}} */ event) => {
           const box = canvas.getBoundingClientRect();
           return editor.under(event.clientX - box.left, event.clientY - box.top);
         };
+        // a finger on the editor draws, elsewhere it scrolls the page
+        canvas.addEventListener("touchstart", (event) => place(event.touches[0]) && event.preventDefault(), { passive: false });
         let held = -1;
         canvas.addEventListener("pointerdown", (event) => {
           const at = place(event);

@@ -107,6 +107,7 @@ export class Explorer {
       set: (change) => this.set(change, true),
       say: (text) => {
         this.hint = text;
+        this.paintOnly = true;
       },
     });
     this.fit();
