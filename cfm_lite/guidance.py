@@ -67,6 +67,7 @@ __all__ = [
     "debias_shuffle",
     "guide",
     "rescale",
+    "rescale_in_time",
     "retarget",
     "retarget_linear",
     "retarget_shuffle",
@@ -321,6 +322,33 @@ def _times_of(factor: Callable[[Tensor], Tensor], t: Tensor, v: Tensor) -> Tenso
             "per row, or a number."
         )
     return expand(f, v) * v
+
+
+def rescale_in_time(velocity: Velocity, alpha: float, beta: float = 1.0) -> Velocity:
+    """(1 + α (1 - t)^β) times the velocity, the control "time-scaled FM": most at the noise.
+
+    Args:
+        alpha: how much faster it is at t = 0; 0 changes nothing.
+        beta: how soon that fades, at least 0.
+
+    Raises:
+        ConfigError: a number that is not finite, or a negative `beta`.
+
+    Reference: the velocity deficit, arXiv:2605.14819.
+
+    >>> rescale_in_time(lambda x, t: x, alpha=0.5)(torch.ones(2, 1), torch.tensor([0.0, 1.0]))
+    tensor([[1.5000],
+            [1.0000]])
+    """
+    alpha = check_number("alpha", alpha, -math.inf, math.inf)
+    beta = check_number("beta", beta, 0, math.inf)
+    if alpha == 0:
+        return as_velocity(velocity)
+    return rescale(velocity, functools.partial(_faster_at_noise, alpha, beta))
+
+
+def _faster_at_noise(alpha: float, beta: float, t: Tensor) -> Tensor:
+    return 1 + alpha * (1 - t) ** beta
 
 
 def retarget(velocity: Velocity, weight: float, mean_velocity: MeanVelocity) -> Velocity:

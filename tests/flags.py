@@ -148,6 +148,7 @@ REFUSED = [
     ("train toy --set perturb=channel_shuffle", "--set perturb would change nothing"),
     ("train toy --set views=restricted --method dispersive", "contrastive do"),
     ("train toy --set align=0.3", "repa do"),
+    ("train toy --set boost_power=2", "boost is 0"),
     ("sample --checkpoint run --prompt red7", "is for a run on captions"),
     ("sample --checkpoint words --labels 3", "draws captions"),
     ("sample --checkpoint words --prompt redd7", "did you mean 'red'"),

@@ -308,3 +308,16 @@ def test_a_guided_sampling_counts_its_evaluations_once_and_its_rows_twice_wherev
         jobs.estimate_rows(two) / jobs.estimate_rows(one)
     )
     assert experiments.row_base("fm", SMALL.changed(guidance=2.0), 100, 4, "heun")["nfe"] == 8
+
+
+def test_time_scaled_fm_is_fm_with_a_boost_and_shares_its_training():
+    base = experiments.SUITES["digits"].base("core", {})
+    fm = jobs.Trial("g", "", "fm", base, ())
+    boosted = jobs.Trial(
+        "g", "", "fm_time_scaled", base.changed(**ARMS["fm_time_scaled"].fields), ()
+    )
+    assert boosted.training == fm.training
+    assert boosted.key != fm.key
+    other = jobs.Trial("g", "", "fm_time_scaled", base.changed(boost=0.2, boost_power=2.0), ())
+    assert other.training == fm.training
+    assert other.key != boosted.key

@@ -354,6 +354,8 @@ FIELDS = {  # field: (a recipe, another value), and the run is another
     "solver": (TOY, "heun"),
     "sample_steps": (TOY, 3),
     "guidance": (TOY, 3.0),
+    "boost": (TOY, 0.5),
+    "boost_power": (TOY.changed(boost=0.5), 3.0),
 }
 OF_IMAGENET = {field.name for field in dataclasses.fields(ImageNet)} - {
     field.name for field in dataclasses.fields(Recipe)

@@ -21,6 +21,7 @@ from cfm_lite.guidance import (
     debias_shuffle,
     guide,
     rescale,
+    rescale_in_time,
     retarget,
     retarget_shuffle,
 )
@@ -549,3 +550,12 @@ def test_what_cannot_be_called_is_no_velocity() -> None:
     ):
         with pytest.raises(ConfigError, match=r"(velocity|good|bad) has type Tensor"):
             make(torch.zeros(2))
+
+
+def test_time_scaling_is_strongest_at_the_noise_and_gone_at_the_data():
+    x, t = torch.randn(5, 3, dtype=torch.float64), torch.linspace(0, 1, 5, dtype=torch.float64)
+    for alpha, beta in ((0.3, 1.0), (-0.2, 2.5), (0.7, 0.0)):
+        scaled = rescale_in_time(lambda x, t: 2 * x, alpha, beta)(x, t)
+        torch.testing.assert_close(scaled, 2 * x * (1 + alpha * (1 - t) ** beta)[:, None])
+    same = rescale_in_time(lambda x, t: 2 * x, 0.0)(x, t)
+    assert torch.equal(same, 2 * x)

@@ -67,6 +67,8 @@ CHANGES = {
     "solver": ("heun", {}),
     "sample_steps": (5, {}),
     "guidance": (2.0, {}),
+    "boost": (0.5, {}),
+    "boost_power": (3.0, {"boost": 0.5}),
 }
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from cfm_lite import guidance
 from cfm_lite._internal.checks import check_count
 from cfm_lite.data.datasets import DataSet
 from cfm_lite.guidance import Velocity
@@ -38,6 +37,7 @@ CONTROLS = {name: method.control.method for name, method in METHODS.items() if m
 
 _OF_METHODS = {name for names in READS.values() for name in names}
 OF_SAMPLES = ("solver", "sample_steps", "guidance")
+BOOST = ("boost", "boost_power")  # read by samples, and part of what an arm is
 
 
 def trained_recipe(recipe: Recipe) -> Recipe:
@@ -45,7 +45,7 @@ def trained_recipe(recipe: Recipe) -> Recipe:
 
     Equal trainings thus have equal recipes.
     """
-    idle = (_OF_METHODS - {*READS[recipe.method], *READS[recipe.also]}) | set(OF_SAMPLES)
+    idle = (_OF_METHODS - {*READS[recipe.method], *READS[recipe.also]}) | {*OF_SAMPLES, *BOOST}
     defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.name in idle}
     return recipe.changed(**defaults)
 
@@ -58,9 +58,8 @@ def velocity(
     It is guided in `interval` if the recipe asks for guidance, then changed as the arm says.
     """
     device = next(run.model.parameters()).device
-    return arm(
-        guidance.cfg(run.model, y.to(device), run.recipe.guidance, interval), run.recipe, data
-    )
+    guided = sampling.guided(run, y.to(device), run.recipe.guidance, interval)
+    return arm(guided, run.recipe, data)
 
 
 def draw_samples(

@@ -19,7 +19,7 @@ import torch
 
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DivergenceError
-from cfm_lite.lab.arms import ARMS, OF_SAMPLES, trained_recipe
+from cfm_lite.lab.arms import ARMS, BOOST, OF_SAMPLES, trained_recipe
 from cfm_lite.lab.measures import Row, Sampling, field_rows, judge_of, row_base, sample_rows
 from cfm_lite.runs import Run, train, write_json
 from cfm_lite.runs.recipe import Recipe, build_model
@@ -65,11 +65,11 @@ class Trial:
         is one.
         """
         ways = [dataclasses.asdict(way) for way in self.samplings]
-        read = (
-            self.recipe.changed(**{name: getattr(self.training, name) for name in OF_SAMPLES})
-            if ARMS[self.arm].changes
-            else self.training
-        )
+        if ARMS[self.arm].changes:
+            training = {name: getattr(self.training, name) for name in OF_SAMPLES}
+            read = self.recipe.changed(**training)
+        else:
+            read = self.training.changed(**{name: getattr(self.recipe, name) for name in BOOST})
         return key_of([VERSION, self.arm, _told(read), _told(self.training), ways])
 
 

@@ -56,6 +56,7 @@ class Suite:
     changes: Mapping[str, Any] = field(default_factory=dict)
     keep: bool = False
     stand_in: str = ""
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # fields of one arm
     miniature: Mapping[str, Any] = field(default_factory=lambda: {"steps": 40})
 
     @property
@@ -241,7 +242,13 @@ def trials(
         fields = {name: value for name, value in given.items() if not (quick and name == "steps")}
         for seed in seeds:
             for arm in (ARMS[name] for name in mine.arms if not arms or name in arms):
-                own = {**arm.fields, **fields, "method": arm.trained, "seed": seed}
+                own = {
+                    **arm.fields,
+                    **SUITES[suite].tuned.get(arm.method, {}),
+                    **fields,
+                    "method": arm.trained,
+                    "seed": seed,
+                }
                 yield Trial(group, variant, arm.method, base.changed(**own), ways)
 
 

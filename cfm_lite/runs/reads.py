@@ -60,6 +60,8 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
                 "there is no cooldown over which the learning rate would fall; set cooldown too, "
                 "such as cooldown=0.2"
             )
+        elif name == "boost_power" and not recipe.boost:
+            found[name] = "boost is 0; set boost too, such as boost=0.05"
         elif name == "cooldown" and recipe.schedule == "constant":
             found[name] = "the schedule is constant; set schedule=linear or cosine"
         elif recipe.model not in _OF_NETWORKS.get(name, (recipe.model,)):

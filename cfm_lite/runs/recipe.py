@@ -74,7 +74,8 @@ _COUNTS = {
 _NUMBERS = {  # the range of each other number
     **dict.fromkeys(("weight", "spread", "tau", "align", "weight_decay", "clip"), (0.0, math.inf)),
     **dict.fromkeys(("label_dropout", "beta1", "beta2", "cooldown", "ema", "ema2"), (0.0, 1.0)),
-    **{"lr": (0.0, 1e6), "guidance": (-math.inf, math.inf)},
+    **{"lr": (0.0, 1e6), "boost_power": (0.0, math.inf)},
+    **dict.fromkeys(("guidance", "boost"), (-math.inf, math.inf)),
 }
 _ABOVE, _BELOW = ("tau", "lr"), ("beta1", "beta2", "ema", "ema2")  # the bound itself is refused
 
@@ -144,6 +145,8 @@ class Recipe:
     solver: str = "euler"
     sample_steps: int = 50
     guidance: float = 1.0
+    boost: float = 0.0  # the velocity times 1 + boost (1 - t)^boost_power
+    boost_power: float = 1.0
 
     def __post_init__(self) -> None:
         for name, allowed in (

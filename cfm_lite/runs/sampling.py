@@ -30,6 +30,7 @@ __all__ = [
     "draw_part",
     "draw_rows",
     "draw_run",
+    "guided",
     "in_parts",
     "labels_of",
     "noise_of",
@@ -140,12 +141,20 @@ def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
     return torch.randn(n, *shape, generator=keyed_generator("cpu", seed, "sampling noise"))
 
 
+def guided(
+    run: Run, y: Tensor, scale: float, interval: tuple[float, float] = (0.0, 1.0)
+) -> Velocity:
+    """The guided velocity for conditions `y`, faster at the noise if the recipe has a boost."""
+    velocity = guidance.cfg(run.model, y, scale, interval)
+    return guidance.rescale_in_time(velocity, run.recipe.boost, run.recipe.boost_power)
+
+
 def velocity_of(run: Run, settings: Settings, y: Tensor) -> Velocity:
     """The guided velocity for labels `y` (B,). Debiased, it aims at FM's optimum again.
 
     ConfigError if `debias` is set and the run's method has no inverse.
     """
-    velocity = guidance.cfg(run.model, y, settings.guidance, settings.interval)
+    velocity = guided(run, y, settings.guidance, settings.interval)
     return debiasing(run.recipe)(velocity, run.recipe, _Known(run)) if settings.debias else velocity
 
 

@@ -20,7 +20,7 @@ from cfm_lite.runs.recipe import Recipe, schedule_of
 __all__ = ["FREE", "check_same_data", "check_same_recipe", "new_config", "note_on_schedule"]
 
 # the length of the run, how a batch is computed, and how it is sampled
-FREE = ("steps", "accumulate", "solver", "sample_steps", "guidance")
+FREE = ("steps", "accumulate", "solver", "sample_steps", "guidance", "boost", "boost_power")
 _DATA = ("fingerprint", "teacher", "start")  # they decide a run, and are no fields of a recipe
 _FLAGS = {"method": "--method", "seed": "--seed", "network": "--model", "size": "--size"}
 # an ImageNet run has these from its network

@@ -282,6 +282,11 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "interval": (0.1, 0.9),
     },
     "guidance.rescale": lambda d: {"velocity": velocity, "factor": d.pick(1.1, lambda t: t)},
+    "guidance.rescale_in_time": lambda d: {
+        "velocity": velocity,
+        "alpha": 0.5,
+        "beta": 2.0,
+    },
     "guidance.retarget": lambda d: {
         "velocity": velocity,
         "weight": 0.1,

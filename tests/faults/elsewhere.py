@@ -25,6 +25,7 @@ ELSEWHERE: dict[str, str] = {
         evaluate.inception.open_extractor evaluate.reference.names_in evaluate.reference.statistics_of evaluate.samples.evaluate
         evaluate.samples.evaluate_file evaluate.samples.save_samples runs.reads.check_read runs.reads.unread runs.run.home_for
         runs.run.is_file_of_weights runs.run.samples_of runs.sampling.draw_rows runs.sampling.draw_part runs.sampling.draw_run
+        runs.sampling.guided
         runs.sampling.in_parts runs.sampling.labels_of runs.sampling.noise_of runs.sampling.recorded runs.sampling.settings_of
         runs.sampling.solve runs.sampling.velocity_of runs.spec.spec_of scale.budget.activation_bytes scale.budget.free_memory
         scale.budget.peak_bytes scale.budget.split_batch scale.budget.state_bytes scale.commands.features_command
