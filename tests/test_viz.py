@@ -330,7 +330,9 @@ def test_the_palette_is_the_documented_one() -> None:
 
 def test_each_method_has_a_colour_and_a_marker_of_its_own() -> None:
     known = "fm fm_scaled fm_time_scaled fm_retargeted "
-    known += "delta_fm delta_fm_debiased vecor vecor_latent vecor_debiased dispersive repa pair real"
+    known += (
+        "delta_fm delta_fm_debiased vecor vecor_latent vecor_debiased dispersive repa pair real"
+    )
     assert set(viz.METHOD_STYLES) == set(known.split())
     for part in ("label", "color", "marker"):
         assert len({getattr(look, part) for look in viz.METHOD_STYLES.values()}) == len(
