@@ -98,18 +98,25 @@ export class Stage {
     if (width < 40 || (width === this.width && ratio === this.ratio)) return false;
     this.width = width;
     this.ratio = ratio;
+    this.settle();
+    return true;
+  }
+
+  /** Panels in their places, and a canvas of their size. */
+  settle() {
+    const [width, ratio] = [this.width, this.ratio ?? 1];
+    this.placed = [...this.panels];
     this.height = this.place(width);
     this.canvas.width = Math.round(width * ratio);
     this.canvas.height = Math.round(this.height * ratio);
     this.canvas.style.height = `${this.height}px`;
-    return true;
   }
 
   /** @param {number} width @returns {number} the height */
   place(width) {
     let y = 0;
     for (const row of rows(this.panels, width < 520 ? 2 : 4)) {
-      const room = row.reduce((sum, panel, i) => sum + (i ? panel.gap + (panel.ownAxis ? LEFT - GAP / 2 : 0) : panel.bare ? 2 : LEFT), 6);
+      const room = row.reduce((sum, panel, i) => sum + (i ? panel.gap + (panel.ownAxis ? LEFT - GAP / 2 : 0) : panel.bare ? 2 : LEFT), 14);
       const parts = row.reduce((sum, panel) => sum + (panel.wide ? 1.25 : 1), 0);
       const most = Math.min(...row.map((panel) => (panel.bare ? 150 : LARGEST)));
       const side = Math.min((width - room) / parts, row.length === 1 && row[0].wide ? 520 : most);
@@ -131,6 +138,8 @@ export class Stage {
   /** An empty canvas, and panels that draw on it. @param {Theme} theme */
   begin(theme) {
     const ratio = this.ratio ?? 1;
+    // a face may show other panels than before
+    if (this.panels.length !== this.placed?.length || this.panels.some((panel, i) => panel !== this.placed?.[i])) this.settle();
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.context.clearRect(0, 0, this.width, this.height);
     for (const panel of this.panels) panel.begin(this.context, theme);
