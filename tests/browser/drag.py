@@ -79,6 +79,43 @@ def drag(
     return _moved(page, start, box["width"] - 18, watch, positions, seconds, picture, shots)
 
 
+_FOLLOW = """([index, slider, positions, seconds]) => new Promise(done => {
+  const explorer = document.querySelectorAll('.cfm-lite')[index];
+  const input = explorer.querySelectorAll('input[type=range]')[slider];
+  const [low, high, began] = [Number(input.min), Number(input.max), performance.now()];
+  let at = 0;
+  const move = () => {
+    const due = Math.min(positions, Math.floor((performance.now() - began) / 1000 / seconds * positions));
+    if (due > at) {
+      at = due;
+      input.value = low + (high - low) * at / positions;
+      input.dispatchEvent(new Event('input', {bubbles: true}));
+    }
+    if (at < positions) setTimeout(move, 1000 * seconds / positions);
+    else done(performance.now());
+  };
+  move();
+})"""
+
+
+def follow(
+    page: Any, *, index: int = 0, slider: int = 0, positions: int = 240, seconds: float = 4.0
+) -> Seen:
+    """As `drag`, but the page itself moves the slider: each move of the mouse would wait for the
+    browser's answer, which on a busy machine takes longer than a picture.
+    """
+    page.evaluate(_WATCH, [index, slider])
+    began = page.evaluate("() => performance.now()")
+    ended = page.evaluate(_FOLLOW, [index, slider, positions, seconds])
+    page.wait_for_timeout(1000)
+    result = page.evaluate(_RESULT)
+    during = [moment for moment in result["pictures"] if began <= moment <= ended]
+    settle = max([0.0, *(moment - ended for moment in result["pictures"])]) / 1e3
+    heights, longest = result["heights"], result["long"]
+    took = (ended - began) / 1e3
+    return Seen(positions, took, len(during), settle, heights, longest, [])
+
+
 _WATCH_OLD = """() => {
   const picture = document.querySelector('.jp-OutputArea img.widget-image');
   const cell = picture.closest('.jp-OutputArea');

@@ -1,6 +1,7 @@
 """How fast the explorers follow a hand in a real browser, the new ones beside the old.
 
-A slider is dragged over 240 positions in 4 s, in real JupyterLab in headless Chromium. A picture of
+A slider passes 240 positions in 4 s, in real JupyterLab in headless Chromium: a new one is moved by
+the page, an old one, which follows no such move, by the mouse. A picture of
 a new explorer counts only if the slider's value and the pixels are both new; a picture of an old one
 counts when it is loaded. The old explorers, whose kernel drew each picture, are taken from the last
 commit that has them. Needs Chromium, Playwright and the repository's history.
@@ -86,7 +87,7 @@ def _old_tree(folder: Path) -> Path:
 def _measure(
     side: str, case: Case, lab: Any, opened: Any, notebook: str, repeats: int
 ) -> Iterator[Row]:
-    from tests.browser.drag import drag, drag_old
+    from tests.browser.drag import drag_old, follow
     from tests.browser.lab import open_notebook, run_all
 
     page = opened.new_page(viewport={"width": 1440, "height": 1000})
@@ -103,7 +104,7 @@ def _measure(
     seen, wire = [], []
     for _ in range(repeats):
         sent.clear()
-        seen.append(drag(page, slider=case.slider) if side == "new" else drag_old(page))
+        seen.append(follow(page, slider=case.slider) if side == "new" else drag_old(page))
         wire.append(sum(sent) / 1e3)
     page.close()
     goal = case.goal if side == "new" else None
