@@ -228,12 +228,12 @@ export class Plane extends Panel {
     c.stroke();
   }
 
-  /** The way that particles came, each `states` (n, 2) a corner; fading if `fade`. @param {Float64Array[]} states @param {string} colour @param {number} [alpha] @param {number} [width] */
-  trails(states, colour, alpha = 0.35, width = 1) {
+  /** The way that particles came, each of `states` (n, 2) a corner. @param {Float64Array[]} states @param {string} colour @param {number} [alpha] @param {number} [width] @param {number} [every] of how many particles one has its way drawn */
+  trails(states, colour, alpha = 0.35, width = 1, every = 1) {
     if (states.length < 2) return;
     const c = this.context;
     c.beginPath();
-    for (let i = 0; i < states[0].length; i += 2) {
+    for (let i = 0; i < states[0].length; i += 2 * every) {
       c.moveTo(this.across(states[0][i]), this.up(states[0][i + 1]));
       for (let s = 1; s < states.length; s++) c.lineTo(this.across(states[s][i]), this.up(states[s][i + 1]));
     }

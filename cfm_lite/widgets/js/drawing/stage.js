@@ -24,6 +24,9 @@ export class Panel {
     this.box = { x: 0, y: 0, w: 1, h: 1 };
     this.first = true; // of its row: only there stand the numbers of a shared axis
     this.ownAxis = false;
+    this.keptKey = "";
+    /** @type {HTMLCanvasElement | undefined} */
+    this.pixelsKept = undefined;
   }
 
   /** @param {CanvasRenderingContext2D} context @param {Theme} theme */
@@ -69,6 +72,24 @@ export class Panel {
     c.strokeText(text, x + across * w, y + (1 - up) * h, w);
     c.fillStyle = colour;
     c.fillText(text, x + across * w, y + (1 - up) * h, w);
+  }
+
+  /** What changes seldom: drawn once for each `key`, then kept as pixels. @param {string | number} key @param {() => void} draw */
+  kept(key, draw) {
+    const [c, { x, y, w, h }] = [this.context, this.box];
+    const ratio = c.getTransform().a;
+    const whole = [key, x, y, w, h, ratio, this.colours.dark].join();
+    if (this.keptKey !== whole) {
+      this.keptKey = whole;
+      this.pixelsKept = document.createElement("canvas");
+      [this.pixelsKept.width, this.pixelsKept.height] = [Math.ceil(w * ratio), Math.ceil(h * ratio)];
+      this.c = /** @type {CanvasRenderingContext2D} */ (this.pixelsKept.getContext("2d"));
+      this.c.setTransform(ratio, 0, 0, ratio, -x * ratio, -y * ratio);
+      draw();
+      this.c = c;
+    }
+    const image = /** @type {HTMLCanvasElement} */ (this.pixelsKept);
+    c.drawImage(image, x, y, image.width / ratio, image.height / ratio);
   }
 
   /** Draw inside the panel and nowhere else. @param {() => void} draw */
@@ -126,7 +147,8 @@ export class Stage {
       row.forEach((panel, i) => {
         if (i) x += panel.gap + (panel.ownAxis ? LEFT - GAP / 2 : 0);
         const w = side * (panel.wide && row.length > 1 ? 1.25 : 1);
-        panel.box = { x, y: y + TOP, w, h: row.length === 1 && panel.wide ? Math.min(height, 230) : height };
+        const h = row.length === 1 && panel.wide ? Math.min(height, 230) : height;
+        panel.box = { x: Math.round(x), y: Math.round(y + TOP), w: Math.floor(w), h: Math.floor(h) };
         panel.first = i === 0 || panel.ownAxis;
         x += w;
       });

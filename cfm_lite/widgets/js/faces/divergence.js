@@ -75,7 +75,7 @@ export const divergence = {
           descent.line(steps.map((/** @type {number} */ __, /** @type {number} */ i) => i), steps, colours.model);
         });
         plane.inside(() => {
-          plane.specks(points, colours.data, 2);
+          plane.kept(0, () => plane.specks(points, colours.data, 2));
           for (const x of ends) plane.dots(x, colours.model, 2.6);
         });
         plane.frame();

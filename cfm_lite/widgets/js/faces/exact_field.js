@@ -74,8 +74,10 @@ export const exactField = {
         const inks = view === "methods" ? EXACT.map(colours.method) : [colours.attract, colours.repel, colours.model];
         planes.forEach((plane, i) => {
           plane.inside(() => {
-            plane.specks(points, colours.other, 2, (row) => label !== -1 && y[row] !== label);
-            plane.specks(points, colours.data, 2, (row) => label === -1 || y[row] === label);
+            plane.kept(label, () => {
+              plane.specks(points, colours.other, 2, (row) => label !== -1 && y[row] !== label);
+              plane.specks(points, colours.data, 2, (row) => label === -1 || y[row] === label);
+            });
             plane.shade(shade, CELLS, "#5aa5d2");
             const of = view === "methods" ? EXACT[i] : i ? method : "fm";
             if (of === "vecor") plane.diagonal(colours.repel);

@@ -117,8 +117,10 @@ export const guidance = {
           const name = (i ? method : "fm").replace("toy_", "");
           const ink = colours.method(name);
           plane.inside(() => {
-            plane.specks(points, colours.other, 2, (row) => y[row] !== label);
-            plane.specks(points, colours.data, 2, (row) => y[row] === label);
+            plane.kept(label, () => {
+              plane.specks(points, colours.other, 2, (row) => y[row] !== label);
+              plane.specks(points, colours.data, 2, (row) => y[row] === label);
+            });
             for (let s = 0; s < COUNT; s += 2) {
               plane.trails(run.states.slice(s, s + 3), onRamp(RAMP, s + 1, 0, COUNT), 0.75, 1);
             }

@@ -151,11 +151,13 @@ export const trajectories = {
         planes.forEach((plane, i) => {
           const ink = colours.method(runs[i].name.replace("toy_", ""));
           plane.inside(() => {
-            plane.specks(points, colours.other, 2, (row) => label !== -1 && y[row] !== label);
-            plane.specks(points, colours.data, 2, (row) => label === -1 || y[row] === label);
-            for (const ring of ringsOf(label)) plane.segments(ring, colours.truth, 1);
-            plane.specks(runs[i].states[0], colours.noise, 2);
-            plane.trails(now[i].trail, ink, runs[i].states[0].length > 300 ? 0.22 : 0.4);
+            plane.kept(`${label} ${runs[i].drift[0].length}`, () => {
+              plane.specks(points, colours.other, 2, (row) => label !== -1 && y[row] !== label);
+              plane.specks(points, colours.data, 2, (row) => label === -1 || y[row] === label);
+              for (const ring of ringsOf(label)) plane.segments(ring, colours.truth, 1);
+              plane.specks(runs[i].states[0], colours.noise, 2);
+            });
+            plane.trails(now[i].trail, ink, 0.3, 1, runs.length > 1 || runs[i].drift[0].length < 200 ? 1 : 3);
             plane.valued(now[i].x, now[i].drift, WORST, runs.length > 1 ? 2.2 : 3);
           });
           plane.frame();
