@@ -91,7 +91,7 @@ const BUILD = {
     const output = element("output");
     const name = element("span", { className: "cfm-name", textContent: control.label });
     return {
-      element: element("div", { className: "cfm-control cfm-slider", role: "group", "aria-label": control.label }, [name, ...inputs, output]),
+      element: element("div", { className: "cfm-control cfm-slider cfm-interval", role: "group", "aria-label": control.label }, [name, ...inputs, output]),
       show(value) {
         now = [value[0], value[1]];
         for (const end of [0, 1]) inputs[end].value = value[end];
