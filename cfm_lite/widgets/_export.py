@@ -34,6 +34,8 @@ def alive(notebook: Any) -> Any:
                 count += 1
                 data["text/html"] = _page(model, models, shown, data.get("image/png", ""), count)
                 del data[_VIEW]
+    if _VIEW not in json.dumps(copied["cells"]):
+        copied["metadata"].pop("widgets", None)  # else the export would hold all of it once more
     return copied
 
 

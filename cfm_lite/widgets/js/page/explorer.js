@@ -97,7 +97,6 @@ export class Explorer {
     }
     this.root.classList.add("cfm-lite");
     this.root.setAttribute("role", "group");
-    this.root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for itself
     this.root.setAttribute("aria-label", face.title);
     this.root.replaceChildren(element("div", { className: "cfm-title", textContent: face.title }), row, this.canvas, this.legend, this.line, this.told);
     this.scene.handle?.({
@@ -110,6 +109,8 @@ export class Explorer {
         this.paintOnly = true;
       },
     });
+    // JupyterLab would take the arrow keys for itself
+    for (const one of this.root.querySelectorAll("input, select, button, canvas")) one.setAttribute("data-lm-suppress-shortcuts", "true");
     this.fit();
   }
 
