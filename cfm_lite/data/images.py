@@ -155,7 +155,7 @@ def layout(root: str | os.PathLike[str]) -> Path:
         if not alone:
             chosen = train or full[0]
             all_of_it = chosen / "all"
-            move = f" Its images need a class folder: move them into {all_of_it}."
+            move = f" It needs class folders: for one class, move its images into {all_of_it}."
             raise DataError(
                 f"{root} holds {_spoken(full)}, which are parts of a set and no classes. Give "
                 f"{chosen}.{'' if _full(chosen) else move}"
