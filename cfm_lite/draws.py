@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -44,6 +44,7 @@ __all__ = [
 Device = torch.device | str | None
 Batch = Float[Tensor, "batch *dims"]
 Labels = Integer[Tensor, " batch"]
+Condition = Shaped[Tensor, "batch *caption"]
 
 
 def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
@@ -244,8 +245,8 @@ def drop_labels(
 
 
 def drop_conditions(
-    y: Tensor, p: float, null: Tensor, *, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+    y: Condition, p: float, null: Condition, *, generator: torch.Generator | None = None
+) -> tuple[Condition, Bool[Tensor, " batch"]]:
     """(seen, dropped): conditions `y` (B, ...), of which each row is that of `null` with probability
     `p` in [0, 1], and which rows these are, (B,) bool.
 

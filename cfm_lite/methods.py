@@ -404,7 +404,7 @@ def arms() -> dict[str, Arm]:
     """Every arm by name: FM, what needs no training, each method with its way back, and pairs.
 
     >>> list(arms())[:3]
-    ['fm', 'fm_scaled', 'fm_retargeted']
+    ['fm', 'fm_scaled', 'fm_time_scaled']
     """
     fm, *others = (
         (Arm(m.name, m.label, m.name, None, m.colour, m.marker, m.line), m.control, m.debias)

@@ -132,7 +132,7 @@ def test_held_out_pairs_are_the_same_from_whichever_thing_one_looks():
 
 def centres(scene, g):
     """The centre of all pixels that are nearest to each thing's colour."""
-    picture = words.draw(scene, g).transpose(1, 2, 0)
+    picture = words.render(scene, g).transpose(1, 2, 0)
     for thing in scene.things:
         near = np.linalg.norm(picture - np.array(words.RGB[thing.colour]), axis=-1) < 0.2
         yield np.argwhere(near).mean(0)
@@ -158,7 +158,7 @@ def test_a_large_thing_covers_more_than_a_small_one_and_both_are_seen(kind):
     g = np.random.default_rng(2)
     ink = {
         size: np.mean([
-            (words.draw(Scene((Thing(kind, "yellow", size),)), g)[0] > 0.6).sum() for _ in range(8)
+            (words.render(Scene((Thing(kind, "yellow", size),)), g)[0] > 0.6).sum() for _ in range(8)
         ])
         for size in SIZES
     }  # fmt: skip

@@ -35,7 +35,7 @@ from cfm_lite.data.captions import (
 )
 from cfm_lite.draws import keyed_generator
 
-__all__ = ["SIDE", "SPLITS", "Pictures", "draw", "load", "scenes"]
+__all__ = ["SIDE", "SPLITS", "Pictures", "load", "render", "scenes"]
 
 SIDE, GAP = 32, 2
 SPLITS = {  # the rows of the real digits, and whether held-out combinations are shown (None: both)
@@ -85,7 +85,7 @@ def load(split: str = "train", n: int = 20_000, *, seed: int = 0) -> Pictures:
     x1 = np.empty((n, 3, SIDE, SIDE), np.float32)
     said, shown = [], []
     for row, scene in zip(range(n), scenes(g, SPLITS[split][1])):
-        x1[row] = draw(scene, g, split)
+        x1[row] = render(scene, g, split)
         told = scene
         if g.random() < 0.5:  # half of the captions name no size
             told = scene._replace(things=tuple(t._replace(size=None) for t in scene.things))
@@ -113,10 +113,10 @@ def scenes(g: np.random.Generator, held_out: bool | None = None) -> Iterator[Sce
             yield scene
 
 
-def draw(scene: Scene, g: np.random.Generator, split: str = "train") -> np.ndarray:
+def render(scene: Scene, g: np.random.Generator, split: str = "train") -> np.ndarray:
     """A picture (3, 32, 32) float32 in [0, 1] of a scene, with digits of `split`.
 
-    >>> draw(Scene((Thing("star", "red"),)), np.random.default_rng(0)).shape
+    >>> render(Scene((Thing("star", "red"),)), np.random.default_rng(0)).shape
     (3, 32, 32)
     """
     sides = [_pick(g, PIXELS[thing.size or _pick(g, SIZES)]) for thing in scene.things]

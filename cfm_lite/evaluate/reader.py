@@ -21,7 +21,7 @@ from cfm_lite.data.captions import COLOURS, KINDS, SIZES, Scene, Thing, shows
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.classifier import one_thread
 
-__all__ = ["Reader", "Score", "reading", "score", "train_reader"]
+__all__ = ["Reader", "Score", "reading", "score_of", "train_reader"]
 
 WIDTH = 96
 # what is read of a picture: the name of each answer, and what it may be
@@ -130,7 +130,7 @@ class Score(NamedTuple):
     relation: float
 
 
-def score(reader: Reader, pictures: Tensor, asked: Sequence[Scene]) -> Score:
+def score_of(reader: Reader, pictures: Tensor, asked: Sequence[Scene]) -> Score:
     """How many `pictures` (N, 3, 32, 32) show what was `asked`. Raises ConfigError unless there is
     a scene for each.
     """

@@ -68,8 +68,8 @@ ELSEWHERE: dict[str, str] = {
         models.embed.in_float32 models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies
         models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed
         data.captions.Scene data.captions.Thing data.captions.encode data.captions.is_held_out data.captions.sentence data.captions.shows
-        evaluate.reader.Reader evaluate.reader.Score evaluate.reader.reading evaluate.reader.score
-        evaluate.reader.train_reader data.words.Pictures data.words.draw data.words.scenes
+        evaluate.reader.Reader evaluate.reader.Score evaluate.reader.reading evaluate.reader.score_of
+        evaluate.reader.train_reader data.words.Pictures data.words.render data.words.scenes
         models.mmdit.JointBlock models.mmdit.Stream models.text.WordEmbedding models.sit.initialize models.sit.unpatchify
         models.unet.ConvBlock models.unet.SelfAttention
         models.sit.SiTBlock models.sit.attend models.sit.modulate perturbations.other_row runs.segments.check_same_data

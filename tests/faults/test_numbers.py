@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -383,6 +384,12 @@ def test_runaway_must_be_a_number_of_at_least_one(value):
         Trainer(objective.fm(Tiny()), runaway=value)
 
 
+class _Data(NamedTuple):
+    shape: tuple[int, ...]
+    num_classes: int
+    condition: str
+
+
 EARLY = [
     (name, method)
     for name in RECIPES
@@ -390,7 +397,12 @@ EARLY = [
 ]
 
 
-SHAPES = {"mnist": (1, 28, 28), "mnist_sit": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {
+    "words": (3, 32, 32),
+    "mnist": (1, 28, 28),
+    "mnist_sit": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+}
 
 
 def early(name, method, steps):
@@ -399,7 +411,7 @@ def early(name, method, steps):
     """
     small = (
         {"batch": 32, "shard": 32, "precision": "float32"}
-        if name in ("mnist", "mnist_sit", "digits_sit", "cifar10")
+        if name in ("mnist", "mnist_sit", "digits_sit", "cifar10", "words")
         else {}
     )
     small |= {"hidden_size": 48, "depth": 4, "num_heads": 2} if name == "cifar10" else {}
@@ -409,7 +421,9 @@ def early(name, method, steps):
     shape, classes = ((2,), 2) if name == "toy" else (SHAPES.get(name, (1, 8, 8)), 10)
     x1 = torch.rand(512, *shape) * 2 - 1 if name != "toy" else toy.load("two_classes", 512)[0]
     y = torch.arange(512) % classes
-    model = build_model(recipe, type("Data", (), {"shape": shape, "num_classes": classes})())
+    if name == "words":
+        y = torch.randint(1, 60, (512, 16))
+    model = build_model(recipe, _Data(shape, classes, "captions" if name == "words" else "labels"))
     trainer = build_trainer(recipe, model)
     trainer.log_every = 5
     return len(list(trainer.run(batches(x1, y, size=recipe.batch), steps)))
@@ -506,6 +520,18 @@ def test_building_an_objective_of_every_method_needs_no_data():
         )
         model = build_model(
             recipe,
-            type("Data", (), {"shape": (2,) if name == "toy" else (1, 8, 8), "num_classes": 3})(),
+            type(
+                "Data",
+                (),
+                {
+                    "shape": (2,)
+                    if name == "toy"
+                    else (3, 32, 32)
+                    if name == "words"
+                    else (1, 8, 8),
+                    "num_classes": 3,
+                    "condition": "captions" if name == "words" else "labels",
+                },
+            )(),
         )
         assert build_objective(recipe, model).terms
