@@ -5,8 +5,8 @@
 The background is a dark grey, each colour varies a little, and some colours lie near each other. A
 picture depends on the seed, the split and its number alone. "train" and "seen" show the same
 combinations, with other pictures; "held_out" shows those that training never does
-(`captions.is_held_out`). Digits of "train" are those that generators learn from; "judge" and
-"judge_test" show all combinations with other digits, for the judge that reads pictures.
+(`captions.is_held_out`). Digits of "train" are those that generators learn from; "judge"
+shows all combinations with the other half of the digits, for the reader that judges pictures.
 """
 
 import math
@@ -42,8 +42,7 @@ SPLITS = {  # the rows of the real digits, and whether held-out combinations are
     "train": ("train", False),
     "seen": ("train", False),
     "held_out": ("train", True),
-    "judge": ("judge_fit", None),
-    "judge_test": ("judge_test", None),
+    "judge": ("judge", None),
 }
 PIXELS = {"small": (9, 10), "large": (13, 14)}  # the side of a thing
 RGB = {
