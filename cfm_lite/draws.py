@@ -247,8 +247,8 @@ def drop_labels(
 def drop_conditions(
     y: Condition, p: float, null: Condition, *, generator: torch.Generator | None = None
 ) -> tuple[Condition, Bool[Tensor, " batch"]]:
-    """(seen, dropped): conditions `y` (B, ...), of which each row is that of `null` with probability
-    `p` in [0, 1], and which rows these are, (B,) bool.
+    """(seen, dropped): `y` with each row replaced by that of `null` with probability `p` in [0, 1],
+    and which rows these are, (B,) bool.
 
     A condition is a label (B,), or a caption as word numbers (B, L) or features (B, L, D).
 

@@ -146,7 +146,7 @@ def takes_captions(model: Any) -> bool:
 
 
 def null_condition(model: Any, y: Tensor) -> Tensor:
-    """What a dropped row gets, for each row of conditions `y`: an empty caption, or `num_classes`."""
+    """What a dropped row gets, for each row of `y`: an empty caption, or `num_classes`."""
     model = _unwrapped(model)
     own: Any = getattr(model, "null_condition", None)
     return own(y) if own is not None else torch.full_like(y, plain(model.num_classes))

@@ -22,7 +22,7 @@ class Sample(Seeded):
     checkpoint: Path = Path("runs/digits-fm-0")
     """A run's folder, one of its checkpoints, or an official file of weights."""
     prompt: Annotated[tuple[str, ...], arg(metavar="TEXT", help_behavior_hint="")] = ()
-    """What to draw, of a run on captions: --prompt "a red seven" "a blue star left of a pink two"."""
+    """What to draw, of a run on captions: --prompt "a red seven" "a pink two above a blue star"."""
     num: int = 100
     """How many samples. A folder of samples grows: only missing ones are drawn."""
     labels: str = "turn"

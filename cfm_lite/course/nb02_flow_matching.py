@@ -120,7 +120,7 @@ def _cost(x0: Tensor, x1: Tensor) -> float:
 
 @exercise("2.4")
 def repaired_coupling(ot_per_class: Callable[[Tensor, Tensor, Tensor], Any]) -> str | None:
-    """The noise of every class permuted inside the class, at the least cost; x1 and y as they were."""
+    """The noise of each class permuted inside it, at the least cost; x1 and y as they were."""
     generator = torch.Generator().manual_seed(0)
     x0, x1 = torch.randn(60, 2, generator=generator), torch.randn(60, 2, generator=generator)
     y = torch.randint(3, (60,), generator=generator)

@@ -83,10 +83,11 @@ def _wrong_gap(mine: float, right: float, a: Tensor, b: Tensor) -> str:
 
 
 _BLIND = {
-    "accuracy": "the copies show exactly the digits that were asked for, so the accuracy is excellent.",
-    "frechet": "the copies have the mean and the covariance of the training images, so the Fréchet distance is about that of real data.",
+    "accuracy": "the copies show exactly the digits that were asked for, so the accuracy is high.",
+    "frechet": "the copies have the mean and the covariance of the training images, so the "
+    "Fréchet distance is about that of real data.",
     "precision": "every copy lies where real images lie, so the precision is high.",
-    "recall": "the copies cover every kind of digit that the training images have, so the recall is high.",
+    "recall": "the copies cover every kind of digit of the training images, so the recall is high.",
 }
 
 
@@ -94,7 +95,8 @@ _BLIND = {
 def copies(answer: Any) -> str | None:
     """Only the nearest ratio looks at the training images."""
     if not isinstance(answer, str):
-        return f'`answer` is a {type(answer).__name__}; write one of the five names as a string, such as "recall".'
+        kind = type(answer).__name__
+        return f'`answer` is a {kind}; write one of the five names as a string, such as "recall".'
     name = answer.strip().lower().replace(" ", "_").replace("-", "_")
     if name == "nearest_ratio":
         return None

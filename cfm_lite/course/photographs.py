@@ -29,7 +29,10 @@ def photographs() -> tuple[Path, str]:
         if not (folder / "whole").exists():
             folder = scratch(folder, "the pictures")
             _cut(folder)
-        what = "64 pieces of two photographs inside scikit-learn (china, flower): the ImageNet samples are not under CFM_LITE_DATA"
+        what = (
+            "64 pieces of two photographs inside scikit-learn (china, flower): the ImageNet "
+            "samples are not under CFM_LITE_DATA"
+        )
         return folder / "train", what
 
 

@@ -183,7 +183,7 @@ def train_reader(*, seed: int = 0, pictures: int = 30_000, epochs: int = 12) -> 
 
 
 def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture turned by up to 10 degrees and scaled by up to 8 %: few digits stand for many."""
+    """Each picture turned by up to 10 degrees and scaled by up to 8 %: a few digits are many."""
     turn, size = torch.rand(2, len(x), generator=generator) * 2 - 1
     angle, size = turn * math.radians(10), 1 + 0.08 * size
     cos, sin, zero = angle.cos() / size, angle.sin() / size, torch.zeros(len(x))

@@ -49,7 +49,8 @@ class MMDiT(nn.Module):
 
     With `vocab_size` > 0 a caption is a row of word numbers y (B, L) below it, with
     L = `context_length`, and word vectors are learnt; the row of zeros is the empty caption. With 0
-    a caption is what a frozen encoder made of it, y (B, L, `context_dim`), and `null_context` (L, context_dim) holds
+    a caption is what a frozen encoder made of it, y (B, L, `context_dim`), and the buffer
+    `null_context` (L, context_dim) holds
     what it made of the empty caption. y = None is the empty caption for every row.
 
     `zero_init` starts as SiT does, with an output of exactly 0; else PyTorch's own initial values,

@@ -168,7 +168,7 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
 
 
 def _samples_by_step(rows: Rows) -> dict[int, list[int]]:
-    """{number of samples: the evaluations with which so many were drawn}, of the rows that say so."""
+    """{number of samples: the evaluations with which so many were drawn}, of rows that say so."""
     pairs = sorted(
         {
             (row["nfe"], row["samples"])

@@ -159,7 +159,7 @@ def method_style(name: str) -> MethodStyle:
 
 
 def method_title(name: str) -> str:
-    """`name` as a reader should see it: a method's label, or the name itself with a capital letter."""
+    """`name` as a reader should see it: a method's label, or the name with a capital letter."""
     if method_style(name).label != name:
         return method_style(name).label
     return name[:1].upper() + name[1:] if name[:1].isascii() else name  # λ is no Λ

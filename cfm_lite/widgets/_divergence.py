@@ -1,8 +1,11 @@
 """What the weight λ does to the loss, to training and to samples as λK goes to 1, and what is lost
 from there on.
 
-Along the line from the mean negative (s = 0) through FM's velocity (s = 1) the loss is  |s - 1|^2 - λK s^2  in units of their
-squared distance: a parabola with its minimum at s = 1 / (1 - λK), no minimum at λK = 1, and a hill beyond.
+    loss(s) = |s - 1|^2 - λK s^2
+
+s runs along the line from the mean negative (0) through FM's velocity (1), in units of their
+distance. The loss is a parabola with its minimum at s = 1 / (1 - λK). At λK = 1 it has no minimum,
+and beyond it is a hill.
 """
 
 from cfm_lite.theory import EXACT

@@ -1,7 +1,7 @@
 """The exact field of a mixture: what attracts, what repels and their sum, at any time, for any
 class and any weight; nothing is trained.
 
-v* = (v - weight u_neg) / (1 - weight) = v + weight / (1 - weight) (v - u_neg),   v = E[u_t | x_t, y] of FM
+v* = (v - λ u_neg) / (1 - λ) = v + λ / (1 - λ) (v - u_neg),   v = E[u_t | x_t, y] of FM
 """
 
 from typing import Any

@@ -1,7 +1,9 @@
 """Guidance on repelled fields: how classifier-free guidance and ΔFM or VeCoR add up, and what the
 correction undoes.
 
-guided = u + scale (c - u),   c the velocity of a class, u that of all data; the correction maps c and u back to FM's first
+    guided = n + scale (v - n)
+
+v is the velocity of a class and n that of all data. The correction maps both back to FM's first.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Draw your own data: a click adds a component, a drag moves it, and the fields of FM, ΔFM and VeCoR
+"""Draw your own data: a click adds a component, a drag moves it; the fields of FM, ΔFM and VeCoR
 follow on the same noise.
 """
 
@@ -50,8 +50,8 @@ def own_data(mixture: GaussianMixture | None = None, *, weight: float = 0.35) ->
     trained.
 
     A click adds a component of the chosen class and spread, a drag moves it, and what is dragged
-    out is gone. `explorer.drawn` is the GaussianMixture on the page; `explorer.mixture = other` puts
-    another one there. Raises ConfigError for a wrong value, and for more than 64 components.
+    out is gone. `explorer.drawn` is the GaussianMixture on the page, and `explorer.mixture = other`
+    puts another one there. Raises ConfigError for a wrong value, and for more than 64 components.
     """
     found = described(mixture or toy.mixture("two_classes"))
     return OwnData({"mixture": found}, weight=weight, mixture=found)

@@ -1,4 +1,4 @@
-"""A small network that learns in the page itself, beside the exact optimum of what it is trained on."""
+"""A small network that learns in the page itself, beside the exact optimum of its objective."""
 
 from cfm_lite.data import toy
 from cfm_lite.theory import GaussianMixture

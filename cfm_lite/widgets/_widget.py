@@ -1,7 +1,7 @@
 """What every explorer is in a notebook: a widget whose page computes and draws by itself.
 
-The page's engine (cfm_lite/widgets/js, built into static/explorers.js) is a widget of its own, shared
-by all explorers of a notebook, so that a saved notebook holds its code once. What a hand moves is
+The page's engine (cfm_lite/widgets/js, built into static/explorers.js) is a widget of its own. All
+explorers of a notebook share it, so that a saved notebook holds its code once. What a hand moves is
 told to Python at most ten times a second; what Python sets moves the picture at once.
 """
 
@@ -139,8 +139,8 @@ def _content(name: str) -> str:
 class Explorer(anywidget.AnyWidget):
     """An explorer: its controls are attributes that can be read, set and observed.
 
-    `w.weight = 0.3` moves the picture; `w.observe(f, "weight")` hears what a hand does. A wrong value
-    raises ConfigError. Where no JavaScript runs, a picture of the explorer at its start stands.
+    `w.weight = 0.3` moves the picture; `w.observe(f, "weight")` hears what a hand does. A wrong
+    value raises ConfigError. Where no JavaScript runs, a picture of the explorer at its start stands.
     """
 
     _esm = (STATIC / "notebook.js").read_text(encoding="utf-8")

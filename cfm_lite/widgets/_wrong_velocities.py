@@ -1,7 +1,7 @@
 """What VeCoR pushes away from: a real digit, a perturbation of it or of its velocity, and how far
 the wrong velocity is from the right one.
 
-right: u = x1 - x0      wrong, velocity space: A(u)      wrong, latent space: A(x1) - x0, with the same noise
+right: u = x1 - x0    wrong, velocity space: A(u)    latent space: A(x1) - x0, the same noise
 """
 
 import base64
