@@ -7,13 +7,17 @@ import hashlib
 import struct
 from types import SimpleNamespace
 
+import numpy as np
 import platformdirs
 import pytest
 import torch
 
 from cfm_lite._internal import files
 from cfm_lite.data import mnist, root
+from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.runs import train
+from cfm_lite.runs.recipe import recipe
 
 N = 6
 IMAGES, LABELS = mnist.SPLITS["train"]
@@ -394,3 +398,39 @@ def test_real_limit_is_the_beginning():
     images, labels = mnist.load("test", limit=10)
     assert labels.tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert len(images) == 10
+
+
+def fashion(root, each):
+    """Made files of `each` items a class."""
+    folder = root / "fashion_mnist"
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = torch.arange(10 * each, dtype=torch.uint8) % 10
+    pixels = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (len(labels), 28, 28), np.uint8)
+    )
+    for images_name, labels_name in mnist.SPLITS.values():
+        (folder / images_name).write_bytes(pack(idx(pixels)))
+        (folder / labels_name).write_bytes(pack(idx(labels)))
+    return pixels, labels
+
+
+def test_fashion_mnist_is_read_by_the_same_loader(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "SIZES", {"train": 40, "test": 40})
+    pixels, labels = fashion(tmp_path, 4)
+    x, y = mnist.load("train", name="fashion_mnist", root=tmp_path)
+    assert torch.equal(x, pixels[:, None].float() / 127.5 - 1)
+    assert y.tolist() == labels.tolist()
+    assert mnist.available(tmp_path, "fashion_mnist")
+    assert not mnist.available(tmp_path)
+    monkeypatch.setenv("CFM_LITE_DATA", str(tmp_path))
+    data = dataset("fashion_mnist")
+    assert (data.shape, data.num_classes, len(data.held_x1)) == ((1, 28, 28), 10, 40)
+    chosen = recipe("fashion_mnist", steps=1, batch=4, shard=4, hidden_size=8, num_heads=2)
+    assert train(chosen, data, progress=False).step == 1
+
+
+def test_a_fashion_mnist_of_other_counts_is_refused(tmp_path):
+    fashion(tmp_path, 4)
+    with pytest.raises(DataError, match=r"fashion_mnist: .* 6000 items of each class"):
+        mnist.load("train", name="fashion_mnist", root=tmp_path)
+    assert len(mnist.load("train", name="fashion_mnist", root=tmp_path, verify=False)[0]) == 40

@@ -14,7 +14,9 @@ __all__ = ["Prepare"]
 class Prepare(Common):
     """Download a data set, or check that its files are whole. `scale prepare` encodes images."""
 
-    dataset: Positional[Literal["digits", "mnist", "cifar10", "cifar10-jpeg75"]] = "mnist"
+    dataset: Positional[
+        Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar10-jpeg75"]
+    ] = "mnist"
     """The data set."""
 
     def work(self) -> None:
@@ -34,8 +36,6 @@ class Prepare(Common):
                 "fetch."
             )
             return
-        folder = mnist.download()
-        print(
-            f"mnist: {len(mnist.load('train')[0])} + {len(mnist.load('test')[0])} images, "
-            f"verified, in {folder}"
-        )
+        folder = mnist.download(name=self.dataset)
+        train, test = (len(mnist.load(split, name=self.dataset)[0]) for split in mnist.SPLITS)
+        print(f"{self.dataset}: {train} + {test} images, verified, in {folder}")

@@ -69,7 +69,9 @@ class Train(Training):
     """
 
     recipe: Positional[
-        Literal["toy", "digits", "digits_sit", "mnist", "mnist_sit", "cifar10", "words"]
+        Literal[
+            "toy", "digits", "digits_sit", "mnist", "fashion_mnist", "mnist_sit", "cifar10", "words"
+        ]
     ] = "digits"
     """The recipe: data set, network and settings."""
     method: Annotated[str, arg(help_behavior_hint=_methods)] = "fm"

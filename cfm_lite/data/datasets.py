@@ -15,7 +15,7 @@ from cfm_lite.theory import GaussianMixture
 
 __all__ = ["NAMES", "DataSet", "codec_for", "dataset"]
 
-NAMES = ("digits", "digits_pca", "mnist", *cifar10.NAMES, "words", *toy.TOYS)
+NAMES = ("digits", "digits_pca", *mnist.NAMES, *cifar10.NAMES, "words", *toy.TOYS)
 PICTURES = 20_000  # of "words"
 
 
@@ -76,7 +76,8 @@ class DataSet(NamedTuple):
 def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> DataSet:
     """Load an image set, or make `points` points of a 2D toy set and as many held-out ones.
 
-    Image sets are "digits", "digits_pca", "mnist", "cifar10", "cifar10-jpeg75" and "words".
+    Image sets are "digits", "digits_pca", "mnist", "fashion_mnist", "cifar10",
+    "cifar10-jpeg75" and "words".
     "digits_pca" holds the 32 leading principal components of the digits, with a codec. "words" has
     captions in place of labels. `limit` cuts the training rows. Raises ConfigError for an unknown
     name, and DataError for files that are missing or damaged.
@@ -92,8 +93,9 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
         return DataSet(name, x1, y, held_x1, held_y, 0, condition="captions")
     if name == "digits":
         (x1, y), held, mixture = digits.load("train"), digits.load("judge"), None
-    elif name == "mnist":
-        (x1, y), held, mixture = mnist.load("train"), mnist.load("test"), None
+    elif name in mnist.NAMES:
+        (x1, y), held = (mnist.load(split, name=name) for split in mnist.SPLITS)
+        mixture = None
     elif name in cifar10.NAMES:
         (x1, y), held, mixture = (
             cifar10.load("train", name=name, limit=limit),

@@ -34,7 +34,10 @@ __all__ = ["SETTINGS", "SmallTeacher", "Tokens", "teacher_for", "train_teacher"]
 WIDTH, SEED = 48, 1
 SETTINGS = {
     "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=30, batch=64),
-    "mnist": JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128),
+    **{
+        name: JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128)
+        for name in mnist.NAMES
+    },
     **{
         name: JudgeSettings(
             size=32, stride=2, channels=48, epochs=10, batch=128, shift=4, colours=3
@@ -118,7 +121,7 @@ def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -
 def _rows(dataset: str, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
     if dataset in cifar10.NAMES:
         return cifar10.load(split, name=dataset, limit=limit)
-    x, y = mnist.load(split) if dataset == "mnist" else digits.load(split)
+    x, y = mnist.load(split, name=dataset) if dataset in mnist.NAMES else digits.load(split)
     return x[:limit], y[:limit]
 
 

@@ -53,7 +53,10 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 SETTINGS = {
     "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=40, batch=64),
-    "mnist": JudgeSettings(size=28, stride=2, channels=16, epochs=2, batch=128),
+    **{
+        name: JudgeSettings(size=28, stride=2, channels=16, epochs=2, batch=128)
+        for name in mnist.NAMES
+    },
     **{
         name: JudgeSettings(
             size=32, stride=2, channels=48, epochs=12, batch=128, shift=4, colours=3
@@ -134,8 +137,8 @@ def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
 
 def _splits(dataset: str, limit: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The rows (x, y) that the judge learns from, and those that test it."""
-    if dataset == "mnist":
-        return mnist.load("train", limit=limit), mnist.load("test")
+    if dataset in mnist.NAMES:
+        return mnist.load("train", name=dataset, limit=limit), mnist.load("test", name=dataset)
     if dataset in cifar10.NAMES:
         return cifar10.load("train", name=dataset, limit=limit), cifar10.load("test", name=dataset)
     x, y = digits.load("judge_fit")
@@ -172,8 +175,8 @@ def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tens
     and the 10,000 test rows.
     """
     check_choice("dataset", dataset, SETTINGS)
-    if dataset == "mnist":
-        return mnist.load("train", limit=10_000), mnist.load("test")
+    if dataset in mnist.NAMES:
+        return mnist.load("train", name=dataset, limit=10_000), mnist.load("test", name=dataset)
     if dataset in cifar10.NAMES:
         return cifar10.load("train", name=dataset, limit=10_000), cifar10.load("test", name=dataset)
     return digits.load("train"), digits.load("judge")

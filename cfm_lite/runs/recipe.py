@@ -446,6 +446,11 @@ def mnist() -> Recipe:
     )
 
 
+def fashion_mnist() -> Recipe:
+    """Fashion-MNIST by the recipe of MNIST."""
+    return mnist().changed(dataset="fashion_mnist")
+
+
 def mnist_sit() -> Recipe:
     """MNIST with a small SiT: 49 tokens of 4x4 pixels.
 
@@ -516,7 +521,7 @@ def words() -> Recipe:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     preset.__name__: preset
-    for preset in (toy, digits, digits_sit, mnist, mnist_sit, cifar10, words)
+    for preset in (toy, digits, digits_sit, mnist, fashion_mnist, mnist_sit, cifar10, words)
 }
 
 

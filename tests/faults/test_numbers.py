@@ -401,6 +401,7 @@ SHAPES = {
     "words": (3, 32, 32),
     "mnist": (1, 28, 28),
     "mnist_sit": (1, 28, 28),
+    "fashion_mnist": (1, 28, 28),
     "cifar10": (3, 32, 32),
 }
 
@@ -411,7 +412,7 @@ def early(name, method, steps):
     """
     small = (
         {"batch": 32, "shard": 32, "precision": "float32"}
-        if name in ("mnist", "mnist_sit", "digits_sit", "cifar10", "words")
+        if name in ("mnist", "mnist_sit", "fashion_mnist", "digits_sit", "cifar10", "words")
         else {}
     )
     small |= {"hidden_size": 48, "depth": 4, "num_heads": 2} if name == "cifar10" else {}
