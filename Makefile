@@ -53,7 +53,7 @@ test: $(VENV)/.test  ## run the tests
 test-scale: $(VENV)/.test  ## ImageNet's path end to end, on one process and on two (5 minutes)
 	$(PYTEST) -m scale --durations=5 tests/scale
 
-SHAPES = losses dispersive paths draws perturbations negatives theory guidance linear_maps samplers sde log_prob metrics mlp sit shapes
+SHAPES = losses dispersive paths draws perturbations negatives theory guidance linear_maps samplers sde log_prob metrics mlp sit unet mmdit conditions shapes
 
 test-shapes: $(VENV)/.test  ## enforce the shapes in the signatures of the ideas and the networks, on correct calls (3 min)
 	CFM_LITE_SHAPES=1 $(PYTEST) -m "not scale" $(SHAPES:%=tests/test_%.py)

@@ -165,8 +165,8 @@ def _device(device: Any) -> torch.device:
 
 
 def independent(
-    x0: Batch, x1: Batch, y: Labels | None = None
-) -> tuple[Batch, Batch, Labels | None]:
+    x0: Batch, x1: Batch, y: Condition | None = None
+) -> tuple[Batch, Batch, Condition | None]:
     """Noise, data and labels as they come: any noise may meet any data point.
 
     Raises:
@@ -180,8 +180,8 @@ def independent(
 
 
 def minibatch_ot(
-    x0: Batch, x1: Batch, y: Labels | None = None
-) -> tuple[Batch, Batch, Labels | None]:
+    x0: Batch, x1: Batch, y: Condition | None = None
+) -> tuple[Batch, Batch, Condition | None]:
     """Noise permuted so that its squared distances to the data have the least sum.
 
     The data and labels keep their order. The pairing does not look at the labels, so each class
