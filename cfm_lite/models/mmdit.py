@@ -40,7 +40,7 @@ from cfm_lite.models.text import WordEmbedding
 
 __all__ = ["JointBlock", "MMDiT", "Stream"]
 
-Caption = Integer[Tensor, "batch length"] | Float[Tensor, "batch length features"]
+Caption = Integer[Tensor, "batch length"] | Float[Tensor, "batch length context"]
 
 
 class MMDiT(nn.Module):

@@ -60,6 +60,7 @@ def go(*argv):
 
 def sample(folder, out="S"):
     go(
+        "scale",
         "sample",
         "--checkpoint",
         str(folder / "R"),
@@ -169,6 +170,7 @@ def test_two_ranks_prepare_train_resume_and_sample_what_one_process_does(home, i
     assert told.count("the run is in") == 1  # rank 0 alone speaks
     assert losses(tmp_path / "R") == pytest.approx(losses(home / "R"), abs=1e-6)
     torchrun(
+        "scale",
         "sample",
         "--checkpoint",
         str(home / "R"),

@@ -181,6 +181,7 @@ def test_samples_on_the_way_change_no_bit_and_stand_beside_the_scalars(data, run
     assert (
         cli.main(
             [
+                "scale",
                 "sample",
                 "--checkpoint",
                 str(out),
