@@ -184,7 +184,8 @@ def verdict(answer: Callable[[Difference], str]) -> str | None:
     for case, (difference, right) in cases.items():
         said = answer(difference)
         if said is None:
-            return 'not answered yet: the function returns None. Return "better", "worse" or "unclear".'
+            said = '"better", "worse" or "unclear"'
+            return f"not answered yet: the function returns None. Return {said}."
         if said != right:
             why = (
                 "Lower is better for a distance."

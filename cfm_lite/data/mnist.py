@@ -2,10 +2,11 @@
 CFM_LITE_DATA/mnist/.
 
 x1 = pixel / 127.5 - 1 in [-1, 1]. An idx file holds a magic number, its dimensions (big-endian) and
-the pixels. All of it is checked, and so is the MD5 of the unpacked content. Fashion-MNIST has the same
-files in CFM_LITE_DATA/fashion_mnist/: of it the numbers of each class are checked. Reference: LeCun
-et al. 1998, "Gradient-based learning applied to document recognition"; Xiao et al. 2017
-(Fashion-MNIST, arXiv:1708.07747).
+the pixels. All of it is checked, and so is the MD5 of the unpacked content. Fashion-MNIST has the
+same files in CFM_LITE_DATA/fashion_mnist/: of it the numbers of each class are checked.
+
+Reference: LeCun et al. 1998, "Gradient-based learning applied to document recognition"; Xiao et al.
+2017 (Fashion-MNIST, arXiv:1708.07747).
 """
 
 import contextlib
@@ -156,8 +157,8 @@ def download(root: str | os.PathLike[str] | None = None, name: str = "mnist") ->
                 _install(Path(temporary) / NAMES[name] / "raw" / file, folder, name)
     except OSError as error:
         raise DataError(
-            f"{name}: cannot write to {folder} ({error.strerror or error}). Set {files.VARIABLE} to "
-            "another folder."
+            f"{name}: cannot write to {folder} ({error.strerror or error}). Set "
+            f"{files.VARIABLE} to another folder."
         ) from None
     return folder
 

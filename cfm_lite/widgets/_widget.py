@@ -140,7 +140,7 @@ class Explorer(anywidget.AnyWidget):
     """An explorer: its controls are attributes that can be read, set and observed.
 
     `w.weight = 0.3` moves the picture; `w.observe(f, "weight")` hears what a hand does. A wrong
-    value raises ConfigError. Where no JavaScript runs, a picture of the explorer at its start stands.
+    value raises ConfigError. Where no JavaScript runs, a picture of its start stands.
     """
 
     _esm = (STATIC / "notebook.js").read_text(encoding="utf-8")

@@ -60,8 +60,8 @@ def scalar_maps(
     below = min(float(value.min()) for value in values.values())
     if below < -1e-9:
         raise ConfigError(
-            f"maps go down to {below:.3g}; this figure is for numbers of at least 0. For signed ones "
-            "use viz.field_error."
+            f"maps go down to {below:.3g}; this figure is for numbers of at least 0. For signed "
+            "ones use viz.field_error."
         )
     logs = {
         name: artists.density_map(density, limits) for name, density in (densities or {}).items()
