@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import runs, viz
+from cfm_lite import cli, runs, viz
 from cfm_lite.data import captions, words
 from cfm_lite.data.captions import COLOURS, DIGITS, KINDS, RELATIONS, SHAPES, SIZES, Scene, Thing
 from cfm_lite.data.datasets import dataset
@@ -203,3 +203,15 @@ def test_pictures_stand_over_their_captions():
     assert said == shown.captions
     with pytest.raises(ConfigError, match="one for each"):
         viz.captioned(shown.x1, shown.captions[:3])
+
+
+def test_pictures_with_captions_are_not_measured_as_if_they_were_points(tmp_path, capsys):
+    small = {"hidden_size": 8, "depth": 1, "num_heads": 2, "steps": 1, "batch": 8, "shard": 8}
+    runs.train(recipe("words", **small), dataset("words", limit=16), out=tmp_path, progress=False)
+    assert cli.main(["sample", "--checkpoint", str(tmp_path), "--num", "2", "--steps", "1"]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--samples", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "score_of" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "metrics.json").exists()

@@ -6,6 +6,7 @@ from torch import Tensor
 from cfm_lite import metrics
 from cfm_lite.data.datasets import PIXELS, DataSet
 from cfm_lite.draws import keyed_generator
+from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate.judges import SETTINGS, Judge, assess, judge_for
 from cfm_lite.theory import GaussianMixture
 
@@ -35,6 +36,11 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
     takes all pairs. For points: class accuracy under the exact posterior, sliced Wasserstein
     distance and MMD to held-out points.
     """
+    if data.condition == "captions":  # a distance of pixels says nothing about a picture
+        raise ConfigError(
+            f"pictures of {data.name!r} have captions, and no table of numbers is made of them yet. "
+            "Score them in Python: evaluate.reader.score_of(train_reader(), pictures, scenes)."
+        )
     if judge is None:
         return _measure_points(samples, y, data)
     if data.codec is not None:
