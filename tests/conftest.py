@@ -3,6 +3,7 @@ run.
 """
 
 import os
+import random
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if shapes.ON:
         config.hook.pytest_deselected(items=[i for i in items if not shapes.can_check(i)])
         items[:] = [item for item in items if shapes.can_check(item)]
+    if order := os.environ.get("CFM_LITE_ORDER"):
+        shuffle_within_files(items, int(order))
     has_data = bool(os.environ.get("CFM_LITE_DATA"))
     in_browser = bool(os.environ.get("CFM_LITE_BROWSER"))
     long = bool(os.environ.get("CFM_LITE_FAULTS"))
@@ -43,6 +46,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="not run: the long tier, make test-faults"))
         if item.get_closest_marker("real_data") and not has_data:
             item.add_marker(pytest.mark.skip(reason="not run: needs real files, set CFM_LITE_DATA"))
+
+
+def shuffle_within_files(items: list[pytest.Item], seed: int) -> None:
+    """Reorder the tests of every file by `seed`; files stay together, for what they cache."""
+    place = {path: i for i, path in enumerate(dict.fromkeys(item.path for item in items))}
+    random.Random(seed).shuffle(items)
+    items.sort(key=lambda item: place[item.path])
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

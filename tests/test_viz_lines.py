@@ -60,7 +60,9 @@ every_figure = pytest.mark.parametrize("name", list(BUILDERS))
 
 @functools.cache
 def figure(name: str) -> viz.Picture:
-    return BUILDERS[name]()
+    picture = BUILDERS[name]()
+    picture.canvas.draw()  # the layout is made when drawn
+    return picture
 
 
 def texts(name: str) -> list[Text]:
