@@ -90,7 +90,8 @@ def test_resuming_goes_on_from_the_folder(tmp_path, capsys):
 
 
 def test_compare_reports_differences(tmp_path, capsys):
-    assert cli.main(["compare", "toy", "--quick", "--seeds", "2", "--out", str(tmp_path)]) == 0
+    words = ["--quick", "--seeds", "2", "--arms", "fm", "fm_scaled", "delta_fm", "pair_dispersive"]
+    assert cli.main(["compare", "toy", *words, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "difference to fm" in out
     assert "n = 2" in out

@@ -257,10 +257,8 @@ def test_workers_give_the_bytes_of_one_process(tmp_path, unbroken):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_path, number, code):
     running = start(tmp_path, "--seeds", "200", "--set", "steps=50", "hidden_size=16", "batch=32")
-    until = (
-        time.monotonic() + 200
-    )  # it ends when three jobs are done: seconds, or more on a busy machine
-    while len(list((tmp_path / "toy.parts").glob("*.json"))) < 3 and time.monotonic() < until:
+    until = time.monotonic() + 200  # it ends when a job is done: seconds, or more on a busy machine
+    while not list((tmp_path / "toy.parts").glob("*.json")) and time.monotonic() < until:
         time.sleep(0.05)
     running.send_signal(number)
     try:
@@ -271,7 +269,8 @@ def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_
     kept = json.loads((tmp_path / "toy.json").read_text())
     seeds = sorted({row["seed"] for row in kept})
     assert 1 <= len(seeds) < 200
-    again = sweep(tmp_path / "again", seeds=seeds, changes=TINY | {"steps": 50})
+    kept = [row for row in kept if row["seed"] == seeds[0]]
+    again = sweep(tmp_path / "again", seeds=seeds[:1], changes=TINY | {"steps": 50})
     assert [row for row in again if row in kept] == kept
 
 

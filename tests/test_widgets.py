@@ -27,12 +27,15 @@ EXPLORERS = {
 every_explorer = pytest.mark.parametrize("name", EXPLORERS)
 
 
-@pytest.fixture(scope="module")
+MADE = {}
+
+
+@pytest.fixture
 def explorers():
-    made = {name: make() for name, make in EXPLORERS.items()}
-    yield made
-    for explorer in made.values():
-        explorer.close()
+    if any(explorer.comm is None for explorer in MADE.values()):  # a test closed all widgets
+        MADE.clear()
+    MADE.update({name: make() for name, make in EXPLORERS.items() if name not in MADE})
+    return MADE
 
 
 def elsewhere(explorer, name):
