@@ -438,7 +438,7 @@ def mnist() -> Recipe:
         align_block=4,
         batch=64,
         steps=8000,
-        lr=2e-3,
+        lr=3e-3,
         warmup=100,
         cooldown=0.5,
         ema=0.998,
