@@ -2,7 +2,8 @@
 
 cfm_lite/checkpoints/NAME.safetensors holds the averaged weights of one recipe in half precision,
 with the recipe and a fingerprint of both in its header. The recorded command that makes them all:
-python -m cfm_lite.pretrained; with names, only those.
+python -m cfm_lite.pretrained; with names, only those. It can be stopped: the runs lie in
+runs/pretrained, and the same command resumes them.
 """
 
 import functools
@@ -29,6 +30,7 @@ from cfm_lite.theory import EXACT
 
 __all__ = ["RECIPES", "folder", "load", "make"]
 
+HOME = Path("runs/pretrained")  # where main's runs lie
 _DIGITS = {"hidden_size": 192}
 # about eight minutes on one core: 16 tokens, small batches, and more times near the middle, where
 # the field is hard to learn
@@ -104,15 +106,16 @@ def load(name: str) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def make(name: str, into: Path, **changes: Any) -> Path:
+def make(name: str, into: Path, *, out: Path | None = None, **changes: Any) -> Path:
     """Train the network called `name` and write it to INTO/NAME.safetensors.
 
-    `changes` are fields of its recipe.
+    The run goes to the folder `out`, and is resumed if one is there. `changes` are fields of its
+    recipe.
     """
     check_choice("checkpoint", name, RECIPES)
     chosen = RECIPES[name].changed(**changes)
     data = dataset(chosen.dataset)
-    run = runs.train(chosen, data, label=name)
+    run = runs.train(chosen, data, label=name, out=out, resume="auto")
     weights = {key: value.half().contiguous() for key, value in run.model.state_dict().items()}
     header = {
         "recipe": json.dumps(chosen.as_dict()),
@@ -131,7 +134,7 @@ def main(names: Sequence[str]) -> None:
         check_choice("checkpoint", name, RECIPES)
     torch.set_num_threads(1)
     for name in names or RECIPES:
-        print(make(name, folder()))
+        print(make(name, folder(), out=HOME / name))
 
 
 if __name__ == "__main__":  # the recorded command

@@ -1,9 +1,11 @@
 """The shipped networks: they load, they are protected, and they do what the notebooks say of them."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cfm_lite import guidance, metrics, pretrained, runs, samplers
 from cfm_lite import lab as experiments
@@ -12,7 +14,7 @@ from cfm_lite.data.datasets import dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.evaluate.judges import judge_for
-from cfm_lite.models import MLP, SiT
+from cfm_lite.models import MLP, SiT, UNet
 from tests.networks import same_parameters
 
 NAMES = sorted(pretrained.RECIPES)
@@ -53,7 +55,7 @@ def test_every_network_loads_frozen_with_the_recipe_that_trained_it(name):
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
-    assert isinstance(model, SiT if model.recipe.model == "sit" else MLP)
+    assert isinstance(model, {"unet": UNet, "sit": SiT, "mlp": MLP}[model.recipe.model])
 
 
 @every_network
@@ -109,9 +111,22 @@ def test_what_is_made_is_what_is_loaded(copied, monkeypatch):
     assert same_parameters(model, trained["run"].model.half().float())
 
 
+def test_a_network_that_was_stopped_is_made_from_where_its_run_stands(tmp_path):
+    small = {"hidden_size": 16, "cooldown": 0.0}
+    for steps in (2, 5):
+        path = pretrained.make("toy_fm", tmp_path, out=tmp_path / "run", steps=steps, **small)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").open()]
+    assert steps == [2, 5]  # the second call took three steps, not five
+    at_once = pretrained.make("toy_fm", tmp_path / "run", steps=5, **small)
+    resumed, whole = load_file(path), load_file(at_once)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
 def test_the_recorded_command_takes_names(monkeypatch, copied, capsys):
     made = []
-    monkeypatch.setattr(pretrained, "make", lambda name, into: made.append(name) or into / name)
+    monkeypatch.setattr(
+        pretrained, "make", lambda name, into, out: made.append(name) or into / name
+    )
     pretrained.main(["toy_fm", "toy_vecor"])
     assert made == ["toy_fm", "toy_vecor"]
     made.clear()

@@ -174,7 +174,7 @@ def trust_table() -> str:
     return "\n".join([*lines, "", source])
 
 
-LAB = {"digits": "digits", "mnist": "MNIST"}
+LAB = {"digits": "digits", "mnist_sit": "MNIST"}
 
 
 def lab_table() -> str:
@@ -198,7 +198,9 @@ def lab_table() -> str:
         f"{number(results.mean(suite, Place(nfe=top), 'frechet_real'))})"
         for suite, top in tops.items()
     )
-    rows = "rows in `data/results/digits.json` and `mnist.json`, all other numbers in the report."
+    rows = (
+        "rows in `data/results/digits.json` and `mnist_sit.json`, all other numbers in the report."
+    )
     template = report.TEMPLATE.read_text(encoding="utf-8").split("## In short\n")[1]
     short = report.fill_in(results, template.split("\n## ")[0]).text.strip()
     return "\n".join([short, "", *lines, "", f"{source}; {rows}"])

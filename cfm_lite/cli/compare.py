@@ -28,10 +28,17 @@ class Compare(Seeded):
     """
 
     suite: Annotated[
-        Positional[Literal["toy", "digits", "mnist", "cifar10"] | None],
+        Positional[
+            Literal[
+                *("toy", "digits", "mnist", "mnist_short", "mnist_guidance", "mnist_sit"),
+                *("cifar10", "cifar10_full"),
+            ]
+            | None
+        ],
         arg(metavar="[SUITE]", help_behavior_hint=""),
     ] = None
-    """toy, digits, mnist or cifar10 (default: digits; with --report all suites)."""
+    """toy, digits, mnist, mnist_short, mnist_guidance, mnist_sit, cifar10 (16 x 16 pixels) or
+    cifar10_full (default: digits; with --report all suites)."""
     group: tuple[str, ...] = ("core",)
     """Which tables to fill: core, any of the suite's ablations, or all."""
     seeds: OptionalInt = None

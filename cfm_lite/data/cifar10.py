@@ -1,10 +1,11 @@
 """CIFAR-10: 50,000 + 10,000 colour photographs of 32x32 pixels in ten classes, under two names.
 
 "cifar10" is the original. "cifar10-jpeg75" holds the same pictures as JPEG of quality 75, in a tar
-of class folders. The two are never mixed: results name the one that they were made with. x1 =
-pixel / 127.5 - 1 in [-1, 1]. Rows come in one fixed order that mixes the classes. The official
-archive is read in its binary form, because the Python form is a pickle. Reference: Krizhevsky 2009,
-"Learning multiple layers of features from tiny images".
+of class folders. The two are never mixed: results name the one that they were made with. With "-16"
+at the end of the name, pictures have 16x16 pixels, each the mean of 2x2. x1 = pixel / 127.5 - 1 in
+[-1, 1]. Rows come in one fixed order that mixes the classes. The official archive is read in its
+binary form, because the Python form is a pickle. Reference: Krizhevsky 2009, "Learning multiple
+layers of features from tiny images".
 """
 
 import functools
@@ -17,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_count
@@ -28,7 +30,8 @@ from cfm_lite.errors import CFMError, DataError
 
 __all__ = ["CLASSES", "NAMES", "available", "download", "load"]
 
-NAMES = ("cifar10", "cifar10-jpeg75")
+HALF = "-16"  # the end of a name whose pictures have half the side
+NAMES = ("cifar10", "cifar10-jpeg75", f"cifar10{HALF}", f"cifar10-jpeg75{HALF}")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SPLITS = {"train": 50_000, "test": 10_000}
 ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar10-jpeg75": "cifar10-imagefolder.tar.gz"}
@@ -49,6 +52,7 @@ def load(
 ) -> tuple[Tensor, Tensor]:
     """The first `limit` images (n, 3, 32, 32) float32 in [-1, 1] and labels (n,) int64 in [0, 9].
 
+    Under a name that ends in "-16" the images are (n, 3, 16, 16).
     `split` is "train" or "test", `name` one of NAMES. `root` overrides CFM_LITE_DATA. Raises
     ConfigError for an unknown split, name or limit, and DataError for an archive that is missing or
     damaged, or that holds anything but the pictures.
@@ -57,12 +61,12 @@ def load(
     check_choice("name", name, NAMES)
     if limit is not None:
         limit = check_count("limit", limit)
-    path = _path(name, root)
-    pixels, labels = _read(name, path, split, *_stamp(name, path))
+    path, source = _path(name, root), name.removesuffix(HALF)
+    pixels, labels = _read(source, path, split, *_stamp(source, path))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:limit].numpy()
-    return torch.from_numpy(pixels[order].astype(np.float32)).div_(127.5).sub_(1), torch.from_numpy(
-        labels[order].astype(np.int64)
-    )
+    x = torch.from_numpy(pixels[order].astype(np.float32)).div_(127.5).sub_(1)
+    x = F.avg_pool2d(x, 2) if name.endswith(HALF) else x
+    return x, torch.from_numpy(labels[order].astype(np.int64))
 
 
 def available(name: str = "cifar10", root: str | os.PathLike[str] | None = None) -> bool:
@@ -100,7 +104,7 @@ def download(root: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _path(name: str, root: str | os.PathLike[str] | None) -> Path:
-    return files.data_root(root) / "cifar10" / ARCHIVES[name]
+    return files.data_root(root) / "cifar10" / ARCHIVES[name.removesuffix(HALF)]
 
 
 def _stamp(name: str, path: Path) -> tuple[int, int]:

@@ -77,7 +77,7 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
     """Load an image set, or make `points` points of a 2D toy set and as many held-out ones.
 
     Image sets are "digits", "digits_pca", "mnist", "fashion_mnist", "cifar10",
-    "cifar10-jpeg75" and "words".
+    "cifar10-jpeg75" and "words". "cifar10-16" and "cifar10-jpeg75-16" have half the side.
     "digits_pca" holds the 32 leading principal components of the digits, with a codec. "words" has
     captions in place of labels. `limit` cuts the training rows. Raises ConfigError for an unknown
     name, and DataError for files that are missing or damaged.

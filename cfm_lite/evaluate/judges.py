@@ -61,7 +61,13 @@ SETTINGS = {
         name: JudgeSettings(
             size=32, stride=2, channels=48, epochs=12, batch=128, shift=4, colours=3
         )
-        for name in cifar10.NAMES
+        for name in cifar10.NAMES[:2]
+    },
+    **{
+        name: JudgeSettings(
+            size=16, stride=1, channels=32, epochs=12, batch=128, shift=2, colours=3
+        )
+        for name in cifar10.NAMES[2:]
     },
 }
 

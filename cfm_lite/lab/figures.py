@@ -16,7 +16,16 @@ from cfm_lite.viz import Panel, Picture
 
 __all__ = ["FIGURES", "TITLES", "differences_table", "quality_figure", "title"]
 
-TITLES = {"toy": "Plane", "digits": "Digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+TITLES = {
+    "toy": "Plane",
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "mnist_short": "MNIST, short",
+    "mnist_guidance": "MNIST, guided",
+    "mnist_sit": "MNIST, SiT",
+    "cifar10": "CIFAR-10, 16 × 16",
+    "cifar10_full": "CIFAR-10",
+}
 TRAINED = tuple(name for name, arm in ARMS.items() if name != "fm" and not arm.changes)
 LABELS = {  # what the settings of a group are
     "core": "network evaluations (NFE)",

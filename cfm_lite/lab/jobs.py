@@ -143,12 +143,13 @@ def run_job(
     parts: Path,
     device: str,
     *,
-    keep: bool = False,
+    keep: str = "",
     report: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Train, sample and measure. Writes PARTS/KEY.json for each finished trial.
 
-    With `keep` the training has a folder in PARTS, and a stopped one resumes from it. `report` is
+    With `keep`, the name of a suite, the training has a folder beside that suite's parts, and a
+    stopped one resumes from it. `report` is
     called with the share that is done, in [0, 1]. Divergence, of the training or of samples, is a
     result: a row of metric "diverged" describes it.
     """
@@ -181,9 +182,9 @@ def estimate_rows(job: Job) -> float:
 
 
 def _trained(
-    job: Job, data: DataSet, parts: Path, device: str, keep: bool, listen: Callable[[float], None]
+    job: Job, data: DataSet, parts: Path, device: str, keep: str, listen: Callable[[float], None]
 ) -> Run:
-    folder = parts / f"run-{job.key}" if keep else None
+    folder = parts.with_name(f"{keep}.parts") / f"run-{job.key}" if keep else None
     return train(
         job.training,
         data,

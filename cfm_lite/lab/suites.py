@@ -39,13 +39,15 @@ class Group:
     variants: Variants = field(default_factory=lambda: {"": {}})
     recipe: str = ""  # another than the suite's
     changes: Mapping[str, Any] = field(default_factory=dict)
+    first: int = 0  # its first seed; what is tuned takes seeds that no core reports
 
 
 @dataclass(frozen=True)
 class Suite:
     """The groups of one data set, "core" first.
 
-    `keep` saves long trainings while they run. `stand_in` is the data set to use if the files of
+    `keep` saves long trainings while they run, in the folder of the suite that it names: suites
+    that only sample in other ways share them. `stand_in` is the data set to use if the files of
     `dataset` are missing; rows have the name of the one that was used. `miniature` holds the
     changes of a small sweep that only shows that everything runs.
     """
@@ -54,7 +56,7 @@ class Suite:
     dataset: str
     groups: Mapping[str, Group]
     changes: Mapping[str, Any] = field(default_factory=dict)
-    keep: bool = False
+    keep: str = ""
     stand_in: str = ""
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # fields of one arm
     miniature: Mapping[str, Any] = field(default_factory=lambda: {"steps": 40})
@@ -156,6 +158,32 @@ _PERTURBATIONS = ("cutmix", "gaussian_blur", "color_jitter", "additive_noise")
 _CORE = euler(2, 4, 8, 16, 50)
 _LARGE = Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))
 _SMALL_SIT = {"batch": 128, "steps": 1000}
+# pictures of a U-Net: each trained method with its controls, its debiased form, and what a boost
+# at the noise does to plain FM
+_PICTURES = (
+    *("fm", "fm_scaled", "fm_time_scaled", "fm_retargeted", "fm_retargeted_latent"),
+    *("delta_fm", "delta_fm_debiased", "vecor_latent", "vecor_latent_debiased"),
+    *("dispersive", "repa"),
+)
+_COLOURS = (*_PICTURES, "fm_retargeted_vecor", "vecor", "vecor_debiased")
+_FEW_MANY = (*euler(4), *euler(50, samples=5000))
+_TUNING = 100  # the first seed of what is tuned
+_TINY = {"hidden_size": 8, "num_heads": 2, "batch": 16, "shard": 16, "steps": 20, "warmup": 0}
+
+
+def _tuning(arms: tuple[str, ...], weights: Sequence[float], seeds: int = 1) -> dict[str, Group]:
+    """Groups that choose λ for `arms`, and α and β of time-scaled FM, which needs no training."""
+    boosts = {
+        f"boost={a:g},boost_power={b:g}": {"boost": a, "boost_power": b}
+        for a in (0.02, 0.05, 0.1)
+        for b in (1.0, 2.0, 4.0)
+    }
+    ways = euler(50, samples=5000)
+    return {
+        "tuning": Group(arms, seeds, ways, _values("weight", weights), first=_TUNING),
+        "tuning_time": Group(("fm_time_scaled",), seeds, ways, boosts, first=_TUNING),
+    }
+
 
 SUITES = {
     "toy": Suite(
@@ -196,7 +224,45 @@ SUITES = {
             ),
         ),
     ),
+    # the networks are good: what is left of a method then?
     "mnist": Suite(
+        "mnist",
+        "mnist",
+        {"core": Group(_PICTURES, 5, _FEW_MANY)}
+        | _tuning(("fm_scaled", "delta_fm", "vecor_latent"), (0.02, 0.05)),
+        {"precision": "float32"},
+        keep="mnist",
+        miniature=_TINY,
+    ),
+    # the networks are far from done: an eighth of the training
+    "mnist_short": Suite(
+        "mnist",
+        "mnist",
+        {"core": Group(_PICTURES, 5, _FEW_MANY)}
+        | _tuning(("fm_scaled", "delta_fm", "vecor_latent"), (0.02, 0.05, 0.1)),
+        {"precision": "float32", "steps": 1000},
+        keep="mnist_short",
+        miniature=_TINY,
+    ),
+    # the networks of mnist once more, sampled with guidance
+    "mnist_guidance": Suite(
+        "mnist",
+        "mnist",
+        {
+            "core": Group(
+                (
+                    *("fm", "fm_scaled", "fm_time_scaled", "fm_retargeted"),
+                    *("delta_fm", "delta_fm_debiased", "vecor_latent"),
+                ),
+                5,
+                tuple(Sampling(guidance=scale, samples=2000) for scale in (1.5, 2.0, 3.0)),
+            )
+        },
+        {"precision": "float32"},
+        keep="mnist",
+        miniature=_TINY,
+    ),
+    "mnist_sit": Suite(
         "mnist_sit",
         "mnist",
         {"core": _LARGE},
@@ -205,13 +271,24 @@ SUITES = {
             **{"hidden_size": 128, "depth": 3, "num_heads": 4, "patch_size": 7},
             **{"batch": 64, "steps": 4000, "lr": 3e-3, "precision": "float32"},
         },
-        keep=True,
+        keep="mnist_sit",
     ),
+    # small enough for one core: half the side
     "cifar10": Suite(
         "cifar10",
+        "cifar10-16",
+        {"core": Group(_COLOURS, 3, _FEW_MANY)}
+        | _tuning(("fm_scaled", "delta_fm", "vecor", "vecor_latent"), (0.02, 0.05, 0.1)),
+        {"levels": 2, "batch": 64, "steps": 6000, "precision": "float32"},
+        keep="cifar10",
+        stand_in="cifar10-jpeg75-16",
+        miniature=_TINY,
+    ),
+    "cifar10_full": Suite(
+        "cifar10_sit",
         "cifar10",
         {"core": _LARGE},
-        keep=True,
+        keep="cifar10_full",
         stand_in="cifar10-jpeg75",
         # on one core: five minutes for each seed, and twenty minutes once for judge and teacher
         miniature={

@@ -59,7 +59,8 @@ def plan(
 ) -> Plan:
     """What a sweep of `groups` would do.
 
-    `seeds` defaults to each group's own number of seeds, from `first_seed` on. Raises ConfigError
+    `seeds` defaults to each group's own number of seeds, from `first_seed` on. A group that tunes
+    adds its `first` to them. Raises ConfigError
     for an unknown name, and DataError if files in `out` were made with other settings.
     """
     check_choice("suite", suite, SUITES)
@@ -67,11 +68,12 @@ def plan(
     wanted: list[Trial] = []
     for group in groups:
         check_choice("group", group, SUITES[suite].groups)
-        own = range(first_seed, first_seed + SUITES[suite].groups[group].seeds)
+        mine = SUITES[suite].groups[group]
+        own = range(first_seed, first_seed + mine.seeds) if seeds is None else seeds
         wanted += trials(
             suite,
             group,
-            seeds=own if seeds is None else seeds,
+            seeds=[mine.first + seed for seed in own],
             arms=arms,
             changes=changes,
             quick=quick,

@@ -39,7 +39,7 @@ class Outcome:
 
 
 def in_process(
-    jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick
+    jobs: Sequence[Job], parts: Path, device: str, keep: str, workers: int, tick: Tick
 ) -> Iterator[Outcome]:
     """Run `jobs` here, one after the other. A CPU uses one thread, so the numbers equal those of
     workers.
@@ -54,7 +54,7 @@ def in_process(
 
 
 def in_workers(
-    jobs: Sequence[Job], parts: Path, device: str, keep: bool, workers: int, tick: Tick
+    jobs: Sequence[Job], parts: Path, device: str, keep: str, workers: int, tick: Tick
 ) -> Iterator[Outcome]:
     """Run `jobs` in up to `workers` processes. Leaving the loop early, by an interrupt, ends them
     in seconds.
@@ -97,7 +97,7 @@ def _result(future: Future[Outcome]) -> Outcome:
 
 
 def _attempt(
-    job: Job, parts: Path, device: str, keep: bool, report: Callable[[float], None]
+    job: Job, parts: Path, device: str, keep: str, report: Callable[[float], None]
 ) -> Outcome:
     """Run a job. Its own errors are an outcome, an interrupt is not."""
     try:
@@ -138,7 +138,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
 
-def _work(number: int, job: Job, parts: Path, device: str, keep: bool) -> Outcome:
+def _work(number: int, job: Job, parts: Path, device: str, keep: str) -> Outcome:
     if _Worker.stopping:
         return Outcome(job.label, stopped=True)
     _Worker.busy = True

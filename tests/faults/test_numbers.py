@@ -403,6 +403,7 @@ SHAPES = {
     "mnist_sit": (1, 28, 28),
     "fashion_mnist": (1, 28, 28),
     "cifar10": (3, 32, 32),
+    "cifar10_sit": (3, 32, 32),
 }
 
 
@@ -412,10 +413,10 @@ def early(name, method, steps):
     """
     small = (
         {"batch": 32, "shard": 32, "precision": "float32"}
-        if name in ("mnist", "mnist_sit", "fashion_mnist", "digits_sit", "cifar10", "words")
+        if name in SHAPES or name == "digits_sit"
         else {}
     )
-    small |= {"hidden_size": 48, "depth": 4, "num_heads": 2} if name == "cifar10" else {}
+    small |= {"hidden_size": 48, "depth": 4, "num_heads": 2} if name == "cifar10_sit" else {}
     recipe = RECIPES[name]().changed(
         method=method, **small, **({"perturb": "channel_shuffle"} if name == "toy" else {})
     )
