@@ -96,12 +96,13 @@ bench-gpu: $(VENV)/.bench  ## speed and memory of SiT-S to XL on one GPU of 80 G
 	$(BIN)/python -m tools.benchmarks gpu
 
 lab: $(VENV)/.notebooks  ## open the course in JupyterLab, on this machine only, with its token
+	$(BIN)/jupyter trust notebooks/*.ipynb  # its explorers are alive before a cell has run
 	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(AS_ROOT) --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb
 
 notebooks: $(VENV)/.test  ## run every notebook from a clean kernel and write its outputs (8 min)
 	$(BIN)/python notebooks/run.py
 
-html: $(VENV)/.notebooks  ## export the notebooks as they are to build/html, with pictures where the explorers are
+html: $(VENV)/.notebooks  ## export the notebooks as they are to build/html, with their explorers alive
 	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter nbconvert --to html --output-dir build/html notebooks/*.ipynb
 
 test-browser: $(VENV)/.browser  ## use every explorer in JupyterLab in a real browser (needs Chromium; screenshots in build/browser)

@@ -1,6 +1,6 @@
 """Read by JupyterLab as `make lab` starts it, and by `make html` (JUPYTER_CONFIG_PATH=notebooks).
 
-An export holds the explorers alive where the notebook was saved with its widgets, else their pictures.
+An export holds the explorers alive: all that they need stands in the page.
 """
 
 c = get_config()  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
@@ -21,3 +21,4 @@ def _alive(notebook, resources):
 
 
 c.HTMLExporter.preprocessors = [_alive]
+c.HTMLExporter.require_js_url = ""  # for widgets of a kernel, which an export has none of

@@ -1,8 +1,9 @@
 """Execute notebooks from a clean kernel and write their outputs: python notebooks/run.py [--fast] [NAME ...]
 
-What is written is free of noise: no execution times, no widget state (a picture stands where a widget was), pictures
-in 256 colours where that shows no difference. The seconds of a default run are kept in data/results/notebooks.json,
-which the table in docs/course.md is made from.
+What is written is free of noise: no execution times, pictures in 256 colours where that shows no difference. The
+explorers' state is kept, so that a notebook opened without a kernel is alive; where no JavaScript runs, a picture
+stands. The seconds of a default run are kept in data/results/notebooks.json, which the table in docs/course.md is
+made from.
 """
 
 import argparse
@@ -23,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 TIMES = HERE.parent / "data" / "results" / "notebooks.json"
 SEEN = 24  # of 255 levels, at the worst pixel
 WIDGET = "application/vnd.jupyter.widget-view+json"
+STATE = "application/vnd.jupyter.widget-state+json"
+MODEL = "IPY_MODEL_"  # before the name of one widget in the state of another
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {  # converters read the ending and the exporter here: without them a script becomes .txt
@@ -46,6 +49,7 @@ def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook without what differs from run to run for no reader's benefit."""
+    states = notebook.metadata.get("widgets", {}).get(STATE, {"state": {}})["state"]
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key in ("tags", "jupyter")}
@@ -53,14 +57,52 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.outputs = _outputs(cell.outputs)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"  # ids by place: a new run makes no difference where nothing changed
+    kept = _widgets(notebook, states)
+    if kept:
+        saved = {"version_major": 2, "version_minor": 0, "state": kept}
+        notebook.metadata["widgets"] = nbformat.from_dict({STATE: saved})
     return notebook
+
+
+def _widgets(notebook: nbformat.NotebookNode, states: dict[str, Any]) -> dict[str, Any]:
+    """The state of the widgets that are shown and of those that they need, under names by place; a widget whose state
+    is not known loses its view, and its picture stands.
+    """
+    names: dict[str, str] = {}
+    waiting = []
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        view = output.get("data", {}).get(WIDGET)
+        if view and view["model_id"] in states:
+            waiting.append(view["model_id"])
+        elif view:
+            del output.data[WIDGET]
+    while waiting:
+        model = waiting.pop(0)
+        if model in states and model not in names:
+            names[model] = f"widget-{len(names):02d}"
+            values = states[model]["state"].values()
+            waiting += [value.removeprefix(MODEL) for value in values if str(value).startswith(MODEL)]
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if WIDGET in output.get("data", {}):
+                output.data[WIDGET]["model_id"] = names[output.data[WIDGET]["model_id"]]
+    return {names[model]: states[model] | {"state": _state(states[model]["state"], names)} for model in names}
+
+
+def _state(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """What is not None, which is what a page takes by itself; other widgets by their new names."""
+    renamed = {MODEL + old: MODEL + new for old, new in names.items()}
+    return {
+        key: renamed.get(value, value) if isinstance(value, str) else value
+        for key, value in sorted(values.items())
+        if value is not None
+    }
 
 
 def _outputs(outputs: list[Any]) -> list[Any]:
     kept = []
     for output in outputs:
         if output.output_type in ("display_data", "execute_result"):
-            output.data.pop(WIDGET, None)
             output.metadata.pop(WIDGET, None)
             if "image/png" in output.data:
                 output.data["image/png"] = _packed(output.data["image/png"])

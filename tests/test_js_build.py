@@ -4,13 +4,22 @@ network; its colours are those of the figures.
 
 import re
 
-from tools import explorers
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+
+from tools import explorers  # noqa: E402
 
 BUILT = explorers.BUILT.read_text(encoding="utf-8")
 
 
 def test_the_built_file_is_that_of_its_sources():
     assert BUILT.splitlines()[0] == explorers.banner(), "run: make widgets"
+
+
+def test_the_saved_notebooks_hold_the_built_file():
+    for path in sorted((explorers.ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        assert not explorers.renew(nbformat.read(path, as_version=4)), f"{path.name}: make widgets"
 
 
 def test_the_colours_are_those_of_the_figures_and_methods():

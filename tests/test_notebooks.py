@@ -96,8 +96,7 @@ def test_no_noise_is_kept(path):
     assert not found, f"a local path: {found[0]}"
     if "CFM_LITE_NOTEBOOKS" not in os.environ:  # what `make notebooks` takes out
         assert path.stat().st_size <= 1_000_000
-        assert "widgets" not in notebook.metadata
-        assert "vnd.jupyter.widget-view" not in text
+        assert all(name.startswith("widget-") for name in widget_states(notebook))
     stderr = [
         output.text
         for cell in cells(path, "code")
@@ -105,6 +104,36 @@ def test_no_noise_is_kept(path):
         if output.get("name") == "stderr"
     ]
     assert not [text for text in stderr if "Warning" in text]
+
+
+def widget_states(notebook) -> dict:
+    saved = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json")
+    return saved["state"] if saved else {}
+
+
+@every_notebook
+def test_an_explorer_is_saved_with_all_it_needs_and_with_a_picture(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    calls = re.findall(r"\bwidgets\.(\w+)\(", code)
+    states = {name: entry["state"] for name, entry in widget_states(notebook).items()}
+    shown = [
+        output.data
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    ]
+    found = [
+        states[data["application/vnd.jupyter.widget-view+json"]["model_id"]] for data in shown
+    ]
+    assert [state["_face"] for state in found] == calls
+    assert all("image/png" in data for data in shown)
+    for state in found:
+        for value in state.values():
+            if str(value).startswith("IPY_MODEL_"):
+                assert value.removeprefix("IPY_MODEL_") in states
+    engines = [state for state in states.values() if "var cfmLite=" in state.get("content", "")]
+    assert len(engines) == bool(calls)
 
 
 @every_notebook

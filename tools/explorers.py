@@ -1,4 +1,5 @@
-"""Builds the explorers' JavaScript into the one file that ships: `make widgets`.
+"""Builds the explorers' JavaScript into the one file that ships, and gives it to the saved
+notebooks: `make widgets`.
 
 The colours come from `viz.style` and `methods`, so that they stand once. The built file begins
 with the hash of its sources: a test finds a file that was not built again.
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, to_hex, to_rgb
 from PIL import Image, ImageChops
@@ -29,6 +31,8 @@ BUILT = STATIC / "explorers.js"  # the engine and the faces, a classic script
 NOTEBOOK = STATIC / "notebook.js"  # what a widget in a notebook loads them with, a module
 COLOURS = SOURCE / "colours.json"
 LARGEST = 250_000  # bytes of the built file
+OURS = "/* cfm_lite explorers, MIT licence."  # how a built file begins
+STATE = "application/vnd.jupyter.widget-state+json"
 
 _MEANINGS = {
     "noise": style.NOISE,
@@ -91,7 +95,7 @@ def fingerprint() -> str:
 def banner() -> str:
     """The first line of the built file."""
     hashed = fingerprint()
-    return f"/* cfm_lite explorers, MIT licence. Built by make widgets from sources {hashed}. */"
+    return f"{OURS} Built by make widgets from sources {hashed}. */"
 
 
 def bundled(tools: Path, source: str, *options: str) -> str:
@@ -103,7 +107,7 @@ def bundled(tools: Path, source: str, *options: str) -> str:
 
 
 def main(tools: Path) -> None:
-    """Write colours.json and the built files."""
+    """Write colours.json and the built files, and put these into the saved notebooks."""
     COLOURS.write_text(written(colours()), encoding="utf-8")
     STATIC.mkdir(exist_ok=True)
     built = {
@@ -116,6 +120,25 @@ def main(tools: Path) -> None:
     for path, text in built.items():
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"{path.relative_to(ROOT)}: {len(text.encode()):,} bytes")
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if renew(notebook):
+            nbformat.write(notebook, path)
+            print(f"{path.relative_to(ROOT)}: has the new engine")
+
+
+def renew(notebook: nbformat.NotebookNode) -> bool:
+    """Give a saved notebook the built files of now; whether that changed it."""
+    saved = notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
+    built = {path: path.read_text(encoding="utf-8") for path in (BUILT, NOTEBOOK)}
+    changed = False
+    for entry in saved.values():
+        for name, path in (("content", BUILT), ("_esm", NOTEBOOK)):
+            old = entry["state"].get(name, "")
+            if old.startswith(OURS) and old != built[path]:
+                entry["state"][name] = built[path]
+                changed = True
+    return changed
 
 
 def page(folder: Path) -> Path:
