@@ -123,9 +123,7 @@ def test_an_explorer_is_saved_with_all_it_needs_and_with_a_picture(path):
         for output in cell.get("outputs", [])
         if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
     ]
-    found = [
-        states[data["application/vnd.jupyter.widget-view+json"]["model_id"]] for data in shown
-    ]
+    found = [states[data["application/vnd.jupyter.widget-view+json"]["model_id"]] for data in shown]
     assert [state["_face"] for state in found] == calls
     assert all("image/png" in data for data in shown)
     for state in found:
