@@ -9,13 +9,14 @@ order are the official SiT's (Ma et al. 2024, arXiv:2401.08740).
 """
 
 import contextlib
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import (
@@ -32,6 +33,7 @@ from cfm_lite.errors import ConfigError
 __all__ = [
     "LabelEmbedder",
     "Labelled",
+    "Network",
     "TimestepEmbedder",
     "autocasting",
     "check_blocks",
@@ -77,7 +79,37 @@ class TimestepEmbedder(nn.Module):
         return self
 
 
-class Labelled(nn.Module):
+class Network(nn.Module):
+    """What all networks here share: `forward_features` gives the velocity and the features.
+
+    >>> from cfm_lite.models import MLP
+    >>> MLP(2, depth=1).config["depth"]
+    1
+    """
+
+    forward_features: Callable[..., tuple[Tensor, dict[int, Tensor]]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that build this model again."""
+        _, *names = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in names}
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *dims"],
+        t: Float[Tensor, " batch"],
+        y: Shaped[Tensor, "batch *condition"] | None = None,
+    ) -> Float[Tensor, "batch *dims"]:
+        """The velocity at x, at times in [0, 1] and for conditions y.
+
+        y = None is the null condition for every row. Raises ConfigError for another shape, time or
+        condition.
+        """
+        return self.forward_features(x, t, y)[0]
+
+
+class Labelled(Network):
     """A network whose condition is a label (B,) below `num_classes`.
 
     >>> model = Labelled()

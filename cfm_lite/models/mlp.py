@@ -8,7 +8,6 @@ Convention: t = 0 is noise, t = 1 is data. The output layer starts at 0, so the 
 exactly 0.
 """
 
-import inspect
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -91,24 +90,6 @@ class MLP(Labelled):
         self.output = nn.Linear(hidden_size, dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The keyword arguments that build this model again."""
-        return {name: getattr(self, name) for name in inspect.signature(MLP).parameters}
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch *dims"],
-        t: Float[Tensor, " batch"],
-        y: Integer[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch *dims"]:
-        """The velocity at x, at times in [0, 1] and for labels in [0, num_classes].
-
-        y = None is the null label for every row. Raises ConfigError for another shape, time or
-        label.
-        """
-        return self.forward_features(x, t, y)[0]
 
     def forward_features(
         self,

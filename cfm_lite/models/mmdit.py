@@ -10,7 +10,6 @@ REPA's text-to-image experiments. Reference: Esser et al. 2024 (SD3, arXiv:2403.
 Yu et al. 2024 (REPA, arXiv:2410.06940), appendix on MS-COCO.
 """
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from cfm_lite._internal.checks import check_count, check_flag, check_number, check_time, plain
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import (
+    Network,
     TimestepEmbedder,
     autocasting,
     check_blocks,
@@ -43,7 +43,7 @@ __all__ = ["JointBlock", "MMDiT", "Stream"]
 Caption = Integer[Tensor, "batch length"] | Float[Tensor, "batch length context"]
 
 
-class MMDiT(nn.Module):
+class MMDiT(Network):
     """The velocity (B, C, S, S) of images or latents x (B, C, S, S), S = `input_size`, at times t
     (B,), for captions y.
 
@@ -111,25 +111,11 @@ class MMDiT(nn.Module):
         if self.words is None:
             self.register_buffer("null_context", torch.zeros(self.context_length, self.context_dim))
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The keyword arguments that build this model again."""
-        return {name: getattr(self, name) for name in inspect.signature(MMDiT).parameters}
-
     def null_condition(self, y: Tensor) -> Tensor:
         """The empty caption for each row of captions `y`: what a dropped row gets."""
         if self.words is not None:
             return torch.zeros_like(y)
         return self.null_context.to(self._features(y)).expand_as(y)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels height width"],
-        t: Float[Tensor, " batch"],
-        y: Caption | None = None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """The velocity (B, C, S, S). Raises ConfigError for another shape, time or caption."""
-        return self.forward_features(x, t, y)[0]
 
     def forward_features(
         self,

@@ -9,7 +9,6 @@ output is exactly 0 before training. Reference: Ma et al. 2024 (SiT, arXiv:2401.
 Xie 2023 (DiT, arXiv:2212.09748), section 3.
 """
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -123,24 +122,6 @@ class SiT(Labelled):
         )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The keyword arguments that build this model again."""
-        return {name: getattr(self, name) for name in inspect.signature(SiT).parameters}
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels height width"],
-        t: Float[Tensor, " batch"],
-        y: Integer[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """The velocity at x, at times in [0, 1] and for labels in [0, num_classes].
-
-        y = None is the null label for every row. Raises ConfigError for another shape, time or
-        label.
-        """
-        return self.forward_features(x, t, y)[0]
 
     def forward_features(
         self,

@@ -11,7 +11,6 @@ arXiv:1505.04597); Ho et al. 2020 (DDPM, arXiv:2006.11239), appendix B; Dhariwal
 arXiv:2105.05233), section 3. It is smaller than ADM's network; docs/own_network.md wraps that one.
 """
 
-import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,11 +100,6 @@ class UNet(Labelled):
         _zero(self.head)
         self.to(memory_format=torch.channels_last)  # a step takes a fifth less time than without
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The keyword arguments that build this model again."""
-        return {name: getattr(self, name) for name in inspect.signature(UNet).parameters}
-
     def grid(self, block: int) -> tuple[int, int]:
         """(side, width) of the features after `block`: (B, side * side, width)."""
         levels = len(self.channels)
@@ -114,18 +108,6 @@ class UNet(Labelled):
         (block,) = check_blocks([block], self.depth)
         n = level[block - 1]
         return self.input_size // self.patch_size // 2**n, self.channels[n]
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch channels height width"],
-        t: Float[Tensor, " batch"],
-        y: Integer[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        """The velocity (B, C, S, S). y = None is the null label for every row.
-
-        Raises ConfigError for another shape, time or label.
-        """
-        return self.forward_features(x, t, y)[0]
 
     def forward_features(
         self,
