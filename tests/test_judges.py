@@ -103,7 +103,9 @@ def test_fingerprint_changes_with_one_weight_and_with_the_accuracy(brief):
 
 def test_limit_uses_the_first_rows_alone(brief, monkeypatch):
     seen = []
-    monkeypatch.setattr(judges, "fit_classifier", lambda judge, x, y, *rest: seen.append((x, y)))
+    monkeypatch.setattr(
+        classifier, "fit_classifier", lambda judge, x, y, *rest: seen.append((x, y))
+    )
     judges.train_judge(limit=30)
     x, y = digits.load("judge_fit")
     assert torch.equal(seen[0][0], x[:30])

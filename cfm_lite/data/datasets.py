@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from cfm_lite.data.pca import PCA
 from cfm_lite.draws import keyed_generator
 from cfm_lite.theory import GaussianMixture
 
-__all__ = ["NAMES", "DataSet", "codec_for", "dataset"]
+__all__ = ["NAMES", "DataSet", "codec_for", "dataset", "each_image_set", "image_rows"]
 
 NAMES = ("digits", "digits_pca", *mnist.NAMES, *cifar10.NAMES, "words", *toy.TOYS)
 PICTURES = 20_000  # of "words"
+T = TypeVar("T")
 
 
 class DataSet(NamedTuple):
@@ -91,26 +92,41 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
         x1, y, *_ = words.load("train", min(limit or PICTURES, PICTURES))
         held_x1, held_y, *_ = words.load("seen", 2000)
         return DataSet(name, x1, y, held_x1, held_y, 0, condition="captions")
-    if name == "digits":
-        (x1, y), held, mixture = digits.load("train"), digits.load("judge"), None
-    elif name in mnist.NAMES:
-        (x1, y), held = (mnist.load(split, name=name) for split in mnist.SPLITS)
-        mixture = None
-    elif name in cifar10.NAMES:
-        (x1, y), held, mixture = (
-            cifar10.load("train", name=name, limit=limit),
-            cifar10.load("test", name=name),
-            None,
-        )
-    else:
+    if name in toy.TOYS:
         points = check_count("points", points)
         (x1, y), held = (
             toy.load(name, points, keyed_generator("cpu", 0, name, part))
             for part in ("train", "held")
         )
-        mixture = toy.mixture(name) if name in toy.MIXTURES else None
+    else:
+        (x1, y), held = image_rows(name, "train", limit), image_rows(name, "test")
     classes = int(torch.cat([y, held[1]]).max()) + 1
+    mixture = toy.mixture(name) if name in toy.MIXTURES else None
     return DataSet(name, x1[:limit], y[:limit], *held, classes, mixture)
+
+
+def image_rows(name: str, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first `limit` images and labels of one split of an image set, which has no captions.
+
+    `split` is "train" or "test": for the digits, "test" is the half that no generator sees, and
+    their other splits may be named too. Raises ConfigError for another set, and what `load` raises.
+    """
+    check_choice("dataset", name, each_image_set(0, 0, 0, 0))
+    if name in mnist.NAMES:
+        return mnist.load(split, name=name, limit=limit)
+    if name in cifar10.NAMES:
+        return cifar10.load(split, name=name, limit=limit)
+    limit = limit if limit is None else check_count("limit", limit)
+    x, y = digits.load("judge" if split == "test" else split)
+    return x[:limit], y[:limit]
+
+
+def each_image_set(of_digits: T, of_mnist: T, of_cifar10: T, of_half: T) -> dict[str, T]:
+    """A value for each image set by name; sets of one shape share it, also those of half a side."""
+    colours = dict.fromkeys(cifar10.NAMES[:2], of_cifar10) | dict.fromkeys(
+        cifar10.NAMES[2:], of_half
+    )
+    return {"digits": of_digits} | dict.fromkeys(mnist.NAMES, of_mnist) | colours
 
 
 PIXELS = {"digits_pca": "digits"}

@@ -16,41 +16,27 @@ import math
 import warnings
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_choice, check_count, full_precision, load_weights
+from cfm_lite._internal.checks import check_choice, check_count, full_precision
 from cfm_lite._internal.files import fingerprint
-from cfm_lite.data import cifar10, digits, mnist
+from cfm_lite.data.datasets import each_image_set, image_rows
 from cfm_lite.data.root import cache_root, keep
-from cfm_lite.errors import CFMError, ConfigError
-from cfm_lite.models.classifier import JudgeSettings, fit_classifier, one_thread
+from cfm_lite.errors import ConfigError
+from cfm_lite.models.classifier import UNREADABLE, JudgeSettings, one_thread, restored, trained
 
 __all__ = ["SETTINGS", "SmallTeacher", "Tokens", "teacher_for", "train_teacher"]
 
 WIDTH, SEED = 48, 1
-SETTINGS = {
-    "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=30, batch=64),
-    **{
-        name: JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128)
-        for name in mnist.NAMES
-    },
-    **{
-        name: JudgeSettings(
-            size=32, stride=2, channels=48, epochs=10, batch=128, shift=4, colours=3
-        )
-        for name in cifar10.NAMES[:2]
-    },
-    **{
-        name: JudgeSettings(
-            size=16, stride=2, channels=48, epochs=10, batch=128, shift=2, colours=3
-        )
-        for name in cifar10.NAMES[2:]
-    },
-}
+SETTINGS = each_image_set(
+    JudgeSettings(size=8, stride=1, channels=24, epochs=30, batch=64),
+    JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128),
+    JudgeSettings(size=32, stride=2, channels=48, epochs=10, batch=128, shift=4, colours=3),
+    JudgeSettings(size=16, stride=2, channels=48, epochs=10, batch=128, shift=2, colours=3),
+)
 
 
 class SmallTeacher(nn.Module):
@@ -105,30 +91,13 @@ def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -
     state stays as it was. Raises ConfigError and DataError.
     """
     check_choice("the teacher's dataset", dataset, SETTINGS)
-    seed, limit = (
-        check_count("seed", seed, low=0),
-        limit if limit is None else check_count("limit", limit),
-    )
-    (x, y), (x_test, y_test) = (
-        _rows(dataset, "train", limit),
-        _rows(dataset, "judge" if dataset == "digits" else "test", None),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        teacher = SmallTeacher(dataset)
-    with one_thread():
-        fit_classifier(teacher, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            hits = torch.cat([teacher(part).argmax(1) for part in x_test.split(1024)]) == y_test
+    seed = check_count("seed", seed, low=0)
+    (x, y), (x_test, y_test) = image_rows(dataset, "train", limit), image_rows(dataset, "test")
+    teacher = trained(lambda: SmallTeacher(dataset), x, y, SETTINGS[dataset], seed)
+    with one_thread(), torch.no_grad():
+        hits = torch.cat([teacher(part).argmax(1) for part in x_test.split(1024)]) == y_test
     teacher.accuracy = float(hits.double().mean())
     return teacher
-
-
-def _rows(dataset: str, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
-    if dataset in cifar10.NAMES:
-        return cifar10.load(split, name=dataset, limit=limit)
-    x, y = mnist.load(split, name=dataset) if dataset in mnist.NAMES else digits.load(split)
-    return x[:limit], y[:limit]
 
 
 @functools.cache
@@ -163,27 +132,14 @@ def _read(path: Path, dataset: str) -> SmallTeacher | None:
     """The teacher in a cached file; None if there is no file, or a damaged one."""
     if not path.is_file():
         return None
-    # the initial weights are replaced, and must not move the global generator
-    with torch.random.fork_rng(devices=[]):
-        teacher = SmallTeacher(dataset)
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            names = file.keys()  # the file is no mapping
-            load_weights(teacher, {name: file.get_tensor(name) for name in names}, "it")
+        teacher, facts = restored(path, lambda facts: SmallTeacher(dataset))
         teacher.accuracy = float(facts["accuracy"])
         if _hash(teacher) != facts["sha256"]:
             raise ConfigError("its weights differ from their hash")
-    except (
-        safetensors.SafetensorError,
-        CFMError,
-        OSError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except UNREADABLE as error:
         warnings.warn(
             f"{path} is damaged ({error}); the teacher is trained anew.", UserWarning, stacklevel=2
         )
         return None
-    return teacher.requires_grad_(False).eval()
+    return teacher

@@ -14,7 +14,6 @@ import os
 import warnings
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,13 @@ from cfm_lite._internal.checks import (
     check_floating,
     full_precision,
     in_one_line,
-    load_weights,
 )
 from cfm_lite._internal.files import fingerprint, publish
-from cfm_lite.data import cifar10, digits, mnist
+from cfm_lite.data.datasets import each_image_set, image_rows
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.metrics import accuracy, frechet
-from cfm_lite.models.classifier import JudgeSettings, fit_classifier, one_thread
+from cfm_lite.models.classifier import UNREADABLE, JudgeSettings, one_thread, restored, trained
 
 __all__ = [
     "SETTINGS",
@@ -51,25 +49,12 @@ FEATURES, CLASSES = 64, 10
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 
-SETTINGS = {
-    "digits": JudgeSettings(size=8, stride=1, channels=24, epochs=40, batch=64),
-    **{
-        name: JudgeSettings(size=28, stride=2, channels=16, epochs=2, batch=128)
-        for name in mnist.NAMES
-    },
-    **{
-        name: JudgeSettings(
-            size=32, stride=2, channels=48, epochs=12, batch=128, shift=4, colours=3
-        )
-        for name in cifar10.NAMES[:2]
-    },
-    **{
-        name: JudgeSettings(
-            size=16, stride=1, channels=32, epochs=12, batch=128, shift=2, colours=3
-        )
-        for name in cifar10.NAMES[2:]
-    },
-}
+SETTINGS = each_image_set(
+    JudgeSettings(size=8, stride=1, channels=24, epochs=40, batch=64),
+    JudgeSettings(size=28, stride=2, channels=16, epochs=2, batch=128),
+    JudgeSettings(size=32, stride=2, channels=48, epochs=12, batch=128, shift=4, colours=3),
+    JudgeSettings(size=16, stride=1, channels=32, epochs=12, batch=128, shift=2, colours=3),
+)
 
 
 class Judge(nn.Module):
@@ -141,16 +126,6 @@ def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     return judge.head(features), features
 
 
-def _splits(dataset: str, limit: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The rows (x, y) that the judge learns from, and those that test it."""
-    if dataset in mnist.NAMES:
-        return mnist.load("train", name=dataset, limit=limit), mnist.load("test", name=dataset)
-    if dataset in cifar10.NAMES:
-        return cifar10.load("train", name=dataset, limit=limit), cifar10.load("test", name=dataset)
-    x, y = digits.load("judge_fit")
-    return (x[:limit], y[:limit]), digits.load("judge_test")
-
-
 def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = None) -> Judge:
     """A frozen judge of "digits" (seconds), "mnist" (half a minute) or "cifar10".
 
@@ -159,16 +134,11 @@ def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = N
     was. Raises ConfigError for an unknown data set, a seed below 0 or a limit below 1, and
     DataError for missing files.
     """
-    check_choice("dataset", dataset, SETTINGS)
     seed = check_count("seed", seed, low=0)
-    if limit is not None:
-        limit = check_count("limit", limit)
-    (x, y), (x_test, y_test) = _splits(dataset, limit)
-    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator alone
-        torch.manual_seed(seed)
-        judge = Judge(dataset)
+    learn, test = ("judge_fit", "judge_test") if dataset == "digits" else ("train", "test")
+    (x, y), (x_test, y_test) = image_rows(dataset, learn, limit), image_rows(dataset, test)
+    judge = trained(lambda: Judge(dataset), x, y, SETTINGS[dataset], seed)
     with one_thread():
-        fit_classifier(judge, x, y, SETTINGS[dataset], torch.Generator().manual_seed(seed))
         judge.seed, judge.accuracy = seed, float(accuracy(assess(judge, x_test)[0], y_test))
     return judge
 
@@ -180,12 +150,7 @@ def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tens
     "digits": the halves "train" and "judge". "mnist" and "cifar10": the first 10,000 training rows
     and the 10,000 test rows.
     """
-    check_choice("dataset", dataset, SETTINGS)
-    if dataset in mnist.NAMES:
-        return mnist.load("train", name=dataset, limit=10_000), mnist.load("test", name=dataset)
-    if dataset in cifar10.NAMES:
-        return cifar10.load("train", name=dataset, limit=10_000), cifar10.load("test", name=dataset)
-    return digits.load("train"), digits.load("judge")
+    return image_rows(dataset, "train", 10_000), image_rows(dataset, "test")
 
 
 def frechet_real(judge: Judge) -> Tensor:
@@ -223,24 +188,10 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
             "it."
         )
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            names = file.keys()  # the file is no mapping
-            weights = {name: file.get_tensor(name) for name in names}
-        # the initial weights are replaced, and must not move the global generator
-        with torch.random.fork_rng(devices=[]):
-            judge = Judge(facts["dataset"])
-        load_weights(judge, weights, "it")
+        judge, facts = restored(path, lambda facts: Judge(facts["dataset"]))
         judge.seed, judge.accuracy = int(facts["seed"]), float(facts["accuracy"])
         intact = judge.fingerprint == facts["fingerprint"]
-    except (
-        safetensors.SafetensorError,
-        CheckpointError,
-        OSError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except UNREADABLE as error:
         reason = in_one_line(error)
         raise CheckpointCorruptError(
             f"{path} is damaged, or no judge ({reason}); train it again with train_judge."
@@ -250,7 +201,7 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
             f"{path} is damaged: its content differs from its fingerprint; train it again with "
             "train_judge."
         )
-    return judge.requires_grad_(False).eval()
+    return judge
 
 
 def judge_file(dataset: str) -> str:

@@ -4,15 +4,25 @@ Shifts and noise widen a small data set. With one cycle of the learning rate one
 network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
+import safetensors
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-__all__ = ["JudgeSettings", "fit_classifier", "one_thread"]
+from cfm_lite._internal.checks import load_weights
+from cfm_lite.errors import CFMError
+
+__all__ = ["UNREADABLE", "JudgeSettings", "fit_classifier", "one_thread", "restored", "trained"]
+
+# what a damaged file of weights raises
+UNREADABLE = (safetensors.SafetensorError, CFMError, OSError, KeyError, ValueError, RuntimeError)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -88,3 +98,34 @@ def fit_classifier(
             optimizer.step()
             schedule.step()
     judge.requires_grad_(False).eval()
+
+
+def trained(
+    make: Callable[[], Network], x: Tensor, y: Tensor, settings: JudgeSettings, seed: int
+) -> Network:
+    """What `make` builds, trained on one thread and frozen; one seed gives one network.
+
+    The global random state stays as it was.
+    """
+    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator alone
+        torch.manual_seed(seed)
+        network = make()
+    with one_thread():
+        fit_classifier(network, x, y, settings, torch.Generator().manual_seed(seed))
+    return network
+
+
+def restored(
+    path: Path, make: Callable[[Mapping[str, str]], Network]
+) -> tuple[Network, Mapping[str, str]]:
+    """(what `make` builds from the facts in a file, with the file's weights; these facts), frozen.
+
+    Raises one of UNREADABLE for a damaged file.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        facts, names = file.metadata() or {}, file.keys()  # the file is no mapping
+        weights = {name: file.get_tensor(name) for name in names}
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
+        network = make(facts)
+    load_weights(network, weights, "it")
+    return network.requires_grad_(False).eval(), facts

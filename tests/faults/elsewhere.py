@@ -22,12 +22,17 @@ ELSEWHERE: dict[str, str] = {
         cli.scale.ScalePrepare cli.scale.ScaleSample cli.scale.ScaleTrain cli.train.Train cli.train.Training demo.demo
         demo.table evaluate.card.card_of evaluate.card.method_name evaluate.card.told evaluate.images.evaluate_samples
         evaluate.images.features_of evaluate.images.image_batches evaluate.inception.StandIn evaluate.inception.inception
-        evaluate.inception.open_extractor evaluate.reference.names_in evaluate.reference.statistics_of evaluate.samples.evaluate
-        evaluate.samples.evaluate_file evaluate.samples.save_samples runs.reads.check_read runs.reads.unread runs.run.home_for
-        runs.run.is_file_of_weights runs.run.samples_of runs.sampling.draw_rows runs.sampling.draw_part runs.sampling.draw_run
+        evaluate.inception.open_extractor evaluate.reference.names_in evaluate.reference.statistics_of
+        evaluate.samples.evaluate
+        evaluate.samples.evaluate_file evaluate.samples.save_samples runs.reads.check_read runs.reads.unread
+        runs.run.home_for
+        runs.run.is_file_of_weights runs.run.samples_of runs.sampling.draw_rows runs.sampling.draw_part
+        runs.sampling.draw_run
         runs.sampling.guided
-        runs.sampling.in_parts runs.sampling.labels_of runs.sampling.noise_of runs.sampling.recorded runs.sampling.settings_of
-        runs.sampling.solve runs.sampling.velocity_of runs.spec.spec_of scale.budget.activation_bytes scale.budget.free_memory
+        runs.sampling.in_parts runs.sampling.labels_of runs.sampling.noise_of runs.sampling.recorded
+        runs.sampling.settings_of
+        runs.sampling.solve runs.sampling.velocity_of runs.spec.spec_of scale.budget.activation_bytes
+        scale.budget.free_memory
         scale.budget.peak_bytes scale.budget.split_batch scale.budget.state_bytes scale.commands.features_command
         scale.commands.prepare_command scale.commands.sample_command scale.commands.train_command scale.dry_run.dry_run
         scale.official.export_run scale.official.start_from scale.sample.count_samples scale.sample.drawing
@@ -37,15 +42,18 @@ ELSEWHERE: dict[str, str] = {
         _internal.files.fingerprint _internal.files.hash_of_file _internal.files.publish
         _internal.lazy.optional data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
         data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
-        data.datasets.codec_for data.images.centre_crop data.images.decode data.images.find data.images.flat data.images.layout
+        data.datasets.codec_for data.datasets.each_image_set data.datasets.image_rows data.images.centre_crop
+        data.images.decode data.images.find data.images.flat data.images.layout
         data.images.load data.images.opened data.images.read data.latents.codec.Codec data.latents.codec.Scaling
         data.latents.codec.open_codec data.latents.codec.tiny_vae data.latents.features.TeacherFeatures
         data.latents.features.encode_features data.latents.prepare.plan_of data.latents.prepare.prepare
         data.latents.reader.Latents data.latents.reader.Pictures data.latents.reader.part_of data.latents.reader.prefetch
         data.latents.shards.Mapped data.latents.shards.ask_for data.latents.shards.check_hash data.latents.shards.facts_path
         data.latents.shards.hash_of data.latents.shards.npy
-        data.latents.shards.is_done data.latents.shards.map_shard data.latents.shards.open_plan data.latents.shards.read_index
-        data.latents.shards.read_json data.latents.shards.write data.latents.shards.write_index data.latents.shards.write_shard
+        data.latents.shards.is_done data.latents.shards.map_shard data.latents.shards.open_plan
+        data.latents.shards.read_index
+        data.latents.shards.read_json data.latents.shards.write data.latents.shards.write_index
+        data.latents.shards.write_shard
         data.mnist.available data.mnist.download data.mnist.load data.pca.PCA data.root.checkout data.root.damaged
         data.root.data_root data.root.keep data.root.missing data.root.read_file data.root.read_gzip
         data.root.scratch data.shared.in_turn data.teachers.teacher_for engine.checkpoint.check_storable
@@ -53,8 +61,10 @@ ELSEWHERE: dict[str, str] = {
         engine.checkpoint.ordered engine.checkpoint.save engine.checkpoint.write_bytes engine.parallel.joined
         engine.parallel.ranks_of_environment evaluate.judges.Judge evaluate.judges.assess evaluate.judges.frechet_real
         evaluate.judges.judge_for evaluate.judges.load_judge evaluate.judges.real_halves evaluate.judges.save_judge
-        evaluate.judges.train_judge models.classifier.fit_classifier models.classifier.one_thread models.encoders.Encoder
-        models.encoders.teacher models.official.export_official models.official.read_weights pretrained.folder pretrained.load
+        evaluate.judges.train_judge models.classifier.fit_classifier models.classifier.one_thread models.classifier.restored
+        models.classifier.trained models.encoders.Encoder
+        models.encoders.teacher models.official.export_official models.official.read_weights pretrained.folder
+        pretrained.load
         pretrained.make runs.run.Located runs.run.facts runs.run.goes_on runs.run.located runs.run.make_folder
         runs.run.peak_memory runs.run.read_config runs.run.saved_recipe runs.run.train runs.run.write_json viz.style.save
     """,
@@ -63,11 +73,13 @@ ELSEWHERE: dict[str, str] = {
         _internal.kernels.standardize engine.compiled.blocks_of engine.compiled.compile_parts engine.compiled.is_compiled
         engine.compiled.unsplit engine.sharded.exchanging engine.sharded.full engine.sharded.is_sharded
         engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard
-        engine.sharded.spread engine.sharded.weights metrics.check_covariance models.embed.LabelEmbedder models.embed.Labelled
+        engine.sharded.spread engine.sharded.weights metrics.check_covariance models.embed.LabelEmbedder
+        models.embed.Labelled models.embed.Network
         models.embed.TimestepEmbedder models.embed.autocasting models.embed.check_blocks models.embed.check_input
         models.embed.in_float32 models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies
         models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed
-        data.captions.Scene data.captions.Thing data.captions.encode data.captions.is_held_out data.captions.sentence data.captions.shows
+        data.captions.Scene data.captions.Thing data.captions.encode data.captions.is_held_out data.captions.sentence
+        data.captions.shows
         evaluate.reader.Reader evaluate.reader.Score evaluate.reader.reading evaluate.reader.score_of
         evaluate.reader.train_reader data.words.Pictures data.words.render data.words.scenes
         models.mmdit.JointBlock models.mmdit.Stream models.text.WordEmbedding models.sit.initialize models.sit.unpatchify
@@ -80,18 +92,22 @@ ELSEWHERE: dict[str, str] = {
     "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
         _internal.networks.check_caption _internal.networks.null_condition _internal.networks.takes_captions
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
-        _internal.networks.check_labels_of _internal.networks.check_model _internal.networks.check_trainable _internal.networks.copied
-        _internal.networks.evaluating _internal.networks.explained _internal.networks.has_null _internal.networks.needs_labels
+        _internal.networks.check_labels_of _internal.networks.check_model _internal.networks.check_trainable
+        _internal.networks.copied
+        _internal.networks.evaluating _internal.networks.explained _internal.networks.has_null
+        _internal.networks.needs_labels
         _internal.networks.null_label _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
     """,
     "what a Trainer is made of: tests/test_training.py, test_trainable.py and test_numbers.py give it wrong ones": """
-        engine.batches.as_batch engine.batches.micro_batches engine.batches.shards_in engine.batches.stream engine.guard.Guard
+        engine.batches.as_batch engine.batches.micro_batches engine.batches.shards_in engine.batches.stream
+        engine.guard.Guard
         engine.optimizers.backward engine.optimizers.check_optimizer engine.optimizers.clip_gradients
         engine.optimizers.make_optimizer engine.optimizers.update engine.settings.Settings
         engine.settings.autocast engine.settings.check_objective engine.state.State
     """,
     "what needs a trained run or a teacher: tests/test_experiments.py, test_imagenet.py, test_recipes.py": """
-        data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher evaluate.measures.reference_rows methods.Arm
+        data.teachers.SmallTeacher data.teachers.Tokens data.teachers.train_teacher evaluate.measures.reference_rows
+        methods.Arm
         methods.Data methods.Method methods.Needed methods.arms methods.debiasing objective.repa runs.imagenet.Given
         runs.imagenet.build_imagenet_trainer runs.imagenet.preset_of runs.recipe.build_model
         runs.recipe.build_objective runs.recipe.build_trainer
@@ -110,7 +126,8 @@ ELSEWHERE: dict[str, str] = {
         course.nb06_dispersive.covariance_floor course.nb06_dispersive.free_of_charge course.nb06_dispersive.same_loss
         course.nb06_dispersive.verdict course.nb07_sampling_and_guidance.control_share
         course.nb07_sampling_and_guidance.last_step_factor course.nb07_sampling_and_guidance.mirrored_interval
-        course.nb07_sampling_and_guidance.repelled_scale course.nb07_sampling_and_guidance.sign_trap course.nb08_images.copies
+        course.nb07_sampling_and_guidance.repelled_scale course.nb07_sampling_and_guidance.sign_trap
+        course.nb08_images.copies
         course.nb08_images.few_steps course.nb08_images.repaired_gap course.nb08_images.sign_flips
         course.nb08_images.three_verdicts course.nb09_sit.block_parameters course.nb09_sit.first_loss course.nb09_sit.paste
         course.nb09_sit.repair course.nb09_sit.to_our_interval course.nb10_imagenet_full_scale.accumulation
@@ -118,7 +135,8 @@ ELSEWHERE: dict[str, str] = {
         course.results course.say course.show
     """,
     "figures: tests/test_viz*.py and test_figures*.py give each of them wrong shapes, NaN and nothing": """
-        course.figures.coverage.neighbourhoods course.figures.features.feature_maps course.figures.features.paired_differences
+        course.figures.coverage.neighbourhoods course.figures.features.feature_maps
+        course.figures.features.paired_differences
         course.figures.features.profiles course.figures.features.similarity_maps course.figures.features.spreading
         course.figures.maps.plane_maps course.figures.maps.scalar_maps course.figures.marginals.conditional_velocities
         course.figures.marginals.path_coefficients course.figures.marginals.snapshots course.figures.marginals.spacetime
@@ -126,7 +144,8 @@ ELSEWHERE: dict[str, str] = {
         course.figures.repulsion.channel_stems course.figures.repulsion.class_paths course.figures.repulsion.loss_bowls
         course.figures.repulsion.negative_distances course.figures.tokens.table_map course.figures.tokens.token_maps
         viz.artists.arrow_key viz.artists.arrows viz.artists.bottom_legend viz.artists.color_bar viz.artists.contours
-        viz.artists.foot viz.artists.legend viz.artists.legend_entry viz.artists.name_axes viz.artists.paths viz.artists.plane
+        viz.artists.foot viz.artists.legend viz.artists.legend_entry viz.artists.name_axes viz.artists.paths
+        viz.artists.plane
         viz.artists.points viz.artists.side_legend viz.artists.square_limits viz.artists.squares
         viz.exact.fields_figure viz.fields.field_error
         viz.fields.point_samples viz.fields.trajectories viz.fields.velocity_fields viz.lines.curves viz.lines.pair_of
