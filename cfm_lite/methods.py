@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from cfm_lite import guidance, perturbations
+from cfm_lite._internal.networks import seeded
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity
 from cfm_lite.negatives import in_batch, in_batch_mean, perturbed
@@ -171,8 +171,7 @@ def _spread_pairs(s: Settings, needed: Needed) -> tuple[Any, ...]:
 
 
 def _aligned(s: Settings, needed: Needed) -> tuple[Any, ...]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(s.seed + 1)  # the projector's own: the network was drawn from s.seed
+    with seeded(s.seed + 1):  # the projector's own: the network was drawn from s.seed
         hidden, teacher, width = needed.hidden_size, needed.teacher, needed.width
         return (Alignment(s.align, s.align_block, hidden, teacher, teacher.dim, width=width),)
 

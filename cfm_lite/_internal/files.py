@@ -1,5 +1,6 @@
 """Files that are whole or not there, and hashes that name what a file or a network holds."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -9,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint", "hash_of_file", "publish"]
+__all__ = ["FULL", "fingerprint", "hash_of_file", "publish"]
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where there is no room
 
 
 def publish(content: bytes, path: Path) -> None:

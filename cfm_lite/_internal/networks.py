@@ -35,6 +35,7 @@ __all__ = [
     "needs_labels",
     "null_condition",
     "null_label",
+    "seeded",
     "takes",
     "takes_captions",
     "takes_labels",
@@ -335,6 +336,14 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module in trained:
             module.training = True
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights made in this block come from `seed` alone; the global generator stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def copied(module: nn.Module) -> nn.Module:

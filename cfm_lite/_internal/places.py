@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cfm_lite.errors import ConfigError, DataError
 
-__all__ = ["check_file", "check_folder", "check_suffix", "expanded", "inside"]
+__all__ = ["AnyPath", "check_file", "check_folder", "check_suffix", "expanded", "inside"]
 
-Given = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 OWN = (  # the files of runs, checkpoints, samples and latents
     "config.json", "log.jsonl", "latent_mean.npy", "settings.json", "MANIFEST.json", "state.json",
     "weights.safetensors", "optimizer.safetensors", "index.json", "plan.json", "labels.npy",
@@ -25,7 +25,7 @@ _FILES = (  # a new folder with such a name was meant to be a file
 )  # fmt: skip
 
 
-def expanded(path: Given) -> Path:
+def expanded(path: AnyPath) -> Path:
     """`path` with `~` and `~user` expanded; ConfigError for a user or a name that cannot be."""
     text = os.fspath(path)
     if "\0" in text:

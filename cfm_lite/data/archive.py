@@ -11,7 +11,6 @@ Everything is unpacked in a folder beside its place and moved there in one step,
 complete or absent. If a process is killed, the next one keeps the inner tars that were finished.
 """
 
-import errno
 import glob
 import hashlib
 import json
@@ -25,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cfm_lite._internal.files import FULL
+from cfm_lite._internal.places import AnyPath
 from cfm_lite.data.root import VARIABLE, cache_root, data_root, scratch
 from cfm_lite.data.shared import in_turn
 from cfm_lite.errors import DataError, DiskFullError
@@ -47,14 +48,14 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in UNSEEN
 
 
-def is_archive(path: str | os.PathLike[str]) -> bool:
+def is_archive(path: AnyPath) -> bool:
     """True for a file with the name of a tar archive."""
     return _TAR.search(Path(path).name) is not None and os.path.isfile(path)
 
 
 def unpack(
-    archive: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
+    archive: AnyPath,
+    folder: AnyPath,
     *,
     limit: int | None = None,
     members: int = MEMBERS,
@@ -102,9 +103,7 @@ def unpack(
     ) as error:  # ValueError: a null byte in a name
         raise DataError(f"{archive} is no whole tar archive ({error}). Fetch it again.") from None
     except OSError as error:
-        kind = (
-            DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else DataError
-        )
+        kind = DiskFullError if error.errno in FULL else DataError
         raise kind(
             f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make room, "
             "or choose another."
@@ -273,7 +272,7 @@ def read_to_end(tar: Any) -> None:
         raise tarfile.ReadError(f"it ends at byte {tar.offset:,} without the mark of an end")
 
 
-def unpacked(archive: str | os.PathLike[str]) -> Path:
+def unpacked(archive: AnyPath) -> Path:
     """The folder in the cache with the content of `archive`, unpacked now if needed. DataError as
     in `unpack`.
     """
@@ -303,7 +302,7 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def samples(root: str | os.PathLike[str] | None = None) -> Path:
+def samples(root: AnyPath | None = None) -> Path:
     """The folder of the 63 real ImageNet images under the data root, unpacked into the cache.
 
     DataError if they are not there.

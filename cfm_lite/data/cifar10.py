@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.places import AnyPath
 from cfm_lite.data import images
 from cfm_lite.data import root as files
 from cfm_lite.data.archive import is_hidden, read_to_end
@@ -48,7 +49,7 @@ def load(
     *,
     name: str = "cifar10",
     limit: int | None = None,
-    root: str | os.PathLike[str] | None = None,
+    root: AnyPath | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The first `limit` images (n, 3, 32, 32) float32 in [-1, 1] and labels (n,) int64 in [0, 9].
 
@@ -69,12 +70,12 @@ def load(
     return x, torch.from_numpy(labels[order].astype(np.int64))
 
 
-def available(name: str = "cifar10", root: str | os.PathLike[str] | None = None) -> bool:
+def available(name: str = "cifar10", root: AnyPath | None = None) -> bool:
     """True if the archive of `name` is under the data root. `load` checks what it contains."""
     return _path(name, root).is_file()
 
 
-def download(root: str | os.PathLike[str] | None = None) -> Path:
+def download(root: AnyPath | None = None) -> Path:
     """Download the original archive through torchvision, check its MD5, and return its path.
 
     Raises DataError if the download fails or brings another file. It leaves no half-written file
@@ -103,7 +104,7 @@ def download(root: str | os.PathLike[str] | None = None) -> Path:
     return path
 
 
-def _path(name: str, root: str | os.PathLike[str] | None) -> Path:
+def _path(name: str, root: AnyPath | None) -> Path:
     return files.data_root(root) / "cifar10" / ARCHIVES[name.removesuffix(HALF)]
 
 

@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_count
+from cfm_lite._internal.places import AnyPath
 from cfm_lite.data import archive
 from cfm_lite.errors import CFMError, DataError
 
@@ -73,7 +74,7 @@ class ImageFolder:
     files: tuple[ImageFile, ...]
 
 
-def find(root: str | os.PathLike[str]) -> ImageFolder:
+def find(root: AnyPath) -> ImageFolder:
     """The images of the class folders in `layout(root)`, at any depth below them.
 
     Links are followed, loops are not. Hidden files and folders (`archive.is_hidden`) are skipped at
@@ -101,7 +102,7 @@ def find(root: str | os.PathLike[str]) -> ImageFolder:
     return ImageFolder(root, tuple(found), tuple(sorted(files)))
 
 
-def flat(root: str | os.PathLike[str]) -> ImageFolder:
+def flat(root: AnyPath) -> ImageFolder:
     """Every image below `root`, at any depth, without classes: every label is 0.
 
     The parts of a set are never mixed. If `root` holds only train/ and val/ or test/, train/ is
@@ -126,7 +127,7 @@ def flat(root: str | os.PathLike[str]) -> ImageFolder:
     return ImageFolder(root, (), tuple(files))
 
 
-def layout(root: str | os.PathLike[str]) -> Path:
+def layout(root: AnyPath) -> Path:
     """The folder whose subfolders are the classes. It is `root`, or train/ in it.
 
         1. Every subfolder that is not hidden is a class, and may have subfolders.
@@ -171,7 +172,7 @@ def layout(root: str | os.PathLike[str]) -> Path:
     return root
 
 
-def opened(source: str | os.PathLike[str]) -> Path:
+def opened(source: AnyPath) -> Path:
     """The folder of images that `source` means: itself, or what is in a tar archive.
 
     A tar is unpacked into the cache once. If it holds one outer folder, that folder is entered.
@@ -332,7 +333,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
         waiting += reversed(folders)
 
 
-def read(path: str | os.PathLike[str]) -> Image.Image:
+def read(path: AnyPath) -> Image.Image:
     """An image file as RGB, whole; of an animation the first frame.
 
     Raises DataError with the file and the reason: missing, empty, none of FORMATS, truncated, over
@@ -345,7 +346,7 @@ def read(path: str | os.PathLike[str]) -> Image.Image:
         return decode(path, str(path))
 
 
-def decode(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
+def decode(source: AnyPath | bytes, name: str) -> Image.Image:
     """The image in a file or in bytes as RGB. DataError as in `read`; it calls the image `name`."""
     with (
         _named(name),
@@ -369,7 +370,7 @@ def decode(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _named(name: str | os.PathLike[str]) -> Iterator[None]:
+def _named(name: AnyPath) -> Iterator[None]:
     """Turn any error of a decoder into a DataError that names the file."""
     try:
         yield
@@ -393,7 +394,7 @@ def _named(name: str | os.PathLike[str]) -> Iterator[None]:
         raise _bad(name, f"cannot be decoded ({reason})") from None
 
 
-def _bad(name: str | os.PathLike[str], reason: str) -> DataError:
+def _bad(name: AnyPath, reason: str) -> DataError:
     return DataError(f"{os.fspath(name)} {reason}. Fetch it again, or remove it.")
 
 
@@ -512,7 +513,7 @@ def _resized_part(
     )
 
 
-def load(path: str | os.PathLike[str], size: int) -> Tensor:
+def load(path: AnyPath, size: int) -> Tensor:
     """One image (3, size, size) uint8, decoded and cropped; DataError as in `read`."""
     image = read(path)
     with _named(path):

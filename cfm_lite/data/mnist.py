@@ -23,6 +23,7 @@ from torch import Tensor
 from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite._internal.files import publish
 from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.places import AnyPath
 from cfm_lite.data import root as files
 from cfm_lite.errors import CFMError, DataError
 
@@ -109,7 +110,7 @@ def load(
     *,
     name: str = "mnist",
     limit: int | None = None,
-    root: str | os.PathLike[str] | None = None,
+    root: AnyPath | None = None,
     verify: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The first `limit` images (n, 1, 28, 28) float32 in [-1, 1] and labels (n,) int64 in [0, 9].
@@ -130,14 +131,14 @@ def load(
     return images, torch.from_numpy(labels[:limit].astype(np.int64))
 
 
-def available(root: str | os.PathLike[str] | None = None, name: str = "mnist") -> bool:
+def available(root: AnyPath | None = None, name: str = "mnist") -> bool:
     """True if all four files are under the data root. `load` checks what they contain."""
     check_choice("name", name, NAMES)
     folder = files.data_root(root) / name
     return all((folder / file).is_file() for file in MD5)
 
 
-def download(root: str | os.PathLike[str] | None = None, name: str = "mnist") -> Path:
+def download(root: AnyPath | None = None, name: str = "mnist") -> Path:
     """Download the missing or damaged files through torchvision, and return the folder.
 
     Each file is verified first, then it gets its final name in one step. A damaged older file is

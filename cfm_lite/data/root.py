@@ -22,7 +22,7 @@ import platformdirs
 
 from cfm_lite._internal.checks import warn_once
 from cfm_lite._internal.files import publish
-from cfm_lite._internal.places import expanded
+from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.errors import CFMError, ConfigError, DataError
 
 __all__ = [
@@ -113,7 +113,7 @@ def _until_exit() -> Path:
     return folder
 
 
-def data_root(root: str | os.PathLike[str] | None = None) -> Path:
+def data_root(root: AnyPath | None = None) -> Path:
     """The folder of the data sets: `root` if given, else CFM_LITE_DATA, else the default. It need
     not exist.
 

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_count
-from cfm_lite._internal.files import publish
+from cfm_lite._internal.files import FULL, publish
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError, DiskFullError
 
 __all__ = [
@@ -60,7 +60,6 @@ _KINDS = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
 }  # fmt: skip
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -341,7 +340,7 @@ def _fsync(path: Path) -> None:
 def explained(error: Exception, directory: Path, needed: int) -> CheckpointError | DiskFullError:
     """The error to raise for one of the system while a file is written."""
     said = "no space left", "file too large", "quota exceeded"
-    full = getattr(error, "errno", None) in _FULL or any(w in str(error).lower() for w in said)
+    full = getattr(error, "errno", None) in FULL or any(w in str(error).lower() for w in said)
     if full:
         free = shutil.disk_usage(directory).free if directory.exists() else 0
         return DiskFullError(

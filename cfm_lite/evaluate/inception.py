@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cfm_lite._internal.checks import check_count, full_precision, in_one_line
 from cfm_lite._internal.files import fingerprint, hash_of_file
 from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.networks import seeded
 from cfm_lite.data.root import cache_root, impatient, scratch
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.models.official import read_weights
@@ -93,8 +94,7 @@ class StandIn:
     widths: Mapping[str, int] = MappingProxyType({"fid": 64, "sfid": 2023})
 
     def __init__(self, seed: int = 0, device: torch.device | str = "cpu") -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(check_count("seed", seed, low=0))
+        with seeded(check_count("seed", seed, low=0)):
             self.body = nn.Sequential(
                 nn.Conv2d(3, 32, 5, 3), nn.ReLU(), nn.Conv2d(32, 64, 3, 2), nn.ReLU()
             )

@@ -10,7 +10,6 @@ has not seen. The digits' judge learns only from rows that no generator sees.
 import hashlib
 import json
 import math
-import os
 import warnings
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from cfm_lite._internal.checks import (
     in_one_line,
 )
 from cfm_lite._internal.files import fingerprint, publish
+from cfm_lite._internal.places import AnyPath
 from cfm_lite.data.datasets import each_image_set, image_rows
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
@@ -161,7 +161,7 @@ def frechet_real(judge: Judge) -> Tensor:
     return frechet(assess(judge, x)[1], assess(judge, x_other)[1])
 
 
-def save_judge(judge: Judge, path: str | os.PathLike[str]) -> None:
+def save_judge(judge: Judge, path: AnyPath) -> None:
     """Write the weights as safetensors, with facts and fingerprint in the header, whole or not at
     all.
     """
@@ -175,7 +175,7 @@ def _as_file(judge: Judge) -> bytes:
     return safetensors.torch.save(weights, judge.facts | {"fingerprint": judge.fingerprint})
 
 
-def load_judge(path: str | os.PathLike[str]) -> Judge:
+def load_judge(path: AnyPath) -> Judge:
     """The judge in a file that `save_judge` wrote, frozen, on the host.
 
     Raises CheckpointError if there is no file, and CheckpointCorruptError if its content does not

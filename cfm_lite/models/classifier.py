@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from cfm_lite._internal.checks import load_weights
+from cfm_lite._internal.networks import seeded
 from cfm_lite.errors import CFMError
 
 __all__ = ["UNREADABLE", "JudgeSettings", "fit_classifier", "one_thread", "restored", "trained"]
@@ -107,8 +108,7 @@ def trained(
 
     The global random state stays as it was.
     """
-    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator alone
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = make()
     with one_thread():
         fit_classifier(network, x, y, settings, torch.Generator().manual_seed(seed))

@@ -9,7 +9,6 @@ appendix on the encoders.
 """
 
 import difflib
-import os
 import re
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_count, check_floating, in_one_line, on_host, promote
 from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.places import AnyPath
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.models.official import read_weights
 
@@ -94,7 +94,7 @@ def teacher(
     *,
     grid: int = 16,
     pretrained: bool = True,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: AnyPath | None = None,
 ) -> Encoder:
     """timm's vision transformer `name`, frozen, with `grid` tokens a side.
 
@@ -133,7 +133,7 @@ def teacher(
     return Encoder(vit, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
 
 
-def _content(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+def _content(checkpoint: AnyPath) -> dict[str, Any]:
     content = read_weights(checkpoint)
     if not content:  # timm would take this for "no file given" and fetch its own
         raise CheckpointError(f"{checkpoint} holds no weights.")

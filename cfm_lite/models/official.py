@@ -38,6 +38,7 @@ from cfm_lite._internal.checks import (
     misfits,
     promote,
 )
+from cfm_lite._internal.places import AnyPath
 from cfm_lite.errors import (
     CFMError,
     CheckpointCorruptError,
@@ -73,7 +74,7 @@ _REFUSED = (
 
 
 def load_official(
-    state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str], *, format: str, **config: Any
+    state_dict_or_path: Mapping[str, Any] | AnyPath, *, format: str, **config: Any
 ) -> SiT:
     """A SiT in our convention, on the host, from an official state dict or a file of one.
 
@@ -139,7 +140,7 @@ def export_official(model: SiT, *, format: str) -> dict[str, Tensor]:
     return _reverse(state)
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_weights(path: AnyPath) -> dict[str, Any]:
     """The content of a .safetensors, .pt or .pth file, which is never allowed to run code.
 
     Raises:

@@ -22,6 +22,7 @@ from cfm_lite._internal.checks import (
     plain,
     repulsion_weight,
 )
+from cfm_lite._internal.networks import seeded
 from cfm_lite.data import captions, teachers
 from cfm_lite.data.datasets import codec_for
 from cfm_lite.engine.parallel import ALONE, World
@@ -206,8 +207,7 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
             "mmdit is for captions, and captions are for mmdit. Use the recipe words, or another "
             "model."
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         if recipe.model == "mlp":
             points = len(data.shape) == 1
             return MLP(

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 import cfm_lite
 from cfm_lite._internal.checks import check_choice, check_count, load_weights, parse_json
 from cfm_lite._internal.files import hash_of_file
-from cfm_lite._internal.places import OWN, check_folder, expanded
+from cfm_lite._internal.places import OWN, AnyPath, check_folder, expanded
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.data.latents.shards import parse_npy
@@ -100,7 +100,7 @@ class Run:
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         *,
         average: str = "ema",
         device: torch.device | str = "cpu",
@@ -490,7 +490,7 @@ class Located(NamedTuple):
         return checkpoint.latest(inner if inner.is_dir() else self.folder)
 
 
-def located(path: str | os.PathLike[str]) -> Located:
+def located(path: AnyPath) -> Located:
     """The run that `path` means: its folder, its checkpoints/, one of its step-* folders, or a file
     in any of these.
 
@@ -514,7 +514,7 @@ def located(path: str | os.PathLike[str]) -> Located:
     return Located(given, given if _is_step(given) else None)
 
 
-def samples_of(path: str | os.PathLike[str]) -> Path:
+def samples_of(path: AnyPath) -> Path:
     """The samples.npz that `path` means: a file, one in a folder, or one of a run (see `located`).
 
     Any other path is returned as it is: the caller reads it as a folder of images, or refuses it.
@@ -528,9 +528,7 @@ def samples_of(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def home_for(
-    out: str | os.PathLike[str], resume: bool | str = False, *, inputs: Iterable[Path] = ()
-) -> Path:
+def home_for(out: AnyPath, resume: bool | str = False, *, inputs: Iterable[Path] = ()) -> Path:
     """The folder where a run may be kept or resumed. Nothing is made.
 
     Raises ConfigError for a place inside another run, for a folder of latents or samples, for one
@@ -570,7 +568,7 @@ def _is_step(folder: Path) -> bool:
     )
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(path: AnyPath) -> dict[str, Any]:
     """The config.json of a run (see `located`), checked to hold a recipe. CheckpointError if there
     is none.
     """
@@ -589,7 +587,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
 
 
-def saved_recipe(path: str | os.PathLike[str]) -> Recipe:
+def saved_recipe(path: AnyPath) -> Recipe:
     """The recipe in the config.json of a run (see `located`); CheckpointError if there is none."""
     return from_dict(read_config(path)["recipe"])
 

@@ -9,7 +9,6 @@ and nothing leaks.
 
 import functools
 import io
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_number
+from cfm_lite._internal.places import AnyPath
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import ConfigError
 from cfm_lite.methods import arms
@@ -311,7 +311,7 @@ def to_png(figure: Figure, dpi: float = DPI) -> bytes:
     return to_bytes(figure, "png", dpi)
 
 
-def save(figure: Figure, path: str | os.PathLike[str], dpi: float = DPI) -> Path:
+def save(figure: Figure, path: AnyPath, dpi: float = DPI) -> Path:
     """Write `figure` to `path` (.png, .svg or .pdf), whole or not at all, and return the path;
     folders are made.
     """

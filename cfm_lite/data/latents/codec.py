@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cfm_lite._internal.checks import check_number, full_precision, promote
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.networks import seeded
 from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["VAES", "Codec", "Scaling", "open_codec", "tiny_vae"]
@@ -154,8 +155,7 @@ def tiny_vae(seed: int = 0, latent_channels: int = 4) -> nn.Module:
     equal networks, and the global generator stays as it was. Raises ConfigError without diffusers.
     """
     kind = optional(_MODULE, "imagenet").AutoencoderKL
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return kind(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,

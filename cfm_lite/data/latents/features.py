@@ -28,7 +28,7 @@ from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["TeacherFeatures", "encode_features"]
 
-KIND = "teacher features"
+KIND, AGAIN = "teacher features", "Remove it and encode again."
 
 
 def encode_features(
@@ -146,22 +146,11 @@ def _write_index(out: Path, plan: dict[str, Any], latents: Latents) -> dict[str,
             facts.get("plan") != shards.hash_of(plan)
             or facts.get("keys") != latents.keys[rows.start : rows.stop]
         ):
-            raise DataError(
-                f"{shards.facts_path(out, number)} belongs to other features. Remove it and "
-                "encode again."
-            )
+            raise DataError(f"{shards.facts_path(out, number)} belongs to other features. {AGAIN}")
         shards.check_hash(shards.shard_path(out, number), str(facts.get("sha256")))
-        entries.append(
-            {
-                "file": shards.shard_path(out, number).name,
-                "rows": len(rows),
-                "sha256": facts["sha256"],
-            }
-        )
+        entries.append(shards.entry(out, number, len(rows), facts["sha256"]))
     index = {**plan, "shards": entries}
-    shards.write(
-        out / shards.INDEX, json.dumps({**index, "self": shards.hash_of(index)}, indent=1).encode()
-    )
+    shards.write_sealed(out / shards.INDEX, index, indent=1)
     return index
 
 
@@ -176,20 +165,9 @@ class TeacherFeatures(shards.Mapped):
     def __init__(self, folder: str | Path, latents: Latents) -> None:
         place = Path(folder).expanduser()
         index = shards.read_json(place / shards.INDEX, place)
-        if index.get("kind") != KIND or index.get("self") != shards.hash_of(
-            {k: v for k, v in index.items() if k != "self"}
-        ):
-            raise DataError(
-                f"{place / shards.INDEX} is damaged, or no index of teacher features. Encode "
-                "them again."
-            )
-        if [shard["file"] for shard in index["shards"]] != [
-            shards.shard_path(place, i).name for i in range(len(index["shards"]))
-        ]:
-            raise DataError(
-                f"{place / shards.INDEX} names files that are not its shards; nothing else "
-                "is read. Encode them again."
-            )
+        if index.get("kind") != KIND:
+            raise DataError(f"{place / shards.INDEX} is no index of teacher features. {AGAIN}")
+        shards.check_sealed(place / shards.INDEX, index, AGAIN)
         if index["latents"] != latents.fingerprint:
             raise DataError(
                 f"{place} holds the features of other latents ({index['latents'][:12]}) than "
@@ -201,23 +179,7 @@ class TeacherFeatures(shards.Mapped):
             int(index["mirrors"]),
             index["teacher"],
         )
-        super().__init__(place, index)
-
-    def _open(self, path: Path, rows: int) -> np.ndarray:
-        shape = (rows, self.mirrors, self.grid**2, self.dim)
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:
-            # a damaged header fails in every way that Python's own parser can
-            raise DataError(
-                f"{path} cannot be read ({type(error).__name__}). Remove it and encode again."
-            ) from None
-        if rows and (array.dtype != np.float16 or array.shape != shape):
-            raise DataError(
-                f"{path} holds {array.dtype} {array.shape}; float16 {shape} was written. Remove it "
-                "and encode again."
-            )
-        return array
+        super().__init__(place, index, (self.mirrors, self.grid**2, self.dim), AGAIN)
 
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
         """Tokens (B, T, dim) float16 of the rows (B,); of the mirror image where `mirrored` (B,) is

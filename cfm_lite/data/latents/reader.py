@@ -54,7 +54,7 @@ class Latents(shards.Mapped):
         self.classes: tuple[str, ...] = tuple(index["classes"])
         self.num_classes, self.size = len(self.classes), int(index["size"])
         self.scaling = Scaling(index["scale"], index["shift"])
-        super().__init__(place, index)
+        super().__init__(place, index, (2, 2, *self.shape), f"{shards.AGAIN} {place}")
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
         if len(self.labels) != len(self) or (
@@ -89,12 +89,6 @@ class Latents(shards.Mapped):
                 f"{path} does not name {len(self)} images below their folder. Prepare again."
             )
         return keys
-
-    def _open(self, path: Path, rows: int) -> np.ndarray:
-        array = shards.map_shard(path, self.shape)
-        if len(array) != rows:
-            raise DataError(f"{path} holds {len(array)} rows; {rows} were written. Prepare again.")
-        return array
 
     def _small(self, name: str) -> np.ndarray:
         shards.check_hash(self.folder / name, self.index["files"][name])

@@ -11,7 +11,6 @@ number keeps two processes from making the same shard.
 """
 
 import bisect
-import errno
 import hashlib
 import io
 import json
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm_lite._internal.files import hash_of_file, publish
+from cfm_lite._internal.files import FULL, hash_of_file, publish
 from cfm_lite.data.shared import Watch, alone, forget_halves
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
@@ -53,7 +52,7 @@ __all__ = [
 
 FORMAT = 1
 INDEX, PLAN = "index.json", "plan.json"
-_AGAIN = "Make it again: cfm-lite scale prepare --images DIR --out"
+AGAIN = "Make it again: cfm-lite scale prepare --images DIR --out"
 
 
 @dataclass(frozen=True)
@@ -120,18 +119,41 @@ def hash_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-class Mapped:
-    """The hashed shards that an index names, memory-mapped; `_open` maps and checks one of them."""
+def write_sealed(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write JSON that ends with its own hash, "self"."""
+    body = json.loads(json.dumps(content))
+    write(path, json.dumps({**body, "self": hash_of(body)}, indent=indent).encode())
 
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+
+def check_sealed(path: Path, content: Mapping[str, Any], again: str) -> None:
+    """DataError unless the JSON in `path` is as `write_sealed` wrote it."""
+    body = {name: value for name, value in content.items() if name != "self"}
+    if content.get("self") != hash_of(body):
+        raise DataError(f"{path} is damaged: its own hash differs. {again}")
+
+
+class Mapped:
+    """The hashed shards that an index names, memory-mapped; `dims` are those of a row.
+
+    `again` says in an error how they are made again.
+    """
+
+    def __init__(
+        self, folder: Path, index: dict[str, Any], dims: tuple[int, ...], again: str
+    ) -> None:
         self.folder, self.index = folder, index
         self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
         files = [folder / shard["file"] for shard in index["shards"]]
+        if files != [shard_path(folder, i) for i in range(len(files))]:
+            raise DataError(
+                f"{folder / INDEX} names files that are not its shards; nothing else is read. "
+                f"{again}"
+            )
         self._watch = Watch(files, self._verify)
-        self._maps = [self._open(path, s["rows"]) for path, s in zip(files, index["shards"])]
-
-    def _open(self, path: Path, rows: int) -> np.ndarray:
-        raise NotImplementedError
+        self._maps = [
+            map_shard(path, dims, again, int(shard["rows"]))
+            for path, shard in zip(files, index["shards"])
+        ]
 
     def verify(self) -> None:
         """Hash every shard. DataError names the first that differs."""
@@ -195,8 +217,7 @@ def write_shard(
     content = npy(stored)
     facts = ShardFacts(hashlib.sha256(content).hexdigest(), plan, keys, labels, skipped)
     write(path, content)
-    body = json.loads(json.dumps(asdict(facts)))
-    write(facts_path(folder, number), json.dumps({**body, "self": hash_of(body)}).encode())
+    write_sealed(facts_path(folder, number), asdict(facts))
     return facts
 
 
@@ -216,24 +237,27 @@ def read_facts(folder: Path, number: int) -> ShardFacts:
     """The facts of one shard. DataError if they are missing or damaged."""
     path = facts_path(folder, number)
     body = read_json(path, folder)
-    if body.pop("self", None) != hash_of(body):
-        raise DataError(f"{path} is damaged: its own hash differs. {_AGAIN} {folder}")
-    return ShardFacts(**body)
+    check_sealed(path, body, f"{AGAIN} {folder}")
+    return ShardFacts(**{name: value for name, value in body.items() if name != "self"})
 
 
-def map_shard(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A shard as a read-only memory map. DataError unless it is a float16 array of rows of
-    `shape`.
-    """
+def map_shard(path: Path, dims: tuple[int, ...], again: str, rows: int | None = None) -> np.ndarray:
+    """A shard as a read-only memory map; DataError unless it is float16 (rows, *dims)."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header fails in every way that Python's own parser can
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be read ({reason}). {_AGAIN} {path.parent}") from None
-    if array.dtype != np.float16 or array.shape[1:] != (2, 2, *shape):
+        raise DataError(f"{path} cannot be read ({reason}). {again}") from None
+    count = len(array) if array.ndim and rows is None else rows
+    # an empty shard of features does not know its dims
+    if (
+        array.dtype != np.float16
+        or array.shape[:1] != (count,)
+        or (count and array.shape[1:] != dims)
+    ):
         raise DataError(
-            f"{path} holds {array.dtype} {array.shape}; float16 (rows, 2, 2, {shape}) was "
-            f"expected. {_AGAIN} {path.parent}"
+            f"{path} holds {array.dtype} {array.shape}; float16 {(count, *dims)} was written. "
+            f"{again}"
         )
     if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
         # without it the system reads neighbouring pages too: 40 times as many bytes
@@ -301,16 +325,17 @@ def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         "channel_std": spread.tolist(),
         "skipped": skipped,
         "shards": [
-            {"file": shard_path(folder, i).name, "rows": len(shard.labels), "sha256": shard.sha256}
-            for i, shard in enumerate(facts)
+            entry(folder, i, len(shard.labels), shard.sha256) for i, shard in enumerate(facts)
         ],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     }
-    write(
-        folder / INDEX,
-        json.dumps({**index, "self": hash_of(json.loads(json.dumps(index)))}, indent=1).encode(),
-    )
+    write_sealed(folder / INDEX, index, indent=1)
     return read_index(folder)
+
+
+def entry(folder: Path, number: int, rows: int, sha256: str) -> dict[str, Any]:
+    """What an index says of one shard."""
+    return {"file": shard_path(folder, number).name, "rows": rows, "sha256": sha256}
 
 
 def _statistics(
@@ -332,7 +357,9 @@ def _statistics(
             raise DataError(f"{path} belongs to other latents. Remove it and prepare again.")
         check_hash(path, shard.sha256)
         # (n, 2, 2, C, h, w)
-        moments = torch.from_numpy(np.array(map_shard(path, plan.shape))).double()
+        moments = torch.from_numpy(
+            np.array(map_shard(path, (2, 2, *plan.shape), f"{AGAIN} {folder}"))
+        ).double()
         mean = (moments[:, :, 0] - plan.shift) * plan.scale
         total += mean.sum((0, 1))
         square += (mean.square() + (moments[:, :, 1] * plan.scale).square()).sum((0, 1))
@@ -348,7 +375,7 @@ def check_hash(path: Path, sha256: str) -> None:
         found = hash_of_file(path)
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error.strerror}). {_AGAIN} {path.parent}"
+            f"{path} cannot be read ({error.strerror}). {AGAIN} {path.parent}"
         ) from None
     if found != sha256:
         raise DataError(
@@ -362,24 +389,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     another format.
     """
     index = read_json(folder / INDEX, folder)
-    body = {name: value for name, value in index.items() if name != "self"}
     if index.get("format") != FORMAT:
         raise DataError(
-            f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {_AGAIN} "
+            f"{folder} has format {index.get('format')!r}; this cfm_lite reads {FORMAT}. {AGAIN} "
             f"{folder}"
         )
-    if index.get("self") != hash_of(body):
-        raise DataError(f"{folder / INDEX} is damaged: its own hash differs. {_AGAIN} {folder}")
+    check_sealed(folder / INDEX, index, f"{AGAIN} {folder}")
     if not {*Plan.__annotations__, "shards", "files"} <= index.keys():
         raise DataError(
-            f"{folder / INDEX} is damaged: it does not say all that it should. {_AGAIN} {folder}"
-        )
-    if [shard["file"] for shard in index["shards"]] != [
-        shard_path(folder, i).name for i in range(len(index["shards"]))
-    ]:
-        raise DataError(
-            f"{folder / INDEX} names files that are not its shards; nothing else is read. {_AGAIN} "
-            f"{folder}"
+            f"{folder / INDEX} is damaged: it does not say all that it should. {AGAIN} {folder}"
         )
     return index
 
@@ -395,12 +413,12 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
                 "cfm-lite scale prepare again."
             ) from None
         raise DataError(
-            f"{folder} holds no latents: there is no {path.name}. {_AGAIN} {folder}"
+            f"{folder} holds no latents: there is no {path.name}. {AGAIN} {folder}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}). {_AGAIN} {folder}") from None
+        raise DataError(f"{path} is damaged ({error}). {AGAIN} {folder}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds no object. {_AGAIN} {folder}")
+        raise DataError(f"{path} is damaged: it holds no object. {AGAIN} {folder}")
     return content
 
 
@@ -416,7 +434,7 @@ def write(path: Path, content: bytes) -> None:
     try:
         publish(content, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise DiskFullError(
                 f"no room for {len(content):,} bytes of {path}; what was written stays. Make room "
                 "and run again."
