@@ -19,7 +19,7 @@ from cfm_lite.data import teachers
 from cfm_lite.data.datasets import dataset
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, ConfigError
-from cfm_lite.runs import run as runs
+from cfm_lite.runs import loop as runs
 from cfm_lite.runs.imagenet import ImageNet
 from cfm_lite.runs.reads import check_read, unread
 from cfm_lite.runs.recipe import METHODS, Recipe, recipe

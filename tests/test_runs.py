@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import cli
+from cfm_lite import cli, runs
 from cfm_lite.data.datasets import dataset
+from cfm_lite.data.root import checkout
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError, ConfigError, DivergenceError
-from cfm_lite.runs import run as runs
+from cfm_lite.runs import loop
+from cfm_lite.runs import run as opened_runs
 from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.runs.recipe import Recipe, build_model
 from tests.logs import lines, numbers
@@ -47,7 +50,7 @@ def test_a_short_run_says_what_its_average_still_holds_of_the_start():
 
 def interrupt(monkeypatch, at, number):
     """Let the process send itself signal `number` at step `at`; returns what undoes it."""
-    steps = runs._steps
+    steps = loop._steps
 
     def interrupted(*args):
         for step in steps(*args):
@@ -55,8 +58,8 @@ def interrupt(monkeypatch, at, number):
                 os.kill(os.getpid(), number)
             yield step
 
-    monkeypatch.setattr(runs, "_steps", interrupted)
-    return lambda: monkeypatch.setattr(runs, "_steps", steps)
+    monkeypatch.setattr(loop, "_steps", interrupted)
+    return lambda: monkeypatch.setattr(loop, "_steps", steps)
 
 
 def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
@@ -64,6 +67,10 @@ def test_a_run_leaves_config_log_and_checkpoints(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["recipe"]["method"] == "delta_fm"
     assert set(config["facts"]) >= {"cfm_lite", "torch", "python", "device", "commit", "cores"}
+    commit = config["facts"]["commit"]
+    assert (
+        re.fullmatch("[0-9a-f]{40}", commit) if (checkout() / ".git").exists() else commit is None
+    )
     log = lines(tmp_path / "run")
     assert [line["step"] for line in log] == [2, 4, 6, 8, 10, 12]
     said = {"step", "loss", "flow_matching", "repulsion", "grad_norm", "lr"}
@@ -223,7 +230,7 @@ def test_what_is_no_run_is_not_taken_for_one(found, monkeypatch, path):
 def test_weights_that_do_not_fit_are_counted_in_one_line(tmp_path, monkeypatch):
     go(SMALL, tmp_path)
     wide = build_model(SMALL.changed(hidden_size=8, depth=3), DATA)
-    monkeypatch.setattr(runs, "build_model", lambda recipe, data: wide)
+    monkeypatch.setattr(opened_runs, "build_model", lambda recipe, data: wide)
     with pytest.raises(
         CheckpointError,
         match=r"does not fit this MLP: \d+ missing: \S+, .* and \d+ more; \d+ of another shape: ",
@@ -354,7 +361,7 @@ class TestSamplesOnTheWay:
         drawn = {}
         for name in ("ema", "ema2", "model"):
             model = runs.Run.open(tmp_path / "run", average=name).model
-            prefix = runs.AVERAGES[name]
+            prefix = opened_runs.AVERAGES[name]
             assert all(
                 torch.equal(value, saved[prefix + key]) for key, value in model.state_dict().items()
             )

@@ -129,8 +129,8 @@ class ScaleTrain(Training):
     """For repa: a file of the teacher's weights, or random (default: timm's, downloaded once)."""
 
     def work(self) -> None:
+        from cfm_lite.runs import is_file_of_weights
         from cfm_lite.runs.imagenet import ImageNet
-        from cfm_lite.runs.run import is_file_of_weights
         from cfm_lite.scale.commands import train_command
 
         self.refuse_two_lengths()

@@ -26,11 +26,7 @@ def method_name(recipe: Recipe, debias: bool = False) -> str:
     debiased.
     """
     name = preset_of(recipe) if isinstance(recipe, ImageNet) else recipe.method
-    return (
-        f"{name}+{recipe.also}" * bool(recipe.also)
-        + name * (not recipe.also)
-        + "_debiased" * debias
-    )
+    return name + f"+{recipe.also}" * bool(recipe.also) + "_debiased" * debias
 
 
 def card_of(
@@ -47,15 +43,14 @@ def card_of(
     `settings` is what `cfm-lite sample` saved with the samples: recipe, step, and how they were
     drawn. Raises DataError if a part of it is missing or of the wrong type.
     """
-    made_by = {
-        name: value for name, value in runs.facts().items() if name in ("cfm_lite", "commit")
-    }
+    made_by = runs.facts()
     measured = {
         "samples": samples,
         "features": features,
         "features_hash": features_hash,
         "reference": reference,
-        **made_by,
+        "cfm_lite": made_by["cfm_lite"],
+        "commit": made_by["commit"],
     }
     if settings is None:
         return measured

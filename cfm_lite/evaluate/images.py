@@ -13,6 +13,7 @@ import math
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfm_lite import metrics, runs
-from cfm_lite._internal.checks import warn_once
+from cfm_lite._internal.checks import parse_json, warn_once
 from cfm_lite._internal.files import hash_of_file
-from cfm_lite._internal.places import check_file, expanded
+from cfm_lite._internal.places import AnyPath, check_file, expanded
 from cfm_lite.data import images as image_files
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CFMError, DataError
@@ -34,7 +35,7 @@ from cfm_lite.evaluate.inception import Extractor, Features
 from cfm_lite.evaluate.reference import IMAGES, Reference, names_in, refuse_pickles, statistics_of
 from cfm_lite.runs.sampling import SAMPLES, SETTINGS
 
-__all__ = ["evaluate_samples", "features_of", "image_batches"]
+__all__ = ["evaluate_samples", "features_of", "image_batches", "npz_of", "opened"]
 
 Row = dict[str, Any]
 FEWEST = 4  # images on each side
@@ -59,7 +60,7 @@ def evaluate_samples(
     damaged, for fewer than 4 images on a side, and if nothing can be written. Raises
     UntrustedFileError for pickles.
     """
-    source, held = _npz_of(expanded(samples)), _npz_of(expanded(reference))
+    source, held = npz_of(samples), npz_of(reference)
     target = (
         expanded(out) if out else (source if source.is_dir() else source.parent) / "metrics.json"
     )
@@ -149,7 +150,9 @@ def measure(
     return [(name, float(value), facts) for name, value, facts in found]
 
 
-def _npz_of(path: Path) -> Path:
+def npz_of(path: AnyPath) -> Path:
+    """The npz itself, or the samples.npz in a folder."""
+    path = expanded(path)
     return path / SAMPLES if (path / SAMPLES).exists() else path
 
 
@@ -158,16 +161,11 @@ def _settings(file: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return dict(parse_json(file.read_bytes()))
+    except (OSError, TypeError, ValueError) as error:
         raise DataError(
             f"{file} is damaged ({error}). Remove it, or draw the samples again."
         ) from None
-    if not isinstance(found, dict):
-        raise DataError(
-            f"{file} is damaged (it holds no settings). Remove it, or draw the samples again."
-        )
-    return found
 
 
 def _size_of(source: Path) -> int:
@@ -226,8 +224,14 @@ def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]
         return
     try:
         refuse_pickles(source)
-        with zipfile.ZipFile(source) as archive, archive.open("arr_0.npy") as member:
-            yield from _rows(member, source, batch)
+        with opened(source) as (member, shape):
+            for first in range(0, shape[0], batch):
+                rows = (min(batch, shape[0] - first), *shape[1:])
+                content = member.read(math.prod(rows))
+                if len(content) != math.prod(rows):
+                    raise EOFError("it ends early")
+                images = np.frombuffer(content, np.uint8).reshape(rows).copy()
+                yield torch.from_numpy(images).permute(0, 3, 1, 2)
     except FileNotFoundError:
         raise DataError(
             f"there is no {source}. Run cfm-lite sample first, or give an npz with arr_0 or a "
@@ -243,33 +247,28 @@ def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]
         ) from None
 
 
-def _rows(member: Any, source: Path, batch: int) -> Iterator[Tensor]:
-    version = np.lib.format.read_magic(member)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, fortran, dtype = read(member)
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
-        raise DataError(
-            f"arr_0 of {source} is {dtype} {shape}; uint8 (N, H, W, 3) with at least one image is "
-            "expected."
-        )
-    bytes_each = math.prod(shape[1:])
-    if bytes_each > 3 * image_files.PIXELS:
-        raise DataError(
-            f"arr_0 of {source} announces images of {shape[1]} x {shape[2]} pixels; the limit is "
-            f"{image_files.PIXELS:,}."
-        )
-    for first in range(0, shape[0], batch):
-        n = min(batch, shape[0] - first)
-        content = member.read(n * bytes_each)
-        if len(content) != n * bytes_each:
-            raise EOFError("it ends early")
-        yield torch.from_numpy(
-            np.frombuffer(content, np.uint8).reshape(n, *shape[1:]).copy()
-        ).permute(0, 3, 1, 2)
+@contextmanager
+def opened(source: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """The images of an npz as a stream, and their shape (N, H, W, 3); DataError for other arrays.
+
+    A damaged file raises what zipfile and NumPy raise.
+    """
+    with zipfile.ZipFile(source) as archive, archive.open("arr_0.npy") as member:
+        form: Any = np.lib.format
+        old = form.read_magic(member) == (1, 0)
+        read = form.read_array_header_1_0 if old else form.read_array_header_2_0
+        shape, fortran, dtype = read(member)
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
+            raise DataError(
+                f"arr_0 of {source} is {dtype} {shape}; uint8 (N, H, W, 3) with at least one image "
+                "is expected."
+            )
+        if math.prod(shape[1:]) > 3 * image_files.PIXELS:
+            raise DataError(
+                f"arr_0 of {source} announces images of {shape[1]} x {shape[2]} pixels; the limit "
+                f"is {image_files.PIXELS:,}."
+            )
+        yield member, shape
 
 
 def _features_of_reference(

@@ -25,11 +25,10 @@ from cfm_lite.data.datasets import dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
 from cfm_lite.evaluate.card import card_of, told
-from cfm_lite.evaluate.images import evaluate_samples
+from cfm_lite.evaluate.images import evaluate_samples, npz_of
 from cfm_lite.evaluate.inception import open_extractor
 from cfm_lite.evaluate.measures import judge_of, measure, reference_rows
 from cfm_lite.runs.recipe import from_dict
-from cfm_lite.runs.sampling import SAMPLES
 
 __all__ = ["evaluate", "evaluate_file", "load_samples", "save_samples"]
 
@@ -44,21 +43,19 @@ def evaluate(
     print.
     """
     if reference is None:
-        rows, path = evaluate_file(samples, out)
-        table = [f"{row['metric']:<16} {row['value']:.4f}" for row in rows]
-        return "\n".join([*told(rows[0]), *table, f"rows in {path}"])
-    called = str(reference)
-    if archive.is_archive(samples):
-        samples, out = images.opened(samples), out or samples.with_name("metrics.json")
-    if archive.is_archive(reference):
-        reference = images.opened(reference)
-    extractor = open_extractor(inception, runs.pick_device(device))
-    rows, path = evaluate_samples(samples, reference, extractor, out=out, called=called)
-    note = ["a random network stands in for Inception: these numbers mean nothing"]
-    table = [f"{row['metric']:<30} {row['value']:.4f}" for row in rows]
-    return "\n".join(
-        [*(note if extractor.prefix else []), *told(rows[0]), *table, f"rows in {path}"]
-    )
+        (rows, path), note, width = evaluate_file(samples, out), [], 16
+    else:
+        called = str(reference)
+        if archive.is_archive(samples):
+            samples, out = images.opened(samples), out or samples.with_name("metrics.json")
+        if archive.is_archive(reference):
+            reference = images.opened(reference)
+        extractor = open_extractor(inception, runs.pick_device(device))
+        rows, path = evaluate_samples(samples, reference, extractor, out=out, called=called)
+        random = "a random network stands in for Inception: these numbers mean nothing"
+        note, width = [random] if extractor.prefix else [], 30
+    table = [f"{row['metric']:<{width}} {row['value']:.4f}" for row in rows]
+    return "\n".join([*note, *told(rows[0]), *table, f"rows in {path}"])
 
 
 def save_samples(path: Path, x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> None:
@@ -74,7 +71,7 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     settings["recipe"] is the recipe. Raises DataError for a file that is missing, damaged or of
     another kind.
     """
-    path = _npz_of(path)
+    path = npz_of(path)
     if path.is_dir():
         raise DataError(
             f"{path} is a folder without a samples.npz. Give one of cfm-lite sample, or for images "
@@ -115,19 +112,13 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     return x, y, settings
 
 
-def _npz_of(path: str | Path) -> Path:
-    """The npz itself, or the samples.npz in a folder."""
-    path = expanded(path)
-    return path / SAMPLES if (path / SAMPLES).exists() else path
-
-
 def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list[Row], Path]:
     """Measure the samples in an npz. Returns flat rows, each with its card, and their
     metrics.json.
     """
     x, y, settings = load_samples(path)
     target = check_file(
-        expanded(out) if out else _npz_of(path).with_name("metrics.json"), (".json",)
+        expanded(out) if out else npz_of(path).with_name("metrics.json"), (".json",)
     )
     name = from_dict(settings["recipe"]).dataset
     data, judge = dataset(name), judge_of(name)
@@ -143,11 +134,8 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
         "codec": type(data.codec).__name__ if data.codec else None,
         "reference_kind": "rows",
         "reference_images": len(held),
-    }
-    card |= {
         "reference_hash": hashlib.sha256(held.contiguous().numpy().tobytes()).hexdigest(),
         "reference_holds": f"{len(held):,} of {len(data.held_x1):,}",
     }
-    return (
-        rows := [{**card, "metric": name, "value": value} for name, value in values.items()]
-    ), runs.write_json(target, rows)
+    rows = [{**card, "metric": name, "value": value} for name, value in values.items()]
+    return rows, runs.write_json(target, rows)

@@ -20,8 +20,8 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.models import SiT, export_official, load_official
 from cfm_lite.models.official import FORMATS
+from cfm_lite.runs import Run, is_file_of_weights, located, saved_recipe
 from cfm_lite.runs.imagenet import MODELS, ImageNet
-from cfm_lite.runs.run import Run, is_file_of_weights, located, saved_recipe
 
 __all__ = ["export_run", "start_from"]
 

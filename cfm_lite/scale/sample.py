@@ -15,7 +15,6 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from cfm_lite.data.latents.shards import npy
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.evaluate.images import opened
 from cfm_lite.runs import Run, Spec
 from cfm_lite.runs.imagenet import ImageNet
 from cfm_lite.runs.recipe import from_dict
@@ -102,7 +102,7 @@ def sample_imagenet(
 def count_samples(out: str | Path) -> int:
     """The number of samples in the npz of a folder; 0 if it is missing or damaged."""
     try:
-        with _opened(Path(out) / SAMPLES) as (_, shape):
+        with opened(Path(out) / SAMPLES) as (_, shape):
             return int(shape[0])
     except Exception:  # not there, or damaged in any way: all is drawn again
         return 0
@@ -155,8 +155,7 @@ def _is_done(path: Path, rows: int) -> bool:
 
 def _draw(run: Run, codec: Codec, settings: Settings, part: int) -> np.ndarray:
     """The images (n, H, W, 3) uint8 of one part."""
-    z = draw_part(run, settings, part)
-    return _pixels(codec, z)
+    return _pixels(codec, draw_part(run, settings, part))
 
 
 def drawing(
@@ -196,17 +195,6 @@ def _pixels(codec: Codec, z: Tensor) -> np.ndarray:
     return torch.cat(pixels).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
-    """The images of an npz of ours as a stream, and their shape (N, H, W, 3)."""
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
-        np.lib.format.read_magic(member)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-        if dtype != np.uint8 or len(shape) != 4:
-            raise ValueError(f"arr_0 is {dtype} {shape}")
-        yield member, shape
-
-
 def _kept(path: Path, parts: int, batch: int) -> Iterator[bytes]:
     """The first whole parts of an npz of ours.
 
@@ -215,7 +203,7 @@ def _kept(path: Path, parts: int, batch: int) -> Iterator[bytes]:
     if not parts:
         return
     try:
-        with _opened(path) as (member, shape):
+        with opened(path) as (member, shape):
             size = batch * int(np.prod(shape[1:]))
             for _ in range(parts):
                 yield member.read(size)
@@ -253,7 +241,7 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
         raise checkpoint.explained(error, out, int(np.prod(shape))) from error
     finally:
         work.unlink(missing_ok=True)
-    with _opened(out / SAMPLES) as (member, _):
+    with opened(out / SAMPLES) as (member, _):
         first = member.read(32 * int(np.prod(shape[1:])))
     _picture(np.frombuffer(first, np.uint8).reshape(-1, *shape[1:]), out / "samples.png")
     for path in out.glob("part-*.npy"):

@@ -23,6 +23,7 @@ from cfm_lite.errors import ConfigError, ResumeMismatchError
 from cfm_lite.models import SiT, count_parameters, teacher
 from cfm_lite.objective import Alignment
 from cfm_lite.runs import Run, Spec, read_config
+from cfm_lite.runs.folder import MEAN
 from cfm_lite.runs.imagenet import (
     Given,
     ImageNet,
@@ -30,7 +31,6 @@ from cfm_lite.runs.imagenet import (
     preset_of,
 )
 from cfm_lite.runs.recipe import build_model
-from cfm_lite.runs.run import MEAN
 from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.scale.sample import drawing
 from cfm_lite.training import Trainer

@@ -551,7 +551,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "runs.recipe.recipe": lambda d: {"name": "digits", "lr": 1e-3, "batch": 64},
     "runs.recipe.Recipe": lambda d: dict(recipe("digits").as_dict()),
     "runs.imagenet.ImageNet": lambda d: dict(imagenet("vecor", model="SiT-Ti/2").as_dict()),
-    "runs.run.pick_device": lambda d: {"name": d.pick("auto", "cpu")},
+    "runs.machine.pick_device": lambda d: {"name": d.pick("auto", "cpu")},
     "samplers.diffusion_coefficient": lambda d: {
         "t": d.times(4),
         "diffusion": d.pick(*samplers.DIFFUSIONS),

@@ -9,7 +9,7 @@ ELSEWHERE: dict[str, str] = {
         errors.CheckpointCorruptError errors.CheckpointError errors.ConfigError errors.DataError errors.DiskFullError
         errors.DistributedError errors.DivergenceError errors.ResumeMismatchError errors.UntrustedFileError
         evaluate.inception.Extractor evaluate.inception.Features evaluate.reference.Reference evaluate.reference.Statistics
-        guidance.Guided models.classifier.JudgeSettings paths.FlowSample paths.Path runs.run.Run runs.run.Terminated
+        guidance.Guided models.classifier.JudgeSettings paths.FlowSample paths.Path runs.run.Run runs.loop.Terminated
         runs.sampling.Settings runs.spec.Spec samplers.Evaluations scale.budget.Split scale.dry_run.Made scale.train.Options
         terms.Draw terms.Evaluated terms.Term viz.results.Metric viz.style.MethodStyle viz.style.Picture
     """,
@@ -21,12 +21,13 @@ ELSEWHERE: dict[str, str] = {
         cli.prepare.Prepare cli.sample.Sample cli.samples.drawing cli.samples.picture cli.samples.sample_file
         cli.scale.ScalePrepare cli.scale.ScaleSample cli.scale.ScaleTrain cli.train.Train cli.train.Training demo.demo
         demo.table evaluate.card.card_of evaluate.card.method_name evaluate.card.told evaluate.images.evaluate_samples
-        evaluate.images.features_of evaluate.images.image_batches evaluate.inception.StandIn evaluate.inception.inception
+        evaluate.images.features_of evaluate.images.image_batches evaluate.images.npz_of
+        evaluate.images.opened evaluate.inception.StandIn evaluate.inception.inception
         evaluate.inception.open_extractor evaluate.reference.names_in evaluate.reference.statistics_of
         evaluate.samples.evaluate
         evaluate.samples.evaluate_file evaluate.samples.save_samples runs.reads.check_read runs.reads.unread
-        runs.run.home_for
-        runs.run.is_file_of_weights runs.run.samples_of runs.sampling.draw_rows runs.sampling.draw_part
+        runs.folder.home_for
+        runs.folder.is_file_of_weights runs.folder.samples_of runs.sampling.draw_rows runs.sampling.draw_part
         runs.sampling.draw_run
         runs.sampling.guided
         runs.sampling.in_parts runs.sampling.labels_of runs.sampling.noise_of runs.sampling.recorded
@@ -65,8 +66,8 @@ ELSEWHERE: dict[str, str] = {
         models.classifier.trained models.encoders.Encoder
         models.encoders.teacher models.official.export_official models.official.read_weights pretrained.folder
         pretrained.load
-        pretrained.make runs.run.Located runs.run.facts runs.run.goes_on runs.run.located runs.run.make_folder
-        runs.run.peak_memory runs.run.read_config runs.run.saved_recipe runs.run.train runs.run.write_json viz.style.save
+        pretrained.make runs.folder.Located runs.machine.facts runs.machine.finite runs.loop.goes_on runs.folder.located runs.folder.make_folder
+        runs.machine.peak_memory runs.folder.read_config runs.folder.saved_recipe runs.loop.train runs.machine.write_json viz.style.save
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root _internal.kernels.root
@@ -93,7 +94,7 @@ ELSEWHERE: dict[str, str] = {
         _internal.networks.check_caption _internal.networks.null_condition _internal.networks.takes_captions
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
         _internal.networks.check_labels_of _internal.networks.check_model _internal.networks.check_trainable
-        _internal.networks.copied
+        _internal.networks.copied _internal.networks.seeded
         _internal.networks.evaluating _internal.networks.explained _internal.networks.has_null
         _internal.networks.needs_labels
         _internal.networks.null_label _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
@@ -178,6 +179,6 @@ ELSEWHERE: dict[str, str] = {
     """,
     "files of others, which test_data.py, test_data_changes.py, test_downloads.py and test_security.py damage": """
         data.archive.read_to_end data.latents.shards.parse_npy data.root.impatient data.shared.Watch data.shared.alone
-        data.shared.forget_halves data.shared.owned evaluate.samples.load_samples runs.run.read_mean
+        data.shared.forget_halves data.shared.owned evaluate.samples.load_samples runs.folder.read_mean
     """,
 }

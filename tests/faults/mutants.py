@@ -125,13 +125,13 @@ MUTANTS = (
     Mutant("what was damaged since counts as known", "engine/checkpoint.py", "return _KNOWN.get(path.resolve()) == _stamps(path)", "return path.resolve() in _KNOWN", CHECKPOINT),
     Mutant("a save verifies what it wrote", "engine/checkpoint.py", "            if not _is_known(path):\n", "            if True:\n", CHECKPOINT),
     # resume and training
-    Mutant("an automatic resume starts again", "runs/run.py", 'return checkpoint.exists(Path(folder) / "checkpoints")', "return False", "tests/test_resume_auto.py"),
+    Mutant("an automatic resume starts again", "runs/loop.py", 'return checkpoint.exists(Path(folder) / "checkpoints")', "return False", "tests/test_resume_auto.py"),
     Mutant("the average is not resumed", "engine/state.py", "for prefix, module in self._modules().items():\n            mine", 'for prefix, module in [("objective.", self.objective)]:\n            mine', TRAINING),
     Mutant("the average's count is not resumed", "engine/state.py", 'average.n_averaged = saved.state["averaged"]', "pass", TRAINING),
     Mutant("the second average is the first", "training.py", "Average(objective.model, decay, settings", "Average(objective.model, ema_decay, settings", TRAINING),
     Mutant("an average starts cold", "training.py", "ema_warmup: bool = True,", "ema_warmup: bool = False,", TRAINING),
     Mutant("another recipe may go on", "runs/segments.py", "for name, pair in changes(before, recipe).items() if name not in FREE}", "for name, pair in changes(before, recipe).items() if name in ()}", SEGMENTS),
-    Mutant("the checkpoint's recipe is not looked at", "runs/run.py", 'accept=lambda saved: check_same_recipe(folder / "checkpoints", saved, recipe)', "accept=lambda saved: None", SEGMENTS),
+    Mutant("the checkpoint's recipe is not looked at", "runs/loop.py", 'accept=lambda saved: check_same_recipe(folder / "checkpoints", saved, recipe)', "accept=lambda saved: None", SEGMENTS),
     Mutant("other data may go on", "runs/segments.py", "if saved and given and saved != given:", "if False:", SEGMENTS),
     Mutant("the config says what was true before", "runs/segments.py", "return {\n        **before,\n        **now,", "return {**now, **before,", SEGMENTS),
     Mutant("saving counts for the rate", "runs/throughput.py", "        self._since += gone\n        self._warm += gone\n", "        pass\n", "tests/test_throughput.py"),
@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant("a tilde is a name", "_internal/places.py", "        return Path(text).expanduser()\n", "        return Path(text)\n", "tests/test_places.py"),
     Mutant("the switch of the SDE does nothing", "cli/sample.py", 'solver="sde" if self.sde else self.solver', "solver=self.solver", "tests/test_flags.py -k sample-sde"),
     Mutant("every method reads every field", "runs/reads.py", "elif name in _OF_METHODS and name not in mine:", "elif False:", "tests/test_flags.py -k one_method"),
-    Mutant("what is refused leaves its folder", "runs/run.py", "        if trainer.step == 0:\n            for path in", "        if False:\n            for path in", "tests/test_flags.py -k refused_by_name"),
+    Mutant("what is refused leaves its folder", "runs/loop.py", "        if trainer.step == 0:\n            for path in", "        if False:\n            for path in", "tests/test_flags.py -k refused_by_name"),
 )  # fmt: skip
 
 

@@ -20,8 +20,8 @@ from cfm_lite.evaluate import images as evaluate
 from cfm_lite.evaluate import judges
 from cfm_lite.evaluate.samples import load_samples, save_samples
 from cfm_lite.models.official import read_weights
+from cfm_lite.runs.folder import MEAN
 from cfm_lite.runs.recipe import recipe
-from cfm_lite.runs.run import MEAN
 from tests.faults.damage import keep, sweep
 from tests.faults.sets import build, whole
 from tests.pictures import made_folder

@@ -35,7 +35,7 @@ from cfm_lite.evaluate import judges
 from cfm_lite.evaluate.samples import load_samples
 from cfm_lite.models import load_official
 from cfm_lite.models.official import read_weights
-from cfm_lite.runs.run import MEAN
+from cfm_lite.runs.folder import MEAN
 from cfm_lite.scale import sample
 from tests.faults.damage import keep
 from tests.faults.sets import build

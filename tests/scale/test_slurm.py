@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cfm_lite.runs import run as runs
+from cfm_lite.runs import loop as runs
 from cfm_lite.runs.imagenet import imagenet
 from tests.processes import eventually
 from tests.scale.test_ranks import done, together, train
