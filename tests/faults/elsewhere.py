@@ -66,8 +66,10 @@ ELSEWHERE: dict[str, str] = {
         models.classifier.trained models.encoders.Encoder
         models.encoders.teacher models.official.export_official models.official.read_weights pretrained.folder
         pretrained.load
-        pretrained.make runs.folder.Located runs.machine.facts runs.machine.finite runs.loop.goes_on runs.folder.located runs.folder.make_folder
-        runs.machine.peak_memory runs.folder.read_config runs.folder.saved_recipe runs.loop.train runs.machine.write_json viz.style.save
+        pretrained.make runs.folder.Located runs.machine.facts runs.machine.finite runs.loop.goes_on runs.folder.located
+        runs.folder.make_folder
+        runs.machine.peak_memory runs.folder.read_config runs.folder.saved_recipe runs.loop.train runs.machine.write_json
+        viz.style.save
     """,
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root _internal.kernels.root
