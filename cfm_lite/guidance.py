@@ -56,6 +56,7 @@ from cfm_lite._internal.networks import (
 )
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, Path, check_path
+from cfm_lite.perturbations import shuffle_share
 
 __all__ = [
     "Guided",
@@ -477,18 +478,14 @@ def _stretched(total: float, exclude_identity: bool, back: bool, t: Tensor, v: T
 
 
 def _gain(v: Tensor, total: float, exclude_identity: bool) -> float:
-    """What VeCoR's optimum multiplies deviations by.
-
-    The mean of a shuffle turns a deviation d into 0, or without the identity into -d / (C! - 1).
-    """
+    """What VeCoR's optimum (d - λk E[Pd]) / (1 - λk) multiplies a deviation d by."""
     channels = v.shape[1] if v.dim() > 1 else 1
     if channels == 1:
         raise ConfigError(
             f"v has shape {tuple(v.shape)}, one channel in dim 1; shuffling one channel changes "
             "nothing, so there is no bias to map."
         )
-    others = math.factorial(min(channels, 20)) - 1  # beyond 20 channels the term is below 1e-18
-    return (1 + total / others * exclude_identity) / (1 - total)
+    return (1 - total * shuffle_share(channels, exclude_identity)) / (1 - total)
 
 
 def as_velocity(velocity: Velocity, name: str = "velocity") -> Velocity:

@@ -38,6 +38,7 @@ __all__ = [
     "expected_map",
     "gaussian_blur",
     "other_row",
+    "shuffle_share",
 ]
 
 Range = tuple[float, float]
@@ -241,9 +242,8 @@ def _expected_map(
 ) -> Tensor:
     generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
     if transform is channel_shuffle and shape[0] > 1:
-        # E[P m] = (C! mean(m) - m) / (C! - 1): the identity is left out
-        orders = math.factorial(shape[0])
-        mean = (orders / shape[0] - torch.eye(shape[0], dtype=torch.float32)) / (orders - 1)
+        share, same = shuffle_share(shape[0]), torch.eye(shape[0], dtype=torch.float32)
+        mean = share * same + (1 - share) / shape[0]  # the mean of the channels stays
         return torch.kron(mean, torch.eye(size // shape[0], dtype=torch.float32))
     basis = torch.eye(size, dtype=torch.float32).reshape(size, *shape)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
@@ -255,6 +255,19 @@ def _expected_map(
     for _ in range(draws):
         total += transform(basis, generator=generator).reshape(size, size)
     return (total / draws).mT.contiguous()
+
+
+def shuffle_share(channels: int, exclude_identity: bool = True) -> float:
+    """What a shuffle of 2 or more channels leaves, on average, of a deviation from their mean.
+
+    Over all C! orders that is 0. Without the identity, which leaves all of it, the C! - 1 others
+    must leave -1 / (C! - 1).
+
+    >>> shuffle_share(3)
+    -0.2
+    """
+    others = math.factorial(min(channels, 20)) - 1  # beyond 20 channels it is below 1e-18
+    return -1 / others if exclude_identity else 0.0
 
 
 def other_row(

@@ -33,6 +33,7 @@ from cfm_lite._internal.checks import (
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import in_batch_mean
 from cfm_lite.paths import LINEAR, STAY_AWAY, Path, check_defined, check_path
+from cfm_lite.perturbations import shuffle_share
 
 __all__ = ["EXACT", "GaussianMixture", "mean_negative", "optimal_velocity"]
 
@@ -297,8 +298,8 @@ def _mean_negative(mixture: GaussianMixture, v: Tensor, method: str, path: Path)
         raise ConfigError(
             "vecor permutes coordinates, and this mixture has D = 1; it needs D of at least 2."
         )
-    others = math.factorial(v.shape[1]) - 1
-    return v.mean(1, keepdim=True) * ((others + 1) / others) - v * (1 / others)
+    mean = v.mean(1, keepdim=True)
+    return mean + shuffle_share(v.shape[1]) * (v - mean)
 
 
 def optimal_velocity(
