@@ -178,7 +178,7 @@ MUTANTS = (
     Mutant("a stopped rank lives for ever", "engine/parallel.py", "            elif now - seen > self.timeout:\n", "            elif False:\n", RANKS),
     Mutant("ranks draw alike", "training.py", "first = self.world.rank * shards_in(rows, shard)", "first = 0", RANKS),
     # the command line
-    Mutant("a run is looked for from where one stands", "runs/run.py", "for view in (\n        Path(os.path.abspath(given)),\n        Path(os.path.realpath(given)),\n    )", "for view in (given, given)", "tests/test_runs.py -k found_from"),
+    Mutant("a run is looked for from where one stands", "runs/folder.py", "for view in (\n        Path(os.path.abspath(given)),\n        Path(os.path.realpath(given)),\n    )", "for view in (given, given)", "tests/test_runs.py -k found_from"),
     Mutant("a tilde is a name", "_internal/places.py", "        return Path(text).expanduser()\n", "        return Path(text)\n", "tests/test_places.py"),
     Mutant("the switch of the SDE does nothing", "cli/sample.py", 'solver="sde" if self.sde else self.solver', "solver=self.solver", "tests/test_flags.py -k sample-sde"),
     Mutant("every method reads every field", "runs/reads.py", "elif name in _OF_METHODS and name not in mine:", "elif False:", "tests/test_flags.py -k one_method"),
