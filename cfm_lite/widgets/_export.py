@@ -14,17 +14,19 @@ _STATE = "application/vnd.jupyter.widget-state+json"
 _PREFIX = "IPY_MODEL_"
 
 
-def alive(notebook: Any) -> Any:
+def alive(notebook: Any, shared: bool = True) -> Any:
     """A copy of `notebook` (nbformat 4) whose explorers are HTML that a browser runs by itself.
 
     It needs the widget state that is saved with the notebook. The engine stands in the first
-    explorer's output, the networks in that of the first one that asks them. Outputs of other
-    widgets, and of explorers whose state was not saved, stay as they are.
+    explorer's output, the networks in that of the first one that asks them; without `shared` the
+    page brings both. Outputs of other widgets, and of explorers whose state was not saved, stay as
+    they are.
     """
     copied = copy.deepcopy(notebook)
     states = copied["metadata"].get("widgets", {}).get(_STATE, {}).get("state", {})
     models = {name: entry["state"] for name, entry in states.items()}
-    shown: list[str] = []  # what of the shared text stands in the page already
+    # what of the shared text stands in the page already
+    shown = [] if shared else ["engine", "networks"]
     count = 0
     for cell in copied["cells"]:
         for output in cell.get("outputs", ()):
