@@ -19,9 +19,9 @@ pytest.importorskip(
 )
 pytest.importorskip("mkdocs", reason="not run: the site needs mkdocs, make test-browser")
 
-from tests.browser import lab as labs  # noqa: E402
-from tests.browser.drag import EXPLORER, drag  # noqa: E402
-from tools.site import api  # noqa: E402
+from tests.browser import lab as labs
+from tests.browser.drag import EXPLORER, drag
+from tools.site import api
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -102,7 +102,11 @@ def test_no_page_says_an_error_or_asks_beyond_the_folder():
     beyond = {
         name: out
         for name, page in crawled().items()
-        if (out := [u for u in page["asked"] if not u.startswith(("data:", "blob:")) and not relative(u)])
+        if (
+            out := [
+                u for u in page["asked"] if not u.startswith(("data:", "blob:")) and not relative(u)
+            ]
+        )
     }
     assert beyond == {}
 
@@ -111,7 +115,14 @@ def test_every_link_has_a_target_and_every_mark_is_on_its_page():
     broken = []
     for name, page in crawled().items():
         for address in {*page["links"], *page["files"]}:
-            if urlparse(address).scheme in ("http", "https", "mailto", "data", "blob", "javascript"):
+            if urlparse(address).scheme in (
+                "http",
+                "https",
+                "mailto",
+                "data",
+                "blob",
+                "javascript",
+            ):
                 continue
             place = relative(address)
             if place is None or not (site() / place).is_file():
@@ -124,7 +135,9 @@ def test_every_link_has_a_target_and_every_mark_is_on_its_page():
 
 def test_no_page_is_wider_than_a_phone_and_every_formula_is_drawn():
     pages = {name: page for name, page in crawled().items() if not name.startswith("slides/") or name.endswith("index.html")}  # fmt: skip
-    assert {name: page["wide"] for name, page in pages.items() if page["wide"] > PHONE["width"]} == {}
+    assert {
+        name: page["wide"] for name, page in pages.items() if page["wide"] > PHONE["width"]
+    } == {}
     assert {name: page["formulas"] for name, page in pages.items() if page["formulas"]} == {}
 
 

@@ -29,7 +29,13 @@ PAGES, SITE = BUILD / "site-pages", BUILD / "site"
 PACKAGES = BUILD / "site-npm" / "node_modules"
 LARGEST = 60_000_000  # bytes of the whole site
 
-COPIED = ("CITATION.cff", "slides/*.html", "slides/*.pdf", "notebooks/*.ipynb", "data/results/*.png")
+COPIED = (
+    "CITATION.cff",
+    "slides/*.html",
+    "slides/*.pdf",
+    "notebooks/*.ipynb",
+    "data/results/*.png",
+)
 COPIED += ("data/results/*.webp", "data/results/course/*.png")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "slides/README.md")
 DOCUMENTS += ("data/README.md", "data/results/README.md")
@@ -116,7 +122,9 @@ def write_assets() -> None:
         for pattern, place in files.items():
             found = sorted((PACKAGES / package).glob(pattern))
             if not found:
-                sys.exit(f"{package} has no {pattern} any more; see TAKEN in tools/site/__main__.py")
+                sys.exit(
+                    f"{package} has no {pattern} any more; see TAKEN in tools/site/__main__.py"
+                )
             for path in found:
                 into = assets / place if "." in place else assets / place / path.name
                 into.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +144,9 @@ def with_explorer(readme: str) -> str:
     head, mark, rest = readme.partition("\n## ")
     script = '<script src="assets/explorers.js"></script>'
     own = f"{script}\n\n{mounted('own_data', 'start')}"
-    more = "*Tap the plane: it gets one more component, and the fields follow. All of it is computed "
+    more = (
+        "*Tap the plane: it gets one more component, and the fields follow. All of it is computed "
+    )
     more += "here, in the page. [All explorers](explorers.md)*"
     return f"---\nhide: [navigation]\n---\n\n{head}\n{own}\n\n{more}\n{mark}{rest}"
 
@@ -150,7 +160,11 @@ def explorers_page() -> str:
             said = re.split(r"\n\n|(?<=\.)\n", (getattr(widgets, name).__doc__ or "").strip())[0]
             said = " ".join(said.split())
             link = f"[`widgets.{name}`](api/widgets.md#cfm_lite.widgets.{name})"
-            parts += [f"## {name.replace('_', ' ')}", f"{said} {link}", mounted(name, f"explorer-{name}")]
+            parts += [
+                f"## {name.replace('_', ' ')}",
+                f"{said} {link}",
+                mounted(name, f"explorer-{name}"),
+            ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -159,14 +173,23 @@ def navigation() -> list[dict]:
     placed = ["course", "lab", "glossary", "paper_versus_here", "install"]
     course = ["docs/course.md", *_pages("notebooks", "[0-9]*.md"), *_pages("docs", "teaching*.md")]
     others = [p for p in _pages("docs", "*.md") if Path(p).stem not in placed and p not in course]
-    names = [{f"The names: {g}": [f"api/{r}.md" for r in rooms]} for g, rooms in api.rooms().items()]
+    names = [
+        {f"The names: {g}": [f"api/{r}.md" for r in rooms]} for g, rooms in api.rooms().items()
+    ]
     library = ["docs/install.md", *others, *names[1:], *names[:1], "api/commands.md"]
     return [
         {"Start": ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]},
         {"Course": course},
         {"Explorers": "explorers.md"},
         {"Library": ["api/README.md", *library]},
-        {"Lab": ["docs/lab.md", "data/results/README.md", "docs/paper_versus_here.md", "data/README.md"]},
+        {
+            "Lab": [
+                "docs/lab.md",
+                "data/results/README.md",
+                "docs/paper_versus_here.md",
+                "data/README.md",
+            ]
+        },
         {"Slides": "slides/README.md"},
         {"Glossary": "docs/glossary.md"},
     ]
@@ -174,7 +197,9 @@ def navigation() -> list[dict]:
 
 def third_party() -> str:
     """What the site holds of others: package, version, licence, place, and the licence's text."""
-    parts = ["What this site holds of others, each with its licence. All else is cfm_lite's own: MIT."]
+    parts = [
+        "What this site holds of others, each with its licence. All else is cfm_lite's own: MIT."
+    ]
     for package, files in TAKEN.items():
         facts = json.loads((PACKAGES / package / "package.json").read_text(encoding="utf-8"))
         places = sorted({f"assets/{place}" for place in files.values()})
@@ -184,7 +209,9 @@ def third_party() -> str:
         found = metadata.metadata(package)
         licence = found.get("License-Expression") or found.get("License") or "see below"
         places = "assets/, search/ and the frame of every page"
-        files = [f for f in metadata.files(package) or [] if re.match(r"LICEN[CS]E|COPYING", f.name)]
+        files = [
+            f for f in metadata.files(package) or [] if re.match(r"LICEN[CS]E|COPYING", f.name)
+        ]
         text = files[0].read_text() if files else ""
         parts.append(_entry(package, found["Version"], licence.splitlines()[0], places, text))
     return "\n\n".join(parts) + "\n"

@@ -64,7 +64,9 @@ def page(room: str) -> str:
 def index() -> str:
     """The page that lists the rooms; docs/architecture.md says what each is for."""
     lines = ["# The library, name by name", ""]
-    lines += ["What each room is for, and how they hang together: [the rooms](../docs/architecture.md)."]
+    lines += [
+        "What each room is for, and how they hang together: [the rooms](../docs/architecture.md)."
+    ]
     for group, found in rooms().items():
         links = [f"[`{room}`]({room}.md)" for room in found]
         lines += ["", f"**{group}**: {', '.join(links)}"]

@@ -52,7 +52,9 @@ def written_out(annotation: str, module: griffe.Module, known: dict[str, str]) -
 
     def one(word: re.Match[str]) -> str:
         member = module.members.get(word[0])
-        path = member.target_path if isinstance(member, griffe.Alias) else f"{module.path}.{word[0]}"
+        path = (
+            member.target_path if isinstance(member, griffe.Alias) else f"{module.path}.{word[0]}"
+        )
         if path not in known:
             return word[0]
         return written_out(known[path], module.modules_collection[path.rpartition(".")[0]], known)
