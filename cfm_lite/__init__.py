@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from cfm_lite.theory import GaussianMixture as GaussianMixture
     from cfm_lite.training import Trainer as Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {found.name for found in pkgutil.iter_modules(__path__) if found.name[0] != "_"}
 _CLASSES = {

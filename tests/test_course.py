@@ -135,6 +135,39 @@ def test_say_fills_numbers_into_prose():
     assert course.say("from {a:.2f} to {b:.3f}", a=1.0, b=2.5).data == "from 1.00 to 2.500"
 
 
+def test_say_fills_numbers_in_their_order_too():
+    assert course.say("{:.1f} then {:.0%}", 1.25, torch.tensor(0.5)).data == "1.2 then 50%"
+
+
+def test_a_table_formats_numbers_by_column_and_leaves_text_alone():
+    rows = [("FM", 0.123, torch.tensor(0.5)), ("ΔFM", "not measured", 1)]
+    lines = course.table("method | distance | share", rows, "", ".2f", ".0%").data.splitlines()
+    assert lines[:2] == ["| method | distance | share |", "|---|---|---|"]
+    assert lines[2:] == ["| FM | 0.12 | 50% |", "| ΔFM | not measured | 100% |"]
+    with pytest.raises(ValueError):
+        course.table("a | b", [(1, 2, 3)], "", "")
+
+
+def test_a_later_cell_gets_the_learners_answer_where_it_is_right_else_ours(registered, capsys):
+    right, ours = lambda: 2, lambda: 1 + 1
+    with pytest.raises(ConfigError, match="keeps no answer"):
+        course.solved(registered, ...)
+    course._OURS[registered] = ours
+    try:
+        assert course.solved(registered, right) is right
+        assert capsys.readouterr().out == ""
+        assert course.solved(registered, ...) is ours
+        assert "still open" in capsys.readouterr().out
+    finally:
+        del course._OURS[registered]
+
+
+def test_the_courses_own_answers_pass_their_checks(capsys):
+    course.exercises()
+    for number, ours in course._OURS.items():
+        assert course.check(number, ours) is True, number
+
+
 def test_results_are_rows_and_missing_ones_are_named():
     rows = course.results("figure3")
     assert {"method", "metric", "value"} <= set(rows[0])

@@ -213,3 +213,13 @@ def test_plane_maps_refuse_what_they_cannot_draw(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         figures.plane_maps(maps, LIMITS, "growth", **settings)
+
+
+def test_kinds_without_an_order_share_no_ramp() -> None:
+    lines = {name: ([0, 1], [k, k + 1]) for k, name in enumerate(("Euler", "Heun", "RK4"), 1)}
+    seen = {}
+    for ordered in (True, False):
+        (axes,) = viz.curves(lines, ordered=ordered, **NAMES).axes
+        seen[ordered] = [to_hex(line.get_color()) for line in axes.get_lines()]
+    assert len(set(seen[False])) == 3
+    assert not set(seen[False]) & {*seen[True], *style.METHOD_COLORS.values()}

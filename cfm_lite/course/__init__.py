@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from cfm_lite._internal.checks import check_choice
@@ -18,13 +18,25 @@ from cfm_lite._internal.lazy import optional
 from cfm_lite.data.root import checkout
 from cfm_lite.errors import ConfigError, DataError
 
-__all__ = ["FAST", "check", "exercise", "exercises", "pick", "results", "say", "show"]
+__all__ = [
+    "FAST",
+    "check",
+    "exercise",
+    "exercises",
+    "pick",
+    "results",
+    "say",
+    "show",
+    "solved",
+    "table",
+]
 
 FAST = os.environ.get("CFM_LITE_FAST", "0").lower() not in ("", "0", "false", "no")
 
 T = TypeVar("T")
 Answer = Any
 _CHECKS: dict[str, Callable[[Answer], str | None]] = {}
+_OURS: dict[str, Answer] = {}  # answers that later cells of a notebook need
 
 
 def pick(full: T, fast: T) -> T:
@@ -33,16 +45,20 @@ def pick(full: T, fast: T) -> T:
 
 
 def exercise(
-    number: str,
+    number: str, *, ours: Answer = None
 ) -> Callable[[Callable[[Answer], str | None]], Callable[[Answer], str | None]]:
     """Register the check of exercise `number`, such as "4.2": a function of the answer that returns
     a hint, or None where it is right.
+
+    Where a later cell needs the answer, `ours` is the one that `solved` falls back on.
     """
 
     def register(judge: Callable[[Answer], str | None]) -> Callable[[Answer], str | None]:
         if number in _CHECKS:
             raise ConfigError(f"exercise {number} has two checks; give each exercise one.")
         _CHECKS[number] = judge
+        if ours is not None:
+            _OURS[number] = ours
         return judge
 
     return register
@@ -68,6 +84,22 @@ def check(number: str, answer: Answer) -> bool:
     return hint is None
 
 
+def solved(number: str, answer: Answer) -> Answer:
+    """`answer` where it solves exercise `number`, else the course's own answer.
+
+    So the cells after an exercise run for a reader who skipped it.
+    """
+    if _hint(number, answer) is None:
+        return answer
+    if number not in _OURS:
+        raise ConfigError(
+            f"the course keeps no answer to exercise {number}; it has those of "
+            f"{', '.join(sorted(_OURS))}."
+        )
+    print(f"(Exercise {number} is still open. This cell uses the course's own answer.)")
+    return _OURS[number]
+
+
 def _hint(number: str, answer: Answer) -> str | None:
     try:
         check_choice("exercise", number, exercises())
@@ -91,11 +123,27 @@ def _hint(number: str, answer: Answer) -> str | None:
         return f"your code raised {type(error).__name__}: {reason[:300]}"
 
 
-def say(text: str, /, **values: Any) -> Any:
-    """Markdown for the end of a cell, `text` with {name:format} filled from `values`: prose whose
-    numbers come from the run.
+def say(text: str, /, *values: Any, **named: Any) -> Any:
+    """Markdown for the end of a cell: `text` whose {:.2f} and {name:.2f} are filled in.
+
+    So a number in prose comes from the run.
     """
-    return optional("IPython.display", "notebooks").Markdown(text.format(**values))
+    return optional("IPython.display", "notebooks").Markdown(text.format(*values, **named))
+
+
+def table(head: str, rows: Iterable[Sequence[Any]], *formats: str) -> Any:
+    """A table as Markdown: `head` names the columns ("method | distance"), one row per row.
+
+    Text stays as it is; a number is written with the format of its column, such as ".2f".
+    """
+    lines = [f"| {head} |", "|---" * len(formats) + "|"]
+    for row in rows:
+        cells = [
+            value if isinstance(value, str) else format(value, spec)
+            for value, spec in zip(row, formats, strict=True)
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return optional("IPython.display", "notebooks").Markdown("\n".join(lines))
 
 
 def show(*figures: Any) -> None:

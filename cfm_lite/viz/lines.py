@@ -33,6 +33,7 @@ __all__ = ["curves", "pair_of", "running_mean", "training_curves"]
 _RAMP = LinearSegmentedColormap.from_list(
     "cfm_ordered", ["#a9bccb", "#5b7083", "#1c2833"]
 )  # slate, which means nothing else
+_KINDS = ("#33567f", "#c9971c", "#8c2d4f", "#2f8f8f", "#8a8a3c", "#a77bb5")  # no method's colour
 _MARKERS = "osD^vPX*"
 _SCALES: Mapping[str, tuple[str, dict[str, float]]] = {
     "linear": ("linear", {}),
@@ -53,14 +54,16 @@ def curves(
     yscale: str = "linear",
     level: tuple[float, str] | None = None,
     markers: bool = True,
+    ordered: bool = True,
     width: float = 8.6,
     height: float = 3.9,
 ) -> Picture:
     """One line per name, `lines[name]` = (x, y) of equal length (n,), with a legend at the right;
     `level` is a black line (y, text).
 
-    Names of methods ("fm", "vecor", ...) have their colours, "truth" and "exact" are black, and
-    the others run from pale to dark slate in the order given. `xscale` and `yscale` are "linear",
+    Names of methods ("fm", "vecor", ...) have their colours, "truth" and "exact" are black. The
+    others run from pale to dark slate in the order given; if they are kinds without an order, such
+    as solvers, say `ordered=False`, and each has a colour of its own. `xscale` and `yscale` are "linear",
     "log", "log2" or "symlog". Raises ConfigError for NaN, for x and y that differ in length, for an
     empty mapping and for values not above 0 on a logarithmic axis.
     """
@@ -71,7 +74,7 @@ def curves(
         for name, line in named("lines", lines, "{'euler': (steps, errors)}").items()
     }
     figure, ((panel,),) = panels(1, 1, width=width, height=height)
-    for (name, (x, y)), look in zip(pairs.items(), _looks(list(lines))):
+    for (name, (x, y)), look in zip(pairs.items(), _looks(list(lines), ordered)):
         panel.plot(x, y, label=method_title(name), **(look if markers else look | {"marker": ""}))
     if level is not None:
         where = check_number("level", level[0], -np.inf, np.inf)
@@ -109,7 +112,7 @@ def pair_of(
     return x, y
 
 
-def _looks(names: Sequence[str]) -> list[dict[str, Any]]:
+def _looks(names: Sequence[str], ordered: bool = True) -> list[dict[str, Any]]:
     """Colour, marker and line style of each name."""
     others = [name for name in names if name not in (*METHOD_STYLES, "truth", "exact")]
     looks = []
@@ -121,7 +124,8 @@ def _looks(names: Sequence[str]) -> list[dict[str, Any]]:
         elif name in others:
             place = others.index(name)
             share = place / (len(others) - 1) if len(others) > 1 else 0.5
-            look = {"color": _RAMP(share), "marker": _MARKERS[place % len(_MARKERS)]}
+            color = _RAMP(share) if ordered else _KINDS[place % len(_KINDS)]
+            look = {"color": color, "marker": _MARKERS[place % len(_MARKERS)]}
         looks.append(look | {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.5})
     return looks
 

@@ -36,8 +36,6 @@ from cfm_lite.viz.style import (
 __all__ = ["captioned", "image_grid", "perturbation_gallery"]
 
 _GAP = 0.07  # of an image's side, between two images
-# pixels: smaller images are enlarged with a cubic filter, larger ones shown pixel by pixel
-_SMOOTH_BELOW = 20
 
 
 def _images(name: str, x: Any, limit: float) -> np.ndarray:
@@ -54,9 +52,8 @@ def _images(name: str, x: Any, limit: float) -> np.ndarray:
 
 def _show(axes: Axes, image: np.ndarray, row: int, column: int, *, cmap: Any) -> AxesImage:
     left, top, side = column + _GAP / 2, row + _GAP / 2, 1 - _GAP
-    smooth = "bicubic" if max(image.shape[:2]) < _SMOOTH_BELOW else "nearest"
     extent = (left, left + side, top + side, top)
-    return axes.imshow(image, extent=extent, cmap=cmap, vmin=-1, vmax=1, interpolation=smooth)
+    return axes.imshow(image, extent=extent, cmap=cmap, vmin=-1, vmax=1, interpolation="nearest")
 
 
 def _canvas(

@@ -135,9 +135,10 @@ ELSEWHERE: dict[str, str] = {
         course.nb08_images.three_verdicts course.nb09_sit.block_parameters course.nb09_sit.first_loss course.nb09_sit.paste
         course.nb09_sit.repair course.nb09_sit.to_our_interval course.nb10_imagenet_full_scale.accumulation
         course.nb10_imagenet_full_scale.days course.nb10_imagenet_full_scale.memory course.photographs.photographs
-        course.results course.say course.show
+        course.results course.say course.show course.solved course.table
     """,
     "figures: tests/test_viz*.py and test_figures*.py give each of them wrong shapes, NaN and nothing": """
+        course.figures.film.film
         course.figures.coverage.neighbourhoods course.figures.features.feature_maps
         course.figures.features.paired_differences
         course.figures.features.profiles course.figures.features.similarity_maps course.figures.features.spreading

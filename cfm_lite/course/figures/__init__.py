@@ -10,6 +10,7 @@ from cfm_lite.course.figures.features import (
     similarity_maps,
     spreading,
 )
+from cfm_lite.course.figures.film import film
 from cfm_lite.course.figures.maps import plane_maps, scalar_maps
 from cfm_lite.course.figures.marginals import (
     conditional_velocities,
@@ -33,6 +34,7 @@ __all__ = [
     "class_paths",
     "conditional_velocities",
     "feature_maps",
+    "film",
     "loss_bowls",
     "negative_distances",
     "neighbourhoods",
