@@ -23,7 +23,7 @@ from tests.browser import lab as labs
 from tests.browser.drag import EXPLORER, drag
 from tools.site import api
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 
 SHOTS = Path(os.environ.get("CFM_LITE_SHOTS", labs.ROOT / "build" / "browser"))
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
@@ -57,6 +57,7 @@ def page_of(chromium, size, **options):
     """A page without a network, which notes what goes wrong and what it asks for."""
     context = chromium.new_context(viewport=size, offline=True, **options)
     page = context.new_page()
+    page.set_default_timeout(120_000)  # a page with formulas and explorers, on busy cores
     page.wrong, page.asked = [], []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
     page.on("console", lambda said: said.type == "error" and page.wrong.append(said.text))
@@ -158,7 +159,7 @@ def test_the_search_finds_a_name_and_a_sentence(chromium):
     page.goto((site() / "index.html").as_uri())
     for words, place in (("contrastive_flow_matching", "api/losses.html"), ("overshoots", ".html")):
         page.locator(".md-search__input").fill(words)
-        page.wait_for_selector(f".md-search-result__item a[href*='{place}']", timeout=30_000)
+        page.wait_for_selector(f".md-search-result__item a[href*='{place}']")
     page.screenshot(path=SHOTS / "site-search.png")
     page.locator(".md-search-result__item a").first.click()
     page.wait_for_load_state()
@@ -169,7 +170,7 @@ def test_the_search_finds_a_name_and_a_sentence(chromium):
 def test_the_explorers_of_the_site_are_alive(name, chromium):
     page = page_of(chromium, DESK)
     page.goto((site() / f"{name}.html").as_uri())
-    page.wait_for_selector(f"{EXPLORER} canvas", timeout=20_000)
+    page.wait_for_selector(f"{EXPLORER} canvas")
     count = page.locator(EXPLORER).count()
     assert count == (1 if name == "index" else 8)
     for index in range(count):
