@@ -155,16 +155,12 @@ def explorers_page() -> str:
     """A page with every explorer, each with the first sentence of its docstring."""
     parts = ["---\nhide: [navigation]\n---", "# Explorers"]
     parts.append('<script src="assets/explorers.js"></script>')
-    for name in widgets.__all__:
-        if name not in ("Explorer", "alive"):
-            said = re.split(r"\n\n|(?<=\.)\n", (getattr(widgets, name).__doc__ or "").strip())[0]
-            said = " ".join(said.split())
-            link = f"[`widgets.{name}`](api/widgets.md#cfm_lite.widgets.{name})"
-            parts += [
-                f"## {name.replace('_', ' ')}",
-                f"{said} {link}",
-                mounted(name, f"explorer-{name}"),
-            ]
+    order = (widgets.__doc__ or "").index  # it tells them in the order of the course
+    for name in sorted(set(widgets.__all__) - {"Explorer", "alive"}, key=lambda n: order(f"`{n}`")):
+        said = re.split(r"\n\n|(?<=\.)\n", (getattr(widgets, name).__doc__ or "").strip())[0]
+        link = f"[`widgets.{name}`](api/widgets.md#cfm_lite.widgets.{name})"
+        parts.append(f"## {name.replace('_', ' ').capitalize()}")
+        parts += [f"{' '.join(said.split())} {link}", mounted(name, f"explorer-{name}")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -178,7 +174,7 @@ def navigation() -> list[dict]:
     ]
     library = ["docs/install.md", *others, *names[1:], *names[:1], "api/commands.md"]
     return [
-        {"Start": ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]},
+        {"Start": "README.md"},
         {"Course": course},
         {"Explorers": "explorers.md"},
         {"Library": ["api/README.md", *library]},
@@ -192,6 +188,7 @@ def navigation() -> list[dict]:
         },
         {"Slides": "slides/README.md"},
         {"Glossary": "docs/glossary.md"},
+        {"Project": ["CONTRIBUTING.md", "CHANGELOG.md"]},
     ]
 
 

@@ -16,11 +16,14 @@ COMMANDS += ("scale prepare", "scale train", "scale sample", "scale export")
 
 
 def names_of(path: Path) -> list[str]:
-    """`__all__` of a file, read without importing it."""
+    """`__all__` of a file in the order of the definitions, read without importing the file."""
+    names, place = [], {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return list(ast.literal_eval(node.value))
-    return []
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            place[node.name] = node.lineno
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            names = list(ast.literal_eval(node.value))
+    return sorted(names, key=lambda name: place.get(name, 0))
 
 
 def modules_of(room: str) -> dict[str, list[str]]:
@@ -56,7 +59,7 @@ def page(room: str) -> str:
         if names or not len(parts) > 1:
             shown = "".join(f"\n        - {name}" for name in names)
             root = "true" if module.count(".") > 1 else "false"
-            options = f"      show_root_heading: {root}\n      members:{shown or ' []'}"
+            options = f"      show_root_heading: {root}\n      show_root_toc_entry: {root}\n      members:{shown or ' []'}"
             parts.append(f"::: {module}\n    options:\n{options}")
     return "\n\n".join(parts) + "\n"
 

@@ -53,13 +53,14 @@ def _cells(notebook: Mapping[str, Any], name: str, pictures: Path) -> list[str]:
 
 
 def for_the_site(markdown: str) -> str:
-    """Text of the repository as the site's Markdown: notebooks are pages, and what is folded may
-    hold Markdown.
+    """Text of the repository as the site's Markdown: notebooks are pages, decks open in the browser,
+    and what is folded may hold Markdown.
 
     >>> for_the_site("[next](01_paths.ipynb) <details><summary>a *b*</summary>")
     '[next](01_paths.md) <details markdown="1"><summary>a *b*</summary>'
     """
     text = re.sub(r"(\]\((?!http)[^()\s]*)\.ipynb\)", r"\1.md)", markdown)
+    text = re.sub(r"(\]\()(\d\w+)\.pdf\)", r"\1\2.html) ([PDF](\2.pdf))", text)
     text = re.sub(r'(href="(?!http)[^"]*)\.ipynb"', r'\1.html"', text)
     text = re.sub(r"^<!-- /?\w+ -->\n", "\n", text, flags=re.MULTILINE)
     return text.replace("<details>", '<details markdown="1">')
