@@ -204,7 +204,7 @@ def _draw_paths(panel: Axes, scene: _Scene, shown: int) -> LineCollection:
     _draw_stage(panel, scene, "Where its paths end", f"on the data, {landed}")
     for m in ENDS:
         artists.points(
-            panel, ends[m][:shown], color=method_style(m).color, size=26, rim=0.6, zorder=4
+            panel, ends[m][:shown], color=method_style(m).colour, size=26, rim=0.6, zorder=4
         )
     states = scene.states["delta_fm"]
     return artists.paths(panel, states[:, :shown], np.linspace(0, 1, len(states)))
@@ -220,6 +220,6 @@ def _legend(panel: Axes, label: int) -> None:
         f"data of class {label}\n(pale: the others)": entry(DATA),
         "50 % and 95 % of\nthe class lie inside": entry(TRUTH, "-"),
         "mean of all data,\nΔFM's negative $\\bar{u}_{-}$": entry(REPEL, **_CROSS),
-        "ends of paths:\nFM, ΔFM": entry([method_style(m).color for m in ENDS]),
+        "ends of paths:\nFM, ΔFM": entry([method_style(m).colour for m in ENDS]),
     }
     artists.side_legend(panel, entries, top=0.85)

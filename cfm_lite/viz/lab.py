@@ -119,16 +119,16 @@ def difference_rows(
 def _row(axis: Axes, place: int, d: Compared, marked: bool) -> None:
     look = method_style(d.method)
     axis.plot(
-        [d.low, d.high], [place, place], color=look.color, linewidth=2.2, solid_capstyle="butt"
+        [d.low, d.high], [place, place], color=look.colour, linewidth=2.2, solid_capstyle="butt"
     )
     axis.plot(
         d.mean,
         place,
         look.marker or "o",
-        color=look.color,
+        color=look.colour,
         markersize=7.5,
         zorder=3,
-        **_fill(d, look.color),
+        **_fill(d, look.colour),
     )
     if marked:
         axis.axhspan(place - 0.5, place + 0.5, color=BAND, zorder=0)
@@ -233,19 +233,19 @@ def _gap(settings: Sequence[float] | np.ndarray) -> float:
 
 def _curve(axis: Axes, method: str, x: np.ndarray, found: Sequence[Compared]) -> Any:
     look = method_style(method)
-    axis.plot(x, [d.mean for d in found], color=look.color, linestyle=look.line, linewidth=1.4)
+    axis.plot(x, [d.mean for d in found], color=look.colour, linestyle=look.line, linewidth=1.4)
     for place, d in zip(x, found):
-        axis.plot([place, place], [d.low, d.high], color=look.color, linewidth=1.6)
+        axis.plot([place, place], [d.low, d.high], color=look.colour, linewidth=1.6)
         axis.plot(
             place,
             d.mean,
             look.marker or "o",
-            color=look.color,
+            color=look.colour,
             markersize=6.5,
             zorder=3,
-            **_fill(d, look.color),
+            **_fill(d, look.colour),
         )
-    return artists.legend_entry(look.color, look.marker or "o", markersize=7)
+    return artists.legend_entry(look.colour, look.marker or "o", markersize=7)
 
 
 @styled
@@ -269,15 +269,15 @@ def difference_scatter(
             )
         for _, x, d in points:
             look = method_style(d.method)
-            axis.plot([x, x], [d.low, d.high], color=look.color, linewidth=1.8)
+            axis.plot([x, x], [d.low, d.high], color=look.colour, linewidth=1.8)
             axis.plot(
                 x,
                 d.mean,
                 look.marker or "o",
-                color=look.color,
+                color=look.colour,
                 markersize=7,
                 zorder=3,
-                **_fill(d, look.color),
+                **_fill(d, look.colour),
             )
         axis.axhline(0, color=BASE, linewidth=1.2, zorder=1.5)
         axis.axvline(1, color=BASE, linewidth=1.2, linestyle=":", zorder=1.5)

@@ -13,12 +13,12 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite.errors import ConfigError
+from cfm_lite.methods import Arm
 from cfm_lite.viz import artists
 from cfm_lite.viz.style import (
     METHOD_STYLES,
     MODEL,
     TRUTH,
-    MethodStyle,
     Picture,
     as_array,
     method_title,
@@ -120,7 +120,7 @@ def _looks(names: Sequence[str], ordered: bool = True) -> list[dict[str, Any]]:
         look: dict[str, Any] = {"color": TRUTH, "marker": "", "linestyle": "--", "zorder": 3}
         if name in METHOD_STYLES:
             style = METHOD_STYLES[name]
-            look = {"color": style.color, "marker": style.marker, "linestyle": style.line}
+            look = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
         elif name in others:
             place = others.index(name)
             share = place / (len(others) - 1) if len(others) > 1 else 0.5
@@ -195,10 +195,10 @@ def _logged(panel: Axes, name: str, key: str, lines: Logs) -> None:
         return
     step = as_array("step", [float(line["step"]) for line in lines])
     value = as_array(key, [float(line[key]) for line in lines])
-    look = METHOD_STYLES.get(name, MethodStyle(name, MODEL, ""))
-    panel.plot(step, value, color=look.color, alpha=0.25, linewidth=0.8)
+    look = METHOD_STYLES.get(name, Arm(name, name, colour=MODEL))
+    panel.plot(step, value, color=look.colour, alpha=0.25, linewidth=0.8)
     mean = running_mean(value, max(1, len(value) // 25))
-    panel.plot(step, mean, color=look.color, linestyle=look.line, label=look.label)
+    panel.plot(step, mean, color=look.colour, linestyle=look.line, label=look.label)
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -212,7 +212,7 @@ def _line(
     x = np.array([key[0] for key in cells], dtype=float) * (shift if several else 1.0)
     mean = np.array([v.mean() for v in values])
     below = mean - [v.min() for v in values], [v.max() for v in values] - mean
-    style = {"color": look.color, "marker": look.marker, "linestyle": look.line, "markersize": 7}
+    style = {"color": look.colour, "marker": look.marker, "linestyle": look.line, "markersize": 7}
     style |= {"markeredgecolor": "white", "markeredgewidth": 0.6, "label": look.label}
     bars = {"yerr": np.array(below) if several else None, "elinewidth": 1.1, "capsize": 2}
     return panel.errorbar(x, mean, **bars, **style)
@@ -266,7 +266,7 @@ def method_bars(rows: Rows, metric: str, *, nfe: int | None = None) -> Picture:
     number = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
     dot = {"markeredgecolor": "white", "markersize": 6.5}
     for place, (method, cells) in enumerate(table.items()):
-        color, values = method_style(method).color, np.array(list(cells[()].values()))
+        color, values = method_style(method).colour, np.array(list(cells[()].values()))
         panel.barh(place, values.mean(), height=0.62, color=color, alpha=0.55)
         panel.plot(values, np.full(len(values), place), "o", color=color, **dot)
         panel.text(1.02, place, format(values.mean(), form), **number)

@@ -11,7 +11,6 @@ import functools
 import io
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -29,7 +28,7 @@ from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite._internal.places import AnyPath
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import ConfigError
-from cfm_lite.methods import arms
+from cfm_lite.methods import Arm, arms
 
 __all__ = [
     "ATTRACT",
@@ -47,7 +46,6 @@ __all__ = [
     "STYLE",
     "TIME_MAP",
     "TRUTH",
-    "MethodStyle",
     "Picture",
     "as_array",
     "as_tensor",
@@ -106,25 +104,13 @@ STYLE: Mapping[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class MethodStyle:
-    """How one method looks wherever it appears: its display name, and a colour, a marker and a line
-    style of its own.
-    """
-
-    label: str
-    color: str
-    marker: str
-    line: str = "-"
-
-
 _ARMS = arms()
-METHOD_STYLES: Mapping[str, MethodStyle] = {"real": MethodStyle("Real data", TRUTH, "", "--")} | {
-    name: MethodStyle(arm.label, arm.colour, arm.marker, arm.line)
-    for name, arm in _ARMS.items()
-    if arm.colour
+# how each method looks wherever it appears: an arm's label, colour, marker and line
+METHOD_STYLES: Mapping[str, Arm] = {
+    "real": Arm("real", "Real data", colour=TRUTH, line="--"),
+    **{name: arm for name, arm in _ARMS.items() if arm.colour},
 }
-METHOD_COLORS = {name: look.color for name, look in METHOD_STYLES.items()}
+METHOD_COLORS = {name: look.colour for name, look in METHOD_STYLES.items()}
 METHOD_LABELS = {"real": "Real data"} | {name: arm.label for name, arm in _ARMS.items()}
 _PRESETS = {"sit": "SiT (FM)", "dispersive_torch": "Dispersive (PyTorch code's)"}
 _OTHER = (
@@ -137,7 +123,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def method_style(name: str) -> MethodStyle:
+def method_style(name: str) -> Arm:
     """The look of method `name`; a name that is not in METHOD_STYLES gets a muted look that depends
     on nothing but the name.
     """
@@ -149,13 +135,13 @@ def method_style(name: str) -> MethodStyle:
     if name in METHOD_STYLES:
         return METHOD_STYLES[name]
     key = zlib.crc32(name.encode())
-    color, marker, line = (
+    colour, marker, line = (
         options[(key >> 8 * i) % len(options)] for i, options in enumerate(_OTHER)
     )
     both = ["repa", name.removeprefix("repa_")] if name.startswith("repa_") else name.split("+")
     parts = [METHOD_LABELS.get(part, part) for part in both]  # a method and a second one
     label = METHOD_LABELS.get(name) or _PRESETS.get(name) or " and ".join(parts)
-    return MethodStyle(label, color, marker, line)
+    return Arm(name, label, colour=colour, marker=marker, line=line)
 
 
 def method_title(name: str) -> str:
@@ -169,7 +155,7 @@ def method_color(name: str, other: str = MODEL) -> str:
     """The colour of method `name`, black for "truth", `other` for any other name."""
     if name == "truth":
         return TRUTH
-    return METHOD_STYLES[name].color if name in METHOD_STYLES else other
+    return METHOD_STYLES[name].colour if name in METHOD_STYLES else other
 
 
 def styled(build: Callable[P, R]) -> Callable[P, R]:

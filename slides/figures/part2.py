@@ -281,7 +281,7 @@ def overshoot() -> viz.Picture:
         panel.plot(
             weights,
             [100 * s for s in shares],
-            color=look.color,
+            color=look.colour,
             marker=look.marker,
             markersize=9,
             linewidth=3,

@@ -11,7 +11,7 @@ ELSEWHERE: dict[str, str] = {
         evaluate.inception.Extractor evaluate.inception.Features evaluate.reference.Reference evaluate.reference.Statistics
         guidance.Guided models.classifier.JudgeSettings paths.FlowSample paths.Path runs.run.Run runs.loop.Terminated
         runs.sampling.Settings runs.spec.Spec samplers.Evaluations scale.budget.Split scale.dry_run.Made scale.train.Options
-        terms.Draw terms.Evaluated terms.Term viz.results.Metric viz.style.MethodStyle viz.style.Picture
+        terms.Draw terms.Evaluated terms.Term viz.results.Metric viz.style.Picture
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
         _internal.places.check_file _internal.places.check_folder _internal.places.check_suffix _internal.places.expanded

@@ -18,6 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from cfm_lite._internal.checks import check_choice, check_count, check_number
 from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import ConfigError
+from cfm_lite.methods import Arm
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Limits
 from cfm_lite.viz.lines import pair_of, running_mean
@@ -28,7 +29,6 @@ from cfm_lite.viz.style import (
     NOISE,
     TIME_MAP,
     TRUTH,
-    MethodStyle,
     Picture,
     as_array,
     frame,
@@ -259,10 +259,10 @@ def profiles(
                 else {}
             )
             if smooth > 1:
-                panel.plot(xs, ys, color=look.color, alpha=0.22, linewidth=0.8)
+                panel.plot(xs, ys, color=look.colour, alpha=0.22, linewidth=0.8)
                 ys = running_mean(ys, smooth)
             (handles[look.label],) = panel.plot(
-                xs, ys, color=look.color, linestyle=look.line, **mark
+                xs, ys, color=look.colour, linestyle=look.line, **mark
             )
         if whole:
             panel.set_xticks(sorted({float(v) for x, _ in group.values() for v in x}))
@@ -275,12 +275,13 @@ def profiles(
     return figure
 
 
-def _looks(names: Sequence[str]) -> dict[str, MethodStyle]:
+def _looks(names: Sequence[str]) -> dict[str, Arm]:
     """Methods look as everywhere; other names take turns, so that two of them never look alike."""
     others = [name for name in names if name not in METHOD_STYLES]
     turns = itertools.cycle(zip((MODEL, "#3D5A80", "#8E6C5A", "#7A7A2E"), "os^D"))
     return {name: method_style(name) for name in names if name in METHOD_STYLES} | {
-        name: MethodStyle(name, *look) for name, look in zip(others, turns)
+        name: Arm(name, name, colour=colour, marker=marker)
+        for name, (colour, marker) in zip(others, turns)
     }
 
 
@@ -318,7 +319,7 @@ def paired_differences(
             place += 1
         place += 0.6
         panel.axhline(place - 0.8, color="#e3e3e3", linewidth=0.8)
-    panel.axvline(0, color=method_style("fm").color, linewidth=1.4, zorder=1.5)
+    panel.axvline(0, color=method_style("fm").colour, linewidth=1.4, zorder=1.5)
     panel.set_yticks(list(ticks), list(ticks.values()))
     panel.set(xlabel=xlabel, ylim=(place - 0.8, -0.8))
     panel.tick_params(axis="y", length=0)
@@ -338,20 +339,20 @@ def _interval(panel: Axes, row: Difference, place: float) -> Any:
     low, high = row.low, row.high
     look = method_style(row.method)
     clear = getattr(row, "clear", low > 0 or high < 0)  # False for NaN: one seed has no interval
-    panel.plot([low, high], [place, place], color=look.color, linewidth=2.2, solid_capstyle="butt")
+    panel.plot([low, high], [place, place], color=look.colour, linewidth=2.2, solid_capstyle="butt")
     fill = {
-        "markerfacecolor": look.color if clear else "white",
-        "markeredgecolor": look.color,
+        "markerfacecolor": look.colour if clear else "white",
+        "markeredgecolor": look.colour,
         "markeredgewidth": 1.6,
     }
     panel.plot(
         mean,
         place,
         marker=look.marker or "o",
-        color=look.color,
+        color=look.colour,
         markersize=7.5,
         linestyle="none",
         zorder=3,
         **fill,
     )
-    return artists.legend_entry(look.color, look.marker or "o", markersize=8)
+    return artists.legend_entry(look.colour, look.marker or "o", markersize=8)
