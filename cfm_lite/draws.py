@@ -81,6 +81,7 @@ def uniform_time(
     tensor([0.4963, 0.7682])
     """
     n, device = check_count("n", n), _place(generator, device)
+    # float32 whatever the default dtype is: in float64 a seed gives other times
     return torch.rand(n, generator=generator, device=device, dtype=torch.float32)
 
 
@@ -127,6 +128,7 @@ def lognormal_time(
 
 _LOGNORMAL: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda z: torch.sigmoid(-z),  # 1 / (1 + e^z), without overflow
+    # sigma / alpha = 1 / tan(pi t / 2), solved for t
     "cosine": lambda z: 1 - torch.atan(torch.exp(z)) * (2 / math.pi),
 }
 
@@ -264,6 +266,7 @@ def drop_conditions(
         )
     check_generator(generator)
     device = _place(generator, None if generator else y.device)
+    # one number a row whatever p is, so another p leaves all later draws as they were
     drawn = torch.rand(len(y), dtype=torch.float32, generator=generator, device=device)
     dropped = drawn.to(y.device) < p
     return torch.where(dropped.reshape(-1, *[1] * (y.dim() - 1)), null, y), dropped
@@ -298,6 +301,7 @@ def class_labels(
         return torch.randint(num_classes, (n,), generator=generator, device=device).cpu()
     turn = labels == "turn"
     chosen = torch.tensor(range(num_classes) if turn else _listed_classes(labels, num_classes))
+    # by the number of the row, so that a folder of samples can grow
     return chosen[torch.arange(first, first + n) % len(chosen)]
 
 

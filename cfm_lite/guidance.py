@@ -121,6 +121,7 @@ class Guided:
         Where one answer holds for all these times, it is found now and not at each call.
         """
         parts = tuple(restrict(part, low, high) for part in self.parts)
+        # the whole step lies outside, so its other parts are never called
         if high < self.interval[0] - _SLACK or low > self.interval[1] + _SLACK:
             return parts[0]
         within = self.acts_at(low) and self.acts_at(high)
@@ -169,6 +170,7 @@ def _evaluated(
 ) -> Tensor:
     with evaluating(model):
         output = model(x, t, None if y is None else _rows(y, x)) if given else model(x, t)
+    # a solver sums many small steps, which half precision would round away
     return promote(as_velocity_of(output, x))
 
 
@@ -374,6 +376,7 @@ def retarget(velocity: Velocity, weight: float, mean_velocity: MeanVelocity) -> 
 
 
 def _away(weight: float, mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
+    # affine in v, because the mean of the negatives does not depend on v: so it has an inverse
     return (v - weight * _mean(mean, t, v)) / (1 - weight)
 
 
@@ -473,6 +476,7 @@ def debias_shuffle(
 def _stretched(total: float, exclude_identity: bool, back: bool, t: Tensor, v: Tensor) -> Tensor:
     """The mean over the channels plus a gain, or its inverse, times the deviation from it."""
     gain = _gain(v, total, exclude_identity)
+    # every shuffle keeps the mean over the channels, so only deviations from it are scaled
     mean = v.mean(1, keepdim=True)
     return mean + (1 / gain if back else gain) * (v - mean)
 
@@ -608,6 +612,7 @@ def _solved(system: Tensor, x: Tensor) -> Tensor:
     return _in_rows(lambda rows: torch.linalg.solve(system, rows.mT).mT, len(system), x)
 
 
+# autocast would take these products in half precision
 @full_precision()
 def _in_rows(change: Callable[[Tensor], Tensor], size: int, x: Tensor) -> Tensor:
     """`change` of rows (N, size): samples of `x` (B, C, *dims), or the channels of each pixel."""

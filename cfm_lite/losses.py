@@ -70,6 +70,7 @@ def flow_matching(v: Batch, u: Batch) -> Scalar:
     tensor(1.)
     """
     v, u = _same(v=v, u=u)
+    # a target is data, whatever it was computed from
     return F.mse_loss(v, u.detach())
 
 
@@ -199,6 +200,7 @@ def dispersive(
     pairs = len(z) * (len(z) if include_diagonal else len(z) - 1)
     if variant == "hinge":
         return (margin - gap).clamp_min(0).square().sum() / pairs
+    # the log of a mean of exponentials, without underflow where tau is small
     return torch.logsumexp((-gap / tau).flatten(), 0) - math.log(pairs)
 
 
@@ -320,6 +322,7 @@ def _dissimilarity(z: Tensor, variant: str, normalize_by_dim: bool, distance: st
         inverse = inverse_root(size)
         return -products * inverse[:, None] * inverse
     scale = z.shape[1] if normalize_by_dim else 1
+    # rounding leaves some distances just below 0
     squared = (size[:, None] + size - 2 * products).clamp_min(0) / scale
     if variant == "hinge" and distance == "l2":
         # rounding of large numbers hides distances below this; their roots would be noise with a

@@ -60,6 +60,7 @@ def in_batch(
             "least two."
         )
         return u, torch.zeros(len(u), dtype=torch.bool, device=u.device)
+    # the other row's velocity as it is, of its own time and noise
     return u.index_select(0, other_row(len(u), u.device, generator))
 
 
@@ -183,6 +184,7 @@ class Perturbed:
 def _linear(sample: FlowSample) -> Path:
     """LINEAR, for a sample without an objective; ConfigError if it lies on another path."""
     expected = LINEAR.interpolate(sample.x0, sample.x1, sample.t)[1]
+    # loose, as half precision needs: it only has to tell one path from another
     u, tolerance = sample.u_t.to(expected), {"rtol": 1e-2, "atol": 1e-2, "equal_nan": True}
     if on_host(expected) and not torch.allclose(u, expected, **tolerance):
         raise ConfigError(

@@ -140,6 +140,7 @@ class Objective(nn.Module):
         self._key: tuple[int, int, int] | None = None
         self._calls = 0
         self._weights: tuple[Tensor, ...] = ()
+        # beside `time`, which stays as it was given, so that `plus` can hand it on
         self.law = on_path(time, path, "time")
         _check_terms(self.terms, plain(getattr(model, "depth", None)))
         for term in self.terms.values():
@@ -216,6 +217,7 @@ class Objective(nn.Module):
     def _run(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
+        # a compiled graph cannot hold a try
         if torch.compiler.is_compiling():
             return self._call(x, t, y, blocks)
         try:
@@ -254,6 +256,7 @@ class Objective(nn.Module):
             for i, rows in enumerate(shards)
         ]
         x0, x1, t, y, dropped = map(_joined, zip(*parts))
+        # never in half precision, which near t = 1 could not tell x_t from x1
         x_t, u_t = self.path.interpolate(x0, x1, t)
         sample = FlowSample(x0, x1, t, x_t, u_t, y)
         prepared = {}
@@ -267,6 +270,7 @@ class Objective(nn.Module):
     def _draw_shard(
         self, x1: Tensor, y: Tensor | None, shard: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        # without `at`: the global generator, so that torch.manual_seed repeats a loop of your own
         g = self._generator(x1.device, shard, "draw") if self._key else None
         x0 = noise_like(x1, g)
         t = _times(self.law(len(x1), generator=g, device=x1.device), x1)
@@ -291,6 +295,7 @@ class Objective(nn.Module):
             raise ConfigError(
                 f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims) with at least one row."
             )
+        # on a device the trainer's guard finds them, without a read here
         if on_host(x1) and not is_finite(x1):
             bad = (~torch.isfinite(x1.flatten(1)).all(1)).nonzero().flatten().tolist()
             raise ConfigError(

@@ -88,6 +88,7 @@ class Path:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a path of `PATHS` is that path itself; any other is made of its fields."""
+        # `interpolate` asks whether a path is LINEAR itself, so a copy must be that object
         if PATHS.get(self.name) == self:
             return _named, (self.name,)
         return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
@@ -103,6 +104,7 @@ class Path:
         """
         if self.sigma_d_sigma:
             return self.sigma_d_sigma(t)
+        # 0 times infinity is NaN: there only the product of the two has a limit
         rate = self.sigma(t) * self.d_sigma(t)
         remedy = "Give the path its sigma_d_sigma, which is finite there"
         check_defined(self, ~rate.isnan(), t, "sigma d_sigma", remedy)
@@ -166,6 +168,7 @@ class Path:
         det = alpha * d_sigma - d_alpha * sigma  # -1 for LINEAR, so nothing is divided away
         noise, data = (alpha, d_alpha, det), (sigma, d_sigma, det)
         regular = det.isfinite() & (det != 0)
+        # inside (0, 1) the formula is enough; the ends of time need their limits
         if not (on_host(regular) and regular.all()):
             one, zero = torch.ones_like(det), torch.zeros_like(det)
             no_data = _alone(sigma, d_sigma, alpha, d_alpha) & ~regular
@@ -200,6 +203,7 @@ class Path:
         numerator, denominator = (alpha, d_alpha), d_alpha * sigma**2 - alpha * rate
         regular = denominator.isfinite() & (denominator != 0)
         if on_host(regular) and regular.all():
+            # x0 / -sigma with the x0 of `endpoints`: -sigma det is the denominator
             return (alpha * v - d_alpha * x) / denominator
         one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
         alone = ~regular & _alone(sigma, rate, alpha, d_alpha)
@@ -223,6 +227,7 @@ class Path:
         """
         alpha, sigma, d_alpha, _ = self._at(t, x=x, score=score)
         ratio = self._quotient(d_alpha, alpha, t, "the velocity from a score")
+        # x1 = (x + sigma^2 s) / alpha, which is Tweedie's formula, and x0 = -sigma s
         return ratio * (x + sigma**2 * score) - self._rate_like(t, alpha) * score
 
     def velocity_from_data(self, x: Batch, x1: Batch, t: Times) -> Batch:
@@ -349,6 +354,7 @@ def on_path(function: Callable[..., Any], path: Path, name: str) -> Callable[...
     given = given_path(function)
     if given is None:
         return functools.partial(function, path=path) if takes_path(function) else function
+    # lognormal_time takes a path by its name, too
     if given not in (path, path.name):
         other = given.name if isinstance(given, Path) else given
         raise ConfigError(
@@ -430,6 +436,7 @@ def _vp_alpha(t: Tensor) -> Tensor:
 
 
 def _vp_sigma(t: Tensor) -> Tensor:
+    # expm1, because 1 - alpha^2 would lose its digits near t = 1
     return torch.sqrt(-torch.expm1(2 * _vp_log_alpha(t)))
 
 
@@ -454,6 +461,7 @@ PATHS = {path.name: path for path in (LINEAR, COSINE, VP)}
 def _beside(t: Tensor, x: Tensor) -> Tensor:
     """The checked times, shaped (B, 1, ...) and in the precision of `x` (B, *dims)."""
     check_time(t, x)
+    # in the precision of x: a float64 time would turn float32 data into float64
     return expand(promote(t).to(promote(x).dtype), x)
 
 

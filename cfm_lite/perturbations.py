@@ -126,6 +126,7 @@ def cutmix(x: Images, *, area: Range = (0.25, 0.5), generator: Generator | None 
             f"cutmix pastes from another row, and x {tuple(x.shape)} has {len(x)}. Use a batch of "
             "at least 2, or crop_resize."
         )
+    # a box of the image's aspect that covers a share a has the sides sqrt(a) H and sqrt(a) W
     ratio = _uniform(x, area, generator).sqrt()
     rows = _random_span(x, x.shape[2], ratio, generator)  # (B, H)
     columns = _random_span(x, x.shape[3], ratio, generator)  # (B, W)
@@ -149,6 +150,7 @@ def gaussian_blur(
     _check_range("sigma", sigma, 0.2, math.inf)  # a narrower one changes nothing
     z = promote(x)
     width = expand(_uniform(z, sigma, generator), z[:, 0])  # (B, 1, 1)
+    # a Gaussian is a product: a blur along each axis is exact, and takes small matrices
     # (B, 1, H, H) and (B, 1, W, W)
     down, across = (_blur_matrix(size, width)[:, None] for size in z.shape[2:])
     with full_precision():
@@ -245,6 +247,7 @@ def _expected_map(
         share, same = shuffle_share(shape[0]), torch.eye(shape[0], dtype=torch.float32)
         mean = share * same + (1 - share) / shape[0]  # the mean of the channels stays
         return torch.kron(mean, torch.eye(size // shape[0], dtype=torch.float32))
+    # a batch whose rows are the basis: each call gives one draw of every column of P
     basis = torch.eye(size, dtype=torch.float32).reshape(size, *shape)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
         raise ConfigError(
@@ -280,6 +283,7 @@ def other_row(
     >>> other_row(2, torch.device("cpu"))
     tensor([1, 0])
     """
+    # 1 to n - 1 steps around the batch never end where they began
     steps = torch.randint(1, n, (n,), device=device, generator=generator)
     return (torch.arange(n, device=device) + steps) % n
 
@@ -336,6 +340,7 @@ def _random_orders(
         swapped = torch.cat([identity[:2].flip(0), identity[2:]])
         excluded = exclude_identity & (order == identity).all(1, keepdim=True)
         return torch.where(excluded, swapped, order)
+    # rank 0 is the identity: to begin at 1 leaves it out
     rank = torch.randint(
         int(exclude_identity), math.factorial(channels), (n,), device=device, generator=generator
     )

@@ -304,6 +304,7 @@ def evaluations(
     check_choice("solver", solver, EVALUATIONS)
     check_count("steps", steps, low=2 if solver == "sde" else 1)
     scale = check_number("guidance", guidance, -math.inf, math.inf)
+    # only to ask it where it acts: one place decides what lies inside an interval
     guided = Guided((), lambda t: t, check_interval(interval))
     if solver == "sde":
         times = torch.linspace(0, 1 - SDE_END, steps).tolist()
@@ -493,6 +494,7 @@ def _finish(
         return x
     v = _fitting(velocity(x, t), x)
     if last_step == "tweedie":
+        # E[x1 | x_t], the data that the velocity implies
         return path.endpoints(x, v, t)[1]
     return x + h * (v if last_step == "euler" else v + c * path.score(x, v, t))
 
@@ -678,6 +680,7 @@ def _forms(v: Tensor, x: Tensor, vectors: Tensor, grad: bool) -> Tensor:
 def _signs(x: Tensor, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     device = x.device if generator is None else generator.device
     while True:
+        # signs: no other independent probes give the trace with less variance
         bits = torch.randint(0, 2, (n, *x.shape), generator=generator, device=device)
         yield (2 * bits - 1).to(x, non_blocking=True)
 

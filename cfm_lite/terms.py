@@ -156,6 +156,7 @@ class Repulsion(_Plain):
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """(u_neg, keep) of the whole batch, drawn shard by shard."""
         negatives, u_t = on_path(self.negatives, draw.path, "negatives"), draw.sample.u_t
+        # a batch is cut only between shards, so accumulation and ranks change no negative
         parts = [
             _with_keep(negatives(sample, generator=g), sample.u_t) for sample, g in draw.each()
         ]
@@ -169,6 +170,7 @@ class Repulsion(_Plain):
             )
         keep = None
         if any(kept is not None for _, kept in parts):
+            # a shard that names no rows keeps all of them
             everyone = torch.ones(len(u_t), dtype=torch.bool, device=u_t.device)
             pairs = zip(parts, draw.shards)
             keep = torch.cat([everyone[r] if own is None else own.bool() for (_, own), r in pairs])
@@ -216,6 +218,7 @@ class Dispersive(_Deterministic):
 
     def __call__(self, batch: Evaluated) -> Tensor:
         h, settings = batch.features[self.block], (self.variant, self.tau)
+        # inside a shard alone: the paper spreads the batch of one device
         values = [losses.dispersive(h[r], *settings, **self.options) for r in batch.shards]
         return _mean_over_shards(values, batch.shards)
 
@@ -327,6 +330,7 @@ class Alignment(_Deterministic, nn.Module):
 
     def forward(self, batch: Evaluated) -> Tensor:
         data = batch.sample.x1 if batch.context is None else batch.context
+        # frozen also inside: no dropout, and no batch statistics of our images
         with torch.no_grad(), evaluating(self._teacher[0]):
             target = self._teacher[0](data)
         check_tensor(**{"what the teacher gives": target})
@@ -383,5 +387,6 @@ def _mean_over_shards(values: Sequence[Tensor], shards: Sequence[slice]) -> Tens
     """The mean of one value per shard, each counted by its rows."""
     if len(values) == 1:
         return values[0]
+    # the last shard may have fewer rows
     sizes = [rows.stop - rows.start for rows in shards]
     return torch.stack([value * (n / sum(sizes)) for value, n in zip(values, sizes)]).sum()

@@ -154,6 +154,7 @@ class GaussianMixture:
         which = torch.multinomial(weights, n, replacement=True, generator=generator)
         shape = n, means.shape[1]
         noise = torch.randn(shape, generator=generator, device=device, dtype=means.dtype)
+        # independent in the eigenbasis of the component, and turned from there
         noise = variances.sqrt()[which] * noise  # (n, D)
         if self._basis is not None:
             noise = torch.einsum("ne,nde->nd", noise, self._basis.to(means)[which])
@@ -199,6 +200,7 @@ class GaussianMixture:
         shares = terms.log_joint.softmax(1)  # (B, K)
         # sum_k r_k [d_alpha mu_k + R_k S_k^-1 (x - alpha mu_k)]
         flow = terms.lead * (shares @ self.means.to(shares))
+        # R_k and S_k share their eigenvectors, so R_k S_k^-1 is a quotient of eigenvalues
         pull = self._collect(shares[..., None] * terms.rate / terms.spread, terms.offset)
         return (flow + pull).to(promote(x).dtype)
 
@@ -219,6 +221,7 @@ class GaussianMixture:
         place = promote(x).to(_working(x.device))
         means, variances = self.means.to(place), self._variances.to(place)
         alpha, sigma, d_alpha, _ = (c[..., None] for c in path.coefficients(t, place))  # (B, 1, 1)
+        # as one product: at t = 1 of VP d_sigma alone is infinite
         rate = path.half_variance_rate(t.to(place.dtype))[:, None, None]
         check_defined(
             path, d_alpha.isfinite() & rate.isfinite(), t, "the velocity of a mixture", STAY_AWAY
