@@ -131,12 +131,7 @@ def statistics_of(path: Path, extractor: Extractor) -> dict[str, Statistics]:
                 f"({_listed(names)}); both are needed. Fetch it again."
             )
         if held:
-            found[metric] = _checked(
-                path,
-                pair,
-                extractor,
-                extractor.widths[metric] if hasattr(extractor, "widths") else None,
-            )
+            found[metric] = _checked(path, pair, extractor.name, extractor.widths[metric])
     if not found and IMAGES not in names:
         raise DataError(
             f"{path} holds {_listed(names)}; a reference holds arr_0 (images), mu and sigma "
@@ -149,9 +144,7 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:6])}{' ...' if len(names) > 6 else ''}" if names else "nothing"
 
 
-def _checked(
-    path: Path, names: tuple[str, str], extractor: Extractor, width: int | None
-) -> Statistics:
+def _checked(path: Path, names: tuple[str, str], network: str, width: int) -> Statistics:
     mean, covariance = (_array(path, name) for name in names)
     d = mean.shape[0] if mean.dim() == 1 else None
     if d is None or covariance.shape != (d, d):
@@ -162,9 +155,9 @@ def _checked(
             f"{path} holds {seen}; the shapes must be (d,) and (d, d). Compute the statistics "
             "again."
         )
-    if width is not None and d != width:
+    if d != width:
         raise DataError(
-            f"{path} holds statistics of {d:,} features, and {extractor.name} has {width:,}: they "
+            f"{path} holds statistics of {d:,} features, and {network} has {width:,}: they "
             "are those of another network. "
             "Use statistics of this one, or a reference of images."
         )

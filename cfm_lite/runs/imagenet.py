@@ -72,8 +72,15 @@ class ImageNet(Recipe):
 
 # SiT (Ma et al. 2024) and what its official program sets
 _SIT: dict[str, Any] = {
-    **{"perturb": "channel_shuffle", "batch": 256, "shard": 32, "steps": 7_000_000, "lr": 1e-4},
-    **{"clip": 0.0, "ema": 0.9999, "precision": "bf16", "sample_steps": 250},
+    "perturb": "channel_shuffle",
+    "batch": 256,
+    "shard": 32,
+    "steps": 7_000_000,
+    "lr": 1e-4,
+    "clip": 0.0,
+    "ema": 0.9999,
+    "precision": "bf16",
+    "sample_steps": 250,
 }
 # REPA's program, on which ΔFM and VeCoR were trained: gradients are clipped, images are not
 # mirrored, 400,000 steps

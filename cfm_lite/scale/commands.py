@@ -126,19 +126,12 @@ def train_command(
             "--latents, or try --dry-run."
         )
     data = None if latents is None else Latents(latents)
-    recipe = recipe_of(
-        method, model, where, {**({} if data is None else {"size": data.size}), **changes}
-    )
     begin = None if start is None else start_from(start, format, model)
-    # the file decides these fields; another value given by hand is refused later
+    known: dict[str, Any] = {} if data is None else {"size": data.size}
     if begin is not None:
-        recipe = recipe.changed(
-            **{
-                name: getattr(begin, name)
-                for name in ("learn_sigma", "qk_norm")
-                if name not in changes
-            }
-        )
+        # the file decides these fields; another value given by hand is refused later
+        known |= {name: getattr(begin, name) for name in ("learn_sigma", "qk_norm")}
+    recipe = recipe_of(method, model, where, known | dict(changes))
     check_read(recipe, by_hand)
     _check_teacher(recipe, data, how)
     if price is not None:

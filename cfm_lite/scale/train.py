@@ -156,22 +156,18 @@ def trainer_for(
             "model."
         )
     parameters = count_parameters(model)[0]
-    micro = options.micro_batch
     free = min(options.world.gather(free_memory(device)))
     model.checkpointing = options.checkpointing
-    how: dict[str, Any] = {
-        "compile": is_compiled(options.compile, model, device),
-        "checkpointing": options.checkpointing,
-    }
     split = split_batch(
         recipe,
         data.shape[-1],
         parameters,
         free,
         size,
-        micro,
+        options.micro_batch,
+        compile=is_compiled(options.compile, model, device),
+        checkpointing=options.checkpointing,
         fsdp=options.parallel == "fsdp",
-        **how,
     )
     built = build_imagenet_trainer(
         recipe.changed(accumulate=split.accumulate),
@@ -258,11 +254,16 @@ def _about(latents: Latents) -> dict[str, Any]:
     """What sampling needs to know of the latents, and what resuming compares."""
     index = latents.index
     return {
-        **{"latents": str(latents.folder), "fingerprint": latents.fingerprint},
-        **{"mean": index["files"]["mean.npy"], "shape": list(latents.shape)},
-        **{"size": latents.size, "num_classes": latents.num_classes},
-        **{"classes": list(latents.classes), "images": len(latents)},
-        **{"vae": index["vae"], "vae_fingerprint": index["fingerprint"]},
+        "latents": str(latents.folder),
+        "fingerprint": latents.fingerprint,
+        "mean": index["files"]["mean.npy"],
+        "shape": list(latents.shape),
+        "size": latents.size,
+        "num_classes": latents.num_classes,
+        "classes": list(latents.classes),
+        "images": len(latents),
+        "vae": index["vae"],
+        "vae_fingerprint": index["fingerprint"],
     }
 
 
