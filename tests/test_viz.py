@@ -334,7 +334,7 @@ def test_each_method_has_a_colour_and_a_marker_of_its_own() -> None:
         "delta_fm delta_fm_debiased vecor vecor_latent vecor_debiased dispersive repa pair real"
     )
     assert set(viz.METHOD_STYLES) == set(known.split())
-    for part in ("label", "color", "marker"):
+    for part in ("label", "colour", "marker"):
         assert len({getattr(look, part) for look in viz.METHOD_STYLES.values()}) == len(
             viz.METHOD_STYLES
         )
