@@ -90,7 +90,8 @@ class Arm:
     colour: str = ""
     marker: str = ""
     line: str = "-"
-    fields: Mapping[str, Any] = field(default_factory=dict)  # of the recipe that it is trained by
+    # of the recipe that it is trained by
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def changes(self) -> bool:
