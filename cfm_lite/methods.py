@@ -59,7 +59,7 @@ class Data(Protocol):
     """What a map of velocities may know of the data: the dims of one sample, and E[x1].
 
     >>> from types import SimpleNamespace
-    >>> data = SimpleNamespace(shape=(2,), mean=torch.zeros(2))  # an object with both is one
+    >>> data = SimpleNamespace(shape=(2,), mean=None)  # an object with both is one
     """
 
     @property
