@@ -115,7 +115,8 @@ def test_a_network_that_was_stopped_is_made_from_where_its_run_stands(tmp_path):
     small = {"hidden_size": 16, "cooldown": 0.0}
     for steps in (2, 5):
         path = pretrained.make("toy_fm", tmp_path, out=tmp_path / "run", steps=steps, **small)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").open()]
+    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == [2, 5]  # the second call took three steps, not five
     at_once = pretrained.make("toy_fm", tmp_path / "run", steps=5, **small)
     resumed, whole = load_file(path), load_file(at_once)
