@@ -52,7 +52,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def networks_table() -> str:
     """What each network is and how it was trained, as Markdown."""
-    lines = ["| `pretrained.load(...)` | data | method | network | parameters | file | training |"]
+    lines = ["| name | data | method | network | parameters | file | training |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name in pretrained.RECIPES:
         model = pretrained.load(name)

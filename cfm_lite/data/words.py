@@ -37,7 +37,8 @@ from cfm_lite.draws import keyed_generator
 
 __all__ = ["SIDE", "SPLITS", "Pictures", "load", "render", "scenes"]
 
-SIDE, GAP = 32, 2
+SIDE = 32
+GAP = 2
 SPLITS = {  # the rows of the real digits, and whether held-out combinations are shown (None: both)
     "train": ("train", False),
     "seen": ("train", False),

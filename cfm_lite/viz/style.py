@@ -65,14 +65,12 @@ __all__ = [
 
 # Data and model, noise and attraction come close for the colour-blind: draw them as different
 # marks, never as colour alone.
-NOISE, DATA, ATTRACT, REPEL, MODEL, TRUTH = (
-    "#7f7f7f",
-    "#0072B2",
-    "#009E73",
-    "#D55E00",
-    "#7B3FA0",
-    "#000000",
-)
+NOISE = "#7f7f7f"
+DATA = "#0072B2"
+ATTRACT = "#009E73"
+REPEL = "#D55E00"
+MODEL = "#7B3FA0"
+TRUTH = "#000000"
 DATA_OTHER = "#a9cde3"  # data of the classes that are not in question: the same blue, paler
 TIME_MAP = "viridis"
 DIVERGING = LinearSegmentedColormap.from_list(

@@ -25,9 +25,9 @@ def written(name: str, notebook: Mapping[str, Any], into: Path) -> None:
         links.append(f"[Open it in Colab]({link})")
     links.append("Run it, and do its exercises: [the course](../docs/course.md)")
     top = ["---\nhide: [navigation]\n---", title, f"{' · '.join(links)}\n{{ .notebook-links }}"]
+    if any("cfmLite.mount" in part for part in rest):
+        top.append('<script src="../assets/explorers.js"></script>')
     page = "\n\n".join([*top, *rest])
-    if "cfmLite.mount" in page:
-        page = page.replace("\n\n", '\n\n<script src="../assets/explorers.js"></script>\n\n', 1)
     (into / f"{name}.md").write_text(page + "\n", encoding="utf-8")
 
 

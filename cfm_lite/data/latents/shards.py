@@ -51,7 +51,8 @@ __all__ = [
 ]
 
 FORMAT = 1
-INDEX, PLAN = "index.json", "plan.json"
+INDEX = "index.json"
+PLAN = "plan.json"
 AGAIN = "Make it again: cfm-lite scale prepare --images DIR --out"
 
 
