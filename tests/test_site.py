@@ -1,10 +1,15 @@
 """How the site is put together: its crawl in a browser is tests/browser/test_site.py."""
 
 import base64
+import doctest
+import importlib
 import importlib.util
+import inspect
+import sys
 
 import pytest
 
+from tests.test_examples import IDEAS
 from tools import address, tables
 from tools.site import api, notebooks
 
@@ -24,10 +29,11 @@ PINNED = {
     "training": "Trainer",
     "widgets": "exact_field trajectories divergence wrong_velocities guidance features",
     "course": "check say pick",
-    "evaluate": "judge_for assess",
+    "evaluate.judges": "judge_for assess",
     "pretrained": "load",
-    "runs": "recipe",
-    "data": "batches find read load",
+    "runs.recipe": "recipe",
+    "data.batches": "batches",
+    "data.images": "find read load",
     "errors": "CFMError",
 }  # fmt: skip
 DOT = base64.b64encode(b"a picture").decode()
@@ -47,10 +53,29 @@ def shown(**data):
     return {"output_type": "execute_result", "data": {kinds[k]: v for k, v in data.items()}}
 
 
-@pytest.mark.parametrize("room", PINNED)
-def test_every_pinned_name_has_its_place_on_a_page(room):
-    names = {name for found in api.modules_of(room).values() for name in found}
-    assert set(PINNED[room].split()) <= names
+@pytest.mark.parametrize("module", PINNED)
+def test_every_pinned_name_has_its_place_on_a_page(module):
+    shown = api.modules_of(module.partition(".")[0])
+    assert set(PINNED[module].split()) <= set(shown[f"cfm_lite.{module}"])
+
+
+@pytest.mark.parametrize("module", PINNED)
+def test_every_pinned_function_has_an_example_that_gives_what_it_shows(module):
+    """Those of the ideas and the networks are tried in tests/test_examples.py."""
+    pytest.importorskip("anywidget")
+    loaded = importlib.import_module(f"cfm_lite.{module}")
+    runner = doctest.DocTestRunner()
+    for name in PINNED[module].split():
+        value = getattr(loaded, name)
+        if inspect.isfunction(value):
+            names = {**vars(sys.modules[value.__module__])}
+            found = [
+                t for t in doctest.DocTestFinder().find(value, name, globs=names) if t.examples
+            ]
+            assert found, f"{module}.{name} has no example"
+            for test in found if module not in IDEAS else []:
+                runner.run(test)
+    assert runner.failures == 0
 
 
 def test_a_notebook_becomes_a_page_with_folded_solutions_and_pictures_as_files(tmp_path):

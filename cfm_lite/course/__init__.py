@@ -40,7 +40,11 @@ _OURS: dict[str, Answer] = {}  # answers that later cells of a notebook need
 
 
 def pick(full: T, fast: T) -> T:
-    """`full`, or in fast mode `fast`: the size of everything that takes time in a notebook."""
+    """`full`, or in fast mode `fast`: the size of everything that takes time in a notebook.
+
+    >>> pick(1000, fast=10)
+    1000
+    """
     return fast if FAST else full
 
 
@@ -78,6 +82,9 @@ def check(number: str, answer: Answer) -> bool:
 
     An answer that is still `...` or None, that raises, or for which there is no check, is not
     right; the hint says which.
+
+    >>> right = check("4.1", None)  # doctest: +ELLIPSIS
+    ✗ Exercise 4.1: not answered yet...
     """
     hint = _hint(number, answer)
     print(f"✓ Exercise {number}: correct." if hint is None else f"✗ Exercise {number}: {hint}")
@@ -127,6 +134,9 @@ def say(text: str, /, *values: Any, **named: Any) -> Any:
     """Markdown for the end of a cell: `text` whose {:.2f} and {name:.2f} are filled in.
 
     So a number in prose comes from the run.
+
+    >>> say("The gap is {gap:.2f}.", gap=0.314).data
+    'The gap is 0.31.'
     """
     return optional("IPython.display", "notebooks").Markdown(text.format(*values, **named))
 

@@ -53,6 +53,10 @@ def batches(
 
     `x1` (N, *dims) is the data and `y` (N,) its labels. Rows come in the order of `row_numbers`.
     Raises ConfigError for an empty set or another number of labels.
+
+    >>> x, y = next(batches(torch.randn(10, 2), torch.arange(10), size=4))
+    >>> x.shape, y.shape
+    (torch.Size([4, 2]), torch.Size([4]))
     """
     y = as_labels(y)
     check_tensor(x1=x1, **({} if y is None else {"y": y}))

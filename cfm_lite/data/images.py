@@ -80,6 +80,13 @@ def find(root: AnyPath) -> ImageFolder:
     Links are followed, loops are not. Hidden files and folders (`archive.is_hidden`) are skipped at
     every level. Raises DataError as `layout` does, for a class folder without an image, and for a
     name with a line break or with bytes that are not UTF-8.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "cat"
+    >>> folder.mkdir()
+    >>> Image.new("L", (4, 3)).save(folder / "a.png")
+    >>> find(folder.parent).classes
+    ('cat',)
     """
     root = layout(root)
     found = {folder.name: list(_images_below(folder)) for folder in _listed(root)[0]}
@@ -339,6 +346,12 @@ def read(path: AnyPath) -> Image.Image:
     Raises DataError with the file and the reason: missing, empty, none of FORMATS, truncated, over
     179 million pixels, a loop of links, pixels of unknown range (floats, signed or 32-bit
     integers), or any error of a decoder.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.png"
+    >>> Image.new("L", (4, 3)).save(path)
+    >>> read(path).size, read(path).mode
+    ((4, 3), 'RGB')
     """
     with _named(path):
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
@@ -514,7 +527,14 @@ def _resized_part(
 
 
 def load(path: AnyPath, size: int) -> Tensor:
-    """One image (3, size, size) uint8, decoded and cropped; DataError as in `read`."""
+    """One image (3, size, size) uint8, decoded and cropped; DataError as in `read`.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.png"
+    >>> Image.new("L", (40, 30)).save(path)
+    >>> load(path, 16).shape
+    torch.Size([3, 16, 16])
+    """
     image = read(path)
     with _named(path):
         pixels: Any = np.array(centre_crop(image, size))  # (size, size, 3)

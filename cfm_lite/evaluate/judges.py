@@ -118,6 +118,10 @@ class Judge(nn.Module):
 def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` at a time, on the
     judge's device.
+
+    >>> logits, features = assess(judge_for("digits"), torch.zeros(4, 1, 8, 8))
+    >>> logits.shape, features.shape
+    (torch.Size([4, 10]), torch.Size([4, 64]))
     """
     chunk = check_count("chunk", chunk)
     features = torch.cat(
@@ -213,6 +217,9 @@ def judge_file(dataset: str) -> str:
 def judge_for(dataset: str) -> Judge:
     """The judge of a data set with seed 0: the shipped one, else a cached one, else trained now and
     cached.
+
+    >>> judge_for("digits").accuracy > 0.95
+    True
     """
     check_choice("dataset", dataset, SETTINGS)
     path = cache_root() / "judges" / judge_file(dataset)

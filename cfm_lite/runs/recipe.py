@@ -555,6 +555,9 @@ def recipe(name: str, **changes: Any) -> Recipe:
     """The recipe called `name` with some fields changed.
 
     For an unknown name or field, ConfigError names the nearest.
+
+    >>> recipe("digits", method="delta_fm", weight=0.1).weight
+    0.1
     """
     check_choice("recipe", name, RECIPES)
     return RECIPES[name]().changed(**changes)

@@ -30,5 +30,8 @@ def divergence(weight: float = 0.05, k: int = 1, method: str = "delta_fm") -> Ex
     Left: the loss against the position s of the velocity; s = 0 is the mean negative, s = 1 is FM's
     velocity. Middle: s during gradient descent from 0. Right: where the exact paths of the
     two-class toy end. Raises ConfigError for a wrong value; λ may be at most 1.2.
+
+    >>> divergence(weight=0.3, k=2).values
+    {'k': 2, 'method': 'delta_fm', 'weight': 0.3}
     """
     return Divergence(weight=weight, k=k, method=method)

@@ -50,6 +50,10 @@ def exact_field(
     FM's velocity (green), the push away from the negatives (vermilion), and their sum (purple).
     view="methods": FM, ΔFM and VeCoR. Raises ConfigError for a wrong value, for a mixture that is
     not 2D, and for one of more than 64 components.
+
+    >>> w = exact_field(weight=0.2)
+    >>> w.set(t=0.9).values["t"]
+    0.9
     """
     data = {"mixture": described(mixture or toy.mixture("two_classes")), "n": check_count("n", n)}
     return ExactField(data, t=t, weight=weight, **{"label": classes(data)[0]} | values)

@@ -64,5 +64,8 @@ def features(
     Left: cosine similarity of the centred features, sorted by class. Middle: the features in the
     plane of their first two principal components, coloured by class; grey lines show how far the
     loss has pushed each. Right: the loss along the way. Raises ConfigError for a wrong value.
+
+    >>> features(variant="hinge", block=2).tau
+    0.5
     """
     return Features(_data(), network=network, block=block, variant=variant, tau=tau)

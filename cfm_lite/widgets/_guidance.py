@@ -49,5 +49,8 @@ def guidance(
     Left FM, right the repelled field, both with the same guidance and from the same noise (20 Euler
     steps); black contours hold 50 % and 95 % of the class. With the correction, the exact repelled
     field gives FM's paths again inside the interval. Raises ConfigError for a wrong value.
+
+    >>> guidance(scale=3, correct=True).interval
+    (0.0, 1.0)
     """
     return Guidance(scale=scale, method=method, label=label, correct=correct, **values)

@@ -36,6 +36,9 @@ def wrong_velocities(
     the wrong one (vermilion frame) and their difference, signed. The bars compare the mean squared
     distance to the velocity of another digit, which ΔFM would take. Raises ConfigError for a wrong
     value.
+
+    >>> wrong_velocities("gaussian_blur", index=3).space
+    'latent'
     """
     x1, _ = digits.load("train")
     levels = ((x1[:_COUNT] + 1) * 8).round().byte()  # the 17 greys of the data set

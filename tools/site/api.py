@@ -39,7 +39,8 @@ def modules_of(room: str) -> dict[str, list[str]]:
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if not any(part.startswith("_") for part in parts):
-            seen = {name for names in found.values() for name in names}
+            packages = (path.parents[i] / "__init__.py" for i in range(len(parts) - 1))
+            seen = {name for above in packages if above != path for name in names_of(above)}
             names = [name for name in names_of(path) if name not in seen]
             if names:
                 found[".".join(("cfm_lite", *parts))] = names
