@@ -124,7 +124,7 @@ build/site-npm/.installed: tools/site/package.json $(VENV)/.site
 site: build/site-npm/.installed  ## build the site into build/site, from the notebooks as they are; it opens from a disk (npm once)
 	$(BIN)/python -m tools.site
 
-test-browser: $(VENV)/.browser  ## use every explorer in JupyterLab in a real browser (needs Chromium; screenshots in build/browser)
+test-browser: $(VENV)/.browser  ## use every explorer in JupyterLab, and crawl the site, in a real browser (needs Chromium; screenshots in build/browser)
 	CFM_LITE_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 test-notebooks: $(VENV)/.test  ## run every notebook in fast mode; every stub must fail its check, every solution pass it (6 min)

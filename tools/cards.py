@@ -52,7 +52,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def networks_table() -> str:
     """What each network is and how it was trained, as Markdown."""
-    lines = ["| name | data | method | network | parameters | file | training |"]
+    lines = ["| name | data | method | network | parameters | file, kB | training |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name in pretrained.RECIPES:
         model = pretrained.load(name)
@@ -62,7 +62,7 @@ def networks_table() -> str:
         count = sum(parameter.numel() for parameter in model.parameters())
         lines.append(
             f"| `{name}` | {recipe.dataset} | {METHODS[recipe.method].label}{weight} "
-            f"| {type(model).__name__} | {count:,} | {size / 1e3:,.0f} kB "
+            f"| {type(model).__name__} | {count:,} | {size / 1e3:,.0f} "
             f"| {recipe.steps:,} steps of {recipe.batch}, lr {recipe.lr:g}, seed {recipe.seed} |"
         )
     source = (

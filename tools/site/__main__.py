@@ -77,7 +77,6 @@ def main() -> None:
     settings.write_text(json.dumps(inherited | {"nav": navigation()}), encoding="utf-8")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(settings)]
     subprocess.run(command, check=True, cwd=ROOT)
-    (SITE / "THIRD_PARTY.txt").write_text(third_party(), encoding="utf-8")
     (SITE / "sitemap.xml").unlink(missing_ok=True)  # it would need a public address
     (SITE / "sitemap.xml.gz").unlink(missing_ok=True)
     size = sum(path.stat().st_size for path in SITE.rglob("*") if path.is_file())
@@ -101,6 +100,7 @@ def write_pages() -> None:
     start = PAGES / "README.md"
     start.write_text(with_explorer(start.read_text(encoding="utf-8")), encoding="utf-8")
     (PAGES / "explorers.md").write_text(explorers_page(), encoding="utf-8")
+    (PAGES / "THIRD_PARTY.txt").write_text(third_party(), encoding="utf-8")
     (PAGES / "api").mkdir()
     (PAGES / "api" / "README.md").write_text(api.index(), encoding="utf-8")
     (PAGES / "api" / "commands.md").write_text(api.commands(), encoding="utf-8")
@@ -188,7 +188,7 @@ def navigation() -> list[dict]:
         },
         {"Slides": "slides/README.md"},
         {"Glossary": "docs/glossary.md"},
-        {"Project": ["CONTRIBUTING.md", "CHANGELOG.md"]},
+        {"Project": ["CONTRIBUTING.md", "CHANGELOG.md", {"Licences of others": "THIRD_PARTY.txt"}]},
     ]
 
 

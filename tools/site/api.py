@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
 
 from tools.rooms import GROUPS, PACKAGE
@@ -65,6 +66,13 @@ def page(room: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def first_sentence(room: str) -> str:
+    """The first sentence of a room's docstring."""
+    path = PACKAGE / room / "__init__.py" if (PACKAGE / room).is_dir() else PACKAGE / f"{room}.py"
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=\.)\s", " ".join(text.split()))[0].replace("|", r"\|")
+
+
 def index() -> str:
     """The page that lists the rooms; docs/architecture.md says what each is for."""
     lines = ["# The library, name by name", ""]
@@ -72,8 +80,8 @@ def index() -> str:
         "What each room is for, and how they hang together: [the rooms](../docs/architecture.md)."
     ]
     for group, found in rooms().items():
-        links = [f"[`{room}`]({room}.md)" for room in found]
-        lines += ["", f"**{group}**: {', '.join(links)}"]
+        lines += ["", f"## {group.capitalize()}", "", "| room | |", "|---|---|"]
+        lines += [f"| [`{room}`]({room}.md) | {first_sentence(room)} |" for room in found]
     return "\n".join([*lines, "", "On the command line: [the commands](commands.md)", ""])
 
 
