@@ -76,6 +76,15 @@ def test_an_operator_that_only_has_a_description_does_not_stop_the_import(packag
         torch.ops.torchvision.cfm_lite_test_one(torch.zeros(1, 4), torch.zeros(1), 0.5)
 
 
+def test_the_reason_is_found_behind_the_errors_of_packages_between(packages):
+    wrapped = "try:\n    import half_built\nexcept RuntimeError as e:\n    raise ImportError('cannot') from e"
+    packages(
+        "half_built", __init__=HALF_BUILT.format(operator="cfm_lite_test_three"), part="tries = []"
+    )
+    packages("above", __init__=wrapped)
+    assert optional("above", "imagenet").half_built.tries == []
+
+
 def test_a_second_failure_is_reported(packages):
     packages(
         "half_built",

@@ -29,19 +29,28 @@ def optional(module: str, extra: str) -> ModuleType:
     before = set(sys.modules)
     try:
         return importlib.import_module(module)
-    except RuntimeError as error:
-        found = _MISSING_OPERATOR.search(str(error))
-        if not found:
+    except (ImportError, RuntimeError) as error:
+        operator = _missing_operator(error)
+        if operator is None:
             raise _failure(module, extra, error) from error
-        operator = found[1]
-    except ImportError as error:
-        raise _failure(module, extra, error) from error
     _declare_operators(operator)
     _forget_half_imported(module, before)
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:
         raise _failure(module, extra, error) from error
+
+
+def _missing_operator(error: BaseException | None) -> str | None:
+    """The operator that torchvision lacks, if that is why an import failed.
+
+    Packages between it and us (transformers, diffusers) wrap its error in their own.
+    """
+    while error is not None:
+        if found := _MISSING_OPERATOR.search(str(error)):
+            return found[1]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _failure(module: str, extra: str, error: Exception) -> ConfigError:
@@ -78,5 +87,7 @@ def _declare_operators(missing: str) -> None:
 def _forget_half_imported(module: str, before: set[str]) -> None:
     """Drop what the failed attempt left in `sys.modules`, so that the next one starts clean."""
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in {module.partition(".")[0], "torchvision"}:
+        top = name.partition(".")[0]
+        # a package that failed is gone itself, and leaves its parts
+        if top in (module.partition(".")[0], "torchvision") or top not in sys.modules:
             del sys.modules[name]
