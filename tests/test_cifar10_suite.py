@@ -105,6 +105,6 @@ def test_a_miniature_runs_every_arm_and_its_rows_say_that_they_are_one(pictures,
     assert not Results(out).suites
     assert list(Results(out).miniatures) == ["cifar10_full"]
     assert cli.main(["compare", "--report", "--out", str(out)]) == 0
-    text = (out / "README.md").read_text()
+    text = (out / "tables.md").read_text()
     assert "a miniature only" in text
     assert "dataset cifar10-jpeg75 (not cifar10)" in text

@@ -120,6 +120,12 @@ def bytes_of(paths):
     return {path.name: path.read_bytes() for path in paths}
 
 
+def report_of(folder):
+    """Both pages of the report in a folder, as one text."""
+    return "".join((folder / name).read_text(encoding="utf-8") for name in PAGES)
+
+
+PAGES = ("README.md", "tables.md")
 COMMITTED = Results(Path(__file__).parent.parent / "data" / "results")
 SENTENCES = readme.TEMPLATE.read_text(encoding="utf-8")
 
@@ -129,7 +135,7 @@ def filled(few_resamples):
     """The sentences of the template with the committed rows, by the intervals of a real report."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "RESAMPLES", 10_000)
-        return readme.fill_in(COMMITTED, SENTENCES.split("\n## Suite")[0])
+        return readme.fill_in(COMMITTED, SENTENCES.split(readme.TABLES)[0])
 
 
 def test_every_verdict_of_the_template_is_that_of_the_committed_rows(filled):
@@ -140,7 +146,9 @@ def test_every_verdict_of_the_template_is_that_of_the_committed_rows(filled):
 
 def test_the_committed_report_is_that_of_the_committed_rows(filled):
     report = (COMMITTED.folder / "README.md").read_text(encoding="utf-8")
-    assert report.startswith(filled.text)
+    assert report == filled.text
+    assert "](tables.md)" in report
+    assert len(report.splitlines()) <= 150
 
 
 def test_no_verdict_stands_outside_a_mark():
@@ -183,7 +191,7 @@ def test_the_report_is_a_function_of_the_json_files_alone(whole, tmp_path):
         shutil.copy(path, tmp_path / path.name)
     assert cli.main(["compare", "--report", "--out", str(tmp_path)]) == 0
     assert bytes_of(tmp_path / path.name for path in paths) == first
-    assert {*readme.FIGURES, "README.md", "toy.png", "digits.png"} == set(first)
+    assert {*readme.FIGURES, *PAGES, "toy.png", "digits.png"} == set(first)
 
 
 def test_a_section_says_what_was_not_measured_and_leaves_out_its_sentences(whole, tmp_path):
@@ -200,9 +208,9 @@ def test_a_section_says_what_was_not_measured_and_leaves_out_its_sentences(whole
 
 
 def test_every_picture_that_the_report_names_is_there(whole):
-    text = (whole[0] / "README.md").read_text(encoding="utf-8")
+    text = report_of(whole[0])
     named = set(re.findall(r"\]\((.*?\.png)\)", text))
-    assert named == {path.name for path in whole[1]} - {"README.md"}
+    assert named == {path.name for path in whole[1]} - set(PAGES)
 
 
 def test_a_figure_has_at_most_four_panels_and_four_entries_and_fits_a_page(whole):
@@ -263,7 +271,7 @@ def test_a_variant_is_compared_with_plain_fm_of_its_own_or_of_the_core(whole):
 
 
 def test_the_facts_of_a_suite_are_told(whole):
-    text = (whole[0] / "README.md").read_text(encoding="utf-8")
+    text = report_of(whole[0])
     for words in (
         "`cfm-lite compare digits --group all`",
         "2 cores (a processor)",
@@ -291,12 +299,12 @@ def test_diverged_jobs_and_miniatures_are_named(tmp_path):
     write_rows(store.path("core"), [*rows, bad])
     store.write_info({**store.info(), "quick": True})
     readme.write_report(tmp_path)
-    text = (tmp_path / "README.md").read_text()
+    text = report_of(tmp_path)
     assert "**diverged**: ΔFM, seed 1 (core): the loss is inf in step 7" in text
     assert "its numbers mean nothing" in text
     assert "| FM |" not in text  # no table, and no answer
-    # the short answers, nine questions, the other three suites, and the threads
-    assert text.count("*Not measured yet: ") == 14
+    # the short answers, nine questions, the cores, the other three suites, and the threads
+    assert text.count("*Not measured yet: ") == 15
 
 
 def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
@@ -304,7 +312,7 @@ def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
     recipe = SUITES["digits"].base("core", {"hidden_size": 32}).as_dict()
     store.write_info({**store.info(), "groups": {"core": {"recipe": recipe}}})
     readme.write_report(tmp_path)
-    text = (tmp_path / "README.md").read_text()
+    text = report_of(tmp_path)
     assert "other settings than the suite's: hidden_size 32 (not 256)" in text
     assert "Not measured yet: `sit`, `image`, `perturbation`" in text
 
@@ -319,7 +327,7 @@ def test_rows_of_older_files_can_still_be_reported(tmp_path):
     store.write_info({"suite": "digits", "judge": "abc", "facts": {}})
     store.costs_path.unlink()
     readme.write_report(tmp_path)
-    assert "machine: not recorded" in (tmp_path / "README.md").read_text()
+    assert "machine: not recorded" in report_of(tmp_path)
 
 
 def test_the_effect_of_threads_is_told_where_it_was_measured(tmp_path):
@@ -331,7 +339,7 @@ def test_the_effect_of_threads_is_told_where_it_was_measured(tmp_path):
     ]
     write_rows(tmp_path / "threads.json", rows)
     readme.write_report(tmp_path)
-    assert "moves the Fréchet distance of FM by up to 0.01 " in (tmp_path / "README.md").read_text()
+    assert "moves the Fréchet distance of FM by up to 0.01 " in report_of(tmp_path)
 
 
 def test_an_empty_folder_is_a_clear_error(tmp_path, capsys):

@@ -56,7 +56,7 @@ class Compare(Seeded):
     costs: bool = False
     """Only time a training step of each arm of the core, into SUITE.costs.json."""
     report: bool = False
-    """Only print a suite's report. Without a suite: write README.md and all figures."""
+    """Only print a suite's report. Without a suite: write README.md, tables.md, all figures."""
 
     def work(self) -> None:
         from cfm_lite._internal.checks import check_count
@@ -270,8 +270,8 @@ def time_steps(
 
 
 def report_suite(suite: str | None, out: str | Path) -> str:
-    """The text report of a suite's core, and its figure beside the rows. Without a suite: README.md
-    and all figures.
+    """The text report of a suite's core, and its figure beside the rows. Without a suite: README.md,
+    tables.md and all figures.
 
     A miniature is called so, and has no figure.
     """

@@ -1,4 +1,4 @@
-"""data/results/README.md and its figures, made only from the JSON files in that folder.
+"""data/results/README.md, tables.md and their figures, made only from the JSON files there.
 
 People write the sentences, in `report.md`. This file fills in numbers, tables and verdicts. A mark
 in that template is {{WORD: PLACES}}:
@@ -32,9 +32,10 @@ from cfm_lite.lab.statistics import Difference
 from cfm_lite.lab.store import Store, read_json
 from cfm_lite.lab.suites import SUITES
 
-__all__ = ["TEMPLATE", "Filled", "fill_in", "quality_figure", "write_report"]
+__all__ = ["TABLES", "TEMPLATE", "Filled", "fill_in", "pages", "quality_figure", "write_report"]
 
 TEMPLATE = Path(__file__).with_name("report.md")
+TABLES = "# The tables\n"  # the line of the template where the second page begins
 MARK = re.compile(r"\{\{(.+?)(?:: (.+?))?\}\}")
 VERDICTS = {  # words of the template: what the statistics may say there
     **dict.fromkeys(("gain", "gains"), ("gains",)),
@@ -171,9 +172,9 @@ def _filled(results: Results, word: str, text: str) -> str:
 
 
 def write_report(folder: str | Path) -> list[Path]:
-    """Write README.md and the figures of all suites with rows in `folder`. Returns the paths.
+    """Write README.md (the answers), tables.md and the figures of all suites with rows in `folder`.
 
-    Equal rows give equal bytes. Raises DataError if there are no rows.
+    Returns the paths. Equal rows give equal bytes. Raises DataError if there are no rows.
     """
     folder = Path(folder)
     results = Results(folder)
@@ -185,8 +186,18 @@ def write_report(folder: str | Path) -> list[Path]:
     figures = {name: draw(results) for name, draw in FIGURES.items()}
     figures |= {f"{s}.png": quality_figure(s, results.rows(s)) for s in results.suites}
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    write_bytes(folder / "README.md", fill_in(results, drawn=drawn).text.encode())
-    return [folder / "README.md", *(viz.save(figure, folder / n) for n, figure in drawn.items())]
+    texts = pages(results, drawn)
+    for name, text in texts.items():
+        write_bytes(folder / name, text.encode())
+    paths = [folder / name for name in texts]
+    return [*paths, *(viz.save(figure, folder / n) for n, figure in drawn.items())]
+
+
+def pages(results: Results, drawn: Mapping[str, Any] = FIGURES) -> dict[str, str]:
+    """{file: text} of the report: the answers, and the tables that they rest on."""
+    answers, tables = TEMPLATE.read_text(encoding="utf-8").split(TABLES)
+    parts = {"README.md": answers, "tables.md": TABLES + tables}
+    return {name: fill_in(results, part, drawn).text for name, part in parts.items()}
 
 
 def _core(results: Results, suite: str) -> Iterator[str]:
