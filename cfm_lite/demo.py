@@ -2,7 +2,8 @@
 
 Four methods are trained from one starting point with paired draws. Two controls are sampled from FM
 without training. A judge that saw only held-out digits measures all of them. On a CPU each method
-has its own process with one thread: small matrices gain little from a second thread.
+has its own process with one thread: small matrices gain little from a second thread. Last, a
+network that ships draws larger digits, those of MNIST.
 """
 
 import multiprocessing
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from cfm_lite import guidance, pretrained, samplers, viz
 from cfm_lite import lab as experiments
-from cfm_lite import viz
 from cfm_lite._internal.places import check_folder, expanded
-from cfm_lite.data import toy
+from cfm_lite.data import mnist, toy
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import ConfigError, DistributedError
 from cfm_lite.evaluate.judges import Judge, judge_for
@@ -29,12 +30,15 @@ from cfm_lite.lab import ARMS, Row
 from cfm_lite.methods import FIRST
 from cfm_lite.runs import facts, make_folder, pick_device, train, write_json
 from cfm_lite.runs.recipe import Recipe, recipe
+from cfm_lite.runs.sampling import noise_of
 from cfm_lite.viz import METHOD_LABELS
 
-__all__ = ["GOALS", "SHOWN", "demo", "table"]
+__all__ = ["GOALS", "SHIPPED", "SHOWN", "demo", "shipped_pictures", "table"]
 
 SHOWN = ("fm", "fm_scaled", "fm_retargeted", *FIRST[1:])
 NFES = (2, 4, 8, 16, 50)
+# the MNIST networks that ship, as they are drawn: {title: (network, guidance)}
+SHIPPED = {"FM": ("mnist_unet_fm", 1.0), "FM, guidance 2": ("mnist_unet_fm", 2.0)}
 # at least; at most, times the real data's own; at least
 GOALS = {"accuracy": 0.985, "frechet": 2.0, "nearest_ratio": 0.9}
 
@@ -71,8 +75,8 @@ def demo(
 ) -> str:
     """Run the demo, write its files to `out`, and return the table to print.
 
-    The files are samples.png, fields.png, quality_vs_steps.png, metrics.json (flat rows) and
-    config.json.
+    The files are samples.png, fields.png, quality_vs_steps.png, pictures.png, metrics.json (flat
+    rows) and config.json.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -125,6 +129,8 @@ def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool
         rows,
         out,
     )
+    steps = 4 if quick else 50
+    viz.save(viz.image_grid(shipped_pictures(torch.arange(10), steps)), out / "pictures.png")
     trained = {
         job.recipe.method: {
             "seconds": done[job.recipe.method].seconds,
@@ -142,7 +148,8 @@ def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool
             "facts": facts(where),
         },
     )
-    pictures = [str(out / name) for name in ("samples.png", "fields.png", "quality_vs_steps.png")]
+    drawn = ("samples.png", "fields.png", "quality_vs_steps.png", "pictures.png")
+    pictures = [str(out / name) for name in drawn]
     note = "quick: the numbers mean nothing\n" if quick else ""
     return f"\n{note}{table(rows, judge)}\n\n" + "\n".join(pictures)
 
@@ -218,6 +225,24 @@ def _draw(images: dict[str, Tensor], data: DataSet, rows: Sequence[Row], out: Pa
     viz.save(viz.image_grid(shown, columns), out / "samples.png")
     viz.save(viz.fields_figure(toy.mixture("two_classes")), out / "fields.png")
     viz.save(viz.quality_vs_steps(rows), out / "quality_vs_steps.png")
+
+
+@torch.no_grad()
+def shipped_pictures(y: Tensor, steps: int, seed: int = 0) -> dict[str, Tensor]:
+    """{title: images (N, 1, 28, 28) for labels `y` (N,)} of each of SHIPPED, from the same noise.
+
+    The first title is "real", if the files of MNIST are there.
+    """
+    rows: dict[str, Tensor] = {}
+    if mnist.available():
+        images, labels = mnist.load("test")
+        waiting = {int(c): iter(images[labels == c]) for c in y.unique()}
+        rows["real"] = torch.stack([next(waiting[int(c)]) for c in y])
+    noise, times = noise_of((1, 28, 28), len(y), seed), torch.linspace(0, 1, steps + 1)
+    for title, (name, scale) in SHIPPED.items():
+        velocity = guidance.cfg(pretrained.load(name), y, scale)
+        rows[title] = samplers.sample(velocity, noise, times, samplers.euler)
+    return rows
 
 
 def _judge_facts(judge: Judge) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_compare_reports_differences(tmp_path, capsys):
 def test_demo_leaves_what_it_promises(tmp_path, capsys):
     assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    for name in ("samples.png", "fields.png", "quality_vs_steps.png"):
+    for name in ("samples.png", "fields.png", "quality_vs_steps.png", "pictures.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert str(tmp_path / name) in out
     rows = json.loads((tmp_path / "metrics.json").read_text())

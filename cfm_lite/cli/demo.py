@@ -17,7 +17,7 @@ class Demo(Seeded):
     """
 
     out: Path = Path("runs/demo")
-    """Where samples.png, fields.png, quality_vs_steps.png and metrics.json go."""
+    """Where samples.png, fields.png, quality_vs_steps.png, pictures.png and metrics.json go."""
 
     def work(self) -> None:
         from cfm_lite.demo import demo

@@ -71,7 +71,8 @@ def test_the_demo_runs_from_the_wheel(scripts, tmp_path):
     said = run(scripts / "cfm-lite", "demo", "--quick", "--out", "here", cwd=tmp_path)
     assert "Fréchet" in said
     made = {path.name for path in (tmp_path / "here").iterdir()}
-    assert {"samples.png", "fields.png", "quality_vs_steps.png", "metrics.json"} <= made
+    pictures = {"samples.png", "fields.png", "quality_vs_steps.png", "pictures.png"}
+    assert {*pictures, "metrics.json"} <= made
 
 
 CODE = """
