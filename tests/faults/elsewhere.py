@@ -20,7 +20,7 @@ ELSEWHERE: dict[str, str] = {
         cli.compare.Compare cli.compare.compare_suite cli.demo.Demo cli.evaluate.Evaluate cli.export.Export cli.main
         cli.prepare.Prepare cli.sample.Sample cli.samples.drawing cli.samples.picture cli.samples.sample_file
         cli.scale.ScalePrepare cli.scale.ScaleSample cli.scale.ScaleTrain cli.train.Train cli.train.Training demo.demo
-        demo.table evaluate.card.card_of evaluate.card.method_name evaluate.card.told evaluate.images.evaluate_samples
+        demo.shipped_pictures demo.table evaluate.card.card_of evaluate.card.method_name evaluate.card.told evaluate.images.evaluate_samples
         evaluate.images.features_of evaluate.images.image_batches evaluate.images.npz_of
         evaluate.images.opened evaluate.inception.StandIn evaluate.inception.inception
         evaluate.inception.open_extractor evaluate.reference.names_in evaluate.reference.statistics_of
@@ -173,7 +173,7 @@ ELSEWHERE: dict[str, str] = {
         lab.figures.differences_table lab.figures.quality_figure lab.figures.title lab.jobs.Job lab.jobs.Trial
         lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of lab.jobs.run_job lab.measures.Sampling
         lab.measures.field_rows lab.measures.row_base lab.measures.rows_of lab.measures.sample_rows lab.readme.Filled
-        lab.readme.fill_in lab.readme.write_report lab.results.Place lab.results.Results lab.results.interval
+        lab.readme.fill_in lab.readme.pages lab.readme.write_report lab.results.Place lab.results.Results lab.results.interval
         lab.results.number lab.results.percent lab.results.quality lab.results.said_of lab.statistics.Difference
         lab.statistics.paired_difference lab.store.Store lab.store.read_json lab.store.write_rows lab.suites.Group
         lab.suites.Suite lab.suites.euler lab.suites.trials lab.sweep.Plan lab.sweep.compare lab.sweep.plan
