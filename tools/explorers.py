@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,13 @@ def fingerprint() -> str:
         if path.suffix in (".js", ".css") or path == COLOURS:
             found.update(path.relative_to(SOURCE).as_posix().encode() + b"\0")
             found.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
-    return found.hexdigest()[:16]
+    return hashlib.sha256(f"{found.hexdigest()} {site()}".encode()).hexdigest()[:16]
+
+
+def site() -> str:
+    """The site's public address, on which shared links are built; "" where there is none yet."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project.get("urls", {}).get("Homepage", "").rstrip("/")
 
 
 def banner() -> str:
@@ -103,17 +110,20 @@ def bundled(tools: Path, source: str, *options: str) -> str:
     command = [str(tools / "esbuild"), str(SOURCE / source), "--bundle", "--minify", *options]
     command += ["--target=es2022", "--charset=utf8", "--loader:.css=text", "--legal-comments=none"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
-    return f"{banner()}\n{done.stdout}"
+    return done.stdout
 
 
 def main(tools: Path) -> None:
     """Write colours.json and the built files, and put these into the saved notebooks."""
     COLOURS.write_text(written(colours()), encoding="utf-8")
     STATIC.mkdir(exist_ok=True)
+    worker = bundled(tools, "worker.js", "--format=iife")
+    known = [f"--define:{n}={json.dumps(v)}" for n, v in (("SITE", site()), ("WORKER", worker))]
     built = {
-        BUILT: bundled(tools, "main.js", "--format=iife", "--global-name=cfmLite"),
+        BUILT: bundled(tools, "main.js", "--format=iife", "--global-name=cfmLite", *known),
         NOTEBOOK: bundled(tools, "notebook.js", "--format=esm"),
     }
+    built = {path: f"{banner()}\n{text}" for path, text in built.items()}
     size = sum(len(text.encode()) for text in built.values())
     if size > LARGEST:
         sys.exit(f"the built files have {size} bytes; at most {LARGEST} may ship")

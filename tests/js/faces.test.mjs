@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 
+import { JOBS } from "../../cfm_lite/widgets/js/engine/jobs.js";
 import { Mixture } from "../../cfm_lite/widgets/js/engine/mixture.js";
 import { Problem } from "../../cfm_lite/widgets/js/engine/problem.js";
 import { optimum } from "../../cfm_lite/widgets/js/engine/theory.js";
@@ -17,6 +18,7 @@ import { ownData } from "../../cfm_lite/widgets/js/faces/own_data.js";
 import { training } from "../../cfm_lite/widgets/js/faces/training.js";
 import { trajectories } from "../../cfm_lite/widgets/js/faces/trajectories.js";
 import { wrongVelocities } from "../../cfm_lite/widgets/js/faces/wrong_velocities.js";
+import { asked, linkTo, read as readLink } from "../../cfm_lite/widgets/js/page/link.js";
 
 const read = (name) => JSON.parse(readFileSync(join(process.env.CFM_LITE_FIXTURES, name), "utf8"));
 const networks = read("networks.json");
@@ -26,12 +28,15 @@ const FACES = [divergence, exactField, features, guidance, ownData, training, tr
 /** What a face shows once all long work is done, and the line that it says. */
 function shown(scene, values) {
   for (let round = 0; round < 4; round++) {
-    let work;
+    let task;
     const seen = scene.compute(values, (one) => {
-      work = one;
+      task = one;
     });
-    if (!work) return { seen, line: scene.say(seen, values) };
-    while (!work.next().done);
+    if (!task) return { seen, line: scene.say(seen, values) };
+    const work = JOBS[task.job](task.input);
+    let step = work.next();
+    while (!step.done) step = work.next();
+    task.done(step.value);
     if (values.run) return { seen, line: scene.say(seen, values) }; // a training goes on and on
   }
   throw new Error("the work never ends");
@@ -96,4 +101,46 @@ test("what a hand cannot show is said in plain words", () => {
   assert.throws(() => exactField.make({}).compute({ ...exactField.values({}), weight: 1 }, () => {}), /no minimum/);
   assert.throws(() => ownData.make({}).compute({ ...ownData.values({}), mixture: { ...TWO_CLASSES, weights: [], means: [], stds: [], labels: [] } }, () => {}), /no component/);
   assert.throws(() => trajectories.make({}).compute({ ...trajectories.values({}), field: "toy_fm" }, () => {}), /not on this page/);
+});
+
+for (const face of FACES) {
+  test(`${face.name}: a link holds the state, in plain characters`, () => {
+    const data = { ...given[face.name], networks };
+    const start = face.values(data);
+    for (const control of face.controls(data)) {
+      for (const value of ends(control)) {
+        const values = { ...start, [control.name]: value };
+        const link = linkTo(face, data, values);
+        assert.match(link, /^#explorer=[\w=&,.-]+$/);
+        assert.equal(asked(link), face.name);
+        const found = readLink(face, data, link).values;
+        for (const { name } of face.controls(data)) assert.deepEqual(found[name], values[name], name);
+      }
+    }
+  });
+}
+
+test("a link holds a mixture of 64 components in 2 kB, and covariances", () => {
+  const rows = Array.from({ length: 64 }, (_, i) => i);
+  const many = { weights: rows.map(() => 1 / 64), means: rows.map((i) => [i / 17 - 2, -i / 19]), stds: rows.map((i) => 0.1 + i / 80), labels: rows.map((i) => i % 4) };
+  const link = linkTo(ownData, {}, { ...ownData.values({}), mixture: many });
+  assert.ok(link.length <= 2000, `${link.length}`);
+  const { mixture } = readLink(ownData, {}, link).values;
+  for (const i of rows) {
+    assert.ok(Math.abs(mixture.means[i][0] - many.means[i][0]) < 1e-2);
+    assert.equal(mixture.labels[i], many.labels[i]);
+  }
+  const tilted = { weights: [1], means: [[1, -2]], covariances: [[[1, 0.5], [0.5, 2]]], labels: [0] };
+  const { data } = readLink(exactField, {}, linkTo(exactField, { mixture: tilted }, exactField.values({ mixture: tilted })));
+  assert.deepEqual(data.mixture.covariances, tilted.covariances);
+});
+
+test("a broken link is a Problem in plain words, whatever stands in it", () => {
+  const broken = ["t=7", "t=1e3", "t=NaN", "t=<b>", "label=9", "label=__proto__", "method=fm%3Cscript%3E", "mixture=1,2", "mixture=1,0,0,-1,0", "mixture=0,0,0,1,0", `t=${"1".repeat(3000)}`];
+  for (const part of broken) assert.throws(() => readLink(exactField, {}, `#explorer=exact_field&${part}`), { message: /^The link is broken: / }, part);
+  assert.throws(() => readLink(guidance, {}, "#explorer=guidance&interval=0.7,0.3"), /no interval/);
+  assert.throws(() => readLink(trajectories, {}, "#explorer=trajectories&steps=2.5"), /whole number/);
+  assert.throws(() => readLink(ownData, {}, `#explorer=own_data&mixture=${Array(65).fill("1,0,0,1,0").join("_")}`), /broken/);
+  assert.deepEqual(readLink(exactField, {}, "#explorer=exact_field&evil=1").values, exactField.values({}));
+  assert.equal(asked("#token=secret"), "");
 });

@@ -2,7 +2,7 @@
 // code stands once there. It is loaded as the notebook's own machinery loads a widget, from a blob.
 
 const REFERENCE = "IPY_MODEL_";
-const TOLD = 100; // ms between two messages to the kernel
+const TOLD = 200; // ms between two messages to the kernel: each makes the notebook work too
 
 /** @typedef {any} Model */
 

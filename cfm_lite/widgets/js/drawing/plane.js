@@ -63,15 +63,35 @@ export function contour(values, n, [left, right, bottom, top], level) {
   return Float64Array.from(found);
 }
 
+/** The last shade: planes side by side often have the same. @type {{values?: Float64Array, colour?: string, depth?: number, image?: HTMLCanvasElement}} */
+const shaded = {};
+
+/** `values` (n x n, rows from the bottom, in [0, 1]) as an image. @param {Float64Array} values @param {number} n @param {string} colour @param {number} depth */
+function shadeImage(values, n, colour, depth) {
+  const image = (shaded.image ??= document.createElement("canvas"));
+  if (shaded.values === values && shaded.colour === colour && shaded.depth === depth) return image;
+  if (image.width !== n || image.height !== n) [image.width, image.height] = [n, n];
+  const context = /** @type {CanvasRenderingContext2D} */ (image.getContext("2d"));
+  const pixels = context.createImageData(n, n);
+  const [red, green, blue] = [1, 3, 5].map((i) => Number.parseInt(colour.slice(i, i + 2), 16));
+  for (let j = 0; j < n; j++) {
+    for (let k = 0, at = 4 * (n - 1 - j) * n; k < n; k++, at += 4) {
+      pixels.data[at] = red;
+      pixels.data[at + 1] = green;
+      pixels.data[at + 2] = blue;
+      pixels.data[at + 3] = 255 * depth * values[j * n + k];
+    }
+  }
+  context.putImageData(pixels, 0, 0);
+  Object.assign(shaded, { values, colour, depth });
+  return image;
+}
+
 export class Plane extends Panel {
   /** @param {Limits} limits @param {ConstructorParameters<typeof Panel>[0]} [look] */
   constructor(limits, look) {
     super(look);
     this.limits = limits;
-    /** @type {HTMLCanvasElement | undefined} */
-    this.image = undefined;
-    /** @type {ImageData | undefined} */
-    this.pixels = undefined;
   }
 
   /** @param {number} a */
@@ -127,25 +147,8 @@ export class Plane extends Panel {
 
   /** A shade as deep as `values` (n x n, rows from the bottom, in [0, 1]). @param {Float64Array} values @param {number} n @param {string} colour @param {number} [depth] */
   shade(values, n, colour, depth = 0.6) {
-    this.image ??= document.createElement("canvas");
-    const image = this.image;
-    if (image.width !== n) [image.width, image.height] = [n, n];
-    const context = /** @type {CanvasRenderingContext2D} */ (image.getContext("2d"));
-    if (this.pixels?.width !== n) this.pixels = context.createImageData(n, n);
-    const pixels = /** @type {ImageData} */ (this.pixels);
-    const [red, green, blue] = [1, 3, 5].map((i) => Number.parseInt(colour.slice(i, i + 2), 16));
-    for (let j = 0; j < n; j++) {
-      for (let k = 0; k < n; k++) {
-        const at = 4 * ((n - 1 - j) * n + k);
-        pixels.data[at] = red;
-        pixels.data[at + 1] = green;
-        pixels.data[at + 2] = blue;
-        pixels.data[at + 3] = 255 * depth * values[j * n + k];
-      }
-    }
-    context.putImageData(pixels, 0, 0);
     this.context.imageSmoothingEnabled = true;
-    this.context.drawImage(image, this.box.x, this.box.y, this.box.w, this.box.h);
+    this.context.drawImage(shadeImage(values, n, colour, depth), this.box.x, this.box.y, this.box.w, this.box.h);
   }
 
   /** Small squares at points, for data. @param {Float64Array} x @param {string} colour @param {number} [size] @param {(i: number) => boolean} [which] */
@@ -157,22 +160,24 @@ export class Plane extends Panel {
     }
   }
 
-  /** Round dots with a rim, for particles. @param {Float64Array} x @param {string} colour @param {number} [radius] */
+  /** Round dots with a rim, for particles. One path a dot: a browser fills many small ones faster than a large one. @param {Float64Array} x @param {string} colour @param {number} [radius] */
   dots(x, colour, radius = 3) {
+    if (radius > 2.2) this.discs(x, this.colours.paper, radius + 0.3);
+    this.discs(x, colour, radius > 2.2 ? radius - 0.3 : radius);
+  }
+
+  /** @param {Float64Array} x @param {string} colour @param {number} radius */
+  discs(x, colour, radius) {
     const c = this.context;
-    c.beginPath();
-    for (let i = 0; i < x.length; i += 2) {
-      const [px, py] = [this.across(x[i]), this.up(x[i + 1])];
-      c.moveTo(px + radius, py);
-      c.arc(px, py, radius, 0, 7);
-    }
     c.fillStyle = colour;
+    for (let i = 0; i < x.length; i += 2) this.disc(c, x[i], x[i + 1], radius);
+  }
+
+  /** @param {CanvasRenderingContext2D} c @param {number} a @param {number} b @param {number} radius */
+  disc(c, a, b, radius) {
+    c.beginPath();
+    c.arc(this.across(a), this.up(b), radius, 0, 7);
     c.fill();
-    if (radius > 2.2) {
-      c.strokeStyle = this.colours.paper;
-      c.lineWidth = 0.6;
-      c.stroke();
-    }
   }
 
   /**
@@ -187,32 +192,35 @@ export class Plane extends Panel {
     const [c, unit] = [this.context, this.box.w / (this.limits[1] - this.limits[0]) / scale];
     const width = Math.max(1.3, this.box.w * 0.0055);
     const head = Math.max(4.6 * width, 5);
-    const shafts = new Path2D();
-    const heads = new Path2D();
+    c.fillStyle = colour;
     for (let i = 0; i < x.length; i += 2) {
       if (which && !which[i >> 1]) continue;
-      const [dx, dy] = [v[i] * unit, -v[i + 1] * unit];
+      const dx = v[i] * unit;
+      const dy = -v[i + 1] * unit;
       const length = Math.hypot(dx, dy);
-      const [px, py] = [this.across(x[i]), this.up(x[i + 1])];
+      const px = this.across(x[i]);
+      const py = this.up(x[i + 1]);
       if (!(length > 0.8)) {
-        heads.rect(px - 0.8, py - 0.8, 1.6, 1.6);
+        c.fillRect(px - 0.8, py - 0.8, 1.6, 1.6);
         continue;
       }
       const tip = Math.min(head, length);
-      const [ux, uy] = [dx / length, dy / length];
-      const [bx, by] = [px + dx - tip * ux, py + dy - tip * uy];
-      shafts.moveTo(px, py);
-      shafts.lineTo(bx, by);
-      heads.moveTo(px + dx, py + dy);
-      heads.lineTo(bx - 0.42 * tip * uy, by + 0.42 * tip * ux);
-      heads.lineTo(bx + 0.42 * tip * uy, by - 0.42 * tip * ux);
-      heads.closePath();
+      const ux = dx / length;
+      const uy = dy / length;
+      const bx = px + dx - tip * ux; // where the head begins
+      const by = py + dy - tip * uy;
+      const thin = width / 2;
+      const wide = 0.42 * tip;
+      c.beginPath();
+      c.moveTo(px - thin * uy, py + thin * ux);
+      c.lineTo(bx - thin * uy, by + thin * ux);
+      c.lineTo(bx - wide * uy, by + wide * ux);
+      c.lineTo(px + dx, py + dy);
+      c.lineTo(bx + wide * uy, by - wide * ux);
+      c.lineTo(bx + thin * uy, by - thin * ux);
+      c.lineTo(px + thin * uy, py - thin * ux);
+      c.fill();
     }
-    c.strokeStyle = c.fillStyle = colour;
-    c.lineWidth = width;
-    c.lineCap = "butt";
-    c.stroke(shafts);
-    c.fill(heads);
   }
 
   /** Separate lines, such as those of `contour`. @param {Float64Array} segments @param {string} colour @param {number} [width] */
@@ -247,19 +255,11 @@ export class Plane extends Panel {
   /** Dots whose colour says a value between 0 and `worst`. @param {Float64Array} x @param {Float64Array} values @param {number} worst @param {number} [radius] */
   valued(x, values, worst, radius = 3) {
     const c = this.context;
-    /** @type {Path2D[]} */
-    const paths = [];
-    for (let i = 0; 2 * i < x.length; i++) {
-      const of = step(DRIFT.length, values[i], 0, worst);
-      paths[of] ??= new Path2D();
-      const [px, py] = [this.across(x[2 * i]), this.up(x[2 * i + 1])];
-      paths[of].moveTo(px + radius, py);
-      paths[of].arc(px, py, radius, 0, 7);
+    const of = Uint8Array.from(values, (value) => step(DRIFT.length, value, 0, worst));
+    for (let k = 0; k < DRIFT.length; k++) {
+      c.fillStyle = DRIFT[this.colours.dark ? DRIFT.length - 1 - k : k];
+      for (let i = 0; i < of.length; i++) if (of[i] === k) this.disc(c, x[2 * i], x[2 * i + 1], radius);
     }
-    paths.forEach((path, of) => {
-      c.fillStyle = DRIFT[this.colours.dark ? DRIFT.length - 1 - of : of];
-      c.fill(path);
-    });
   }
 
   /** A saltire: where a mean stands. @param {number} a @param {number} b @param {string} colour @param {number} [size] */

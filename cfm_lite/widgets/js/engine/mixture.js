@@ -40,6 +40,8 @@ export class Mixture {
     this.round = this.covariances.every((c, i) => (i % 3 === 1 ? c === 0 : i % 3 === 0 || c === this.covariances[i - 2]));
     this.labels = Int32Array.from(labels ?? means.map((_, k) => k));
     if (this.labels.length !== size) throw new Problem("Each component needs one label.");
+    /** @type {{t: number, label: number, path: Path, moment: Moment} | undefined} */
+    this.last = undefined;
   }
 
   /** The labels that have a component of positive weight, sorted. */
@@ -75,7 +77,11 @@ export class Mixture {
    * @param {Path} [path]
    */
   at(t, label = EVERY, path = LINEAR) {
-    return new Moment(this, t, label, path);
+    const { last } = this; // a density and a velocity are often asked for at the same time
+    if (last?.t === t && last.label === label && last.path === path) return last.moment;
+    const moment = new Moment(this, t, label, path);
+    this.last = { t, label, path, moment };
+    return moment;
   }
 
   /** log p_t(x | label) into `out` (n,). @param {Float64Array} x @param {number} t @param {number} [label] @param {Path} [path] @param {Float64Array} [out] */
@@ -207,7 +213,7 @@ export class Moment {
       let vb = 0;
       for (let k = 0, r = 0; k < size; k++, r += 12) {
         const da = a - rows[r];
-      const db = b - rows[r + 1];
+        const db = b - rows[r + 1];
         va += shares[k] * (rows[r + 10] + rows[r + 6] * da + rows[r + 7] * db);
         vb += shares[k] * (rows[r + 11] + rows[r + 8] * da + rows[r + 9] * db);
       }
@@ -228,7 +234,7 @@ export class Moment {
       let sb = 0;
       for (let k = 0, r = 0; k < size; k++, r += 12) {
         const da = a - rows[r];
-      const db = b - rows[r + 1];
+        const db = b - rows[r + 1];
         sa -= shares[k] * (rows[r + 2] * da + rows[r + 3] * db);
         sb -= shares[k] * (rows[r + 3] * da + rows[r + 4] * db);
       }
@@ -253,7 +259,7 @@ export class Moment {
       let [aa, ab, ba, bb] = [0, 0, 0, 0];
       for (let k = 0, r = 0; k < size; k++, r += 12) {
         const da = a - rows[r];
-      const db = b - rows[r + 1];
+        const db = b - rows[r + 1];
         const share = shares[k] / sum;
         const fa = rows[r + 10] + rows[r + 6] * da + rows[r + 7] * db - v[i]; // less v, which changes nothing and rounds better
         const fb = rows[r + 11] + rows[r + 8] * da + rows[r + 9] * db - v[i + 1];

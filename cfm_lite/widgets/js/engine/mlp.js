@@ -60,6 +60,8 @@ export class MLP {
       start += rows * columns;
     }
     if (start !== numbers.length) throw new Problem("The file of the network does not have the size that it says.");
+    this.here = new Float64Array(sizes.hidden); // what a layer reads, and what it writes
+    this.there = new Float64Array(sizes.hidden);
     this.layers = Array.from({ length: sizes.depth - 1 }, (_, i) => [this.parts[`${i}.weight`], this.parts[`${i}.bias`]]);
   }
 
@@ -81,19 +83,18 @@ export class MLP {
     const { hidden: size, parts } = this;
     const [weight, bias] = [parts["input.weight"], parts["input.bias"]];
     const row = this.classes ? size * (label === EVERY ? this.classes : label) : -1;
-    let h = new Float64Array(size);
+    let [h, next] = [this.here, this.there];
     for (let j = 0; j < size; j++) {
       const sum = weight[3 * j] * a + weight[3 * j + 1] * b + weight[3 * j + 2] * t + bias[j];
       h[j] = silu(row < 0 ? sum : sum + parts.labels[row + j]);
     }
     for (const [w, c] of this.layers) {
-      const next = new Float64Array(size);
       for (let j = 0, r = 0; j < size; j++, r += size) {
         let sum = c[j];
         for (let i = 0; i < size; i++) sum += w[r + i] * h[i];
         next[j] = silu(sum);
       }
-      h = next;
+      [h, next] = [next, h];
     }
     const [w, c] = [parts["output.weight"], parts["output.bias"]];
     let [va, vb] = [c[0], c[1]];

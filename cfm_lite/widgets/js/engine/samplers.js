@@ -8,7 +8,11 @@ import { Problem } from "./problem.js";
 /** @typedef {import("./paths.js").Path} Path */
 
 /** @param {Float64Array} x @param {Float64Array} v @param {number} dt */
-const moved = (x, v, dt) => x.map((place, i) => place + dt * v[i]);
+function moved(x, v, dt) {
+  const out = new Float64Array(x.length);
+  for (let i = 0; i < x.length; i++) out[i] = x[i] + dt * v[i];
+  return out;
+}
 /** @param {Field} field @param {Float64Array} x @param {number} t */
 const at = (field, x, t) => field(x, t, new Float64Array(x.length));
 

@@ -5,14 +5,14 @@ import { labelOf, onRamp, TIME as RAMP } from "../drawing/theme.js";
 import { debias, debiasShuffle, guide } from "../engine/guidance.js";
 import { typical } from "../engine/metrics.js";
 import { EVERY } from "../engine/mixture.js";
-import { MLP } from "../engine/mlp.js";
 import { Problem } from "../engine/problem.js";
 import { Random } from "../engine/random.js";
-import { grid, STEPS } from "../engine/samplers.js";
+import { grid, trajectory } from "../engine/samplers.js";
 import { EXACT, inBatchMean, optimum } from "../engine/theory.js";
 import { classChoice, limitsOf, mixtureOf, noise, percent, remembered, rings, weightSlider } from "./common.js";
 
-const [MANY, FEW, COUNT] = [160, 64, 20]; // particles of an exact field, of a network; Euler steps
+const [MANY, FEW, COUNT] = [160, 72, 20]; // particles of an exact field, of a network; Euler steps
+const TRAINED = 0.35; // λ of the shipped networks
 
 /** @type {import("../page/explorer.js").Face} */
 export const guidance = {
@@ -49,35 +49,23 @@ export const guidance = {
       const log = mixture.logProb(mixture.sample(2000, new Random(2), label).x, 1, label);
       return Float64Array.from(log, (value) => -value - usual(1)).sort()[Math.floor(0.95 * log.length)];
     });
-    const network = remembered((/** @type {string} */ name) => {
-      if (!data.networks?.[name]) throw new Problem("The trained networks are not on this page.");
-      return MLP.unpack(data.networks[name]);
-    });
     const ts = grid(COUNT);
+    const [many, few] = [noise(MANY), noise(FEW)];
 
-    /** @param {string} name @param {any} values */
+    /** The exact field of a method, guided. @param {string} name @param {any} values */
     function velocity(name, { weight, scale, interval, label, correct }) {
-      const trained = name.startsWith("toy_");
-      const lambda = trained ? 0.35 : weight; // of the shipped networks
-      const of = (/** @type {number} */ one) => (trained ? network(name).field(one) : optimum(mixture, name, { weight: lambda, label: one }));
+      const of = (/** @type {number} */ one) => optimum(mixture, name, { weight, label: one });
       const guided = guide(of(label), of(EVERY), scale, interval);
       if (!correct || name === "fm") return guided;
-      return name.endsWith("vecor") ? debiasShuffle(guided, lambda, 1, true, interval) : debias(guided, lambda, inBatchMean(mixture), interval);
+      return name === "vecor" ? debiasShuffle(guided, weight, 1, true, interval) : debias(guided, weight, inBatchMean(mixture), interval);
     }
     /** @param {string} name @param {any} values */
-    function* walk(name, values) {
-      const field = velocity(name, values);
-      /** @type {Float64Array[]} */
-      const states = [noise(values.method.startsWith("toy_") ? FEW : MANY)];
-      for (let s = 0; s < COUNT; s++) {
-        states.push(STEPS.euler(field, states[s], ts[s], ts[s + 1] - ts[s]));
-        if (name.startsWith("toy_")) yield;
-      }
-      const end = states[COUNT];
-      const log = mixture.logProb(end, 1, values.label);
-      const bound = inside(values.label);
-      const on = log.filter((value) => -value - usual(1) < bound).length / log.length;
-      return { name, states, on };
+    const exact = (name, values) => trajectory(velocity(name, values), values.method.startsWith("toy_") ? few : many, ts, "euler");
+    /** @param {string} name @param {Float64Array[]} states @param {number} label @returns {Run} */
+    function ended(name, states, label) {
+      const log = mixture.logProb(states[COUNT], 1, label);
+      const bound = inside(label);
+      return { name, states, on: log.filter((value) => -value - usual(1) < bound).length / log.length };
     }
     /** @typedef {{name: string, states: Float64Array[], on: number}} Run */
     /** @type {{key: string, runs: Run[]}} */
@@ -92,24 +80,24 @@ export const guidance = {
       ],
       compute(values, wait) {
         if (values.interval[0] > values.interval[1]) throw new Problem("The interval ends before it begins.");
+        const { method, label, scale, interval, correct } = values;
         const key = JSON.stringify(values);
-        if (key !== last.key) {
-          const works = ["fm", values.method].map((name) => walk(name, values));
-          if (values.method.startsWith("toy_")) {
-            network(values.method);
-            wait(
-              (function* () {
-                const runs = [];
-                for (const work of works) runs.push(yield* work);
-                last = { key, runs };
-              })(),
-            );
-            if (!last.runs.length) last.runs = ["fm", "fm"].map((name) => /** @type {Run} */ (walk(name, { ...values, correct: false }).next().value));
-            return { ...last, waiting: true };
-          }
-          last = { key, runs: works.map((work) => /** @type {Run} */ (work.next().value)) };
+        if (key === last.key) return { ...last, waiting: false };
+        const fm = ended("fm", exact("fm", values), label);
+        if (!method.startsWith("toy_")) {
+          last = { key, runs: [fm, ended(method, exact(method, values), label)] };
+          return { ...last, waiting: false };
         }
-        return { ...last, waiting: false };
+        if (!data.networks?.[method]) throw new Problem("The trained networks are not on this page.");
+        const corrected = correct ? { weight: TRAINED, mean: inBatchMean(mixture), swaps: method.endsWith("vecor") } : undefined;
+        wait({
+          job: "walk",
+          input: [{ network: data.networks[method], label, x: few, solver: "euler", steps: COUNT, guided: { scale, interval }, corrected }],
+          done(/** @type {Float64Array[][]} */ [states]) {
+            last = { key, runs: [fm, ended(method, states, label)] };
+          },
+        });
+        return last.runs.length ? { ...last, waiting: true } : undefined;
       },
       paint({ runs }, { scale, label, method, correct }, colours) {
         planes.forEach((plane, i) => {

@@ -3,17 +3,19 @@
 import { Chart } from "../drawing/chart.js";
 import { gridPoints, Plane } from "../drawing/plane.js";
 import { Mixture } from "../engine/mixture.js";
+import { MLP } from "../engine/mlp.js";
 import { LINEAR } from "../engine/paths.js";
 import { repulsion } from "../engine/problem.js";
 import { Random } from "../engine/random.js";
 import { optimum } from "../engine/theory.js";
-import { Training } from "../engine/train.js";
+import { initial } from "../engine/train.js";
 import { element } from "../page/controls.js";
 import { CELLS, classChoice, densityMap, limitsOf, mixtureOf, percent, remembered, TIME, weightSlider } from "./common.js";
 
 const STEPS = 1500;
 const EVERY_STEPS = 10; // between two looks at the error
 const SIZES = { hidden: 48, depth: 3 };
+let made = 0;
 
 /** @type {import("../page/explorer.js").Face} */
 export const training = {
@@ -45,17 +47,21 @@ export const training = {
       return { t, x: data1.map((v, i) => t * v + (1 - t) * noise[i]) };
     });
     let round = 0;
+    const sizes = { ...SIZES, classes: mixture.classes.length };
     const started = remembered((/** @type {number} */ weight, /** @type {number} */ seed) => ({
-      work: new Training(mixture, { ...SIZES, classes: mixture.classes.length }, new Random(11 + seed), { lambda: repulsion(weight, 1), steps: STEPS }),
+      key: `${seed} ${++made}`, // every training of the page has its own
+      lambda: repulsion(weight, 1),
+      network: new MLP(sizes, initial(sizes, new Random(11 + seed))),
+      count: 0,
       at: /** @type {number[]} */ ([]),
       error: /** @type {number[]} */ ([]),
     }));
-    /** The error of the network's field, as a share of the optimum's mean square, over times. @param {Training} work @param {number} weight */
-    const gap = (work, weight) => {
+    /** The error of the network's field, as a share of the optimum's mean square, over times. @param {MLP} network @param {number} weight */
+    const gap = (network, weight) => {
       let [off, all] = [0, 0];
       for (const { t, x: places } of trial) {
         const exact = optimum(mixture, "delta_fm", { weight })(places, t, new Float64Array(places.length));
-        const found = work.network.field()(places, t, new Float64Array(places.length));
+        const found = network.field()(places, t, new Float64Array(places.length));
         for (let i = 0; i < places.length; i++) {
           off += (found[i] - exact[i]) ** 2;
           all += exact[i] ** 2;
@@ -73,29 +79,28 @@ export const training = {
       ],
       compute({ t, weight, label, run }, wait) {
         const state = started(weight, round);
-        const { work } = state;
-        if (!state.at.length) {
-          state.at.push(0);
-          state.error.push(gap(work, weight));
-        }
-        if (run && work.count < STEPS) {
-          wait(
-            (function* () {
-              for (let i = 0; i < EVERY_STEPS && work.count < STEPS; i++) {
-                work.step();
-                yield;
-              }
-              state.at.push(work.count);
-              state.error.push(gap(work, weight));
-            })(),
-          );
+        const noted = () => {
+          state.at.push(state.count);
+          state.error.push(gap(state.network, weight));
+        };
+        if (!state.at.length) noted();
+        if (run && state.count < STEPS) {
+          wait({
+            job: "learn",
+            input: { key: state.key, mixture: mixture.described(), sizes, seed: 11 + round, lambda: state.lambda, total: STEPS, steps: EVERY_STEPS },
+            done(/** @type {{weights: Float64Array, count: number}} */ { weights, count }) {
+              state.network = new MLP(sizes, weights);
+              state.count = count;
+              noted();
+            },
+          });
         }
         const of = inside(label);
         const { shade, level } = densityMap(mixture, cells, t, of, LINEAR);
         const which = Uint8Array.from(mixture.logProb(x, t, of), (value) => Number(value >= level));
         const exact = optimum(mixture, "delta_fm", { weight, label: of })(x, t, new Float64Array(x.length));
-        const found = work.network.field(of)(x, t, new Float64Array(x.length));
-        return { shade, which, fields: [exact, found], state, count: work.count };
+        const found = state.network.field(of)(x, t, new Float64Array(x.length));
+        return { shade, which, fields: [exact, found], state, count: state.count };
       },
       paint({ shade, which, fields, state, count }, { t, weight, label }, colours) {
         const name = weight ? `ΔFM, λ = ${weight.toFixed(2)}` : "FM";

@@ -6,10 +6,9 @@ import { Plane } from "../drawing/plane.js";
 import { DRIFT, labelOf } from "../drawing/theme.js";
 import { typical } from "../engine/metrics.js";
 import { EVERY } from "../engine/mixture.js";
-import { MLP } from "../engine/mlp.js";
 import { Problem } from "../engine/problem.js";
 import { Random } from "../engine/random.js";
-import { evaluations, grid, STEPS } from "../engine/samplers.js";
+import { evaluations, grid, STEPS, trajectory } from "../engine/samplers.js";
 import { EXACT, optimum } from "../engine/theory.js";
 import { classChoice, limitsOf, mixtureOf, noise, percent, remembered, rings, TIME, weightSlider } from "./common.js";
 
@@ -63,47 +62,45 @@ export const trajectories = {
       const log = mixture.logProb(own.x, 1, label);
       return Float64Array.from(log, (value) => -value - usual(1)).sort()[Math.floor(0.95 * log.length)];
     });
-    /** @type {Map<string, MLP>} */
-    const networks = new Map();
     const network = (/** @type {string} */ name) => {
-      if (!networks.has(name)) {
-        if (!data.networks?.[name]) throw new Problem("The trained networks are not on this page.");
-        networks.set(name, MLP.unpack(data.networks[name]));
-      }
-      return /** @type {MLP} */ (networks.get(name));
+      if (!data.networks?.[name]) throw new Problem("The trained networks are not on this page.");
+      return data.networks[name];
     };
     /** Labels of particles: in turn for all classes. @param {number} n @param {number} label */
     const labels = (n, label) => Int32Array.from({ length: n }, (_, i) => (label === EVERY ? mixture.classes[i % mixture.classes.length] : label));
 
-    /**
-     * The states of particles whose classes may differ, class by class, in slices of one step.
-     * @param {string} name @param {number} weight @param {string} solver @param {number} steps @param {number} label @param {number} n
-     */
-    function* walk(name, weight, solver, steps, label, n) {
-      const trained = name.startsWith("toy_");
-      const [ts, x0, own] = [grid(steps), noise(n), labels(n, label)];
+    /** The noise of each class, and the rows that it has among all. @param {number} label @param {number} n */
+    const groups = remembered((/** @type {number} */ label, /** @type {number} */ n) => {
+      const [x0, own] = [noise(n), labels(n, label)];
+      return [...new Set(own)].map((of) => {
+        const rows = Int32Array.from([...own.keys()].filter((i) => own[i] === of));
+        return { of, rows, x: Float64Array.from({ length: 2 * rows.length }, (_, i) => x0[2 * rows[i >> 1] + (i & 1)]) };
+      });
+    });
+
+    /** What is known of particles once each class has its states. @param {string} name @param {number} label @param {Float64Array[][]} walks @param {number} n @returns {Run} */
+    function joined(name, label, walks, n) {
+      const steps = walks[0].length - 1;
+      const ts = grid(steps);
       const states = Array.from(ts, () => new Float64Array(2 * n));
-      states[0].set(x0);
       const drift = Array.from(ts, () => new Float64Array(n));
-      for (const of of new Set(own)) {
-        const rows = [...own.keys()].filter((i) => own[i] === of);
-        const field = trained ? network(name).field(of) : optimum(mixture, name, { weight, label: of });
-        /** @type {Float64Array} */
-        let x = Float64Array.from({ length: 2 * rows.length }, (_, i) => x0[2 * rows[i >> 1] + (i & 1)]);
+      const mean = new Float64Array(steps + 1);
+      for (const [g, { of, rows }] of groups(label, n).entries()) {
         for (let s = 0; s <= steps; s++) {
-          if (s) x = STEPS[solver](field, x, ts[s - 1], ts[s] - ts[s - 1]);
+          const [x, place, off, level] = [walks[g][s], states[s], drift[s], usual(ts[s])];
           const log = mixture.logProb(x, ts[s], of);
-          rows.forEach((row, i) => {
-            states[s][2 * row] = x[2 * i];
-            states[s][2 * row + 1] = x[2 * i + 1];
-            drift[s][row] = -log[i] - usual(ts[s]);
-          });
-          if (trained) yield;
+          for (let i = 0; i < rows.length; i++) {
+            const row = rows[i];
+            place[2 * row] = x[2 * i];
+            place[2 * row + 1] = x[2 * i + 1];
+            off[row] = -log[i] - level;
+            mean[s] += off[row] / n;
+          }
         }
       }
-      return { name, ts, states, drift, mean: drift.map((row) => row.reduce((sum, v) => sum + v, 0) / n) };
+      return { name, ts, states, drift, mean };
     }
-    /** @typedef {{name: string, ts: Float64Array, states: Float64Array[], drift: Float64Array[], mean: number[]}} Run */
+    /** @typedef {{name: string, ts: Float64Array, states: Float64Array[], drift: Float64Array[], mean: Float64Array}} Run */
     /** @type {Map<string, Run>} */
     const kept = new Map();
     /** @type {Run[]} */
@@ -122,27 +119,32 @@ export const trajectories = {
         const trained = field.startsWith("toy_");
         const names = beside ? EXACT.map((name) => (trained ? `toy_${name}` : name)) : [field];
         const n = trained ? FEW : beside ? SOME : MANY;
-        /** @type {Run[]} */
-        const runs = [];
-        let waiting = false;
-        for (const name of names) {
-          if (trained) network(name);
-          const key = [name, trained || name === "fm" ? 0 : weight, solver, steps, label, n].join();
-          let run = kept.get(key);
-          if (!run) {
-            const work = walk(name, weight, solver, steps, label, n);
-            if (trained) {
-              waiting = true;
-              wait(keeping(work, key));
-              break;
-            }
-            const done = work.next();
-            if (!done.done) throw new Error("an exact field yields nothing on the way");
-            run = keep(key, done.value);
+        const keys = names.map((name) => [name, trained || name === "fm" ? 0 : weight, solver, steps, label, n].join());
+        const lacking = names.filter((_, i) => !kept.has(keys[i]));
+        const waiting = trained && lacking.length > 0;
+        if (waiting) {
+          const parts = groups(label, n);
+          const input = lacking.flatMap((name) => parts.map(({ of, x }) => ({ network: network(name), label: of, x, solver, steps })));
+          wait({
+            job: "walk",
+            input,
+            done(/** @type {Float64Array[][]} */ walks) {
+              for (const [i, name] of names.entries()) {
+                const at = lacking.indexOf(name) * parts.length;
+                if (at >= 0) keep(keys[i], joined(name, label, walks.slice(at, at + parts.length), n));
+              }
+              last = keys.map((key) => /** @type {Run} */ (kept.get(key))); // shown meanwhile, if the hand is elsewhere by now
+            },
+          });
+        } else {
+          for (const [i, name] of names.entries()) {
+            if (kept.has(keys[i])) continue;
+            const walks = groups(label, n).map(({ of, x }) => trajectory(optimum(mixture, name, { weight, label: of }), x, grid(steps), solver));
+            keep(keys[i], joined(name, label, walks, n));
           }
-          runs.push(run);
+          last = keys.map((key) => /** @type {Run} */ (kept.get(key)));
         }
-        if (!waiting) last = runs;
+        if (!last.length) return undefined; // the first answer of a network is on its way
         panels.splice(0, panels.length, ...(last.length > 1 ? [...three, chart] : [one, chart]));
         return { runs: last, waiting, now: last.map((run) => until(run, t)), inside: inside(label) };
       },
@@ -188,12 +190,6 @@ export const trajectories = {
     function keep(key, run) {
       if (kept.size > 60) kept.delete(/** @type {string} */ (kept.keys().next().value));
       kept.set(key, run);
-      return run;
-    }
-
-    /** @param {Generator<undefined, Run>} work @param {string} key @returns {Generator<void, void>} */
-    function* keeping(work, key) {
-      keep(key, yield* work);
     }
   },
 };
@@ -202,7 +198,11 @@ export const trajectories = {
 function until({ ts, states, drift }, t) {
   const s = Math.min(Math.max(ts.findLastIndex((time) => time <= t), 0), ts.length - 2);
   const share = Math.min(Math.max((t - ts[s]) / (ts[s + 1] - ts[s]), 0), 1);
-  const mix = (/** @type {Float64Array} */ from, /** @type {Float64Array} */ to) => from.map((v, i) => v + share * (to[i] - v));
+  const mix = (/** @type {Float64Array} */ from, /** @type {Float64Array} */ to) => {
+    const out = new Float64Array(from.length);
+    for (let i = 0; i < out.length; i++) out[i] = from[i] + share * (to[i] - from[i]);
+    return out;
+  };
   const x = mix(states[s], states[s + 1]);
   return { x, drift: mix(drift[s], drift[s + 1]), trail: [...states.slice(0, s + 1), x] };
 }

@@ -4,7 +4,9 @@ import { isDark, theme } from "../drawing/theme.js";
 import { Stage } from "../drawing/stage.js";
 import { Problem } from "../engine/problem.js";
 import { build, element } from "./controls.js";
+import { ADDRESS, linkTo } from "./link.js";
 import CSS from "./style.css";
+import { run } from "./work.js";
 
 /**
  * @typedef {Record<string, any>} Values by name of control
@@ -33,40 +35,46 @@ import CSS from "./style.css";
  * @property {(data: any) => Values} values at the start
  * @property {(data: any) => Scene} make
  */
-/** @typedef {(work: Generator<void, void>) => void} Wait long work, done in slices between two frames */
+/** @typedef {{job: string, input: any, done: (result: any) => void}} Task long work: a job of engine/jobs.js, and who gets its result */
+/** @typedef {(task: Task) => void} Wait while one task is at work another one is not taken: its end draws anew, which asks again */
 /** @typedef {{canvas: HTMLCanvasElement, values: () => Values, set: (change: Values) => void, say: (text: string) => void, controls: HTMLElement}} Hand */
 
-const SLICE = 12; // ms of long work between two frames
+const WORDS = 100; // ms between two texts: a new one is laid out by the whole page, and nobody reads faster
 const QUIET = 700; // ms after the last change at which a screen reader is told
 
 export class Explorer {
   /**
    * @param {HTMLElement} root
    * @param {Face} face
-   * @param {{data?: any, values?: Values, changed?: (change: Values) => void}} [given]
+   * @param {{data?: any, values?: Values, changed?: (change: Values) => void, hint?: string}} [given]
    */
-  constructor(root, face, { data = {}, values = {}, changed = () => {} } = {}) {
+  constructor(root, face, { data = {}, values = {}, changed = () => {}, hint = "" } = {}) {
     this.root = root;
     this.face = face;
     this.changed = changed;
     this.values = { ...face.values(data), ...values };
     this.pictures = 0; // drawn so far
     this.dirty = true;
-    this.hint = "";
+    this.hint = hint;
     /** @type {string | undefined} */
     this.playing = undefined;
     this.place = 0;
+    this.frame = 0;
+    this.said = -WORDS;
+    this.words = "";
+    /** @type {import("../drawing/theme.js").Theme | undefined} */
+    this.colours = undefined;
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
     this.build(data);
-    this.frame = requestAnimationFrame((now) => this.tick(now));
+    this.wake();
     this.sight = new ResizeObserver(() => this.fit());
     this.sight.observe(this.root);
-    this.look = new MutationObserver(() => this.repaint());
+    this.look = new MutationObserver(() => this.recolour());
     for (const element of [document.documentElement, document.body]) {
       this.look.observe(element, { attributes: true, attributeFilter: ["class", "style", "data-theme", "data-jp-theme-light", "data-jp-theme-name", "data-md-color-scheme"] });
     }
     this.night = matchMedia("(prefers-color-scheme: dark)");
-    this.seenNight = () => this.repaint();
+    this.seenNight = () => this.recolour();
     this.night.addEventListener("change", this.seenNight);
   }
 
@@ -74,6 +82,8 @@ export class Explorer {
   build(data) {
     const { face } = this;
     addStyle(this.root);
+    this.data = data;
+    this.colours = undefined;
     this.scene = face.make(data);
     this.seen = undefined;
     this.problem = "";
@@ -104,11 +114,9 @@ export class Explorer {
       controls: row,
       values: () => this.values,
       set: (change) => this.set(change, true),
-      say: (text) => {
-        this.hint = text;
-        this.paintOnly = true;
-      },
+      say: (text) => this.say(text),
     });
+    row.append(...this.share());
     // JupyterLab would take the arrow keys for itself
     for (const one of this.root.querySelectorAll("input, select, button, canvas")) one.setAttribute("data-lm-suppress-shortcuts", "true");
     this.fit();
@@ -123,6 +131,7 @@ export class Explorer {
     }
     this.hint = "";
     this.dirty = true;
+    this.wake();
     if (own) this.changed(change);
   }
 
@@ -130,35 +139,50 @@ export class Explorer {
   setData(data) {
     this.build(data);
     this.dirty = true;
+    this.wake();
   }
 
   fit() {
     if (this.stage?.resize(this.root.clientWidth, window.devicePixelRatio || 1)) this.draw();
   }
 
-  repaint() {
+  /** The page may have become light or dark. */
+  recolour() {
+    this.colours = undefined;
     this.paintOnly = true;
+    this.wake();
+  }
+
+  /** A hint behind the line, until the next change. @param {string} text */
+  say(text) {
+    this.hint = text;
+    this.paintOnly = true;
+    this.wake();
+  }
+
+  /** A frame is asked for only where there is something to do. */
+  wake() {
+    this.frame ||= requestAnimationFrame((now) => this.tick(now));
   }
 
   /** @param {number} now */
   tick(now) {
+    this.frame = 0;
     if (this.stopped) return;
-    this.frame = requestAnimationFrame((next) => this.tick(next));
     if (this.playing) this.advance(now);
-    if (this.work) this.continue();
     if (this.dirty) {
       this.dirty = false;
       this.draw();
     } else if (this.paintOnly) this.paint();
+    this.write(now);
+    if (this.playing || this.dirty || this.unsaid) this.wake();
   }
 
   draw() {
     if (!this.scene) return;
-    this.work = undefined;
+    const { scene } = this;
     try {
-      this.seen = this.scene.compute(this.values, (work) => {
-        this.work = work;
-      });
+      this.seen = scene.compute(this.values, (task) => this.wait(scene, task));
       this.problem = "";
     } catch (error) {
       return this.fail(error);
@@ -175,42 +199,77 @@ export class Explorer {
   paint() {
     this.paintOnly = false;
     if (!this.scene || !this.stage?.width || !this.line) return;
-    const colours = theme(isDark(this.root));
-    this.root.classList.toggle("cfm-dark", colours.dark);
-    for (const [i, swatch] of /** @type {HTMLElement[]} */ ([...(this.legend?.children ?? [])]).entries()) {
-      swatch.style.setProperty("--cfm-swatch", this.scene.legend?.[i].colour(colours) ?? "");
-    }
+    const colours = (this.colours ??= this.coloured(this.scene));
     if (this.seen !== undefined) {
       this.stage.begin(colours);
       this.scene.paint(this.seen, this.values, colours);
       this.pictures += 1;
     }
     const words = this.problem || (this.seen === undefined ? "" : this.scene.say(this.seen, this.values));
-    const text = [words, this.problem ? "The picture is the last good one." : "", this.hint].filter(Boolean).join(" ");
-    this.line.classList.toggle("cfm-wrong", Boolean(this.problem));
-    if (this.line.textContent !== text) {
-      this.line.textContent = text;
-      clearTimeout(this.quiet);
-      this.quiet = setTimeout(() => {
-        if (this.told) this.told.textContent = text;
-      }, QUIET);
-    }
+    this.words = [words, this.problem ? "The picture is the last good one." : "", this.hint].filter(Boolean).join(" ");
+    this.unsaid = this.line.textContent !== this.words;
+    if (this.unsaid) this.wake();
   }
 
-  /** A slice of long work; the picture is drawn anew when it is done. */
-  continue() {
-    const end = performance.now() + SLICE;
-    try {
-      while (this.work && performance.now() < end) {
-        if (this.work.next().done) {
-          this.work = undefined;
-          this.dirty = true;
-        }
-      }
-    } catch (error) {
-      this.work = undefined;
-      this.fail(error);
+  /** The line under the picture, if the last one stood long enough. @param {number} now */
+  write(now) {
+    if (!this.unsaid || !this.line || now - this.said < WORDS) return;
+    const text = (this.line.textContent = this.words);
+    this.line.classList.toggle("cfm-wrong", Boolean(this.problem));
+    this.unsaid = false;
+    this.said = now;
+    clearTimeout(this.quiet);
+    this.quiet = setTimeout(() => {
+      if (this.told) this.told.textContent = text;
+    }, QUIET);
+  }
+
+  /** The colours of the page as it is, for the picture and for its legend. @param {Scene} scene */
+  coloured(scene) {
+    const colours = theme(isDark(this.root));
+    this.root.classList.toggle("cfm-dark", colours.dark);
+    for (const [i, swatch] of /** @type {HTMLElement[]} */ ([...(this.legend?.children ?? [])]).entries()) {
+      swatch.style.setProperty("--cfm-swatch", scene.legend?.[i].colour(colours) ?? "");
     }
+    return colours;
+  }
+
+  /** @param {Scene} scene @param {Task} task */
+  async wait(scene, { job, input, done }) {
+    if (this.busy) {
+      this.missed = true;
+      return;
+    }
+    this.busy = true;
+    this.missed = false;
+    try {
+      const result = await run(job, input);
+      if (this.scene === scene) done(result);
+      this.dirty = true;
+    } catch (error) {
+      if (!this.stopped) this.fail(error);
+      this.dirty = this.missed;
+    }
+    this.busy = false;
+    this.wake();
+  }
+
+  /** A button that gives a link to this state, and the place of the link. */
+  share() {
+    const field = element("input", { type: "text", readOnly: true, hidden: true, className: "cfm-link", "aria-label": "a link that holds this state" });
+    const button = element("button", { type: "button", textContent: "share", title: "a link that holds this state" });
+    button.addEventListener("click", async () => {
+      try {
+        field.value = linkTo(this.face, this.data, this.values);
+      } catch (error) {
+        return this.say(error instanceof Problem ? error.message : String(error));
+      }
+      field.hidden = false;
+      field.select();
+      const copied = await navigator.clipboard?.writeText(field.value).then(() => true, () => false);
+      this.say(`${copied ? "The link is copied." : "Copy the link."}${ADDRESS ? "" : " The site has no public address yet: put this behind the address of a page with this explorer."}`);
+    });
+    return [button, field];
   }
 
   /** @param {string} name */
@@ -225,6 +284,7 @@ export class Explorer {
   play(on, name = this.face.play) {
     this.playing = on ? name : undefined;
     this.last = undefined;
+    this.wake();
     this.place = 0; // of what plays, from 0 to 1
     this.put = Number.NaN; // the value that the last step gave it
     if (!this.button) return;
