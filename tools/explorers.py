@@ -31,6 +31,7 @@ STATIC = ROOT / "cfm_lite" / "widgets" / "static"
 BUILT = STATIC / "explorers.js"  # the engine and the faces, a classic script
 NOTEBOOK = STATIC / "notebook.js"  # what a widget in a notebook loads them with, a module
 COLOURS = SOURCE / "colours.json"
+SHOWN = ROOT / "data" / "results" / "course"  # three of the pictures, which documents show
 LARGEST = 250_000  # bytes of the built file
 OURS = "/* cfm_lite explorers, MIT licence."  # how a built file begins
 STATE = "application/vnd.jupyter.widget-state+json"
@@ -182,7 +183,9 @@ for (const [name, data] of Object.entries(given.data)) {
 
 
 def pictures(browser: str, page: Path) -> None:
-    """Write static/NAME.png for every explorer: what stands where no JavaScript runs."""
+    """Write static/NAME.png for every explorer: what stands where no JavaScript runs, and what
+    documents show.
+    """
     for name in json.loads(page.with_name("data.js").read_text(encoding="utf-8")[14:-1])["data"]:
         shot = page.with_name(f"{name}.png")
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
@@ -193,7 +196,10 @@ def pictures(browser: str, page: Path) -> None:
         white = Image.new("RGB", picture.size, "white")
         left, top, right, bottom = ImageChops.difference(picture, white).getbbox() or (0, 0, 1, 1)
         cut = picture.crop((max(left - 6, 0), max(top - 6, 0), right + 6, bottom + 6))
-        cut.quantize(128, dither=Image.Dither.NONE).save(STATIC / f"{name}.png", optimize=True)
+        few = cut.quantize(128, dither=Image.Dither.NONE)
+        for into in (STATIC / f"{name}.png", SHOWN / f"explorer-{name}.png"):
+            if into.parent == STATIC or into.exists():
+                few.save(into, optimize=True)
 
 
 def _texts(folder: str) -> list[str]:

@@ -168,14 +168,33 @@ def test_reopened_without_a_kernel_it_is_alive(page, lab, folder):
     labs.open_notebook(page, lab, path.name)
     page.wait_for_selector(".jp-OutputArea img", timeout=20_000)
     assert page.locator(EXPLORER).count() == 0  # not trusted yet
-    trust = [sys.executable, "-m", "jupyter", "trust", str(path)]
-    subprocess.run(trust, check=True, capture_output=True, env=lab.environment)
+    trusted(lab, path)
     page.goto("about:blank")
     labs.open_notebook(page, lab, path.name)
     page.wait_for_selector(f"{EXPLORER} canvas", timeout=20_000)
     for index, name in enumerate(("exact_field", "own_data", "guidance")):
         use(page, index, name)
     page.screenshot(path=SHOTS / "reopened.png")
+    assert not page.failures
+
+
+def trusted(lab, path: Path) -> None:
+    trust = [sys.executable, "-m", "jupyter", "trust", str(path)]
+    subprocess.run(trust, check=True, capture_output=True, env=lab.environment)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_committed_notebook_is_alive_before_a_cell_has_run(notebook, page, lab, folder):
+    """Drag, and it moves: what `make lab` shows of a notebook that nobody ran."""
+    path = folder / f"fresh-{notebook}.ipynb"
+    shutil.copyfile(labs.ROOT / "notebooks" / f"{notebook}.ipynb", path)
+    trusted(lab, path)
+    labs.open_notebook(page, lab, path.name)
+    page.wait_for_selector(f"{EXPLORER} canvas", timeout=60_000)
+    assert page.locator(f"{EXPLORER} canvas").count() == len(NOTEBOOKS[notebook])
+    before = pixels(page, 0)
+    drag(page, positions=10, seconds=1.0)
+    assert changed(page, 0, before)
     assert not page.failures
 
 
@@ -228,6 +247,57 @@ def test_a_hand_adds_moves_and_removes_components(folder, chromium):
     assert "The last component stays" in said.inner_text()
     assert "1 component in 1 class" in said.inner_text()
     context.close()
+
+
+def test_a_link_holds_the_state_and_a_broken_one_is_said(folder, chromium):
+    path = explorers.page(folder / "page")
+    page = chromium.new_page()
+    page.goto(f"{path.as_uri()}#explorer=exact_field&t=0.25&weight=0.5&label=1")
+    page.wait_for_selector("canvas")
+    values = page.evaluate("explorers.exact_field.values")
+    assert [values[name] for name in ("t", "weight", "label")] == [0.25, 0.5, 1]
+    explorer = page.get_by_role("group", name=re.compile("^Exact field"))
+    explorer.get_by_role("button", name="share").click()
+    link = explorer.locator(".cfm-link").input_value()
+    assert "t=0.25&weight=0.5&label=1" in link
+    assert path.name not in link  # never the page's own address
+    page.goto("about:blank")
+    page.goto(f"{path.as_uri()}#explorer=exact_field&t=25<b>")
+    page.wait_for_selector("canvas")
+    page.wait_for_timeout(500)
+    assert "The link is broken" in explorer.locator(".cfm-line").inner_text()
+    before = page.evaluate("explorers.exact_field.pictures")
+    explorer.locator("select").first.select_option(index=2)
+    page.wait_for_timeout(500)
+    assert page.evaluate("explorers.exact_field.pictures") > before
+    page.close()
+
+
+@pytest.mark.parametrize("worker", [True, False], ids=["in a worker", "in slices"])
+def test_networks_are_asked_beside_the_page(worker, folder, chromium):
+    """From a disk too; a page that may have no worker does the same work in slices."""
+    path = explorers.page(folder / "page")
+    page, seen = chromium.new_page(), []
+    page.on("worker", lambda one: seen.append(one.url))
+    if not worker:
+        page.add_init_script("delete window.Worker")
+    page.goto(f"{path.as_uri()}#guidance")
+    page.wait_for_selector("canvas")
+    before = pixels(page, 0)
+    page.evaluate("explorers.guidance.set({method: 'toy_delta_fm'})")
+    page.wait_for_timeout(100)
+    assert pixels(page, 0)
+    page.wait_for_function("() => !explorers.guidance.busy && !explorers.guidance.dirty")
+    page.wait_for_timeout(300)
+    assert pixels(page, 0) != before
+    assert "is being asked" not in page.locator(".cfm-line").inner_text()
+    page.goto("about:blank")
+    page.goto(f"{path.as_uri()}#training")
+    page.wait_for_selector("canvas")
+    page.get_by_label("train").check()
+    page.wait_for_function("() => explorers.training.seen.count >= 30", timeout=60_000)
+    assert bool(seen) is worker
+    page.close()
 
 
 def test_an_error_is_said_and_the_picture_stays(folder, chromium):

@@ -5,7 +5,7 @@ import { labelOf } from "../drawing/theme.js";
 import { Problem } from "../engine/problem.js";
 import { Random } from "../engine/random.js";
 import { EXACT, optimum } from "../engine/theory.js";
-import { CELLS, classChoice, densityMap, latest, limitsOf, mixtureOf, PATH, pathOf, TIME, weightSlider } from "./common.js";
+import { CELLS, classChoice, densityMap, latest, limitsOf, mixtureOf, PATH, pathOf, remembered, TIME, weightSlider } from "./common.js";
 
 const SAYS = { delta_fm: "repelled from the mean of all data", vecor: "repelled from swapped coordinates" };
 
@@ -40,6 +40,7 @@ export const exactField = {
     };
     const scales = new Map([wide, narrow].map((x) => [x, scaleOf(x)]));
     const mean = mixture.mean();
+    const density = remembered((/** @type {number} */ t, /** @type {number} */ label, /** @type {string} */ name) => densityMap(mixture, cells, t, label, pathOf(name)));
 
     return {
       panels: planes,
@@ -54,7 +55,7 @@ export const exactField = {
         const path = pathOf(name);
         const x = planes[0].box.w > 190 ? wide : narrow;
         const at = Math.min(t, latest(name));
-        const { shade, level } = densityMap(mixture, cells, at, label, path);
+        const { shade, level } = density(at, label, name);
         const log = mixture.logProb(x, at, label, path);
         const which = Uint8Array.from(log, (value) => Number(value >= level));
         const run = (/** @type {string} */ one) => optimum(mixture, one, { weight, label, path })(x, at, new Float64Array(x.length));

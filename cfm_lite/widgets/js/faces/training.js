@@ -46,6 +46,7 @@ export const training = {
       const [data1, noise] = [mixture.sample(60, new Random(3)).x, new Random(4).normals(120)];
       return { t, x: data1.map((v, i) => t * v + (1 - t) * noise[i]) };
     });
+    const density = remembered((/** @type {number} */ t, /** @type {number} */ label) => densityMap(mixture, cells, t, label, LINEAR));
     let round = 0;
     const sizes = { ...SIZES, classes: mixture.classes.length };
     const started = remembered((/** @type {number} */ weight, /** @type {number} */ seed) => ({
@@ -96,7 +97,7 @@ export const training = {
           });
         }
         const of = inside(label);
-        const { shade, level } = densityMap(mixture, cells, t, of, LINEAR);
+        const { shade, level } = density(t, of);
         const which = Uint8Array.from(mixture.logProb(x, t, of), (value) => Number(value >= level));
         const exact = optimum(mixture, "delta_fm", { weight, label: of })(x, t, new Float64Array(x.length));
         const found = state.network.field(of)(x, t, new Float64Array(x.length));
