@@ -23,7 +23,7 @@ from cfm_lite.guidance import Velocity
 from cfm_lite.negatives import in_batch, in_batch_mean, perturbed
 from cfm_lite.paths import PATHS
 from cfm_lite.perturbations import expected_map
-from cfm_lite.terms import Alignment, Contrastive, Dispersive, Repulsion
+from cfm_lite.terms import Alignment, ConditionRepulsion, Contrastive, Dispersive, Repulsion
 
 __all__ = [
     "FIRST",
@@ -153,6 +153,10 @@ def _none(s: Settings, needed: Needed) -> tuple[Any, ...]:
 
 def _from_batch(s: Settings, needed: Needed) -> tuple[Any, ...]:
     return (Repulsion(s.weight, in_batch),)
+
+
+def _from_condition(s: Settings, needed: Needed) -> tuple[Any, ...]:
+    return (ConditionRepulsion(s.weight),)
 
 
 def _from_perturbed(space: str) -> Terms:
@@ -363,6 +367,16 @@ METHODS: dict[str, Method] = {
             loss="FM − w cos(features, a frozen encoder's)",
             python="repa(model, teacher)",
             marker="*",
+        ),
+        Method(
+            "contrast_by_condition",
+            "ΔFM (own velocity)",
+            "",
+            "gstoica27/REPA",
+            _from_condition,
+            reads=("weight",),
+            loss="FM − λ E‖v − sg v(c̃)‖², another c̃",
+            python=".plus(ConditionRepulsion(0.05))",
         ),
     )
 }

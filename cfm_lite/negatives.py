@@ -28,7 +28,15 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import other_row
 
-__all__ = ["Negatives", "Perturbed", "in_batch", "in_batch_mean", "other_class", "perturbed"]
+__all__ = [
+    "Negatives",
+    "Perturbed",
+    "in_batch",
+    "in_batch_mean",
+    "other_class",
+    "other_condition",
+    "perturbed",
+]
 
 Negatives = Callable[..., Tensor | tuple[Tensor, Tensor]]  # (sample, *, generator=None)
 
@@ -95,10 +103,39 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
     >>> other_class(pair)[0].flatten()
     tensor([2., 1.])
     """
+    rows, keep = _other_rows("other_class", sample, generator)
+    return _velocity_of(sample).index_select(0, rows), keep
+
+
+def other_condition(
+    sample: FlowSample, *, generator: Generator | None = None
+) -> tuple[Tensor, Keep]:
+    """For each row the condition (B,) or (B, L) of a row of another one, and whether there is one.
+
+    The rows are those that `other_class` takes. `terms.ConditionRepulsion` asks the network what it
+    makes of these conditions.
+
+    Raises:
+        ConfigError: a sample without labels.
+
+    >>> x0, x1, t = torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), torch.zeros(2)
+    >>> pair = FlowSample(x0, x1, t, *LINEAR.interpolate(x0, x1, t), y=torch.tensor([3, 7]))
+    >>> other_condition(pair)[0]
+    tensor([7, 3])
+    """
+    rows, keep = _other_rows("other_condition", sample, generator)
+    y: Any = sample.y
+    return y.index_select(0, rows), keep
+
+
+def _other_rows(
+    asker: str, sample: FlowSample, generator: Generator | None
+) -> tuple[Tensor, Tensor]:
+    """For each row the number of a row with another condition, and whether there is one."""
     u, y = _velocity_of(sample), sample.y
     if y is None:
         raise ConfigError(
-            "other_class needs labels and the sample has y=None. Give labels (B,), or use in_batch."
+            f"{asker} needs labels and the sample has y=None. Give labels (B,), or use in_batch."
         )
     check_generator(generator, u)
     if y.dim() > 1 and y.shape[1] > 1:  # captions: equal ones count as one class
@@ -112,7 +149,7 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
     place = torch.randint(2**62, y.shape, device=u.device, generator=generator)
     place = place % others.clamp_min(1)
     place = torch.where(place < first, place, place + last - first).clamp_max(len(y) - 1)
-    return u.index_select(0, order[place]), others > 0
+    return order[place], others > 0
 
 
 def _velocity_of(sample: Any) -> Tensor:

@@ -6,6 +6,7 @@ python -m cfm_lite.pretrained; with names, only those. It can be stopped: the ru
 runs/pretrained, and the same command resumes them.
 """
 
+import copy
 import functools
 import json
 import sys
@@ -28,7 +29,7 @@ from cfm_lite.methods import FIRST
 from cfm_lite.runs.recipe import Recipe, build_model, from_dict, recipe
 from cfm_lite.theory import EXACT
 
-__all__ = ["RECIPES", "folder", "load", "make"]
+__all__ = ["RECIPES", "folder", "load", "make", "run_of"]
 
 HOME = Path("runs/pretrained")  # where main's runs lie
 _DIGITS = {"hidden_size": 192}
@@ -100,11 +101,26 @@ def load(name: str) -> nn.Module:
             f"{path} is damaged: its content differs from its fingerprint; install cfm_lite again."
         )
     trained = from_dict(json.loads(header["recipe"]))
-    spec = runs.Spec(tuple(json.loads(header["shape"])), int(header["num_classes"]))
-    model = build_model(trained, spec)
+    spec = runs.Spec(
+        tuple(json.loads(header["shape"])),
+        int(header["num_classes"]),
+        header.get("condition", "labels"),
+    )
+    model: Any = build_model(trained, spec)
     load_weights(model, weights, path)
-    model.recipe = trained  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    model.recipe, model.spec = trained, spec
     return model.requires_grad_(False).eval()
+
+
+def run_of(name: str, device: torch.device | str = "cpu") -> runs.Run:
+    """The network called `name` on a device, as a run that can be sampled.
+
+    >>> run_of("toy_fm").spec.shape
+    (2,)
+    """
+    model: Any = copy.deepcopy(load(name)).to(device)
+    weights = fingerprint(model.state_dict())
+    return runs.Run(model.recipe, model, model.recipe.steps, spec=model.spec, weights=weights)
 
 
 def make(name: str, into: Path, *, out: Path | None = None, **changes: Any) -> Path:
@@ -122,6 +138,7 @@ def make(name: str, into: Path, *, out: Path | None = None, **changes: Any) -> P
         "recipe": json.dumps(chosen.as_dict()),
         "shape": json.dumps(list(data.shape)),
         "num_classes": str(data.num_classes),
+        "condition": data.condition,
     }
     path = into / f"{name}.safetensors"
     named = fingerprint(weights, json.dumps(header, sort_keys=True))

@@ -23,11 +23,12 @@ from cfm_lite._internal.checks import (
 )
 from cfm_lite._internal.networks import check_keywords, evaluating, takes
 from cfm_lite.errors import ConfigError
-from cfm_lite.negatives import Negatives, in_batch
+from cfm_lite.negatives import Negatives, in_batch, other_condition
 from cfm_lite.paths import FlowSample, Path, on_path
 
 __all__ = [
     "Alignment",
+    "ConditionRepulsion",
     "Contrastive",
     "Dispersive",
     "Draw",
@@ -191,6 +192,40 @@ class Repulsion(_Plain):
     def __call__(self, batch: Evaluated) -> Tensor:
         u_neg, keep = batch.prepared
         return losses.repulsion(batch.v, u_neg, keep, self.rescale)
+
+
+@dataclass(frozen=True)
+class ConditionRepulsion(Repulsion):
+    """Push the velocity away from the model's own for another condition; this term is subtracted.
+
+    The model's own velocity carries no gradient. It costs one more forward pass. Here `negatives`
+    give wrong conditions, not wrong velocities.
+
+    Reference: gstoica27/REPA, contrast_by_condition: |v - u|^2 - λ |v - sg v(x_t, t, c̃)|^2.
+
+    >>> ConditionRepulsion(0.05).negatives.__name__
+    'other_condition'
+    """
+
+    negatives: Negatives = other_condition
+
+    def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """(y, keep) of the whole batch: the wrong conditions, drawn shard by shard."""
+        parts = [self.negatives(sample, generator=g) for sample, g in draw.each()]
+        y, keep = (torch.cat(part) for part in zip(*parts))
+        if not self.contrast_null and draw.dropped is not None:
+            keep = keep & ~draw.dropped
+        return y, keep
+
+    def counts(self, prepared: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """How many rows were left out."""
+        return {"left_out": (~prepared[1]).sum().float()}
+
+    def __call__(self, batch: Evaluated) -> Tensor:
+        y, keep = batch.prepared
+        with torch.no_grad():
+            own, _ = batch.model(batch.sample.x_t, batch.sample.t, y, ())
+        return losses.repulsion(batch.v, own, keep, self.rescale)
 
 
 @dataclass(frozen=True)

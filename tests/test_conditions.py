@@ -8,9 +8,10 @@ import torch
 from cfm_lite import draws, guidance, objective, samplers
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, MMDiT, SiT, UNet
-from cfm_lite.negatives import other_class
+from cfm_lite.negatives import other_class, other_condition
 from cfm_lite.objective import FlowMatching, Objective, Repulsion
 from cfm_lite.paths import LINEAR, FlowSample
+from cfm_lite.terms import ConditionRepulsion
 from cfm_lite.training import Trainer
 
 
@@ -159,3 +160,50 @@ def test_captions_are_paired_with_noise_as_labels_are():
     assert torch.equal(y, WORDS)
     assert torch.equal(x1, X)
     assert LINEAR.interpolate(x0, x1, T)[0].shape == X.shape
+
+
+@CAPTIONS
+def test_the_other_condition_is_that_of_the_row_that_other_class_takes(vocab_size, y):
+    rows = torch.arange(6.0).reshape(6, 1, 1, 1).expand_as(X)
+    sample = FlowSample(X, X, T, X, rows, y)
+    u, kept = other_class(sample, generator=torch.Generator().manual_seed(0))
+    wrong, keep = other_condition(sample, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(wrong, y[u[:, 0, 0, 0].long()])
+    assert torch.equal(keep, kept)
+
+
+@pytest.mark.parametrize("y", [WORDS, torch.tensor([0, 1, 1, 0, 2, 2])])
+def test_contrast_by_condition_repels_from_what_the_network_makes_of_another_condition(y):
+    """|v - u|^2 - λ |v - sg v(x_t, t, c̃)|^2, and its gradient with the second velocity held."""
+    model = mmdit() if y.dim() == 2 else SiT(4, 2, 3, 16, 2, 2, num_classes=3)
+    for parameter in model.parameters():  # a SiT starts without a trace of its label
+        torch.nn.init.normal_(parameter, std=0.1)
+    built = Objective(model, terms=(FlowMatching(), ConditionRepulsion(0.3)), label_dropout=0.0)
+    sample, prepared, _ = built.at(0, 0)._draw(X, y)
+    wrong, keep = prepared["condition_repulsion"]
+    assert keep.all()
+    loss, logged = built.at(0, 0)(X, y)
+    v = model(sample.x_t, sample.t, sample.y)
+    own = model(sample.x_t, sample.t, wrong).detach()
+    expected = (v - sample.u_t).square().mean() - 0.3 * (v - own).square().mean()
+    torch.testing.assert_close(loss, expected)
+    assert logged["condition_repulsion"] > 0
+    parameters = list(model.parameters())
+    for got, wanted in zip(
+        torch.autograd.grad(loss, parameters, allow_unused=True),
+        torch.autograd.grad(expected, parameters, allow_unused=True),
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_contrast_by_condition_needs_its_weight_below_that_of_flow_matching():
+    with pytest.raises(ConfigError, match="λK"):
+        Objective(mmdit(), terms=(FlowMatching(), ConditionRepulsion(1.0)))
+
+
+def test_rows_without_another_condition_are_not_repelled():
+    y = WORDS[:1].expand_as(WORDS)
+    built = Objective(mmdit(), terms=(FlowMatching(), ConditionRepulsion(0.3)), label_dropout=0.0)
+    loss, logged = built(X, y)
+    assert logged["condition_repulsion_left_out"] == 6
+    assert loss == logged["flow_matching"]

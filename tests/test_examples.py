@@ -15,8 +15,9 @@ IDEAS = (
     "data.captions", "data.words",
 )  # fmt: skip
 # what a term is given, and its form, of which CONTRIBUTING.md has examples; errors that need no
-# example beside that of their base; the parts of two networks; and what trains for minutes
-BARE = {"terms.Draw", "terms.Evaluated", "terms.Term", "pretrained.make"}
+# example beside that of their base; the parts of two networks; and what trains for minutes or
+# reads a large file
+BARE = {"terms.Draw", "terms.Evaluated", "terms.Term", "pretrained.make", "models.text.ClipText"}
 BARE |= {"models.unet.ConvBlock", "models.unet.SelfAttention"}
 BARE |= {"models.mmdit.JointBlock", "models.mmdit.Stream"}
 BARE |= {f"errors.{name}" for name in errors.__all__ if name != "CFMError"}
@@ -40,7 +41,8 @@ def public(module):
 
 @pytest.mark.parametrize("idea", IDEAS)
 def test_every_example_gives_what_it_shows(idea):
-    needed = {"models.encoders": "timm", "samplers": "torchdiffeq"}.get(idea, "torch")
+    needed = {"models.encoders": "timm", "samplers": "torchdiffeq", "models.text": "transformers"}
+    needed = needed.get(idea, "torch")
     if not importlib.util.find_spec(needed):
         pytest.skip(f"not run: needs {needed}")
     module = importlib.import_module(f"cfm_lite.{idea}")

@@ -63,6 +63,7 @@ def test_the_extras_are_the_promised_ones():
         "ode",
         "imagenet",
         "eval",
+        "text",
         "test",
         "bench",
         "site",

@@ -1,18 +1,22 @@
 """`words`: what a caption means, how it is said, and the pictures that show it."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 
-from cfm_lite import cli, runs, viz
+from cfm_lite import cli, guidance, runs, viz
 from cfm_lite.data import captions, words
 from cfm_lite.data.captions import COLOURS, DIGITS, KINDS, RELATIONS, SHAPES, SIZES, Scene, Thing
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
+from cfm_lite.evaluate.measures import measure
+from cfm_lite.evaluate.reader import reader_for
+from cfm_lite.evaluate.samples import load_samples
 from cfm_lite.runs.recipe import recipe
-from cfm_lite.runs.sampling import draw_run, settings_of
+from cfm_lite.runs.sampling import captions_in_turn, draw_run, settings_of, velocity_of
 
 RED, BLUE = Thing("seven", "red"), Thing("star", "blue")
 
@@ -205,13 +209,67 @@ def test_pictures_stand_over_their_captions():
         viz.captioned(shown.x1, shown.captions[:3])
 
 
-def test_pictures_with_captions_are_not_measured_as_if_they_were_points(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words") / "run"
     small = {"hidden_size": 8, "depth": 1, "num_heads": 2, "steps": 1, "batch": 8, "shard": 8}
-    runs.train(recipe("words", **small), dataset("words", limit=16), out=tmp_path, progress=False)
-    assert cli.main(["sample", "--checkpoint", str(tmp_path), "--num", "2", "--steps", "1"]) == 0
-    capsys.readouterr()
-    assert cli.main(["evaluate", "--samples", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert "score_of" in said
-    assert said.count("\n") == 1
-    assert not (tmp_path / "metrics.json").exists()
+    runs.train(recipe("words", **small), dataset("words", limit=16), out=folder, progress=False)
+    return folder
+
+
+def test_pictures_of_a_run_are_scored_by_the_reader(run, capsys):
+    """Apart for seen and held-out prompts, and for one and two things; drawn in turn."""
+    assert cli.main(["sample", "--checkpoint", str(run), "--num", "12", "--steps", "1"]) == 0
+    assert cli.main(["evaluate", "--samples", str(run)]) == 0
+    said = capsys.readouterr().out
+    rows = json.loads((run / "metrics.json").read_text())
+    assert {row["metric"] for row in rows} == {"right", "kinds", "colours", "sizes", "relation"}
+    counts = {(row["prompts"], row["things"]): row["count"] for row in rows}
+    assert sum(count for (prompts, _), count in counts.items() if prompts == "seen") == 6
+    assert sum(counts.values()) == 12
+    assert all(row["features_hash"] == reader_for().fingerprint for row in rows)
+    for words_ in ("reader of words", "seen, two things", "held out, ", "relation"):
+        assert words_ in said
+
+
+def test_real_pictures_score_as_right_in_the_lab():
+    data = dataset("words", limit=16)
+    values = measure(data.held_x1[:60], data.held_y[:60], data, None)
+    assert values["right_seen"] > 0.9
+    assert set(values) == {
+        f"{part}_seen" for part in ("right", "kinds", "colours", "sizes", "relation")
+    }
+
+
+def test_samples_without_prompts_show_seen_and_held_out_combinations_in_turn():
+    said = captions.decode(captions_in_turn(9, seed=2))
+    assert [captions.is_held_out(captions.parse(text)) for text in said] == [False, True] * 4 + [
+        False
+    ]
+    assert said[:5] == captions.decode(captions_in_turn(5, seed=2))
+
+
+def test_a_picture_alone_is_drawn_for_captions(run, tmp_path, capsys):
+    few = ["sample", "--checkpoint", str(run), "--steps", "1", "--prompt", "a red 7", "a blue star"]
+    assert cli.main([*few, "--out", str(tmp_path / "new.png")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["new.png"]
+    assert "picture in" in capsys.readouterr().out
+
+
+def test_four_pictures_of_each_prompt_are_drawn(run, tmp_path):
+    few = ["sample", "--checkpoint", str(run), "--steps", "1", "--prompt", "a red 7", "a blue star"]
+    assert cli.main([*few, "--out", str(tmp_path / "new.npz")]) == 0
+    _, y, _ = load_samples(tmp_path / "new.npz")
+    assert captions.decode(y) == ["a red 7", "a blue star"] * 4
+
+
+def test_a_negative_prompt_takes_the_place_of_the_empty_one(run):
+    opened = runs.Run.open(run)
+    asked = {"prompts": ("a red seven",), "steps": 2, "guidance": 3.0}
+    y = captions.encode(["a red seven"] * 2)
+    away = captions.encode(["a blue star"] * 2)
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    t = torch.full((2,), 0.5)
+    velocity = velocity_of(opened, settings_of(opened, 2, **asked, negative="a blue star"), y)
+    expected = guidance.cfg(opened.model, y, 3.0, negative=away)
+    torch.testing.assert_close(velocity(noise, t), expected(noise, t))

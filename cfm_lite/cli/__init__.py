@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(
             ConfigError(f"cfm-lite {words[0]} imagenet is cfm-lite scale {words[0]} now: {new}")
         )
+    if "--sde" in words:
+        return fail(ConfigError("--sde is --solver sde now."))
     return run_command(Command, _resume_with_a_value(words), __doc__)
 
 

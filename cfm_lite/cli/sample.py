@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from cfm_lite.cli.arguments import OptionalFloat, OptionalInt, OptionalPath, Seeded, show
+from cfm_lite.cli.arguments import (
+    OptionalFloat,
+    OptionalInt,
+    OptionalPath,
+    OptionalText,
+    Seeded,
+    show,
+)
 
 __all__ = ["Sample"]
 
@@ -20,32 +27,35 @@ class Sample(Seeded):
     """
 
     checkpoint: Path = Path("runs/digits-fm-0")
-    """A run's folder, one of its checkpoints, or an official file of weights."""
+    """A run's folder, one of its checkpoints, or an official file of weights. With --prompt alone: the
+    network that ships."""
     prompt: Annotated[tuple[str, ...], arg(metavar="TEXT", help_behavior_hint="")] = ()
     """What to draw, of a run on captions: --prompt "a red seven" "a pink two above a blue star"."""
-    num: int = 100
-    """How many samples. A folder of samples grows: only missing ones are drawn."""
+    negative: OptionalText = None
+    """What the pictures should not show, of a run on captions: --negative "a blue star"."""
+    num: OptionalInt = None
+    """How many samples (default: 100; with --prompt 4 of each). In a folder only missing ones are
+    drawn."""
     labels: str = "turn"
     """The classes: turn (one after the other), random, or some in turn, such as 3,7."""
     steps: OptionalInt = None
     """Steps of the solver (default: the recipe's)."""
     solver: Annotated[
-        Literal["euler", "midpoint", "heun", "rk4"] | None,
+        Literal["euler", "midpoint", "heun", "rk4", "sde"] | None,
         arg(metavar="SOLVER", help_behavior_hint=""),
     ] = None
-    """The fixed-step solver: euler, midpoint, heun or rk4 (default: the recipe's)."""
+    """Of the ODE euler, midpoint, heun or rk4; sde is Euler-Maruyama (default: the recipe's)."""
     guidance: OptionalFloat = None
     """Scale of classifier-free guidance (default: the recipe's; 1 means no guidance)."""
     interval: tuple[float, float] = (0.0, 1.0)
     """The times between which guidance acts: 0 is noise, 1 is data."""
-    sde: bool = False
-    """Sample the SDE by Euler-Maruyama, not the ODE."""
     debias: bool = False
     """Undo the change that repulsion makes to the velocity: aim at FM's optimum again."""
     average: Literal["ema", "ema2", "model"] = "ema"
     """The network: ema (average), ema2 (of a run with --set ema2=0.99), or model (not averaged)."""
     out: OptionalPath = None
-    """The npz, or a folder for latents (default: samples.npz or samples/ in the run's folder)."""
+    """The npz, a folder for latents (default: samples.npz or samples/ in the run's folder), or of
+    captions FILE.png for the picture alone."""
 
     def work(self) -> None:
         from cfm_lite import runs
@@ -53,30 +63,26 @@ class Sample(Seeded):
         from cfm_lite.engine.parallel import joined
         from cfm_lite.runs.sampling import in_parts, settings_of
 
-        check_count("num", self.num)
+        if self.num is not None:
+            check_count("num", self.num)
         if self.quick:
             self.refuse(["num"], "and --quick both say how many samples; give one of them.")
-        if self.sde:
-            self.refuse(
-                ["solver"], "is for an ODE, and --sde is the solver of the SDE; give one of them."
-            )
         where = runs.pick_device(self.device)
         with joined(where) as world:
-            run = runs.Run.open(
-                self.checkpoint, average=self.average, device=world.place(where), **self.official
-            )
+            run = self.opened(world.place(where))
             few = 16 if in_parts(run) else 20
             settings = settings_of(
                 run,
-                few if self.quick else self.num,
+                few if self.quick else self.num or 4 * len(self.prompt) or 100,
                 seed=self.seed,
-                solver="sde" if self.sde else self.solver,
+                solver=self.solver,
                 steps=self.steps,
                 guidance=self.guidance,
                 interval=self.interval,
                 debias=self.debias,
                 labels=self.labels,
                 prompts=self.prompt,
+                negative=self.negative,
                 batch=self.at_once,
             )
             self.refuse_idle(run, settings)
@@ -90,6 +96,17 @@ class Sample(Seeded):
             from cfm_lite.cli.samples import sample_file
 
             show(world.on_main(lambda: sample_file(run, self.out, settings)))
+
+    def opened(self, device: Any) -> Any:
+        """The run of --checkpoint; with --prompt and without --checkpoint the shipped network."""
+        from cfm_lite import pretrained, runs
+
+        if self.prompt and "checkpoint" not in self.given:
+            self.refuse(
+                ["average"], "is of a run, and the network that ships has one; leave it out."
+            )
+            return pretrained.run_of("words", device)
+        return runs.Run.open(self.checkpoint, average=self.average, device=device, **self.official)
 
     @property
     def at_once(self) -> int | None:
@@ -114,10 +131,10 @@ class Sample(Seeded):
             )
         else:
             self.refuse(
-                ["prompt"], "is for a run on captions, and this one has classes; give --labels."
+                ["prompt", "negative"],
+                "is for a run on captions, and this one has classes; give --labels.",
             )
         if settings.guidance == 1:
-            self.refuse(
-                ["interval"],
-                "is where guidance acts, and a scale of 1 is none; give another --guidance too.",
-            )
+            why = "and a scale of 1 is none; give another --guidance too."
+            self.refuse(["interval"], f"is where guidance acts, {why}")
+            self.refuse(["negative"], f"is what guidance moves away from, {why}")

@@ -21,13 +21,19 @@ __all__ = ["drawing", "picture", "sample_file"]
 
 def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
     """Draw samples and write them to `out` (default: samples.npz in the run's folder), with a
-    picture beside it.
+    picture beside it. Of captions `out` may be a png: then only the picture is written.
 
     Returns what to print. Raises ConfigError for a wrong setting or a file that would be lost, and
     DataError if nothing can be written, before anything is drawn.
     """
     home = run.place.folder if run.place else Path()
-    path = check_file(expanded(out or home / "samples.npz"), (".npz",))
+    alone = run.spec is not None and run.spec.condition == "captions"
+    path = check_file(
+        expanded(out or home / "samples.npz"), (".npz", ".png") if alone else (".npz",)
+    )
+    if path.suffix == ".png":
+        x, y = draw_run(run, settings)
+        return f"picture in {picture(run, x, y, path)}"
     check_file(path.with_suffix(".png"), (".png",))
     _check_replaceable(path)
     x, y = draw_run(run, settings)
@@ -55,7 +61,10 @@ def drawing(
 def picture(run: Run, x: Tensor, y: Tensor, path: Path, shown: int = 100) -> Path:
     """samples.png: rows of the classes for images, a cloud over the held-out data for points."""
     if run.spec is not None and run.spec.condition == "captions":
-        return viz.save(viz.captioned(x[:shown], captions.decode(y[:shown])), path)
+        said = captions.decode(y[:shown])
+        prompts = len(set(said))  # a few in turn have a column each
+        columns = prompts if 1 < prompts <= 6 else 0
+        return viz.save(viz.captioned(x[:shown], said, columns=columns), path)
     if x.dim() > 2 and run.spec is not None:
         columns = min(len(x), run.spec.num_classes)
         whole = min(len(x), shown) // columns

@@ -12,6 +12,7 @@ import json
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -57,7 +58,27 @@ SETTINGS = each_image_set(
 )
 
 
-class Judge(nn.Module):
+class Kept(nn.Module):
+    """A judge that can be kept in a file: of which data set, from which seed, how accurate."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__()
+        self.dataset, self.seed, self.accuracy = dataset, 0, math.nan
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a judge's file holds beside the weights, as text."""
+        return {"dataset": self.dataset, "seed": str(self.seed), "accuracy": repr(self.accuracy)}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the facts and of every weight, with name and shape. Results name the judge by
+        it.
+        """
+        return fingerprint(self.state_dict(), json.dumps(self.facts, sort_keys=True))
+
+
+class Judge(Kept):
     """A classifier of "digits", "mnist" or "cifar10" images.
 
     `accuracy` is measured on unseen rows (NaN before training). Raises ConfigError for an unknown
@@ -65,9 +86,8 @@ class Judge(nn.Module):
     """
 
     def __init__(self, dataset: str) -> None:
-        super().__init__()
         check_choice("dataset", dataset, SETTINGS)
-        self.dataset, self.seed, self.accuracy = dataset, 0, math.nan
+        super().__init__(dataset)
         own = SETTINGS[dataset]
         self.shape = (own.colours, own.size, own.size)
         c, side = own.channels, own.size // own.stride // 2
@@ -100,18 +120,6 @@ class Judge(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, 10) of images `x` (B, C, S, S) in [-1, 1]."""
         return self.head(self.features(x))
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What a judge's file holds beside the weights, as text."""
-        return {"dataset": self.dataset, "seed": str(self.seed), "accuracy": repr(self.accuracy)}
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the facts and of every weight, with name and shape. Results name the judge by
-        it.
-        """
-        return fingerprint(self.state_dict(), json.dumps(self.facts, sort_keys=True))
 
 
 @torch.no_grad()
@@ -165,22 +173,22 @@ def frechet_real(judge: Judge) -> Tensor:
     return frechet(assess(judge, x)[1], assess(judge, x_other)[1])
 
 
-def save_judge(judge: Judge, path: AnyPath) -> None:
+def save_judge(judge: Kept, path: AnyPath) -> None:
     """Write the weights as safetensors, with facts and fingerprint in the header, whole or not at
     all.
     """
     publish(_as_file(judge), Path(path))
 
 
-def _as_file(judge: Judge) -> bytes:
+def _as_file(judge: Kept) -> bytes:
     weights = {
         name: weight.detach().cpu().contiguous() for name, weight in judge.state_dict().items()
     }
     return safetensors.torch.save(weights, judge.facts | {"fingerprint": judge.fingerprint})
 
 
-def load_judge(path: AnyPath) -> Judge:
-    """The judge in a file that `save_judge` wrote, frozen, on the host.
+def load_judge(path: AnyPath, kind: type[Kept] = Judge) -> Any:
+    """The judge of a `kind` in a file that `save_judge` wrote, frozen, on the host.
 
     Raises CheckpointError if there is no file, and CheckpointCorruptError if its content does not
     fit its fingerprint.
@@ -192,7 +200,7 @@ def load_judge(path: AnyPath) -> Judge:
             "it."
         )
     try:
-        judge, facts = restored(path, lambda facts: Judge(facts["dataset"]))
+        judge, facts = restored(path, lambda facts: kind(facts["dataset"]))
         judge.seed, judge.accuracy = int(facts["seed"]), float(facts["accuracy"])
         intact = judge.fingerprint == facts["fingerprint"]
     except UNREADABLE as error:

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from cfm_lite import metrics
+from cfm_lite.data import captions
 from cfm_lite.data.datasets import PIXELS, DataSet
 from cfm_lite.draws import keyed_generator
-from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate.judges import SETTINGS, Judge, assess, judge_for
+from cfm_lite.evaluate.reader import reader_for, scores
 from cfm_lite.theory import GaussianMixture
 
 __all__ = ["judge_of", "measure", "reference_rows"]
@@ -34,13 +35,10 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
     (1,000, or N if larger); frechet_real, that of as many training rows; precision and recall of at
     most 2,000 rows; and for sets as small as the digits nearest_ratio (below 0.9: memorised), which
     takes all pairs. For points: class accuracy under the exact posterior, sliced Wasserstein
-    distance and MMD to held-out points.
+    distance and MMD to held-out points. For pictures of captions `y` (N, L): the reader's scores.
     """
-    if data.condition == "captions":  # a distance of pixels says nothing about a picture
-        raise ConfigError(
-            f"pictures of {data.name!r} have captions, and no table of numbers is made of them yet. "
-            "Score them in Python: evaluate.reader.score_of(train_reader(), pictures, scenes)."
-        )
+    if data.condition == "captions":
+        return _measure_captioned(samples, y)
     if judge is None:
         return _measure_points(samples, y, data)
     if data.codec is not None:
@@ -60,6 +58,19 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
         _some(real, NEIGHBOURS), fake[:NEIGHBOURS]
     )
     return {name: float(value) for name, value in values.items()}
+
+
+def _measure_captioned(samples: Tensor, y: Tensor) -> dict[str, float]:
+    """Each part of the reader's score, on combinations that training shows and on held-out ones."""
+    rows = scores(reader_for(), samples, captions.decode(y))
+    values = {}
+    for name in dict.fromkeys((row["metric"], row["prompts"]) for row in rows):
+        own = [row for row in rows if (row["metric"], row["prompts"]) == name]
+        hits, count = (
+            sum(part) for part in zip(*((r["value"] * r["count"], r["count"]) for r in own))
+        )
+        values["_".join(name)] = hits / count
+    return values
 
 
 def reference_rows(n: int, data: DataSet, judge: Judge | None) -> Tensor:

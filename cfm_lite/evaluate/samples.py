@@ -20,7 +20,7 @@ from torch import Tensor
 from cfm_lite import runs
 from cfm_lite._internal.checks import parse_json
 from cfm_lite._internal.places import check_file, expanded
-from cfm_lite.data import archive, images
+from cfm_lite.data import archive, captions, images
 from cfm_lite.data.datasets import dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
@@ -28,6 +28,7 @@ from cfm_lite.evaluate.card import card_of, told
 from cfm_lite.evaluate.images import evaluate_samples, npz_of
 from cfm_lite.evaluate.inception import open_extractor
 from cfm_lite.evaluate.measures import judge_of, measure, reference_rows
+from cfm_lite.evaluate.reader import reader_for, score_table, scores
 from cfm_lite.runs.recipe import from_dict
 
 __all__ = ["evaluate", "evaluate_file", "load_samples", "save_samples"]
@@ -55,6 +56,7 @@ def evaluate(
         random = "a random network stands in for Inception: these numbers mean nothing"
         note, width = [random] if extractor.prefix else [], 30
     table = [f"{row['metric']:<{width}} {row['value']:.4f}" for row in rows]
+    table = score_table(rows) if "prompts" in rows[0] else table
     return "\n".join([*note, *told(rows[0]), *table, f"rows in {path}"])
 
 
@@ -120,6 +122,9 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
     target = check_file(
         expanded(out) if out else npz_of(path).with_name("metrics.json"), (".json",)
     )
+    if y.dim() == 2:
+        rows = _scored(x, y, settings)
+        return rows, runs.write_json(target, rows)
     name = from_dict(settings["recipe"]).dataset
     data, judge = dataset(name), judge_of(name)
     values = measure(x, y, data, judge)
@@ -139,3 +144,16 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
     }
     rows = [{**card, "metric": name, "value": value} for name, value in values.items()]
     return rows, runs.write_json(target, rows)
+
+
+def _scored(x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> list[Row]:
+    """The rows of pictures `x` for captions `y`, read back by the shipped reader."""
+    reader = reader_for()
+    card = card_of(
+        settings,
+        samples=len(x),
+        features="reader of words",
+        features_hash=reader.fingerprint,
+        reference="what the captions say",
+    )
+    return [{**card, **row} for row in scores(reader, x, captions.decode(y))]

@@ -25,6 +25,7 @@ __all__ = [
     "EVALUATIONS",
     "Arm",
     "balanced_labels",
+    "conditions",
     "draw_samples",
     "noise_of",
     "trained_recipe",
@@ -95,6 +96,14 @@ def draw_samples(
 def noise_of(data: DataSet, n: int, seed: int) -> Tensor:
     """The noise (n, *dims) that samples start from."""
     return sampling.noise_of(data.shape, n, seed)
+
+
+def conditions(data: DataSet, n: int) -> Tensor:
+    """What `n` samples are drawn for: the classes in turn, or captions (n, L), seen and held-out
+    ones in turn.
+    """
+    captioned = data.condition == "captions"
+    return sampling.captions_in_turn(n) if captioned else balanced_labels(data.num_classes, n)
 
 
 def balanced_labels(classes: int, n: int) -> Tensor:

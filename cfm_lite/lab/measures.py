@@ -11,7 +11,7 @@ from cfm_lite.data.datasets import DataSet
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate.judges import Judge
 from cfm_lite.evaluate.measures import judge_of, measure, reference_rows
-from cfm_lite.lab.arms import EVALUATIONS, Arm, balanced_labels, draw_samples
+from cfm_lite.lab.arms import EVALUATIONS, Arm, conditions, draw_samples
 from cfm_lite.lab.diagnostics import field_values, path_values
 from cfm_lite.runs import Run
 from cfm_lite.runs.recipe import Recipe
@@ -72,7 +72,7 @@ def sample_rows(
     """Sample one arm in one way and measure it: flat rows. DivergenceError if samples are not
     finite.
     """
-    y = balanced_labels(data.num_classes, sampling.samples)
+    y = conditions(data, sampling.samples)
     recipe = run.recipe.changed(guidance=sampling.guidance)
     guided = Run(recipe, run.model)
     samples = draw_samples(

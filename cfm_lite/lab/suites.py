@@ -135,13 +135,12 @@ def _ablations(
     return groups | {"solver": Group(arms, seeds, solvers)}
 
 
-_APART = ("vecor_image", "contrastive")  # methods that are measured in groups of their own
+# methods that are measured in groups of their own
+_APART = ("vecor_image", "contrastive", "contrast_by_condition")
 
 
-def _core(pair: str, teacher: bool = True) -> tuple[str, ...]:
-    """FM, the arms without training, every method and its debiased form, and one pair of
-    methods.
-    """
+def _core(*more: str, teacher: bool = True) -> tuple[str, ...]:
+    """FM, the arms without training, every method and its debiased form, and some `more`."""
     shown = [
         name
         for name, arm in ARMS.items()
@@ -149,13 +148,17 @@ def _core(pair: str, teacher: bool = True) -> tuple[str, ...]:
         and arm.trained not in _APART
         and (teacher or "teacher" not in METHODS[arm.trained].needs)
     ]
-    return (*shown, pair)
+    return (*shown, *more)
 
 
 _POINTS, _IMAGES = _core("pair_dispersive", teacher=False), _core("pair")
 # beside crop_resize; one channel cannot be shuffled
 _PERTURBATIONS = ("cutmix", "gaussian_blur", "color_jitter", "additive_noise")
 _CORE = euler(2, 4, 8, 16, 50)
+# seen and held-out prompts in turn
+_PROMPTS = Group(
+    _core("contrast_by_condition", teacher=False), 3, (Sampling("euler", 20, 2.0, samples=2000),)
+)
 _LARGE = Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))
 _SMALL_SIT = {"batch": 128, "steps": 1000}
 # pictures of a U-Net: each trained method with its controls, its debiased form, and what a boost
@@ -273,6 +276,8 @@ SUITES = {
         },
         keep="mnist_sit",
     ),
+    # half of the recipe's length; VeCoR shuffles channels, as the recipe says
+    "words": Suite("words", "words", {"core": _PROMPTS}, {"steps": 2000}, keep="words"),
     # small enough for one core: half the side
     "cifar10": Suite(
         "cifar10",

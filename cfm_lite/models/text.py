@@ -1,16 +1,28 @@
-"""Captions as sequences of vectors: word vectors that are learnt with the network.
+"""Captions as sequences of vectors: learnt with the network, or by a frozen CLIP.
 
-caption -> word numbers (L,), 0 where it has ended -> vectors (L, D) = table[word] + position
+    words:  caption -> numbers (L,), 0 where it has ended -> vectors (L, D) = table[word] + position
+    CLIP:   caption -> its own tokens (77,) -> the last hidden states (77, D)
+
+Word numbers are what `data.captions.encode` gives, and the network holds the table. CLIP needs the
+extra `[text]`; its features are what the network takes as a condition.
 """
+
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_tensor, on_host
-from cfm_lite.errors import ConfigError
+from cfm_lite._internal.checks import check_tensor, in_one_line, on_host
+from cfm_lite._internal.files import fingerprint
+from cfm_lite._internal.lazy import optional
+from cfm_lite.errors import CheckpointError, ConfigError
 
-__all__ = ["WordEmbedding"]
+__all__ = ["CLIP", "ClipText", "WordEmbedding", "check_texts", "clip_parts"]
+
+CLIP = "openai/clip-vit-large-patch14"
 
 
 class WordEmbedding(nn.Module):
@@ -47,3 +59,89 @@ class WordEmbedding(nn.Module):
                     f"{self.vocab_size - 1}]."
                 )
         return self.table(y) + self.position
+
+
+class ClipText(nn.Module):
+    """CLIP's text tower, frozen: captions -> features (B, 77, 768), as MS-COCO's MMDiT was trained.
+
+    Each caption is padded to `length` tokens, no mask hides the padding, and the last hidden state
+    of every token is kept. A longer caption is cut. The call gives what the network takes as `y`;
+    `null()` is what its buffer `null_context` holds.
+
+    Args:
+        place: a name on the Hugging Face hub, or a folder with config, weights and tokenizer.
+
+    Raises:
+        ConfigError: transformers is not installed, or captions that are no list of texts.
+        CheckpointError: there is no such encoder.
+
+    Reference: baofff/U-ViT, libs/clip.py: `openai/clip-vit-large-patch14`.
+    """
+
+    def __init__(self, place: str | os.PathLike[str] = CLIP) -> None:
+        super().__init__()
+        modeling, tokens = clip_parts()
+        self.place = os.fspath(place)
+        try:
+            self.tokenizer = tokens.CLIPTokenizer.from_pretrained(self.place)
+            self.tower = modeling.CLIPTextModel.from_pretrained(self.place, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"there is no text encoder {self.place!r} ({in_one_line(error)}). Give a folder "
+                f"with config.json, model.safetensors and the tokenizer, or go online for {CLIP}."
+            ) from None
+        self.tower.requires_grad_(False)
+        self.eval()
+        self.dim: int = self.tower.config.hidden_size
+        self.length: int = self.tower.config.max_position_embeddings
+
+    def train(self, mode: bool = True) -> "ClipText":
+        """It stays in eval mode."""
+        return super().train(False)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its weights: features of another encoder are refused by it."""
+        return fingerprint(self.tower.state_dict())
+
+    def null(self) -> Float[Tensor, "length features"]:
+        """The features of the empty caption."""
+        return self([""])[0]
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str]) -> Float[Tensor, "batch length features"]:
+        """The features of captions, on the device of the weights."""
+        told = check_texts(captions)
+        tokens = self.tokenizer(
+            told,
+            truncation=True,
+            max_length=self.length,
+            padding="max_length",
+            return_tensors="pt",
+        )["input_ids"]
+        return self.tower(tokens.to(self.tower.device)).last_hidden_state
+
+
+def clip_parts() -> tuple[Any, Any]:
+    """transformers' modules of CLIP's networks and of its tokenizer; ConfigError without them.
+
+    >>> [part.__name__.split("_")[0].split(".")[-1] for part in clip_parts()]
+    ['modeling', 'tokenization']
+    """
+    modeling, tokens = (
+        optional(f"transformers.models.clip.{part}_clip", "text")
+        for part in ("modeling", "tokenization")
+    )
+    return modeling, tokens
+
+
+def check_texts(captions: Sequence[str]) -> list[str]:
+    """The captions as a list. Raises ConfigError unless they are a list of texts.
+
+    >>> check_texts(("a dog", ""))
+    ['a dog', '']
+    """
+    told: list[Any] = list(captions) if isinstance(captions, Sequence) else [captions]
+    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in told):
+        raise ConfigError(f"captions is {captions!r:.60}; it must be a list of texts.")
+    return told

@@ -27,6 +27,7 @@ from cfm_lite.runs.spec import Spec
 
 __all__ = [
     "Settings",
+    "captions_in_turn",
     "draw_part",
     "draw_rows",
     "draw_run",
@@ -59,7 +60,9 @@ class Settings:
     debias: bool = False
     batch: int = A_PART
     labels: str = "turn"  # the classes in turn, "random", or some of them such as "3,7"
-    prompts: tuple[str, ...] = ()  # of a run on captions: these in turn; none are those of "seen"
+    # of a run on captions: these in turn, else seen and held-out ones
+    prompts: tuple[str, ...] = ()
+    negative: str = ""  # the caption that guidance moves away from; "" is the empty one
 
     def __post_init__(self) -> None:
         for name, low in (("num", 1), ("seed", 0), ("steps", 1), ("batch", 1)):
@@ -70,7 +73,7 @@ class Settings:
         guidance.check_interval(self.interval)
         check_labels_word(self.labels)
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        captions.encode(self.prompts)
+        captions.encode([*self.prompts, *([self.negative] if self.negative else [])])
         if self.solver == "sde" and self.steps < 2:
             raise ConfigError(
                 f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise."
@@ -121,10 +124,10 @@ def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
     """
     classes, first, n = _spec(run).num_classes, part * settings.batch, settings.count(part)
     if _spec(run).condition == "captions":
-        rows = torch.arange(first, first + n)
         if settings.prompts:
-            return captions.encode(settings.prompts)[rows % len(settings.prompts)]
-        return words.load("seen", first + n, seed=settings.seed).y[rows]
+            rows = torch.arange(first, first + n) % len(settings.prompts)
+            return captions.encode(settings.prompts)[rows]
+        return captions_in_turn(first + n, settings.seed)[first:]
     if in_parts(run):
         generator = keyed_generator("cpu", settings.seed, "samples' labels", part)
         return class_labels(
@@ -136,16 +139,32 @@ def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
     ]
 
 
+def captions_in_turn(n: int, seed: int = 0) -> Tensor:
+    """`n` captions (n, L) of `words`: combinations that training shows, and in turn those that it
+    never does.
+    """
+    splits = [words.load(split, (n + 1) // 2, seed=seed).y for split in ("seen", "held_out")]
+    return torch.stack(splits, dim=1).flatten(0, 1)[:n]
+
+
 def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
     """The noise (n, *shape) that samples of points and pixels start from."""
     return torch.randn(n, *shape, generator=keyed_generator("cpu", seed, "sampling noise"))
 
 
 def guided(
-    run: Run, y: Tensor, scale: float, interval: tuple[float, float] = (0.0, 1.0)
+    run: Run,
+    y: Tensor,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+    negative: str = "",
 ) -> Velocity:
-    """The guided velocity for conditions `y`, faster at the noise if the recipe has a boost."""
-    velocity = guidance.cfg(run.model, y, scale, interval)
+    """The guided velocity for conditions `y`, faster at the noise if the recipe has a boost.
+
+    Guidance moves away from the caption `negative`, or from the null condition.
+    """
+    away = captions.encode([negative]).to(y.device).expand_as(y) if negative else None
+    velocity = guidance.cfg(run.model, y, scale, interval, negative=away)
     return guidance.rescale_in_time(velocity, run.recipe.boost, run.recipe.boost_power)
 
 
@@ -154,7 +173,7 @@ def velocity_of(run: Run, settings: Settings, y: Tensor) -> Velocity:
 
     ConfigError if `debias` is set and the run's method has no inverse.
     """
-    velocity = guided(run, y, settings.guidance, settings.interval)
+    velocity = guided(run, y, settings.guidance, settings.interval, settings.negative)
     return debiasing(run.recipe)(velocity, run.recipe, _Known(run)) if settings.debias else velocity
 
 

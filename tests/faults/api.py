@@ -449,6 +449,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
     "negatives.in_batch": lambda d: {"sample": d.sample(2), "generator": d.fresh()},
     "negatives.in_batch_mean": lambda d: {"data_mean": d.normal(2)},
     "negatives.other_class": lambda d: {"sample": d.sample(2), "generator": d.fresh()},
+    "negatives.other_condition": lambda d: {"sample": d.sample(2), "generator": d.fresh()},
     "negatives.perturbed": lambda d: {
         "transform": perturbations.channel_shuffle,
         "space": "velocity",
@@ -611,6 +612,13 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "variant": "hinge",
         "tau": 0.5,
         "name": None,
+    },
+    "terms.ConditionRepulsion": lambda d: {
+        "weight": 0.5,
+        "negatives": negatives.other_condition,
+        "contrast_null": True,
+        "name": None,
+        "rescale": False,
     },
     "terms.FlowMatching": lambda d: {"weight": 1.0, "name": d.pick(None, "fit")},
     "terms.Repulsion": lambda d: {

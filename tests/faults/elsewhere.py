@@ -29,7 +29,7 @@ ELSEWHERE: dict[str, str] = {
         runs.folder.home_for
         runs.folder.is_file_of_weights runs.folder.samples_of runs.sampling.draw_rows runs.sampling.draw_part
         runs.sampling.draw_run
-        runs.sampling.guided
+        runs.sampling.captions_in_turn runs.sampling.guided
         runs.sampling.in_parts runs.sampling.labels_of runs.sampling.noise_of runs.sampling.recorded
         runs.sampling.settings_of
         runs.sampling.solve runs.sampling.velocity_of runs.spec.spec_of scale.budget.activation_bytes
@@ -63,10 +63,11 @@ ELSEWHERE: dict[str, str] = {
         engine.parallel.ranks_of_environment evaluate.judges.Judge evaluate.judges.assess evaluate.judges.frechet_real
         evaluate.judges.judge_for evaluate.judges.load_judge evaluate.judges.real_halves evaluate.judges.save_judge
         evaluate.judges.train_judge models.classifier.fit_classifier models.classifier.one_thread models.classifier.restored
-        models.classifier.trained models.encoders.Encoder
+        models.classifier.trained models.encoders.Encoder evaluate.clip.ClipScore
+        models.text.ClipText models.text.check_texts models.text.clip_parts
         models.encoders.teacher models.official.export_official models.official.read_weights pretrained.folder
         pretrained.load
-        pretrained.make runs.folder.Located runs.machine.facts runs.machine.finite runs.loop.goes_on runs.folder.located
+        pretrained.make pretrained.run_of runs.folder.Located runs.machine.facts runs.machine.finite runs.loop.goes_on runs.folder.located
         runs.folder.make_folder
         runs.machine.peak_memory runs.folder.read_config runs.folder.saved_recipe runs.loop.train runs.machine.write_json
         viz.style.save
@@ -83,7 +84,9 @@ ELSEWHERE: dict[str, str] = {
         models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed
         data.captions.Scene data.captions.Thing data.captions.encode data.captions.is_held_out data.captions.sentence
         data.captions.shows
-        evaluate.reader.Reader evaluate.reader.Score evaluate.reader.reading evaluate.reader.score_of
+        evaluate.reader.Reader evaluate.reader.Score evaluate.reader.one_word_off evaluate.reader.reader_for
+        evaluate.reader.reading evaluate.reader.rejected evaluate.reader.score_of evaluate.reader.score_table
+        evaluate.reader.scores
         evaluate.reader.train_reader data.words.Pictures data.words.render data.words.scenes
         models.mmdit.JointBlock models.mmdit.Stream models.text.WordEmbedding models.sit.initialize models.sit.unpatchify
         models.unet.ConvBlock models.unet.SelfAttention

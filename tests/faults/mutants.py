@@ -89,7 +89,7 @@ MUTANTS = (
     # negatives and draws
     Mutant("a row repels itself", "perturbations.py", "torch.randint(1, n, (n,)", "torch.randint(0, n, (n,)", NEGATIVES),
     Mutant("the own class repels", "negatives.py", "torch.where(place < first, place, place + last - first)", "place", NEGATIVES),
-    Mutant("nothing is left out", "negatives.py", "order[place]), others > 0", "order[place]), others >= 0", NEGATIVES),
+    Mutant("nothing is left out", "negatives.py", "return order[place], others > 0", "return order[place], others >= 0", NEGATIVES),
     Mutant("a position as velocity", "negatives.py", "_, u_neg = (path or _linear(sample))", "u_neg, _ = (path or _linear(sample))", NEGATIVES),
     Mutant("the identity is a shuffle", "perturbations.py", "torch.randint(\n        int(exclude_identity), math", "torch.randint(\n        0, math", "tests/test_perturbations.py"),
     Mutant("labels are dropped the other way round", "draws.py", "dropped = drawn.to(y.device) < p", "dropped = drawn.to(y.device) > p", DRAWS),
@@ -180,7 +180,9 @@ MUTANTS = (
     # the command line
     Mutant("a run is looked for from where one stands", "runs/folder.py", "for view in (\n        Path(os.path.abspath(given)),\n        Path(os.path.realpath(given)),\n    )", "for view in (given, given)", "tests/test_runs.py -k found_from"),
     Mutant("a tilde is a name", "_internal/places.py", "        return Path(text).expanduser()\n", "        return Path(text)\n", "tests/test_places.py"),
-    Mutant("the switch of the SDE does nothing", "cli/sample.py", 'solver="sde" if self.sde else self.solver', "solver=self.solver", "tests/test_flags.py -k sample-sde"),
+    Mutant("the prompt is not heard", "cli/sample.py", "prompts=self.prompt", "prompts=()", "tests/test_flags.py -k sample-prompt"),
+    Mutant("the negative prompt is not heard", "runs/sampling.py", "interval, negative=away)", "interval)", "tests/test_words.py -k negative"),
+    Mutant("the own velocity has a gradient", "terms.py", "with torch.no_grad():\n            own,", "with torch.enable_grad():\n            own,", "tests/test_conditions.py -k contrast"),
     Mutant("every method reads every field", "runs/reads.py", "elif name in _OF_METHODS and name not in mine:", "elif False:", "tests/test_flags.py -k one_method"),
     Mutant("what is refused leaves its folder", "runs/loop.py", "        if trainer.step == 0:\n            for path in", "        if False:\n            for path in", "tests/test_flags.py -k refused_by_name"),
 )  # fmt: skip

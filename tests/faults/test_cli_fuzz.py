@@ -54,7 +54,6 @@ SWITCHES = {
     "--dry-run",
     "--compile",
     "--no-compile",
-    "--sde",
     "--debias",
     "--report",
     "--checkpointing",

@@ -102,7 +102,7 @@ REFUSED = [
     ("sample --checkpoint R --interval 0.2 0.8 --num 2 --out O", "a scale of 1 is none"),
     ("sample --checkpoint R --guidance 2 --interval 0.8 0.2 --num 2 --out O", "low above high"),
     ("sample --checkpoint R2 --debias --num 2 --out O", "nothing that --debias could undo"),
-    ("sample --checkpoint R --sde --steps 1 --num 2 --out O", "at least 2"),
+    ("sample --checkpoint R --solver sde --steps 1 --num 2 --out O", "at least 2"),
     ("sample --checkpoint R --labels 3 --num 2 --out O", "the classes are 0 to 2"),
     ("scale sample --checkpoint R --vae nowhere --num 2 --out O", "nowhere"),
     ("sample --checkpoint R --num 2 --out grid.png", "has the name of a file"),

@@ -211,7 +211,7 @@ def test_a_dry_run_needs_nothing_but_a_name(capsys):
 def test_the_help_of_every_command_names_what_is_for_imagenet(capsys):
     for command, words in (
         ("scale train", "--latents"),
-        ("sample", "--sde"),
+        ("sample", "--solver"),
         ("evaluate", "--reference"),
         ("scale prepare", "--vae"),
     ):
