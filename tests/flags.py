@@ -153,7 +153,6 @@ REFUSED = [
     ("sample --checkpoint run --negative red7", "is for a run on captions"),
     ("sample --checkpoint words --negative red7 --guidance 1", "moves away from"),
     ("sample --checkpoint words --negative redd7", "did you mean"),
-    ("sample --prompt red7 --average model", "the network that ships has one"),
     ("sample --checkpoint words --labels 3", "draws captions"),
     ("sample --checkpoint words --prompt redd7", "did you mean 'red'"),
     ("train words --set model=sit", "mmdit is for captions"),
