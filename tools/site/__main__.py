@@ -195,7 +195,8 @@ def navigation() -> list[dict]:
 def third_party() -> str:
     """What the site holds of others: package, version, licence, place, and the licence's text."""
     parts = [
-        "What this site holds of others, each with its licence. All else is cfm_lite's own: MIT."
+        "What this site holds of others, each with its licence. All else is cfm_lite's own: MIT.\n"
+        "The decks in slides/ were built with Marp (MIT), and hold its player."
     ]
     for package, files in TAKEN.items():
         facts = json.loads((PACKAGES / package / "package.json").read_text(encoding="utf-8"))
