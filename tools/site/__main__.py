@@ -38,7 +38,7 @@ COPIED = (
 )
 COPIED += ("data/results/*.webp", "data/results/course/*.png")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "slides/README.md")
-DOCUMENTS += ("data/README.md", "data/results/README.md")
+DOCUMENTS += ("data/README.md", "data/results/*.md")
 # what the site takes: {the package: {its files: their place in assets/}}
 TAKEN = {
     "katex": {
@@ -173,19 +173,13 @@ def navigation() -> list[dict]:
         {f"The names: {g}": [f"api/{r}.md" for r in rooms]} for g, rooms in api.rooms().items()
     ]
     library = ["docs/install.md", *others, *names[1:], *names[:1], "api/commands.md"]
+    about_data = ["docs/paper_versus_here.md", "data/README.md"]
     return [
         {"Start": "README.md"},
         {"Course": course},
         {"Explorers": "explorers.md"},
         {"Library": ["api/README.md", *library]},
-        {
-            "Lab": [
-                "docs/lab.md",
-                "data/results/README.md",
-                "docs/paper_versus_here.md",
-                "data/README.md",
-            ]
-        },
+        {"Lab": ["docs/lab.md", *_pages("data/results", "*.md"), *about_data]},
         {"Slides": "slides/README.md"},
         {"Glossary": "docs/glossary.md"},
         {"Project": ["CONTRIBUTING.md", "CHANGELOG.md", {"Licences of others": "THIRD_PARTY.txt"}]},
