@@ -24,10 +24,12 @@ def frames(picture) -> list[np.ndarray]:
 def test_every_state_is_a_picture_with_its_images_side_by_side():
     states = torch.linspace(-1, 1, 3)[:, None, None, None, None].repeat(1, 2, 1, 4, 4)
     states[:, 1] = -1  # the second image stays black
-    shown = frames(figures.film(states, enlarge=3))
-    assert [frame.shape for frame in shown] == 3 * [(12, 24)]
+    picture = figures.film(states, enlarge=4)
+    shown = frames(picture)
+    assert picture.width == 32
+    assert [frame.shape for frame in shown] == 3 * [(8, 16)]
     assert [int(frame[0, 0]) for frame in shown] == pytest.approx([0, 128, 255], abs=1)
-    assert all(frame[:, 12:].max() == 0 for frame in shown)
+    assert all(frame[:, 8:].max() == 0 for frame in shown)
 
 
 def test_colours_stay_colours():

@@ -19,7 +19,8 @@ HOLD = 2000  # milliseconds that the last picture stays
 def film(states: Any, *, enlarge: int = 4, pause: int = 120) -> Any:
     """A GIF that loops over `states` (S, n, C, H, W) in [-1, 1]: n images side by side at S times.
 
-    Each pixel becomes a square of `enlarge` pixels, each time stays for `pause` milliseconds.
+    Each pixel is shown as a square of `enlarge` pixels (half as large in the file, for noise packs
+    badly), and each time stays for `pause` milliseconds.
     Raises ConfigError for other shapes, for NaN, and for channels that are neither 1 nor 3.
     """
     check_count("enlarge", enlarge)
@@ -31,9 +32,12 @@ def film(states: Any, *, enlarge: int = 4, pause: int = 120) -> Any:
         )
     levels = np.rint((np.clip(frames, -1, 1) + 1) * 127.5).astype(np.uint8)
     rows = np.concatenate(list(levels.swapaxes(0, 1)), axis=-1)  # (S, C, H, n W)
-    pixels = rows.repeat(enlarge, axis=2).repeat(enlarge, axis=3).transpose(0, 2, 3, 1)
+    kept = max(1, enlarge // 2)
+    pixels = rows.repeat(kept, axis=2).repeat(kept, axis=3).transpose(0, 2, 3, 1)
     first, *rest = [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
     buffer = io.BytesIO()
     duration = [pause] * len(rest) + [HOLD]
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
-    return optional("IPython.display", "notebooks").Image(buffer.getvalue(), format="gif")
+    width = enlarge * rows.shape[-1]
+    image = optional("IPython.display", "notebooks").Image
+    return image(buffer.getvalue(), format="gif", width=width)

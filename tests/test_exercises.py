@@ -1,0 +1,115 @@
+"""The exercises as a reader works through them: a stub fails, the solution and another right answer
+pass, and everything after an exercise runs whichever of them stands there, or none.
+"""
+
+import functools
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from cfm_lite import course
+from tests import slices
+from tests.answers import ANSWERS
+
+nbformat = pytest.importorskip("nbformat")
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+SECOND = ("00_tour", "01_paths")  # as in test_notebooks.py
+PATHS = sorted(path for path in FOLDER.glob("[0-9]*.ipynb") if path.stem in SECOND)
+CHECK = re.compile(r"^course\.check\(\"([\d.]+)\", (.+)\);$", re.MULTILINE)
+NUMBERS = [n for n in course.exercises() if n.split(".")[0] in ("0", "1")]
+every_exercise = pytest.mark.parametrize("number", NUMBERS)
+
+
+@functools.cache
+def code(name: str) -> tuple[tuple[str, str], ...]:
+    """(kind, source) of every cell with code; the kind is exercise, solution or nothing."""
+    found = []
+    for cell in nbformat.read(FOLDER / name, as_version=4).cells:
+        if cell.cell_type == "code":
+            tags = cell.metadata.get("tags", [])
+            kind = next((tag for tag in tags if tag in ("exercise", "solution")), "")
+            found.append((kind, cell.source))
+    return tuple(found)
+
+
+def place_of(number: str) -> tuple[str, int, str]:
+    """The notebook of an exercise, the place of its cell, and what is handed to the check."""
+    path = next(path for path in PATHS if int(path.name[:2]) == int(number.split(".")[0]))
+    for place, (kind, source) in enumerate(code(path.name)):
+        if found := [given for mine, given in CHECK.findall(source) if mine == number]:
+            assert kind == "exercise"
+            return path.name, place, found[0]
+    raise AssertionError(f"no cell of {path.name} checks exercise {number}")
+
+
+def judged(number: str, answer: str) -> bool:
+    """Whether `answer`, the code of a solution, passes; run with what it needs and no more."""
+    name, place, given = place_of(number)
+    cells = [source for kind, source in code(name)[:place] if kind == ""] + [answer]
+    space = slices.run(cells, slices.needed(cells, [len(cells) - 1]))
+    return course.check(number, eval(given, space))  # noqa: S307
+
+
+@every_exercise
+def test_each_exercise_has_one_check_below_its_stub_and_its_solution_comes_next(number):
+    name, place, _ = place_of(number)
+    sources = [source for _, source in code(name)]
+    assert sum(source.count(f'course.check("{number}"') for source in sources) == 1
+    assert "..." in sources[place]
+    assert code(name)[place + 1][0] == "solution"
+
+
+@every_exercise
+def test_the_solution_passes_its_check(number, capsys):
+    name, place, _ = place_of(number)
+    assert judged(number, code(name)[place + 1][1]), capsys.readouterr().out
+
+
+@every_exercise
+def test_another_right_answer_passes_too(number, capsys):
+    name, place, _ = place_of(number)
+    assert ANSWERS[number].strip() != code(name)[place + 1][1].strip()
+    assert judged(number, ANSWERS[number]), capsys.readouterr().out
+
+
+def after_exercises(name: str, answers: bool) -> list[str]:
+    """The cells with each solution left out or, with `answers`, replaced by another one."""
+    cells, number = [], ""
+    for kind, source in code(name):
+        number = next((mine for mine, _ in CHECK.findall(source)), number)
+        other = ANSWERS[number] if answers else ""
+        cells.append(other if kind == "solution" else source)
+    return cells
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_no_later_cell_needs_a_name_that_only_a_solution_gives(path):
+    solutions = [source for kind, source in code(path.name) if kind == "solution"]
+    others = [source for kind, source in code(path.name) if kind != "solution"]
+    only = set().union(*map(slices.bound, solutions)) - set().union(*map(slices.bound, others))
+    for source in others:
+        assert not slices.free(source) & only, source
+
+
+@pytest.mark.skipif(
+    "CFM_LITE_NOTEBOOKS" not in os.environ, reason="make test-notebooks runs these cells"
+)
+@pytest.mark.parametrize("answers", [False, True], ids=["left out", "another answer"])
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_what_follows_an_exercise_runs_without_its_solution(path, answers, monkeypatch):
+    """Only the cells that use an exercise's names are run, and what they need."""
+    monkeypatch.chdir(FOLDER)
+    cells = after_exercises(path.name, answers)
+    mine: set[str] = set()
+    followers = []
+    for place, (kind, source) in enumerate(code(path.name)):
+        if kind == "exercise":
+            mine |= slices.bound(source)
+        elif kind == "" and slices.used(source) & mine:
+            followers.append(place)
+        elif kind == "":
+            mine -= slices.bound(source)
+    slices.run(cells, slices.needed(cells, followers))
