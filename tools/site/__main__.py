@@ -155,8 +155,9 @@ def explorers_page() -> str:
     """A page with every explorer, each with the first sentence of its docstring."""
     parts = ["---\nhide: [navigation]\n---", "# Explorers"]
     parts.append('<script src="assets/explorers.js"></script>')
-    order = (widgets.__doc__ or "").index  # it tells them in the order of the course
-    for name in sorted(set(widgets.__all__) - {"Explorer", "alive"}, key=lambda n: order(f"`{n}`")):
+    order = (widgets.__doc__ or "").find  # it tells them in the order of the course
+    faces = [name for name in widgets.__all__ if (explorers.STATIC / f"{name}.png").exists()]
+    for name in sorted(faces, key=lambda name: order(f"`{name}`")):
         said = re.split(r"\n\n|(?<=\.)\n", (getattr(widgets, name).__doc__ or "").strip())[0]
         link = f"[`widgets.{name}`](api/widgets.md#cfm_lite.widgets.{name})"
         parts.append(f"## {name.replace('_', ' ').capitalize()}")
