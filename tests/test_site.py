@@ -113,6 +113,12 @@ def test_a_page_has_a_link_to_colab_only_with_an_address(tmp_path, monkeypatch):
         assert ("colab" in (tmp_path / "a.md").read_text(encoding="utf-8")) is there
 
 
+def test_links_to_notebooks_and_decks_open_on_the_site():
+    assert doctest.testmod(notebooks).failed == 0
+    assert notebooks.for_the_site("[a](1_a.pdf)") == "[a](1_a.html) ([PDF](1_a.pdf))"
+    assert notebooks.for_the_site('<a href="../a.ipynb">') == '<a href="../a.html">'
+
+
 def test_marks_of_tables_do_not_stand_on_the_site():
     for document, marks in tables.DOCUMENTS.items():
         text = (address.ROOT / document).read_text(encoding="utf-8")
@@ -125,6 +131,10 @@ def test_signatures_say_shapes_and_doctests_are_blocks():
     import griffe
 
     from tools.site import docstrings
+
+    plain = "Of rows (B, *dims).\n\n>>> 1 + 1\n2\n\n>>> 2 + 2\n4"
+    fence = "```pycon\n>>> 1 + 1\n2\n\n>>> 2 + 2\n4\n```"
+    assert docstrings.readable(plain) == f"Of rows (B, \\*dims).\n\n{fence}"
 
     loaded = griffe.load(
         "cfm_lite",

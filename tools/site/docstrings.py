@@ -9,21 +9,11 @@ from typing import Any
 
 import griffe
 
-_DOCTEST = re.compile(r"(?:^|\n\n)((?:>>> .*)(?:\n(?!\n).+)*)")
 _STAR = re.compile(r"(?<![\w*`\\])\*(?=\w+[),\]])")  # *dims is no emphasis
 
 
 def readable(text: str) -> str:
-    """A docstring as Markdown: each doctest in a fence, and stars of shapes as they are written.
-
-    >>> print(readable("The mean of rows (B, *dims).\\n\\n>>> 1 + 1\\n2"))
-    The mean of rows (B, \\*dims).
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
-    """
+    """A docstring as Markdown: each doctest in a fence, and stars of shapes as they are written."""
     parts = re.split(r"\n\n+", text)
     for i, part in enumerate(parts):
         if part.startswith(">>> "):
