@@ -81,6 +81,26 @@ def test_every_arm_of_every_suite_exists_and_is_trained_by_a_known_method():
         assert all(ARMS[name].trained in METHODS for name in suite.arms)
 
 
+def test_what_is_tuned_takes_seeds_that_no_core_reports():
+    for name in ("mnist", "mnist_short", "cifar10"):
+        groups = SUITES[name].groups
+        for group in ("tuning", "tuning_time"):
+            trials = list(experiments.trials(name, group, seeds=(0,), changes={}))
+            assert min(t.recipe.seed for t in trials) >= groups["core"].seeds
+    boosts = {(t.recipe.boost, t.recipe.boost_power) for t in trials}
+    assert len(boosts) == 9
+    assert len({t.training for t in trials}) == 1  # nine pairs, one training
+
+
+def test_guided_and_unguided_samples_of_mnist_are_of_the_same_trainings():
+    told = {
+        name: {t.training for t in experiments.trials(name, "core", seeds=range(5), changes={})}
+        for name in ("mnist", "mnist_guidance")
+    }
+    assert told["mnist_guidance"] < told["mnist"]
+    assert SUITES["mnist_guidance"].keep == SUITES["mnist"].keep
+
+
 def test_real_images_measure_as_real():
     judge = train_judge("digits")
     values = experiments.measure(DATA.x1, DATA.y, DATA, judge)

@@ -117,7 +117,7 @@ def test_a_kept_training_goes_on_from_its_checkpoint_to_the_same_rows(
 
     monkeypatch.setattr(jobs, "train", stops_after_two)
     with pytest.raises(KeyboardInterrupt):
-        jobs.run_job(job, parts, "cpu", keep=True)
+        jobs.run_job(job, parts, "cpu", keep="toy")
     began = []
 
     def goes_on(recipe, data, **how):
@@ -126,8 +126,13 @@ def test_a_kept_training_goes_on_from_its_checkpoint_to_the_same_rows(
         return run
 
     monkeypatch.setattr(jobs, "train", goes_on)
-    jobs.run_job(job, parts, "cpu", keep=True)
+    jobs.run_job(job, parts, "cpu", keep="toy")
     assert began == [2]
+    jobs.run_job(job, parts.with_name("guided.parts"), "cpu", keep="toy")
+    assert began == [
+        2,
+        job.training.steps,
+    ]  # another suite that names the same folder trains nothing
     todo.store.assemble(todo.trials, {"miniature": True})
     assert json.loads((tmp_path / "toy.json").read_text()) == [
         r for r in unbroken[0] if r["seed"] == 0 and r["method"].startswith("fm")

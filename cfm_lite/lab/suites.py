@@ -314,7 +314,7 @@ def trials(
     changes: Mapping[str, Any],
     quick: bool = False,
 ) -> Iterator[Trial]:
-    """Every trial of a group, by variant, then seed, then arm.
+    """Every trial of a group, by variant, then seed, then arm. A group adds its `first` to `seeds`.
 
     `arms` keeps only those arms. `quick` makes a small version of each trial.
     """
@@ -322,7 +322,7 @@ def trials(
     ways = tuple(dict.fromkeys(_adapted(way, changes, quick) for way in mine.samplings))
     for variant, given in mine.variants.items():
         fields = {name: value for name, value in given.items() if not (quick and name == "steps")}
-        for seed in seeds:
+        for seed in (mine.first + seed for seed in seeds):
             for arm in (ARMS[name] for name in mine.arms if not arms or name in arms):
                 own = {
                     **arm.fields,

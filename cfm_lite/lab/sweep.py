@@ -59,8 +59,7 @@ def plan(
 ) -> Plan:
     """What a sweep of `groups` would do.
 
-    `seeds` defaults to each group's own number of seeds, from `first_seed` on. A group that tunes
-    adds its `first` to them. Raises ConfigError
+    `seeds` defaults to each group's own number of seeds, from `first_seed` on. Raises ConfigError
     for an unknown name, and DataError if files in `out` were made with other settings.
     """
     check_choice("suite", suite, SUITES)
@@ -68,12 +67,11 @@ def plan(
     wanted: list[Trial] = []
     for group in groups:
         check_choice("group", group, SUITES[suite].groups)
-        mine = SUITES[suite].groups[group]
-        own = range(first_seed, first_seed + mine.seeds) if seeds is None else seeds
+        own = range(first_seed, first_seed + SUITES[suite].groups[group].seeds)
         wanted += trials(
             suite,
             group,
-            seeds=[mine.first + seed for seed in own],
+            seeds=own if seeds is None else seeds,
             arms=arms,
             changes=changes,
             quick=quick,
