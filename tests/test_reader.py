@@ -119,7 +119,7 @@ def test_cutting_out_scales_every_thing_to_one_size():
         shown = module.cut(ink, centre, side)[0, 0]
         assert shown[8, 8] > 0.999
         assert shown[0].max() < 0.5  # a margin of a pixel of the picture
-        assert (shown > 0.5).float().mean() > 0.6
+        assert (shown > 0.5).float().mean() > 0.5
 
 
 def test_moving_a_thing_changes_it_a_little():
