@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from cfm_lite.methods import METHODS
 from cfm_lite.viz import style
 from cfm_lite.widgets._networks import packed
 from cfm_lite.widgets._widget import TRAINED
+from tools import address
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "cfm_lite" / "widgets" / "js"
@@ -96,8 +96,7 @@ def fingerprint() -> str:
 
 def site() -> str:
     """The site's public address, on which shared links are built; "" where there is none yet."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project.get("urls", {}).get("Homepage", "").rstrip("/")
+    return address.urls().get("Homepage", "")
 
 
 def banner() -> str:
