@@ -18,4 +18,35 @@ def score_from(x, v, t):
     data_guess = x + (1 - t) * v
     return (t * data_guess - x) / (1 - t) ** 2
 """,
+    "5.1": """
+def negative(sample, transform, path):
+    return sample._replace(u_t=path.interpolate(sample.x0, transform(sample.x1), sample.t)[1]).u_t
+""",
+    "5.2": """
+def noise_part(channels):
+    others = math.factorial(channels) - 1
+    return 2 - 2 * (math.factorial(channels - 1) - 1) / others
+""",
+    "5.3": """
+def gain(weight, channels, k=1):
+    total = weight * k
+    mean_of_shifts = sum(torch.eye(channels).roll(s, 0) for s in range(1, channels)) / (channels - 1)
+    d = torch.eye(channels)[0] - 1 / channels
+    return float((d - total * mean_of_shifts @ d)[0] / (1 - total) / d[0])
+""",
+    "5.4": """
+def my_shuffle(u, generator):
+    if u.shape[1] < 2:
+        raise ValueError("one channel")
+    orders = torch.tensor(list(itertools.permutations(range(u.shape[1]))))[1:]
+    order = orders[torch.randint(len(orders), (len(u),), generator=generator)]
+    return torch.stack([u.flatten(2).take_along_dim(order[..., None], 1)]).reshape(u.shape)
+""",
+    "5.5": """
+def same_optimum(weight, k, new_k):
+    if weight * k >= 1:
+        return None
+    ratio = new_k / k
+    return [weight / ratio, 1 / ratio**0.5]
+""",
 }

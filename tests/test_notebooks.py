@@ -34,7 +34,11 @@ NAMES = [
     "09_sit",
     "10_imagenet_full_scale",
 ]
-SECOND = ("00_tour", "01_paths")  # worked for the second edition; the others follow one by one
+SECOND = (
+    "00_tour",
+    "01_paths",
+    "05_vecor",
+)  # worked for the second edition; the others follow one by one
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 first_form, second_form = (
     pytest.mark.parametrize(

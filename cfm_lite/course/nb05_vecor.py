@@ -1,5 +1,5 @@
 """What the exercises of notebook 05 ask for: a latent-space negative, the share of the noise, the
-gain of a shuffle, settings of K.
+gain of shifts, shuffled channels, settings of K.
 """
 
 import math
@@ -13,7 +13,13 @@ from cfm_lite.course import exercise
 from cfm_lite.negatives import perturbed
 from cfm_lite.paths import COSINE, FlowSample
 
-__all__ = ["equal_settings", "gain_of_shuffles", "latent_negative", "noise_share"]
+__all__ = [
+    "gain_of_shifts",
+    "latent_negative",
+    "noise_share",
+    "same_optimum",
+    "shuffled_channels",
+]
 
 
 def _halved(x: Tensor, *, generator: Generator | None = None) -> Tensor:
@@ -104,56 +110,95 @@ def noise_share(answer: Callable[..., Any]) -> str | None:
 
 
 @exercise("5.3")
-def gain_of_shuffles(answer: Callable[..., Any]) -> str | None:
-    """gain(weight, channels, k) = (1 + weight k / (C! - 1)) / (1 - weight k)."""
-    for weight, channels, k in ((0.05, 4, 1), (0.35, 2, 1), (0.2, 3, 3), (0.1, 2, 4)):
-        mine, total, others = (
-            float(answer(weight, channels, k)),
-            weight * k,
-            math.factorial(channels) - 1,
-        )
+def gain_of_shifts(answer: Callable[..., Any]) -> str | None:
+    """gain(weight, channels, k) = (1 + weight k / (C - 1)) / (1 - weight k), for shifts in a
+    circle by 1 to C - 1 places.
+    """
+    for weight, channels, k in ((0.05, 4, 1), (0.35, 2, 1), (0.2, 3, 3), (0.1, 5, 4)):
+        mine, total, others = float(answer(weight, channels, k)), weight * k, channels - 1
         if abs(mine - (1 + total / others) / (1 - total)) < 1e-6:
             continue
         if abs(mine - 1 / (1 - total)) < 1e-6:
             return (
-                "1/(1 - λK) holds if the identity is among the permutations. Without it, E[d_P] = "
-                "-d/(C! - 1), not 0."
+                "1/(1 - λK) holds if a channel may stay in its place. Here it never does, so the "
+                "mean of its deviations is not 0."
             )
         if abs(mine - (1 - total / others) / (1 - total)) < 1e-6:
-            return "a sign: subtracting λK times -d/(C! - 1) adds to d."
-        if abs(mine - (1 + total / (channels - 1)) / (1 - total)) < 1e-6 and channels > 2:
+            return "a sign: subtracting λK times a negative multiple of d adds to d."
+        if abs(mine - (1 + total / (math.factorial(channels) - 1)) / (1 - total)) < 1e-6:
             return (
-                "C - 1 belongs to permutations that move every channel (derangements); here any "
-                "but the identity may come: C! - 1."
+                "this is the second row of the table. There are C - 1 shifts here, and each "
+                "brings a channel to another place."
             )
         if k > 1 and abs(mine - (1 + weight / others) / (1 - weight)) < 1e-6:
             return "K is missing: each of the K negatives has the same mean, so λ becomes λK."
         return (
-            f"not right for λ = {weight:g}, C = {channels}, K = {k}. Put E[P d] = -d/(C! - 1) into "
+            f"not right for λ = {weight:g}, C = {channels}, K = {k}. A channel goes to each of the "
+            "other C - 1 places equally often: what is the mean of P d? Put it into "
             "(d - λK E[P d]) / (1 - λK)."
         )
     return None
 
 
 @exercise("5.4")
-def equal_settings(answer: Any) -> str | None:
-    """The weight for which K = 4 has the optimum of weight 0.2 with K = 1, and the largest K that
-    weight 0.2 allows.
+def shuffled_channels(my_shuffle: Callable[..., Any]) -> str | None:
+    """my_shuffle(u, generator): per row a uniform permutation of the channels, never the
+    identity.
     """
-    if not isinstance(answer, tuple | list) or len(answer) != 2:
-        return "give two numbers: (weight, largest_k)."
-    if any(part is ... or part is None for part in answer):
-        return "not answered yet: put a number into both places."
-    weight, largest = (float(part) for part in answer)
-    if abs(weight - 0.8) < 1e-9:
-        return "you multiplied; the product λK must stay at 0.2 while K grows to 4."
-    if abs(weight - 0.05) > 1e-9:
-        return f"the weight {weight:g} is not right: the optimum depends on the product λK alone."
-    if largest == 5:
+    rows, channels = 3000, 3
+    u = (torch.arange(channels) + 10.0 * torch.arange(rows)[:, None])[..., None] + torch.tensor(
+        [0.0, 0.25]
+    )
+    mine, again, other = (my_shuffle(u, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    if mine is None or mine is ...:
+        return "your function returns ... or None; return a tensor like u."
+    if mine.shape != u.shape:
+        return f"the shape must stay {tuple(u.shape)}; yours is {tuple(mine.shape)}."
+    if not torch.equal(mine.sort(1).values, u):
+        return "each row must keep its own channels, each once, with all that belongs to them."
+    if not torch.equal(mine, again) or torch.equal(mine, other):
+        return "the random numbers must come from `generator`, and from nothing else."
+    order = (mine[..., 0] - 10.0 * torch.arange(rows)[:, None]).long()
+    kinds, counts = order.unique(dim=0, return_counts=True)
+    if len(kinds) == 1:
+        return "all rows got the same permutation; draw one per row."
+    if (kinds == torch.arange(channels)).all(1).any():
+        return f"{int((order == torch.arange(channels)).all(1).sum())} rows kept their order."
+    if len(kinds) < math.factorial(channels) - 1:
+        return f"only {len(kinds)} permutations of {channels} channels appear; there are 5 others."
+    if float(counts.max() - counts.min()) > 0.25 * rows / len(kinds):
         return (
-            "the weight is right; at K = 5 the product is exactly 1, and the loss has no minimum "
-            "there."
+            f"not uniform: of {rows} rows the permutations got {counts.tolist()}. Draw again where "
+            "the order is unchanged; do not repair it."
         )
-    if largest != 4:
-        return f"the weight is right; the largest K is not {largest:g}: λK must stay below 1."
+    try:
+        my_shuffle(u[:, :1], torch.Generator())
+    except ValueError:
+        return None
+    return "one channel cannot be shuffled: raise a ValueError."
+
+
+@exercise("5.5")
+def same_optimum(answer: Callable[..., Any]) -> str | None:
+    """same_optimum(weight, k, new_k) = (weight k / new_k, sqrt(k / new_k)), or None for λK >= 1."""
+    if answer(0.2, 1, 4) in (None, ...):
+        return "not answered yet: return the new weight and the change of the noise."
+    for weight, k, new_k in ((0.2, 1, 4), (0.05, 4, 1), (0.1, 3, 6)):
+        mine = answer(weight, k, new_k)
+        if not isinstance(mine, tuple | list) or len(mine) != 2:
+            return "return two numbers: the new weight, and the factor of the noise."
+        new, noise = (float(part) for part in mine)
+        if abs(new - weight * new_k / k) < 1e-9 and k != new_k:
+            return "you multiplied; the product λK must stay the same when K changes."
+        if abs(new - weight * k / new_k) > 1e-9:
+            return f"the weight {new:g} is not right: the optimum depends on the product λK alone."
+        if abs(noise - k / new_k) < 1e-9:
+            return "the weight is right; the noise falls like 1/√K, not like 1/K."
+        if abs(noise - (new_k / k) ** 0.5) < 1e-9:
+            return "the weight is right; more negatives make the target less noisy, not more."
+        if abs(noise - (k / new_k) ** 0.5) > 1e-9:
+            return "the weight is right; look at the curve above for the noise."
+    for case in ((0.25, 4, 1), (0.5, 3, 6)):
+        if answer(*case) is not None:
+            return f"weight {case[0]:g} with K = {case[1]}: λK is not below 1. Return None."
     return None

@@ -127,7 +127,8 @@ ELSEWHERE: dict[str, str] = {
         course.nb03_trajectory_drift.shortfall course.nb03_trajectory_drift.split_errors
         course.nb04_contrastive_flow_matching.best_velocity course.nb04_contrastive_flow_matching.gap_factor
         course.nb04_contrastive_flow_matching.lowest_loss course.nb04_contrastive_flow_matching.mean_of_other_class
-        course.nb04_contrastive_flow_matching.undo course.nb05_vecor.equal_settings course.nb05_vecor.gain_of_shuffles
+        course.nb04_contrastive_flow_matching.undo course.nb05_vecor.same_optimum course.nb05_vecor.gain_of_shifts
+        course.nb05_vecor.shuffled_channels
         course.nb05_vecor.latent_negative course.nb05_vecor.noise_share course.nb06_dispersive.cosine_floor
         course.nb06_dispersive.covariance_floor course.nb06_dispersive.free_of_charge course.nb06_dispersive.same_loss
         course.nb06_dispersive.verdict course.nb07_sampling_and_guidance.control_share
