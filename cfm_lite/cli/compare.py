@@ -30,8 +30,14 @@ class Compare(Seeded):
     suite: Annotated[
         Positional[
             Literal[
-                *("toy", "digits", "mnist", "mnist_short", "mnist_guidance", "mnist_sit"),
-                *("cifar10", "cifar10_full"),
+                "toy",
+                "digits",
+                "mnist",
+                "mnist_short",
+                "mnist_guidance",
+                "mnist_sit",
+                "cifar10",
+                "cifar10_full",
             ]
             | None
         ],

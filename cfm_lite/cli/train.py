@@ -70,8 +70,15 @@ class Train(Training):
 
     recipe: Positional[
         Literal[
-            *("toy", "digits", "digits_sit", "mnist", "fashion_mnist", "mnist_sit"),
-            *("cifar10", "cifar10_sit", "words"),
+            "toy",
+            "digits",
+            "digits_sit",
+            "mnist",
+            "fashion_mnist",
+            "mnist_sit",
+            "cifar10",
+            "cifar10_sit",
+            "words",
         ]
     ] = "digits"
     """The recipe: data set, network and settings."""
