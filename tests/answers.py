@@ -49,4 +49,19 @@ def same_optimum(weight, k, new_k):
     ratio = new_k / k
     return [weight / ratio, 1 / ratio**0.5]
 """,
+    "7.1": """
+def shrink(eta, h, std):
+    return ((1 - h) ** 2 * std**2 + h**2 - h * eta) / ((1 - h) ** 2 * std**2 + h**2)
+""",
+    "7.2": "ours = lambda low, high: tuple(sorted((1 - low, 1 - high)))",
+    "7.3": """
+def my_cfg(model, y, scale, interval=(0.0, 1.0)):
+    return lambda x, t: guidance.cfg(model, y.expand(len(x)), scale, interval=interval)(x, t)
+""",
+    "7.4": "felt = lambda w, weight: w + w * weight / (1 - weight)",
+    "7.5": """
+def share(base, control, target):
+    far, near = (torch.linalg.vector_norm(x - target, dim=1).sum() for x in (base, control))
+    return (far - near) / far
+""",
 }

@@ -38,6 +38,7 @@ SECOND = (
     "00_tour",
     "01_paths",
     "05_vecor",
+    "07_sampling_and_guidance",
 )  # worked for the second edition; the others follow one by one
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 first_form, second_form = (

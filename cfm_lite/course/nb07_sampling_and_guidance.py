@@ -1,5 +1,5 @@
 """What the exercises of notebook 07, sampling and guidance, ask for: the last step, an interval,
-and what repulsion does to guidance.
+guidance itself, and what repulsion does to it.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,13 @@ from torch import Tensor
 
 from cfm_lite.course import exercise
 
-__all__ = ["control_share", "last_step_factor", "mirrored_interval", "repelled_scale", "sign_trap"]
+__all__ = [
+    "control_share",
+    "guided_by_hand",
+    "last_step_factor",
+    "mirrored_interval",
+    "repelled_scale",
+]
 
 _EMPTY = "your function returns ... or None; return "
 
@@ -86,7 +92,57 @@ def mirrored_interval(answer: Callable[[float, float], Any]) -> str | None:
     return None
 
 
+class _Counted:
+    """A small conditional network that counts the rows of each call."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        return torch.sin(x + y.to(x.dtype)[:, None] ** 2) + t[:, None]
+
+
 @exercise("7.3")
+def guided_by_hand(my_cfg: Callable[..., Any]) -> str | None:
+    """my_cfg(model, y, scale, interval) agrees with guidance.cfg and computes no row in vain."""
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, one = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([2])
+    cases = [
+        (labels, 3.0, (0.0, 1.0), 0.4, 12, "guidance over the whole time"),
+        (labels, 3.0, (0.3, 0.7), 0.3, 12, "the lower end of the interval belongs to it"),
+        (labels, 3.0, (0.3, 0.7), 0.7, 12, "the upper end of the interval belongs to it"),
+        (labels, 3.0, (0.3, 0.7), 0.71, 6, "outside the interval B rows are enough"),
+        (labels, 1.0, (0.0, 1.0), 0.4, 6, "scale 1 is the conditional velocity, from B rows"),
+        (labels, 0.0, (0.0, 1.0), 0.4, 12, "scale 0 is the velocity of all data"),
+        (one, 2.0, (0.0, 1.0), 0.4, 12, "one label counts for all rows"),
+    ]
+    for y, scale, interval, time, rows, what in cases:
+        model, t = _Counted(), torch.full((6,), time, dtype=torch.float64)
+        velocity = my_cfg(model, y, scale, interval)
+        if not callable(velocity):
+            return "my_cfg must return a function of x and t."
+        mine = velocity(x, t)
+        if _empty(mine):
+            return "your velocity returns ... or None; return a tensor of the shape of x."
+        label = y.expand(6)
+        of_class, of_all = _Counted()(x, t, label), _Counted()(x, t, torch.full_like(label, 3))
+        inside = interval[0] <= time <= interval[1]
+        right = of_all + scale * (of_class - of_all) if inside else of_class
+        if mine.shape != x.shape:
+            return f"{what}: the shape must be {tuple(x.shape)}; yours is {tuple(mine.shape)}."
+        if torch.allclose(mine, of_class + scale * (of_class - of_all)) and scale not in (0, 1):
+            return "here w = 1 is no guidance: start at the velocity of all data."
+        if not torch.allclose(mine, right):
+            return f"{what}: the velocity is not right yet."
+        if model.rows != [rows] and not (scale == 0 and model.rows == [6]):
+            return f"{what}: one call on {rows} rows is enough; yours made calls on {model.rows}."
+    return None
+
+
+@exercise("7.4")
 def repelled_scale(answer: Callable[[float, float], Any]) -> str | None:
     """felt(w, weight) = w / (1 - weight)."""
     for w, weight in ((1.85, 0.05), (3.0, 0.35), (1.0, 0.5), (2.0, 0.0)):
@@ -98,62 +154,29 @@ def repelled_scale(answer: Callable[[float, float], Any]) -> str | None:
             continue
         if _close(mine, w * (1 - weight)):
             return (
-                "the other way round: repulsion makes the velocity longer, so the difference c - u "
-                "counts more."
+                "the other way round: repulsion makes the velocity longer, so the difference of the "
+                "two velocities counts more."
             )
         if _close(mine, (w - weight) / (1 - weight)):
-            return "the -λμ in the formula is a constant; it does not stand before c - u."
+            return "the -λμ of T is a constant; it does not stand before the difference."
         if _close(mine, w + weight) or _close(mine, w + weight / (1 - weight)):
             return (
-                "repulsion does not add to the scale, it multiplies it: all of u + w (c - u) is "
-                "divided by the same number."
+                "repulsion does not add to the scale, it multiplies it: T divides the whole guided "
+                "velocity by one number."
             )
         if _close(mine, 1 / (1 - weight)):
-            return "this is for w = 1. The guidance scale multiplies c - u too."
-        return "not yet. In (u + w (c - u) - λμ) / (1 - λ), collect what multiplies (c - u)."
+            return "this is for w = 1. The guidance scale multiplies the difference, too."
+        return (
+            "not yet. Apply T to the guided velocity, and collect what multiplies the difference."
+        )
     return None
 
 
-@exercise("7.4")
-def sign_trap(answer: Callable[[Tensor, float, Tensor], Any]) -> str | None:
-    """put_back(v, weight, mean) = (1 - weight) v + weight mean."""
-    g = torch.Generator().manual_seed(0)
-    v, mean = torch.randn(20, 2, generator=g), torch.tensor([1.5, -0.5])
-    for weight in (0.05, 0.35):
-        given = answer((v - weight * mean) / (1 - weight), weight, mean)
-        if _empty(given):
-            return _EMPTY + "a velocity, of the shape of v."
-        mine = torch.as_tensor(given)
-        moved = (v - weight * mean) / (1 - weight)
-        if mine.shape != v.shape:
-            return (
-                f"your function returns the shape {tuple(mine.shape)} for a velocity "
-                f"{tuple(v.shape)}."
-            )
-        if torch.allclose(mine, v, atol=1e-5):
-            continue
-        if torch.allclose(mine, (1 - weight) * moved - weight * mean, atol=1e-5):
-            return (
-                "the copied line takes the mean away once more. In our time v changes its sign, "
-                "the mean of the data does not."
-            )
-        if torch.allclose(mine, (moved - weight * mean) / (1 - weight), atol=1e-5):
-            return (
-                "this re-targets a second time, away from the mean. The inverse is asked for: from "
-                "ΔFM's optimum back to v."
-            )
-        if torch.allclose(mine, -v, atol=1e-5):
-            return "this gives their velocity. Ours has the other sign."
-        if torch.allclose(mine, (1 - weight) * moved, atol=1e-5):
-            return (
-                "the length is right, the shift is missing: what has to be added so that -λμ goes "
-                "away?"
-            )
-        return "not yet. Solve w = (v - λμ) / (1 - λ) for v."
-    return None
+def _share(base: Tensor, control: Tensor, target: Tensor) -> Tensor:
+    return 1 - (control - target).norm(dim=1).mean() / (base - target).norm(dim=1).mean()
 
 
-@exercise("7.5")
+@exercise("7.5", ours=_share)
 def control_share(answer: Callable[[Tensor, Tensor, Tensor], Any]) -> str | None:
     """share(base, control, target) = 1 - E|control - target| / E|base - target|."""
     g = torch.Generator().manual_seed(0)

@@ -133,7 +133,7 @@ ELSEWHERE: dict[str, str] = {
         course.nb06_dispersive.covariance_floor course.nb06_dispersive.free_of_charge course.nb06_dispersive.same_loss
         course.nb06_dispersive.verdict course.nb07_sampling_and_guidance.control_share
         course.nb07_sampling_and_guidance.last_step_factor course.nb07_sampling_and_guidance.mirrored_interval
-        course.nb07_sampling_and_guidance.repelled_scale course.nb07_sampling_and_guidance.sign_trap
+        course.nb07_sampling_and_guidance.repelled_scale course.nb07_sampling_and_guidance.guided_by_hand
         course.nb08_images.copies
         course.nb08_images.few_steps course.nb08_images.repaired_gap course.nb08_images.sign_flips
         course.nb08_images.three_verdicts course.nb09_sit.block_parameters course.nb09_sit.first_loss course.nb09_sit.paste
