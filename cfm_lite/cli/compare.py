@@ -36,6 +36,7 @@ class Compare(Seeded):
                 "mnist_short",
                 "mnist_guidance",
                 "mnist_sit",
+                "words",
                 "cifar10",
                 "cifar10_full",
             ]

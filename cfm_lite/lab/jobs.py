@@ -113,7 +113,7 @@ def _row_seconds(architecture: tuple[Any, ...], device: str) -> float:
     model = build_model(recipe, data).to(device)
     x, y = (
         torch.zeros(128, *data.shape, device=device),
-        torch.zeros(128, dtype=torch.long, device=device),
+        torch.zeros(128, *data.y.shape[1:], dtype=torch.long, device=device),
     )
     t = torch.full((128,), 0.5, device=device)
     with torch.no_grad():
