@@ -64,4 +64,39 @@ def share(base, control, target):
     far, near = (torch.linalg.vector_norm(x - target, dim=1).sum() for x in (base, control))
     return (far - near) / far
 """,
+    "3.1": "landing = [0.4, 1.35]",
+    "3.2": """
+def my_euler(velocity, x, ts):
+    states = x[None]
+    for k in range(len(ts) - 1):
+        v = velocity(states[-1], torch.full((len(x),), float(ts[k]), dtype=x.dtype))
+        states = torch.cat([states, (states[-1] + v * (ts[k + 1] - ts[k]))[None]])
+    return states
+
+
+def my_heun(velocity, x, ts):
+    states = x[None]
+    for k in range(len(ts) - 1):
+        t, h = ts[k].repeat(len(x)), ts[k + 1] - ts[k]
+        v = velocity(states[-1], t)
+        w = velocity(states[-1] + h * v, t + h)
+        states = torch.cat([states, (states[-1] + 0.5 * h * v + 0.5 * h * w)[None]])
+    return states
+""",
+    "3.3": """
+cloud = mixture.means[torch.arange(500) % 2] * 1.0
+""",
+    "3.4": """
+def forget(t, std):
+    return (std**2 / ((t * std) ** 2 + 1 - 2 * t + t**2)).sqrt()
+""",
+    "3.5": """
+def split(few, fine, true):
+    return [torch.linalg.vector_norm(p - q, dim=1).mean() for p, q in ((few, fine), (true, fine))]
+""",
+    "3.6": """
+def deficit_at_start(mean, std):
+    dims, square = mean.numel(), float(mean @ mean)
+    return (1 / (1 + dims * std**2 / (square + dims))) ** 0.5
+""",
 }

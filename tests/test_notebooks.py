@@ -37,6 +37,7 @@ NAMES = [
 SECOND = (
     "00_tour",
     "01_paths",
+    "03_trajectory_drift",
     "05_vecor",
     "07_sampling_and_guidance",
 )  # worked for the second edition; the others follow one by one

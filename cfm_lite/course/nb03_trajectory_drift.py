@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfm_lite import metrics, theory
+from cfm_lite import metrics, samplers, theory
 from cfm_lite.course import exercise
 from cfm_lite.data import toy
 
-__all__ = ["blind_spot", "forgotten", "landing", "shortfall", "split_errors"]
+__all__ = ["blind_spot", "forgotten", "landing", "shortfall", "split_errors", "two_samplers"]
 
 
 def _class_0() -> theory.GaussianMixture:
@@ -57,6 +57,70 @@ def landing(answer: Any) -> str | None:
 
 
 @exercise("3.2")
+def two_samplers(answer: tuple[Callable[..., Any], Callable[..., Any]]) -> str | None:
+    """(my_euler, my_heun): all states on any grid of times, with one and two calls a step."""
+    field = toy.mixture("two_classes").velocity
+    x = torch.randn(16, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    forward = torch.tensor([0.0, 0.1, 0.35, 0.4, 0.8, 0.95], dtype=torch.float64)
+    for mine, name, calls in zip(answer, ("my_euler", "my_heun"), (1, 2)):
+        step = getattr(samplers, name.removeprefix("my_"))
+        for ts, what in ((forward, "uneven times"), (forward.flip(0), "times that run backwards")):
+            hint = _wrong_sampler(mine, name, calls, step, field, x, ts, what)
+            if hint is not None:
+                return hint
+    return None
+
+
+def _wrong_sampler(
+    mine: Callable[..., Any],
+    name: str,
+    calls: int,
+    step: samplers.Step,
+    field: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    ts: Tensor,
+    what: str,
+) -> str | None:
+    seen: list[Tensor] = []
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(torch.as_tensor(t))
+        return field(x, t)
+
+    states, kept = mine(counted, x, ts), x.clone()
+    right = torch.stack(list(samplers.trajectory(field, x, ts, step)))
+    if states is None or states is ...:
+        return f"{name} returns None or ...; return all states, a tensor (S, B, D)."
+    if isinstance(states, list):
+        return f"{name} returns a list; stack the states: torch.stack(states)."
+    if not torch.equal(x, kept):
+        return f"{name} changed the noise in place. Write x = x + ..., not x += ...."
+    if any(t.shape != (len(x),) for t in seen):
+        return (
+            f"{name} calls the velocity with a time of another shape than (B,): t.expand(len(x))."
+        )
+    if states.shape != right.shape:
+        return (
+            f"{name}: for {len(ts)} times the states must have the shape {tuple(right.shape)}, the "
+            f"start included; yours have {tuple(states.shape)}."
+        )
+    if len(seen) != calls * (len(ts) - 1):
+        return (
+            f"{name} calls the velocity {len(seen)} times in {len(ts) - 1} steps; {calls} per step "
+            "are enough."
+        )
+    if torch.allclose(states, right, atol=1e-9):
+        return None
+    middle = torch.stack(list(samplers.trajectory(field, x, ts, samplers.midpoint)))
+    if name == "my_heun" and torch.allclose(states, middle, atol=1e-9):
+        return "my_heun is the midpoint rule: make the trial step to the end of the interval."
+    return (
+        f"{name}, {what}: wrong by {float((states - right).abs().max()):.3g}. The length of a step "
+        "is later - t; Heun's second velocity is asked for at the trial point and the later time."
+    )
+
+
+@exercise("3.3")
 def blind_spot(answer: Any) -> str | None:
     """A cloud whose drift is below -0.5 nats."""
     if (
@@ -90,7 +154,7 @@ def blind_spot(answer: Any) -> str | None:
     )
 
 
-@exercise("3.3")
+@exercise("3.4", ours=lambda t, std: std / (t**2 * std**2 + (1 - t) ** 2) ** 0.5)
 def forgotten(answer: Callable[[Tensor, float], Any]) -> str | None:
     """forget(s, std) = std / sqrt(s^2 std^2 + (1 - s)^2)."""
     s = torch.linspace(0, 1, 11, dtype=torch.float64)
@@ -138,7 +202,7 @@ def forgotten(answer: Callable[[Tensor, float], Any]) -> str | None:
     return None
 
 
-@exercise("3.4")
+@exercise("3.5")
 def split_errors(answer: Callable[[Tensor, Tensor, Tensor], Any]) -> str | None:
     """split(few, fine, true) = (mean |few - fine|, mean |fine - true|)."""
     g = torch.Generator().manual_seed(0)
@@ -192,7 +256,7 @@ def split_errors(answer: Callable[[Tensor, Tensor, Tensor], Any]) -> str | None:
     )
 
 
-@exercise("3.5")
+@exercise("3.6")
 def shortfall(answer: Callable[[Tensor, float], Any]) -> str | None:
     """deficit_at_start(mean, std) = sqrt((|m|^2 + D) / (|m|^2 + D + D std^2))."""
     cases = [

@@ -125,6 +125,7 @@ ELSEWHERE: dict[str, str] = {
         course.nb02_flow_matching.mean_or_median course.nb02_flow_matching.repaired_coupling
         course.nb03_trajectory_drift.blind_spot course.nb03_trajectory_drift.forgotten course.nb03_trajectory_drift.landing
         course.nb03_trajectory_drift.shortfall course.nb03_trajectory_drift.split_errors
+        course.nb03_trajectory_drift.two_samplers
         course.nb04_contrastive_flow_matching.best_velocity course.nb04_contrastive_flow_matching.gap_factor
         course.nb04_contrastive_flow_matching.lowest_loss course.nb04_contrastive_flow_matching.mean_of_other_class
         course.nb04_contrastive_flow_matching.undo course.nb05_vecor.same_optimum course.nb05_vecor.gain_of_shifts
