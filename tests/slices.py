@@ -35,12 +35,59 @@ def used(source: str) -> set[str]:
     return {node.id for node in names if not isinstance(node.ctx, ast.Store)} - set(dir(builtins))
 
 
+def asked(source: str) -> set[str]:
+    """The names that a cell reads before it binds them, statement by statement."""
+    return _asked(tree(source).body, set())
+
+
+def _asked(statements: list[ast.stmt], own: set[str]) -> set[str]:
+    """The same of some statements, after those that bound `own`, which grows."""
+    found: set[str] = set()
+    for statement in statements:
+        text = ast.unparse(statement)
+        parts = [getattr(statement, part, []) for part in ("body", "orelse", "finalbody")]
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            found |= free(text) - own
+            own.add(statement.name)
+        elif any(parts):  # a loop, a condition: its head, and then what it holds
+            heads = [getattr(statement, part, None) for part in ("iter", "test")]
+            heads += [item.context_expr for item in getattr(statement, "items", [])]
+            found |= {name for head in heads if head for name in used(ast.unparse(head))} - own
+            if isinstance(statement, ast.For):
+                own |= bound(f"{ast.unparse(statement.target)} = 0")
+            own |= {
+                name
+                for item in getattr(statement, "items", [])
+                if item.optional_vars
+                for name in bound(f"{ast.unparse(item.optional_vars)} = 0")
+            }
+            for part in parts:
+                found |= _asked(part, own)
+            for handler in getattr(statement, "handlers", []):
+                found |= _asked(handler.body, own)
+        else:
+            found |= used(text) - _inner(statement) - own
+            own |= bound(text)
+    return found
+
+
 def free(source: str) -> set[str]:
     """The names that a cell reads and binds nowhere, not even as a parameter."""
     nodes = list(ast.walk(tree(source)))
     own = {node.arg for node in nodes if isinstance(node, ast.arg)} | bound(source)
     own |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return used(source) - own
+
+
+def _inner(statement: ast.stmt) -> set[str]:
+    """The names of a statement that only its comprehensions bind."""
+    return {
+        name.id
+        for node in ast.walk(statement)
+        if isinstance(node, ast.comprehension)
+        for name in ast.walk(node.target)
+        if isinstance(name, ast.Name)
+    } - bound(ast.unparse(statement))
 
 
 def _outer(module: ast.Module) -> Iterable[ast.AST]:
@@ -63,7 +110,7 @@ def needed(cells: list[str], wanted: Iterable[int]) -> list[int]:
         if place in keep:
             continue
         keep.add(place)
-        open_names = used(cells[place])
+        open_names = asked(cells[place])
         for before in range(place - 1, -1, -1):
             if open_names & bound(cells[before]):
                 waiting.append(before)

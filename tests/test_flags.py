@@ -433,6 +433,7 @@ def test_what_one_method_reads_another_refuses():
         ):
             read = {
                 "delta_fm": ("weight",),
+                "contrast_by_condition": ("weight",),
                 "dispersive": ("spread", "variant", "tau", "block"),
                 "contrastive": ("spread", "variant", "tau", "block", "views"),
                 "repa": ("align", "align_block"),

@@ -34,20 +34,7 @@ NAMES = [
     "09_sit",
     "10_imagenet_full_scale",
 ]
-SECOND = (
-    "00_tour",
-    "01_paths",
-    "03_trajectory_drift",
-    "05_vecor",
-    "07_sampling_and_guidance",
-)  # worked for the second edition; the others follow one by one
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-first_form, second_form = (
-    pytest.mark.parametrize(
-        "path", [p for p in PATHS if (p.stem in SECOND) is new], ids=lambda path: path.stem
-    )
-    for new in (False, True)
-)
 
 
 def cells(path: Path, kind: str) -> list:
@@ -171,26 +158,7 @@ def test_pictures_are_real_pictures(path):
     assert shown >= 3
 
 
-@first_form
-def test_a_stub_fails_its_check_and_the_solution_passes_it(path):
-    number = int(path.stem[:2])
-    verdicts: dict[str, list[tuple[str, bool]]] = {}
-    last = ""
-    for cell in cells(path, "code"):
-        last = next((tag for tag in tags(cell) if tag in ("exercise", "solution")), last)
-        for exercise in re.findall(r"course\.check\(\"([\d.]+)\"", cell.source):
-            assert tags(cell) == ["check"]
-            (verdict,) = re.findall(
-                rf"^([✓✗]) Exercise {re.escape(exercise)}:", text_outputs(cell), re.MULTILINE
-            )
-            verdicts.setdefault(exercise, []).append((last, verdict == "✓"))
-    assert len(verdicts) >= 3
-    assert set(verdicts) == {e for e in course.exercises() if e.split(".")[0] == str(number)}
-    for exercise, seen in verdicts.items():
-        assert seen == [("exercise", False), ("solution", True)], exercise
-
-
-@second_form
+@every_notebook
 def test_every_stub_was_checked_and_failed_with_a_hint(path):
     """The other way, that solutions pass, is in test_exercises.py."""
     seen = []
@@ -217,12 +185,24 @@ def test_solutions_are_folded_and_stubs_are_short(path):
             assert "..." in cell.source
 
 
-@second_form
+@every_notebook
 def test_no_text_outside_the_fold_speaks_of_the_solution(path):
     assert not re.search(r"^Solution\b", source(path, "markdown"), re.MULTILINE)
 
 
-@second_form
+def test_each_part_has_a_task_to_build():
+    parts = ("00 01 02", "04 05", "06 09", "03 07", "08 10")  # as the slides' decks have them
+    built = [
+        path.stem[:2]
+        for path in PATHS
+        for cell in cells(path, "code")
+        if {"solution", "build"} <= set(tags(cell)) and len(lines_of(cell.source)) >= 8
+    ]
+    assert all(set(part.split()) & set(built) for part in parts)
+    assert {"02", "03", "04", "05", "07", "08", "09", "10"} <= set(built)
+
+
+@every_notebook
 def test_every_picture_is_followed_by_what_one_sees(path):
     """Right below, or below one more cell with a number; explorers say what to try instead."""
     notebook = nbformat.read(path, as_version=4).cells
@@ -233,7 +213,7 @@ def test_every_picture_is_followed_by_what_one_sees(path):
             assert "What you see" in "".join(below[:1]), cell.source[:80]
 
 
-@second_form
+@every_notebook
 def test_a_notebook_has_a_lessons_length(path):
     assert len(nbformat.read(path, as_version=4).cells) <= 75
 
@@ -351,17 +331,16 @@ CLASHES = {
 
 
 @pytest.mark.parametrize("clash", CLASHES)
-def test_a_symbol_means_one_thing_in_notebooks_and_documents(clash):
-    mine = [path for path in PATHS if path.stem in SECOND]
-    texts = {path.name: source(path, "markdown") + source(path, "code") for path in mine}
-    for path in (ROOT / "docs").rglob("*.md"):
+def test_a_symbol_means_one_thing_in_notebooks_slides_and_documents(clash):
+    texts = {path.name: source(path, "markdown") + source(path, "code") for path in PATHS}
+    for path in (*(ROOT / "slides").glob("*.md"), *(ROOT / "docs").rglob("*.md")):
         texts[path.name] = path.read_text("utf-8")
     for name, text in texts.items():
         found = re.search(rf".*(?:{clash}).*", text)
         assert not found, f"{name}: {CLASHES[clash]}: {found[0]}"
 
 
-@second_form
+@every_notebook
 def test_every_notebook_leads_to_the_table_of_symbols(path):
     assert SYMBOLS in cells(path, "markdown")[0].source
     assert (ROOT / "notebooks" / SYMBOLS).resolve().exists()

@@ -1,7 +1,8 @@
-"""What the exercises of notebook 02, flow matching, ask for: mean and median, a floor by hand,
-lengths of pairs, OT inside each class.
+"""What the exercises of notebook 02, flow matching, ask for: mean and median, a floor by hand, a
+training loop, lengths of pairs, OT inside each class.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from cfm_lite import draws
 from cfm_lite.course import exercise
+from cfm_lite.models import MLP
 
-__all__ = ["floor_by_hand", "how_long", "mean_or_median", "repaired_coupling"]
+__all__ = ["floor_by_hand", "how_long", "mean_or_median", "repaired_coupling", "training_loop"]
 
 
 @exercise("2.1")
@@ -46,13 +48,21 @@ def mean_or_median(answer: tuple[Any, Any]) -> str | None:
     return None
 
 
-@exercise("2.2")
+@exercise("2.2", ours=lambda s: s * math.pi / 2)
 def floor_by_hand(normal_floor: Callable[[float], Any]) -> str | None:
     """normal_floor(s) = s pi / 2."""
     widths = (0.25, 0.5, 1.0, 2.0)
     mine = [normal_floor(s) for s in widths]
     if any(value is ... or value is None for value in mine):
         return "your function returns ... or None; return a number."
+    nothing = float(normal_floor(0.0))
+    if math.isnan(nothing):
+        return (
+            "for s = 0 it gives NaN: at t = 1 the fraction is 0 / 0. Take the times in the middle "
+            "of n equal pieces, (k + 1/2) / n."
+        )
+    if abs(nothing) > 1e-6:
+        return f"for s = 0 all data are one point, so the floor is 0; yours is {nothing:.3g}."
     given = torch.tensor([float(value) for value in mine], dtype=torch.float64)
     s = torch.tensor(widths, dtype=torch.float64)
     if torch.allclose(given, s * math.pi / 2, rtol=0.02):
@@ -78,6 +88,111 @@ def floor_by_hand(normal_floor: Callable[[float], Any]) -> str | None:
 
 
 @exercise("2.3")
+def training_loop(my_loop: Callable[..., Any]) -> str | None:
+    """my_loop(model, x1, steps, seed) -> (average, losses): draws, target, step and average."""
+    start, x1, steps = _small_network(), _points(), 60
+    trained, again = copy.deepcopy(start), copy.deepcopy(start)
+    answer = my_loop(trained, x1, steps, 0)
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        return "return two things: the averaged copy of the model, and the list of losses."
+    average, seen = answer
+    if not isinstance(average, torch.nn.Module):
+        return (
+            f"the first thing is a {type(average).__name__}; return the averaged copy, a network."
+        )
+    seen = [float(torch.as_tensor(value).detach()) for value in seen]
+    if len(seen) != steps:
+        return f"{steps} steps gave {len(seen)} losses; write down one number in every step."
+    if all(map(torch.equal, trained.parameters(), start.parameters())):
+        return "the weights of the model did not change: backward(), then a step of Adam."
+    if len({round(value, 6) for value in seen}) < steps / 2:
+        return "the losses repeat themselves. Draw fresh noise, times and rows in every step."
+    if average is trained or all(map(torch.equal, average.parameters(), trained.parameters())):
+        return "the average is the model itself. Make a copy with copy.deepcopy before the loop."
+    right, wanted = _reference_loop(again, x1, steps)
+    low, high = sum(wanted[-20:]) / 20 * 0.8, sum(wanted[-20:]) / 20 * 1.25
+    if not low < sum(seen[-20:]) / 20 < high:
+        return _wrong_loop(seen, wanted)
+    other, _ = my_loop(copy.deepcopy(start), x1, steps, 0)
+    if not all(map(torch.equal, other.parameters(), average.parameters())):
+        return (
+            "two runs with one seed differ. Draw everything from one torch.Generator, seeded with "
+            "`seed`."
+        )
+    return _wrong_average(start, trained, average, right, again)
+
+
+def _points() -> Tensor:
+    """Two groups of points (600, 2), far from the origin, so that a sign matters."""
+    g = torch.Generator().manual_seed(2)
+    return 0.3 * torch.randn(600, 2, generator=g) + torch.tensor([3.0, -1.0])
+
+
+def _small_network() -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MLP(2, 16, 1)
+
+
+def _reference_loop(
+    model: torch.nn.Module, x1: Tensor, steps: int
+) -> tuple[torch.nn.Module, list[float]]:
+    g, adam = torch.Generator().manual_seed(0), torch.optim.Adam(model.parameters(), lr=2e-3)
+    average, seen = copy.deepcopy(model), []
+    for k in range(steps):
+        data = x1[torch.randint(len(x1), (256,), generator=g)]
+        noise, t = torch.randn(data.shape, generator=g), torch.rand(256, generator=g)
+        loss = (model(torch.lerp(noise, data, t[:, None]), t) - (data - noise)).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        seen.append(loss.item())
+        with torch.no_grad():
+            for mean, weight in zip(average.parameters(), model.parameters()):
+                mean.lerp_(weight, 1 - min(0.99, (1 + k) / (10 + k)))
+    return average, seen
+
+
+def _wrong_loop(seen: list[float], wanted: list[float]) -> str:
+    if not 0.8 < sum(seen[:3]) / sum(wanted[:3]) < 1.25:
+        return (
+            f"the first loss is {seen[0]:.2f}, and a network that says 0 has about "
+            f"{wanted[0]:.2f} here. The target is data minus noise, and the loss is a mean over "
+            "rows and coordinates."
+        )
+    return (
+        f"your loss ends at {sum(seen[-20:]) / 20:.2f}, and should end near "
+        f"{sum(wanted[-20:]) / 20:.2f}. Is the position t data + (1 - t) noise, is there a "
+        "zero_grad() in every step, and is the learning rate 2e-3?"
+    )
+
+
+def _gap(a: torch.nn.Module, b: torch.nn.Module) -> float:
+    pairs = zip(a.parameters(), b.parameters())
+    return float(sum((x - y).detach().square().sum() for x, y in pairs)) ** 0.5
+
+
+def _wrong_average(
+    start: torch.nn.Module,
+    trained: torch.nn.Module,
+    average: torch.nn.Module,
+    right: torch.nn.Module,
+    reference: torch.nn.Module,
+) -> str | None:
+    """The average lags behind the model; how far is known from a run of our own."""
+    lag, usual = _gap(average, trained) / _gap(start, trained), _gap(right, reference)
+    usual /= _gap(start, reference)
+    if lag > 0.9:
+        return "the average is still the random start. Update it in every step, with lerp_."
+    if 0.5 * usual < lag < 2 * usual:
+        return None
+    return (
+        f"the average is {lag:.2f} of the way back to the start, and should be about {usual:.2f}. "
+        "In step k the decay is min(0.99, (1 + k) / (10 + k))."
+    )
+
+
+@exercise("2.4")
 def how_long(lengths_of: Callable[[float], Any]) -> str | None:
     """lengths_of(s) = (1 + s^2, (s - 1)^2)."""
     widths = (0.0, 0.5, 1.0, 3.0)
@@ -118,7 +233,7 @@ def _cost(x0: Tensor, x1: Tensor) -> float:
     return float((x1 - x0).square().sum())
 
 
-@exercise("2.4")
+@exercise("2.5")
 def repaired_coupling(ot_per_class: Callable[[Tensor, Tensor, Tensor], Any]) -> str | None:
     """The noise of each class permuted inside it, at the least cost; x1 and y as they were."""
     generator = torch.Generator().manual_seed(0)

@@ -59,6 +59,8 @@ def landing(answer: Any) -> str | None:
 @exercise("3.2")
 def two_samplers(answer: tuple[Callable[..., Any], Callable[..., Any]]) -> str | None:
     """(my_euler, my_heun): all states on any grid of times, with one and two calls a step."""
+    if len(answer) != 2:
+        return "give two functions: (my_euler, my_heun)."
     field = toy.mixture("two_classes").velocity
     x = torch.randn(16, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     forward = torch.tensor([0.0, 0.1, 0.35, 0.4, 0.8, 0.95], dtype=torch.float64)

@@ -1,5 +1,5 @@
-"""What the exercises of notebook 04 ask for: ΔFM's best velocity, its lowest loss, the gap of
-figure 3, other negatives, the way back.
+"""What the exercises of notebook 04 ask for: ΔFM's best velocity, its lowest loss, the whole
+loss, the gap of figure 3, other negatives, the way back.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,14 @@ from torch import Tensor
 from cfm_lite.course import exercise
 from cfm_lite.data import toy
 
-__all__ = ["best_velocity", "gap_factor", "lowest_loss", "mean_of_other_class", "undo"]
+__all__ = [
+    "best_velocity",
+    "gap_factor",
+    "lowest_loss",
+    "mean_of_other_class",
+    "undo",
+    "whole_loss",
+]
 
 
 def _draw(rows: int = 50) -> tuple[Tensor, Tensor]:
@@ -64,44 +71,123 @@ def best_velocity(answer: Callable[..., Any]) -> str | None:
 
 @exercise("4.2")
 def lowest_loss(answer: Callable[..., Any]) -> str | None:
-    """floor(u, u_neg, weight): the loss at its minimum over one velocity f for all rows."""
-    u, u_neg = _draw()
+    """lowest(u, u_neg, place, weight): the loss at its minimum over one velocity per place."""
+    u, u_neg = _draw(60)
+    place = torch.arange(60) % 7 * 10  # the numbers of the places have gaps
+    u = u + place[:, None] / 10
     for weight in (0.35, 0.8, 0.0):
-        f = (u.mean(0) - weight * u_neg.mean(0)) / (1 - weight)
-        attract, repel = (((f - target) ** 2).mean() for target in (u, u_neg))
-        mine, right = _as_double(answer(u, u_neg, weight)), attract - weight * repel
+        attract, repel = (_after(u, u_neg, place, weight, target) for target in (u, u_neg))
+        right = attract - weight * repel
+        mine = _as_double(answer(u.clone(), u_neg.clone(), place, weight))
         if mine.numel() != 1:
             return (
-                f"floor(...) has {mine.numel()} values; the lowest loss is one number. Take the "
+                f"lowest(...) has {mine.numel()} values; the lowest loss is one number. Take the "
                 "mean over rows and coordinates."
             )
         mine = mine.reshape(())
         if _same(mine, right):
             continue
-        if _same(mine, 3 * right):
-            return (
-                "a factor of the dimension: the library takes the mean over the coordinates, not "
-                "the sum."
-            )
-        if _same(mine, attract):
-            return "this is the attracting term alone; subtract λ times the mean distance to u_neg."
+        one = _after(u, u_neg, place * 0, weight, u) - weight * _after(
+            u, u_neg, place * 0, weight, u_neg
+        )
         each = (u - weight * u_neg) / (1 - weight)
         rowwise = ((u - each) ** 2).mean() - weight * ((each - u_neg) ** 2).mean()
-        if _same(mine, rowwise):
-            return (
-                "you let every pair have a velocity of its own. At one (x, t, y) the network gives "
-                "one f for all pairs: use the means."
-            )
-        if mine >= 0 > right:
-            return (
-                "the lowest loss is negative here. Put f* = (mean u - λ mean u_neg) / (1 - λ) into "
-                "the loss."
-            )
+        known = {
+            "a factor of the dimension: the library takes the mean over the coordinates, not the "
+            "sum.": 3 * right,
+            "this is the attracting term alone; subtract λ times the mean distance to "
+            "u_neg.": attract,
+            "you take one velocity for all places. Each place has a velocity of its own.": one,
+            "you let every pair have a velocity of its own. At one place the network gives one f "
+            "for all pairs: use the means.": rowwise,
+        }
+        for hint, value in known.items():
+            if _same(mine, value):
+                return hint
         return (
-            f"not right at λ = {weight:g}. Put f* = (mean u - λ mean u_neg) / (1 - λ) into mean |f "
-            "- u|² - λ mean |f - u_neg|²."
+            f"not right at λ = {weight:g}. In each place the minimum lies where exercise 4.1 says, "
+            "with the means of that place; then take mean |f - u|² - λ mean |f - u_neg|²."
         )
     return None
+
+
+def _after(u: Tensor, u_neg: Tensor, place: Tensor, weight: float, target: Tensor) -> Tensor:
+    """The mean squared distance of the best velocity of each place from `target`."""
+    f = torch.zeros_like(u)
+    for p in place.unique():
+        here = place == p
+        f[here] = (u[here].mean(0) - weight * u_neg[here].mean(0)) / (1 - weight)
+    return ((f - target) ** 2).mean()
+
+
+class _Recorder:
+    """A network that keeps what it was called with: v = 0.3 x + t, plus the label."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Tensor, Tensor, Any]] = []
+        self.slope = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, x: Tensor, t: Tensor, y: Any = None) -> Tensor:
+        self.calls.append((x, t, y))
+        column = t.reshape(-1, *[1] * (x.dim() - 1))
+        return self.slope * x + column + y.reshape(column.shape)
+
+
+@exercise("4.3")
+def whole_loss(my_loss: Callable[..., Any]) -> str | None:
+    """my_loss(model, x1, y, weight, generator) -> (loss, {"attract", "repel"})."""
+    x1 = torch.randn(40, 3, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    y, weight, model = torch.arange(40) % 3, 0.35, _Recorder()
+    answer = my_loss(model, x1 + 2, y, weight, torch.Generator().manual_seed(0))
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], dict)):
+        return 'return two things: the loss, and a dictionary with "attract" and "repel".'
+    loss, terms = answer
+    if set(terms) != {"attract", "repel"}:
+        return f'the terms are called "attract" and "repel"; yours are {sorted(terms)}.'
+    if len(model.calls) != 1:
+        return f"the model was called {len(model.calls)} times; once is enough for both terms."
+    x_t, t, labels = model.calls[0]
+    if x_t.shape != x1.shape or t.shape != (40,) or labels is not y:
+        return "call the model once, as model(x_t, t, y): x_t like x1, and t of shape (B,)."
+    if len(t.unique()) < 40 or not 0 <= float(t.min()) <= float(t.max()) <= 1:
+        return "each row has a time of its own, uniform between 0 and 1."
+    return _wrong_terms(loss, terms, model, x1 + 2, weight)
+
+
+def _wrong_terms(
+    loss: Tensor, terms: dict[str, Tensor], model: _Recorder, x1: Tensor, weight: float
+) -> str | None:
+    x_t, t, y = model.calls[0]
+    share = t[:, None, None]
+    x0 = (x_t - share * x1) / (1 - share)  # the noise that the answer must have drawn
+    if abs(float(x0.mean())) > 0.5 or not 0.7 < float(x0.std()) < 1.3:
+        return "x_t is not t x1 + (1 - t) x0 with standard normal noise x0."
+    u, v = x1 - x0, model.slope.detach() * x_t + share + y[:, None, None]
+    attract, repel = (_as_double(terms[name]) for name in ("attract", "repel"))
+    if attract.dim() or repel.dim() or _as_double(loss).dim():
+        return "the loss and its terms are single numbers: means over rows and coordinates."
+    if not _same(attract, (v - u).square().mean()):
+        return "`attract` is the mean of (v - u_t)², with u_t = x1 - x0."
+    if not _same(_as_double(loss), attract - weight * repel):
+        return "the loss is attract - weight * repel; the terms are kept without their weight."
+    return _wrong_partners(my=repel, u=u, v=v, loss=loss, model=model)
+
+
+def _wrong_partners(my: Tensor, u: Tensor, v: Tensor, loss: Tensor, model: _Recorder) -> str | None:
+    per_pair = (v[:, None] - u[None]).square().flatten(2).mean(2)  # (B, B), row against partner
+    own, usual = per_pair.diagonal().mean(), per_pair[~torch.eye(len(u), dtype=torch.bool)]
+    if _same(my, own):
+        return "every row is its own negative. Take the target of another row."
+    spread = float(usual.std()) / len(u) ** 0.5
+    if abs(float(my) - float(usual.mean())) > 6 * spread:
+        return (
+            "`repel` is the mean of (v - u_neg)², with the target of a random other row as u_neg."
+        )
+    for k in range(1, len(u)):
+        if _same(my, per_pair[torch.arange(len(u)), (torch.arange(len(u)) + k) % len(u)].mean()):
+            return "all rows take the partner at one and the same distance; draw it per row."
+    (slope,) = torch.autograd.grad(loss, model.slope)
+    return None if torch.isfinite(slope) else "no gradient reaches the model."
 
 
 def _factor(weight: float, n: int = 20_001) -> float:
@@ -115,7 +201,7 @@ def _factor(weight: float, n: int = 20_001) -> float:
     )
 
 
-@exercise("4.3")
+@exercise("4.4")
 def gap_factor(answer: Callable[..., Any]) -> str | None:
     """factor(weight): the gap at t = 1 over the gap of the data."""
     for weight in (0.3, 0.05, 0.5, 0.7, 0.0):
@@ -136,18 +222,15 @@ def gap_factor(answer: Callable[..., Any]) -> str | None:
             )
         fixed = _factor(0.5)
         if abs(mine - fixed) < 1e-2:
-            return (
-                "this is the value for λ = 0.5; the exponent of S and the factor in front both "
-                "depend on λ."
-            )
+            return "this is the value for λ = 0.5; the push and the feedback both depend on λ."
         return (
-            f"not right at λ = {weight:g}: yours is {mine:.3f}. The exponent of S is -1/(2(1 - "
-            "λ)), the factor in front is λ/(1 - λ)."
+            f"not right at λ = {weight:g}: yours is {mine:.3f}. Follow d' = λ/(1 - λ) + r d/(1 - λ) "
+            "from d(0) = 0 in small steps; the answer is 1 + d(1)."
         )
     return None
 
 
-@exercise("4.4")
+@exercise("4.5")
 def mean_of_other_class(answer: Any) -> str | None:
     """The mean negative (2, 2) of classes 0 and 1 of two_classes with other_class: each is the mean
     of the other class.
@@ -179,7 +262,7 @@ def mean_of_other_class(answer: Any) -> str | None:
     )
 
 
-@exercise("4.5")
+@exercise("4.6")
 def undo(answer: Callable[..., Any]) -> str | None:
     """undo(v, mean, weight) = (1 - weight) v + weight mean."""
     v, mean = _draw()

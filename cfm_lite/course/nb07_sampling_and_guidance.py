@@ -125,7 +125,7 @@ def guided_by_hand(my_cfg: Callable[..., Any]) -> str | None:
         if not callable(velocity):
             return "my_cfg must return a function of x and t."
         mine = velocity(x, t)
-        if _empty(mine):
+        if _empty(mine) or not isinstance(mine, Tensor):
             return "your velocity returns ... or None; return a tensor of the shape of x."
         label = y.expand(6)
         of_class, of_all = _Counted()(x, t, label), _Counted()(x, t, torch.full_like(label, 3))

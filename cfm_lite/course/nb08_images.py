@@ -13,7 +13,7 @@ from torch import Tensor
 from cfm_lite import metrics
 from cfm_lite.course import exercise, results
 
-__all__ = ["copies", "few_steps", "repaired_gap", "sign_flips", "three_verdicts"]
+__all__ = ["copies", "few_steps", "frechet_by_hand", "sign_flips", "three_verdicts"]
 
 
 def _features(seed: int, n: int, d: int = 5) -> Tensor:
@@ -31,43 +31,47 @@ def _number(value: Any) -> float:
     return float(torch.as_tensor(value).detach())
 
 
-@exercise("8.1")
-def repaired_gap(answer: Callable[[Tensor, Tensor], Any]) -> str | None:
-    """quick_gap(a, b) is the Fréchet distance of two sets of features."""
+@exercise("8.1", ours=metrics.frechet)
+def frechet_by_hand(answer: Callable[[Tensor, Tensor], Any]) -> str | None:
+    """my_frechet(a, b) is the Fréchet distance of two sets of features, whatever their size."""
     if not callable(answer):
         return (
-            f"`quick_gap` is a {type(answer).__name__}; it must be a function of two sets of "
+            f"`my_frechet` is a {type(answer).__name__}; it must be a function of two sets of "
             "features."
         )
-    for seed in (1, 2):
-        a, b = _features(seed, 300), _features(seed + 10, 200)
+    cases = {
+        "two sets of correlated features": (_features(1, 300), _features(11, 200)),
+        "another two": (_features(2, 300), _features(12, 200)),
+        "float32 features": (_features(3, 300).float(), _features(13, 200).float()),
+        "fewer images than features": (_features(4, 4, 12), _features(14, 6, 12)),
+    }
+    for what, (a, b) in cases.items():
         mine, right = _number(answer(a, b)), float(metrics.frechet(a, b))
         if math.isnan(mine):
-            return (
-                "it gives NaN: the root of a negative number. Covariances may have negative "
-                "entries; which roots does the formula need?"
-            )
+            return f"{what}: NaN, the root of a negative number. Clamp eigenvalues at 0."
         if not math.isclose(mine, right, rel_tol=1e-3, abs_tol=1e-3):
-            return _wrong_gap(mine, right, a, b)
+            return f"{what}: " + _wrong_gap(mine, right, a.double(), b.double())
     a = _features(3, 250)
     if abs(_number(answer(a, a.clone()))) > 1e-2:
         return "two equal sets must have the distance 0; yours is not 0."
-    return None
+    if not math.isclose(_number(answer(a, a + 2)), 20, rel_tol=1e-3):
+        return "a set that is only shifted, by 2 in each of 5 features, has the distance 5 · 2²."
+    try:
+        answer(a[:1], a)
+    except ValueError:
+        return None
+    return "one row has no covariance: raise a ValueError."
 
 
 def _wrong_gap(mine: float, right: float, a: Tensor, b: Tensor) -> str:
     s1, s2 = torch.cov(a.T), torch.cov(b.T)
     means = float((a.mean(0) - b.mean(0)).square().sum())
     overlap = (float(s1.trace() + s2.trace()) + means - right) / 2
+    entrywise = float(means + (s1 + s2 - 2 * (s1 * s2).clamp(min=0).sqrt()).trace())
     known = {
-        float(
-            means + (s1 + s2 - 2 * (s1 * s2).clamp(min=0).sqrt()).trace()
-        ): "this is still the entry-wise root. It sees only the "
-        "diagonals, so it is right only where the features are uncorrelated. The formula takes the "
-        "root of a matrix.",
-        math.sqrt(
-            max(right, 0.0)
-        ): "this is the root of the right value; the distance of the formula is the squared one.",
+        entrywise: "this is the root of every single entry. It sees only the diagonals. The "
+        "formula takes the root of a matrix.",
+        math.sqrt(max(right, 0.0)): "this is the root of the right value; the formula is squared.",
         right - means: "the term of the two means is missing.",
         right + overlap: "the overlap must be subtracted twice; the factor 2 is missing.",
         right + 2 * overlap: "the overlap of the two covariances is missing.",
@@ -75,11 +79,7 @@ def _wrong_gap(mine: float, right: float, a: Tensor, b: Tensor) -> str:
     for value, hint in known.items():
         if math.isclose(mine, value, rel_tol=1e-3, abs_tol=1e-3):
             return hint
-    return (
-        f"for two sets of correlated features it gives {mine:.3f}; the right value is {right:.3f}. "
-        "The trace of the root is the sum of the "
-        "roots of the eigenvalues of S1 S2."
-    )
+    return f"{mine:.3f} instead of {right:.3f}. The trace of a root is the sum of the roots."
 
 
 _BLIND = {
@@ -151,7 +151,15 @@ def few_steps(answer: Any) -> str | None:
     )
 
 
-@exercise("8.4")
+def _flip_p(d: Tensor, *, absolute: bool = True, strict: bool = False) -> float:
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * len(d))
+    means, seen = (signs * d.double()).mean(1), d.double().mean()
+    if absolute:
+        means, seen = means.abs(), seen.abs()
+    return float((means > seen + 1e-9 if strict else means >= seen - 1e-9).double().mean())
+
+
+@exercise("8.4", ours=_flip_p)
 def sign_flips(answer: Callable[[Tensor], Any]) -> str | None:
     """flip_p(d) is the share of sign patterns whose mean is at least as far from 0."""
     if not callable(answer):
@@ -168,14 +176,6 @@ def sign_flips(answer: Callable[[Tensor], Any]) -> str | None:
         if not math.isclose(mine, right, abs_tol=1e-6):
             return _wrong_p(mine, right, d)
     return None
-
-
-def _flip_p(d: Tensor, *, absolute: bool = True, strict: bool = False) -> float:
-    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * len(d))
-    means, seen = (signs * d.double()).mean(1), d.double().mean()
-    if absolute:
-        means, seen = means.abs(), seen.abs()
-    return float((means > seen + 1e-9 if strict else means >= seen - 1e-9).double().mean())
 
 
 def _wrong_p(mine: float, right: float, d: Tensor) -> str:
@@ -208,7 +208,11 @@ def _wrong_p(mine: float, right: float, d: Tensor) -> str:
 _WORDS = ("better", "worse", "no clear difference")
 
 
-@exercise("8.5")
+def _verdict(d: Any, lower_is_better: bool) -> str:
+    return _WORDS[2] if not d.clear else _WORDS[0 if (d.mean < 0) == lower_is_better else 1]
+
+
+@exercise("8.5", ours=_verdict)
 def three_verdicts(answer: Callable[[Any, bool], Any]) -> str | None:
     """verdict(d, lower_is_better) follows the rule of the two intervals."""
     if not callable(answer):

@@ -1,5 +1,5 @@
-"""What the exercises of notebook 09, SiT, ask for: pasting patches, two halves of a table, a count,
-a first loss, an interval.
+"""What the exercises of notebook 09, SiT, ask for: patches there and back, the similarity of two
+positions, the block with adaLN, a first loss.
 """
 
 import math
@@ -13,15 +13,51 @@ from cfm_lite.course import exercise
 from cfm_lite.data import digits
 from cfm_lite.models import SiT
 from cfm_lite.models.embed import sincos_2d
+from cfm_lite.models.sit import SiTBlock
 
-__all__ = ["block_parameters", "first_loss", "paste", "repair", "to_our_interval"]
+__all__ = ["block_by_hand", "first_loss", "likeness", "patches_there_and_back"]
 
 
-@exercise("9.1")
-def paste(answer: Callable[..., Tensor]) -> str | None:
-    """paste(tokens, side, p, channels): tokens (B, side * side, p * p * channels) back as an image
-    (B, channels, side * p, side * p).
-    """
+def _cut(x: Tensor, p: int) -> Tensor:
+    b, c, h, w = x.shape
+    if h % p or w % p:
+        raise ValueError(f"patches of {p} do not fill {h} x {w} pixels.")
+    pieces = x.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
+    return pieces.reshape(b, -1, c * p * p)
+
+
+def _paste(tokens: Tensor, side: int, p: int, channels: int) -> Tensor:
+    pieces = tokens.reshape(-1, side, side, p, p, channels).permute(0, 5, 1, 3, 2, 4)
+    return pieces.reshape(-1, channels, side * p, side * p)
+
+
+@exercise("9.1", ours=(_cut, _paste))
+def patches_there_and_back(
+    answer: tuple[Callable[..., Tensor], Callable[..., Tensor]],
+) -> str | None:
+    """(cut, paste): images to tokens, and the last layer's tokens to images."""
+    cut, paste = answer
+    x = torch.arange(2.0 * 3 * 4 * 6).reshape(2, 3, 4, 6)
+    mine, right = cut(x, 2), _cut(x, 2)
+    if mine is None or mine is ...:
+        return "not answered yet: `cut_up` returns None or ...."
+    if mine.shape != right.shape:
+        return f"cut_up: the shape must be {tuple(right.shape)}; yours is {tuple(mine.shape)}."
+    if torch.equal(mine.sort(-1).values, right.sort(-1).values):
+        if not torch.equal(mine, right):
+            return "cut_up: the order inside a token is (channel, pixel row, pixel column)."
+    elif not torch.equal(mine, right):
+        return "cut_up: a token must hold one square of 2 x 2 pixels, and tokens run row by row."
+    try:
+        cut(x, 4)
+    except ValueError:
+        return _wrong_paste(paste)
+    except RuntimeError:
+        pass
+    return "cut_up: patches of 4 do not fill 4 x 6 pixels. Raise a ValueError that says so."
+
+
+def _wrong_paste(answer: Callable[..., Tensor]) -> str | None:
     side, p, channels = 3, 2, 4
     tokens = torch.arange(2.0 * side * side * p * p * channels).reshape(
         2, side * side, p * p * channels
@@ -37,8 +73,8 @@ def paste(answer: Callable[..., Tensor]) -> str | None:
             num_classes=1,
         )
     right, yours = model.unpatchify(tokens), answer(tokens, side, p, channels)
-    if yours is None:
-        return "not answered yet: the function returns None."
+    if yours is None or yours is ...:
+        return "not answered yet: `paste` returns None."
     if not isinstance(yours, Tensor):
         return f"return a tensor; yours is a {type(yours).__name__}."
     if yours.shape != right.shape:
@@ -74,62 +110,70 @@ def paste(answer: Callable[..., Tensor]) -> str | None:
 
 
 @exercise("9.2")
-def repair(answer: Callable[[Tensor], Tensor]) -> str | None:
-    """repair(wrong): the position table with the column in the first half, from one with the row in
-    the first half.
-    """
-    for dim, side in ((96, 4), (32, 3)):
-        right = sincos_2d(dim, side)
-        wrong = torch.cat([right[:, dim // 2 :], right[:, : dim // 2]], dim=1)
-        yours = answer(wrong.clone()).to(right.dtype)
-        if yours.shape != right.shape:
-            return f"the shape must stay {tuple(right.shape)}; yours is {tuple(yours.shape)}."
-        if torch.allclose(yours, wrong):
+def likeness(answer: Callable[[int, int, int], Any]) -> str | None:
+    """likeness(down, right, D): the mean of cos(offset · ω) over both axes and all frequencies."""
+    for dim, side in ((96, 4), (48, 7)):
+        table = sincos_2d(dim, side).double()
+        for down, right in ((0, 0), (0, 2), (1, 0), (3, 1), (-2, 3)):
+            start = max(0, -down) * side
+            a, b = table[start], table[start + down * side + right]
+            wanted = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+            yours = float(answer(down, right, dim))
+            if math.isclose(yours, wanted, abs_tol=1e-6):
+                continue
+            if math.isclose(yours, 2 * wanted, abs_tol=1e-6):
+                return "twice too large: both halves together have the length of one vector."
+            if math.isclose(yours, wanted * dim / 4, abs_tol=1e-4) or math.isclose(
+                yours, wanted * dim / 2, abs_tol=1e-4
+            ):
+                return "this is the inner product. Divide by the squared length of a position."
             return (
-                "nothing has changed: compare the two heat maps. Which half repeats with every row "
-                "of the image?"
-            )
-        if torch.allclose(yours, wrong.flip(1)):
-            return (
-                "flipping reverses the order inside each half as well. The halves change places, "
-                "each in its own order."
-            )
-        if not torch.allclose(yours, right, atol=1e-6):
-            return (
-                "not yet. The first half must hold what the second half of `wrong` holds, and the "
-                "other way round."
+                f"for {down} rows and {right} columns at D = {dim} it gives {yours:.4f}, and the "
+                f"table {wanted:.4f}. Each frequency gives cos(offset · ω), once for the rows and "
+                "once for the columns."
             )
     return None
 
 
-@exercise("9.3")
-def block_parameters(answer: Callable[[int], Any]) -> str | None:
-    """count(D): the parameters of a SiT block of width D with mlp_ratio 4: 18 D^2 + 15 D."""
-    for d in (96, 384, 1152):
-        yours, right = float(answer(d)), 18 * d * d + 15 * d
-        if yours == right:
-            continue
-        if yours == 18 * d * d:
-            return (
-                "those are the weights. Each Linear also has a bias: one number per output (3D + D "
-                "+ 4D + D + 6D)."
-            )
-        if yours == 12 * d * d + 9 * d:
-            return (
-                "attention and MLP are right. The adaLN layer, D to 6D with a bias, belongs to the "
-                "block too."
-            )
-        if yours == 17 * d * d + 14 * d:
-            return (
-                "attention has four matrices of D x D: three make queries, keys and values, one "
-                "more mixes the heads at the end (proj)."
-            )
-        return (
-            f"for D = {d} you count {yours:,.0f}; the right number differs by "
-            f"{right - yours:+,.0f}. Linear(n, m) has n m + m parameters: "
-            "qkv (D to 3D), proj (D to D), fc1 (D to 4D), fc2 (4D to D), adaLN (D to 6D)."
-        )
-    return None
+def _adaln_block(block: Any, x: Tensor, c: Tensor, heads: int) -> Tensor:
+    return block(x, c)
+
+
+@exercise("9.3", ours=_adaln_block)
+@torch.no_grad()
+def block_by_hand(answer: Callable[..., Any]) -> str | None:
+    """my_block(block, x, c, heads) is the block's own answer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = SiTBlock(hidden_size=24, num_heads=3, mlp_ratio=4.0, qk_norm=False)
+        x, c = torch.randn(2, 5, 24), torch.randn(2, 24)
+    gates: Any = block.adaLN_modulation[-1]  # the linear map that makes the six vectors
+    qkv: Any = block.attn.qkv
+    for layer in (gates, qkv):
+        torch.nn.init.normal_(layer.weight, std=0.4, generator=torch.Generator().manual_seed(1))
+    yours = answer(block, x, c, 3)
+    if yours is None or yours is ...:
+        return "not answered yet: your function returns None or ...; return tokens like x."
+    if not isinstance(yours, Tensor) or yours.shape != x.shape:
+        return f"return tokens of the shape of x, {tuple(x.shape)}."
+    right = block(x, c)
+    if torch.allclose(yours, right, atol=1e-4):
+        return None
+    kept = gates.weight.clone()
+    gates.weight.zero_()
+    gates.bias.zero_()
+    closed = answer(block, x, c, 3)
+    gates.weight.copy_(kept)
+    if not torch.allclose(closed, x, atol=1e-5):
+        return "with all six vectors 0 the gates are shut, and a block must return x unchanged."
+    gates.weight[3 * 24 :] = 0  # the second half is shut: attention alone
+    hint = (
+        "the attention half is wrong. Order: shift, scale, gate; (1 + scale) norm(x) + shift; "
+        "softmax(q k / √d) over the tokens; the heads behind the tokens; proj; gate; plus x."
+    )
+    if torch.allclose(answer(block, x, c, 3), block(x, c), atol=1e-4):
+        hint = "the attention half is right; the MLP half starts from its result, with a new norm."
+    return hint
 
 
 @exercise("9.4")
@@ -157,30 +201,3 @@ def first_loss(answer: Any) -> str | None:
         f"{yours:.4g} is not it. With v = 0 the loss is the mean of (x1 - x0)^2. Expand it; x0 has "
         "mean 0, variance 1, and is independent."
     )
-
-
-@exercise("9.5")
-def to_our_interval(answer: Callable[[float, float], Any]) -> str | None:
-    """ours(low, high) = (1 - high, 1 - low)."""
-    for low, high in ((0.0, 0.7), (0.25, 0.65)):
-        yours = [float(value) for value in answer(low, high)]
-        right = [1 - high, 1 - low]
-        if len(yours) != 2:
-            return f"return two numbers, the lower and the upper end; yours are {len(yours)}."
-        if all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(yours, right)):
-            continue
-        if all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(yours, right[::-1])):
-            return (
-                "both ends are right, in the wrong order: time runs the other way, so the upper "
-                "end becomes the lower one."
-            )
-        if math.isclose(yours[0], low) and math.isclose(yours[1], high):
-            return (
-                "unchanged: but their t = 0 is data and ours is noise. The same moment has t_ours "
-                "= 1 - t_theirs."
-            )
-        return (
-            f"for [{low}, {high}] you give {yours}. Map both ends with t -> 1 - t and put the "
-            "smaller one first."
-        )
-    return None

@@ -1,14 +1,19 @@
-"""The exercises of notebook 10: how a batch is computed, what training needs in memory, and how
-long it takes.
+"""The exercises of notebook 10: how a batch is computed, what training needs in memory, how long
+it takes, and a term of one's own in a fair experiment.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import torch
+
+from cfm_lite import objective
 from cfm_lite.course import exercise
+from cfm_lite.models import MLP
 from cfm_lite.scale.budget import state_bytes
 
-__all__ = ["accumulation", "days", "memory"]
+__all__ = ["accumulation", "days", "memory", "own_term"]
 
 
 @exercise("10.1")
@@ -33,7 +38,7 @@ def accumulation(answer: Callable[[int, int, int], int]) -> str | None:
     return None
 
 
-@exercise("10.2")
+@exercise("10.2", ours=lambda parameters: state_bytes(parameters) / 1e9)
 def memory(answer: Callable[[int], float]) -> str | None:
     """`gigabytes(parameters)`: parameters, gradients, two moments of AdamW and the average, all in
     float32, in units of 1e9 bytes.
@@ -84,4 +89,63 @@ def days(answer: Callable[[int, int, float], float]) -> str | None:
             f"{steps:,} steps of {batch} images at {speed:g} images a second: how many images, how "
             f"many seconds? You gave {seen:.4g} days."
         )
+    return None
+
+
+@exercise("10.4")
+def own_term(answer: tuple[Any, Any]) -> str | None:
+    """(MyTerm, rows): a term that is FM with weight 0, and a paired experiment with a control."""
+    term, rows = answer
+    if rows is ... or rows is None:
+        return "not answered yet: `rows` is still `...`."
+    return _wrong_term(term) or _wrong_rows(rows)
+
+
+def _wrong_term(term: Any) -> str | None:
+    x1, y = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MLP(2, 16, 1, num_classes=2)
+        for weight in model.parameters():  # a fresh network says 0, and so would many a term
+            torch.nn.init.normal_(weight, std=0.3)
+    model.train()
+    plain, _ = objective.fm(model, shard=16).at(seed=0, step=0)(x1, y)
+    idle, _ = objective.fm(model, shard=16).plus(term(0.0)).at(seed=0, step=0)(x1, y)
+    if not torch.equal(plain, idle):
+        return "with weight 0 the loss must be FM's, bit for bit; does `weight` multiply the term?"
+    with_it = objective.fm(model, shard=16).plus(term(0.05)).at(seed=0, step=0)
+    (total, terms), (again, _) = with_it(x1, y), with_it(x1, y)
+    if len(terms) != 2:
+        return f"FM and your term are two terms; the objective lists {sorted(terms)}."
+    if not torch.equal(total, again):
+        return "two calls differ: draw everything in `prepare`, from the generators of draw.each()."
+    if torch.equal(total, plain):
+        return "with weight 0.05 the loss is still FM's. Does the call return a number above 0?"
+    total.backward()
+    if not all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None):
+        return "the gradient is not finite."
+    return None
+
+
+def _wrong_rows(rows: Any) -> str | None:
+    arms: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if not {"method", "seed", "nfe", "metric", "value"} <= set(row):
+            return "each row needs method, seed, nfe, metric and value."
+        arms.setdefault(row["method"], {})[row["seed"]] = float(row["value"])
+    if not {"fm", "mine", "fm_scaled"} <= set(arms):
+        return f'the arms "fm", "mine" and "fm_scaled" are needed; the rows have {sorted(arms)}.'
+    if len(arms["fm"]) < 5:
+        return f"{len(arms['fm'])} seeds are too few for an interval; take five at least."
+    if any(set(values) != set(arms["fm"]) for values in arms.values()):
+        return (
+            "the arms have different seeds, so they are not paired. Run every arm with each seed."
+        )
+    if len({(row["nfe"], row["metric"]) for row in rows}) > 1:
+        return "all rows need one metric and one number of evaluations."
+    if any(not math.isfinite(v) for values in arms.values() for v in values.values()):
+        return "some values are not finite."
+    for a, b in (("fm", "mine"), ("fm", "fm_scaled"), ("mine", "fm_scaled")):
+        if arms[a] == arms[b]:
+            return f"{a} and {b} have the same values in every seed: is one measured twice?"
     return None

@@ -41,7 +41,7 @@ class ClipScore(nn.Module):
         modeling, tokens = clip_parts()
         self.place = os.fspath(place)
         try:
-            self.tokenizer = tokens.CLIPTokenizer.from_pretrained(self.place)
+            self.tokenizer = tokens.CLIPTokenizer.from_pretrained(self.place, use_safetensors=True)
             self.clip = modeling.CLIPModel.from_pretrained(self.place, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise CheckpointError(

@@ -83,7 +83,7 @@ class ClipText(nn.Module):
         modeling, tokens = clip_parts()
         self.place = os.fspath(place)
         try:
-            self.tokenizer = tokens.CLIPTokenizer.from_pretrained(self.place)
+            self.tokenizer = tokens.CLIPTokenizer.from_pretrained(self.place, use_safetensors=True)
             self.tower = modeling.CLIPTextModel.from_pretrained(self.place, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise CheckpointError(

@@ -123,23 +123,26 @@ ELSEWHERE: dict[str, str] = {
         course.nb00_tour.which_end course.nb01_paths.find_the_bug course.nb01_paths.slow_start course.nb01_paths.two_ends
         course.nb01_paths.who_goes_down course.nb02_flow_matching.floor_by_hand course.nb02_flow_matching.how_long
         course.nb02_flow_matching.mean_or_median course.nb02_flow_matching.repaired_coupling
+        course.nb02_flow_matching.training_loop
         course.nb03_trajectory_drift.blind_spot course.nb03_trajectory_drift.forgotten course.nb03_trajectory_drift.landing
         course.nb03_trajectory_drift.shortfall course.nb03_trajectory_drift.split_errors
         course.nb03_trajectory_drift.two_samplers
         course.nb04_contrastive_flow_matching.best_velocity course.nb04_contrastive_flow_matching.gap_factor
         course.nb04_contrastive_flow_matching.lowest_loss course.nb04_contrastive_flow_matching.mean_of_other_class
-        course.nb04_contrastive_flow_matching.undo course.nb05_vecor.same_optimum course.nb05_vecor.gain_of_shifts
+        course.nb04_contrastive_flow_matching.undo
+        course.nb04_contrastive_flow_matching.whole_loss course.nb05_vecor.same_optimum course.nb05_vecor.gain_of_shifts
         course.nb05_vecor.shuffled_channels
         course.nb05_vecor.latent_negative course.nb05_vecor.noise_share course.nb06_dispersive.cosine_floor
         course.nb06_dispersive.covariance_floor course.nb06_dispersive.free_of_charge course.nb06_dispersive.same_loss
-        course.nb06_dispersive.verdict course.nb07_sampling_and_guidance.control_share
+        course.nb06_dispersive.grown course.nb07_sampling_and_guidance.control_share
         course.nb07_sampling_and_guidance.last_step_factor course.nb07_sampling_and_guidance.mirrored_interval
         course.nb07_sampling_and_guidance.repelled_scale course.nb07_sampling_and_guidance.guided_by_hand
         course.nb08_images.copies
-        course.nb08_images.few_steps course.nb08_images.repaired_gap course.nb08_images.sign_flips
-        course.nb08_images.three_verdicts course.nb09_sit.block_parameters course.nb09_sit.first_loss course.nb09_sit.paste
-        course.nb09_sit.repair course.nb09_sit.to_our_interval course.nb10_imagenet_full_scale.accumulation
-        course.nb10_imagenet_full_scale.days course.nb10_imagenet_full_scale.memory course.photographs.photographs
+        course.nb08_images.few_steps course.nb08_images.frechet_by_hand course.nb08_images.sign_flips
+        course.nb08_images.three_verdicts course.nb09_sit.block_by_hand course.nb09_sit.first_loss course.nb09_sit.likeness
+        course.nb09_sit.patches_there_and_back course.nb10_imagenet_full_scale.accumulation
+        course.nb10_imagenet_full_scale.days course.nb10_imagenet_full_scale.memory
+        course.nb10_imagenet_full_scale.own_term course.photographs.photographs
         course.results course.say course.show course.solved course.table
     """,
     "figures: tests/test_viz*.py and test_figures*.py give each of them wrong shapes, NaN and nothing": """
@@ -173,7 +176,7 @@ ELSEWHERE: dict[str, str] = {
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
         cli.compare.report_suite cli.compare.time_steps evaluate.measures.judge_of evaluate.measures.measure
-        lab.arms.balanced_labels lab.arms.draw_samples lab.arms.noise_of lab.arms.trained_recipe lab.arms.velocity
+        lab.arms.balanced_labels lab.arms.conditions lab.arms.draw_samples lab.arms.noise_of lab.arms.trained_recipe lab.arms.velocity
         lab.costs.training_costs lab.diagnostics.field_values lab.diagnostics.path_values
         lab.figures.differences_table lab.figures.quality_figure lab.figures.title lab.jobs.Job lab.jobs.Trial
         lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of lab.jobs.run_job lab.measures.Sampling
