@@ -130,7 +130,7 @@ test-browser: $(VENV)/.browser  ## use every explorer in JupyterLab, and crawl t
 test-notebooks: $(VENV)/.test  ## run every notebook in fast mode; every stub must fail its check, every solution pass it (6 min)
 	rm -rf build/notebooks && mkdir -p build/notebooks && cp notebooks/*.ipynb build/notebooks
 	CFM_LITE_FAST=1 $(PYTEST) --nbmake --overwrite --nbmake-timeout=600 --timeout=900 build/notebooks
-	CFM_LITE_NOTEBOOKS=build/notebooks $(PYTEST) tests/test_notebooks.py
+	CFM_LITE_FAST=1 CFM_LITE_NOTEBOOKS=build/notebooks $(PYTEST) tests/test_notebooks.py tests/test_exercises.py
 
 figures: $(VENV)/.installed  ## draw the README's moving picture and the slides' figures, and measure their numbers (2 min)
 	$(BIN)/python -m tools.figures

@@ -118,9 +118,9 @@ def my_loss(model, x1, y, weight, generator):
 """,
     "4.4": """
 def factor(weight):
-    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
-    integrand = (t**2 + (1 - t) ** 2) ** (-1 / (2 * (1 - weight)))
-    return float(1 + weight / (1 - weight) * torch.trapezoid(integrand, t))
+    middle = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    whole = (middle**2 + (1 - middle) ** 2).pow(-0.5 / (1 - weight)).mean().item()
+    return 1 + weight / (1 - weight) * whole
 """,
     "4.5": "mean_negatives = torch.stack([two.mean(torch.tensor([1]))[0], two.mean(torch.tensor([0]))[0]])",
     "4.6": "undo = lambda v, mean, weight: v - weight * (v - mean)",

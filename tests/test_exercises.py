@@ -46,7 +46,7 @@ def place_of(number: str) -> tuple[str, int, str]:
 def judged(number: str, answer: str) -> bool:
     """Whether `answer`, the code of a solution, passes; run with what it needs and no more."""
     name, place, given = place_of(number)
-    cells = [source for kind, source in code(name)[:place] if kind == ""] + [answer]
+    cells = [source for kind, source in code(name)[:place] if kind != "solution"] + [answer]
     space = slices.run(cells, slices.needed(cells, [len(cells) - 1]))
     return course.check(number, eval(given, space))  # noqa: S307
 
@@ -78,7 +78,7 @@ def after_exercises(name: str, answers: bool) -> list[str]:
     cells, number = [], ""
     for kind, source in code(name):
         number = next((mine for mine, _ in CHECK.findall(source)), number)
-        other = ANSWERS[number] if answers else ""
+        other = ANSWERS[number] if answers and kind == "solution" else ""
         cells.append(other if kind == "solution" else source)
     return cells
 
