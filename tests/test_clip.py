@@ -100,7 +100,7 @@ def test_the_score_is_the_cosine_of_image_and_caption(place):
 def test_what_is_no_list_of_texts_or_no_encoder_is_refused_in_one_line(place, tmp_path):
     with pytest.raises(ConfigError, match="a list of texts"):
         ClipText(place)("a dog")
-    with pytest.raises(CheckpointError, match="no text encoder") as error:
+    with pytest.raises(CheckpointError, match="no CLIP") as error:
         ClipText(tmp_path)
     assert "\n" not in str(error.value)
 

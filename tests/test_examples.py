@@ -18,6 +18,7 @@ IDEAS = (
 # example beside that of their base; the parts of two networks; and what trains for minutes or
 # reads a large file
 BARE = {"terms.Draw", "terms.Evaluated", "terms.Term", "pretrained.make", "models.text.ClipText"}
+BARE |= {"models.text.open_clip"}  # it needs files
 BARE |= {"models.unet.ConvBlock", "models.unet.SelfAttention"}
 BARE |= {"models.mmdit.JointBlock", "models.mmdit.Stream"}
 BARE |= {f"errors.{name}" for name in errors.__all__ if name != "CFMError"}

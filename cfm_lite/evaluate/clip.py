@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_floating, full_precision, in_one_line
-from cfm_lite.errors import CheckpointError, ConfigError
-from cfm_lite.models.text import CLIP, check_texts, clip_parts
+from cfm_lite._internal.checks import check_floating, full_precision
+from cfm_lite.errors import ConfigError
+from cfm_lite.models.text import CLIP, check_texts, open_clip
 
 __all__ = ["ClipScore"]
 
@@ -38,17 +38,8 @@ class ClipScore(nn.Module):
 
     def __init__(self, place: str | os.PathLike[str] = CLIP) -> None:
         super().__init__()
-        modeling, tokens = clip_parts()
         self.place = os.fspath(place)
-        try:
-            self.tokenizer = tokens.CLIPTokenizer.from_pretrained(self.place, use_safetensors=True)
-            self.clip = modeling.CLIPModel.from_pretrained(self.place, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"there is no CLIP {self.place!r} ({in_one_line(error)}). Give a folder with "
-                f"config.json, model.safetensors and the tokenizer, or go online for {CLIP}."
-            ) from None
-        self.clip.requires_grad_(False).eval()
+        self.tokenizer, self.clip = open_clip(self.place, "CLIPModel")
         # CLIP's own mean and deviation of each channel
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]))
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]))

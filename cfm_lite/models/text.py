@@ -20,7 +20,7 @@ from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import CheckpointError, ConfigError
 
-__all__ = ["CLIP", "ClipText", "WordEmbedding", "check_texts", "clip_parts"]
+__all__ = ["CLIP", "ClipText", "WordEmbedding", "check_texts", "clip_parts", "open_clip"]
 
 CLIP = "openai/clip-vit-large-patch14"
 
@@ -80,17 +80,8 @@ class ClipText(nn.Module):
 
     def __init__(self, place: str | os.PathLike[str] = CLIP) -> None:
         super().__init__()
-        modeling, tokens = clip_parts()
         self.place = os.fspath(place)
-        try:
-            self.tokenizer = tokens.CLIPTokenizer.from_pretrained(self.place, use_safetensors=True)
-            self.tower = modeling.CLIPTextModel.from_pretrained(self.place, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"there is no text encoder {self.place!r} ({in_one_line(error)}). Give a folder "
-                f"with config.json, model.safetensors and the tokenizer, or go online for {CLIP}."
-            ) from None
-        self.tower.requires_grad_(False)
+        self.tokenizer, self.tower = open_clip(self.place, "CLIPTextModel")
         self.eval()
         self.dim: int = self.tower.config.hidden_size
         self.length: int = self.tower.config.max_position_embeddings
@@ -133,6 +124,23 @@ def clip_parts() -> tuple[Any, Any]:
         for part in ("modeling", "tokenization")
     )
     return modeling, tokens
+
+
+def open_clip(place: str, network: str) -> tuple[Any, Any]:
+    """The tokenizer and the frozen `network`, a class of transformers, that lie at `place`.
+
+    Raises ConfigError without transformers, and CheckpointError if nothing lies there.
+    """
+    modeling, tokens = clip_parts()
+    try:
+        tokenizer = tokens.CLIPTokenizer.from_pretrained(place, use_safetensors=True)
+        opened = getattr(modeling, network).from_pretrained(place, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"there is no CLIP {place!r} ({in_one_line(error)}). Give a folder with config.json, "
+            f"model.safetensors and the tokenizer, or go online for {CLIP}."
+        ) from None
+    return tokenizer, opened.requires_grad_(False).eval()
 
 
 def check_texts(captions: Sequence[str]) -> list[str]:

@@ -64,7 +64,7 @@ ELSEWHERE: dict[str, str] = {
         evaluate.judges.judge_for evaluate.judges.load_judge evaluate.judges.real_halves evaluate.judges.save_judge
         evaluate.judges.train_judge models.classifier.fit_classifier models.classifier.one_thread models.classifier.restored
         models.classifier.trained models.encoders.Encoder evaluate.clip.ClipScore
-        models.text.ClipText models.text.check_texts models.text.clip_parts
+        models.text.ClipText models.text.check_texts models.text.clip_parts models.text.open_clip
         models.encoders.teacher models.official.export_official models.official.read_weights pretrained.folder
         pretrained.load
         pretrained.make pretrained.run_of runs.folder.Located runs.machine.facts runs.machine.finite runs.loop.goes_on runs.folder.located
