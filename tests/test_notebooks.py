@@ -245,6 +245,14 @@ def test_cells_are_short_and_what_is_derived_is_held_against_the_library(path):
     assert "pyplot" not in source(path, "code")
 
 
+@every_notebook
+def test_a_hint_is_drawn_as_markdown(path):
+    """Without an empty line after its summary a fold is raw HTML, and `code` keeps its marks."""
+    for cell in cells(path, "markdown"):
+        folds = re.findall(r"<details><summary>Hint</summary>(..)", cell.source, re.DOTALL)
+        assert set(folds) <= {"\n\n"}, cell.source
+
+
 def public_names() -> set[str]:
     found = set()
     for path in (ROOT / "cfm_lite").rglob("*.py"):

@@ -96,9 +96,12 @@ def training_loop(my_loop: Callable[..., Any]) -> str | None:
     if not (isinstance(answer, tuple) and len(answer) == 2):
         return "return two things: the averaged copy of the model, and the list of losses."
     average, seen = answer
+    if average is ... or average is None:
+        return "not answered yet: return the averaged copy of the model, and the list of losses."
     if not isinstance(average, torch.nn.Module):
         return (
-            f"the first thing is a {type(average).__name__}; return the averaged copy, a network."
+            f"the first thing is of the type {type(average).__name__}; return the averaged copy, a "
+            "network."
         )
     seen = [float(torch.as_tensor(value).detach()) for value in seen]
     if len(seen) != steps:
