@@ -121,7 +121,7 @@ def drift() -> viz.Picture:
         label="exact, 50 Heun steps",
     )
     panel.axhline(0, color="#888888", linewidth=0.8)
-    panel.set(xlabel="time $t$", ylabel="drift from the exact law, nats", xlim=(0, 1))
+    panel.set(xlabel="time $t$", ylabel="drift, nats", xlim=(0, 1))
     picture.legend(loc="outside upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
     return picture
 
@@ -178,7 +178,7 @@ def ode_and_sde() -> viz.Picture:
     record("inside", "fm", inside(end), nfe=steps + 1, sampler="sde", setting="sde")
     walks = _walk(x0, ts, draws, end)
     picture, panels = squares(
-        ["ODE: smooth paths", "SDE: noisy paths, same law"], right=2.6, side=2.6
+        ["ODE: smooth paths", "SDE: noisy paths, same cloud"], right=2.6, side=2.6
     )
     data_behind(panels)
     for panel, states, color in zip(panels, (ode, walks), (viz.ATTRACT, viz.ATTRACT)):
