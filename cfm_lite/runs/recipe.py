@@ -522,7 +522,10 @@ def cifar10_sit() -> Recipe:
 
 
 def words() -> Recipe:
-    """Pictures from words with a small MMDiT: 64 patches of 4x4 pixels beside 16 words."""
+    """Pictures from words with a small MMDiT: 64 patches of 4x4 pixels beside 16 words.
+
+    Its steps are too few: most colours come out right, most shapes do not yet.
+    """
     return Recipe(
         dataset="words",
         model="mmdit",
