@@ -12,6 +12,7 @@ from torch.func import grad, jvp, vmap
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MMDiT, count_parameters
 from cfm_lite.models import mmdit as module
+from cfm_lite.models.embed import rotary_2d, rotate
 from cfm_lite.models.mmdit import JointBlock
 
 TINY = {
@@ -127,8 +128,36 @@ def test_config_builds_the_same_model_again():
     torch.testing.assert_close(again(*batch()), model(*batch()), rtol=0, atol=0)
 
 
-def test_transforms_of_torch_func_agree_with_plain_autograd():
-    model, (x, t, y) = tiny().double(), batch(torch.float64)
+def test_a_turned_query_meets_a_key_by_where_it_lies_from_it_and_captions_stay(monkeypatch):
+    cos, sin = rotary_2d(8, 4)
+    q, k = torch.randn(2, 8, dtype=torch.float64)
+    scores = rotate(q.expand(16, 8), cos, sin) @ rotate(k.expand(16, 8), cos, sin).T
+    scores = scores.unflatten(0, (4, 4)).unflatten(2, (4, 4))  # row, column; row, column
+    torch.testing.assert_close(scores[1:, :, 1:], scores[:-1, :, :-1])
+    torch.testing.assert_close(scores[:, 1:, :, 1:], scores[:, :-1, :, :-1])
+    torch.testing.assert_close(scores[0, 0, 0, 0], q @ k)
+    assert not torch.isclose(scores[0, 0, 0, 1], scores[0, 0, 1, 0])
+
+    model, (x, t, y) = tiny(rotary=True), batch()
+    assert not torch.allclose(model(x, t, y), tiny()(x, t, y))
+    assert model.state_dict().keys() == tiny().state_dict().keys()
+    seen = []
+    attend = module.attend
+    monkeypatch.setattr(module, "attend", lambda *qkv: seen.append(qkv) or attend(*qkv))
+    block, turn = JointBlock(16, 2, 4.0, pre_only=False), tuple(a.float() for a in rotary_2d(8, 2))
+    h, s, c = torch.randn(2, 4, 16), torch.randn(2, 5, 16), torch.randn(2, 16)
+    block(h, s, c), block(h, s, c, turn)
+    (q, k, v), (turned_q, turned_k, turned_v) = seen
+    torch.testing.assert_close(turned_v, v, rtol=0, atol=0)
+    for plain, turned in ((q, turned_q), (k, turned_k)):
+        torch.testing.assert_close(turned[:, :, :6], plain[:, :, :6], rtol=0, atol=0)
+        torch.testing.assert_close(turned[:, :, 5:], rotate(plain[:, :, 5:], *turn))
+        assert not torch.allclose(turned[:, :, 6:], plain[:, :, 6:])
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_transforms_of_torch_func_agree_with_plain_autograd(rotary):
+    model, (x, t, y) = tiny(rotary=rotary).double(), batch(torch.float64)
 
     def loss(x):
         return model(x, t, y).square().sum()
@@ -153,6 +182,8 @@ def test_transforms_of_torch_func_agree_with_plain_autograd():
         ({"vocab_size": -1}, "vocab_size"),
         ({"zero_init": "yes"}, "zero_init"),
         ({"mlp_ratio": 0}, "mlp_ratio"),
+        ({"rotary": "yes"}, "rotary"),
+        ({"rotary": True, "hidden_size": 12}, "multiple of 4 with rotary=True"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(changes, message):

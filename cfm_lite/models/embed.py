@@ -40,6 +40,8 @@ __all__ = [
     "check_input",
     "count_parameters",
     "in_float32",
+    "rotary_2d",
+    "rotate",
     "sincos_1d",
     "sincos_2d",
     "time_frequencies",
@@ -240,6 +242,34 @@ def sincos_2d(dim: int, side: int) -> Tensor:
     steps = torch.arange(side, device="cpu")
     row, column = torch.meshgrid(steps, steps, indexing="ij")
     return torch.cat([sincos_1d(p.flatten(), dim // 2) for p in (column, row)], dim=-1)
+
+
+def rotary_2d(dim: int, side: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (side * side, dim / 2) of rotary positions on a grid, row by row.
+
+    Half of the angles turn with the row, half with the column, by pi/2 a step down to pi/2 over the
+    whole side: a query meets a key by where it lies from it. Reference: Su et al. 2021 (RoFormer,
+    arXiv:2104.09864), with the two axes of FLUX's transformer.
+
+    >>> rotary_2d(dim=8, side=2)[0].shape
+    torch.Size([4, 4])
+    """
+    steps = torch.arange(side, dtype=torch.float64, device="cpu")
+    row, column = torch.meshgrid(steps, steps, indexing="ij")
+    quarter = dim // 4
+    speeds = math.pi / 2 * side ** (-torch.arange(quarter, device="cpu") / max(quarter - 1, 1))
+    angles = torch.cat([p.flatten()[:, None] * speeds for p in (row, column)], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries or keys x (..., N, D), each pair (x_i, x_(i + D/2)) turned by its angle (N, D / 2).
+
+    >>> rotate(torch.ones(1, 2), torch.zeros(1, 1), torch.ones(1, 1))
+    tensor([[-1.,  1.]])
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:

@@ -25,6 +25,8 @@ from cfm_lite.models.embed import (
     autocasting,
     check_blocks,
     check_input,
+    rotary_2d,
+    rotate,
     sincos_2d,
 )
 from cfm_lite.models.sit import (
@@ -54,7 +56,8 @@ class MMDiT(Network):
     what it made of the empty caption. y = None is the empty caption for every row.
 
     `zero_init` starts as SiT does, with an output of exactly 0; else PyTorch's own initial values,
-    as in REPA's code. Raises ConfigError for sizes that do not divide.
+    as in REPA's code. With `rotary` queries and keys of patches also turn with their place in the
+    image, as in FLUX; captions stay. Raises ConfigError for sizes that do not divide.
 
     >>> model = MMDiT(8, 2, 3, 32, 2, 4, context_dim=16, context_length=5, vocab_size=9)
     >>> model(torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.ones(2, 5, dtype=torch.long)).shape
@@ -64,6 +67,8 @@ class MMDiT(Network):
     condition = "captions"
     null_context: Tensor
     pos_embed: Tensor
+    turn_cos: Tensor | None
+    turn_sin: Tensor | None
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class MMDiT(Network):
         context_length: int = 77,
         vocab_size: int = 0,
         zero_init: bool = False,
+        rotary: bool = False,
     ) -> None:
         super().__init__()
         self.input_size, self.patch_size, self.in_channels = map(
@@ -89,7 +95,7 @@ class MMDiT(Network):
         self.context_dim, self.context_length, self.vocab_size = map(
             plain, (context_dim, context_length, vocab_size)
         )
-        self.zero_init = zero_init
+        self.zero_init, self.rotary = zero_init, rotary
         _check_sizes(self.config)
         width, tokens = self.hidden_size, self.input_size // self.patch_size
         self.x_embedder = PatchEmbed(self.patch_size, self.in_channels, width)
@@ -108,6 +114,9 @@ class MMDiT(Network):
         if self.zero_init:
             initialize(self, normal=("t_embedder", "words"))
         self.register_buffer("pos_embed", sincos_2d(width, tokens).float()[None])
+        turn = rotary_2d(width // self.num_heads, tokens) if self.rotary else (None, None)
+        for name, angles in zip(("turn_cos", "turn_sin"), turn):
+            self.register_buffer(name, None if angles is None else angles.float(), persistent=False)
         if self.words is None:
             self.register_buffer("null_context", torch.zeros(self.context_length, self.context_dim))
 
@@ -139,9 +148,10 @@ class MMDiT(Network):
         c = c if autocasting(x) else c.to(x.dtype)
         h = self.x_embedder(x) + self.pos_embed.to(x.dtype)  # (B, T, D)
         s = self.context_embedder(self._captions(y, x))  # (B, L, D)
+        turn = None if self.turn_cos is None else (self.turn_cos, self.turn_sin)
         features = {}
         for number, block in enumerate(self.blocks, 1):
-            h, s = block(h, s, c)
+            h, s = block(h, s, c, turn)
             if number in wanted:
                 features[number] = h
         return unpatchify(self.final_layer(h, c), self.patch_size, self.in_channels), features
@@ -173,7 +183,8 @@ class MMDiT(Network):
 class JointBlock(nn.Module):
     """Image tokens h (B, T, D) and caption tokens s (B, L, D): each stream is modulated and
     projected by weights of its own, and all tokens attend to all. With `pre_only` the caption's
-    stream gives keys and values and ends there.
+    stream gives keys and values and ends there. `turn`, cosines and sines (T, D / heads / 2), turns
+    queries and keys of the image.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, pre_only: bool) -> None:
@@ -181,9 +192,13 @@ class JointBlock(nn.Module):
         self.image = Stream(width, num_heads, mlp_ratio)
         self.text = Stream(width, num_heads, mlp_ratio, pre_only)
 
-    def forward(self, h: Tensor, s: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, h: Tensor, s: Tensor, c: Tensor, turn: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         q_s, k_s, v_s, *text = self.text.before(s, c)
         q_h, k_h, v_h, *image = self.image.before(h, c)
+        if turn is not None:
+            q_h, k_h = (rotate(part, *turn).type_as(v_h) for part in (q_h, k_h))
         length = s.shape[1]
         # the caption first, as in SD3
         mixed = attend(
@@ -234,7 +249,7 @@ def _check_sizes(config: dict[str, Any]) -> None:
         check_count(name, config[name])
     check_count("vocab_size", config["vocab_size"], low=0)
     check_number("mlp_ratio", config["mlp_ratio"], 0, 1e6, open_low=True)
-    check_flag(zero_init=config["zero_init"])
+    check_flag(zero_init=config["zero_init"], rotary=config["rotary"])
     for whole, part, divisor in (
         ("hidden_size", "num_heads", config["num_heads"]),
         ("hidden_size", "4 (a sine and a cosine for each of two axes)", 4),
@@ -242,3 +257,9 @@ def _check_sizes(config: dict[str, Any]) -> None:
     ):
         if config[whole] % divisor:
             raise ConfigError(f"{whole} is {config[whole]}; it must be a multiple of {part}.")
+    if config["rotary"] and config["hidden_size"] // config["num_heads"] % 4:
+        raise ConfigError(
+            f"hidden_size {config['hidden_size']} over num_heads {config['num_heads']} must be a "
+            "multiple of 4 with rotary=True: a cosine and a sine turn two numbers on each of two "
+            "axes. Change one of them, or leave rotary out."
+        )

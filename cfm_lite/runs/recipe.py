@@ -51,6 +51,7 @@ TIMES: dict[str, Callable[..., Any]] = {
     "uniform": draws.uniform_time,
     "logit_normal": draws.logit_normal_time,
     "lognormal": draws.lognormal_time,
+    "shifted": draws.shifted_time,
 }
 COUPLINGS = {"independent": draws.independent, "minibatch_ot": draws.minibatch_ot}
 SOLVERS = {
@@ -226,6 +227,7 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
                 context_length=captions.LENGTH,
                 vocab_size=len(captions.VOCABULARY),
                 zero_init=True,
+                rotary=True,
             )
         if recipe.model == "unet":
             return UNet(
@@ -524,7 +526,7 @@ def cifar10_sit() -> Recipe:
 def words() -> Recipe:
     """Pictures from words with a small MMDiT: 64 patches of 4x4 pixels beside 16 words.
 
-    Its steps are too few: most colours come out right, most shapes do not yet.
+    Most of a picture is background, and its standard deviation is 0.3: times are shifted for that.
     """
     return Recipe(
         dataset="words",
@@ -534,12 +536,13 @@ def words() -> Recipe:
         num_heads=4,
         patch_size=4,
         perturb="channel_shuffle",
-        batch=64,
-        steps=4000,
-        lr=1.5e-3,
+        time="shifted",
+        batch=32,
+        steps=12_000,
+        lr=3e-3,
         warmup=100,
         cooldown=0.5,
-        ema=0.998,
+        ema=0.999,
         precision="auto",
         sample_steps=20,
         guidance=2.0,

@@ -80,8 +80,9 @@ ELSEWHERE: dict[str, str] = {
         engine.sharded.spread engine.sharded.weights metrics.check_covariance perturbations.shuffle_share models.embed.LabelEmbedder
         models.embed.Labelled models.embed.Network
         models.embed.TimestepEmbedder models.embed.autocasting models.embed.check_blocks models.embed.check_input
-        models.embed.in_float32 models.embed.sincos_1d models.embed.sincos_2d models.embed.time_frequencies
-        models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward models.sit.FinalLayer models.sit.PatchEmbed
+        models.embed.in_float32 models.embed.rotary_2d models.embed.rotate models.embed.sincos_1d models.embed.sincos_2d
+        models.embed.time_frequencies models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward
+        models.sit.FinalLayer models.sit.PatchEmbed
         data.captions.Scene data.captions.Thing data.captions.encode data.captions.is_held_out data.captions.sentence
         data.captions.shows
         evaluate.reader.Reader evaluate.reader.Score evaluate.reader.one_word_off evaluate.reader.reader_for
