@@ -127,7 +127,7 @@ def shifted_time(
     Reference: Esser et al. 2024 (arXiv:2403.03206), section 5.3.2, there for resolutions.
 
     >>> shifted_time(2, generator=torch.Generator().manual_seed(0))
-    tensor([0.7667, 0.9170])
+    tensor([0.7666, 0.9170])
     """
     shift = check_number("shift", shift, 0, math.inf, open_low=True)
     u = uniform_time(n, generator=generator, device=device)
