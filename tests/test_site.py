@@ -27,7 +27,7 @@ PINNED = {
     "samplers": "euler midpoint heun rk4 trajectory sample sample_adaptive sample_sde log_prob",
     "metrics": "frechet_distance frechet precision_recall inception_score sliced_wasserstein mmd straightness drift",
     "training": "Trainer",
-    "widgets": "exact_field trajectories divergence wrong_velocities guidance features",
+    "widgets": "exact_field trajectories divergence wrong_velocities guidance features words",
     "course": "check say pick",
     "evaluate.judges": "judge_for assess",
     "pretrained": "load",

@@ -12,14 +12,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ipywidgets = pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
 
-from cfm_lite import theory, widgets  # noqa: E402
-from cfm_lite.data import toy  # noqa: E402
-from cfm_lite.errors import ConfigError  # noqa: E402
-from cfm_lite.widgets import _widget  # noqa: E402
+from cfm_lite import pretrained, runs, theory, widgets  # noqa: E402
+from cfm_lite.data import captions, toy  # noqa: E402
+from cfm_lite.errors import CheckpointError, ConfigError  # noqa: E402
+from cfm_lite.runs.recipe import build_model, recipe  # noqa: E402
+from cfm_lite.runs.sampling import draw_run, settings_of  # noqa: E402
+from cfm_lite.widgets import _widget, _words  # noqa: E402
 
 EXPLORERS = {
     name: getattr(widgets, name) for name in widgets.__all__ if name not in ("Explorer", "alive")
@@ -28,6 +31,23 @@ every_explorer = pytest.mark.parametrize("name", EXPLORERS)
 
 
 MADE = {}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """An untrained network of `words`: what is drawn is not looked at."""
+    chosen = recipe("words").changed(hidden_size=32, depth=1, num_heads=2, sample_steps=2)
+    spec = runs.Spec((3, 32, 32), 0, "captions")
+    return runs.Run(chosen, build_model(chosen, spec).eval(), spec=spec)
+
+
+@pytest.fixture(autouse=True)
+def drawing(tiny, monkeypatch):
+    drawn = _words._drawn
+    drawn.cache_clear()
+    monkeypatch.setattr(_words, "_run", lambda: tiny)
+    yield
+    drawn.cache_clear()
 
 
 @pytest.fixture
@@ -221,3 +241,86 @@ def test_no_text_of_a_saved_notebook_can_end_its_script():
     page = _export._page(model, {"e": {"content": "0"}}, [], "", 1)
     assert page.count("</script>") == 2
     assert "<img>" not in page
+
+
+def test_a_prompt_sets_the_controls_and_a_wrong_one_is_refused():
+    explorer = widgets.words("a small green two above a pink cross", guidance=4.0, seed=3)
+    assert (explorer.size, explorer.colour, explorer.kind) == ("small", "green", "two")
+    assert (explorer.relation, explorer.size2, explorer.kind2) == ("above", "", "cross")
+    assert explorer.scene == captions.parse("a small green two above a pink cross")
+    assert explorer.picture["caption"] == "a small green two above a pink cross"
+    explorer.relation = ""
+    assert explorer.scene == captions.parse("a small green two")
+    for wrong, said in (("a red sevn", "did you mean 'seven'"), ("", "empty"), ("red", "0 things")):
+        with pytest.raises(ConfigError, match=said):
+            widgets.words(wrong)
+    with pytest.raises(ConfigError, match="guidance is 99"):
+        widgets.words(guidance=99.0)
+
+
+def test_a_picture_from_words_is_the_one_that_the_command_samples(tiny):
+    scene, away = captions.parse("a red seven left of a blue star"), "a pink seven"
+    given = {"seed": 4, "guidance": 3.0, "negative": away, "prompts": (captions.sentence(scene),)}
+    expected, _ = draw_run(tiny, settings_of(tiny, 1, **given))
+    assert torch.equal(_words._sampled([scene], 3.0, 4, away), expected)
+    shelf = _words._sampled([captions.parse("a pink cross"), scene], 3.0, 4, away)
+    torch.testing.assert_close(shelf[1:], expected)
+
+
+def test_several_values_are_one_picture(monkeypatch):
+    explorer, drawn = widgets.words(), []
+    monkeypatch.setattr(_words, "_drawn", lambda *asked: drawn.append(asked) or {})
+    explorer.set(colour="pink", kind="cross", seed=2, guidance=1.5)
+    assert set(drawn) == {(explorer.scene, 1.5, 2, "")}
+    with pytest.raises(ConfigError):
+        explorer.set(kind="two", seed=99)
+    assert explorer.kind == "cross"
+
+
+def test_the_shelf_needs_no_network_and_what_is_wrong_is_told_on_the_page(monkeypatch):
+    def missing():
+        raise CheckpointError("there is no network")
+
+    monkeypatch.setattr(_words, "_run", missing)
+    explorer = widgets.words("a pink cross")
+    assert explorer.picture == {}
+    explorer.seed = 5
+    assert explorer.picture == {"problem": "there is no network"}
+    explorer.seed = 0
+    assert explorer.picture == {}
+    explorer.set_state({"colour": "mauve"})
+    assert "mauve" in explorer.picture["problem"]
+    assert explorer.colour == "pink"
+    explorer.set_state({"colour": "green"})
+    assert (explorer.colour, explorer.picture) == ("green", {})
+
+
+def test_the_shelf_is_small_and_says_what_the_reader_reads_in_it():
+    data = widgets.words()._data
+    assert len(data["png"]) < 200_000
+    assert len(data["shelf"]) == 2 * (len(captions.COLOURS) * len(captions.KINDS) + 4)
+    assert set(data["film"]) < set(data["shelf"])
+    for told in data["shelf"].values():
+        seen = captions.parse(" ".join(told["read"]))
+        assert told["right"] == captions.shows(captions.parse(told["caption"]), seen)
+
+
+def test_what_is_read_is_told_from_the_side_that_was_asked(monkeypatch):
+    """The reader always says "left of" or "above"; "right of" and "below" speak from there."""
+    red, blue = captions.Thing("seven", "red", "large"), captions.Thing("star", "blue", "small")
+    seen = captions.Scene((blue, red), "left")
+    reader = type("Told", (), {"read": lambda self, x: [seen] * len(x)})()
+    monkeypatch.setattr(_words, "reader_for", lambda: reader)
+    asked = [captions.parse(f"a red seven {way} of a blue star") for way in ("right", "left")]
+    right, left = _words._told(torch.zeros(2, 3, 32, 32), asked)
+    assert right["read"] == ["a large red seven", "right of a small blue star"]
+    assert left["read"] == ["a small blue star", "left of a large red seven"]
+    assert (right["right"], left["right"]) == (True, False)
+
+
+@pytest.mark.skipif("words" not in pretrained.RECIPES, reason="no network of words ships yet")
+def test_the_shelf_was_drawn_by_the_network_that_ships():
+    with Image.open(_words.SHELF) as image:
+        assert image.text["weights"] == pretrained.run_of("words").weights, (
+            "run: python -m cfm_lite.widgets._words"
+        )

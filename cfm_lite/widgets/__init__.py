@@ -4,7 +4,8 @@ without anything being trained and without a kernel.
 `exact_field` shows what attracts and what repels; `trajectories` where particles go and how they
 drift; `own_data` both, on data that a hand draws; `training` how a network learns such a field;
 `divergence` what happens as λ goes to 1; `wrong_velocities` what VeCoR pushes away from; `guidance`
-how guidance and repulsion meet; `features` what a dispersive loss does to the features of a batch.
+how guidance and repulsion meet; `features` what a dispersive loss does to the features of a batch;
+`words` what a network draws for a caption: there Python draws, so it asks a kernel.
 `alive` puts the explorers of a saved notebook into plain HTML.
 """
 
@@ -22,6 +23,7 @@ from cfm_lite.widgets._own_data import own_data  # noqa: E402
 from cfm_lite.widgets._training import training  # noqa: E402
 from cfm_lite.widgets._trajectories import trajectories  # noqa: E402
 from cfm_lite.widgets._widget import Explorer  # noqa: E402
+from cfm_lite.widgets._words import words  # noqa: E402
 from cfm_lite.widgets._wrong_velocities import wrong_velocities  # noqa: E402
 
 __all__ = [
@@ -34,5 +36,6 @@ __all__ = [
     "own_data",
     "training",
     "trajectories",
+    "words",
     "wrong_velocities",
 ]

@@ -173,7 +173,8 @@ ELSEWHERE: dict[str, str] = {
         widgets._export.alive widgets._features.features widgets._guidance.guidance
         widgets._networks.packed widgets._own_data.own_data
         widgets._training.training widgets._trajectories.trajectories widgets._widget.Explorer
-        widgets._widget.described widgets._wrong_velocities.wrong_velocities
+        widgets._widget.described widgets._words.words
+        widgets._wrong_velocities.wrong_velocities
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
         cli.compare.report_suite cli.compare.time_steps evaluate.measures.judge_of evaluate.measures.measure

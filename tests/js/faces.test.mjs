@@ -17,13 +17,14 @@ import { guidance } from "../../cfm_lite/widgets/js/faces/guidance.js";
 import { ownData } from "../../cfm_lite/widgets/js/faces/own_data.js";
 import { training } from "../../cfm_lite/widgets/js/faces/training.js";
 import { trajectories } from "../../cfm_lite/widgets/js/faces/trajectories.js";
+import { words } from "../../cfm_lite/widgets/js/faces/words.js";
 import { wrongVelocities } from "../../cfm_lite/widgets/js/faces/wrong_velocities.js";
 import { asked, linkTo, read as readLink } from "../../cfm_lite/widgets/js/page/link.js";
 
 const read = (name) => JSON.parse(readFileSync(join(process.env.CFM_LITE_FIXTURES, name), "utf8"));
 const networks = read("networks.json");
 const given = read("given.json");
-const FACES = [divergence, exactField, features, guidance, ownData, training, trajectories, wrongVelocities];
+const FACES = [divergence, exactField, features, guidance, ownData, training, trajectories, words, wrongVelocities];
 
 /** What a face shows once all long work is done, and the line that it says. */
 function shown(scene, values) {
@@ -101,6 +102,27 @@ test("what a hand cannot show is said in plain words", () => {
   assert.throws(() => exactField.make({}).compute({ ...exactField.values({}), weight: 1 }, () => {}), /no minimum/);
   assert.throws(() => ownData.make({}).compute({ ...ownData.values({}), mixture: { ...TWO_CLASSES, weights: [], means: [], stds: [], labels: [] } }, () => {}), /no component/);
   assert.throws(() => trajectories.make({}).compute({ ...trajectories.values({}), field: "toy_fm" }, () => {}), /not on this page/);
+});
+
+test("a picture from words is the shelf's, or Python's under the name that both give it; the newest stands first", () => {
+  const data = given.words;
+  const [scene, start] = [words.make(data), words.values(data)];
+  const at = (values) => scene.compute({ ...start, ...values }, () => {});
+  assert.equal(at({}).film.length, 4);
+  const [{ values: alone }, { values: two, key }] = read("fixtures.json").keys;
+  const shelved = at(alone);
+  assert.ok(!shelved.waiting && shelved.film[0].index > 0);
+  assert.match(scene.say(shelved, {}), /^Asked: a cyan two \(guidance 1, noise 0\)/);
+  const asked = at(two);
+  assert.ok(asked.waiting && asked.film[0].caption === "a cyan two");
+  assert.match(scene.say(asked, {}), /Without a kernel/);
+  const picture = { key, png: "", caption: "what was asked", read: ["this", "beside that"], right: false };
+  const drawn = at({ ...two, picture });
+  assert.deepEqual(drawn.film.map((one) => one.caption).slice(0, 2), ["what was asked", "a cyan two"]);
+  assert.equal(drawn.film.length, 4);
+  assert.match(scene.say(drawn, {}), /away from red\)\. Read: this beside that\. That is not what was asked\.$/);
+  assert.ok(at({ ...alone, picture }).film[0].caption === "a cyan two" && at({}).film.length === 4); // each stands there once
+  assert.throws(() => at({ ...two, picture: { problem: "no network" } }), /no network/);
 });
 
 for (const face of FACES) {

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from cfm_lite import guidance, losses, metrics, pretrained, samplers, theory, widgets
-from cfm_lite.data import toy
+from cfm_lite.data import captions, toy
 from cfm_lite.models import MLP
 from cfm_lite.paths import PATHS
+from cfm_lite.widgets import _words
 from cfm_lite.widgets._networks import packed
 
 F64 = torch.float64
@@ -286,6 +287,24 @@ def _gradients() -> list[dict[str, Any]]:
     return cases
 
 
+def _keys() -> list[dict[str, Any]]:
+    """The page's values beside the name that Python gives their picture."""
+    one = {"relation": "", "size": "", "colour": "cyan", "kind": "two", "guidance": 1.0, "seed": 0}
+    one |= {"size2": "small", "colour2": "red", "kind2": "cross", "negative": ""}
+    two = one | {
+        "relation": "below",
+        "size": "large",
+        "guidance": 1.5,
+        "seed": 9,
+        "negative": "red",
+    }
+    scenes = (captions.parse(told) for told in ("cyan two", "large cyan two below small red cross"))
+    return [
+        {"values": v, "key": _words._key(scene, v["guidance"], v["seed"], v["negative"])}
+        for v, scene in zip((one, two), scenes)
+    ]
+
+
 def write(folder: Path) -> None:
     """Write fixtures.json, networks.json, and what Python gives each explorer: given.json."""
     cases = {
@@ -296,6 +315,7 @@ def write(folder: Path) -> None:
         "networks": _networks(),
         "dispersive": _dispersive(),
         "gradients": _gradients(),
+        "keys": _keys(),
     }
     (folder / "fixtures.json").write_text(json.dumps(cases), encoding="utf-8")
     names = ("toy_fm", "toy_delta_fm", "toy_vecor", "toy_dispersive")

@@ -10,10 +10,11 @@ import { guidance } from "./faces/guidance.js";
 import { ownData } from "./faces/own_data.js";
 import { training } from "./faces/training.js";
 import { trajectories } from "./faces/trajectories.js";
+import { words } from "./faces/words.js";
 import { wrongVelocities } from "./faces/wrong_velocities.js";
 
 /** @type {Record<string, import("./page/explorer.js").Face>} */
-export const FACES = Object.fromEntries([exactField, trajectories, ownData, divergence, wrongVelocities, features, guidance, training].map((face) => [face.name, face]));
+export const FACES = Object.fromEntries([exactField, trajectories, ownData, divergence, wrongVelocities, features, guidance, training, words].map((face) => [face.name, face]));
 
 let linked = false; // the first explorer that the page's link asks for has taken its state
 

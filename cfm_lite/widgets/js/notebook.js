@@ -55,15 +55,16 @@ async function render({ model, el }) {
       timer ||= window.setTimeout(tell, Math.max(0, TOLD - (performance.now() - last)));
     },
   });
-  const heard = () => {
-    if (!ours) explorer?.set(values());
-  };
+  // only what changed: others may wait here to be told
+  const heard = names.map((name) => () => {
+    if (!ours) explorer?.set({ [name]: model.get(name) });
+  });
   const renewed = () => explorer?.setData(data());
-  for (const name of names) model.on(`change:${name}`, heard);
+  for (const [i, name] of names.entries()) model.on(`change:${name}`, heard[i]);
   model.on("change:_data", renewed);
   return () => {
     if (timer) tell();
-    for (const name of names) model.off(`change:${name}`, heard);
+    for (const [i, name] of names.entries()) model.off(`change:${name}`, heard[i]);
     model.off("change:_data", renewed);
     explorer?.destroy();
   };

@@ -37,7 +37,7 @@ import { run } from "./work.js";
  */
 /** @typedef {{job: string, input: any, done: (result: any) => void}} Task long work: a job of engine/jobs.js, and who gets its result */
 /** @typedef {(task: Task) => void} Wait while one task is at work another one is not taken: its end draws anew, which asks again */
-/** @typedef {{canvas: HTMLCanvasElement, values: () => Values, set: (change: Values) => void, say: (text: string) => void, controls: HTMLElement}} Hand */
+/** @typedef {{canvas: HTMLCanvasElement, values: () => Values, set: (change: Values) => void, say: (text: string) => void, paint: () => void, controls: HTMLElement}} Hand */
 
 const WORDS = 100; // ms between two texts: a new one is laid out by the whole page, and nobody reads faster
 const QUIET = 700; // ms after the last change at which a screen reader is told
@@ -115,6 +115,7 @@ export class Explorer {
       values: () => this.values,
       set: (change) => this.set(change, true),
       say: (text) => this.say(text),
+      paint: () => this.repaint(),
     });
     row.append(...this.share());
     // JupyterLab would take the arrow keys for itself
@@ -149,6 +150,11 @@ export class Explorer {
   /** The page may have become light or dark. */
   recolour() {
     this.colours = undefined;
+    this.repaint();
+  }
+
+  /** The same picture once more, as what it is painted with has changed. */
+  repaint() {
     this.paintOnly = true;
     this.wake();
   }
@@ -156,8 +162,7 @@ export class Explorer {
   /** A hint behind the line, until the next change. @param {string} text */
   say(text) {
     this.hint = text;
-    this.paintOnly = true;
-    this.wake();
+    this.repaint();
   }
 
   /** A frame is asked for only where there is something to do. */
