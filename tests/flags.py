@@ -118,6 +118,7 @@ _VALUES = {
     "latents": "L", "model": "SiT-S/2", "size": "64", "log": "tensorboard", "log_every": "1", "price": "2", "micro_batch": "8",
     "parallel": "fsdp", "images": "L", "features": "L", "start": "file", "format": "repa", "teacher": "random", "ranks": "2",
     "interval": "0.2 0.8", "batch": "3", "vae": "tiny", "rows": "9", "workers": "2", "mirrors": "2", "out": "O",
+    "captions": "file", "text": "file",
 }  # fmt: skip
 _FULL = {f.name for f in dataclasses.fields(cli.ScaleTrain)} - {
     f.name for f in dataclasses.fields(cli.Train)
@@ -261,12 +262,17 @@ REFUSED = [
     ("demo --quick --out new --seed -1", "seed is -1"),
     *(
         (f"prepare digits {flag(name)}", f"--{name}. cfm-lite scale prepare has it")
-        for name in ("images", "out", "size", "vae", "batch", "rows", "workers", "latents", "teacher", "mirrors")
+        for name in ("images", "out", "captions", "size", "vae", "batch", "rows", "workers", "latents", "teacher", "mirrors")
     ),
     ("scale prepare --images pictures", "give a folder with --out"),
     ("scale prepare --images pictures --out new --teacher random", "give --latents LATENTS too"),
     ("scale prepare --images pictures --out new --mirrors 2", "give --latents LATENTS too"),
-    *((f"scale prepare --latents L --out new {flag(name)}", f"--{name} is for latents") for name in ("size", "vae", "rows", "workers")),
+    *(
+        (f"scale prepare --latents L --out new {flag(name)}", f"--{name} is for latents")
+        for name in ("captions", "size", "vae", "rows", "workers")
+    ),
+    ("scale prepare --captions file --out new", "give their folder with --images"),
+    ("scale prepare --captions file --images pictures --out new", "cannot be read as captions"),
     ("scale prepare --images pictures --out file", "file is no folder"),
     ("scale prepare --images pictures --out pictures --vae tiny", "which this command reads"),
     ("scale prepare --images nowhere --out new --vae tiny", "nowhere"),

@@ -35,6 +35,8 @@ class ScalePrepare(OnDevice):
     """A folder of class folders, a tar of it, or of one tar a class (default: the 63 samples)."""
     out: OptionalPath = None
     """The folder for the latents or the features."""
+    captions: OptionalPath = None
+    """Captions of the images, in place of classes: MS-COCO's JSON, or a TSV of caption and file."""
     size: int = 256
     """Pixels a side, such as 256 or 512."""
     vae: str = "sd-vae-ft-ema"
@@ -64,11 +66,12 @@ class ScalePrepare(OnDevice):
                 ["teacher", "mirrors"],
                 "is for the teacher's features of some latents; give --latents LATENTS too.",
             )
-            settings = {name: getattr(self, name) for name in ("size", "batch", "rows", "workers")}
+            names = ("captions", "size", "batch", "rows", "workers")
+            settings = {name: getattr(self, name) for name in names}
             show(commands.prepare_command(self.images, self.out, self.device, self.vae, **settings))
             return
         self.refuse(
-            ["size", "vae", "rows", "workers"],
+            ["captions", "size", "vae", "rows", "workers"],
             "is for latents, and with --latents features are made; leave it out.",
         )
         settings = {"mirrors": self.mirrors, "batch": self.batch}

@@ -56,13 +56,14 @@ HELD = frozenset({"val", "valid", "validation", "test", "testing"})
 
 
 class ImageFile(NamedTuple):
-    """One image. `key` is its path below the root, with forward slashes; latents and labels are
-    found by it.
+    """One image. `key` is its path below the root, with forward slashes; latents, labels and
+    captions are found by it.
     """
 
     key: str
     path: Path
     label: int
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

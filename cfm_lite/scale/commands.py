@@ -11,6 +11,7 @@ from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite._internal.places import check_folder
 from cfm_lite.data import archive, images
 from cfm_lite.data.latents import Latents, Pictures
+from cfm_lite.data.latents.captions import captioned
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.data.latents.features import encode_features
 from cfm_lite.data.latents.prepare import prepare
@@ -37,21 +38,40 @@ __all__ = [
 LOGS = ("json", "tensorboard")
 
 
-def prepare_command(source: Path | None, out: Path, device: str, vae: str, **settings: Any) -> str:
-    """Encode a folder (or a tar) of images, by default the 63 samples. Returns what to print."""
+def prepare_command(
+    source: Path | None,
+    out: Path,
+    device: str,
+    vae: str,
+    captions: Path | None = None,
+    **settings: Any,
+) -> str:
+    """Encode a folder (or a tar) of images, by default the 63 samples. Returns what to print.
+
+    With a file of `captions` the images are those that it names, and have captions, not classes.
+    """
     rank, world, _ = ranks_of_environment()
-    check_folder(out, inputs=[] if source is None else [source])
-    found = images.find(source or archive.samples())
+    check_folder(out, inputs=[path for path in (source, captions) if path is not None])
+    if captions is not None and source is None:
+        raise ConfigError("--captions speak of images; give their folder with --images DIR.")
+    found, without = (
+        (images.find(source or archive.samples()), "")
+        if captions is None
+        else captioned(captions, str(source))
+    )
     codec = open_codec(vae, device=runs.pick_device(device))
     index = prepare(found, out, codec, rank=rank, world=world, **settings)
     if index is None:
         return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
-    left_out = "".join(f"\nleft out {key}: {reason}" for key, reason in index["skipped"][:10])
+    left_out = f"\nleft out: {without}" if without else ""
+    left_out += "".join(f"\nleft out {key}: {reason}" for key, reason in index["skipped"][:10])
+    said = sum(len(file.captions) for file in found.files)
+    holds = f"with {said:,} captions" if said else f"of {len(index['classes'])} classes"
     mean, std = (
         " ".join(f"{x:+.3f}" for x in index[name]) for name in ("channel_mean", "channel_std")
     )
     return (
-        f"{index['rows_total']} images of {len(index['classes'])} classes at {index['size']} "
+        f"{index['rows_total']} images {holds} at {index['size']} "
         f"pixels, both mirrors, in {out}\n"
         f"scaled latents {tuple(index['shape'])}: channel means {mean}, deviations {std}{left_out}"
     )

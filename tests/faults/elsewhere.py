@@ -45,7 +45,8 @@ ELSEWHERE: dict[str, str] = {
         data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
         data.datasets.codec_for data.datasets.each_image_set data.datasets.image_rows data.images.centre_crop
         data.images.decode data.images.find data.images.flat data.images.layout
-        data.images.load data.images.opened data.images.read data.latents.codec.Codec data.latents.codec.Scaling
+        data.images.load data.images.opened data.images.read data.latents.captions.captioned
+        data.latents.captions.one_each data.latents.captions.read_captions data.latents.codec.Codec data.latents.codec.Scaling
         data.latents.codec.open_codec data.latents.codec.tiny_vae data.latents.features.TeacherFeatures
         data.latents.features.encode_features data.latents.prepare.plan_of data.latents.prepare.prepare
         data.latents.reader.Latents data.latents.reader.Pictures data.latents.reader.part_of data.latents.reader.prefetch

@@ -62,6 +62,7 @@ ACTS = {  # as in tests/flags.py
         _PREPARE,
         "scale prepare --images pictures --vae tiny --size 32 --out P",
     ),
+    ("scale prepare", "captions"): (_PREPARE, "--captions said.tsv"),
     ("scale prepare", "size"): (
         _PREPARE,
         "scale prepare --images pictures --vae tiny --size 64 --out O",

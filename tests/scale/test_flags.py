@@ -38,6 +38,11 @@ def home(pictures, folder, run, data, tmp_path_factory):
     made_folder(home / "others", classes=2, each=2)
     for path in (home / "others" / "class0").iterdir():
         path.rename(path.with_name(f"other-{path.name}"))
+    told = [
+        f"a picture\t{path.relative_to(home / 'pictures')}"
+        for path in (home / "pictures").rglob("*.png")
+    ]
+    (home / "said.tsv").write_text("\n".join(told), encoding="utf-8")
     tiny_vae(3).save_pretrained(home / "folder_of_vae")
     torch.manual_seed(0)
     network = SiT(input_size=4, num_classes=3, **MODELS["SiT-Ti/2"])

@@ -43,7 +43,9 @@ def plan_of(images: ImageFolder, codec: Codec, size: int, rows: int = 1024) -> P
             f"size is {size}; it must be a multiple of {codec.factor}, such as {near}."
         )
     digest = hashlib.sha256(
-        "\n".join(f"{file.label} {file.key}" for file in images.files).encode()
+        "\n".join(
+            "\t".join([f"{file.label} {file.key}", *file.captions]) for file in images.files
+        ).encode()
     ).hexdigest()
     side = size // codec.factor
     scaling = codec.scaling
@@ -115,7 +117,8 @@ def prepare(
                     key,
                 )
     if all(shards.facts_path(out, i).exists() for i in range(plan.shards)):
-        return shards.write_index(out, plan)
+        said = {file.key: file.captions for file in images.files if file.captions}
+        return shards.write_index(out, plan, said)
     return None
 
 

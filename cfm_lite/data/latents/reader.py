@@ -8,14 +8,15 @@ noise. Moments stay on disk, memory-mapped; only labels are read at the start.
 """
 
 import contextlib
+import json
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite.data import images as image_files
 from cfm_lite.data.batches import fitting, row_numbers
 from cfm_lite.data.latents import shards
+from cfm_lite.data.latents.captions import pick
 from cfm_lite.data.latents.codec import Scaling
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import ConfigError, DataError
@@ -36,12 +38,22 @@ CHECKED_AT_ONCE = 2**30
 T = TypeVar("T")
 
 
+class Encoder(Protocol):
+    """What makes features (B, L, D) of captions, as `models.text.ClipText` does."""
+
+    length: int
+    dim: int
+
+    def __call__(self, captions: Sequence[str], /) -> Tensor: ...
+
+
 class Latents(shards.Mapped):
     """The latents in a folder that `cfm-lite scale prepare` wrote.
 
     `shape` is (C, h, w) of one latent. `labels` (N,) int64 are in [0, num_classes - 1], and
-    `classes` are their names. `mean` (C, h, w) is E[x1]. `scaling` is the codec's, and `index`
-    holds the rest. `check="sizes"` or "hashes" chooses what is checked at once; the default checks
+    `classes` are their names. A set with captions has no classes; `text`, once it is set, makes
+    features of captions. `mean` (C, h, w) is E[x1]. `scaling` is the codec's, and `index` holds the
+    rest. `check="sizes"` or "hashes" chooses what is checked at once; the default checks
     hashes if the set is below 1 GiB. Raises DataError for latents that are unfinished, damaged or
     missing.
     """
@@ -53,13 +65,15 @@ class Latents(shards.Mapped):
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.classes: tuple[str, ...] = tuple(index["classes"])
         self.num_classes, self.size = len(self.classes), int(index["size"])
+        self.condition = "captions" if shards.CAPTIONS in index["files"] else "labels"
+        self.text: Encoder | None = None
         self.scaling = Scaling(index["scale"], index["shift"])
         super().__init__(place, index, (2, 2, *self.shape), f"{shards.AGAIN} {place}")
         self.labels = torch.from_numpy(self._small("labels.npy").astype(np.int64))
         self.mean = torch.from_numpy(self._small("mean.npy"))
         if len(self.labels) != len(self) or (
             len(self)
-            and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes
+            and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < max(1, self.num_classes)
         ):
             raise DataError(
                 f"{self.folder / 'labels.npy'} does not fit the {len(self)} latents of "
@@ -89,6 +103,39 @@ class Latents(shards.Mapped):
                 f"{path} does not name {len(self)} images below their folder. Prepare again."
             )
         return keys
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        """(L, D) of a caption's features; () without a text encoder."""
+        return () if self.text is None else (self.text.length, self.text.dim)
+
+    @cached_property
+    def captions(self) -> list[tuple[str, ...]]:
+        """The captions of each row. They are read on first use."""
+        path = self.folder / shards.CAPTIONS
+        shards.check_hash(path, self.index["files"][path.name])
+        told = [tuple(json.loads(line)) for line in path.read_text("utf-8").split("\n")]
+        if len(told) != len(self) or not all(told):
+            raise DataError(f"{path} does not fit the {len(self)} latents. Prepare again.")
+        return told
+
+    def conditions(self, rows: Tensor, seed: int, step: int, shard: int) -> Tensor:
+        """What the rows (B,) of one shard of a batch show: labels (B,), or the features (B, L, D)
+        of one random caption each, keyed by (seed, step, shard).
+        """
+        if self.condition == "labels":
+            return self.labels[rows]
+        if self.text is None:
+            raise ConfigError(
+                f"the latents in {self.folder} have captions, and there is no text encoder for "
+                "them; set `text`, such as ClipText()."
+            )
+        said = [self.captions[row] for row in rows.tolist()]
+        return self.text(pick(said, keyed_generator("cpu", seed, step, shard, "captions")))
+
+    def folder_of(self, images: str | Path) -> Path:
+        """The folder below which the keys lie: `images`, or what a tar or train/ in it holds."""
+        return image_files.layout(images) if self.classes else image_files.flat(images).root
 
     def _small(self, name: str) -> np.ndarray:
         shards.check_hash(self.folder / name, self.index["files"][name])
@@ -146,7 +193,7 @@ class Latents(shards.Mapped):
         features: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, ...]]:
         """Endless (x1, y) of this rank's part of global batches of `size` rows, from batch number
-        `start` on.
+        `start` on; y is what `conditions` gives.
 
         Rank r of `world` holds the r-th part of each batch, in whole shards. A third tensor follows
         in two cases. `images` is the folder that the latents were made of: it holds their pixels
@@ -163,13 +210,17 @@ class Latents(shards.Mapped):
         ):
             mine = numbers[rank * local : (rank + 1) * local]
             first = rank * local // shard
-            z, mirrored = zip(
+            z, mirrored, y = zip(
                 *[
-                    self.draw(rows, seed, step, first + i, mirror=mirror)
+                    (
+                        *self.draw(rows, seed, step, first + i, mirror=mirror),
+                        # shard by shard, because rounding depends on how many are encoded at once
+                        self.conditions(rows, seed, step, first + i),
+                    )
                     for i, rows in enumerate(mine.split(shard))
                 ]
             )
-            batch = (torch.cat(z), self.labels[mine])
+            batch = (torch.cat(z), torch.cat(y))
             yield batch if third is None else (*batch, third(mine, torch.cat(mirrored)))
 
 
@@ -177,7 +228,7 @@ class Pictures:
     """The images that latents were made of, found by key. A teacher needs them."""
 
     def __init__(self, latents: Latents, folder: Path, workers: int = 4) -> None:
-        self.latents, self.root = latents, image_files.layout(folder)
+        self.latents, self.root = latents, latents.folder_of(folder)
         self.pool = ThreadPoolExecutor(workers)
 
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Latents on disk: hashed, memory-mapped shards of moments, and an index that is written last.
 
     LATENTS/  plan.json   shard-00000.npy  shard-00000.json  ...
-              labels.npy  keys.txt  mean.npy  index.json
+              labels.npy  keys.txt  mean.npy  index.json, and with captions captions.jsonl
 
 A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and
 of its mirror image. Its .json holds keys, labels, skipped images and two SHA-256: of the .npy and
@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -52,6 +52,7 @@ __all__ = [
 
 FORMAT = 1
 INDEX = "index.json"
+CAPTIONS = "captions.jsonl"  # a line for each row: a list of its captions
 PLAN = "plan.json"
 AGAIN = "Make it again: cfm-lite scale prepare --images DIR --out"
 
@@ -287,17 +288,20 @@ def ask_for(array: np.ndarray, row: int, mirror: int) -> None:
     array.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
 
-def write_index(folder: Path, plan: Plan) -> dict[str, Any]:
+def write_index(
+    folder: Path, plan: Plan, captions: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Any]:
     """Check every shard, then write labels, keys and mean, and the index last. Returns the index.
 
+    `captions` are those of each key, for a set that has captions in place of classes.
     Raises DataError for a shard that is missing or damaged. Raises DataError, with examples, if
     more than 1 % of the images (and more than three) could not be read.
     """
     with alone(folder, "index"):
-        return _write_index(folder, plan)
+        return _write_index(folder, plan, captions or {})
 
 
-def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
+def _write_index(folder: Path, plan: Plan, captions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     key = hash_of(json.loads(json.dumps(asdict(plan))))
     facts = [read_facts(folder, number) for number in range(plan.shards)]
     skipped = [entry for shard in facts for entry in shard.skipped]
@@ -316,6 +320,9 @@ def _write_index(folder: Path, plan: Plan) -> dict[str, Any]:
         "keys.txt": "\n".join(name for shard in facts for name in shard.keys).encode(),
         "mean.npy": npy(mean.float().numpy()),
     }
+    if captions:
+        told = [json.dumps(captions[name]) for shard in facts for name in shard.keys]
+        parts[CAPTIONS] = "\n".join(told).encode()
     forget_halves(folder, PLAN, INDEX, *parts)
     for name, content in parts.items():
         write(folder / name, content)

@@ -1,0 +1,123 @@
+"""Images with captions, as MS-COCO and CC3M publish them.
+
+    FILE.json   {"images": [{"id": 9, "file_name": "a.jpg"}, ...],
+                 "annotations": [{"image_id": 9, "caption": "a dog on a mat"}, ...]}
+    FILE.tsv    a caption, a tab and the name of its image file, on each line
+
+An image may have several captions; a training step takes one of them at random. Reference: Chen et
+al. 2015 (COCO captions, arXiv:1504.00325).
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cfm_lite._internal.checks import in_one_line, parse_json
+from cfm_lite._internal.places import AnyPath
+from cfm_lite.data import images
+from cfm_lite.data.images import ImageFolder
+from cfm_lite.draws import keyed_generator
+from cfm_lite.errors import CFMError, DataError
+
+__all__ = ["captioned", "one_each", "read_captions"]
+
+FORMS = "MS-COCO's captions JSON (images, annotations), or a TSV of caption and file name"
+
+
+def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """({file name: its captions}, captions of no image) of a captions file, sorted by name.
+
+    A listed image without a caption has an empty tuple. Raises DataError for a file that is
+    missing, damaged or of another form.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "c.tsv"
+    >>> _ = path.write_text("a dog\\ta.jpg\\na brown dog\\ta.jpg\\n")
+    >>> read_captions(path)[0]
+    {'a.jpg': ('a dog', 'a brown dog')}
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        names, said = _tsv(text) if Path(file).suffix == ".tsv" else _coco(text)
+        found: dict[str, list[str]] = {name: [] for name in sorted(names.values())}
+        lost = []
+        for image, caption in said:
+            if (words := " ".join(caption.split())) and image in names:
+                found[names[image]].append(words)
+            elif words:
+                lost.append(words)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, CFMError) as error:
+        reason = in_one_line(error) if not isinstance(error, KeyError) else f"no {error}"
+        raise DataError(
+            f"{os.fspath(file)} cannot be read as captions ({reason}). Give {FORMS}."
+        ) from None
+    if not any(found.values()):
+        raise DataError(f"{os.fspath(file)} holds no caption of any image. Give {FORMS}.")
+    return {name: tuple(captions) for name, captions in found.items()}, lost
+
+
+Told = tuple[dict[Any, str], Iterable[tuple[Any, str]]]  # names of images; captions by image
+
+
+def _coco(text: str) -> Told:
+    content = parse_json(text)
+    names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+    return names, [(row["image_id"], row["caption"]) for row in content["annotations"]]
+
+
+def _tsv(text: str) -> Told:
+    rows = list(csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            raise ValueError(f"line {number} has {len(row)} columns, not 2")
+    return {name: name for _, name in rows}, [(name, caption) for caption, name in rows]
+
+
+def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
+    """The images below `root` that have captions in `file`, and one line on what is left out.
+
+    Images without a caption, captions whose image is not there, and captions of no image are left
+    out. Raises DataError as `read_captions` and `images.flat` do, and if nothing is left.
+    """
+    found, lost = read_captions(file)
+    folder = images.flat(root)
+    there = {image.key for image in folder.files}
+    kept = [
+        image._replace(captions=found[image.key]) for image in folder.files if found.get(image.key)
+    ]
+    if not kept:
+        name = next(name for name, said in found.items() if said)
+        raise DataError(
+            f"none of the {len(found):,} images of {os.fspath(file)} is in {folder.root}, such as "
+            f"{name!r}. Give the folder that holds it with --images."
+        )
+    missing = [name for name, said in found.items() if said and name not in there]
+    silent = [image.key for image in folder.files if not found.get(image.key)]
+    silent += [name for name, said in found.items() if not said and name not in there]
+    parts = [
+        f"{len(some):,} {what} ({', '.join(some[:3])}{', ...' if len(some) > 3 else ''})"
+        for some, what in (
+            (missing, f"with captions but not in {folder.root}"),
+            (silent, "images without a caption"),
+            (lost, "captions of no listed image"),
+        )
+        if some
+    ]
+    return ImageFolder(folder.root, (), tuple(kept)), "; ".join(parts)
+
+
+def one_each(file: AnyPath, seed: int) -> tuple[str, ...]:
+    """One random caption of each image of a captions file, in the order of the files' names."""
+    found = [said for said in read_captions(file)[0].values() if said]
+    return tuple(pick(found, keyed_generator("cpu", seed, "captions")))
+
+
+def pick(found: list[tuple[str, ...]], generator: torch.Generator) -> list[str]:
+    """One of the captions of each image, at random."""
+    drawn = torch.rand(len(found), generator=generator, dtype=torch.float64).tolist()
+    return [said[int(x * len(said))] for said, x in zip(found, drawn)]

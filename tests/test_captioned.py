@@ -1,0 +1,157 @@
+"""Captions of images, as MS-COCO and CC3M publish them, become latents with captions."""
+
+import json
+
+import pytest
+import torch
+
+from cfm_lite import cli
+from cfm_lite.data.latents import Latents
+from cfm_lite.data.latents.captions import captioned, one_each, read_captions
+from cfm_lite.errors import ConfigError, DataError
+from tests.pictures import picture
+
+COCO = {
+    "images": [{"id": 7 - i, "file_name": f"{i}.png"} for i in range(6)],
+    "annotations": [
+        {"image_id": 7, "caption": " a dog\non a mat "},
+        {"image_id": 7, "caption": "a brown dog"},
+        {"image_id": 6, "caption": "a cat"},
+        {"image_id": 5, "caption": "two cats"},
+        {"image_id": 3, "caption": ""},
+        {"image_id": 2, "caption": "a bird that is not in the folder"},
+        {"image_id": 99, "caption": "a fish"},
+    ],
+}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Images 0 to 4 of the six that the JSON lists, and one that it does not."""
+    (tmp_path / "pictures").mkdir()
+    for name in ("0", "1", "2", "3", "4", "other"):
+        picture(len(name)).save(tmp_path / "pictures" / f"{name}.png")
+    (tmp_path / "coco.json").write_text(json.dumps(COCO), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_published_json_gives_the_captions_of_each_image(home):
+    found, lost = read_captions("coco.json")
+    assert found["0.png"] == ("a dog on a mat", "a brown dog")
+    assert found["3.png"] == ()
+    assert list(found) == sorted(found)
+    assert lost == ["a fish"]
+
+
+def test_what_has_no_image_or_no_caption_is_left_out_counted_and_listed_in_one_line(home):
+    folder, left_out = captioned("coco.json", "pictures")
+    assert [(image.key, len(image.captions)) for image in folder.files] == [
+        ("0.png", 2),
+        ("1.png", 1),
+        ("2.png", 1),
+    ]
+    assert left_out == (
+        f"1 with captions but not in {folder.root} (5.png); 3 images without a caption (3.png, "
+        "4.png, other.png); 1 captions of no listed image (a fish)"
+    )
+
+
+def test_a_tsv_of_caption_and_file_gives_the_same(home):
+    rows = ["a dog on a mat\t0.png", "a brown dog\t0.png", "a cat\t1.png"]
+    (home / "cc3m.tsv").write_text("\n".join(rows), encoding="utf-8")
+    assert read_captions("cc3m.tsv")[0] == {
+        "0.png": ("a dog on a mat", "a brown dog"),
+        "1.png": ("a cat",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", "{", "cannot be read as captions"),
+        ("a.json", '{"images": []}', "no 'annotations'"),
+        ("a.json", "[1]", "cannot be read as captions"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "no 'file_name'"),
+        ("a.json", '{"images": [], "annotations": []}', "holds no caption of any image"),
+        (
+            "a.json",
+            json.dumps(COCO | {"annotations": [{"image_id": 1, "caption": 3}]}),
+            "cannot be",
+        ),
+        ("a.tsv", "a dog\n", "line 1 has 1 columns"),
+        ("none.json", None, "No such file"),
+        ("a.tsv", "a dog\tnowhere.png\n", "such as 'nowhere.png'. Give the folder that holds it"),
+    ],
+)
+def test_a_file_that_holds_no_captions_is_refused_in_one_line(home, name, content, words):
+    if content is not None:
+        (home / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=words.replace("(", r"\(")) as error:
+        captioned(name, "pictures")
+    assert "\n" not in str(error.value)
+    assert name in str(error.value)
+
+
+def test_one_random_caption_an_image_is_the_same_for_the_same_seed(home):
+    many = [one_each("coco.json", seed) for seed in range(20)]
+    assert {chosen[0] for chosen in many} == {"a dog on a mat", "a brown dog"}
+    assert {chosen[1:3] for chosen in many} == {("a cat", "two cats")}
+    assert many[3] == one_each("coco.json", 3)
+    assert len(many[0]) == 4  # in the file's order, with the image that the folder lacks
+
+
+class Letters:
+    """An encoder of captions that tests can read: its only number is the length of the text."""
+
+    length, dim = 2, 3
+
+    def __call__(self, captions):
+        return (
+            torch.tensor([len(text) for text in captions]).float()[:, None, None].expand(-1, 2, 3)
+        )
+
+
+@pytest.fixture
+def latents(home, capsys):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    line = "scale prepare --captions coco.json --images pictures --out L --vae tiny --size 16"
+    assert cli.main(line.split()) == 0
+    told = capsys.readouterr().out
+    assert "3 images with 4 captions at 16 pixels" in told
+    assert "left out: 1 with captions but not in" in told
+    return Latents("L")
+
+
+def test_captions_lie_beside_the_latents_and_a_batch_shows_one_of_each_image(latents):
+    assert latents.condition == "captions"
+    assert latents.captions == [("a dog on a mat", "a brown dog"), ("a cat",), ("two cats",)]
+    with pytest.raises(ConfigError, match="no text encoder"):
+        next(latents.batches(size=2, shard=1))
+    latents.text = Letters()
+    assert latents.text_shape == (2, 3)
+    rows, seen = torch.tensor([0, 2]), set()
+    for step in range(20):
+        y = latents.conditions(rows, 0, step, 0)
+        assert y.shape == (2, 2, 3)
+        assert y[1].unique().item() == len("two cats")
+        seen.add(y[0, 0, 0].item())
+    assert seen == {len("a dog on a mat"), len("a brown dog")}
+    whole = next(latents.batches(size=2, shard=1, start=3))[1]
+    parts = [next(latents.batches(size=2, shard=1, start=3, rank=r, world=2))[1] for r in (0, 1)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_other_captions_of_the_same_images_are_other_latents(home, latents, capsys):
+    changed = json.dumps(COCO).replace("a cat", "a hat")
+    (home / "other.json").write_text(changed, encoding="utf-8")
+    line = "scale prepare --captions other.json --images pictures --out L --vae tiny --size 16"
+    assert cli.main(line.split()) == 3
+    assert "L holds other latents" in capsys.readouterr().err
+
+
+def test_changed_captions_are_found_by_their_hash(home, latents):
+    path = home / "L" / "captions.jsonl"
+    path.write_text(path.read_text("utf-8").replace("cat", "hat"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"captions\.jsonl is damaged"):
+        _ = latents.captions
