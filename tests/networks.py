@@ -1,9 +1,12 @@
 """A network small enough for tests that need a model but are not about models."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from cfm_lite.models.text import clip_parts
 
 
 class Tiny(nn.Module):
@@ -34,3 +37,28 @@ class Tiny(nn.Module):
 def same_parameters(a: nn.Module, b: nn.Module) -> bool:
     """True if every parameter and buffer is bit for bit the same."""
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def tiny_clip(folder: Path, length: int = 7, dim: int = 12, seed: int = 0) -> Path:
+    """Write a tiny random CLIP, with a tokenizer of single letters, into `folder`."""
+    from transformers.models.clip.configuration_clip import CLIPConfig
+
+    modeling, tokens = clip_parts()
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    said = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    numbers = {word: number for number, word in enumerate(said)}
+    tokenizer = tokens.CLIPTokenizer(numbers, [], model_max_length=length)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    tower = {"hidden_size": dim, "intermediate_size": 16, "num_hidden_layers": 2}
+    tower |= {"num_attention_heads": 2}
+    end = len(said) - 1
+    text = tower | {"vocab_size": len(said), "max_position_embeddings": length}
+    text |= {"eos_token_id": end, "bos_token_id": end - 1, "pad_token_id": end}
+    config = CLIPConfig(
+        text_config=text,
+        vision_config=tower | {"image_size": 16, "patch_size": 8},
+        projection_dim=6,
+    )
+    modeling.CLIPModel(config).save_pretrained(folder)
+    return folder

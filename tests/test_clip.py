@@ -8,7 +8,8 @@ import torch
 from cfm_lite._internal import lazy
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.models import MMDiT
-from cfm_lite.models.text import ClipText, clip_parts
+from cfm_lite.models.text import ClipText
+from tests.networks import tiny_clip
 
 needs_transformers = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("transformers"),
@@ -20,28 +21,7 @@ LENGTH, DIM = 7, 12
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a tiny random CLIP and a tokenizer of single letters."""
-    from transformers.models.clip.configuration_clip import CLIPConfig
-
-    modeling, tokens = clip_parts()
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    said = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    numbers = {word: number for number, word in enumerate(said)}
-    tokenizer = tokens.CLIPTokenizer(numbers, [], model_max_length=LENGTH)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    tower = {"hidden_size": DIM, "intermediate_size": 16, "num_hidden_layers": 2}
-    tower |= {"num_attention_heads": 2}
-    end = len(said) - 1
-    text = tower | {"vocab_size": len(said), "max_position_embeddings": LENGTH}
-    text |= {"eos_token_id": end, "bos_token_id": end - 1, "pad_token_id": end}
-    config = CLIPConfig(
-        text_config=text,
-        vision_config=tower | {"image_size": 16, "patch_size": 8},
-        projection_dim=6,
-    )
-    modeling.CLIPModel(config).save_pretrained(folder)
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"), LENGTH, DIM)
 
 
 @needs_transformers

@@ -16,7 +16,7 @@ class Evaluate(OnDevice):
     nearest-neighbour ratio.
 
     With --reference: FID, sFID, inception score, precision and recall in the features of
-    Inception-v3.
+    Inception-v3, and for samples of MS-COCO's captions the CLIP score.
     """
 
     samples: Path = Path("runs/digits-fm-0/samples.npz")
@@ -25,6 +25,8 @@ class Evaluate(OnDevice):
     """Images (npz with arr_0, folder, tar), statistics (npz with mu, sigma), or both in one npz."""
     inception: OptionalText = None
     """With --reference: a file of weights (default: downloaded once), or standin (random)."""
+    clip: OptionalText = None
+    """For the CLIP score: another CLIP, on the hub or in a folder (default: the run's encoder)."""
     out: OptionalPath = None
     """Where the rows go (default: metrics.json beside the samples)."""
 
@@ -38,7 +40,7 @@ class Evaluate(OnDevice):
             check_file(self.out, (".json",), inputs=inputs)
         if self.reference is None:
             self.refuse(
-                ["inception"],
+                ["inception", "clip"],
                 "is read only with --reference, for the metrics of images; give that too, or leave "
                 "it out.",
             )
@@ -47,4 +49,4 @@ class Evaluate(OnDevice):
                     f"--device {self.device} would change nothing: these samples are measured on "
                     "the CPU; leave it out."
                 )
-        print(evaluate(samples, self.reference, self.inception, self.out, self.device))
+        print(evaluate(samples, self.reference, self.inception, self.out, self.device, self.clip))

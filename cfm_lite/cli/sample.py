@@ -74,7 +74,7 @@ class Sample(Seeded):
             few = 16 if in_parts(run) else 20
             settings = settings_of(
                 run,
-                few if self.quick else self.num or 4 * len(self.prompt) or 100,
+                few if self.quick else self.num or self.by_itself or 100,
                 seed=self.seed,
                 solver=self.solver,
                 steps=self.steps,
@@ -82,7 +82,7 @@ class Sample(Seeded):
                 interval=self.interval,
                 debias=self.debias,
                 labels=self.labels,
-                prompts=self.prompt,
+                prompts=self.prompts,
                 negative=self.negative,
                 batch=self.at_once,
             )
@@ -99,12 +99,22 @@ class Sample(Seeded):
             show(world.on_main(lambda: sample_file(run, self.out, settings)))
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is drawn, of a run on captions."""
+        return self.prompt
+
+    @property
+    def by_itself(self) -> int:
+        """How many samples the captions ask for without --num; 0 without captions."""
+        return 4 * len(self.prompt)
+
+    @property
     def at_once(self) -> int | None:
         """How many samples are drawn at once, if `scale sample` says so."""
         return None
 
     @property
-    def official(self) -> dict[str, str]:
+    def official(self) -> dict[str, Any]:
         """What an official file holds. `scale sample` asks; here it is a SiT-XL/2."""
         return {}
 

@@ -4,9 +4,10 @@ torchrun starts a command on several devices; the batch stays the same.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from cfm_lite.cli.arguments import (
     OnDevice,
@@ -90,14 +91,17 @@ def _presets(default: str) -> str:
 
 @dataclass
 class ScaleTrain(Training):
-    """Train a SiT on latents with a paper's preset, on as many devices as torchrun started."""
+    """Train on latents with a paper's preset, on as many devices as torchrun started."""
 
+    recipe: Positional[Literal["imagenet", "mscoco", "cc3m"]] = "imagenet"
+    """The data: imagenet, a SiT by classes; mscoco or cc3m, an MMDiT by captions."""
     method: Annotated[str, arg(help_behavior_hint=_presets)] = "sit"
     """The preset of a paper."""
     latents: OptionalPath = None
     """The folder that cfm-lite scale prepare wrote."""
-    model: str = "SiT-XL/2"
-    """SiT-S, -B, -L or -XL with /2, /4 or /8; or SiT-Ti/2, which is tiny, for trials."""
+    model: OptionalText = None
+    """SiT-S, -B, -L or -XL with /2, /4 or /8, or MMDiT (default: SiT-XL/2, of captions MMDiT);
+    SiT-Ti/2 and MMDiT-Ti/2 are tiny, for trials."""
     size: OptionalInt = None
     """Pixels a side, 256 or 512 (default: the latents')."""
     dry_run: bool = False
@@ -130,6 +134,8 @@ class ScaleTrain(Training):
     """The program that wrote the file of --start: sit or repa (also DeltaFM)."""
     teacher: OptionalText = None
     """For repa: a file of the teacher's weights, or random (default: timm's, downloaded once)."""
+    text: OptionalText = None
+    """For captions: their encoder, a CLIP on the hub or in a folder (default: OpenAI's ViT-L/14)."""
 
     def work(self) -> None:
         from cfm_lite.runs import is_file_of_weights
@@ -163,6 +169,7 @@ class ScaleTrain(Training):
             name: getattr(self, name)
             for name in (
                 *("dry_run", "price", "ranks", "log", "start", "format", "resume", "micro_batch"),
+                "text",
                 *("parallel", "checkpointing", "images", "features", "teacher"),
                 *("sample_every", "log_every"),
             )
@@ -172,7 +179,14 @@ class ScaleTrain(Training):
         how["by_hand"] = by_hand
         show(
             train_command(
-                self.method, self.model, self.latents, self.out, self.device, changes, **how
+                self.recipe,
+                self.method,
+                self.model,
+                self.latents,
+                self.out,
+                self.device,
+                changes,
+                **how,
             )
         )
 
@@ -196,20 +210,50 @@ class ScaleSample(Sample):
     """The program that wrote the official file of --checkpoint: sit or repa (also DeltaFM)."""
     model: str = "SiT-XL/2"
     """The network in the official file."""
+    captions: OptionalPath = None
+    """Of a run on captions: a captions file (see scale prepare); one random caption an image."""
+    text: OptionalText = None
+    """The place of the encoder of the captions, if it has moved."""
+
+    @cached_property
+    def prompts(self) -> tuple[str, ...]:
+        if self.captions is None:
+            return self.prompt
+        if self.prompt:
+            raise ConfigError("--prompt and --captions both say what to draw; give one of them.")
+        from cfm_lite.data.latents.captions import one_each
+
+        said = one_each(self.captions, self.seed)
+        if self.num is not None and self.num > len(said):
+            raise ConfigError(
+                f"--num is {self.num:,} and {self.captions} has captions of {len(said):,} images, "
+                f"one sample each; use --num {len(said)} at most."
+            )
+        return said
+
+    @property
+    def by_itself(self) -> int:
+        return super().by_itself or len(self.prompts)
 
     @property
     def at_once(self) -> int | None:
         return self.batch
 
     @property
-    def official(self) -> dict[str, str]:
-        return {"format": self.format, "network": self.model}
+    def official(self) -> dict[str, Any]:
+        return {"format": self.format, "network": self.model, "text": self.text}
 
     @property
     def where_vae(self) -> str | None:
         return self.vae
 
     def refuse_idle(self, run: Any, settings: Any) -> None:
+        if run.spec.text is None:
+            self.refuse(
+                ["captions"],
+                f"is for a run that a text encoder reads for, and {self.checkpoint} is a run on "
+                f"{run.recipe.dataset}; leave it out.",
+            )
         super().refuse_idle(run, settings)
         if run.place is not None:
             self.refuse(

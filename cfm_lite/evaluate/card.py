@@ -70,6 +70,7 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
     interval = [float(end) for end in settings.get("interval", (0.0, 1.0))]
     cost = evaluations(solver, steps, guidance, (interval[0], interval[1]))
     average = settings.get("average", "ema")
+    said = settings.get("prompts") if settings.get("text") else None
     decay = {"ema": recipe.ema, "ema2": recipe.ema2}.get(average)
     return {
         "method": method_name(recipe, bool(settings.get("debias", False))),
@@ -84,12 +85,17 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
         "interval": interval,
         "sampler_steps": steps,
         "network_rows": cost.rows,
-        "labels": settings.get("labels", "turn"),
+        "labels": f"of {len(said):,} captions" if said else settings.get("labels", "turn"),
         "average": average,
         "average_decay": decay,
         "weights": settings.get("weights"),
         "codec": settings.get("vae"),
         "codec_hash": settings.get("vae_fingerprint"),
+        **(
+            {"text": settings["text"], "text_hash": settings.get("text_fingerprint")}
+            if said
+            else {}
+        ),
     }
 
 
@@ -121,6 +127,8 @@ def told(row: Mapping[str, Any]) -> list[str]:
         f"features {row['features']}{_short(row['features_hash'])}; cfm_lite {row['cfm_lite']}, "
         f"commit {_cut(row['commit'])}"
     )
+    if "text" in row:
+        lines.append(f"captions read by {row['text']}{_short(row['text_hash'])}")
     # the row keeps the whole path; a reader needs only the name
     held = Path(row["reference"])
     name = held.name if held.is_absolute() else row["reference"]

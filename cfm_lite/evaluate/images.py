@@ -12,7 +12,7 @@ import json
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from tqdm.auto import tqdm
 
 from cfm_lite import metrics, runs
 from cfm_lite._internal.checks import parse_json, warn_once
-from cfm_lite._internal.files import hash_of_file
+from cfm_lite._internal.files import fingerprint, hash_of_file
 from cfm_lite._internal.places import AnyPath, check_file, expanded
 from cfm_lite.data import images as image_files
 from cfm_lite.data.root import cache_root, keep
-from cfm_lite.errors import CFMError, DataError
+from cfm_lite.errors import CFMError, ConfigError, DataError
 from cfm_lite.evaluate.card import card_of
+from cfm_lite.evaluate.clip import ClipScore
 from cfm_lite.evaluate.inception import Extractor, Features
 from cfm_lite.evaluate.reference import IMAGES, Reference, names_in, refuse_pickles, statistics_of
 from cfm_lite.runs.sampling import SAMPLES, SETTINGS
@@ -50,13 +51,15 @@ def evaluate_samples(
     batch: int = 64,
     progress: bool = True,
     called: str | None = None,
+    clip: str | None = None,
 ) -> tuple[list[Row], Path]:
     """Measure `samples` against `reference`. Returns flat rows, each with its card, and their
     metrics.json.
 
     fid and sfid are distances to the statistics of a whole set; fid_to_N_images and
     sfid_to_N_images are distances to N images. If the reference was unpacked, the card names it as
-    it was `called`. Raises DataError, before anything is computed, for files that are missing or
+    it was `called`. Samples of captions that a text encoder read also get a CLIP score, by that CLIP
+    or the one at `clip`. Raises DataError, before anything is computed, for files that are missing or
     damaged, for fewer than 4 images on a side, and if nothing can be written. Raises
     UntrustedFileError for pickles.
     """
@@ -75,6 +78,8 @@ def evaluate_samples(
         features_hash=extractor.fingerprint,
         reference=called,
     )
+    device = getattr(extractor, "device", "cpu")
+    judge = _clip_of(settings, clip, device)
     fake = features_of(source, extractor, size=size, batch=batch, progress=progress)
     has_images = held.is_dir() or IMAGES in names_in(held)
     digest = _content(held, size)
@@ -91,12 +96,46 @@ def evaluate_samples(
         "reference_holds": against.holds,
     }
     card |= {} if "dataset" in card else {"dataset": "imagenet"}
-    device = getattr(extractor, "device", "cpu")
     rows = [
         {**card, **facts, "metric": extractor.prefix + name, "value": value}
         for name, value, facts in measure(fake, against, device=device, progress=progress)
     ]
+    if judge is not None and settings is not None:
+        rows.append({**card, **_clip_score(source, settings["prompts"], judge, batch)})
     return rows, runs.write_json(target, rows)
+
+
+def _clip_of(
+    settings: Mapping[str, Any] | None, clip: str | None, device: torch.device | str
+) -> ClipScore | None:
+    """The CLIP that scores samples, if their captions are known; ConfigError if `clip` is idle."""
+    if settings is not None and settings.get("text"):
+        return ClipScore(clip or settings["text"]).to(device)
+    if clip is not None:
+        raise ConfigError(
+            "--clip is for the score of samples that have captions, and these have none; leave it "
+            "out."
+        )
+    return None
+
+
+def _clip_score(source: Path, said: Sequence[str], judge: ClipScore, batch: int) -> Row:
+    """The mean CLIP score of the images of an npz, whose arr_1 numbers the captions `said`."""
+    scores, first = [], 0
+    with np.load(source, allow_pickle=False) as file:
+        numbers = file["arr_1"].tolist()
+    for images in image_batches(source, batch):
+        texts = [said[number] for number in numbers[first : first + len(images)]]
+        scores.append(judge(images.to(judge.mean.device) / 255, texts).cpu())
+        first += len(images)
+    return {
+        "metric": "clip_score",
+        "value": float(torch.cat(scores).double().mean()),
+        "features": f"CLIP {judge.place}",
+        "features_hash": fingerprint(judge.clip.state_dict()),
+        "reference_kind": None,
+        "reference_images": None,
+    }
 
 
 def _check_numbers(fake: Features, reference: Reference) -> None:

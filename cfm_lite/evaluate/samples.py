@@ -38,10 +38,15 @@ LIMIT = 2**32  # bytes of samples in one file
 
 
 def evaluate(
-    samples: Path, reference: Path | None, inception: str | None, out: Path | None, device: str
+    samples: Path,
+    reference: Path | None,
+    inception: str | None,
+    out: Path | None,
+    device: str,
+    clip: str | None = None,
 ) -> str:
     """Measure samples, against `reference` if there is one. Returns the card and the table to
-    print.
+    print. `clip` is the place of another CLIP for the score than the one that read the captions.
     """
     if reference is None:
         (rows, path), note, width = evaluate_file(samples, out), [], 16
@@ -52,7 +57,9 @@ def evaluate(
         if archive.is_archive(reference):
             reference = images.opened(reference)
         extractor = open_extractor(inception, runs.pick_device(device))
-        rows, path = evaluate_samples(samples, reference, extractor, out=out, called=called)
+        rows, path = evaluate_samples(
+            samples, reference, extractor, out=out, called=called, clip=clip
+        )
         random = "a random network stands in for Inception: these numbers mean nothing"
         note, width = [random] if extractor.prefix else [], 30
     table = [f"{row['metric']:<{width}} {row['value']:.4f}" for row in rows]

@@ -1,6 +1,7 @@
-"""ImageNet in latent space with SiT: the papers' recipes by name, at 256 and 512 pixels.
+"""The full scale, in latent space: the papers' recipes by name, at 256 and 512 pixels.
 
-    imagenet("vecor", model="SiT-XL/2")
+    imagenet("vecor", model="SiT-XL/2")          ImageNet, by its classes
+    imagenet("repa_vecor", model="MMDiT")        MS-COCO, by its captions; dataset="cc3m" is CC3M
 
 Recipe, objective and Trainer are those of the digits. The global batch is a setting; micro-batch,
 accumulation and ranks only decide how it is computed. `shard` is the papers' batch per device:
@@ -23,13 +24,21 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.methods import METHODS
 from cfm_lite.models import SIT_CONFIGS, SiT
 from cfm_lite.objective import Objective
-from cfm_lite.runs.recipe import Recipe, Shaped, build_model, build_objective, build_trainer
+from cfm_lite.runs.recipe import (
+    FULL_SCALE,
+    Recipe,
+    Shaped,
+    build_model,
+    build_objective,
+    build_trainer,
+)
 from cfm_lite.training import Trainer
 
 __all__ = [
     "ALIGNED",
     "MODELS",
     "PRESETS",
+    "TEXT_MODELS",
     "Given",
     "ImageNet",
     "build_imagenet_trainer",
@@ -41,6 +50,10 @@ __all__ = [
 # SiT-Ti/2 is ours, for trials on a laptop
 _TINY = {"depth": 2, "hidden_size": 64, "patch_size": 2, "num_heads": 2}
 MODELS: dict[str, dict[str, int]] = {**SIT_CONFIGS, "SiT-Ti/2": _TINY}
+TEXT_MODELS: dict[str, dict[str, int]] = {  # the networks of captions
+    "MMDiT": {"depth": 24, "hidden_size": 768, "patch_size": 2, "num_heads": 24},
+    "MMDiT-Ti/2": _TINY,
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,15 @@ class ImageNet(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("network", self.network, MODELS)
+        check_choice("network", self.network, MODELS | TEXT_MODELS)
+        check_choice("dataset", self.dataset, FULL_SCALE)
+        if (self.network in TEXT_MODELS) != (self.dataset in CAPTIONED):
+            fit = TEXT_MODELS if self.dataset in CAPTIONED else MODELS
+            raise ConfigError(
+                f"the network is {self.network!r}, and {self.dataset} has "
+                f"{'captions' if self.dataset in CAPTIONED else 'classes'}. Use --model with one "
+                f"of {', '.join(fit)}."
+            )
         object.__setattr__(self, "size", check_count("size", self.size))
         if self.batch % self.shard:
             hints = ", or ".join(fitting(self.batch, self.shard))
@@ -109,6 +130,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "repa_delta_fm": {**_ALIGN, "method": "delta_fm", "weight": 0.05},
     "repa_vecor": {**_ALIGN, "method": "vecor", "weight": 0.05, "k": 1},
 }
+# REPA's text-to-image program; VeCoR crops and resizes there, with guidance 2, and ΔFM's runs on
+# CC3M took 400,000 steps, with guidance 1.5
+_TEXT: dict[str, Any] = {
+    **{"model": "mmdit", "perturb": "crop_resize", "steps": 150_000, "clip": 1.0},
+    **{"mirror": False, "sample_steps": 50, "guidance": 2.0},
+}
+CAPTIONED: dict[str, dict[str, Any]] = {
+    "mscoco": {**_TEXT, "dataset": "mscoco"},
+    "cc3m": {**_TEXT, "dataset": "cc3m", "steps": 400_000, "guidance": 1.5},
+}
 ALIGNED = [name for name, settings in PRESETS.items() if "align" in settings]
 _TRY: dict[str, Any] = {
     "batch": 32,
@@ -124,13 +155,15 @@ _TRY: dict[str, Any] = {
 def imagenet(method: str = "sit", *, model: str = "SiT-XL/2", **changes: Any) -> ImageNet:
     """The preset called `method` for the network `model`, with some fields changed.
 
-    SiT-Ti/2 is our own; it takes small batches and few steps. For an unknown name, ConfigError
-    names the nearest.
+    SiT-Ti/2 and MMDiT-Ti/2 are our own; they take small batches and few steps. For an unknown
+    name, ConfigError names the nearest.
     """
     check_choice("method", method, PRESETS)
-    check_choice("model", model, MODELS)
-    sizes, settings = MODELS[model], dict(PRESETS[method])
-    if model == "SiT-Ti/2":
+    check_choice("model", model, MODELS | TEXT_MODELS)
+    sizes, settings = (MODELS | TEXT_MODELS)[model], dict(PRESETS[method])
+    if model in TEXT_MODELS:
+        settings |= CAPTIONED.get(changes.get("dataset", "mscoco"), {})
+    if model.endswith("-Ti/2"):
         settings |= _TRY
     depth = sizes["depth"]
     settings["block"] = depth if method == "dispersive_torch" else max(1, depth // 4)
@@ -281,11 +314,36 @@ _VERSUS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
             "timm's DINOv2-B, the same",
         ),
     ),
+    "captions": (
+        (
+            "steps",
+            "MS-COCO: 400,000 in the program, 150,000 by its author's advice; CC3M: 400,000 (ΔFM)",
+            "150,000 and 400,000",
+        ),
+        (
+            "captions",
+            "CLIP ViT-L/14, 77 x 768, kept in float32; one of an image's at random in every step",
+            "the same encoder and draw, encoded in every step",
+        ),
+        ("drawn from", "the network itself", "its average"),
+    ),
+    "sit captions": (),
+    "vecor captions": (
+        (
+            "negatives",
+            "crop and resize, by a note of its table; its parameters are not published",
+            "crop_resize in velocity space, K = 1, weight 0.05",
+        ),
+    ),
 }
 
 
-def versus(method: str) -> list[tuple[str, str, str]]:
+def versus(method: str, dataset: str = "imagenet") -> list[tuple[str, str, str]]:
     """(setting, in the paper, here) for a preset; ConfigError for an unknown name."""
     check_choice("method", method, PRESETS)
+    check_choice("dataset", dataset, FULL_SCALE)
     parts = ["repa", method.removeprefix("repa_")] if method.startswith("repa_") else [method]
+    if dataset in CAPTIONED:
+        parts = ["captions", *(f"{part} captions" for part in parts)]
+        parts = [part if part in _VERSUS else part.removesuffix(" captions") for part in parts]
     return [row for part in ("", *parts) for row in _VERSUS[part]]

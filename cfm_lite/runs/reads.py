@@ -17,12 +17,12 @@ _OF_METHODS = {name for names in READS.values() for name in names}
 _OF_NETWORKS = {  # fields that only some networks read
     "num_heads": ("sit", "unet", "mmdit"),
     "patch_size": ("sit", "unet", "mmdit"),
-    "qk_norm": ("sit",),
+    **dict.fromkeys(("qk_norm", "learn_sigma"), ("sit",)),
     "levels": ("unet",),
 }
-_ELSEWHERE = {  # ImageNet's recipes: fields that something else decides
-    "dataset": "these recipes are for imagenet's latents; train another recipe by its name",
-    "model": "these recipes train SiTs; choose one with --model",
+_ELSEWHERE = {  # recipes of the full scale: fields that something else decides
+    "dataset": "the command names it, as in cfm-lite scale train mscoco",
+    "model": "it follows from the network; choose one with --model",
     "network": "it is only the name of the network; choose one with --model",
     "accumulate": "the batch is split as memory allows; choose with --micro-batch",
 }

@@ -58,6 +58,7 @@ SOLVERS = {
     step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)
 }
 MODELS = ("mlp", "sit", "unet", "mmdit")
+FULL_SCALE = ("imagenet", "mscoco", "cc3m")  # data sets whose recipes are runs.imagenet's
 AUTO = "auto"  # a precision: bf16 where the device computes it fast, else float32
 # the factor on the learning rate while a fraction `left` of the cooldown is still to come
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -223,11 +224,7 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
                 recipe.hidden_size,
                 recipe.depth,
                 recipe.num_heads,
-                context_dim=recipe.hidden_size,
-                context_length=captions.LENGTH,
-                vocab_size=len(captions.VOCABULARY),
-                zero_init=True,
-                rotary=True,
+                **_context(recipe, data),
             )
         if recipe.model == "unet":
             return UNet(
@@ -250,6 +247,20 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
             qk_norm=recipe.qk_norm,
             learn_sigma=getattr(recipe, "learn_sigma", False),  # of ImageNet's alone
         )
+
+
+def _context(recipe: Recipe, data: Any) -> dict[str, Any]:
+    """How a MMDiT takes captions: as features of a frozen encoder, or as word numbers."""
+    if recipe.dataset in FULL_SCALE:  # REPA's network, started as there
+        length, dim = data.text_shape
+        return {"context_length": length, "context_dim": dim}
+    return {
+        "context_dim": recipe.hidden_size,
+        "context_length": captions.LENGTH,
+        "vocab_size": len(captions.VOCABULARY),
+        "zero_init": True,
+        "rotary": True,
+    }
 
 
 def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
@@ -376,7 +387,7 @@ def from_dict(fields: Mapping[str, Any]) -> Recipe:
             "names to values."
         )
     kind = Recipe
-    if fields.get("dataset") == "imagenet":
+    if fields.get("dataset") in FULL_SCALE:
         from cfm_lite.runs.imagenet import ImageNet as kind  # it builds on this file
     for name in fields:
         check_choice("recipe field", name, [field.name for field in dataclasses.fields(kind)])

@@ -1,7 +1,7 @@
 """A run is a trained recipe: just trained, opened from its folder, or from an official file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.engine.average import share_of_start
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.models import load_official
+from cfm_lite.models.text import ClipText
 from cfm_lite.runs.folder import (
     CONFIG,
     MEAN,
@@ -58,6 +59,7 @@ class Run:
     average: str = "ema"
     weights: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Any = None  # of captions, where a frozen one reads them; opened when it is needed
 
     @classmethod
     def open(
@@ -68,14 +70,16 @@ class Run:
         device: torch.device | str = "cpu",
         format: str = "sit",
         network: str = "SiT-XL/2",
+        text: str | None = None,
     ) -> "Run":
         """The run that `path` means (see `located`), at the named checkpoint or the newest whole
         one.
 
         `average` is "ema", "ema2" (the second average of a run that kept one), or "model" (the
         trained parameters). `path` may also be an official file: `format` ("sit" or "repa") and
-        `network` say what it holds. Raises CheckpointError if there is no run, and ConfigError for
-        a wrong setting.
+        `network` say what it holds. `text` is the place of its text encoder, if that has moved.
+        Raises CheckpointError if there is no run, ConfigError for a wrong setting, and DataError
+        for another text encoder.
         """
         check_choice("average", average, AVERAGES)
         if is_file_of_weights(expanded(path)):
@@ -100,7 +104,10 @@ class Run:
             "weights": digest,
             "data": config["data"] if isinstance(config.get("data"), dict) else {},
         }
-        return cls(recipe, model.to(device).eval(), saved.step, first=saved.step, **kept)
+        run = cls(recipe, model.to(device).eval(), saved.step, first=saved.step, **kept)
+        if text is not None:
+            run.encoder = run.open_text(text)
+        return run
 
     @property
     def summary(self) -> str:
@@ -116,6 +123,31 @@ class Run:
             else ""
         )
         return f"{self.step} steps, {self.seconds:.1f} s{note}"
+
+    def features(self, said: Sequence[str]) -> Tensor:
+        """The features (B, L, D) of captions, by the text encoder that the run was trained with."""
+        self.encoder = self.encoder or self.open_text(str(self.spec and self.spec.text))
+        return self.encoder(said)
+
+    def open_text(self, place: str) -> ClipText:
+        """The text encoder at `place`, on the network's device.
+
+        DataError unless it is the one that the run was trained with.
+        """
+        trained = self.spec and self.spec.text_fingerprint
+        if not trained:
+            raise ConfigError(
+                "--text is for a run whose captions a text encoder reads, and this one has none; "
+                "leave it out."
+            )
+        encoder = ClipText(place)
+        if encoder.fingerprint != trained:
+            raise DataError(
+                f"the text encoder {place!r} is not the one that the run was trained with: its "
+                f"fingerprint is {encoder.fingerprint[:12]}, that one's {trained[:12]}. Give the "
+                "right one with --text."
+            )
+        return encoder.to(next(self.model.parameters()).device)
 
     def mean(self) -> Tensor:
         """E[x1] of the training data: the file that a run on latents keeps, else that of its data

@@ -6,7 +6,7 @@ many are drawn at once. A run on latents has one stream for each part of `batch`
 number of ranks can share the parts, and a folder of samples can grow.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from cfm_lite.draws import check_labels_word, class_labels, keyed_generator
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity
 from cfm_lite.methods import debiasing
+from cfm_lite.models.text import check_texts
 from cfm_lite.paths import PATHS, Path
 from cfm_lite.runs.recipe import SOLVERS, Recipe
 from cfm_lite.runs.run import Run
@@ -60,7 +61,7 @@ class Settings:
     debias: bool = False
     batch: int = A_PART
     labels: str = "turn"  # the classes in turn, "random", or some of them such as "3,7"
-    # of a run on captions: these in turn, else seen and held-out ones
+    # of a run on captions: these in turn; without any, `words` takes seen and held-out ones
     prompts: tuple[str, ...] = ()
     negative: str = ""  # the caption that guidance moves away from; "" is the empty one
 
@@ -73,7 +74,6 @@ class Settings:
         guidance.check_interval(self.interval)
         check_labels_word(self.labels)
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        captions.encode([*self.prompts, *([self.negative] if self.negative else [])])
         if self.solver == "sde" and self.steps < 2:
             raise ConfigError(
                 f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise."
@@ -94,7 +94,24 @@ def settings_of(run: Run, num: int, **given: Any) -> Settings:
     recipe = run.recipe
     own = {"solver": recipe.solver, "steps": recipe.sample_steps, "guidance": recipe.guidance}
     own["batch"] = A_PART if in_parts(run) else AT_ONCE
-    return Settings(num, **own | {name: x for name, x in given.items() if x is not None})
+    settings = Settings(num, **own | {name: x for name, x in given.items() if x is not None})
+    if _spec(run).condition == "captions":
+        _check_captions(run, settings)
+    return settings
+
+
+def _check_captions(run: Run, settings: Settings) -> None:
+    """ConfigError for captions that the run cannot read, and if it needs some and has none."""
+    said = [*settings.prompts, *([settings.negative] if settings.negative else [])]
+    if _spec(run).text is None:
+        captions.encode(said)
+    elif not settings.prompts:
+        raise ConfigError(
+            f"a run on {run.recipe.dataset} draws what captions say, and there is none; give "
+            "--prompt TEXT, or cfm-lite scale sample --captions FILE."
+        )
+    elif not all(text.strip() for text in check_texts(said)):
+        raise ConfigError("a caption is empty; say what to draw, such as 'a dog on a mat'.")
 
 
 def recorded(run: Run, settings: Settings) -> dict[str, Any]:
@@ -109,6 +126,7 @@ def recorded(run: Run, settings: Settings) -> dict[str, Any]:
         "recipe": run.recipe.as_dict(),
         "vae": spec.vae,
         "vae_fingerprint": spec.vae_fingerprint,
+        **({"text": spec.text, "text_fingerprint": spec.text_fingerprint} if spec.text else {}),
     }
 
 
@@ -118,7 +136,7 @@ def in_parts(run: Run) -> bool:
 
 
 def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
-    """The labels (n,) of one part, or its captions (n, L).
+    """The labels (n,) of one part, or its captions as word numbers (n, L) or features (n, L, D).
 
     If parts are keyed, random labels depend on (seed, part) alone, not on the number of rows.
     """
@@ -126,7 +144,7 @@ def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
     if _spec(run).condition == "captions":
         if settings.prompts:
             rows = torch.arange(first, first + n) % len(settings.prompts)
-            return captions.encode(settings.prompts)[rows]
+            return _read(run, [settings.prompts[row] for row in rows.tolist()])
         return captions_in_turn(first + n, settings.seed)[first:]
     if in_parts(run):
         generator = keyed_generator("cpu", settings.seed, "samples' labels", part)
@@ -163,9 +181,14 @@ def guided(
 
     Guidance moves away from the caption `negative`, or from the null condition.
     """
-    away = captions.encode([negative]).to(y.device).expand_as(y) if negative else None
+    away = _read(run, [negative]).to(y).expand_as(y) if negative else None
     velocity = guidance.cfg(run.model, y, scale, interval, negative=away)
     return guidance.rescale_in_time(velocity, run.recipe.boost, run.recipe.boost_power)
+
+
+def _read(run: Run, said: Sequence[str]) -> Tensor:
+    """Captions as the run's network takes them."""
+    return run.features(said) if _spec(run).text else captions.encode(said)
 
 
 def velocity_of(run: Run, settings: Settings, y: Tensor) -> Velocity:

@@ -21,7 +21,12 @@ __all__ = ["FREE", "check_same_data", "check_same_recipe", "new_config", "note_o
 
 # the length of the run, how a batch is computed, and how it is sampled
 FREE = ("steps", "accumulate", "solver", "sample_steps", "guidance", "boost", "boost_power")
-_DATA = ("fingerprint", "teacher", "start")  # they decide a run, and are no fields of a recipe
+_DATA = (
+    "fingerprint",
+    "teacher",
+    "start",
+    "text_fingerprint",
+)  # they decide a run, and are no fields of a recipe
 _FLAGS = {"method": "--method", "seed": "--seed", "network": "--model", "size": "--size"}
 # an ImageNet run has these from its network
 _SIZES = ("hidden_size", "depth", "num_heads", "patch_size")
@@ -89,6 +94,7 @@ def check_same_data(where: Path, before: Mapping[str, Any], now: Mapping[str, An
                 "fingerprint": "other data",
                 "teacher": "another teacher",
                 "start": "another network to begin with",
+                "text_fingerprint": "another text encoder",
             }[name]
             raise ResumeMismatchError(
                 f"{where} belongs to another run: it was trained with {what} ({name}: saved "

@@ -13,15 +13,18 @@ __all__ = ["Spec", "spec_of"]
 
 @dataclass(frozen=True)
 class Spec:
-    """The dims of one sample, the kind of the condition `y`, and for latents the VAE that made
-    them.
+    """The dims of one sample, the kind of the condition `y`, for latents the VAE that made them,
+    and for captions the text encoder that read them.
     """
 
     shape: tuple[int, ...]
     num_classes: int
-    condition: str = "labels"  # (B,) integers below num_classes
+    condition: str = "labels"  # (B,) integers below num_classes; or "captions"
     vae: str | None = None  # a name or a folder; None for points and pixels
     vae_fingerprint: str | None = None
+    text: str | None = None  # a name or a folder; None for labels and word numbers
+    text_fingerprint: str | None = None
+    text_shape: tuple[int, ...] = ()  # (L, D) of the features of a caption
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain values, for config.json."""
@@ -31,7 +34,12 @@ class Spec:
             "classes": self.num_classes,
         }
         of_latents = {"vae": self.vae, "vae_fingerprint": self.vae_fingerprint}
-        return said | (of_latents if self.vae else {})
+        of_text = {
+            "text": self.text,
+            "text_fingerprint": self.text_fingerprint,
+            "text_shape": list(self.text_shape),
+        }
+        return said | (of_latents if self.vae else {}) | (of_text if self.text else {})
 
 
 def spec_of(config: Mapping[str, Any], recipe: Recipe) -> Spec:
@@ -50,6 +58,9 @@ def spec_of(config: Mapping[str, Any], recipe: Recipe) -> Spec:
                 str(said.get("condition", "labels")),
                 vae=said.get("vae"),
                 vae_fingerprint=said.get("vae_fingerprint"),
+                text=said.get("text"),
+                text_fingerprint=said.get("text_fingerprint"),
+                text_shape=tuple(map(int, said.get("text_shape", ()))),
             )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(

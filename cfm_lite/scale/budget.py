@@ -25,6 +25,7 @@ __all__ = ["Split", "activation_bytes", "free_memory", "peak_bytes", "split_batc
 # again
 _KEPT = {("float32", False): 81, ("bf16", False): 54, ("float32", True): 73, ("bf16", True): 41}
 _INPUT = 4  # what remains of a block with checkpointing: the sum of all before it stays float32
+_TEXT = 77  # tokens of a caption, which a MMDiT keeps beside those of the image
 _MARGIN = 0.8  # of the free memory, left for kernels' work space and fragments
 
 
@@ -100,7 +101,7 @@ def _dealt_bytes(
     """
     width, half = recipe.hidden_size, recipe.precision == "bf16"
     # of a block: queries, keys, values, projection; the MLP; the modulation
-    one = 18 * width**2 + 15 * width
+    one = (18 * width**2 + 15 * width) * (2 if recipe.model == "mmdit" else 1)
     around, head = max(0, parameters - recipe.depth * one), 2 * width**2
     size, grads = 2 if half else 4, 4 * parameters // ranks
     begins = kept + summed
@@ -131,7 +132,8 @@ def _block_bytes(recipe: ImageNet, side: int, compile: bool) -> int:
 
 
 def _numbers(recipe: ImageNet, side: int) -> int:
-    return (side // recipe.patch_size) ** 2 * recipe.hidden_size
+    text = _TEXT if recipe.model == "mmdit" else 0
+    return ((side // recipe.patch_size) ** 2 + text) * recipe.hidden_size
 
 
 def free_memory(device: torch.device) -> int:

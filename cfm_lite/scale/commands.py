@@ -17,15 +17,16 @@ from cfm_lite.data.latents.features import encode_features
 from cfm_lite.data.latents.prepare import prepare
 from cfm_lite.engine.parallel import World, joined, ranks_of_environment
 from cfm_lite.errors import ConfigError
-from cfm_lite.models import teacher
+from cfm_lite.models import SiT, teacher
+from cfm_lite.models.text import CLIP, ClipText
 from cfm_lite.runs import Run
-from cfm_lite.runs.imagenet import ALIGNED, ImageNet, imagenet, versus
+from cfm_lite.runs.imagenet import ALIGNED, CAPTIONED, ImageNet, imagenet, versus
 from cfm_lite.runs.reads import check_read
 from cfm_lite.runs.sampling import Settings
 from cfm_lite.scale.dry_run import dry_run as try_out
 from cfm_lite.scale.official import start_from
 from cfm_lite.scale.sample import count_samples, sample_imagenet
-from cfm_lite.scale.train import Options, train_imagenet
+from cfm_lite.scale.train import Options, check_fit, train_imagenet
 
 __all__ = [
     "LOGS",
@@ -108,17 +109,22 @@ def _look_at(latents: Latents, folder: Path) -> None:
 
 
 def recipe_of(
-    method: str, model: str, device: torch.device, changes: Mapping[str, Any]
+    method: str,
+    model: str,
+    device: torch.device,
+    changes: Mapping[str, Any],
+    dataset: str = "imagenet",
 ) -> ImageNet:
     """The preset with the command line's changes. On a CPU the default precision is float32."""
-    chosen = imagenet("sit" if method == "fm" else method, model=model)
+    chosen = imagenet("sit" if method == "fm" else method, model=model, dataset=dataset)
     plain = {} if device.type == "cuda" else {"precision": "float32"}
     return chosen.changed(**{**plain, **changes})
 
 
 def train_command(
+    dataset: str,
     method: str,
-    model: str,
+    model: str | None,
     latents: Path | None,
     out: Path | None,
     device: str,
@@ -129,6 +135,7 @@ def train_command(
     ranks: int | None = None,
     log: str = "json",
     start: Path | None = None,
+    text: str | None = None,
     format: str = "sit",
     by_hand: Sequence[str] = (),
     **how: Any,
@@ -146,12 +153,13 @@ def train_command(
             "--latents, or try --dry-run."
         )
     data = None if latents is None else Latents(latents)
+    model = model or ("MMDiT" if dataset in CAPTIONED else "SiT-XL/2")
     begin = None if start is None else start_from(start, format, model)
     known: dict[str, Any] = {} if data is None else {"size": data.size}
-    if begin is not None:
+    if isinstance(begin, SiT):
         # the file decides these fields; another value given by hand is refused later
         known |= {name: getattr(begin, name) for name in ("learn_sigma", "qk_norm")}
-    recipe = recipe_of(method, model, where, known | dict(changes))
+    recipe = recipe_of(method, model, where, known | dict(changes), dataset)
     check_read(recipe, by_hand)
     _check_teacher(recipe, data, how)
     if price is not None:
@@ -161,12 +169,22 @@ def train_command(
         for path in (latents, start, how.get("images"), how.get("features"))
         if path is not None
     ]
-    name = f"imagenet-{model.replace('/', '-')}-{method}-{recipe.seed}"
+    if text is not None and dataset not in CAPTIONED:
+        raise ConfigError(
+            f"--text is the encoder of captions, and {dataset} has classes; leave it out."
+        )
+    name = f"{dataset}-{model.replace('/', '-')}-{method}-{recipe.seed}"
     folder = runs.home_for(out or Path("runs") / name, how.get("resume", False), inputs=inputs)
     if how.get("images") is not None:
         # unpack a tar, or refuse a wrong folder, before the work begins
-        how["images"] = images.layout(how["images"])
+        how["images"] = (
+            images.layout(how["images"]) if data is None else data.folder_of(how["images"])
+        )
+    if data is not None:
+        check_fit(recipe, data)
     with joined(where) as world:
+        if data is not None and dataset in CAPTIONED:
+            data.text = ClipText(text or CLIP).to(world.place(where))
         options = Options(
             out=folder,
             device=where,
@@ -177,7 +195,7 @@ def train_command(
         )
         if data is None or dry_run:
             report = try_out(recipe, data, options, price=price, ranks=ranks)
-            return "\n".join([report, "", *_table(method)]) if world.is_main else None
+            return "\n".join([report, "", *_table(method, dataset)]) if world.is_main else None
         done = train_imagenet(recipe, data, options)
         return f"{done.summary}; the run is in {folder}" if world.is_main else None
 
@@ -206,8 +224,8 @@ def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any
         _look_at(data, how["images"])
 
 
-def _table(method: str) -> list[str]:
-    rows = [("setting", "paper", "here"), *versus("sit" if method == "fm" else method)]
+def _table(method: str, dataset: str) -> list[str]:
+    rows = [("setting", "paper", "here"), *versus("sit" if method == "fm" else method, dataset)]
     return [f"{setting:<20} {paper:<78} {here}" for setting, paper, here in rows]
 
 
@@ -226,6 +244,7 @@ def sample_command(
             f"{before} samples are in {path} already, {settings.num} were asked for: "
             "nothing was drawn"
         )
-    return f"{settings.num} samples in {path}" + (
+    said = f", of {len(settings.prompts):,} captions" if settings.prompts else ""
+    return f"{settings.num} samples in {path}{said}" + (
         f", {before} of them from before" if before else ""
     )

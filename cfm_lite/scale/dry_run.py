@@ -23,6 +23,8 @@ from cfm_lite.training import Trainer
 
 __all__ = ["Made", "dry_run"]
 
+CLIP_SHAPE = (77, 768)  # of the features of a caption by CLIP ViT-L/14
+
 
 @dataclass(frozen=True)
 class Made:
@@ -31,6 +33,8 @@ class Made:
     shape: tuple[int, ...]
     num_classes: int
     feature_dim: int = 768  # of a teacher whose features were computed before
+    condition: str = "labels"
+    text_shape: tuple[int, ...] = ()  # (L, D) of the features of a caption
 
 
 def dry_run(
@@ -63,6 +67,9 @@ def dry_run(
         check_fit(recipe, latents, world.size)
     side = recipe.size // 8
     made = Made(latents.shape, latents.num_classes) if latents else Made((4, side, side), 1000)
+    if recipe.model == "mmdit":
+        shape = latents.text_shape if latents else CLIP_SHAPE
+        made = replace(made, num_classes=0, condition="captions", text_shape=shape)
     if latents and recipe.align and options.features:
         made = replace(made, feature_dim=features_of(recipe, latents, options.features).dim)
     device = world.place(torch.device(options.device))
@@ -93,7 +100,11 @@ def _made_batches(
 ) -> Iterator[tuple[Tensor, ...]]:
     rows = recipe.batch // ranks
     x1 = torch.randn(rows, *made.shape, device=device, dtype=torch.float32)
-    y = torch.randint(made.num_classes, (rows,), device=device)
+    y = (
+        torch.randn(rows, *made.text_shape, device=device)
+        if made.text_shape
+        else torch.randint(made.num_classes, (rows,), device=device)
+    )
     third: tuple[Tensor, ...] = ()
     if recipe.align and features:
         tokens = (made.shape[-1] // recipe.patch_size) ** 2
@@ -141,8 +152,9 @@ def _report(
 ) -> list[str]:
     whole = recipe.steps * seconds
     name = f"{recipe.network}, {recipe.method}{' + repa' if recipe.align else ''}"
+    shown = f"captions {made.text_shape}" if made.text_shape else f"{made.num_classes} classes"
     lines = [
-        f"{name}: {parameters:,} parameters, latents {made.shape}, {made.num_classes} classes",
+        f"{name}: {parameters:,} parameters, latents {made.shape}, {shown}",
         f"batch {recipe.batch}: {split}",
         f"{recipe.batch / seconds:,.1f} images/s, {seconds * 1000:,.1f} ms a step (made data, "
         f"{recipe.precision})",

@@ -38,14 +38,15 @@ def _on_imagenet(path: Path) -> Run:
 
 
 def start_from(path: Path, format: str, network: str) -> SiT:
-    """The SiT to fine-tune: from an official file, or the average of one of our ImageNet runs.
+    """The network to fine-tune: from an official file, or the average of one of our runs on
+    latents.
 
     Raises ConfigError if its sizes are not those of `network`, CheckpointError, UntrustedFileError.
     """
-    check_choice("model", network, MODELS)
     check_choice("format", format, FORMATS)
     path = expanded(path)
     if is_file_of_weights(path):
+        check_choice("model", network, MODELS)
         return load_official(path, format=format, **MODELS[network])
     trained = _on_imagenet(path)
     recipe: Any = trained.recipe

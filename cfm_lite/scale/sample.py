@@ -3,6 +3,8 @@
     SAMPLES/  settings.json   part-00000.npy ...
               ->  samples.npz (arr_0 (N, H, W, 3) uint8, arr_1 labels)  samples.png
 
+Of a run on captions arr_1 holds the number of each image's caption in settings.json.
+
 Part p holds samples p * batch, ... and depends on (seed, p) alone. So any number of ranks gives the
 same images, a stopped run continues, and a finished folder can grow: only missing parts are drawn.
 Samples of other settings are never mixed in, because settings.json is compared first.
@@ -14,7 +16,7 @@ import os
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,8 @@ def _check_same(out: Path, record: dict[str, Any]) -> None:
         theirs = {
             "labels": "turn",
             "average": "ema",
+            "prompts": [],
+            "negative": "",
             **json.loads(file.read_text(encoding="utf-8")),
         }
         # an older file lacks newer fields: they have their defaults
@@ -166,20 +170,28 @@ def drawing(
     *,
     num: int = 16,
     show: Callable[[np.ndarray, int], None] | None = None,
+    prompts: Sequence[str] = (),
+    encoder: Any = None,
 ) -> Callable[[nn.Module, int], None]:
     """A function of a model and a step that writes OUT/samples-step-N.png, from the same noise each
     time.
 
     `runs.train` calls it on every rank, because under FSDP a forward pass needs all of them. A rank
     without a `codec` writes nothing. `show` is called with the images (num, H, W, 3) uint8 and the
-    step.
+    step. Of a run on captions the pictures are of `prompts`, read by `encoder`.
     """
     settings = Settings(
-        num, recipe.seed, recipe.solver, recipe.sample_steps, recipe.guidance, batch=num
+        num,
+        recipe.seed,
+        recipe.solver,
+        recipe.sample_steps,
+        recipe.guidance,
+        batch=num,
+        prompts=tuple(prompts),
     )
 
     def draw(model: nn.Module, step: int) -> None:
-        z = draw_part(Run(recipe, model, step, spec=spec), settings, 0)
+        z = draw_part(Run(recipe, model, step, spec=spec, encoder=encoder), settings, 0)
         if codec is not None:
             images = _pixels(codec, z)
             _picture(images, Path(out) / f"samples-step-{step:08d}.png")
@@ -223,7 +235,10 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
     """
     paths = [_part(out, part) for part in range(kept, settings.parts)]
     shape = (settings.num, *np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1:])
-    labels = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)]).numpy()
+    if settings.prompts:
+        labels = torch.arange(settings.num) % len(settings.prompts)
+    else:
+        labels = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
     work = out / f".tmp-{uuid.uuid4().hex}"
     try:
         with zipfile.ZipFile(work, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -235,7 +250,7 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
                     member.write(content)
                 for path in paths:
                     member.write(np.load(path, allow_pickle=False).tobytes())
-            archive.writestr("arr_1.npy", npy(labels.astype(np.int64)))
+            archive.writestr("arr_1.npy", npy(labels.numpy().astype(np.int64)))
         os.replace(work, out / SAMPLES)
     except OSError as error:
         raise checkpoint.explained(error, out, int(np.prod(shape))) from error

@@ -20,7 +20,7 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.engine.compiled import is_compiled
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError, ResumeMismatchError
-from cfm_lite.models import SiT, count_parameters, teacher
+from cfm_lite.models import count_parameters, teacher
 from cfm_lite.objective import Alignment
 from cfm_lite.runs import Run, Spec, read_config
 from cfm_lite.runs.folder import MEAN
@@ -55,7 +55,7 @@ class Options:
     images: Path | None = None  # for a teacher: the folder that the latents were made of
     features: Path | None = None  # or what the teacher saw in them, computed before
     teacher: str | None = None  # a file with its weights, or "random"; None downloads timm's
-    start: SiT | None = None  # fine-tune this model
+    start: Any = None  # fine-tune this network
     save_every: int = 10_000
     log_every: int = 100
     sample_every: int = 0  # steps between pictures of samples on the way; 0 is none
@@ -79,17 +79,23 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     trainer, split = trainer_for(recipe, latents, options, device)
     index = latents.index
     spec = Spec(
-        latents.shape, latents.num_classes, vae=index["vae"], vae_fingerprint=index["fingerprint"]
+        latents.shape,
+        latents.num_classes,
+        latents.condition,
+        vae=index["vae"],
+        vae_fingerprint=index["fingerprint"],
+        **_about_text(latents),
     )
-    about = {**_about(latents), **_about_teacher(trainer), **start}
+    read_by = {"text_fingerprint": spec.text_fingerprint} if spec.text else {}
+    about = {**_about(latents), **_about_teacher(trainer), **start, **read_by}
     how = {
         "parallel": options.parallel,
         "compile": trainer.compiled,
         "checkpointing": options.checkpointing,
     }
-    world.agree("the run", [recipe.as_dict(), latents.fingerprint])
+    world.agree("the run", [recipe.as_dict(), latents.fingerprint, spec.text_fingerprint])
     board = _TensorBoard(out, world) if options.tensorboard else None
-    draw = _drawing(recipe, spec, options, device, board) if options.sample_every else None
+    draw = _drawing(recipe, spec, latents, options, device, board) if options.sample_every else None
     with contextlib.ExitStack() as stack:
         if board:
             stack.callback(board.close)
@@ -114,9 +120,15 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
 
 
 def check_fit(recipe: ImageNet, latents: Latents, ranks: int = 1) -> None:
-    """Raise ConfigError if the latents have another size than the recipe, or the batch does not fit
-    them and `ranks`.
+    """Raise ConfigError if the latents have another size or condition than the recipe, or the batch
+    does not fit them and `ranks`.
     """
+    if (latents.condition == "captions") != (recipe.model == "mmdit"):
+        name = "mscoco" if latents.condition == "captions" else "imagenet"
+        raise ConfigError(
+            f"the latents in {latents.folder} have {latents.condition}, and {recipe.network} on "
+            f"{recipe.dataset} takes others; use cfm-lite scale train {name}, or other latents."
+        )
     if recipe.size != latents.size:
         raise ConfigError(
             f"the recipe is for {recipe.size} pixels and {latents.folder} holds latents of "
@@ -141,13 +153,17 @@ def trainer_for(
             "ddp."
         )
     model: Any = options.start or build_model(recipe, data)
-    if model.num_classes != data.num_classes:
+    if recipe.model == "mmdit":
+        _check_text(model, data, options)
+    elif model.num_classes != data.num_classes:
         raise ConfigError(
             f"the model has {model.num_classes} classes and the latents {data.num_classes}; "
             "fine-tune on data of the same classes."
         )
     differ = [
-        name for name in ("learn_sigma", "qk_norm") if getattr(model, name) != getattr(recipe, name)
+        name
+        for name in ("learn_sigma", "qk_norm")
+        if getattr(model, name, False) != getattr(recipe, name)
     ]
     if differ:
         fields = " ".join(f"{name}={str(getattr(model, name)).lower()}" for name in differ)
@@ -180,6 +196,22 @@ def trainer_for(
         model=model,
     )
     return built, split
+
+
+def _check_text(model: Any, data: Any, options: Options) -> None:
+    """Raise ConfigError unless the network takes the features of the data's text encoder. Give it
+    those of the empty caption.
+    """
+    takes = (model.context_length, model.context_dim)
+    if takes != tuple(data.text_shape):
+        raise ConfigError(
+            f"the network takes features of captions {takes}, and the text encoder gives "
+            f"{tuple(data.text_shape)}; give the one that it was trained with, with --text."
+        )
+    if options.checkpointing:
+        raise ConfigError("--checkpointing is for SiTs; leave it out, or use --micro-batch.")
+    if isinstance(data, Latents) and data.text is not None:
+        model.null_context.copy_(data.text([""])[0])
 
 
 def _teacher(
@@ -247,7 +279,9 @@ def _source(recipe: ImageNet, latents: Latents, options: Options, device: torch.
 
 
 def _move(x: Tensor, device: torch.device) -> Tensor:
-    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+    # features of captions are made on the device
+    there = x.device.type == device.type
+    return x if there else x.pin_memory().to(device, non_blocking=True)
 
 
 def _about(latents: Latents) -> dict[str, Any]:
@@ -264,6 +298,18 @@ def _about(latents: Latents) -> dict[str, Any]:
         "images": len(latents),
         "vae": index["vae"],
         "vae_fingerprint": index["fingerprint"],
+    }
+
+
+def _about_text(latents: Latents) -> dict[str, Any]:
+    """What a spec says of the text encoder; empty without one."""
+    text: Any = latents.text
+    if text is None:
+        return {}
+    return {
+        "text": text.place,
+        "text_fingerprint": text.fingerprint,
+        "text_shape": latents.text_shape,
     }
 
 
@@ -298,6 +344,7 @@ def _check_same_latents(out: Path, latents: Latents) -> None:
 def _drawing(
     recipe: ImageNet,
     spec: Spec,
+    latents: Latents,
     options: Options,
     device: torch.device,
     board: "_TensorBoard | None",
@@ -308,7 +355,16 @@ def _drawing(
     codec = options.world.on_main(
         lambda: open_codec(str(spec.vae), device=device, fingerprint=spec.vae_fingerprint)
     )
-    return drawing(recipe, spec, codec, options.out, show=board.show if board else None)
+    prompts = [told[0] for told in latents.captions[:16]] if spec.text else []
+    return drawing(
+        recipe,
+        spec,
+        codec,
+        options.out,
+        show=board.show if board else None,
+        prompts=prompts,
+        encoder=latents.text,
+    )
 
 
 class _TensorBoard:

@@ -23,10 +23,15 @@ TRAIN = ["scale", "train", "--model", "SiT-Ti/2", "--method", "vecor", "--log-ev
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
+    return pictures_of(tmp_path_factory.mktemp("made"))
+
+
+def pictures_of(folder):
+    """The 63 real images, or as many made ones below `folder`."""
     if REAL:
         return archive.samples()
     print("no CFM_LITE_DATA: made images stand in for the 63 real ones")
-    return made_folder(tmp_path_factory.mktemp("made") / "set", classes=9, each=7)
+    return made_folder(folder / "set", classes=9, each=7)
 
 
 @pytest.fixture(scope="module")
