@@ -19,6 +19,7 @@ RUN: dict[str, tuple[str, ...]] = {
         "tests/scale/test_documents.py::test_the_commands_for_imagenet_go_from_images_to_a_score",
         "tests/scale/test_slurm.py::test_the_recipe_starts_saves_at_term_goes_on_and_ends_where_an_unbroken_run_does",
     ),
+    "docs/captions.md": ("tests/scale/test_mscoco.py::test_two_ranks_do_what_one_process_does",),
     "docs/lab.md": (
         "tests/scale/test_documents.py::test_the_commands_of_the_lab_list_measure_and_report",
     ),

@@ -223,8 +223,14 @@ REFUSED = [
     ("sample --checkpoint run --debias", "nothing that --debias could undo; it is for delta_fm, vecor, vecor_latent"),
     ("sample --checkpoint run --labels 9", "the classes are 0 to 1"),
     ("sample --checkpoint run --labels all", "turn, random"),
-    *((f"sample --checkpoint run {flag(name)}", f"--{name}. cfm-lite scale sample has it") for name in ("vae", "format", "model")),
+    *(
+        (f"sample --checkpoint run {flag(name)}", f"--{name}. cfm-lite scale sample has it")
+        for name in ("vae", "format", "model", "captions", "text")
+    ),
     ("scale sample --checkpoint run --vae tiny", "is for runs on latents"),
+    ("scale sample --checkpoint run --captions said.tsv", "is for a run that a text encoder reads for"),
+    ("scale sample --checkpoint run --text file", "--text is for a run whose captions a text encoder reads"),
+    ("evaluate --samples run/samples.npz --clip file", "--clip is read only with --reference"),
     *((f"scale sample --checkpoint run {flag(name)}", "is a run of ours") for name in ("format", "model")),
     ("scale sample --checkpoint run --format sit", "is a run of ours"),
     ("sample --checkpoint run --out grid.png", "it must end in .npz, such as grid.npz"),

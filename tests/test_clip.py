@@ -41,6 +41,13 @@ def test_captions_become_features_that_the_network_takes(place):
 
 
 @needs_transformers
+def test_opening_a_tower_prints_nothing(place, capfd, caplog):
+    ClipText(place)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+@needs_transformers
 def test_a_tower_is_frozen_and_known_by_its_fingerprint(place):
     encoder = ClipText(place).train()
     assert not encoder.training

@@ -54,6 +54,7 @@ def made(tmp_path_factory):
     (home / "latents" / "index.json").write_text("{}")
     (home / "link.json").symlink_to(home / "run" / "config.json")
     (home / "file").write_text("not a folder")
+    (home / "said.tsv").write_text("a dog\ta.png\n")
     Image.new("RGB", (4, 4)).save(home / "picture.png")
     np.savez(home / "data.npz", arr_0=np.zeros(3))
     torch.save({"ema": {}}, home / "weights.pt")

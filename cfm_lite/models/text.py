@@ -7,8 +7,9 @@ Word numbers are what `data.captions.encode` gives, and the network holds the ta
 extra `[text]`; its features are what the network takes as a condition.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -133,14 +134,30 @@ def open_clip(place: str, network: str) -> tuple[Any, Any]:
     """
     modeling, tokens = clip_parts()
     try:
-        tokenizer = tokens.CLIPTokenizer.from_pretrained(place, use_safetensors=True)
-        opened = getattr(modeling, network).from_pretrained(place, use_safetensors=True)
+        with _quietly():
+            tokenizer = tokens.CLIPTokenizer.from_pretrained(place, use_safetensors=True)
+            opened = getattr(modeling, network).from_pretrained(place, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"there is no CLIP {place!r} ({in_one_line(error)}). Give a folder with config.json, "
             f"model.safetensors and the tokenizer, or go online for {CLIP}."
         ) from None
     return tokenizer, opened.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """transformers says nothing: it would list the weights of the tower that is not opened."""
+    logs = optional("transformers.utils.logging", "text")
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(level)
+        if bars:
+            logs.enable_progress_bar()
 
 
 def check_texts(captions: Sequence[str]) -> list[str]:

@@ -9,9 +9,25 @@ _SAMPLE = "sample --checkpoint R --num 4 --steps 2 --out O"
 _FILE = "scale sample --checkpoint sit.pt --model SiT-Ti/2 --num 4 --steps 2 --out O"
 _PREPARE = "scale prepare --images pictures --vae tiny --size 32 --out O"
 _FEATURES = "scale prepare --latents L --images pictures --teacher random --out O"
+_WORDS = "scale train mscoco --model MMDiT-Ti/2 --batch 8 --set shard=2 --steps 2"
+_SAID = "scale sample --checkpoint RC --num 4 --steps 2 --out O"
 _EVALUATE = "evaluate --samples S --reference S --inception standin --out O.json"
 
 ACTS = {  # as in tests/flags.py
+    ("scale train", "recipe"): (
+        f"{_WORDS} --dry-run --size 64",
+        f"{_WORDS.replace('mscoco', 'cc3m')} --dry-run --size 64",
+    ),
+    ("scale train", "text"): (
+        f"{_WORDS} --latents LC --out O --text clip",
+        f"{_WORDS} --latents LC --out O --text ./nowhere",
+    ),
+    ("scale sample", "captions"): (f"{_SAID} --prompt a", f"{_SAID} --captions said.tsv"),
+    ("scale sample", "text"): (f"{_SAID} --prompt a", "--text clip2"),
+    ("evaluate", "clip"): (
+        "evaluate --samples SC --reference pictures --inception standin --out O.json",
+        "--clip clip2",
+    ),
     ("scale train", "latents"): (
         _DRY,
         "scale train --model SiT-Ti/2 --dry-run --set shard=2 --batch 8 --latents L",

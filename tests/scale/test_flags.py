@@ -2,6 +2,7 @@
 leaves nothing behind.
 """
 
+import importlib.util
 import json
 import re
 import shlex
@@ -22,10 +23,17 @@ from cfm_lite.runs.imagenet import MODELS
 from cfm_lite.runs.reads import unread
 from cfm_lite.scale import commands
 from cfm_lite.scale.train import Options, train_imagenet
+from tests.networks import tiny_clip
 from tests.pictures import made_folder
 from tests.scale import flags
 from tests.scale.conftest import SMALL
 from tests.test_flags import tree
+
+CAPTIONS = (  # a set with captions, a run on it, and its samples
+    "scale prepare --images pictures --captions said.tsv --vae tiny --size 32 --out LC",
+    "scale train mscoco --model MMDiT-Ti/2 --latents LC --text clip --out RC --steps 1 --batch 8 --set shard=2",
+    "scale sample --checkpoint RC --prompt a --num 6 --steps 2 --out SC",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +52,13 @@ def home(pictures, folder, run, data, tmp_path_factory):
     ]
     (home / "said.tsv").write_text("\n".join(told), encoding="utf-8")
     tiny_vae(3).save_pretrained(home / "folder_of_vae")
+    if importlib.util.find_spec("transformers"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(home)
+            tiny_clip(home / "clip")
+            tiny_clip(home / "clip2", seed=1)
+            for line in CAPTIONS:
+                assert cli.main(shlex.split(line)) == 0
     torch.manual_seed(0)
     network = SiT(input_size=4, num_classes=3, **MODELS["SiT-Ti/2"])
     torch.nn.init.normal_(network.final_layer.linear.weight, std=0.1)
@@ -158,6 +173,8 @@ def outcome(here, monkeypatch, capsys):
 @pytest.mark.parametrize("option", flags.ACTS, ids="-".join)
 def test_an_option_changes_what_a_command_does(option, outcome):
     plain, more = flags.ACTS[option]
+    if re.search(r"\b(LC|RC|SC)\b", plain):
+        pytest.importorskip("transformers", reason="transformers is not installed: cfm-lite[text]")
     whole = more if more.startswith(f"{option[0]} ") else f"{plain} {more}"
     with_it = outcome(whole)
     assert outcome(plain) != with_it

@@ -1,6 +1,5 @@
-"""MS-COCO's path on real pictures whose captions are made from class names: images and captions to
-latents, training with REPA and VeCoR, samples of captions, FID and CLIP score; alone and on two
-ranks.
+"""The commands of docs/captions.md, with small sizes, on real pictures whose captions are made from
+class names: alone, and under torchrun on two ranks.
 """
 
 import json
@@ -21,60 +20,81 @@ from cfm_lite.runs import Run
 from cfm_lite.runs.imagenet import CAPTIONED, imagenet, preset_of, versus
 from cfm_lite.runs.recipe import build_model, from_dict
 from cfm_lite.scale.dry_run import Made
+from tests.documents import blocks
 from tests.networks import tiny_clip
 from tests.scale.test_end_to_end import go, losses, pictures_of, torchrun
 
 pytest.importorskip("transformers", reason="transformers is not installed: cfm-lite[text]")
 
-PREPARE = "scale prepare --captions coco.json --images pictures --vae tiny --size 32 --rows 16"
-TRAIN = (
-    "scale train mscoco --model MMDiT-Ti/2 --method repa_vecor --features F --text clip --log-every "
-    "1 --set shard=8 batch=16 teacher=vit_tiny_patch16_224 --sample-every 2 --save-every 100"
-)
-SAMPLE = "scale sample --captions val.json --steps 2 --batch 5 --num 11"
+SMALLER = {"MMDiT": "MMDiT-Ti/2", "40192": "11"}
+MORE = {  # what makes a command small
+    "prepare": "--vae tiny --size 32 --rows 16",
+    "train": "--text clip --teacher random --steps 4 --log-every 1 --sample-every 2 --set shard=8 "
+    "batch=16 teacher=vit_tiny_patch16_224",
+    "sample": "--steps 2 --batch 5",
+    "evaluate": "--inception standin",
+}
+MADE = ("latents-coco", "runs/coco", "samples-coco")
+VAL = "captions_val2014.json"
+NEW = "scale train mscoco --model MMDiT-Ti/2 --latents latents-coco --out new"
+DRAW = "scale sample --checkpoint runs/coco --out new"
 
 
-def do(line):
-    go(*line.split())
+def commands():
+    """{command: its arguments, small} of the page."""
+    found = {}
+    for line in blocks("docs/captions.md")[0].text.splitlines():
+        words = [SMALLER.get(word, word) for word in line.partition("#")[0].split()]
+        words = words[words.index("--" if "--" in words else "cfm-lite") + 1 :]
+        name = words[words[0] == "scale"]
+        found[name] = [*words, *MORE[name].split()]
+    return found
 
 
-def captions_of(found, left_out=0):
-    """The published form of captions made from class names, two or three an image."""
-    told = {"images": [], "annotations": []}
+COMMANDS = commands()
+
+
+def elsewhere(name, folder, **changes):
+    """A command of the page that puts what it makes into another folder."""
+    out = COMMANDS[name].index("--out") + 1
+    words = [changes.get(f"_{word}", word) for word in COMMANDS[name]]
+    return [*words[:out], f"{folder}/{words[out]}", *words[out + 1 :]]
+
+
+def drawn(folder):
+    with np.load(folder / "samples-coco" / "samples.npz") as file:
+        return file["arr_0"]
+
+
+def told(found, left_out):
+    """The published form of captions made from class names, two or three an image; the first
+    `left_out` images have none.
+    """
+    said = {"images": [], "annotations": []}
     for number, file in enumerate(found.files):
-        told["images"].append({"id": number, "file_name": file.key})
+        said["images"].append({"id": number, "file_name": file.key})
         name = found.classes[file.label].split("-")[-1].replace("_", " ")
-        for text in [f"a {name}", f"the {name}", f"one {name}"][: 2 + number % 2]:
-            told["annotations"].append({"image_id": number, "caption": text})
-    told["annotations"] = [row for row in told["annotations"] if row["image_id"] >= left_out]
-    return json.dumps(told)
+        texts = [f"a {name}", f"the {name}", f"one {name}"][: 2 + number % 2]
+        if number >= left_out:
+            said["annotations"] += [{"image_id": number, "caption": text} for text in texts]
+    return json.dumps(said)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with pictures, captions and a CLIP, and what the commands made there, one process
-    each.
-    """
+    """A folder with pictures, captions and two CLIPs, and what the commands made there."""
     home = tmp_path_factory.mktemp("mscoco")
     found = images.find(pictures_of(home))
-    (home / "pictures").symlink_to(found.root)
-    (home / "coco.json").write_text(captions_of(found, left_out=3), encoding="utf-8")
-    (home / "val.json").write_text(captions_of(found), encoding="utf-8")
+    for name, left_out in (("train2014", 3), ("val2014", 0)):
+        (home / name).symlink_to(found.root)
+        (home / f"captions_{name}.json").write_text(told(found, left_out), encoding="utf-8")
     tiny_clip(home / "clip")
     tiny_clip(home / "other", seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        do(f"{PREPARE} --out L")
-        patch.setattr("cfm_lite.scale.commands.imagenet", small_teacher)
-        do("scale prepare --latents L --images pictures --teacher random --out F")
-        do(f"{TRAIN} --latents L --out R --steps 2")
-        do(f"{TRAIN} --latents L --out R --steps 4 --resume")
-        do(f"{SAMPLE} --checkpoint R --out S")
+        for name in ("prepare", "train", "sample"):
+            go(*COMMANDS[name])
     return home
-
-
-def small_teacher(*args, **how):
-    return imagenet(*args, **how).changed(teacher="vit_tiny_patch16_224")
 
 
 @pytest.fixture
@@ -85,88 +105,89 @@ def here(home, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*biased upwards")
 def test_pictures_with_captions_are_trained_sampled_and_measured(here, capsys):
-    data = Latents("L")
+    data = Latents("latents-coco")
     assert (len(data), data.condition, data.num_classes) == (60, "captions", 0)
-    assert len(losses(here / "R")) == 4
-    assert (here / "R" / "samples-step-00000002.png").exists()
-    run = Run.open("R")
+    assert len(losses(here / "runs/coco")) == 4
+    assert (here / "runs/coco/samples-step-00000002.png").exists()
+    run = Run.open("runs/coco")
     assert isinstance(run.model, MMDiT)
     assert torch.equal(run.model.null_context, ClipText("clip").null())
-    with np.load("S/samples.npz") as file:
+    with np.load("samples-coco/samples.npz") as file:
         assert file["arr_0"].shape == (11, 32, 32, 3)
         assert file["arr_1"].tolist() == list(range(11))
-    do("evaluate --samples S --reference pictures --inception standin")
-    told = capsys.readouterr().out
-    assert "11 samples of repa_vecor (MMDiT-Ti/2 on mscoco), 4 training steps" in told
-    assert "labels of 63 captions" in told
-    assert "captions read by clip (" in told
-    rows = {row["metric"]: row for row in json.loads((here / "S/metrics.json").read_text())}
-    assert "standin_fid_to_63_images" in rows
-    score = rows["clip_score"]
-    assert score["features"] == "CLIP clip"
-    assert 0 <= score["value"] <= 100
-    do("evaluate --samples S --reference pictures --inception standin --clip other")
-    again = {
-        row["metric"]: row["value"] for row in json.loads((here / "S/metrics.json").read_text())
-    }
-    assert again["clip_score"] != score["value"]
-    assert again["standin_recall"] == rows["standin_recall"]["value"]
+    values = []
+    for more in ([], ["--clip", "other"]):
+        go(*COMMANDS["evaluate"], *more)
+        rows = json.loads((here / "samples-coco/metrics.json").read_text(encoding="utf-8"))
+        values.append({row["metric"]: row for row in rows})
+    said = capsys.readouterr().out
+    assert "11 samples of repa_vecor (MMDiT-Ti/2 on mscoco), 4 training steps" in said
+    assert "labels of 63 captions" in said
+    assert "captions read by clip (" in said
+    one, other = values
+    assert "standin_fid_to_63_images" in one
+    assert (one["clip_score"]["features"], other["clip_score"]["features"]) == (
+        "CLIP clip",
+        "CLIP other",
+    )
+    assert 0 <= one["clip_score"]["value"] <= 100
+    assert one["clip_score"]["value"] != other["clip_score"]["value"]
 
 
 def test_a_folder_of_samples_grows_and_each_image_shows_its_caption(here, tmp_path):
-    more = SAMPLE.replace("--num 11", "--num 13")
-    shutil.copytree("S", tmp_path / "S")
-    do(f"{more} --checkpoint R --out {tmp_path / 'S'}")
-    do(f"{more} --checkpoint R --out {tmp_path / 'whole'}")
-    grown, whole = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("S", "whole"))
-    assert np.array_equal(grown, whole)
-    said = json.loads((tmp_path / "S/settings.json").read_text())["prompts"]
-    asked = (
-        f"scale sample --checkpoint R --steps 2 --batch 5 --num 5 --out {tmp_path / 'P'} --prompt"
-    )
-    go(*asked.split(), *said)
-    assert np.array_equal(np.load(tmp_path / "P" / "samples.npz")["arr_0"], whole[:5])
+    shutil.copytree("samples-coco", tmp_path / "grown" / "samples-coco")
+    for name in ("grown", "whole"):
+        go(*elsewhere("sample", tmp_path / name, _11="13"))
+    assert np.array_equal(drawn(tmp_path / "grown"), drawn(tmp_path / "whole"))
+    settings = tmp_path / "grown" / "samples-coco" / "settings.json"
+    said = json.loads(settings.read_text(encoding="utf-8"))["prompts"]
+    asked = "scale sample --checkpoint runs/coco --steps 2 --batch 5 --num 5 --prompt"
+    go(*asked.split(), *said, "--out", str(tmp_path / "samples-coco"))
+    assert np.array_equal(drawn(tmp_path), drawn(tmp_path / "whole")[:5])
 
 
-def test_two_ranks_prepare_train_and_sample_what_one_process_does(here, tmp_path):
-    torchrun(*f"{PREPARE} --out {tmp_path / 'L'}".split())
-    assert Latents(tmp_path / "L").fingerprint == Latents("L").fingerprint
-    torchrun(*f"{TRAIN} --latents {tmp_path / 'L'} --out {tmp_path / 'R'} --steps 4".split())
-    assert losses(tmp_path / "R") == pytest.approx(losses(here / "R"), abs=1e-5)
-    torchrun(*f"{SAMPLE} --checkpoint R --out {tmp_path / 'S'}".split())
-    two, one = (np.load(folder / "S/samples.npz")["arr_0"] for folder in (tmp_path, here))
-    assert np.array_equal(two, one)
+def test_two_ranks_do_what_one_process_does(here, tmp_path):
+    torchrun(*elsewhere("prepare", tmp_path))
+    assert Latents(tmp_path / "latents-coco").fingerprint == Latents("latents-coco").fingerprint
+    torchrun(*elsewhere("train", tmp_path))
+    assert losses(tmp_path / "runs/coco") == pytest.approx(losses(here / "runs/coco"), abs=1e-5)
+    torchrun(*elsewhere("sample", tmp_path))
+    assert np.array_equal(drawn(tmp_path), drawn(here))
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        (
-            f"{TRAIN} --latents L --out R --steps 6 --resume".replace("clip", "other"),
-            "text encoder",
-        ),
-        (f"{TRAIN} --latents L --out new".replace("--text clip", "--text none"), "no CLIP 'none'"),
-        (f"{TRAIN} --latents L --out new --checkpointing", "--checkpointing is for SiTs"),
-        ("scale train --model SiT-Ti/2 --latents L --out new", "have captions, and SiT-Ti/2"),
-        ("scale train mscoco --model SiT-Ti/2 --latents L --out new", "with one of MMDiT"),
-        ("scale train --text clip --latents L --out new", "imagenet has classes"),
-        ("scale train mscoco --set model=sit --latents L --out new", "it follows from the network"),
-        ("scale train mscoco --set qk_norm=true --latents L --out new", "a field of sit"),
-        (f"{SAMPLE} --checkpoint R --out new --text other", "is not the one that the run was"),
-        (f"{SAMPLE} --checkpoint R --out new --prompt a", "both say what to draw"),
-        (f"{SAMPLE} --checkpoint R --out new".replace("11", "64"), "has captions of 63 images"),
-        ("sample --checkpoint R --out new", "there is none; give --prompt"),
-        ("sample --checkpoint R --out new --labels 3", "--prompt"),
-        ("scale sample --checkpoint R --out new --captions clip/config.json", "as captions"),
-        ("export --checkpoint R --out new.pt", "holds a MMDiT"),
-    ],
-)
+REFUSED = [
+    (f"{NEW} --text ./none", "there is no CLIP"),
+    (f"{NEW} --text clip --checkpointing", "--checkpointing is for SiTs"),
+    (f"{NEW} --set model=sit", "it follows from the network"),
+    (f"{NEW} --set qk_norm=true", "a field of sit"),
+    (NEW.replace("MMDiT", "SiT"), "with one of MMDiT"),
+    ("scale train --model SiT-Ti/2 --latents latents-coco --out new", "have captions, and SiT"),
+    ("scale train --text clip --latents latents-coco --out new", "imagenet has classes"),
+    (f"{DRAW} --captions {VAL} --text other", "is not the one that the run was trained with"),
+    (f"{DRAW} --captions {VAL} --prompt a", "both say what to draw"),
+    (f"{DRAW} --captions {VAL} --num 64", "has captions of 63 images"),
+    (f"{DRAW} --captions clip/config.json", "cannot be read as captions"),
+    (DRAW, "there is none; give --prompt"),
+    (f"{DRAW} --prompt a --labels 3", "draws captions"),
+    ("export --checkpoint runs/coco --out new.pt", "is a MMDiT"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), REFUSED)
 def test_what_does_not_fit_captions_is_refused_in_one_line(here, line, words, capsys):
     assert cli.main(line.split()) in (2, 3, 4)
-    said = [row for row in capsys.readouterr().err.splitlines() if "error" in row]
+    said = [row for row in capsys.readouterr().err.splitlines() if "cfm-lite: error" in row]
     assert len(said) == 1, said
     assert words in said[0]
     assert not list(here.glob("new*"))
+
+
+def test_a_run_is_not_resumed_with_another_text_encoder(here, capsys):
+    words = [
+        "other" if word == "clip" else "6" if word == "4" else word for word in COMMANDS["train"]
+    ]
+    assert cli.main([*words, "--resume"]) == 4
+    assert "another text encoder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dataset", CAPTIONED)
@@ -176,19 +197,20 @@ def test_the_presets_of_captions_are_repa_s_and_survive_being_written_down(datas
     assert from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
     assert preset_of(recipe) == method
     assert (recipe.batch, recipe.lr, recipe.clip, recipe.ema) == (256, 1e-4, 1.0, 0.9999)
-    assert (recipe.steps, recipe.sample_steps, recipe.mirror) == (
-        {"mscoco": 150_000, "cc3m": 400_000}[dataset],
-        50,
-        False,
-    )
+    steps = {"mscoco": 150_000, "cc3m": 400_000}[dataset]
+    assert (recipe.steps, recipe.sample_steps, recipe.mirror) == (steps, 50, False)
     assert (recipe.align, recipe.align_block) == (0.5 if "repa" in method else 0, 8)
     assert recipe.perturb == "crop_resize"
     assert any("crop" in row[1] for row in versus(method, dataset)) == ("vecor" in method)
+
+
+def test_the_network_of_captions_is_repa_s():
+    made = Made((4, 32, 32), 0, condition="captions", text_shape=(77, 768))
     with torch.device("meta"):
-        model = build_model(
-            recipe, Made((4, 32, 32), 0, condition="captions", text_shape=(77, 768))
-        )
+        model = build_model(imagenet("sit", model="MMDiT"), made)
     assert sum(p.numel() for p in model.parameters()) == 505_070_608
+    assert not model.config["zero_init"]
+    assert not model.config["rotary"]
 
 
 def test_a_network_is_for_classes_or_for_captions():
@@ -198,12 +220,16 @@ def test_a_network_is_for_classes_or_for_captions():
 
 
 def test_a_dry_run_of_captions_needs_no_encoder(capsys):
-    do("scale train mscoco --model MMDiT-Ti/2 --dry-run --size 64 --set shard=2 --batch 4")
-    told = capsys.readouterr().out
-    assert "captions (77, 768)" in told
-    assert "CLIP ViT-L/14" in told
+    go(
+        *f"{NEW} --dry-run --size 64 --batch 4 --set shard=2".replace(
+            "--latents latents-coco", ""
+        ).split()
+    )
+    said = capsys.readouterr().out
+    assert "captions (77, 768)" in said
+    assert "CLIP ViT-L/14" in said
 
 
 def test_a_checkpoint_holds_what_the_empty_caption_was_read_as(here):
-    saved = checkpoint.load(checkpoint.latest(here / "R" / "checkpoints")).weights
+    saved = checkpoint.load(checkpoint.latest(here / "runs/coco/checkpoints")).weights
     assert torch.equal(saved["objective.model.null_context"], ClipText("clip").null())
