@@ -30,13 +30,14 @@ from cfm_lite import draws
 from cfm_lite._internal import kernels
 from cfm_lite.engine import average
 from cfm_lite.engine.guard import Guard
-from cfm_lite.models import sit
+from cfm_lite.models import mmdit, sit
 from cfm_lite.runs.imagenet import build_imagenet_trainer, imagenet
 from cfm_lite.scale.dry_run import Made
 
 ROOT = Path(__file__).parents[1]
 DEVICE = "gpu"
 BATCH, SHARD = 16, 8
+PLAIN = Made((4, 32, 32), 1000)
 VIEWS = {"view", "_unsafe_view", "expand", "slice", "select", "t", "transpose", "permute", "unsqueeze", "squeeze", "split", "unbind",
          "detach", "device", "alias", "as_strided", "reshape", "chunk", "_local_scalar_dense", "lift_fresh"}  # fmt: skip
 
@@ -252,8 +253,8 @@ def peak(
     precision: str = "bf16",
     checkpointing: bool = False,
 ) -> dict[str, int]:
-    """The most bytes that two eager training steps of a SiT at 256 pixels hold, and those of the
-    trained state between steps.
+    """The most bytes that two eager training steps of a network at 256 pixels hold, and those of
+    the trained state between steps.
     """
     recipe = imagenet(
         "sit",
@@ -269,18 +270,19 @@ def peak(
         device(),
         patch.object(average, "_FUSED", (DEVICE,)),
         patch.object(sit, "attend", flash),
+        patch.object(mmdit, "attend", flash),
         Memory() as memory,
     ):
+        said = (77, 768) if recipe.model == "mmdit" else ()
+        made = Made((4, 32, 32), 0, condition="captions", text_shape=said) if said else PLAIN
         with (
             patch.object(torch.Tensor, "__bool__", lambda self: True),
             patch.object(nn.Module, "to", _move),
         ):
-            built = build_imagenet_trainer(recipe, Made((4, 32, 32), 1000), device=DEVICE)
+            built = build_imagenet_trainer(recipe, made, device=DEVICE)
         built.objective.model.checkpointing = checkpointing
-        data = (
-            torch.randn(rows, 4, 32, 32, device=DEVICE),
-            torch.zeros(rows, dtype=torch.long, device=DEVICE),
-        )
+        y = torch.zeros(rows, *said, dtype=torch.float if said else torch.long, device=DEVICE)
+        data = (torch.randn(rows, 4, 32, 32, device=DEVICE), y)
         for _ in range(2):
             built._train_step(data, last=False)
         gc.collect()

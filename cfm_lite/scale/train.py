@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cfm_lite import runs
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.networks import seeded
 from cfm_lite.data.latents import Latents, part_of, prefetch
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.data.latents.features import TeacherFeatures
@@ -231,9 +232,9 @@ def _teacher(
     grid = data.shape[-1] // recipe.patch_size
     given = options.teacher
     weights = None if given in (None, "random") else given
-    return teacher(recipe.teacher, grid=grid, pretrained=given != "random", checkpoint=weights).to(
-        device
-    )
+    with seeded(recipe.seed):  # a random one is the same on every rank, and after a stop
+        found = teacher(recipe.teacher, grid=grid, pretrained=given != "random", checkpoint=weights)
+    return found.to(device)
 
 
 def features_of(recipe: ImageNet, latents: Latents, folder: Path) -> TeacherFeatures:

@@ -180,7 +180,7 @@ MUTANTS = (
     # the command line
     Mutant("a run is looked for from where one stands", "runs/folder.py", "for view in (\n        Path(os.path.abspath(given)),\n        Path(os.path.realpath(given)),\n    )", "for view in (given, given)", "tests/test_runs.py -k found_from"),
     Mutant("a tilde is a name", "_internal/places.py", "        return Path(text).expanduser()\n", "        return Path(text)\n", "tests/test_places.py"),
-    Mutant("the prompt is not heard", "cli/sample.py", "prompts=self.prompt", "prompts=()", "tests/test_flags.py -k sample-prompt"),
+    Mutant("the prompt is not heard", "cli/sample.py", "prompts=self.prompts", "prompts=()", "tests/test_flags.py -k sample-prompt"),
     Mutant("the negative prompt is not heard", "runs/sampling.py", "interval, negative=away)", "interval)", "tests/test_words.py -k negative"),
     Mutant("the own velocity has a gradient", "terms.py", "with torch.no_grad():\n            own,", "with torch.enable_grad():\n            own,", "tests/test_conditions.py -k contrast"),
     Mutant("every method reads every field", "runs/reads.py", "elif name in _OF_METHODS and name not in mine:", "elif False:", "tests/test_flags.py -k one_method"),

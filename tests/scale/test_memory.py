@@ -28,6 +28,8 @@ CASES = [
     ("SiT-B/2", 32, 1, "bf16", True),
     ("SiT-XL/2", 32, 1, "bf16", False),
     ("SiT-XL/2", 32, 1, "bf16", True),
+    ("MMDiT", 16, 1, "bf16", False),
+    ("MMDiT", 32, 2, "bf16", False),
 ]
 
 
