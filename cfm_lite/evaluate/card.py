@@ -85,7 +85,7 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
         "interval": interval,
         "sampler_steps": steps,
         "network_rows": cost.rows,
-        "labels": f"of {len(said):,} captions" if said else settings.get("labels", "turn"),
+        "labels": f"{len(said):,} captions" if said else settings.get("labels", "turn"),
         "average": average,
         "average_decay": decay,
         "weights": settings.get("weights"),
@@ -109,6 +109,7 @@ def told(row: Mapping[str, Any]) -> list[str]:
             if row["guidance"] == 1
             else f"guidance {row['guidance']:g}{where} ({row['network_rows']} rows each)"
         )
+        drawn = row["labels"] if "text" in row else f"labels {row['labels']}"
         decay = f" {row['average_decay']:g}" if row["average_decay"] else ""
         lines = [
             f"{row['samples']:,} samples of {row['method']} ({row['network']} on "
@@ -116,7 +117,7 @@ def told(row: Mapping[str, Any]) -> list[str]:
             f"average {row['average']}{decay}{_short(row['weights'])}",
             f"sampler {row['sampler']}, {row['sampler_steps']} steps, {row['nfe']} evaluations "
             f"each, {guided}; seed {row['seed']}, "
-            f"labels {row['labels']}; codec {row['codec'] or 'none'}{_short(row['codec_hash'])}",
+            f"{drawn}; codec {row['codec'] or 'none'}{_short(row['codec_hash'])}",
         ]
     else:
         lines = [

@@ -3,6 +3,7 @@ class names: alone, and under torchrun on two ranks.
 """
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_pictures_with_captions_are_trained_sampled_and_measured(here, capsys):
         values.append({row["metric"]: row for row in rows})
     said = capsys.readouterr().out
     assert "11 samples of repa_vecor (MMDiT-Ti/2 on mscoco), 4 training steps" in said
-    assert "labels of 63 captions" in said
+    assert "seed 0, 63 captions; codec tiny" in said
     assert "captions read by clip (" in said
     one, other = values
     assert "standin_fid_to_63_images" in one
@@ -168,6 +169,7 @@ REFUSED = [
     (f"{DRAW} --captions {VAL} --num 64", "has captions of 63 images"),
     (f"{DRAW} --captions clip/config.json", "cannot be read as captions"),
     (DRAW, "there is none; give --prompt"),
+    (f"{DRAW} --prompt ''", "a caption is empty"),
     (f"{DRAW} --prompt a --labels 3", "draws captions"),
     ("export --checkpoint runs/coco --out new.pt", "is a MMDiT"),
 ]
@@ -175,7 +177,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("line", "words"), REFUSED)
 def test_what_does_not_fit_captions_is_refused_in_one_line(here, line, words, capsys):
-    assert cli.main(line.split()) in (2, 3, 4)
+    assert cli.main(shlex.split(line)) in (2, 3, 4)
     said = [row for row in capsys.readouterr().err.splitlines() if "cfm-lite: error" in row]
     assert len(said) == 1, said
     assert words in said[0]
