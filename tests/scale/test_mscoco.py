@@ -147,6 +147,7 @@ def test_a_folder_of_samples_grows_and_each_image_shows_its_caption(here, tmp_pa
     assert np.array_equal(drawn(tmp_path), drawn(tmp_path / "whole")[:5])
 
 
+@pytest.mark.timeout(600)
 def test_two_ranks_do_what_one_process_does(here, tmp_path):
     torchrun(*elsewhere("prepare", tmp_path))
     assert Latents(tmp_path / "latents-coco").fingerprint == Latents("latents-coco").fingerprint
