@@ -19,6 +19,7 @@ NAMES = [
     "3_dispersive_and_repa",
     "4_sampling",
     "5_scale",
+    "6_pictures_from_words",
 ]
 DECKS = [build.HERE / f"{name}.md" for name in NAMES]
 every_deck = pytest.mark.parametrize("deck", DECKS, ids=lambda deck: deck.stem)

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from cfm_lite.runs import write_json
-from slides.figures import part1, part2, part3, part4, part5  # noqa: F401 (each registers its figures)
+from slides.figures import part1, part2, part3, part4, part5, part6  # noqa: F401 (each registers its figures)
 from slides.figures.common import RESULTS, ROWS, write
 
 torch.set_num_threads(1)

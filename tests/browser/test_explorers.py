@@ -21,6 +21,7 @@ pytest.importorskip(
     "playwright", reason="not run: needs Chromium and Playwright, make test-browser"
 )
 
+from cfm_lite import pretrained  # noqa: E402
 from tests.browser import lab as labs  # noqa: E402
 from tests.browser.drag import EXPLORER, drag  # noqa: E402
 from tools import explorers  # noqa: E402
@@ -323,3 +324,49 @@ def test_an_error_is_said_and_the_picture_stays(folder, chromium):
     assert changed(page, 0, before)
     assert "shuffle" not in page.locator(".cfm-line").inner_text()
     page.close()
+
+
+def chosen(page, label: str, value: str) -> str:
+    """The line that stands a moment after a hand has chosen `value`."""
+    page.get_by_label(label, exact=True).select_option(label=value)
+    page.wait_for_timeout(400)
+    return page.locator(".cfm-line").inner_text()
+
+
+def test_a_page_without_a_kernel_shows_the_shelf_and_says_what_it_lacks(folder, chromium):
+    path = explorers.page(folder / "page")
+    page = chromium.new_page()
+    page.goto(f"{path.as_uri()}#words")
+    page.wait_for_selector("canvas")
+    page.wait_for_timeout(500)
+    before = pixels(page, 0)
+    assert "Asked: a red seven right of a blue star" in chosen(page, "where", "right of")
+    assert "Asked: a red seven (guidance 2, noise 0)" in chosen(page, "where", "alone")
+    assert changed(page, 0, before)
+    held = pixels(page, 0)
+    assert "Without a kernel" in chosen(page, "noise", "4")
+    assert pixels(page, 0) == held
+    chosen(page, "noise", "0")
+    assert "Asked: a pink seven" in chosen(page, "colour", "pink")
+    assert changed(page, 0, held)
+    page.close()
+
+
+@pytest.mark.skipif("words" not in pretrained.RECIPES, reason="no network of words ships yet")
+def test_python_draws_what_the_shelf_does_not_hold(page, lab, folder):
+    path = folder / "words.ipynb"
+    cells = ["from cfm_lite import widgets", "w = widgets.words('a pink cross', seed=3)\nw"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbformat.write(notebook, path)
+    labs.open_notebook(page, lab, path.name)
+    labs.run_all(page)
+    page.wait_for_selector(f"{EXPLORER} canvas", timeout=60_000)
+    assert "Asked: a pink cross (guidance 2, noise 3)" in page.locator(".cfm-line").inner_text()
+    before = pixels(page, 0)
+    chosen(page, "away from the colour", "blue")
+    said = (
+        "() => document.querySelector('.cfm-line').textContent.includes('noise 3, away from blue')"
+    )
+    page.wait_for_function(said, timeout=30_000)
+    assert changed(page, 0, before)
+    assert not page.failures
