@@ -135,7 +135,7 @@ class ScaleTrain(Training):
     teacher: OptionalText = None
     """For repa: a file of the teacher's weights, or random (default: timm's, downloaded once)."""
     text: OptionalText = None
-    """For captions: their encoder, a CLIP on the hub or in a folder (default: OpenAI's ViT-L/14)."""
+    """For captions: their encoder, a CLIP on the hub or in a folder (default: ViT-L/14)."""
 
     def work(self) -> None:
         from cfm_lite.runs import is_file_of_weights

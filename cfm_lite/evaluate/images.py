@@ -58,10 +58,10 @@ def evaluate_samples(
 
     fid and sfid are distances to the statistics of a whole set; fid_to_N_images and
     sfid_to_N_images are distances to N images. If the reference was unpacked, the card names it as
-    it was `called`. Samples of captions that a text encoder read also get a CLIP score, by that CLIP
-    or the one at `clip`. Raises DataError, before anything is computed, for files that are missing or
-    damaged, for fewer than 4 images on a side, and if nothing can be written. Raises
-    UntrustedFileError for pickles.
+    it was `called`. Samples of captions that a text encoder read also get a CLIP score, by that
+    CLIP or the one at `clip`. Raises DataError, before anything is computed, for files that are
+    missing or damaged, for fewer than 4 images on a side, and if nothing can be written. Raises
+    UntrustedFileError for pickles, and ConfigError if `clip` would do nothing.
     """
     source, held = npz_of(samples), npz_of(reference)
     target = (

@@ -74,7 +74,6 @@ class ImageNet(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("network", self.network, MODELS | TEXT_MODELS)
-        check_choice("dataset", self.dataset, FULL_SCALE)
         if (self.network in TEXT_MODELS) != (self.dataset in CAPTIONED):
             fit = TEXT_MODELS if self.dataset in CAPTIONED else MODELS
             raise ConfigError(
