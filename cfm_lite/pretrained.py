@@ -54,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
         f"mnist_{method}": recipe("mnist_sit", method=method, **_MNIST)
         for method in ("fm", "vecor_latent")
     },
+    "words": recipe("words"),
     "mnist_unet_fm": recipe("mnist"),
 }
 

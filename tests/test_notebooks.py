@@ -33,6 +33,7 @@ NAMES = [
     "08_images",
     "09_sit",
     "10_imagenet_full_scale",
+    "11_pictures_from_words",
 ]
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 

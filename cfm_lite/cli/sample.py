@@ -27,7 +27,8 @@ class Sample(Seeded):
     """
 
     checkpoint: Path = Path("runs/digits-fm-0")
-    """A run's folder, one of its checkpoints, or an official file of weights."""
+    """A run's folder, one of its checkpoints, or an official file of weights. With --prompt alone: the
+    network that ships."""
     prompt: Annotated[tuple[str, ...], arg(metavar="TEXT", help_behavior_hint="")] = ()
     """What to draw, of a run on captions: --prompt "a red seven" "a pink two above a blue star"."""
     negative: OptionalText = None
@@ -68,9 +69,7 @@ class Sample(Seeded):
             self.refuse(["num"], "and --quick both say how many samples; give one of them.")
         where = runs.pick_device(self.device)
         with joined(where) as world:
-            run = runs.Run.open(
-                self.checkpoint, average=self.average, device=world.place(where), **self.official
-            )
+            run = self.opened(world.place(where))
             few = 16 if in_parts(run) else 20
             settings = settings_of(
                 run,
@@ -97,6 +96,17 @@ class Sample(Seeded):
             from cfm_lite.cli.samples import sample_file
 
             show(world.on_main(lambda: sample_file(run, self.out, settings)))
+
+    def opened(self, device: Any) -> Any:
+        """The run of --checkpoint; with --prompt and without --checkpoint the shipped network."""
+        from cfm_lite import pretrained, runs
+
+        if self.prompt and "checkpoint" not in self.given:
+            self.refuse(
+                ["average"], "is of a run, and the network that ships has one; leave it out."
+            )
+            return pretrained.run_of("words", device)
+        return runs.Run.open(self.checkpoint, average=self.average, device=device, **self.official)
 
     @property
     def prompts(self) -> tuple[str, ...]:
