@@ -277,8 +277,8 @@ def time_steps(
 
 
 def report_suite(suite: str | None, out: str | Path) -> str:
-    """The text report of a suite's core, and its figure beside the rows. Without a suite: README.md,
-    tables.md and all figures.
+    """The text report of a suite's core, and its figure beside the rows. Without a suite:
+    README.md, tables.md and all figures.
 
     A miniature is called so, and has no figure.
     """

@@ -27,8 +27,8 @@ class Sample(Seeded):
     """
 
     checkpoint: Path = Path("runs/digits-fm-0")
-    """A run's folder, one of its checkpoints, or an official file of weights. With --prompt alone: the
-    network that ships."""
+    """A run's folder, one of its checkpoints, or an official file of weights. With --prompt alone:
+    the network that ships."""
     prompt: Annotated[tuple[str, ...], arg(metavar="TEXT", help_behavior_hint="")] = ()
     """What to draw, of a run on captions: --prompt "a red seven" "a pink two above a blue star"."""
     negative: OptionalText = None

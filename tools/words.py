@@ -1,0 +1,69 @@
+"""The shipped network of words, read back by the reader, and its pictures.
+
+    python -m tools.words [--prompts 1000]
+
+It draws as many prompts of combinations that training shows, and as many that it never does, with
+20 Euler steps and guidance 1 and 2. It writes data/results/words_network.json and words.png.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfm_lite import guidance, pretrained, samplers, viz
+from cfm_lite.data import captions, words
+from cfm_lite.draws import keyed_generator
+from cfm_lite.evaluate.reader import reader_for, score_table, scores
+from cfm_lite.lab.store import write_rows
+
+RESULTS = Path(__file__).parent.parent / "data" / "results"
+SCALES, CHUNK = (1.0, 2.0), 100
+SHOWN = (
+    *("a red seven left of a blue star", "a small green two above a large yellow circle"),
+    *("a large purple eight", "a pink cross below a cyan five", "an orange three"),
+    *("a yellow triangle right of a red square", "a blue zero", "a green star above a pink six"),
+)
+
+
+def draw(prompts: Sequence[str], scale: float) -> Tensor:
+    """Pictures (N, 3, 32, 32) of the shipped network, each of a noise of its own."""
+    model, steps = pretrained.load("words"), pretrained.load("words").recipe.sample_steps
+    drawn = []
+    for first in range(0, len(prompts), CHUNK):
+        y = captions.encode(prompts[first : first + CHUNK])
+        noise = torch.randn(len(y), *model.spec.shape, generator=keyed_generator("cpu", 0, first))
+        ts = torch.linspace(0, 1, steps + 1)
+        drawn.append(samplers.sample(guidance.cfg(model, y, scale), noise, ts, samplers.euler))
+    return torch.cat(drawn)
+
+
+def measured(prompts: int) -> list[dict[str, Any]]:
+    """The reader's rows for each scale, and for real pictures of the same sentences."""
+    asked = [words.load(split, prompts) for split in ("seen", "held_out")]
+    said = [sentence for part in asked for sentence in part.captions]
+    base = {"network": "words", "steps": pretrained.load("words").recipe.steps}
+    pictures = {"real": torch.cat([part.x1 for part in asked])}
+    rows = []
+    for source in ("real", *SCALES):
+        x = pictures["real"] if source == "real" else draw(said, float(source))
+        found = scores(reader_for(), x, said)
+        print(source if source == "real" else f"guidance {source:g}", *score_table(found), sep="\n")
+        rows += [{**base, "source": str(source), **row} for row in found]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=1000)
+    prompts = parser.parse_args().prompts
+    torch.set_num_threads(1)
+    viz.save(viz.captioned(draw(SHOWN, 2.0), list(SHOWN), columns=4), RESULTS / "words.png")
+    write_rows(RESULTS / "words_network.json", measured(prompts))
+
+
+if __name__ == "__main__":
+    main()
