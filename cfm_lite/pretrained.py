@@ -45,15 +45,9 @@ _MNIST: dict[str, Any] = {
 }
 _MNIST |= {"lr": 5e-3, "cooldown": 0.6, "time": "logit_normal", "precision": "float32"}
 RECIPES: dict[str, Recipe] = {
-    **{
-        f"toy_{method}": recipe("toy", method=method, weight=0.35)
-        for method in (*EXACT, "dispersive")
-    },
+    **{f"toy_{method}": recipe("toy", method=method, weight=0.35) for method in EXACT},
     **{f"digits_{method}": recipe("digits", method=method, **_DIGITS) for method in FIRST},
-    **{
-        f"mnist_{method}": recipe("mnist_sit", method=method, **_MNIST)
-        for method in ("fm", "vecor_latent")
-    },
+    "mnist_fm": recipe("mnist_sit", **_MNIST),
     "words": recipe("words"),
     "mnist_unet_fm": recipe("mnist"),
 }

@@ -256,6 +256,11 @@ COURSE = {
         "ImageNet, full scale",
         "go from a folder of images to latents, training with torchrun, samples and FID",
     ),
+    "11_pictures_from_words": (
+        "Pictures from words",
+        "give a network a sentence; build joint attention; steer with a negative prompt; score "
+        "what was asked for",
+    ),
 }
 
 

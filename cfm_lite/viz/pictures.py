@@ -141,9 +141,10 @@ def captioned(
         )
     columns = check_count("columns", columns or min(5, len(stack)))
     rows = -(-len(stack) // columns)
-    text = 0.55  # inches, for three lines under a picture
+    told = [textwrap.fill(caption, int(cell * 13)) for caption in captions]
+    text = 0.05 + max(lines.count("\n") + 1 for lines in told) / 6  # inches under each picture
     figure = new_figure(columns * cell, rows * (cell + text), layout=None)
-    for number, (image, caption) in enumerate(zip(stack, captions)):
+    for number, (image, lines) in enumerate(zip(stack, told)):
         axes = figure.add_axes((
             number % columns / columns + 0.03 / columns,
             1 - (number // columns * (cell + text) + cell) / (rows * (cell + text)),
@@ -152,7 +153,6 @@ def captioned(
         ))  # fmt: skip
         axes.imshow(image, interpolation="nearest", cmap="gray", vmin=-1, vmax=1)
         axes.set_axis_off()
-        lines = textwrap.fill(caption, int(cell * 13))
         axes.text(0.5, -0.04, lines, ha="center", va="top", transform=axes.transAxes)
     return figure
 

@@ -144,7 +144,9 @@ ELSEWHERE: dict[str, str] = {
         course.nb08_images.three_verdicts course.nb09_sit.block_by_hand course.nb09_sit.first_loss course.nb09_sit.likeness
         course.nb09_sit.patches_there_and_back course.nb10_imagenet_full_scale.accumulation
         course.nb10_imagenet_full_scale.days course.nb10_imagenet_full_scale.memory
-        course.nb10_imagenet_full_scale.own_term course.photographs.photographs
+        course.nb10_imagenet_full_scale.own_term course.nb11_pictures_from_words.dropped_rows
+        course.nb11_pictures_from_words.joint course.nb11_pictures_from_words.negative_prompt
+        course.nb11_pictures_from_words.trained_in course.photographs.photographs
         course.results course.say course.show course.solved course.table
     """,
     "figures: tests/test_viz*.py and test_figures*.py give each of them wrong shapes, NaN and nothing": """

@@ -217,7 +217,7 @@ def _noisy() -> list[dict[str, Any]]:
 def _networks() -> list[dict[str, Any]]:
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(8)) * 2
     cases = []
-    for name in ("toy_fm", "toy_delta_fm", "toy_vecor", "toy_dispersive"):
+    for name in ("toy_fm", "toy_delta_fm", "toy_vecor"):
         model = pretrained.load(name)
         for t, label in product((0.0, 0.4, 1.0), (None, 1)):
             y = None if label is None else torch.full((len(x),), label)
@@ -318,7 +318,7 @@ def write(folder: Path) -> None:
         "keys": _keys(),
     }
     (folder / "fixtures.json").write_text(json.dumps(cases), encoding="utf-8")
-    names = ("toy_fm", "toy_delta_fm", "toy_vecor", "toy_dispersive")
+    names = ("toy_fm", "toy_delta_fm", "toy_vecor")
     networks = {name: packed(name) for name in names}
     (folder / "networks.json").write_text(json.dumps(networks), encoding="utf-8")
     given = {name: getattr(widgets, name)()._data for name in FACES}
