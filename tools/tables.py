@@ -17,7 +17,7 @@ from cfm_lite.lab import readme as report
 from cfm_lite.lab.results import Place, Results, interval, number, said_of
 from cfm_lite.methods import METHODS
 from cfm_lite.viz import METHOD_LABELS
-from tools import cards
+from tools import cards, words
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data" / "results"
@@ -322,7 +322,8 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"methods": methods_table},
     "docs/course.md": {"course": course_table},
     "docs/lab.md": {"controls": controls_table, "lab": lab_table, "demo": demo_table},
-    "docs/models.md": {"networks": cards.networks_table, "reached": cards.reached_table},
+    "docs/models.md": {"networks": cards.networks_table, "reached": cards.reached_table}
+    | {"words": words.table},
     "docs/paper_versus_here.md": {"figure3": figure3_table},
     "docs/speed.md": {"bench": bench_table},
     "docs/trust.md": {"trust": trust_table},

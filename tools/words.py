@@ -7,6 +7,7 @@ It draws as many prompts of combinations that training shows, and as many that i
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from cfm_lite.data import captions, words
 from cfm_lite.draws import keyed_generator
 from cfm_lite.evaluate.reader import reader_for, score_table, scores
 from cfm_lite.lab.store import write_rows
+from tools.cards import fingerprint_of
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
+ROWS = RESULTS / "words_network.json"
 SCALES, CHUNK = (1.0, 2.0), 100
 SHOWN = (
     *("a red seven left of a blue star", "a small green two above a large yellow circle"),
@@ -45,15 +48,38 @@ def measured(prompts: int) -> list[dict[str, Any]]:
     """The reader's rows for each scale, and for real pictures of the same sentences."""
     asked = [words.load(split, prompts) for split in ("seen", "held_out")]
     said = [sentence for part in asked for sentence in part.captions]
-    base = {"network": "words", "steps": pretrained.load("words").recipe.steps}
-    pictures = {"real": torch.cat([part.x1 for part in asked])}
+    base = {"network": "words", "fingerprint": fingerprint_of("words")}
     rows = []
-    for source in ("real", *SCALES):
-        x = pictures["real"] if source == "real" else draw(said, float(source))
+    for scale in (None, *SCALES):
+        x = torch.cat([part.x1 for part in asked]) if scale is None else draw(said, scale)
+        source = "real" if scale is None else f"drawn, guidance {scale:g}"
         found = scores(reader_for(), x, said)
-        print(source if source == "real" else f"guidance {source:g}", *score_table(found), sep="\n")
-        rows += [{**base, "source": str(source), **row} for row in found]
+        print(source, *score_table(found), sep="\n", flush=True)
+        rows += [{**base, "source": source, **row} for row in found]
     return rows
+
+
+def table() -> str:
+    """What the shipped network reaches, as Markdown; nothing is shown for other weights."""
+    rows = json.loads(ROWS.read_text(encoding="utf-8")) if ROWS.exists() else []
+    rows = [row for row in rows if row["fingerprint"] == fingerprint_of("words")]
+    if not rows:
+        return "Not measured: run `python -m tools.words`."
+    parts = list(dict.fromkeys(row["metric"] for row in rows))
+    lines = [f"| pictures | prompts | number | everything | {' | '.join(parts[1:])} |"]
+    lines.append("|---|---|---|" + "---|" * len(parts))
+    for first in range(0, len(rows), len(parts)):
+        group = rows[first : first + len(parts)]
+        source, prompts, things, count = (
+            group[0][name] for name in ("source", "prompts", "things", "count")
+        )
+        kind = f"{prompts.replace('_', ' ')}, {'one thing' if things == 1 else 'two things'}"
+        shares = " | ".join(f"{row['value']:.1%}" for row in group)
+        lines.append(f"| {source} | {kind} | {count:,} | {shares} |")
+    source = (
+        "Shares of pictures that the reader finds right. Measured by `python -m tools.words`; rows "
+    )
+    return "\n".join([*lines, "", f"{source}in `data/results/words_network.json`."])
 
 
 def main() -> None:
@@ -62,7 +88,7 @@ def main() -> None:
     prompts = parser.parse_args().prompts
     torch.set_num_threads(1)
     viz.save(viz.captioned(draw(SHOWN, 2.0), list(SHOWN), columns=4), RESULTS / "words.png")
-    write_rows(RESULTS / "words_network.json", measured(prompts))
+    write_rows(ROWS, measured(prompts))
 
 
 if __name__ == "__main__":
