@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from cfm_lite import guidance, metrics, pretrained, runs, samplers
 from cfm_lite import lab as experiments
 from cfm_lite.data import mnist, toy
+from cfm_lite.data.captions import COLOURS, encode
 from cfm_lite.data.datasets import dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.evaluate.judges import judge_for
+from cfm_lite.evaluate.reader import reader_for
 from cfm_lite.models import MLP, MMDiT, SiT, UNet
 from tests.networks import same_parameters
 
@@ -165,6 +167,18 @@ def test_the_mnist_networks_draw_the_digit_that_is_asked_for(name):
         1
     )  # the nearest class mean: a weak reader, right on four of five real images
     assert float((read == y).float().mean()) >= 0.75
+
+
+def test_the_network_of_words_draws_one_thing_in_the_colour_that_is_asked_for():
+    asked = [f"a large {colour} square" for colour in COLOURS]
+    noise = torch.randn(len(asked), 3, 32, 32, generator=keyed_generator("cpu", 0, "noise"))
+    velocity = guidance.cfg(pretrained.load("words"), encode(asked), 2.0)
+    x = samplers.sample(velocity, noise, torch.linspace(0, 1, 11), samplers.euler)
+    right = sum(
+        asked.split()[2] in {thing.colour for thing in scene.things}
+        for asked, scene in zip(asked, reader_for().read(x))
+    )
+    assert right >= 6  # of eight; one of eight by chance
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("toy")])

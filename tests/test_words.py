@@ -258,6 +258,13 @@ def test_a_picture_alone_is_drawn_for_captions(run, tmp_path, capsys):
     assert "picture in" in capsys.readouterr().out
 
 
+def test_a_prompt_alone_asks_the_network_that_ships(tmp_path, capsys):
+    out = tmp_path / "seven.png"
+    assert cli.main(["sample", "--steps", "1", "--prompt", "a red 7", "--out", str(out)]) == 0
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    assert "picture in" in capsys.readouterr().out
+
+
 def test_four_pictures_of_each_prompt_are_drawn(run, tmp_path):
     few = ["sample", "--checkpoint", str(run), "--steps", "1", "--prompt", "a red 7", "a blue star"]
     assert cli.main([*few, "--out", str(tmp_path / "new.npz")]) == 0
