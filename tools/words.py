@@ -34,12 +34,11 @@ SHOWN = (
 
 def draw(prompts: Sequence[str], scale: float) -> Tensor:
     """Pictures (N, 3, 32, 32) of the shipped network, each of a noise of its own."""
-    model, steps = pretrained.load("words"), pretrained.load("words").recipe.sample_steps
-    drawn = []
+    model: Any = pretrained.load("words")
+    ts, drawn = torch.linspace(0, 1, model.recipe.sample_steps + 1), []
     for first in range(0, len(prompts), CHUNK):
         y = captions.encode(prompts[first : first + CHUNK])
         noise = torch.randn(len(y), *model.spec.shape, generator=keyed_generator("cpu", 0, first))
-        ts = torch.linspace(0, 1, steps + 1)
         drawn.append(samplers.sample(guidance.cfg(model, y, scale), noise, ts, samplers.euler))
     return torch.cat(drawn)
 
