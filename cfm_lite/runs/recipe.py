@@ -538,7 +538,7 @@ def words() -> Recipe:
     """Pictures from words with a small MMDiT: 64 patches of 4x4 pixels beside 16 words.
 
     Most of a picture is background, and its standard deviation is 0.3: times are shifted for that.
-    In these steps colours and places come out; most shapes need many more.
+    In these steps most colours come out; shapes need many more.
     """
     return Recipe(
         dataset="words",
