@@ -1,5 +1,5 @@
 """Pictures from words: what a caption is, joint attention, wrong colours, the reader, and what the
-shipped network draws.
+network draws.
 """
 
 import itertools
@@ -70,7 +70,7 @@ def gallery(
 
 
 def shelved(scenes: Sequence[Scene], guidance: float = 2.0) -> list[Tensor]:
-    """What the shipped network drew for the scenes, all from one noise."""
+    """What the network of the explorer drew for the scenes, all from one noise."""
     return [_words._shelf()[scene, guidance] for scene in scenes]
 
 
@@ -103,10 +103,13 @@ def real(n: int, split: str = "seen", two: bool | None = None) -> tuple[list[Ten
 
 @figure("words_relations")
 def words_relations() -> viz.Picture:
-    """One sentence, four relations, one noise."""
-    scenes = [_words.START._replace(relation=relation) for relation in RELATIONS]
-    asked = [captions.sentence(scene) for scene in scenes]
-    return gallery([shelved(scenes)], [asked], side=2.05, gap=0.22)
+    """One sentence, four relations: what a picture of each looks like."""
+    rng = np.random.default_rng(5)
+    large = captions.parse("a large red seven left of a large blue star")
+    scenes = [large._replace(relation=relation) for relation in RELATIONS]
+    images = [torch.from_numpy(words.render(scene, rng)) * 2 - 1 for scene in scenes]
+    asked = [unsized(captions.sentence(scene)) for scene in scenes]
+    return gallery([images], [asked], side=2.05, gap=0.22)
 
 
 @figure("words_counts")
@@ -317,7 +320,11 @@ def words_held_out() -> viz.Picture:
 
 @figure("words_never_seen")
 def words_never_seen() -> viz.Picture:
-    """The ten digits in the colour that training never shows, by the shipped network."""
+    """The ten digits in the colour that training never shows, by the network."""
+    all_things = [Scene((Thing(*pair),)) for pair in itertools.product(KINDS, COLOURS)]
+    score = reader.score_of(reader.reader_for(), torch.stack(shelved(all_things)), all_things)
+    for part in ("right", "kinds", "colours"):
+        record(part, "network", getattr(score, part), dataset="words", guidance=2)
     pairs = itertools.product(DIGITS, COLOURS)
     scenes = [
         scene
