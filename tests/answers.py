@@ -261,4 +261,12 @@ for seed in range(5):
         value = distance(field, seed)
         rows.append({"method": method, "seed": seed, "nfe": 32, "metric": "distance", "value": value})
 """,
+    "11.1": "without = lambda y, rows: torch.where(rows[:, None], torch.zeros_like(y), y)",
+    "11.2": """
+def mixed(q_s, k_s, v_s, q_h, k_h, v_h):
+    keys, values = torch.cat([k_s, k_h], 2), torch.cat([v_s, v_h], 2)
+    return [(q @ keys.mT / q.shape[-1] ** 0.5).softmax(-1) @ values for q in (q_s, q_h)]
+""",
+    "11.3": "guided_away = lambda v, v_neg, scale: torch.lerp(v_neg, v, scale)",
+    "11.4": "trained_scale = lambda weight: (1 - 2 * weight) ** -1",
 }

@@ -42,7 +42,7 @@ class Set:
     """What check_fit looks at in a set of latents."""
 
     def __init__(self, images, size=256):
-        self.images, self.size, self.folder = images, size, "L"
+        self.images, self.size, self.folder, self.condition = images, size, "L", "labels"
 
     def __len__(self):
         return self.images
