@@ -195,7 +195,7 @@ def pictures(browser: str, page: Path) -> None:
         white = Image.new("RGB", picture.size, "white")
         left, top, right, bottom = ImageChops.difference(picture, white).getbbox() or (0, 0, 1, 1)
         cut = picture.crop((max(left - 6, 0), max(top - 6, 0), right + 6, bottom + 6))
-        few = cut.quantize(128, dither=Image.Dither.NONE)
+        few = cut.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         for into in (STATIC / f"{name}.png", SHOWN / f"explorer-{name}.png"):
             if into.parent == STATIC or into.exists():
                 few.save(into, optimize=True)
