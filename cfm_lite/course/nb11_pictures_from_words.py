@@ -16,7 +16,11 @@ from cfm_lite.data import captions
 __all__ = ["dropped_rows", "joint", "negative_prompt", "trained_in"]
 
 
-@exercise("11.1")
+def _dropped(y: Tensor, rows: Tensor) -> Tensor:
+    return y.masked_fill(rows[:, None], 0)
+
+
+@exercise("11.1", ours=_dropped)
 def dropped_rows(answer: Callable[[Tensor, Tensor], Tensor]) -> str | None:
     """`without(y, rows)`: captions (B, L) of which those in `rows` are empty."""
     y = captions.encode(
@@ -35,7 +39,14 @@ def dropped_rows(answer: Callable[[Tensor, Tensor], Tensor]) -> str | None:
     return None
 
 
-@exercise("11.2")
+def _joint(
+    q_s: Tensor, k_s: Tensor, v_s: Tensor, q_h: Tensor, k_h: Tensor, v_h: Tensor
+) -> tuple[Tensor, ...]:
+    k, v = torch.cat([k_s, k_h], dim=2), torch.cat([v_s, v_h], dim=2)
+    return tuple(F.scaled_dot_product_attention(q, k, v) for q in (q_s, q_h))
+
+
+@exercise("11.2", ours=_joint)
 def joint(answer: Callable[..., Any]) -> str | None:
     """`mixed(q_s, k_s, v_s, q_h, k_h, v_h)`: (words, patches) of one attention over both."""
     g = torch.Generator().manual_seed(0)
@@ -50,8 +61,7 @@ def joint(answer: Callable[..., Any]) -> str | None:
             f"the words must be {tuple(q_s.shape)} and the patches {tuple(q_h.shape)}; yours are "
             f"{tuple(words.shape)} and {tuple(patches.shape)}. Cut the result where the words end."
         )
-    k, v = torch.cat([k_s, k_h], dim=2), torch.cat([v_s, v_h], dim=2)
-    right = [F.scaled_dot_product_attention(q, k, v) for q in (q_s, q_h)]
+    right = _joint(q_s, k_s, v_s, q_h, k_h, v_h)
     if all(torch.allclose(a, b, atol=1e-5) for a, b in zip((words, patches), right)):
         return None
     apart = [F.scaled_dot_product_attention(*p) for p in ((q_s, k_s, v_s), (q_h, k_h, v_h))]
@@ -59,19 +69,23 @@ def joint(answer: Callable[..., Any]) -> str | None:
         return (
             "these are two attentions: no patch reads a word. Join the keys and the values first."
         )
-    bare = (q_h @ k.mT).softmax(-1) @ v
+    bare = (q_h @ torch.cat([k_s, k_h], 2).mT).softmax(-1) @ torch.cat([v_s, v_h], 2)
     if torch.allclose(patches, bare, atol=1e-5):
         return "divide q·k by the root of the width of a head before the softmax."
     return "each query must see all keys, words first; the values stand in the order of the keys."
 
 
-@exercise("11.3")
+def _away(v: Tensor, v_neg: Tensor, scale: float) -> Tensor:
+    return v_neg + scale * (v - v_neg)
+
+
+@exercise("11.3", ours=_away)
 def negative_prompt(answer: Callable[[Tensor, Tensor, float], Tensor]) -> str | None:
     """`guided_away(v, v_neg, scale)`: v_neg + scale (v - v_neg)."""
     v, v_neg = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     for scale in (1.0, 2.0, 3.5):
         seen = answer(v, v_neg, scale)
-        if torch.allclose(seen, v_neg + scale * (v - v_neg)):
+        if torch.allclose(seen, _away(v, v_neg, scale)):
             continue
         if torch.allclose(seen, v + scale * (v - v_neg)):
             return "with a scale of 1 nothing may change. You start from v: start from v_neg."
@@ -83,7 +97,7 @@ def negative_prompt(answer: Callable[[Tensor, Tensor, float], Tensor]) -> str | 
     return None
 
 
-@exercise("11.4")
+@exercise("11.4", ours=lambda weight: 1 / (1 - 2 * weight))
 def trained_in(answer: Callable[[float], float]) -> str | None:
     """`trained_scale(weight)`: 1 / (1 - 2λ), for two captions that are each other's negative."""
     seen = {weight: float(answer(weight)) for weight in (0.0, 0.05, 0.2, 0.4)}
