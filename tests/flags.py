@@ -156,7 +156,11 @@ REFUSED = [
     ("sample --checkpoint words --negative redd7", "did you mean"),
     ("sample --checkpoint words --labels 3", "draws captions"),
     ("sample --checkpoint words --prompt redd7", "did you mean 'red'"),
-    ("sample --prompt red7 --average model", "the network that ships has one"),
+    ("sample --prompt red7 --average model", "the network that ships draws"),
+    *(
+        (f"scale sample --prompt red7 {flag(name)}", f"--{name} is for a run or a file of weights")
+        for name in ("format", "model", "text", "vae")
+    ),
     ("train words --set model=sit", "mmdit is for captions"),
     ("train digits --set model=mmdit", "captions are for mmdit"),
     ("train toy --set variant=hinge tau=0.3 --method dispersive", "no temperature"),

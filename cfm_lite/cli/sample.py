@@ -103,7 +103,9 @@ class Sample(Seeded):
 
         if self.prompt and "checkpoint" not in self.given:
             self.refuse(
-                ["average"], "is of a run, and the network that ships has one; leave it out."
+                ["average", "format", "model", "text", "vae"],
+                "is for a run or a file of weights, and without --checkpoint the network that "
+                "ships draws; leave it out.",
             )
             return pretrained.run_of("words", device)
         return runs.Run.open(self.checkpoint, average=self.average, device=device, **self.official)

@@ -165,11 +165,6 @@ class ScaleTrain(Training):
             )
         steps = 20 if self.quick else self.steps
         changes, by_hand = self.changes({"steps": steps, "size": self.size}, ImageNet)
-        if "dataset" in by_hand:
-            raise ConfigError(
-                "--set dataset is said by the command's own word, such as cfm-lite scale train "
-                "mscoco; leave it out."
-            )
         how = {
             name: getattr(self, name)
             for name in (
