@@ -38,7 +38,6 @@ __all__ = [
     "logit_normal_time",
     "lognormal_time",
     "minibatch_ot",
-    "shifted_time",
     "uniform_time",
 ]
 
@@ -107,31 +106,6 @@ def logit_normal_time(
     mean = check_number("mean", mean, -math.inf, math.inf)
     std = check_number("std", std, 0, math.inf, open_low=True)
     return torch.sigmoid(mean + std * _normal(n, generator, device))
-
-
-def shifted_time(
-    n: int,
-    shift: float = 0.3,
-    *,
-    generator: torch.Generator | None = None,
-    device: Device = None,
-) -> Float[Tensor, " n"]:
-    """`n` times u / (u + shift (1 - u)), u uniform on [0, 1); a shift below 1 favours the data.
-
-    The ratio of noise to data, (1 - t) / t, is `shift` times that of u: data whose standard
-    deviation is `shift` are trained at the noise levels of data whose standard deviation is 1.
-
-    Raises:
-        ConfigError: shift is not above 0.
-
-    Reference: Esser et al. 2024 (arXiv:2403.03206), section 5.3.2, there for resolutions.
-
-    >>> shifted_time(2, generator=torch.Generator().manual_seed(0))
-    tensor([0.7666, 0.9170])
-    """
-    shift = check_number("shift", shift, 0, math.inf, open_low=True)
-    u = uniform_time(n, generator=generator, device=device)
-    return u / (u + shift * (1 - u))
 
 
 def lognormal_time(

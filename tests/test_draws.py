@@ -20,7 +20,6 @@ from cfm_lite.draws import (
     logit_normal_time,
     lognormal_time,
     minibatch_ot,
-    shifted_time,
     uniform_time,
 )
 from cfm_lite.errors import ConfigError
@@ -30,7 +29,6 @@ from tests.reference import case
 LAWS = {
     "uniform": uniform_time,
     "logit_normal": logit_normal_time,
-    "shifted": shifted_time,
     "lognormal_linear": lognormal_time,
     "lognormal_cosine": partial(lognormal_time, path=COSINE),
 }
@@ -66,8 +64,6 @@ def logit(t: Tensor) -> Tensor:
             partial(logit_normal_time, mean=-0.7, std=1.6),
             lambda t: norm.cdf((logit(t) + 0.7) / 1.6),
         ),
-        (shifted_time, lambda t: 0.3 * t / (0.3 * t + 1 - t)),
-        (partial(shifted_time, shift=2.0), lambda t: 2 * t / (2 * t + 1 - t)),
         (lognormal_time, lambda t: norm.cdf(logit(t))),
         (
             partial(lognormal_time, path=COSINE),
@@ -75,7 +71,7 @@ def logit(t: Tensor) -> Tensor:
         ),
     ],
     ids=[
-        *("uniform", "logit_normal", "shifted_logit_normal", "shifted", "shifted_to_noise"),
+        *("uniform", "logit_normal", "shifted_logit_normal"),
         *("lognormal_linear", "lognormal_cosine"),
     ],
 )

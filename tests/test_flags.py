@@ -334,6 +334,7 @@ FIELDS = {  # field: (a recipe, another value), and the run is another
     "also": (TOY, "dispersive"),
     "path": (TOY, "cosine"),
     "time": (TOY, "logit_normal"),
+    "time_mean": (TOY.changed(time="logit_normal"), -1.0),
     "coupling": (TOY, "minibatch_ot"),
     "label_dropout": (TOY, 0.0),
     "shard": (TOY, 16),

@@ -48,6 +48,7 @@ CHANGES = {
     "views": ("restricted", {"method": "contrastive"}),
     "path": ("cosine", {}),
     "time": ("logit_normal", {}),
+    "time_mean": (-1.0, {"time": "logit_normal"}),
     "coupling": ("minibatch_ot", {}),
     "label_dropout": (0.5, {}),
     "shard": (16, {}),

@@ -34,13 +34,14 @@ SHOWN = (
 
 def draw(prompts: Sequence[str], scale: float) -> Tensor:
     """Pictures (N, 3, 32, 32) of the shipped network, each of a noise of its own."""
-    model: Any = pretrained.load("words")
+    run = pretrained.run_of("words")
+    model: Any = run.model
     ts, drawn = torch.linspace(0, 1, model.recipe.sample_steps + 1), []
     for first in range(0, len(prompts), CHUNK):
         y = captions.encode(prompts[first : first + CHUNK])
         noise = torch.randn(len(y), *model.spec.shape, generator=keyed_generator("cpu", 0, first))
         drawn.append(samplers.sample(guidance.cfg(model, y, scale), noise, ts, samplers.euler))
-    return torch.cat(drawn)
+    return run.images(torch.cat(drawn))
 
 
 def measured(prompts: int) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ def drawing(
 
 def picture(run: Run, x: Tensor, y: Tensor, path: Path, shown: int = 100) -> Path:
     """samples.png: rows of the classes for images, a cloud over the held-out data for points."""
+    x = run.images(x)
     if run.spec is not None and run.spec.condition == "captions":
         said = captions.decode(y[:shown])
         prompts = len(set(said))  # a few in turn have a column each

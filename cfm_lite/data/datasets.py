@@ -70,7 +70,10 @@ class DataSet(NamedTuple):
             return self
         decode = self.codec.decode
         return self._replace(
-            name=PIXELS[self.name], x1=decode(self.x1), held_x1=decode(self.held_x1), codec=None
+            name=PIXELS.get(self.name, self.name),
+            x1=decode(self.x1),
+            held_x1=decode(self.held_x1),
+            codec=None,
         )
 
 
@@ -80,18 +83,18 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
     Image sets are "digits", "digits_pca", "mnist", "fashion_mnist", "cifar10",
     "cifar10-jpeg75" and "words". "cifar10-16" and "cifar10-jpeg75-16" have half the side.
     "digits_pca" holds the 32 leading principal components of the digits, with a codec. "words" has
-    captions in place of labels. `limit` cuts the training rows. Raises ConfigError for an unknown
+    captions in place of labels, and a codec too. `limit` cuts the training rows. Raises ConfigError for an unknown
     name, and DataError for files that are missing or damaged.
     """
     check_choice("dataset", name, NAMES)
     if limit is not None:
         limit = check_count("limit", limit)
     if name == "digits_pca":
-        return _encoded(dataset("digits", limit=limit), codec_for(name))
+        return _encoded(dataset("digits", limit=limit), name)
     if name == "words":
         x1, y, *_ = words.load("train", min(limit or PICTURES, PICTURES))
         held_x1, held_y, *_ = words.load("seen", 2000)
-        return DataSet(name, x1, y, held_x1, held_y, 0, condition="captions")
+        return _encoded(DataSet(name, x1, y, held_x1, held_y, 0, condition="captions"), name)
     if name in toy.TOYS:
         points = check_count("points", points)
         (x1, y), held = (
@@ -133,14 +136,17 @@ PIXELS = {"digits_pca": "digits"}
 
 
 @functools.cache
-def codec_for(name: str) -> PCA | None:
-    """The codec of a data set of latents, fitted on its training rows; None for points and
-    pixels.
+def codec_for(name: str) -> PCA | words.Standard | None:
+    """The codec of a data set whose networks see something else than its pixels; None for points
+    and pixels. That of "digits_pca" is fitted on its training rows.
     """
+    if name == "words":
+        return words.Standard()
     return PCA(digits.load("train")[0]) if name == "digits_pca" else None
 
 
-def _encoded(data: DataSet, codec: Any) -> DataSet:
+def _encoded(data: DataSet, name: str) -> DataSet:
+    codec: Any = codec_for(name)
     return data._replace(
-        name="digits_pca", x1=codec.encode(data.x1), held_x1=codec.encode(data.held_x1), codec=codec
+        name=name, x1=codec.encode(data.x1), held_x1=codec.encode(data.held_x1), codec=codec
     )

@@ -35,7 +35,7 @@ from cfm_lite.data.captions import (
 )
 from cfm_lite.draws import keyed_generator
 
-__all__ = ["SIDE", "SPLITS", "Pictures", "load", "render", "scenes"]
+__all__ = ["SIDE", "SPLITS", "Pictures", "Standard", "load", "render", "scenes"]
 
 SIDE = 32
 GAP = 2
@@ -57,6 +57,7 @@ RGB = {
     "pink": (0.97, 0.55, 0.75),
 }
 VARIES = 0.05  # each channel of a colour, on both sides
+MEAN, STD = -0.68, 0.3  # of all values: most of a picture is background
 
 
 class Pictures(NamedTuple):
@@ -71,6 +72,24 @@ class Pictures(NamedTuple):
     y: Tensor
     captions: list[str]
     scenes: list[Scene]
+
+
+class Standard:
+    """The codec of these pictures: z = (x - MEAN) / STD has mean 0 and standard deviation 1.
+
+    So the noise levels of a path, which meets noise of standard deviation 1, are those of the data.
+
+    >>> Standard().encode(torch.tensor([-0.68, -0.38]))
+    tensor([0., 1.])
+    """
+
+    def encode(self, x: Tensor) -> Tensor:
+        """What a network learns from pictures in [-1, 1]."""
+        return (x - MEAN) / STD
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures of what a network draws."""
+        return z * STD + MEAN
 
 
 def load(split: str = "train", n: int = 20_000, *, seed: int = 0) -> Pictures:

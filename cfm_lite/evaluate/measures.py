@@ -37,12 +37,13 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
     takes all pairs. For points: class accuracy under the exact posterior, sliced Wasserstein
     distance and MMD to held-out points. For pictures of captions `y` (N, L): the reader's scores.
     """
+    if data.codec is not None:
+        samples = data.codec.decode(samples)
     if data.condition == "captions":
         return _measure_captioned(samples, y)
     if judge is None:
         return _measure_points(samples, y, data)
-    if data.codec is not None:
-        samples, data = data.codec.decode(samples), data.images
+    data = data.images
     logits, fake = assess(judge, samples)
     real = assess(judge, reference_rows(len(samples), data, judge))[1]
     train_features = assess(judge, _some(data.x1, max(COMPARED, len(samples))))[1]

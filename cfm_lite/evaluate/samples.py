@@ -21,7 +21,7 @@ from cfm_lite import runs
 from cfm_lite._internal.checks import parse_json
 from cfm_lite._internal.places import check_file, expanded
 from cfm_lite.data import archive, captions, images
-from cfm_lite.data.datasets import dataset
+from cfm_lite.data.datasets import codec_for, dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
 from cfm_lite.evaluate.card import card_of, told
@@ -155,7 +155,7 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
 
 def _scored(x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> list[Row]:
     """The rows of pictures `x` for captions `y`, read back by the shipped reader."""
-    reader = reader_for()
+    reader, codec = reader_for(), codec_for(from_dict(settings["recipe"]).dataset)
     card = card_of(
         settings,
         samples=len(x),
@@ -163,4 +163,6 @@ def _scored(x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> list[Row]:
         features_hash=reader.fingerprint,
         reference="what the captions say",
     )
-    return [{**card, **row} for row in scores(reader, x, captions.decode(y))]
+    card["codec"] = type(codec).__name__ if codec else None
+    pictures = x if codec is None else codec.decode(x)
+    return [{**card, **row} for row in scores(reader, pictures, captions.decode(y))]

@@ -2,10 +2,10 @@
 
     h, s = patches(x) + position, words(y)
     each block:   h, s = two streams with weights of their own, one attention over [s, h]
-    v = unpatchify(final(h, c)),   c = time(t)
+    v = unpatchify(final(h, c)),   c = time(t), with `pooled` + linear(mean of the words)
 
-Convention: t = 0 is noise, t = 1 is data, unscaled. The caption acts through attention alone. The
-last block reads the caption's tokens and returns none. Without arguments this is the network of
+Convention: t = 0 is noise, t = 1 is data, unscaled. The caption acts through attention, and through
+c only where that is asked. The last block reads the caption's tokens and returns none. Without arguments this is the network of
 REPA's text-to-image experiments. Reference: Esser et al. 2024 (SD3, arXiv:2403.03206), section 4;
 Yu et al. 2024 (REPA, arXiv:2410.06940), appendix on MS-COCO.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
@@ -52,12 +53,12 @@ class MMDiT(Network):
     With `vocab_size` > 0 a caption is a row of word numbers y (B, L) below it, with
     L = `context_length`, and word vectors are learnt; the row of zeros is the empty caption. With 0
     a caption is what a frozen encoder made of it, y (B, L, `context_dim`), and the buffer
-    `null_context` (L, context_dim) holds
-    what it made of the empty caption. y = None is the empty caption for every row.
+    `null_context` (L, context_dim) holds what it made of the empty caption. y = None is the empty caption for every row.
 
     `zero_init` starts as SiT does, with an output of exactly 0; else PyTorch's own initial values,
     as in REPA's code. With `rotary` queries and keys of patches also turn with their place in the
-    image, as in FLUX; captions stay. Raises ConfigError for sizes that do not divide.
+    image, as in FLUX; captions stay. With `pooled` the mean of a caption's tokens, normalised, also
+    modulates every block, as in SD3. Raises ConfigError for sizes that do not divide.
 
     >>> model = MMDiT(8, 2, 3, 32, 2, 4, context_dim=16, context_length=5, vocab_size=9)
     >>> model(torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.ones(2, 5, dtype=torch.long)).shape
@@ -84,6 +85,7 @@ class MMDiT(Network):
         vocab_size: int = 0,
         zero_init: bool = False,
         rotary: bool = False,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         self.input_size, self.patch_size, self.in_channels = map(
@@ -95,7 +97,7 @@ class MMDiT(Network):
         self.context_dim, self.context_length, self.vocab_size = map(
             plain, (context_dim, context_length, vocab_size)
         )
-        self.zero_init, self.rotary = zero_init, rotary
+        self.zero_init, self.rotary, self.pooled = zero_init, rotary, pooled
         _check_sizes(self.config)
         width, tokens = self.hidden_size, self.input_size // self.patch_size
         self.x_embedder = PatchEmbed(self.patch_size, self.in_channels, width)
@@ -106,6 +108,7 @@ class MMDiT(Network):
             else None
         )
         self.context_embedder = nn.Linear(self.context_dim, width)
+        self.pool_embedder = nn.Linear(self.context_dim, width) if self.pooled else None
         self.blocks = nn.ModuleList(
             JointBlock(width, self.num_heads, self.mlp_ratio, pre_only=number == self.depth)
             for number in range(1, self.depth + 1)
@@ -147,7 +150,11 @@ class MMDiT(Network):
         c = self.t_embedder(t)  # (B, D), in float32 at least: rounded once
         c = c if autocasting(x) else c.to(x.dtype)
         h = self.x_embedder(x) + self.pos_embed.to(x.dtype)  # (B, T, D)
-        s = self.context_embedder(self._captions(y, x))  # (B, L, D)
+        said = self._captions(y, x)  # (B, L, context_dim)
+        s = self.context_embedder(said)  # (B, L, D)
+        if self.pool_embedder is not None:
+            mean = said.mean(1)
+            c = c + self.pool_embedder(F.layer_norm(mean, mean.shape[1:]))
         turn = None if self.turn_cos is None else (self.turn_cos, self.turn_sin)
         features = {}
         for number, block in enumerate(self.blocks, 1):
@@ -249,7 +256,7 @@ def _check_sizes(config: dict[str, Any]) -> None:
         check_count(name, config[name])
     check_count("vocab_size", config["vocab_size"], low=0)
     check_number("mlp_ratio", config["mlp_ratio"], 0, 1e6, open_low=True)
-    check_flag(zero_init=config["zero_init"], rotary=config["rotary"])
+    check_flag(**{name: config[name] for name in ("zero_init", "rotary", "pooled")})
     for whole, part, divisor in (
         ("hidden_size", "num_heads", config["num_heads"]),
         ("hidden_size", "4 (a sine and a cosine for each of two axes)", 4),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cfm_lite._internal.checks import check_choice, load_weights
 from cfm_lite._internal.files import hash_of_file
 from cfm_lite._internal.places import AnyPath, expanded
-from cfm_lite.data.datasets import dataset
+from cfm_lite.data.datasets import codec_for, dataset
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.average import share_of_start
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
@@ -148,6 +148,11 @@ class Run:
                 "right one with --text."
             )
         return encoder.to(next(self.model.parameters()).device)
+
+    def images(self, x: Tensor) -> Tensor:
+        """The images that samples `x` stand for: decoded, where the run's data set has a codec."""
+        codec = codec_for(self.recipe.dataset)
+        return x if codec is None else codec.decode(x)
 
     def mean(self) -> Tensor:
         """E[x1] of the training data: the file that a run on latents keeps, else that of its data

@@ -150,7 +150,8 @@ def _sampled(scenes: list[Scene], guidance: float, seed: int = 0, away: str = ""
     settings = settings_of(run, 1, seed=seed, guidance=guidance, negative=away)
     x0 = noise_of((3, pictures.SIDE, pictures.SIDE), 1, seed).expand(len(scenes), -1, -1, -1)
     velocity = velocity_of(run, settings, encode([sentence(scene) for scene in scenes]))
-    return solve(velocity, x0, settings.steps, settings.solver, PATHS[run.recipe.path], Generator())
+    path = PATHS[run.recipe.path]
+    return run.images(solve(velocity, x0, settings.steps, settings.solver, path, Generator()))
 
 
 @functools.lru_cache(maxsize=256)

@@ -242,12 +242,6 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "generator": d.fresh(),
         "device": d.pick(None, "cpu"),
     },
-    "draws.shifted_time": lambda d: {
-        "n": 5,
-        "shift": 0.5,
-        "generator": d.fresh(),
-        "device": d.pick(None, "cpu"),
-    },
     "draws.lognormal_time": lambda d: {
         "n": 5,
         "path": d.pick(LINEAR, COSINE),
