@@ -155,9 +155,31 @@ def test_a_turned_query_meets_a_key_by_where_it_lies_from_it_and_captions_stay(m
         assert not torch.allclose(turned[:, :, 6:], plain[:, :, 6:])
 
 
-@pytest.mark.parametrize("rotary", [False, True])
-def test_transforms_of_torch_func_agree_with_plain_autograd(rotary):
-    model, (x, t, y) = tiny(rotary=rotary).double(), batch(torch.float64)
+def test_the_mean_of_a_caption_modulates_every_block_and_its_scale_does_not_matter():
+    model, (x, t, y) = tiny(pooled=True), batch()
+    seen = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+    model(x, t, y)
+    said = model.words(y, x).mean(1)
+    wanted = model.t_embedder(t) + model.pool_embedder(
+        (said - said.mean(1, keepdim=True)) / (said.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+    )
+    for c in seen:
+        torch.testing.assert_close(c, wanted)
+    assert len(seen) == 3
+    features = torch.randn(2, 5, 8)
+    frozen = tiny(pooled=True, vocab_size=0)
+    kept = frozen.pool_embedder(torch.nn.functional.layer_norm(features.mean(1), (8,)))
+    found = []
+    frozen.blocks[0].register_forward_pre_hook(lambda _, given: found.append(given[2]))
+    frozen(x, t, 1000 * features)
+    torch.testing.assert_close(found[0], frozen.t_embedder(t) + kept, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("added", [{}, {"rotary": True}, {"pooled": True}])
+def test_transforms_of_torch_func_agree_with_plain_autograd(added):
+    model, (x, t, y) = tiny(**added).double(), batch(torch.float64)
 
     def loss(x):
         return model(x, t, y).square().sum()
@@ -183,6 +205,7 @@ def test_transforms_of_torch_func_agree_with_plain_autograd(rotary):
         ({"zero_init": "yes"}, "zero_init"),
         ({"mlp_ratio": 0}, "mlp_ratio"),
         ({"rotary": "yes"}, "rotary"),
+        ({"pooled": "yes"}, "pooled"),
         ({"rotary": True, "hidden_size": 12}, "multiple of 4 with rotary=True"),
     ],
 )

@@ -219,6 +219,15 @@ def run(tmp_path_factory):
     return folder
 
 
+def test_networks_learn_pictures_of_unit_variance_and_draw_them_back(run):
+    data = dataset("words", limit=2000)
+    pictures = words.load("train", 2000).x1
+    assert abs(data.x1.mean()) < 0.1
+    assert abs(data.x1.std() - 1) < 0.1
+    torch.testing.assert_close(data.images.x1, pictures)
+    torch.testing.assert_close(runs.Run.open(run).images(data.x1), pictures)
+
+
 def test_pictures_of_a_run_are_scored_by_the_reader(run, capsys):
     """Apart for seen and held-out prompts, and for one and two things; drawn in turn."""
     assert cli.main(["sample", "--checkpoint", str(run), "--num", "12", "--steps", "1"]) == 0
@@ -230,6 +239,7 @@ def test_pictures_of_a_run_are_scored_by_the_reader(run, capsys):
     assert sum(count for (prompts, _), count in counts.items() if prompts == "seen") == 6
     assert sum(counts.values()) == 12
     assert all(row["features_hash"] == reader_for().fingerprint for row in rows)
+    assert all(row["codec"] == "Standard" for row in rows)
     for words_ in ("reader of words", "seen, two things", "held out, ", "relation"):
         assert words_ in said
 

@@ -89,7 +89,7 @@ ELSEWHERE: dict[str, str] = {
         evaluate.reader.Reader evaluate.reader.Score evaluate.reader.one_word_off evaluate.reader.reader_for
         evaluate.reader.reading evaluate.reader.rejected evaluate.reader.score_of evaluate.reader.score_table
         evaluate.reader.scores
-        evaluate.reader.train_reader data.words.Pictures data.words.render data.words.scenes
+        evaluate.reader.train_reader data.words.Pictures data.words.Standard data.words.render data.words.scenes
         models.mmdit.JointBlock models.mmdit.Stream models.text.WordEmbedding models.sit.initialize models.sit.unpatchify
         models.unet.ConvBlock models.unet.SelfAttention
         models.sit.SiTBlock models.sit.attend models.sit.modulate perturbations.other_row runs.segments.check_same_data
