@@ -163,7 +163,8 @@ def test_the_mean_of_a_caption_modulates_every_block_and_its_scale_does_not_matt
     model(x, t, y)
     said = model.words(y, x).mean(1)
     wanted = model.t_embedder(t) + model.pool_embedder(
-        (said - said.mean(1, keepdim=True)) / (said.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        (said - said.mean(1, keepdim=True))
+        / (said.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
     )
     for c in seen:
         torch.testing.assert_close(c, wanted)

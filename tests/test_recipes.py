@@ -225,6 +225,14 @@ def test_wrong_names_and_values_are_refused_with_the_nearest_right_one(build, wo
         build()
 
 
+def test_a_mean_of_times_is_for_the_one_distribution_that_has_it():
+    with pytest.raises(ConfigError, match="only logit_normal has a mean"):
+        recipe("toy", time_mean=-1.0)
+    chosen = recipe("toy", time="logit_normal", time_mean=-1.0)
+    t = build_objective(chosen, build_model(chosen, dataset("moons", points=50))).time(4000)
+    assert abs(t.median() - 0.2689) < 0.02
+
+
 def test_shuffling_the_one_channel_of_digits_is_refused():
     chosen = SMALL.changed(method="vecor", perturb="channel_shuffle")
     with pytest.raises(ConfigError, match="channel"):

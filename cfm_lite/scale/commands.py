@@ -17,7 +17,7 @@ from cfm_lite.data.latents.features import encode_features
 from cfm_lite.data.latents.prepare import prepare
 from cfm_lite.engine.parallel import World, joined, ranks_of_environment
 from cfm_lite.errors import ConfigError
-from cfm_lite.models import SiT, teacher
+from cfm_lite.models import SiT
 from cfm_lite.models.text import CLIP, ClipText
 from cfm_lite.runs import Run
 from cfm_lite.runs.imagenet import ALIGNED, CAPTIONED, ImageNet, imagenet, versus
@@ -26,7 +26,7 @@ from cfm_lite.runs.sampling import Settings
 from cfm_lite.scale.dry_run import dry_run as try_out
 from cfm_lite.scale.official import start_from
 from cfm_lite.scale.sample import count_samples, sample_imagenet
-from cfm_lite.scale.train import Options, check_fit, train_imagenet
+from cfm_lite.scale.train import Options, check_fit, opened_teacher, train_imagenet
 
 __all__ = [
     "LOGS",
@@ -85,10 +85,7 @@ def features_command(
     rank, world, _ = ranks_of_environment()
     check_folder(out, inputs=[path for path in (latents, source) if path is not None])
     data, name = Latents(latents), imagenet("repa").teacher
-    known = None if weights in (None, "random") else weights
-    encoder = teacher(
-        name, grid=data.shape[-1] // 2, pretrained=weights != "random", checkpoint=known
-    ).to(runs.pick_device(device))
+    encoder: Any = opened_teacher(name, data.shape[-1] // 2, weights).to(runs.pick_device(device))
     source = source or archive.samples()
     _look_at(data, source)
     index = encode_features(data, source, encoder, name, out, rank=rank, world=world, **settings)

@@ -36,7 +36,7 @@ from cfm_lite.scale.budget import Split, free_memory, split_batch
 from cfm_lite.scale.sample import drawing
 from cfm_lite.training import Trainer
 
-__all__ = ["Options", "train_imagenet"]
+__all__ = ["Options", "opened_teacher", "train_imagenet"]
 
 Batches = Callable[[int], Iterator[tuple[Any, ...]]]
 
@@ -230,11 +230,14 @@ def _teacher(
             "--images DIR, or its features of them with --features DIR."
         )
     grid = data.shape[-1] // recipe.patch_size
-    given = options.teacher
+    return opened_teacher(recipe.teacher, grid, options.teacher, recipe.seed).to(device)
+
+
+def opened_teacher(name: str, grid: int, given: str | None, seed: int = 0) -> nn.Module:
+    """The teacher of timm called `name`, with the weights that were `given` (see `Options`)."""
     weights = None if given in (None, "random") else given
-    with seeded(recipe.seed):  # a random one is the same on every rank, and after a stop
-        found = teacher(recipe.teacher, grid=grid, pretrained=given != "random", checkpoint=weights)
-    return found.to(device)
+    with seeded(seed):  # a random one is the same on every rank, and after a stop
+        return teacher(name, grid=grid, pretrained=given != "random", checkpoint=weights)
 
 
 def features_of(recipe: ImageNet, latents: Latents, folder: Path) -> TeacherFeatures:

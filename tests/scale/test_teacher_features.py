@@ -12,7 +12,7 @@ from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.models import teacher
 from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.scale.dry_run import dry_run
-from cfm_lite.scale.train import Options, train_imagenet
+from cfm_lite.scale.train import Options, opened_teacher, train_imagenet
 from tests.scale.test_ranks import done, losses, together, train
 
 NAME = "vit_tiny_patch16_224"
@@ -115,3 +115,10 @@ def test_damaged_unfinished_and_foreign_features_are_named(data, folder, feature
     other.index = {**other.index, "self": "0" * 64}
     with pytest.raises(DataError, match="other latents"):
         TeacherFeatures(features, other)
+
+
+def test_a_random_teacher_is_the_same_each_time_and_leaves_the_generator_alone():
+    before = torch.get_rng_state()
+    one, two = (opened_teacher(NAME, 2, "random").state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert torch.equal(torch.get_rng_state(), before)
