@@ -309,6 +309,29 @@ def test_networks_are_asked_beside_the_page(worker, folder, chromium):
     page.close()
 
 
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_with_reduced_motion_what_plays_moves_in_few_steps(motion, folder, chromium):
+    """Ten steps from end to end, each more than half a second apart; otherwise it flows."""
+    path = explorers.page(folder / "page")
+    context = chromium.new_context(reduced_motion=motion)
+    page = context.new_page()
+    page.goto(f"{path.as_uri()}#exact_field")
+    page.wait_for_selector("canvas")
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="play").click()
+    watch = """() => new Promise(done => {
+        const [seen, end] = [new Set(), performance.now() + 2600];
+        const look = () => {
+            seen.add(explorers.exact_field.values[explorers.exact_field.face.play]);
+            performance.now() < end ? requestAnimationFrame(look) : done(seen.size);
+        };
+        look();
+    })"""
+    places = page.evaluate(watch)
+    context.close()
+    assert 2 <= places <= 5 if motion == "reduce" else places > 10
+
+
 def test_an_error_is_said_and_the_picture_stays(folder, chromium):
     path = explorers.page(folder / "page")
     page = chromium.new_page()
