@@ -2,6 +2,8 @@
 labels are what they were.
 """
 
+import contextlib
+
 import pytest
 import torch
 
@@ -182,7 +184,10 @@ def test_contrast_by_condition_repels_from_what_the_network_makes_of_another_con
     sample, prepared, _ = built.at(0, 0)._draw(X, y)
     wrong, keep = prepared["condition_repulsion"]
     assert keep.all()
-    loss, logged = built.at(0, 0)(X, y)
+    graphs = []
+    with hooked(model, graphs):
+        loss, logged = built.at(0, 0)(X, y)
+    assert graphs == [True, False]  # the own velocity is computed without a graph
     v = model(sample.x_t, sample.t, sample.y)
     own = model(sample.x_t, sample.t, wrong).detach()
     expected = (v - sample.u_t).square().mean() - 0.3 * (v - own).square().mean()
@@ -194,6 +199,16 @@ def test_contrast_by_condition_repels_from_what_the_network_makes_of_another_con
         torch.autograd.grad(expected, parameters, allow_unused=True),
     ):
         torch.testing.assert_close(got, wanted)
+
+
+@contextlib.contextmanager
+def hooked(model, graphs):
+    """Notes for each forward pass of the model whether it records a graph."""
+    watch = model.final_layer.register_forward_hook(
+        lambda *_: graphs.append(torch.is_grad_enabled())
+    )
+    yield
+    watch.remove()
 
 
 def test_contrast_by_condition_needs_its_weight_below_that_of_flow_matching():
