@@ -115,7 +115,9 @@ class MMDiT(Network):
         )
         self.final_layer = FinalLayer(width, self.patch_size, self.in_channels)
         if self.zero_init:
-            initialize(self, normal=("t_embedder", "words"))
+            initialize(self, normal=("t_embedder",))
+            if self.words is not None:
+                self.words.reset()
         self.register_buffer("pos_embed", sincos_2d(width, tokens).float()[None])
         turn = rotary_2d(width // self.num_heads, tokens) if self.rotary else (None, None)
         for name, angles in zip(("turn_cos", "turn_sin"), turn):

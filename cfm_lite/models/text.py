@@ -38,8 +38,15 @@ class WordEmbedding(nn.Module):
         super().__init__()
         self.vocab_size, self.length = vocab_size, length
         self.table = nn.Embedding(vocab_size, dim)
-        self.position = nn.Parameter(torch.zeros(length, dim))
-        nn.init.normal_(self.position, std=0.02)
+        self.position = nn.Parameter(torch.empty(length, dim))
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw the initial vectors. They have the size of normalised features: small ones would
+        drown in what the first blocks add to every token alike, and no patch could tell words apart.
+        """
+        nn.init.normal_(self.table.weight)
+        nn.init.normal_(self.position)
 
     def forward(
         self, y: Integer[Tensor, "batch length"], x: Float[Tensor, "batch *dims"]
