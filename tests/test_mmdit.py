@@ -155,6 +155,13 @@ def test_a_turned_query_meets_a_key_by_where_it_lies_from_it_and_captions_stay(m
         assert not torch.allclose(turned[:, :, 6:], plain[:, :, 6:])
 
 
+def test_words_stay_apart_at_the_start():
+    """Each has a vector of unit size, so that no block's common part hides which word it is."""
+    model = MMDiT(**{**WORDS, "vocab_size": 60, "context_dim": 64}, zero_init=True)
+    for table in (model.words.table.weight, model.words.position):
+        assert abs(table.std() - 1) < 0.1
+
+
 def test_the_mean_of_a_caption_modulates_every_block_and_its_scale_does_not_matter():
     model, (x, t, y) = tiny(pooled=True), batch()
     seen = []
