@@ -512,7 +512,7 @@ def cifar10() -> Recipe:
         block=4,
         align_block=4,
         batch=64,
-        steps=26_000,
+        steps=24_000,
         lr=2e-3,
         warmup=200,
         cooldown=0.5,
