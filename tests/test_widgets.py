@@ -261,7 +261,7 @@ def test_a_prompt_sets_the_controls_and_a_wrong_one_is_refused():
 def test_a_picture_from_words_is_the_one_that_the_command_samples(tiny):
     scene, away = captions.parse("a red seven left of a blue star"), "a pink seven"
     given = {"seed": 4, "guidance": 3.0, "negative": away, "prompts": (captions.sentence(scene),)}
-    expected, _ = draw_run(tiny, settings_of(tiny, 1, **given))
+    expected = tiny.images(draw_run(tiny, settings_of(tiny, 1, **given))[0])
     assert torch.equal(_words._sampled([scene], 3.0, 4, away), expected)
     shelf = _words._sampled([captions.parse("a pink cross"), scene], 3.0, 4, away)
     torch.testing.assert_close(shelf[1:], expected)

@@ -37,7 +37,7 @@ ELSEWHERE: dict[str, str] = {
         scale.budget.peak_bytes scale.budget.split_batch scale.budget.state_bytes scale.commands.features_command
         scale.commands.prepare_command scale.commands.sample_command scale.commands.train_command scale.dry_run.dry_run
         scale.official.export_run scale.official.start_from scale.sample.count_samples scale.sample.drawing
-        scale.sample.sample_imagenet scale.train.train_imagenet
+        scale.sample.sample_imagenet scale.train.opened_teacher scale.train.train_imagenet
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         _internal.files.fingerprint _internal.files.hash_of_file _internal.files.publish

@@ -229,7 +229,7 @@ def stubs(trained, monkeypatch):
         mnist: ["download"],
         sweep: ["judge_of", "_outcomes"], numbers: ["judge_of", "evaluate_samples", "open_extractor"],
         cifar10: ["download"], scale: ["train_imagenet", "try_out", "sample_imagenet", "prepare", "open_codec",
-        "teacher", "encode_features"],
+        "opened_teacher", "encode_features"],
     }  # fmt: skip
     for module, stubbed in names.items():
         for name in stubbed:
