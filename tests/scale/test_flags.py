@@ -145,7 +145,7 @@ def outcome(here, monkeypatch, capsys):
 
     for name in ("train_imagenet", "try_out", "prepare", "encode_features"):
         monkeypatch.setattr(commands, name, reached)
-    monkeypatch.setattr(commands, "teacher", lambda *args, **how: Named(f"{args} {how}"))
+    monkeypatch.setattr(commands, "opened_teacher", lambda *args, **how: Named(f"{args} {how}"))
 
     def left(line):
         before = tree(here)
