@@ -172,8 +172,9 @@ def test_the_mnist_networks_draw_the_digit_that_is_asked_for(name):
 def test_the_network_of_words_draws_one_thing_in_the_colour_that_is_asked_for():
     asked = [f"a large {colour} square" for colour in COLOURS]
     noise = torch.randn(len(asked), 3, 32, 32, generator=keyed_generator("cpu", 0, "noise"))
-    velocity = guidance.cfg(pretrained.load("words"), encode(asked), 2.0)
-    x = samplers.sample(velocity, noise, torch.linspace(0, 1, 11), samplers.euler)
+    run = pretrained.run_of("words")
+    velocity = guidance.cfg(run.model, encode(asked), 2.0)
+    x = run.images(samplers.sample(velocity, noise, torch.linspace(0, 1, 11), samplers.euler))
     right = sum(
         asked.split()[2] in {thing.colour for thing in scene.things}
         for asked, scene in zip(asked, reader_for().read(x))
