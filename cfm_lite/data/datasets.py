@@ -83,8 +83,8 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
     Image sets are "digits", "digits_pca", "mnist", "fashion_mnist", "cifar10",
     "cifar10-jpeg75" and "words". "cifar10-16" and "cifar10-jpeg75-16" have half the side.
     "digits_pca" holds the 32 leading principal components of the digits, with a codec. "words" has
-    captions in place of labels, and a codec too. `limit` cuts the training rows. Raises ConfigError for an unknown
-    name, and DataError for files that are missing or damaged.
+    captions in place of labels, and a codec too. `limit` cuts the training rows. Raises ConfigError
+    for an unknown name, and DataError for files that are missing or damaged.
     """
     check_choice("dataset", name, NAMES)
     if limit is not None:

@@ -5,9 +5,9 @@
     v = unpatchify(final(h, c)),   c = time(t), with `pooled` + linear(mean of the words)
 
 Convention: t = 0 is noise, t = 1 is data, unscaled. The caption acts through attention, and through
-c only where that is asked. The last block reads the caption's tokens and returns none. Without arguments this is the network of
-REPA's text-to-image experiments. Reference: Esser et al. 2024 (SD3, arXiv:2403.03206), section 4;
-Yu et al. 2024 (REPA, arXiv:2410.06940), appendix on MS-COCO.
+c only where that is asked. The last block reads the caption's tokens and returns none. Without
+arguments this is the network of REPA's text-to-image experiments. Reference: Esser et al. 2024
+(SD3, arXiv:2403.03206), section 4; Yu et al. 2024 (REPA, arXiv:2410.06940), appendix on MS-COCO.
 """
 
 from collections.abc import Iterable
@@ -53,7 +53,8 @@ class MMDiT(Network):
     With `vocab_size` > 0 a caption is a row of word numbers y (B, L) below it, with
     L = `context_length`, and word vectors are learnt; the row of zeros is the empty caption. With 0
     a caption is what a frozen encoder made of it, y (B, L, `context_dim`), and the buffer
-    `null_context` (L, context_dim) holds what it made of the empty caption. y = None is the empty caption for every row.
+    `null_context` (L, context_dim) holds what it made of the empty caption. y = None is the empty
+    caption for every row.
 
     `zero_init` starts as SiT does, with an output of exactly 0; else PyTorch's own initial values,
     as in REPA's code. With `rotary` queries and keys of patches also turn with their place in the

@@ -43,7 +43,8 @@ class WordEmbedding(nn.Module):
 
     def reset(self) -> None:
         """Draw the initial vectors. They have the size of normalised features: small ones would
-        drown in what the first blocks add to every token alike, and no patch could tell words apart.
+        drown in what the first blocks add to every token alike, and no patch could tell words
+        apart.
         """
         nn.init.normal_(self.table.weight)
         nn.init.normal_(self.position)

@@ -185,8 +185,8 @@ class Recipe:
         repulsion_weight(self.weight, self.k)
         if self.time_mean and self.time != "logit_normal":
             raise ConfigError(
-                f"time_mean is {self.time_mean:g}, and time is {self.time!r}; only logit_normal has "
-                "a mean. Use time=logit_normal, or leave time_mean out."
+                f"time_mean is {self.time_mean:g}, and time is {self.time!r}; only logit_normal "
+                "has a mean. Use time=logit_normal, or leave time_mean out."
             )
         if self.seed >= 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be below 2^63.")
