@@ -21,14 +21,15 @@ from tqdm.auto import tqdm
 
 from cfm_lite import guidance, pretrained, samplers, viz
 from cfm_lite import lab as experiments
-from cfm_lite._internal.places import check_folder, expanded
+from cfm_lite._internal.places import expanded
 from cfm_lite.data import mnist, toy
 from cfm_lite.data.datasets import DataSet, dataset
-from cfm_lite.errors import ConfigError, DistributedError
+from cfm_lite.errors import DistributedError
 from cfm_lite.evaluate.judges import Judge, judge_for
 from cfm_lite.lab import ARMS, Row
 from cfm_lite.methods import FIRST
 from cfm_lite.runs import facts, make_folder, pick_device, train, write_json
+from cfm_lite.runs.folder import check_kind
 from cfm_lite.runs.recipe import Recipe, recipe
 from cfm_lite.runs.sampling import noise_of
 from cfm_lite.viz import METHOD_LABELS
@@ -82,25 +83,11 @@ def demo(
     torch.set_num_threads(1)
     try:
         where, _ = pick_device(device), recipe("digits", seed=seed)
-        return _demo(make_folder(_own_folder(expanded(out))), where, seed, quick, progress)
+        return _demo(
+            make_folder(check_kind(expanded(out), "the demo")), where, seed, quick, progress
+        )
     finally:
         torch.set_num_threads(threads)
-
-
-def _own_folder(out: Path) -> Path:
-    """`out`. ConfigError for a folder of a run, of latents or of samples, whose files would be
-    lost.
-    """
-    theirs = [
-        name
-        for name in ("checkpoints", "index.json", "plan.json", "settings.json")
-        if (out / name).exists()
-    ]
-    if theirs:
-        raise ConfigError(
-            f"{out} holds something else (there is {theirs[0]}); choose another --out."
-        )
-    return check_folder(out)
 
 
 def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool) -> str:

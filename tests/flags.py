@@ -269,7 +269,7 @@ REFUSED = [
     ("compare toy --report --out nowhere", "missing"),
     ("demo --quick --out file", "file is no folder"),
     ("demo --quick --out demo.png", "has the name of a file"),
-    ("demo --quick --out run", "holds something else"),
+    ("demo --quick --out run", "holds a run"),
     ("demo --quick --out new --seed -1", "seed is -1"),
     *(
         (f"prepare digits {flag(name)}", f"--{name}. cfm-lite scale prepare has it")

@@ -48,6 +48,15 @@ LAYOUTS = {
     "train and val beside notes": ("train/bus/1 train/car/1 val/1 notes/", "bus car", "train"),
     "Train and Validation": ("Train/bus/1 Train/car/1 Validation/1", "bus car", "Train"),
     "train of one class": ("train/bus/1 val/bus/1", "bus", "train"),
+    "train2017 and val2017": ("train2017/bus/1 train2017/car/1 val2017/1", "bus car", "train2017"),
+    "training_set and test_set": ("test_set/bus/1 training_set/bus/1", "bus", "training_set"),
+    "seg_train and seg_test": ("seg_train/bus/1 seg_test/bus/1", "bus", "seg_train"),
+    "train and dev": ("train/bus/1 dev/bus/1 eval/1", "bus", "train"),
+    "trains": (
+        "steam_train/1 bullet_train/1 test_tube/1",
+        "bullet_train steam_train test_tube",
+        "",
+    ),
     "train twice": ("train/train/bus/1 train/val/bus/1 val/bus/1", "bus", "train/train"),
     "train as a class": ("train/1 bus/1 car/1", "bus car train", ""),
     "train as a class with folders": (
@@ -73,6 +82,8 @@ REFUSED = {  # and the folder that the message says to give, with what has to be
     "a deep set beside classes": ("a/b/train/bus/1 a/b/test/bus/1 bus/1", "a/b/train"),
     "val without train": ("val/bus/1 val/car/1", "val"),
     "val and test without train": ("val/bus/1 test/bus/1", "test"),
+    "a set beside other folders": ("train/bus/1 train/car/1 val/bus/1 extra/1", "train"),
+    "a set beside its test images": ("train/bus/1 Testing/bus/1 unlabelled/a/1", "train"),
     "flat": ("0 1", None),
     "flat train and val": ("train/1 val/1", "train"),
     "train beside empty classes": ("train/bus/1 train/car/1 bus/ car/", "train"),
@@ -125,7 +136,13 @@ def test_a_flat_folder_has_no_classes_and_never_mixes_the_parts_of_a_set(tmp_pat
         "1.png"
     ]
     assert len(images.flat(laid_out(tmp_path / "c", "bus/1 train/1")).files) == 2
-    for names in ("val/1 test/1", "a/train/1 a/val/1", "a/b/c/train/1 a/b/c/val/1", "x/"):
+    for names in (
+        "val/1 test/1",
+        "train/a/1 val/a/1 extra/1",
+        "a/train/1 a/val/1",
+        "a/b/c/train/1 a/b/c/val/1",
+        "x/",
+    ):
         with pytest.raises(DataError, match=r"parts of a set|no image"):
             images.flat(laid_out(tmp_path / names.replace("/", ""), names))
 
@@ -218,6 +235,7 @@ def test_a_loop_of_folders_ends_and_a_linked_folder_is_followed(tmp_path):
     root = made_folder(tmp_path / "set", classes=1, each=2)
     (root / "class0" / "again").symlink_to(root / "class0", target_is_directory=True)
     (root / "class1").symlink_to(root / "class0", target_is_directory=True)
+    (root / "class0" / "up").symlink_to(root, target_is_directory=True)
     found = images.find(root)
     assert found.classes == ("class0", "class1")
     assert len(found.files) == 4

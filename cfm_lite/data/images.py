@@ -11,7 +11,9 @@ arXiv:2105.05233).
 
 import contextlib
 import io
+import itertools
 import os
+import re
 import stat
 import threading
 import warnings
@@ -45,14 +47,21 @@ __all__ = [
     "read",
 ]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
+)
 # no other decoder of Pillow's forty is used
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 PIXELS = 178_956_970  # where Pillow begins to warn of a decompression bomb: 0.5 GB of RGB
 LONGEST = 1_000_000  # pixels of a side: each row costs memory of its own
 RESIZED = 2**24  # pixels that may be made on the way to a crop: 64 MB
-TRAIN = frozenset({"train", "training"})
-HELD = frozenset({"val", "valid", "validation", "test", "testing"})
+TRAIN = frozenset({"train", "training", "trainset"})
+HELD = frozenset(
+    {"val", "valid", "validation", "valset", "test", "testing", "testset", "dev", "eval"}
+    | {"evaluation"}
+)
+# what else the name of a part may hold, beside figures: train2017, training_set, seg_train
+BESIDE = frozenset({"set", "data", "split", "seg", "img", "image", "images", "ilsvrc", "imagenet"})
 
 
 class ImageFile(NamedTuple):
@@ -93,9 +102,7 @@ def find(root: AnyPath) -> ImageFolder:
     found = {folder.name: list(_images_below(folder)) for folder in _listed(root)[0]}
     empty = [name for name, paths in found.items() if not paths]
     if empty:
-        inside = [
-            folder for folder in _listed(root)[0] if folder.name.lower() in TRAIN and _full(folder)
-        ]
+        inside = [folder for folder in _listed(root)[0] if _part(folder) in TRAIN and _full(folder)]
         instead = f", or give {inside[0]}" if inside else ""
         raise DataError(
             f"{len(empty)} class folders of {root} hold no image, such as {empty[0]!r}; labels "
@@ -139,10 +146,10 @@ def layout(root: AnyPath) -> Path:
     """The folder whose subfolders are the classes. It is `root`, or train/ in it.
 
         1. Every subfolder that is not hidden is a class, and may have subfolders.
-        2. If all subfolders with images are parts of one set (train, val, test) and train/ has
-           class folders, train/ is meant.
+        2. If all subfolders with images are parts of one set (train, val, test; train2017,
+           training_set) and train/ has class folders, train/ is meant.
         3. A single class that holds only folders is refused. So is a class that mixes train and
-           val or test. They are sets, not classes.
+           val or test, and train/ beside val/ with the same folders. They are sets, not classes.
 
     Raises DataError that names the right folder in case 3. Raises DataError if there is no such
     folder, no class folder, or a folder that cannot be listed.
@@ -216,12 +223,20 @@ def _holds_no_image_itself(folder: Path) -> bool:
 
 
 def _refuse_mixtures(root: Path, full: list[Path]) -> None:
-    """DataError for a folder that would make one class of training and held-out images."""
+    """DataError for a folder that would make one class of training and held-out images, and where
+    classes stand twice: in a part to train on and in one that is held out.
+    """
+    for train, held in itertools.product(full, full):
+        if _part(train) in TRAIN and _part(held) in HELD and _classes(train) & _classes(held):
+            raise DataError(
+                f"{root} holds {_spoken([train, held])}, parts of a set with the same classes, "
+                f"beside other folders. Give {train}."
+            )
     for folder in full:
         inner, nested = folder, _full(folder)
         while len(nested) == 1:
             inner, nested = nested[0], _full(nested[0])
-        parts = [part for part in nested if part.name.lower() in TRAIN | HELD]
+        parts = [part for part in nested if _part(part)]
         if len(parts) > 1:
             raise DataError(
                 f"{inner} holds {_spoken(parts)}, parts of a set, which one class of {root} would "
@@ -241,7 +256,17 @@ def _advice(folder: Path) -> str:
 
 
 def _are_parts(folders: list[Path]) -> bool:
-    return all(folder.name.lower() in TRAIN | HELD for folder in folders)
+    return all(_part(folder) for folder in folders)
+
+
+def _part(folder: Path) -> str | None:
+    """The word of TRAIN or HELD that is all a folder's name says."""
+    words = [word for word in re.findall("[^\\W\\d_]+", folder.name.lower()) if word not in BESIDE]
+    return words[0] if len(words) == 1 and words[0] in TRAIN | HELD else None
+
+
+def _classes(part: Path) -> set[str]:
+    return {folder.name for folder in _listed(part)[0]}
 
 
 def _train(root: Path) -> Path | None:
@@ -253,11 +278,11 @@ def _spoken(folders: list[Path]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _full(folder: Path, names: frozenset[str] | None = None) -> list[Path]:
-    """The subfolders with at least one image below them, without loops. `names` keeps only those
-    names.
+def _full(folder: Path, parts: frozenset[str] | None = None) -> list[Path]:
+    """The subfolders with at least one image below them, without loops; with `parts` only those
+    parts of a set.
     """
-    wanted = [inner for inner in _listed(folder)[0] if names is None or inner.name.lower() in names]
+    wanted = [inner for inner in _listed(folder)[0] if parts is None or _part(inner) in parts]
     return [
         inner
         for inner in wanted
@@ -328,7 +353,9 @@ def _key(path: Path, root: Path) -> str:
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` with the name of an image. Each real folder is visited once."""
+    """Every file below `folder` with the name of an image. Each real folder is visited once, and no
+    link that leads back above it.
+    """
     waiting, seen = [folder], set()
     while waiting:
         here = waiting.pop()
@@ -338,7 +365,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders, names = _listed(here)
         yield from (here / name for name in names)
-        waiting += reversed(folders)
+        waiting += [inner for inner in reversed(folders) if not _leads_back(inner)]
 
 
 def read(path: AnyPath) -> Image.Image:

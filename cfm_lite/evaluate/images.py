@@ -230,17 +230,26 @@ def _size_of(source: Path) -> int:
             f"All are cropped to {side} x {side} before they are measured."
         )
     elif width != height:
-        warn_once(
-            f"{source} holds images of {width} x {height}; they are cropped to {side} x {side} "
-            "before they are measured."
-        )
+        _say_cropped(source, (width, height), side)
     return side
 
 
+def _say_cropped(source: Path, of: tuple[int, int], side: int) -> None:
+    warn_once(
+        f"{source} holds images of {of[0]} x {of[1]}; they are cropped to {side} x {side} before "
+        "they are measured."
+    )
+
+
 def features_of(
-    source: Path, extractor: Extractor, *, size: int = 256, batch: int = 64, progress: bool = True
+    source: Path,
+    extractor: Extractor,
+    *,
+    size: int | None = None,
+    batch: int = 64,
+    progress: bool = True,
 ) -> Features:
-    """Features of every image of an npz, or of a folder of images cropped to `size`."""
+    """Features of every image of an npz or of a folder, cropped to `size` (see `image_batches`)."""
     parts = [
         extractor(part)
         for part in tqdm(
@@ -250,26 +259,39 @@ def features_of(
     return Features(*(torch.cat(column) for column in zip(*parts)))
 
 
-def image_batches(source: Path, batch: int, size: int = 256) -> Iterator[Tensor]:
-    """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder. DataError for anything
-    else.
+def image_batches(source: Path, batch: int, size: int | None = None) -> Iterator[Tensor]:
+    """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder, cropped to `size`.
+
+    Without `size` an npz is read as it is, and a folder at 256 pixels. DataError for anything else.
     """
     if source.is_dir():
         files = image_files.flat(source).files
         for i in range(0, len(files), batch):
-            part = torch.stack([image_files.load(file.path, size) for file in files[i : i + batch]])
+            part = torch.stack(
+                [image_files.load(file.path, size or 256) for file in files[i : i + batch]]
+            )
             # the memory layout of an npz: a network's rounding depends on it
             yield part.contiguous(memory_format=torch.channels_last)
         return
     try:
         refuse_pickles(source)
         with opened(source) as (member, shape):
+            cropped = size if size and shape[1:3] != (size, size) else 0
+            if cropped:
+                _say_cropped(source, (shape[2], shape[1]), cropped)
             for first in range(0, shape[0], batch):
                 rows = (min(batch, shape[0] - first), *shape[1:])
                 content = member.read(math.prod(rows))
                 if len(content) != math.prod(rows):
                     raise EOFError("it ends early")
                 images = np.frombuffer(content, np.uint8).reshape(rows).copy()
+                if cropped:
+                    images = np.stack(
+                        [
+                            image_files.centre_crop(Image.fromarray(image), cropped)
+                            for image in images
+                        ]
+                    )
                 yield torch.from_numpy(images).permute(0, 3, 1, 2)
     except FileNotFoundError:
         raise DataError(
@@ -334,11 +356,14 @@ def _cached(path: Path) -> Features | None:
 
 
 def _content(source: Path, size: int) -> str:
-    """A hash of the images: of the file, or of the folder's names, sizes and times."""
+    """A hash of the images: of the file, or of what the system knows of a folder's files.
+
+    Times of writing may be kept by a copy; inode and time of change are another file's.
+    """
     if source.is_dir():
         files = image_files.flat(source).files
         facts = [
-            (file.key, stat.st_size, stat.st_mtime_ns)
+            (file.key, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
             for file in files
             for stat in [file.path.stat()]
         ]

@@ -22,6 +22,7 @@ __all__ = [
     "CONFIG",
     "MEAN",
     "Located",
+    "check_kind",
     "home_for",
     "is_file_of_weights",
     "located",
@@ -34,6 +35,11 @@ __all__ = [
 
 CONFIG = "config.json"
 MEAN = "latent_mean.npy"  # E[x1] of the latents that a run was trained on
+_KINDS = {  # what a folder may hold, and the files that tell it
+    "a run": (CONFIG, "checkpoints"),
+    "latents or features": ("plan.json", "index.json"),
+    "samples": ("settings.json",),
+}
 
 
 class Located(NamedTuple):
@@ -108,14 +114,25 @@ def home_for(out: AnyPath, resume: bool | str = False, *, inputs: Iterable[Path]
                 "another."
             )
         path = place.folder
-    for name in ("index.json", "plan.json", "settings.json"):
-        if (path / name).exists():
-            raise ConfigError(
-                f"{path} holds latents, features or samples (there is {name}); choose another "
-                "--out."
-            )
+    check_kind(path, "a run", inputs=inputs)
     if (path / CONFIG).exists() and not _is_config_of_run(path / CONFIG):
         raise ConfigError(f"{path / CONFIG} is no run's and would be lost; choose another --out.")
+    return path
+
+
+def check_kind(path: Path, kind: str, *, inputs: Iterable[Path] = ()) -> Path:
+    """`path`, a folder where one of _KINDS may be kept: it holds none of the others. Nothing is
+    made. Raises ConfigError, and as `check_folder` does.
+
+    >>> check_kind(Path("new"), "samples").name
+    'new'
+    """
+    for other, names in _KINDS.items():
+        found = next((name for name in names if (path / name).exists()), None)
+        if found and other != kind and (found != CONFIG or _is_config_of_run(path / found)):
+            raise ConfigError(
+                f"{path} holds {other} (there is {found}); choose another --out for {kind}."
+            )
     return check_folder(path, inputs=inputs)
 
 

@@ -8,7 +8,6 @@ import torch
 
 from cfm_lite import runs
 from cfm_lite._internal.checks import check_choice, check_number
-from cfm_lite._internal.places import check_folder
 from cfm_lite.data import archive, images
 from cfm_lite.data.latents import Latents, Pictures
 from cfm_lite.data.latents.captions import captioned
@@ -20,6 +19,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.models import SiT
 from cfm_lite.models.text import CLIP, ClipText
 from cfm_lite.runs import Run
+from cfm_lite.runs.folder import check_kind
 from cfm_lite.runs.imagenet import ALIGNED, CAPTIONED, ImageNet, imagenet, versus
 from cfm_lite.runs.reads import check_read
 from cfm_lite.runs.sampling import Settings
@@ -52,7 +52,8 @@ def prepare_command(
     With a file of `captions` the images are those that it names, and have captions, not classes.
     """
     rank, world, _ = ranks_of_environment()
-    check_folder(out, inputs=[path for path in (source, captions) if path is not None])
+    given = [path for path in (source, captions) if path is not None]
+    check_kind(out, "latents or features", inputs=given)
     if captions is not None and source is None:
         raise ConfigError("--captions speak of images; give their folder with --images DIR.")
     found, without = (
@@ -83,7 +84,8 @@ def features_command(
 ) -> str:
     """Encode the images of some latents with REPA's teacher. Returns what to print."""
     rank, world, _ = ranks_of_environment()
-    check_folder(out, inputs=[path for path in (latents, source) if path is not None])
+    given = [path for path in (latents, source) if path is not None]
+    check_kind(out, "latents or features", inputs=given)
     data, name = Latents(latents), imagenet("repa").teacher
     encoder: Any = opened_teacher(name, data.shape[-1] // 2, weights).to(runs.pick_device(device))
     source = source or archive.samples()

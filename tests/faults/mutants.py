@@ -151,7 +151,7 @@ MUTANTS = (
     Mutant("nobody looks before a map is read", "data/latents/shards.py", "        self._watch.check(set(numbers))\n", "", f"{CHANGES} -k never_a_signal"),
     Mutant("the sum at the end of a tar.gz is not read", "data/archive.py", "        read_to_end(tar)\n", "", f"{DATA} -k tar.gz"),
     Mutant("depth is guessed from what a picture holds", "data/images.py", "(levels * 255 // top)", "(levels * 255 // max(255, int(levels.max())))", f"{IMAGES} -k depth"),
-    Mutant("a class called train is entered", "data/images.py", "return all(folder.name.lower() in TRAIN | HELD", "return any(folder.name.lower() in TRAIN | HELD", f"{IMAGES} -k structure"),
+    Mutant("a class called train is entered", "data/images.py", "return all(_part(folder)", "return any(_part(folder)", f"{IMAGES} -k structure"),
     Mutant("train and val become one class", "data/images.py", "    _refuse_mixtures(root, full)\n    return root", "    return root", f"{IMAGES} -k mix"),
     Mutant("a folder that cannot be listed is empty", "data/images.py", "    except OSError as error:\n        raise _unlisted(folder, error) from None\n    return [folder", "    except OSError:\n        pass\n    return [folder", f"{IMAGES} -k listed"),
     Mutant("every decoder is asked", "data/images.py", "formats=FORMATS\n", "formats=None\n", f"{IMAGES} -k another_kind"),

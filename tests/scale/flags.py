@@ -132,7 +132,9 @@ REFUSED = [
     ),
     ("evaluate --samples S --reference S --inception standin --out L/index.json", "would be lost"),
     ("scale train --model SiT-Ti/2 --latents L --out L", "holds latents"),
-    ("scale train --model SiT-Ti/2 --latents L --out S", "holds latents, features or samples"),
+    ("scale train --model SiT-Ti/2 --latents L --out S", "holds samples"),
+    (f"{_PREPARE[:-1]}R", "holds a run"),
+    (f"{_FEATURES[:-1]}R", "holds a run"),
     (
         "scale train --model SiT-Ti/2 --latents L --out R --batch 8 --set shard=2",
         "already holds a run",

@@ -4,6 +4,7 @@ cache and its hash.
 
 import itertools
 import json
+import os
 import warnings
 from types import MappingProxyType
 
@@ -23,6 +24,8 @@ from cfm_lite.evaluate import inception as features
 from cfm_lite.evaluate.images import evaluate_samples, features_of, image_batches
 from cfm_lite.evaluate.inception import Features, StandIn, inception, open_extractor
 from tests.reference import case
+
+QUIET = pytest.mark.filterwarnings("ignore:.*biased upwards")
 
 
 def noise(n=40, size=32, seed=0, low=0, high=256):
@@ -67,7 +70,7 @@ def measured(samples, reference, **how):
     return {row["metric"]: row["value"] for row in rows}
 
 
-@pytest.mark.filterwarnings("ignore:.*biased upwards")
+@QUIET
 def test_a_set_against_itself_is_at_distance_zero(some):
     values = measured(some, some)
     assert abs(values["standin_fid_to_40_images"]) < 1e-6
@@ -75,7 +78,7 @@ def test_a_set_against_itself_is_at_distance_zero(some):
     assert values["standin_precision"] == values["standin_recall"] == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*biased upwards")
+@QUIET
 def test_darker_images_are_farther_away_and_the_metrics_are_those_of_the_library(some, tmp_path):
     dark, darker = (
         saved(tmp_path / f"{high}.npz", noise(seed=1, high=high)) for high in (200, 100)
@@ -175,7 +178,7 @@ class Counting(StandIn):
         return super().__call__(images)
 
 
-@pytest.mark.filterwarnings("ignore:.*biased upwards")
+@QUIET
 def test_the_reference_s_features_are_cached_by_content(some, tmp_path, cache):
     reference = saved(tmp_path / "reference.npz", noise(30, seed=5))
     first, second, third = Counting(), Counting(), Counting()
@@ -194,13 +197,43 @@ def test_the_reference_s_features_are_cached_by_content(some, tmp_path, cache):
     assert again.seen == 70
 
 
-@pytest.mark.filterwarnings("ignore:.*biased upwards")
+@QUIET
 def test_a_folder_of_images_is_a_reference_and_is_cropped_to_the_samples(some, pictures):
     rows, path = evaluate_samples(some, pictures, StandIn(), progress=False)
     assert rows[0]["reference_images"] == 24
     assert rows[0]["features"] == "stand-in"
     assert json.loads(path.read_text()) == rows
     assert next(image_batches(pictures, 5, 32)).shape == (5, 3, 32, 32)
+
+
+@QUIET
+def test_other_images_of_the_same_names_sizes_and_times_are_not_taken_from_the_cache(
+    some, tmp_path, cache
+):
+    distances = []
+    for seed in (5, 6):  # BMP: a file's size does not tell its content
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for i, image in enumerate(noise(30, seed=seed)):
+            Image.fromarray(image).save(folder / f"{i}.bmp")
+            os.utime(folder / f"{i}.bmp", (0, 0))
+        distances.append(measured(some, folder))
+    assert distances[0] != distances[1]
+    assert len(list((cache / "reference").iterdir())) == 2
+
+
+@QUIET
+def test_a_reference_of_another_size_is_cropped_as_a_folder_of_it_would_be(some, tmp_path):
+    large = drawn(tmp_path / "large", 30, (48, 40))
+    whole = next(image_batches(large, 30, 40))
+    packed = np.stack([np.array(Image.open(file)) for file in sorted(large.iterdir())])
+    packed = saved(tmp_path / "packed.npz", packed)
+    with pytest.warns(UserWarning, match="48 x 40; they are cropped to 32 x 32"):
+        found = measured(some, packed)
+    assert found == measured(some, large)
+    assert next(image_batches(packed, 30)).shape == (30, 3, 40, 48)
+    with pytest.warns(UserWarning, match="48 x 40; they are cropped to 40 x 40"):
+        assert torch.equal(next(image_batches(packed, 30, 40)), whole)
 
 
 def test_an_npz_is_read_in_pieces_as_it_is(some):
@@ -283,7 +316,6 @@ def statistics():
 
 
 PICKLED = b"\x80\x04}\x94."  # an empty mapping
-QUIET = pytest.mark.filterwarnings("ignore:.*biased upwards")
 
 
 @QUIET
