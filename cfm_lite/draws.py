@@ -210,7 +210,8 @@ def minibatch_ot(
             "x0 or x1 holds NaN or infinite values; a pairing needs finite distances. Check the "
             "data."
         )
-    _, order = linear_sum_assignment(gain.numpy(), maximize=True)
+    # a list: no tensor inside a transform of torch.func becomes an array
+    _, order = linear_sum_assignment(gain.tolist(), maximize=True)
     return x0[torch.from_numpy(order).to(x0.device)], x1, y
 
 

@@ -47,6 +47,7 @@ from cfm_lite._internal.checks import (
 )
 from cfm_lite._internal.networks import (
     as_velocity_of,
+    asked,
     check_labels_of,
     evaluating,
     needs_labels,
@@ -169,7 +170,8 @@ def _evaluated(
     model: Callable[..., Tensor], y: Tensor | int | None, given: bool, x: Tensor, t: Tensor
 ) -> Tensor:
     with evaluating(model):
-        output = model(x, t, None if y is None else _rows(y, x)) if given else model(x, t)
+        rows = (None if y is None else _rows(y, x),) if given else ()
+        output = asked(model, y, functools.partial(model, x, t, *rows))
     # a solver sums many small steps, which half precision would round away
     return promote(as_velocity_of(output, x))
 

@@ -5,6 +5,7 @@ a term with weight 0 leaves the run bit for bit as it was. The terms themselves 
 here they meet a model.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,10 +31,10 @@ from cfm_lite._internal.checks import (
 from cfm_lite._internal.networks import (
     as_features,
     as_velocity_of,
+    asked,
     check_caption,
     check_keywords,
     check_model,
-    explained,
     null_condition,
     takes,
     takes_captions,
@@ -217,16 +218,7 @@ class Objective(nn.Module):
     def _run(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        # a compiled graph cannot hold a try
-        if torch.compiler.is_compiling():
-            return self._call(x, t, y, blocks)
-        try:
-            return self._call(x, t, y, blocks)
-        except (IndexError, RuntimeError) as error:
-            reason = explained(self.model, error, y)
-            if reason is None:
-                raise
-            raise reason from error
+        return asked(self.model, y, functools.partial(self._call, x, t, y, blocks))
 
     def _call(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]

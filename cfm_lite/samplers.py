@@ -159,7 +159,8 @@ def trajectory(velocity: Velocity, x: State, ts: Times, step: Step = heun) -> It
             device read.
 
     Raises:
-        ConfigError: a grid or a state that is not as said.
+        ConfigError: a grid or a state that is not as said, or a velocity that writes into its x or
+            t.
         DivergenceError: within eight steps, with the first step whose state is not finite, if the
             state is on the host.
 
@@ -189,12 +190,26 @@ def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[T
     start, first = x, 0
     yield x
     for k, (t, dt) in enumerate(zip(grid.rows(), grid.lengths)):
+        given, before = x, _versions(x, grid)
         x = step(grid.restrict(velocity, k) if aware else velocity, x, t, dt)
+        if _versions(given, grid) != before:
+            raise ConfigError(_IN_PLACE)
         if watched and (k == last or k - first + 1 == CHECK_EVERY):
             if not is_finite(x):
                 _check_finite([*_again(velocity, start, grid, step, first, k), x], k, grid)
             start, first = x, k + 1
         yield x
+
+
+_IN_PLACE = (
+    "the velocity wrote into the x or t that it was given, so the states are wrong. Compute new "
+    "tensors there: x * 2 in place of x *= 2."
+)
+
+
+def _versions(x: Tensor, grid: "Grid") -> list[int | None]:
+    """How often the state and the times were written to; None where torch does not count."""
+    return [None if part.is_inference() else part._version for part in (x, grid.table)]
 
 
 def _again(
@@ -466,7 +481,10 @@ def sample_sde(
     rates = _rates(ts, diffusion, path, norm)
     draws = _noises(x, len(grid.lengths), generator, noise)
     for k, (t, dt, c, z) in enumerate(zip(grid.rows(), grid.lengths, rates, draws)):
+        before = _versions(x, grid)
         v = _fitting(grid.restrict(velocity, k)(x, t), x)
+        if _versions(x, grid) != before:
+            raise ConfigError(_IN_PLACE)
         # the noise of a step is sqrt(2 c) dW, and dW has the variance dt
         x = x + dt * (v + c * path.score(x, v, t)) + (2 * c * dt) ** 0.5 * z
         if on_host(x):

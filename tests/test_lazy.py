@@ -2,6 +2,7 @@
 compiled one.
 """
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,15 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_package_that_is_there_is_returned():
     assert optional("json", "any") is sys.modules["json"]
     assert optional("xml.dom", "any").__name__ == "xml.dom"
+
+
+def test_an_import_does_not_move_the_random_numbers_of_python(packages):
+    packages("restless", __init__="import random\nrandom.seed(1)")
+    random.seed(0)
+    wanted = random.random()
+    random.seed(0)
+    optional("restless", "any")
+    assert random.random() == wanted
 
 
 def test_a_missing_package_names_the_extra():

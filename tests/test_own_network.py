@@ -3,10 +3,13 @@ message says what is missing.
 """
 
 import types
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad
 
 from cfm_lite import draws, guidance, objective, perturbations, samplers
 from cfm_lite.data.batches import batches
@@ -19,6 +22,7 @@ from cfm_lite.objective import (
     Objective,
     Repulsion,
 )
+from cfm_lite.runs.sampling import noise_of
 from cfm_lite.training import Trainer
 from tests.networks import Tiny, same_parameters
 
@@ -437,3 +441,83 @@ def test_wrong_arguments_of_a_run_are_refused_when_it_is_called():
 def test_a_time_law_of_torch_itself_is_a_time_law():
     assert torch.isfinite(Objective(Net(), time=torch.rand)(X1)[0])
     assert torch.isfinite(Objective(Net(), time=draws.logit_normal_time)(X1)[0])
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, torch.tensor])
+def test_any_whole_number_counts_the_classes(kind):
+    """`y.max() + 1` is a number of NumPy or of torch."""
+    wanted, found = Tiny(num_classes=2), Tiny(num_classes=2)
+    found.num_classes = kind(2)
+    x, t = torch.zeros(3, 2), torch.full((3,), 0.5)
+    for velocity in (lambda m: guidance.cfg(m, 1, 2.0), lambda m: guidance.conditional(m, 1)):
+        torch.testing.assert_close(velocity(found)(x, t), velocity(wanted)(x, t))
+
+
+class Labelled(nn.Module):
+    """It must be given labels."""
+
+    num_classes = 2
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3, 2)
+
+    def forward(self, x, t, y=None):
+        return x + self.table(y)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m, x: objective.fm(m)(x),
+        lambda m, x: next(iter(Trainer(objective.fm(m)).run(batches(x, size=4), steps=1))),
+        lambda m, x: samplers.sample(m, x, torch.linspace(0, 1, 3)),
+        lambda m, x: guidance.conditional(m, None)(x, torch.zeros(len(x))),
+    ],
+)
+def test_a_network_with_labels_that_gets_none_is_told_which(use):
+    with pytest.raises(ConfigError, match=r"Labelled failed .* without labels.* in \[0, 1\]"):
+        use(Labelled(), torch.randn(8, 2))
+
+
+@pytest.mark.parametrize("step", [samplers.euler, samplers.heun, samplers.rk4, None])
+@pytest.mark.parametrize("part", ["x", "t"])
+def test_a_velocity_that_writes_into_what_it_is_given_is_refused(step, part):
+    def velocity(x, t):
+        (x if part == "x" else t).mul_(1.5)
+        return x * t[:, None]
+
+    x, ts = torch.ones(3, 2), torch.linspace(0.1, 0.9, 5)
+    solve = partial(samplers.sample, step=step)
+    if step is None:
+        solve = partial(samplers.sample_sde, last_step=None)
+    with pytest.raises(ConfigError, match=r"x \* 2 in place of x \*= 2"):
+        solve(velocity, x, ts)
+    with torch.inference_mode():  # torch counts nothing there, and allows it
+        assert samplers.sample(lambda x, t: x, torch.ones(3, 2), ts).isfinite().all()
+
+
+def test_a_transform_of_torch_func_goes_through_the_transport_of_a_batch():
+    built, x = objective.fm(Tiny(), couple=draws.minibatch_ot), torch.randn(8, 2)
+
+    def loss(parameters):
+        torch.manual_seed(0)
+        return functional_call(built, parameters, (x,))[0]
+
+    slopes = grad(loss)({name: value.detach() for name, value in built.named_parameters()})
+    loss(dict(built.named_parameters())).backward()
+    for name, value in built.named_parameters():
+        torch.testing.assert_close(slopes[name], value.grad)
+
+
+def test_another_default_device_changes_no_draw_of_ours():
+    """`meta` stands for a GPU here: whatever is made there by mistake is found."""
+    x, y = torch.randn(20, 2), torch.arange(20) % 2
+    wanted = [next(batches(x, y, size=8)), next(batches(x, size=30))]
+    torch.set_default_device("meta")
+    try:
+        found = [next(batches(x, y, size=8)), next(batches(x, size=30))]
+        assert noise_of((2,), 3, 0).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)

@@ -1,6 +1,7 @@
 """Paths as a user gives them, and what an error of others looks like in one line."""
 
 import errno
+import json
 import os
 
 import pytest
@@ -91,3 +92,10 @@ def test_the_samples_of_a_run_are_found_from_its_parts(tmp_path):
         inner
     }
     assert runs.samples_of(tmp_path) == tmp_path  # a folder of pictures, perhaps
+    for drawn in (1, 2):
+        inner.with_name("settings.json").write_text(json.dumps({"step": drawn}))
+        assert runs.samples_of(tmp_path / "run") == inner
+        if drawn == 1:
+            assert runs.samples_of(step) == inner
+    with pytest.raises(ConfigError, match=rf"drawn at step 2, not at {step.name}; give .*run, or"):
+        runs.samples_of(step)

@@ -34,6 +34,9 @@ def go(recipe, folder, **settings):
 
 def test_a_short_run_says_what_its_average_still_holds_of_the_start():
     papers = {"ema": 0.9999, "ema_warmup": False}
+    assert "--set ema_warmup=true" in runs.Run(imagenet("sit", **papers), None, step=1000).summary
+    # a recipe that warms up has no such field to set
+    assert runs.Run(Recipe(), None, step=2).summary.endswith("of its start: train longer)")
     assert (
         "still holds 90% of its start"
         in runs.Run(imagenet("sit", **papers), None, step=1000).summary

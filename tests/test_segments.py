@@ -118,6 +118,15 @@ def test_another_setting_is_refused_also_where_only_the_checkpoint_remembers_it(
     assert config(tmp_path)["recipe"]["steps"] == 8
 
 
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [("two_classes", "train toy,"), ("moons", "--set dataset=moons,"), ("cc3m", "scale train,")],
+)
+def test_the_words_for_a_run_of_another_data_set_name_what_there_is(saved, words):
+    with pytest.raises(ResumeMismatchError, match=f"Resume with (cfm-lite )?{words}"):
+        segments.check_same_recipe("it", Recipe().as_dict() | {"dataset": saved}, Recipe())
+
+
 def test_other_data_are_refused(tmp_path):
     go(SMALL, tmp_path)
     kept = config(tmp_path)["data"]

@@ -5,8 +5,11 @@ A missing package gives one line that names the extra to install.
 
 import importlib
 import importlib.util
+import random
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -14,13 +17,24 @@ import torch
 
 from cfm_lite.errors import ConfigError
 
-__all__ = ["optional"]
+__all__ = ["optional", "random_kept"]
 
 _MISSING_OPERATOR = re.compile(r"operator torchvision::(\w+) does not exist")
 _DECLARED = re.compile(r"""register_fake\(\s*["']torchvision::(\w+)["']""")
 _libraries: list[torch.library.Library] = []  # a declaration lives as long as its Library object
 
 
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """Import others' packages inside: some draw from Python's own generator when they load."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+@random_kept()
 def optional(module: str, extra: str) -> ModuleType:
     """The imported `module`, which `pip install 'cfm-lite[extra]'` provides.
 

@@ -23,6 +23,7 @@ from cfm_lite.errors import ConfigError
 __all__ = [
     "as_features",
     "as_velocity_of",
+    "asked",
     "check_caption",
     "check_keywords",
     "check_labels_of",
@@ -30,7 +31,6 @@ __all__ = [
     "check_trainable",
     "copied",
     "evaluating",
-    "explained",
     "has_null",
     "needs_labels",
     "null_condition",
@@ -132,7 +132,7 @@ def null_label(model: Any) -> int | None:
     model = _unwrapped(model)
     if takes_captions(model) or not hasattr(model, "num_classes"):
         return None
-    null, said = model.num_classes, _said_null(model)
+    null, said = plain(model.num_classes), _said_null(model)
     if not null or (said is not None and not said):
         raise ConfigError(
             f"the model has num_classes = {null} and no null label, which classifier-free guidance "
@@ -193,11 +193,34 @@ def _unwrapped(model: Any) -> Any:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def explained(model: nn.Module, error: Exception, y: Tensor | None) -> ConfigError | None:
+def asked(model: Any, y: Any, call: Callable[[], Any]) -> Any:
+    """What `call()` of a network with the condition `y` gives; ConfigError where it fails for a
+    reason that is known.
+    """
+    # a compiled graph cannot hold a try
+    if torch.compiler.is_compiling():
+        return call()
+    try:
+        return call()
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        reason = _explained(model, error, y)
+        if reason is None:
+            raise
+        raise reason from error
+
+
+def _explained(model: Any, error: Exception, y: Any) -> ConfigError | None:
     """What `error` means, which a new network raised; None where there is no more to say."""
-    classes = plain(getattr(model, "num_classes", None))
+    classes = plain(getattr(_unwrapped(model), "num_classes", None))
+    if y is None and classes and not isinstance(error, ConfigError):
+        return ConfigError(
+            f"{type(model).__name__} failed ({error}) without labels, and it has num_classes = "
+            f"{classes}: give y, whole numbers (B,) in [0, {classes - 1}], or let it take y=None. "
+            f"{_GUIDE}"
+        )
     out_of_table = isinstance(error, IndexError) or "Class values must be smaller" in str(error)
-    if out_of_table and y is not None and isinstance(classes, int) and bool((y == classes).any()):
+    labelled = isinstance(y, Tensor) and isinstance(classes, int)
+    if out_of_table and labelled and bool((y == classes).any()):
         return ConfigError(
             f"{type(model).__name__} failed ({error}) on the null label {classes}, which dropped "
             f"rows get: give its label table {classes + 1} rows, or set label_dropout=0. {_GUIDE}"

@@ -5,6 +5,7 @@ ship inside scikit-learn.
 from pathlib import Path
 
 from cfm_lite._internal.files import publish
+from cfm_lite._internal.lazy import random_kept
 from cfm_lite.data import archive
 from cfm_lite.data.root import cache_root, scratch
 from cfm_lite.errors import DataError
@@ -40,7 +41,9 @@ def _cut(folder: Path) -> None:
     import io
 
     from PIL import Image
-    from sklearn.datasets import load_sample_images
+
+    with random_kept():
+        from sklearn.datasets import load_sample_images
 
     bunch = load_sample_images()
     for name, pixels in zip(bunch.filenames, bunch.images):

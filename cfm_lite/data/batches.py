@@ -29,16 +29,15 @@ def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iter
     seed = plain(seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"seed is {seed!r:.60}; it must be a whole number.")
-    position, epoch, order = start * size, -1, torch.empty(0, dtype=torch.long)
+    position, epoch, order = start * size, -1, torch.empty(0, dtype=torch.long, device="cpu")
     while True:
         picked = []
         left = size
         while left:
             if position // count != epoch:
                 epoch = position // count
-                order = torch.randperm(
-                    count, generator=keyed_generator(torch.device("cpu"), seed, "epoch", epoch)
-                )
+                g = keyed_generator("cpu", seed, "epoch", epoch)
+                order = torch.randperm(count, generator=g, device="cpu")
             first = position % count
             rows = order[first : first + left]
             picked.append(rows)

@@ -64,7 +64,9 @@ def load(
         limit = check_count("limit", limit)
     path, source = _path(name, root), name.removesuffix(HALF)
     pixels, labels = _read(source, path, split, *_stamp(source, path))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:limit].numpy()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0), device="cpu")[
+        :limit
+    ].numpy()
     x = torch.from_numpy(pixels[order].astype(np.float32)).div_(127.5).sub_(1)
     x = F.avg_pool2d(x, 2) if name.endswith(HALF) else x
     return x, torch.from_numpy(labels[order].astype(np.int64))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice
+from cfm_lite._internal.lazy import random_kept
 
 __all__ = ["SEED", "SPLITS", "indices", "load"]
 
@@ -29,7 +30,8 @@ SPLITS = ("train", "judge", "judge_fit", "judge_test", "all")
 
 @cache
 def _raw() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits  # importing scikit-learn takes a second
+    with random_kept():
+        from sklearn.datasets import load_digits  # importing scikit-learn takes a second
 
     pixels, labels = load_digits(return_X_y=True)
     # (1797, 8, 8) from 0 to 16, (1797,)

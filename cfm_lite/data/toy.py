@@ -151,12 +151,12 @@ def from_figure3(x: Tensor) -> Tensor:
 
 def _classes(n: int, generator: Generator | None) -> Tensor:
     check_generator(generator)
-    return torch.randint(2, (check_count("n", n),), generator=generator)
+    return torch.randint(2, (check_count("n", n),), generator=generator, device="cpu")
 
 
 def _uniform(n: int, generator: Generator | None) -> Tensor:
     # float32 even if torch's default type is another
-    return torch.rand(n, generator=generator, dtype=torch.float32)
+    return torch.rand(n, generator=generator, device="cpu", dtype=torch.float32)
 
 
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
@@ -164,7 +164,9 @@ def _polar(radius: Tensor, angle: Tensor) -> Tensor:
 
 
 def _blur(x1: Tensor, noise: float, generator: Generator | None) -> Tensor:
-    return x1 + noise * torch.randn(x1.shape, generator=generator, dtype=torch.float32)
+    return x1 + noise * torch.randn(
+        x1.shape, generator=generator, device="cpu", dtype=torch.float32
+    )
 
 
 def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -219,10 +221,12 @@ def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor,
     Rows alternate between class 0 and class 1, counted from below.
     """
     column = _classes(n, generator)
-    row = torch.randint(4, (n,), generator=generator)
+    row = torch.randint(4, (n,), generator=generator, device="cpu")
     # (n, 2) lower left corner of the square
     corner = torch.stack([2 * column + row % 2, row], dim=1) - 2
-    return corner.float() + torch.rand(n, 2, generator=generator, dtype=torch.float32), row % 2
+    return corner.float() + torch.rand(
+        n, 2, generator=generator, device="cpu", dtype=torch.float32
+    ), row % 2
 
 
 TOYS: dict[str, Toy] = {

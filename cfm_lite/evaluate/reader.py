@@ -349,7 +349,7 @@ def train_reader(*, seed: int = 0, pictures: int = 8_000, epochs: int = 16) -> R
 
 def _moved(n: int, generator: Generator) -> Tensor:
     """`n` affine maps (n, 2, 3) near the identity: a few digits are many."""
-    turn, slant, *rest = torch.rand(6, n, generator=generator) * 2 - 1
+    turn, slant, *rest = torch.rand(6, n, generator=generator, device="cpu") * 2 - 1
     turn, slant = turn * math.radians(15), 0.15 * slant
     wide, high, right, down = (0.15 * part for part in rest)
     cos, sin = turn.cos(), turn.sin()
@@ -376,10 +376,10 @@ def _fit(
     optimizer = torch.optim.AdamW(reader.parameters(), lr=3e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + 1)
     for _ in range(epochs):
-        order = torch.randperm(len(rows), generator=generator)
+        order = torch.randperm(len(rows), generator=generator, device="cpu")
         for some in order[: len(rows) // batch * batch].split(batch):
-            noise = 0.03 * torch.randn(len(some), *ink.shape[1:], generator=generator)
-            tint = 0.02 * torch.randn(len(some), 3, generator=generator)
+            noise = 0.03 * torch.randn(len(some), *ink.shape[1:], generator=generator, device="cpu")
+            tint = 0.02 * torch.randn(len(some), 3, generator=generator, device="cpu")
             shown = cut(ink[some] + noise, centre[some], side[some], _moved(len(some), generator))
             logits = reader.name(shown, side[some], colour[some] + tint)
             loss = sum(

@@ -102,7 +102,7 @@ def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
     values, errors, v = {}, [], velocity(arm, run, data, y)
     for time in TIMES:
         t = torch.full((len(x1),), time)
-        x_t, u_t = path.interpolate(torch.randn(x1.shape, generator=g), x1, t)
+        x_t, u_t = path.interpolate(torch.randn(x1.shape, generator=g, device="cpu"), x1, t)
         mine = v(x_t.to(device), t.to(device)).cpu()
         values[f"velocity_deficit_at_{time:g}"] = float(metrics.velocity_deficit(mine, u_t))
         if data.mixture is not None:
@@ -118,8 +118,10 @@ def _feature_values(
     run: Run, x1: Tensor, y: Tensor, generator: torch.Generator
 ) -> dict[str, float]:
     device, model, block = next(run.model.parameters()).device, run.model, run.recipe.block
-    t = torch.rand(len(x1), generator=generator)
-    x_t, _ = PATHS[run.recipe.path].interpolate(torch.randn(x1.shape, generator=generator), x1, t)
+    t = torch.rand(len(x1), generator=generator, device="cpu")
+    x_t, _ = PATHS[run.recipe.path].interpolate(
+        torch.randn(x1.shape, generator=generator, device="cpu"), x1, t
+    )
     at = (x_t.to(device), t.to(device), y.to(device))
     _, features = model.forward_features(*at, blocks=(block,))  # pyright: ignore[reportCallIssue]
     h = features[block].flatten(1).cpu()

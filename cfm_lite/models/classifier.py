@@ -62,7 +62,7 @@ def one_thread() -> Iterator[None]:
 def _shifted(x: Tensor, by: int, generator: Generator) -> Tensor:
     """Each image of `x` (B, C, S, S) moved by up to `by` pixels along both axes, over -1."""
     padded = F.pad(x, (by, by, by, by), value=-1.0).movedim(1, -1)  # (B, S + 2 by, S + 2 by, C)
-    top, left = torch.randint(2 * by + 1, (2, len(x)), generator=generator)
+    top, left = torch.randint(2 * by + 1, (2, len(x)), generator=generator, device="cpu")
     steps = torch.arange(x.shape[-1])
     rows, columns = top[:, None] + steps, left[:, None] + steps  # (B, S)
     each = torch.arange(len(x))[:, None, None]
@@ -88,10 +88,12 @@ def fit_classifier(
         optimizer, settings.learning_rate, total_steps=steps + 1
     )
     for _ in range(settings.epochs):
-        order = torch.randperm(len(x), generator=generator)
+        order = torch.randperm(len(x), generator=generator, device="cpu")
         for rows in order[: len(x) // batch * batch].split(batch):
             images = _shifted(x[rows], settings.shift, generator)
-            noise = torch.randn(images.shape, generator=generator, dtype=torch.float32)
+            noise = torch.randn(
+                images.shape, generator=generator, device="cpu", dtype=torch.float32
+            )
             images = images + settings.noise * noise
             loss = F.cross_entropy(judge(images), y[rows], label_smoothing=settings.smoothing)
             optimizer.zero_grad()

@@ -284,7 +284,7 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
         if name in found and not (type(value) in (bool, int, float) and value == found[name]):
             raise ConfigError(
                 f"{name}={value!r:.60} contradicts the weights, which have {name}={found[name]!r}. "
-                "Leave it out."
+                "Leave it out, or name their network (cfm-lite scale sample --model)."
             )
     config = found | given
     if "num_heads" not in config:

@@ -89,14 +89,24 @@ def samples_of(path: AnyPath) -> Path:
     """The samples.npz that `path` means: a file, one in a folder, or one of a run (see `located`).
 
     Any other path is returned as it is: the caller reads it as a folder of images, or refuses it.
+    Raises ConfigError for a checkpoint whose run has samples of another step.
     """
-    given, home = expanded(path), located(path).folder
+    given, (home, step) = expanded(path), located(path)
     if given.is_file() and given.suffix == ".npz":
         return given
     places = [given, *([home, home / "samples"] if (home / CONFIG).exists() else [])]
-    return next(
+    found = next(
         (place / "samples.npz" for place in places if (place / "samples.npz").is_file()), given
     )
+    settings = found.parent / "settings.json"
+    if step and found != given and settings.is_file():
+        drawn = parse_json(settings.read_bytes()).get("step")
+        if drawn != int(step.name.split("-")[1]):
+            raise ConfigError(
+                f"{found} was drawn at step {drawn}, not at {step.name}; give {home}, or draw "
+                f"others: cfm-lite sample --checkpoint {given} --num N --out DIR."
+            )
+    return found
 
 
 def home_for(out: AnyPath, resume: bool | str = False, *, inputs: Iterable[Path] = ()) -> Path:

@@ -116,9 +116,9 @@ class Run:
             return f"all {self.step} steps were done before"
         warm = getattr(self.recipe, "ema_warmup", True)
         start = share_of_start(self.recipe.ema, warm, self.step)
+        or_warm = "" if warm else ", or --set ema_warmup=true"
         note = (
-            f" (the average still holds {start:.0%} of its start: train longer, or --set "
-            "ema_warmup=true)"
+            f" (the average still holds {start:.0%} of its start: train longer{or_warm})"
             if start > 0.05
             else ""
         )

@@ -167,7 +167,8 @@ def captions_in_turn(n: int, seed: int = 0) -> Tensor:
 
 def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
     """The noise (n, *shape) that samples of points and pixels start from."""
-    return torch.randn(n, *shape, generator=keyed_generator("cpu", seed, "sampling noise"))
+    g = keyed_generator("cpu", seed, "sampling noise")
+    return torch.randn(n, *shape, generator=g, device="cpu")
 
 
 def guided(
@@ -273,7 +274,8 @@ def draw_part(run: Run, settings: Settings, part: int) -> Tensor:
     keys = [
         keyed_generator("cpu", settings.seed, name, part) for name in ("samples", "samples' noise")
     ]
-    noise = torch.randn(settings.batch, *_spec(run).shape, generator=keys[0], dtype=torch.float32)
+    shape = (settings.batch, *_spec(run).shape)
+    noise = torch.randn(shape, generator=keys[0], device="cpu", dtype=torch.float32)
     x, path = noise[: len(y)].to(device), PATHS[run.recipe.path]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         velocity = velocity_of(run, settings, y)

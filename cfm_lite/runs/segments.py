@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cfm_lite.errors import ResumeMismatchError
-from cfm_lite.runs.recipe import Recipe, schedule_of
+from cfm_lite.runs.recipe import FULL_SCALE, RECIPES, Recipe, schedule_of
 
 __all__ = ["FREE", "check_same_data", "check_same_recipe", "new_config", "note_on_schedule"]
 
@@ -63,7 +63,10 @@ def check_same_recipe(where: Path, before: Mapping[str, Any], recipe: Recipe) ->
 def _words(differ: Mapping[str, list[Any]]) -> str:
     """The command-line words that bring the saved values back."""
     if "dataset" in differ:
-        return f"the recipe of {differ['dataset'][0]}"
+        saved = differ["dataset"][0]
+        named = next((name for name, make in RECIPES.items() if make().dataset == saved), None)
+        scale = "cfm-lite scale train" if saved in FULL_SCALE else f"--set dataset={saved}"
+        return f"cfm-lite train {named}" if named else scale
     full = "network" in differ
     told = {name: saved for name, (saved, _) in differ.items() if name in _FLAGS}
     rest = {

@@ -41,7 +41,8 @@ ELSEWHERE: dict[str, str] = {
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         _internal.files.fingerprint _internal.files.hash_of_file _internal.files.publish
-        _internal.lazy.optional data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
+        _internal.lazy.optional _internal.lazy.random_kept
+        data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
         data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
         data.datasets.codec_for data.datasets.each_image_set data.datasets.image_rows data.images.centre_crop
         data.images.decode data.images.find data.images.flat data.images.layout
@@ -102,7 +103,7 @@ ELSEWHERE: dict[str, str] = {
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
         _internal.networks.check_labels_of _internal.networks.check_model _internal.networks.check_trainable
         _internal.networks.copied _internal.networks.seeded
-        _internal.networks.evaluating _internal.networks.explained _internal.networks.has_null
+        _internal.networks.asked _internal.networks.evaluating _internal.networks.has_null
         _internal.networks.needs_labels
         _internal.networks.null_label _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
     """,

@@ -119,5 +119,5 @@ def one_each(file: AnyPath, seed: int) -> tuple[str, ...]:
 
 def pick(found: list[tuple[str, ...]], generator: torch.Generator) -> list[str]:
     """One of the captions of each image, at random."""
-    drawn = torch.rand(len(found), generator=generator, dtype=torch.float64).tolist()
+    drawn = torch.rand(len(found), generator=generator, device="cpu", dtype=torch.float64).tolist()
     return [said[int(x * len(said))] for said, x in zip(found, drawn)]

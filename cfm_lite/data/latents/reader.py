@@ -173,10 +173,12 @@ class Latents(shards.Mapped):
         Keyed by (seed, step, shard).
         """
         generator = keyed_generator("cpu", seed, step, shard, "latents")
-        mirrored = torch.rand(len(rows), generator=generator, dtype=torch.float32) < (
+        mirrored = torch.rand(len(rows), generator=generator, device="cpu", dtype=torch.float32) < (
             0.5 if mirror else 0.0
         )
-        noise = torch.randn(len(rows), *self.shape, generator=generator, dtype=torch.float32)
+        noise = torch.randn(
+            len(rows), *self.shape, generator=generator, device="cpu", dtype=torch.float32
+        )
         return self.scaling.draw(self.moments(rows, mirrored), noise), mirrored
 
     def batches(
