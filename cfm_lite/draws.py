@@ -210,8 +210,11 @@ def minibatch_ot(
             "x0 or x1 holds NaN or infinite values; a pairing needs finite distances. Check the "
             "data."
         )
-    # a list: no tensor inside a transform of torch.func becomes an array
-    _, order = linear_sum_assignment(gain.tolist(), maximize=True)
+    try:
+        table = gain.numpy()
+    except RuntimeError:  # inside a transform of torch.func
+        table = gain.tolist()
+    _, order = linear_sum_assignment(table, maximize=True)
     return x0[torch.from_numpy(order).to(x0.device)], x1, y
 
 

@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant("a position as velocity", "negatives.py", "_, u_neg = (path or _linear(sample))", "u_neg, _ = (path or _linear(sample))", NEGATIVES),
     Mutant("the identity is a shuffle", "perturbations.py", "torch.randint(\n        int(exclude_identity), math", "torch.randint(\n        0, math", "tests/test_perturbations.py"),
     Mutant("labels are dropped the other way round", "draws.py", "dropped = drawn.to(y.device) < p", "dropped = drawn.to(y.device) > p", DRAWS),
-    Mutant("the farthest pairing", "draws.py", "gain.numpy(), maximize=True)", "gain.numpy(), maximize=False)", DRAWS),
+    Mutant("the farthest pairing", "draws.py", "(table, maximize=True)", "(table, maximize=False)", DRAWS),
     Mutant("a key is its first part", "draws.py", "blake2b(repr(key).encode()", "blake2b(repr(key[:1]).encode()", DRAWS),
     # objective
     Mutant("every term attracts", "objective.py", "scale = term.sign * term.weight", "scale = term.weight", OBJECTIVE),
