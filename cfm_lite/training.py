@@ -69,11 +69,12 @@ class Trainer:
         world: World = ALONE,
         parallel: str = "ddp",
     ) -> None:
-        check_objective(objective)
         settings = Settings(
             clip, ema_decay, ema_warmup, ema2_decay, seed, accumulate, precision, log_every,
             runaway, parallel,
         )  # fmt: skip
+        in_parts = parallel == "fsdp" and world.size > 1
+        check_objective(objective, in_parts)
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
         optimizers.check_optimizer(optimizer, objective, parallel, **own)
         self.objective, self.world = objective, world
@@ -89,7 +90,7 @@ class Trainer:
         self.compiled = compiled.is_compiled(plain(compile), objective, device)
         averaged = [average.module for average in self._averages.values()]
         self._wrapped, self._forward = sharded.spread(
-            objective, averaged, world, parallel, PRECISIONS[precision], self.compiled
+            objective, averaged, world, in_parts, PRECISIONS[precision], self.compiled
         )
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.optimizer = optimizer or optimizers.make_optimizer(objective, **own)
@@ -161,7 +162,7 @@ class Trainer:
         first = self.world.rank * shards_in(rows, shard)
         for part in parts:
             share = part[0].shape[0] / rows
-            with sharded.exchanging(self._wrapped, last=part is parts[-1]):
+            with sharded.exchanging(self._wrapped, self.parameters, last=part is parts[-1]):
                 self.objective.at(self.seed, self.step, first)
                 with autocast(self.precision, part[0].device):
                     total, values = self._forward(*part)

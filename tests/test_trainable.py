@@ -2,6 +2,7 @@
 the rest is saved and resumed.
 """
 
+import copy
 import warnings
 
 import pytest
@@ -9,12 +10,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cfm_lite import objective
+from cfm_lite import models, objective
 from cfm_lite.data.batches import batches
 from cfm_lite.engine import checkpoint
+from cfm_lite.engine.parallel import ALONE, joined
+from cfm_lite.engine.sharded import full
 from cfm_lite.errors import ConfigError
 from cfm_lite.training import Trainer
 from tests.networks import same_parameters
+from tests.processes import ranks
 
 X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
 
@@ -120,8 +124,6 @@ GOOD = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_what_can_be_trained_is_averaged_saved_and_resumed_bit_for_bit(name, tmp_path):
-    import copy
-
     def build():
         return Trainer(objective.fm(copy.deepcopy(GOOD[name])), lr=1e-2, ema_decay=0.5, log_every=1)
 
@@ -213,6 +215,10 @@ def nan(net):
     net.second.bias.data[0] = torch.nan
 
 
+def eight_bits(net):
+    net.gain = nn.Parameter(torch.ones(2).to(torch.float8_e5m2))
+
+
 def all_frozen(net):
     net.requires_grad_(False)
 
@@ -233,6 +239,7 @@ def all_frozen(net):
         (extra, r"model.second._extra_state, a dict"),
         (wide, "model.wide has dtype torch.complex128"),
         (nan, "model.second.bias.*NaN"),
+        (eight_bits, r"model.gain has dtype torch.float8_e5m2.*requires_grad_\(False\)"),
         (all_frozen, "no parameter that requires a gradient"),
     ],
 )
@@ -279,3 +286,76 @@ def test_an_optimizer_whose_rate_is_a_tensor_is_saved_and_resumed(tmp_path):
     list(trainer.run(batches(X1, size=8), 1))
     trainer.save(tmp_path)
     assert trainer.resume(tmp_path).step == 1
+
+
+def three_steps(net, world, parallel, folder, x1):
+    """The trained numbers after three steps; a run that was saved after two gives the same bits."""
+
+    def build():
+        return Trainer(
+            objective.fm(copy.deepcopy(net), shard=4), lr=1e-2, ema_decay=0.5, log_every=1,
+            world=world, parallel=parallel,
+        )  # fmt: skip
+
+    rows = len(x1) // world.size
+    mine = x1[rows * world.rank : rows * (world.rank + 1)]
+    straight = build()
+    list(straight.run([mine] * 2, 2))
+    straight.save(folder)
+    list(straight.run([mine], 1))
+    resumed = build().resume(folder)
+    list(resumed.run([mine], 1))
+    mine, theirs = ([full(p) for p in trainer.parameters] for trainer in (straight, resumed))
+    assert all(map(torch.equal, mine, theirs))
+    return mine
+
+
+def at_once(*changes):
+    """One network with all of this."""
+
+    def more(net, h):
+        maps = h[:, :, None, None].expand(-1, -1, 3, 3)
+        return net.conv(maps).flatten(1)[:, :2] + net.gain * h + net.count.add_(1) * 0.0
+
+    every = (transposed, channels_last, buffers, views, unused, frozen, *changes)
+    return Net(lambda net: [change(net) for change in every], more)
+
+
+def for_parts(net):
+    """What FSDP takes in place of a scalar and of frozen 8 bits, as its errors say."""
+    net.gain = nn.Parameter(torch.tensor([0.5]))
+    in_bytes = net.bytes.detach()
+    del net.bytes
+    net.register_buffer("bytes", in_bytes)
+
+
+def test_two_ranks_train_save_and_resume_what_one_process_does_or_say_why_not(tmp_path):
+    """One start tries all, because it takes seconds."""
+    whole, parts = at_once(scalar), at_once(for_parts)
+    unet = models.UNet(8, 1, channels=(8, 16), num_heads=2)
+    pictures = X1[:8].repeat(1, 32).reshape(8, 1, 8, 8)
+    refused = {
+        scalar: r"model.gain has no dimension.*\(1,\).*'ddp'",
+        frozen: "model.bytes has dtype torch.float8_e5m2.*buffer.*'ddp'",
+        half: r"model.gain has torch.bfloat16, model.second.bias has torch.float32.*float\(\).*'ddp'",
+    }
+    cases = ("ddp", whole, X1[:8]), ("fsdp", parts, X1[:8]), ("fsdp", unet, pictures)
+    alone = [
+        three_steps(net, ALONE, "ddp", tmp_path / f"{i}", x1)
+        for i, (_, net, x1) in enumerate(cases)
+    ]
+
+    def work():
+        with joined() as world:
+            for i, (parallel, net, x1) in enumerate(cases):
+                both = three_steps(net, world, parallel, tmp_path / f"{i} together", x1)
+                # where gradients are all but zero, AdamW makes steps of their rounding
+                apart = torch.cat([(a - b).flatten() for a, b in zip(both, alone[i], strict=True)])
+                assert apart.abs().mean() < 1e-4
+            for change, words in refused.items():
+                with pytest.raises(ConfigError, match=words):
+                    Trainer(objective.fm(Net(change)), world=world, parallel="fsdp")
+            Trainer(objective.fm(Net(half).float()), world=world, parallel="fsdp")
+
+    started = ranks([work] * 2, tmp_path)
+    assert started.wait() == [0, 0], "\n".join(started.texts())

@@ -313,11 +313,12 @@ def takes(function: Callable[..., Any], argument: str) -> bool:
     return argument in (_names(function) or ())
 
 
-def check_trainable(module: nn.Module) -> None:
+def check_trainable(module: nn.Module, parts: bool = False) -> None:
     """`module` must be one that can be trained, averaged and guarded; ConfigError names the part.
 
     Tied weights, frozen parts, parametrisations and parameters in any order of memory are fine.
-    `checkpoint.check_storable` says what a file can hold.
+    With `parts` FSDP must be able to deal it to ranks. `checkpoint.check_storable` says what a file
+    can hold.
     """
     for name, part in module.named_modules(remove_duplicate=True):
         if getattr(part, "sparse", False) is True and isinstance(
@@ -330,6 +331,8 @@ def check_trainable(module: nn.Module) -> None:
     named = [*module.named_parameters(), *module.named_buffers()]
     for name, x in named:
         _check_stored(name, x)
+    if parts:
+        _check_parts(dict(module.named_parameters()))
     places = {str(p.device): name for name, p in module.named_parameters()}
     if len(places) > 1:
         seen = ", ".join(f"{name} on {place}" for place, name in places.items())
@@ -414,10 +417,43 @@ def _check_stored(name: str, x: Tensor) -> None:
             f"{name} is complex; the gradient norm, the guard and the average are for real "
             "numbers. Keep torch.view_as_real of it."
         )
+    if x.requires_grad and x.itemsize == 1:
+        raise ConfigError(
+            f"{name} has dtype {x.dtype}, in which nothing can be trained; make it float32, or "
+            "freeze it with requires_grad_(False)."
+        )
     if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride())):
         raise ConfigError(
             f"{name} was expanded: several of its entries are one number in memory, so it cannot "
             "be changed. Call .clone() first."
+        )
+
+
+# what gloo can gather
+_GATHERED = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+
+
+def _check_parts(named: Mapping[str, Tensor]) -> None:
+    for name, p in named.items():
+        if p.dim() == 0:
+            raise ConfigError(
+                f"{name} has no dimension, so parallel='fsdp' cannot deal it to the ranks; give it "
+                "the shape (1,), or use 'ddp'."
+            )
+        if p.dtype not in _GATHERED:
+            raise ConfigError(
+                f"{name} has dtype {p.dtype}, which parallel='fsdp' cannot gather; keep it as a "
+                "buffer, or use 'ddp'."
+            )
+    trained = {p.dtype: name for name, p in named.items() if p.requires_grad}
+    if len(trained) > 1:
+        seen = ", ".join(f"{name} has {dtype}" for dtype, name in trained.items())
+        raise ConfigError(
+            f"the trained parameters have several dtypes: {seen}; parallel='fsdp' takes one. Call "
+            "model.float(), or use 'ddp'."
         )
 
 

@@ -76,12 +76,10 @@ class World:
     def wrap(self, objective: nn.Module) -> nn.Module:
         """The objective itself, or in DDP if there are several ranks.
 
-        With DDP every rank starts from rank 0's parameters.
+        DDP finds the ranks alike (`start_alike`); gloo could not send it every dtype.
         """
         if self.size == 1:
             return objective
-        terms = getattr(objective, "modules_of_terms", {}).values()
-        unused = any(getattr(term, "weight", 1) == 0 for term in terms)
         kind: Any = nn.parallel.DistributedDataParallel
         # buffers are equal and constant, so they need no message; torch 2.13 renamed the switch
         new, old = "forward_sync_buffers", "broadcast_buffers"
@@ -89,7 +87,7 @@ class World:
         return kind(
             objective,
             gradient_as_bucket_view=True,
-            find_unused_parameters=unused,
+            init_sync=False,
             **{buffers: False},
         )
 

@@ -67,14 +67,17 @@ class Settings:
         return {name: getattr(self, name) for name in names}
 
 
-def check_objective(objective: Any) -> None:
-    """Raise ConfigError unless this is an Objective that can be trained, averaged and saved."""
+def check_objective(objective: Any, parts: bool = False) -> None:
+    """Raise ConfigError unless this is an Objective that can be trained, averaged and saved.
+
+    With `parts` FSDP deals it to ranks.
+    """
     if not isinstance(objective, Objective):
         raise ConfigError(
             f"objective has type {type(objective).__name__}; it must be an Objective, such as "
             "objective.fm(model)."
         )
-    check_trainable(objective)
+    check_trainable(objective, parts)
     check_storable(objective.state_dict())
 
 

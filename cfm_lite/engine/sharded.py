@@ -9,7 +9,7 @@ index. Reference: PyTorch's `fully_shard` and torch.distributed.checkpoint.state
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,8 @@ def shard(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    for p in module.parameters():  # it takes rows in order alone; a U-Net's are channels-last
+        p.data = p.data.contiguous()
     mesh = init_device_mesh(device.type, (world.size,))
     policy = (
         MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
@@ -86,17 +88,17 @@ def spread(
     objective: nn.Module,
     averages: list[nn.Module],
     world: World,
-    parallel: str,
+    in_parts: bool,
     half: torch.dtype | None,
     compiled: bool,
 ) -> tuple[nn.Module, Any]:
-    """The objective over the ranks, as "ddp" or "fsdp", and what runs it.
+    """The objective over the ranks, with FSDP if `in_parts` or else DDP, and what runs it.
 
     FSDP shards the averages as well. Blocks are compiled first, and then wrapped.
     """
     if compiled:
         compile_parts(objective)
-    if parallel == "fsdp" and world.size > 1:
+    if in_parts:
         device = next(objective.parameters()).device
         for module in averages:
             shard(module, world, device, read=True)
@@ -106,13 +108,19 @@ def spread(
     return wrapped, unsplit(wrapped, objective) if compiled else wrapped
 
 
-def exchanging(wrapped: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Around a micro-batch: gradients are exchanged once a batch, with those of the `last` one."""
+@contextlib.contextmanager
+def exchanging(wrapped: Any, parameters: Sequence[Tensor], last: bool) -> Iterator[None]:
+    """Around a micro-batch: gradients are exchanged once a batch, with those of the `last` one.
+
+    DDP waits for the gradient of each of the `parameters`: one that got none gets zeros.
+    """
     if is_sharded(wrapped):
         wrapped.set_requires_gradient_sync(last)
-    elif isinstance(wrapped, nn.parallel.DistributedDataParallel) and not last:
-        return wrapped.no_sync()
-    return contextlib.nullcontext()
+    ddp = isinstance(wrapped, nn.parallel.DistributedDataParallel)
+    with wrapped.no_sync() if ddp and not last else contextlib.nullcontext():
+        yield
+    if ddp and last and (missed := [p for p in parameters if p.grad is None]):
+        torch.autograd.backward(missed, [torch.zeros_like(p) for p in missed])
 
 
 def _compute_in(model: nn.Module, device: torch.device, half: torch.dtype) -> None:
@@ -210,9 +218,9 @@ def load_optimizer(
         "state": ordered({names[i]: ordered(entry) for i, entry in state["state"].items()}),
         "param_groups": groups,
     }
-    set_optimizer_state_dict(
-        module, optimizer, named, options=StateDictOptions(full_state_dict=True)
-    )
+    # a parameter that got no gradient has no state
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_optimizer_state_dict(module, optimizer, named, options=options)
 
 
 def _trained(module: nn.Module) -> list[str]:

@@ -69,6 +69,7 @@ IMAGES, ARCHIVE, CODEC, HINTS = (
     "tests/test_hints.py",
 )
 SEGMENTS = "tests/test_segments.py"
+TWO_RANKS = "tests/test_trainable.py -k two_ranks"
 CHANGES, DATA, SECURITY = (
     "tests/faults/test_data_changes.py",
     "tests/faults/test_data.py",
@@ -172,6 +173,9 @@ MUTANTS = (
     Mutant("a tied weight is stored twice", "engine/checkpoint.py", "        if place in names:", "        if False:", "tests/test_trainable.py -k tied"),
     # several processes
     Mutant("a sum over ranks, not a mean", "engine/parallel.py", "for value in values.values()]) / self.size", "for value in values.values()])", RANKS),
+    Mutant("a parameter without gradient has to have moments", "engine/sharded.py", ", strict=False)", ")", TWO_RANKS),
+    Mutant("DDP waits for a gradient that never comes", "engine/sharded.py", "    if ddp and last and (", "    if False and (", TWO_RANKS),
+    Mutant("FSDP is given channels-last", "engine/sharded.py", "p.data = p.data.contiguous()", "pass", TWO_RANKS),
     Mutant("all ranks must ask for a stop", "engine/parallel.py", "op=dist.ReduceOp.MAX)", "op=dist.ReduceOp.MIN)", RANKS),
     Mutant("ranks keep what each has drawn", "training.py", "        world.start_alike(objective)\n", "", RANKS),
     Mutant("a slow rank counts as dead", "engine/parallel.py", "                beat, seen = last, now\n", "                beat = last\n", RANKS),
