@@ -11,7 +11,7 @@ import torch
 from cfm_lite import cli, metrics
 from cfm_lite.cli.arguments import Common
 from cfm_lite.data import toy
-from tests.documents import ROOT, RUN, blocks, command_lines, documents
+from tests.documents import ROOT, RUN, blocks, command_lines, documents, read
 
 ELLIPSIS = {"...", "RUN", "FILE", "SUITE"}  # stand for what the reader puts there
 
@@ -67,6 +67,13 @@ def test_every_make_target_in_a_document_is_one(document):
         for word in re.findall(r"(?:^|\s)make ([a-z][a-z-]*)$", line)
     }
     assert asked <= targets
+
+
+def test_every_variable_of_the_environment_that_the_package_reads_is_explained_and_no_other():
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cfm_lite").rglob("*.py"))
+    pages = "".join(read(name) for name in documents() if name.startswith(("README", "docs/")))
+    told = set(re.findall(r"CFM_LITE_[A-Z_]+", pages))
+    assert told == set(re.findall(r'"(CFM_LITE_[A-Z_]+)"', code))
 
 
 def _words(line: str) -> list[str] | None:
