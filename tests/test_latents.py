@@ -19,7 +19,7 @@ from cfm_lite.data.latents import reader as latents
 from cfm_lite.data.latents.codec import Codec, open_codec, tiny_vae
 from cfm_lite.errors import ConfigError, DataError, DiskFullError
 from cfm_lite.evaluate.images import image_batches
-from tests.pictures import made_folder
+from tests.pictures import made_folder, picture
 from tests.processes import forked
 
 ROWS = 7  # 24 images make 3 whole shards and one of 3
@@ -53,6 +53,16 @@ def copy(made, tmp_path):
     import shutil
 
     return shutil.copytree(made, tmp_path / "L")
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many images each pass of the VAE took."""
+    took, plain = [], prepare.both_mirrors
+    monkeypatch.setattr(
+        prepare, "both_mirrors", lambda codec, x: (took.append(len(x)), plain(codec, x))[1]
+    )
+    return took
 
 
 def every(data, mirrored=False):
@@ -103,15 +113,10 @@ def test_ranks_together_write_what_one_process_writes(made, folder, codec, tmp_p
     assert index["self"] == Latents(made).fingerprint
 
 
-def test_a_second_run_encodes_only_what_is_missing(copy, folder, codec, monkeypatch):
+def test_a_second_run_encodes_only_what_is_missing(copy, folder, codec, encoded):
     whole = Latents(copy).fingerprint
     (copy / "shard-00002.json").unlink()
     (copy / "index.json").unlink()
-    encoded = []
-    plain = prepare.both_mirrors
-    monkeypatch.setattr(
-        prepare, "both_mirrors", lambda codec, x: (encoded.append(len(x)), plain(codec, x))[1]
-    )
     go(folder, copy, codec)
     assert encoded == [ROWS]
     assert Latents(copy).fingerprint == whole
@@ -224,6 +229,134 @@ def test_bad_images_are_left_out_and_listed_and_too_many_are_an_error(tmp_path, 
         (root / "class2" / name).write_bytes(b"")
     with pytest.raises(DataError, match="4 of 25 images cannot be read"):
         go(root, tmp_path / "L2", codec)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("missing", [(), ("shard-00000.json", "index.json")])
+def test_other_images_of_the_same_names_are_refused_and_nothing_is_written(
+    copy, folder, codec, missing, encoded, tmp_path
+):
+    for name in missing:  # the set is unfinished, and its first shard would be made of the others
+        (copy / name).unlink()
+    other, before = tmp_path / "set", contents(copy)
+    for path in sorted(folder.rglob("*.png")):
+        place = other / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture(1000, 44).save(place)
+    first = "class0/007.png" if missing else "class0/000.png"
+    sizes = [(root / first).stat().st_size for root in (other, folder)]
+    with pytest.raises(DataError) as error:
+        go(other, copy, codec)
+    assert str(error.value) == (
+        f"{other / first} has {sizes[0]:,} bytes; {copy} was made of a file of {sizes[1]:,}. "
+        "Choose another --out, or remove the folder."
+    )
+    assert contents(copy) == before
+    assert not encoded
+
+
+def bitmaps(root, first):
+    """24 images, each of the same size in bytes."""
+    for i in range(24):
+        path = root / f"class{i // 8}" / f"{i % 8:03d}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(first + i).save(path)
+    return root
+
+
+def test_other_images_of_the_same_names_and_sizes_are_refused(codec, tmp_path):
+    one, other = bitmaps(tmp_path / "one", 0), bitmaps(tmp_path / "other", 100)
+    go(one, tmp_path / "L", codec)
+    with pytest.raises(DataError, match=r"other/class0/000\.bmp has .* SHA-256 .*another --out"):
+        go(other, tmp_path / "L", codec)
+
+
+def test_processes_that_see_other_images_of_the_same_names_finish_no_set(
+    folder, codec, tmp_path, monkeypatch
+):
+    other, out, plain = made_folder(tmp_path / "set"), tmp_path / "L", prepare.both_mirrors
+    picture(1000, 44).save(other / "class0" / "000.png")
+
+    def meanwhile(codec, x):
+        monkeypatch.setattr(prepare, "both_mirrors", plain)
+        go(other, out, codec, rank=0, world=2)
+        return plain(codec, x)
+
+    monkeypatch.setattr(prepare, "both_mirrors", meanwhile)
+    with pytest.raises(DataError, match=r"000\.png has .* bytes"):
+        go(folder, out, codec, rank=1, world=2)
+    assert not (out / "index.json").exists()
+
+
+def test_a_finished_set_is_looked_through_without_the_vae_wherever_its_images_lie_now(
+    copy, folder, codec, encoded, tmp_path
+):
+    import shutil
+
+    whole, moved = Latents(copy).fingerprint, tmp_path / "elsewhere"
+    shutil.copytree(folder, moved, copy_function=shutil.copyfile)  # with new times
+    assert go(moved, copy, codec)["self"] == whole
+    assert [go(folder, copy, codec, rank=rank, world=2)["self"] for rank in (0, 1)] == [whole] * 2
+    assert not encoded
+
+
+@pytest.mark.parametrize("broken", [b"", "zeros"])
+def test_an_image_that_was_fetched_again_is_taken_in_by_the_same_command(
+    made, folder, codec, broken, encoded, tmp_path
+):
+    root, out = made_folder(tmp_path / "set"), tmp_path / "L"
+    path = root / "class1" / "003.png"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)) if broken == "zeros" else broken)
+    before = go(root, out, codec)["self"]
+    encoded.clear()
+    assert go(root, out, codec)["self"] == before
+    assert not encoded
+    path.write_bytes(whole)
+    assert go(root, out, codec)["skipped"] == []
+    assert encoded == [ROWS]
+    assert Latents(out).fingerprint == Latents(made).fingerprint
+    assert Latents(out).keys == Latents(made).keys
+
+
+def test_images_that_were_too_many_to_leave_out_are_taken_in_once_fetched(made, codec, tmp_path):
+    root, out = made_folder(tmp_path / "set"), tmp_path / "L"
+    whole = {path: path.read_bytes() for path in sorted(root.rglob("*.png"))[2::5]}
+    for path in whole:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"too many .* Fetch them again\.$"):
+        go(root, out, codec)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert go(root, out, codec)["self"] == Latents(made).fingerprint
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
+def test_ranks_take_in_what_was_fetched_again_whoever_comes_first(made, codec, ranks, tmp_path):
+    root, out = made_folder(tmp_path / "set"), tmp_path / "L"
+    path = root / "class1" / "003.png"  # in shard 1
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    go(root, out, codec)
+    path.write_bytes(whole)
+    found = [go(root, out, codec, rank=rank, world=2) for rank in ranks]
+    assert found[-1] is not None
+    assert found[-1]["self"] == Latents(made).fingerprint == Latents(out).fingerprint
+
+
+def test_latents_whose_facts_hold_no_sizes_open_and_go_on(copy, folder, codec, encoded):
+    whole = Latents(copy).fingerprint
+    for path in copy.glob("shard-*.json"):
+        facts = json.loads(path.read_text())
+        old = {name: facts[name] for name in ("sha256", "plan", "keys", "labels", "skipped")}
+        shards.write_sealed(path, old)
+    (copy / "shard-00002.json").unlink()
+    assert go(folder, copy, codec)["self"] == whole
+    assert encoded == [ROWS]
+    assert Latents(copy, check="hashes").fingerprint == whole
 
 
 @pytest.mark.parametrize("poison", ["nan", "huge", "flat"])

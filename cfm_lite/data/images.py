@@ -43,6 +43,7 @@ __all__ = [
     "flat",
     "layout",
     "load",
+    "named",
     "opened",
     "read",
 ]
@@ -381,7 +382,7 @@ def read(path: AnyPath) -> Image.Image:
     >>> read(path).size, read(path).mode
     ((4, 3), 'RGB')
     """
-    with _named(path):
+    with named(path):
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
             raise _bad(path, "is no file")
         return decode(path, str(path))
@@ -390,7 +391,7 @@ def read(path: AnyPath) -> Image.Image:
 def decode(source: AnyPath | bytes, name: str) -> Image.Image:
     """The image in a file or in bytes as RGB. DataError as in `read`; it calls the image `name`."""
     with (
-        _named(name),
+        named(name),
         _Quiet(),
         Image.open(
             io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
@@ -411,8 +412,8 @@ def decode(source: AnyPath | bytes, name: str) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _named(name: AnyPath) -> Iterator[None]:
-    """Turn any error of a decoder into a DataError that names the file."""
+def named(name: AnyPath) -> Iterator[None]:
+    """Turn any error of a decoder or of the system into a DataError that names the file."""
     try:
         yield
     except CFMError:
@@ -564,6 +565,6 @@ def load(path: AnyPath, size: int) -> Tensor:
     torch.Size([3, 16, 16])
     """
     image = read(path)
-    with _named(path):
+    with named(path):
         pixels: Any = np.array(centre_crop(image, size))  # (size, size, 3)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -46,13 +46,14 @@ ELSEWHERE: dict[str, str] = {
         data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
         data.datasets.codec_for data.datasets.each_image_set data.datasets.image_rows data.images.centre_crop
         data.images.decode data.images.find data.images.flat data.images.layout
-        data.images.load data.images.opened data.images.read data.latents.captions.captioned
+        data.images.load data.images.named data.images.opened data.images.read data.latents.captions.captioned
         data.latents.captions.one_each data.latents.captions.read_captions data.latents.codec.Codec data.latents.codec.Scaling
         data.latents.codec.open_codec data.latents.codec.tiny_vae data.latents.features.TeacherFeatures
         data.latents.features.encode_features data.latents.prepare.plan_of data.latents.prepare.prepare
         data.latents.reader.Latents data.latents.reader.Pictures data.latents.reader.part_of data.latents.reader.prefetch
-        data.latents.shards.Mapped data.latents.shards.ask_for data.latents.shards.check_hash data.latents.shards.facts_path
-        data.latents.shards.hash_of data.latents.shards.npy
+        data.latents.shards.Mapped data.latents.shards.ask_for data.latents.shards.check_hash
+        data.latents.shards.check_sources data.latents.shards.facts_of data.latents.shards.facts_path
+        data.latents.shards.hash_of data.latents.shards.npy data.latents.shards.read_facts
         data.latents.shards.is_done data.latents.shards.map_shard data.latents.shards.open_plan
         data.latents.shards.read_index
         data.latents.shards.read_json data.latents.shards.write data.latents.shards.write_index

@@ -13,6 +13,7 @@ from cfm_lite.models import teacher
 from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.scale.dry_run import dry_run
 from cfm_lite.scale.train import Options, opened_teacher, train_imagenet
+from tests.pictures import made_folder, picture
 from tests.scale.test_ranks import done, losses, together, train
 
 NAME = "vit_tiny_patch16_224"
@@ -93,6 +94,28 @@ def test_features_that_do_not_fit_are_refused(data, pictures, vit, features, tmp
         )
     with pytest.raises(ConfigError, match="no mirror images"):
         TeacherFeatures(tmp_path / "one", data)(torch.tensor([0]), torch.tensor([True]))
+
+
+def test_features_of_other_images_than_the_latents_are_refused_and_nothing_is_written(
+    data, pictures, vit, features, tmp_path
+):
+    import shutil
+
+    other = made_folder(tmp_path / "set")
+    path = other / "class1" / "003.png"
+    picture(1000, 44).save(path)
+    done = shutil.copytree(features, tmp_path / "F")
+    before = {path.name: path.read_bytes() for path in done.iterdir()}
+    for out in (done, tmp_path / "new"):
+        with pytest.raises(DataError) as error:
+            encode(data, other, vit, out, mirrors=2)
+        assert str(error.value) == (
+            f"{path} has {path.stat().st_size:,} bytes; {data.folder} was made of a file of "
+            f"{(pictures / 'class1' / '003.png').stat().st_size:,}. Give the folder that it was "
+            "made of with --images."
+        )
+    assert not (tmp_path / "new").exists()
+    assert {path.name: path.read_bytes() for path in done.iterdir()} == before
 
 
 def test_damaged_unfinished_and_foreign_features_are_named(data, folder, features, tmp_path):

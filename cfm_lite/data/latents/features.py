@@ -29,6 +29,7 @@ from cfm_lite.errors import ConfigError, DataError
 __all__ = ["TeacherFeatures", "encode_features"]
 
 KIND, AGAIN = "teacher features", "Remove it and encode again."
+SAME = "Give the folder that it was made of with --images."
 
 
 def encode_features(
@@ -49,15 +50,19 @@ def encode_features(
 
     `images` is the folder that the latents were made of, `teacher` an `Encoder` called `name`. With
     `mirrors` 2 the mirror images are encoded too. The process may be killed at any time and started
-    again. Raises DataError if `out` holds other features or an image is missing, ConfigError for a
+    again. Raises DataError if `out` holds other features, if an image is missing or is not the one
+    that the latents were made of (`shards.check_sources` says what is compared), ConfigError for a
     wrong argument, and DiskFullError.
     """
     batch = check_count("batch", batch)
     if check_count("mirrors", mirrors) > 2:
         raise ConfigError(f"mirrors is {mirrors}; it is 1, or 2 for the mirror images too.")
     out, plan = Path(out), _plan(latents, teacher, name, mirrors)
-    key = shards.open_plan(out, plan, KIND)
     see = Pictures(latents, Path(images))
+    for number in range(len(latents.index["shards"])):
+        facts = shards.read_facts(latents.folder, number)
+        shards.check_sources(facts, see.root, latents.folder, SAME)
+    key = shards.open_plan(out, plan, KIND)
     mine = range(rank, len(latents.index["shards"]), world)
     with tqdm(
         total=sum(len(latents.rows_of(i)) for i in mine),

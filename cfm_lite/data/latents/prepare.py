@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfm_lite._internal.checks import check_count
-from cfm_lite.data.images import ImageFile, ImageFolder, load
+from cfm_lite.data.images import ImageFile, ImageFolder, load, named
 from cfm_lite.data.latents import shards
 from cfm_lite.data.latents.codec import Codec
 from cfm_lite.data.latents.shards import Plan
@@ -28,6 +28,7 @@ from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["plan_of", "prepare"]
 
+Kept = list[tuple[ImageFile, int]]  # with the size in bytes
 Skipped = list[tuple[str, str]]
 
 
@@ -81,8 +82,10 @@ def prepare(
     work.
 
     `rows` images make a shard. Up to 1 % of the images may be unreadable: they are left out, and
-    the index lists them. Raises DataError if `out` holds other latents or too many images cannot be
-    read, ConfigError for a wrong argument, and DiskFullError.
+    the index lists them. The next call tries them again, and makes a shard anew if one of its own
+    can be read then. Raises DataError if `out` holds other latents, if its images changed
+    (`shards.check_sources` says what is compared), or if too many images cannot be read. Raises
+    ConfigError for a wrong argument, and DiskFullError.
     """
     batch = check_count("batch", batch)
     workers = check_count("workers", workers)
@@ -90,6 +93,8 @@ def prepare(
         raise ConfigError(f"rank is {rank} of {world}; it must lie in [0, {world - 1}].")
     out, plan = Path(out), plan_of(images, codec, size, rows)
     key = shards.open_plan(out, asdict(plan))
+    for number in range(plan.shards):
+        _look_again(out, number, key, images.root, size)
     mine = list(range(rank, plan.shards, world))
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -111,15 +116,33 @@ def prepare(
                     out,
                     number,
                     moments,
-                    [f.key for f in kept],
-                    [f.label for f in kept],
+                    [f.key for f, _ in kept],
+                    [f.label for f, _ in kept],
                     skipped,
                     key,
+                    [count for _, count in kept],
+                    kept[0][0].path if kept else None,
                 )
     if all(shards.facts_path(out, i).exists() for i in range(plan.shards)):
+        for number in range(plan.shards):  # another process may have seen another folder
+            shards.check_sources(shards.read_facts(out, number), images.root, out, shards.OTHER)
         said = {file.key: file.captions for file in images.files if file.captions}
         return shards.write_index(out, plan, said)
     return None
+
+
+def _look_again(out: Path, number: int, key: str, root: Path, size: int) -> None:
+    """DataError if a shard was made of other files. If it left out an image that can be read now,
+    its facts are removed: whoever comes to that shard makes it again.
+    """
+    facts = shards.facts_of(out, number, key)
+    if facts is None:
+        return
+    shards.check_sources(facts, root, out, shards.OTHER)
+    if any(not isinstance(_load(root / name, size), DataError) for name, _ in facts.skipped):
+        with alone(out, number):
+            if shards.facts_of(out, number, key) == facts:  # no other process was faster
+                shards.facts_path(out, number).unlink()
 
 
 def _files(images: ImageFolder, plan: Plan, number: int) -> Sequence[ImageFile]:
@@ -133,23 +156,21 @@ def _encode(
     batch: int,
     pool: ThreadPoolExecutor,
     bar: Any,
-) -> tuple[np.ndarray, list[ImageFile], Skipped]:
+) -> tuple[np.ndarray, Kept, Skipped]:
     """Moments (n, 2, 2, C, h, w) float32 of the readable files, those files, and the others with
     the reason.
     """
     moments, kept, skipped = [np.empty((0, 2, 2, *plan.shape), np.float32)], [], []
-    for part, pixels in _decoded(files, plan.size, batch, pool):
-        good = [(file, image) for file, image in zip(part, pixels) if isinstance(image, Tensor)]
-        skipped += [
-            (file.key, str(image))
-            for file, image in zip(part, pixels)
-            if not isinstance(image, Tensor)
-        ]
+    for part, loaded in _decoded(files, plan.size, batch, pool):
+        good = []
+        for file, found in zip(part, loaded):
+            if isinstance(found, DataError):
+                skipped.append((file.key, str(found)))
+            else:
+                kept.append((file, found[0]))
+                good.append(found[1])
         if good:
-            moments.append(
-                both_mirrors(codec, torch.stack([image for _, image in good])).cpu().numpy()
-            )
-            kept += [file for file, _ in good]
+            moments.append(both_mirrors(codec, torch.stack(good)).cpu().numpy())
         bar.update(len(part))
     return np.concatenate(moments), kept, skipped
 
@@ -157,25 +178,27 @@ def _encode(
 def _decoded(
     files: Sequence[ImageFile], size: int, batch: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Any, list[Any]]]:
-    """(files, their pixels or the error), part by part. The next part is decoded in the
+    """(files, what `_load` gives of each), part by part. The next part is decoded in the
     background.
     """
     parts = [files[i : i + batch] for i in range(0, len(files), batch)]
-    waiting = [pool.submit(_load, file, size) for file in parts[0]]
+    waiting = [pool.submit(_load, file.path, size) for file in parts[0]]
     for i, part in enumerate(parts):
         current, waiting = (
             waiting,
             [
-                pool.submit(_load, file, size)
+                pool.submit(_load, file.path, size)
                 for file in (parts[i + 1] if i + 1 < len(parts) else ())
             ],
         )
         yield part, [future.result() for future in current]
 
 
-def _load(file: ImageFile, size: int) -> Tensor | DataError:
+def _load(path: Path, size: int) -> tuple[int, Tensor] | DataError:
+    """The size of the file in bytes and its pixels, or the error."""
     try:
-        return load(file.path, size)
+        with named(path):
+            return path.stat().st_size, load(path, size)
     except DataError as error:
         return error
 

@@ -4,10 +4,11 @@
               labels.npy  keys.txt  mean.npy  index.json, and with captions captions.jsonl
 
 A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and
-of its mirror image. Its .json holds keys, labels, skipped images and two SHA-256: of the .npy and
-of itself. The .json is written after the .npy, so a shard is whole or absent. The plan says what
-the set will be, so no process can add shards of other images or of another VAE. A lock on each
-number keeps two processes from making the same shard.
+of its mirror image. Its .json holds keys, labels, what the images' files were, skipped images and
+two SHA-256: of the .npy and of itself. The .json is written after the .npy, so a shard is whole or
+absent. The plan says what the set will be, so no process can add shards of other keys, labels or of
+another VAE; `check_sources` tells other files of the same names. A lock on each number keeps two
+processes from making the same shard.
 """
 
 import bisect
@@ -15,8 +16,9 @@ import hashlib
 import io
 import json
 import mmap
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite._internal.files import FULL, hash_of_file, publish
+from cfm_lite.data.images import named
 from cfm_lite.data.shared import Watch, alone, forget_halves
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
@@ -36,6 +39,8 @@ __all__ = [
     "ShardFacts",
     "ask_for",
     "check_hash",
+    "check_sources",
+    "facts_of",
     "facts_path",
     "hash_of",
     "is_done",
@@ -43,6 +48,7 @@ __all__ = [
     "npy",
     "open_plan",
     "parse_npy",
+    "read_facts",
     "read_index",
     "read_json",
     "write",
@@ -52,6 +58,7 @@ __all__ = [
 
 FORMAT = 1
 INDEX = "index.json"
+OTHER = "Choose another --out, or remove the folder."
 CAPTIONS = "captions.jsonl"  # a line for each row: a list of its captions
 PLAN = "plan.json"
 AGAIN = "Make it again: cfm-lite scale prepare --images DIR --out"
@@ -90,6 +97,9 @@ class ShardFacts:
     keys: list[str]
     labels: list[int]
     skipped: list[tuple[str, str]]  # key and reason
+    # of the files that `keys` name; older facts hold neither
+    sizes: list[int] = field(default_factory=list)  # in bytes
+    first: str = ""  # SHA-256 of the first
 
 
 def open_plan(folder: Path, plan: Mapping[str, Any], what: str = "latents") -> str:
@@ -109,10 +119,7 @@ def open_plan(folder: Path, plan: Mapping[str, Any], what: str = "latents") -> s
         if theirs.get(name) != mine[name]
     ]
     if differs:
-        raise DataError(
-            f"{folder} holds other {what} ({'; '.join(differs)}). Choose another --out, or remove "
-            "the folder."
-        )
+        raise DataError(f"{folder} holds other {what} ({'; '.join(differs)}). {OTHER}")
     return hash_of(mine)
 
 
@@ -199,8 +206,11 @@ def write_shard(
     labels: list[int],
     skipped: list[tuple[str, str]],
     plan: str,
+    sizes: list[int],
+    first: Path | None,
 ) -> ShardFacts:
-    """Write moments (n, 2, 2, C, h, w), then the facts about them.
+    """Write moments (n, 2, 2, C, h, w), then the facts about them; `sizes` are those of the images'
+    files in bytes, and `first` is the first file.
 
     Raises DataError for NaN, infinity or a standard deviation of 0, and DiskFullError.
     """
@@ -217,7 +227,9 @@ def write_shard(
             f"{keys[int(wrong.argmax())]!r}. Use another VAE."
         )
     content = npy(stored)
-    facts = ShardFacts(hashlib.sha256(content).hexdigest(), plan, keys, labels, skipped)
+    sha256 = hashlib.sha256(content).hexdigest()
+    begin = "" if first is None else _hash_of_source(first)
+    facts = ShardFacts(sha256, plan, keys, labels, skipped, sizes, begin)
     write(path, content)
     write_sealed(facts_path(folder, number), asdict(facts))
     return facts
@@ -227,12 +239,50 @@ def is_done(folder: Path, number: int, plan: str) -> bool:
     """True if shard `number` of this plan is whole: its facts exist, and its bytes have their
     hash.
     """
-    path = shard_path(folder, number)
+    facts = facts_of(folder, number, plan)
+    try:
+        return facts is not None and hash_of_file(shard_path(folder, number)) == facts.sha256
+    except OSError:
+        return False
+
+
+def facts_of(folder: Path, number: int, plan: str) -> ShardFacts | None:
+    """The facts of shard `number` of this plan; None if they are missing or damaged."""
     try:
         facts = read_facts(folder, number)
-        return facts.plan == plan and hash_of_file(path) == facts.sha256
-    except (CFMError, OSError):
-        return False
+    except CFMError:
+        return None
+    return facts if facts.plan == plan else None
+
+
+def check_sources(facts: ShardFacts, root: Path, made: Path, remedy: str) -> None:
+    """DataError unless the images below `root` are those that a shard of the latents `made` was
+    made of, as far as sizes tell.
+
+    Compared are the size of every file, and the bytes of the shard's first one. So another image of
+    the same size is found where the whole folder is another, and not where it is one of many. Times
+    are not compared, because a copy has new ones. Facts without sizes pass.
+    """
+    for key, size in zip(facts.keys, facts.sizes):
+        path = os.path.join(root, key)  # a third of the time of Path's
+        with named(path):
+            found = os.stat(path).st_size
+        if found != size:
+            raise DataError(
+                f"{path} has {found:,} bytes; {made} was made of a file of {size:,}. {remedy}"
+            )
+    if facts.first:
+        path = root / facts.keys[0]
+        if (sha256 := _hash_of_source(path)) != facts.first:
+            raise DataError(
+                f"{path} has the SHA-256 {sha256[:16]}; {made} was made of a file of as many bytes "
+                f"with {facts.first[:16]}. {remedy}"
+            )
+
+
+def _hash_of_source(path: Path) -> str:
+    with named(path):
+        return hash_of_file(path)
 
 
 def read_facts(folder: Path, number: int) -> ShardFacts:
