@@ -297,6 +297,16 @@ def test_a_damaged_header_is_an_error_and_not_the_end(where, damage, tmp_path):
         archive.unpack(tmp_path / "a.tar", tmp_path / "folder")
 
 
+def test_a_zip_is_named_as_one(tmp_path):
+    made_folder(tmp_path / "set", classes=1, each=2)
+    made = Path(shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path / "set"))
+    with pytest.raises(DataError, match=r"a\.zip is a zip archive.*Unpack it, and give the folder"):
+        images.find(made)
+    outer = tmp_path / "a.tar"
+    tarred(outer, {"class0/0.png": b"x", "class0/z.zip": made.read_bytes()})
+    assert sorted(p.name for p in archive.unpack(outer, tmp_path / "b").glob("*/*"))[0] == "0.png"
+
+
 def test_a_killed_process_leaves_the_classes_that_it_finished_and_the_next_one_unpacks_the_others(
     tmp_path,
 ):

@@ -101,6 +101,11 @@ def unpack(
         zlib.error,
         lzma.LZMAError,
     ) as error:  # ValueError: a null byte in a name
+        with open(archive, "rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise DataError(
+                    f"{archive} is a zip archive, not a tar. Unpack it, and give the folder."
+                ) from None
         raise DataError(f"{archive} is no whole tar archive ({error}). Fetch it again.") from None
     except OSError as error:
         kind = DiskFullError if error.errno in FULL else DataError
