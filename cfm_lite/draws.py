@@ -304,9 +304,11 @@ def class_labels(
         device = _place(generator, None)
         return torch.randint(num_classes, (n,), generator=generator, device=device).cpu()
     turn = labels == "turn"
-    chosen = torch.tensor(range(num_classes) if turn else _listed_classes(labels, num_classes))
+    chosen = torch.tensor(
+        range(num_classes) if turn else _listed_classes(labels, num_classes), device="cpu"
+    )
     # by the number of the row, so that a folder of samples can grow
-    return chosen[torch.arange(first, first + n) % len(chosen)]
+    return chosen[torch.arange(first, first + n, device="cpu") % len(chosen)]
 
 
 def check_labels_word(how: str) -> None:

@@ -82,7 +82,9 @@ def in_batch_mean(data_mean: Float[Tensor, "*dims"], path: Path = LINEAR) -> Flo
     """
     check_floating(data_mean=data_mean)
     # E[u] = E[d_alpha] E[x1], and the mean of d_alpha over uniform times is alpha(1) - alpha(0)
-    start, end = check_path(path).alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    start, end = (
+        check_path(path).alpha(torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")).tolist()
+    )
     return (end - start) * data_mean
 
 

@@ -244,17 +244,20 @@ def _expected_map(
 ) -> Tensor:
     generator, size = torch.Generator().manual_seed(seed), math.prod(shape)
     if transform is channel_shuffle and shape[0] > 1:
-        share, same = shuffle_share(shape[0]), torch.eye(shape[0], dtype=torch.float32)
+        share, same = (
+            shuffle_share(shape[0]),
+            torch.eye(shape[0], dtype=torch.float32, device="cpu"),
+        )
         mean = share * same + (1 - share) / shape[0]  # the mean of the channels stays
-        return torch.kron(mean, torch.eye(size // shape[0], dtype=torch.float32))
+        return torch.kron(mean, torch.eye(size // shape[0], dtype=torch.float32, device="cpu"))
     # a batch whose rows are the basis: each call gives one draw of every column of P
-    basis = torch.eye(size, dtype=torch.float32).reshape(size, *shape)
+    basis = torch.eye(size, dtype=torch.float32, device="cpu").reshape(size, *shape)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
         raise ConfigError(
             f"{getattr(transform, '__name__', transform)} does not map 0 to 0, so it is not "
             "linear; use crop_resize."
         )
-    total = torch.zeros(size, size, dtype=torch.float32)
+    total = torch.zeros(size, size, dtype=torch.float32, device="cpu")
     for _ in range(draws):
         total += transform(basis, generator=generator).reshape(size, size)
     return (total / draws).mT.contiguous()

@@ -322,9 +322,9 @@ def evaluations(
     # only to ask it where it acts: one place decides what lies inside an interval
     guided = Guided((), lambda t: t, check_interval(interval))
     if solver == "sde":
-        times = torch.linspace(0, 1 - SDE_END, steps).tolist()
+        times = torch.linspace(0, 1 - SDE_END, steps, device="cpu").tolist()
     else:
-        spans = pairwise(torch.linspace(0, 1, steps + 1).tolist())
+        spans = pairwise(torch.linspace(0, 1, steps + 1, device="cpu").tolist())
         times = [low + share * (high - low) for low, high in spans for share in STAGES[solver]]
     twice = sum(map(guided.acts_at, times)) if scale != 1 else 0
     return Evaluations(len(times), len(times) + twice)
@@ -617,7 +617,7 @@ def log_prob(
     check_generator(generator)
     if x1.dim() < 2:
         raise ConfigError(f"x1 has shape {tuple(x1.shape)}; it must be (B, *dims).")
-    ts = torch.linspace(1, 0, 101, dtype=torch.float64) if ts is None else ts
+    ts = torch.linspace(1, 0, 101, dtype=torch.float64, device="cpu") if ts is None else ts
     check_grid(ts)
     ts = ts.flip(0) if on_host(ts) and ts[0] < ts[-1] else ts
     measure = _measure(x1, trace, n_probes, generator, probes, grad)

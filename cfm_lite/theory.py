@@ -362,7 +362,7 @@ def _numbers(
 
 def _check_component_labels(labels: Any, components: int) -> Tensor:
     if labels is None:
-        return torch.arange(components)
+        return torch.arange(components, device="cpu")
     tensor = as_numbers("labels", labels)
     if not is_whole(tensor) or tensor.shape != (components,) or (tensor < 0).any():
         raise ConfigError(

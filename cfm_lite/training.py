@@ -145,7 +145,7 @@ class Trainer:
             self._guard.check(self.step + 1, self.lr)
         self._update()
         self.step += 1
-        return {"step": torch.tensor(self.step), **log, "grad_norm": norm}
+        return {"step": torch.tensor(self.step, device="cpu"), **log, "grad_norm": norm}
 
     def _update(self) -> None:
         if optimizers.update(self.optimizer, self._guard.ok):

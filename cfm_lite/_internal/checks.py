@@ -176,8 +176,9 @@ def is_finite(x: Tensor) -> bool:
 def as_numbers(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
     """`value` as a tensor of its own on the host; a list gets `dtype`, a tensor keeps its own."""
     try:
-        dtype = None if isinstance(value, Tensor) else dtype
-        return torch.as_tensor(value, dtype=dtype).detach().to("cpu", copy=True)
+        if isinstance(value, Tensor):
+            return value.detach().to("cpu", copy=True)
+        return torch.tensor(value, dtype=dtype, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ConfigError(f"{name} cannot be read as numbers: {error}") from None
 

@@ -209,9 +209,9 @@ def encode(captions: Iterable[str]) -> Tensor:
     if isinstance(captions, str) or not all(isinstance(caption, str) for caption in told):
         raise ConfigError(f"captions is {captions!r:.60}; it must be a list of texts.")
     rows = [[_NUMBER[word] for word in _words(caption)] for caption in told]
-    y = torch.zeros(len(rows), LENGTH, dtype=torch.long)
+    y = torch.zeros(len(rows), LENGTH, dtype=torch.long, device="cpu")
     for row, numbers in zip(y, rows):
-        row[: len(numbers)] = torch.tensor(numbers)
+        row[: len(numbers)] = torch.tensor(numbers, device="cpu")
     return y
 
 

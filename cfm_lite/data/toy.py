@@ -47,36 +47,40 @@ class Toy(Protocol):
 
 
 def _ring_of_gaussians() -> GaussianMixture:
-    angles = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+    angles = torch.arange(8, dtype=torch.float64, device="cpu") * (math.pi / 4)
     means = 2 * torch.stack([angles.cos(), angles.sin()], dim=1)  # (8, 2)
     return GaussianMixture(
-        torch.full((8,), 1 / 8, dtype=torch.float32).double(),
+        torch.full((8,), 1 / 8, dtype=torch.float32, device="cpu").double(),
         means,
-        torch.full((8,), 0.2, dtype=torch.float32).double(),
-        labels=torch.arange(8),
+        torch.full((8,), 0.2, dtype=torch.float32, device="cpu").double(),
+        labels=torch.arange(8, device="cpu"),
     )
 
 
 def _two_classes() -> GaussianMixture:
     # each class is on both sides, so its mean says little: the right direction depends on x
-    means = torch.tensor([[-1.5, 1.8], [2.3, 0.9], [2.3, -0.9], [-1.5, -1.8]], dtype=torch.float64)
+    means = torch.tensor(
+        [[-1.5, 1.8], [2.3, 0.9], [2.3, -0.9], [-1.5, -1.8]], dtype=torch.float64, device="cpu"
+    )
     return GaussianMixture(
-        torch.full((4,), 0.25, dtype=torch.float32).double(),
+        torch.full((4,), 0.25, dtype=torch.float32, device="cpu").double(),
         means,
-        torch.full((4,), 0.35, dtype=torch.float32).double(),
-        labels=torch.tensor([0, 0, 1, 1]),
+        torch.full((4,), 0.35, dtype=torch.float32, device="cpu").double(),
+        labels=torch.tensor([0, 0, 1, 1], device="cpu"),
     )
 
 
 def _figure3() -> GaussianMixture:
     # the second is 12.57 degrees
-    angles = torch.tensor([0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64)
+    angles = torch.tensor(
+        [0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64, device="cpu"
+    )
     modes = 5 * torch.stack([angles.cos(), angles.sin()], dim=1)
     return GaussianMixture(
-        torch.full((2,), 0.5, dtype=torch.float32).double(),
+        torch.full((2,), 0.5, dtype=torch.float32, device="cpu").double(),
         from_figure3(modes),
-        torch.ones(2, dtype=torch.float64),
-        labels=torch.arange(2),
+        torch.ones(2, dtype=torch.float64, device="cpu"),
+        labels=torch.arange(2, device="cpu"),
     )
 
 
@@ -176,8 +180,8 @@ def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor
     """
     y = _classes(n, generator)
     half_circle = 1.6 * _polar(
-        torch.ones(n, dtype=torch.float32), math.pi * _uniform(n, generator)
-    ) - torch.tensor([0.8, 0.4], dtype=torch.float32)
+        torch.ones(n, dtype=torch.float32, device="cpu"), math.pi * _uniform(n, generator)
+    ) - torch.tensor([0.8, 0.4], dtype=torch.float32, device="cpu")
     # class 1 is class 0 turned by pi
     return _blur(half_circle * (1 - 2 * y[:, None]), 0.08, generator), y
 

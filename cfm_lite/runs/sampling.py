@@ -143,7 +143,7 @@ def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
     classes, first, n = _spec(run).num_classes, part * settings.batch, settings.count(part)
     if _spec(run).condition == "captions":
         if settings.prompts:
-            rows = torch.arange(first, first + n) % len(settings.prompts)
+            rows = torch.arange(first, first + n, device="cpu") % len(settings.prompts)
             return _read(run, [settings.prompts[row] for row in rows.tolist()])
         return captions_in_turn(first + n, settings.seed)[first:]
     if in_parts(run):
@@ -214,12 +214,14 @@ def solve(
     The SDE takes `steps` >= 2; its last step adds no noise.
     """
     if solver != "sde":
-        return samplers.sample(velocity, x, torch.linspace(0, 1, steps + 1), SOLVERS[solver])
+        return samplers.sample(
+            velocity, x, torch.linspace(0, 1, steps + 1, device="cpu"), SOLVERS[solver]
+        )
     if steps < 2:
         raise ConfigError(
             f"steps is {steps}; the SDE needs at least 2, for its last one has no noise."
         )
-    ts = torch.linspace(0, 1 - samplers.SDE_END, steps)
+    ts = torch.linspace(0, 1 - samplers.SDE_END, steps, device="cpu")
     return samplers.sample_sde(
         velocity, x, ts, path, last_step_size=samplers.SDE_END, generator=generator
     )
