@@ -32,6 +32,7 @@ __all__ = [
     "copied",
     "evaluating",
     "has_null",
+    "made_in_float32",
     "needs_labels",
     "null_condition",
     "null_label",
@@ -370,6 +371,20 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def made_in_float32() -> Iterator[None]:
+    """Weights made in this block are float32, whatever torch's default type is.
+
+    For networks that measure or are read from a file. It is a decorator too.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_floating, full_precision
+from cfm_lite._internal.networks import made_in_float32
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.text import CLIP, check_texts, open_clip
 
@@ -36,6 +37,7 @@ class ClipScore(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @made_in_float32()
     def __init__(self, place: str | os.PathLike[str] = CLIP) -> None:
         super().__init__()
         self.place = os.fspath(place)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cfm_lite._internal.checks import check_count, full_precision, in_one_line
 from cfm_lite._internal.files import fingerprint, hash_of_file
 from cfm_lite._internal.lazy import optional
-from cfm_lite._internal.networks import seeded
+from cfm_lite._internal.networks import made_in_float32, seeded
 from cfm_lite.data.root import cache_root, impatient, scratch
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.models.official import read_weights
@@ -93,6 +93,7 @@ class StandIn:
     name, prefix = "stand-in", "standin_"
     widths: Mapping[str, int] = MappingProxyType({"fid": 64, "sfid": 2023})
 
+    @made_in_float32()
     def __init__(self, seed: int = 0, device: torch.device | str = "cpu") -> None:
         with seeded(check_count("seed", seed, low=0)):
             self.body = nn.Sequential(
@@ -130,6 +131,7 @@ def check_images(images: Tensor) -> Tensor:
     return images
 
 
+@made_in_float32()
 def inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Inception:
     """Inception-v3 from the weights in `file`, or downloaded once and cached (91 MB).
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from cfm_lite._internal.checks import check_count, check_floating, full_precision
+from cfm_lite._internal.networks import made_in_float32, seeded
 from cfm_lite.data import words
 from cfm_lite.data.captions import (
     COLOURS,
@@ -99,7 +100,7 @@ def find(x: Tensor) -> Found:
         high = torch.where(filled, lines, -1).amax(-1) + 1
         ends.append(torch.where(filled.any(-1), torch.stack([low, high]), 0))
     (left, right), (top, bottom) = ends
-    centre = torch.stack([left + right, top + bottom], dim=-1) / 2
+    centre = torch.stack([left + right, top + bottom], dim=-1).float() / 2
     side = torch.maximum(right - left, bottom - top).clamp(min=1).float()
     # the fullest pixels have the colour: others are mixed with the background
     weight = ink.flatten(2) ** 4
@@ -123,7 +124,7 @@ def cut(ink: Tensor, centre: Tensor, side: Tensor, moved: Tensor | None = None) 
     to one size. `moved` (M, 2, 3) are affine maps of what is cut out.
     """
     half = (side / 2 + 1) / (words.SIDE / 2)
-    maps = torch.eye(2, 3).expand(len(ink), 2, 3) if moved is None else moved
+    maps = torch.eye(2, 3, dtype=ink.dtype).expand(len(ink), 2, 3) if moved is None else moved
     maps = half[:, None, None] * maps
     to = centre / (words.SIDE / 2) - 1
     maps = torch.cat([maps[:, :, :2], maps[:, :, 2:] + to[:, :, None]], dim=2)
@@ -328,6 +329,7 @@ def score_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+@made_in_float32()
 def train_reader(*, seed: int = 0, pictures: int = 8_000, epochs: int = 16) -> Reader:
     """A frozen reader, two minutes of one core; the global random state stays as it was.
 
@@ -336,8 +338,7 @@ def train_reader(*, seed: int = 0, pictures: int = 8_000, epochs: int = 16) -> R
     """
     shown = words.load("judge", pictures, seed=seed)
     right = {name: torch.tensor([reading(scene)[name] for scene in shown.scenes]) for name in HEADS}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         reader = Reader()
         with one_thread():
             _fit(reader, find(shown.x1), right, epochs, Generator().manual_seed(seed))

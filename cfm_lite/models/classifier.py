@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from cfm_lite._internal.checks import load_weights
-from cfm_lite._internal.networks import seeded
+from cfm_lite._internal.networks import made_in_float32, seeded
 from cfm_lite.errors import CFMError
 
 __all__ = ["UNREADABLE", "JudgeSettings", "fit_classifier", "one_thread", "restored", "trained"]
@@ -103,6 +103,7 @@ def fit_classifier(
     judge.requires_grad_(False).eval()
 
 
+@made_in_float32()
 def trained(
     make: Callable[[], Network], x: Tensor, y: Tensor, settings: JudgeSettings, seed: int
 ) -> Network:
@@ -117,6 +118,7 @@ def trained(
     return network
 
 
+@made_in_float32()
 def restored(
     path: Path, make: Callable[[Mapping[str, str]], Network]
 ) -> tuple[Network, Mapping[str, str]]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_count, check_floating, in_one_line, on_host, promote
 from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.networks import made_in_float32
 from cfm_lite._internal.places import AnyPath
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.models.official import read_weights
@@ -89,6 +90,7 @@ class Encoder(nn.Module):
         return super().train(False)
 
 
+@made_in_float32()
 def teacher(
     name: str = _DINO,
     *,

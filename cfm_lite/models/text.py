@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cfm_lite._internal.checks import check_tensor, in_one_line, on_host
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.networks import made_in_float32
 from cfm_lite.errors import CheckpointError, ConfigError
 
 __all__ = ["CLIP", "ClipText", "WordEmbedding", "check_texts", "clip_parts", "open_clip"]
@@ -135,6 +136,7 @@ def clip_parts() -> tuple[Any, Any]:
     return modeling, tokens
 
 
+@made_in_float32()
 def open_clip(place: str, network: str) -> tuple[Any, Any]:
     """The tokenizer and the frozen `network`, a class of transformers, that lie at `place`.
 

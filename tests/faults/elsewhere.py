@@ -103,7 +103,7 @@ ELSEWHERE: dict[str, str] = {
         _internal.networks.check_caption _internal.networks.null_condition _internal.networks.takes_captions
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
         _internal.networks.check_labels_of _internal.networks.check_model _internal.networks.check_trainable
-        _internal.networks.copied _internal.networks.seeded
+        _internal.networks.copied _internal.networks.made_in_float32 _internal.networks.seeded
         _internal.networks.asked _internal.networks.evaluating _internal.networks.has_null
         _internal.networks.needs_labels
         _internal.networks.null_label _internal.networks.takes _internal.networks.takes_labels engine.batches.Running

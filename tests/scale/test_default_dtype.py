@@ -2,10 +2,24 @@
 in float32 stay as they were.
 """
 
+import contextlib
+import functools
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from cfm_lite.data import digits, teachers, words
+from cfm_lite.data.latents.codec import open_codec, tiny_vae
+from cfm_lite.data.teachers import train_teacher
+from cfm_lite.evaluate.clip import ClipScore
+from cfm_lite.evaluate.inception import StandIn
+from cfm_lite.evaluate.judges import assess, judge_for, train_judge
+from cfm_lite.evaluate.reader import reader_for, train_reader
+from cfm_lite.models import encoders
+from cfm_lite.models.text import ClipText
+from tests.networks import same_parameters, tiny_clip
 
 PROGRAM = """
 import sys, torch
@@ -62,3 +76,88 @@ def printed():
 
 def test_under_float64_everything_trains_and_draws_what_it_draws_under_float32(printed):
     assert printed("float64") == printed("float32")
+
+
+@contextlib.contextmanager
+def under_float64():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def images(side=32):
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(256, (2, 3, side, side), dtype=torch.uint8, generator=g)
+
+
+def floats(side=32):
+    return images(side).to(torch.float32) / 255
+
+
+def shown_by_the_reader(place):
+    reader_for.cache_clear()
+    return reader_for()(words.load("seen", 20).x1).values()
+
+
+def told_by_a_new_reader(place):
+    return train_reader(pictures=150, epochs=1).state_dict().values()
+
+
+def drawn_by_an_encoder(place):
+    torch.manual_seed(0)
+    return [encoders.teacher("vit_tiny_patch16_224", grid=1, pretrained=False)(floats())]
+
+
+def coded(open_one):
+    codec = open_one()
+    return codec.moments(images()), codec.encode(floats()), codec.decode(floats(4)[:, [0, 1, 2, 0]])
+
+
+def saved_codec(place):
+    tiny_vae().save_pretrained(place)
+    return open_codec(str(place))
+
+
+def scored_by_clip(place):
+    place, texts = place / "clip", ["a dog", "a cat"]
+    if not place.exists():
+        tiny_clip(place)
+    return ClipScore(place)(floats(), texts), ClipText(place)(texts)
+
+
+NETWORKS = {
+    "the reader of words": shown_by_the_reader,
+    "a new reader of words": told_by_a_new_reader,
+    "the judge": lambda place: assess(judge_for("digits"), digits.load("judge_test")[0][:9]),
+    "a new judge": lambda place: train_judge("digits", limit=99).state_dict().values(),
+    "a new teacher": lambda place: train_teacher("digits", limit=99).state_dict().values(),
+    "the stand-in": lambda place: StandIn()(images()),
+    "an encoder": drawn_by_an_encoder,
+    "the tiny codec": lambda place: coded(lambda: open_codec("tiny")),
+    "a codec": lambda place: coded(lambda: saved_codec(place / "vae")),
+    "CLIP": scored_by_clip,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_is_read_or_measures_is_the_same_under_float64(name, tmp_path):
+    expected = list(NETWORKS[name](tmp_path))
+    with under_float64():
+        found = list(NETWORKS[name](tmp_path))
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(expected, found))
+
+
+@pytest.mark.filterwarnings("error")
+def test_under_float64_the_cached_teacher_is_read_and_its_file_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(teachers, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(teachers, "train_teacher", functools.partial(train_teacher, limit=99))
+    first = teachers.teacher_for.__wrapped__("digits")
+    (path,) = tmp_path.glob("teachers/*")
+    content = path.read_bytes()
+    with under_float64():
+        again = teachers.teacher_for.__wrapped__("digits")
+    assert path.read_bytes() == content
+    assert same_parameters(first, again)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cfm_lite._internal.checks import check_number, full_precision, promote
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
-from cfm_lite._internal.networks import seeded
+from cfm_lite._internal.networks import made_in_float32, seeded
 from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["VAES", "Codec", "Scaling", "open_codec", "tiny_vae"]
@@ -147,6 +147,7 @@ class Codec:
         return self.decode(z).add_(1).mul_(127.5).round_().clamp_(0, 255).to("cpu", torch.uint8)
 
 
+@made_in_float32()
 def tiny_vae(seed: int = 0, latent_channels: int = 4) -> nn.Module:
     """A random AutoencoderKL of 65,000 parameters in Stable Diffusion's layout, for tests and
     trials.
@@ -232,6 +233,7 @@ def _spelled(name: str, part: str | None) -> str:
     return f"{name}/{part}" if part else short.get(name, name)
 
 
+@made_in_float32()
 def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
     kind = optional(_MODULE, "imagenet").AutoencoderKL
     local = Path(name).is_dir()
