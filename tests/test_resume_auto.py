@@ -3,13 +3,18 @@ what is only damaged.
 """
 
 import json
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from cfm_lite import cli, runs
 from cfm_lite.cli import samples
-from cfm_lite.errors import CheckpointError, ConfigError
+from cfm_lite.errors import CheckpointError, ConfigError, DataError
+from cfm_lite.lab.store import Store
+from tests.processes import forked
 
 TOY = ["train", "toy", "--set", "hidden_size=16", "batch=32", "cooldown=0"]
 
@@ -99,3 +104,32 @@ class _Nothing:
     from cfm_lite.engine.parallel import ALONE as world
 
     step = 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="not run: a system without users of its own")
+@pytest.mark.parametrize("mode", [0o333, 0o444, 0o000])
+def test_a_closed_folder_is_an_error_and_not_an_empty_one(mode):
+    with tempfile.TemporaryDirectory() as home:
+        out, store = Path(home) / "run", Store(home, "toy")
+        assert train(out, 4) == 0
+        log = (out / "log.jsonl").read_bytes()
+        store.parts.mkdir()
+        (store.parts / "key.json").write_text("[]")
+        for path in (Path(home), *Path(home).rglob("*")):
+            path.chmod(0o777)
+
+        def look():
+            if os.getuid() == 0:
+                os.setuid(65534)
+            with pytest.raises(CheckpointError, match=r"checkpoints cannot be listed \(Permission"):
+                runs.goes_on(out)
+            with pytest.raises(DataError, match="parts cannot be listed"):
+                store.finished()
+            return train(out, 6, "--resume", "auto")
+
+        for closed in (out / "checkpoints", store.parts):
+            closed.chmod(mode)
+        assert os.waitstatus_to_exitcode(os.waitpid(forked(look), 0)[1]) == 4
+        for closed in (out / "checkpoints", store.parts):
+            closed.chmod(0o777)
+        assert (out / "log.jsonl").read_bytes() == log

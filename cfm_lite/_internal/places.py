@@ -3,14 +3,24 @@
 Some files are never overwritten: those of a run, those of latents, and what a command itself reads.
 """
 
+import fnmatch
 import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.errors import CFMError, ConfigError, DataError
 
-__all__ = ["AnyPath", "check_file", "check_folder", "check_suffix", "expanded", "inside"]
+__all__ = [
+    "AnyPath",
+    "check_file",
+    "check_folder",
+    "check_suffix",
+    "expanded",
+    "inside",
+    "listed",
+    "unlisted",
+]
 
 AnyPath = str | os.PathLike[str]
 OWN = (  # the files of runs, checkpoints, samples and latents
@@ -94,6 +104,28 @@ def check_folder(path: Path, *, inputs: Iterable[Path] = (), option: str = "--ou
 def inside(path: Path, folder: Path) -> bool:
     """Whether `path` is `folder` or lies below it, whatever links lead there."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def listed(folder: Path, pattern: str, kind: type[CFMError] = DataError) -> list[Path]:
+    """What in `folder` has a name of the `pattern`: nothing if there is no such folder.
+
+    An error of the `kind` if it cannot be listed: `Path.glob` would find nothing in it.
+    """
+    try:
+        names = os.listdir(os.path.join(folder, "."))  # the dot: only what can be entered too
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unlisted(folder, error, kind) from None
+    return [folder / name for name in fnmatch.filter(names, pattern)]
+
+
+def unlisted(folder: Path, error: OSError, kind: type[CFMError] = DataError) -> CFMError:
+    """The error of a `folder` that cannot be listed."""
+    return kind(
+        f"{folder} cannot be listed ({error.strerror or error}). Make it readable, or give another "
+        "folder."
+    )
 
 
 def _check_not_read(path: Path, inputs: Iterable[Path], option: str) -> None:

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_count
-from cfm_lite._internal.places import AnyPath
+from cfm_lite._internal.places import AnyPath, unlisted
 from cfm_lite.data import archive
 from cfm_lite.errors import CFMError, DataError
 
@@ -198,7 +198,7 @@ def opened(source: AnyPath) -> Path:
     try:
         kind = stat.S_IFMT(os.stat(source).st_mode)
     except PermissionError as error:
-        raise _unlisted(source, error) from None
+        raise unlisted(source, error) from None
     except (OSError, ValueError):  # ValueError: a null byte in the name
         kind = 0
     if kind == stat.S_IFDIR:
@@ -298,13 +298,6 @@ def _leads_back(folder: Path) -> bool:
     )
 
 
-def _unlisted(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{folder} cannot be listed ({error.strerror or error}). Make it readable, or give another "
-        "folder."
-    )
-
-
 def _listed(folder: Path) -> tuple[list[Path], list[str]]:
     """The subfolders and the names of the images in `folder`, sorted, without hidden ones.
 
@@ -327,7 +320,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[str]]:
                         "or remove it."
                     )
     except OSError as error:
-        raise _unlisted(folder, error) from None
+        raise unlisted(folder, error) from None
     return [folder / name for name in sorted(folders)], sorted(names)
 
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from cfm_lite._internal.checks import check_count
 from cfm_lite._internal.files import FULL, publish
+from cfm_lite._internal.places import listed
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError, DiskFullError
 
 __all__ = [
@@ -173,7 +174,10 @@ def latest(directory: str | Path) -> Path:
 
 
 def exists(directory: str | Path) -> bool:
-    """Whether `directory` holds a checkpoint that was saved whole, even if it was damaged later."""
+    """Whether `directory` holds a checkpoint that was saved whole, even if it was damaged later.
+
+    Raises CheckpointError if it cannot be listed.
+    """
     return next(_candidates(Path(directory)), None) is not None
 
 
@@ -407,8 +411,9 @@ def _order(path: Path) -> tuple[int, int] | None:
 
 
 def _candidates(directory: Path) -> Iterator[Path]:
-    """The checkpoint directories, newest first."""
-    found = [path for path in directory.glob("step-*") if path.is_dir() and _order(path)]
+    """The checkpoint directories, newest first; CheckpointError if they cannot be listed."""
+    steps = listed(directory, "step-*", CheckpointError)
+    found = [path for path in steps if path.is_dir() and _order(path)]
     yield from sorted(found, key=lambda path: _order(path) or (0, 0), reverse=True)
 
 

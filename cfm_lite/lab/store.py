@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cfm_lite._internal.checks import parse_json
+from cfm_lite._internal.places import listed
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
 from cfm_lite.lab.arms import ARMS
@@ -121,7 +122,7 @@ class Store:
         return found | {path.stem: read_json(path) for path in self._waiting()}
 
     def _waiting(self) -> list[Path]:
-        return sorted(self.parts.glob("*.json"))
+        return sorted(listed(self.parts, "*.json"))
 
     def assemble(self, trials: Iterable[Trial], mark: Mapping[str, Any] | None = None) -> None:
         """Move the finished ones of `trials` into the groups' files.

@@ -195,7 +195,7 @@ def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
 
     A run that was killed before its first save has none, so it starts again. A run whose
     checkpoints are all damaged has some, so it is never silently started again. Raises ConfigError
-    unless `resume` is True, False or "auto".
+    unless `resume` is True, False or "auto", and CheckpointError if it cannot be seen.
     """
     if isinstance(resume, bool):
         return resume

@@ -15,7 +15,8 @@ ELSEWHERE: dict[str, str] = {
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
         _internal.places.check_file _internal.places.check_folder _internal.places.check_suffix _internal.places.expanded
-        _internal.places.inside _internal.terminal.Notes _internal.terminal.fail _internal.terminal.run_command
+        _internal.places.inside _internal.places.listed _internal.places.unlisted
+        _internal.terminal.Notes _internal.terminal.fail _internal.terminal.run_command
         cli.arguments.Common cli.arguments.OnDevice cli.arguments.Seeded cli.arguments.names_of cli.arguments.show
         cli.compare.Compare cli.compare.compare_suite cli.demo.Demo cli.evaluate.Evaluate cli.export.Export cli.main
         cli.prepare.Prepare cli.sample.Sample cli.samples.drawing cli.samples.picture cli.samples.sample_file

@@ -154,7 +154,7 @@ MUTANTS = (
     Mutant("depth is guessed from what a picture holds", "data/images.py", "(levels * 255 // top)", "(levels * 255 // max(255, int(levels.max())))", f"{IMAGES} -k depth"),
     Mutant("a class called train is entered", "data/images.py", "return all(_part(folder)", "return any(_part(folder)", f"{IMAGES} -k structure"),
     Mutant("train and val become one class", "data/images.py", "    _refuse_mixtures(root, full)\n    return root", "    return root", f"{IMAGES} -k mix"),
-    Mutant("a folder that cannot be listed is empty", "data/images.py", "    except OSError as error:\n        raise _unlisted(folder, error) from None\n    return [folder", "    except OSError:\n        pass\n    return [folder", f"{IMAGES} -k listed"),
+    Mutant("a folder that cannot be listed is empty", "data/images.py", "    except OSError as error:\n        raise unlisted(folder, error) from None\n    return [folder", "    except OSError:\n        pass\n    return [folder", f"{IMAGES} -k listed"),
     Mutant("every decoder is asked", "data/images.py", "formats=FORMATS\n", "formats=None\n", f"{IMAGES} -k another_kind"),
     Mutant("a decoder's odd error ends the run", "data/images.py", "except Exception as error:\n        # decoders", "except (OSError, ValueError) as error:\n        # decoders", f"{IMAGES} -k decoder_raises"),
     Mutant("a long picture is scaled whole", "data/images.py", "if width * height > RESIZED:", "if width * height > 1000 * RESIZED:", f"{IMAGES} -k long_image"),
