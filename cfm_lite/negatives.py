@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from cfm_lite._internal.checks import (
+    as_labels,
     check_choice,
     check_count,
     check_floating,
@@ -126,7 +127,7 @@ def other_condition(
     tensor([7, 3])
     """
     rows, keep = _other_rows("other_condition", sample, generator)
-    y: Any = sample.y
+    y: Any = as_labels(sample.y)
     return y.index_select(0, rows), keep
 
 

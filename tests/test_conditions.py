@@ -222,3 +222,30 @@ def test_rows_without_another_condition_are_not_repelled():
     loss, logged = built(X, y)
     assert logged["condition_repulsion_left_out"] == 6
     assert loss == logged["flow_matching"]
+
+
+def step(build):
+    """The loss of a first step on captions `y`."""
+    return lambda model, y: build(model, label_dropout=0.5).at(0, 0)(X, y)[0]
+
+
+READERS = {
+    "the network": lambda model, y: model(X, T, y),
+    "fm": step(objective.fm),
+    "delta_fm": step(objective.delta_fm),
+    "ConditionRepulsion": step(
+        lambda *given, **how: objective.fm(*given, **how).plus(ConditionRepulsion(0.1))
+    ),
+    "cfg": lambda model, y: guidance.cfg(model, y, 2.0, negative=y)(X, T),
+    "other_condition": lambda model, y: other_condition(FlowSample(X, X, T, X, X, y))[0].long(),
+    "a label": lambda model, y: other_condition(FlowSample(X, X, T, X, X, y[:, 0].contiguous()))[
+        0
+    ].long(),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int32", "uint32"])
+def test_word_numbers_of_any_integer_kind_are_the_same_caption(name, kind):
+    expected = READERS[name](mmdit(), WORDS)
+    assert torch.equal(READERS[name](mmdit(), WORDS.to(getattr(torch, kind))), expected)

@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_callable, check_labels, check_tensor, plain, seen
+from cfm_lite._internal.checks import (
+    as_labels,
+    check_callable,
+    check_labels,
+    check_tensor,
+    is_whole,
+    plain,
+    seen,
+)
 from cfm_lite.errors import ConfigError
 
 __all__ = [
@@ -155,10 +163,11 @@ def null_condition(model: Any, y: Tensor) -> Tensor:
 
 
 def check_caption(y: Any, x: Tensor | None = None) -> Tensor:
-    """`y` itself: word numbers (B, L) or features (B, L, D) of one caption for each row of `x`."""
-    rows = "B" if x is None else x.shape[0]
-    whole = isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.bool
-    good = isinstance(y, Tensor) and (y.dim() == 2 if whole else y.dim() == 3)
+    """`y` with one caption for each row of `x`: word numbers (B, L), as int64, or features
+    (B, L, D).
+    """
+    rows, y = "B" if x is None else x.shape[0], as_labels(y)
+    good = isinstance(y, Tensor) and (y.dim() == 2 if is_whole(y) else y.dim() == 3)
     if not good or y.is_complex() or (x is not None and len(y) not in (1, rows)):
         raise ConfigError(
             f"y has {seen(y)}; this model takes a caption for each row of x: word numbers "

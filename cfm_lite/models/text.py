@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_tensor, in_one_line, on_host
+from cfm_lite._internal.checks import as_labels, check_tensor, in_one_line, is_whole, on_host
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32
@@ -54,9 +54,9 @@ class WordEmbedding(nn.Module):
         self, y: Integer[Tensor, "batch length"], x: Float[Tensor, "batch *dims"]
     ) -> Float[Tensor, "batch length features"]:
         """Raises ConfigError unless `y` is a caption for each row of the batch `x`."""
+        y, wanted = as_labels(y), (len(x), self.length)
         check_tensor(y=y)
-        wanted = (len(x), self.length)
-        if tuple(y.shape) != wanted or y.is_floating_point() or y.dtype == torch.bool:
+        if tuple(y.shape) != wanted or not is_whole(y):
             raise ConfigError(
                 f"y has shape {tuple(y.shape)} and dtype {y.dtype}; this model takes captions as "
                 f"word numbers, whole, {wanted}."
