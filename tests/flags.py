@@ -242,6 +242,7 @@ REFUSED = [
     ("sample --checkpoint run --out grid", "it must end in .npz, such as grid.npz"),
     ("sample --checkpoint run --out run/checkpoints/step-00000002/weights.safetensors", "must end in .npz"),
     ("sample --checkpoint run --out data.npz", "holds no samples of cfm-lite sample and would be lost"),
+    ("sample --checkpoint run --out mine.npz", "mine.png is not of mine.npz and would be lost"),
     ("sample --checkpoint run --out folder.npz", "which is a folder"),
     ("sample --checkpoint run --out file/x.npz", "file is no folder"),
     *((f"{name} --seed 0", "has no option --seed") for name in ("evaluate", "prepare", "export")),

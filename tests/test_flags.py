@@ -57,6 +57,7 @@ def made(tmp_path_factory):
     (home / "said.tsv").write_text("a dog\ta.png\n")
     Image.new("RGB", (4, 4)).save(home / "picture.png")
     np.savez(home / "data.npz", arr_0=np.zeros(3))
+    (home / "mine.png").write_bytes(b"a picture of the user's own")
     torch.save({"ema": {}}, home / "weights.pt")
     return home
 
@@ -383,6 +384,17 @@ def equal(a, b):
         torch.equal(value, b[0][name]) for name, value in a[0].items()
     )
     return weights and a[1].shape == b[1].shape and torch.equal(a[1], b[1])
+
+
+def test_samples_replace_the_picture_beside_their_npz_and_no_other(home, capsys):
+    line = "sample --checkpoint run --num 20 --steps 2"
+    for _ in range(2):
+        assert cli.main([*line.split(), "--out", "new.npz"]) == 0
+    (home / "run" / "samples.npz").unlink()  # the picture in the run's folder is the run's
+    assert cli.main(line.split()) == 0
+    (home / "new.npz").unlink()
+    assert cli.main([*line.split(), "--out", "new.npz"]) == 2
+    assert "new.png is not of new.npz and would be lost" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -34,11 +34,15 @@ def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
     if path.suffix == ".png":
         x, y = draw_run(run, settings)
         return f"picture in {picture(run, x, y, path)}"
-    check_file(path.with_suffix(".png"), (".png",))
+    beside = check_file(path.with_suffix(".png"), (".png",))
     _check_replaceable(path)
+    if out and beside.exists() and not path.exists():
+        raise ConfigError(
+            f"{beside} is not of {path} and would be lost; move it, or choose another --out."
+        )
     x, y = draw_run(run, settings)
     save_samples(path, x, y, recorded(run, settings))
-    return f"samples in {path} and {picture(run, x, y, path.with_suffix('.png'))}"
+    return f"samples in {path} and {picture(run, x, y, beside)}"
 
 
 def drawing(
