@@ -244,7 +244,8 @@ def cfg(
     null velocity by y = None, in a second call.
 
     Args:
-        scale: 1 is `conditional(model, y)`.
+        scale: 1 is `conditional(model, y)`, with any interval, channels and negative, so that a
+            sweep may hold it.
         channels: how many leading channels are guided; the others stay conditional. None guides
             all, 3 is the official SiT's habit.
         negative: a condition to move away from, in place of the null condition: another label, or
@@ -263,14 +264,16 @@ def cfg(
             "y is None; classifier-free guidance needs labels, (B,) or one int. Without labels use "
             "conditional(model)."
         )
-    cond, labels = conditional(model, y), check_labels_of(model, y)
+    cond, labels, other = (
+        conditional(model, y),
+        check_labels_of(model, y),
+        check_labels_of(model, negative),
+    )
     channels = channels if channels is None else check_count("channels", channels)
     if scale == 1:
         return cond
-    combine, other = functools.partial(_extrapolated, scale, channels), negative
-    if negative is not None:
-        other = check_labels_of(model, negative)
-    elif not takes_captions(model):
+    combine = functools.partial(_extrapolated, scale, channels)
+    if other is None and not takes_captions(model):
         other = null_label(model)
         if other is None:  # no label to put beside y in one batch, so a second call with y = None
             return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)

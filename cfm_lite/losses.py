@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 VARIANTS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
+WITH_TAU = VARIANTS[:2]
 DISTANCES = ("sq_l2", "l2")
 
 Batch = Float[Tensor, "batch *dims"]

@@ -20,6 +20,7 @@ from cfm_lite import guidance, perturbations
 from cfm_lite._internal.networks import seeded
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity
+from cfm_lite.losses import WITH_TAU
 from cfm_lite.negatives import in_batch, in_batch_mean, perturbed
 from cfm_lite.paths import PATHS
 from cfm_lite.perturbations import expected_map
@@ -168,11 +169,16 @@ def _from_perturbed(space: str) -> Terms:
 
 
 def _spread(s: Settings, needed: Needed) -> tuple[Any, ...]:
-    return (Dispersive(s.spread, s.block, s.variant, s.tau),)
+    return (Dispersive(s.spread, s.block, s.variant, _tau(s)),)
 
 
 def _spread_pairs(s: Settings, needed: Needed) -> tuple[Any, ...]:
-    return (Contrastive(s.spread, s.block, s.variant, s.tau, s.views),)
+    return (Contrastive(s.spread, s.block, s.variant, _tau(s), s.views),)
+
+
+def _tau(s: Settings) -> float:
+    """The temperature; a preset may carry one that its variant does not have."""
+    return s.tau if s.variant in WITH_TAU else Dispersive.tau
 
 
 def _aligned(s: Settings, needed: Needed) -> tuple[Any, ...]:

@@ -101,6 +101,27 @@ class _Deterministic(_Plain):
         return None
 
 
+class _Spreading(_Plain):
+    """A term with a loss of table 1. ConfigError for an option that its variant does not have."""
+
+    variant: str
+    tau: float
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("variant", self.variant, losses.VARIANTS)
+        for name, value, default, read_by in (
+            ("tau", self.tau, type(self).tau, losses.WITH_TAU),
+            ("margin", self.options.get("margin"), None, ("hinge",)),
+        ):
+            if value != default and self.variant not in read_by:
+                raise ConfigError(
+                    f"{name} is {value!r:.60} and the variant {self.variant!r} has none; leave it "
+                    f"out, or use {' or '.join(read_by)}."
+                )
+
+
 @dataclass(frozen=True)
 class FlowMatching(_Deterministic):
     """Regress the velocity: mean |v - u_t|^2.
@@ -229,7 +250,7 @@ class ConditionRepulsion(Repulsion):
 
 
 @dataclass(frozen=True)
-class Dispersive(_Deterministic):
+class Dispersive(_Spreading, _Deterministic):
     """Spread the features after `block` (counted from 1), shard by shard, without positive pairs.
 
     `options` go to `losses.dispersive`: margin, normalize_by_dim, include_diagonal, distance.
@@ -259,7 +280,7 @@ class Dispersive(_Deterministic):
 
 
 @dataclass(frozen=True)
-class Contrastive(_Plain):
+class Contrastive(_Spreading):
     """Spread features with positive pairs: a second noisy view of the same data must stay near.
 
     Both views have noise of their own. The flow-matching loss sees the first one only.
@@ -292,7 +313,12 @@ class Contrastive(_Plain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("views", self.views, ("independent", "restricted"))
-        check_number("max_gap", self.max_gap, 0.0, 1.0)
+        gap = check_number("max_gap", self.max_gap, 0.0, 1.0)
+        if self.views == "independent" and gap != type(self).max_gap:
+            raise ConfigError(
+                f"max_gap is {gap:g} and the views are independent, so it bounds nothing; leave it "
+                'out, or give views="restricted".'
+            )
 
     def _second_time(self, t: Tensor, draw: Draw, generator: Generator) -> Tensor:
         if self.views == "independent":

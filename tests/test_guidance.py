@@ -135,6 +135,8 @@ def test_scale_one_is_the_conditional_velocity_bit_for_bit_in_one_call(
 ) -> None:
     t = times(0.5, 0.5, 0.5, 0.5)
     assert torch.equal(cfg(model, Y, 1.0)(x, t), conditional(model, Y)(x, t))
+    with pytest.raises(ConfigError, match="labels"):  # as at the other scales of a sweep
+        cfg(model, Y, 1.0, negative=99)
     assert model.rows == [4, 4]
     assert guide(anything, other, 1) is anything
 

@@ -311,6 +311,14 @@ def test_half_precision_data_is_promoted():
         (lambda m: Objective(m, terms=()), "at least one term"),
         (lambda m: Contrastive(0.1, 1, views="both"), "independent"),
         (lambda m: Contrastive(0.1, 1, max_gap=-1), "max_gap"),
+        (
+            lambda m: Contrastive(0.1, 1, max_gap=0.1),
+            "max_gap is 0.1 and the views are independent",
+        ),
+        (lambda m: objective.dispersive(m, tau=0.1, variant="hinge"), "tau is 0.1 and .*hinge"),
+        (lambda m: Contrastive(0.1, 1, "covariance", tau=2), "tau is 2 and .*covariance"),
+        (lambda m: Dispersive(0.1, 1, options={"margin": 2}), "margin is 2 and .*infonce_l2"),
+        (lambda m: Dispersive(0.1, 1, "hing"), "Did you mean 'hinge'"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(build, words):

@@ -358,6 +358,14 @@ class TestSamplesOnTheWay:
         assert "sample_every is 7 and there are 6 steps" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [({"sample_every": 3}, "no draw: nothing"), ({"resume": True}, "no out: there is no run")],
+    )
+    def test_what_cannot_act_is_refused(self, given, words):
+        with pytest.raises(ConfigError, match=words):
+            go(SMALL, None, **given)
+
     def test_each_average_is_sampled_by_name(self, tmp_path, capsys):
         self.train(tmp_path / "run")
         saved = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints")).weights

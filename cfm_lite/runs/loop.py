@@ -73,13 +73,24 @@ def train(
     `draw` is called on every rank, with the averaged model and the step. Only rank 0 writes and
     shows.
 
-    Raises ConfigError if `out` holds a run and `resume` is not set, or if another process trains
-    there. Raises ResumeMismatchError if `out` holds another run (see `segments`), DistributedError,
-    and what `Trainer.run` raises.
+    Raises ConfigError if `out` holds a run and `resume` is not set, if another process trains
+    there, and for what cannot act: `sample_every` without `draw`, `resume=True` without `out`.
+    Raises ResumeMismatchError if `out` holds another run (see `segments`), DistributedError, and
+    what `Trainer.run` raises.
     """
     save_every = check_count("save_every", save_every)
     log_every = check_count("log_every", log_every)
     sample_every = check_count("sample_every", sample_every, low=0)
+    if sample_every and draw is None:
+        raise ConfigError(
+            f"sample_every is {sample_every} and there is no draw: nothing would be drawn. Give "
+            "draw, or leave sample_every out."
+        )
+    if resume is True and out is None:
+        raise ConfigError(
+            "resume is True and there is no out: there is no run to resume. Give its folder, or "
+            "leave resume out."
+        )
     if draw and sample_every > recipe.steps:
         raise ConfigError(
             f"sample_every is {sample_every} and there are {recipe.steps} steps: nothing would be "

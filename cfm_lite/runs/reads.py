@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from cfm_lite.errors import ConfigError
+from cfm_lite.losses import WITH_TAU
 from cfm_lite.methods import METHODS
 from cfm_lite.runs.imagenet import ALIGNED, ImageNet
 from cfm_lite.runs.recipe import Recipe
@@ -50,10 +51,9 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
                 f"the method {recipe.method!r} does not read it; "
                 f"{_and([m for m in READS if name in READS[m]])} do"
             )
-        elif name == "tau" and recipe.variant not in ("infonce_l2", "infonce_cosine"):
+        elif name == "tau" and recipe.variant not in WITH_TAU:
             found[name] = (
-                f"the variant {recipe.variant!r} has no temperature; infonce_l2 and infonce_cosine "
-                "have"
+                f"the variant {recipe.variant!r} has no temperature; {_and(WITH_TAU)} have"
             )
         elif name == "schedule" and recipe.schedule != "cosine" and not recipe.cooldown:
             found[name] = (
