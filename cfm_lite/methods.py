@@ -12,6 +12,7 @@ so a new method is one entry here. CONTRIBUTING.md shows one.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -160,12 +161,9 @@ def _from_condition(s: Settings, needed: Needed) -> tuple[Any, ...]:
     return (ConditionRepulsion(s.weight),)
 
 
-def _from_perturbed(space: str) -> Terms:
-    def terms(s: Settings, needed: Needed) -> tuple[Any, ...]:
-        change, codec = PERTURBATIONS[s.perturb], needed.codec if space == "image" else None
-        return (Repulsion(s.weight, perturbed(change, space=space, k=s.k, codec=codec)),)
-
-    return terms
+def _from_perturbed(space: str, s: Settings, needed: Needed) -> tuple[Any, ...]:
+    change, codec = PERTURBATIONS[s.perturb], needed.codec if space == "image" else None
+    return (Repulsion(s.weight, perturbed(change, space=space, k=s.k, codec=codec)),)
 
 
 def _spread(s: Settings, needed: Needed) -> tuple[Any, ...]:
@@ -211,13 +209,11 @@ def _mean_negative(s: Settings, data: Data) -> Tensor:
     return in_batch_mean(data.mean, PATHS[s.path])
 
 
-def _from_fm(change: Callable[..., Velocity], space: str) -> Change:
+def _from_fm(
+    change: Callable[..., Velocity], space: str, v: Velocity, s: Settings, data: Data
+) -> Velocity:
     """`guidance.retarget_linear` or its inverse for the perturbation that the settings name."""
-
-    def changed(v: Velocity, s: Settings, data: Data) -> Velocity:
-        return change(v, s.weight, _expected(s, data), k=s.k, space=space, path=PATHS[s.path])
-
-    return changed
+    return change(v, s.weight, _expected(s, data), k=s.k, space=space, path=PATHS[s.path])
 
 
 def _expected(s: Settings, data: Data) -> Tensor:
@@ -235,7 +231,7 @@ def _unshuffled(v: Velocity, s: Settings, data: Data) -> Velocity:
     # one map in two ways that round differently: rows on record were made with the matrix
     if s.perturb == "channel_shuffle" and s.dataset == "imagenet":
         return guidance.debias_shuffle(v, s.weight, s.k)
-    return _from_fm(guidance.debias_linear, "velocity")(v, s, data)
+    return _from_fm(guidance.debias_linear, "velocity", v, s, data)
 
 
 SCALED = Arm("fm_scaled", "FM, scaled", "fm", _scaled, "#6CCBB0", "v", "--")  # of every repulsion
@@ -289,12 +285,12 @@ METHODS: dict[str, Method] = {
             "VeCoR",
             "#E69F00",
             "Hong 2025 (2511.18942)",
-            _from_perturbed("velocity"),
+            partial(_from_perturbed, "velocity"),
             control=Arm(
                 "fm_retargeted_vecor",
                 "FM, re-targeted as VeCoR",
                 "fm",
-                _from_fm(guidance.retarget_linear, "velocity"),
+                partial(_from_fm, guidance.retarget_linear, "velocity"),
             ),
             debias=Arm(
                 "vecor_debiased", "VeCoR, debiased", "vecor", _unshuffled, "#F2CC73", "p", "--"
@@ -309,18 +305,18 @@ METHODS: dict[str, Method] = {
             "VeCoR (latent)",
             "#8C6100",
             "ibid.",
-            _from_perturbed("latent"),
+            partial(_from_perturbed, "latent"),
             control=Arm(
                 "fm_retargeted_latent",
                 "FM, re-targeted as VeCoR (latent)",
                 "fm",
-                _from_fm(guidance.retarget_linear, "latent"),
+                partial(_from_fm, guidance.retarget_linear, "latent"),
             ),
             debias=Arm(
                 "vecor_latent_debiased",
                 "VeCoR (latent), debiased",
                 "vecor_latent",
-                _from_fm(guidance.debias_linear, "latent"),
+                partial(_from_fm, guidance.debias_linear, "latent"),
             ),
             reads=_OF_REPULSION,
             loss="the same, ûₖ towards perturbed data",
@@ -333,7 +329,7 @@ METHODS: dict[str, Method] = {
             "VeCoR (image)",
             "",
             "ibid.",
-            _from_perturbed("image"),
+            partial(_from_perturbed, "image"),
             needs=("codec",),
             reads=_OF_REPULSION,
             loss="the same, latents perturbed as images",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cfm_lite import draws, guidance, negatives, objective, perturbations
+from cfm_lite.lab import ARMS
 from cfm_lite.models import MLP, SiT
 from cfm_lite.objective import Alignment, Contrastive, Dispersive, Repulsion
 from cfm_lite.paths import COSINE, LINEAR, VP, Path
@@ -118,6 +119,12 @@ def test_a_velocity_is_the_same_after_a_pickle(build):
 def test_a_mixture_is_the_same_after_a_pickle():
     for other in through(MIX):
         assert torch.equal(other.velocity(X, T, Y % 2, COSINE), MIX.velocity(X, T, Y % 2, COSINE))
+
+
+@pytest.mark.parametrize("known", [METHODS, ARMS], ids=["methods", "arms"])
+def test_methods_and_arms_come_back_as_they_were(known):
+    for name, entry in known.items():
+        assert {repr(other) for other in through(entry)} == {repr(entry)}, name
 
 
 @pytest.mark.filterwarnings("ignore:space='image' without a codec")
