@@ -214,7 +214,7 @@ def _size_of(source: Path) -> int:
     sizes: Counter[tuple[int, int]] = Counter()
     for file in image_files.flat(source).files:
         try:
-            with Image.open(file.path) as image:
+            with Image.open(file.path, formats=image_files.FORMATS) as image:
                 sizes[image.size] += 1
         except Exception:  # its own error comes when it is read
             continue

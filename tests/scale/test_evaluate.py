@@ -242,6 +242,12 @@ def test_an_npz_is_read_in_pieces_as_it_is(some):
     assert features_of(some, StandIn(), batch=7, progress=False).pool.shape == (40, 64)
 
 
+def test_no_other_decoder_is_asked_for_the_size_of_a_folder(tmp_path):
+    for name, side, kind in (("a.png", 8, "PNG"), ("b.jpg", 16, "ICO"), ("c.jpg", 16, "ICO")):
+        Image.fromarray(noise(1, side)[0]).save(tmp_path / name, kind)
+    assert evaluate._size_of(tmp_path) == 8
+
+
 @pytest.mark.parametrize("kind", ["gone", "page", "half", "float", "grey", "none", "other"])
 def test_files_that_hold_no_images_are_one_error(tmp_path, some, kind):
     path = tmp_path / "odd.npz"
