@@ -2,17 +2,24 @@
 for bit.
 """
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
 from cfm_lite import guidance, metrics, objective
 from cfm_lite._internal.checks import full_precision
+from cfm_lite.data import words
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.data.teachers import SmallTeacher, Tokens
+from cfm_lite.evaluate.clip import ClipScore
 from cfm_lite.evaluate.inception import StandIn
 from cfm_lite.evaluate.judges import Judge
+from cfm_lite.evaluate.reader import Reader
 from cfm_lite.models import SiT
 from cfm_lite.perturbations import crop_resize, gaussian_blur
+from tests.networks import tiny_clip
 
 
 def images(n=2, side=32):
@@ -55,6 +62,18 @@ def own_coupling(codec):
     return built.at(0, 0)._draw(normal(4, 4, 4, 4), None)[0].x_t
 
 
+def read(codec):
+    """What the reader of words says of real pictures."""
+    told = _seeded(Reader, "words").eval()(words.load("seen", 4).x1)
+    return torch.cat([logits.flatten() for logits in told.values()])
+
+
+def clip_score(codec):
+    with tempfile.TemporaryDirectory() as place:
+        score = ClipScore(tiny_clip(Path(place)))
+    return score(images(4) / 255, ["a dog", "a cat", "ok", "no"])
+
+
 SAME = {
     "decode": lambda codec: codec.decode(normal(2, 4, 4, 4)),
     "pixels": lambda codec: codec.pixels(normal(2, 4, 4, 4)),
@@ -71,6 +90,8 @@ SAME = {
         [part.flatten() for part in StandIn()(images())]
     ),
     "a judge": lambda codec: _seeded(Judge, "digits")(normal(4, 1, 8, 8)),
+    "the reader of words": read,
+    "the CLIP score": clip_score,
     "a small teacher": lambda codec: Tokens(_seeded(SmallTeacher, "digits"), 4)(normal(4, 1, 8, 8)),
 }
 
@@ -92,6 +113,7 @@ def test_inside_autocast_the_numbers_are_those_outside(codec, name):
         inside = SAME[name](codec)
         assert torch.is_autocast_enabled("cpu")  # and what comes after is still in half precision
     assert inside.dtype == outside.dtype
+    assert outside.any()
     assert torch.equal(inside, outside)
 
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from cfm_lite.models import MLP, SiT
+from cfm_lite.models import MLP, MMDiT, SiT, UNet
 
 T = torch.arange(250) / 250
 
@@ -25,7 +25,7 @@ def trained_like(model):
 
 
 def time_part(model):
-    if isinstance(model, SiT):
+    if not isinstance(model, MLP):
         return model.t_embedder
     x = torch.zeros(len(T), 2)
     return lambda t: model._first(x.to(next(model.parameters()).dtype), t, None)
@@ -41,8 +41,11 @@ MODELS = {
         num_heads=2,
         num_classes=3,
     ),
+    "unet": UNet(8, 1, [64], 1),
+    "mmdit": MMDiT(4, 2, 1, 64, 1, 2, context_dim=8, context_length=5, vocab_size=9),
     "mlp": MLP(2, 64, 2),
 }
+SHAPES = {"mlp": (2,), "unet": (1, 8, 8)}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -57,9 +60,10 @@ def test_under_autocast_the_time_errs_by_less_than_a_twentieth_of_a_step(name):
     assert (error < 0.05 * step).all()
 
 
+@pytest.mark.parametrize("name", ["sit", "unet", "mmdit"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_of_16_bits_add_no_error_of_their_own_to_a_times_place(dtype):
-    model = trained_like(copy.deepcopy(MODELS["sit"])).to(dtype)
+def test_weights_of_16_bits_add_no_error_of_their_own_to_a_times_place(name, dtype):
+    model = trained_like(copy.deepcopy(MODELS[name])).to(dtype)
     wide = copy.deepcopy(model).float()  # the same rounded weights
     with torch.no_grad():
         exact = wide.t_embedder(T)
@@ -71,5 +75,5 @@ def test_weights_of_16_bits_add_no_error_of_their_own_to_a_times_place(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_network_in_another_precision_still_gives_its_own_type(name, dtype):
     model = copy.deepcopy(MODELS[name]).to(dtype)
-    x = torch.zeros(3, *((1, 4, 4) if name == "sit" else (2,)), dtype=dtype)
+    x = torch.zeros(3, *SHAPES.get(name, (1, 4, 4)), dtype=dtype)
     assert model(x, T[:3]).dtype == dtype
