@@ -59,7 +59,8 @@ class MMDiT(Network):
     `zero_init` starts as SiT does, with an output of exactly 0; else PyTorch's own initial values,
     as in REPA's code. With `rotary` queries and keys of patches also turn with their place in the
     image, as in FLUX; captions stay. With `pooled` the mean of a caption's tokens, normalised, also
-    modulates every block, as in SD3. Raises ConfigError for sizes that do not divide.
+    modulates every block, as in SD3. With `phrases` the learnt vector of a word also tells of so
+    many words on each side. Raises ConfigError for sizes that do not divide.
 
     >>> model = MMDiT(8, 2, 3, 32, 2, 4, context_dim=16, context_length=5, vocab_size=9)
     >>> model(torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.ones(2, 5, dtype=torch.long)).shape
@@ -87,6 +88,7 @@ class MMDiT(Network):
         zero_init: bool = False,
         rotary: bool = False,
         pooled: bool = False,
+        phrases: int = 0,
     ) -> None:
         super().__init__()
         self.input_size, self.patch_size, self.in_channels = map(
@@ -95,8 +97,8 @@ class MMDiT(Network):
         self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = map(
             plain, (hidden_size, depth, num_heads, mlp_ratio)
         )
-        self.context_dim, self.context_length, self.vocab_size = map(
-            plain, (context_dim, context_length, vocab_size)
+        self.context_dim, self.context_length, self.vocab_size, self.phrases = map(
+            plain, (context_dim, context_length, vocab_size, phrases)
         )
         self.zero_init, self.rotary, self.pooled = zero_init, rotary, pooled
         _check_sizes(self.config)
@@ -104,7 +106,7 @@ class MMDiT(Network):
         self.x_embedder = PatchEmbed(self.patch_size, self.in_channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.words = (
-            WordEmbedding(self.vocab_size, self.context_length, self.context_dim)
+            WordEmbedding(self.vocab_size, self.context_length, self.context_dim, self.phrases)
             if self.vocab_size
             else None
         )
@@ -258,6 +260,11 @@ def _check_sizes(config: dict[str, Any]) -> None:
     for name in ("context_dim", "context_length"):
         check_count(name, config[name])
     check_count("vocab_size", config["vocab_size"], low=0)
+    if check_count("phrases", config["phrases"], low=0) and not config["vocab_size"]:
+        raise ConfigError(
+            f"phrases is {config['phrases']} and vocab_size 0; phrases are made of learnt word "
+            "vectors. Give vocab_size, or leave phrases out: a frozen encoder has read the sentence."
+        )
     check_number("mlp_ratio", config["mlp_ratio"], 0, 1e6, open_low=True)
     check_flag(**{name: config[name] for name in ("zero_init", "rotary", "pooled")})
     for whole, part, divisor in (

@@ -1,6 +1,7 @@
 """Captions as sequences of vectors: learnt with the network, or by a frozen CLIP.
 
-    words:  caption -> numbers (L,), 0 where it has ended -> vectors (L, D) = table[word] + position
+    words:  caption -> numbers (L,), 0 where it has ended -> vectors (L, D) = table[word] + position,
+            then, `phrases` times, each vector += GELU(convolution over it and its two neighbours)
     CLIP:   caption -> its own tokens (77,) -> the last hidden states (77, D)
 
 Word numbers are what `data.captions.encode` gives, and the network holds the table. CLIP needs the
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
@@ -30,16 +32,20 @@ CLIP = "openai/clip-vit-large-patch14"
 class WordEmbedding(nn.Module):
     """Learnt vectors (B, L, D) of word numbers y (B, L), 0 <= y < `vocab_size`; 0 is no word.
 
+    With `phrases` a vector also tells of that many words on each side: "red" beside "seven" is
+    another vector than "red" beside "star".
+
     >>> words = WordEmbedding(vocab_size=9, length=3, dim=4)
     >>> words(torch.tensor([[1, 8, 0]]), torch.zeros(1, 2)).shape
     torch.Size([1, 3, 4])
     """
 
-    def __init__(self, vocab_size: int, length: int, dim: int) -> None:
+    def __init__(self, vocab_size: int, length: int, dim: int, phrases: int = 0) -> None:
         super().__init__()
         self.vocab_size, self.length = vocab_size, length
         self.table = nn.Embedding(vocab_size, dim)
         self.position = nn.Parameter(torch.empty(length, dim))
+        self.phrases = nn.ModuleList(nn.Conv1d(dim, dim, 3, padding=1) for _ in range(phrases))
         self.reset()
 
     def reset(self) -> None:
@@ -68,7 +74,10 @@ class WordEmbedding(nn.Module):
                     f"y holds word numbers from {low} to {high}; they must be in [0, "
                     f"{self.vocab_size - 1}]."
                 )
-        return self.table(y) + self.position
+        said = self.table(y) + self.position
+        for phrase in self.phrases:
+            said = said + F.gelu(phrase(F.layer_norm(said, said.shape[-1:]).mT).mT)
+        return said
 
 
 class ClipText(nn.Module):

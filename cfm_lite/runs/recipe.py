@@ -229,7 +229,7 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
                 recipe.hidden_size,
                 recipe.depth,
                 recipe.num_heads,
-                **_context(recipe, data),
+                **_with_captions(recipe, data),
             )
         if recipe.model == "unet":
             return UNet(
@@ -254,8 +254,10 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
         )
 
 
-def _context(recipe: Recipe, data: Any) -> dict[str, Any]:
-    """How a MMDiT takes captions: as features of a frozen encoder, or as word numbers."""
+def _with_captions(recipe: Recipe, data: Any) -> dict[str, Any]:
+    """How a MMDiT takes captions: as features of a frozen encoder, or as word numbers; and what
+    the small one has beside REPA's.
+    """
     if recipe.dataset in FULL_SCALE:  # REPA's network, started as there
         length, dim = data.text_shape
         return {"context_length": length, "context_dim": dim}
@@ -266,6 +268,8 @@ def _context(recipe: Recipe, data: Any) -> dict[str, Any]:
         "zero_init": True,
         "rotary": True,
         "pooled": True,
+        "phrases": 2,
+        "mlp_ratio": 3.5,
     }
 
 
