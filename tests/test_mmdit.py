@@ -185,7 +185,25 @@ def test_the_mean_of_a_caption_modulates_every_block_and_its_scale_does_not_matt
     torch.testing.assert_close(found[0], frozen.t_embedder(t) + kept, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("added", [{}, {"rotary": True}, {"pooled": True}])
+def test_phrases_tell_a_word_by_its_neighbours_so_the_mean_hears_their_order():
+    """The mean of words and positions is the same in any order: no caption is heard by it alone."""
+    y = torch.tensor([[1, 2, 3, 4, 5]])
+    exchanged, x = y[:, [2, 1, 0, 3, 4]], torch.zeros(1, 3, 4, 4)
+    for phrases, same in ((0, True), (1, False), (2, False)):
+        words = tiny(phrases=phrases, context_dim=32).words
+        means = words(y, x).mean(1), words(exchanged, x).mean(1)
+        assert torch.allclose(*means, atol=1e-6) is same
+        far = (words(y, x) - words(y[:, [0, 1, 2, 3, 3]], x)).abs().amax(2)[0]
+        assert (far > 0).tolist() == [place >= 4 - phrases for place in range(5)]
+    phrase, said = words.phrases[1], words.table(y) + words.position
+    words.phrases = words.phrases[1:]
+    normed = torch.nn.functional.layer_norm(said, (32,))
+    padded = torch.nn.functional.pad(normed, (0, 0, 1, 1))
+    wanted = sum(padded[:, k : k + 5] @ phrase.weight[:, :, k].T for k in range(3)) + phrase.bias
+    torch.testing.assert_close(words(y, x), said + torch.nn.functional.gelu(wanted))
+
+
+@pytest.mark.parametrize("added", [{}, {"rotary": True}, {"pooled": True}, {"phrases": 2}])
 def test_transforms_of_torch_func_agree_with_plain_autograd(added):
     model, (x, t, y) = tiny(**added).double(), batch(torch.float64)
 
@@ -214,6 +232,8 @@ def test_transforms_of_torch_func_agree_with_plain_autograd(added):
         ({"mlp_ratio": 0}, "mlp_ratio"),
         ({"rotary": "yes"}, "rotary"),
         ({"pooled": "yes"}, "pooled"),
+        ({"phrases": -1}, "phrases"),
+        ({"phrases": 2, "vocab_size": 0}, "vocab_size, or leave phrases out"),
         ({"rotary": True, "hidden_size": 12}, "multiple of 4 with rotary=True"),
     ],
 )

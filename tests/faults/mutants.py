@@ -168,6 +168,7 @@ MUTANTS = (
     Mutant("features counted from 0", "_internal/networks.py", "if missing or 0 in keys:", "if False:", "tests/test_own_network.py -k container"),
     Mutant("a lost run says nothing", "engine/batches.py", "self._steps, self._begun = steps, False", "self._steps, self._begun = steps, True", "tests/test_own_network.py -k nobody"),
     Mutant("labels keep their kind", "_internal/checks.py", "return y if y.dtype == torch.int64 else y.long()", "return y", "tests/test_numbers_given.py"),
+    Mutant("no word knows its neighbours", "models/text.py", "said = said + F.gelu(", "said = said + 0 * F.gelu(", "tests/test_mmdit.py"),
     Mutant("the time in 16 bits", "models/embed.py", "if autocasting(x) else contextlib.nullcontext()", "if False else contextlib.nullcontext()", "tests/test_time_precision.py"),
     Mutant("moments in another order", "engine/sharded.py", "value.stride() != p.stride()", "False", "tests/test_trainable.py"),
     Mutant("a tied weight is stored twice", "engine/checkpoint.py", "        if place in names:", "        if False:", "tests/test_trainable.py -k tied"),
