@@ -563,7 +563,7 @@ def words() -> Recipe:
         patch_size=4,
         perturb="channel_shuffle",
         time="logit_normal",
-        time_mean=-1.0,
+        time_mean=-1.5,
         batch=16,
         steps=13_000,
         lr=2e-3,
