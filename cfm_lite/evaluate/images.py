@@ -286,12 +286,10 @@ def image_batches(source: Path, batch: int, size: int | None = None) -> Iterator
                     raise EOFError("it ends early")
                 images = np.frombuffer(content, np.uint8).reshape(rows).copy()
                 if cropped:
-                    images = np.stack(
-                        [
-                            image_files.centre_crop(Image.fromarray(image), cropped)
-                            for image in images
-                        ]
+                    crops = (
+                        image_files.centre_crop(Image.fromarray(image), cropped) for image in images
                     )
+                    images = np.stack([np.asarray(crop) for crop in crops])
                 yield torch.from_numpy(images).permute(0, 3, 1, 2)
     except FileNotFoundError:
         raise DataError(
