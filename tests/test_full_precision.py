@@ -69,6 +69,7 @@ def read(codec):
 
 
 def clip_score(codec):
+    pytest.importorskip("transformers", reason="not run: pip install 'cfm-lite[text]'")
     with tempfile.TemporaryDirectory() as place:
         score = ClipScore(tiny_clip(Path(place)))
     return score(images(4) / 255, ["a dog", "a cat", "ok", "no"])

@@ -73,7 +73,8 @@ class ImageNet(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("dataset", self.dataset, FULL_SCALE)
+        if not isinstance(self.dataset, str):  # another name is refused where the data are opened
+            check_choice("dataset", self.dataset, FULL_SCALE)
         check_choice("network", self.network, MODELS | TEXT_MODELS)
         if (self.network in TEXT_MODELS) != (self.dataset in CAPTIONED):
             fit = TEXT_MODELS if self.dataset in CAPTIONED else MODELS
