@@ -210,7 +210,10 @@ def _settings(file: Path) -> dict[str, Any] | None:
 def _size_of(source: Path) -> int:
     """The side at which samples are measured: that of an npz, or the commonest in a folder."""
     if not source.is_dir():
-        return min(next(image_batches(source, 1)).shape[-2:])
+        height, width = next(image_batches(source, 1)).shape[-2:]
+        if height != width:
+            _say_cropped(source, (width, height), min(height, width))
+        return min(height, width)
     sizes: Counter[tuple[int, int]] = Counter()
     for file in image_files.flat(source).files:
         try:
@@ -277,8 +280,6 @@ def image_batches(source: Path, batch: int, size: int | None = None) -> Iterator
         refuse_pickles(source)
         with opened(source) as (member, shape):
             cropped = size if size and shape[1:3] != (size, size) else 0
-            if cropped:
-                _say_cropped(source, (shape[2], shape[1]), cropped)
             for first in range(0, shape[0], batch):
                 rows = (min(batch, shape[0] - first), *shape[1:])
                 content = member.read(math.prod(rows))

@@ -121,6 +121,7 @@ def saved_codec(place):
 
 
 def scored_by_clip(place):
+    pytest.importorskip("transformers", reason="not run: pip install 'cfm-lite[text]'")
     place, texts = place / "clip", ["a dog", "a cat"]
     if not place.exists():
         tiny_clip(place)
