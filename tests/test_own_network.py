@@ -240,6 +240,10 @@ def test_a_null_label_that_fails_only_when_it_is_seen_is_explained():
 def test_another_error_inside_a_network_stays_what_it_is():
     with pytest.raises(IndexError, match="mine"):
         objective.fm(Net(lambda net, x, t, y: (_ for _ in ()).throw(IndexError("mine"))))(X1)
+    # not for want of labels: another error of a network with classes that takes none
+    wrong = Net(lambda net, x, t, y: net.layer(x[:, :1]), num_classes=3, has_null=True)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        objective.fm(wrong)(X1)
 
 
 @pytest.mark.parametrize("classes", [2.5, "3", True, -1, [3]])

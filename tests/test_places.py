@@ -97,5 +97,10 @@ def test_the_samples_of_a_run_are_found_from_its_parts(tmp_path):
         assert runs.samples_of(tmp_path / "run") == inner
         if drawn == 1:
             assert runs.samples_of(step) == inner
+    for damaged in ("{", "[]", "{}"):
+        inner.with_name("settings.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"settings\.json is damaged"):
+            runs.samples_of(step)
+    inner.with_name("settings.json").write_text('{"step": 2}')
     with pytest.raises(ConfigError, match=rf"drawn at step 2, not at {step.name}; give .*run, or"):
         runs.samples_of(step)

@@ -222,7 +222,8 @@ def asked(model: Any, y: Any, call: Callable[[], Any]) -> Any:
 def _explained(model: Any, error: Exception, y: Any) -> ConfigError | None:
     """What `error` means, which a new network raised; None where there is no more to say."""
     classes = plain(getattr(_unwrapped(model), "num_classes", None))
-    if y is None and classes and not isinstance(error, ConfigError):
+    of_none = isinstance(error, AttributeError | TypeError) and "NoneType" in str(error)
+    if y is None and classes and of_none:
         return ConfigError(
             f"{type(model).__name__} failed ({error}) without labels, and it has num_classes = "
             f"{classes}: give y, whole numbers (B,) in [0, {classes - 1}], or let it take y=None. "

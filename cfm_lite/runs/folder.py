@@ -89,7 +89,8 @@ def samples_of(path: AnyPath) -> Path:
     """The samples.npz that `path` means: a file, one in a folder, or one of a run (see `located`).
 
     Any other path is returned as it is: the caller reads it as a folder of images, or refuses it.
-    Raises ConfigError for a checkpoint whose run has samples of another step.
+    Raises ConfigError for a checkpoint whose run has samples of another step, and DataError if
+    what these say of themselves is damaged.
     """
     given, (home, step) = expanded(path), located(path)
     if given.is_file() and given.suffix == ".npz":
@@ -100,7 +101,12 @@ def samples_of(path: AnyPath) -> Path:
     )
     settings = found.parent / "settings.json"
     if step and found != given and settings.is_file():
-        drawn = parse_json(settings.read_bytes()).get("step")
+        try:
+            drawn = parse_json(settings.read_bytes())["step"]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{settings} is damaged ({error}). Remove it, or draw the samples again."
+            ) from None
         if drawn != int(step.name.split("-")[1]):
             raise ConfigError(
                 f"{found} was drawn at step {drawn}, not at {step.name}; give {home}, or draw "
