@@ -502,9 +502,9 @@ def dispersive(
 
 
 def _spreading_weight(model: Any, variant: str) -> float:
-    """The paper's 0.5, divided by the number of pairs where the loss itself does not do so."""
+    """`Dispersive.usual_weight` for the features of this network."""
     if variant != "covariance":
-        return 0.5
+        return Dispersive.usual_weight(variant, 1)
     width, positions = plain(getattr(model, "hidden_size", None)), getattr(model, "pos_embed", None)
     if not isinstance(width, int):
         raise ConfigError(
@@ -514,8 +514,7 @@ def _spreading_weight(model: Any, variant: str) -> float:
         )
     # a table of positions (1, T, D) has a row for each token
     tokens = positions.shape[1] if isinstance(positions, Tensor) and positions.dim() == 3 else 1
-    d = width * tokens
-    return 0.5 / max(1, d * (d - 1))
+    return Dispersive.usual_weight(variant, width * tokens)
 
 
 def repa(

@@ -22,6 +22,7 @@ from torch import nn
 from cfm_lite import runs
 from cfm_lite._internal.checks import check_choice, load_weights
 from cfm_lite._internal.files import fingerprint
+from cfm_lite._internal.networks import made_in_float32
 from cfm_lite.data.datasets import dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError
@@ -101,7 +102,8 @@ def load(name: str) -> nn.Module:
         int(header["num_classes"]),
         header.get("condition", "labels"),
     )
-    model: Any = build_model(trained, spec)
+    with made_in_float32():
+        model: Any = build_model(trained, spec)
     load_weights(model, weights, path)
     model.recipe, model.spec = trained, spec
     return model.requires_grad_(False).eval()

@@ -272,6 +272,16 @@ class Dispersive(_Spreading, _Deterministic):
     def blocks(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return (self.block,)
 
+    @staticmethod
+    def usual_weight(variant: str, d: int) -> float:
+        """The paper's 0.5 for rows of `d` features, divided by the number of pairs of features
+        where the loss itself does not do so.
+
+        >>> Dispersive.usual_weight("covariance", 101) * 101 * 100
+        0.5
+        """
+        return 0.5 / max(1, d * (d - 1)) if variant == "covariance" else 0.5
+
     def __call__(self, batch: Evaluated) -> Tensor:
         h, settings = batch.features[self.block], (self.variant, self.tau)
         # inside a shard alone: the paper spreads the batch of one device

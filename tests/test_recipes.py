@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from cfm_lite import lab as experiments
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import NAMES, dataset
 from cfm_lite.errors import ConfigError
+from cfm_lite.objective import dispersive
 from cfm_lite.runs import train
 from cfm_lite.runs.recipe import (
     RECIPES,
@@ -39,7 +41,7 @@ CHANGES = {
     "k": (2, {"method": "vecor_latent"}),
     "perturb": ("cutmix", {"method": "vecor_latent"}),
     "spread": (0.1, {"method": "dispersive"}),
-    "variant": ("covariance", {"method": "dispersive"}),
+    "variant": ("covariance", {"method": "dispersive", "spread": 1e-5}),
     "tau": (2.0, {"method": "dispersive"}),
     "block": (2, {"method": "dispersive"}),
     "align": (5.0, {"method": "repa"}),
@@ -231,6 +233,26 @@ def test_a_mean_of_times_is_for_the_one_distribution_that_has_it():
     chosen = recipe("toy", time="logit_normal", time_mean=-1.0)
     t = build_objective(chosen, build_model(chosen, dataset("moons", points=50))).time(4000)
     assert abs(t.median() - 0.2689) < 0.02
+
+
+@pytest.mark.parametrize("model", ["mlp", "sit", "unet"])
+@pytest.mark.parametrize("method", ["dispersive", "contrastive"])
+def test_the_spread_of_another_form_is_refused_and_the_one_that_is_named_trains(model, method):
+    chosen = recipe("digits", method=method, variant="covariance", model=model, steps=2)
+    with pytest.raises(ConfigError, match="variant=covariance is a sum") as refused:
+        train(chosen, DATA, progress=False)
+    named = re.search(r"--set spread=(\S+),", str(refused.value))
+    assert named
+    run = train(chosen.changed(spread=float(named[1])), DATA, progress=False)
+    assert run.step == 2
+
+
+def test_the_usual_spread_of_a_recipe_is_the_weight_of_the_builder():
+    chosen = recipe("digits", method="dispersive", variant="covariance", model="sit")
+    model = build_model(chosen, DATA)
+    weight = dispersive(model, variant="covariance").terms["dispersive"].weight
+    with pytest.raises(ConfigError, match=f"spread={weight:.1g},"):
+        build_objective(chosen, model)
 
 
 def test_shuffling_the_one_channel_of_digits_is_refused():

@@ -83,6 +83,11 @@ class Compare(Seeded):
                 f"--set {own[0]} cannot be given here: the suite decides it. Use --seed and "
                 "--seeds, or another suite."
             )
+        if "ema2" in changes:
+            raise ConfigError(
+                "--set ema2 would change nothing here: a comparison measures the first average "
+                "alone. Use ema, or leave it out."
+            )
         if self.costs:
             self.refuse(
                 ["group", "seeds", "arms", "workers", "list", "seed"],

@@ -32,7 +32,7 @@ from cfm_lite.data.shared import owned
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError, DataError, ResumeMismatchError
 from cfm_lite.runs.folder import CONFIG, make_folder
-from cfm_lite.runs.machine import facts, finite, peak_memory, write_json
+from cfm_lite.runs.machine import check_batch, facts, finite, peak_memory, write_json
 from cfm_lite.runs.recipe import Recipe, build_model, build_trainer
 from cfm_lite.runs.run import Run
 from cfm_lite.runs.segments import check_same_data, check_same_recipe, new_config, note_on_schedule
@@ -97,6 +97,8 @@ def train(
             "drawn. Use fewer, or 0."
         )
     device = torch.device(device)
+    if source is None:
+        check_batch(recipe.batch, data.shape, device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
     trainer.log_every = log_every
     world, folder = trainer.world, None if out is None else Path(out)

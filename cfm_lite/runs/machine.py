@@ -21,7 +21,7 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import World, ranks_of_environment
 from cfm_lite.errors import ConfigError
 
-__all__ = ["facts", "finite", "peak_memory", "pick_device", "write_json"]
+__all__ = ["check_batch", "facts", "finite", "peak_memory", "pick_device", "write_json"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -60,6 +60,23 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
+
+
+def check_batch(size: int, shape: tuple[int, ...], device: torch.device) -> None:
+    """ConfigError for a batch of `size` samples whose data and noise do not fit into the memory."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):  # absent on Windows
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    one = 8 * math.prod(shape)  # float32, of the data and of the noise
+    if size * one > memory:
+        raise ConfigError(
+            f"batch is {size}; its data and noise alone need {size * one / 2**30:,.0f} GiB, and "
+            f"there are {memory / 2**30:,.0f} GiB of memory. Use at most {memory // one}, or far "
+            "less: the network needs memory too."
+        )
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -32,6 +32,7 @@ from cfm_lite.methods import METHODS, PERTURBATIONS, Needed
 from cfm_lite.models import MLP, MMDiT, SiT, UNet
 from cfm_lite.objective import FlowMatching, Objective, Repulsion
 from cfm_lite.paths import PATHS
+from cfm_lite.terms import Contrastive, Dispersive
 from cfm_lite.training import PRECISIONS, Trainer, warmup
 
 __all__ = [
@@ -306,7 +307,26 @@ def _terms(name: str, recipe: Recipe, model: Any) -> tuple[Any, ...]:
         grid, width = _grid(model, recipe.align_block)
         teacher = _teacher(name, recipe, grid)
         needed = needed._replace(teacher=teacher, hidden_size=width, width=256)
-    return method.terms(recipe, needed)
+    terms = method.terms(recipe, needed)
+    for term in terms:
+        if isinstance(term, Dispersive | Contrastive) and term.variant == "covariance":
+            _check_spread(term, model)
+    return terms
+
+
+def _check_spread(term: Dispersive | Contrastive, model: Any) -> None:
+    """The spread of another form, 0.5, would drown flow matching: this one is a sum over d features
+    or over their d (d - 1) pairs.
+    """
+    side, width = _grid(model, term.block)
+    d = side**2 * width
+    usual = term.usual_weight("covariance", d) if isinstance(term, Dispersive) else 0.5 / d
+    if term.weight > 100 * usual:
+        raise ConfigError(
+            f"spread is {term.weight:g}; variant=covariance is a sum, here of {d} features, and "
+            f"its usual spread is {usual:.1g}. Use --set spread={usual:.1g}, at most 100 times "
+            "that, or another variant."
+        )
 
 
 def _grid(model: Any, block: int) -> tuple[int, int]:
