@@ -39,6 +39,22 @@ def same_parameters(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 
 
+def kept_bytes(model: nn.Module, given: Sequence[Tensor], again: bool = False) -> int:
+    """The bytes that a forward pass keeps for the backward pass, without weights; with `again`
+    under activation checkpointing.
+    """
+    sizes, model.checkpointing = {}, again
+
+    def keep(z: Tensor) -> Tensor:
+        sizes[z.untyped_storage().data_ptr()] = z.nbytes
+        return z
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda z: z):
+        _ = model(*given)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return sum(size for place, size in sizes.items() if place not in weights)
+
+
 def tiny_clip(folder: Path, length: int = 7, dim: int = 12, seed: int = 0) -> Path:
     """Write a tiny random CLIP, with a tokenizer of single letters, into `folder`."""
     from transformers.models.clip.configuration_clip import CLIPConfig

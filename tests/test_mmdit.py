@@ -14,6 +14,7 @@ from cfm_lite.models import MMDiT, count_parameters
 from cfm_lite.models import mmdit as module
 from cfm_lite.models.embed import rotary_2d, rotate
 from cfm_lite.models.mmdit import JointBlock
+from tests.networks import kept_bytes
 
 TINY = {
     "input_size": 4,
@@ -203,9 +204,33 @@ def test_phrases_tell_a_word_by_its_neighbours_so_the_mean_hears_their_order():
     torch.testing.assert_close(words(y, x), said + torch.nn.functional.gelu(wanted))
 
 
-@pytest.mark.parametrize("added", [{}, {"rotary": True}, {"pooled": True}, {"phrases": 2}])
+ADDED = [{}, {"rotary": True}, {"pooled": True}, {"phrases": 2}]
+
+
+@pytest.mark.parametrize("added", [*ADDED, {"vocab_size": 0}])
+@pytest.mark.parametrize("half", [False, True])
+def test_checkpointing_changes_neither_velocity_features_nor_gradients(half, added):
+    model, (x, t, y), kept = tiny(**added), batch(), []
+    said = y if model.vocab_size else torch.randn(2, 5, 8)
+    for model.checkpointing in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            v, features = model.forward_features(x, t, said, blocks=(1, 3))
+        loss = v.float().square().mean() + features[1].float().mean() * features[3].float().var()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        kept.append([v, *features.values(), *gradients])
+    assert all(torch.equal(a, b) for a, b in zip(*kept))
+
+
+def test_checkpointing_keeps_only_the_inputs_of_the_blocks():
+    model = MMDiT(**{**WORDS, "input_size": 8, "hidden_size": 32, "depth": 4})
+    given = torch.randn(2, 3, 8, 8), torch.rand(2), batch()[2]
+    assert kept_bytes(model, given, again=True) < 0.25 * kept_bytes(model, given)
+
+
+@pytest.mark.parametrize("added", ADDED)
 def test_transforms_of_torch_func_agree_with_plain_autograd(added):
     model, (x, t, y) = tiny(**added).double(), batch(torch.float64)
+    model.checkpointing = True
 
     def loss(x):
         return model(x, t, y).square().sum()

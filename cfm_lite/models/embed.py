@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cfm_lite._internal.checks import (
     HALF,
@@ -27,6 +28,7 @@ from cfm_lite._internal.checks import (
     check_module,
     check_number,
     plain,
+    transformed,
 )
 from cfm_lite.errors import ConfigError
 
@@ -42,6 +44,7 @@ __all__ = [
     "in_float32",
     "rotary_2d",
     "rotate",
+    "run_block",
     "sincos_1d",
     "sincos_2d",
     "time_frequencies",
@@ -270,6 +273,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def run_block(again: bool, block: nn.Module, *given: Any) -> Any:
+    """`block(*given)`; with `again` only `given` is kept, and the block runs again in the backward
+    pass: activation checkpointing.
+
+    >>> run_block(True, nn.Linear(2, 3), torch.zeros(1, 2)).shape
+    torch.Size([1, 3])
+    """
+    # torch.func has no hooks for what is saved
+    if again and torch.is_grad_enabled() and not transformed(given[0]):
+        # nothing in a block is random
+        return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+    return block(*given)
 
 
 def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:

@@ -28,6 +28,7 @@ from cfm_lite.models.embed import (
     check_input,
     rotary_2d,
     rotate,
+    run_block,
     sincos_2d,
 )
 from cfm_lite.models.sit import (
@@ -60,7 +61,8 @@ class MMDiT(Network):
     as in REPA's code. With `rotary` queries and keys of patches also turn with their place in the
     image, as in FLUX; captions stay. With `pooled` the mean of a caption's tokens, normalised, also
     modulates every block, as in SD3. With `phrases` the learnt vector of a word also tells of so
-    many words on each side. Raises ConfigError for sizes that do not divide.
+    many words on each side. The attribute `checkpointing` is SiT's. Raises ConfigError for sizes
+    that do not divide.
 
     >>> model = MMDiT(8, 2, 3, 32, 2, 4, context_dim=16, context_length=5, vocab_size=9)
     >>> model(torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.ones(2, 5, dtype=torch.long)).shape
@@ -101,6 +103,7 @@ class MMDiT(Network):
             plain, (context_dim, context_length, vocab_size, phrases)
         )
         self.zero_init, self.rotary, self.pooled = zero_init, rotary, pooled
+        self.checkpointing = False
         _check_sizes(self.config)
         width, tokens = self.hidden_size, self.input_size // self.patch_size
         self.x_embedder = PatchEmbed(self.patch_size, self.in_channels, width)
@@ -163,7 +166,7 @@ class MMDiT(Network):
         turn = None if self.turn_cos is None else (self.turn_cos, self.turn_sin)
         features = {}
         for number, block in enumerate(self.blocks, 1):
-            h, s = block(h, s, c, turn)
+            h, s = run_block(self.checkpointing, block, h, s, c, turn)
             if number in wanted:
                 features[number] = h
         return unpatchify(self.final_layer(h, c), self.patch_size, self.in_channels), features

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cfm_lite._internal.checks import (
     HALF,
@@ -35,6 +34,7 @@ from cfm_lite.models.embed import (
     autocasting,
     check_blocks,
     check_input,
+    run_block,
     sincos_2d,
 )
 
@@ -148,17 +148,11 @@ class SiT(Labelled):
         c = c if autocasting(x) else c.to(x.dtype)
         h = self.x_embedder(x) + self.pos_embed  # (B, T, D)
         features = {}
-        # torch.func has no hooks for what is saved
-        again = self.checkpointing and torch.is_grad_enabled() and not transformed(h)
         for number, block in enumerate(self.blocks, 1):
-            h = self._again_later(block, h, c) if again else block(h, c)
+            h = run_block(self.checkpointing, block, h, c)
             if number in wanted:
                 features[number] = h
         return self.unpatchify(self.final_layer(h, c)), features
-
-    def _again_later(self, block: nn.Module, h: Tensor, c: Tensor) -> Tensor:
-        # nothing in a block is random
-        return checkpoint(block, h, c, use_reentrant=False, preserve_rng_state=False)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, p * p * C_out), row by row, as images of the first C channels."""

@@ -155,7 +155,7 @@ def trainer_for(
         )
     model: Any = options.start or build_model(recipe, data)
     if recipe.model == "mmdit":
-        _check_text(model, data, options)
+        _check_text(model, data)
     elif model.num_classes != data.num_classes:
         raise ConfigError(
             f"the model has {model.num_classes} classes and the latents {data.num_classes}; "
@@ -199,7 +199,7 @@ def trainer_for(
     return built, split
 
 
-def _check_text(model: Any, data: Any, options: Options) -> None:
+def _check_text(model: Any, data: Any) -> None:
     """Raise ConfigError unless the network takes the features of the data's text encoder. Give it
     those of the empty caption.
     """
@@ -209,8 +209,6 @@ def _check_text(model: Any, data: Any, options: Options) -> None:
             f"the network takes features of captions {takes}, and the text encoder gives "
             f"{tuple(data.text_shape)}; give the one that it was trained with, with --text."
         )
-    if options.checkpointing:
-        raise ConfigError("--checkpointing is for SiTs; leave it out, or use --micro-batch.")
     if isinstance(data, Latents) and data.text is not None:
         model.null_context.copy_(data.text([""])[0])
 

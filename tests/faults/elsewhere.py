@@ -82,7 +82,7 @@ ELSEWHERE: dict[str, str] = {
         engine.compiled.unsplit engine.sharded.exchanging engine.sharded.full engine.sharded.is_sharded
         engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard
         engine.sharded.spread engine.sharded.weights metrics.check_covariance perturbations.shuffle_share models.embed.LabelEmbedder
-        models.embed.Labelled models.embed.Network
+        models.embed.Labelled models.embed.Network models.embed.run_block
         models.embed.TimestepEmbedder models.embed.autocasting models.embed.check_blocks models.embed.check_input
         models.embed.in_float32 models.embed.rotary_2d models.embed.rotate models.embed.sincos_1d models.embed.sincos_2d
         models.embed.time_frequencies models.mlp.ResidualBlock models.sit.Attention models.sit.FeedForward

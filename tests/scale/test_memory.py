@@ -30,6 +30,8 @@ CASES = [
     ("SiT-XL/2", 32, 1, "bf16", True),
     ("MMDiT", 16, 1, "bf16", False),
     ("MMDiT", 32, 2, "bf16", False),
+    ("MMDiT", 256, 1, "bf16", True),
+    ("MMDiT", 16, 1, "float32", True),
 ]
 
 
@@ -125,6 +127,14 @@ def test_sit_xl_trains_on_80_gb_without_checkpointing_and_on_24_gb_with_it():
             < 0.8 * 24 * gb
         )
     assert peak_bytes(recipe, 32, parameters, Split(1, 8, 32)) > 24 * gb
+
+
+def test_mmdit_takes_128_images_at_once_on_80_gb_and_256_on_24_gb_with_checkpointing():
+    recipe, parameters, gb = imagenet("sit", model="MMDiT"), 505_070_608, 10**9
+    for compile in (False, True):
+        many = split_batch(recipe, 32, parameters, 80 * gb, compile=compile)
+        few = split_batch(recipe, 32, parameters, 24 * gb, compile=compile, checkpointing=True)
+        assert (many.micro, few.micro) == (128, 256)
 
 
 class Living(TorchDispatchMode):

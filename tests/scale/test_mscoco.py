@@ -3,6 +3,7 @@ class names: alone, and under torchrun on two ranks.
 """
 
 import json
+import re
 import shlex
 import shutil
 
@@ -157,9 +158,17 @@ def test_two_ranks_do_what_one_process_does(here, tmp_path):
     assert np.array_equal(drawn(tmp_path), drawn(here))
 
 
+def test_checkpointing_changes_no_bit_of_a_run_and_resumes(here, tmp_path):
+    whole = checkpoint.load(checkpoint.latest(here / "runs/coco/checkpoints"))
+    go(*elsewhere("train", tmp_path, _4="2"), "--checkpointing")
+    go(*elsewhere("train", tmp_path), "--checkpointing", "--resume")
+    assert losses(tmp_path / "runs/coco") == losses(here / "runs/coco")
+    again = checkpoint.load(checkpoint.latest(tmp_path / "runs/coco/checkpoints"))
+    assert all(torch.equal(x, again.weights[name]) for name, x in whole.weights.items())
+
+
 REFUSED = [
     (f"{NEW} --text ./none", "there is no CLIP"),
-    (f"{NEW} --text clip --checkpointing", "--checkpointing is for SiTs"),
     (f"{NEW} --set model=sit", "it follows from the network"),
     (f"{NEW} --set qk_norm=true", "a field of sit"),
     (NEW.replace("MMDiT", "SiT"), "with one of MMDiT"),
@@ -222,15 +231,18 @@ def test_a_network_is_for_classes_or_for_captions():
             imagenet("sit", model=model, dataset=dataset)
 
 
-def test_a_dry_run_of_captions_needs_no_encoder(capsys):
-    go(
-        *f"{NEW} --dry-run --size 64 --batch 4 --set shard=2".replace(
-            "--latents latents-coco", ""
-        ).split()
+def test_a_dry_run_of_captions_needs_no_encoder_and_less_memory_with_checkpointing(capsys):
+    line, predicted = (
+        f"{NEW} --dry-run --size 64 --batch 32".replace("--latents latents-coco", ""),
+        [],
     )
-    said = capsys.readouterr().out
-    assert "captions (77, 768)" in said
-    assert "CLIP ViT-L/14" in said
+    for more in ([], ["--checkpointing"]):
+        go(*line.split(), *more)
+        said = capsys.readouterr().out
+        assert "captions (77, 768)" in said
+        assert "CLIP ViT-L/14" in said
+        predicted.append(float(re.findall(r"([\d.]+) GiB of tensors were predicted", said)[0]))
+    assert predicted[1] < predicted[0]
 
 
 def test_a_checkpoint_holds_what_the_empty_caption_was_read_as(here):
