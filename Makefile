@@ -52,7 +52,7 @@ demo: $(VENV)/.installed  ## train FM, ΔFM, VeCoR and dispersive on real digits
 	$(BIN)/cfm-lite demo
 
 test: $(VENV)/.test  ## run the tests
-	$(PYTEST) -m "not scale" tests
+	$(PYTEST) -p no:nbmake -m "not scale" tests
 
 test-scale: $(VENV)/.test  ## ImageNet's path end to end, on one process and on two (5 minutes)
 	$(PYTEST) -m scale --durations=5 tests/scale

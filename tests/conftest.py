@@ -2,33 +2,62 @@
 run.
 """
 
+from __future__ import annotations
+
 import os
 import random
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from cfm_lite._internal import checks
 from tests import shapes
 
-torch.set_num_threads(
-    1
-)  # tests are small; two workers of two threads on two cores would only wait for each other
+if TYPE_CHECKING:
+    import torch
+
+SCALE = Path(__file__).parent / "scale"
+
+# torch is imported where it is needed: the process that only hands tests out to workers, which wait
+# for it, needs none.
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # it runs no test itself
+    import torch
+
+    # tests are small; two workers of two threads on two cores would only wait for each other
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     """Each test starts from one global seed and with every once-only warning unsaid."""
+    import torch
+
+    from cfm_lite._internal import checks
+
     torch.manual_seed(0)
     checks._warned.clear()
 
 
 @pytest.fixture
 def generator() -> torch.Generator:
+    import torch
+
     return torch.Generator().manual_seed(1234)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where no test of tests/scale is wanted, its files and what they need are not even imported."""
+    unwanted = config.option.markexpr == "not scale" and collection_path == SCALE
+    return unwanted or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
     if shapes.ON:
         config.hook.pytest_deselected(items=[i for i in items if not shapes.can_check(i)])
         items[:] = [item for item in items if shapes.can_check(item)]

@@ -5,8 +5,6 @@ stopped, byte for byte.
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -226,34 +224,33 @@ def test_a_worker_whose_training_was_stopped_takes_no_new_job(monkeypatch, tmp_p
 
 
 def start(out, *more):
-    words = [
-        "compare",
-        "toy",
-        "--quick",
-        "--arms",
-        *CORE,
-        "--out",
-        str(out),
-        "--workers",
-        "2",
-        *more,
-    ]
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from cfm_lite import cli; sys.exit(cli.main())"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        *words,
-    ]  # a background job of a shell ignores Ctrl-C, and so do its children
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    """A fork that runs the command with two workers, which are new interpreters; its process id."""
+    words = ["--quick", "--arms", *CORE, "--out", str(out), "--workers", "2", *more]
+
+    def command():
+        # a background job of a shell ignores Ctrl-C, and so do its children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return cli.main(["compare", "toy", *words])
+
+    return forked(command, out / "said.txt")
+
+
+def ended(process, seconds):
+    """The exit code of a fork; it is killed, and its workers end with it, if it takes longer."""
+    until = time.monotonic() + seconds
+    while not (found := os.waitpid(process, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise AssertionError(f"it still ran after {seconds} s")
+        time.sleep(0.02)
+    return os.waitstatus_to_exitcode(found[1])
 
 
 def test_workers_give_the_bytes_of_one_process(tmp_path, unbroken):
-    done = start(
-        tmp_path, "--seeds", "2", "--set", *(f"{name}={value}" for name, value in TINY.items())
-    )
-    _, err = done.communicate(timeout=240)
-    assert done.returncode == 0, err.decode()
+    settings = (f"{name}={value}" for name, value in TINY.items())
+    code = ended(start(tmp_path, "--seeds", "2", "--set", *settings), 240)
+    assert code == 0, (tmp_path / "said.txt").read_text()
     assert (tmp_path / "toy.json").read_bytes() == unbroken[1]
 
 
@@ -265,12 +262,8 @@ def test_an_interrupt_ends_a_sweep_with_its_code_and_keeps_what_is_finished(tmp_
     until = time.monotonic() + 200  # it ends when a job is done: seconds, or more on a busy machine
     while not list((tmp_path / "toy.parts").glob("*.json")) and time.monotonic() < until:
         time.sleep(0.05)
-    running.send_signal(number)
-    try:
-        _, err = running.communicate(timeout=60)
-    finally:
-        running.kill()  # its workers end with it
-    assert running.returncode == code, err.decode()
+    os.kill(running, number)
+    assert ended(running, 60) == code, (tmp_path / "said.txt").read_text()
     kept = json.loads((tmp_path / "toy.json").read_text())
     seeds = sorted({row["seed"] for row in kept})
     assert 1 <= len(seeds) < 200

@@ -19,7 +19,7 @@ X1, Y1 = toy.two_classes(20_000, generator=keyed_generator("cpu", 0, "train"))
 WEIGHT = 0.3
 
 
-def train(build, steps=1200):
+def train(build, steps=800):
     torch.manual_seed(0)
     trainer = Trainer(
         build(MLP(2, 128, 3, num_classes=2)),
