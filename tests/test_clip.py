@@ -92,6 +92,28 @@ def test_what_is_no_list_of_texts_or_no_encoder_is_refused_in_one_line(place, tm
     assert "\n" not in str(error.value)
 
 
+@needs_transformers
+@pytest.mark.parametrize("name", ["me/none", "./none", "no name"])
+def test_a_name_that_is_no_encoder_is_asked_for_once_and_refused_in_one_line(
+    monkeypatch, capfd, name
+):
+    asked = []
+
+    def unreachable(url, **how):
+        asked.append(url)
+        raise RuntimeError("no route\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    # else transformers would ask for every file that there may be, and ask again
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", pytest.fail)
+    with pytest.raises(CheckpointError, match=r"there is no CLIP .* the hub does not give it") as e:
+        ClipText(name)
+    assert "\n" not in str(e.value)
+    assert len(asked) == (name == "me/none")
+    assert ("no route to the hub" in str(e.value)) == bool(asked)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_without_transformers_the_extra_is_named(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError("No module named 'transformers'", name="transformers")

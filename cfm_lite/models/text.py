@@ -149,19 +149,36 @@ def clip_parts() -> tuple[Any, Any]:
 def open_clip(place: str, network: str) -> tuple[Any, Any]:
     """The tokenizer and the frozen `network`, a class of transformers, that lie at `place`.
 
-    Raises ConfigError without transformers, and CheckpointError if nothing lies there.
+    What the hub gives is downloaded once. Raises ConfigError without transformers, and
+    CheckpointError if nothing lies there.
     """
     modeling, tokens = clip_parts()
+    refused = "" if os.path.isdir(place) else _refused_by_hub(place)
+    how = {"use_safetensors": True, "local_files_only": bool(refused)}
     try:
         with _quietly():
-            tokenizer = tokens.CLIPTokenizer.from_pretrained(place, use_safetensors=True)
-            opened = getattr(modeling, network).from_pretrained(place, use_safetensors=True)
+            tokenizer = tokens.CLIPTokenizer.from_pretrained(place, **how)
+            opened = getattr(modeling, network).from_pretrained(place, **how)
     except (OSError, ValueError) as error:
+        where = " on this machine, and the hub does not give it" if refused else ""
         raise CheckpointError(
-            f"there is no CLIP {place!r} ({in_one_line(error)}). Give a folder with config.json, "
+            f"there is no CLIP {place!r}{where} ({refused or in_one_line(error)}). Give a folder with config.json, "
             f"model.safetensors and the tokenizer, or go online for {CLIP}."
         ) from None
     return tokenizer, opened.requires_grad_(False).eval()
+
+
+def _refused_by_hub(place: str) -> str:
+    """Why the hub does not give the model `place`, in a line; "" if it does.
+
+    One request. transformers would ask for each file that there may be, five times and longer each.
+    """
+    hub = optional("huggingface_hub", "text")
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(place, "config.json"))
+    except Exception as error:  # no network, no such name, no access: each raises another type
+        return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return ""
 
 
 @contextlib.contextmanager

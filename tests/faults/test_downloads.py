@@ -25,7 +25,9 @@ from cfm_lite._internal.lazy import optional
 from cfm_lite.data import cifar10, mnist, root
 from cfm_lite.errors import DataError
 from cfm_lite.evaluate import inception as features
+from cfm_lite.models.text import ClipText
 from tests.faults.damage import keep
+from tests.networks import tiny_clip
 from tests.processes import reserved_port
 
 BEHAVIOURS = (
@@ -285,13 +287,32 @@ try:
     if sys.argv[1] == "vae":
         from cfm_lite.data.latents.codec import open_codec
         open_codec("sd-vae-ft-ema")
-    else:
+    elif sys.argv[1] == "teacher":
         from cfm_lite.models import teacher
         teacher()
+    else:
+        from cfm_lite.models.text import ClipText
+        print(ClipText(sys.argv[1]).fingerprint)
 except CFMError as error:
     print(type(error).__name__, error)
     sys.exit(error.exit_code)
 """
+
+
+def asked_of_hub(what, url, home, timeout=280):
+    """The ended process of `HUB`, for which `url` is the hub and `home` its cache."""
+    local = {"HF_ENDPOINT": url.rstrip("/"), "HF_HOME": str(home)}
+    local |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+    } | local
+    return subprocess.run(
+        [sys.executable, "-c", HUB, what],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 @pytest.mark.faults
@@ -299,19 +320,58 @@ except CFMError as error:
 def test_weights_from_the_hub_that_cannot_be_had_are_one_error(what, behaviour, server, tmp_path):
     server.behaviour = behaviour
     server.files = {"config.json": json.dumps({"architecture": "x"}).encode() * 50}
-    local = {"HF_ENDPOINT": server.url.rstrip("/"), "HF_HOME": str(tmp_path / "hub")}
-    local |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
-    environment = {
-        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
-    } | local
-    done = subprocess.run(
-        [sys.executable, "-c", HUB, what],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = asked_of_hub(what, server.url, tmp_path / "hub")
     assert done.returncode == (3 if what == "vae" else 4), done.stderr[-2000:]
     assert done.stdout.startswith(("DataError", "CheckpointError"))
     assert server.asked
     assert not [path for path in (tmp_path / "hub").rglob("*.safetensors")]
+
+
+class Hub(Liar):
+    """A hub of one model, `me/clip`: its files as the hub gives them, and 404 for all else."""
+
+    def do_HEAD(self):
+        name = self.path.removeprefix("/me/clip/resolve/main/")
+        content = self.server.files.get(name)
+        self.server.asked.append(self.path)
+        self.send_response(404 if content is None else 200)
+        there = "/me/clip/" in self.path
+        self.send_header("X-Error-Code", "EntryNotFound" if there else "RepoNotFound")
+        if content is not None:
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        return content
+
+    def do_GET(self):
+        self.wfile.write(self.do_HEAD() or b"")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["me/none", "me/clip"])
+def test_a_name_of_a_text_encoder_is_looked_up_once_and_a_real_one_is_downloaded(
+    name, server, tmp_path
+):
+    """Without the hub, or under another name, transformers alone would ask for minutes."""
+    pytest.importorskip("transformers", reason="transformers is not installed: cfm-lite[text]")
+    place = tiny_clip(tmp_path / "clip")
+    server.RequestHandlerClass = Hub
+    server.files = {path.name: path.read_bytes() for path in place.iterdir()}
+    there = asked_of_hub(name, server.url, tmp_path / "hub", timeout=120)
+    server.shutdown()
+    server.server_close()
+    gone = asked_of_hub(name, server.url, tmp_path / "hub", timeout=60)
+    if name == "me/clip":
+        assert there.stdout.split() == [ClipText(place).fingerprint], there.stderr[-2000:]
+        assert gone.stdout == there.stdout  # from the cache
+        return
+    assert [path for path in server.asked if "me/none" in path] == [
+        "/me/none/resolve/main/config.json"
+    ]
+    for done, reason in ((there, "404"), (gone, "onnect")):
+        assert done.returncode == 4, done.stderr[-2000:]
+        (line,) = done.stdout.splitlines()
+        assert line.startswith("CheckpointError there is no CLIP 'me/none' on this machine")
+        assert reason in line
+        assert not done.stderr
