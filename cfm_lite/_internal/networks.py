@@ -1,4 +1,4 @@
-"""What a network must take and give to be trained here, and what it must hold to be averaged.
+"""What a network must take and give to be trained here.
 
     v = model(x, t, y)                    or, without conditions, model(x, t); v is shaped like x
     v, features = model.forward_features(x, t, y, blocks)    features: {block from 1: (B, T, D)}
@@ -8,7 +8,6 @@ gets. Everything that can be seen before the first step is found when an objecti
 made. docs/own_network.md shows four networks of other libraries.
 """
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,8 +35,6 @@ __all__ = [
     "check_keywords",
     "check_labels_of",
     "check_model",
-    "check_trainable",
-    "copied",
     "evaluating",
     "has_null",
     "made_in_float32",
@@ -324,42 +321,6 @@ def takes(function: Callable[..., Any], argument: str) -> bool:
     return argument in (_names(function) or ())
 
 
-def check_trainable(module: nn.Module, parts: bool = False) -> None:
-    """`module` must be one that can be trained, averaged and guarded; ConfigError names the part.
-
-    Tied weights, frozen parts, parametrisations and parameters in any order of memory are fine.
-    With `parts` FSDP must be able to deal it to ranks. `checkpoint.check_storable` says what a file
-    can hold.
-    """
-    for name, part in module.named_modules(remove_duplicate=True):
-        if getattr(part, "sparse", False) is True and isinstance(
-            part, nn.Embedding | nn.EmbeddingBag
-        ):
-            raise ConfigError(
-                f"{name} gives sparse gradients, which can be neither clipped nor averaged; build "
-                "it with sparse=False."
-            )
-    named = [*module.named_parameters(), *module.named_buffers()]
-    for name, x in named:
-        _check_stored(name, x)
-    if parts:
-        _check_parts(dict(module.named_parameters()))
-    places = {str(p.device): name for name, p in module.named_parameters()}
-    if len(places) > 1:
-        seen = ", ".join(f"{name} on {place}" for place, name in places.items())
-        raise ConfigError(
-            f"the parameters are on several devices: {seen}. Move the model to one with "
-            ".to(device)."
-        )
-    bad = [
-        name
-        for name, p in module.named_parameters()
-        if p.is_floating_point() and not torch.isfinite(_readable(p)).all()
-    ]
-    if bad:
-        raise ConfigError(f"the parameters {bad[:3]} hold NaN or infinity; start from finite ones.")
-
-
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Eval mode for a module in training mode; afterwards each submodule has its own mode back."""
@@ -395,95 +356,6 @@ def made_in_float32() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(default)
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy for the average; ConfigError names what cannot be copied."""
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # whatever a part holds: locks, open files, results of a graph
-        results = [
-            f"{place}.{name}".lstrip(".")
-            for place, part in module.named_modules()
-            for name, value in vars(part).items()
-            if isinstance(value, Tensor) and not value.is_leaf
-        ]
-        why = (
-            f"{results[0]} is the result of a computation"
-            if results
-            else " ".join(str(error).split())[:200]
-        )
-        raise ConfigError(
-            f"{type(module).__name__} cannot be copied for its average: {why}. Keep such a value "
-            "out of the module's attributes, or detach it (and use "
-            "torch.nn.utils.parametrizations in place of torch.nn.utils.weight_norm)."
-        ) from error
-
-
-def _check_stored(name: str, x: Tensor) -> None:
-    if isinstance(x, nn.UninitializedParameter | nn.UninitializedBuffer):
-        raise ConfigError(
-            f"{name} has no shape yet, as in a lazy layer; run one batch through the model first."
-        )
-    if x.is_meta:
-        raise ConfigError(
-            f"{name} is on the meta device and holds no numbers; load its weights first, or use "
-            ".to_empty and initialise it."
-        )
-    if x.is_inference():
-        raise ConfigError(
-            f"{name} was made in inference mode and cannot be trained; build the model outside "
-            "torch.inference_mode()."
-        )
-    if x.layout != torch.strided:
-        raise ConfigError(f"{name} has the layout {x.layout}; it must be dense. Call .to_dense().")
-    if isinstance(x, nn.Parameter) and x.is_complex():
-        raise ConfigError(
-            f"{name} is complex; the gradient norm, the guard and the average are for real "
-            "numbers. Keep torch.view_as_real of it."
-        )
-    if x.requires_grad and x.itemsize == 1:
-        raise ConfigError(
-            f"{name} has dtype {x.dtype}, in which nothing can be trained; make it float32, or "
-            "freeze it with requires_grad_(False)."
-        )
-    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride())):
-        raise ConfigError(
-            f"{name} was expanded: several of its entries are one number in memory, so it cannot "
-            "be changed. Call .clone() first."
-        )
-
-
-# what gloo can gather
-_GATHERED = (
-    torch.float64, torch.float32, torch.float16, torch.bfloat16,
-    torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool,
-)  # fmt: skip
-
-
-def _check_parts(named: Mapping[str, Tensor]) -> None:
-    for name, p in named.items():
-        if p.dim() == 0:
-            raise ConfigError(
-                f"{name} has no dimension, so parallel='fsdp' cannot deal it to the ranks; give it "
-                "the shape (1,), or use 'ddp'."
-            )
-        if p.dtype not in _GATHERED:
-            raise ConfigError(
-                f"{name} has dtype {p.dtype}, which parallel='fsdp' cannot gather; keep it as a "
-                "buffer, or use 'ddp'."
-            )
-    trained = {p.dtype: name for name, p in named.items() if p.requires_grad}
-    if len(trained) > 1:
-        seen = ", ".join(f"{name} has {dtype}" for dtype, name in trained.items())
-        raise ConfigError(
-            f"the trained parameters have several dtypes: {seen}; parallel='fsdp' takes one. Call "
-            "model.float(), or use 'ddp'."
-        )
-
-
-def _readable(p: Tensor) -> Tensor:
-    return p.float() if p.itemsize == 1 else p  # torch knows no isfinite of 8 bits
 
 
 def _binds(function: Callable[..., Any], positional: int, *keywords: str) -> bool:

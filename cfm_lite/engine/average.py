@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_count, check_flag, check_module, check_number
-from cfm_lite._internal.networks import copied
+from cfm_lite.engine.trainable import copied
 
 __all__ = ["Average", "share_of_start"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from cfm_lite._internal.checks import check_choice, check_count, check_flag, check_number, plain
-from cfm_lite._internal.networks import check_trainable
 from cfm_lite.engine.checkpoint import check_storable
+from cfm_lite.engine.trainable import check_trainable
 from cfm_lite.errors import ConfigError
 from cfm_lite.objective import Objective
 

@@ -94,7 +94,7 @@ ELSEWHERE: dict[str, str] = {
         evaluate.reader.scores
         evaluate.reader.train_reader data.words.Pictures data.words.Standard data.words.render data.words.scenes
         models.mmdit.JointBlock models.mmdit.Stream models.text.WordEmbedding models.sit.initialize models.sit.unpatchify
-        models.unet.ConvBlock models.unet.SelfAttention
+        models.unet.ConvBlock models.unet.SelfAttention runs.machine.check_batch
         models.sit.SiTBlock models.sit.attend models.sit.modulate perturbations.other_row runs.segments.check_same_data
         runs.segments.check_same_recipe runs.segments.new_config runs.segments.note_on_schedule runs.throughput.Clock
         runs.throughput.peak_flops runs.throughput.train_flops runs.throughput.utilisation samplers.euler samplers.heun
@@ -103,8 +103,8 @@ ELSEWHERE: dict[str, str] = {
     "the contract of one's own network: tests/test_own_network.py and test_trainable.py give it wrong ones": """
         _internal.networks.check_caption _internal.networks.null_condition _internal.networks.takes_captions
         _internal.networks.as_features _internal.networks.as_velocity_of _internal.networks.check_keywords
-        _internal.networks.check_labels_of _internal.networks.check_model _internal.networks.check_trainable
-        _internal.networks.copied _internal.networks.made_in_float32 _internal.networks.seeded
+        _internal.networks.check_labels_of _internal.networks.check_model engine.trainable.check_trainable
+        engine.trainable.copied _internal.networks.made_in_float32 _internal.networks.seeded
         _internal.networks.asked _internal.networks.evaluating _internal.networks.has_null
         _internal.networks.needs_labels
         _internal.networks.null_label _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
