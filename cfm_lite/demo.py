@@ -101,12 +101,13 @@ def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool
         Job(base.changed(method=m), arms[m], str(where), n, i if progress else -1)
         for i, m in enumerate(methods)
     ]
-    done = dict(
-        zip(
-            methods,
-            _work(jobs) if where.type == "cpu" and not quick else [_run(job) for job in jobs],
-        )
-    )
+    steps = 4 if quick else 50
+    if where.type == "cpu" and not quick:
+        found = _work(jobs, out, steps)
+    else:
+        found = [_run(job) for job in jobs]
+        _draw_untrained(out, steps)
+    done = dict(zip(methods, found))
     rows = [row for name in SHOWN for row in done[ARMS[name].trained].rows if row["method"] == name]
     data, judge = dataset("digits"), judge_for("digits")
     write_json(out / "metrics.json", rows)
@@ -116,8 +117,6 @@ def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool
         rows,
         out,
     )
-    steps = 4 if quick else 50
-    viz.save(viz.image_grid(shipped_pictures(torch.arange(10), steps)), out / "pictures.png")
     trained = {
         job.recipe.method: {
             "seconds": done[job.recipe.method].seconds,
@@ -141,9 +140,9 @@ def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool
     return f"\n{note}{table(rows, judge)}\n\n" + "\n".join(pictures)
 
 
-def _work(jobs: Sequence[Job]) -> list[Done]:
+def _work(jobs: Sequence[Job], out: Path, steps: int) -> list[Done]:
     """Run the jobs side by side, one per core, each with one thread. An interrupt ends them all at
-    once.
+    once. Whoever is free first draws what needs no training.
 
     Raises DistributedError if a process dies, and what a job raises.
     """
@@ -153,7 +152,11 @@ def _work(jobs: Sequence[Job]) -> list[Done]:
         workers, context, initializer=_one_thread, initargs=(context.RLock(),)
     )
     try:
-        return list(pool.map(_run, jobs))
+        done = pool.map(_run, jobs)
+        drawn = pool.submit(_draw_untrained, out, steps)
+        found = list(done)
+        drawn.result()
+        return found
     except BaseException as error:
         for child in multiprocessing.active_children():  # else they would train to the end first
             child.kill()
@@ -203,15 +206,18 @@ def _two_of_each(data: DataSet) -> tuple[Tensor, Tensor]:
 
 
 def _draw(images: dict[str, Tensor], data: DataSet, rows: Sequence[Row], out: Path) -> None:
-    """The three pictures: ten classes per method, the exact fields in the plane, quality against
-    steps.
-    """
+    """The two pictures of what was trained: ten classes per method, and quality against steps."""
     labels, real = _two_of_each(data)
     columns = [str(int(label)) if i % 2 == 0 else "" for i, label in enumerate(labels)]
     shown = {"real": real} | {name: images[name] for name in SHOWN}
     viz.save(viz.image_grid(shown, columns), out / "samples.png")
-    viz.save(viz.fields_figure(toy.mixture("two_classes")), out / "fields.png")
     viz.save(viz.quality_vs_steps(rows), out / "quality_vs_steps.png")
+
+
+def _draw_untrained(out: Path, steps: int) -> None:
+    """The exact fields in the plane, and what the networks that ship draw in `steps` steps."""
+    viz.save(viz.fields_figure(toy.mixture("two_classes")), out / "fields.png")
+    viz.save(viz.image_grid(shipped_pictures(torch.arange(10), steps)), out / "pictures.png")
 
 
 @torch.no_grad()

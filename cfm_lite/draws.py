@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cfm_lite._internal.checks import (
@@ -214,6 +213,8 @@ def minibatch_ot(
         table = gain.numpy()
     except RuntimeError:  # inside a transform of torch.func
         table = gain.tolist()
+    from scipy.optimize import linear_sum_assignment  # late: it takes most of a second
+
     _, order = linear_sum_assignment(table, maximize=True)
     return x0[torch.from_numpy(order).to(x0.device)], x1, y
 

@@ -16,7 +16,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite.errors import ConfigError
@@ -122,6 +121,8 @@ def _bootstrap(values: tuple[float, ...], resamples: int) -> tuple[float, float]
         return float("nan"), float("nan")
     if _constant(d):
         return float(d.mean()), float(d.mean())
+    from scipy import stats  # late: it takes most of a second
+
     kind = "BCa" if len(d) > 2 else "percentile"
     interval = stats.bootstrap(
         (d,), np.mean, n_resamples=resamples, method=kind, rng=np.random.default_rng(0)
@@ -131,10 +132,18 @@ def _bootstrap(values: tuple[float, ...], resamples: int) -> tuple[float, float]
 
 def student_interval(d: np.ndarray) -> tuple[float, float]:
     """Student's 98 % interval of the mean of `d` (n,), exact for normal differences."""
+    return _student(tuple(d.tolist()))
+
+
+@cache
+def _student(values: tuple[float, ...]) -> tuple[float, float]:
+    d = np.array(values)
     if len(d) < 2:
         return float("nan"), float("nan")
     if _constant(d):
         return float(d.mean()), float(d.mean())
+    from scipy import stats
+
     low, high = stats.t.interval(STUDENT, len(d) - 1, loc=d.mean(), scale=stats.sem(d))
     return float(low), float(high)
 
