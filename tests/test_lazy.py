@@ -2,6 +2,7 @@
 compiled one.
 """
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -20,6 +21,13 @@ import half_built.part
 torch.library.register_fake("torchvision::{operator}")(lambda *_: None)
 tries = half_built.part.tries  # missing if the second attempt finds the first one's `part`, which belongs to another package object
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _torchvision_first() -> None:
+    """Its compiled library ends the process if its operators are declared before it is loaded."""
+    with contextlib.suppress(ConfigError):
+        optional("torchvision", "imagenet")
 
 
 @pytest.fixture
