@@ -1,6 +1,7 @@
 """Captions of images, as MS-COCO and CC3M publish them, become latents with captions."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -66,6 +67,21 @@ def test_a_tsv_of_caption_and_file_gives_the_same(home):
     }
 
 
+@pytest.mark.parametrize("keys", [("file_name", "text"), ("image", "caption")])
+def test_lines_of_json_give_the_same_and_leave_out_the_same(home, keys):
+    names = {image["id"]: image["file_name"] for image in COCO["images"]}
+    rows = [(names.get(row["image_id"]), row["caption"]) for row in COCO["annotations"]]
+    lines = [json.dumps({**dict(zip(keys, row)), "url": "u"}) for row in [*rows, ("4.png", None)]]
+    # a paragraph sign is a character of a caption like any other, and no end of its line
+    text = "\n".join(lines).replace("two cats", "two\u2029cats") + "\n\n"
+    (home / "metadata.jsonl").write_text(text, encoding="utf-8")
+    assert captioned("metadata.jsonl", "pictures") == captioned("coco.json", "pictures")
+    assert one_each("metadata.jsonl", 3) == one_each("coco.json", 3)
+
+
+GOOD = '{"image": "0.png", "caption": "a dog"}\n'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -79,7 +95,18 @@ def test_a_tsv_of_caption_and_file_gives_the_same(home):
             json.dumps(COCO | {"annotations": [{"image_id": 1, "caption": 3}]}),
             "cannot be",
         ),
-        ("a.tsv", "a dog\n", "line 1 has 1 columns"),
+        ("a.tsv", "a dog\n", "line 1: 1 columns"),
+        ("a.tsv", "a dog\thttp://a.org/0.png\n", "line 1: 'http://a.org/0.png' is an address"),
+        ("a.jsonl", GOOD + "{", "line 2: Expecting"),
+        ("a.jsonl", GOOD + "[3]", "line 2: no JSON object"),
+        ("a.jsonl", GOOD + GOOD.replace("caption", "txt"), "line 2: none of caption, text"),
+        ("a.jsonl", GOOD.replace("image", "url"), "line 1: none of file_name, image"),
+        ("a.jsonl", GOOD.replace("}", ', "text": "a"}'), "line 1: caption and text"),
+        ("a.jsonl", GOOD.replace("}", ', "image": "a"}'), "line 1: it gives 'image' twice"),
+        ("a.jsonl", GOOD.replace('"a dog"', "3"), "line 1: caption is 3, not a text"),
+        ("a.jsonl", GOOD.replace("0.png", "s3://0.png"), "line 1: 's3://0.png' is an address"),
+        ("a.jsonl", GOOD.replace("a dog", ""), "holds no caption of any image"),
+        ("a.json", GOOD + GOOD, "JSON lines (.jsonl)"),
         ("none.json", None, "No such file"),
         ("a.tsv", "a dog\tnowhere.png\n", "such as 'nowhere.png'. Give the folder that holds it"),
     ],
@@ -87,7 +114,7 @@ def test_a_tsv_of_caption_and_file_gives_the_same(home):
 def test_a_file_that_holds_no_captions_is_refused_in_one_line(home, name, content, words):
     if content is not None:
         (home / name).write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=words.replace("(", r"\(")) as error:
+    with pytest.raises(DataError, match=re.escape(words)) as error:
         captioned(name, "pictures")
     assert "\n" not in str(error.value)
     assert name in str(error.value)

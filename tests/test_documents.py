@@ -2,6 +2,7 @@
 that the program takes.
 """
 
+import os
 import re
 import shlex
 
@@ -52,6 +53,20 @@ def test_the_twelve_lines_learn_the_data_that_they_were_given(seed):
     )
     nearest = torch.cdist(points, fresh).argmin(1)
     assert (label[nearest] == 1).double().mean() <= 0.05
+
+
+def test_every_page_is_reached_by_links_from_the_readme():
+    found, new = set(), {"README.md"}
+    while new:
+        found |= new
+        links = {
+            (ROOT / name).parent / link
+            for name in new
+            for link in re.findall(r"\]\(([\w./-]+\.md)", read(name))
+        }
+        new = {os.path.relpath(path, ROOT).replace(os.sep, "/") for path in links} - found
+        new &= set(documents())
+    assert {name for name in documents() if name.startswith("docs/")} <= found
 
 
 @pytest.mark.parametrize("document", documents())

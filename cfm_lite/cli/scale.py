@@ -37,7 +37,8 @@ class ScalePrepare(OnDevice):
     out: OptionalPath = None
     """The folder for the latents or the features."""
     captions: OptionalPath = None
-    """Captions of the images, in place of classes: MS-COCO's JSON, or a TSV of caption and file."""
+    """Captions of the images, in place of classes: MS-COCO's JSON, JSON lines with the keys
+    file_name and text (or image and caption), or a TSV of caption and file."""
     size: int = 256
     """Pixels a side, such as 256 or 512."""
     vae: str = "sd-vae-ft-ema"

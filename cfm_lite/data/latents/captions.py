@@ -2,16 +2,16 @@
 
     FILE.json   {"images": [{"id": 9, "file_name": "a.jpg"}, ...],
                  "annotations": [{"image_id": 9, "caption": "a dog on a mat"}, ...]}
+    FILE.jsonl  {"file_name": "a.jpg", "text": "a dog on a mat"}, or with the keys "image" and
+                "caption", on each line
     FILE.tsv    a caption, a tab and the name of its image file, on each line
 
 An image may have several captions; a training step takes one of them at random. Reference: Chen et
 al. 2015 (COCO captions, arXiv:1504.00325).
 """
 
-import csv
-import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ from cfm_lite.errors import CFMError, DataError
 
 __all__ = ["captioned", "one_each", "read_captions"]
 
-FORMS = "MS-COCO's captions JSON (images, annotations), or a TSV of caption and file name"
+FORMS = (
+    "MS-COCO's captions JSON (images, annotations), JSON lines (.jsonl) with the keys file_name or "
+    "image and text or caption, or a TSV (.tsv) of caption and file name"
+)
 
 
 def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -43,7 +46,8 @@ def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
-        names, said = _tsv(text) if Path(file).suffix == ".tsv" else _coco(text)
+        read = {".tsv": _columns, ".jsonl": _object}.get(Path(file).suffix)
+        names, said = _by_line(text, read) if read else _coco(text)
         found: dict[str, list[str]] = {name: [] for name in sorted(names.values())}
         lost = []
         for image, caption in said:
@@ -70,12 +74,42 @@ def _coco(text: str) -> Told:
     return names, [(row["image_id"], row["caption"]) for row in content["annotations"]]
 
 
-def _tsv(text: str) -> Told:
-    rows = list(csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2:
-            raise ValueError(f"line {number} has {len(row)} columns, not 2")
-    return {name: name for _, name in rows}, [(name, caption) for caption, name in rows]
+def _by_line(text: str, read: Callable[[str], tuple[str | None, str]]) -> Told:
+    """What `read` finds in each line: the name of the image's file, if any, and the caption."""
+    said = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                said.append(read(line))
+                if said[-1][0] and "://" in said[-1][0]:
+                    raise ValueError(f"{said[-1][0]!r} is an address, not the name of a file")
+            except (ValueError, CFMError) as error:
+                raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from None
+    return {name: name for name, _ in said if name}, said
+
+
+def _columns(line: str) -> tuple[str, str]:
+    columns = line.split("\t")
+    if len(columns) != 2:
+        raise ValueError(f"{len(columns)} columns, not 2")
+    return columns[1], columns[0]
+
+
+def _object(line: str) -> tuple[str | None, str]:
+    row = parse_json(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"no JSON object but {row!r:.60}")
+    return _one_of(row, "file_name", "image"), _one_of(row, "caption", "text") or ""
+
+
+def _one_of(row: dict[str, Any], *keys: str) -> str | None:
+    found = [key for key in keys if key in row]
+    if len(found) != 1:
+        raise ValueError(f"{' and '.join(found) or 'none of ' + ', '.join(keys)}; give one")
+    value = row[found[0]]
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{found[0]} is {value!r:.60}, not a text")
+    return value
 
 
 def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
