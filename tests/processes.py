@@ -51,9 +51,9 @@ class Ranks:
     children: list[int]
     outputs: list[Path]
 
-    def wait(self, seconds: float = 60) -> list[int]:
+    def wait(self, seconds: float = 240) -> list[int]:
         """The exit code of each rank, minus the signal for those that were killed; what is left
-        after `seconds` is killed: None.
+        after `seconds`, which only end a hang, is killed: None.
         """
         codes: dict[int, int] = {}
         end = time.monotonic() + seconds

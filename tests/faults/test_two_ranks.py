@@ -38,7 +38,7 @@ def test_values_are_averaged_and_one_stop_is_a_stop_of_all(tmp_path):
         return 0
 
     started = ranks([work, work], tmp_path)
-    assert started.wait(60) == [0, 0], started.texts()
+    assert started.wait() == [0, 0], started.texts()
 
 
 def test_a_rank_draws_the_shards_of_its_place():
@@ -75,7 +75,7 @@ def end(work, folder, timeout):
             return 7
 
     started = ranks([start, start], folder, timeout=60)
-    return started, lambda: (started.wait(90), started.texts())
+    return started, lambda: (started.wait(), started.texts())
 
 
 def test_a_rank_that_works_alone_is_waited_for_longer_than_the_time_out(tmp_path):
