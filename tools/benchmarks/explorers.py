@@ -135,8 +135,8 @@ def _measure(
     yield _row(f"{name}: kB on the wire", wire, "<=", None, " kB", note)
     if side == "new":
         yield _row(f"{name}: first picture after its cell", [first], "<=", 150, " ms", "")
-    jumps = max(len(s.heights) for s in seen) - 1
-    yield count(f"{name}: jumps of the page", jumps, goal=0, note=note)
+        jumps = max(len(s.heights) for s in seen) - 1
+        yield count(f"{name}: jumps of the page", jumps, goal=0, note=note)
 
 
 def _row(
