@@ -1,5 +1,5 @@
-"""JupyterLab on a free loopback port with a token, over a copy of the notebooks, and pages of it in
-headless Chromium.
+"""JupyterLab or Notebook 7 on a free loopback port with a token, over a copy of the notebooks, and
+pages of it in headless Chromium.
 """
 
 import contextlib
@@ -46,22 +46,23 @@ class Lab:
     token: str
     folder: Path
     environment: dict[str, str]
+    page: str = "lab/tree"
 
     def address(self, notebook: str) -> str:
-        return f"{self.url}/lab/tree/{notebook}?reset&token={self.token}"
+        return f"{self.url}/{self.page}/{notebook}?reset&token={self.token}"
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path, root: Path = ROOT) -> Iterator[Lab]:
-    """JupyterLab over `folder`, with the package of the checkout `root`, in fast mode, with its own
-    settings and kernels folder; it ends with the block.
+def running_lab(folder: Path, root: Path = ROOT, program: str = "jupyterlab") -> Iterator[Lab]:
+    """JupyterLab, or Notebook 7 with `program` "notebook", over `folder`, with the package of the
+    checkout `root`, in fast mode, with its own settings and kernels folder; it ends with the block.
     """
     port = reserved_port()
     token, home = secrets.token_hex(16), tempfile.mkdtemp(prefix="lab-")
     command = [
         sys.executable,
         "-m",
-        "jupyterlab",
+        program,
         "--no-browser",
         "--ip=127.0.0.1",
         f"--port={port}",
@@ -93,7 +94,8 @@ def running_lab(folder: Path, root: Path = ROOT) -> Iterator[Lab]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             _wait(f"http://127.0.0.1:{port}/api/status?token={token}", process, Path(log.name))
-            yield Lab(f"http://127.0.0.1:{port}", token, folder, environment)
+            page = "lab/tree" if program == "jupyterlab" else "notebooks"
+            yield Lab(f"http://127.0.0.1:{port}", token, folder, environment, page)
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -110,7 +112,7 @@ def _wait(url: str, process: subprocess.Popen, log: Path, seconds: float = 60) -
         if process.poll() is not None:
             break
         time.sleep(0.3)
-    raise RuntimeError(f"JupyterLab did not start: {log.read_text(encoding='utf-8')[-2000:]}")
+    raise RuntimeError(f"the server did not start: {log.read_text(encoding='utf-8')[-2000:]}")
 
 
 @contextlib.contextmanager

@@ -192,6 +192,27 @@ def trusted(lab, path: Path) -> None:
     subprocess.run(trust, check=True, capture_output=True, env=lab.environment)
 
 
+def test_notebook_7_runs_them_and_shows_a_saved_one_alive(page, folder):
+    pytest.importorskip("notebook", reason="not run: pip install 'cfm-lite[browser]'")
+    fresh = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in THREE])
+    nbformat.write(fresh, folder / "seven.ipynb")
+    saved = executed(folder, "seven-saved", *THREE)
+    with labs.running_lab(folder, program="notebook") as classic:
+        trusted(classic, saved)
+        for path in (folder / "seven.ipynb", saved):
+            labs.open_notebook(page, classic, path.name)
+            if path != saved:
+                labs.run_all(page)
+            page.wait_for_function(
+                f"() => document.querySelectorAll('{EXPLORER} canvas').length === 3", timeout=60_000
+            )
+            for index, name in enumerate(("exact_field", "own_data", "guidance")):
+                use(page, index, name)
+            page.screenshot(path=SHOTS / f"{path.stem}.png")
+            page.goto("about:blank")
+    assert not page.failures
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_a_committed_notebook_is_alive_before_a_cell_has_run(notebook, page, lab, folder):
     """Drag, and it moves: what `make lab` shows of a notebook that nobody ran."""

@@ -22,6 +22,7 @@ pytest.importorskip("mkdocs", reason="not run: the site needs mkdocs, make test-
 from tests.browser import lab as labs
 from tests.browser.drag import EXPLORER, drag
 from tools.site import api
+from tools.site.__main__ import faces
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 
@@ -172,7 +173,7 @@ def test_the_explorers_of_the_site_are_alive(name, chromium):
     page.goto((site() / f"{name}.html").as_uri())
     page.wait_for_selector(f"{EXPLORER} canvas")
     count = page.locator(EXPLORER).count()
-    assert count == (1 if name == "index" else 8)
+    assert count == (1 if name == "index" else len(faces()))
     for index in range(count):
         page.locator(EXPLORER).nth(index).scroll_into_view_if_needed()
         seen = drag(page, index=index, positions=10, seconds=0.6, shots=1)

@@ -38,7 +38,7 @@ COPIED = (
 )
 COPIED += ("data/results/*.webp", "data/results/course/*.png")
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "slides/README.md")
-DOCUMENTS += ("data/README.md", "data/results/*.md")
+DOCUMENTS += ("docs/teaching/*.md", "data/README.md", "data/results/*.md")
 # what the site takes: {the package: {its files: their place in assets/}}
 TAKEN = {
     "katex": {
@@ -156,8 +156,7 @@ def explorers_page() -> str:
     parts = ["---\nhide: [navigation]\n---", "# Explorers"]
     parts.append('<script src="assets/explorers.js"></script>')
     order = (widgets.__doc__ or "").find  # it tells them in the order of the course
-    faces = [name for name in widgets.__all__ if (explorers.STATIC / f"{name}.png").exists()]
-    for name in sorted(faces, key=lambda name: order(f"`{name}`")):
+    for name in sorted(faces(), key=lambda name: order(f"`{name}`")):
         said = re.split(r"\n\n|(?<=\.)\n", (getattr(widgets, name).__doc__ or "").strip())[0]
         link = f"[`widgets.{name}`](api/widgets.md#cfm_lite.widgets.{name})"
         parts.append(f"## {name.replace('_', ' ').capitalize()}")
@@ -165,10 +164,16 @@ def explorers_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def faces() -> list[str]:
+    """The names of all explorers."""
+    return [name for name in widgets.__all__ if (explorers.STATIC / f"{name}.png").exists()]
+
+
 def navigation() -> list[dict]:
     """Where each page stands. A new document of docs/ stands in the library's list by itself."""
     placed = ["course", "lab", "glossary", "paper_versus_here", "install"]
-    course = ["docs/course.md", *_pages("notebooks", "[0-9]*.md"), *_pages("docs", "teaching*.md")]
+    course = ["docs/course.md", *_pages("notebooks", "[0-9]*.md")]
+    plans = ["docs/teaching/README.md", *_pages("docs/teaching", "[0-9]*.md")]
     others = [p for p in _pages("docs", "*.md") if Path(p).stem not in placed and p not in course]
     names = [
         {f"The names: {g}": [f"api/{r}.md" for r in rooms]} for g, rooms in api.rooms().items()
@@ -177,7 +182,7 @@ def navigation() -> list[dict]:
     about_data = ["docs/paper_versus_here.md", "data/README.md"]
     return [
         {"Start": "README.md"},
-        {"Course": course},
+        {"Course": [*course, {"For teachers": plans}]},
         {"Explorers": "explorers.md"},
         {"Library": ["api/README.md", *library]},
         {"Lab": ["docs/lab.md", *_pages("data/results", "*.md"), *about_data]},
