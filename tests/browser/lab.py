@@ -137,7 +137,7 @@ def open_notebook(page: Any, lab: Lab, notebook: str) -> None:
     """Show a notebook, alone on the page, and wait until its kernel is ready."""
     page.goto(lab.address(notebook))
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_selector(".jp-NotebookPanel-toolbar, .jp-Toolbar", timeout=60_000)
+    page.wait_for_selector(".jp-Toolbar:visible", timeout=60_000)  # Notebook 7 hides some
     page.wait_for_timeout(1500)
     if page.locator(".jp-Dialog").count():
         page.locator(".jp-Dialog .jp-mod-accept").first.click()

