@@ -188,7 +188,7 @@ def outcome(home, monkeypatch, capsys):
         raise Reached(f"{given} {sorted(how.items())}")
 
     monkeypatch.setattr(demo, "_run", reached)
-    monkeypatch.setattr(demo, "_work", lambda jobs: reached(*jobs))
+    monkeypatch.setattr(demo, "_work", lambda jobs, *_: reached(*jobs))
     monkeypatch.setattr(experiments, "training_costs", reached)
     monkeypatch.setattr(
         experiments.sweep, "_outcomes", lambda todo, *rest: reached(*(job.key for job in todo.jobs))

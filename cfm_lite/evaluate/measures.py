@@ -1,7 +1,5 @@
 """Samples measured against held-out data, and in the features of the data set's judge."""
 
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import Tensor
 
@@ -45,14 +43,15 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
         return _measure_captioned(samples, y)
     if judge is None:
         return _measure_points(samples, y, data)
-    logits, fake = assess(judge, samples)
-    real, frechet_real = _of_real(len(samples), data, judge)
     data = data.images
+    logits, fake = assess(judge, samples)
+    real = assess(judge, reference_rows(len(samples), data, judge))[1]
+    train_features = assess(judge, _some(data.x1, max(COMPARED, len(samples))))[1]
     accuracy = metrics.accuracy(logits, y)
     values = {
         "accuracy": accuracy,
         "frechet": metrics.frechet(fake, real),
-        "frechet_real": frechet_real,
+        "frechet_real": metrics.frechet(train_features, real),
     }
     if len(data.x1) <= ALL_PAIRS:
         values["nearest_ratio"] = metrics.nearest_ratio(samples, data.x1, data.held_x1)
@@ -60,21 +59,6 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
         _some(real, NEIGHBOURS), fake[:NEIGHBOURS]
     )
     return {name: float(value) for name, value in values.items()}
-
-
-def _of_real(n: int, data: DataSet, judge: Judge) -> tuple[Tensor, Tensor]:
-    """The features of the held-out rows for `n` samples, and frechet_real: found once per judge,
-    whose weights are frozen, for the data and the n that it was last asked for.
-    """
-    known = _REAL.get(judge)
-    if known is None or known[0] is not data or known[1] != n:
-        features = assess(judge, reference_rows(n, data, judge))[1]
-        train_features = assess(judge, _some(data.images.x1, max(COMPARED, n)))[1]
-        known = _REAL[judge] = (data, n, (features, metrics.frechet(train_features, features)))
-    return known[2]
-
-
-_REAL: WeakKeyDictionary[Judge, tuple[DataSet, int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 def _measure_captioned(samples: Tensor, y: Tensor) -> dict[str, float]:

@@ -154,11 +154,12 @@ def open_clip(place: str, network: str) -> tuple[Any, Any]:
     """
     modeling, tokens = clip_parts()
     refused = "" if os.path.isdir(place) else _refused_by_hub(place)
-    how = {"use_safetensors": True, "local_files_only": bool(refused)}
+    how = {"local_files_only": bool(refused)}
     try:
         with _quietly():
-            tokenizer = tokens.CLIPTokenizer.from_pretrained(place, **how)
-            opened = getattr(modeling, network).from_pretrained(place, **how)
+            tokenizer = tokens.CLIPTokenizer.from_pretrained(place, use_safetensors=True, **how)
+            kind = getattr(modeling, network)
+            opened = kind.from_pretrained(place, use_safetensors=True, **how)
     except (OSError, ValueError) as error:
         where = " on this machine, and the hub does not give it" if refused else ""
         raise CheckpointError(

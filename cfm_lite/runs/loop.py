@@ -97,7 +97,7 @@ def train(
             "drawn. Use fewer, or 0."
         )
     device = torch.device(device)
-    if source is None:
+    if source is None and isinstance(data, DataSet):
         check_batch(recipe.batch, data.shape, device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
     trainer.log_every = log_every
