@@ -163,8 +163,8 @@ def open_clip(place: str, network: str) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         where = " on this machine, and the hub does not give it" if refused else ""
         raise CheckpointError(
-            f"there is no CLIP {place!r}{where} ({refused or in_one_line(error)}). Give a folder with config.json, "
-            f"model.safetensors and the tokenizer, or go online for {CLIP}."
+            f"there is no CLIP {place!r}{where} ({refused or in_one_line(error)}). Give a folder "
+            f"with config.json, model.safetensors and the tokenizer, or go online for {CLIP}."
         ) from None
     return tokenizer, opened.requires_grad_(False).eval()
 

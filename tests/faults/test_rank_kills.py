@@ -105,7 +105,7 @@ def _kill(started: Ranks, place: Path, shared: Shared, chance: random.Random, ta
     time.sleep(chance.uniform(0, shared.seconds if aim else 0.05))
     started.kill(victim)
     killed, inside = time.monotonic(), shared.saving
-    codes = started.wait()
+    codes = started.wait(60)
     if codes[victim] == 0:
         return False
     tally.kills += 1

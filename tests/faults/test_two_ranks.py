@@ -75,7 +75,7 @@ def end(work, folder, timeout):
             return 7
 
     started = ranks([start, start], folder, timeout=60)
-    return started, lambda: (started.wait(), started.texts())
+    return started, lambda: (started.wait(90), started.texts())
 
 
 def test_a_rank_that_works_alone_is_waited_for_longer_than_the_time_out(tmp_path):

@@ -162,7 +162,7 @@ def test_a_killed_rank_ends_the_other_and_the_checkpoint_stays(data, tmp_path, v
     with eventually(40) as wait:
         wait(lambda: list((out / "checkpoints").glob("step-*")))
     started.kill(victim)
-    codes = started.wait()
+    codes = started.wait(30)
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 7
     assert "lost the others" in started.texts()[1 - victim]
@@ -179,7 +179,7 @@ def test_a_stop_request_to_one_rank_saves_once_and_ends_both(data, tmp_path):
     with eventually(40) as wait:
         wait(lambda: (out / "log.jsonl").exists() and len(losses(out)) > 2)
     started.kill(1, signal.SIGTERM)
-    assert started.wait() == [143, 143]
+    assert started.wait(30) == [143, 143]
     assert checkpoint.load(checkpoint.latest(out / "checkpoints")).step == len(losses(out))
 
 
@@ -267,14 +267,14 @@ def test_a_taken_port_is_one_line_and_exit_code_7(data, tmp_path):
         started = ranks(
             [lambda: cli.main(argv)] * 2, tmp_path, port=taken.getsockname()[1], timeout=3
         )
-        assert started.wait() == [7, 7]
+        assert started.wait(40) == [7, 7]
     assert all("Is the port taken" in text for text in started.texts())
     assert "[rank 1]" in started.texts()[1]
 
 
 def test_a_rank_that_never_comes_ends_the_other_in_time(tmp_path):
     started = ranks([lambda: _join()], tmp_path, timeout=2, WORLD_SIZE="2")
-    assert started.wait() == [99]
+    assert started.wait(30) == [99]
     assert "cannot join the others" in started.texts()[0]
 
 
