@@ -14,6 +14,7 @@ import { classChoice, limitsOf, mixtureOf, noise, percent, remembered, rings, TI
 
 const [MANY, SOME, FEW] = [500, 240, 72]; // particles: in one plane, in three, through a network
 const WORST = 10; // nats at which the colours end
+const CORNERS = 16; // of the way of a particle: it is a smooth curve, and each costs time to draw
 
 /** @param {any} data @returns {[string, string][]} */
 function fields(data) {
@@ -204,5 +205,6 @@ function until({ ts, states, drift }, t) {
     return out;
   };
   const x = mix(states[s], states[s + 1]);
-  return { x, drift: mix(drift[s], drift[s + 1]), trail: [...states.slice(0, s + 1), x] };
+  const every = Math.ceil((ts.length - 1) / CORNERS);
+  return { x, drift: mix(drift[s], drift[s + 1]), trail: [...states.slice(0, s + 1).filter((_, i) => i % every === 0 || i === s), x] };
 }
