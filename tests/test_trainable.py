@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from cfm_lite import models, objective
 from cfm_lite.data.batches import batches
@@ -18,7 +19,7 @@ from cfm_lite.engine.sharded import full
 from cfm_lite.errors import ConfigError
 from cfm_lite.training import Trainer
 from tests.networks import same_parameters
-from tests.processes import ranks
+from tests.processes import interpreters, ranks
 
 X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
 
@@ -359,3 +360,59 @@ def test_two_ranks_train_save_and_resume_what_one_process_does_or_say_why_not(tm
 
     started = ranks([work] * 2, tmp_path)
     assert started.wait() == [0, 0], "\n".join(started.texts())
+
+
+class Now(nn.Module):
+    """A network that uses its `gain` in some of a step's four micro-batches only."""
+
+    def __init__(self, when, first, count):
+        super().__init__()
+        self.net, self.gain = Net(), nn.Parameter(torch.ones(2))
+        self.when, self.first, self.count, self.calls = when, first, count, 0
+
+    def forward(self, x, t):
+        number = self.first + self.calls % self.count
+        self.calls += 1
+        return self.net(x, t) + (self.gain * x if number in self.when else 0)
+
+
+# of two ranks the first has the micro-batches 0 and 1, the other 2 and 3
+WHEN = {"early": (0, 2), "early on one rank": (0,), "late on one rank": (3,), "either": (0, 3)}
+
+
+ALIKE = hasattr(FSDPModule, "set_reduce_scatter_unused_params")  # from torch 2.13 on
+CASES = [
+    (parallel, when)
+    for parallel in ("ddp", "fsdp")
+    for when in WHEN
+    if parallel == "ddp" or when == "early" or ALIKE
+]
+
+
+def by_micro_batches(world, parallel, when):
+    """The trained numbers after three steps of four micro-batches in all."""
+    each = 4 // world.size
+    net = Now(WHEN[when], world.rank * each, each)
+    trainer = Trainer(
+        objective.fm(net, shard=2), torch.optim.SGD(net.parameters(), 0.1) if parallel == "ddp" else None,
+        accumulate=each, clip=None, world=world, parallel=parallel,
+    )  # fmt: skip
+    list(trainer.run([X1[2 * each * world.rank : 2 * each * (world.rank + 1)]] * 3, 3))
+    return torch.cat([full(p).detach().flatten() for p in trainer.parameters])
+
+
+def on_a_rank(world, folder):
+    for parallel, when in CASES:
+        found = by_micro_batches(world, parallel, when)
+        if world.is_main:
+            torch.save(found, f"{folder}/{parallel} {when}.pt")
+
+
+def test_a_parameter_that_only_some_micro_batches_use_is_trained_as_on_one_process(tmp_path):
+    started = interpreters("tests.test_trainable:on_a_rank", 2, tmp_path, str(tmp_path))
+    assert started.wait() == [0, 0], "\n".join(started.texts())
+    for parallel, when in CASES:
+        found = torch.load(tmp_path / f"{parallel} {when}.pt", weights_only=True)
+        alone = by_micro_batches(ALONE, parallel, when)
+        assert not torch.equal(alone[:2], torch.ones(2))
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-6, msg=f"{parallel}, {when}")

@@ -79,6 +79,9 @@ def shard(
         _gather_in(model)
     fully_shard(module, mesh=mesh, reshard_after_forward=True if read else None)
     _gather_in(module)
+    if hasattr(module, "set_reduce_scatter_unused_params"):  # from torch 2.13 on
+        # what one rank alone has used is exchanged with zeros of the others, as under DDP
+        module.set_reduce_scatter_unused_params(True)
     # now the root is `module`, whichever part is called first
     fully_shard.state(module)._lazy_init()  # pyright: ignore
     return module
@@ -112,15 +115,27 @@ def spread(
 def exchanging(wrapped: Any, parameters: Sequence[Tensor], last: bool) -> Iterator[None]:
     """Around a micro-batch: gradients are exchanged once a batch, with those of the `last` one.
 
-    DDP waits for the gradient of each of the `parameters`: one that got none gets zeros.
+    DDP waits in the last one for a gradient of each of the `parameters`: one that gets none there,
+    whatever earlier ones gave it, gets zeros.
     """
     if is_sharded(wrapped):
         wrapped.set_requires_gradient_sync(last)
-    ddp = isinstance(wrapped, nn.parallel.DistributedDataParallel)
-    with wrapped.no_sync() if ddp and not last else contextlib.nullcontext():
+    if not isinstance(wrapped, nn.parallel.DistributedDataParallel):
         yield
-    if ddp and last and (missed := [p for p in parameters if p.grad is None]):
-        torch.autograd.backward(missed, [torch.zeros_like(p) for p in missed])
+    elif not last:
+        with wrapped.no_sync():
+            yield
+    else:
+        earlier, again = [p for p in parameters if p.grad is not None], set()
+        hooks = [p.register_post_accumulate_grad_hook(again.add) for p in earlier]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        missed = [p for p in parameters if p.grad is None] + [p for p in earlier if p not in again]
+        if missed:
+            torch.autograd.backward(missed, [torch.zeros_like(p) for p in missed])
 
 
 def _compute_in(model: nn.Module, device: torch.device, half: torch.dtype) -> None:
