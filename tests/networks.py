@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +54,20 @@ def kept_bytes(model: nn.Module, given: Sequence[Tensor], again: bool = False) -
         _ = model(*given)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     return sum(size for place, size in sizes.items() if place not in weights)
+
+
+def without_hub(monkeypatch) -> list[str]:
+    """The addresses that are asked of the hub, which answers none and may be asked once only."""
+    asked: list[str] = []
+
+    def unreachable(url: str, **how: object) -> None:
+        asked.append(url)
+        raise RuntimeError("no route\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    # else others would ask for every file that there may be, and ask again
+    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", pytest.fail)
+    return asked
 
 
 def tiny_clip(folder: Path, length: int = 7, dim: int = 12, seed: int = 0) -> Path:

@@ -9,7 +9,7 @@ from cfm_lite._internal import lazy
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.models import MMDiT
 from cfm_lite.models.text import ClipText
-from tests.networks import tiny_clip
+from tests.networks import tiny_clip, without_hub
 
 needs_transformers = pytest.mark.skipif(
     not __import__("importlib.util").util.find_spec("transformers"),
@@ -97,15 +97,7 @@ def test_what_is_no_list_of_texts_or_no_encoder_is_refused_in_one_line(place, tm
 def test_a_name_that_is_no_encoder_is_asked_for_once_and_refused_in_one_line(
     monkeypatch, capfd, name
 ):
-    asked = []
-
-    def unreachable(url, **how):
-        asked.append(url)
-        raise RuntimeError("no route\nto the hub")
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-    # else transformers would ask for every file that there may be, and ask again
-    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", pytest.fail)
+    asked = without_hub(monkeypatch)
     with pytest.raises(CheckpointError, match=r"there is no CLIP .* the hub does not give it") as e:
         ClipText(name)
     assert "\n" not in str(e.value)

@@ -1,6 +1,7 @@
 """The one scale between images, moments and latents."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cfm_lite.models import SiT
 from cfm_lite.negatives import perturbed
 from cfm_lite.objective import vecor
 from cfm_lite.perturbations import crop_resize
+from tests.networks import without_hub
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,9 @@ NAMES = {  # what is given, what the hub is asked for, and the one spelling that
 }
 
 
+HEAD = SimpleNamespace(commit_hash="0" * 40)  # of a file that the hub gives
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """What the hub is asked for; it gives a random VAE of 16 channels with a shift, as newer ones
@@ -127,7 +132,30 @@ def hub(monkeypatch):
         return vae
 
     monkeypatch.setattr(kind, "from_pretrained", fetch)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: HEAD)
     return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("me/none", "me/none/resolve/main/"), ("me/none/vae", "me/none/resolve/main/vae/")],
+)
+def test_a_name_that_the_hub_does_not_give_is_asked_for_once_and_refused_in_one_line(
+    name, config, monkeypatch
+):
+    asked = without_hub(monkeypatch)
+    with pytest.raises(DataError, match=r"me/none.*no route to the hub.*--vae FOLDER") as error:
+        open_codec(name)
+    assert "\n" not in str(error.value)
+    assert [url.endswith(f"{config}config.json") for url in asked] == [True]
+
+
+def test_a_page_that_answers_in_place_of_the_hub_is_no_hub(monkeypatch):
+    without_hub(monkeypatch)
+    page = SimpleNamespace(commit_hash=None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: page)
+    with pytest.raises(DataError, match=r"me/none.*is no hub.*--vae FOLDER"):
+        open_codec("me/none")
 
 
 @pytest.mark.parametrize("given", NAMES)

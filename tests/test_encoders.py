@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cfm_lite.errors import CheckpointError, ConfigError, UntrustedFileError
 from cfm_lite.models import Encoder, teacher
+from tests.networks import same_parameters, without_hub
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TINY = "vit_tiny_patch16_224"
@@ -148,3 +149,24 @@ def test_a_network_without_patches_is_refused():
 def test_images_that_do_not_fit_are_refused(images, message):
     with pytest.raises(ConfigError, match=message):
         Encoder(Pixels(), MEAN, STD)(images)
+
+
+def test_weights_that_the_hub_does_not_give_are_asked_for_once_and_refused_in_one_line(monkeypatch):
+    asked = without_hub(monkeypatch)
+    with pytest.raises(
+        CheckpointError, match=r"no weights .*no route to the hub.*checkpoint="
+    ) as e:
+        teacher(TINY, grid=2)
+    assert "\n" not in str(e.value)
+    assert len(asked) == 1
+
+
+def test_weights_that_were_fetched_before_need_no_hub(tiny, monkeypatch, tmp_path):
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(tiny.vit.state_dict(), file)
+    without_hub(monkeypatch)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda place, name: str(tmp_path / name) if place.startswith(f"timm/{TINY}.") else None,
+    )
+    assert same_parameters(teacher(TINY, grid=2), tiny)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cfm_lite._internal import hub
 from cfm_lite._internal.checks import check_count, check_floating, in_one_line, on_host, promote
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32
@@ -120,19 +121,35 @@ def teacher(
             f"{', '.join(near) or _DINO!r}."
         )
     size = check_count("grid", grid) * int(patch[1])
-    overlay = {} if checkpoint is None else {"state_dict": _content(checkpoint)}
     # the classifier is kept, although it is not used: without it timm would accept a file in which
     # weights are missing
     try:
+        if pretrained and checkpoint is None:
+            checkpoint = _fetched_before(timm, name)
+        overlay = {} if checkpoint is None else {"state_dict": _content(checkpoint)}
         vit = timm.create_model(
             name, pretrained or bool(overlay), img_size=size, pretrained_cfg_overlay=overlay
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"no weights for the teacher {name!r} ({in_one_line(error)}). Give a file: "
-            "teacher(..., checkpoint=PATH)."
+            "teacher(..., checkpoint=PATH), or go online once."
         ) from error
     return Encoder(vit, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
+
+
+def _fetched_before(timm: Any, name: str) -> str | None:
+    """The file of timm's weights on this machine if the hub does not give them now, else None.
+
+    Raises OSError, with the hub's reason, if there is none.
+    """
+    place = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    if not place or not (refused := hub.refusal(place, "imagenet")):
+        return None
+    file = hub.kept(place, "model.safetensors", "imagenet")
+    if file is None:
+        raise OSError(refused)
+    return file
 
 
 def _content(checkpoint: AnyPath) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from cfm_lite._internal import hub
 from cfm_lite._internal.checks import as_labels, check_tensor, in_one_line, is_whole, on_host
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
@@ -153,7 +154,7 @@ def open_clip(place: str, network: str) -> tuple[Any, Any]:
     CheckpointError if nothing lies there.
     """
     modeling, tokens = clip_parts()
-    refused = "" if os.path.isdir(place) else _refused_by_hub(place)
+    refused = "" if os.path.isdir(place) else hub.refusal(place, "text")
     how = {"local_files_only": bool(refused)}
     try:
         with _quietly():
@@ -167,19 +168,6 @@ def open_clip(place: str, network: str) -> tuple[Any, Any]:
             f"with config.json, model.safetensors and the tokenizer, or go online for {CLIP}."
         ) from None
     return tokenizer, opened.requires_grad_(False).eval()
-
-
-def _refused_by_hub(place: str) -> str:
-    """Why the hub does not give the model `place`, in a line; "" if it does.
-
-    One request. transformers would ask for each file that there may be, five times and longer each.
-    """
-    hub = optional("huggingface_hub", "text")
-    try:
-        hub.get_hf_file_metadata(hub.hf_hub_url(place, "config.json"))
-    except Exception as error:  # no network, no such name, no access: each raises another type
-        return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-    return ""
 
 
 @contextlib.contextmanager

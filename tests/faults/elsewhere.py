@@ -42,7 +42,7 @@ ELSEWHERE: dict[str, str] = {
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         _internal.files.fingerprint _internal.files.hash_of_file _internal.files.publish
-        _internal.lazy.optional _internal.lazy.random_kept
+        _internal.hub.kept _internal.hub.refusal _internal.lazy.optional _internal.lazy.random_kept
         data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
         data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
         data.datasets.codec_for data.datasets.each_image_set data.datasets.image_rows data.images.centre_crop
@@ -55,7 +55,8 @@ ELSEWHERE: dict[str, str] = {
         data.latents.shards.Mapped data.latents.shards.ask_for data.latents.shards.check_hash
         data.latents.shards.check_sources data.latents.shards.facts_of data.latents.shards.facts_path
         data.latents.shards.hash_of data.latents.shards.npy data.latents.shards.read_facts
-        data.latents.shards.is_done data.latents.shards.map_shard data.latents.shards.open_plan
+        data.latents.shards.is_done data.latents.shards.is_planned data.latents.shards.left_out
+        data.latents.shards.map_shard data.latents.shards.open_plan
         data.latents.shards.read_index
         data.latents.shards.read_json data.latents.shards.write data.latents.shards.write_index
         data.latents.shards.write_shard

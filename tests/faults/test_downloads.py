@@ -20,11 +20,15 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import safetensors.torch
 
+from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite.data import cifar10, mnist, root
+from cfm_lite.data.latents import codec
 from cfm_lite.errors import DataError
 from cfm_lite.evaluate import inception as features
+from cfm_lite.models import teacher
 from cfm_lite.models.text import ClipText
 from tests.faults.damage import keep
 from tests.networks import tiny_clip
@@ -74,6 +78,8 @@ class Liar(BaseHTTPRequestHandler):
             self.end_headers()
         else:
             self._lie(kind, content)
+
+    do_HEAD = do_GET
 
     def _lie(self, kind, content):
         page = b"<!DOCTYPE html><html><body>please log in</body></html>" * 50
@@ -282,24 +288,25 @@ def test_the_time_out_ends_with_the_block_even_after_an_error():
 
 HUB = """
 import sys
+from cfm_lite._internal.files import fingerprint
 from cfm_lite.errors import CFMError
 try:
     if sys.argv[1] == "vae":
         from cfm_lite.data.latents.codec import open_codec
-        open_codec("sd-vae-ft-ema")
+        print(open_codec(sys.argv[2]).fingerprint)
     elif sys.argv[1] == "teacher":
         from cfm_lite.models import teacher
-        teacher()
+        print(fingerprint(teacher(sys.argv[2], grid=2).state_dict()))
     else:
         from cfm_lite.models.text import ClipText
-        print(ClipText(sys.argv[1]).fingerprint)
+        print(ClipText(sys.argv[2]).fingerprint)
 except CFMError as error:
     print(type(error).__name__, error)
     sys.exit(error.exit_code)
 """
 
 
-def asked_of_hub(what, url, home, timeout=280):
+def asked_of_hub(what, name, url, home, timeout=280):
     """The ended process of `HUB`, for which `url` is the hub and `home` its cache."""
     local = {"HF_ENDPOINT": url.rstrip("/"), "HF_HOME": str(home)}
     local |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
@@ -307,7 +314,7 @@ def asked_of_hub(what, url, home, timeout=280):
         name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
     } | local
     return subprocess.run(
-        [sys.executable, "-c", HUB, what],
+        [sys.executable, "-c", HUB, what, name],
         env=environment,
         capture_output=True,
         text=True,
@@ -315,28 +322,39 @@ def asked_of_hub(what, url, home, timeout=280):
     )
 
 
+TEACHER = "vit_tiny_patch16_224"
+NAMES = {  # a name on the hub, and its error
+    "vae": ("me/none", 3, "DataError the VAE 'me/none' cannot be had"),
+    "text": ("me/none", 4, "CheckpointError there is no CLIP 'me/none' on this machine"),
+    "teacher": (TEACHER, 4, f"CheckpointError no weights for the teacher '{TEACHER}'"),
+}
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize(("what", "behaviour"), [("vae", "page"), ("teacher", "resets")])
-def test_weights_from_the_hub_that_cannot_be_had_are_one_error(what, behaviour, server, tmp_path):
+@pytest.mark.parametrize("behaviour", ["page", "resets", "error", "hangs"])
+@pytest.mark.parametrize("what", NAMES)
+def test_weights_from_the_hub_that_cannot_be_had_are_one_line(what, behaviour, server, tmp_path):
     server.behaviour = behaviour
     server.files = {"config.json": json.dumps({"architecture": "x"}).encode() * 50}
-    done = asked_of_hub(what, server.url, tmp_path / "hub")
-    assert done.returncode == (3 if what == "vae" else 4), done.stderr[-2000:]
-    assert done.stdout.startswith(("DataError", "CheckpointError"))
+    name, code, words = NAMES[what]
+    done = asked_of_hub(what, name, server.url, tmp_path / "hub")
+    assert done.returncode == code, done.stderr[-2000:]
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(words)
     assert server.asked
     assert not [path for path in (tmp_path / "hub").rglob("*.safetensors")]
 
 
 class Hub(Liar):
-    """A hub of one model, `me/clip`: its files as the hub gives them, and 404 for all else."""
+    """A hub of one model, `there`: its files as the hub gives them, and 404 for all else."""
 
     def do_HEAD(self):
-        name = self.path.removeprefix("/me/clip/resolve/main/")
+        place = f"/{self.server.there}/"
+        name = self.path.removeprefix(f"{place}resolve/").partition("/")[2]  # of any revision
         content = self.server.files.get(name)
         self.server.asked.append(self.path)
         self.send_response(404 if content is None else 200)
-        there = "/me/clip/" in self.path
-        self.send_header("X-Error-Code", "EntryNotFound" if there else "RepoNotFound")
+        self.send_header("X-Error-Code", "EntryNotFound" if place in self.path else "RepoNotFound")
         if content is not None:
             self.send_header("X-Repo-Commit", "0" * 40)
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
@@ -348,30 +366,65 @@ class Hub(Liar):
         self.wfile.write(self.do_HEAD() or b"")
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("name", ["me/none", "me/clip"])
-def test_a_name_of_a_text_encoder_is_looked_up_once_and_a_real_one_is_downloaded(
-    name, server, tmp_path
-):
-    """Without the hub, or under another name, transformers alone would ask for minutes."""
-    pytest.importorskip("transformers", reason="transformers is not installed: cfm-lite[text]")
-    place = tiny_clip(tmp_path / "clip")
-    server.RequestHandlerClass = Hub
-    server.files = {path.name: path.read_bytes() for path in place.iterdir()}
-    there = asked_of_hub(name, server.url, tmp_path / "hub", timeout=120)
+@pytest.fixture
+def hub(server):
+    server.RequestHandlerClass, server.there = Hub, ""
+    return server
+
+
+def closed(server):
     server.shutdown()
     server.server_close()
-    gone = asked_of_hub(name, server.url, tmp_path / "hub", timeout=60)
-    if name == "me/clip":
-        assert there.stdout.split() == [ClipText(place).fingerprint], there.stderr[-2000:]
-        assert gone.stdout == there.stdout  # from the cache
-        return
-    assert [path for path in server.asked if "me/none" in path] == [
-        "/me/none/resolve/main/config.json"
-    ]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("what", NAMES)
+def test_a_name_that_the_hub_does_not_give_is_asked_for_once_and_is_one_line(what, hub, tmp_path):
+    """Others would ask for minutes."""
+    name, code, words = NAMES[what]
+    there = asked_of_hub(what, name, hub.url, tmp_path / "hub")
+    closed(hub)
+    gone = asked_of_hub(what, name, hub.url, tmp_path / "hub")
+    files = [path for path in hub.asked if "/resolve/" in path]
+    assert [path.endswith("/resolve/main/config.json") for path in files] == [True]
     for done, reason in ((there, "404"), (gone, "onnect")):
-        assert done.returncode == 4, done.stderr[-2000:]
+        assert done.returncode == code, done.stderr[-2000:]
         (line,) = done.stdout.splitlines()
-        assert line.startswith("CheckpointError there is no CLIP 'me/none' on this machine")
+        assert line.startswith(words)
         assert reason in line
         assert not done.stderr
+
+
+def made_vae(folder):
+    codec.open_codec("tiny").vae.save_pretrained(folder)
+    return "me/vae", "me/vae", codec.open_codec(str(folder)).fingerprint
+
+
+def made_clip(folder):
+    tiny_clip(folder)
+    return "me/clip", "me/clip", ClipText(folder).fingerprint
+
+
+def made_teacher(folder):
+    weights = teacher(TEACHER, grid=2, pretrained=False).vit.state_dict()
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    found = teacher(TEACHER, grid=2, checkpoint=folder / "model.safetensors")
+    place = optional("timm", "imagenet").get_pretrained_cfg(TEACHER).hf_hub_id
+    return TEACHER, place, fingerprint(found.state_dict())
+
+
+MADE = {"vae": made_vae, "text": made_clip, "teacher": made_teacher}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("what", MADE)
+def test_what_the_hub_gives_is_downloaded_and_later_found_without_it(what, hub, tmp_path):
+    (tmp_path / "made").mkdir()
+    name, hub.there, expected = MADE[what](tmp_path / "made")
+    hub.files = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    there = asked_of_hub(what, name, hub.url, tmp_path / "hub")
+    closed(hub)
+    gone = asked_of_hub(what, name, hub.url, tmp_path / "hub")
+    assert there.stdout.split() == [expected], there.stderr[-2000:]
+    assert gone.stdout == there.stdout, gone.stderr[-2000:]  # from the cache

@@ -8,11 +8,14 @@ unscaled. Reference: Rombach et al. 2022 (arXiv:2112.10752); its scale 0.18215 m
 standard deviation about 1.
 """
 
+import contextlib
 import difflib
 import json
 import math
 import os
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cfm_lite._internal import hub
 from cfm_lite._internal.checks import check_number, full_precision, promote
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
@@ -233,12 +237,23 @@ def _spelled(name: str, part: str | None) -> str:
     return f"{name}/{part}" if part else short.get(name, name)
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the hub's remark on an argument of diffusers' own, which it ignores."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
+        yield
+
+
+@_quietly()
 @made_in_float32()
 def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
     kind = optional(_MODULE, "imagenet").AutoencoderKL
     local = Path(name).is_dir()
     inside = {} if part is None else {"subfolder": part}
-    how = {"local_files_only": local, "low_cpu_mem_usage": False, "output_loading_info": True}
+    refused = "" if local else hub.refusal(name, "imagenet", part)
+    how = {"low_cpu_mem_usage": False, "output_loading_info": True}
+    how["local_files_only"] = local or bool(refused)
     failure: Exception | None = None
     loaded: Any = None
     try:
@@ -253,7 +268,7 @@ def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
             "another with --vae."
         )
     if failure is not None:
-        reason = " ".join(str(failure).split())[:200]
+        reason = refused or " ".join(str(failure).split())[:200]
         near = difflib.get_close_matches(name, VAES.values(), n=1, cutoff=0.8)
         hint = (
             f" Did you mean {near[0]!r}?"
