@@ -177,6 +177,21 @@ def test_other_captions_of_the_same_images_are_other_latents(home, latents, caps
     assert "L holds other latents" in capsys.readouterr().err
 
 
+def test_an_image_that_was_left_out_may_be_removed_from_the_same_set(home, capsys):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    bad = home / "pictures" / "1.png"
+    bad.write_bytes(b"")
+    line = "scale prepare --captions coco.json --images pictures --out L --vae tiny --size 16"
+    assert cli.main(line.split()) == 0
+    assert "left out 1.png: pictures/1.png is empty (0 bytes)" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in (home / "L").iterdir()}
+    bad.unlink()
+    assert cli.main(line.split()) == 0
+    assert capsys.readouterr().out.endswith("left out 1.png: it is not there any more\n")
+    assert {path.name: path.read_bytes() for path in (home / "L").iterdir()} == before
+    assert Latents("L").captions == [("a dog on a mat", "a brown dog"), ("two cats",)]
+
+
 def test_changed_captions_are_found_by_their_hash(home, latents):
     path = home / "L" / "captions.jsonl"
     path.write_text(path.read_text("utf-8").replace("cat", "hat"), encoding="utf-8")

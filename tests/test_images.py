@@ -662,3 +662,9 @@ def test_a_crop_of_part_of_an_image_is_that_of_the_whole(monkeypatch):
                 ).max()
                 <= 2
             )
+
+
+def test_of_an_image_that_is_not_there_nobody_says_to_remove_it(tmp_path):
+    with pytest.raises(DataError) as error:
+        images.read(tmp_path / "a.png")
+    assert str(error.value) == f"{tmp_path / 'a.png'} is not there. Fetch it again."

@@ -322,6 +322,77 @@ def test_an_image_that_was_fetched_again_is_taken_in_by_the_same_command(
     assert Latents(out).keys == Latents(made).keys
 
 
+def left_out_of(tmp_path, codec):
+    """A set that left out two images, with the files of its images."""
+    root, out = made_folder(tmp_path / "set"), tmp_path / "L"
+    bad = [root / "class1" / "003.png", root / "class2" / "007.png"]  # the last of all
+    for path in bad:
+        path.write_bytes(b"")
+    go(root, out, codec)
+    return root, out, bad
+
+
+def test_an_image_that_was_left_out_may_be_removed(codec, encoded, tmp_path):
+    root, out, bad = left_out_of(tmp_path, codec)
+    before = contents(out)
+    encoded.clear()
+    for path in bad:
+        path.unlink()
+        assert go(root, out, codec)["self"] == json.loads(before["index.json"])["self"]
+        assert go(root, out, codec, rank=1, world=2) is not None
+    assert contents(out) == before
+    assert not encoded
+
+
+def test_an_image_that_was_left_out_may_be_removed_before_the_set_is_finished(
+    codec, encoded, tmp_path
+):
+    root, out, bad = left_out_of(tmp_path, codec)
+    before = contents(out)
+    for name in ("index.json", "shard-00000.json"):
+        (out / name).unlink()
+    bad[0].unlink()
+    encoded.clear()
+    assert go(root, out, codec) is not None
+    assert contents(out) == before
+    assert encoded == [ROWS]
+
+
+def test_of_two_images_that_were_left_out_one_is_removed_and_the_other_taken_in(codec, tmp_path):
+    root, out, bad = left_out_of(tmp_path, codec)
+    bad[0].unlink()
+    picture(207).save(bad[1])
+    index = go(root, out, codec)
+    assert [key for key, _ in index["skipped"]] == ["class1/003.png"]
+    assert Latents(out).keys[-1] == "class2/007.png"
+    assert len(Latents(out)) == 23
+
+
+@pytest.mark.parametrize("how", ["kept", "renamed", "too many"])
+def test_what_else_is_removed_is_another_set_and_changes_nothing(how, codec, encoded, tmp_path):
+    root, out, bad = left_out_of(tmp_path, codec)
+    if how == "too many":
+        bad = sorted((root / "class0").iterdir())[:4]
+        for path in bad:
+            path.write_bytes(b"")
+        out = tmp_path / "unfinished"
+        with pytest.raises(DataError, match="too many to leave out"):
+            go(root, out, codec)
+    before = contents(out)
+    encoded.clear()
+    for path in bad:
+        path.unlink()
+    if how == "kept":
+        (root / "class0" / "004.png").unlink()
+    if how == "renamed":
+        picture(103).save(root / "class1" / "003.bmp")
+    with pytest.raises(DataError, match=r"holds other latents .*count: there 24, now 2\d") as error:
+        go(root, out, codec)
+    assert str(error.value).endswith("Choose another --out, or remove the folder.")
+    assert contents(out) == before
+    assert not encoded
+
+
 def test_images_that_were_too_many_to_leave_out_are_taken_in_once_fetched(made, codec, tmp_path):
     root, out = made_folder(tmp_path / "set"), tmp_path / "L"
     whole = {path: path.read_bytes() for path in sorted(root.rglob("*.png"))[2::5]}

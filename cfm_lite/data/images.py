@@ -78,11 +78,15 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of class folders: `classes` sorted by name, `files` sorted by key."""
+    """A folder of class folders: `classes` sorted by name, `files` sorted by key.
+
+    `absent` are files with captions that are not there.
+    """
 
     root: Path
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
+    absent: tuple[ImageFile, ...] = ()
 
 
 def find(root: AnyPath) -> ImageFolder:
@@ -421,6 +425,8 @@ def named(name: AnyPath) -> Iterator[None]:
         ) from None
     except Exception as error:
         # decoders and their libraries raise anything, also MemoryError and RecursionError
+        if not os.path.lexists(name) and isinstance(error, FileNotFoundError):
+            raise DataError(f"{os.fspath(name)} is not there. Fetch it again.") from None
         reason = (
             getattr(error, "strerror", None)
             or " ".join(str(error).split())[:200]

@@ -79,9 +79,9 @@ def shard(
         _gather_in(model)
     fully_shard(module, mesh=mesh, reshard_after_forward=True if read else None)
     _gather_in(module)
-    if hasattr(module, "set_reduce_scatter_unused_params"):  # from torch 2.13 on
-        # what one rank alone has used is exchanged with zeros of the others, as under DDP
-        module.set_reduce_scatter_unused_params(True)
+    fill: Any = getattr(module, "set_reduce_scatter_unused_params", None)  # from torch 2.13 on
+    if fill:  # what one rank alone has used is exchanged with zeros of the others, as under DDP
+        fill(True)
     # now the root is `module`, whichever part is called first
     fully_shard.state(module)._lazy_init()  # pyright: ignore
     return module

@@ -1,5 +1,6 @@
 """The work of `cfm-lite scale prepare | train | sample`, on as many ranks as torchrun started."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def prepare_command(
     if index is None:
         return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
     left_out = f"\nleft out: {without}" if without else ""
-    left_out += "".join(f"\nleft out {key}: {reason}" for key, reason in index["skipped"][:10])
+    for key, reason in index["skipped"][:10]:
+        there = os.path.lexists(found.root / key)
+        left_out += f"\nleft out {key}: {reason if there else 'it is not there any more'}"
     said = sum(len(file.captions) for file in found.files)
     holds = f"with {said:,} captions" if said else f"of {len(index['classes'])} classes"
     mean, std = (
@@ -154,49 +157,44 @@ def train_command(
     data = None if latents is None else Latents(latents)
     model = model or ("MMDiT" if dataset in CAPTIONED else "SiT-XL/2")
     begin = None if start is None else start_from(start, format, model)
-    known: dict[str, Any] = {} if data is None else {"size": data.size}
-    if isinstance(begin, SiT):
-        # the file decides these fields; another value given by hand is refused later
-        known |= {name: getattr(begin, name) for name in ("learn_sigma", "qk_norm")}
-    recipe = recipe_of(method, model, where, known | dict(changes), dataset)
+    changes = {**_known(data, begin), **changes}
+    recipe = recipe_of(method, model, where, changes, dataset)
     check_read(recipe, by_hand)
     _check_teacher(recipe, data, how)
     if price is not None:
         check_number("price", price, 0, float("inf"))
-    inputs = [
-        path
-        for path in (latents, start, how.get("images"), how.get("features"))
-        if path is not None
-    ]
     if text is not None and dataset not in CAPTIONED:
         raise ConfigError(
             f"--text is the encoder of captions, and {dataset} has classes; leave it out."
         )
     name = f"{dataset}-{model.replace('/', '-')}-{method}-{recipe.seed}"
+    inputs = filter(None, (latents, start, how.get("images"), how.get("features")))
     folder = runs.home_for(out or Path("runs") / name, how.get("resume", False), inputs=inputs)
     if how.get("images") is not None:
         # unpack a tar, or refuse a wrong folder, before the work begins
-        how["images"] = (
-            images.layout(how["images"]) if data is None else data.folder_of(how["images"])
-        )
+        layout = images.layout if data is None else data.folder_of
+        how["images"] = layout(how["images"])
     if data is not None:
         check_fit(recipe, data)
     with joined(where) as world:
         if data is not None and dataset in CAPTIONED:
             data.text = ClipText(text or CLIP).to(world.place(where))
-        options = Options(
-            out=folder,
-            device=where,
-            world=world,
-            tensorboard=log == "tensorboard",
-            start=begin,
-            **how,
-        )
+        board = log == "tensorboard"
+        options = Options(folder, where, world, tensorboard=board, start=begin, **how)
         if data is None or dry_run:
             report = try_out(recipe, data, options, price=price, ranks=ranks)
             return "\n".join([report, "", *_table(method, dataset)]) if world.is_main else None
         done = train_imagenet(recipe, data, options)
         return f"{done.summary}; the run is in {folder}" if world.is_main else None
+
+
+def _known(data: Latents | None, begin: Any) -> dict[str, Any]:
+    """The fields of a recipe that its latents and the network that it starts from decide."""
+    known: dict[str, Any] = {} if data is None else {"size": data.size}
+    if isinstance(begin, SiT):
+        # another value given by hand is refused later
+        known |= {name: getattr(begin, name) for name in ("learn_sigma", "qk_norm")}
+    return known
 
 
 def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any]) -> None:

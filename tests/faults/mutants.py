@@ -151,6 +151,8 @@ MUTANTS = (
     Mutant("latents of the neighbour", "data/latents/reader.py", "out[i] = self._maps[number][row, mirror]", "out[i] = self._maps[number][row - 1, mirror]", "tests/test_latents.py -k vae_gave"),
     Mutant("nobody looks before a map is read", "data/latents/shards.py", "        self._watch.check(set(numbers))\n", "", f"{CHANGES} -k never_a_signal"),
     Mutant("the sum at the end of a tar.gz is not read", "data/archive.py", "        read_to_end(tar)\n", "", f"{DATA} -k tar.gz"),
+    Mutant("what was removed is another set", "data/latents/prepare.py", "if key not in there for", "if key in there for", "tests/test_latents.py -k may_be_removed"),
+    Mutant("a name that is refused is asked for again", "data/latents/codec.py", "local or bool(refused)", "local", "tests/test_codec.py -k asked_for_once"),
     Mutant("depth is guessed from what a picture holds", "data/images.py", "(levels * 255 // top)", "(levels * 255 // max(255, int(levels.max())))", f"{IMAGES} -k depth"),
     Mutant("a class called train is entered", "data/images.py", "return all(_part(folder)", "return any(_part(folder)", f"{IMAGES} -k structure"),
     Mutant("train and val become one class", "data/images.py", "    _refuse_mixtures(root, full)\n    return root", "    return root", f"{IMAGES} -k mix"),
@@ -175,7 +177,8 @@ MUTANTS = (
     # several processes
     Mutant("a sum over ranks, not a mean", "engine/parallel.py", "for value in values.values()]) / self.size", "for value in values.values()])", RANKS),
     Mutant("a parameter without gradient has to have moments", "engine/sharded.py", ", strict=False)", ")", TWO_RANKS),
-    Mutant("DDP waits for a gradient that never comes", "engine/sharded.py", "    if ddp and last and (", "    if False and (", TWO_RANKS),
+    Mutant("DDP waits for a gradient that never comes", "engine/sharded.py", "        if missed:\n", "        if False:\n", TWO_RANKS),
+    Mutant("DDP waits for what an earlier micro-batch gave", "engine/sharded.py", " + [p for p in earlier if p not in again]", "", "tests/test_trainable.py -k some_micro"),
     Mutant("FSDP is given channels-last", "engine/sharded.py", "p.data = p.data.contiguous()", "pass", TWO_RANKS),
     Mutant("all ranks must ask for a stop", "engine/parallel.py", "op=dist.ReduceOp.MAX)", "op=dist.ReduceOp.MIN)", RANKS),
     Mutant("ranks keep what each has drawn", "training.py", "        world.start_alike(objective)\n", "", RANKS),

@@ -20,7 +20,7 @@ import torch
 from cfm_lite._internal.checks import in_one_line, parse_json
 from cfm_lite._internal.places import AnyPath
 from cfm_lite.data import images
-from cfm_lite.data.images import ImageFolder
+from cfm_lite.data.images import ImageFile, ImageFolder
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import CFMError, DataError
 
@@ -142,7 +142,8 @@ def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
         )
         if some
     ]
-    return ImageFolder(folder.root, (), tuple(kept)), "; ".join(parts)
+    absent = tuple(ImageFile(name, folder.root / name, 0, found[name]) for name in missing)
+    return ImageFolder(folder.root, (), tuple(kept), absent), "; ".join(parts)
 
 
 def one_each(file: AnyPath, seed: int) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ VAE of the image.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,16 @@ def prepare(
 
     `rows` images make a shard. Up to 1 % of the images may be unreadable: they are left out, and
     the index lists them. The next call tries them again, and makes a shard anew if one of its own
-    can be read then. Raises DataError if `out` holds other latents, if its images changed
-    (`shards.check_sources` says what is compared), or if too many images cannot be read. Raises
-    ConfigError for a wrong argument, and DiskFullError.
+    can be read then; one that was removed stays left out. Raises DataError if `out` holds other
+    latents, if its images changed (`shards.check_sources` says what is compared), or if too many
+    images cannot be read. Raises ConfigError for a wrong argument, and DiskFullError.
     """
     batch = check_count("batch", batch)
     workers = check_count("workers", workers)
     if not 0 <= rank < check_count("world", world):
         raise ConfigError(f"rank is {rank} of {world}; it must lie in [0, {world - 1}].")
-    out, plan = Path(out), plan_of(images, codec, size, rows)
+    out = Path(out)
+    images, plan = _planned(images, out, lambda found: plan_of(found, codec, size, rows))
     key = shards.open_plan(out, asdict(plan))
     for number in range(plan.shards):
         _look_again(out, number, key, images.root, size)
@@ -129,6 +130,29 @@ def prepare(
         said = {file.key: file.captions for file in images.files if file.captions}
         return shards.write_index(out, plan, said)
     return None
+
+
+def _planned(
+    images: ImageFolder, out: Path, plan: Callable[[ImageFolder], Plan]
+) -> tuple[ImageFolder, Plan]:
+    """The images and their plan. An image that `out` left out and that was removed since counts as
+    there, and unreadable, where nothing else differs.
+    """
+    left, there = shards.left_out(out), {file.key for file in images.files}
+    gone = [file for key in left if key not in there for file in _removed(key, images)]
+    whole = replace(images, files=tuple(sorted((*images.files, *gone))))
+    planned = plan(whole)
+    if not gone or (len(left) <= planned.bearable and shards.is_planned(out, asdict(planned))):
+        return whole, planned
+    return images, plan(images)
+
+
+def _removed(key: str, images: ImageFolder) -> list[ImageFile]:
+    """What an image that is not there any more was, if that can be told."""
+    name = key.partition("/")[0]
+    if name in images.classes:
+        return [ImageFile(key, images.root / key, images.classes.index(name))]
+    return [file for file in images.absent if file.key == key]
 
 
 def _look_again(out: Path, number: int, key: str, root: Path, size: int) -> None:

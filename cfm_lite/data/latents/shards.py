@@ -12,6 +12,7 @@ processes from making the same shard.
 """
 
 import bisect
+import contextlib
 import hashlib
 import io
 import json
@@ -44,6 +45,8 @@ __all__ = [
     "facts_path",
     "hash_of",
     "is_done",
+    "is_planned",
+    "left_out",
     "map_shard",
     "npy",
     "open_plan",
@@ -87,6 +90,11 @@ class Plan:
         """How many shards there are."""
         return -(-self.count // self.rows)
 
+    @property
+    def bearable(self) -> int:
+        """How many images may be left out."""
+        return max(3, self.count // 100)
+
 
 @dataclass(frozen=True)
 class ShardFacts:
@@ -121,6 +129,14 @@ def open_plan(folder: Path, plan: Mapping[str, Any], what: str = "latents") -> s
     if differs:
         raise DataError(f"{folder} holds other {what} ({'; '.join(differs)}). {OTHER}")
     return hash_of(mine)
+
+
+def is_planned(folder: Path, plan: Mapping[str, Any]) -> bool:
+    """True if plan.json is there and says the same."""
+    try:
+        return read_json(folder / PLAN, folder) == json.loads(json.dumps(plan))
+    except CFMError:
+        return False
 
 
 def hash_of(content: dict[str, Any]) -> str:
@@ -255,6 +271,17 @@ def facts_of(folder: Path, number: int, plan: str) -> ShardFacts | None:
     return facts if facts.plan == plan else None
 
 
+def left_out(folder: Path) -> list[str]:
+    """The keys of the images that the latents in `folder`, finished or not, left out."""
+    found: list[tuple[str, str]] = []
+    for path in sorted(folder.glob("shard-*.json")):
+        with contextlib.suppress(CFMError):  # what is damaged is made again
+            found += _facts_in(path).skipped
+    with contextlib.suppress(CFMError):  # a shard that is being made again has no facts
+        found += read_index(folder)["skipped"]
+    return sorted({key for key, _ in found})
+
+
 def check_sources(facts: ShardFacts, root: Path, made: Path, remedy: str) -> None:
     """DataError unless the images below `root` are those that a shard of the latents `made` was
     made of, as far as sizes tell.
@@ -287,9 +314,12 @@ def _hash_of_source(path: Path) -> str:
 
 def read_facts(folder: Path, number: int) -> ShardFacts:
     """The facts of one shard. DataError if they are missing or damaged."""
-    path = facts_path(folder, number)
-    body = read_json(path, folder)
-    check_sealed(path, body, f"{AGAIN} {folder}")
+    return _facts_in(facts_path(folder, number))
+
+
+def _facts_in(path: Path) -> ShardFacts:
+    body = read_json(path, path.parent)
+    check_sealed(path, body, f"{AGAIN} {path.parent}")
     return ShardFacts(**{name: value for name, value in body.items() if name != "self"})
 
 
@@ -355,7 +385,7 @@ def _write_index(folder: Path, plan: Plan, captions: Mapping[str, Sequence[str]]
     key = hash_of(json.loads(json.dumps(asdict(plan))))
     facts = [read_facts(folder, number) for number in range(plan.shards)]
     skipped = [entry for shard in facts for entry in shard.skipped]
-    if len(skipped) > max(3, plan.count // 100):
+    if len(skipped) > plan.bearable:
         some = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
         raise DataError(
             f"{len(skipped)} of {plan.count} images cannot be read, which is too many to leave "
