@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -60,13 +59,13 @@ def without_hub(monkeypatch) -> list[str]:
     """The addresses that are asked of the hub, which answers none and may be asked once only."""
     asked: list[str] = []
 
-    def unreachable(url: str, **how: object) -> None:
+    def unreachable(url: str, *_: object, **how: object) -> None:
         asked.append(url)
         raise RuntimeError("no route\nto the hub")
 
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-    # else others would ask for every file that there may be, and ask again
-    monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", pytest.fail)
+    # the second is what others would ask with, for every file that there may be, and again
+    for place in ("huggingface_hub", "huggingface_hub.file_download"):
+        monkeypatch.setattr(f"{place}.get_hf_file_metadata", unreachable)
     return asked
 
 
