@@ -11,6 +11,7 @@ Everything is unpacked in a folder beside its place and moved there in one step,
 complete or absent. If a process is killed, the next one keeps the inner tars that were finished.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -20,6 +21,7 @@ import re
 import shutil
 import tarfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ MEMBERS = 2_000_000  # ImageNet has 1.3 million
 UNSEEN = frozenset(
     {"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 )
+# what reading a damaged archive raises; ValueError: a null byte in a name
+DAMAGED = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.xz|txz|tar\.bz2|tbz2?)$", re.IGNORECASE)
 
 
@@ -72,35 +76,30 @@ def unpack(
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():
         return folder
-    try:
+    with _told(archive, folder):
         facts = os.stat(archive)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with in_turn(folder.parent / f".tmp-{folder.name}.lock"):
             if not folder.is_dir():  # else another process was faster
-                work = _Work(
-                    archive, folder, f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-                )
-                work.fill(
-                    facts.st_size,
-                    max(LIMIT, 2 * facts.st_size) if limit is None else limit,
-                    members,
-                )
+                identity = f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+                limit = max(LIMIT, 2 * facts.st_size) if limit is None else limit
+                _Work(archive, folder, identity).fill(facts.st_size, limit, members)
+    return folder
+
+
+@contextlib.contextmanager
+def _told(archive: Path, folder: Path) -> Iterator[None]:
+    """An archive that cannot be unpacked is one of our errors, which says why."""
+    try:
+        yield
     except FileNotFoundError:
-        raise DataError(
-            f"there is no file {archive}. Give the path of a tar archive on this machine."
-        ) from None
+        raise _absent(archive) from None
     except tarfile.FilterError as error:
         raise DataError(
             f"{archive} was not unpacked: {error}. Archives with such members are refused; fetch "
             "it from its source."
         ) from None
-    except (
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:  # ValueError: a null byte in a name
+    except DAMAGED as error:
         with open(archive, "rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 raise DataError(
@@ -113,7 +112,10 @@ def unpack(
             f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make room, "
             "or choose another."
         ) from None
-    return folder
+
+
+def _absent(archive: Path) -> DataError:
+    return DataError(f"there is no file {archive}. Give the path of a tar archive on this machine.")
 
 
 @dataclass
@@ -242,7 +244,7 @@ class _Work:
                 self._extract(inner, self.part, budget, outer=False)
         except tarfile.FilterError:
             raise
-        except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        except DAMAGED as error:
             raise tarfile.ReadError(f"{member.name}: {error}") from None
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.part, folder)
@@ -285,9 +287,7 @@ def unpacked(archive: AnyPath) -> Path:
     try:
         facts = archive.stat()
     except OSError:
-        raise DataError(
-            f"there is no file {archive}. Give the path of a tar archive on this machine."
-        ) from None
+        raise _absent(archive) from None
     path, version = (
         _short_hash(text)
         for text in (str(archive.resolve()), f"{facts.st_size}:{facts.st_mtime_ns}")

@@ -64,9 +64,8 @@ def evaluate_samples(
     UntrustedFileError for pickles, and ConfigError if `clip` would do nothing.
     """
     source, held = npz_of(samples), npz_of(reference)
-    target = (
-        expanded(out) if out else (source if source.is_dir() else source.parent) / "metrics.json"
-    )
+    beside = source if source.is_dir() else source.parent
+    target = expanded(out) if out else beside / "metrics.json"
     check_file(target, (".json",), inputs=[source, held])
     size, called = _size_of(source), called or str(reference)
     statistics = {} if held.is_dir() else statistics_of(held, extractor)
@@ -80,14 +79,11 @@ def evaluate_samples(
     )
     device = getattr(extractor, "device", "cpu")
     judge = _clip_of(settings, clip, device)
-    fake = features_of(source, extractor, size=size, batch=batch, progress=progress)
+    read: dict[str, Any] = {"size": size, "batch": batch, "progress": progress}
+    fake = features_of(source, extractor, **read)
     has_images = held.is_dir() or IMAGES in names_in(held)
     digest = _content(held, size)
-    real = (
-        _features_of_reference(held, digest, extractor, size, batch, progress)
-        if has_images
-        else None
-    )
+    real = _features_of_reference(held, digest, extractor, **read) if has_images else None
     against = Reference(called, digest, statistics, real)
     _check_numbers(fake, against)
     card |= {
@@ -95,7 +91,7 @@ def evaluate_samples(
         "reference_hash": against.digest,
         "reference_holds": against.holds,
     }
-    card |= {} if "dataset" in card else {"dataset": "imagenet"}
+    card.setdefault("dataset", "imagenet")
     rows = [
         {**card, **facts, "metric": extractor.prefix + name, "value": value}
         for name, value, facts in measure(fake, against, device=device, progress=progress)
@@ -332,13 +328,15 @@ def opened(source: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
 
 
 def _features_of_reference(
-    source: Path, digest: str, extractor: Extractor, size: int, batch: int, progress: bool
+    source: Path, digest: str, extractor: Extractor, **read: Any
 ) -> Features:
-    """Features of the reference's images: from the cache if content and network are the same."""
+    """Features of the reference's images: from the cache if content and network are the same, else
+    `read` (see `features_of`).
+    """
     cached = cache_root() / "reference" / f"{digest[:16]}-{extractor.fingerprint[:16]}.npz"
     found = _cached(cached)
     if found is None:
-        found = features_of(source, extractor, size=size, batch=batch, progress=progress)
+        found = features_of(source, extractor, **read)
         buffer = io.BytesIO()
         np.savez(buffer, **{name: value.numpy() for name, value in found._asdict().items()})
         keep(buffer.getvalue(), cached, "the reference's features")

@@ -81,33 +81,13 @@ def train(
     save_every = check_count("save_every", save_every)
     log_every = check_count("log_every", log_every)
     sample_every = check_count("sample_every", sample_every, low=0)
-    if sample_every and draw is None:
-        raise ConfigError(
-            f"sample_every is {sample_every} and there is no draw: nothing would be drawn. Give "
-            "draw, or leave sample_every out."
-        )
-    if resume is True and out is None:
-        raise ConfigError(
-            "resume is True and there is no out: there is no run to resume. Give its folder, or "
-            "leave resume out."
-        )
-    if draw and sample_every > recipe.steps:
-        raise ConfigError(
-            f"sample_every is {sample_every} and there are {recipe.steps} steps: nothing would be "
-            "drawn. Use fewer, or 0."
-        )
-    device = torch.device(device)
+    _check_acts(recipe, out, resume, sample_every, draw)
+    device, folder = torch.device(device), None if out is None else Path(out)
     if source is None and isinstance(data, DataSet):
         check_batch(recipe.batch, data.shape, device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
-    trainer.log_every = log_every
-    world, folder = trainer.world, None if out is None else Path(out)
-    about = dict(about or {})
-    if isinstance(data, DataSet):
-        about = {"data": data.about, **about} if folder else about
-        spec = spec or Spec(data.shape, data.num_classes, data.condition)
-    if spec:
-        about["spec"] = spec.as_dict()
+    trainer.log_every, world = log_every, trainer.world
+    spec, about = _described(data, spec, about or {}, folder)
     source = source or functools.partial(_rows_of, data, recipe, device)
     mine = folder if world.is_main else None
     with contextlib.ExitStack() as held:
@@ -125,15 +105,46 @@ def train(
             if draw and sample_every and step % sample_every == 0:
                 _look(draw, trainer.ema, step)
             due = step == recipe.steps or step % save_every == 0
-            halt = (device.type == "cpu" or due or step % log_every == 0) and world.any(
-                bool(stop), device
-            )
+            looks = due or device.type == "cpu" or step % log_every == 0
+            halt = looks and world.any(bool(stop), device)
             if folder and (due or halt):
                 trainer.save(folder / "checkpoints", config=recipe.as_dict())
             if halt:
                 raise stop[0] if stop else Terminated()
     run.seconds = time.perf_counter() - began
     return run
+
+
+def _check_acts(
+    recipe: Recipe, out: str | Path | None, resume: bool | str, sample_every: int, draw: Any
+) -> None:
+    """ConfigError for what would change nothing."""
+    if sample_every and draw is None:
+        raise ConfigError(
+            f"sample_every is {sample_every} and there is no draw: nothing would be drawn. Give "
+            "draw, or leave sample_every out."
+        )
+    if resume is True and out is None:
+        raise ConfigError(
+            "resume is True and there is no out: there is no run to resume. Give its folder, or "
+            "leave resume out."
+        )
+    if draw and sample_every > recipe.steps:
+        raise ConfigError(
+            f"sample_every is {sample_every} and there are {recipe.steps} steps: nothing would be "
+            "drawn. Use fewer, or 0."
+        )
+
+
+def _described(
+    data: Any, spec: Spec | None, about: Mapping[str, Any], folder: Path | None
+) -> tuple[Spec | None, dict[str, Any]]:
+    """The spec of a run on `data`, and what its config.json says beside the recipe."""
+    told: dict[str, Any] = {}
+    if isinstance(data, DataSet):
+        told = {"data": data.about} if folder else {}
+        spec = spec or Spec(data.shape, data.num_classes, data.condition)
+    return spec, {**told, **about, **({"spec": spec.as_dict()} if spec else {})}
 
 
 def _rows_of(
@@ -344,9 +355,9 @@ def _log_file(
         yield hear, 0.0
         return
     path = folder / "log.jsonl"
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-    spent = max((json.loads(line).get("seconds") or 0.0 for line in kept), default=0.0)
-    checkpoint.write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+    kept = [(text, line) for text, line in _whole_lines(path) if line["step"] <= step]
+    spent = max((line.get("seconds") or 0.0 for _, line in kept), default=0.0)
+    checkpoint.write_bytes(path, "".join(f"{text}\n" for text, _ in kept).encode())
     with open(path, "a", encoding="utf-8") as file:
         yield (
             lambda line: (file.write(json.dumps(finite(line)) + "\n"), file.flush(), hear(line)),
@@ -354,13 +365,12 @@ def _log_file(
         )
 
 
-def _whole_lines(path: Path) -> Iterator[str]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            json.loads(line)
-            yield line
+def _whole_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(text, content) of each line that is whole JSON."""
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                yield text, json.loads(text)
 
 
 class Terminated(SystemExit):

@@ -45,7 +45,7 @@ def prepare_command(
     out: Path,
     device: str,
     vae: str,
-    captions: Path | None = None,
+    captions: Path | None,
     **settings: Any,
 ) -> str:
     """Encode a folder (or a tar) of images, by default the 63 samples. Returns what to print.
@@ -132,14 +132,14 @@ def train_command(
     device: str,
     changes: Mapping[str, Any],
     *,
-    dry_run: bool = False,
-    price: float | None = None,
-    ranks: int | None = None,
-    log: str = "json",
-    start: Path | None = None,
-    text: str | None = None,
-    format: str = "sit",
-    by_hand: Sequence[str] = (),
+    dry_run: bool,
+    price: float | None,
+    ranks: int | None,
+    log: str,
+    start: Path | None,
+    text: str | None,
+    format: str,
+    by_hand: Sequence[str],
     **how: Any,
 ) -> str | None:
     """Train one preset, or only try it. Returns what to print, None on ranks other than 0.
@@ -168,7 +168,8 @@ def train_command(
             f"--text is the encoder of captions, and {dataset} has classes; leave it out."
         )
     name = f"{dataset}-{model.replace('/', '-')}-{method}-{recipe.seed}"
-    inputs = filter(None, (latents, start, how.get("images"), how.get("features")))
+    given = (latents, start, how.get("images"), how.get("features"))
+    inputs = [path for path in given if path is not None]
     folder = runs.home_for(out or Path("runs") / name, how.get("resume", False), inputs=inputs)
     if how.get("images") is not None:
         # unpack a tar, or refuse a wrong folder, before the work begins

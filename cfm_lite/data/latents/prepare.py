@@ -43,20 +43,14 @@ def plan_of(images: ImageFolder, codec: Codec, size: int, rows: int = 1024) -> P
         raise ConfigError(
             f"size is {size}; it must be a multiple of {codec.factor}, such as {near}."
         )
-    digest = hashlib.sha256(
-        "\n".join(
-            "\t".join([f"{file.label} {file.key}", *file.captions]) for file in images.files
-        ).encode()
-    ).hexdigest()
-    side = size // codec.factor
-    scaling = codec.scaling
-    shape = (codec.channels, side, side)
+    told = ("\t".join([f"{file.label} {file.key}", *file.captions]) for file in images.files)
+    side, scaling = size // codec.factor, codec.scaling
     return Plan(
-        digest,
+        hashlib.sha256("\n".join(told).encode()).hexdigest(),
         len(images.files),
         images.classes,
         size,
-        shape,
+        (codec.channels, side, side),
         codec.source,
         codec.fingerprint,
         scaling.scale,
@@ -111,19 +105,8 @@ def prepare(
             with alone(out, number):
                 if shards.is_done(out, number, key):
                     bar.update(len(files))
-                    continue
-                moments, kept, skipped = _encode(files, codec, plan, batch, pool, bar)
-                shards.write_shard(
-                    out,
-                    number,
-                    moments,
-                    [f.key for f, _ in kept],
-                    [f.label for f, _ in kept],
-                    skipped,
-                    key,
-                    [count for _, count in kept],
-                    kept[0][0].path if kept else None,
-                )
+                else:
+                    _write(out, number, key, *_encode(files, codec, plan, batch, pool, bar))
     if all(shards.facts_path(out, i).exists() for i in range(plan.shards)):
         for number in range(plan.shards):  # another process may have seen another folder
             shards.check_sources(shards.read_facts(out, number), images.root, out, shards.OTHER)
@@ -173,6 +156,23 @@ def _files(images: ImageFolder, plan: Plan, number: int) -> Sequence[ImageFile]:
     return images.files[number * plan.rows : (number + 1) * plan.rows]
 
 
+def _write(
+    out: Path, number: int, key: str, moments: np.ndarray, kept: Kept, skipped: Skipped
+) -> None:
+    """Write a shard of what `_encode` gave."""
+    shards.write_shard(
+        out,
+        number,
+        moments,
+        [file.key for file, _ in kept],
+        [file.label for file, _ in kept],
+        skipped,
+        key,
+        [size for _, size in kept],
+        kept[0][0].path if kept else None,
+    )
+
+
 def _encode(
     files: Sequence[ImageFile],
     codec: Codec,
@@ -207,14 +207,8 @@ def _decoded(
     """
     parts = [files[i : i + batch] for i in range(0, len(files), batch)]
     waiting = [pool.submit(_load, file.path, size) for file in parts[0]]
-    for i, part in enumerate(parts):
-        current, waiting = (
-            waiting,
-            [
-                pool.submit(_load, file.path, size)
-                for file in (parts[i + 1] if i + 1 < len(parts) else ())
-            ],
-        )
+    for part, after in zip(parts, [*parts[1:], ()]):
+        current, waiting = waiting, [pool.submit(_load, file.path, size) for file in after]
         yield part, [future.result() for future in current]
 
 
