@@ -27,7 +27,6 @@ __all__ = [
     "balanced_labels",
     "conditions",
     "draw_samples",
-    "noise_of",
     "trained_recipe",
     "velocity",
 ]
@@ -82,7 +81,7 @@ def draw_samples(
     """
     return sampling.draw_rows(
         lambda some: velocity(arm, run, data, some, interval),
-        noise_of(data, len(y), seed),
+        sampling.noise_of(data.shape, len(y), seed),
         y,
         run.recipe,
         steps=steps,
@@ -91,11 +90,6 @@ def draw_samples(
         batch=chunk,
         device=next(run.model.parameters()).device,
     )
-
-
-def noise_of(data: DataSet, n: int, seed: int) -> Tensor:
-    """The noise (n, *dims) that samples start from."""
-    return sampling.noise_of(data.shape, n, seed)
 
 
 def conditions(data: DataSet, n: int) -> Tensor:

@@ -18,10 +18,11 @@ from cfm_lite import metrics, samplers
 from cfm_lite.data import toy
 from cfm_lite.data.datasets import DataSet
 from cfm_lite.draws import keyed_generator
-from cfm_lite.lab.arms import Arm, balanced_labels, noise_of, velocity
+from cfm_lite.lab.arms import Arm, balanced_labels, velocity
 from cfm_lite.paths import PATHS
 from cfm_lite.runs import Run
 from cfm_lite.runs.recipe import SOLVERS
+from cfm_lite.runs.sampling import noise_of
 
 __all__ = ["TIMES", "field_values", "path_values"]
 
@@ -43,7 +44,7 @@ def path_values(
     one).
     """
     values: dict[str, Any] = {}
-    x0, mixture = noise_of(data, len(y), run.recipe.seed), data.mixture
+    x0, mixture = noise_of(data.shape, len(y), run.recipe.seed), data.mixture
     if solver != "sde":
         few = slice(min(PATHS_SEEN, len(y)))
         x, ts = x0[few].to(next(run.model.parameters()).device), torch.linspace(0, 1, steps + 1)
@@ -72,11 +73,8 @@ def path_values(
 def _exact_ends(name: str, n: int, seed: int, path: str) -> Tensor:
     """Where the exact flow of a mixture takes the noise of `n` samples with labels in turn."""
     mixture = toy.mixture(name)
-    classes = int(mixture.labels.max()) + 1
-    x0 = torch.randn(
-        n, mixture.means.shape[1], generator=keyed_generator("cpu", seed, "sampling noise")
-    )
-    y = balanced_labels(classes, n)
+    x0 = noise_of(tuple(mixture.means.shape[1:]), n, seed)
+    y = balanced_labels(int(mixture.labels.max()) + 1, n)
     flow = lambda x, t: mixture.velocity(x, t, y, PATHS[path])  # noqa: E731
     return samplers.sample(flow, x0, torch.linspace(0, 1, EXACT_STEPS + 1))
 

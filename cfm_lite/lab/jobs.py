@@ -107,14 +107,11 @@ def _data(name: str) -> DataSet:
 
 
 @cache
-def _row_seconds(architecture: tuple[Any, ...], device: str) -> float:
-    recipe = Recipe(**dict(architecture))
+def _row_seconds(recipe: Recipe, device: str) -> float:
     data = _data(recipe.dataset)
     model = build_model(recipe, data).to(device)
-    x, y = (
-        torch.zeros(128, *data.shape, device=device),
-        torch.zeros(128, *data.y.shape[1:], dtype=torch.long, device=device),
-    )
+    x = torch.zeros(128, *data.shape, device=device)
+    y = torch.zeros(128, *data.y.shape[1:], dtype=torch.long, device=device)
     t = torch.full((128,), 0.5, device=device)
     with torch.no_grad():
         float(model(x, t, y).sum())
@@ -127,15 +124,9 @@ def estimate(job: Job, device: str = "cpu") -> float:
     """About how many seconds a job takes, from one timed forward pass. It serves as a weight for
     the bar.
     """
-    r = job.training
-    architecture = tuple(
-        (name, getattr(r, name))
-        for name in (
-            *("dataset", "model", "hidden_size", "depth", "num_heads", "patch_size"),
-            "levels",
-        )
-    )
-    return _row_seconds(architecture, device) * estimate_rows(job)
+    sizes = ("hidden_size", "depth", "num_heads", "patch_size", "levels")
+    own = {name: getattr(job.training, name) for name in ("dataset", "model", *sizes)}
+    return _row_seconds(Recipe(**own), device) * estimate_rows(job)
 
 
 def run_job(
@@ -149,22 +140,22 @@ def run_job(
     """Train, sample and measure. Writes PARTS/KEY.json for each finished trial.
 
     With `keep`, the name of a suite, the training has a folder beside that suite's parts, and a
-    stopped one resumes from it. `report` is
-    called with the share that is done, in [0, 1]. Divergence, of the training or of samples, is a
-    result: a row of metric "diverged" describes it.
+    stopped one resumes from it. `report` is called with the share that is done, in [0, 1].
+    Divergence, of the training or of samples, is a result: a row of metric "diverged" describes it.
     """
-    data, judge = _data(job.training.dataset), judge_of(job.training.dataset)
-    training = min(
-        0.9, STEP_COST * job.training.steps * job.training.batch / max(1, estimate_rows(job))
-    )
+    recipe = job.training
+    data, judge = _data(recipe.dataset), judge_of(recipe.dataset)
+    training = min(0.9, _rows_of_training(recipe) / max(1, estimate_rows(job)))
     try:
-        run = _trained(
-            job,
+        run = train(
+            recipe,
             data,
-            parts,
-            device,
-            keep,
-            lambda step: report(training * step / job.training.steps),
+            device=device,
+            out=parts.with_name(f"{keep}.parts") / f"run-{job.key}" if keep else None,
+            resume="auto",
+            save_every=500,
+            progress=False,
+            listen=lambda line: report(training * line["step"] / recipe.steps),
         )
     except DivergenceError as error:
         for trial in job.trials:
@@ -178,23 +169,11 @@ def run_job(
 def estimate_rows(job: Job) -> float:
     """All rows that a job sends through its network, in forward passes."""
     drawn = sum(way.rows for trial in job.trials for way in trial.samplings)
-    return STEP_COST * job.training.steps * job.training.batch + drawn
+    return _rows_of_training(job.training) + drawn
 
 
-def _trained(
-    job: Job, data: DataSet, parts: Path, device: str, keep: str, listen: Callable[[float], None]
-) -> Run:
-    folder = parts.with_name(f"{keep}.parts") / f"run-{job.key}" if keep else None
-    return train(
-        job.training,
-        data,
-        device=device,
-        out=folder,
-        resume="auto",
-        save_every=500,
-        progress=False,
-        listen=lambda line: listen(line["step"]),
-    )
+def _rows_of_training(recipe: Recipe) -> float:
+    return STEP_COST * recipe.steps * recipe.batch
 
 
 def _rows(trial: Trial, run: Run, data: DataSet, judge: Any) -> list[Row]:

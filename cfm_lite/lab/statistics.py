@@ -101,56 +101,28 @@ def paired_difference(
     d = np.array([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
     mean = float(d.mean()) if len(d) else float("nan")
     std = float(d.std(ddof=1)) if len(d) >= 2 else float("nan")
-    low, high = bootstrap_interval(d)
-    t_low, t_high = student_interval(d)
+    low, high, t_low, t_high = _intervals(tuple(d.tolist()), RESAMPLES)
     return Difference(method, metric, nfe, mean, std, low, high, len(d), t_low, t_high)
 
 
-def bootstrap_interval(d: np.ndarray) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean of `d` (n,), from 10,000 resamples with a fixed seed.
-
-    The method is BCa, or percentiles for two values.
-    """
-    return _bootstrap(tuple(d.tolist()), RESAMPLES)
-
-
 @cache
-def _bootstrap(values: tuple[float, ...], resamples: int) -> tuple[float, float]:
+def _intervals(values: tuple[float, ...], resamples: int) -> tuple[float, ...]:
+    """The ends of two intervals of the mean of `values`: the 95 % bootstrap interval, from
+    `resamples` with a fixed seed, and Student's 98 % interval, exact for normal differences.
+
+    The bootstrap is BCa, or percentiles for two values.
+    """
     d = np.array(values)
     if len(d) < 2:
-        return float("nan"), float("nan")
-    if _constant(d):
-        return float(d.mean()), float(d.mean())
+        return (float("nan"),) * 4
+    if np.ptp(d) <= 1e-12 * np.abs(d).max():  # equal up to rounding: nothing to resample
+        return (float(d.mean()),) * 4
     from scipy import stats  # late: it takes most of a second
 
-    kind = "BCa" if len(d) > 2 else "percentile"
-    interval = stats.bootstrap(
-        (d,), np.mean, n_resamples=resamples, method=kind, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def student_interval(d: np.ndarray) -> tuple[float, float]:
-    """Student's 98 % interval of the mean of `d` (n,), exact for normal differences."""
-    return _student(tuple(d.tolist()))
-
-
-@cache
-def _student(values: tuple[float, ...]) -> tuple[float, float]:
-    d = np.array(values)
-    if len(d) < 2:
-        return float("nan"), float("nan")
-    if _constant(d):
-        return float(d.mean()), float(d.mean())
-    from scipy import stats
-
-    low, high = stats.t.interval(STUDENT, len(d) - 1, loc=d.mean(), scale=stats.sem(d))
-    return float(low), float(high)
-
-
-def _constant(d: np.ndarray) -> bool:
-    """Whether all values are equal up to rounding. Then there is nothing to resample."""
-    return bool(np.ptp(d) <= 1e-12 * np.abs(d).max())
+    kind, rng = "BCa" if len(d) > 2 else "percentile", np.random.default_rng(0)
+    found = stats.bootstrap((d,), np.mean, n_resamples=resamples, method=kind, rng=rng)
+    student = stats.t.interval(STUDENT, len(d) - 1, loc=d.mean(), scale=stats.sem(d))
+    return tuple(float(end) for end in (*found.confidence_interval, *student))
 
 
 def report(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int) -> str:

@@ -38,6 +38,10 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path} cannot be read: {error}. Remove it and run again.") from None
 
 
+def _if_there(path: Path, empty: Any) -> Any:
+    return read_json(path) if path.exists() else empty
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as a JSON list with one row a line, whole or not at all."""
     lines = ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
@@ -55,23 +59,21 @@ class Store:
 
     def path(self, group: str) -> Path:
         """The file of a group's rows."""
-        return self.out / (
-            f"{self.suite}.json" if group == "core" else f"{self.suite}.{group}.json"
-        )
+        return self.out / f"{self.suite}{'' if group == 'core' else f'.{group}'}.json"
 
     def rows(self, group: str) -> list[Row]:
         """The rows of a group; empty if it was not run."""
-        return read_json(self.path(group)) if self.path(group).exists() else []
+        return _if_there(self.path(group), [])
 
     def info(self) -> dict[str, Any]:
         """The content of SUITE.info.json; empty if there is none."""
-        return read_json(self.info_path) if self.info_path.exists() else {}
+        return _if_there(self.info_path, {})
 
     def costs(self) -> list[Row]:
         """The rows of SUITE.costs.json, one for each way of training; empty if they were not
         measured.
         """
-        return read_json(self.costs_path) if self.costs_path.exists() else []
+        return _if_there(self.costs_path, [])
 
     def write_costs(self, rows: Sequence[Row]) -> None:
         """Write SUITE.costs.json. DataError if it holds costs of other settings, rounds or
@@ -132,12 +134,8 @@ class Store:
         """
         done, trials = self.finished(), list(trials)
         for group in dict.fromkeys(trial.group for trial in trials):
-            self._assemble(
-                group,
-                [trial for trial in trials if trial.group == group and trial.key in done],
-                done,
-                mark or {},
-            )
+            mine = [trial for trial in trials if trial.group == group and trial.key in done]
+            self._assemble(group, mine, done, mark or {})
         taken = {trial.key for trial in trials}
         for path in [path for path in self._waiting() if path.stem in taken]:
             path.unlink()
@@ -167,11 +165,12 @@ class Store:
             table[place] = [{**row, **tag} for row in done[trial.key]]
         if trials:
             variants, arms = list(SUITES[self.suite].groups[group].variants), list(ARMS)
-            order = sorted(
-                table,
-                key=lambda place: (_rank(variants, place[0]), place[1], _rank(arms, place[2])),
-            )
-            write_rows(self.path(group), [row for place in order for row in table[place]])
+
+            def rank(place: tuple[str, int, str]) -> tuple[Any, ...]:
+                return (_rank(variants, place[0]), place[1], _rank(arms, place[2]))
+
+            rows = [row for place in sorted(table, key=rank) for row in table[place]]
+            write_rows(self.path(group), rows)
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Write SUITE.info.json."""

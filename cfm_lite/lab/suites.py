@@ -174,7 +174,7 @@ _TUNING = 100  # the first seed of what is tuned
 _TINY = {"hidden_size": 8, "num_heads": 2, "batch": 16, "shard": 16, "steps": 20, "warmup": 0}
 
 
-def _tuning(arms: tuple[str, ...], weights: Sequence[float], seeds: int = 1) -> dict[str, Group]:
+def _tuning(arms: tuple[str, ...], weights: Sequence[float]) -> dict[str, Group]:
     """Groups that choose λ for `arms`, and α and β of time-scaled FM, which needs no training."""
     boosts = {
         f"boost={a:g},boost_power={b:g}": {"boost": a, "boost_power": b}
@@ -183,8 +183,8 @@ def _tuning(arms: tuple[str, ...], weights: Sequence[float], seeds: int = 1) -> 
     }
     ways = euler(50, samples=5000)
     return {
-        "tuning": Group(arms, seeds, ways, _values("weight", weights), first=_TUNING),
-        "tuning_time": Group(("fm_time_scaled",), seeds, ways, boosts, first=_TUNING),
+        "tuning": Group(arms, 1, ways, _values("weight", weights), first=_TUNING),
+        "tuning_time": Group(("fm_time_scaled",), 1, ways, boosts, first=_TUNING),
     }
 
 

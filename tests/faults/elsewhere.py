@@ -185,7 +185,7 @@ ELSEWHERE: dict[str, str] = {
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
         cli.compare.report_suite cli.compare.time_steps evaluate.measures.judge_of evaluate.measures.measure
-        lab.arms.balanced_labels lab.arms.conditions lab.arms.draw_samples lab.arms.noise_of lab.arms.trained_recipe lab.arms.velocity
+        lab.arms.balanced_labels lab.arms.conditions lab.arms.draw_samples lab.arms.trained_recipe lab.arms.velocity
         lab.costs.training_costs lab.diagnostics.field_values lab.diagnostics.path_values
         lab.figures.differences_table lab.figures.quality_figure lab.figures.title lab.jobs.Job lab.jobs.Trial
         lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of lab.jobs.run_job lab.measures.Sampling
