@@ -125,16 +125,8 @@ class Compare(Seeded):
         for name in ("group", "seeds", "arms", "set", "seed", "quick"):
             value, default = getattr(self, name), Compare.__dataclass_fields__[name].default
             if value != default:
-                words += [
-                    f"--{name}",
-                    *(
-                        map(str, value)
-                        if isinstance(value, tuple)
-                        else []
-                        if value is True
-                        else [str(value)]
-                    ),
-                ]
+                told = value if isinstance(value, tuple) else () if value is True else (value,)
+                words += [f"--{name}", *map(str, told)]
         return " ".join(words)
 
 
@@ -142,11 +134,11 @@ def compare_suite(
     suite: str,
     *,
     out: str | Path,
-    groups: Sequence[str] = (),
-    device: str = "auto",
-    workers: int | None = None,
-    only_list: bool = False,
-    command: str = "",
+    groups: Sequence[str],
+    device: str,
+    workers: int | None,
+    only_list: bool,
+    command: str,
     **chosen: Any,
 ) -> str:
     """Run what is missing of a suite's groups ("all": every group). Returns the report, or the list
@@ -248,9 +240,9 @@ def time_steps(
     suite: str,
     out: str | Path,
     *,
-    device: str = "auto",
+    device: str,
     changes: Mapping[str, Any],
-    quick: bool = False,
+    quick: bool,
 ) -> str:
     """Write SUITE.costs.json and return it as a table. `quick` takes the miniature and few
     rounds.

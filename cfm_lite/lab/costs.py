@@ -39,15 +39,11 @@ def training_costs(
     check_choice("suite", suite, SUITES)
     rounds = check_count("rounds", rounds, 2)
     jobs = jobs_of(trials(suite, "core", seeds=(0,), changes=changes or {}))
-    trainings = {
-        job.trials[0].arm: job.training for job in jobs
-    }  # arms that share a training come after the one it is named for
-    names = list(trainings)
+    # arms that share a training come after the one it is named for
+    trainings = {job.trials[0].arm: job.training for job in jobs}
+    names, data = list(trainings), dataset(SUITES[suite].data)
     with one_thread():
-        steps = {
-            name: _stepper(trainings[name], dataset(SUITES[suite].data), device, WARM + rounds)
-            for name in names
-        }
+        steps = {name: _stepper(trainings[name], data, device, WARM + rounds) for name in names}
         for step in steps.values():
             for _ in range(WARM):
                 step()
@@ -56,14 +52,9 @@ def training_costs(
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 spent[name].append(steps[name]())
-    machine = {
-        name: value
-        for name, value in facts(device).items()
-        if name in ("processor", "cores", "device", "torch", "commit")
-    }
-    return [
-        _row(name, trainings[name], times, spent["fm"]) | machine for name, times in spent.items()
-    ]
+    told = facts(device)
+    machine = {name: told[name] for name in ("torch", "processor", "cores", "device", "commit")}
+    return [_row(name, trainings[name], spent[name], spent["fm"]) | machine for name in names]
 
 
 def _stepper(recipe: Recipe, data: DataSet, device: str, steps: int) -> Callable[[], float]:

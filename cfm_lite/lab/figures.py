@@ -109,8 +109,8 @@ def _cell(d: Difference | None) -> str:
 
 
 def _panel(suite: str, xlabel: str = "", metric: str = "") -> Panel:
-    name = viz.METRICS[metric or quality(suite)].name.partition(",")[0]
-    good = "higher" if metric == "recall" else "lower"
+    shown = viz.METRICS[metric or quality(suite)]
+    name, good = shown.name.partition(",")[0], shown.better.partition(" ")[0]
     return Panel(TITLES[suite], f"{name}\nminus FM's", good, xlabel)
 
 

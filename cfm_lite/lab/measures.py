@@ -2,7 +2,7 @@
 judge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,27 +72,27 @@ def sample_rows(
     """Sample one arm in one way and measure it: flat rows. DivergenceError if samples are not
     finite.
     """
-    y = conditions(data, sampling.samples)
-    recipe = run.recipe.changed(guidance=sampling.guidance)
-    guided = Run(recipe, run.model)
-    samples = draw_samples(
-        arm, guided, data, y, sampling.steps, recipe.seed, solver=sampling.solver
-    )
-    base = row_base(arm.method, recipe, sampling.samples, sampling.steps, sampling.solver)
-    values = measure(samples, y, data, judge) | path_values(
-        arm, guided, data, samples, y, sampling.steps, sampling.solver
-    )
-    return [{**base, "metric": name, "value": value} for name, value in values.items()]
+    y, guided, way = conditions(data, sampling.samples), _guided(run, sampling), sampling
+    seed = guided.recipe.seed
+    samples = draw_samples(arm, guided, data, y, way.steps, seed, solver=way.solver)
+    values = measure(samples, y, data, judge)
+    values |= path_values(arm, guided, data, samples, y, way.steps, way.solver)
+    return _rows(arm, guided.recipe, way, values)
 
 
 def field_rows(arm: Arm, run: Run, data: DataSet, sampling: Sampling) -> list[Row]:
     """What is measured of an arm without samples, as rows beside those of `sampling`."""
-    recipe = run.recipe.changed(guidance=sampling.guidance)
-    base = row_base(arm.method, recipe, sampling.samples, sampling.steps, sampling.solver)
-    return [
-        {**base, "metric": name, "value": value}
-        for name, value in field_values(arm, Run(recipe, run.model), data).items()
-    ]
+    guided = _guided(run, sampling)
+    return _rows(arm, guided.recipe, sampling, field_values(arm, guided, data))
+
+
+def _guided(run: Run, way: Sampling) -> Run:
+    return Run(run.recipe.changed(guidance=way.guidance), run.model)
+
+
+def _rows(arm: Arm, recipe: Recipe, way: Sampling, values: Mapping[str, float]) -> list[Row]:
+    base = row_base(arm.method, recipe, way.samples, way.steps, way.solver)
+    return [{**base, "metric": name, "value": value} for name, value in values.items()]
 
 
 def rows_of(

@@ -12,12 +12,9 @@ from cfm_lite.lab.measures import Row
 from cfm_lite.lab.statistics import Difference, paired_difference
 from cfm_lite.lab.store import Store
 from cfm_lite.lab.suites import SUITES
+from cfm_lite.viz import METRICS
 
 __all__ = ["Place", "Results", "interval", "number", "percent", "quality", "said_of"]
-
-LOWER_IS_BETTER = {
-    *("frechet", "sliced_wasserstein", "mmd", "drift", "field_error", "trajectory_error")
-}
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,8 @@ def said_of(d: Difference) -> str:
     """The verdict of the statistics: "gains", "loses" or "no clear difference"."""
     if not d.clear:
         return "no clear difference"
-    return "gains" if (d.mean < 0) == (d.metric in LOWER_IS_BETTER) else "loses"
+    lower = d.metric in METRICS and METRICS[d.metric].better == "lower is better"
+    return "gains" if (d.mean < 0) == lower else "loses"
 
 
 def number(value: float, sign: bool = False) -> str:

@@ -63,24 +63,16 @@ def plan(
     for an unknown name, and DataError if files in `out` were made with other settings.
     """
     check_choice("suite", suite, SUITES)
+    known = SUITES[suite].groups
     changes = {**(SUITES[suite].miniature if quick else {}), **(changes or {})}
     wanted: list[Trial] = []
     for group in groups:
-        check_choice("group", group, SUITES[suite].groups)
-        own = range(first_seed, first_seed + SUITES[suite].groups[group].seeds)
-        wanted += trials(
-            suite,
-            group,
-            seeds=own if seeds is None else seeds,
-            arms=arms,
-            changes=changes,
-            quick=quick,
-        )
+        check_choice("group", group, known)
+        own = range(first_seed, first_seed + known[group].seeds) if seeds is None else seeds
+        wanted += trials(suite, group, seeds=own, arms=arms, changes=changes, quick=quick)
     for name in arms:
         check_choice(
-            "arm",
-            name,
-            dict.fromkeys(name for group in groups for name in SUITES[suite].groups[group].arms),
+            "arm", name, dict.fromkeys(arm for group in groups for arm in known[group].arms)
         )
     store = Store(out, suite)
     settings = _settings(suite, groups, changes, wanted, device)
@@ -104,12 +96,9 @@ def _settings(
     judge = judge_of(SUITES[suite].data)
     shared = {"judge": judge.fingerprint if judge else None, "device": torch.device(device).type}
     ways = {trial.group: [vars(way) for way in trial.samplings] for trial in wanted}
+    recipes = {group: SUITES[suite].base(group, changes).as_dict() for group in groups}
     return {
-        group: {
-            **shared,
-            "recipe": SUITES[suite].base(group, changes).as_dict(),
-            "samplings": ways.get(group, []),
-        }
+        group: {**shared, "recipe": recipes[group], "samplings": ways.get(group, [])}
         for group in groups
     }
 
@@ -152,18 +141,13 @@ def compare(
             f"{len(failed)} of {len(todo.jobs)} jobs failed, the others are done: {lines}. The "
             "same command tries them again."
         )
-    return {
-        group: todo.store.rows(group)
-        for group in dict.fromkeys(trial.group for trial in todo.trials)
-    }
+    groups = dict.fromkeys(trial.group for trial in todo.trials)
+    return {group: todo.store.rows(group) for group in groups}
 
 
 def _outcomes(todo: Plan, suite: str, device: str, workers: int, tick: Any) -> Iterator[Outcome]:
-    run = (
-        in_process
-        if workers == 1 or len(todo.jobs) < 2 or torch.device(device).type != "cpu"
-        else in_workers
-    )
+    alone = workers == 1 or len(todo.jobs) < 2 or torch.device(device).type != "cpu"
+    run = in_process if alone else in_workers
     return run(todo.jobs, todo.store.parts, device, SUITES[suite].keep, workers, tick)
 
 
@@ -212,11 +196,7 @@ def _info(
         "quick": quick,
         "recipe": groups.get("core", next(iter(groups.values())))["recipe"] if groups else {},
         "judge": judge
-        and {
-            "dataset": judge.dataset,
-            "accuracy": judge.accuracy,
-            "fingerprint": judge.fingerprint,
-        },
+        and {name: getattr(judge, name) for name in ("dataset", "accuracy", "fingerprint")},
         "groups": groups,
         "sittings": [*before.get("sittings", []), *([sitting] if todo.jobs else [])],
         "facts": facts(device),

@@ -55,6 +55,7 @@ METRICS: Mapping[str, Metric] = {
     "mmd": Metric("MMD", 1, "lower is better"),
     "straightness": Metric("straightness", 1, ""),
     "drift": Metric("drift from the data", 1, "lower is better"),
+    "field_error": Metric("field error", 1, "lower is better"),
     "trajectory_error": Metric("distance to the exact flow's end", 1, "lower is better"),
     "class_separation": Metric(
         "distance of the class means,\nrelative to the exact one", 1, "1 is ideal"
