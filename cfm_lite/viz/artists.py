@@ -124,11 +124,10 @@ def plane(
     axes: Axes,
     limits: Limits,
     title: str = "",
-    color: str = TRUTH,
     *,
     outer: tuple[bool, bool] = (True, True),
 ) -> None:
-    """Make `axes` a square plane over `limits` with named coordinates and a title in `color`.
+    """Make `axes` a square plane over `limits` with named coordinates and a title.
 
     `outer` says whether the panel stands in the first column and in the last row: the others leave
     names and numbers to those.
@@ -142,7 +141,7 @@ def plane(
     axes.tick_params(labelsize=9, length=3, color="#4d4d4d")
     frame(axes)
     if title:
-        axes.set_title(title, color=color, loc="left", pad=6)
+        axes.set_title(title, color=TRUTH, loc="left", pad=6)
 
 
 def name_axes(axes: Axes, form: str = "{}", *, outer: tuple[bool, bool] = (True, True)) -> None:
@@ -256,13 +255,13 @@ def arrows(
     return axes.quiver(x[:, 0], x[:, 1], v[:, 0], v[:, 1], **look)
 
 
-def arrow_key(axes: Axes, scale: float, fastest: float, *, y: float = 0.97) -> Quiver:
+def arrow_key(axes: Axes, scale: float, fastest: float) -> Quiver:
     """A grey arrow right of `axes` with its speed and unit, about three quarters as long as the
     `fastest` speed that is shown.
     """
     left, right, bottom, top = *axes.get_xlim(), *axes.get_ylim()
     speed = _round_number(0.75 * check_number("fastest", fastest, 0, math.inf))
-    start, height = right + 0.03 * (right - left), bottom + y * (top - bottom)
+    start, height = right + 0.03 * (right - left), bottom + 0.97 * (top - bottom)
     text = f"speed {speed:g}\n({'unit' if speed == 1 else 'units'} of $x$ per unit of $t$)"
     axes.text(
         start + speed / scale + 0.02 * (right - left),

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cfm_lite.errors import ConfigError
+from cfm_lite.methods import Arm
 from cfm_lite.viz import artists
 from cfm_lite.viz.style import PAGE, Picture, as_array, method_style, panels, plain, styled
 
@@ -69,12 +70,19 @@ def _checked(differences: Sequence[Compared], where: str) -> Sequence[Compared]:
     return differences
 
 
-def _fill(d: Compared, color: str) -> dict[str, Any]:
-    return {
-        "markerfacecolor": color if d.clear else "white",
-        "markeredgecolor": color,
-        "markeredgewidth": 1.5,
-    }
+def _mark(axis: Axes, x: float, y: float, d: Compared, look: Arm, size: float) -> None:
+    """The mark of a difference, filled where it is clear."""
+    axis.plot(
+        x,
+        y,
+        look.marker or "o",
+        color=look.colour,
+        markersize=size,
+        zorder=3,
+        markerfacecolor=look.colour if d.clear else "white",
+        markeredgecolor=look.colour,
+        markeredgewidth=1.5,
+    )
 
 
 @styled
@@ -121,15 +129,7 @@ def _row(axis: Axes, place: int, d: Compared, marked: bool) -> None:
     axis.plot(
         [d.low, d.high], [place, place], color=look.colour, linewidth=2.2, solid_capstyle="butt"
     )
-    axis.plot(
-        d.mean,
-        place,
-        look.marker or "o",
-        color=look.colour,
-        markersize=7.5,
-        zorder=3,
-        **_fill(d, look.colour),
-    )
+    _mark(axis, d.mean, place, d, look, 7.5)
     if marked:
         axis.axhspan(place - 0.5, place + 0.5, color=BAND, zorder=0)
 
@@ -236,15 +236,7 @@ def _curve(axis: Axes, method: str, x: np.ndarray, found: Sequence[Compared]) ->
     axis.plot(x, [d.mean for d in found], color=look.colour, linestyle=look.line, linewidth=1.4)
     for place, d in zip(x, found):
         axis.plot([place, place], [d.low, d.high], color=look.colour, linewidth=1.6)
-        axis.plot(
-            place,
-            d.mean,
-            look.marker or "o",
-            color=look.colour,
-            markersize=6.5,
-            zorder=3,
-            **_fill(d, look.colour),
-        )
+        _mark(axis, place, d.mean, d, look, 6.5)
     return artists.legend_entry(look.colour, look.marker or "o", markersize=7)
 
 
@@ -270,15 +262,7 @@ def difference_scatter(
         for _, x, d in points:
             look = method_style(d.method)
             axis.plot([x, x], [d.low, d.high], color=look.colour, linewidth=1.8)
-            axis.plot(
-                x,
-                d.mean,
-                look.marker or "o",
-                color=look.colour,
-                markersize=7,
-                zorder=3,
-                **_fill(d, look.colour),
-            )
+            _mark(axis, x, d.mean, d, look, 7)
         axis.axhline(0, color=BASE, linewidth=1.2, zorder=1.5)
         axis.axvline(1, color=BASE, linewidth=1.2, linestyle=":", zorder=1.5)
         _ratio_axis(axis, [x for _, x, _ in points])

@@ -267,11 +267,11 @@ def as_tensor(values: np.ndarray) -> Tensor:
     return torch.as_tensor(values, dtype=torch.get_default_dtype())
 
 
-def frame(axes: Axes, color: str = "#4d4d4d", width: float = 0.8) -> None:
+def frame(axes: Axes) -> None:
     """Close the box around `axes`: a plane or a matrix has four sides, a curve two."""
     axes.grid(False)
     for spine in axes.spines.values():
-        spine.set(visible=True, color=color, linewidth=width)
+        spine.set(visible=True, color="#4d4d4d", linewidth=0.8)
 
 
 @styled
