@@ -15,7 +15,6 @@ __all__ = [
     "AnyPath",
     "check_file",
     "check_folder",
-    "check_suffix",
     "expanded",
     "inside",
     "listed",
@@ -50,54 +49,41 @@ def expanded(path: AnyPath) -> Path:
         ) from None
 
 
-def check_suffix(path: Path, suffixes: Iterable[str], option: str = "--out") -> None:
-    """`path` must end in one of `suffixes`; the ConfigError names a path that would do."""
-    allowed = list(suffixes)
-    if path.suffix not in allowed:
-        first = allowed[0]
-        better = path.with_name(f"{path.stem}{first}") if path.name else path / f"out{first}"
-        raise ConfigError(
-            f"{option} is {path}; it must end in {' or '.join(allowed)}, such as {better}."
-        )
-
-
-def check_file(
-    path: Path, suffixes: Iterable[str], *, inputs: Iterable[Path] = (), option: str = "--out"
-) -> Path:
+def check_file(path: Path, suffixes: Iterable[str], *, inputs: Iterable[Path] = ()) -> Path:
     """`path`, a file that may be written or replaced; nothing is made.
 
     Raises ConfigError for another suffix, for one of `inputs` and for a file of a run, a
     checkpoint, samples or latents. Raises DataError if it is a folder or cannot be written.
     """
-    check_suffix(path, suffixes, option)
-    _check_not_read(path, inputs, option)
+    _check_suffix(path, suffixes)
+    _check_not_read(path, inputs)
     if os.path.lexists(path) and {path.name, os.path.basename(os.path.realpath(path))} & set(OWN):
         raise ConfigError(
-            f"{option} is {path}, which belongs to a run, to samples or to latents and would be "
-            f"lost; choose another {option}."
+            f"--out is {path}, which belongs to a run, to samples or to latents and would be "
+            "lost; choose another --out."
         )
     if path.is_dir():
         raise DataError(
-            f"{option} is {path}, which is a folder; give a file in it, such as "
+            f"--out is {path}, which is a folder; give a file in it, such as "
             f"{path / ('out' + path.suffix)}."
         )
-    _check_writable(path.parent, option)
+    _check_writable(path.parent)
     return path
 
 
-def check_folder(path: Path, *, inputs: Iterable[Path] = (), option: str = "--out") -> Path:
+def check_folder(path: Path, *, inputs: Iterable[Path] = ()) -> Path:
     """`path`, a folder that exists or can be made, and can be written to; nothing is made.
 
     Raises ConfigError for the name of a file and for one of `inputs`. Raises DataError if it is a
     file or cannot be written.
     """
-    _check_not_read(path, inputs, option)
+    _check_not_read(path, inputs)
     if not path.is_dir() and path.suffix.lower() in _FILES:
         kind = "is a file" if path.exists() else "has the name of a file"
         raise ConfigError(
-            f"{option} is {path}, which {kind}; a folder is wanted, such as {path.with_suffix('')}."
+            f"--out is {path}, which {kind}; a folder is wanted, such as {path.with_suffix('')}."
         )
-    _check_writable(path, option)
+    _check_writable(path)
     return path
 
 
@@ -128,9 +114,20 @@ def unlisted(folder: Path, error: OSError, kind: type[CFMError] = DataError) -> 
     )
 
 
-def _check_not_read(path: Path, inputs: Iterable[Path], option: str) -> None:
+def _check_suffix(path: Path, suffixes: Iterable[str]) -> None:
+    """`path` must end in one of `suffixes`; the ConfigError names a path that would do."""
+    allowed = list(suffixes)
+    if path.suffix not in allowed:
+        first = allowed[0]
+        better = path.with_name(f"{path.stem}{first}") if path.name else path / f"out{first}"
+        raise ConfigError(
+            f"--out is {path}; it must end in {' or '.join(allowed)}, such as {better}."
+        )
+
+
+def _check_not_read(path: Path, inputs: Iterable[Path]) -> None:
     if any(_same(path, other) for other in inputs):
-        raise ConfigError(f"{option} is {path}, which this command reads; choose another {option}.")
+        raise ConfigError(f"--out is {path}, which this command reads; choose another --out.")
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -140,17 +137,17 @@ def _same(path: Path, other: Path) -> bool:
         return os.path.realpath(path) == os.path.realpath(other)
 
 
-def _check_writable(folder: Path, option: str) -> None:
+def _check_writable(folder: Path) -> None:
     """DataError unless a file can be made in `folder`, or in the nearest existing one above it."""
     try:
         place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not place.is_dir():
             raise DataError(
-                f"cannot make or write {folder}: {place} is no folder. Choose another {option}."
+                f"cannot make or write {folder}: {place} is no folder. Choose another --out."
             )
         # to try it is the only reliable test: root may do what the mode forbids, a mount may not
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         raise DataError(
-            f"cannot make or write {folder}: {error.strerror or error}. Choose another {option}."
+            f"cannot make or write {folder}: {error.strerror or error}. Choose another --out."
         ) from None

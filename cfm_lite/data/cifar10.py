@@ -27,7 +27,7 @@ from cfm_lite._internal.places import AnyPath
 from cfm_lite.data import images
 from cfm_lite.data import root as files
 from cfm_lite.data.archive import is_hidden, read_to_end
-from cfm_lite.errors import CFMError, DataError
+from cfm_lite.errors import DataError
 
 __all__ = ["CLASSES", "NAMES", "available", "download", "load"]
 
@@ -86,23 +86,12 @@ def download(root: AnyPath | None = None) -> Path:
     path = _path("cifar10", root)
     if path.is_file() and _md5(path) == MD5:
         return path
-    try:
+    with files.fetching("cifar10", f"{path.name} into {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as work:
             fetch = optional("torchvision.datasets.utils", "imagenet").download_url
-            with files.impatient():
-                fetch(URL, work, path.name, MD5)
+            fetch(URL, work, path.name, MD5)
             os.replace(Path(work) / path.name, path)
-    except CFMError:
-        raise
-    except (
-        Exception
-    ) as error:  # torchvision and the network fail in many types; all mean the same to the reader
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"cifar10: the download failed ({reason}). Try again online, or put {path.name} into "
-            f"{path.parent}."
-        ) from None
     return path
 
 

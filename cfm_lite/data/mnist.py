@@ -25,7 +25,7 @@ from cfm_lite._internal.files import publish
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.places import AnyPath
 from cfm_lite.data import root as files
-from cfm_lite.errors import CFMError, DataError
+from cfm_lite.errors import DataError
 
 __all__ = ["MD5", "NAMES", "SPLITS", "available", "download", "load"]
 
@@ -153,7 +153,9 @@ def download(root: AnyPath | None = None, name: str = "mnist") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
-            _fetch(temporary, folder, name)
+            with files.fetching(name, f"{', '.join(MD5)} into {folder} yourself"):
+                datasets = optional("torchvision.datasets", "imagenet")
+                getattr(datasets, NAMES[name])(temporary, download=True)
             for file in wanted:
                 _install(Path(temporary) / NAMES[name] / "raw" / file, folder, name)
     except OSError as error:
@@ -169,23 +171,6 @@ def _is_good(path: Path, name: str) -> bool:
         _read_idx(path, True, name)
         return True
     return False
-
-
-def _fetch(temporary: str, folder: Path, name: str) -> None:
-    try:
-        kind = getattr(optional("torchvision.datasets", "imagenet"), NAMES[name])
-        with files.impatient():
-            kind(temporary, download=True)
-    except CFMError:
-        raise
-    except (
-        Exception
-    ) as error:  # torchvision and the network fail in many types; all mean the same to the reader
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"{name}: the download failed ({reason}). Try again online, or put {', '.join(MD5)} "
-            f"into {folder} yourself."
-        ) from None
 
 
 def _install(source: Path, folder: Path, name: str) -> None:

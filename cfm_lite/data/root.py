@@ -30,6 +30,7 @@ __all__ = [
     "checkout",
     "damaged",
     "data_root",
+    "fetching",
     "impatient",
     "keep",
     "missing",
@@ -191,6 +192,22 @@ def read_gzip(path: Path, dataset: str, limit: int) -> bytes:
     if len(content) > limit:
         raise damaged(dataset, path, f"unpacks to more than the {limit} bytes that it should hold")
     return content
+
+
+@contextlib.contextmanager
+def fetching(dataset: str, by_hand: str) -> Iterator[None]:
+    """Download inside. If that fails, DataError says what to put where `by_hand`."""
+    try:
+        with impatient():
+            yield
+    except CFMError:
+        raise
+    except Exception as error:
+        # torchvision and the network fail in many types; all mean the same to the reader
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{dataset}: the download failed ({reason}). Try again online, or put {by_hand}."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ ELSEWHERE: dict[str, str] = {
         terms.Draw terms.Evaluated terms.Term viz.results.Metric viz.style.Picture
     """,
     "the command line, whose arguments test_cli_fuzz.py writes": """
-        _internal.places.check_file _internal.places.check_folder _internal.places.check_suffix _internal.places.expanded
+        _internal.places.check_file _internal.places.check_folder _internal.places.expanded
         _internal.places.inside _internal.places.listed _internal.places.unlisted
         _internal.terminal.Notes _internal.terminal.fail _internal.terminal.run_command
         cli.arguments.Common cli.arguments.OnDevice cli.arguments.Seeded cli.arguments.names_of cli.arguments.show
@@ -198,7 +198,7 @@ ELSEWHERE: dict[str, str] = {
         viz.lab.difference_rows viz.lab.difference_scatter
     """,
     "files of others, which test_data.py, test_data_changes.py, test_downloads.py and test_security.py damage": """
-        data.archive.read_to_end data.latents.shards.parse_npy data.root.impatient data.shared.Watch data.shared.alone
+        data.archive.read_to_end data.latents.shards.parse_npy data.root.fetching data.root.impatient data.shared.Watch data.shared.alone
         data.shared.forget_halves data.shared.owned evaluate.samples.load_samples runs.folder.read_mean
     """,
 }

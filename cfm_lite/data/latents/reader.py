@@ -267,11 +267,11 @@ def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
     raise ConfigError(f"{why}. Use {', or '.join(hints or ['fewer ranks'])}.")
 
 
-def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
-    """The items of `items()`, made by a thread that stays up to `depth` ahead. Its error is raised
+def prefetch(items: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """The items of `items()`, made by a thread that stays up to two ahead. Its error is raised
     here.
     """
-    ready: queue.Queue[Any] = queue.Queue(depth)
+    ready: queue.Queue[Any] = queue.Queue(2)
     stopped = threading.Event()
 
     def hand_over(entry: tuple[Any, BaseException | None]) -> None:
