@@ -21,12 +21,13 @@ __all__ = ["FREE", "check_same_data", "check_same_recipe", "new_config", "note_o
 
 # the length of the run, how a batch is computed, and how it is sampled
 FREE = ("steps", "accumulate", "solver", "sample_steps", "guidance", "boost", "boost_power")
-_DATA = (
-    "fingerprint",
-    "teacher",
-    "start",
-    "text_fingerprint",
-)  # they decide a run, and are no fields of a recipe
+# what decides a run and is no field of a recipe, and what another one of it is called
+_DATA = {
+    "fingerprint": "other data",
+    "teacher": "another teacher",
+    "start": "another network to begin with",
+    "text_fingerprint": "another text encoder",
+}
 _FLAGS = {"method": "--method", "seed": "--seed", "network": "--model", "size": "--size"}
 # an ImageNet run has these from its network
 _SIZES = ("hidden_size", "depth", "num_heads", "patch_size")
@@ -75,13 +76,8 @@ def _words(differ: Mapping[str, list[Any]]) -> str:
         if name not in _FLAGS and not (full and name in _SIZES)
     }
     words = [f"{_FLAGS[name]} {saved}" for name, saved in told.items()]
-    return " ".join(
-        [
-            *words,
-            *(["--set"] if rest else []),
-            *(f"{name}={_text(saved)}" for name, saved in rest.items()),
-        ]
-    )
+    words += ["--set"] if rest else []
+    return " ".join([*words, *(f"{name}={_text(saved)}" for name, saved in rest.items())])
 
 
 def _text(value: Any) -> str:
@@ -90,15 +86,9 @@ def _text(value: Any) -> str:
 
 def check_same_data(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """ResumeMismatchError if the data, the teacher or the starting network differ from `before`."""
-    for name in _DATA:
+    for name, what in _DATA.items():
         saved, given = before.get(name), now.get(name)
         if saved and given and saved != given:
-            what = {
-                "fingerprint": "other data",
-                "teacher": "another teacher",
-                "start": "another network to begin with",
-                "text_fingerprint": "another text encoder",
-            }[name]
             raise ResumeMismatchError(
                 f"{where} belongs to another run: it was trained with {what} ({name}: saved "
                 f"{saved[:12]}, now {given[:12]}). Give what it "

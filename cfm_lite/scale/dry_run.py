@@ -131,13 +131,13 @@ def _timed(trainer: Trainer, batches: Iterator[Any], steps: int, device: torch.d
     return median(times[2:] or times)
 
 
-def _check_room(out: Path, parameters: int, averages: int, kept: int = 4) -> None:
+def _check_room(out: Path, parameters: int, averages: int) -> None:
     """DiskFullError unless four checkpoints fit: three are kept, and the next is written before the
     oldest goes.
 
     A checkpoint holds weights, averages and two moments.
     """
-    needed = kept * (12 + 4 * averages) * parameters
+    needed = 4 * (12 + 4 * averages) * parameters
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:

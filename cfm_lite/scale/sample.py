@@ -49,6 +49,8 @@ from cfm_lite.runs.sampling import (
 
 __all__ = ["count_samples", "drawing", "sample_imagenet"]
 
+ON_THE_WAY = 16  # samples that are drawn while a run trains
+
 
 def sample_imagenet(
     source: str | Path | Run,
@@ -168,7 +170,6 @@ def drawing(
     codec: Codec | None,
     out: str | Path,
     *,
-    num: int = 16,
     show: Callable[[np.ndarray, int], None] | None = None,
     prompts: Sequence[str] = (),
     encoder: Any = None,
@@ -177,18 +178,11 @@ def drawing(
     time.
 
     `runs.train` calls it on every rank, because under FSDP a forward pass needs all of them. A rank
-    without a `codec` writes nothing. `show` is called with the images (num, H, W, 3) uint8 and the
+    without a `codec` writes nothing. `show` is called with the images (16, H, W, 3) uint8 and the
     step. Of a run on captions the pictures are of `prompts`, read by `encoder`.
     """
-    settings = Settings(
-        num,
-        recipe.seed,
-        recipe.solver,
-        recipe.sample_steps,
-        recipe.guidance,
-        batch=num,
-        prompts=tuple(prompts),
-    )
+    how = (recipe.seed, recipe.solver, recipe.sample_steps, recipe.guidance)
+    settings = Settings(ON_THE_WAY, *how, batch=ON_THE_WAY, prompts=tuple(prompts))
 
     def draw(model: nn.Module, step: int) -> None:
         z = draw_part(Run(recipe, model, step, spec=spec, encoder=encoder), settings, 0)
@@ -263,10 +257,10 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
         path.unlink()
 
 
-def _picture(images: np.ndarray, path: Path, columns: int = 8) -> None:
+def _picture(images: np.ndarray, path: Path) -> None:
     """The first images in rows of eight."""
     n, height, width, _ = images.shape
-    columns = min(columns, n)
+    columns = min(8, n)
     sheet = Image.new("RGB", (columns * width, -(-n // columns) * height))
     for i, image in enumerate(images):
         sheet.paste(Image.fromarray(image), (i % columns * width, i // columns * height))

@@ -33,7 +33,7 @@ from cfm_lite.runs.imagenet import (
 )
 from cfm_lite.runs.recipe import build_model
 from cfm_lite.scale.budget import Split, free_memory, split_batch
-from cfm_lite.scale.sample import drawing
+from cfm_lite.scale.sample import ON_THE_WAY, drawing
 from cfm_lite.training import Trainer
 
 __all__ = ["Options", "opened_teacher", "train_imagenet"]
@@ -357,7 +357,7 @@ def _drawing(
     codec = options.world.on_main(
         lambda: open_codec(str(spec.vae), device=device, fingerprint=spec.vae_fingerprint)
     )
-    prompts = [told[0] for told in latents.captions[:16]] if spec.text else []
+    prompts = [told[0] for told in latents.captions[:ON_THE_WAY]] if spec.text else []
     return drawing(
         recipe,
         spec,
