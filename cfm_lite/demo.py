@@ -28,6 +28,7 @@ from cfm_lite.errors import DistributedError
 from cfm_lite.evaluate.judges import Judge, judge_for
 from cfm_lite.lab import ARMS, Row
 from cfm_lite.methods import FIRST
+from cfm_lite.models.classifier import one_thread
 from cfm_lite.runs import facts, make_folder, pick_device, train, write_json
 from cfm_lite.runs.folder import check_kind
 from cfm_lite.runs.recipe import Recipe, recipe
@@ -52,7 +53,7 @@ class Job:
     arms: tuple[str, ...]
     device: str
     samples: int
-    bar: int  # the line of its progress bar; -1 shows none
+    bar: int  # the line of its progress bar
 
 
 @dataclass(frozen=True)
@@ -66,41 +67,23 @@ class Done:
     seconds: float
 
 
-def demo(
-    out: str | Path,
-    *,
-    seed: int = 0,
-    device: str = "auto",
-    quick: bool = False,
-    progress: bool = True,
-) -> str:
+def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = False) -> str:
     """Run the demo, write its files to `out`, and return the table to print.
 
     The files are samples.png, fields.png, quality_vs_steps.png, pictures.png, metrics.json (flat
     rows) and config.json.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         where, _ = pick_device(device), recipe("digits", seed=seed)
-        return _demo(
-            make_folder(check_kind(expanded(out), "the demo")), where, seed, quick, progress
-        )
-    finally:
-        torch.set_num_threads(threads)
+        return _demo(make_folder(check_kind(expanded(out), "the demo")), where, seed, quick)
 
 
-def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool) -> str:
+def _demo(out: Path, where: torch.device, seed: int, quick: bool) -> str:
     base = recipe("digits", seed=seed, **({"steps": 60} if quick else {}))
     methods = list(dict.fromkeys(ARMS[name].trained for name in SHOWN))
-    arms = {
-        method: tuple(name for name in SHOWN if ARMS[name].trained == method) for method in methods
-    }
+    arms = {m: tuple(name for name in SHOWN if ARMS[name].trained == m) for m in methods}
     n = 200 if quick else 1000
-    jobs = [
-        Job(base.changed(method=m), arms[m], str(where), n, i if progress else -1)
-        for i, m in enumerate(methods)
-    ]
+    jobs = [Job(base.changed(method=m), arms[m], str(where), n, i) for i, m in enumerate(methods)]
     steps = 4 if quick else 50
     if where.type == "cpu" and not quick:
         found = _work(jobs, out, steps)
@@ -111,29 +94,19 @@ def _demo(out: Path, where: torch.device, seed: int, quick: bool, progress: bool
     rows = [row for name in SHOWN for row in done[ARMS[name].trained].rows if row["method"] == name]
     data, judge = dataset("digits"), judge_for("digits")
     write_json(out / "metrics.json", rows)
-    _draw(
-        {name: image for part in done.values() for name, image in part.images.items()},
-        data,
-        rows,
-        out,
-    )
+    images = {name: image for part in done.values() for name, image in part.images.items()}
+    _draw(images, data, rows, out)
     trained = {
-        job.recipe.method: {
-            "seconds": done[job.recipe.method].seconds,
-            "recipe": job.recipe.as_dict(),
-        }
-        for job in jobs
+        m: {"seconds": done[m].seconds, "recipe": job.recipe.as_dict()}
+        for m, job in zip(methods, jobs)
     }
-    write_json(
-        out / "config.json",
-        {
-            "runs": trained,
-            "judge": _judge_facts(judge),
-            "goals": GOALS,
-            "quick": quick,
-            "facts": facts(where),
-        },
-    )
+    told = {
+        "accuracy": judge.accuracy,
+        "fingerprint": judge.fingerprint,
+        "trained_on": "the held-out half of the digits",
+    }
+    config = {"runs": trained, "judge": told, "goals": GOALS, "quick": quick, "facts": facts(where)}
+    write_json(out / "config.json", config)
     drawn = ("samples.png", "fields.png", "quality_vs_steps.png", "pictures.png")
     pictures = [str(out / name) for name in drawn]
     note = "quick: the numbers mean nothing\n" if quick else ""
@@ -182,7 +155,6 @@ def _run(job: Job) -> Done:
         job.recipe,
         data,
         device=job.device,
-        progress=job.bar >= 0,
         bar=job.bar,
         label=METHOD_LABELS[job.recipe.method],
     )
@@ -221,7 +193,7 @@ def _draw_untrained(out: Path, steps: int) -> None:
 
 
 @torch.no_grad()
-def shipped_pictures(y: Tensor, steps: int, seed: int = 0) -> dict[str, Tensor]:
+def shipped_pictures(y: Tensor, steps: int) -> dict[str, Tensor]:
     """{title: images (N, 1, 28, 28) for labels `y` (N,)} of each of SHIPPED, from the same noise.
 
     The first title is "real", if the files of MNIST are there.
@@ -231,19 +203,11 @@ def shipped_pictures(y: Tensor, steps: int, seed: int = 0) -> dict[str, Tensor]:
         images, labels = mnist.load("test")
         waiting = {int(c): iter(images[labels == c]) for c in y.unique()}
         rows["real"] = torch.stack([next(waiting[int(c)]) for c in y])
-    noise, times = noise_of((1, 28, 28), len(y), seed), torch.linspace(0, 1, steps + 1)
+    noise, times = noise_of((1, 28, 28), len(y), 0), torch.linspace(0, 1, steps + 1)
     for title, (name, scale) in SHIPPED.items():
         velocity = guidance.cfg(pretrained.load(name), y, scale)
         rows[title] = samplers.sample(velocity, noise, times, samplers.euler)
     return rows
-
-
-def _judge_facts(judge: Judge) -> dict[str, Any]:
-    return {
-        "accuracy": judge.accuracy,
-        "fingerprint": judge.fingerprint,
-        "trained_on": "the held-out half of the digits",
-    }
 
 
 def table(rows: Sequence[Row], judge: Judge) -> str:

@@ -30,7 +30,7 @@ from cfm_lite._internal.places import AnyPath, check_file, expanded
 from cfm_lite.data import images as image_files
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CFMError, ConfigError, DataError
-from cfm_lite.evaluate.card import card_of
+from cfm_lite.evaluate.card import Row, card_of
 from cfm_lite.evaluate.clip import ClipScore
 from cfm_lite.evaluate.inception import Extractor, Features
 from cfm_lite.evaluate.reference import IMAGES, Reference, names_in, refuse_pickles, statistics_of
@@ -38,7 +38,6 @@ from cfm_lite.runs.sampling import SAMPLES, SETTINGS
 
 __all__ = ["evaluate_samples", "features_of", "image_batches", "npz_of", "opened"]
 
-Row = dict[str, Any]
 FEWEST = 4  # images on each side
 
 

@@ -24,7 +24,7 @@ from cfm_lite.data import archive, captions, images
 from cfm_lite.data.datasets import codec_for, dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
-from cfm_lite.evaluate.card import card_of, told
+from cfm_lite.evaluate.card import Row, card_of, told
 from cfm_lite.evaluate.images import evaluate_samples, npz_of
 from cfm_lite.evaluate.inception import open_extractor
 from cfm_lite.evaluate.measures import judge_of, measure, reference_rows
@@ -33,7 +33,6 @@ from cfm_lite.runs.recipe import from_dict
 
 __all__ = ["evaluate", "evaluate_file", "load_samples", "save_samples"]
 
-Row = dict[str, Any]
 LIMIT = 2**32  # bytes of samples in one file
 
 

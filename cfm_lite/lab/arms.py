@@ -57,8 +57,7 @@ def velocity(
 
     It is guided in `interval` if the recipe asks for guidance, then changed as the arm says.
     """
-    device = next(run.model.parameters()).device
-    guided = sampling.guided(run, y.to(device), run.recipe.guidance, interval)
+    guided = sampling.guided(run, y.to(run.device), run.recipe.guidance, interval)
     return arm(guided, run.recipe, data)
 
 
@@ -88,7 +87,7 @@ def draw_samples(
         solver=solver or run.recipe.solver,
         seed=seed,
         batch=chunk,
-        device=next(run.model.parameters()).device,
+        device=run.device,
     )
 
 

@@ -47,7 +47,7 @@ def path_values(
     x0, mixture = noise_of(data.shape, len(y), run.recipe.seed), data.mixture
     if solver != "sde":
         few = slice(min(PATHS_SEEN, len(y)))
-        x, ts = x0[few].to(next(run.model.parameters()).device), torch.linspace(0, 1, steps + 1)
+        x, ts = x0[few].to(run.device), torch.linspace(0, 1, steps + 1)
         states = [
             x.cpu()
             for x in samplers.trajectory(velocity(arm, run, data, y[few]), x, ts, SOLVERS[solver])
@@ -95,7 +95,7 @@ def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
     trained, feature_norm and feature_rank of the recipe's `block`.
     """
     x1, y = data.held_x1[:ROWS], data.held_y[:ROWS]
-    device, path = next(run.model.parameters()).device, PATHS[run.recipe.path]
+    device, path = run.device, PATHS[run.recipe.path]
     g = keyed_generator("cpu", 0, "diagnostics")
     values, errors, v = {}, [], velocity(arm, run, data, y)
     for time in TIMES:
@@ -115,7 +115,7 @@ def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
 def _feature_values(
     run: Run, x1: Tensor, y: Tensor, generator: torch.Generator
 ) -> dict[str, float]:
-    device, model, block = next(run.model.parameters()).device, run.model, run.recipe.block
+    device, model, block = run.device, run.model, run.recipe.block
     t = torch.rand(len(x1), generator=generator, device="cpu")
     x_t, _ = PATHS[run.recipe.path].interpolate(
         torch.randn(x1.shape, generator=generator, device="cpu"), x1, t

@@ -110,6 +110,11 @@ class Run:
         return run
 
     @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    @property
     def summary(self) -> str:
         """What a command prints: how far the run came, or that there was nothing left to do."""
         if self.first == self.step > 0:
@@ -147,7 +152,7 @@ class Run:
                 f"fingerprint is {encoder.fingerprint[:12]}, that one's {trained[:12]}. Give the "
                 "right one with --text."
             )
-        return encoder.to(next(self.model.parameters()).device)
+        return encoder.to(self.device)
 
     def images(self, x: Tensor) -> Tensor:
         """The images that samples `x` stand for: decoded, where the run's data set has a codec."""

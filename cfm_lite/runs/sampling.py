@@ -264,14 +264,14 @@ def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
         solver=settings.solver,
         seed=settings.seed,
         batch=settings.batch,
-        device=_device(run),
+        device=run.device,
     )
     return x, y
 
 
 def draw_part(run: Run, settings: Settings, part: int) -> Tensor:
     """The latents (n, C, h, w) of one part of a run on latents, on the network's device."""
-    device = _device(run)
+    device = run.device
     y = labels_of(run, settings, part).to(device)
     keys = [
         keyed_generator("cpu", settings.seed, name, part) for name in ("samples", "samples' noise")
@@ -299,14 +299,10 @@ class _Known:
     @property
     def mean(self) -> Tensor:
         mean = self.run.mean()
-        return mean.to(_device(self.run)) if in_parts(self.run) else mean  # once, not at every step
+        return mean.to(self.run.device) if in_parts(self.run) else mean  # once, not at every step
 
 
 def _spec(run: Run) -> Spec:
     if run.spec is None:
         raise ConfigError("the run has no spec; open it with Run.open, or give Run(spec=...).")
     return run.spec
-
-
-def _device(run: Run) -> torch.device:
-    return next(run.model.parameters()).device

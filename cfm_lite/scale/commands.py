@@ -57,15 +57,14 @@ def prepare_command(
     check_kind(out, "latents or features", inputs=given)
     if captions is not None and source is None:
         raise ConfigError("--captions speak of images; give their folder with --images DIR.")
-    found, without = (
-        (images.find(source or archive.samples()), "")
-        if captions is None
-        else captioned(captions, str(source))
-    )
+    if captions is None:
+        found, without = images.find(source or archive.samples()), ""
+    else:
+        found, without = captioned(captions, str(source))
     codec = open_codec(vae, device=runs.pick_device(device))
     index = prepare(found, out, codec, rank=rank, world=world, **settings)
     if index is None:
-        return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
+        return _waits(rank, world, out)
     left_out = f"\nleft out: {without}" if without else ""
     for key, reason in index["skipped"][:10]:
         there = os.path.lexists(found.root / key)
@@ -82,6 +81,10 @@ def prepare_command(
     )
 
 
+def _waits(rank: int, world: int, out: Path) -> str:
+    return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
+
+
 def features_command(
     latents: Path, source: Path | None, out: Path, device: str, weights: str | None, **settings: Any
 ) -> str:
@@ -95,7 +98,7 @@ def features_command(
     _look_at(data, source)
     index = encode_features(data, source, encoder, name, out, rank=rank, world=world, **settings)
     if index is None:
-        return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
+        return _waits(rank, world, out)
     return (
         f"{len(data)} images, {encoder.grid**2} tokens of {encoder.dim} numbers each by {name}, in "
         f"{out}"
@@ -232,9 +235,8 @@ def sample_command(
 ) -> str | None:
     """Sample a run on latents into a folder. None on ranks other than 0."""
     folder = out or (run.place.folder if run.place else checkpoint.parent) / "samples"
-    device = next(run.model.parameters()).device
     before = count_samples(folder)
-    path = sample_imagenet(run, folder, settings, device=device, world=world, vae=vae)
+    path = sample_imagenet(run, folder, settings, device=run.device, world=world, vae=vae)
     if not world.is_main:
         return None
     if before >= settings.num:

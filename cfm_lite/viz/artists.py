@@ -54,6 +54,7 @@ __all__ = [
     "grid_points",
     "legend",
     "legend_entry",
+    "likely",
     "mass_levels",
     "name_axes",
     "paths",
@@ -343,6 +344,12 @@ def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]
         for share in shares
     ]
     return sorted(ordered[np.searchsorted(held, wanted)].tolist())
+
+
+def likely(log_density: np.ndarray) -> np.ndarray:
+    """Which points of a regular grid hold 99.5 % of the mass."""
+    values = as_array("log_density", log_density)
+    return values >= mass_levels(values, [0.995])[0]
 
 
 @torch.no_grad()

@@ -178,8 +178,7 @@ def _where_the_class_is(scene: _Scene, t: float, n: int) -> np.ndarray:
     velocity.
     """
     x = artists.grid_points(scene.limits, n)
-    log_density = as_array("log density", scene.case.log_prob(torch.as_tensor(x), t))
-    return x[log_density >= artists.mass_levels(log_density, [0.995])[0]]
+    return x[artists.likely(as_array("log density", scene.case.log_prob(torch.as_tensor(x), t)))]
 
 
 def _draw_stage(panel: Axes, scene: _Scene, title: str, subtitle: str, color: str = TRUTH) -> None:

@@ -248,5 +248,4 @@ def _likely(density: Density | None, x: np.ndarray) -> np.ndarray:
     """Which points (B,) hold 99.5 % of the mass; all of them without a density."""
     if density is None:
         return np.ones(len(x), dtype=bool)
-    log_density = as_array("log density", density(as_tensor(x)), len(x))
-    return log_density >= artists.mass_levels(log_density, [0.995])[0]
+    return artists.likely(as_array("log density", density(as_tensor(x)), len(x)))

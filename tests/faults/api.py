@@ -685,6 +685,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "limits": (-1, 1, -1, 1),
         "n": 4,
     },
+    "viz.artists.likely": lambda d: {"log_density": np.zeros((4, 4))},
     "viz.artists.mass_levels": lambda d: {"log_density": np.zeros((4, 4)), "masses": (0.5, 0.9)},
     "course.figures.tokens.patches": lambda d: {"image": d.normal(1, 4, 4), "patch_size": 2},
 }
