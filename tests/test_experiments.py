@@ -14,6 +14,7 @@ from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import train_judge
 from cfm_lite.lab import ARMS, SUITES, differences, jobs
 from cfm_lite.runs import train
+from cfm_lite.runs.reads import READS
 from cfm_lite.runs.recipe import METHODS, Recipe
 
 DATA = dataset("digits")
@@ -220,7 +221,7 @@ def test_a_training_is_named_by_the_fields_that_it_reads():
     assert (
         told(base) != told(base.changed(also="repa", align=0.9)) != told(base.changed(also="repa"))
     )
-    assert set(METHODS) <= set(experiments.arms.READS)
+    assert set(METHODS) <= set(READS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -238,11 +239,7 @@ def test_a_field_that_a_training_does_not_read_does_not_change_it(method):
         "align_block": 1,
     }
     other = one.changed(
-        **{
-            name: value
-            for name, value in idle.items()
-            if name not in experiments.arms.READS[method]
-        }
+        **{name: value for name, value in idle.items() if name not in READS[method]}
     )
     assert experiments.trained_recipe(one) == experiments.trained_recipe(other)
     a, b = (train(r, data, progress=False).model.state_dict() for r in (one, other))

@@ -97,26 +97,25 @@ class Compare(Seeded):
                 time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick)
             )
             return
-        seeds = (
-            None
-            if self.seeds is None
-            else range(self.seed, self.seed + check_count("seeds", self.seeds))
+        seeds = None
+        if self.seeds is not None:
+            seeds = range(self.seed, self.seed + check_count("seeds", self.seeds))
+        print(
+            compare_suite(
+                suite,
+                out=self.out,
+                groups=self.group,
+                device=self.device,
+                workers=self.workers,
+                only_list=self.list,
+                command=self.command,
+                seeds=seeds,
+                first_seed=self.seed,
+                arms=self.arms,
+                changes=changes,
+                quick=self.quick,
+            )
         )
-        chosen = {
-            "groups": self.group,
-            "seeds": seeds,
-            "first_seed": self.seed,
-            "arms": self.arms,
-            "changes": changes,
-        }
-        how = {
-            "quick": self.quick,
-            "device": self.device,
-            "workers": self.workers,
-            "only_list": self.list,
-            "command": self.command,
-        }
-        print(compare_suite(suite, out=self.out, **chosen, **how))
 
     @property
     def command(self) -> str:

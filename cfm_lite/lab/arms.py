@@ -15,7 +15,7 @@ from cfm_lite.data.datasets import DataSet
 from cfm_lite.guidance import Velocity
 from cfm_lite.methods import METHODS, Arm, arms
 from cfm_lite.runs import Run, sampling
-from cfm_lite.runs.reads import READS
+from cfm_lite.runs.reads import BOOST, OF_SAMPLES, idle_fields
 from cfm_lite.runs.recipe import Recipe
 from cfm_lite.samplers import EVALUATIONS
 
@@ -35,17 +35,13 @@ __all__ = [
 ARMS = arms()
 CONTROLS = {name: method.control.method for name, method in METHODS.items() if method.control}
 
-_OF_METHODS = {name for names in READS.values() for name in names}
-OF_SAMPLES = ("solver", "sample_steps", "guidance")
-BOOST = ("boost", "boost_power")  # read by samples, and part of what an arm is
-
 
 def trained_recipe(recipe: Recipe) -> Recipe:
     """`recipe` with the default for every field that its training does not read.
 
     Equal trainings thus have equal recipes.
     """
-    idle = (_OF_METHODS - {*READS[recipe.method], *READS[recipe.also]}) | {*OF_SAMPLES, *BOOST}
+    idle = idle_fields(recipe) | {*OF_SAMPLES, *BOOST}
     defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.name in idle}
     return recipe.changed(**defaults)
 

@@ -19,9 +19,10 @@ import torch
 
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DivergenceError
-from cfm_lite.lab.arms import ARMS, BOOST, OF_SAMPLES, trained_recipe
+from cfm_lite.lab.arms import ARMS, trained_recipe
 from cfm_lite.lab.measures import Row, Sampling, field_rows, judge_of, row_base, sample_rows
 from cfm_lite.runs import Run, train, write_json
+from cfm_lite.runs.reads import BOOST, OF_SAMPLES
 from cfm_lite.runs.recipe import Recipe, build_model
 
 __all__ = ["Job", "Trial", "estimate", "jobs_of", "key_of", "run_job"]

@@ -8,13 +8,14 @@ from cfm_lite.methods import METHODS
 from cfm_lite.runs.imagenet import ALIGNED, ImageNet
 from cfm_lite.runs.recipe import Recipe
 
-__all__ = ["READS", "check_read", "unread"]
+__all__ = ["BOOST", "OF_SAMPLES", "READS", "check_read", "idle_fields", "unread"]
 
 # the fields that belong to a method; all others are those of every training
 READS: Mapping[str, tuple[str, ...]] = {"": ()} | {
     name: method.reads for name, method in METHODS.items()
 }
-_OF_METHODS = {name for names in READS.values() for name in names}
+# fields that only samples read; a boost is part of what an arm of the lab is
+OF_SAMPLES, BOOST = ("solver", "sample_steps", "guidance"), ("boost", "boost_power")
 _OF_NETWORKS = {  # fields that only some networks read
     "num_heads": ("sit", "unet", "mmdit"),
     "patch_size": ("sit", "unet", "mmdit"),
@@ -29,12 +30,18 @@ _ELSEWHERE = {  # recipes of the full scale: fields that something else decides
 }
 
 
+def idle_fields(recipe: Recipe) -> set[str]:
+    """The fields of methods that are not the recipe's own."""
+    mine = {*READS[recipe.method], *READS[recipe.also]}
+    return {name for names in READS.values() for name in names} - mine
+
+
 def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
     """{field: why} for those of `names` that change neither the training by `recipe` nor its
     samples.
     """
     full = isinstance(recipe, ImageNet)
-    mine = {*READS[recipe.method], *READS[recipe.also]}
+    idle = idle_fields(recipe)
     found: dict[str, str] = {}
     for name in names:
         if full and name in _ELSEWHERE:
@@ -46,7 +53,7 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
                 )
         elif full and name == "align":
             continue  # it switches REPA on
-        elif name in _OF_METHODS and name not in mine:
+        elif name in idle:
             found[name] = (
                 f"the method {recipe.method!r} does not read it; "
                 f"{_and([m for m in READS if name in READS[m]])} do"

@@ -98,13 +98,17 @@ class Run:
         spec = spec_of(config, recipe)
         model = build_model(recipe, spec)
         load_weights(model, _averaged(saved, average), f"{_NAMES[average]} in {saved.path}")
-        digest = str(json.loads((saved.path / checkpoint.MANIFEST).read_bytes())["self"])
-        kept: dict[str, Any] = {"spec": spec, "place": place, "average": average}
-        kept |= {
-            "weights": digest,
-            "data": config["data"] if isinstance(config.get("data"), dict) else {},
-        }
-        run = cls(recipe, model.to(device).eval(), saved.step, first=saved.step, **kept)
+        run = cls(
+            recipe,
+            model.to(device).eval(),
+            saved.step,
+            first=saved.step,
+            spec=spec,
+            place=place,
+            average=average,
+            weights=str(json.loads((saved.path / checkpoint.MANIFEST).read_bytes())["self"]),
+            data=config["data"] if isinstance(config.get("data"), dict) else {},
+        )
         if text is not None:
             run.encoder = run.open_text(text)
         return run

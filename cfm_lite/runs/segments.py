@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from cfm_lite.errors import ResumeMismatchError
+from cfm_lite.runs.reads import BOOST, OF_SAMPLES
 from cfm_lite.runs.recipe import FULL_SCALE, RECIPES, Recipe, schedule_of
 
 __all__ = ["FREE", "check_same_data", "check_same_recipe", "new_config", "note_on_schedule"]
 
 # the length of the run, how a batch is computed, and how it is sampled
-FREE = ("steps", "accumulate", "solver", "sample_steps", "guidance", "boost", "boost_power")
+FREE = ("steps", "accumulate", *OF_SAMPLES, *BOOST)
 # what decides a run and is no field of a recipe, and what another one of it is called
 _DATA = {
     "fingerprint": "other data",

@@ -95,11 +95,9 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
         "checkpointing": options.checkpointing,
     }
     world.agree("the run", [recipe.as_dict(), latents.fingerprint, spec.text_fingerprint])
-    board = _TensorBoard(out, world) if options.tensorboard else None
+    board = _TensorBoard(out) if options.tensorboard and world.is_main else None
     draw = _drawing(recipe, spec, latents, options, device, board) if options.sample_every else None
-    with contextlib.ExitStack() as stack:
-        if board:
-            stack.callback(board.close)
+    with contextlib.closing(board) if board else contextlib.nullcontext():
         return runs.train(
             recipe,
             latents,
@@ -154,24 +152,7 @@ def trainer_for(
             "ddp."
         )
     model: Any = options.start or build_model(recipe, data)
-    if recipe.model == "mmdit":
-        _check_text(model, data)
-    elif model.num_classes != data.num_classes:
-        raise ConfigError(
-            f"the model has {model.num_classes} classes and the latents {data.num_classes}; "
-            "fine-tune on data of the same classes."
-        )
-    differ = [
-        name
-        for name in ("learn_sigma", "qk_norm")
-        if getattr(model, name, False) != getattr(recipe, name)
-    ]
-    if differ:
-        fields = " ".join(f"{name}={str(getattr(model, name)).lower()}" for name in differ)
-        raise ConfigError(
-            f"the model has {fields}, which the recipe has not; give --set {fields}, or another "
-            "model."
-        )
+    _check_network(model, recipe, data)
     parameters = count_parameters(model)[0]
     free = min(options.world.gather(free_memory(device)))
     model.checkpointing = options.checkpointing
@@ -197,6 +178,28 @@ def trainer_for(
         model=model,
     )
     return built, split
+
+
+def _check_network(model: Any, recipe: ImageNet, data: Any) -> None:
+    """Raise ConfigError unless the network has the condition of the data and the recipe's form."""
+    if recipe.model == "mmdit":
+        _check_text(model, data)
+    elif model.num_classes != data.num_classes:
+        raise ConfigError(
+            f"the model has {model.num_classes} classes and the latents {data.num_classes}; "
+            "fine-tune on data of the same classes."
+        )
+    differ = [
+        name
+        for name in ("learn_sigma", "qk_norm")
+        if getattr(model, name, False) != getattr(recipe, name)
+    ]
+    if differ:
+        fields = " ".join(f"{name}={str(getattr(model, name)).lower()}" for name in differ)
+        raise ConfigError(
+            f"the model has {fields}, which the recipe has not; give --set {fields}, or another "
+            "model."
+        )
 
 
 def _check_text(model: Any, data: Any) -> None:
@@ -375,10 +378,9 @@ class _TensorBoard:
     The file is opened with the first line, so a refused run leaves none.
     """
 
-    def __init__(self, out: Path, world: World) -> None:
-        self.folder, self.is_main, self._writer = out / "tensorboard", world.is_main, None
-        if self.is_main:
-            optional("tensorboard", "imagenet")
+    def __init__(self, out: Path) -> None:
+        self.folder, self._writer = out / "tensorboard", None
+        optional("tensorboard", "imagenet")
 
     def _at(self, step: int) -> Any:
         """torch's SummaryWriter. Points from `step` on, which a killed run wrote, are hidden."""
@@ -390,14 +392,13 @@ class _TensorBoard:
 
     def listen(self, line: Mapping[str, float]) -> None:
         """Every number of a line of the log."""
-        for name, value in line.items() if self.is_main else ():
+        for name, value in line.items():
             if name != "step":
                 self._at(int(line["step"])).add_scalar(name, value, int(line["step"]))
 
     def show(self, images: Any, step: int) -> None:
         """Samples (N, H, W, 3) uint8 of one step."""
-        if self.is_main:
-            self._at(step).add_images("samples", images, step, dataformats="NHWC")
+        self._at(step).add_images("samples", images, step, dataformats="NHWC")
 
     def close(self) -> None:
         """Write what is left."""

@@ -26,7 +26,7 @@ ELSEWHERE: dict[str, str] = {
         evaluate.images.opened evaluate.inception.StandIn evaluate.inception.inception
         evaluate.inception.open_extractor evaluate.reference.names_in evaluate.reference.statistics_of
         evaluate.samples.evaluate
-        evaluate.samples.evaluate_file evaluate.samples.save_samples runs.reads.check_read runs.reads.unread
+        evaluate.samples.evaluate_file evaluate.samples.save_samples runs.reads.check_read runs.reads.idle_fields runs.reads.unread
         runs.folder.check_kind runs.folder.home_for
         runs.folder.is_file_of_weights runs.folder.samples_of runs.sampling.draw_rows runs.sampling.draw_part
         runs.sampling.draw_run

@@ -191,7 +191,7 @@ MUTANTS = (
     Mutant("the prompt is not heard", "cli/sample.py", "prompts=self.prompts", "prompts=()", "tests/test_flags.py -k sample-prompt"),
     Mutant("the negative prompt is not heard", "runs/sampling.py", "interval, negative=away)", "interval)", "tests/test_words.py -k negative"),
     Mutant("the own velocity has a gradient", "terms.py", "with torch.no_grad():\n            own,", "with torch.enable_grad():\n            own,", "tests/test_conditions.py -k contrast"),
-    Mutant("every method reads every field", "runs/reads.py", "elif name in _OF_METHODS and name not in mine:", "elif False:", "tests/test_flags.py -k one_method"),
+    Mutant("every method reads every field", "runs/reads.py", "elif name in idle:", "elif False:", "tests/test_flags.py -k one_method"),
     Mutant("what is refused leaves its folder", "runs/loop.py", "        if trainer.step == 0:\n            for path in", "        if False:\n            for path in", "tests/test_flags.py -k refused_by_name"),
 )  # fmt: skip
 
