@@ -16,7 +16,9 @@ from cfm_lite.runs import Run, Spec
 from cfm_lite.runs.recipe import Recipe
 from cfm_lite.runs.sampling import Settings, draw_run, recorded, settings_of
 
-__all__ = ["drawing", "picture", "sample_file"]
+__all__ = ["SHOWN", "drawing", "picture", "sample_file"]
+
+SHOWN = 100  # samples in a picture
 
 
 def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
@@ -45,9 +47,7 @@ def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
     return f"samples in {path} and {picture(run, x, y, beside)}"
 
 
-def drawing(
-    recipe: Recipe, data: DataSet, folder: str | Path, num: int = 100
-) -> Callable[[nn.Module, int], None]:
+def drawing(recipe: Recipe, data: DataSet, folder: str | Path) -> Callable[[nn.Module, int], None]:
     """A function of a model and a step that writes FOLDER/samples-step-N.png, for `runs.train`.
 
     The noise is the same each time.
@@ -56,23 +56,23 @@ def drawing(
 
     def draw(model: nn.Module, step: int) -> None:
         run = Run(recipe, model, step, spec=spec)
-        x, y = draw_run(run, settings_of(run, num, seed=recipe.seed))
+        x, y = draw_run(run, settings_of(run, SHOWN, seed=recipe.seed))
         picture(run, x, y, Path(folder) / f"samples-step-{step:08d}.png")
 
     return draw
 
 
-def picture(run: Run, x: Tensor, y: Tensor, path: Path, shown: int = 100) -> Path:
+def picture(run: Run, x: Tensor, y: Tensor, path: Path) -> Path:
     """samples.png: rows of the classes for images, a cloud over the held-out data for points."""
     x = run.images(x)
     if run.spec is not None and run.spec.condition == "captions":
-        said = captions.decode(y[:shown])
+        said = captions.decode(y[:SHOWN])
         prompts = len(set(said))  # a few in turn have a column each
         columns = prompts if 1 < prompts <= 6 else 0
-        return viz.save(viz.captioned(x[:shown], said, columns=columns), path)
+        return viz.save(viz.captioned(x[:SHOWN], said, columns=columns), path)
     if x.dim() > 2 and run.spec is not None:
         columns = min(len(x), run.spec.num_classes)
-        whole = min(len(x), shown) // columns
+        whole = min(len(x), SHOWN) // columns
         rows = {f"sample {i + 1}": x[i * columns : (i + 1) * columns] for i in range(whole)}
         return viz.save(viz.image_grid(rows, [int(label) for label in y[:columns]]), path)
     held = dataset(run.recipe.dataset).held_x1[:2000]

@@ -87,7 +87,7 @@ class Train(Training):
 
     def work(self) -> None:
         from cfm_lite import runs
-        from cfm_lite.cli.samples import drawing, sample_file
+        from cfm_lite.cli.samples import SHOWN, drawing, sample_file
         from cfm_lite.data.datasets import dataset
         from cfm_lite.runs.reads import check_read
         from cfm_lite.runs.recipe import recipe
@@ -114,4 +114,4 @@ class Train(Training):
         )
         print(f"{done.summary}; the run is in {folder}")
         run = runs.Run.open(folder, device=runs.pick_device(self.device))
-        print(sample_file(run, None, settings_of(run, 100, seed=chosen.seed)))
+        print(sample_file(run, None, settings_of(run, SHOWN, seed=chosen.seed)))

@@ -46,15 +46,16 @@ class Toy(Protocol):
     def __call__(self, n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]: ...
 
 
+def _each(n: int, value: float) -> Tensor:
+    """`value` for each of `n` modes (n,), rounded to float32."""
+    return torch.full((n,), value, dtype=torch.float32, device="cpu").double()
+
+
 def _ring_of_gaussians() -> GaussianMixture:
     angles = torch.arange(8, dtype=torch.float64, device="cpu") * (math.pi / 4)
     means = 2 * torch.stack([angles.cos(), angles.sin()], dim=1)  # (8, 2)
-    return GaussianMixture(
-        torch.full((8,), 1 / 8, dtype=torch.float32, device="cpu").double(),
-        means,
-        torch.full((8,), 0.2, dtype=torch.float32, device="cpu").double(),
-        labels=torch.arange(8, device="cpu"),
-    )
+    labels = torch.arange(8, device="cpu")
+    return GaussianMixture(_each(8, 1 / 8), means, _each(8, 0.2), labels=labels)
 
 
 def _two_classes() -> GaussianMixture:
@@ -62,12 +63,8 @@ def _two_classes() -> GaussianMixture:
     means = torch.tensor(
         [[-1.5, 1.8], [2.3, 0.9], [2.3, -0.9], [-1.5, -1.8]], dtype=torch.float64, device="cpu"
     )
-    return GaussianMixture(
-        torch.full((4,), 0.25, dtype=torch.float32, device="cpu").double(),
-        means,
-        torch.full((4,), 0.35, dtype=torch.float32, device="cpu").double(),
-        labels=torch.tensor([0, 0, 1, 1], device="cpu"),
-    )
+    labels = torch.tensor([0, 0, 1, 1], device="cpu")
+    return GaussianMixture(_each(4, 0.25), means, _each(4, 0.35), labels=labels)
 
 
 def _figure3() -> GaussianMixture:
@@ -76,12 +73,8 @@ def _figure3() -> GaussianMixture:
         [0.0, (4 * math.pi / 360) * 2 * math.pi], dtype=torch.float64, device="cpu"
     )
     modes = 5 * torch.stack([angles.cos(), angles.sin()], dim=1)
-    return GaussianMixture(
-        torch.full((2,), 0.5, dtype=torch.float32, device="cpu").double(),
-        from_figure3(modes),
-        torch.ones(2, dtype=torch.float64, device="cpu"),
-        labels=torch.arange(2, device="cpu"),
-    )
+    labels = torch.arange(2, device="cpu")
+    return GaussianMixture(_each(2, 0.5), from_figure3(modes), _each(2, 1.0), labels=labels)
 
 
 MIXTURES: dict[str, Callable[[], GaussianMixture]] = {

@@ -79,8 +79,7 @@ class Inception:
     def __call__(self, images: Tensor) -> Features:
         pool, logits = self.network(check_images(images).to(self.device))
         kept: Any = self._map
-        spatial = kept[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, 17 * 17 * 7)
-        return Features(pool.float().cpu(), spatial.float().cpu(), logits.float().cpu())
+        return Features(pool.float().cpu(), _spatial(kept).float().cpu(), logits.float().cpu())
 
 
 class StandIn:
@@ -114,11 +113,12 @@ class StandIn:
         )
         features = self.body(x)  # (B, 64, 17, 17)
         pool = features.mean((2, 3))
-        return Features(
-            pool.cpu(),
-            features[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu(),
-            self.head(pool).cpu(),
-        )
+        return Features(pool.cpu(), _spatial(features).cpu(), self.head(pool).cpu())
+
+
+def _spatial(features: Tensor) -> Tensor:
+    """What sFID reads of a map (B, C, 17, 17): (B, 17 * 17 * 7)."""
+    return features[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 def check_images(images: Tensor) -> Tensor:
