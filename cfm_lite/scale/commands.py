@@ -160,16 +160,8 @@ def train_command(
     data = None if latents is None else Latents(latents)
     model = model or ("MMDiT" if dataset in CAPTIONED else "SiT-XL/2")
     begin = None if start is None else start_from(start, format, model)
-    changes = {**_known(data, begin), **changes}
-    recipe = recipe_of(method, model, where, changes, dataset)
-    check_read(recipe, by_hand)
-    _check_teacher(recipe, data, how)
-    if price is not None:
-        check_number("price", price, 0, float("inf"))
-    if text is not None and dataset not in CAPTIONED:
-        raise ConfigError(
-            f"--text is the encoder of captions, and {dataset} has classes; leave it out."
-        )
+    recipe = recipe_of(method, model, where, {**_known(data, begin), **changes}, dataset)
+    _check_given(recipe, data, how, by_hand, price, text)
     name = f"{dataset}-{model.replace('/', '-')}-{method}-{recipe.seed}"
     given = (latents, start, how.get("images"), how.get("features"))
     inputs = [path for path in given if path is not None]
@@ -199,6 +191,25 @@ def _known(data: Latents | None, begin: Any) -> dict[str, Any]:
         # another value given by hand is refused later
         known |= {name: getattr(begin, name) for name in ("learn_sigma", "qk_norm")}
     return known
+
+
+def _check_given(
+    recipe: ImageNet,
+    data: Latents | None,
+    how: Mapping[str, Any],
+    by_hand: Sequence[str],
+    price: float | None,
+    text: str | None,
+) -> None:
+    """ConfigError for what the run would not read, and for a price that is none."""
+    check_read(recipe, by_hand)
+    _check_teacher(recipe, data, how)
+    if price is not None:
+        check_number("price", price, 0, float("inf"))
+    if text is not None and recipe.dataset not in CAPTIONED:
+        raise ConfigError(
+            f"--text is the encoder of captions, and {recipe.dataset} has classes; leave it out."
+        )
 
 
 def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any]) -> None:
