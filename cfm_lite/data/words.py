@@ -2,11 +2,12 @@
 
     "a red seven left of a blue star"  ->  x1 (3, 32, 32) in [-1, 1]
 
-The background is a dark grey, each colour varies a little, and some colours lie near each other. A
-picture depends on the seed, the split and its number alone. "train" and "seen" show the same
-combinations, with other pictures; "held_out" shows those that training never does
-(`captions.is_held_out`). Digits of "train" are those that generators learn from; "judge"
-shows all combinations with the other half of the digits, for the reader that judges pictures.
+The background is a dark grey, each colour varies a little, and some colours lie near each other.
+One thing stands in the middle of the picture, two in the middles of its halves. A picture depends
+on the seed, the split and its number alone. "train" and "seen" show the same combinations, with
+other pictures; "held_out" shows those that training never does (`captions.is_held_out`). Digits of
+"train" are those that generators learn from; "judge" shows all combinations with the other half of
+the digits, for the reader that judges pictures.
 """
 
 import math
@@ -38,14 +39,14 @@ from cfm_lite.draws import keyed_generator
 __all__ = ["SIDE", "SPLITS", "Pictures", "Standard", "load", "render", "scenes"]
 
 SIDE = 32
-GAP = 2
+GAP = 2  # blank pixels between the halves of a picture with two things
 SPLITS = {  # the rows of the real digits, and whether held-out combinations are shown (None: both)
     "train": ("train", False),
     "seen": ("train", False),
     "held_out": ("train", True),
     "judge": ("judge", None),
 }
-PIXELS = {"small": (9, 10), "large": (13, 14)}  # the side of a thing
+PIXELS = {"small": 10, "large": 14}  # the side of a thing
 RGB = {
     "red": (0.88, 0.10, 0.12),
     "orange": (0.96, 0.50, 0.08),
@@ -138,9 +139,9 @@ def render(scene: Scene, g: np.random.Generator, split: str = "train") -> np.nda
     >>> render(Scene((Thing("star", "red"),)), np.random.default_rng(0)).shape
     (3, 32, 32)
     """
-    sides = [_pick(g, PIXELS[thing.size or _pick(g, SIZES)]) for thing in scene.things]
+    sides = [PIXELS[thing.size or _pick(g, SIZES)] for thing in scene.things]
     picture = np.full((3, SIDE, SIDE), g.uniform(0.02, 0.22), np.float32)
-    for thing, side, (top, left) in zip(scene.things, sides, _places(scene.relation, sides, g)):
+    for thing, side, (top, left) in zip(scene.things, sides, _places(scene.relation, sides)):
         colour = np.array(RGB[thing.colour]) + g.uniform(-VARIES, VARIES, 3)
         mask = _mask(thing.kind, side, g, split)
         part = picture[:, top : top + side, left : left + side]
@@ -152,24 +153,18 @@ def _pick(g: np.random.Generator, names: Sequence[Any]) -> Any:
     return names[int(g.integers(len(names)))]
 
 
-def _places(
-    relation: str | None, sides: list[int], g: np.random.Generator
-) -> list[tuple[int, int]]:
-    """(top, left) of each thing: apart along one axis, and at about the same place on the other."""
+def _places(relation: str | None, sides: list[int]) -> list[tuple[int, int]]:
+    """(top, left) of each thing: in the middle of the picture, or of its half."""
     if relation is None:
-        return [tuple(g.integers(0, SIDE - sides[0] + 1, 2).tolist())]
-    order = [0, 1] if relation in ("left", "above") else [1, 0]
-    first, second = (sides[i] for i in order)
-    spare = SIDE - first - second - GAP
-    before, between = sorted(g.integers(0, spare + 1, 2).tolist())
-    along = [before, between + first + GAP]
-    middle = g.integers(max(first, second) // 2 + 1, SIDE - max(first, second) // 2 - 1)
-    across = [
-        int(np.clip(middle - side // 2 + g.integers(-2, 3), 0, SIDE - side))
-        for side in (first, second)
-    ]
-    places = list(zip(across, along) if relation in ("left", "right") else zip(along, across))
-    return [places[order.index(i)] for i in (0, 1)]
+        return [((SIDE - sides[0]) // 2,) * 2]
+    half = (SIDE - GAP) // 2
+    places = []
+    for number, side in enumerate(sides):
+        first = (number == 0) == (relation in ("left", "above"))
+        along = (half - side) // 2 + (0 if first else half + GAP)
+        across = (SIDE - side) // 2
+        places.append((along, across) if relation in ("above", "below") else (across, along))
+    return places
 
 
 def _mask(kind: str, side: int, g: np.random.Generator, split: str) -> np.ndarray:

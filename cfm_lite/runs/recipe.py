@@ -268,7 +268,6 @@ def _with_captions(recipe: Recipe, data: Any) -> dict[str, Any]:
         "vocab_size": len(captions.VOCABULARY),
         "zero_init": True,
         "rotary": True,
-        "pooled": True,
         "phrases": 2,
         "mlp_ratio": 3.5,
     }
@@ -585,7 +584,7 @@ def words() -> Recipe:
         time="logit_normal",
         time_mean=-1.5,
         batch=16,
-        steps=13_000,
+        steps=22_000,
         lr=2e-3,
         warmup=100,
         beta2=0.99,
