@@ -49,7 +49,7 @@ RECIPES: dict[str, Recipe] = {
     **{f"toy_{method}": recipe("toy", method=method, weight=0.35) for method in EXACT},
     **{f"digits_{method}": recipe("digits", method=method, **_DIGITS) for method in FIRST},
     "mnist_fm": recipe("mnist_sit", **_MNIST),
-    "words": recipe("words"),
+    "words": recipe("words", steps=22_000),
     "mnist_unet_fm": recipe("mnist"),
 }
 

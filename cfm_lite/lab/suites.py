@@ -277,7 +277,7 @@ SUITES = {
         keep="mnist_sit",
     ),
     # half of the recipe's length; VeCoR shuffles channels, as the recipe says
-    "words": Suite("words", "words", {"core": _PROMPTS}, {"steps": 11_000}, keep="words"),
+    "words": Suite("words", "words", {"core": _PROMPTS}, {"steps": 6500}, keep="words"),
     # small enough for one core: half the side
     "cifar10": Suite(
         "cifar10",

@@ -584,7 +584,7 @@ def words() -> Recipe:
         time="logit_normal",
         time_mean=-1.5,
         batch=16,
-        steps=22_000,
+        steps=13_000,
         lr=2e-3,
         warmup=100,
         beta2=0.99,
