@@ -121,7 +121,10 @@ def _outputs(outputs: list[Any]) -> list[Any]:
 def _packed(png: str) -> str:
     """The picture in at most 256 colours where nobody sees the difference and that is smaller: plots have few."""
     raw = base64.b64decode(png)
-    whole = Image.open(io.BytesIO(raw)).convert("RGB")
+    opened = Image.open(io.BytesIO(raw))
+    if getattr(opened, "is_animated", False):  # a film has its colours already
+        return png
+    whole = opened.convert("RGB")
     few = whole.quantize(
         256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
     )  # keeps rare colours, as in colour bars

@@ -12,12 +12,12 @@ from cfm_lite.errors import ConfigError
 
 
 def frames(picture) -> list[np.ndarray]:
-    gif = Image.open(io.BytesIO(picture.data))
-    assert gif.info["loop"] == 0
+    png = Image.open(io.BytesIO(picture.data))
+    assert (png.format, png.info["loop"]) == ("PNG", 0)  # what every page of a notebook can show
     found = []
-    for number in range(gif.n_frames):
-        gif.seek(number)
-        found.append(np.asarray(gif.convert("L")))
+    for number in range(png.n_frames):
+        png.seek(number)
+        found.append(np.asarray(png.convert("L")))
     return found
 
 
@@ -35,9 +35,9 @@ def test_every_state_is_a_picture_with_its_images_side_by_side():
 def test_colours_stay_colours():
     states = torch.zeros(2, 1, 3, 4, 4)
     states[1] = torch.tensor([1.0, -1.0, -1.0])[:, None, None]  # red
-    gif = Image.open(io.BytesIO(figures.film(states, enlarge=1).data))
-    gif.seek(1)
-    assert np.asarray(gif.convert("RGB"))[0, 0].tolist() == [255, 0, 0]
+    png = Image.open(io.BytesIO(figures.film(states, enlarge=1).data))
+    png.seek(1)
+    assert np.asarray(png.convert("RGB"))[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 4), (2, 1, 2, 4, 4)])

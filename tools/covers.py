@@ -22,13 +22,9 @@ def pictures(path: Path) -> list[tuple[bool, Image.Image]]:
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []):
             png = output.get("data", {}).get("image/png")
-            if png:
-                found.append(
-                    (
-                        "cover" in cell.metadata.get("tags", []),
-                        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"),
-                    )
-                )
+            picture = Image.open(io.BytesIO(base64.b64decode(png))) if png else None
+            if picture and not getattr(picture, "is_animated", False):  # a film begins with noise
+                found.append(("cover" in cell.metadata.get("tags", []), picture.convert("RGB")))
     return found
 
 

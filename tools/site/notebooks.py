@@ -80,7 +80,9 @@ def _output(output: Mapping[str, Any], name: str, heading: str, pictures: Path) 
         place = pictures / f"{len(list(pictures.iterdir())) + 1:02d}.png"
         place.write_bytes(base64.b64decode(data["image/png"]))
         alt = html.escape(f"Figure of the section: {heading}").replace("[", "").replace("]", "")
-        return f"![{alt}]({pictures.name}/{place.name}){{ .output loading=lazy }}"
+        width = output.get("metadata", {}).get("image/png", {}).get("width")  # a film's
+        wide = f" width={width}" if width else ""
+        return f"![{alt}]({pictures.name}/{place.name}){{ .output loading=lazy{wide} }}"
     return _plain(data.get("text/plain", ""))
 
 
