@@ -83,6 +83,7 @@ def test_a_notebook_becomes_a_page_with_folded_solutions_and_pictures_as_files(t
         {"cell_type": "markdown", "source": "# Title\n\n[next](01_paths.ipynb)", "metadata": {}},
         code("1 + 1", shown(plain="2")),
         code("plot()", shown(png=DOT, plain="<Figure>")),
+        code("film()", shown(png=DOT) | {"metadata": {"image/png": {"width": 560}}}),
         code("say()", shown(md="It is **2**.", plain="<Markdown>")),
         code("print(2)", {"output_type": "stream", "name": "stdout", "text": "two\n"}),
         code("...", tags=["exercise"]),
@@ -95,6 +96,7 @@ def test_a_notebook_becomes_a_page_with_folded_solutions_and_pictures_as_files(t
     assert "[Download this notebook](a.ipynb)" in page
     assert (tmp_path / "a_files" / "01.png").read_bytes() == b"a picture"
     assert "![Figure of the section: Title](a_files/01.png)" in page
+    assert "(a_files/02.png){ .output loading=lazy width=560 }" in page
     assert "It is **2**." in page
     assert page.count("<Figure>") == page.count("<Markdown>") == 0
     folded = page.split("<summary>Solution</summary>")[1].split("</details>")[0]
