@@ -149,7 +149,9 @@ def test_pictures_are_real_pictures(path):
     for cell in cells(path, "code"):
         for output in cell.outputs:
             # films too: an export and the site show no other kind
-            assert {kind for kind in output.get("data", {}) if kind.startswith("image/")} <= {"image/png"}
+            assert {kind for kind in output.get("data", {}) if kind.startswith("image/")} <= {
+                "image/png"
+            }
             png = output.get("data", {}).get("image/png")
             if png:
                 assert base64.b64decode(png)[:8] == b"\x89PNG\r\n\x1a\n"

@@ -38,7 +38,9 @@ def film(states: Any, *, enlarge: int = 4, pause: int = 120) -> Any:
     pictures = [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
     if frames.shape[2] == 3:  # 256 colours, chosen once for all pictures: a third of the bytes
         every = Image.fromarray(np.concatenate(list(pixels))).quantize(256)
-        pictures = [picture.quantize(palette=every, dither=Image.Dither.NONE) for picture in pictures]
+        pictures = [
+            picture.quantize(palette=every, dither=Image.Dither.NONE) for picture in pictures
+        ]
     buffer = io.BytesIO()
     duration = [pause] * (len(pictures) - 1) + [HOLD]
     pictures[0].save(
