@@ -125,9 +125,8 @@ def _packed(png: str) -> str:
     if getattr(opened, "is_animated", False):  # a film has its colours already
         return png
     whole = opened.convert("RGB")
-    few = whole.quantize(
-        256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-    )  # keeps rare colours, as in colour bars
+    # keeps rare colours, as in colour bars, then moves each into the middle of those that it stands for
+    few = whole.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
     worst = max(high for _, high in ImageChops.difference(whole, few.convert("RGB")).getextrema())
     buffer = io.BytesIO()
     (few if worst <= SEEN else whole).save(buffer, "png", optimize=True)
