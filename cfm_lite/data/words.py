@@ -156,7 +156,8 @@ def _pick(g: np.random.Generator, names: Sequence[Any]) -> Any:
 def _places(relation: str | None, sides: list[int]) -> list[tuple[int, int]]:
     """(top, left) of each thing: in the middle of the picture, or of its half."""
     if relation is None:
-        return [((SIDE - sides[0]) // 2,) * 2]
+        middle = (SIDE - sides[0]) // 2
+        return [(middle, middle)]
     half = (SIDE - GAP) // 2
     places = []
     for number, side in enumerate(sides):
