@@ -1,5 +1,6 @@
 """How the site is put together: its crawl in a browser is tests/browser/test_site.py."""
 
+import ast
 import base64
 import doctest
 import importlib
@@ -11,6 +12,7 @@ import pytest
 
 from tests.test_examples import IDEAS
 from tools import address, tables
+from tools.rooms import PACKAGE
 from tools.site import api, notebooks
 
 PINNED = {
@@ -37,6 +39,21 @@ PINNED = {
     "errors": "CFMError",
 }  # fmt: skip
 DOT = base64.b64encode(b"a picture").decode()
+
+
+def test_public_names_are_assigned_one_by_one():
+    """The site's reader of the code does not see `A, B = 1, 2`."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            several = {
+                n.id
+                for t in targets
+                if isinstance(t, ast.Tuple)
+                for n in ast.walk(t)
+                if isinstance(n, ast.Name)
+            }
+            assert not several & set(api.names_of(path)), path
 
 
 def code(source, *outputs, tags=()):

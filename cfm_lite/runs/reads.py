@@ -15,7 +15,8 @@ READS: Mapping[str, tuple[str, ...]] = {"": ()} | {
     name: method.reads for name, method in METHODS.items()
 }
 # fields that only samples read; a boost is part of what an arm of the lab is
-OF_SAMPLES, BOOST = ("solver", "sample_steps", "guidance"), ("boost", "boost_power")
+OF_SAMPLES = ("solver", "sample_steps", "guidance")
+BOOST = ("boost", "boost_power")
 _OF_NETWORKS = {  # fields that only some networks read
     "num_heads": ("sit", "unet", "mmdit"),
     "patch_size": ("sit", "unet", "mmdit"),
