@@ -205,7 +205,7 @@ def words_attention() -> viz.Picture:
 def words_real() -> viz.Picture:
     """Pictures of the data set, as training sees them."""
     images, said = real(8)
-    return gallery([images[:4], images[4:]], [said[:4], said[4:]], side=1.05, gap=1.2, lines=3)
+    return gallery([images[:4], images[4:]], [said[:4], said[4:]], side=0.95, gap=1.2, lines=4)
 
 
 @figure("words_guidance")
