@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One worker per core, one thread each: faster and steadier than many threads on small tensors.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# Many tests start an interpreter: without byte code each of them would compile the package anew.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # In a container one is often root, which Jupyter refuses without a word of its own.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -51,6 +51,12 @@ def judged(number: str, answer: str) -> bool:
     return course.check(number, eval(given, space))  # noqa: S307
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Fast mode: notebooks/run.py runs the solutions at their full size."""
+    monkeypatch.setattr(course, "FAST", True)
+
+
 @every_exercise
 def test_each_exercise_has_one_check_below_its_stub_and_its_solution_comes_next(number):
     name, place, _ = place_of(number)
