@@ -28,6 +28,7 @@ from cfm_lite._internal.checks import (
     repulsion_weight,
     warn_of_gain,
 )
+from cfm_lite._internal.lazy import outside_graphs
 from cfm_lite._internal.networks import (
     as_features,
     as_velocity_of,
@@ -229,7 +230,7 @@ class Objective(nn.Module):
         features: Any = self.model.forward_features
         return as_features(features(x, t, y, blocks=blocks), x, blocks)
 
-    @torch.compiler.disable
+    @outside_graphs
     @full_precision()
     def _draw(self, x1: Tensor, y: Tensor | None) -> tuple[FlowSample, dict[str, Any], list[slice]]:
         """Everything random, outside any compiled graph.

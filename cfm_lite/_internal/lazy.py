@@ -1,26 +1,30 @@
-"""Imports optional packages when they are needed: timm, torchvision, torchdiffeq, torch-fidelity.
+"""Imports what is slow or optional when it is needed: the compiler, timm, torchvision, torchdiffeq.
 
 A missing package gives one line that names the extra to install.
 """
 
+import functools
 import importlib
 import importlib.util
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from cfm_lite.errors import ConfigError
 
-__all__ = ["optional", "random_kept"]
+__all__ = ["optional", "outside_graphs", "random_kept"]
 
 _MISSING_OPERATOR = re.compile(r"operator torchvision::(\w+) does not exist")
 _DECLARED = re.compile(r"""register_fake\(\s*["']torchvision::(\w+)["']""")
+P = ParamSpec("P")
+T = TypeVar("T")
 _libraries: list[torch.library.Library] = []  # a declaration lives as long as its Library object
 
 
@@ -32,6 +36,21 @@ def random_kept() -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+def outside_graphs(function: Callable[P, T]) -> Callable[P, T]:
+    """`torch.compiler.disable`, from the first call on: at import it would load the whole compiler,
+    which takes as long as torch itself.
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        disabled = vars(function).get("disabled")
+        if disabled is None:
+            disabled = vars(function)["disabled"] = torch.compiler.disable(function)
+        return disabled(*args, **kwargs)
+
+    return called
 
 
 @random_kept()

@@ -28,7 +28,7 @@ MORE = {{
     "train": ["--steps", "3", "--batch", "16"],
     "sample": ["--steps", "3"],
     "evaluate": ["--inception", "standin"],
-    "compare": ["--quick", "--seeds", "1", "--arms", "fm", "delta_fm"],
+    "compare": ["--quick", "--seeds", "1", "--arms", "fm", "delta_fm", "--set", "hidden_size=32"],
 }}
 words = [SMALLER.get(word, word) for word in sys.argv[1:]]
 command = next(word for word in words if word in MORE)

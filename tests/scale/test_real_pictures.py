@@ -34,7 +34,7 @@ def test_the_real_pictures_are_50000_and_10000_and_their_colours_are_shuffled():
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["mnist", "mnist_sit"])
 def test_the_mnist_recipes_train_on_real_images(name):
-    chosen = recipe(name, steps=2, batch=32, method="vecor_latent")
+    chosen = recipe(name, steps=2, batch=8, shard=8, method="vecor_latent")
     run = train(chosen, dataset("mnist", limit=256), progress=False, log_every=1)
     assert run.step == 2
     assert run.log[-1]["flow_matching"] > 0
