@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -45,9 +45,9 @@ def outside_graphs(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        disabled = vars(function).get("disabled")
+        disabled: Any = vars(function).get("disabled")
         if disabled is None:
-            disabled = vars(function)["disabled"] = torch.compiler.disable(function)
+            disabled = vars(function)["disabled"] = torch.compiler.disable(fn=function)
         return disabled(*args, **kwargs)
 
     return called
