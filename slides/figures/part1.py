@@ -5,7 +5,8 @@ learn.
 import numpy as np
 import torch
 
-from cfm_lite import draws, guidance, paths, pretrained, viz
+from cfm_lite import draws, guidance, paths, pretrained, samplers, viz
+from cfm_lite.data import captions
 from cfm_lite.draws import keyed_generator
 from cfm_lite.metrics import straightness
 from cfm_lite.viz import artists
@@ -25,6 +26,7 @@ from slides.figures.common import (
     run,
     squares,
 )
+from slides.figures.part6 import gallery
 
 ENTRY = artists.legend_entry
 
@@ -45,6 +47,23 @@ def noise_to_data() -> viz.Picture:
             size=9,
         )
     return picture
+
+
+@figure("noise_to_picture")
+def noise_to_picture() -> viz.Picture:
+    """Four sentences, one network: its states at four times."""
+    run = pretrained.run_of("words")
+    said = ["a large red seven", "a yellow star", "a large cyan two", "a pink cross"]
+    start = torch.randn(
+        len(said), *run.spec.shape, generator=keyed_generator("cpu", 0, "noise to picture")
+    )
+    velocity = guidance.cfg(run.model, captions.encode(said), 2.0)
+    walk = [*samplers.trajectory(velocity, start, torch.linspace(0, 1, 21))]
+    times = (0, 4, 20)
+    below = [[""] * len(said), [""] * len(said), said]
+    names = [f"t = {k / 20:g}" for k in times]
+    rows = [[*run.images(walk[k])] for k in times]
+    return gallery(rows, below, side=0.85, gap=1.2, lines=1, names=names)
 
 
 @figure("convention")

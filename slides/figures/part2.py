@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle
 
 from cfm_lite import guidance, negatives, paths, perturbations, pretrained, viz
-from cfm_lite.data import toy
+from cfm_lite.data import toy, words
 from cfm_lite.data.datasets import dataset
 from cfm_lite.draws import keyed_generator
 from cfm_lite.paths import FlowSample
@@ -324,19 +324,20 @@ def debias() -> viz.Picture:
     return picture
 
 
-@figure("wrong_digits")
-def wrong_digits() -> viz.Picture:
-    """What each perturbation makes of real digits: the data end of a wrong velocity in latent
-    space.
+@figure("wrong_pictures")
+def wrong_pictures() -> viz.Picture:
+    """What each perturbation makes of pictures in colour: the data end of a wrong velocity in
+    latent space.
     """
-    data = dataset("digits")
-    x = torch.stack([data.x1[data.y == c][3] for c in (0, 2, 3, 5)])
-    generator = keyed_generator("cpu", 0, "wrong digits")
+    shown = words.load("seen", 60)
+    one = [k for k, scene in enumerate(shown.scenes) if len(scene.things) == 1]
+    x = shown.x1[one[:4]]
+    generator = keyed_generator("cpu", 0, "wrong pictures")
     looks = {
+        "channel\nshuffle": perturbations.channel_shuffle(x, generator=generator),
         "crop": perturbations.crop_resize(x, generator=generator),
         "cutmix": perturbations.cutmix(x, generator=generator),
         "blur": perturbations.gaussian_blur(x, generator=generator),
-        "noise": perturbations.additive_noise(x, generator=generator),
     }
     return viz.perturbation_gallery(x, looks, cell=0.82)
 
