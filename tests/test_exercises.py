@@ -79,6 +79,28 @@ def test_another_right_answer_passes_too(number, capsys):
     assert judged(number, ANSWERS[number]), capsys.readouterr().out
 
 
+MAKE = "    g = torch.Generator().manual_seed(seed)\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"        model.zero_grad()\n": ""}, "zero_grad"),
+        (
+            {MAKE: "", "for k in range(steps):\n": f"for k in range(steps):\n    {MAKE}"},
+            "same times",
+        ),
+    ],
+)
+def test_the_usual_mistakes_of_a_training_loop_are_named(changes, hint, capsys):
+    answer = ANSWERS["2.3"]
+    for old, new in changes.items():
+        assert answer.count(old) == 1
+        answer = answer.replace(old, new)
+    assert not judged("2.3", answer)
+    assert hint in capsys.readouterr().out
+
+
 def after_exercises(name: str, answers: bool) -> list[str]:
     """The cells with each solution left out or, with `answers`, replaced by another one."""
     cells, number = [], ""

@@ -111,10 +111,7 @@ def _hint(number: str, answer: Answer) -> str | None:
     try:
         check_choice("exercise", number, exercises())
         if answer is None or answer is ...:
-            return (
-                "not answered yet. Replace the ... in the cell above, run it, then run this check "
-                "again."
-            )
+            return "not answered yet. Replace the ... in this cell, and run it again."
         return _CHECKS[number](answer)
     except DataError as error:  # a missing file is no mistake of the learner's
         return f"not checked: {error}"

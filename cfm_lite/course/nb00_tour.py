@@ -103,11 +103,11 @@ def what_weight_does(answer: Callable[[float], float]) -> str | None:
     if torch.allclose(given, 1 / (1 - lam), rtol=1e-4):
         return None
     if torch.allclose(given, 1 - lam, rtol=1e-4):
-        return "upside down: this would make ΔFM slower. Solve (f - v) - λ f = 0 for f."
+        return "upside down: this would make ΔFM slower. Solve (v* - v) - λ v* = 0 for v*."
     if torch.allclose(given, 1 + lam, rtol=1e-4):
         return (
-            "nearly right for a small λ, but too little for a large one: the push is λ f, and f "
-            "itself has grown. Solve (f - v) - λ f = 0."
+            "nearly right for a small λ, but too little for a large one: the push is λ v*, and "
+            "v* itself has grown. Solve (v* - v) - λ v* = 0."
         )
     if torch.allclose(given, lam / (1 - lam), rtol=1e-4):
         return (
@@ -115,4 +115,4 @@ def what_weight_does(answer: Callable[[float], float]) -> str | None:
         )
     if abs(given[0] - 1) > 1e-6:
         return "with λ = 0 nothing is repelled, so the factor must be 1 there. Yours is not."
-    return "not right yet. With a zero mean negative the optimum is f = v / (1 - λ); divide by v."
+    return "not right yet. With a zero mean negative the optimum is v* = v / (1 - λ); divide by v."

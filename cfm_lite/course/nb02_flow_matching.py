@@ -92,7 +92,12 @@ def training_loop(my_loop: Callable[..., Any]) -> str | None:
     """my_loop(model, x1, steps, seed) -> (average, losses): draws, target, step and average."""
     start, x1, steps = _small_network(), _points(), 60
     trained, again = copy.deepcopy(start), copy.deepcopy(start)
+    times: list[Any] = []
+    hook = trained.register_forward_pre_hook(
+        lambda _, given, named: times.append([*given, *named.values()][1:]), with_kwargs=True
+    )
     answer = my_loop(trained, x1, steps, 0)
+    hook.remove()
     if not (isinstance(answer, tuple) and len(answer) == 2):
         return "return two things: the averaged copy of the model, and the list of losses."
     average, seen = answer
@@ -110,9 +115,13 @@ def training_loop(my_loop: Callable[..., Any]) -> str | None:
         return "the weights of the model did not change: backward(), then a step of Adam."
     if len({round(value, 6) for value in seen}) < steps / 2:
         return "the losses repeat themselves. Draw fresh noise, times and rows in every step."
+    if len(times) > 1 and all(map(torch.equal, times[0], times[1])):
+        return "steps 0 and 1 drew the same times. Make the generator once, before the loop."
     if average is trained or all(map(torch.equal, average.parameters(), trained.parameters())):
         return "the average is the model itself. Make a copy with copy.deepcopy before the loop."
     right, wanted = _reference_loop(again, x1, steps)
+    if _left(trained) > 10 * _left(again):
+        return "the gradients of all steps add up. Call zero_grad() in every step."
     low, high = sum(wanted[-20:]) / 20 * 0.8, sum(wanted[-20:]) / 20 * 1.25
     if not low < sum(seen[-20:]) / 20 < high:
         return _wrong_loop(seen, wanted)
@@ -165,9 +174,15 @@ def _wrong_loop(seen: list[float], wanted: list[float]) -> str:
         )
     return (
         f"your loss ends at {sum(seen[-20:]) / 20:.2f}, and should end near "
-        f"{sum(wanted[-20:]) / 20:.2f}. Is the position t data + (1 - t) noise, is there a "
-        "zero_grad() in every step, and is the learning rate 2e-3?"
+        f"{sum(wanted[-20:]) / 20:.2f}. Is the position t data + (1 - t) noise, and is the "
+        "learning rate 2e-3?"
     )
+
+
+def _left(model: torch.nn.Module) -> float:
+    """The length of the gradient that a loop leaves behind."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return float(sum(grad.square().sum() for grad in grads)) ** 0.5
 
 
 def _gap(a: torch.nn.Module, b: torch.nn.Module) -> float:

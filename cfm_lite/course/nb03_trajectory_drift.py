@@ -158,14 +158,14 @@ def blind_spot(answer: Any) -> str | None:
 
 @exercise("3.4", ours=lambda t, std: std / (t**2 * std**2 + (1 - t) ** 2) ** 0.5)
 def forgotten(answer: Callable[[Tensor, float], Any]) -> str | None:
-    """forget(s, std) = std / sqrt(s^2 std^2 + (1 - s)^2)."""
-    s = torch.linspace(0, 1, 11, dtype=torch.float64)
+    """forget(t, std) = std / sqrt(t^2 std^2 + (1 - t)^2)."""
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
     for std in (0.35, 0.8, 2.0):
-        mine = answer(s, std)
+        mine = answer(t, std)
         if mine is ... or mine is None:
-            return "your function returns ... or None; return one factor per time in s."
-        mine, width = _numbers(mine), (s**2 * std**2 + (1 - s) ** 2).sqrt()
-        if mine.shape != s.shape:
+            return "your function returns ... or None; return one factor per time in t."
+        mine, width = _numbers(mine), (t**2 * std**2 + (1 - t) ** 2).sqrt()
+        if mine.shape != t.shape:
             return (
                 f"for 11 times your function returns the shape {tuple(mine.shape)}; one factor per "
                 "time is asked for."
@@ -174,14 +174,11 @@ def forgotten(answer: Callable[[Tensor, float], Any]) -> str | None:
             continue
         if torch.allclose(mine, width / std, rtol=1e-4):
             return (
-                "upside down: where the cloud is wide at s and narrow at the end, an error must "
+                "upside down: where the cloud is wide at t and narrow at the end, an error must "
                 "shrink."
             )
         if torch.allclose(mine, width, rtol=1e-4):
-            return (
-                "this is the width at time s. The factor compares it with the width at the end, t "
-                "= 1."
-            )
+            return "this is the width at time t. The factor compares it with the width at the end."
         if torch.allclose(mine, std**2 / width**2, rtol=1e-4):
             return (
                 "this is a ratio of variances; a distance goes with the standard deviation, its "
@@ -192,14 +189,14 @@ def forgotten(answer: Callable[[Tensor, float], Any]) -> str | None:
                 "nearly: you assumed that the cloud has width 1 at the end. At t = 1 its width is "
                 "std."
             )
-        if torch.allclose(mine, std / (1 - s + s * std), rtol=1e-4):
+        if torch.allclose(mine, std / (1 - t + t * std), rtol=1e-4):
             return (
-                "standard deviations do not add up; variances of independent parts do: s^2 std^2 + "
-                "(1 - s)^2, and then the root."
+                "standard deviations do not add up; variances of independent parts do: t^2 std^2 + "
+                "(1 - t)^2, and then the root."
             )
         return (
-            "not yet. At s = 1 nothing is left to happen, so the factor is 1; at s = 0 it is std. "
-            "Between: width at 1 / width at s."
+            "not yet. At t = 1 nothing is left to happen, so the factor is 1; at t = 0 it is std. "
+            "Between: std / width at t."
         )
     return None
 
@@ -260,7 +257,7 @@ def split_errors(answer: Callable[[Tensor, Tensor, Tensor], Any]) -> str | None:
 
 @exercise("3.6")
 def shortfall(answer: Callable[[Tensor, float], Any]) -> str | None:
-    """deficit_at_start(mean, std) = sqrt((|m|^2 + D) / (|m|^2 + D + D std^2))."""
+    """deficit_at_start(mean, std) = sqrt((|μ|^2 + D) / (|μ|^2 + D + D std^2))."""
     cases = [
         (torch.tensor(m, dtype=torch.float64), std)
         for m, std in (([3.0, 0.0], 0.5), ([0.0, 1.0, 2.0], 1.0), ([0.4], 2.0))
@@ -292,7 +289,7 @@ def shortfall(answer: Callable[[Tensor, float], Any]) -> str | None:
                 "adds D to both."
             )
         return (
-            "not yet. E|m - x0|^2 = |m|^2 + D for the velocity; the target has the same plus the "
+            "not yet. E|μ - x0|^2 = |μ|^2 + D for the velocity; the target has the same plus the "
             "spread of x1, D std^2."
         )
     return None
