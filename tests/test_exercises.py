@@ -83,21 +83,23 @@ MAKE = "    g = torch.Generator().manual_seed(seed)\n"
 
 
 @pytest.mark.parametrize(
-    ("changes", "hint"),
+    ("number", "changes", "hint"),
     [
-        ({"        model.zero_grad()\n": ""}, "zero_grad"),
+        ("2.3", {"        model.zero_grad()\n": ""}, "zero_grad"),
         (
+            "2.3",
             {MAKE: "", "for k in range(steps):\n": f"for k in range(steps):\n    {MAKE}"},
             "same times",
         ),
+        ("8.1", {"(a.T)": "(a.T, correction=0)", "(b.T)": "(b.T, correction=0)"}, "N − 1"),
     ],
 )
-def test_the_usual_mistakes_of_a_training_loop_are_named(changes, hint, capsys):
-    answer = ANSWERS["2.3"]
+def test_a_usual_mistake_is_named(number, changes, hint, capsys):
+    answer = ANSWERS[number]
     for old, new in changes.items():
         assert answer.count(old) == 1
         answer = answer.replace(old, new)
-    assert not judged("2.3", answer)
+    assert not judged(number, answer)
     assert hint in capsys.readouterr().out
 
 

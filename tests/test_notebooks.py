@@ -242,7 +242,7 @@ def lines_of(text: str) -> list[str]:
 def test_cells_are_short_and_what_is_derived_is_held_against_the_library(path):
     code = cells(path, "code")
     for cell in code:
-        limit = 40 if "build" in tags(cell) else 15  # a task to build is 20 to 40 lines long
+        limit = 40 if "build" in tags(cell) else 15  # a task to build is 10 to 40 lines long
         assert len(lines_of(cell.source)) <= limit, cell.source
         if (
             "viz." in cell.source

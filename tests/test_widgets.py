@@ -18,6 +18,7 @@ ipywidgets = pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
 
 from cfm_lite import pretrained, runs, theory, widgets  # noqa: E402
+from cfm_lite._internal.files import hash_of_file  # noqa: E402
 from cfm_lite.data import captions, toy  # noqa: E402
 from cfm_lite.errors import CheckpointError, ConfigError  # noqa: E402
 from cfm_lite.runs.recipe import build_model, recipe  # noqa: E402
@@ -323,4 +324,11 @@ def test_the_shelf_was_drawn_by_the_network_that_ships():
     with Image.open(_words.SHELF) as image:
         assert image.text["weights"] == pretrained.run_of("words").weights, (
             "run: python -m cfm_lite.widgets._words"
+        )
+
+
+def test_the_still_of_the_words_explorer_shows_the_shelf_that_ships():
+    with Image.open(_words.SHELF.with_name("words.png")) as image:
+        assert image.text["shelf"] == hash_of_file(_words.SHELF), (
+            "run: python -m tools.explorers build/js/node_modules/.bin chromium"
         )

@@ -16,11 +16,13 @@ from typing import Any
 import nbformat
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, to_hex, to_rgb
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, PngImagePlugin
 
 from cfm_lite import widgets
+from cfm_lite._internal.files import hash_of_file
 from cfm_lite.methods import METHODS
 from cfm_lite.viz import style
+from cfm_lite.widgets import _words
 from cfm_lite.widgets._networks import packed
 from cfm_lite.widgets._widget import TRAINED
 from tools import address
@@ -196,9 +198,12 @@ def pictures(browser: str, page: Path) -> None:
         left, top, right, bottom = ImageChops.difference(picture, white).getbbox() or (0, 0, 1, 1)
         cut = picture.crop((max(left - 6, 0), max(top - 6, 0), right + 6, bottom + 6))
         few = cut.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        note = PngImagePlugin.PngInfo()
+        if name == "words":  # whose pictures it shows
+            note.add_text("shelf", hash_of_file(_words.SHELF))
         for into in (STATIC / f"{name}.png", SHOWN / f"explorer-{name}.png"):
             if into.parent == STATIC or into.exists():
-                few.save(into, optimize=True)
+                few.save(into, optimize=True, pnginfo=note)
 
 
 def _texts(folder: str) -> list[str]:

@@ -68,7 +68,9 @@ def _wrong_gap(mine: float, right: float, a: Tensor, b: Tensor) -> str:
     means = float((a.mean(0) - b.mean(0)).square().sum())
     overlap = (float(s1.trace() + s2.trace()) + means - right) / 2
     entrywise = float(means + (s1 + s2 - 2 * (s1 * s2).clamp(min=0).sqrt()).trace())
+    biased = [z.mean(0) + (z - z.mean(0)) * (1 - 1 / len(z)) ** 0.5 for z in (a, b)]
     known = {
+        float(metrics.frechet(*biased)): "divide the covariances by N − 1, not by N.",
         entrywise: "this is the root of every single entry. It sees only the diagonals. The "
         "formula takes the root of a matrix.",
         math.sqrt(max(right, 0.0)): "this is the root of the right value; the formula is squared.",
