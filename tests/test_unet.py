@@ -2,6 +2,7 @@
 torch.func, what it refuses; and that it learns."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cfm_lite.data import digits, teachers
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import UNet, count_parameters
+from cfm_lite.runs import recipe as recipes
 from cfm_lite.runs.recipe import build_objective, build_trainer, precision_on, recipe
 from cfm_lite.training import Trainer
 
@@ -147,6 +149,19 @@ def test_auto_precision_is_what_the_device_computes_fast():
     assert precision_on(model, "auto") == ("bf16" if fast else "float32")
     trainer = build_trainer(recipe("digits", hidden_size=8, precision="auto"), model)
     assert trainer.precision == precision_on(model, "auto")
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_bf16_on_a_processor_without_it_is_said_to_be_slow(fast, monkeypatch):
+    monkeypatch.setattr(recipes, "_cpu_has_bf16", lambda: fast)
+    cpu, half = torch.device("cpu"), recipe("mnist_sit")
+    with warnings.catch_warnings(record=True, action="always") as said:
+        recipes.check_speed(half, cpu)
+        recipes.check_speed(half, torch.device("cuda"))
+        recipes.check_speed(recipe("mnist"), cpu)  # auto
+    assert [str(one.message).split("; ")[1] for one in said] == (
+        [] if fast else ["--set precision=float32 is faster here."]
+    )
 
 
 def test_it_learns_the_digits():

@@ -90,7 +90,7 @@ class Train(Training):
         from cfm_lite.cli.samples import SHOWN, drawing, sample_file
         from cfm_lite.data.datasets import dataset
         from cfm_lite.runs.reads import check_read
-        from cfm_lite.runs.recipe import recipe
+        from cfm_lite.runs.recipe import check_speed, recipe
         from cfm_lite.runs.sampling import settings_of
 
         self.refuse_two_lengths()
@@ -98,6 +98,7 @@ class Train(Training):
         changes, by_hand = self.changes({"method": self.method, "steps": steps})
         chosen = recipe(self.recipe, **changes)
         check_read(chosen, by_hand)
+        check_speed(chosen, runs.pick_device(self.device))
         folder = runs.home_for(
             self.out or Path("runs") / f"{self.recipe}-{chosen.method}-{chosen.seed}", self.resume
         )

@@ -21,6 +21,7 @@ from cfm_lite._internal.checks import (
     check_number,
     plain,
     repulsion_weight,
+    warn_once,
 )
 from cfm_lite._internal.networks import seeded
 from cfm_lite.data import captions, teachers
@@ -389,6 +390,15 @@ def precision_on(model: nn.Module, precision: str) -> str:
     device = next(model.parameters()).device.type
     fast = {"cuda": torch.cuda.is_bf16_supported, "cpu": _cpu_has_bf16}.get(device, lambda: False)
     return "bf16" if fast() else "float32"
+
+
+def check_speed(recipe: Recipe, device: torch.device) -> None:
+    """Warn where the recipe asks for bf16 and the processor has no instructions for it."""
+    if recipe.precision == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
+        warn_once(
+            "this processor computes bf16 several times more slowly than float32; --set "
+            "precision=float32 is faster here."
+        )
 
 
 def _cpu_has_bf16() -> bool:
