@@ -5,6 +5,7 @@ is random. The call is differentiable and returns the unweighted value. `sign` i
 is subtracted. CONTRIBUTING.md shows a term in 20 lines.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -111,11 +112,14 @@ class _Spreading(_Plain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("variant", self.variant, losses.VARIANTS)
-        for name, value, default, read_by in (
-            ("tau", self.tau, type(self).tau, losses.WITH_TAU),
-            ("margin", self.options.get("margin"), None, ("hinge",)),
-        ):
-            if value != default and self.variant not in read_by:
+        given: list[tuple[str, Any, float | None, Sequence[str]]] = [
+            ("tau", self.tau, type(self).tau, losses.WITH_TAU)
+        ]
+        if "margin" in self.options:
+            given.append(("margin", self.options["margin"], None, ("hinge",)))
+        for name, value, default, read_by in given:
+            number = check_number(name, value, 0, math.inf, open_low=True)
+            if number != default and self.variant not in read_by:
                 raise ConfigError(
                     f"{name} is {value!r:.60} and the variant {self.variant!r} has none; leave it "
                     f"out, or use {' or '.join(read_by)}."

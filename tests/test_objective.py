@@ -3,6 +3,7 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -517,3 +518,11 @@ def test_the_covariance_form_on_a_network_of_unknown_width_asks_for_its_weight()
     assert torch.equal(
         objective.dispersive(Tiny(), variant="covariance").at(0, 1)(X1, Y)[0], expected
     )
+
+
+@pytest.mark.parametrize("kind", [Contrastive, Dispersive])
+@pytest.mark.parametrize("wrong", [torch.arange(3), np.arange(3), None, "a", float("nan"), 0.0])
+def test_a_temperature_or_margin_that_is_no_positive_number_is_refused_at_once(kind, wrong):
+    for given in ({"tau": wrong}, {"variant": "hinge", "options": {"margin": wrong}}):
+        with pytest.raises(ConfigError, match=r"tau|margin"):
+            kind(0.5, 1, **given)
