@@ -79,6 +79,7 @@ def test_another_right_answer_passes_too(number, capsys):
     assert judged(number, ANSWERS[number]), capsys.readouterr().out
 
 
+CYCLE = "(torch.randperm(39, generator=generator)[:1] + 1 + torch.arange(40)) % 40"
 MAKE = "    g = torch.Generator().manual_seed(seed)\n"
 
 
@@ -91,6 +92,23 @@ MAKE = "    g = torch.Generator().manual_seed(seed)\n"
             {MAKE: "", "for k in range(steps):\n": f"for k in range(steps):\n    {MAKE}"},
             "same times",
         ),
+        (
+            "4.3",
+            {
+                "len(x1) - 1, (": "len(x1), (",
+                "    other = other + (other >= torch.arange(len(x1)))\n": "",
+            },
+            "some rows are their own",
+        ),
+        (
+            "4.3",
+            {
+                "torch.randint(len(x1) - 1, (len(x1),), generator=generator)": CYCLE,
+                "    other = other + (other >= torch.arange(len(x1)))\n": "",
+            },
+            "one and the same distance",
+        ),
+        ("4.3", {"(len(x1),), generator=generator)": "(len(x1),))"}, "two calls"),
         ("8.1", {"(a.T)": "(a.T, correction=0)", "(b.T)": "(b.T, correction=0)"}, "N − 1"),
     ],
 )

@@ -62,9 +62,7 @@ def last_step_factor(answer: Callable[[float, float, float], Any]) -> str | None
             )
         if _close(mine, 1 - c / variance):
             return "the step has the length h: the term is h times c times s."
-        return (
-            "not yet. Put s = -x / S with S = (1 - h)^2 std^2 + h^2 into x + h c s and take out x."
-        )
+        return "not yet. Put s = -x / S with S = (1 - h)^2 std^2 + h^2 into x + h eta s and take out x."
     return None
 
 
