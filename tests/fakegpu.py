@@ -283,9 +283,8 @@ def peak(
         built.objective.model.checkpointing = checkpointing
         y = torch.zeros(rows, *said, dtype=torch.float if said else torch.long, device=DEVICE)
         data = (torch.randn(rows, 4, 32, 32, device=DEVICE), y)
-        for (
-            p
-        ) in built.parameters:  # AdamW makes its moments in a step: the first one would lack them
+        # AdamW makes its moments in its first step, which would lack them while it computes
+        for p in built.parameters:
             p.grad = torch.zeros_like(p)
         built.optimizer.step()
         built.optimizer.zero_grad(set_to_none=True)

@@ -53,7 +53,7 @@ def judged(number: str, answer: str) -> bool:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Fast mode: notebooks/run.py runs the solutions at their full size."""
+    """Fast mode: no check asks how long a notebook trains."""
     monkeypatch.setattr(course, "FAST", True)
 
 
