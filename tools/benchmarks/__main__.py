@@ -27,6 +27,7 @@ NAMES = (
     "scale",
     "loader",
     "sit",
+    "unet",
     "dispersive",
     "coverage",
     "save",
