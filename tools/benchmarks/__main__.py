@@ -7,6 +7,7 @@ measured, then recorded.
 
 import argparse
 import importlib
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from cfm_lite._internal.checks import check_choice
+from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite.errors import ConfigError
 from tools.benchmarks.harness import ROOT, CannotRun, Clock, NotRun, Row
 from tools.benchmarks.record import facts, write
@@ -33,6 +34,7 @@ NAMES = (
     "save",
     "explorers",
 )  # the last needs a browser
+LONG = ("unet_quality",)  # hours: it runs only if it is named
 
 
 def main() -> int:
@@ -49,11 +51,15 @@ def main() -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"which to run, all if none is named: {', '.join(NAMES)}",
+        help=f"which to run: {', '.join(NAMES)} (all of these if none is named); for hours: "
+        f"{', '.join(LONG)}",
     )
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 7 or more")
     parser.add_argument(
         "--threads", type=int, default=1, help="threads of torch, the same for both sides (1)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help=f"of training for each network of {LONG[0]} (1200)"
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "data" / "results" / "bench", help="folder for NAME.json"
@@ -61,13 +67,19 @@ def main() -> int:
     options = parser.parse_args()
     try:
         for name in options.names:
-            check_choice("the name of a benchmark", name, NAMES)
+            check_choice("the name of a benchmark", name, (*NAMES, *LONG))
+        if options.seconds is not None:
+            check_number("--seconds", options.seconds, 0.0, math.inf, open_low=True)
+            if not set(LONG) & set(options.names):
+                raise ConfigError(
+                    f"--seconds is read by {LONG[0]} alone; name it, or leave it out."
+                )
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     torch.set_num_threads(options.threads)
     for name in options.names or NAMES:
-        _run(name, Clock(options.quick), options.out)
+        _run(name, Clock(options.quick, options.seconds or Clock.seconds), options.out)
     return 0
 
 

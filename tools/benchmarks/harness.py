@@ -162,10 +162,11 @@ class Times:
 @dataclass(frozen=True)
 class Clock:
     """Times the sides of a comparison in `repeats` rounds (3 if quick), each side in blocks of
-    about `block` seconds.
+    about `block` seconds. `seconds` is for a benchmark that trains: how long each network does.
     """
 
     quick: bool = False
+    seconds: float = 1200.0
 
     def __call__(
         self, sides: Mapping[str, Callable[[], Any]], repeats: int = 9, block: float = 0.1
