@@ -1,18 +1,23 @@
-"""MNIST as the shipped networks draw it, beside real pictures, with what the judge says of them.
+"""Pictures as networks draw them, beside real ones, with what the judge says of them.
 
-    python -m tools.pictures [--samples 10000]
+    python -m tools.pictures [--samples 10000]              the shipped networks, on MNIST
+    python -m tools.pictures --run FOLDER [--guidance 2]    the network of a run, on its data set
 
-It writes data/results/pictures.json and pictures.png. Real rows are as many as samples, from the
-test images; `frechet_real` holds as many training images against them.
+It writes pictures.json and pictures.png in data/results; for a run they have the name of its data
+set at the end. Real rows are as many as samples, from the test images; `frechet_real` holds as many
+training images against them.
 """
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from cfm_lite import metrics, pretrained, viz
-from cfm_lite.data.datasets import dataset
+from cfm_lite.data import cifar10
+from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.demo import SHIPPED, shipped_pictures
 from cfm_lite.evaluate.measures import measure
 from cfm_lite.lab import ARMS, Row, balanced_labels, judge_of
@@ -24,44 +29,80 @@ from cfm_lite.runs import Run
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 STEPS, NEAR = 50, 1000  # Euler steps; samples whose nearest training image is looked for
+SEEN = 2  # pictures of each class in the figure of a run
 
 
-def measured(title: str, samples: int) -> list[Row]:
-    """The rows of one of SHIPPED, with `samples` samples."""
-    name, scale = SHIPPED[title]
-    data, model, y = dataset("mnist"), pretrained.load(name), balanced_labels(10, samples)
-    run = Run(model.recipe.changed(guidance=scale), model)
+def networks(folder: Path | None, scale: float) -> dict[str, tuple[str, Run]]:
+    """{title: (name, run with its guidance)} of the shipped networks, or of the run in `folder`."""
+    if folder is None:
+        named = {title: (name, pretrained.run_of(name)) for title, (name, _) in SHIPPED.items()}
+        scales = {title: scale for title, (_, scale) in SHIPPED.items()}
+    else:
+        run = Run.open(folder)
+        scales = {"FM": 1.0, f"FM, guidance {scale:g}": scale}
+        named = {title: (folder.name, run) for title in scales}
+    return {
+        title: (name, replace(run, recipe=run.recipe.changed(guidance=scales[title])))
+        for title, (name, run) in named.items()
+    }
+
+
+def measured(title: str, name: str, run: Run, data: DataSet, samples: int) -> list[Row]:
+    """The rows of one network, with `samples` samples."""
+    y = balanced_labels(data.num_classes, samples)
     x = draw_samples(ARMS["fm"], run, data, y, STEPS)
-    values = measure(x, y, data, judge_of("mnist"))
+    values = measure(x, y, data, judge_of(run.recipe.dataset))
     near = metrics.nearest_ratio(x[:NEAR], data.x1, data.held_x1[:NEAR])
     base = row_base("fm", run.recipe, samples, STEPS) | {"network": name, "title": title}
     values |= {"nearest_ratio": float(near)}
     return [{**base, "metric": metric, "value": value} for metric, value in values.items()]
 
 
-def figure(rows: list[Row]) -> viz.Picture:
-    """Ten classes, real and drawn; each title tells the Fréchet distance of its rows."""
-    found = {(row["title"], row["metric"]): row["value"] for row in rows}
-    told = {
-        title: f"{title}, {STEPS} NFE, Fréchet {number(found[title, 'frechet'])}"
-        for title in SHIPPED
-        if (title, "frechet") in found
+def titled(rows: list[Row]) -> dict[str, str]:
+    """{title: the same, with the distance that its rows tell}."""
+    return {
+        row["title"]: f"{row['title']}, {STEPS} NFE, Fréchet {number(row['value'])}"
+        for row in rows
+        if row["metric"] == "frechet"
     }
+
+
+def figure(rows: list[Row]) -> viz.Picture:
+    """Ten classes of MNIST, real and drawn by the shipped networks."""
     images = shipped_pictures(torch.arange(10), STEPS)
+    told = titled(rows)
     return viz.image_grid({told.get(name, name): x for name, x in images.items()})
+
+
+def figure_of(rows: list[Row], runs: Mapping[str, Run], data: DataSet) -> viz.Picture:
+    """SEEN pictures of each class, the first ones of each row: real, and drawn by a run."""
+    y = torch.arange(data.num_classes).repeat_interleave(SEEN)
+    first = [torch.nonzero(data.held_y == c)[:SEEN, 0] for c in range(data.num_classes)]
+    told, images = titled(rows), {"real": data.held_x1[torch.cat(first)]}
+    for title, run in runs.items():
+        images[told[title]] = draw_samples(ARMS["fm"], run, data, y, STEPS)
+    names = [name if i == 0 else "" for name in cifar10.CLASSES for i in range(SEEN)]
+    return viz.image_grid(images, names, cell=0.5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=10_000)
-    samples, rows = parser.parse_args().samples, []
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    options, rows = parser.parse_args(), []
     torch.set_num_threads(1)
-    for title in SHIPPED:
-        for row in measured(title, samples):
+    found = networks(options.run, options.guidance)
+    (name,) = {run.recipe.dataset for _, run in found.values()}
+    data, end = dataset(name), f"_{name}" if options.run else ""
+    for title, (network, run) in found.items():
+        for row in measured(title, network, run, data, options.samples):
             print(f"{title:<16} {row['metric']:<14} {row['value']:.4f}", flush=True)
             rows.append(row)
-        write_rows(RESULTS / "pictures.json", rows)  # what is measured is kept
-    viz.save(figure(rows), RESULTS / "pictures.png")
+        write_rows(RESULTS / f"pictures{end}.json", rows)  # what is measured is kept
+    runs = {title: run for title, (_, run) in found.items()}
+    drawn = figure_of(rows, runs, data) if options.run else figure(rows)
+    viz.save(drawn, RESULTS / f"pictures{end}.png")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ NAMES = (
     "dispersive",
     "coverage",
     "save",
+    "trees",
     "explorers",
 )  # the last needs a browser
 LONG = ("unet_quality",)  # hours: it runs only if it is named
