@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 
+HERE = Path(__file__).parents[2]
 OLD = "118e749"  # the last commit before the rooms of the second edition
 Call = Callable[[], object]
 
 
 def rows(clock: Any) -> Iterator[Any]:
     """One row a case: the old tree's time over ours, and its 95 % interval over the rounds."""
-    from tools.benchmarks.harness import ROOT, Row
+    from tools.benchmarks.harness import Row
 
-    with tempfile.TemporaryDirectory() as folder:
-        trees = {"old": _unpacked(ROOT, Path(folder)), "new": ROOT}
-        sides = {side: Worker(tree) for side, tree in trees.items()}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        trees = {"old": _unpacked(Path(folder)), "new": HERE}
+        sides = {side: stack.enter_context(Worker(tree)) for side, tree in trees.items()}
         for name in CASES:
             times = clock({side: ask.block(name) for side, ask in sides.items()}, repeats=21)
             old, new = (np.array(times.seconds[side]) for side in ("old", "new"))
@@ -49,8 +51,6 @@ def rows(clock: Any) -> Iterator[Any]:
                 repeats=times.repeats,
                 note=f"95 % interval {low:.3f} to {high:.3f}",
             )
-        for side in sides.values():
-            side.process.communicate()
 
 
 def interval(ratios: np.ndarray, draws: int = 2000) -> tuple[float, float]:
@@ -60,10 +60,10 @@ def interval(ratios: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
 
 
-def _unpacked(root: Path, folder: Path) -> Path:
+def _unpacked(folder: Path) -> Path:
     from tools.benchmarks.harness import CannotRun
 
-    done = subprocess.run(["git", "-C", root, "archive", OLD, "cfm_lite"], capture_output=True)
+    done = subprocess.run(["git", "-C", HERE, "archive", OLD, "cfm_lite"], capture_output=True)
     if done.returncode:
         raise CannotRun(f"needs the commit {OLD} of this repository")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
@@ -84,6 +84,12 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.communicate()
 
     def block(self, name: str) -> Call:
         """Runs one block of the case `name` in the process, and waits for its end."""
@@ -124,8 +130,8 @@ def _points(kind: str, **more: Any) -> Call:
 def _latents(kind: str, **more: Any) -> Call:
     from cfm_lite import models
 
-    sizes = {"hidden_size": 64, "depth": 4, "num_heads": 4, "num_classes": 2}
-    return _steps(kind, models.SiT(16, 2, 4, **sizes), torch.randn(256, 4, 16, 16), 32, more)
+    model = models.SiT(16, 2, 4, hidden_size=64, depth=4, num_heads=4, num_classes=2)
+    return _steps(kind, model, torch.randn(256, 4, 16, 16), 32, more)
 
 
 def _steps(kind: str, model: Any, x1: torch.Tensor, size: int, more: dict[str, Any]) -> Call:
