@@ -154,11 +154,11 @@ def test_auto_precision_is_what_the_device_computes_fast():
 @pytest.mark.parametrize("fast", [False, True])
 def test_bf16_on_a_processor_without_it_is_said_to_be_slow(fast, monkeypatch):
     monkeypatch.setattr(recipes, "_cpu_has_bf16", lambda: fast)
-    cpu, half = torch.device("cpu"), recipe("mnist_sit")
+    cpu, half = torch.device("cpu"), recipe("mnist_sit").precision
     with warnings.catch_warnings(record=True, action="always") as said:
         recipes.check_speed(half, cpu)
         recipes.check_speed(half, torch.device("cuda"))
-        recipes.check_speed(recipe("mnist"), cpu)  # auto
+        recipes.check_speed(recipe("mnist").precision, cpu)  # auto
     assert [str(one.message).split("; ")[1] for one in said] == (
         [] if fast else ["--set precision=float32 is faster here."]
     )

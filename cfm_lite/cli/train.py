@@ -98,7 +98,7 @@ class Train(Training):
         changes, by_hand = self.changes({"method": self.method, "steps": steps})
         chosen = recipe(self.recipe, **changes)
         check_read(chosen, by_hand)
-        check_speed(chosen, runs.pick_device(self.device))
+        check_speed(chosen.precision, runs.pick_device(self.device))
         folder = runs.home_for(
             self.out or Path("runs") / f"{self.recipe}-{chosen.method}-{chosen.seed}", self.resume
         )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from statistics import median, quantiles
 from typing import Any
 
+import torch
+
 from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet, dataset
@@ -15,7 +17,7 @@ from cfm_lite.lab.measures import Row
 from cfm_lite.lab.suites import SUITES, trials
 from cfm_lite.models.classifier import one_thread
 from cfm_lite.runs import facts
-from cfm_lite.runs.recipe import Recipe, build_model, build_trainer
+from cfm_lite.runs.recipe import Recipe, build_model, build_trainer, check_speed
 
 __all__ = ["training_costs"]
 
@@ -39,6 +41,8 @@ def training_costs(
     check_choice("suite", suite, SUITES)
     rounds = check_count("rounds", rounds, 2)
     jobs = jobs_of(trials(suite, "core", seeds=(0,), changes=changes or {}))
+    for job in jobs:
+        check_speed(job.training.precision, torch.device(device))
     # arms that share a training come after the one it is named for
     trainings = {job.trials[0].arm: job.training for job in jobs}
     names, data = list(trainings), dataset(SUITES[suite].data)

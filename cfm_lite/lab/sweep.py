@@ -27,6 +27,7 @@ from cfm_lite.lab.store import Store
 from cfm_lite.lab.suites import SUITES, trials
 from cfm_lite.lab.workers import Outcome, in_process, in_workers
 from cfm_lite.runs import Terminated, facts, make_folder
+from cfm_lite.runs.recipe import check_speed
 
 __all__ = ["Plan", "compare", "plan"]
 
@@ -122,6 +123,8 @@ def compare(
     ConfigError if another process runs the same suite there.
     """
     todo = plan(suite, out=out, quick=quick, device=device, **chosen)
+    for job in todo.jobs:
+        check_speed(job.training.precision, torch.device(device))
     with owned(make_folder(out), f".{suite}.lock"):
         mark = {"miniature": True} if quick else {}
         todo.store.assemble(todo.trials, mark)

@@ -392,9 +392,9 @@ def precision_on(model: nn.Module, precision: str) -> str:
     return "bf16" if fast() else "float32"
 
 
-def check_speed(recipe: Recipe, device: torch.device) -> None:
-    """Warn where the recipe asks for bf16 and the processor has no instructions for it."""
-    if recipe.precision == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
+def check_speed(precision: str, device: torch.device) -> None:
+    """Warn where a training is to compute in bf16 and the processor has no instructions for it."""
+    if precision == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
         warn_once(
             "this processor computes bf16 several times more slowly than float32; --set "
             "precision=float32 is faster here."

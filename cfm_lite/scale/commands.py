@@ -23,6 +23,7 @@ from cfm_lite.runs import Run
 from cfm_lite.runs.folder import check_kind
 from cfm_lite.runs.imagenet import ALIGNED, CAPTIONED, ImageNet, imagenet, versus
 from cfm_lite.runs.reads import check_read
+from cfm_lite.runs.recipe import check_speed
 from cfm_lite.runs.sampling import Settings
 from cfm_lite.scale.dry_run import dry_run as try_out
 from cfm_lite.scale.official import start_from
@@ -175,6 +176,8 @@ def train_command(
     with joined(where) as world:
         if data is not None and dataset in CAPTIONED:
             data.text = ClipText(text or CLIP).to(world.place(where))
+        if world.is_main:
+            check_speed(recipe.precision, where)
         board = log == "tensorboard"
         options = Options(folder, where, world, tensorboard=board, start=begin, **how)
         if data is None or dry_run:

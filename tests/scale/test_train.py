@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cfm_lite import cli
+from cfm_lite._internal import terminal
 from cfm_lite.data import images
 from cfm_lite.data.latents import Latents, prepare
 from cfm_lite.engine import checkpoint
@@ -18,6 +19,7 @@ from cfm_lite.engine.parallel import World
 from cfm_lite.errors import ConfigError, DataError, DiskFullError, ResumeMismatchError
 from cfm_lite.models import SiT, export_official, load_official
 from cfm_lite.models.encoders import teacher as encoder
+from cfm_lite.runs import recipe as recipes
 from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.scale import dry_run as scale_dry_run
 from cfm_lite.scale import train as scale_train
@@ -95,6 +97,28 @@ def test_bf16_losses_are_those_of_float32_within_two_percent(method, data, tmp_p
     )  # later, two runs of any rounding go ways of their own
     assert sum(half) == pytest.approx(sum(wide), rel=0.01)
     assert half != wide
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train toy --steps 1",
+        "compare toy --quick --seeds 1 --arms fm",
+        "compare toy --quick --costs",
+        "scale train --dry-run --model SiT-Ti/2 --batch 8 --set size=32 shard=8",
+    ],
+)
+def test_each_command_that_trains_says_once_that_bf16_is_slow_on_this_processor(
+    words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(recipes, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(terminal.Notes, "shown", set())
+    argv = words.split()
+    argv += [] if "--set" in argv else ["--set", "batch=8", "hidden_size=8"]
+    argv += ["precision=bf16", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().err.count("--set precision=float32 is faster here") == 1
 
 
 def test_the_loss_falls(data, tmp_path):
