@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from cfm_lite import cli
 from cfm_lite.data import archive, images
 from cfm_lite.data.latents import Latents, prefetch, prepare, shards
 from cfm_lite.data.latents import reader as latents
@@ -227,8 +228,9 @@ def test_bad_images_are_left_out_and_listed_and_too_many_are_an_error(tmp_path, 
     assert data.labels.tolist() == [int(key[5]) for key in data.keys]
     for name in ("000.png", "001.png"):
         (root / "class2" / name).write_bytes(b"")
-    with pytest.raises(DataError, match="4 of 25 images cannot be read"):
+    with pytest.raises(DataError, match="4 of 25 images cannot be read") as error:
         go(root, tmp_path / "L2", codec)
+    assert "remove" not in str(error.value)  # that would make another set
 
 
 def contents(folder):
@@ -391,6 +393,78 @@ def test_what_else_is_removed_is_another_set_and_changes_nothing(how, codec, enc
     assert str(error.value).endswith("Choose another --out, or remove the folder.")
     assert contents(out) == before
     assert not encoded
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_same_command_finds_its_set_finished_where_a_class_lost_its_only_image(
+    is_there, tmp_path, capsys
+):
+    root, out = made_folder(tmp_path / "set"), tmp_path / "L"
+    rare = root / "class1a"
+    rare.mkdir()
+    (rare / "only.png").write_bytes(b"")
+    line = ["scale", "prepare", "--images", root, "--out", out, "--vae", "tiny", "--size", "32"]
+    line = [*map(str, line), "--device", "cpu"]
+    assert cli.main(line) == 0
+    assert "only.png is empty (0 bytes). Fetch it again, or remove it." in capsys.readouterr().out
+    before = contents(out)
+    (rare / "only.png").unlink()
+    if not is_there:
+        rare.rmdir()
+    assert cli.main(line) == 0
+    assert "left out class1a/only.png: it is not there any more" in capsys.readouterr().out
+    assert contents(out) == before
+    data = Latents(out)
+    assert data.classes == ("class0", "class1", "class1a", "class2")
+    assert len(latents.Pictures(data, root)(torch.arange(24), torch.zeros(24).bool())) == 24
+    (root / "class0" / "004.png").unlink()  # what else goes makes another set
+    assert cli.main(line) == 3
+    said = capsys.readouterr().err
+    assert ("class1a" in said) == is_there == ("hold no image" in said)
+    assert is_there or "count: there 25, now 23" in said
+    assert contents(out) == before
+
+
+def zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))  # the size is as it was
+
+
+def broken_link(path):
+    path.unlink()
+    path.symlink_to("gone.png")
+
+
+def see_all(root, out, codec):
+    data = Latents(out)
+    latents.Pictures(data, root)(torch.arange(len(data)), torch.zeros(len(data)).bool())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "look"), [(zeros, see_all), (broken_link, see_all), (broken_link, go)]
+)
+def test_where_latents_hold_a_damaged_image_each_remedy_that_is_said_works(
+    spoil, look, codec, tmp_path
+):
+    root, out = made_folder(tmp_path / "set"), tmp_path / "L"
+    go(root, out, codec)
+    path = root / "class1" / "003.png"
+    whole = path.read_bytes()
+    spoil(path)
+    with pytest.raises(DataError) as error:
+        look(root, out, codec)
+    said = str(error.value)
+    assert said.startswith(f"{path} cannot be ")
+    assert said.endswith(
+        f". {out} holds it: fetch the same file again, or remove it and prepare latents with "
+        "another --out."
+    )
+    path.unlink()
+    with pytest.raises(DataError):  # half of the remedy
+        look(root, out, codec)
+    go(root, tmp_path / "another", codec)
+    look(root, tmp_path / "another", codec)
+    path.write_bytes(whole)
+    look(root, out, codec)
 
 
 def test_images_that_were_too_many_to_leave_out_are_taken_in_once_fetched(made, codec, tmp_path):

@@ -17,7 +17,7 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -56,6 +56,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 PIXELS = 178_956_970  # where Pillow begins to warn of a decompression bomb: 0.5 GB of RGB
 LONGEST = 1_000_000  # pixels of a side: each row costs memory of its own
 RESIZED = 2**24  # pixels that may be made on the way to a crop: 64 MB
+REMEDY = "Fetch it again, or remove it."  # `shards.held`: it does not help where latents hold it
 TRAIN = frozenset({"train", "training", "trainset"})
 HELD = frozenset(
     {"val", "valid", "validation", "valset", "test", "testing", "testset", "dev", "eval"}
@@ -89,12 +90,13 @@ class ImageFolder:
     absent: tuple[ImageFile, ...] = ()
 
 
-def find(root: AnyPath) -> ImageFolder:
+def find(root: AnyPath, gone: Iterable[str] = ()) -> ImageFolder:
     """The images of the class folders in `layout(root)`, at any depth below them.
 
     Links are followed, loops are not. Hidden files and folders (`archive.is_hidden`) are skipped at
-    every level. Raises DataError as `layout` does, for a class folder without an image, and for a
-    name with a line break or with bytes that are not UTF-8.
+    every level. `gone` are keys of images that were there before: their classes still count, though
+    they are empty now. Raises DataError as `layout` does, for any other class folder without an
+    image, and for a name with a line break or with bytes that are not UTF-8.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp()) / "cat"
@@ -104,8 +106,10 @@ def find(root: AnyPath) -> ImageFolder:
     ('cat',)
     """
     root = layout(root)
+    before = {key.partition("/")[0]: [] for key in gone if "/" in key}
     found = {folder.name: list(_images_below(folder)) for folder in _listed(root)[0]}
-    empty = [name for name, paths in found.items() if not paths]
+    found = dict(sorted({**before, **found}.items()))
+    empty = [name for name, paths in found.items() if not paths and name not in before]
     if empty:
         inside = [folder for folder in _listed(root)[0] if _part(folder) in TRAIN and _full(folder)]
         instead = f", or give {inside[0]}" if inside else ""
@@ -436,7 +440,7 @@ def named(name: AnyPath) -> Iterator[None]:
 
 
 def _bad(name: AnyPath, reason: str) -> DataError:
-    return DataError(f"{os.fspath(name)} {reason}. Fetch it again, or remove it.")
+    return DataError(f"{os.fspath(name)} {reason}. {REMEDY}")
 
 
 class _Quiet:

@@ -10,7 +10,7 @@ import torch
 from cfm_lite import runs
 from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite.data import archive, images
-from cfm_lite.data.latents import Latents, Pictures
+from cfm_lite.data.latents import Latents, Pictures, shards
 from cfm_lite.data.latents.captions import captioned
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.data.latents.features import encode_features
@@ -59,7 +59,7 @@ def prepare_command(
     if captions is not None and source is None:
         raise ConfigError("--captions speak of images; give their folder with --images DIR.")
     if captions is None:
-        found, without = images.find(source or archive.samples()), ""
+        found, without = images.find(source or archive.samples(), shards.left_out(out)), ""
     else:
         found, without = captioned(captions, str(source))
     codec = open_codec(vae, device=runs.pick_device(device))

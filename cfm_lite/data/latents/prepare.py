@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfm_lite._internal.checks import check_count
-from cfm_lite.data.images import ImageFile, ImageFolder, load, named
+from cfm_lite.data.images import ImageFile, ImageFolder, find, load, named
 from cfm_lite.data.latents import shards
 from cfm_lite.data.latents.codec import Codec
 from cfm_lite.data.latents.shards import Plan
@@ -127,6 +127,8 @@ def _planned(
     planned = plan(whole)
     if not gone or (len(left) <= planned.bearable and shards.is_planned(out, asdict(planned))):
         return whole, planned
+    if len({file.label for file in images.files}) < len(images.classes):
+        images = find(images.root)  # a class that is empty now counts for no other set
     return images, plan(images)
 
 

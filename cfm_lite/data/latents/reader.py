@@ -236,15 +236,13 @@ class Pictures:
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:
         """Pixels (B, 3, size, size) uint8. DataError names a missing image."""
         keys = self.latents.keys
-        pixels = torch.stack(
-            list(
-                self.pool.map(
-                    lambda row: image_files.load(self.root / keys[row], self.latents.size),
-                    rows.tolist(),
-                )
-            )
-        )
+        paths = [self.root / keys[row] for row in rows.tolist()]
+        pixels = torch.stack(list(self.pool.map(self._load, paths)))
         return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+
+    def _load(self, path: Path) -> Tensor:
+        with shards.held(self.latents.folder):
+            return image_files.load(path, self.latents.size)
 
 
 def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:

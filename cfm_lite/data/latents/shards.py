@@ -18,7 +18,7 @@ import io
 import json
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite._internal.files import FULL, hash_of_file, publish
-from cfm_lite.data.images import named
+from cfm_lite.data.images import REMEDY, named
 from cfm_lite.data.shared import Watch, alone, forget_halves
 from cfm_lite.errors import CFMError, DataError, DiskFullError
 
@@ -290,21 +290,37 @@ def check_sources(facts: ShardFacts, root: Path, made: Path, remedy: str) -> Non
     the same size is found where the whole folder is another, and not where it is one of many. Times
     are not compared, because a copy has new ones. Facts without sizes pass.
     """
-    for key, size in zip(facts.keys, facts.sizes):
-        path = os.path.join(root, key)  # a third of the time of Path's
-        with named(path):
-            found = os.stat(path).st_size
-        if found != size:
+    with held(made):
+        for key, size in zip(facts.keys, facts.sizes):
+            path = os.path.join(root, key)  # a third of the time of Path's
+            with named(path):
+                found = os.stat(path).st_size
+            if found != size:
+                raise DataError(
+                    f"{path} has {found:,} bytes; {made} was made of a file of {size:,}. {remedy}"
+                )
+        if facts.first and (sha256 := _hash_of_source(root / facts.keys[0])) != facts.first:
             raise DataError(
-                f"{path} has {found:,} bytes; {made} was made of a file of {size:,}. {remedy}"
+                f"{root / facts.keys[0]} has the SHA-256 {sha256[:16]}; {made} was made of a file "
+                f"of as many bytes with {facts.first[:16]}. {remedy}"
             )
-    if facts.first:
-        path = root / facts.keys[0]
-        if (sha256 := _hash_of_source(path)) != facts.first:
-            raise DataError(
-                f"{path} has the SHA-256 {sha256[:16]}; {made} was made of a file of as many bytes "
-                f"with {facts.first[:16]}. {remedy}"
-            )
+
+
+@contextlib.contextmanager
+def held(made: Path) -> Iterator[None]:
+    """Say what helps where an image that the latents `made` hold cannot be read.
+
+    To remove it is half a remedy: without it the folder is that of another set.
+    """
+    try:
+        yield
+    except DataError as error:
+        if not (told := str(error)).endswith(REMEDY):
+            raise
+        raise DataError(
+            f"{told.removesuffix(REMEDY)}{made} holds it: fetch the same file again, or remove it "
+            "and prepare latents with another --out."
+        ) from None
 
 
 def _hash_of_source(path: Path) -> str:
@@ -386,7 +402,10 @@ def _write_index(folder: Path, plan: Plan, captions: Mapping[str, Sequence[str]]
     facts = [read_facts(folder, number) for number in range(plan.shards)]
     skipped = [entry for shard in facts for entry in shard.skipped]
     if len(skipped) > plan.bearable:
-        some = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        # to remove one here makes another set
+        some = "; ".join(
+            f"{name}: {reason.removesuffix(REMEDY).rstrip(' .')}" for name, reason in skipped[:3]
+        )
         raise DataError(
             f"{len(skipped)} of {plan.count} images cannot be read, which is too many to leave "
             f"out: {some}. Fetch them again."
