@@ -11,6 +11,7 @@ from cfm_lite._internal.checks import check_count, plain
 from cfm_lite.engine import compiled, optimizers, sharded
 from cfm_lite.engine.average import Average
 from cfm_lite.engine.batches import Batch, Running, micro_batches, shards_in, stream
+from cfm_lite.engine.exchange import Exchange
 from cfm_lite.engine.guard import Guard
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.engine.settings import PRECISIONS, Settings, autocast, check_objective, warmup
@@ -37,8 +38,12 @@ class Trainer:
         compile: True compiles the transformer blocks, or else the objective; None only on CUDA.
         runaway: stops a run, at a logged step, whose flow-matching error was above runaway^2 times
             its first value (at least 1). λK > 1 - 1 / runaway is then stopped, too. None: never.
-        parallel: "ddp" (every rank holds everything) or "fsdp" (a part; `ema` is collective).
+        parallel: "ddp" (every rank holds everything) or "fsdp" (a part; `ema` is collective). Under
+            "fsdp" all ranks must run the same members of `blocks`, in the same order. Others are
+            found at the end of the step (on a GPU at the next logged one), or where the ranks wait
+            for each other, after CFM_LITE_TIMEOUT seconds. DistributedError tells the blocks.
 
+    A parameter that no rank uses in a step is not moved, as on one process.
     Raises ConfigError for a value outside its range, and for parameters that are not finite.
 
     >>> from cfm_lite import models, objective
@@ -93,6 +98,8 @@ class Trainer:
             objective, averaged, world, in_parts, PRECISIONS[precision], self.compiled
         )
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self._exchange = Exchange(world, self._wrapped, self.parameters)
+        self._forward = self._exchange.follow(self._forward)
         self.optimizer = optimizer or optimizers.make_optimizer(objective, **own)
         self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
         errors = (name for name, term in objective.terms.items() if isinstance(term, FlowMatching))
@@ -142,6 +149,7 @@ class Trainer:
         norm = optimizers.clip_gradients(self.parameters, self.clip)
         self._guard.watch(self.step + 1, {**log, "the gradient norm": norm})
         if last or (self.step + 1) % self.log_every == 0:
+            self._exchange.check()
             self._guard.check(self.step + 1, self.lr)
         self._update()
         self.step += 1
@@ -162,7 +170,8 @@ class Trainer:
         first = self.world.rank * shards_in(rows, shard)
         for part in parts:
             share = part[0].shape[0] / rows
-            with sharded.exchanging(self._wrapped, self.parameters, last=part is parts[-1]):
+            ends = part is parts[0], part is parts[-1]
+            with self._exchange.micro_batch(self.step + 1, *ends):
                 self.objective.at(self.seed, self.step, first)
                 with autocast(self.precision, part[0].device):
                     total, values = self._forward(*part)
@@ -170,7 +179,7 @@ class Trainer:
             for name, value in {**values, "loss": total.detach()}.items():
                 log[name] = value if share == 1 else value * share + log.get(name, 0)
             first += shards_in(part[0].shape[0], shard)
-        return self.world.mean(log)
+        return self._exchange.mean(log)
 
     def save(
         self, directory: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3
@@ -180,6 +189,7 @@ class Trainer:
         All ranks call this; rank 0 writes, and the others return `directory`. Raises
         DivergenceError for a diverged run, and what `checkpoint.save` raises.
         """
+        self._exchange.check()
         self._guard.check(self.step, self.lr)
         saved = self._state.save(directory, self.step, config or {}, self.world, keep)
         self._guard.saved = saved

@@ -3,20 +3,20 @@ the rest is saved and resumed.
 """
 
 import copy
+import re
 import warnings
 
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from cfm_lite import models, objective
 from cfm_lite.data.batches import batches
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import ALONE, joined
 from cfm_lite.engine.sharded import full
-from cfm_lite.errors import ConfigError
+from cfm_lite.errors import ConfigError, DistributedError
 from cfm_lite.training import Trainer
 from tests.networks import same_parameters
 from tests.processes import interpreters, ranks
@@ -370,30 +370,28 @@ def test_two_ranks_train_save_and_resume_what_one_process_does_or_say_why_not(tm
 
 
 class Now(nn.Module):
-    """A network that uses its `gain` in some of a step's four micro-batches only."""
+    """A network that uses its `gain` in some of a step's four micro-batches only, and only in some
+    `steps`.
+    """
 
-    def __init__(self, when, first, count):
+    def __init__(self, when, first, count, steps=(0, 1, 2)):
         super().__init__()
-        self.net, self.gain = Net(), nn.Parameter(torch.ones(2))
+        self.net, self.gain = Net(unused), nn.Parameter(torch.ones(2))
         self.when, self.first, self.count, self.calls = when, first, count, 0
+        self.steps = steps
 
     def forward(self, x, t):
-        number = self.first + self.calls % self.count
+        number, step = self.first + self.calls % self.count, self.calls // self.count
         self.calls += 1
-        return self.net(x, t) + (self.gain * x if number in self.when else 0)
+        used = number in self.when and step in self.steps
+        return self.net(x, t) + (self.gain * x if used else 0)
 
 
 # of two ranks the first has the micro-batches 0 and 1, the other 2 and 3
 WHEN = {"early": (0, 2), "early on one rank": (0,), "late on one rank": (3,), "either": (0, 3)}
 
 
-ALIKE = hasattr(FSDPModule, "set_reduce_scatter_unused_params")  # from torch 2.13 on
-CASES = [
-    (parallel, when)
-    for parallel in ("ddp", "fsdp")
-    for when in WHEN
-    if parallel == "ddp" or when == "early" or ALIKE
-]
+CASES = [(parallel, when) for parallel in ("ddp", "fsdp") for when in WHEN]
 
 
 def by_micro_batches(world, parallel, when):
@@ -408,14 +406,78 @@ def by_micro_batches(world, parallel, when):
     return torch.cat([full(p).detach().flatten() for p in trainer.parameters])
 
 
+def by_steps(world, parallel):
+    """The trained numbers after each of three steps; no rank uses `gain` in the second, and one
+    alone in the third. What has a gradient of 0 moves: by momentum and by the decay.
+    """
+    each = 4 // world.size
+    net, found = Now((0, 1, 2, 3), world.rank * each, each, steps=(0, 2)), []
+    trainer = Trainer(
+        objective.fm(net, shard=2), torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=0.1)
+        if parallel == "ddp" else None, weight_decay=None if parallel == "ddp" else 0.1,
+        accumulate=each, clip=None, world=world, parallel=parallel,
+    )  # fmt: skip
+    for log in trainer.run([X1[2 * each * world.rank : 2 * each * (world.rank + 1)]] * 3, 3):
+        net.when = (3,) if int(log["step"]) == 2 else net.when
+        found.append(torch.cat([full(p).detach().flatten() for p in trainer.parameters]))
+    return torch.stack(found)
+
+
+class Late(nn.Module):
+    """A block that uses one layer always, one in each second pass, and one never."""
+
+    def __init__(self):
+        super().__init__()
+        self.always, self.second, self.never = (nn.Linear(2, 2) for _ in range(3))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.always(x) + (self.second(x) if self.calls % 2 == 0 else 0)
+
+
+class Blocks(nn.Module):
+    """Three blocks, of which those are run that `which(step)` names, in this order."""
+
+    def __init__(self, which=lambda step: (0, 1, 2), block=lambda: nn.Sequential(nn.Linear(2, 2))):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList([block() for _ in range(3)])
+        self.which, self.step = which, 0
+
+    def forward(self, x, t):
+        self.step += 1
+        for number in self.which(self.step):
+            x = x + self.blocks[number](x)
+        return x.float()
+
+
+def in_half(world, parallel):
+    """Trained in bf16 by two micro-batches a rank; the last block is never run."""
+    net = Blocks(lambda step: (0, 1), Late)
+    trainer = Trainer(
+        objective.fm(net, shard=2), precision="bf16", accumulate=2, world=world, parallel=parallel
+    )
+    list(trainer.run([X1[4 * world.rank : 4 * world.rank + 4]] * 3, 3))
+    return torch.cat([full(p).detach().flatten() for p in trainer.parameters])
+
+
 def on_a_rank(world, folder):
+    torch.testing.assert_close(in_half(world, "fsdp"), in_half(world, "ddp"), rtol=0, atol=1e-4)
     for parallel, when in CASES:
         found = by_micro_batches(world, parallel, when)
         if world.is_main:
             torch.save(found, f"{folder}/{parallel} {when}.pt")
+    for parallel in ("ddp", "fsdp"):
+        found = by_steps(world, parallel)
+        if world.is_main:
+            torch.save(found, f"{folder}/{parallel} by steps.pt")
 
 
-def test_a_parameter_that_only_some_micro_batches_use_is_trained_as_on_one_process(tmp_path):
+def test_a_parameter_that_only_some_micro_batches_or_steps_use_is_trained_as_on_one_process(
+    tmp_path,
+):
     started = interpreters("tests.test_trainable:on_a_rank", 2, tmp_path, str(tmp_path))
     assert started.wait() == [0, 0], "\n".join(started.texts())
     for parallel, when in CASES:
@@ -423,3 +485,52 @@ def test_a_parameter_that_only_some_micro_batches_use_is_trained_as_on_one_proce
         alone = by_micro_batches(ALONE, parallel, when)
         assert not torch.equal(alone[:2], torch.ones(2))
         torch.testing.assert_close(found, alone, rtol=0, atol=1e-6, msg=f"{parallel}, {when}")
+    for parallel in ("ddp", "fsdp"):
+        found = torch.load(tmp_path / f"{parallel} by steps.pt", weights_only=True)
+        alone = by_steps(ALONE, parallel)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-5, msg=f"{parallel}, by steps")
+        assert torch.equal(found[0, :2], found[1, :2])  # what no rank uses stays as it is
+        assert (found[0, :2] != found[2, :2]).all()
+
+
+OTHER = {
+    "another block": ((0, 2), (1, 2), "blocks.0", "blocks.1"),
+    "another order": ((0, 1, 2), (1, 0, 2), "blocks.0", "blocks.1"),
+    "a block more": ((0, 1, 2), (0, 2), "blocks.1", "blocks.2"),
+    "a last block more": ((0, 1, 2), (0, 1), "blocks.2", "the end"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_ranks_that_run_other_blocks_under_fsdp_are_told_which_and_what_to_do(case, tmp_path):
+    """Blocks of one size would be taken for each other; with a block more a rank waits until the
+    time limit.
+    """
+    *which, first, second = OTHER[case]
+    said = (
+        rf"in step 2 rank 0 came to (model\.)?{first} and rank 1 to (model\.)?{second}; with "
+        r"parallel='fsdp' all ranks must run the same blocks in the same order\. Choose by what "
+        r"they share, such as the step, or use 'ddp'\."
+    )
+
+    def disagree():
+        with joined() as world:
+            net = Blocks(lambda step: (0, 1, 2) if step == 1 else which[world.rank])
+            trainer = Trainer(objective.fm(net, shard=2), world=world, parallel="fsdp")
+            list(trainer.run([X1[:4]], 1))
+            before = [p.to_local().clone() for p in trainer.parameters]
+            try:
+                list(trainer.run([X1[:4]] * 2, 2))
+            finally:
+                assert all(torch.equal(a, p.to_local()) for a, p in zip(before, trainer.parameters))
+
+    def work():
+        with pytest.raises(DistributedError) as error:
+            disagree()
+        print(error.value)
+        return 0 if re.search(said, str(error.value)) else 7
+
+    started = ranks([work] * 2, tmp_path, timeout=8)
+    # of two that wait, the first to give up may take the store of the ranks with it
+    assert set(started.wait()) <= ({0} if "another" in case else {0, 7})
+    assert any(re.search(said, text) for text in started.texts()), started.texts()

@@ -104,15 +104,20 @@ class World:
                 tensor.copy_(whole)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each scalar averaged over the ranks, in one message and without a host read.
+        """Each tensor averaged over the ranks, in one message and without a host read.
 
         One that is not finite on one rank is not finite on any.
         """
         if self.size == 1:
             return dict(values)
-        together = torch.stack([value.double() for value in values.values()]) / self.size
+        flat = [value.double().flatten() for value in values.values()]
+        together = torch.cat(flat) / self.size
         dist.all_reduce(together)
-        return {name: mean.to(values[name].dtype) for name, mean in zip(values, together.unbind())}
+        means = together.split([len(value) for value in flat])
+        return {
+            name: mean.reshape(value.shape).to(value.dtype)
+            for (name, value), mean in zip(values.items(), means)
+        }
 
     def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
         """True on every rank if it is on one of them."""
@@ -183,8 +188,11 @@ class World:
             saved = "no checkpoint was saved yet"
             if kept():
                 saved = f"the last checkpoint is {kept()}; --resume goes on from it"
+            why = self.link.difference() if self.link is not None else ""
             raise DistributedError(
-                f"rank {self.rank} lost the others: {_first_line(error)} One of them died or "
+                f"rank {self.rank} lost the others: {why} ({saved[0].upper()}{saved[1:]}.)"
+                if why
+                else f"rank {self.rank} lost the others: {_first_line(error)} One of them died or "
                 f"hangs; {saved}."
             ) from error
 
@@ -205,6 +213,9 @@ class Link:
     def __init__(self, store: Any, rank: int, size: int, timeout: float, hosts: bool) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.timeout, self.hosts = timeout, hosts
+        # what this rank tells with each beat, and what can be said of that of all
+        self.tell: Callable[[], Any] = lambda: None
+        self.explain: Callable[[list[Any]], str] = lambda told: ""
         self._turn = 0
         self._heard = time.monotonic()  # when the store last answered
         self._left = threading.Event()
@@ -216,6 +227,19 @@ class Link:
         """The small plain value of every rank, in order. Raises Lost."""
         self._turn += 1
         return self._aside(lambda: self._exchange(json.dumps(value)))
+
+    def difference(self) -> str:
+        """What the ranks told with their last beats, explained; "" if one has told nothing."""
+
+        def told() -> list[Any]:
+            beats = [self.store.get(f"beat/{rank}") for rank in range(self.size)]
+            return [json.loads(beat.decode().partition(" ")[2] or "null") for beat in beats]
+
+        with contextlib.suppress(RuntimeError, ValueError):
+            found = self._aside(told, min(2.0, self.timeout))
+            found[self.rank] = self.tell()  # its beat is up to a second old
+            return self.explain(found) if all(found) else ""
+        return ""
 
     def leave(self, failed: bool = False) -> None:
         """Say that this rank ends, so that no other waits; the store's host leaves last."""
@@ -284,8 +308,11 @@ class Link:
         count = 0
         while not self._left.wait(min(1.0, self.timeout / 10)):
             count += 1
+            told = ""
+            with contextlib.suppress(Exception):  # whatever it reads is being changed meanwhile
+                told = json.dumps(self.tell())
             try:
-                store.set(f"beat/{self.rank}", str(count))
+                store.set(f"beat/{self.rank}", f"{count} {told}")
             except RuntimeError:  # the store is gone, and the ranks that wait notice it, too
                 return
 

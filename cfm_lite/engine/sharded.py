@@ -79,12 +79,39 @@ def shard(
         _gather_in(model)
     fully_shard(module, mesh=mesh, reshard_after_forward=True if read else None)
     _gather_in(module)
-    fill: Any = getattr(module, "set_reduce_scatter_unused_params", None)  # from torch 2.13 on
-    if fill:  # what one rank alone has used is exchanged with zeros of the others, as under DDP
-        fill(True)
+    for unit in filter(is_sharded, module.modules()):
+        _exchange_all_of(fully_shard.state(unit)._fsdp_param_group)  # pyright: ignore
     # now the root is `module`, whichever part is called first
     fully_shard.state(module)._lazy_init()  # pyright: ignore
     return module
+
+
+def _exchange_all_of(group: Any) -> None:
+    """Let FSDP exchange every gradient of a block: one that this rank lacks is 0, as under DDP.
+
+    Ranks that exchange other gradients would not find each other. torch's own switch for it came
+    with 2.13, and fails in half precision with several micro-batches: gradients of earlier ones are
+    float32 by then, and all of a block must have one dtype.
+    """
+    if group is None:
+        return
+    plain = group.post_backward
+
+    def post_backward(*unused: Any) -> Any:
+        if group.reduce_grads:
+            parts = [p for p in group.fsdp_params if p.sharded_param.requires_grad]
+            parts = [p for p in parts if hasattr(p, "_unsharded_param")]
+            earlier = any(p.unsharded_accumulated_grad is not None for p in parts)
+            for part in parts:
+                whole = part._unsharded_param
+                if whole.grad is None and part.unsharded_accumulated_grad is None:
+                    whole.grad = torch.zeros_like(whole)
+                if earlier:
+                    part.accumulate_unsharded_grad_if_needed()
+                    part.to_accumulated_grad_if_needed()
+        return plain(*unused)
+
+    group.post_backward = post_backward
 
 
 def spread(
@@ -112,27 +139,30 @@ def spread(
 
 
 @contextlib.contextmanager
-def exchanging(wrapped: Any, parameters: Sequence[Tensor], last: bool) -> Iterator[None]:
+def exchanging(wrapped: Any, parameters: Sequence[Tensor], last: bool) -> Iterator[list[int]]:
     """Around a micro-batch: gradients are exchanged once a batch, with those of the `last` one.
 
     DDP waits in the last one for a gradient of each of the `parameters`: one that gets none there,
-    whatever earlier ones gave it, gets zeros.
+    whatever earlier ones gave it, gets zeros. Under DDP, what is given here names at the end the
+    numbers of those that got none in the whole batch.
     """
+    idle: list[int] = []
     if is_sharded(wrapped):
         wrapped.set_requires_gradient_sync(last)
     if not isinstance(wrapped, nn.parallel.DistributedDataParallel):
-        yield
+        yield idle
     elif not last:
         with wrapped.no_sync():
-            yield
+            yield idle
     else:
         earlier, again = [p for p in parameters if p.grad is not None], set()
         hooks = [p.register_post_accumulate_grad_hook(again.add) for p in earlier]
         try:
-            yield
+            yield idle
         finally:
             for hook in hooks:
                 hook.remove()
+        idle += [number for number, p in enumerate(parameters) if p.grad is None]
         missed = [p for p in parameters if p.grad is None] + [p for p in earlier if p not in again]
         if missed:
             torch.autograd.backward(missed, [torch.zeros_like(p) for p in missed])
@@ -156,6 +186,42 @@ def _gather_in(module: nn.Module) -> None:
 def is_sharded(module: nn.Module) -> bool:
     """Whether `shard` has sharded a module."""
     return hasattr(type(module), "set_requires_gradient_sync")  # of the type: a quicker no
+
+
+def hear(module: nn.Module, used: set[str]) -> None:
+    """Let each parameter of a sharded module put its name into `used` when it gets a gradient here.
+
+    FSDP's own parameters hear nothing: the gradient goes to the gathered one, which is made when it
+    is first gathered (collective).
+    """
+    parts = dict(module.named_parameters())
+    for unit in filter(is_sharded, module.modules()):
+        gathering: Any = unit
+        gathering.unshard()
+        for name, p in module.named_parameters():
+            if p is not parts[name] and p.requires_grad:
+                p.register_post_accumulate_grad_hook(lambda _, name=name: used.add(name))
+        gathering.reshard()
+
+
+def order_of(module: nn.Module) -> list[Any]:
+    """FSDP's own list of the parts that were run since the last backward pass, in order.
+
+    A hook on a block would be compiled with it.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    state: Any = fully_shard.state(module)  # pyright: ignore
+    return state._comm_ctx.post_forward_order
+
+
+def inside(module: nn.Module) -> list[str]:
+    """The names of the blocks that are being run, as seen from another thread."""
+    from torch.distributed.fsdp import fully_shard
+
+    names = {part: name for name, part in module.named_modules()}
+    states = {names[part]: fully_shard.state(part) for part in blocks_of(module)}  # pyright: ignore
+    return [name for name, state in states.items() if state._training_state.name == "FORWARD"]
 
 
 def full(x: Any) -> Tensor:

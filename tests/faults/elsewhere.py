@@ -80,7 +80,7 @@ ELSEWHERE: dict[str, str] = {
     "parts inside a network, a loss or a solver, whose caller has checked their arguments": """
         _internal.kernels.cosine _internal.kernels.gram _internal.kernels.inverse_root _internal.kernels.root
         _internal.kernels.standardize engine.compiled.blocks_of engine.compiled.compile_parts engine.compiled.is_compiled
-        engine.compiled.unsplit engine.sharded.exchanging engine.sharded.full engine.sharded.is_sharded
+        engine.compiled.unsplit engine.exchange.Exchange engine.sharded.exchanging engine.sharded.full engine.sharded.is_sharded
         engine.sharded.load_optimizer engine.sharded.load_weights engine.sharded.optimizer_state engine.sharded.shard
         engine.sharded.spread engine.sharded.weights metrics.check_covariance perturbations.shuffle_share models.embed.LabelEmbedder
         models.embed.Labelled models.embed.Network models.embed.run_block
