@@ -80,7 +80,9 @@ class Exchange:
             self._used.clear()
         with sharded.exchanging(self._wrapped, self._parameters, last) as idle:
             yield
-        self._idle = idle + [i for i, name in enumerate(self._names) if name not in self._used]
+        # a backward pass gives some gradient: where none was heard of, nothing was heard at all
+        heard = self._names if self._used else []
+        self._idle = idle + [i for i, name in enumerate(heard) if name not in self._used]
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each scalar averaged over the ranks, after the last micro-batch of a step.

@@ -79,22 +79,39 @@ def shard(
         _gather_in(model)
     fully_shard(module, mesh=mesh, reshard_after_forward=True if read else None)
     _gather_in(module)
-    for unit in filter(is_sharded, module.modules()):
-        _exchange_all_of(fully_shard.state(unit)._fsdp_param_group)  # pyright: ignore
+    _exchange_all_of(module)
     # now the root is `module`, whichever part is called first
     fully_shard.state(module)._lazy_init()  # pyright: ignore
     return module
 
 
-def _exchange_all_of(group: Any) -> None:
+# what `_exchange_all_of` uses of FSDP's groups of parameters; torch calls these names private
+_PRIVATE = ("post_backward", "reduce_grads", "fsdp_params")
+
+
+def _exchange_all_of(module: Any) -> None:
     """Let FSDP exchange every gradient of a block: one that this rank lacks is 0, as under DDP.
 
     Ranks that exchange other gradients would not find each other. torch's own switch for it came
     with 2.13, and fails in half precision with several micro-batches: gradients of earlier ones are
-    float32 by then, and all of a block must have one dtype.
+    float32 by then, and all of a block must have one dtype. Where a torch has other private names,
+    its switch must do.
     """
-    if group is None:
-        return
+    from torch.distributed.fsdp import fully_shard
+
+    units = filter(is_sharded, module.modules())
+    states: list[Any] = [fully_shard.state(unit) for unit in units]  # pyright: ignore
+    groups = [getattr(state, "_fsdp_param_group", None) for state in states]
+    groups = [group for group in groups if group is not None]
+    if all(hasattr(group, name) for group in groups for name in _PRIVATE):
+        for group in groups:
+            _fill_before(group)
+    elif hasattr(module, "set_reduce_scatter_unused_params"):
+        module.set_reduce_scatter_unused_params(True)
+
+
+def _fill_before(group: Any) -> None:
+    """Fill in the gradients that are missing, right before FSDP exchanges those of `group`."""
     plain = group.post_backward
 
     def post_backward(*unused: Any) -> Any:
@@ -212,7 +229,8 @@ def order_of(module: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import fully_shard
 
     state: Any = fully_shard.state(module)  # pyright: ignore
-    return state._comm_ctx.post_forward_order
+    # a torch without this private list checks nothing: it stays empty
+    return getattr(getattr(state, "_comm_ctx", None), "post_forward_order", [])
 
 
 def inside(module: nn.Module) -> list[str]:
@@ -221,7 +239,8 @@ def inside(module: nn.Module) -> list[str]:
 
     names = {part: name for name, part in module.named_modules()}
     states = {names[part]: fully_shard.state(part) for part in blocks_of(module)}  # pyright: ignore
-    return [name for name, state in states.items() if state._training_state.name == "FORWARD"]
+    now = {name: getattr(state, "_training_state", None) for name, state in states.items()}
+    return [name for name, doing in now.items() if getattr(doing, "name", "") == "FORWARD"]
 
 
 def full(x: Any) -> Tensor:
