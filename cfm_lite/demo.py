@@ -72,6 +72,8 @@ def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = 
 
     The files are samples.png, fields.png, quality_vs_steps.png, pictures.png, metrics.json (flat
     rows) and config.json.
+
+    Raises ConfigError for an unknown device, or a folder that holds something else.
     """
     with one_thread():
         where, _ = pick_device(device), recipe("digits", seed=seed)

@@ -76,6 +76,9 @@ def uniform_time(
 ) -> Float[Tensor, " n"]:
     """`n` times, uniform on [0, 1).
 
+    Raises:
+        ConfigError: `n` below 1, or a generator on another kind of device.
+
     >>> uniform_time(2, generator=torch.Generator().manual_seed(0))
     tensor([0.4963, 0.7682])
     """
@@ -258,6 +261,9 @@ def drop_conditions(
     and which rows these are, (B,) bool.
 
     A condition is a label (B,), or a caption as word numbers (B, L) or features (B, L, D).
+
+    Raises:
+        ConfigError: `p` outside [0, 1], or a `null` of another shape than `y`.
 
     >>> seen, dropped = drop_conditions(torch.ones(2, 3), 1.0, torch.zeros(2, 3))
     >>> seen.sum(), dropped

@@ -468,6 +468,10 @@ def debias_shuffle(
 
     It is a linear map of v, so nothing has to be stored with the model.
 
+    Raises:
+        ConfigError: not 0 <= λk < 1, or an interval outside [0, 1]; at the call, a velocity with
+            one channel.
+
     >>> pair = torch.tensor([[0.5, 3.5]])
     >>> debias_shuffle(lambda x, t: x, weight=0.2)(pair, torch.zeros(1))
     tensor([[1., 3.]])
@@ -566,6 +570,8 @@ def debias_linear(
         [sigma d_alpha (I - p M) - (1 - p) alpha d_sigma I] x1 = (1 - p) (sigma v* - d_sigma x)
 
     and v = v* - p / (1 - p) d_alpha (I - M) x1. No factor here divides by 0 at an end of time.
+
+    Arguments and errors are those of `retarget_linear`.
 
     >>> v = debias_linear(lambda x, t: x, 0.5, 0.5 * torch.eye(2), space="velocity")
     >>> v(torch.ones(1, 2), torch.zeros(1))

@@ -55,6 +55,9 @@ Keep = Bool[Tensor, " batch"] | Integer[Tensor, " batch"] | Float[Tensor, " batc
 def squared_error(a: Batch, b: Batch) -> Float[Tensor, " batch"]:
     """The mean squared difference of each row.
 
+    Raises:
+        ConfigError: shapes that differ, or integers.
+
     >>> squared_error(torch.zeros(2, 3), torch.ones(2, 3))
     tensor([1., 1.])
     """
@@ -64,6 +67,9 @@ def squared_error(a: Batch, b: Batch) -> Float[Tensor, " batch"]:
 
 def flow_matching(v: Batch, u: Batch) -> Scalar:
     """The mean squared distance of the velocity `v` to its target `u`.
+
+    Raises:
+        ConfigError: shapes that differ, or integers.
 
     Reference: Lipman et al. 2023 (arXiv:2210.02747), eq. 14.
 
@@ -80,6 +86,9 @@ def repulsion(v: Batch, u_neg: Negative, keep: Keep | None = None, rescale: bool
 
     `keep`, bool or 0/1, leaves out rows where it is False. The mean divides by B, or with `rescale`
     by the number of kept rows, as DeltaFM's code does. No kept row gives 0 and a zero gradient.
+
+    Raises:
+        ConfigError: shapes that do not fit, integers, or a `keep` that is neither (B,) nor 0 and 1.
 
     >>> repulsion(torch.zeros(4, 2), torch.ones(3, 4, 2))
     tensor(3.)
@@ -149,6 +158,9 @@ def align(
     A zero vector counts as cosine 0. For several encoders, average the values.
     Reference: Yu et al. 2024 (arXiv:2410.06940), eq. 8.
 
+    Raises:
+        ConfigError: shapes that differ, or integers.
+
     >>> align(torch.ones(2, 3, 4), 5 * torch.ones(2, 3, 4))
     tensor(-1.)
     """
@@ -181,6 +193,9 @@ def dispersive(
 
     The pairs i = j count unless `include_diagonal` is False. A batch of one gives 0.
     Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
+
+    Raises:
+        ConfigError: an unknown variant or distance, or a tau or margin that is not above 0.
 
     >>> dispersive(torch.tensor([[0.0], [1.0]]))  # log((1 + exp(-2)) / 2)
     tensor(-0.5662)
@@ -223,6 +238,10 @@ def contrastive(
     the first view with n in the second.
 
     D as in `dispersive`. A batch of one gives 0. Reference: Wang and He 2025, table 1.
+
+    Raises:
+        ConfigError: shapes that differ, an unknown variant or distance, a tau or margin that is not
+            above 0, or a negative `w`.
 
     >>> contrastive(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]))
     tensor(0.1269)

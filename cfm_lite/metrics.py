@@ -449,6 +449,9 @@ def nearest_ratio(fake: Rows, train: MoreRows, real: Float[Tensor, "k *dims"]) -
 def accuracy(logits: Float[Tensor, "n classes"], y: Integer[Tensor, " n"]) -> Number:
     """The share of rows whose largest logit is the label, in [0, 1].
 
+    Raises:
+        ConfigError: labels that are not (N,) integers below the number of classes.
+
     >>> accuracy(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     tensor(0.5000, dtype=torch.float64)
     """
@@ -490,6 +493,9 @@ def sliced_wasserstein(
 
     It is the root mean square, over random directions, of the exact distance of the projections. A
     shift by s gives about |s| / sqrt(d).
+
+    Raises:
+        ConfigError: rows of another width, or fewer than one projection.
 
     Reference: Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
 
@@ -636,6 +642,9 @@ def drift_by_time(
     Args:
         ts: the times of the states, even on [0, 1] by default.
 
+    Raises:
+        ConfigError: states of another width than the mixture or the data, or times outside [0, 1].
+
     >>> drift_by_time(torch.tensor([[[0.0]], [[2.0]]]), torch.tensor([[1.0], [5.0]]))
     tensor([1., 1.], dtype=torch.float64)
     """
@@ -713,6 +722,9 @@ def velocity_deficit(v: Float[Tensor, "batch *dims"], u: Float[Tensor, "batch *d
 
     It is below 1 for a conditional mean: by Jensen |E[u | x_t]| <= E[|u| | x_t]. Repulsion of
     weight λ lengthens deviations by 1 / (1 - λ). Reference: arXiv:2605.14819.
+
+    Raises:
+        ConfigError: shapes that differ, or integers.
 
     >>> velocity_deficit(torch.tensor([[1.0]]), torch.tensor([[2.0]]))
     tensor(0.5000, dtype=torch.float64)

@@ -54,6 +54,9 @@ def in_batch(
     The draws are independent, so repeats are allowed. A batch of one has no other row: it gives
     (u_t, keep) with nothing kept, and warns once.
 
+    Raises:
+        ConfigError: a sample that is no FlowSample, or a generator on another device.
+
     Reference: Stoica et al. 2025 (arXiv:2506.05350), official code; each row keeps its own time.
 
     >>> x0, x1, t = torch.zeros(2, 1), torch.tensor([[1.0], [2.0]]), torch.zeros(2)
@@ -77,6 +80,9 @@ def in_batch_mean(data_mean: Float[Tensor, "*dims"], path: Path = LINEAR) -> Flo
     """E[u_neg] of `in_batch`: (alpha(1) - alpha(0)) E[x1], with `data_mean` = E[x1].
 
     It holds for noise of mean 0 and uniform times, whatever x_t and y are.
+
+    Raises:
+        ConfigError: a mean of integers, or a path that is no Path.
 
     >>> in_batch_mean(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
@@ -165,6 +171,10 @@ def _velocity_of(sample: Any) -> Tensor:
 class Perturbed:
     """What `perturbed` gives: a function of a sample, with `k` negatives per row.
 
+    Raises:
+        ConfigError: an unknown space, k below 1, a transform without a keyword `generator`, or a
+            codec without encode and decode.
+
     >>> from cfm_lite.perturbations import channel_shuffle
     >>> Perturbed(channel_shuffle).space
     'velocity'
@@ -198,7 +208,12 @@ class Perturbed:
     def __call__(
         self, sample: FlowSample, *, generator: Generator | None = None, path: Path | None = None
     ) -> Tensor:
-        """The negatives of `sample`; `path` is the objective's, used where no own one was given."""
+        """The negatives of `sample`; `path` is the objective's, used where no own one was given.
+
+        Raises:
+            ConfigError: a transform that changes the shape, or a sample that is not on the linear
+                path where no path was given.
+        """
         check_generator(generator, _velocity_of(sample))
         drawn = [self._one(sample, generator, self.path or path) for _ in range(self.k)]
         return drawn[0] if self.k == 1 else torch.stack(drawn)

@@ -150,6 +150,7 @@ class Objective(nn.Module):
         check_model(model, self.blocks, self.label_dropout)
 
     def extra_repr(self) -> str:
+        """What `print(objective)` shows beside the model."""
         return (
             f"path={self.path.name}, terms={list(self.terms)}, label_dropout={self.label_dropout}, "
             f"shard={self.shard}"
@@ -194,6 +195,24 @@ class Objective(nn.Module):
     def forward(
         self, x1: Tensor, y: Tensor | None = None, context: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(total, {name: unweighted value}) of data `x1` (B, *dims) and conditions `y`.
+
+        The total is a scalar, in float32 at least, that can be differentiated. The values are
+        detached, for the log.
+
+        Args:
+            y: labels (B,) in [0, num_classes - 1], captions for a model of captions, or None.
+            context: (B, ...) for the teacher of an alignment, in place of the data.
+
+        Raises:
+            ConfigError: data without dims or rows, of integers, or not finite; conditions that the
+                model does not take; a time, coupling, negatives or model that gives another shape.
+
+        >>> from cfm_lite.models import MLP
+        >>> total, values = fm(MLP(2, num_classes=3))(torch.zeros(6, 2), torch.arange(6) % 3)
+        >>> total.shape, list(values)
+        (torch.Size([]), ['flow_matching'])
+        """
         y = self._check(x1, y)
         sample, prepared, shards = self._draw(promote(x1), y)  # pyright: ignore[reportCallIssue]
         v, features = self._run(sample.x_t, sample.t, sample.y, self.blocks)
@@ -433,6 +452,9 @@ def delta_fm(
 
     `contrast_null` False leaves out rows whose label was dropped.
 
+    Raises:
+        ConfigError: a weight outside [0, 1), and as `Objective` does.
+
     Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; λ = 0.05.
 
     >>> from cfm_lite.models import MLP
@@ -457,6 +479,9 @@ def vecor(
     """Velocity contrastive regularisation, with λ = `weight` and 0 <= λk < 1.
 
     The other arguments are those of `negatives.perturbed`.
+
+    Raises:
+        ConfigError: λk >= 1, a perturbation without a keyword `generator`, and as `Objective` does.
 
     Reference: Hong et al. 2025 (arXiv:2511.18942); λ = 0.05, k = 1.
 

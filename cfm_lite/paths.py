@@ -113,6 +113,9 @@ class Path:
     def coefficients(self, t: Times, x: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(alpha, sigma, d_alpha, d_sigma) at `t`, each (B, 1, ...) so that it broadcasts over `x`.
 
+        Raises:
+            ConfigError: `x` of integers, or times that are not (B,) in [0, 1].
+
         >>> LINEAR.coefficients(torch.tensor([0.25]), torch.zeros(1, 2))[1]
         tensor([[0.7500]])
         """

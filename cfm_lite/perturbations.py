@@ -87,6 +87,9 @@ def crop_resize(
     The window's sides are s H and s W with s uniform on `side`, within (0, 1). Its place is uniform
     inside the image. The default range is that of a public third-party implementation of VeCoR.
 
+    Raises:
+        ConfigError: data that are no images, or a `side` outside (0, 1).
+
     >>> crop_resize(torch.ones(1, 1, 2, 2)).round()
     tensor([[[[1., 1.],
               [1., 1.]]]])
@@ -142,6 +145,9 @@ def gaussian_blur(
     At the border the weights are rescaled to sum to one, so a constant image stays as it is. The
     default range is a choice.
 
+    Raises:
+        ConfigError: data that are no images, or a `sigma` that is not above 0.2.
+
     >>> gaussian_blur(torch.ones(1, 1, 2, 2))
     tensor([[[[1., 1.],
               [1., 1.]]]])
@@ -173,6 +179,9 @@ def color_jitter(
         contrast: in [0, 1).
         brightness: in units of x; one of the two must be positive.
 
+    Raises:
+        ConfigError: a contrast outside [0, 1), a negative brightness, or both 0.
+
     >>> shift = color_jitter(torch.zeros(1, 3), brightness=0.4).abs()
     >>> bool((shift >= 0.2).all() and (shift <= 0.4).all())
     True
@@ -196,6 +205,9 @@ def additive_noise(
 
     In velocity space its mean is the true velocity. So the optimum stays that of flow matching,
     which makes it a useful control.
+
+    Raises:
+        ConfigError: a std that is not above 0.
 
     >>> additive_noise(torch.zeros(1, 2), std=0.1).shape
     torch.Size([1, 2])

@@ -125,6 +125,8 @@ def make(name: str, into: Path, *, out: Path | None = None, **changes: Any) -> P
 
     The run goes to the folder `out`, and is resumed if one is there. `changes` are fields of its
     recipe.
+
+    Raises ConfigError for an unknown name or field.
     """
     check_choice("checkpoint", name, RECIPES)
     chosen = RECIPES[name].changed(**changes)

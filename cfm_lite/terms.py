@@ -79,9 +79,11 @@ class Term(Protocol):
     sign: float
     blocks: tuple[int, ...]
 
-    def prepare(self, draw: Draw) -> Any: ...
+    def prepare(self, draw: Draw) -> Any:
+        """Draw everything random for one batch; the call finds it in `batch.prepared`."""
 
-    def __call__(self, batch: Evaluated) -> Tensor: ...
+    def __call__(self, batch: Evaluated) -> Tensor:
+        """The unweighted value, a scalar that can be differentiated."""
 
 
 class _Plain:
@@ -99,6 +101,7 @@ class _Deterministic(_Plain):
     blocks: tuple[int, ...] = ()
 
     def prepare(self, draw: Draw) -> Any:
+        """None: nothing here is random."""
         return None
 
 
@@ -140,6 +143,7 @@ class FlowMatching(_Deterministic):
     name: str | None = None
 
     def __call__(self, batch: Evaluated) -> Tensor:
+        """The loss, a scalar of at least 0."""
         return losses.flow_matching(batch.v, batch.sample.u_t)
 
 
@@ -153,6 +157,9 @@ class Repulsion(_Plain):
         weight: λ, with λK below the weight of flow matching.
         contrast_null: False leaves out rows whose label was dropped.
         rescale: True divides by the number of kept rows, as DeltaFM does.
+
+    Raises:
+        ConfigError: `negatives` without a keyword `generator`.
 
     Reference: Stoica et al. 2025 (arXiv:2506.05350), eq. 6; Hong et al. 2025 (arXiv:2511.18942).
 
@@ -180,7 +187,11 @@ class Repulsion(_Plain):
         return int(getattr(self.negatives, "k", 1))
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
-        """(u_neg, keep) of the whole batch, drawn shard by shard."""
+        """(u_neg, keep) of the whole batch, drawn shard by shard.
+
+        Raises:
+            ConfigError: negatives of another shape, or another number K than they declare.
+        """
         negatives, u_t = on_path(self.negatives, draw.path, "negatives"), draw.sample.u_t
         # a batch is cut only between shards, so accumulation and ranks change no negative
         parts = [
@@ -215,6 +226,7 @@ class Repulsion(_Plain):
         return {} if keep is None else {"left_out": (~keep).sum().to(prepared[0].dtype)}
 
     def __call__(self, batch: Evaluated) -> Tensor:
+        """The squared distance to the wrong velocities, summed over K; at least 0."""
         u_neg, keep = batch.prepared
         return losses.repulsion(batch.v, u_neg, keep, self.rescale)
 
@@ -247,6 +259,7 @@ class ConditionRepulsion(Repulsion):
         return {"left_out": (~prepared[1]).sum().float()}
 
     def __call__(self, batch: Evaluated) -> Tensor:
+        """The squared distance to the model's own velocity for the wrong condition."""
         y, keep = batch.prepared
         with torch.no_grad():
             own, _ = batch.model(batch.sample.x_t, batch.sample.t, y, ())
@@ -258,6 +271,9 @@ class Dispersive(_Spreading, _Deterministic):
     """Spread the features after `block` (counted from 1), shard by shard, without positive pairs.
 
     `options` go to `losses.dispersive`: margin, normalize_by_dim, include_diagonal, distance.
+
+    Raises:
+        ConfigError: an unknown variant, or a tau or margin that the variant does not have.
 
     Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
 
@@ -274,6 +290,7 @@ class Dispersive(_Spreading, _Deterministic):
 
     @property
     def blocks(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The one block whose features are spread, counted from 1."""
         return (self.block,)
 
     @staticmethod
@@ -287,6 +304,7 @@ class Dispersive(_Spreading, _Deterministic):
         return 0.5 / max(1, d * (d - 1)) if variant == "covariance" else 0.5
 
     def __call__(self, batch: Evaluated) -> Tensor:
+        """The loss of the features of `block`, a mean over the shards by their rows."""
         h, settings = batch.features[self.block], (self.variant, self.tau)
         # inside a shard alone: the paper spreads the batch of one device
         values = [losses.dispersive(h[r], *settings, **self.options) for r in batch.shards]
@@ -303,6 +321,10 @@ class Contrastive(_Spreading):
         views: "independent" draws the second time anew, "restricted" within `max_gap` of the first
             and clipped to [0, 1].
         options: of `losses.contrastive`: margin, w, normalize_by_dim.
+
+    Raises:
+        ConfigError: an unknown variant or kind of views, an option that the variant does not have,
+            or a `max_gap` with independent views.
 
     Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
 
@@ -322,6 +344,7 @@ class Contrastive(_Spreading):
 
     @property
     def blocks(self) -> tuple[int, ...]:
+        """The one block whose features of both views are compared, counted from 1."""
         return (self.block,)
 
     def __post_init__(self) -> None:
@@ -353,6 +376,7 @@ class Contrastive(_Spreading):
         return draw.path.interpolate(torch.cat(noise), draw.sample.x1, t)[0], t
 
     def __call__(self, batch: Evaluated) -> Tensor:
+        """The loss of the features of both views, a mean over the shards by their rows."""
         x_t, t = batch.prepared
         # the same labels, also where they were dropped: only noise and time differ
         _, second = batch.model(x_t, t, batch.sample.y, blocks=(self.block,))
@@ -404,6 +428,12 @@ class Alignment(_Deterministic, nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, batch: Evaluated) -> Tensor:
+        """Minus the mean cosine of the projected features and the teacher's, in [-1, 1].
+
+        Raises:
+            ConfigError: a teacher that gives no tensor (B, T, dim), or another number of tokens
+                than the block.
+        """
         data = batch.sample.x1 if batch.context is None else batch.context
         # frozen also inside: no dropout, and no batch statistics of our images
         with torch.no_grad(), evaluating(self._teacher[0]):

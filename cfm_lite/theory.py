@@ -127,6 +127,9 @@ class GaussianMixture:
     def mean(self, y: Labels | None = None) -> Float[Tensor, "*batch dim"]:
         """E[x1] (D,), or with labels E[x1 | y] (B, D), in the dtype of the given means.
 
+        Raises:
+            ConfigError: labels that are no integers (B,), or one without a component.
+
         >>> GaussianMixture([1, 3], [[0.0], [4.0]], 0.1).mean()
         tensor([3.])
         """
@@ -140,6 +143,9 @@ class GaussianMixture:
         self, n: int, *, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "n dim"], Integer[Tensor, " n"]]:
         """`n` data points x1 and their labels y, on the device of the generator.
+
+        Raises:
+            ConfigError: `n` below 1, or something else than a generator.
 
         >>> GaussianMixture([1.0], [[2.0]], stds=0.0).sample(2)
         (tensor([[2.],

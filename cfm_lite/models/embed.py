@@ -73,6 +73,7 @@ class TimestepEmbedder(nn.Module):
         self.register_buffer("frequencies", time_frequencies(features), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
+        """The vectors (B, D) of times (B,)."""
         return in_float32(self.mlp, _sines(t, self.frequencies))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TimestepEmbedder":
@@ -145,10 +146,15 @@ class LabelEmbedder(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + self.has_null, hidden_size)
 
     def forward(self, y: Tensor | None, x: Tensor) -> Tensor:
+        """The vectors (B, D) of labels (B,), checked as in `labels`."""
         return self.embedding_table(self.labels(y, x))
 
     def labels(self, y: Tensor | None, x: Tensor) -> Tensor:
-        """The checked labels of the batch `x`; the null label for each row if `y` is None."""
+        """The checked labels of the batch `x`; the null label for each row if `y` is None.
+
+        Raises ConfigError for labels out of range or on another device, and for None without a null
+        label.
+        """
         if y is not None:
             y = check_labels(y, x, self.num_classes if self.has_null else self.num_classes - 1)
             if y.device != x.device:
@@ -196,6 +202,9 @@ def timestep_features(
 
     An odd `dim` ends in a zero. The official code uses float32; a float64 model would otherwise
     differ from it by 1e-7.
+
+    Raises:
+        ConfigError: times that are not floating (B,), or `dim` below 2.
 
     >>> timestep_features(torch.zeros(1), dim=4)
     tensor([[1., 1., 0., 0.]])
@@ -323,6 +332,9 @@ def check_blocks(blocks: Iterable[int], depth: int) -> set[int]:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """How many parameters a module has: (all, trainable).
+
+    Raises:
+        ConfigError: something else than a module.
 
     >>> count_parameters(nn.Linear(2, 3))
     (9, 9)

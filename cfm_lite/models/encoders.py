@@ -40,6 +40,9 @@ class Encoder(nn.Module):
         vit: a vision transformer of timm.
         mean, std: three numbers each, those that it was trained with.
 
+    Raises:
+        ConfigError: a network without patch tokens.
+
     >>> encoder = teacher("vit_tiny_patch16_224", grid=2, pretrained=False)
     >>> encoder(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 4, 192])

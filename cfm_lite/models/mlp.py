@@ -100,6 +100,8 @@ class MLP(Labelled):
     ) -> tuple[Float[Tensor, "batch *dims"], dict[int, Float[Tensor, "batch *features"]]]:
         """(velocity, {block: its output (B, hidden_size)}) of one pass; blocks count from 1.
 
+        Raises ConfigError for another shape, time, label or block number.
+
         >>> MLP(2).forward_features(torch.ones(1, 2), torch.zeros(1), blocks=(1,))[1][1].shape
         torch.Size([1, 64])
         """
@@ -141,6 +143,7 @@ class ResidualBlock(nn.Module):
         self.fc2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, h: Tensor) -> Tensor:
+        """The same shape (B, H) as `h`."""
         return h + self.fc2(nn.functional.silu(self.fc1(self.norm(h))))
 
 

@@ -149,6 +149,8 @@ class MMDiT(Network):
     ]:
         """(velocity, {block number: its image tokens (B, T, D)}) of one pass; `blocks` are numbers
         from 1 to `depth`.
+
+        Raises ConfigError for another shape, time, caption or block number.
         """
         wanted = check_blocks(blocks, self.depth)
         check_input(
@@ -210,6 +212,7 @@ class JointBlock(nn.Module):
     def forward(
         self, h: Tensor, s: Tensor, c: Tensor, turn: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
+        """Both streams after the block: h (B, T, D) and s (B, L, D); c (B, D) holds the time."""
         q_s, k_s, v_s, *text = self.text.before(s, c)
         q_h, k_h, v_h, *image = self.image.before(h, c)
         if turn is not None:
@@ -253,6 +256,7 @@ class Stream(nn.Module):
     def after(
         self, x: Tensor, mixed: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, gate_mlp: Tensor
     ) -> Tensor:
+        """The stream x (B, N, D) after its share `mixed` of the attention and its MLP."""
         x = torch.addcmul(x, gate, self.proj(mixed))
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift, scale)))
 

@@ -135,6 +135,8 @@ class SiT(Labelled):
     ]:
         """(velocity, {block: its output (B, T, D)}) of one pass; blocks count from 1.
 
+        Raises ConfigError for another shape, time, label or block number.
+
         >>> small = SiT(input_size=4, in_channels=1, hidden_size=8, depth=1, num_heads=2)
         >>> small.forward_features(torch.ones(1, 1, 4, 4), torch.zeros(1), blocks=(1,))[1][1].shape
         torch.Size([1, 4, 8])
@@ -184,6 +186,7 @@ class SiTBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # (B, T, D), (B, D)
+        """The tokens (B, T, D) after the block; c (B, D) holds time and label."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = (
             self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
         )  # (B, 1, D)
@@ -209,6 +212,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
         # each (B, heads, T, D / heads)
+        """The tokens (B, T, D), each a mixture of all of them."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         # under autocast a LayerNorm returns float32
         q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
@@ -228,6 +232,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Each of the tokens (B, T, D) by itself, through the inner size and back."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
@@ -244,6 +249,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """The pixels (B, T, p * p * C_out) of tokens x (B, T, D); c (B, D) as in `SiTBlock`."""
         shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=-1)
         return self.linear(modulate(x, shift, scale))  # (B, T, p * p * C_out)
 
@@ -262,6 +268,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # a copy: for transposed tokens torch's CPU compiler gives gradients with an error of 5 %
         # (2.13), and each block would copy them anyway
+        """The tokens (B, T, D) of images x (B, C, H, W), with T = (H / p) (W / p)."""
         return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 

@@ -121,7 +121,10 @@ class ClipText(nn.Module):
 
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> Float[Tensor, "batch length features"]:
-        """The features of captions, on the device of the weights."""
+        """The features of captions, on the device of the weights.
+
+        Raises ConfigError for what is no list of texts.
+        """
         told = check_texts(captions)
         tokens = self.tokenizer(
             told,

@@ -102,7 +102,10 @@ class UNet(Labelled):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def grid(self, block: int) -> tuple[int, int]:
-        """(side, width) of the features after `block`: (B, side * side, width)."""
+        """(side, width) of the features after `block`: (B, side * side, width).
+
+        Raises ConfigError for a block outside 1 to `depth`.
+        """
         levels = len(self.channels)
         numbers = [n for n in range(levels) for _ in range(self.num_res_blocks)]
         level = [*numbers, levels - 1, levels - 1, *reversed(numbers)]
@@ -120,7 +123,10 @@ class UNet(Labelled):
         Float[Tensor, "batch channels height width"],
         dict[int, Float[Tensor, "batch tokens features"]],
     ]:
-        """(velocity, {block number: its output (B, T, D)}) of one pass; `grid` tells T and D."""
+        """(velocity, {block number: its output (B, T, D)}) of one pass; `grid` tells T and D.
+
+        Raises ConfigError for another shape, time, label or block number.
+        """
         wanted = check_blocks(blocks, self.depth)
         check_input(x, (self.in_channels, self.input_size, self.input_size), self.stem.weight)
         check_time(t, x)
@@ -157,6 +163,7 @@ class Norm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         # its second derivatives take views that channels_last does not have
+        """`input` (B, C, S, S), normalised in each group of channels."""
         return super().forward(input.contiguous() if transformed(input) else input)
 
 
@@ -174,6 +181,7 @@ class ConvBlock(nn.Module):
         _zero(self.modulation)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:  # (B, C, S, S), (B, D)
+        """The features (B, C_out, S, S) of h (B, C, S, S), with time and label in c (B, D)."""
         scale, shift = self.modulation(c)[..., None, None].chunk(2, dim=1)  # each (B, C, 1, 1)
         inner = self.norm2(self.conv1(F.silu(self.norm1(h))))
         return self.skip(h) + self.conv2(F.silu(torch.addcmul(shift, inner, 1 + scale)))
@@ -191,6 +199,7 @@ class SelfAttention(nn.Module):
         _zero(self.proj)
 
     def forward(self, h: Tensor) -> Tensor:
+        """The same shape (B, C, S, S) as `h`; each pixel sees all others."""
         tokens = self.norm(h).flatten(2).mT  # (B, T, C)
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
