@@ -67,6 +67,7 @@ def keyed_generator(device: Device, *key: int | str) -> torch.Generator:
                     f"the key holds {part!r} of type {type(part).__name__}; each part must be an "
                     "int or a str."
                 )
+    # of the tuple as text: joined parts would make (1, 23) and (12, 3) one key
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device=_device(device)).manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -107,6 +108,7 @@ def logit_normal_time(
     """
     mean = check_number("mean", mean, -math.inf, math.inf)
     std = check_number("std", std, 0, math.inf, open_low=True)
+    # the sigmoid of a normal lies in (0, 1): no time is cut off or drawn again
     return torch.sigmoid(mean + std * _normal(n, generator, device))
 
 
@@ -151,6 +153,7 @@ def _place(generator: torch.Generator | None, device: Device) -> Device:
     check_generator(generator)
     if generator is None or device is None:
         return _device(device) if generator is None else generator.device
+    # by kind: a generator says cuda:0 where a caller says cuda
     if _device(device).type != generator.device.type:
         raise ConfigError(
             f"generator is on {generator.device}, device is {device}; leave device out, or make "
@@ -218,6 +221,7 @@ def minibatch_ot(
         table = gain.tolist()
     from scipy.optimize import linear_sum_assignment  # late: it takes most of a second
 
+    # the noise is permuted, so that data keep their labels and their place in the epoch
     _, order = linear_sum_assignment(table, maximize=True)
     return x0[torch.from_numpy(order).to(x0.device)], x1, y
 
@@ -279,6 +283,7 @@ def drop_conditions(
     device = _place(generator, None if generator else y.device)
     # one number a row whatever p is, so another p leaves all later draws as they were
     drawn = torch.rand(len(y), dtype=torch.float32, generator=generator, device=device)
+    # rand lies in [0, 1): strictly below, p = 0 drops no row and p = 1 drops every row
     dropped = drawn.to(y.device) < p
     return torch.where(dropped.reshape(-1, *[1] * (y.dim() - 1)), null, y), dropped
 
@@ -309,6 +314,7 @@ def class_labels(
     check_labels_word(labels)
     if labels == "random":
         device = _place(generator, None)
+        # with replacement, so classes are not equally often drawn, as in those programs
         return torch.randint(num_classes, (n,), generator=generator, device=device).cpu()
     turn = labels == "turn"
     chosen = torch.tensor(

@@ -107,6 +107,7 @@ class Guided:
         inside = _inside(t, self.interval)
         if inside is False:  # for all rows: the other parts need not be called
             return self.parts[0](x, t)
+        # one call on 2B rows keeps a device busier than two calls on B
         velocities = self.joint(x, t) if self.joint else [part(x, t) for part in self.parts]
         guided = self.combine(t, *velocities)
         # where, not an index: rows are chosen without a device read
@@ -125,6 +126,7 @@ class Guided:
         # the whole step lies outside, so its other parts are never called
         if high < self.interval[0] - _SLACK or low > self.interval[1] + _SLACK:
             return parts[0]
+        # an interval has no gap: with both ends inside, all times between are inside
         within = self.acts_at(low) and self.acts_at(high)
         return replace(self, parts=parts, interval=EVERYWHERE if within else self.interval)
 
@@ -136,11 +138,14 @@ def restrict(velocity: Velocity, low: float, high: float) -> Velocity:
 
 def _inside(t: Tensor, interval: Interval) -> bool | Tensor:
     """Whether `t` lies inside: one answer for all rows if the host knows it, else one per row."""
+    # the usual case: no mask is made, and t is not looked at
     if interval == EVERYWHERE:
         return True
     inside = (t >= interval[0] - _SLACK) & (t <= interval[1] + _SLACK)
+    # a mask, not a branch: to read t would wait for the device, and break a compiled graph
     if not on_host(t) or not t.numel():
         return inside
+    # rows mostly share one time: then one answer saves the other network calls
     return bool(inside.all()) or (inside if inside.any() else False)
 
 
@@ -161,6 +166,7 @@ def conditional(model: Callable[..., Tensor], y: Tensor | int | None = None) -> 
             [3.]])
     """
     y = check_labels_of(model, y)
+    # a model of (x, t) alone must not get a third argument
     given = y is not None or needs_labels(model)
     # functions of this module and partials, not closures, so that a velocity can be pickled
     return functools.partial(_evaluated, model, y, given)
@@ -169,6 +175,7 @@ def conditional(model: Callable[..., Tensor], y: Tensor | int | None = None) -> 
 def _evaluated(
     model: Callable[..., Tensor], y: Tensor | int | None, given: bool, x: Tensor, t: Tensor
 ) -> Tensor:
+    # dropout would make v(x, t) random, and a solver's order is that of a function
     with evaluating(model):
         rows = (None if y is None else _rows(y, x),) if given else ()
         output = asked(model, y, functools.partial(model, x, t, *rows))
@@ -210,12 +217,14 @@ def guide(good: Velocity, bad: Velocity, scale: float, interval: Interval = EVER
     good, bad = as_velocity(good, "good"), as_velocity(bad, "bad")
     if scale == 1:  # the bits of `good`, which bad + (good - bad) would round
         return good
+    # good comes first: outside the interval the first part alone is evaluated
     return Guided((good, bad), functools.partial(_extrapolated, scale, None), interval)
 
 
 def _extrapolated(
     scale: float, channels: int | None, t: Tensor, v: Tensor, v_bad: Tensor
 ) -> Tensor:
+    # Ho & Salimans write (1 + w) v - w v_bad, so scale = 1 + w
     guided = v_bad + scale * (v - v_bad)
     return guided if channels is None else _leading(guided, v, channels)
 
@@ -227,6 +236,7 @@ def _leading(guided: Tensor, v: Tensor, channels: int) -> Tensor:
             f"channels is {channels}; the velocity has {v.shape[1]} in dim 1. Leave it out to "
             "guide all of them."
         )
+    # DiT's program guides 3 of its 4 latent channels, and its published numbers keep that
     return torch.cat([guided[:, :channels], v[:, channels:]], 1)
 
 
@@ -270,6 +280,7 @@ def cfg(
         check_labels_of(model, negative),
     )
     channels = channels if channels is None else check_count("channels", channels)
+    # after every check: a sweep over scales must refuse the same arguments at 1
     if scale == 1:
         return cond
     combine = functools.partial(_extrapolated, scale, channels)
@@ -323,6 +334,7 @@ def _times(number: float, t: Tensor, v: Tensor) -> Tensor:
 
 
 def _times_of(factor: Callable[[Tensor], Tensor], t: Tensor, v: Tensor) -> Tensor:
+    # in the dtype of v: a float64 factor would turn a float32 state into float64
     f = torch.as_tensor(factor(t), dtype=v.dtype, device=v.device)
     if f.dim() and f.shape != t.shape:
         raise ConfigError(
@@ -356,6 +368,7 @@ def rescale_in_time(velocity: Velocity, alpha: float, beta: float = 1.0) -> Velo
 
 
 def _faster_at_noise(alpha: float, beta: float, t: Tensor) -> Tensor:
+    # 1 at the data for beta > 0: the end of the path, which makes details, stays as it was
     return 1 + alpha * (1 - t) ** beta
 
 
@@ -407,6 +420,7 @@ def debias(
 
 
 def _back(weight: float, mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
+    # it multiplies where `_away` divides by 1 - λ, so it shrinks the errors of v by 1 - λ
     return (1 - weight) * v + weight * _mean(mean, t, v)
 
 
@@ -416,6 +430,7 @@ def _check_mean(mean: MeanVelocity) -> MeanVelocity:
             f"mean_velocity has type {type(mean).__name__}; it must be a tensor (*dims), or a "
             "function of t (B,) that returns one."
         )
+    # a NaN here would show as a state that diverged, far from its cause
     if isinstance(mean, Tensor) and on_host(mean) and not mean.isfinite().all():
         raise ConfigError(
             "mean_velocity has entries that are not finite; compute it again from finite data."
@@ -425,6 +440,7 @@ def _check_mean(mean: MeanVelocity) -> MeanVelocity:
 
 def _mean(mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
     m = mean if isinstance(mean, Tensor) else mean(t)
+    # asked here, because broadcasting would take a mean of another shape in silence
     if tuple(m.shape) not in {tuple(v.shape[1:]), (1, *v.shape[1:]), tuple(v.shape)}:
         raise ConfigError(
             f"mean_velocity has shape {tuple(m.shape)}; it must be {tuple(v.shape[1:])}, or "
@@ -498,6 +514,8 @@ def _gain(v: Tensor, total: float, exclude_identity: bool) -> float:
             f"v has shape {tuple(v.shape)}, one channel in dim 1; shuffling one channel changes "
             "nothing, so there is no bias to map."
         )
+    # E[Pd] = s d, with s = -1 / (C! - 1) without the identity and 0 with it.
+    # So the gain is above 1: repulsion makes the differences between channels larger.
     return (1 - total * shuffle_share(channels, exclude_identity)) / (1 - total)
 
 
@@ -542,6 +560,8 @@ def _retargeted(
 ) -> Tensor:
     """In latent space, which needs the `path`, or without one in velocity space."""
     v = promote(velocity(x, t))
+    # a map P of velocities has E[P u | x_t] = M v; in latent space P leaves the noise alone,
+    # so v must first be split into what it says of the data and of the noise
     if path is None:
         negative = _apply(mean, v)
     else:
@@ -627,6 +647,7 @@ def _solved(system: Tensor, x: Tensor) -> Tensor:
 @full_precision()
 def _in_rows(change: Callable[[Tensor], Tensor], size: int, x: Tensor) -> Tensor:
     """`change` of rows (N, size): samples of `x` (B, C, *dims), or the channels of each pixel."""
+    # points (B, C) are both samples and channels, and both ways give the same numbers
     if x.flatten(1).shape[1] == size:
         return change(x.flatten(1)).reshape(x.shape)
     if x.shape[1] != size:
@@ -635,6 +656,7 @@ def _in_rows(change: Callable[[Tensor], Tensor], size: int, x: Tensor) -> Tensor
             f"expected is ({size}, {size}) and a sample has {numbers}; give E[P] for samples of "
             "this size."
         )
+    # one (C, C) matrix at every pixel: the (D, D) matrix of the sample is never built
     channels = x.movedim(1, -1)
     return change(channels.reshape(-1, size)).reshape(channels.shape).movedim(-1, 1)
 

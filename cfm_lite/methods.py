@@ -156,6 +156,7 @@ def _none(s: Settings, needed: Needed) -> tuple[Any, ...]:
 
 
 def _from_batch(s: Settings, needed: Needed) -> tuple[Any, ...]:
+    # a row of any class, as in eq. 6: then E[u_neg] depends on neither x_t nor y
     return (Repulsion(s.weight, in_batch),)
 
 
@@ -164,6 +165,7 @@ def _from_condition(s: Settings, needed: Needed) -> tuple[Any, ...]:
 
 
 def _from_perturbed(space: str, s: Settings, needed: Needed) -> tuple[Any, ...]:
+    # latents of a run may have a codec, which only the image space may use
     change, codec = PERTURBATIONS[s.perturb], needed.codec if space == "image" else None
     return (Repulsion(s.weight, perturbed(change, space=space, k=s.k, codec=codec)),)
 
@@ -191,6 +193,7 @@ def _aligned(s: Settings, needed: Needed) -> tuple[Any, ...]:
 
 
 def _scaled(v: Velocity, s: Settings, data: Data) -> Velocity:
+    # `retarget` with E[u_neg] = 0: what repulsion does to the length of v and nothing else
     return guidance.rescale(v, 1 / (1 - s.weight))
 
 
@@ -208,6 +211,7 @@ def _mean_negative(s: Settings, data: Data) -> Tensor:
             f"undoing {s.method!r} needs the mean of the data, which is not known here. It is kept "
             "with a run of this library; an official file has none."
         )
+    # in closed form from E[x1]: a control that was sampled would add noise of its own
     return in_batch_mean(data.mean, PATHS[s.path])
 
 
@@ -220,6 +224,7 @@ def _from_fm(
 
 def _expected(s: Settings, data: Data) -> Tensor:
     """E[P] of the perturbation, for samples or, where it mixes channels alone, for channels."""
+    # a shuffle treats all pixels alike, so a (C, C) matrix serves images of any size
     shape = data.shape[:1] if s.perturb == "channel_shuffle" else data.shape
     if math.prod(shape) > LARGEST:
         raise ConfigError(
@@ -241,6 +246,7 @@ SCALED = Arm("fm_scaled", "FM, scaled", "fm", _scaled, "#6CCBB0", "v", "--")  # 
 TIME_SCALED = Arm(
     "fm_time_scaled", "FM, time-scaled", "fm", None, "#78A55A", "<", "--", fields={"boost": 0.05}
 )
+# what `reads` leaves out is refused with --set: a field that nothing reads would change nothing
 _OF_REPULSION, _OF_FEATURES = ("weight", "k", "perturb"), ("spread", "variant", "tau", "block")
 
 # A hue per family (green FM, purple ΔFM, orange VeCoR). Inside a family shade, marker and line
@@ -292,6 +298,7 @@ METHODS: dict[str, Method] = {
                 "fm_retargeted_vecor",
                 "FM, re-targeted as VeCoR",
                 "fm",
+                # a partial, not a lambda: an arm can then be pickled for another process
                 partial(_from_fm, guidance.retarget_linear, "velocity"),
             ),
             debias=Arm(
@@ -332,6 +339,7 @@ METHODS: dict[str, Method] = {
             "",
             "ibid.",
             partial(_from_perturbed, "image"),
+            # no control: encode(A(decode(x))) is not linear, so E[u_neg | x_t] is no map of v
             needs=("codec",),
             reads=_OF_REPULSION,
             loss="the same, latents perturbed as images",
@@ -343,6 +351,7 @@ METHODS: dict[str, Method] = {
             "#56B4E9",
             "Wang & He 2025 (2506.09027)",
             _spread,
+            # no control: it acts on features, and does not say where its optimal velocity lies
             needs=("features",),
             reads=_OF_FEATURES,
             loss="FM + w log E exp(−‖zᵢ − zⱼ‖²/(dτ))",
@@ -378,6 +387,7 @@ METHODS: dict[str, Method] = {
             "",
             "gstoica27/REPA",
             _from_condition,
+            # no control: the wrong velocity is the network's own, and moves with it
             reads=("weight",),
             loss="FM − λ E‖v − sg v(c̃)‖², another c̃",
             python=".plus(ConditionRepulsion(0.05))",
@@ -424,6 +434,7 @@ def arms() -> dict[str, Arm]:
     >>> list(arms())[:3]
     ['fm', 'fm_scaled', 'fm_time_scaled']
     """
+    # FM comes first, because figures and tables compare all others with it
     fm, *others = (
         (Arm(m.name, m.label, m.name, None, m.colour, m.marker, m.line), m.control, m.debias)
         for m in METHODS.values()
@@ -448,6 +459,7 @@ def debiasing(settings: Settings) -> Arm:
     'delta_fm_debiased'
     """
     undo = {name: method.debias for name, method in METHODS.items() if method.debias}
+    # each inverse is for one repulsion alone: two cannot be undone one after the other
     if settings.method not in undo or settings.also in undo:
         also = f" with {settings.also!r}" if settings.also else ""
         raise ConfigError(

@@ -71,6 +71,7 @@ def in_batch(
             "a batch of one holds no negative: nothing is repelled. Use batches (or shards) of at "
             "least two."
         )
+        # a full u_neg and an empty keep: shapes stay those of every other batch
         return u, torch.zeros(len(u), dtype=torch.bool, device=u.device)
     # the other row's velocity as it is, of its own time and noise
     return u.index_select(0, other_row(len(u), u.device, generator))
@@ -150,13 +151,16 @@ def _other_rows(
     if y.dim() > 1 and y.shape[1] > 1:  # captions: equal ones count as one class
         y = torch.unique(check_caption(y, u).flatten(1), dim=0, return_inverse=True)[1]
     y = check_labels(y, u, torch.iinfo(torch.int64).max)
+    # sorted, a class is one stretch: others are found without a (B, B) mask
     labels, order = torch.sort(y)
     # the row's own class is labels[first:last]
     first, last = (torch.searchsorted(labels, y, right=right) for right in (False, True))
     others = len(y) - (last - first)  # (B,)
     # a 62-bit number modulo B: no row is favoured by more than B / 2^62
     place = torch.randint(2**62, y.shape, device=u.device, generator=generator)
+    # a row without another class gets any number here, and keep = False below
     place = place % others.clamp_min(1)
+    # the others are numbered without the own stretch, so a place behind it moves on
     place = torch.where(place < first, place, place + last - first).clamp_max(len(y) - 1)
     return order[place], others > 0
 
@@ -215,11 +219,13 @@ class Perturbed:
                 path where no path was given.
         """
         check_generator(generator, _velocity_of(sample))
+        # K draws, not one draw K times: the mean over them is less noisy
         drawn = [self._one(sample, generator, self.path or path) for _ in range(self.k)]
         return drawn[0] if self.k == 1 else torch.stack(drawn)
 
     def _one(self, sample: FlowSample, generator: Generator | None, path: Path | None) -> Tensor:
         if self.space == "velocity":
+            # P u = d_alpha P x1 + d_sigma P x0 for a linear P: here the noise is perturbed too
             u_neg = self.transform(sample.u_t, generator=generator)
             check_same_shape(u_t=sample.u_t, perturbed=u_neg)
             return u_neg
@@ -232,6 +238,7 @@ class Perturbed:
     def _perturb_data(self, x1: Tensor, generator: Generator | None) -> Tensor:
         if self.space == "latent" or self.codec is None:
             return self.transform(x1, generator=generator)
+        # a crop of latents is no latent of a crop: what is plausible is a matter of pixels
         image = self.transform(self.codec.decode(x1), generator=generator)
         return self.codec.encode(image).to(x1.dtype)
 

@@ -123,6 +123,7 @@ class Objective(nn.Module):
         super().__init__()
         check_module(model=model)
         check_path(path)
+        # asked now: a wrong signature would fail in the first step, after the data were loaded
         keywords = ("generator", "device", *(("path",) if takes(time, "path") else ()))
         check_keywords("time", time, "time(n, *, generator, device)", 1, keywords)
         keywords = ("generator",) if takes(couple, "generator") else ()
@@ -131,9 +132,11 @@ class Objective(nn.Module):
         self.label_dropout = check_number("label_dropout", label_dropout, 0.0, 1.0)
         self.shard = shard if shard is None else check_count("shard", shard)
         self.terms: dict[str, Any] = _named(terms)
+        # registered, so that the projector of an alignment is trained, moved and saved too
         self.modules_of_terms = nn.ModuleDict(
             {name: term for name, term in self.terms.items() if isinstance(term, nn.Module)}
         )
+        # the blocks of all terms: one forward pass gives the features that any of them reads
         self.blocks = tuple(
             sorted({plain(block) for term in self.terms.values() for block in term.blocks})
         )
@@ -146,6 +149,7 @@ class Objective(nn.Module):
         self.law = on_path(time, path, "time")
         _check_terms(self.terms, plain(getattr(model, "depth", None)))
         for term in self.terms.values():
+            # a negative of another path is a velocity that no x_t of this path has
             on_path(getattr(term, "negatives", term), path, "negatives")
         check_model(model, self.blocks, self.label_dropout)
 
@@ -215,6 +219,7 @@ class Objective(nn.Module):
         """
         y = self._check(x1, y)
         sample, prepared, shards = self._draw(promote(x1), y)  # pyright: ignore[reportCallIssue]
+        # once: all terms share v, so ΔFM and VeCoR cost no second forward pass
         v, features = self._run(sample.x_t, sample.t, sample.y, self.blocks)
         total: Tensor | None = None
         values: dict[str, Tensor] = {}
@@ -229,10 +234,12 @@ class Objective(nn.Module):
                 weighted = values[name] if scale == 1 else scale * values[name]
                 # summed in float32 at least
                 total = promote(weighted) if total is None else total + weighted
+            # logged, because rows without a negative weaken λ, and the loss does not show it
             counted = term.counts(prepared[name]) if hasattr(term, "counts") else {}
             values |= {f"{name}_{what}": count for what, count in counted.items()}
         if total is None:
             total = v.new_zeros((), dtype=promote(v).dtype)
+        # a kept log would otherwise keep the graph of its step
         return total, {name: value.detach() for name, value in values.items()}
 
     def _run(
@@ -243,6 +250,7 @@ class Objective(nn.Module):
     def _call(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
+        # without features a plain call: a network of your own then needs no forward_features
         if not blocks:
             v = self.model(x, t, y) if self._labelled else self.model(x, t)
             return as_velocity_of(v, x), {}
@@ -262,6 +270,7 @@ class Objective(nn.Module):
         # every random choice lives inside a shard, so a batch may be cut between shards
         size = self.shard or max(1, len(x1))
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
+        # without `at` each call must draw anew, though all have one seed
         vars(self)["_calls"] += 1
         parts = [
             self._draw_shard(x1[rows], None if y is None else y[rows], i)
@@ -273,6 +282,7 @@ class Objective(nn.Module):
         sample = FlowSample(x0, x1, t, x_t, u_t, y)
         prepared = {}
         for name, term in self.terms.items():
+            # keyed by the name of the term: one more term changes no draw of the others
             generators = _Generators(self._generator, x1.device, name, len(shards))
             prepared[name] = term.prepare(
                 Draw(sample, dropped, shards, generators, self.path, self.law)
@@ -286,14 +296,18 @@ class Objective(nn.Module):
         g = self._generator(x1.device, shard, "draw") if self._key else None
         x0 = noise_like(x1, g)
         t = _times(self.law(len(x1), generator=g, device=x1.device), x1)
+        # u_t of VP is infinite at t = 1, so its times end just before
         t = t.to(x1.dtype).clamp(max=self.path.train_end)
+        # a key of its own: a random coupling leaves noise and times as they were
         own = self._couple_draws
         drawn = {"generator": self._generator(x1.device, shard, "couple")} if own else {}
         # labels are dropped after the pairing, which may use them
         x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
         if y is None:
             return x0, x1, t, None, None
+        # a validation loss asks for the given labels: dropped ones are another problem
         p = self.label_dropout if self.training else 0.0
+        # g draws these last, so another p leaves noise and times as they were
         return x0, x1, t, *draws.drop_conditions(y, p, null_condition(self.model, y), generator=g)
 
     def _generator(self, device: torch.device, shard: int, purpose: str) -> Generator:
@@ -329,6 +343,7 @@ class Objective(nn.Module):
                 f"labels were given and {type(self.model).__name__}.forward takes only (x, t); add "
                 "a third argument y, or give y=None."
             )
+        # the null label is no class: only dropout puts it in
         return check_labels(y, x1, classes - 1)
 
 
@@ -356,6 +371,7 @@ def _joined(shards: Sequence[Any]) -> Any:
     """The rows of all shards in one tensor; None where there are none."""
     if shards[0] is None:
         return None
+    # the whole batch is mostly one shard, and cat would copy it
     alone = len(shards) == 1 and shards[0].is_contiguous()
     return shards[0] if alone else torch.cat(list(shards))
 
@@ -384,6 +400,7 @@ def _coupled(triple: Any, x1: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         raise ConfigError(
             f"couple gave y of type {type(y).__name__}; it must be None or labels ({len(x1)},)."
         )
+    # a coupling may come back from NumPy in float64; the run keeps the dtype of its data
     return promote(x0).to(x1.dtype), promote(data).to(x1.dtype), y
 
 
@@ -423,10 +440,13 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
     attract = sum(term.weight for term in terms.values() if isinstance(term, FlowMatching))
     repel = [term for term in terms.values() if isinstance(term, Repulsion)]
     for term in repel:
+        # one by one first: then the message tells λ and K of the term that is too strong
         repulsion_weight(term.weight, term.k, attract)
+    # the factor of |v|^2 in the loss is attract - total: at 0 it has no minimum
     total = sum(term.weight * term.k for term in repel)
     repulsion_weight(total, 1, attract, name="the sum of λK over the repulsions")
     if attract:
+        # the bound holds, but the optimum has the factor 1 / (1 - total / attract)
         warn_of_gain(total / attract)
 
 
@@ -489,7 +509,9 @@ def vecor(
     >>> vecor(MLP(2), weight=0.1, k=3).terms["repulsion"].k
     3
     """
+    # checked under the name that the caller gave: `perturbed` would speak of a transform
     check_keywords("perturb", perturb, "perturb(x, *, generator=None)", 1, ("generator",))
+    # no path: negatives without one follow that of the objective
     negatives = perturbed(perturb, space=space, k=k, codec=codec)
     return Objective(model, path, terms=(FlowMatching(), Repulsion(weight, negatives)), **settings)
 
@@ -561,6 +583,7 @@ def repa(
     """
     check_module(model=model)
     hidden, dim = plain(getattr(model, "hidden_size", None)), plain(getattr(teacher, "dim", None))
+    # the projector is made now, so that an optimizer built next holds its weights
     for what, value in (
         (f"{type(model).__name__}.hidden_size", hidden),
         (f"{type(teacher).__name__}.dim", dim),

@@ -92,6 +92,7 @@ def midpoint(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State
     """
     t = _rows(t, x)
     half = _move(x, velocity(x, t), dt / 2)
+    # the first slope only finds the middle; symmetry about it cancels the error of order dt^2
     return _move(x, velocity(half, t + dt / 2), dt)
 
 
@@ -106,6 +107,7 @@ def heun(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     t = _rows(t, x)
     v = velocity(x, t)
     w = velocity(_move(x, v, dt), t + dt)
+    # two moves, so that no tensor holds the mean slope
     return _move(_move(x, v, dt / 2), w, dt / 2)
 
 
@@ -120,6 +122,7 @@ def rk4(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     tensor([1.1052])
     """
     t = _rows(t, x)
+    # the times 0, 1/3, 2/3, 1 stand in `STAGES` too, which counts guided evaluations
     k1 = velocity(x, t)
     k2 = velocity(_move(x, k1, dt / 3), t + dt / 3)
     k3 = velocity(_move(x, k2 - k1 / 3, dt), t + 2 * dt / 3)
@@ -169,6 +172,7 @@ def trajectory(velocity: Velocity, x: State, ts: Times, step: Step = heun) -> It
     """
     velocity, x = as_velocity(velocity), check_state(x)
     check_callable(step=step)
+    # not a generator itself: its checks would wait until the first state is asked for
     return _walk(velocity, x, _grid(ts, x), step)
 
 
@@ -190,7 +194,9 @@ def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[T
     start, first = x, 0
     yield x
     for k, (t, dt) in enumerate(zip(grid.rows(), grid.lengths)):
+        # x *= 2 inside a velocity would change the state in silence; torch counts such writes
         given, before = x, _versions(x, grid)
+        # a guided velocity learns where its step lies: outside the interval it is one call
         x = step(grid.restrict(velocity, k) if aware else velocity, x, t, dt)
         if _versions(given, grid) != before:
             raise ConfigError(_IN_PLACE)
@@ -244,6 +250,7 @@ class Grid:
         """`velocity` for step `k`: a `Guided` is told where the step lies, if the host knows."""
         if self.times is None or not isinstance(velocity, Guided):
             return velocity
+        # sorted, because a walk from data to noise has its later time first
         return velocity.restrict(*sorted(self.times[k : k + 2]))
 
 
@@ -322,10 +329,12 @@ def evaluations(
     # only to ask it where it acts: one place decides what lies inside an interval
     guided = Guided((), lambda t: t, check_interval(interval))
     if solver == "sde":
+        # its last time starts the step without noise, which evaluates the network too
         times = torch.linspace(0, 1 - SDE_END, steps, device="cpu").tolist()
     else:
         spans = pairwise(torch.linspace(0, 1, steps + 1, device="cpu").tolist())
         times = [low + share * (high - low) for low, high in spans for share in STAGES[solver]]
+    # the ends are inclusive: a stage that lies on one is guided, as in the walk
     twice = sum(map(guided.acts_at, times)) if scale != 1 else 0
     return Evaluations(len(times), len(times) + twice)
 
@@ -371,10 +380,12 @@ def sample_adaptive(
         # the first guess of a step may overshoot
         return _fitting(velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))), x)
 
+    # step_t makes a step end at t1; else dopri5 steps beyond it and interpolates back
     solve, options = optional("torchdiffeq", "ode").odeint, {"step_t": ends[1:]}
     try:
         end = solve(field, x, ends, method="dopri5", options=options, rtol=rtol, atol=atol)[-1]
     except AssertionError as error:
+        # this is how torchdiffeq says that it is stuck; any other assertion is a bug
         if not str(error).startswith(("underflow in dt", "non-finite values", "max_num_steps")):
             raise
         raise stuck.error() from error
@@ -412,6 +423,7 @@ class _Stuck:
 Form = Callable[[Path, Tensor, float], Tensor]
 DIFFUSIONS: dict[str, Form] = {
     "constant": lambda path, t, norm: norm * torch.ones_like(t),
+    # c = g^2 / 2, with g the noise of the diffusion that has the marginals of the path
     "sbdm": lambda path, t, norm: (
         norm * (path.d_alpha(t) / path.alpha(t) * path.sigma(t) ** 2 - path.half_variance_rate(t))
     ),
@@ -514,6 +526,7 @@ def _finish(
     if last_step == "tweedie":
         # E[x1 | x_t], the data that the velocity implies
         return path.endpoints(x, v, t)[1]
+    # no noise: there is no step left that would remove it from the sample
     return x + h * (v if last_step == "euler" else v + c * path.score(x, v, t))
 
 
@@ -623,6 +636,7 @@ def log_prob(
     measure = _measure(x1, trace, n_probes, generator, probes, grad)
     # (B, D + 1): the point, and the integral so far
     z = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
+    # the divergence is a derivative: autograd must work also where the caller turned it off
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         field = _augmented(velocity, measure, x1.shape)
         z = deque(trajectory(field, z.clone(), ts, step), maxlen=1).pop()
@@ -637,6 +651,7 @@ def _augmented(velocity: Velocity, trace: Trace, shape: torch.Size) -> Velocity:
     def field(z: Tensor, t: Tensor) -> Tensor:
         x = z[:, :-1].reshape(shape)
         with torch.enable_grad():
+            # a leaf of this call: without `grad` no graph grows from step to step
             x = x if x.requires_grad else x.detach().requires_grad_()
             # a clone: a time made in inference mode cannot be saved for a backward pass
             v = velocity(x, t.clone())
@@ -673,6 +688,7 @@ def _measure(
     signs = _signs(x, n_probes, generator) if probes is None else _given(x, probes)
 
     def hutchinson(v: Tensor, x: Tensor) -> Tensor:  # E[e . J e] = tr J for random signs e
+        # fresh at every call: errors of different steps then average out
         drawn = next(signs)
         return _forms(v, x, drawn, grad) / len(drawn)
 
@@ -688,6 +704,7 @@ def _forms(v: Tensor, x: Tensor, vectors: Tensor, grad: bool) -> Tensor:
         )
     total = v.new_zeros(len(v))
     for e in vectors:
+        # materialised, because a velocity that ignores x has the derivative 0, not None
         (pulled,) = torch.autograd.grad(
             v, x, e, retain_graph=True, create_graph=grad, materialize_grads=True
         )

@@ -91,6 +91,7 @@ class _Plain:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            # a frozen dataclass refuses setattr; a NumPy weight could not be saved as JSON
             object.__setattr__(self, name, plain(value))
 
 
@@ -115,6 +116,7 @@ class _Spreading(_Plain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("variant", self.variant, losses.VARIANTS)
+        # the default of tau counts as not given: a recipe hands it to every variant
         given: list[tuple[str, Any, float | None, Sequence[str]]] = [
             ("tau", self.tau, type(self).tau, losses.WITH_TAU)
         ]
@@ -144,6 +146,8 @@ class FlowMatching(_Deterministic):
 
     def __call__(self, batch: Evaluated) -> Tensor:
         """The loss, a scalar of at least 0."""
+        # u_t of the pair, not E[u_t | x_t], which is unknown: both losses have the same gradient
+        # (Lipman et al. 2023, theorem 2)
         return losses.flow_matching(batch.v, batch.sample.u_t)
 
 
@@ -172,6 +176,7 @@ class Repulsion(_Plain):
     contrast_null: bool = True
     name: str | None = None
     rescale: bool = False
+    # the sign stands here alone: a weight is never negative
     sign = -1.0
     blocks = ()
 
@@ -184,6 +189,7 @@ class Repulsion(_Plain):
     @property
     def k(self) -> int:
         """How many wrong velocities each row is pushed away from."""
+        # asked before anything is drawn, so that λK < 1 is checked when the objective is built
         return int(getattr(self.negatives, "k", 1))
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
@@ -211,8 +217,10 @@ class Repulsion(_Plain):
             everyone = torch.ones(len(u_t), dtype=torch.bool, device=u_t.device)
             pairs = zip(parts, draw.shards)
             keep = torch.cat([everyone[r] if own is None else own.bool() for (_, own), r in pairs])
+        # a row without its label learns E[u | x_t] over all classes: for it no class is wrong
         if not self.contrast_null and draw.dropped is not None:
             keep = ~draw.dropped if keep is None else keep & ~draw.dropped
+        # a batch of one was warned of where it was drawn; on a device a look would wait
         elif keep is not None and len(keep) > 1 and on_host(keep) and not keep.all():
             warn_once(
                 "some rows have no negative, such as in a batch of a single class: they are not "
@@ -223,6 +231,7 @@ class Repulsion(_Plain):
     def counts(self, prepared: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
         """How many rows were left out, where any could be."""
         keep = prepared[1]
+        # a tensor: to count on the host would wait for the device at every step
         return {} if keep is None else {"left_out": (~keep).sum().to(prepared[0].dtype)}
 
     def __call__(self, batch: Evaluated) -> Tensor:
@@ -248,6 +257,7 @@ class ConditionRepulsion(Repulsion):
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """(y, keep) of the whole batch: the wrong conditions, drawn shard by shard."""
+        # only what is random belongs here; the network runs in the call, inside the graph
         parts = [self.negatives(sample, generator=g) for sample, g in draw.each()]
         y, keep = (torch.cat(part) for part in zip(*parts))
         if not self.contrast_null and draw.dropped is not None:
@@ -261,6 +271,7 @@ class ConditionRepulsion(Repulsion):
     def __call__(self, batch: Evaluated) -> Tensor:
         """The squared distance to the model's own velocity for the wrong condition."""
         y, keep = batch.prepared
+        # with a gradient the loss would also fall by making v wrong for the other condition
         with torch.no_grad():
             own, _ = batch.model(batch.sample.x_t, batch.sample.t, y, ())
         return losses.repulsion(batch.v, own, keep, self.rescale)
@@ -359,6 +370,7 @@ class Contrastive(_Spreading):
 
     def _second_time(self, t: Tensor, draw: Draw, generator: Generator) -> Tensor:
         if self.views == "independent":
+            # the law of the first time, so that both views see the times equally often
             second = draw.time(len(t), generator=generator, device=t.device)
             return second.to(t.dtype).clamp(max=draw.path.train_end)
         # uniform on [t - max_gap, t + max_gap]
@@ -367,12 +379,14 @@ class Contrastive(_Spreading):
 
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """(x_t, t) of the second view."""
+        # noise first, then the time: the order of the draws is part of a run
         views = [
             (noise_like(sample.x1, g), self._second_time(sample.t, draw, g))
             for sample, g in draw.each()
         ]
         noise, times = zip(*views)
         t = torch.cat(times)
+        # x1 is the sample after its pairing: both views must show the same data
         return draw.path.interpolate(torch.cat(noise), draw.sample.x1, t)[0], t
 
     def __call__(self, batch: Evaluated) -> Tensor:
@@ -424,6 +438,7 @@ class Alignment(_Deterministic, nn.Module):
         )
         for layer in self.projector:
             if isinstance(layer, nn.Linear):
+                # REPA's projectors are part of its SiT, whose initialisation reaches every Linear
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
@@ -442,12 +457,14 @@ class Alignment(_Deterministic, nn.Module):
         h = batch.features[self.block]
         if h.dim() == 2:  # a network without tokens counts as one token
             h, target = h[:, None], target.reshape(len(target), 1, -1)
+        # the cosine is taken token by token, so both grids must show the same places
         if h.shape[:2] != target.shape[:2]:
             raise ConfigError(
                 f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block "
                 f"{self.block} gives {tuple(h.shape[:2])}; they must be equal. Choose the "
                 "teacher's image size so that it has as many tokens as the model."
             )
+        # the model side alone is projected: a learnt map of the target could please any model
         return losses.align(self.projector(h), target)
 
 
@@ -460,6 +477,7 @@ def _rows(sample: FlowSample, rows: slice) -> FlowSample:
 def _with_keep(part: Any, u: Tensor) -> tuple[Tensor, Tensor | None]:
     """(u_neg, keep) of what negatives gave for velocities `u`; ConfigError for anything else."""
     u_neg, keep = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
+    # the number of dims tells (K, B, *dims) from (B, *dims)
     if (
         not isinstance(u_neg, Tensor)
         or u_neg.dim() - u.dim() not in (0, 1)
@@ -485,6 +503,7 @@ def noise_like(x: Tensor, generator: Generator | None) -> Tensor:
     >>> noise_like(torch.zeros(2, 3), None).shape
     torch.Size([2, 3])
     """
+    # in the dtype of x: one seed gives other noise in float64 than in float32
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
