@@ -48,12 +48,20 @@ _TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.xz|txz|tar\.bz2|tbz2?)$", re.IGNOREC
 
 
 def is_hidden(name: str) -> bool:
-    """True for the name of a file or folder that is skipped, in folders of images and in tars."""
+    """True for the name of a file or folder that is skipped, in folders of images and in tars.
+
+    >>> is_hidden(".DS_Store"), is_hidden("@eaDir"), is_hidden("cat.jpg")
+    (True, True, False)
+    """
     return name.startswith(".") or name.lower() in UNSEEN
 
 
 def is_archive(path: AnyPath) -> bool:
-    """True for a file with the name of a tar archive."""
+    """True for a file with the name of a tar archive.
+
+    >>> is_archive("there is no such file.tar")
+    False
+    """
     return _TAR.search(Path(path).name) is not None and os.path.isfile(path)
 
 
@@ -72,6 +80,13 @@ def unpack(
     folder; if it unpacks to more than `limit` bytes (LIMIT) or holds more than `members` members.
     Raises DiskFullError first if there is less room than the archive's size. Nothing half-unpacked
     stays behind.
+
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp())
+    >>> with tarfile.open(place / "photos.tar", "w") as tar:
+    ...     tar.addfile(tarfile.TarInfo("cat.jpg"))
+    >>> os.listdir(unpack(place / "photos.tar", place / "photos"))
+    ['cat.jpg']
     """
     archive, folder = Path(archive), Path(folder)
     if folder.is_dir():

@@ -20,6 +20,12 @@ def row_numbers(count: int, *, size: int, seed: int = 0, start: int = 0) -> Iter
 
     Fresh permutations follow each other without a gap. So every batch is full, and an epoch shows
     every row once.
+
+    Raises ConfigError for counts below 1, a start below 0, or a seed that is no whole number.
+
+    >>> numbers = row_numbers(4, size=2)
+    >>> torch.cat([next(numbers), next(numbers)]).sort().values  # an epoch shows every row once
+    tensor([0, 1, 2, 3])
     """
     count, size, start = (
         check_count("count", count),
@@ -80,6 +86,9 @@ def fitting(size: int, shard: int, *, ranks: int = 1, most: int | None = None) -
 
     The nearest batch comes first, then a smaller shard for this batch. With at most `most` rows a
     batch may need both at once. The list is empty if there are fewer rows than ranks.
+
+    >>> fitting(100, shard=32)
+    ['--batch 96', '--set shard=25']
     """
     unit, found = ranks * shard, []
     if most is None or most >= unit:

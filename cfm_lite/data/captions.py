@@ -218,6 +218,8 @@ def encode(captions: Iterable[str]) -> Tensor:
 def decode(y: Tensor) -> list[str]:
     """The captions of word numbers `y` (B, L); the inverse of `encode`.
 
+    Raises ConfigError for numbers that are no words, or not (B, L).
+
     >>> decode(encode(["a red seven"]))
     ['a red seven']
     """

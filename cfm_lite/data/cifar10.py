@@ -73,7 +73,11 @@ def load(
 
 
 def available(name: str = "cifar10", root: AnyPath | None = None) -> bool:
-    """True if the archive of `name` is under the data root. `load` checks what it contains."""
+    """True if the archive of `name` is under the data root. `load` checks what it contains.
+
+    >>> available(root="a folder without files")
+    False
+    """
     return _path(name, root).is_file()
 
 

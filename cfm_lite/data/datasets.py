@@ -23,6 +23,11 @@ T = TypeVar("T")
 class DataSet(NamedTuple):
     """Training data `x1` (N, *dims), labels `y` (N,), held-out data, and the exact distribution if
     known.
+
+    >>> x1, y = torch.ones(6, 2), torch.zeros(6)
+    >>> data = DataSet("mine", x1, y, x1, y, num_classes=1)
+    >>> data.shape, data.mean
+    ((2,), tensor([1., 1.], dtype=torch.float64))
     """
 
     name: str
@@ -85,6 +90,10 @@ def dataset(name: str, *, points: int = 10_000, limit: int | None = None) -> Dat
     "digits_pca" holds the 32 leading principal components of the digits, with a codec. "words" has
     captions in place of labels, and a codec too. `limit` cuts the training rows. Raises ConfigError
     for an unknown name, and DataError for files that are missing or damaged.
+
+    >>> data = dataset("two_classes", points=100)
+    >>> data.x1.shape, data.held_x1.shape, data.num_classes
+    (torch.Size([100, 2]), torch.Size([100, 2]), 2)
     """
     check_choice("dataset", name, NAMES)
     if limit is not None:
@@ -113,6 +122,10 @@ def image_rows(name: str, split: str, limit: int | None = None) -> tuple[Tensor,
 
     `split` is "train" or "test": for the digits, "test" is the half that no generator sees, and
     their other splits may be named too. Raises ConfigError for another set, and what `load` raises.
+
+    >>> x, y = image_rows("digits", "train", limit=3)
+    >>> x.shape, y.shape
+    (torch.Size([3, 1, 8, 8]), torch.Size([3]))
     """
     check_choice("dataset", name, each_image_set(0, 0, 0, 0))
     if name in mnist.NAMES:
@@ -125,7 +138,12 @@ def image_rows(name: str, split: str, limit: int | None = None) -> tuple[Tensor,
 
 
 def each_image_set(of_digits: T, of_mnist: T, of_cifar10: T, of_half: T) -> dict[str, T]:
-    """A value for each image set by name; sets of one shape share it, also those of half a side."""
+    """A value for each image set by name; sets of one shape share it, also those of half a side.
+
+    >>> sides = each_image_set(8, 28, 32, 16)
+    >>> sides["fashion_mnist"], sides["cifar10-16"]
+    (28, 16)
+    """
     colours = dict.fromkeys(cifar10.NAMES[:2], of_cifar10) | dict.fromkeys(
         cifar10.NAMES[2:], of_half
     )

@@ -62,6 +62,9 @@ def _split() -> dict[str, np.ndarray]:
 def indices(split: str) -> Tensor:
     """The rows (n,) int64 of scikit-learn's file that belong to `split`, in increasing order;
     ConfigError for an unknown name.
+
+    >>> len(indices("train")), len(indices("judge"))
+    (899, 898)
     """
     check_choice("split", split, SPLITS)
     return torch.from_numpy(_split()[split].copy())
@@ -71,6 +74,10 @@ def load(split: str = "train") -> tuple[Tensor, Tensor]:
     """Images (n, 1, 8, 8) float32 in [-1, 1] and labels (n,) int64 in [0, 9] of one split.
 
     Raises ConfigError unless `split` is "train", "judge", "judge_fit", "judge_test" or "all".
+
+    >>> x1, y = load("train")
+    >>> x1.shape, x1.min().item(), x1.max().item()
+    (torch.Size([899, 1, 8, 8]), -1.0, 1.0)
     """
     rows = indices(split).numpy()
     pixels, labels = _raw()

@@ -69,6 +69,9 @@ BESIDE = frozenset({"set", "data", "split", "seg", "img", "image", "images", "il
 class ImageFile(NamedTuple):
     """One image. `key` is its path below the root, with forward slashes; latents, labels and
     captions are found by it.
+
+    >>> ImageFile("cat/a.png", Path("photos/cat/a.png"), label=0).captions
+    ()
     """
 
     key: str
@@ -82,6 +85,10 @@ class ImageFolder:
     """A folder of class folders: `classes` sorted by name, `files` sorted by key.
 
     `absent` are files with captions that are not there.
+
+    >>> file = ImageFile("cat/a.png", Path("photos/cat/a.png"), label=0)
+    >>> ImageFolder(Path("photos"), ("cat",), (file,)).classes[file.label]
+    'cat'
     """
 
     root: Path
@@ -132,6 +139,12 @@ def flat(root: AnyPath) -> ImageFolder:
     The parts of a set are never mixed. If `root` holds only train/ and val/ or test/, train/ is
     taken. Raises DataError if there is no image, if parts would be mixed, and if a folder cannot be
     listed.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.new("L", (4, 3)).save(folder / "a.png")
+    >>> [(file.key, file.label) for file in flat(folder).files]
+    [('a.png', 0)]
     """
     root = opened(root)
     full = _full(root)
@@ -162,6 +175,14 @@ def layout(root: AnyPath) -> Path:
 
     Raises DataError that names the right folder in case 3. Raises DataError if there is no such
     folder, no class folder, or a folder that cannot be listed.
+
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for folder in (root / "train" / "cat", root / "val" / "cat"):
+    ...     folder.mkdir(parents=True)
+    ...     Image.new("L", (4, 3)).save(folder / "a.png")
+    >>> layout(root).name
+    'train'
     """
     root = opened(root)
     full = _full(root)
@@ -201,6 +222,11 @@ def opened(source: AnyPath) -> Path:
 
     A tar is unpacked into the cache once. If it holds one outer folder, that folder is entered.
     Raises DataError for anything else, and as `archive.unpack` does.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> opened(folder) == Path(folder)
+    True
     """
     source = Path(source).expanduser()
     try:
@@ -390,7 +416,13 @@ def read(path: AnyPath) -> Image.Image:
 
 
 def decode(source: AnyPath | bytes, name: str) -> Image.Image:
-    """The image in a file or in bytes as RGB. DataError as in `read`; it calls the image `name`."""
+    """The image in a file or in bytes as RGB. DataError as in `read`; it calls the image `name`.
+
+    >>> buffer = io.BytesIO()
+    >>> Image.new("L", (4, 3), 255).save(buffer, "PNG")
+    >>> decode(buffer.getvalue(), "a white image").getpixel((0, 0))
+    (255, 255, 255)
+    """
     with (
         named(name),
         _Quiet(),
@@ -414,7 +446,15 @@ def decode(source: AnyPath | bytes, name: str) -> Image.Image:
 
 @contextlib.contextmanager
 def named(name: AnyPath) -> Iterator[None]:
-    """Turn any error of a decoder or of the system into a DataError that names the file."""
+    """Turn any error of a decoder or of the system into a DataError that names the file.
+
+    >>> try:
+    ...     with named("a.png"):
+    ...         raise ValueError("bad marker")
+    ... except DataError as error:
+    ...     print(error)
+    a.png cannot be decoded (bad marker). Fetch it again, or remove it.
+    """
     try:
         yield
     except CFMError:
@@ -522,6 +562,11 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     Smaller images are enlarged. A very long image would grow beyond RESIZED pixels on the way. Then
     only the part that the crop shows is resized, with the same filter at the same places; a few
     levels round differently.
+
+    Raises ConfigError for a size below 1.
+
+    >>> centre_crop(Image.new("RGB", (40, 30)), 16).size
+    (16, 16)
     """
     size = check_count("size", size)
     while min(image.size) >= 2 * size:

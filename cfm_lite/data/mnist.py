@@ -132,7 +132,13 @@ def load(
 
 
 def available(root: AnyPath | None = None, name: str = "mnist") -> bool:
-    """True if all four files are under the data root. `load` checks what they contain."""
+    """True if all four files are under the data root. `load` checks what they contain.
+
+    Raises ConfigError for an unknown name.
+
+    >>> available(root="a folder without files")
+    False
+    """
     check_choice("name", name, NAMES)
     folder = files.data_root(root) / name
     return all((folder / file).is_file() for file in MD5)

@@ -21,6 +21,13 @@ __all__ = ["PCA"]
 class PCA:
     """Fitted on images `x` (N, *dims), N > `components`. `kept` is the components' share of the
     variance.
+
+    Raises ConfigError for components that are not below the number of images, or more than an image
+    has numbers.
+
+    >>> x = torch.arange(12.0).reshape(6, 1, 1, 2)  # six images on one line
+    >>> PCA(x, components=1).decode(PCA(x, components=1).encode(x)).flatten()[:4].round(decimals=3)
+    tensor([0., 1., 2., 3.])
     """
 
     def __init__(self, x: Tensor, components: int = 32) -> None:

@@ -43,6 +43,11 @@ class SmallTeacher(nn.Module):
     """A classifier of "digits", "mnist" or "cifar10".
 
     `accuracy` is measured on unseen rows; before training it is NaN.
+
+    Raises ConfigError for an unknown data set.
+
+    >>> SmallTeacher("digits").features(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 48, 8, 8])
     """
 
     def __init__(self, dataset: str) -> None:
@@ -70,7 +75,11 @@ class SmallTeacher(nn.Module):
 
 
 class Tokens:
-    """The teacher as `Alignment` needs it: images in, features (B, grid * grid, `dim`) out."""
+    """The teacher as `Alignment` needs it: images in, features (B, grid * grid, `dim`) out.
+
+    >>> Tokens(SmallTeacher("digits"), grid=4)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 16, 48])
+    """
 
     dim = WIDTH
 
@@ -104,6 +113,8 @@ def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -
 def teacher_for(dataset: str) -> SmallTeacher:
     """The teacher of a data set with its usual seed: from the cache, or trained now and kept
     there.
+
+    Raises ConfigError for an unknown data set.
     """
     check_choice("the teacher's dataset", dataset, SETTINGS)
     digest = hashlib.sha256(repr((SETTINGS[dataset], WIDTH, SEED)).encode()).hexdigest()[:12]

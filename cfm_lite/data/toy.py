@@ -41,6 +41,10 @@ __all__ = [
 class Toy(Protocol):
     """A toy set: `n` points (n, 2) float32 and labels (n,) int64. ConfigError unless n is an
     integer >= 1.
+
+    >>> draw: Toy = TOYS["moons"]
+    >>> draw(3)[0].shape
+    torch.Size([3, 2])
     """
 
     def __call__(self, n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]: ...
@@ -87,6 +91,9 @@ MIXTURES: dict[str, Callable[[], GaussianMixture]] = {
 def mixture(name: str) -> GaussianMixture:
     """The exact density of a toy set, in float64, with class labels. ConfigError if it is no
     mixture.
+
+    >>> mixture("gaussians").means.norm(dim=1).mean()
+    tensor(2., dtype=torch.float64)
     """
     check_choice("name of a toy mixture", name, MIXTURES)
     return MIXTURES[name]()
@@ -104,6 +111,10 @@ def gaussians(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Te
     """Eight Gaussians of standard deviation 0.2 on a ring of radius 2.
 
     Labels 0 to 7 count them anticlockwise from (2, 0).
+
+    >>> x1, y = gaussians(1000, generator=torch.Generator().manual_seed(0))
+    >>> x1[y == 0].mean(0).round()
+    tensor([2., 0.])
     """
     return _draw("gaussians", n, generator)
 
@@ -111,6 +122,10 @@ def gaussians(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Te
 def two_classes(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """Two classes of two Gaussians each, with standard deviation 0.35. Class 1 mirrors class 0
     below it.
+
+    >>> x1, y = two_classes(1000, generator=torch.Generator().manual_seed(0))
+    >>> x1[y == 0, 1].min() > x1[y == 1, 1].min()  # class 1 lies below
+    tensor(True)
     """
     return _draw("two_classes", n, generator)
 
@@ -119,6 +134,9 @@ def figure3(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
     """The two near modes of figure 3, one per class, in coordinates with source N(0, I).
 
     Reference: Stoica et al. 2025 (arXiv:2506.05350), figure 3.
+
+    >>> figure3(1000, generator=torch.Generator().manual_seed(0))[0].mean(0).round()
+    tensor([40.,  1.])
     """
     return _draw("figure3", n, generator)
 
@@ -133,6 +151,11 @@ def to_figure3(x: Tensor) -> Tensor:
     """From our coordinates `x` (..., 2) to those of the figure: 0.5 x - (15, 0).
 
     A velocity takes only the factor 0.5.
+
+    Raises ConfigError for points that are no floating (..., 2).
+
+    >>> to_figure3(torch.zeros(2))  # the mean of the source
+    tensor([-15.,   0.])
     """
     _check_plane(x)
     return 0.5 * x - x.new_tensor([15.0, 0.0])
@@ -141,6 +164,11 @@ def to_figure3(x: Tensor) -> Tensor:
 def from_figure3(x: Tensor) -> Tensor:
     """From the figure's coordinates `x` (..., 2) to ours, with source N(0, I): (x + (15, 0)) /
     0.5.
+
+    Raises ConfigError for points that are no floating (..., 2).
+
+    >>> from_figure3(torch.tensor([5.0, 0.0]))  # the mean of class 0
+    tensor([40.,  0.])
     """
     _check_plane(x)
     return (x + x.new_tensor([15.0, 0.0])) / 0.5
@@ -170,6 +198,10 @@ def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor
     """Two interleaved half circles of radius 1.6 with noise 0.08; class 0 is the upper one.
 
     They are scikit-learn's moons, centred, times 1.6.
+
+    >>> x1, y = moons(1000, generator=torch.Generator().manual_seed(0))
+    >>> x1[y == 0, 1].mean() > x1[y == 1, 1].mean()
+    tensor(True)
     """
     y = _classes(n, generator)
     half_circle = 1.6 * _polar(
@@ -183,6 +215,10 @@ def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
     """Two circles with noise 0.08: class 0 of radius 2, class 1 of radius 1.
 
     They are scikit-learn's circles with factor 0.5, doubled.
+
+    >>> x1, y = circles(1000, generator=torch.Generator().manual_seed(0))
+    >>> [x1[y == c].norm(dim=1).mean().round().item() for c in (0, 1)]
+    [2.0, 1.0]
     """
     y = _classes(n, generator)
     return _blur(_polar(2.0 - y.float(), 2 * math.pi * _uniform(n, generator)), 0.08, generator), y
@@ -192,6 +228,12 @@ def swiss_roll(n: int, *, generator: Generator | None = None) -> tuple[Tensor, T
     """The section of scikit-learn's Swiss roll: 1.5 turns from radius 0.8 to 2.5, with noise 0.06.
 
     Class 0 is the inner half of the turns.
+
+    Raises ConfigError for n below 1.
+
+    >>> x1, y = swiss_roll(1000, generator=torch.Generator().manual_seed(0))
+    >>> x1[y == 0].norm(dim=1).mean() < x1[y == 1].norm(dim=1).mean()
+    tensor(True)
     """
     check_generator(generator)
     turn = math.pi * (1.5 + 3 * _uniform(check_count("n", n), generator))
@@ -204,6 +246,10 @@ def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
     """Two arms of a spiral, 1.25 turns each, from radius 0.4 to 2.5 with noise 0.06.
 
     Each arm is a class; one is the other turned by pi.
+
+    >>> x1, y = spirals(1000, generator=torch.Generator().manual_seed(0))
+    >>> bool(x1.norm(dim=1).max() < 3)
+    True
     """
     y = _classes(n, generator)
     # the root spreads the points nearly evenly along the arm
@@ -216,6 +262,11 @@ def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor,
     """Uniform points on the dark squares of a 4x4 board on [-2, 2]^2.
 
     Rows alternate between class 0 and class 1, counted from below.
+
+    >>> x1, y = checkerboard(1000, generator=torch.Generator().manual_seed(0))
+    >>> column, row = (x1 + 2).long().T
+    >>> bool(((column + row) % 2 == 0).all()), bool((row % 2 == y).all())
+    (True, True)
     """
     column = _classes(n, generator)
     row = torch.randint(4, (n,), generator=generator, device="cpu")
@@ -242,6 +293,10 @@ def load(name: str, n: int, generator: Generator | None = None) -> tuple[Tensor,
     """`n` points (n, 2) float32 and labels (n,) int64 of the toy set `name`.
 
     Raises ConfigError for an unknown name, with the nearest one, and for n below 1.
+
+    >>> x1, y = load("spirals", 5)
+    >>> x1.shape, y.dtype
+    (torch.Size([5, 2]), torch.int64)
     """
     check_choice("name of a toy set", name, TOYS)
     return TOYS[name](n, generator=generator)

@@ -22,6 +22,8 @@ __all__ = ["Average", "share_of_start"]
 class Average:
     """`module`, the average of a model; `n_averaged` counts its updates, of which the first copies.
 
+    Raises ConfigError for what is no module, a decay outside [0, 1), or a `warmup` that is no bool.
+
     >>> average = Average(nn.Linear(1, 1), decay=0.9)
     >>> average.update_parameters(nn.Linear(1, 1))
     >>> round(average.rate, 3)
@@ -87,6 +89,8 @@ def share_of_start(decay: float, warmup: bool, updates: int) -> float:
 
     0.999 without warm-up keeps 37 % after 1,000 steps. Samples of such an average come from a
     network that is mostly untrained.
+
+    Raises ConfigError for a decay outside [0, 1), or fewer than 0 updates.
 
     >>> round(share_of_start(0.999, warmup=False, updates=1000), 2)
     0.37

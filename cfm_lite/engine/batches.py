@@ -15,7 +15,12 @@ _PARTS = ("x1", "y", "context")
 
 
 class Running(Iterator[dict[str, Tensor]]):
-    """The steps of a run, each done when it is asked for; it warns if nobody asks for the first."""
+    """The steps of a run, each done when it is asked for; it warns if nobody asks for the first.
+
+    >>> run = Running(iter([{"loss": 0.5}]))
+    >>> next(run)
+    {'loss': 0.5}
+    """
 
     def __init__(self, steps: Iterator[dict[str, Tensor]]) -> None:
         self._steps, self._begun = steps, False
@@ -39,6 +44,10 @@ def stream(batches: Any, steps: int) -> Iterator[tuple[Batch, bool]]:
 
     Raises ConfigError at once if `batches` gives none, and DataError for a batch of another kind or
     too few.
+
+    >>> import torch
+    >>> [last for _, last in stream([torch.zeros(4, 2)] * 3, steps=2)]
+    [False, True]
     """
     try:
         source = iter(batches)
@@ -66,6 +75,11 @@ def as_batch(batch: Any) -> Batch:
     """(x1, ...) of a tensor, of one to three of them, or of a dict of x1, y and context.
 
     Raises DataError for anything else.
+
+    >>> import torch
+    >>> x1, y = as_batch({"x1": torch.zeros(4, 2), "y": torch.arange(4)})
+    >>> x1.shape, y.shape
+    (torch.Size([4, 2]), torch.Size([4]))
     """
     if isinstance(batch, Mapping) and "x1" in batch and set(batch) <= set(_PARTS):
         count = 3 if batch.get("context") is not None else 2
@@ -84,12 +98,21 @@ def as_batch(batch: Any) -> Batch:
 
 
 def shards_in(rows: int, shard: int | None) -> int:
-    """How many shards, of `shard` rows or of all (None), hold so many rows."""
+    """How many shards, of `shard` rows or of all (None), hold so many rows.
+
+    >>> shards_in(100, shard=32), shards_in(100, shard=None)
+    (4, 1)
+    """
     return -(-rows // (shard or rows))
 
 
 def micro_batches(batch: Batch, count: int, shard: int | None) -> list[Batch]:
-    """`batch` in `count` parts of whole shards; the ConfigError names a size that can be cut."""
+    """`batch` in `count` parts of whole shards; the ConfigError names a size that can be cut.
+
+    >>> import torch
+    >>> [len(x1) for x1, in micro_batches((torch.zeros(64, 2),), count=2, shard=16)]
+    [32, 32]
+    """
     if count == 1:
         return [batch]
     rows = len(batch[0])

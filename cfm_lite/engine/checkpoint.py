@@ -65,7 +65,11 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one directory holds: tensors by name, those of the optimizer, and plain JSON values."""
+    """What one directory holds: tensors by name, those of the optimizer, and plain JSON values.
+
+    >>> Checkpoint(Path("run/step-00000500"), 500, {"w": torch.zeros(2)}, {}, {}).step
+    500
+    """
 
     path: Path
     step: int
@@ -87,6 +91,11 @@ def save(
 
     All but the newest `keep` valid checkpoints are removed. Raises DiskFullError (with the bytes
     needed and free) or CheckpointError; a failure leaves older checkpoints as they are.
+
+    >>> import tempfile
+    >>> path = save(tempfile.mkdtemp(), 500, {"w": torch.ones(2)}, {}, {"seed": 0})
+    >>> path.name, sorted(file.name for file in path.iterdir())[:2]
+    ('step-00000500', ['MANIFEST.json', 'optimizer.safetensors'])
     """
     keep = check_count("keep", keep)
     directory, every = Path(directory), (*weights.values(), *optimizer.values())
@@ -123,6 +132,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
 
     Raises CheckpointError if there is none, and CheckpointCorruptError that names the file in which
     a byte differs.
+
+    >>> import tempfile
+    >>> saved = load(save(tempfile.mkdtemp(), 500, {"w": torch.ones(2)}, {}, {"seed": 0}))
+    >>> saved.weights, saved.state["seed"]
+    ({'w': tensor([1., 1.])}, 0)
     """
     path = Path(path)
     manifest = _read_manifest(path)
@@ -150,6 +164,12 @@ def latest(directory: str | Path) -> Path:
     """The newest whole checkpoint under `directory`; a warning names newer ones that are damaged.
 
     Raises CheckpointError that lists what was found, and why none can be used.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> paths = [save(folder, step, {"w": torch.ones(2)}, {}, {}) for step in (500, 1000)]
+    >>> latest(folder).name
+    'step-00001000'
     """
     directory = Path(directory)
     reasons: list[str] = []
@@ -177,6 +197,10 @@ def exists(directory: str | Path) -> bool:
     """Whether `directory` holds a checkpoint that was saved whole, even if it was damaged later.
 
     Raises CheckpointError if it cannot be listed.
+
+    >>> import tempfile
+    >>> exists(tempfile.mkdtemp())
+    False
     """
     return next(_candidates(Path(directory)), None) is not None
 
@@ -193,6 +217,9 @@ def ordered(tensors: Mapping[str, Item]) -> dict[str, Item]:
 
     A file gives its entries in another order to each process, and ranks that exchange tensors need
     the same order.
+
+    >>> ordered({"weight": 1, "bias": 2})
+    {'bias': 2, 'weight': 1}
     """
     return {name: tensors[name] for name in sorted(tensors)}
 
@@ -201,6 +228,10 @@ def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     """(each tensor under the first of its names, {another name: that one}).
 
     So a tied weight is stored once and read under both names.
+
+    >>> w = torch.ones(2)
+    >>> once({"head.weight": w, "embedding.weight": w})
+    ({'embedding.weight': tensor([1., 1.])}, {'head.weight': 'embedding.weight'})
     """
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
@@ -216,7 +247,10 @@ def once(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def check_storable(tensors: Mapping[str, Any]) -> None:
-    """A checkpoint must be able to hold every entry of a state dict; else ConfigError."""
+    """A checkpoint must be able to hold every entry of a state dict; else ConfigError.
+
+    >>> check_storable({"w": torch.ones(2)})  # nothing to say
+    """
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise ConfigError(
@@ -231,7 +265,16 @@ def check_storable(tensors: Mapping[str, Any]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader sees the old file or the new one, never half of it."""
+    """Replace `path` by `data`: a reader sees the old file or the new one, never half of it.
+
+    Raises DiskFullError or CheckpointError if it cannot be written.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
+    >>> write_bytes(path, b"whole")
+    >>> path.read_bytes()
+    b'whole'
+    """
     try:
         publish(data, path)
         _fsync(path.parent)

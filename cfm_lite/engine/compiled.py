@@ -29,6 +29,10 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The members of every list of `module` that is called `blocks`, in order.
 
     FSDP shards and gathers them one by one. Blocks inside a block belong to it, and are not listed.
+
+    >>> from cfm_lite.models import SiT
+    >>> len(blocks_of(SiT(input_size=4, in_channels=1, hidden_size=8, depth=3, num_heads=2)))
+    3
     """
     lists: dict[str, nn.Module] = {}
     for name, part in module.named_modules():
@@ -56,6 +60,9 @@ def is_compiled(chosen: bool | None, module: nn.Module, device: torch.device) ->
     That is as `chosen`; None compiles on CUDA, if there are transformer blocks. None does not
     compile where torch's compiler cannot: without Triton, a C compiler or capability 7. Raises
     ConfigError for True on a machine without a compiler.
+
+    >>> is_compiled(None, nn.Linear(2, 2), torch.device("cpu"))  # None: on CUDA alone
+    False
     """
     lacking = _lacking(device) if BACKEND == "inductor" else ""
     if chosen is None:

@@ -21,7 +21,15 @@ __all__ = ["Guard"]
 
 
 class Guard:
-    """Watches the values of each step; `error` names the one that may run away, or is None."""
+    """Watches the values of each step; `error` names the one that may run away, or is None.
+
+    >>> guard = Guard(torch.device("cpu"), None, None, [])
+    >>> try:
+    ...     guard.watch(7, {"loss": torch.tensor(math.nan)})
+    ... except DivergenceError as error:
+    ...     print(str(error)[:28])
+    loss is not finite at step 7
+    """
 
     def __init__(
         self,

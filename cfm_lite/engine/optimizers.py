@@ -20,7 +20,12 @@ def make_optimizer(
     weight_decay: float | None,
     betas: tuple[float, float] | None,
 ) -> torch.optim.Optimizer:
-    """Fused AdamW on what is trained; None is a default. ConfigError for a value out of range."""
+    """Fused AdamW on what is trained; None is a default. ConfigError for a value out of range.
+
+    >>> optimizer = make_optimizer(nn.Linear(2, 2), lr=None, weight_decay=None, betas=None)
+    >>> optimizer.defaults["lr"], optimizer.defaults["betas"]
+    (0.001, (0.9, 0.999))
+    """
     decay = 0.0 if weight_decay is None else weight_decay
     return torch.optim.AdamW(
         [p for p in objective.parameters() if p.requires_grad],
@@ -48,6 +53,9 @@ def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **setti
 
     Raises ConfigError, also for `settings` of ours beside a given optimizer, and for an objective
     with nothing to train.
+
+    >>> model = nn.Linear(2, 2)
+    >>> check_optimizer(torch.optim.SGD(model.parameters(), 0.1), model, "ddp")  # it may train
     """
     trained = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
     if not trained:
@@ -93,7 +101,16 @@ def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **setti
 
 
 def backward(total: Tensor, share: float) -> None:
-    """Add the gradients of one micro-batch, which is `share` of the batch."""
+    """Add the gradients of one micro-batch, which is `share` of the batch.
+
+    Raises ConfigError for a loss without a gradient.
+
+    >>> w = torch.ones(1, requires_grad=True)
+    >>> for micro_batch in range(2):
+    ...     backward((3 * w).sum(), share=0.5)
+    >>> w.grad
+    tensor([3.])
+    """
     if not total.requires_grad:
         raise ConfigError(
             "the loss has no gradient: the model's velocity was detached, or made under "
@@ -107,6 +124,11 @@ def clip_gradients(parameters: Sequence[Tensor], bound: float | None) -> Tensor:
     """The norm of all gradients together, which are then scaled to at most `bound`.
 
     The bits are those of torch's two functions, which sort gradients by device and dtype each time.
+
+    >>> w = torch.zeros(2, requires_grad=True)
+    >>> w.grad = torch.tensor([3.0, 4.0])
+    >>> clip_gradients([w], bound=1.0), w.grad
+    (tensor(5.), tensor([0.6000, 0.8000]))
     """
     grads: list[Any] = [p.grad for p in parameters if p.grad is not None]
     if not (alike := _are_alike(grads)):
@@ -135,6 +157,11 @@ def update(optimizer: Any, ok: Tensor | None) -> bool:
     """A step of the optimizer unless the gate `ok` is 0; whether it was done. None is no gate.
 
     A fused kernel reads the gate on the device. Other optimizers cost one host read a step.
+
+    >>> w = torch.ones(1, requires_grad=True)
+    >>> w.grad = torch.ones(1)
+    >>> update(torch.optim.SGD([w], lr=0.1), ok=torch.tensor(0.0)), w.item()  # the gate is shut
+    (False, 1.0)
     """
     if ok is not None:
         if any(group.get("fused") for group in optimizer.param_groups):

@@ -49,6 +49,9 @@ class World:
     """`size` processes; this one is number `rank`, and number `local` on its machine.
 
     All methods are collective. Without a `link` small values go through the process group.
+
+    >>> World().is_main, World().gather("what this rank says")
+    (True, ['what this rank says'])
     """
 
     rank: int = 0
@@ -157,6 +160,8 @@ class World:
         """Do `work` on rank 0 while the others wait; its result there, None elsewhere.
 
         If it fails, all ranks raise an error.
+
+        Raises the work's own error on rank 0, and DistributedError on the others.
         """
         result, error = None, None
         if self.is_main:
@@ -362,6 +367,9 @@ def ranks_of_environment() -> tuple[int, int, int]:
     """(rank, size, local rank) from the variables of torchrun or a scheduler; else (0, 1, 0).
 
     Raises DistributedError for variables that are incomplete or contradict each other.
+
+    >>> ranks_of_environment()  # without torchrun
+    (0, 1, 0)
     """
     names = ("RANK", "WORLD_SIZE")
     given = {name: os.environ[name] for name in names if name in os.environ}
@@ -395,6 +403,10 @@ def joined(device: torch.device | str = "cpu") -> Iterator[World]:
 
     Raises DistributedError if the ranks do not find each other within CFM_LITE_TIMEOUT seconds, as
     for a port that is in use.
+
+    >>> with joined() as world:  # without torchrun
+    ...     world.size
+    1
     """
     rank, size, local = ranks_of_environment()
     if size == 1:

@@ -23,7 +23,11 @@ PARALLEL = ("ddp", "fsdp")
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a `Trainer`, as Python's own; ConfigError for one outside its range."""
+    """The numbers of a `Trainer`, as Python's own; ConfigError for one outside its range.
+
+    >>> Settings(1.0, 0.999, True, 0.0, 0, 1, "float32", 50, None, "ddp").decays
+    {'ema': 0.999}
+    """
 
     clip: float | None
     ema_decay: float
@@ -71,6 +75,9 @@ def check_objective(objective: Any, parts: bool = False) -> None:
     """Raise ConfigError unless this is an Objective that can be trained, averaged and saved.
 
     With `parts` FSDP deals it to ranks.
+
+    >>> from cfm_lite import models, objective
+    >>> check_objective(objective.fm(models.MLP(2)))  # nothing to say
     """
     if not isinstance(objective, Objective):
         raise ConfigError(
@@ -82,13 +89,22 @@ def check_objective(objective: Any, parts: bool = False) -> None:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Around a forward pass of this precision on `device`."""
+    """Around a forward pass of this precision on `device`.
+
+    >>> with autocast("bf16", torch.device("cpu")):
+    ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+    torch.bfloat16
+    """
     half = PRECISIONS[precision]
     return torch.autocast(device.type, dtype=half) if half else contextlib.nullcontext()
 
 
 def warmup(steps: int) -> Callable[[int], float]:
-    """A learning-rate factor that rises linearly to 1 over `steps` and stays there."""
+    """A learning-rate factor that rises linearly to 1 over `steps` and stays there.
+
+    >>> [warmup(4)(step) for step in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
     return functools.partial(_risen, steps)
 
 

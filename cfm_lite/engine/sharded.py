@@ -201,7 +201,11 @@ def _gather_in(module: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether `shard` has sharded a module."""
+    """Whether `shard` has sharded a module.
+
+    >>> is_sharded(nn.Linear(2, 2))
+    False
+    """
     return hasattr(type(module), "set_requires_gradient_sync")  # of the type: a quicker no
 
 
@@ -244,7 +248,11 @@ def inside(module: nn.Module) -> list[str]:
 
 
 def full(x: Any) -> Tensor:
-    """A tensor as it is, or a sharded one gathered on every rank (collective)."""
+    """A tensor as it is, or a sharded one gathered on every rank (collective).
+
+    >>> full(torch.ones(2))  # a tensor that is whole
+    tensor([1., 1.])
+    """
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
@@ -252,6 +260,9 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     """The whole state dict on the host of rank 0, and an empty one elsewhere (collective).
 
     Of a plain module it is the state dict.
+
+    >>> list(weights(nn.Linear(2, 2)))
+    ['weight', 'bias']
     """
     if not is_sharded(module):
         return module.state_dict()
@@ -264,7 +275,13 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a whole state dict, of which each rank keeps its slices (collective)."""
+    """Load a whole state dict, of which each rank keeps its slices (collective).
+
+    >>> module = nn.Linear(1, 1, bias=False)
+    >>> load_weights(module, {"weight": torch.ones(1, 1)})
+    >>> module.weight.item()
+    1.0
+    """
     if not is_sharded(module):
         module.load_state_dict(dict(state))
         return
@@ -278,6 +295,11 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     """`optimizer.state_dict()` with whole tensors on the host of rank 0 (collective).
 
     Parameters are named by number.
+
+    >>> module = nn.Linear(1, 1, bias=False)
+    >>> sgd = torch.optim.SGD(module.parameters(), lr=0.1)
+    >>> optimizer_state(module, sgd)["param_groups"][0]["lr"]
+    0.1
     """
     if not is_sharded(module):
         return optimizer.state_dict()
@@ -297,7 +319,14 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 def load_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> None:
-    """The inverse of `optimizer_state`, from the whole tensors on every rank (collective)."""
+    """The inverse of `optimizer_state`, from the whole tensors on every rank (collective).
+
+    >>> module = nn.Linear(1, 1, bias=False)
+    >>> old, new = (torch.optim.SGD(module.parameters(), lr=lr) for lr in (0.1, 0.2))
+    >>> load_optimizer(module, new, optimizer_state(module, old))
+    >>> new.param_groups[0]["lr"]
+    0.1
+    """
     if not is_sharded(module):
         optimizer.load_state_dict(dict(state))
         for p, entry in optimizer.state.items():

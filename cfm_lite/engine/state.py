@@ -38,6 +38,14 @@ class State:
     """All that training changes, beside the step; `averages` by their names in a checkpoint.
 
     `settings` are the numbers of the trainer that must be equal to resume.
+
+    >>> import tempfile
+    >>> from cfm_lite import models, objective
+    >>> fm = objective.fm(models.MLP(2))
+    >>> sgd = torch.optim.SGD(fm.parameters(), lr=0.1)
+    >>> state = State(fm, {"ema": Average(fm.model, 0.9)}, sgd, {"seed": 0})
+    >>> state.save(tempfile.mkdtemp(), 1, {}, World(), keep=1).name
+    'step-00000001'
     """
 
     objective: Objective

@@ -17,6 +17,8 @@ def check_trainable(module: nn.Module, parts: bool = False) -> None:
     Tied weights, frozen parts, parametrisations and parameters in any order of memory are fine.
     With `parts` FSDP must be able to deal it to ranks. `checkpoint.check_storable` says what a file
     can hold.
+
+    >>> check_trainable(nn.Linear(2, 2))  # nothing to say
     """
     for name, part in module.named_modules(remove_duplicate=True):
         if getattr(part, "sparse", False) is True and isinstance(
@@ -48,7 +50,12 @@ def check_trainable(module: nn.Module, parts: bool = False) -> None:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy for the average; ConfigError names what cannot be copied."""
+    """A deep copy for the average; ConfigError names what cannot be copied.
+
+    >>> module = nn.Linear(2, 2)
+    >>> copied(module).weight is module.weight
+    False
+    """
     try:
         return copy.deepcopy(module)
     except Exception as error:  # whatever a part holds: locks, open files, results of a graph
