@@ -24,6 +24,9 @@ Row = dict[str, Any]
 def method_name(recipe: Recipe, debias: bool = False) -> str:
     """The run's name: its method or ImageNet preset, the second method, and whether it is
     debiased.
+
+    >>> method_name(Recipe(method="delta_fm"), debias=True)
+    'delta_fm_debiased'
     """
     name = preset_of(recipe) if isinstance(recipe, ImageNet) else recipe.method
     return name + f"+{recipe.also}" * bool(recipe.also) + "_debiased" * debias
@@ -42,6 +45,11 @@ def card_of(
 
     `settings` is what `cfm-lite sample` saved with the samples: recipe, step, and how they were
     drawn. Raises DataError if a part of it is missing or of the wrong type.
+
+    >>> about = {"features": "judge of digits", "features_hash": None, "reference": "held-out rows"}
+    >>> card = card_of({"recipe": Recipe().as_dict(), "step": 500}, samples=100, **about)
+    >>> card["method"], card["nfe"], card["steps"]
+    ('fm', 50, 500)
     """
     made_by = runs.facts()
     measured = {
@@ -100,7 +108,12 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
 
 
 def told(row: Mapping[str, Any]) -> list[str]:
-    """The card in a few lines, from any row of the measurement."""
+    """The card in a few lines, from any row of the measurement.
+
+    >>> about = {"features": "judge of digits", "features_hash": None, "reference": "held-out rows"}
+    >>> told(card_of({"recipe": Recipe().as_dict(), "step": 500}, samples=100, **about))[0]
+    '100 samples of fm (mlp on digits), 500 training steps, average ema 0.999'
+    """
     if "method" in row:
         low, high = row["interval"]
         where = "" if (low, high) == (0, 1) else f" in [{low:g}, {high:g}]"

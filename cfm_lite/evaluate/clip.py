@@ -51,7 +51,10 @@ class ClipScore(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], captions: Sequence[str]
     ) -> Float[Tensor, " batch"]:
-        """The score of each image."""
+        """The score of each image.
+
+        Raises ConfigError for images of another shape, and unless there is a caption for each.
+        """
         check_floating(images=images)
         told = check_texts(captions)
         if images.dim() != 4 or images.shape[1] != 3 or len(images) != len(told):

@@ -185,7 +185,11 @@ def measure(
 
 
 def npz_of(path: AnyPath) -> Path:
-    """The npz itself, or the samples.npz in a folder."""
+    """The npz itself, or the samples.npz in a folder.
+
+    >>> npz_of("samples.npz").name
+    'samples.npz'
+    """
     path = expanded(path)
     return path / SAMPLES if (path / SAMPLES).exists() else path
 
@@ -247,7 +251,15 @@ def features_of(
     batch: int = 64,
     progress: bool = True,
 ) -> Features:
-    """Features of every image of an npz or of a folder, cropped to `size` (see `image_batches`)."""
+    """Features of every image of an npz or of a folder, cropped to `size` (see `image_batches`).
+
+    >>> import tempfile
+    >>> from cfm_lite.evaluate.inception import StandIn
+    >>> path = Path(tempfile.mkdtemp()) / "images.npz"
+    >>> np.savez(path, arr_0=np.zeros((5, 8, 8, 3), np.uint8))
+    >>> features_of(path, StandIn(), progress=False).pool.shape
+    torch.Size([5, 64])
+    """
     parts = [
         extractor(part)
         for part in tqdm(
@@ -261,6 +273,12 @@ def image_batches(source: Path, batch: int, size: int | None = None) -> Iterator
     """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder, cropped to `size`.
 
     Without `size` an npz is read as it is, and a folder at 256 pixels. DataError for anything else.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "images.npz"
+    >>> np.savez(path, arr_0=np.zeros((5, 8, 8, 3), np.uint8))
+    >>> [tuple(images.shape) for images in image_batches(path, 4)]
+    [(4, 3, 8, 8), (1, 3, 8, 8)]
     """
     if source.is_dir():
         files = image_files.flat(source).files
@@ -307,6 +325,13 @@ def opened(source: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
     """The images of an npz as a stream, and their shape (N, H, W, 3); DataError for other arrays.
 
     A damaged file raises what zipfile and NumPy raise.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "images.npz"
+    >>> np.savez(path, arr_0=np.zeros((5, 8, 8, 3), np.uint8))
+    >>> with opened(path) as (stream, shape):
+    ...     shape
+    (5, 8, 8, 3)
     """
     with zipfile.ZipFile(source) as archive, archive.open("arr_0.npy") as member:
         form: Any = np.lib.format

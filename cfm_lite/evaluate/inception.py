@@ -36,7 +36,11 @@ SPATIAL_CHANNELS = 7
 
 
 class Features(NamedTuple):
-    """pool (N, D), spatial (N, S) and logits (N, K), float32 on the host."""
+    """pool (N, D), spatial (N, S) and logits (N, K), float32 on the host.
+
+    >>> Features(torch.zeros(5, 64), torch.zeros(5, 2023), torch.zeros(5, 16)).pool.shape
+    torch.Size([5, 64])
+    """
 
     pool: Tensor
     spatial: Tensor
@@ -48,6 +52,10 @@ class Extractor(Protocol):
 
     `prefix` begins the names of metrics that are not the published ones. `widths` are the numbers
     of features for FID and sFID.
+
+    >>> extractor: Extractor = StandIn()
+    >>> extractor.prefix
+    'standin_'
     """
 
     name: str
@@ -55,7 +63,8 @@ class Extractor(Protocol):
     fingerprint: str
     widths: Mapping[str, int]
 
-    def __call__(self, images: Tensor) -> Features: ...
+    def __call__(self, images: Tensor) -> Features:
+        """The features of `images`, uint8 (B, 3, H, W)."""
 
 
 class Inception:
@@ -87,6 +96,11 @@ class StandIn:
 
     It has 64 pooled features, 2,023 spatial ones and 16 logits. Equal images have equal features.
     Its numbers mean nothing, so its metrics are called standin_*.
+
+    Raises ConfigError for a seed below 0, and for images that are not uint8 (B, 3, H, W).
+
+    >>> StandIn()(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).pool.shape
+    torch.Size([2, 64])
     """
 
     name, prefix = "stand-in", "standin_"
@@ -179,5 +193,8 @@ def _fetched() -> Path:
 def open_extractor(source: str | None = None, device: torch.device | str = "cpu") -> Extractor:
     """Inception-v3 with its published weights (None) or those in a file, or "standin" for the
     random stand-in.
+
+    >>> open_extractor("standin").name
+    'stand-in'
     """
     return StandIn(device=device) if source == "standin" else inception(source, device)

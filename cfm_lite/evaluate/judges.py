@@ -83,6 +83,9 @@ class Judge(Kept):
 
     `accuracy` is measured on unseen rows (NaN before training). Raises ConfigError for an unknown
     data set, and for images of another shape or dtype.
+
+    >>> Judge("digits")(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, dataset: str) -> None:
@@ -107,7 +110,10 @@ class Judge(Kept):
 
     @full_precision()
     def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer (B, 64), all >= 0, of images `x` (B, C, S, S) in [-1, 1]."""
+        """The last hidden layer (B, 64), all >= 0, of images `x` (B, C, S, S) in [-1, 1].
+
+        Raises ConfigError for images of another shape, or of integers.
+        """
         if tuple(x.shape[1:]) != self.shape:
             takes = ", ".join(map(str, self.shape))
             raise ConfigError(
@@ -126,6 +132,8 @@ class Judge(Kept):
 def assess(judge: Judge, x: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Logits (N, 10) and features (N, 64) of images `x` (N, C, S, S), `chunk` at a time, on the
     judge's device.
+
+    Raises ConfigError for images of another shape, or a chunk below 1.
 
     >>> logits, features = assess(judge_for("digits"), torch.zeros(4, 1, 8, 8))
     >>> logits.shape, features.shape
@@ -161,6 +169,10 @@ def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tens
 
     "digits": the halves "train" and "judge". "mnist" and "cifar10": the first 10,000 training rows
     and the 10,000 test rows.
+
+    >>> (x, _), (x_other, _) = real_halves("digits")
+    >>> len(x), len(x_other)
+    (899, 898)
     """
     return image_rows(dataset, "train", 10_000), image_rows(dataset, "test")
 
@@ -168,6 +180,9 @@ def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tens
 def frechet_real(judge: Judge) -> Tensor:
     """The Fréchet distance of the two `real_halves` in the judge's features: what real data
     reach.
+
+    >>> bool(frechet_real(judge_for("digits")) < 1)
+    True
     """
     (x, _), (x_other, _) = real_halves(judge.dataset)
     return frechet(assess(judge, x)[1], assess(judge, x_other)[1])
@@ -176,6 +191,12 @@ def frechet_real(judge: Judge) -> Tensor:
 def save_judge(judge: Kept, path: AnyPath) -> None:
     """Write the weights as safetensors, with facts and fingerprint in the header, whole or not at
     all.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "judge.safetensors"
+    >>> save_judge(Judge("digits"), path)
+    >>> load_judge(path).dataset
+    'digits'
     """
     publish(_as_file(judge), Path(path))
 
@@ -192,6 +213,9 @@ def load_judge(path: AnyPath, kind: type[Kept] = Judge) -> Any:
 
     Raises CheckpointError if there is no file, and CheckpointCorruptError if its content does not
     fit its fingerprint.
+
+    >>> load_judge(SHIPPED / judge_file("digits")).seed
+    0
     """
     path = Path(path)
     if not path.is_file():
@@ -225,6 +249,8 @@ def judge_file(dataset: str) -> str:
 def judge_for(dataset: str) -> Judge:
     """The judge of a data set with seed 0: the shipped one, else a cached one, else trained now and
     cached.
+
+    Raises ConfigError for an unknown data set.
 
     >>> judge_for("digits").accuracy > 0.95
     True

@@ -22,7 +22,11 @@ ALL_PAIRS = 5000
 
 
 def judge_of(name: str) -> Judge | None:
-    """The judge of an image set; for latents, of their images; None for points."""
+    """The judge of an image set; for latents, of their images; None for points.
+
+    >>> print(judge_of("moons"))
+    None
+    """
     name = PIXELS.get(name, name)
     return judge_for(name) if name in SETTINGS else None
 
@@ -36,6 +40,11 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
     most 2,000 rows; and for sets as small as the digits nearest_ratio (below 0.9: memorised), which
     takes all pairs. For points: class accuracy under the exact posterior, sliced Wasserstein
     distance and MMD to held-out points. For pictures of captions `y` (N, L): the reader's scores.
+
+    >>> from cfm_lite.data.datasets import dataset
+    >>> data = dataset("two_classes", points=100)
+    >>> sorted(measure(data.x1, data.y, data, judge=None))
+    ['accuracy', 'mmd', 'sliced_wasserstein']
     """
     if data.codec is not None:
         samples = data.codec.decode(samples)
@@ -77,6 +86,10 @@ def _measure_captioned(samples: Tensor, y: Tensor) -> dict[str, float]:
 def reference_rows(n: int, data: DataSet, judge: Judge | None) -> Tensor:
     """The held-out rows that `n` samples are compared with: n points, or 1,000 images (n if
     larger).
+
+    >>> from cfm_lite.data.datasets import dataset
+    >>> reference_rows(50, dataset("moons", points=100), judge=None).shape
+    torch.Size([50, 2])
     """
     held = data.images.held_x1
     return held[:n] if judge is None else _some(held, max(COMPARED, n))

@@ -33,7 +33,11 @@ LIMIT = 2**29  # bytes of one array: 8,192 x 8,192 in float64
 
 
 class Statistics(NamedTuple):
-    """The mean (d,) and the covariance (d, d) of the features of a set, float64."""
+    """The mean (d,) and the covariance (d, d) of the features of a set, float64.
+
+    >>> Statistics(torch.zeros(2), torch.eye(2)).mean.shape
+    torch.Size([2])
+    """
 
     mean: Tensor
     covariance: Tensor
@@ -41,7 +45,12 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference that was read: statistics by metric, features of its images, or both."""
+    """A reference that was read: statistics by metric, features of its images, or both.
+
+    >>> known = {"fid": Statistics(torch.zeros(2).double(), torch.eye(2).double())}
+    >>> Reference("statistics.npz", "ab12", known).holds.split(",")[0]
+    'fid from mu and sigma'
+    """
 
     path: str
     digest: str
@@ -98,6 +107,12 @@ def refuse_pickles(path: Path) -> None:
 def names_in(path: Path) -> list[str]:
     """The names of the arrays in an npz. DataError if there is no npz, UntrustedFileError for a
     pickle.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "statistics.npz"
+    >>> np.savez(path, mu=np.zeros(64), sigma=np.eye(64))
+    >>> names_in(path)
+    ['mu', 'sigma']
     """
     try:
         refuse_pickles(path)
@@ -121,6 +136,13 @@ def statistics_of(path: Path, extractor: Extractor) -> dict[str, Statistics]:
     Raises DataError for one of a pair, for another number of features than the extractor's, for
     numbers that are not finite, and for a matrix that is no covariance. Raises UntrustedFileError
     for objects in place of numbers.
+
+    >>> import tempfile
+    >>> from cfm_lite.evaluate.inception import StandIn
+    >>> path = Path(tempfile.mkdtemp()) / "statistics.npz"
+    >>> np.savez(path, mu=np.zeros(64), sigma=np.eye(64))
+    >>> list(statistics_of(path, StandIn()))
+    ['fid']
     """
     names, found = names_in(path), {}
     for metric, pair in STATISTICS.items():

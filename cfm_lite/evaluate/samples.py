@@ -67,7 +67,14 @@ def evaluate(
 
 
 def save_samples(path: Path, x: Tensor, y: Tensor, settings: Mapping[str, Any]) -> None:
-    """Write samples (N, *dims), labels (N,) and their settings as one npz."""
+    """Write samples (N, *dims), labels (N,) and their settings as one npz.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "samples.npz"
+    >>> save_samples(path, torch.zeros(4, 2), torch.zeros(4), {"recipe": {"dataset": "moons"}})
+    >>> load_samples(path)[0].shape
+    torch.Size([4, 2])
+    """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, x=x.numpy(), y=y.numpy(), settings=np.array(json.dumps(settings)))
     write_bytes(path, buffer.getvalue())
@@ -78,6 +85,13 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
 
     settings["recipe"] is the recipe. Raises DataError for a file that is missing, damaged or of
     another kind.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "samples.npz"
+    >>> save_samples(path, torch.zeros(4, 2), torch.arange(4), {"recipe": {"dataset": "moons"}})
+    >>> x, y, settings = load_samples(path)
+    >>> y, settings["recipe"]
+    (tensor([0, 1, 2, 3]), {'dataset': 'moons'})
     """
     path = npz_of(path)
     if path.is_dir():
@@ -123,6 +137,9 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
 def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list[Row], Path]:
     """Measure the samples in an npz. Returns flat rows, each with its card, and their
     metrics.json.
+
+    Raises DataError as `load_samples` does, and ConfigError or DataError if `out` cannot be
+    written.
     """
     x, y, settings = load_samples(path)
     target = check_file(

@@ -45,6 +45,9 @@ _KINDS = {  # what a folder may hold, and the files that tell it
 class Located(NamedTuple):
     """A run's `folder`, which holds config.json, and the checkpoint that was named; None for the
     newest.
+
+    >>> Located(Path("run"), Path("run/checkpoints/step-00000500")).checkpoint.name
+    'step-00000500'
     """
 
     folder: Path
@@ -67,6 +70,12 @@ def located(path: AnyPath) -> Located:
 
     `path` may be relative, hold `~`, `.` and `..`, end in a slash, or be a link. Only names are
     read. A path that is no run is returned as it is, and the caller refuses it.
+
+    >>> import tempfile
+    >>> run = Path(tempfile.mkdtemp())
+    >>> size = (run / CONFIG).write_text("{}")
+    >>> located(run / "checkpoints" / "step-00000500").folder.name == run.name
+    True
     """
     given = expanded(path)
     for view in (
@@ -91,6 +100,9 @@ def samples_of(path: AnyPath) -> Path:
     Any other path is returned as it is: the caller reads it as a folder of images, or refuses it.
     Raises ConfigError for a checkpoint whose run has samples of another step, and DataError if
     what these say of themselves is damaged.
+
+    >>> samples_of("a folder of images").name  # no run: the caller reads it
+    'a folder of images'
     """
     given, (home, step) = expanded(path), located(path)
     if given.is_file() and given.suffix == ".npz":
@@ -120,6 +132,10 @@ def home_for(out: AnyPath, resume: bool | str = False, *, inputs: Iterable[Path]
 
     Raises ConfigError for a place inside another run, for a folder of latents or samples, for one
     of `inputs` and for the name of a file. Raises DataError if nothing can be written there.
+
+    >>> import tempfile
+    >>> home_for(Path(tempfile.mkdtemp()) / "new").name
+    'new'
     """
     place, path = located(out), expanded(out)
     if (place.folder / CONFIG).exists() and place.folder != Path(os.path.abspath(path)):
@@ -169,6 +185,12 @@ def _is_step(folder: Path) -> bool:
 def read_config(path: AnyPath) -> dict[str, Any]:
     """The config.json of a run (see `located`), checked to hold a recipe. CheckpointError if there
     is none.
+
+    >>> import tempfile
+    >>> run = Path(tempfile.mkdtemp())
+    >>> size = (run / CONFIG).write_text(json.dumps({"recipe": {"dataset": "moons"}}))
+    >>> read_config(run)["recipe"]
+    {'dataset': 'moons'}
     """
     file = located(path).folder / CONFIG
     try:
@@ -186,13 +208,23 @@ def read_config(path: AnyPath) -> dict[str, Any]:
 
 
 def saved_recipe(path: AnyPath) -> Recipe:
-    """The recipe in the config.json of a run (see `located`); CheckpointError if there is none."""
+    """The recipe in the config.json of a run (see `located`); CheckpointError if there is none.
+
+    >>> import tempfile
+    >>> run = Path(tempfile.mkdtemp())
+    >>> size = (run / CONFIG).write_text(json.dumps({"recipe": {"dataset": "moons"}}))
+    >>> saved_recipe(run).dataset
+    'moons'
+    """
     return from_dict(read_config(path)["recipe"])
 
 
 def is_file_of_weights(path: Path) -> bool:
     """True for the name of a single file of weights, as the official programs write. Files in a run
     are none.
+
+    >>> is_file_of_weights(Path("SiT-XL-2.pt")), is_file_of_weights(Path("run"))
+    (True, False)
     """
     return (
         path.suffix in (".pt", ".pth", ".safetensors")
@@ -215,6 +247,10 @@ def read_mean(file: Path, digest: str) -> Tensor:
 def make_folder(folder: str | Path) -> Path:
     """The folder, made if it is missing. DataError, before any work, if it cannot be made or
     written to.
+
+    >>> import tempfile
+    >>> make_folder(Path(tempfile.mkdtemp()) / "runs" / "new").is_dir()
+    True
     """
     folder = Path(folder)
     try:

@@ -58,7 +58,14 @@ TEXT_MODELS: dict[str, dict[str, int]] = {  # the networks of captions
 
 @dataclass(frozen=True)
 class ImageNet(Recipe):
-    """A `Recipe` with what only the full scale has; `block` and `align_block` count from 1."""
+    """A `Recipe` with what only the full scale has; `block` and `align_block` count from 1.
+
+    Raises ConfigError for a network that does not fit the data set, a size below 1, and a batch
+    that is no multiple of the shard.
+
+    >>> ImageNet(batch=256, shard=32).network
+    'SiT-XL/2'
+    """
 
     dataset: str = "imagenet"
     model: str = "sit"
@@ -158,6 +165,10 @@ def imagenet(method: str = "sit", *, model: str = "SiT-XL/2", **changes: Any) ->
 
     SiT-Ti/2 and MMDiT-Ti/2 are our own; they take small batches and few steps. For an unknown
     name, ConfigError names the nearest.
+
+    >>> recipe = imagenet("vecor", model="SiT-B/2")
+    >>> recipe.weight, recipe.hidden_size
+    (0.05, 768)
     """
     check_choice("method", method, PRESETS)
     check_choice("model", model, MODELS | TEXT_MODELS)
@@ -177,6 +188,9 @@ def preset_of(recipe: ImageNet) -> str:
 
     Among the presets with its method and alignment, it is the one with the most equal fields. If
     there is none, the name is the method's, with "repa_" in front if the recipe aligns.
+
+    >>> preset_of(imagenet("repa_vecor", lr=2e-4))
+    'repa_vecor'
     """
     plain = f"{'repa_' if recipe.align else ''}{recipe.method}"
     of_kind = {
@@ -195,6 +209,8 @@ def preset_of(recipe: ImageNet) -> str:
 def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) -> Objective:
     """The objective of a recipe. With `align` > 0 it aligns with `teacher`, which must have the
     model's grid.
+
+    Raises ConfigError for an alignment without a teacher.
     """
     plain = build_objective(recipe, model)
     if not recipe.align:
@@ -213,6 +229,9 @@ def build_imagenet_objective(recipe: ImageNet, model: SiT, teacher: Any = None) 
 class Given:
     """Stands for a teacher whose features (B, T, dim) were computed before. They come with the
     batch.
+
+    >>> Given(dim=768)(torch.zeros(2, 256, 768, dtype=torch.half)).dtype
+    torch.float32
     """
 
     dim: int
@@ -245,6 +264,12 @@ def build_imagenet_trainer(
 ) -> Trainer:
     """The trainer of a recipe, on `model` (such as an official one to fine-tune) or on a new
     network.
+
+    >>> from types import SimpleNamespace
+    >>> data = SimpleNamespace(shape=(4, 32, 32), num_classes=1000)
+    >>> trainer = build_imagenet_trainer(imagenet("vecor", model="SiT-Ti/2"), data)
+    >>> list(trainer.objective.terms)
+    ['flow_matching', 'repulsion']
     """
     network: Any = (model or build_model(recipe, data)).to(device)
     built = build_imagenet_objective(recipe, network, teacher).to(device)
@@ -340,7 +365,11 @@ _VERSUS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 
 
 def versus(method: str, dataset: str = "imagenet") -> list[tuple[str, str, str]]:
-    """(setting, in the paper, here) for a preset; ConfigError for an unknown name."""
+    """(setting, in the paper, here) for a preset; ConfigError for an unknown name.
+
+    >>> [here for setting, paper, here in versus("delta_fm") if setting == "weight"]
+    ['0.05']
+    """
     check_choice("method", method, PRESETS)
     check_choice("dataset", dataset, FULL_SCALE)
     parts = ["repa", method.removeprefix("repa_")] if method.startswith("repa_") else [method]

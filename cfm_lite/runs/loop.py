@@ -77,6 +77,11 @@ def train(
     there, and for what cannot act: `sample_every` without `draw`, `resume=True` without `out`.
     Raises ResumeMismatchError if `out` holds another run (see `segments`), DistributedError, and
     what `Trainer.run` raises.
+
+    >>> from cfm_lite.data.datasets import dataset
+    >>> short = Recipe(dataset="moons", hidden_size=8, depth=1, batch=32, steps=2)
+    >>> train(short, dataset("moons", points=64), progress=False).step
+    2
     """
     save_every = check_count("save_every", save_every)
     log_every = check_count("log_every", log_every)
@@ -220,6 +225,10 @@ def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
     A run that was killed before its first save has none, so it starts again. A run whose
     checkpoints are all damaged has some, so it is never silently started again. Raises ConfigError
     unless `resume` is True, False or "auto", and CheckpointError if it cannot be seen.
+
+    >>> import tempfile
+    >>> goes_on(tempfile.mkdtemp())  # no checkpoint there
+    False
     """
     if isinstance(resume, bool):
         return resume
@@ -374,7 +383,11 @@ def _whole_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 class Terminated(SystemExit):
-    """Raised for SIGTERM after the run was saved. Exit code 143."""
+    """Raised for SIGTERM after the run was saved. Exit code 143.
+
+    >>> Terminated().code
+    143
+    """
 
     def __init__(self) -> None:
         super().__init__(143)

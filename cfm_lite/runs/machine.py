@@ -29,6 +29,9 @@ def pick_device(name: str = "auto") -> torch.device:
 
     ConfigError if this machine does not have it. If torchrun started several processes, each takes
     its own GPU (`World.place`).
+
+    >>> pick_device("cpu")
+    device(type='cpu')
     """
     check_choice("device", name, ("auto", "cpu", "cuda", "mps"))
     present = {
@@ -50,6 +53,9 @@ def pick_device(name: str = "auto") -> torch.device:
 def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: torch's on a GPU, else this process's in main memory (0 if
     unknown).
+
+    >>> peak_memory(torch.device("cpu")) >= 0
+    True
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -63,7 +69,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def check_batch(size: int, shape: tuple[int, ...], device: torch.device) -> None:
-    """ConfigError for a batch of `size` samples whose data and noise do not fit into the memory."""
+    """ConfigError for a batch of `size` samples whose data and noise do not fit into the memory.
+
+    >>> check_batch(256, (3, 32, 32), torch.device("cpu"))  # it fits
+    """
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, "sysconf"):  # absent on Windows
@@ -80,7 +89,11 @@ def check_batch(size: int, shape: tuple[int, ...], device: torch.device) -> None
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a reader needs to repeat the run: versions, commit, machine, device."""
+    """What a reader needs to repeat the run: versions, commit, machine, device.
+
+    >>> facts()["torch"] == torch.__version__
+    True
+    """
     return {
         "cfm_lite": cfm_lite.__version__,
         "torch": torch.__version__,
@@ -117,6 +130,10 @@ def _commit() -> str | None:
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as JSON, whole or not at all. Numbers that are not finite become null, as JSON
     has none.
+
+    >>> import tempfile
+    >>> write_json(Path(tempfile.mkdtemp()) / "row.json", {"value": math.inf}).read_text().split()
+    ['{', '"value":', 'null', '}']
     """
     path = Path(path)
     checkpoint.write_bytes(
@@ -126,6 +143,11 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def finite(value: Any) -> Any:
+    """`value` as JSON can hold it: tensors as lists, and None for numbers that are not finite.
+
+    >>> finite({"loss": torch.tensor([0.5, math.nan])})
+    {'loss': [0.5, None]}
+    """
     if isinstance(value, Tensor):
         return finite(value.tolist())
     if isinstance(value, float):

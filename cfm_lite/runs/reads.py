@@ -32,7 +32,11 @@ _ELSEWHERE = {  # recipes of the full scale: fields that something else decides
 
 
 def idle_fields(recipe: Recipe) -> set[str]:
-    """The fields of methods that are not the recipe's own."""
+    """The fields of methods that are not the recipe's own.
+
+    >>> sorted(idle_fields(Recipe(method="delta_fm")))[:4]
+    ['align', 'align_block', 'block', 'k']
+    """
     mine = {*READS[recipe.method], *READS[recipe.also]}
     return {name for names in READS.values() for name in names} - mine
 
@@ -40,6 +44,9 @@ def idle_fields(recipe: Recipe) -> set[str]:
 def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
     """{field: why} for those of `names` that change neither the training by `recipe` nor its
     samples.
+
+    >>> unread(Recipe(method="fm"), ["lr", "boost_power"])
+    {'boost_power': 'boost is 0; set boost too, such as boost=0.05'}
     """
     full = isinstance(recipe, ImageNet)
     idle = idle_fields(recipe)
@@ -84,6 +91,8 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
 def check_read(recipe: Recipe, names: Iterable[str]) -> None:
     """Raise ConfigError for the first of `names`, given with --set, that this recipe never
     reads.
+
+    >>> check_read(Recipe(method="delta_fm"), ["weight", "lr"])  # both are read
     """
     for name, why in unread(recipe, names).items():
         raise ConfigError(f"--set {name} would change nothing: {why}. Leave it out.")

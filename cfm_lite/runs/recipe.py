@@ -88,15 +88,24 @@ class Shaped(Protocol):
     """What a model must know of its data: the dims of one sample and the number of classes."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The dims of one sample, without the batch."""
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """The number of classes; 0 without labels."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run, from the data to the samples."""
+    """Everything that decides a run, from the data to the samples.
+
+    Raises ConfigError for a name that is not known, a number out of range, λk >= 1, and a
+    `time_mean` that nothing reads.
+
+    >>> Recipe(dataset="moons", method="delta_fm").changed(weight=0.1).as_dict()["weight"]
+    0.1
+    """
 
     dataset: str = "digits"
     # the network: "mlp", "sit", "unet", or of captions "mmdit"
@@ -208,6 +217,12 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
     """The network of a recipe for one data set, initialised from the recipe's seed.
 
     The global generator stays as it is.
+
+    Raises ConfigError for captions without an MMDiT, and for an MMDiT without captions.
+
+    >>> from types import SimpleNamespace
+    >>> build_model(recipe("toy"), SimpleNamespace(shape=(2,), num_classes=2)).config["hidden_size"]
+    128
     """
     condition = getattr(data, "condition", "labels")
     if (recipe.model == "mmdit") != (condition == "captions"):
@@ -275,7 +290,11 @@ def _with_captions(recipe: Recipe, data: Any) -> dict[str, Any]:
 
 
 def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
-    """The objective of a recipe on a model. ConfigError if the method's settings do not fit."""
+    """The objective of a recipe on a model. ConfigError if the method's settings do not fit.
+
+    >>> list(build_objective(recipe("toy", method="vecor"), MLP(2, num_classes=2)).terms)
+    ['flow_matching', 'repulsion']
+    """
     terms = [FlowMatching(), *_terms(recipe.method, recipe, model)]
     if recipe.also:
         # both methods may repel, and terms need different names: the second is called by its method
@@ -361,6 +380,9 @@ def build_trainer(
     """The trainer of a recipe on a model. `built` is its objective, if there is one already.
 
     A `clip` of 0 means no clipping.
+
+    >>> build_trainer(recipe("toy", seed=3), MLP(2, num_classes=2)).step
+    0
     """
     return Trainer(
         built or build_objective(recipe, model),
@@ -424,6 +446,9 @@ def from_dict(fields: Mapping[str, Any]) -> Recipe:
     """The inverse of `Recipe.as_dict`, also for ImageNet's recipes.
 
     For an unknown field, ConfigError names the nearest.
+
+    >>> from_dict({"dataset": "moons", "steps": 500}).steps
+    500
     """
     if not isinstance(fields, Mapping):
         raise ConfigError(

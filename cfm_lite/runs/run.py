@@ -46,6 +46,9 @@ class Run:
 
     A run that was opened also knows its `place`, its `average`, the hash of its `weights`, and the
     `data` in its config.json.
+
+    >>> Run(Recipe(ema=0.9), nn.Linear(2, 2), step=500, seconds=1.5).summary
+    '500 steps, 1.5 s'
     """
 
     recipe: Recipe

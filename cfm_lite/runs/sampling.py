@@ -50,6 +50,12 @@ AT_ONCE, A_PART = 1000, 64  # samples drawn at once: of points and pixels, and o
 class Settings:
     """What the samples depend on. For the SDE `steps` are network evaluations, for the ODE solver
     steps.
+
+    Raises ConfigError for a number, an interval or labels out of range, and an SDE of one step.
+
+    >>> settings = Settings(num=100, batch=64)
+    >>> settings.parts, settings.count(1)
+    (2, 36)
     """
 
     num: int
@@ -90,7 +96,14 @@ class Settings:
 
 
 def settings_of(run: Run, num: int, **given: Any) -> Settings:
-    """`Settings` for a run. The recipe decides what is not `given`, or is None."""
+    """`Settings` for a run. The recipe decides what is not `given`, or is None.
+
+    Raises ConfigError for captions that the run cannot read, and as `Settings` does.
+
+    >>> from cfm_lite.pretrained import run_of
+    >>> settings_of(run_of("toy_fm"), 100, steps=10).steps
+    10
+    """
     recipe = run.recipe
     own = {"solver": recipe.solver, "steps": recipe.sample_steps, "guidance": recipe.guidance}
     own["batch"] = A_PART if in_parts(run) else AT_ONCE
@@ -115,7 +128,13 @@ def _check_captions(run: Run, settings: Settings) -> None:
 
 
 def recorded(run: Run, settings: Settings) -> dict[str, Any]:
-    """What is saved with the samples: how they were drawn, and from which network."""
+    """What is saved with the samples: how they were drawn, and from which network.
+
+    >>> from cfm_lite.pretrained import run_of
+    >>> run = run_of("toy_fm")
+    >>> recorded(run, settings_of(run, 100))["recipe"]["method"]
+    'fm'
+    """
     spec = _spec(run)
     return {
         **asdict(settings),
@@ -131,7 +150,12 @@ def recorded(run: Run, settings: Settings) -> dict[str, Any]:
 
 
 def in_parts(run: Run) -> bool:
-    """Whether noise and labels are keyed by the part. They are for a run on latents."""
+    """Whether noise and labels are keyed by the part. They are for a run on latents.
+
+    >>> from cfm_lite.pretrained import run_of
+    >>> in_parts(run_of("toy_fm"))  # points, no latents
+    False
+    """
     return _spec(run).vae is not None
 
 
@@ -139,6 +163,11 @@ def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
     """The labels (n,) of one part, or its captions as word numbers (n, L) or features (n, L, D).
 
     If parts are keyed, random labels depend on (seed, part) alone, not on the number of rows.
+
+    >>> from cfm_lite.pretrained import run_of
+    >>> run = run_of("toy_fm")
+    >>> labels_of(run, settings_of(run, 5), part=0)
+    tensor([0, 1, 0, 1, 0])
     """
     classes, first, n = _spec(run).num_classes, part * settings.batch, settings.count(part)
     if _spec(run).condition == "captions":
@@ -160,13 +189,20 @@ def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
 def captions_in_turn(n: int, seed: int = 0) -> Tensor:
     """`n` captions (n, L) of `words`: combinations that training shows, and in turn those that it
     never does.
+
+    >>> len(captions.decode(captions_in_turn(2)))
+    2
     """
     splits = [words.load(split, (n + 1) // 2, seed=seed).y for split in ("seen", "held_out")]
     return torch.stack(splits, dim=1).flatten(0, 1)[:n]
 
 
 def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
-    """The noise (n, *shape) that samples of points and pixels start from."""
+    """The noise (n, *shape) that samples of points and pixels start from.
+
+    >>> torch.equal(noise_of((2,), 4, seed=0), noise_of((2,), 4, seed=0))
+    True
+    """
     g = keyed_generator("cpu", seed, "sampling noise")
     return torch.randn(n, *shape, generator=g, device="cpu")
 
@@ -181,6 +217,11 @@ def guided(
     """The guided velocity for conditions `y`, faster at the noise if the recipe has a boost.
 
     Guidance moves away from the caption `negative`, or from the null condition.
+
+    >>> from cfm_lite.pretrained import run_of
+    >>> velocity = guided(run_of("toy_fm"), torch.tensor([0, 1]), scale=1.5)
+    >>> velocity(torch.zeros(2, 2), torch.zeros(2)).shape
+    torch.Size([2, 2])
     """
     away = _read(run, [negative]).to(y).expand_as(y) if negative else None
     velocity = guidance.cfg(run.model, y, scale, interval, negative=away)
@@ -196,6 +237,12 @@ def velocity_of(run: Run, settings: Settings, y: Tensor) -> Velocity:
     """The guided velocity for labels `y` (B,). Debiased, it aims at FM's optimum again.
 
     ConfigError if `debias` is set and the run's method has no inverse.
+
+    >>> from cfm_lite.pretrained import run_of
+    >>> run = run_of("toy_delta_fm")
+    >>> velocity = velocity_of(run, settings_of(run, 2, debias=True), torch.tensor([0, 1]))
+    >>> velocity(torch.zeros(2, 2), torch.zeros(2)).shape
+    torch.Size([2, 2])
     """
     velocity = guided(run, y, settings.guidance, settings.interval, settings.negative)
     return debiasing(run.recipe)(velocity, run.recipe, _Known(run)) if settings.debias else velocity
@@ -212,6 +259,12 @@ def solve(
     """Samples from noise `x` by an ODE solver, or by Euler-Maruyama for "sde".
 
     The SDE takes `steps` >= 2; its last step adds no noise.
+
+    Raises ConfigError for an SDE of fewer than 2 steps.
+
+    >>> g = keyed_generator("cpu", 0, "sde")
+    >>> solve(lambda x, t: x, torch.ones(1, 1), 100, "heun", PATHS["linear"], g)  # e is 2.71828
+    tensor([[2.7182]])
     """
     if solver != "sde":
         return samplers.sample(
@@ -242,6 +295,11 @@ def draw_rows(
     """Samples (N, *dims), on the host, from noise `x0` (N, *dims) for labels `y` (N,).
 
     `batch` of them are drawn at once. `velocity` makes the velocity for some labels.
+
+    >>> settings = {"steps": 4, "solver": "euler", "seed": 0, "batch": 2}
+    >>> x0, y, device = torch.ones(3, 1), torch.zeros(3), torch.device("cpu")
+    >>> draw_rows(lambda y: lambda x, t: 0 * x, x0, y, Recipe(), **settings, device=device).shape
+    torch.Size([3, 1])
     """
     parts = []
     for first in range(0, len(y), batch):
@@ -253,7 +311,14 @@ def draw_rows(
 
 
 def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
-    """All samples (N, *dims) of a run on points or pixels, and their labels (N,)."""
+    """All samples (N, *dims) of a run on points or pixels, and their labels (N,).
+
+    >>> from cfm_lite.pretrained import run_of
+    >>> run = run_of("toy_fm")
+    >>> x, y = draw_run(run, settings_of(run, 6, steps=4))
+    >>> x.shape, y.shape
+    (torch.Size([6, 2]), torch.Size([6]))
+    """
     y = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
     x = draw_rows(
         lambda some: velocity_of(run, settings, some),

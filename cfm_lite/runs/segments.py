@@ -50,6 +50,8 @@ def changes(before: Mapping[str, Any], recipe: Recipe) -> dict[str, list[Any]]:
 def check_same_recipe(where: Path, before: Mapping[str, Any], recipe: Recipe) -> None:
     """ResumeMismatchError, with the differences, unless the recipe `before` in `where` makes the
     same run.
+
+    >>> check_same_recipe(Path("run"), Recipe(steps=500).as_dict(), Recipe(steps=1000))
     """
     differ = {name: pair for name, pair in changes(before, recipe).items() if name not in FREE}
     if differ:
@@ -86,7 +88,10 @@ def _text(value: Any) -> str:
 
 
 def check_same_data(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ResumeMismatchError if the data, the teacher or the starting network differ from `before`."""
+    """ResumeMismatchError if the data, the teacher or the starting network differ from `before`.
+
+    >>> check_same_data(Path("run"), {"fingerprint": "ab12"}, {"fingerprint": "ab12"})  # the same
+    """
     for name, what in _DATA.items():
         saved, given = before.get(name), now.get(name)
         if saved and given and saved != given:
@@ -98,7 +103,12 @@ def check_same_data(where: Path, before: Mapping[str, Any], now: Mapping[str, An
 
 
 def note_on_schedule(before: Mapping[str, Any], recipe: Recipe, step: int) -> str | None:
-    """A note if another number of steps changes the learning rate of finished steps; else None."""
+    """A note if another number of steps changes the learning rate of finished steps; else None.
+
+    >>> note = note_on_schedule({"steps": 500}, Recipe(steps=1000, cooldown=0.5), step=500)
+    >>> note[:46]
+    'the run was planned for 500 steps, and now for'
+    """
     steps = before.get("steps", recipe.steps)
     if not step or steps == recipe.steps:
         return None
@@ -122,6 +132,11 @@ def new_config(
 ) -> dict[str, Any]:
     """The config.json of a run that is resumed at `step`: `before`, updated, with a new segment if
     needed.
+
+    >>> before = {"recipe": Recipe(steps=500).as_dict(), "facts": {"device": "cpu"}}
+    >>> after = new_config(before, Recipe(steps=1000), 500, {}, {"device": "cpu"})
+    >>> after["segments"][0]["changed"]
+    {'steps': [500, 1000]}
     """
     about = json.loads(json.dumps(dict(about)))
     data = {**before.get("data", {}), **about.get("data", {})}

@@ -15,6 +15,9 @@ __all__ = ["Spec", "spec_of"]
 class Spec:
     """The dims of one sample, the kind of the condition `y`, for latents the VAE that made them,
     and for captions the text encoder that read them.
+
+    >>> Spec((2,), num_classes=3).as_dict()
+    {'shape': [2], 'condition': 'labels', 'classes': 3}
     """
 
     shape: tuple[int, ...]
@@ -47,6 +50,9 @@ def spec_of(config: Mapping[str, Any], recipe: Recipe) -> Spec:
     itself.
 
     Raises CheckpointError if the spec is damaged, and DataError if the data set is not there.
+
+    >>> spec_of({"spec": Spec((2,), num_classes=3).as_dict()}, Recipe()).num_classes
+    3
     """
     said = config.get("spec", config.get("data"))
     try:

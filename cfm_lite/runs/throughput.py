@@ -45,6 +45,9 @@ _PEAKS: tuple[tuple[str, float, float], ...] = (
 def peak_flops(device: str, precision: str) -> float | None:
     """The peak FLOP/s of the device called `device`, for "bf16" or "tf32". None if unknown, as for
     a MIG slice.
+
+    >>> peak_flops("NVIDIA H200", "bf16")
+    989400000000000.0
     """
     if precision not in ("bf16", "tf32") or re.search(r"\bMIG\b|\bLaptop\b|Max-Q", device):
         return None
@@ -56,6 +59,9 @@ def train_flops(model: nn.Module) -> int | None:
     """Floating-point operations of one image's training step; None unless the model is a SiT.
 
     They are twice the multiply-adds, and three times the forward pass.
+
+    >>> train_flops(SiT(input_size=4, in_channels=1, hidden_size=8, depth=1, num_heads=2))
+    37248
     """
     if not isinstance(model, SiT):
         return None
@@ -79,6 +85,9 @@ def utilisation(
     """MFU in [0, 1] of a network that trains `images_per_second` on one device.
 
     None if the peak or the FLOPs are unknown.
+
+    >>> print(utilisation(nn.Linear(2, 2), 100.0, torch.device("cpu"), "bf16"))  # no known peak
+    None
     """
     if device.type != "cuda":
         return None
@@ -92,6 +101,11 @@ class Clock:
 
     The rate leaves out pauses. It also leaves out the first step of a sitting, which compiles and
     fills caches, unless that is the only step. `spent` are the seconds of earlier sittings.
+
+    >>> times = iter([0.0, 4.0, 6.0, 6.0])  # the first step takes 4 s, the second 2 s
+    >>> clock = Clock(batch=32, now=lambda: next(times))
+    >>> clock.tick(), clock.tick(), clock.read()
+    (None, None, {'seconds': 6.0, 'images_per_second': 16.0})
     """
 
     def __init__(

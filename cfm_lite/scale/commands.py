@@ -52,6 +52,9 @@ def prepare_command(
     """Encode a folder (or a tar) of images, by default the 63 samples. Returns what to print.
 
     With a file of `captions` the images are those that it names, and have captions, not classes.
+
+    Raises ConfigError for captions without images and for a folder that holds something else, and
+    DataError for images that cannot be read.
     """
     rank, world, _ = ranks_of_environment()
     given = [path for path in (source, captions) if path is not None]
@@ -89,7 +92,11 @@ def _waits(rank: int, world: int, out: Path) -> str:
 def features_command(
     latents: Path, source: Path | None, out: Path, device: str, weights: str | None, **settings: Any
 ) -> str:
-    """Encode the images of some latents with REPA's teacher. Returns what to print."""
+    """Encode the images of some latents with REPA's teacher. Returns what to print.
+
+    Raises ConfigError for a folder that holds something else, and DataError for images that are not
+    those of the latents.
+    """
     rank, world, _ = ranks_of_environment()
     given = [path for path in (latents, source) if path is not None]
     check_kind(out, "latents or features", inputs=given)
@@ -150,6 +157,9 @@ def train_command(
 
     `how` are fields of `Options`. `by_hand` names the `changes` given with --set, which the run
     must read.
+
+    Raises ConfigError, before any work, for no latents without a dry run, for settings that nothing
+    reads, and as `train_imagenet` does.
     """
     check_choice("log", log, LOGS)
     where = runs.pick_device(device)
