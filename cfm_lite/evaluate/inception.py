@@ -68,7 +68,10 @@ class Extractor(Protocol):
 
 
 class Inception:
-    """torch-fidelity's port of the TensorFlow graph, with a hook where sFID reads."""
+    """torch-fidelity's port of the TensorFlow graph, with a hook where sFID reads.
+
+    Raises ConfigError for images that are not uint8 (B, 3, H, W).
+    """
 
     name, prefix = "inception-v3-compat", ""
     widths: Mapping[str, int] = MappingProxyType({"fid": 2048, "sfid": 2023})

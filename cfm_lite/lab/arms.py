@@ -96,5 +96,8 @@ def conditions(data: DataSet, n: int) -> Tensor:
 
 
 def balanced_labels(classes: int, n: int) -> Tensor:
-    """`n` labels (n,) that run through the classes in turn."""
+    """`n` labels (n,) that run through the classes in turn.
+
+    Raises ConfigError for n below 1.
+    """
     return torch.arange(check_count("n", n)) % classes

@@ -36,6 +36,9 @@ Row = dict[str, Any]
 class Sampling:
     """How an arm is sampled: solver, network evaluations per sample, guidance scale, number of
     samples.
+
+    Raises ConfigError for an unknown solver, evaluations that it cannot take, no samples, and a
+    negative guidance.
     """
 
     solver: str = "euler"

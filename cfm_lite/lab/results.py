@@ -19,7 +19,11 @@ __all__ = ["Place", "Results", "interval", "number", "percent", "quality", "said
 
 @dataclass(frozen=True)
 class Place:
-    """What identifies a value, beside suite, metric and seed."""
+    """What identifies a value, beside suite, metric and seed.
+
+    >>> Place("delta_fm", nfe=10).sampler
+    'euler'
+    """
 
     method: str = "fm"
     group: str = "core"
@@ -30,7 +34,12 @@ class Place:
 
 
 class Results:
-    """The rows of every suite in `folder`. A report reads nothing else."""
+    """The rows of every suite in `folder`. A report reads nothing else.
+
+    >>> import tempfile
+    >>> dict(Results(tempfile.mkdtemp()).suites)  # nothing was run there
+    {}
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -122,12 +131,20 @@ class Results:
 
 
 def quality(suite: str) -> str:
-    """The metric of a suite that measures how near samples are to the data."""
+    """The metric of a suite that measures how near samples are to the data.
+
+    >>> quality("toy"), quality("digits")
+    ('sliced_wasserstein', 'frechet')
+    """
     return "sliced_wasserstein" if suite == "toy" else "frechet"
 
 
 def said_of(d: Difference) -> str:
-    """The verdict of the statistics: "gains", "loses" or "no clear difference"."""
+    """The verdict of the statistics: "gains", "loses" or "no clear difference".
+
+    >>> said_of(Difference("delta_fm", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8, -0.4, -0.1))
+    'gains'
+    """
     if not d.clear:
         return "no clear difference"
     lower = d.metric in METRICS and METRICS[d.metric].better == "lower is better"
@@ -135,7 +152,11 @@ def said_of(d: Difference) -> str:
 
 
 def number(value: float, sign: bool = False) -> str:
-    """`value` with three digits and a true minus sign."""
+    """`value` with three digits and a true minus sign.
+
+    >>> number(-0.12345), number(12345.6), number(0.5, sign=True)
+    ('−0.123', '12,346', '+0.5')
+    """
     form = ".5f" if 0 < abs(value) < 10**-3 else ".3g" if abs(value) < 10**3 else ",.0f"
     return f"{value:{'+' if sign else ''}{form}}".replace("-", "−")
 
@@ -144,6 +165,9 @@ def interval(d: Difference) -> str:
     """Mean, 95 % bootstrap interval and number of seeds.
 
     Student's interval is added if it alone contains zero.
+
+    >>> interval(Difference("delta_fm", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8, -0.4, -0.1))
+    '−0.2 [−0.3, −0.1], n = 8'
     """
     if d.seeds < 2:
         return f"{number(d.mean, True)}, one seed"
@@ -154,6 +178,10 @@ def interval(d: Difference) -> str:
 
 
 def percent(d: Difference, base: float) -> str:
-    """The mean difference as a share of the base's mean."""
+    """The mean difference as a share of the base's mean.
+
+    >>> percent(Difference("delta_fm", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8), base=2.0)
+    '−10 %'
+    """
     share = 100 * d.mean / base if base else float("nan")
     return f"{share:+.{0 if abs(share) >= 1 else 1}f} %".replace("-", "−") if base else "no share"

@@ -33,6 +33,10 @@ class Difference:
 
     [low, high] is the 95 % bootstrap interval, [t_low, t_high] Student's 98 % interval. With fewer
     than two seeds all four are NaN.
+
+    >>> d = Difference("delta_fm", "frechet", 50, -0.2, 0.1, -0.3, -0.1, seeds=8)
+    >>> d.clear  # Student's interval is not known
+    False
     """
 
     method: str
@@ -61,6 +65,11 @@ def differences(
     with it.
 
     Rows whose value is None (not finite) are left out. Raises ConfigError if `base` has no rows.
+
+    >>> row = {"metric": "frechet", "seed": 0, "nfe": 50}
+    >>> rows = [{**row, "method": "fm", "value": 1.0}, {**row, "method": "vecor", "value": 0.5}]
+    >>> [(d.method, d.mean) for d in differences(rows, "frechet", 50)]
+    [('vecor', -0.5)]
     """
     _check_rows(rows)
     check_choice("metric", metric, sorted({row["metric"] for row in rows}))
@@ -97,7 +106,12 @@ def _check_rows(rows: Any) -> None:
 def paired_difference(
     method: str, metric: str, nfe: int, values: Mapping[int, float], base: Mapping[int, float]
 ) -> Difference:
-    """The difference of `values` to `base`, both {seed: value}, over the seeds that both have."""
+    """The difference of `values` to `base`, both {seed: value}, over the seeds that both have.
+
+    >>> d = paired_difference("delta_fm", "frechet", 50, {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.5, 1: 2.5})
+    >>> d.mean, d.seeds
+    (-0.5, 2)
+    """
     d = np.array([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
     mean = float(d.mean()) if len(d) else float("nan")
     std = float(d.std(ddof=1)) if len(d) >= 2 else float("nan")
@@ -128,6 +142,11 @@ def _intervals(values: tuple[float, ...], resamples: int) -> tuple[float, ...]:
 def report(rows: Sequence[Mapping[str, Any]], metric: str, nfe: int) -> str:
     """A text table of the paired differences to FM. It names no winner if an interval contains
     zero.
+
+    >>> row = {"metric": "frechet", "seed": 0, "nfe": 50}
+    >>> rows = [{**row, "method": "fm", "value": 1.0}, {**row, "method": "vecor", "value": 0.5}]
+    >>> report(rows, "frechet", 50).splitlines()[1].split()[:2]
+    ['vecor', '-0.5000']
     """
     lines = [
         f"{metric} at {nfe} evaluations, difference to fm (95 % bootstrap interval over seeds)"

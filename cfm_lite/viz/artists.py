@@ -73,6 +73,9 @@ Limits = tuple[float, float, float, float]  # left, right, bottom, top
 def square_limits(*clouds: Any, margin: float = 0.08, step: float = 0.5) -> Limits:
     """The smallest square (left, right, bottom, top) around all points (..., 2), widened by
     `margin` and rounded out to `step`.
+
+    >>> square_limits([[-1.0, 0.0], [1.0, 0.0]], margin=0)
+    (-1.0, 1.0, -1.0, 1.0)
     """
     flat = np.concatenate([as_array("points", cloud).reshape(-1, 2) for cloud in clouds])
     low, high = flat.min(0), flat.max(0)
@@ -97,6 +100,14 @@ def check_limits(limits: Sequence[float]) -> Limits:
 def grid_points(limits: Limits, n: int = 17, *, inset: bool = True) -> np.ndarray:
     """(n * n, 2) points of a regular grid, row by row from the bottom; with `inset` they are cell
     centres, else they reach the border.
+
+    Raises ConfigError for limits that are no square, and n below 2.
+
+    >>> grid_points((0, 1, 0, 1), 2)
+    array([[0.25, 0.25],
+           [0.75, 0.25],
+           [0.25, 0.75],
+           [0.75, 0.75]])
     """
     left, right, bottom, top = check_limits(limits)
     check_count("n", n, 2)
@@ -109,7 +120,13 @@ def grid_points(limits: Limits, n: int = 17, *, inset: bool = True) -> np.ndarra
 
 @torch.no_grad()
 def evaluate(velocity: Velocity, x: np.ndarray, t: float) -> np.ndarray:
-    """`velocity` at the points `x` (B, 2) and one time `t` in [0, 1], as an array (B, 2)."""
+    """`velocity` at the points `x` (B, 2) and one time `t` in [0, 1], as an array (B, 2).
+
+    Raises ConfigError for a time outside [0, 1], and a velocity of another shape.
+
+    >>> evaluate(lambda x, t: 2 * x, np.array([[1.0, 3.0]]), t=0.5)
+    array([[2., 6.]])
+    """
     check_number("t", t, 0, 1)
     check_callable(velocity=velocity)
     inputs = as_tensor(as_array("x", x, None, 2))
@@ -132,6 +149,14 @@ def plane(
 
     `outer` says whether the panel stands in the first column and in the last row: the others leave
     names and numbers to those.
+
+    Raises ConfigError for limits that are no square.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> plane(axes, (-2.0, 2.0, -2.0, 2.0), "Velocity")
+    >>> axes.get_xlabel(), axes.get_title(loc="left")
+    ('$a$', 'Velocity')
     """
     left, right, bottom, top = check_limits(limits)
     axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -149,6 +174,12 @@ def name_axes(axes: Axes, form: str = "{}", *, outer: tuple[bool, bool] = (True,
     """Name the coordinates of a plane a and b, because x_1 is the data.
 
     `form` may say more, such as "velocity along {}"; `outer` is as in `plane`.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> name_axes(axes, "velocity along {}")
+    >>> axes.get_ylabel()
+    'velocity along $b$'
     """
     axes.set_xlabel(form.format("$a$") if outer[1] else "")
     axes.set_ylabel(form.format("$b$") if outer[0] else "")
@@ -171,6 +202,10 @@ def squares(
 
     `rise` is the height from row to row, `right` the room for a legend or colour bar, `top` and
     `bottom` that for titles and names.
+
+    >>> figure, axes = squares(1, 2, (-2.0, 2.0, -2.0, 2.0))
+    >>> axes.shape, axes[0, 0].get_aspect()
+    ((1, 2), 1.0)
     """
     left = 0.65
     width, height = (
@@ -194,6 +229,11 @@ def color_bar(
 ) -> Colorbar:
     """A colour bar for `artist`, as high as `panel` and right of it, in a figure whose panels were
     placed by hand.
+
+    >>> figure, ((panel,),) = squares(1, 1, (-2.0, 2.0, -2.0, 2.0), right=1.0)
+    >>> lines = paths(panel, np.zeros((2, 3, 2)), [0.0, 1.0])
+    >>> color_bar(figure, lines, panel, "time").ax.get_ylabel()
+    'time'
     """
     box, inch = panel.get_position(), 1 / figure.get_figwidth()
     return figure.colorbar(
@@ -207,6 +247,11 @@ def color_bar(
 def arrow_scale(vectors: Iterable[Any], limits: Limits, n: int = 17, longest: float = 2.4) -> float:
     """Velocity per unit of length such that the longest of all `vectors` (B, 2) spans `longest`
     cells of an n x n grid over `limits`.
+
+    Raises ConfigError for limits that are no square, n below 1, and a length that is not above 0.
+
+    >>> arrow_scale([[[3.0, 4.0]]], (0, 1, 0, 1), n=10, longest=2)  # |v| = 5 on two cells of 0.1
+    25.0
     """
     left, right, _, _ = check_limits(limits)
     check_count("n", n)
@@ -231,6 +276,13 @@ def arrows(
 ) -> Quiver:
     """Arrows `v` at `x`, both (B, 2), |v| / `scale` long in data units; a velocity of zero is a
     dot.
+
+    Raises ConfigError for shapes that differ, and a scale that is not above 0.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> arrows(axes, [[0.0, 0.0]], [[3.0, 4.0]], scale=25).N
+    1
     """
     x, v = as_array("x", x, None, 2), as_array("v", v, None, 2)
     if x.shape != v.shape:
@@ -259,6 +311,12 @@ def arrows(
 def arrow_key(axes: Axes, scale: float, fastest: float) -> Quiver:
     """A grey arrow right of `axes` with its speed and unit, about three quarters as long as the
     `fastest` speed that is shown.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> key = arrow_key(axes, scale=10, fastest=4.0)
+    >>> axes.texts[0].get_text().splitlines()[0]
+    'speed 3'
     """
     left, right, bottom, top = *axes.get_xlim(), *axes.get_ylim()
     speed = _round_number(0.75 * check_number("fastest", fastest, 0, math.inf))
@@ -286,6 +344,9 @@ def _round_number(x: float) -> float:
 def legend_entry(color: str | Sequence[str], mark: str = "o", **kwargs: Any) -> Any:
     """A legend handle: a dot, or with `mark` "-" or "--" a line, in `color`; of several colours,
     one dot each.
+
+    >>> legend_entry(TRUTH, "--").get_linestyle()
+    '--'
     """
     if not isinstance(color, str):
         return tuple(legend_entry(c, mark, markersize=5.5) for c in color)
@@ -299,6 +360,12 @@ def legend_entry(color: str | Sequence[str], mark: str = "o", **kwargs: Any) -> 
 def legend(owner: Axes | Picture, entries: Mapping[str, Any], loc: Any, **kwargs: Any) -> None:
     """A legend of text -> handle at `loc` of a panel or a figure, such as "outside right upper";
     without entries, none.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> legend(axes, {"data": legend_entry("blue")}, "upper left")
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['data']
     """
     if entries:
         owner.legend(list(entries.values()), list(entries), loc=loc, **kwargs)
@@ -316,25 +383,52 @@ CONTOURS = {"exact density: 50 % and 95 % lie inside": legend_entry(TRUTH, "-")}
 
 
 def side_legend(panel: Axes, entries: Mapping[str, Any], top: float = 1.0) -> None:
-    """A legend right of `panel`, from the height `top` in axes coordinates downwards."""
+    """A legend right of `panel`, from the height `top` in axes coordinates downwards.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> side_legend(axes, CONTOURS)
+    >>> len(axes.get_legend().get_texts())
+    1
+    """
     corner = (1.03, top)
     legend(panel, entries, "upper left", bbox_to_anchor=corner, labelspacing=0.9, **_LEGEND)
 
 
 def bottom_legend(figure: Picture, entries: Mapping[str, Any], ncols: int) -> None:
-    """A legend at the foot of `figure`, from the left of its first panel."""
+    """A legend at the foot of `figure`, from the left of its first panel.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> bottom_legend(figure, CONTOURS, ncols=1)
+    >>> len(figure.legends)
+    1
+    """
     corner = (figure.axes[0].get_position().x0, 0.1 / figure.get_figheight())
     legend(figure, entries, "lower left", bbox_to_anchor=corner, ncols=ncols, **_LEGEND)
 
 
 def foot(figure: Picture, text: str) -> None:
-    """A remark at the foot of `figure`."""
+    """A remark at the foot of `figure`.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> foot(figure, "Bars: lowest to highest of 3 seeds.")
+    >>> figure.get_supxlabel()
+    'Bars: lowest to highest of 3 seeds.'
+    """
     figure.supxlabel(text, x=0.01, ha="left", fontsize=9)
 
 
 def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]:
     """The log densities whose super-level sets hold `masses`, each in (0, 1), of the total on a
     regular grid, lowest first.
+
+    Raises ConfigError for masses outside (0, 1).
+
+    >>> log_density = np.log([[0.1, 0.2], [0.3, 0.4]])
+    >>> np.exp(mass_levels(log_density, [0.6])).round(1)  # the two fullest points hold 0.7
+    array([0.3])
     """
     ordered = np.sort(as_array("log_density", log_density).ravel())[::-1]
     held = np.cumsum(np.exp(ordered - ordered[0]))
@@ -347,7 +441,12 @@ def mass_levels(log_density: np.ndarray, masses: Sequence[float]) -> list[float]
 
 
 def likely(log_density: np.ndarray) -> np.ndarray:
-    """Which points of a regular grid hold 99.5 % of the mass."""
+    """Which points of a regular grid hold 99.5 % of the mass.
+
+    >>> likely(np.log([[1e-6, 0.2], [0.3, 0.5]]))
+    array([[False,  True],
+           [ True,  True]])
+    """
     values = as_array("log_density", log_density)
     return values >= mass_levels(values, [0.995])[0]
 
@@ -356,6 +455,13 @@ def likely(log_density: np.ndarray) -> np.ndarray:
 def density_map(density: Density, limits: Limits, n: int = 129) -> np.ndarray:
     """The log `density` on an n x n grid that reaches the border of `limits`, as an array (n, n),
     rows from the bottom.
+
+    Raises ConfigError for limits that are no square, and a density of another shape.
+
+    >>> density_map(lambda x: -x.square().sum(1) / 2, (-2.0, 2.0, -2.0, 2.0), n=3)
+    array([[-4., -2., -4.],
+           [-2., -0., -2.],
+           [-4., -2., -4.]])
     """
     check_callable(density=density)
     x = grid_points(limits, n, inset=False)
@@ -372,6 +478,12 @@ def contours(
 ) -> QuadContourSet:
     """Black contours of a `density_map` (n, n) that enclose `masses` of its probability; their
     `levels` are log densities.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> log_density = density_map(lambda x: -x.square().sum(1) / 2, (-2.0, 2.0, -2.0, 2.0), n=33)
+    >>> len(contours(axes, log_density, (-2.0, 2.0, -2.0, 2.0)).levels)
+    2
     """
     values = as_array("log density", log_density, None, None)
     x = grid_points(limits, len(values), inset=False).reshape(*values.shape, 2)
@@ -382,7 +494,13 @@ def contours(
 def points(
     axes: Axes, x: Any, *, color: str = MODEL, size: float = 12, rim: float = 0, **kwargs: Any
 ) -> PathCollection:
-    """Points `x` (B, 2), with a white rim of `rim` points."""
+    """Points `x` (B, 2), with a white rim of `rim` points.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> points(axes, [[0.0, 1.0], [2.0, 3.0]]).get_offsets().shape
+    (2, 2)
+    """
     look: dict[str, Any] = {"s": size, "color": color, "linewidths": rim, "zorder": 2}
     look |= {"edgecolors": "white"} if rim else {}
     return axes.scatter(*as_array("points", x, None, 2).T, **(look | kwargs))
@@ -400,6 +518,14 @@ def paths(
 ) -> LineCollection:
     """Paths through `states` (S, B, 2) from grey points, coloured by `values`: (S,) such as times,
     or (S, B) such as a drift.
+
+    Raises ConfigError for shapes that do not fit, and fewer than two states.
+
+    >>> from cfm_lite.viz.style import panels
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> lines = paths(axes, np.zeros((5, 3, 2)), np.linspace(0, 1, 5))
+    >>> len(lines.get_segments())  # 4 steps of 3 paths
+    12
     """
     states = as_array("states", states, None, None, 2)
     values = as_array("values", values)

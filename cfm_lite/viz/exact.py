@@ -128,6 +128,11 @@ def fields_figure(
     class is at `t` in (0, 1). Of `paths` Heun paths of `steps` steps, which give the percentages,
     `shown` are drawn. Raises ConfigError for values outside these ranges, for a mixture that is not
     2D and for a label that it does not have.
+
+    >>> from cfm_lite.data.toy import mixture
+    >>> figure = fields_figure(mixture("two_classes"), n=6, paths=8, shown=8, steps=4)
+    >>> [axes.get_title(loc="left") for axes in figure.axes][:2]
+    ['Where to go', '+ where not to go']
     """
     _check_mixture(mixture, label)
     check_number("weight", weight, 0, 1, open_high=True)

@@ -111,6 +111,10 @@ def velocity_fields(
 
     `data` (N, 2) is drawn as points, the exact log `density` at the same time as contours. Raises
     ConfigError for NaN, for limits that are no square and for an empty mapping.
+
+    >>> fields = {"fm": lambda x, t: x, "delta_fm": lambda x, t: 2 * x}
+    >>> len(velocity_fields(fields, 0.5, (-2.0, 2.0, -2.0, 2.0), n=5).axes)
+    2
     """
     fields = _ordered(fields, "fields")
     x = artists.grid_points(limits, n)
@@ -144,6 +148,10 @@ def trajectories(
 
     At most `shown` paths are drawn per panel, the first ones. Raises ConfigError for NaN and for
     shapes that do not fit.
+
+    >>> states = np.linspace(0, 1, 24).reshape(3, 4, 2)
+    >>> trajectories({"fm": states}, [0.0, 0.5, 1.0]).axes[0].get_title(loc="left")
+    'FM'
     """
     runs = {
         name: as_array(f"runs[{name!r}]", states, None, None, 2)[:, :shown]
@@ -183,6 +191,10 @@ def point_samples(
 ) -> Picture:
     """Points `clouds[name]` (n, 2), one panel each, over `data` (N, 2) and the exact log `density`;
     ConfigError for NaN or other shapes.
+
+    >>> clouds = {"real": np.zeros((3, 2)), "fm": np.ones((3, 2))}
+    >>> [axes.get_title(loc="left") for axes in point_samples(clouds).axes]
+    ['FM', 'Real data']
     """
     clouds = {
         name: as_array(f"clouds[{name!r}]", x, None, 2)
@@ -214,6 +226,11 @@ def field_error(
     The colours are centred at zero and shared, and reach to the largest error where 99.5 % of
     `density`, the exact log density at `t`, lies. Raises ConfigError for NaN, for limits that are
     no square and for an empty mapping.
+
+    >>> fields, limits = {"fm": lambda x, t: 2 * x}, (-2.0, 2.0, -2.0, 2.0)
+    >>> figure = field_error(fields, lambda x, t: x, 0.5, limits, n=9)
+    >>> figure.axes[0].get_title(loc="left")
+    'FM'
     """
     x = artists.grid_points(limits, n)
     exact = artists.evaluate(truth, x, t)

@@ -35,21 +35,33 @@ class Compared(Protocol):
     """What these figures read of a difference."""
 
     @property
-    def method(self) -> str: ...
+    def method(self) -> str:
+        """The name of the method that is compared."""
+
     @property
-    def mean(self) -> float: ...
+    def mean(self) -> float:
+        """The mean difference."""
+
     @property
-    def low(self) -> float: ...
+    def low(self) -> float:
+        """The lower end of its interval."""
+
     @property
-    def high(self) -> float: ...
+    def high(self) -> float:
+        """The upper end of its interval."""
+
     @property
-    def clear(self) -> bool: ...
+    def clear(self) -> bool:
+        """Whether the difference is clear: only then its mark is filled."""
 
 
 class Panel(NamedTuple):
     """The words on one panel: its title, the name of the differences, on which side ("lower" or
     "higher") a method is better, and the name of the settings, where they are not those of all
     panels.
+
+    >>> Panel("Digits", "Fréchet distance").good
+    'lower'
     """
 
     title: str
@@ -93,6 +105,12 @@ def difference_rows(
     in `marked` stand on a band.
 
     Labels that all panels share are written once. Raises ConfigError without rows and for NaN.
+
+    >>> from types import SimpleNamespace
+    >>> d = SimpleNamespace(method="delta_fm", mean=-0.2, low=-0.3, high=-0.1, clear=True)
+    >>> figure = difference_rows({Panel("Digits", "Fréchet distance"): [("ΔFM", d)]})
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['ΔFM']
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, difference), ...]}.")
@@ -158,6 +176,12 @@ def difference_curves(
     spaces the settings by their logarithm to base 2; `squeeze` makes the other axis logarithmic
     where differences are large beside most others of their panel, and says from where on. Raises
     ConfigError without differences and for NaN.
+
+    >>> from types import SimpleNamespace
+    >>> d = SimpleNamespace(method="delta_fm", mean=-0.2, low=-0.3, high=-0.1, clear=True)
+    >>> blocks = {Panel("Digits", "Fréchet distance"): {"delta_fm": {0.05: d, 0.1: d}}}
+    >>> difference_curves(blocks, xlabel="weight").axes[0].get_xlabel()
+    'weight'
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): {method: {setting: difference}}}.")
@@ -249,6 +273,12 @@ def difference_scatter(
     so that none hides another.
 
     Raises ConfigError without points, for NaN, and for an x that is not above 0.
+
+    >>> from types import SimpleNamespace
+    >>> d = SimpleNamespace(method="delta_fm", mean=-0.2, low=-0.3, high=-0.1, clear=True)
+    >>> blocks = {Panel("Digits", "Fréchet distance"): [("ΔFM", 1.1, d), ("VeCoR", 1.2, d)]}
+    >>> difference_scatter(blocks, xlabel="length of v").axes[0].get_xlabel()
+    'length of v'
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, x, difference), ...]}.")

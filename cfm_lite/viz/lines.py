@@ -66,6 +66,10 @@ def curves(
     as solvers, say `ordered=False`, and each has a colour of its own. `xscale` and `yscale` are
     "linear", "log", "log2" or "symlog". Raises ConfigError for NaN, for x and y that differ in length, for an
     empty mapping and for values not above 0 on a logarithmic axis.
+
+    >>> figure = curves({"euler": ([1, 2], [0.4, 0.1])}, xlabel="steps", ylabel="error")
+    >>> figure.axes[0].get_xlabel()
+    'steps'
     """
     for scale in (xscale, yscale):
         check_choice("scale", scale, _SCALES)
@@ -92,6 +96,9 @@ def pair_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`line` as (x, y) of equal length (n,); ConfigError otherwise, and for values not above 0 on a
     logarithmic axis.
+
+    >>> pair_of("line", ([1, 2], [0.4, 0.1]))
+    (array([1., 2.]), array([0.4, 0.1]))
     """
     if isinstance(line, np.ndarray) or not hasattr(line, "__len__") or len(line) != 2:
         raise ConfigError(
@@ -154,6 +161,10 @@ def training_curves(logs: Logs | Mapping[str, Logs], keys: Sequence[str] | None 
     `logs` is one run's list of dicts as in `log.jsonl`, or a mapping of names (such as methods) to
     such lists; `keys` chooses the panels (default: all numbers but "step"). Raises ConfigError for
     NaN, no lines, or a key that no run has.
+
+    >>> log = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    >>> training_curves(log).axes[0].get_ylabel()
+    'loss'
     """
     runs = logs if isinstance(logs, Mapping) else {"run": logs}
     every = (item for lines in runs.values() for line in lines for item in line.items())
@@ -202,7 +213,11 @@ def _logged(panel: Axes, name: str, key: str, lines: Logs) -> None:
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of each value and its neighbours, `width` in all; fewer near the ends."""
+    """The mean of each value and its neighbours, `width` in all; fewer near the ends.
+
+    >>> running_mean(np.array([0.0, 3.0, 6.0]), 3)
+    array([1.5, 3. , 4.5])
+    """
     window = np.ones(min(width, len(values)))
     weights = np.convolve(np.ones(len(values)), window, mode="same")
     return np.convolve(values, window, mode="same") / weights

@@ -97,6 +97,10 @@ def image_grid(
     `column_labels` (n,) stand above the columns (default: the numbers from 0), `cell` is an image's
     side in inches, `ink` says whether a grey value of 1 is "white" or "black". Raises ConfigError
     for NaN, for other shapes and for rows of unequal length.
+
+    >>> figure = image_grid({"real": np.zeros((3, 1, 4, 4)), "fm": np.zeros((3, 1, 4, 4))})
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['Real data', 'FM']
     """
     check_choice("ink", ink, ("white", "black"))
     items = named("rows", rows, "{'fm': images}").items()
@@ -133,6 +137,10 @@ def captioned(
 
     `columns` is that of the grid (default: at most 5), `cell` a picture's side in inches. Raises
     ConfigError for NaN, and unless there is a caption for each picture.
+
+    >>> figure = captioned(np.zeros((2, 3, 8, 8)), ["a red seven", "a blue one"])
+    >>> len(figure.axes)
+    2
     """
     stack = _images("images", images, 1.0)
     if len(stack) != len(captions):
@@ -167,6 +175,11 @@ def perturbation_gallery(
     Images lie in [-1, 1]. With `signed`, the arrays are velocities of one channel: all share one
     diverging map centred at zero, beyond whose ends 1 % of the values may lie. Raises ConfigError
     for NaN and for shapes that differ from the original's.
+
+    >>> x = np.zeros((2, 3, 4, 4))
+    >>> figure = perturbation_gallery(x, {"cutmix": x})
+    >>> [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    ['original', 'cutmix']
     """
     base = as_array("original", original, None, 1 if signed else None, None, None)
     everything = {"original": base} | {

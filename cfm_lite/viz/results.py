@@ -35,6 +35,9 @@ Rows = Sequence[Mapping[str, Any]]
 class Metric(NamedTuple):
     """How a metric is shown: its name on an axis, a factor on its values, and which direction is
     good.
+
+    >>> Metric("accuracy, %", 100, "higher is better").factor
+    100
     """
 
     name: str
@@ -143,6 +146,10 @@ def quality_vs_steps(rows: Rows, metrics: Sequence[str] = ("frechet", "accuracy"
     Several seeds give the mean, and a bar from the lowest to the highest. Distances have a
     logarithmic axis. Rows whose value is None are left out and counted. Raises ConfigError for a
     metric without rows, for NaN, and where two rows have the same method, metric, nfe and seed.
+
+    >>> rows = [{"method": "fm", "metric": "mmd", "nfe": n, "value": 1 / n} for n in (2, 4)]
+    >>> quality_vs_steps(rows, ["mmd"]).axes[0].get_ylabel()
+    'MMD'
     """
     width = min(PAGE, 2.1 + 4.2 * len(metrics))
     figure, axes = panels(1, len(metrics), width=width, height=4.3)
@@ -254,6 +261,11 @@ def method_bars(rows: Rows, metric: str, *, nfe: int | None = None) -> Picture:
 
     `nfe` may be left out if the rows have only one. Raises ConfigError otherwise, and as
     `quality_vs_steps` does.
+
+    >>> row = {"metric": "mmd", "nfe": 4, "value": 0.1}
+    >>> rows = [row | {"method": name} for name in ("fm", "vecor")]
+    >>> [text.get_text() for text in method_bars(rows, "mmd").axes[0].get_yticklabels()]
+    ['FM', 'VeCoR']
     """
     chosen = _select(rows, metric)
     found = sorted({row.get("nfe") for row in chosen}, key=str)

@@ -124,6 +124,11 @@ R = TypeVar("R")
 def method_style(name: str) -> Arm:
     """The look of method `name`; a name that is not in METHOD_STYLES gets a muted look that depends
     on nothing but the name.
+
+    Raises ConfigError for a name that is no text, or empty.
+
+    >>> method_style("delta_fm").label, method_style("my method") == method_style("my method")
+    ('ΔFM', True)
     """
     if not isinstance(name, str) or not name:
         raise ConfigError(
@@ -143,14 +148,22 @@ def method_style(name: str) -> Arm:
 
 
 def method_title(name: str) -> str:
-    """`name` as a reader should see it: a method's label, or the name with a capital letter."""
+    """`name` as a reader should see it: a method's label, or the name with a capital letter.
+
+    >>> method_title("vecor"), method_title("my method")
+    ('VeCoR', 'My method')
+    """
     if method_style(name).label != name:
         return method_style(name).label
     return name[:1].upper() + name[1:] if name[:1].isascii() else name  # λ is no Λ
 
 
 def method_color(name: str, other: str = MODEL) -> str:
-    """The colour of method `name`, black for "truth", `other` for any other name."""
+    """The colour of method `name`, black for "truth", `other` for any other name.
+
+    >>> method_color("truth"), method_color("my method") == MODEL
+    ('#000000', True)
+    """
     if name == "truth":
         return TRUTH
     return METHOD_STYLES[name].colour if name in METHOD_STYLES else other
@@ -159,6 +172,10 @@ def method_color(name: str, other: str = MODEL) -> str:
 def styled(build: Callable[P, R]) -> Callable[P, R]:
     """Run `build` under matplotlib's defaults plus STYLE, whatever the user's own settings are, and
     restore those afterwards.
+
+    >>> import matplotlib
+    >>> styled(lambda: matplotlib.rcParams["xtick.labelsize"])()
+    9.0
     """
 
     @functools.wraps(build)
@@ -172,6 +189,9 @@ def styled(build: Callable[P, R]) -> Callable[P, R]:
 class Picture(Figure):
     """A matplotlib Figure that a notebook shows as the last value of a cell, without pyplot and
     without choosing a backend.
+
+    >>> new_figure(3, 2)._repr_png_()[1:4]
+    b'PNG'
     """
 
     def _repr_png_(self) -> bytes:
@@ -184,6 +204,9 @@ def new_figure(
 ) -> Picture:
     """An empty white figure, `width` x `height` inches; the constrained layout keeps titles, labels
     and legends inside the canvas.
+
+    >>> new_figure(3, 2).get_size_inches()
+    array([3., 2.])
     """
     figure = Picture(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
@@ -195,13 +218,21 @@ def panels(
 ) -> tuple[Picture, np.ndarray]:
     """A figure of `width` x `height` inches and its axes as an array (rows, columns); keywords as
     in `Figure.subplots`.
+
+    >>> figure, axes = panels(2, 3, width=6, height=4)
+    >>> axes.shape
+    (2, 3)
     """
     figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 def text_width(texts: Iterable[str], size: float = 10) -> float:
-    """The width in inches of the longest of `texts` at `size` points."""
+    """The width in inches of the longest of `texts` at `size` points.
+
+    >>> bool(text_width(["a", "a longer text"]) > text_width(["a"]))
+    True
+    """
     return (
         max(
             TextPath((0, 0), text, size=size).get_extents().width if text.strip() else 0.0
@@ -212,7 +243,11 @@ def text_width(texts: Iterable[str], size: float = 10) -> float:
 
 
 def named(name: str, mapping: Any, example: str) -> Mapping[str, Any]:
-    """`mapping`; ConfigError unless it is a mapping with entries, such as `example`."""
+    """`mapping`; ConfigError unless it is a mapping with entries, such as `example`.
+
+    >>> named("fields", {"fm": 1}, "{'fm': velocity}")
+    {'fm': 1}
+    """
     if not isinstance(mapping, Mapping) or not mapping:
         raise ConfigError(
             f"{name} is {type(mapping).__name__} without entries or names; pass a dict such as "
@@ -222,7 +257,11 @@ def named(name: str, mapping: Any, example: str) -> Mapping[str, Any]:
 
 
 def plain(value: float, _: Any = None) -> str:
-    """`value` as a tick's label: no needless zeros, and a minus that is one."""
+    """`value` as a tick's label: no needless zeros, and a minus that is one.
+
+    >>> plain(0.50), plain(-2.0)
+    ('0.5', '−2')
+    """
     return f"{value:g}".replace("-", "−")
 
 
@@ -232,6 +271,10 @@ def as_array(name: str, x: Any, *shape: int | None) -> np.ndarray:
 
     `shape` has one entry per dimension, None where any length will do; without entries every shape
     is accepted.
+
+    >>> as_array("x", torch.ones(2, 2), None, 2)
+    array([[1., 1.],
+           [1., 1.]])
     """
     try:
         values = np.asarray(
@@ -263,12 +306,22 @@ def as_array(name: str, x: Any, *shape: int | None) -> np.ndarray:
 
 
 def as_tensor(values: np.ndarray) -> Tensor:
-    """`values` as a tensor of the default dtype: what a velocity or density callable is given."""
+    """`values` as a tensor of the default dtype: what a velocity or density callable is given.
+
+    >>> as_tensor(np.ones(2)).dtype
+    torch.float32
+    """
     return torch.as_tensor(values, dtype=torch.get_default_dtype())
 
 
 def frame(axes: Axes) -> None:
-    """Close the box around `axes`: a plane or a matrix has four sides, a curve two."""
+    """Close the box around `axes`: a plane or a matrix has four sides, a curve two.
+
+    >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
+    >>> frame(axes)
+    >>> all(spine.get_visible() for spine in axes.spines.values())
+    True
+    """
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set(visible=True, color="#4d4d4d", linewidth=0.8)
@@ -278,6 +331,8 @@ def frame(axes: Axes) -> None:
 def to_bytes(figure: Figure, kind: str, dpi: float = DPI) -> bytes:
     """`figure` as the bytes of a "png", "svg" or "pdf" file; the same figure gives the same bytes,
     whatever the date.
+
+    Raises ConfigError for another kind, and a dpi outside [10, 1200].
     """
     check_choice("kind", kind, _METADATA)
     buffer = io.BytesIO()
@@ -291,13 +346,23 @@ _METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"Creation
 
 
 def to_png(figure: Figure, dpi: float = DPI) -> bytes:
-    """`figure` as the bytes of a PNG file."""
+    """`figure` as the bytes of a PNG file.
+
+    >>> to_png(new_figure(3, 2))[1:4]
+    b'PNG'
+    """
     return to_bytes(figure, "png", dpi)
 
 
 def save(figure: Figure, path: AnyPath, dpi: float = DPI) -> Path:
     """Write `figure` to `path` (.png, .svg or .pdf), whole or not at all, and return the path;
     folders are made.
+
+    Raises ConfigError for another ending, and what `write_bytes` raises.
+
+    >>> import tempfile
+    >>> save(new_figure(3, 2), Path(tempfile.mkdtemp()) / "empty.png").name
+    'empty.png'
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
