@@ -67,10 +67,12 @@ class Data(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """The dims of one sample, without the batch."""
+        ...
 
     @property
     def mean(self) -> Tensor | None:
         """E[x1] of `shape`, or None where it is not known."""
+        ...
 
 
 Terms = Callable[[Settings, Needed], tuple[Any, ...]]

@@ -81,9 +81,11 @@ class Term(Protocol):
 
     def prepare(self, draw: Draw) -> Any:
         """Draw everything random for one batch; the call finds it in `batch.prepared`."""
+        ...
 
     def __call__(self, batch: Evaluated) -> Tensor:
         """The unweighted value, a scalar that can be differentiated."""
+        ...
 
 
 class _Plain:

@@ -65,6 +65,7 @@ class Extractor(Protocol):
 
     def __call__(self, images: Tensor) -> Features:
         """The features of `images`, uint8 (B, 3, H, W)."""
+        ...
 
 
 class Inception:

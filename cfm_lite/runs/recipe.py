@@ -90,10 +90,12 @@ class Shaped(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """The dims of one sample, without the batch."""
+        ...
 
     @property
     def num_classes(self) -> int:
         """The number of classes; 0 without labels."""
+        ...
 
 
 @dataclass(frozen=True)

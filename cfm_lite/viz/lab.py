@@ -37,22 +37,27 @@ class Compared(Protocol):
     @property
     def method(self) -> str:
         """The name of the method that is compared."""
+        ...
 
     @property
     def mean(self) -> float:
         """The mean difference."""
+        ...
 
     @property
     def low(self) -> float:
         """The lower end of its interval."""
+        ...
 
     @property
     def high(self) -> float:
         """The upper end of its interval."""
+        ...
 
     @property
     def clear(self) -> bool:
         """Whether the difference is clear: only then its mark is filled."""
+        ...
 
 
 class Panel(NamedTuple):
