@@ -159,6 +159,9 @@ def frechet(features_a: Rows, features_b: MoreRows) -> Number:
     It depends on the network that makes the features and on N. So compare equal N, and show a
     real-against-real value beside it.
 
+    Raises:
+        ConfigError: fewer than two rows, rows that are not finite, or of another width.
+
     >>> frechet(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
     tensor(1., dtype=torch.float64)
     """
@@ -209,6 +212,9 @@ def frechet_to(
 
 def moments(features: Rows) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """The mean and the covariance (divided by N - 1) of at least two rows.
+
+    Raises:
+        ConfigError: fewer than two rows, or rows that are not finite.
 
     >>> moments(torch.tensor([[0.0], [2.0]]))
     (tensor([1.], dtype=torch.float64), tensor([[2.]], dtype=torch.float64))
@@ -418,6 +424,9 @@ def precision_recall(
 def nearest_distances(x: Rows, reference: MoreRows) -> Float[Tensor, " n"]:
     """The Euclidean distance from each row of `x` to the nearest row of `reference`.
 
+    Raises:
+        ConfigError: rows that are not finite, or of another width.
+
     >>> nearest_distances(torch.tensor([[0.0], [5.0]]), torch.tensor([[1.0], [3.0]]))
     tensor([1., 2.], dtype=torch.float64)
     """
@@ -614,6 +623,9 @@ def straightness(trajectory: Trajectory) -> Number:
     Args:
         trajectory: (S, B, *dims), or what yields its states; at least two.
 
+    Raises:
+        ConfigError: fewer than two states, or states that are not finite.
+
     >>> straightness(torch.tensor([[[0.0, 0.0]], [[3.0, 0.0]], [[3.0, 4.0]]]))
     tensor(0.7143, dtype=torch.float64)
     """
@@ -708,6 +720,8 @@ def drift(
 ) -> Number:
     """`drift_by_time` in one number: its mean against a mixture, its last value against data.
 
+    Arguments and errors are those of `drift_by_time`.
+
     >>> drift(torch.tensor([[[0.0]], [[3.0]]]), torch.tensor([[1.0], [5.0]]))
     tensor(2., dtype=torch.float64)
     """
@@ -738,6 +752,9 @@ def effective_rank(h: Float[Tensor, "batch *dims"]) -> Number:
 
     It lies between 1 and min(B - 1, d), for B of at least 2. Equal rows have rank 1 by convention.
     Reference: Roy and Vetterli 2007, "The effective rank".
+
+    Raises:
+        ConfigError: fewer than two rows, or rows that are not finite.
 
     >>> effective_rank(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]))
     tensor(2., dtype=torch.float64)

@@ -161,6 +161,8 @@ class Path:
 
         Such an end has the derivative 0.
 
+        Errors are those of `endpoints`, for an end that has a part in the velocity.
+
         >>> LINEAR.parts(torch.tensor([[1.5]]), torch.tensor([[1.0]]), torch.tensor([0.5]))
         (tensor([[1.]]), tensor([[2.]]))
         """

@@ -78,6 +78,9 @@ TABLE_UP_TO = 2**22  # times held at once, 16 MiB
 def euler(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     """A step of order 1 with one evaluation.
 
+    Raises:
+        ConfigError: a velocity of another shape than `x`.
+
     >>> euler(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1000])
     """
@@ -86,6 +89,9 @@ def euler(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
 
 def midpoint(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     """A step of order 2 with two evaluations: the slope at the middle of an Euler half step.
+
+    Raises:
+        ConfigError: a velocity of another shape than `x`.
 
     >>> midpoint(lambda x, t: x, torch.ones(1), 0.0, 0.1)  # e^0.1 is 1.10517
     tensor([1.1050])
@@ -100,6 +106,9 @@ def heun(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     """A step of order 2 with two evaluations: the mean slope of both ends.
 
     The far end is reached by an Euler step. torchdiffeq calls it heun2.
+
+    Raises:
+        ConfigError: a velocity of another shape than `x`.
 
     >>> heun(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1050])
@@ -117,6 +126,9 @@ def rk4(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     torchdiffeq, and so the official SiT, calls this rule rk4. The better known rule, at 0, 1/2, 1/2
     and 1, has the same order and cost. Reference: Kutta 1901; Hairer, Nørsett & Wanner, Solving
     Ordinary Differential Equations I, section II.1.
+
+    Raises:
+        ConfigError: a velocity of another shape than `x`.
 
     >>> rk4(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1052])

@@ -199,6 +199,8 @@ def moons(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tensor
 
     They are scikit-learn's moons, centred, times 1.6.
 
+    Raises ConfigError for n below 1.
+
     >>> x1, y = moons(1000, generator=torch.Generator().manual_seed(0))
     >>> x1[y == 0, 1].mean() > x1[y == 1, 1].mean()
     tensor(True)
@@ -215,6 +217,8 @@ def circles(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
     """Two circles with noise 0.08: class 0 of radius 2, class 1 of radius 1.
 
     They are scikit-learn's circles with factor 0.5, doubled.
+
+    Raises ConfigError for n below 1.
 
     >>> x1, y = circles(1000, generator=torch.Generator().manual_seed(0))
     >>> [x1[y == c].norm(dim=1).mean().round().item() for c in (0, 1)]
@@ -247,6 +251,8 @@ def spirals(n: int, *, generator: Generator | None = None) -> tuple[Tensor, Tens
 
     Each arm is a class; one is the other turned by pi.
 
+    Raises ConfigError for n below 1.
+
     >>> x1, y = spirals(1000, generator=torch.Generator().manual_seed(0))
     >>> bool(x1.norm(dim=1).max() < 3)
     True
@@ -262,6 +268,8 @@ def checkerboard(n: int, *, generator: Generator | None = None) -> tuple[Tensor,
     """Uniform points on the dark squares of a 4x4 board on [-2, 2]^2.
 
     Rows alternate between class 0 and class 1, counted from below.
+
+    Raises ConfigError for n below 1.
 
     >>> x1, y = checkerboard(1000, generator=torch.Generator().manual_seed(0))
     >>> column, row = (x1 + 2).long().T

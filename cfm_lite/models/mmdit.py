@@ -132,7 +132,10 @@ class MMDiT(Network):
             self.register_buffer("null_context", torch.zeros(self.context_length, self.context_dim))
 
     def null_condition(self, y: Tensor) -> Tensor:
-        """The empty caption for each row of captions `y`: what a dropped row gets."""
+        """The empty caption for each row of captions `y`: what a dropped row gets.
+
+        Raises ConfigError for features of another shape, in a model without words of its own.
+        """
         if self.words is not None:
             return torch.zeros_like(y)
         return self.null_context.to(self._features(y)).expand_as(y)

@@ -130,6 +130,8 @@ def _check_captions(run: Run, settings: Settings) -> None:
 def recorded(run: Run, settings: Settings) -> dict[str, Any]:
     """What is saved with the samples: how they were drawn, and from which network.
 
+    Raises ConfigError for a run without a spec.
+
     >>> from cfm_lite.pretrained import run_of
     >>> run = run_of("toy_fm")
     >>> recorded(run, settings_of(run, 100))["recipe"]["method"]
@@ -152,6 +154,8 @@ def recorded(run: Run, settings: Settings) -> dict[str, Any]:
 def in_parts(run: Run) -> bool:
     """Whether noise and labels are keyed by the part. They are for a run on latents.
 
+    Raises ConfigError for a run without a spec.
+
     >>> from cfm_lite.pretrained import run_of
     >>> in_parts(run_of("toy_fm"))  # points, no latents
     False
@@ -163,6 +167,8 @@ def labels_of(run: Run, settings: Settings, part: int) -> Tensor:
     """The labels (n,) of one part, or its captions as word numbers (n, L) or features (n, L, D).
 
     If parts are keyed, random labels depend on (seed, part) alone, not on the number of rows.
+
+    Raises ConfigError for a run without a spec.
 
     >>> from cfm_lite.pretrained import run_of
     >>> run = run_of("toy_fm")
@@ -217,6 +223,8 @@ def guided(
     """The guided velocity for conditions `y`, faster at the noise if the recipe has a boost.
 
     Guidance moves away from the caption `negative`, or from the null condition.
+
+    Raises ConfigError for what `guidance.cfg` refuses, and a caption with an unknown word.
 
     >>> from cfm_lite.pretrained import run_of
     >>> velocity = guided(run_of("toy_fm"), torch.tensor([0, 1]), scale=1.5)
@@ -313,6 +321,8 @@ def draw_rows(
 def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
     """All samples (N, *dims) of a run on points or pixels, and their labels (N,).
 
+    Raises ConfigError as `velocity_of` does, and DivergenceError for a state that is not finite.
+
     >>> from cfm_lite.pretrained import run_of
     >>> run = run_of("toy_fm")
     >>> x, y = draw_run(run, settings_of(run, 6, steps=4))
@@ -335,7 +345,10 @@ def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def draw_part(run: Run, settings: Settings, part: int) -> Tensor:
-    """The latents (n, C, h, w) of one part of a run on latents, on the network's device."""
+    """The latents (n, C, h, w) of one part of a run on latents, on the network's device.
+
+    Raises ConfigError for a run without a spec.
+    """
     device = run.device
     y = labels_of(run, settings, part).to(device)
     keys = [

@@ -312,6 +312,8 @@ def arrow_key(axes: Axes, scale: float, fastest: float) -> Quiver:
     """A grey arrow right of `axes` with its speed and unit, about three quarters as long as the
     `fastest` speed that is shown.
 
+    Raises ConfigError for a negative speed.
+
     >>> from cfm_lite.viz.style import panels
     >>> figure, ((axes,),) = panels(1, 1, width=3, height=3)
     >>> key = arrow_key(axes, scale=10, fastest=4.0)
