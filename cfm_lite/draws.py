@@ -189,10 +189,10 @@ def independent(
 def minibatch_ot(
     x0: Batch, x1: Batch, y: Condition | None = None
 ) -> tuple[Batch, Batch, Condition | None]:
-    """Noise permuted so that its squared distances to the data have the least sum.
+    """Permute the noise so that the sum of squared distances to the data is smallest.
 
-    The data and labels keep their order. The pairing does not look at the labels, so each class
-    gets its own part of the noise, which sampling does not know (Cheng and Schwing 2025,
+    The data and labels keep their order. The pairing does not look at the labels. So each class is
+    trained on its own part of the noise. Sampling cannot know that part (Cheng and Schwing 2025,
     arXiv:2503.10636). The assignment problem is solved on the host, in O(B^3): this synchronises
     with the device.
 

@@ -152,14 +152,14 @@ def _inside(t: Tensor, interval: Interval) -> bool | Tensor:
 def conditional(model: Callable[..., Tensor], y: Tensor | int | None = None) -> Velocity:
     """The model's velocity for labels `y`.
 
-    A module in training mode is evaluated in eval mode and put back. Half-precision outputs are
-    promoted to float32.
+    A module in training mode is evaluated in eval mode; then its mode is restored. Half-precision
+    outputs are promoted to float32.
 
     Args:
         y: integers (B,), one int for every row, or None for the model's own default.
 
     Raises:
-        ConfigError: labels that are no integers, out of range, or not as many as the rows of x.
+        ConfigError: labels that are not integers, out of range, or not as many as the rows of x.
 
     >>> conditional(lambda x, t, y: x + y[:, None], y=3)(torch.zeros(2, 1), torch.zeros(2))
     tensor([[3.],
@@ -254,10 +254,10 @@ def cfg(
     null velocity by y = None, in a second call.
 
     Args:
-        scale: 1 is `conditional(model, y)`, with any interval, channels and negative, so that a
-            sweep may hold it.
+        scale: 1 is `conditional(model, y)`, with any interval, channels and negative, so a sweep
+            may contain 1.
         channels: how many leading channels are guided; the others stay conditional. None guides
-            all, 3 is the official SiT's habit.
+            all; the official SiT guides 3.
         negative: a condition to move away from, in place of the null condition: another label, or
             another caption (a negative prompt).
 
@@ -345,7 +345,9 @@ def _times_of(factor: Callable[[Tensor], Tensor], t: Tensor, v: Tensor) -> Tenso
 
 
 def rescale_in_time(velocity: Velocity, alpha: float, beta: float = 1.0) -> Velocity:
-    """(1 + α (1 - t)^β) times the velocity, the control "time-scaled FM": most at the noise.
+    """(1 + α (1 - t)^β) times the velocity, the control "time-scaled FM".
+
+    It acts most near the noise.
 
     Args:
         alpha: how much faster it is at t = 0; 0 changes nothing.

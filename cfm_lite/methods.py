@@ -465,7 +465,7 @@ def debiasing(settings: Settings) -> Arm:
     if settings.method not in undo or settings.also in undo:
         also = f" with {settings.also!r}" if settings.also else ""
         raise ConfigError(
-            f"the method {settings.method!r}{also} has nothing that --debias could undo; it is for "
-            f"{', '.join(undo)} alone."
+            f"--debias knows no inverse for the method {settings.method!r}{also}. It works only "
+            f"for {', '.join(undo)}."
         )
     return undo[settings.method]

@@ -89,7 +89,7 @@ def frechet_distance(
     Only eigenvalues of symmetric matrices are taken, so nothing complex can appear.
 
     Raises:
-        ConfigError: shapes that do not fit, NaN, or a matrix that is no covariance.
+        ConfigError: shapes that do not fit, NaN, or a matrix that is not a covariance.
 
     Reference: Dowson and Landau 1982; Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
 
@@ -142,7 +142,8 @@ def check_covariance(name: str, covariance: Float[Tensor, "d d"], d: int) -> Flo
     atol = rtol * float(covariance.abs().max())
     if not torch.allclose(covariance, covariance.mT, rtol=rtol, atol=atol):
         raise ConfigError(
-            f"{name} is not symmetric; a covariance is. Was it transposed or overwritten?"
+            f"{name} is not symmetric; a covariance must be symmetric. Was it transposed or "
+            "overwritten?"
         )
     values = torch.linalg.eigvalsh(covariance)
     if values[0] < -max(1e-5, 64 * rounding) * values.abs().max():
@@ -440,7 +441,8 @@ def _nearest(a: Tensor, b: Tensor) -> Tensor:
 def nearest_ratio(fake: Rows, train: MoreRows, real: Float[Tensor, "k *dims"]) -> Number:
     """Mean distance from a fake to the nearest training row, over that of held-out `real` rows.
 
-    1 means as far from the training rows as fresh data; below about 0.9 means memorising.
+    1 means: samples are as far from the training rows as new data. Below about 0.9 means
+    memorising.
 
     Raises:
         ConfigError: every row of `real` is a row of `train`.
@@ -691,8 +693,8 @@ def _fitting(mixture: Any, states: Tensor) -> GaussianMixture:
         )
     if states.shape[2] != mixture.means.shape[1]:
         raise ConfigError(
-            f"trajectory has states of {states.shape[2]} numbers, mixture_or_data "
-            f"{mixture.means.shape[1]}."
+            f"states have {states.shape[2]} numbers and mixture_or_data has "
+            f"{mixture.means.shape[1]}; both must be equal."
         )
     return mixture
 

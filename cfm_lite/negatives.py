@@ -199,7 +199,7 @@ class Perturbed:
             check_path(self.path)
         if self.space == "image" and self.codec is None:
             warn_once(
-                "space='image' without a codec is space='latent': the data themselves are "
+                "space='image' without a codec acts like space='latent': the data themselves are "
                 "perturbed. For latents, give their codec."
             )
         methods = (getattr(self.codec, name, None) for name in ("encode", "decode"))
@@ -212,7 +212,9 @@ class Perturbed:
     def __call__(
         self, sample: FlowSample, *, generator: Generator | None = None, path: Path | None = None
     ) -> Tensor:
-        """The negatives of `sample`; `path` is the objective's, used where no own one was given.
+        """The negatives of `sample`.
+
+        `path` is the objective's. It is used if this object has no path of its own.
 
         Raises:
             ConfigError: a transform that changes the shape, or a sample that is not on the linear

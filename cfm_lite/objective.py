@@ -94,7 +94,7 @@ class Objective(nn.Module):
         terms: what is summed.
         time: a time distribution of draws.py.
         couple: a pairing of noise with data of draws.py.
-        label_dropout: the probability that a label is dropped, in training mode alone. After
+        label_dropout: the probability that a label is dropped, only in training mode. After
             `eval()` the losses are those of the given labels.
         shard: how many rows share noise, negatives, dispersive batches and label dropout; None is
             the whole batch.
@@ -146,7 +146,7 @@ class Objective(nn.Module):
         self._calls = 0
         self._weights: tuple[Tensor, ...] = ()
         # beside `time`, which stays as it was given, so that `plus` can hand it on
-        self.law = on_path(time, path, "time")
+        self.time_distribution = on_path(time, path, "time")
         _check_terms(self.terms, plain(getattr(model, "depth", None)))
         for term in self.terms.values():
             # a negative of another path is a velocity that no x_t of this path has
@@ -161,7 +161,7 @@ class Objective(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "Objective":
-        """As of every module; parameters that were replaced are found anew."""
+        """Set the mode, as every module does. Replaced parameters are looked up again."""
         self._weights = ()
         return super().train(mode)
 
@@ -285,7 +285,7 @@ class Objective(nn.Module):
             # keyed by the name of the term: one more term changes no draw of the others
             generators = _Generators(self._generator, x1.device, name, len(shards))
             prepared[name] = term.prepare(
-                Draw(sample, dropped, shards, generators, self.path, self.law)
+                Draw(sample, dropped, shards, generators, self.path, self.time_distribution)
             )
         return sample, prepared, shards
 
@@ -295,7 +295,7 @@ class Objective(nn.Module):
         # without `at`: the global generator, so that torch.manual_seed repeats a loop of your own
         g = self._generator(x1.device, shard, "draw") if self._key else None
         x0 = noise_like(x1, g)
-        t = _times(self.law(len(x1), generator=g, device=x1.device), x1)
+        t = _times(self.time_distribution(len(x1), generator=g, device=x1.device), x1)
         # u_t of VP is infinite at t = 1, so its times end just before
         t = t.to(x1.dtype).clamp(max=self.path.train_end)
         # a key of its own: a random coupling leaves noise and times as they were
@@ -415,8 +415,8 @@ def _named(terms: Sequence[Any]) -> dict[str, Any]:
         or not all(hasattr(term, "weight") and hasattr(term, "blocks") for term in terms)
     ):
         raise ConfigError(
-            "terms must be a tuple of terms: an objective needs at least one term; FlowMatching() "
-            "is the usual first."
+            "terms must be a tuple of terms: an objective needs at least one term; usually the "
+            "first is FlowMatching()."
         )
     names = [getattr(term, "name", None) or _snake(type(term).__name__) for term in terms]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -556,9 +556,9 @@ def _spreading_weight(model: Any, variant: str) -> float:
     width, positions = plain(getattr(model, "hidden_size", None)), getattr(model, "pos_embed", None)
     if not isinstance(width, int):
         raise ConfigError(
-            "weight is None, and the covariance form needs one that fits the number of features d, "
-            "which this network does not tell; give weight = 0.5 / (d * (d - 1)), d the size of "
-            "one sample's features."
+            "weight is None. The covariance form needs one that fits the number of features d. "
+            "This network does not give d. Use weight = 0.5 / (d * (d - 1)), where d is the size "
+            "of one sample's features."
         )
     # a table of positions (1, T, D) has a row for each token
     tokens = positions.shape[1] if isinstance(positions, Tensor) and positions.dim() == 3 else 1
@@ -591,7 +591,8 @@ def repa(
         if not isinstance(value, int):
             raise ConfigError(
                 f"{what} is {value!r:.60}; it must be the number of features per token. Set it, or "
-                "use Alignment(weight, block, hidden_size, teacher, teacher_dim), which is told."
+                "use Alignment(weight, block, hidden_size, teacher, teacher_dim) and pass the "
+                "sizes to it."
             )
     terms = FlowMatching(), Alignment(weight, block, hidden, teacher, dim)
     return Objective(model, terms=terms, **settings)

@@ -149,7 +149,8 @@ class Path:
         beside a finite `v` means that its end is 0.
 
         Raises:
-            ConfigError: `v` says nothing of an end: alpha = d_alpha = 0, or sigma = d_sigma = 0.
+            ConfigError: `v` does not determine an end: alpha = d_alpha = 0, or sigma = d_sigma =
+                0.
 
         >>> LINEAR.endpoints(torch.tensor([[1.5]]), torch.tensor([[1.0]]), torch.tensor([0.5]))
         (tensor([[1.]]), tensor([[2.]]))
@@ -193,10 +194,10 @@ class Path:
         """The score -x0 / sigma that velocity `v` implies at `x`.
 
         It is infinite at t = 1 unless d_sigma is (VP). Where alpha = d_alpha = 0 the position is
-        noise alone, and the score is -x / sigma^2.
+        only noise, and the score is -x / sigma^2.
 
         Raises:
-            ConfigError: `v` says nothing of the noise (sigma = d_sigma = 0).
+            ConfigError: `v` does not determine the noise (sigma = d_sigma = 0).
 
         Reference: Ma et al. 2024, section 2, multiplied out so that alpha = 0 at t = 0 is harmless.
 
@@ -224,7 +225,7 @@ class Path:
 
         Raises:
             ConfigError: alpha = 0 and d_alpha is not, as at t = 0 of LINEAR: the score of noise
-                says nothing of the data.
+                does not determine the data.
 
         >>> x, score = torch.tensor([[1.0]]), torch.tensor([[-2.0]])
         >>> LINEAR.velocity_from_score(x, score, torch.tensor([0.5]))
@@ -297,7 +298,7 @@ STAY_AWAY = "Use a time that is a little further inside (0, 1), such as {inside:
 
 
 def _alone(own: Tensor, own_rate: Tensor, other: Tensor, other_rate: Tensor) -> Tensor:
-    """Where one end makes the position alone.
+    """Whether the position depends on one end only.
 
     The other end has no weight there, or it must be 0 for the velocity to be finite.
     """

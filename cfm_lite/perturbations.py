@@ -108,12 +108,13 @@ def crop_resize(
 
 
 def cutmix(x: Images, *, area: Range = (0.25, 0.5), generator: Generator | None = None) -> Images:
-    """Each image with one box of another row at the same place; that row is uniform over the rest.
+    """Paste into each image one box of another row, at the same place.
 
+    The other row is uniform over the rest.
     The box covers a share of the image that is uniform on `area`, within (0, 1). It has the image's
     aspect (sides rounded to pixels, one at least), and its place is uniform inside the image. Yun
     et al. 2019 (arXiv:1905.04899) draw the share from (0, 1). Here the box is larger, so that it is
-    seldom just an empty corner.
+    rarely only an empty corner.
 
     Raises:
         ConfigError: a batch of one.

@@ -176,8 +176,8 @@ def trajectory(velocity: Velocity, x: State, ts: Times, step: Step = heun) -> It
     Raises:
         ConfigError: a grid or a state that is not as said, or a velocity that writes into its x or
             t.
-        DivergenceError: within eight steps, with the first step whose state is not finite, if the
-            state is on the host.
+        DivergenceError: a state on the host is not finite. The error comes at most eight steps
+            later; it names the first step whose state is not finite.
 
     >>> list(trajectory(lambda x, t: x, torch.ones(1), torch.tensor([0.0, 0.5, 1.0]), euler))
     [tensor([1.]), tensor([1.5000]), tensor([2.2500])]
@@ -408,7 +408,7 @@ def sample_adaptive(
 
 
 class _Stuck:
-    """Finds, from the times that dopri5 asks for, that it will never arrive.
+    """Notices that dopri5 will never reach t1. It looks at the times that dopri5 asks for.
 
     dopri5's own assertions do not run under `python -O`. A step is six calls at as many times. If
     it becomes too short for floating-point numbers, they are one time and its two neighbours. A
@@ -741,6 +741,6 @@ def _given(x: Tensor, probes: Sequence[Tensor]) -> Iterator[Tensor]:
             )
         yield (probe if probe.dim() > x.dim() else probe[None]).to(x)
     raise ConfigError(
-        f"only {len(probes)} probes were given; every call of the velocity uses one: steps times "
-        "evaluations per step."
+        f"only {len(probes)} probes were given, and each call of the velocity uses one; give steps "
+        "* evaluations per step."
     )

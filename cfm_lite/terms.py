@@ -128,8 +128,8 @@ class _Spreading(_Plain):
             number = check_number(name, value, 0, math.inf, open_low=True)
             if number != default and self.variant not in read_by:
                 raise ConfigError(
-                    f"{name} is {value!r:.60} and the variant {self.variant!r} has none; leave it "
-                    f"out, or use {' or '.join(read_by)}."
+                    f"{name} is {value!r:.60} and the variant {self.variant!r} has no {name}; leave "
+                    f"it out, or use {' or '.join(read_by)}."
                 )
 
 
@@ -331,7 +331,7 @@ class Contrastive(_Spreading):
     Both views have noise of their own. The flow-matching loss sees the first one only.
 
     Args:
-        views: "independent" draws the second time anew, "restricted" within `max_gap` of the first
+        views: "independent" draws a new second time, "restricted" one within `max_gap` of the first
             and clipped to [0, 1].
         options: of `losses.contrastive`: margin, w, normalize_by_dim.
 
@@ -430,7 +430,7 @@ class Alignment(_Deterministic, nn.Module):
         super().__init__()
         self.weight, self.block, self.name = plain(weight), plain(block), name
         self.blocks = (self.block,)
-        self._teacher = (teacher,)  # in a tuple, so that it is no submodule
+        self._teacher = (teacher,)  # in a tuple, so that it is not a submodule
         self.projector = nn.Sequential(
             nn.Linear(hidden_size, width),
             nn.SiLU(),

@@ -211,7 +211,9 @@ class GaussianMixture:
         return (flow + pull).to(promote(x).dtype)
 
     def score(self, x: Points, t: Times, y: Labels | None = None, path: Path = LINEAR) -> Points:
-        """The gradient of log p_t(x | y) by x, exact. Arguments and errors as in `log_prob`.
+        """The exact gradient of log p_t(x | y) with respect to x.
+
+        Arguments and errors are those of `log_prob`.
 
         >>> GaussianMixture([1.0], [[3.0]], stds=1.0).score(torch.zeros(1, 1), torch.ones(1))
         tensor([[3.]])

@@ -32,12 +32,13 @@ class Trainer:
         clip: the bound of the gradient norm, or None.
         ema_decay: in [0, 1); with `ema_warmup` at most (1 + n) / (10 + n) after n updates.
         ema2_decay: above 0 it keeps a second average, `ema2`.
-        accumulate: into how many micro-batches, of whole shards, a batch is cut.
+        accumulate: the number of micro-batches in a batch; each holds whole shards.
         precision: "float32", or "bf16" (autocast; parameters and losses stay float32).
         schedule: a function of the step that gives a factor on lr.
         compile: True compiles the transformer blocks, or else the objective; None only on CUDA.
         runaway: stops a run, at a logged step, whose flow-matching error was above runaway^2 times
-            its first value (at least 1). λK > 1 - 1 / runaway is then stopped, too. None: never.
+            its first value (at least 1). So a run with λK > 1 - 1 / runaway is stopped too. None
+            turns this off.
         parallel: "ddp" (every rank holds everything) or "fsdp" (a part; `ema` is collective). Under
             "fsdp" all ranks must run the same members of `blocks`, in the same order. Others are
             found at the end of the step (on a GPU at the next logged one), or where the ranks wait
@@ -109,7 +110,7 @@ class Trainer:
 
     @property
     def ema(self) -> nn.Module:
-        """The averaged model, a plain module: what one samples from."""
+        """The averaged model, a plain module: use it for sampling."""
         return self._averages["ema"].module
 
     @property

@@ -293,7 +293,7 @@ def test_a_damaged_header_is_an_error_and_not_the_end(where, damage, tmp_path):
     (tmp_path / "a.tar").write_bytes(
         content if where == "outer" else tarred(None, {"one.tar": bytes(content)})
     )
-    with pytest.raises(DataError, match=r"a\.tar is no whole tar archive \(.*at byte"):
+    with pytest.raises(DataError, match=r"a\.tar is not a whole tar archive \(.*at byte"):
         archive.unpack(tmp_path / "a.tar", tmp_path / "folder")
 
 

@@ -113,7 +113,7 @@ def test_the_two_names_are_two_data_sets(folder):
         (
             "cifar10",
             {**BINARY, "cifar-10-batches-bin/data_batch_3.bin": b"123"},
-            "no whole archive",
+            "not a whole archive",
         ),
         (
             "cifar10",
@@ -128,7 +128,7 @@ def test_the_two_names_are_two_data_sets(folder):
         (
             "cifar10-jpeg75",
             {**FOLDERS, "train/horse/0007.jpg": b"<html>"},
-            "0007.jpg', which is no picture",
+            "0007.jpg', which is not a picture",
         ),
         ("cifar10-jpeg75", {**FOLDERS, "train/unicorn/1.jpg": picture(PIXELS[0])}, "unicorn"),
         (
@@ -156,10 +156,10 @@ def test_an_archive_that_is_not_whole_is_named(folder, name, members, words):
 def test_a_missing_cut_or_foreign_file_is_named(folder, name):
     path = folder / cifar10.ARCHIVES[name.removesuffix("-16")]
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError, match="no whole archive"):
+    with pytest.raises(DataError, match="not a whole archive"):
         cifar10.load("train", name=name)
     path.write_bytes(b"<html>")
-    with pytest.raises(DataError, match="no whole archive"):
+    with pytest.raises(DataError, match="not a whole archive"):
         cifar10.load("train", name=name)
     path.unlink()
     assert not cifar10.available(name)

@@ -138,7 +138,11 @@ def test_prepare_of_mnist_verifies_what_is_there(capsys):
     [
         (["train", "digits", "--method", "deltafm"], 2, "Did you mean 'delta_fm'"),
         (["train", "digits", "--set", "lr"], 2, "no '='"),
-        (["train", "digits", "--set", "lr=fast"], 2, "lr='fast' is no float"),
+        (
+            ["train", "digits", "--set", "lr=fast"],
+            2,
+            "lr='fast': lr must be of type float, such as lr=",
+        ),
         (["train", "digits", "--set", "learning_rate=1"], 2, "it must be one of"),
         (["train", "digits", "--set", "lr=1", "lr=2"], 2, "twice"),
         (["train", "digits", "--set", "lr=nan"], 2, "lr"),

@@ -154,7 +154,7 @@ def test_a_page_that_answers_in_place_of_the_hub_is_no_hub(monkeypatch):
     without_hub(monkeypatch)
     page = SimpleNamespace(commit_hash=None)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: page)
-    with pytest.raises(DataError, match=r"me/none.*is no hub.*--vae FOLDER"):
+    with pytest.raises(DataError, match=r"me/none.*is not the hub.*--vae FOLDER"):
         open_codec("me/none")
 
 

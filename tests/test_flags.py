@@ -32,7 +32,7 @@ FEW = recipe("toy", steps=2, batch=32, shard=32, hidden_size=8)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with two small runs, their samples, a report, and things that are none of ours."""
+    """A folder with two small runs, their samples, a report, and things that are not of cfm_lite."""
     home = tmp_path_factory.mktemp("home")
     data = dataset("two_classes", points=50)
     for name, chosen in (
@@ -394,7 +394,7 @@ def test_samples_replace_the_picture_beside_their_npz_and_no_other(home, capsys)
     assert cli.main(line.split()) == 0
     (home / "new.npz").unlink()
     assert cli.main([*line.split(), "--out", "new.npz"]) == 2
-    assert "new.png is not of new.npz and would be lost" in capsys.readouterr().err
+    assert "new.png does not belong to new.npz" in capsys.readouterr().err
 
 
 @pytest.fixture

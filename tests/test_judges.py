@@ -195,7 +195,7 @@ def test_judge_for_trains_anew_for_other_settings_and_for_a_damaged_file(kept, m
     first = judges.judge_for("digits")
     (path,) = kept.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="trained anew"):
+    with pytest.warns(UserWarning, match="trained again"):
         assert judges.judge_for("digits").fingerprint == first.fingerprint
     monkeypatch.setitem(
         judges.SETTINGS, "digits", dataclasses.replace(judges.SETTINGS["digits"], noise=0.2)

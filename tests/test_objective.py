@@ -510,7 +510,7 @@ def test_the_covariance_form_on_a_network_of_unknown_width_asks_for_its_weight()
     unknown = Tiny()
     del unknown.hidden_size
     assert objective.dispersive(unknown).terms["dispersive"].weight == 0.5
-    with pytest.raises(ConfigError, match=r"give weight = 0\.5 / \(d \* \(d - 1\)\)"):
+    with pytest.raises(ConfigError, match=r"Use weight = 0\.5 / \(d \* \(d - 1\)\)"):
         objective.dispersive(unknown, variant="covariance")
     expected = objective.dispersive(unknown, 0.5 / (16 * 15), variant="covariance").at(0, 1)(X1, Y)[
         0

@@ -100,8 +100,8 @@ def test_a_forward_pass_of_another_form_is_refused_before_it_runs(forward, words
     [
         (lambda v: types.SimpleNamespace(sample=v), r"Return output\.sample"),
         (lambda v: types.SimpleNamespace(logits=v), r"Return output\.logits"),
-        (lambda v: (v, v), "a tuple of 2.*first entry alone"),
-        (lambda v: [v], "a list of 1.*first entry alone"),
+        (lambda v: (v, v), "a tuple of 2.*only its first entry"),
+        (lambda v: [v], "a list of 1.*only its first entry"),
         (lambda v: {"v": v, "h": v}, r"a dict.*the names are \['v', 'h'\]"),
         (lambda v: None, "returned None"),
         (lambda v: v.detach().numpy(), "a ndarray"),

@@ -89,10 +89,10 @@ def test_resume_alone_still_needs_a_run_and_leaves_nothing_where_there_is_none(t
 
 
 def test_where_a_run_goes_on_is_decided_in_one_place(tmp_path):
-    assert not runs.goes_on(tmp_path)
-    assert runs.goes_on(tmp_path, True)
+    assert not runs.resumes(tmp_path)
+    assert runs.resumes(tmp_path, True)
     with pytest.raises(ConfigError, match="auto"):
-        runs.goes_on(tmp_path, "atuo")
+        runs.resumes(tmp_path, "atuo")
     with pytest.raises(CheckpointError, match="does not exist"):
         runs.train(None, None, out=tmp_path / "none", resume=True, trainer=_Nothing())  # pyright: ignore
 
@@ -123,7 +123,7 @@ def test_a_closed_folder_is_an_error_and_not_an_empty_one(mode):
             if os.getuid() == 0:
                 os.setuid(65534)
             with pytest.raises(CheckpointError, match=r"checkpoints cannot be listed \(Permission"):
-                runs.goes_on(out)
+                runs.resumes(out)
             with pytest.raises(DataError, match="parts cannot be listed"):
                 store.finished()
             return train(out, 6, "--resume", "auto")

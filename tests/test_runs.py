@@ -36,9 +36,11 @@ def test_a_short_run_says_what_its_average_still_holds_of_the_start():
     papers = {"ema": 0.9999, "ema_warmup": False}
     assert "--set ema_warmup=true" in runs.Run(imagenet("sit", **papers), None, step=1000).summary
     # a recipe that warms up has no such field to set
-    assert runs.Run(Recipe(), None, step=2).summary.endswith("of its start: train longer)")
+    assert runs.Run(Recipe(), None, step=2).summary.endswith(
+        "the network at the start: train longer)"
+    )
     assert (
-        "still holds 90% of its start"
+        "90% of the average is still the network at the start"
         in runs.Run(imagenet("sit", **papers), None, step=1000).summary
     )
     assert "start" not in runs.Run(imagenet("sit", **papers), None, step=400_000).summary

@@ -64,7 +64,7 @@ def test_a_cached_teacher_is_the_same_and_a_damaged_one_is_made_anew(
     content[-3] ^= 1
     path.write_bytes(bytes(content))
     teachers.teacher_for.cache_clear()
-    with pytest.warns(UserWarning, match="trained anew"):
+    with pytest.warns(UserWarning, match="trained again"):
         teachers.teacher_for("digits")
     teachers.teacher_for.cache_clear()
 

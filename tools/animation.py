@@ -278,7 +278,7 @@ def frames(
     `classes` (B,), 0 or 1, chooses mark and shade; `densities` are log densities of each class at t
     = 1, drawn as contours. The longest arrow is `arrow` of a panel's side. The last picture shows
     the films' notes and no arrows. Raises ConfigError for films whose shapes differ, for NaN and
-    for limits that are no square.
+    for limits that are not a square.
     """
     times, labels = _check_films(films, ts, classes)
     side, gap = (8.1 - 0.35 * (len(films) - 1)) / len(films), 0.35

@@ -4,7 +4,7 @@ positive pairs, over several seeds.
     python -m tools.table1      writes data/results/dispersive_digits.json (nine minutes, one core)
 
 Arms: plain FM; each variant as a dispersive loss; its contrastive counterpart with the second
-view's time drawn anew ("contrastive_independent") or within 0.005 of the first
+view's time drawn again ("contrastive_independent") or within 0.005 of the first
 ("contrastive_restricted"). All arms of one seed start from the same network and see the same
 batches. Nothing is tuned per arm: weight 0.5, tau 0.5, margin 1, block 1, as the paper's defaults;
 the covariance loss is a sum over feature pairs, so its weight is divided by the width. Beside the

@@ -44,7 +44,7 @@ def transformed(*tensors: object) -> bool:
     """Whether torch.func (grad, vmap, jvp, ...) or forward-mode autograd follows one of `tensors`.
 
     There only plain formulas are used: a kernel of our own would need a rule for each transform.
-    What is no tensor counts as not followed.
+    What is not a tensor counts as not followed.
     """
     if torch.compiler.is_compiling():
         return False
@@ -218,7 +218,7 @@ def check_state(x: Any, name: str = "x") -> Tensor:
     check_floating(**{name: x})
     if on_host(x) and not is_finite(x):
         raise ConfigError(
-            f"{name} has entries that are not finite; the walk must start from finite numbers."
+            f"{name} has entries that are not finite; the solver must start from finite numbers."
         )
     return promote(x)
 
@@ -238,7 +238,8 @@ def check_grid(ts: Any, *, ascending: bool = False) -> None:
     rises = times[0] < times[-1]
     if not all((a < b) is rises and a != b for a, b in pairwise(times)):
         raise ConfigError(
-            "ts turns or stands still; it must rise, or fall, from each entry to the next."
+            "ts changes direction or repeats a time; it must rise, or fall, from each entry to the "
+            "next."
         )
     if ascending and not rises:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """The Hugging Face hub is asked once whether it gives a model, before others ask for its files.
 
-transformers, diffusers and timm ask for each file that there may be, five times and longer each: a
-wrong name, or a machine without a network, would be an error only after two minutes.
+transformers, diffusers and timm ask for each possible file, five times, waiting longer each time.
+So a wrong name, or a machine without a network, would be an error only after two minutes.
 """
 
 from cfm_lite._internal.lazy import optional
@@ -20,7 +20,7 @@ def refusal(name: str, extra: str, part: str | None = None) -> str:
     except Exception as error:  # no network, no such name, no access: each raises another type
         return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
     # a network that asks for a login answers everything with a page
-    return "" if found.commit_hash else "what answers in its place is no hub"
+    return "" if found.commit_hash else "the server that answers is not the hub"
 
 
 def kept(name: str, file: str, extra: str) -> str | None:

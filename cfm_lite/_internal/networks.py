@@ -307,7 +307,7 @@ def check_keywords(
         raise ConfigError(f"{name} is {function!r:.60}; it must be a function, called as {call}.")
     if _names(function) is not None and not _binds(function, positional, *keywords):
         given = f"({', '.join(_names(function) or ())})"
-        draws = ", and must draw from that generator alone, so that a run can be resumed"
+        draws = ", and must draw only from that generator, so that a run can be resumed"
         drawn = draws if "generator" in keywords else ""
         better = getattr(function, "__name__", name).replace("<lambda>", name)
         raise ConfigError(
@@ -394,7 +394,7 @@ def _instead(output: Any) -> str:
         return "Return output.sample."
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return (
-            "Return its first entry alone, if that is the velocity; features belong to "
+            "Return only its first entry, if that is the velocity; features belong to "
             "forward_features."
         )
     if isinstance(output, Mapping):

@@ -59,8 +59,8 @@ def check_file(path: Path, suffixes: Iterable[str], *, inputs: Iterable[Path] = 
     _check_not_read(path, inputs)
     if os.path.lexists(path) and {path.name, os.path.basename(os.path.realpath(path))} & set(OWN):
         raise ConfigError(
-            f"--out is {path}, which belongs to a run, to samples or to latents and would be "
-            "lost; choose another --out."
+            f"--out is {path}, which belongs to a run, to samples or to latents. It would be "
+            "overwritten; choose another --out."
         )
     if path.is_dir():
         raise DataError(
@@ -143,7 +143,7 @@ def _check_writable(folder: Path) -> None:
         place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not place.is_dir():
             raise DataError(
-                f"cannot make or write {folder}: {place} is no folder. Choose another --out."
+                f"cannot make or write {folder}: {place} is not a folder. Choose another --out."
             )
         # to try it is the only reliable test: root may do what the mode forbids, a mount may not
         tempfile.TemporaryFile(dir=place).close()

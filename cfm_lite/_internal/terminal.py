@@ -144,7 +144,7 @@ def _in_one_line(box: str) -> str:
     text = " ".join(row for row in rows if row.strip("─- "))
     text = re.sub(
         r"no type matching (?:{None}\|)?(\S+) could be instantiated from \[(.*?)\]",
-        r"\2 is no \1",
+        r"\2 is not of type \1",
         text,
     )
     text = re.sub(r"'None', |, 'None'", "", text)  # what a choice is that was not made
@@ -194,7 +194,9 @@ def fail(error: Exception) -> int:
 
 
 def _explained(error: Exception) -> str | None:
-    """What to say of an error that is no bug: ours, one about a file, or no memory left."""
+    """What to say of an error that is not a bug: one of cfm_lite, of a file, or of too little
+    memory.
+    """
     if isinstance(error, CFMError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):

@@ -130,7 +130,8 @@ def parse_settings(settings: Sequence[str], kind: type | None = None) -> dict[st
         except (ValueError, KeyError):
             example = getattr((kind or Recipe)(), name)
             raise ConfigError(
-                f"--set {name}={value!r} is no {kinds[name].__name__}; such as {name}={example}."
+                f"--set {name}={value!r}: {name} must be of type {kinds[name].__name__}, such as "
+                f"{name}={example}."
             ) from None
     return found
 

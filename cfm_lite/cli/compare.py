@@ -85,8 +85,8 @@ class Compare(Seeded):
             )
         if "ema2" in changes:
             raise ConfigError(
-                "--set ema2 would change nothing here: a comparison measures the first average "
-                "alone. Use ema, or leave it out."
+                "--set ema2 would change nothing here: a comparison measures only the first "
+                "average. Use ema, or leave it out."
             )
         if self.costs:
             self.refuse(

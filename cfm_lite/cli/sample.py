@@ -27,12 +27,13 @@ class Sample(Seeded):
     """
 
     checkpoint: Path = Path("runs/digits-fm-0")
-    """A run's folder, one of its checkpoints, or an official file of weights. With --prompt alone:
+    """A run's folder, one of its checkpoints, or an official file of weights. With only --prompt:
     the network that ships."""
     prompt: Annotated[tuple[str, ...], arg(metavar="TEXT", help_behavior_hint="")] = ()
-    """What to draw, of a run on captions: --prompt "a red seven" "a pink two above a blue star"."""
+    """What to draw, for a run on captions: --prompt "a red seven" "a pink two above a blue
+    star"."""
     negative: OptionalText = None
-    """What the pictures should not show, of a run on captions: --negative "a blue star"."""
+    """What the pictures should not show, for a run on captions: --negative "a blue star"."""
     num: OptionalInt = None
     """How many samples (default: 100; with --prompt 4 of each). In a folder only missing ones are
     drawn."""
@@ -44,7 +45,7 @@ class Sample(Seeded):
         Literal["euler", "midpoint", "heun", "rk4", "sde"] | None,
         arg(metavar="SOLVER", help_behavior_hint=""),
     ] = None
-    """Of the ODE euler, midpoint, heun or rk4; sde is Euler-Maruyama (default: the recipe's)."""
+    """For an ODE: euler, midpoint, heun or rk4; sde is Euler-Maruyama (default: the recipe's)."""
     guidance: OptionalFloat = None
     """Scale of classifier-free guidance (default: the recipe's; 1 means no guidance)."""
     interval: tuple[float, float] = (0.0, 1.0)
@@ -52,10 +53,11 @@ class Sample(Seeded):
     debias: bool = False
     """Undo the change that repulsion makes to the velocity: aim at FM's optimum again."""
     average: Literal["ema", "ema2", "model"] = "ema"
-    """The network: ema (average), ema2 (of a run with --set ema2=0.99), or model (not averaged)."""
+    """The network: ema (average), ema2 (for a run with --set ema2=0.99), or model (not
+    averaged)."""
     out: OptionalPath = None
-    """The npz, a folder for latents (default: samples.npz or samples/ in the run's folder), or of
-    captions FILE.png for the picture alone."""
+    """The npz, or a folder for latents (default: samples.npz or samples/ in the run's folder). For
+    captions also FILE.png: only the picture."""
 
     def work(self) -> None:
         from cfm_lite import runs
@@ -112,7 +114,7 @@ class Sample(Seeded):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What is drawn, of a run on captions."""
+        """What is drawn, for a run on captions."""
         return self.prompt
 
     @property
@@ -147,6 +149,8 @@ class Sample(Seeded):
                 "is for a run on captions, and this one has classes; give --labels.",
             )
         if settings.guidance == 1:
-            why = "and a scale of 1 is none; give another --guidance too."
-            self.refuse(["interval"], f"is where guidance acts, {why}")
-            self.refuse(["negative"], f"is what guidance moves away from, {why}")
+            self.refuse(
+                ["interval", "negative"],
+                "has no effect, because a scale of 1 means no guidance; give another --guidance "
+                "too.",
+            )

@@ -23,10 +23,10 @@ SHOWN = 100  # samples in a picture
 
 def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
     """Draw samples and write them to `out` (default: samples.npz in the run's folder), with a
-    picture beside it. Of captions `out` may be a png: then only the picture is written.
+    picture beside it. For captions `out` may be a png: then only the picture is written.
 
-    Returns what to print. Raises ConfigError for a wrong setting or a file that would be lost, and
-    DataError if nothing can be written, before anything is drawn.
+    Returns what to print. Raises ConfigError for a wrong setting or a file that would be
+    overwritten, and DataError if nothing can be written, before anything is drawn.
     """
     home = run.place.folder if run.place else Path()
     alone = run.spec is not None and run.spec.condition == "captions"
@@ -40,7 +40,8 @@ def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
     _check_replaceable(path)
     if out and beside.exists() and not path.exists():
         raise ConfigError(
-            f"{beside} is not of {path} and would be lost; move it, or choose another --out."
+            f"{beside} does not belong to {path}. It would be overwritten; move it, or choose "
+            "another --out."
         )
     x, y = draw_run(run, settings)
     save_samples(path, x, y, recorded(run, settings))
@@ -90,5 +91,6 @@ def _check_replaceable(path: Path) -> None:
         return  # a half-written or damaged file: what it held is lost already
     if not ours:
         raise ConfigError(
-            f"{path} holds no samples of cfm-lite sample and would be lost; choose another --out."
+            f"{path} holds no samples of cfm-lite sample. It would be overwritten; choose another "
+            "--out."
         )

@@ -124,13 +124,13 @@ class ScaleTrain(Training):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: ddp copies everything to each, fsdp (FSDP2) shares it among them."""
     checkpointing: bool = False
-    """Compute blocks twice: a fifth of the activations' memory for a third more work."""
+    """Compute blocks twice: needs a fifth of the memory for activations, and a third more time."""
     images: OptionalPath = None
     """For repa: the folder of images that the latents were made of."""
     features: OptionalPath = None
     """For repa, in place of the images: what cfm-lite scale prepare --latents wrote."""
     start: OptionalPath = None
-    """Fine-tune an official file (.pt, .pth, .safetensors; see --format), or a run of ours."""
+    """Fine-tune an official file (.pt, .pth, .safetensors; see --format), or a run of cfm_lite."""
     format: Literal["sit", "repa"] = "sit"
     """The program that wrote the file of --start: sit or repa (also DeltaFM)."""
     teacher: OptionalText = None
@@ -151,7 +151,7 @@ class ScaleTrain(Training):
             )
         else:
             self.refuse(
-                ["price"], "is what a device-hour costs, which --dry-run tells; give --dry-run too."
+                ["price"], "is the price of a device-hour, for --dry-run only; give --dry-run too."
             )
             self.refuse(
                 ["ranks"],
@@ -161,8 +161,8 @@ class ScaleTrain(Training):
         if self.start is None or not is_file_of_weights(self.start):
             self.refuse(
                 ["format"],
-                "says whose official file --start is, and there is none; leave it out, or give "
-                "--start FILE.",
+                "names the program that wrote the official file of --start, and no such file was "
+                "given; leave it out, or give --start FILE.",
             )
         steps = 20 if self.quick else self.steps
         changes, by_hand = self.changes({"steps": steps, "size": self.size}, ImageNet)
@@ -212,7 +212,7 @@ class ScaleSample(Sample):
     model: str = "SiT-XL/2"
     """The network in the official file."""
     captions: OptionalPath = None
-    """Of a run on captions: a captions file (see scale prepare); one random caption an image."""
+    """For a run on captions: a captions file (see scale prepare); one random caption an image."""
     text: OptionalText = None
     """The place of the encoder of the captions, if it has moved."""
 
@@ -252,15 +252,15 @@ class ScaleSample(Sample):
         if run.spec.text is None:
             self.refuse(
                 ["captions"],
-                f"is for a run that a text encoder reads for, and {self.checkpoint} is a run on "
-                f"{run.recipe.dataset}; leave it out.",
+                f"is for a run whose captions a text encoder reads, and {self.checkpoint} is a run "
+                f"on {run.recipe.dataset}; leave it out.",
             )
         super().refuse_idle(run, settings)
         if run.place is not None:
             self.refuse(
                 ["format", "model"],
-                f"says what an official file holds, and {self.checkpoint} is a run of ours; leave "
-                "it out.",
+                f"says what an official file holds, and {self.checkpoint} is a run of cfm_lite; "
+                "leave it out.",
             )
         if run.spec.vae is None:
             self.refuse(

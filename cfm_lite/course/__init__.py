@@ -113,7 +113,7 @@ def _hint(number: str, answer: Answer) -> str | None:
         if answer is None or answer is ...:
             return "not answered yet. Replace the ... in this cell, and run it again."
         return _CHECKS[number](answer)
-    except DataError as error:  # a missing file is no mistake of the learner's
+    except DataError as error:  # a missing file is not the learner's mistake
         return f"not checked: {error}"
     except Exception as error:  # whatever a learner's code raises is a hint, never a stop
         reason = " ".join(str(error).split())
@@ -162,7 +162,7 @@ def show(*figures: Any) -> None:
 
 def results(name: str) -> list[dict[str, Any]]:
     """The rows of data/results/NAME.json, which a recorded command measured; DataError where this
-    is no checkout or they are missing.
+    is not a checkout or they are missing.
     """
     repository = checkout()
     if repository is None:

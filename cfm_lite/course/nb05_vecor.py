@@ -54,7 +54,7 @@ def latent_negative(answer: Callable[..., Any]) -> str | None:
         return f"the negative must be a tensor of the shape of u_t, {tuple(sample.u_t.shape)}."
     if not torch.equal(first, second):
         return (
-            "two calls give two answers, so something is still drawn anew. Which noise belongs to "
+            "two calls give two answers, so something is still drawn again. Which noise belongs to "
             "the pair?"
         )
     right = perturbed(_halved, space="latent", path=COSINE)(sample)

@@ -132,7 +132,7 @@ def guided_by_hand(my_cfg: Callable[..., Any]) -> str | None:
         if mine.shape != x.shape:
             return f"{what}: the shape must be {tuple(x.shape)}; yours is {tuple(mine.shape)}."
         if torch.allclose(mine, of_class + scale * (of_class - of_all)) and scale not in (0, 1):
-            return "here w = 1 is no guidance: start at the velocity of all data."
+            return "here w = 1 means no guidance: start at the velocity of all data."
         if not torch.allclose(mine, right):
             return f"{what}: the velocity is not right yet."
         if model.rows != [rows] and not (scale == 0 and model.rows == [6]):

@@ -27,7 +27,7 @@ def _features(seed: int, n: int, d: int = 5) -> Tensor:
 
 def _number(value: Any) -> float:
     if value is None or value is ...:
-        raise TypeError(f"a {type(value).__name__} is no number")  # the course says what to do
+        raise TypeError(f"a {type(value).__name__} is not a number")  # the course says what to do
     return float(torch.as_tensor(value).detach())
 
 
@@ -107,7 +107,9 @@ def copies(answer: Any) -> str | None:
             f"{_BLIND[name]} It compares samples with held-out images only. Which number looks at "
             "the training images themselves?"
         )
-    return f"{answer!r} is none of the five: accuracy, frechet, precision, recall, nearest_ratio."
+    return (
+        f"{answer!r} is not one of the five: accuracy, frechet, precision, recall, nearest_ratio."
+    )
 
 
 def _best(metric: str, largest: bool) -> int:

@@ -120,7 +120,9 @@ def _told(archive: Path, folder: Path) -> Iterator[None]:
                 raise DataError(
                     f"{archive} is a zip archive, not a tar. Unpack it, and give the folder."
                 ) from None
-        raise DataError(f"{archive} is no whole tar archive ({error}). Fetch it again.") from None
+        raise DataError(
+            f"{archive} is not a whole tar archive ({error}). Fetch it again."
+        ) from None
     except OSError as error:
         kind = DiskFullError if error.errno in FULL else DataError
         raise kind(
@@ -151,7 +153,7 @@ class _Budget:
         self.count += 1
         if not (member.isreg() or member.isdir()) or member.size < 0 or member.issparse():
             raise DataError(
-                f"{self.archive} was not unpacked: {member.name!r:.200} is no plain file or "
+                f"{self.archive} was not unpacked: {member.name!r:.200} is not a plain file or "
                 "folder. Fetch it from its source."
             )
         if self.total > self.limit or self.count > self.most:

@@ -138,7 +138,7 @@ def _read(
             read_to_end(tar)
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise files.damaged(
-            "cifar10", path, f"is no whole archive ({error or type(error).__name__})"
+            "cifar10", path, f"is not a whole archive ({error or type(error).__name__})"
         ) from None
     counts = np.bincount(labels, minlength=10)
     if len(labels) != SPLITS[split] or counts.tolist() != [SPLITS[split] // 10] * 10:
@@ -207,7 +207,7 @@ def _members(tar: tarfile.TarFile, path: Path) -> list[tarfile.TarInfo]:
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
     file = tar.extractfile(member) if member.isreg() else None
     if file is None:
-        raise files.damaged("cifar10", path, f"holds {member.name!r}, which is no file")
+        raise files.damaged("cifar10", path, f"holds {member.name!r}, which is not a file")
     return file.read()
 
 
@@ -216,7 +216,7 @@ def _decode(content: bytes, name: str, path: Path) -> np.ndarray:
         image = images.decode(content, name)
     except DataError as error:
         raise files.damaged(
-            "cifar10", path, f"holds {name!r}, which is no picture ({error})"
+            "cifar10", path, f"holds {name!r}, which is not a picture ({error})"
         ) from None
     if image.size != (32, 32):
         raise files.damaged("cifar10", path, f"holds {name!r} of {image.size} pixels, not 32 x 32")

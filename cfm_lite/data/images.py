@@ -203,7 +203,7 @@ def layout(root: AnyPath) -> Path:
             all_of_it = chosen / "all"
             move = f" It needs class folders: for one class, move its images into {all_of_it}."
             raise DataError(
-                f"{root} holds {_spoken(full)}, which are parts of a set and no classes. Give "
+                f"{root} holds {_spoken(full)}, which are parts of a set and not classes. Give "
                 f"{chosen}.{'' if _full(chosen) else move}"
             )
     if len(full) == 1 and (nested := _full(full[0])):
@@ -411,7 +411,7 @@ def read(path: AnyPath) -> Image.Image:
     """
     with named(path):
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
-            raise _bad(path, "is no file")
+            raise _bad(path, "is not a file")
         return decode(path, str(path))
 
 

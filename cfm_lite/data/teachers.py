@@ -150,7 +150,7 @@ def _read(path: Path, dataset: str) -> SmallTeacher | None:
             raise ConfigError("its weights differ from their hash")
     except UNREADABLE as error:
         warnings.warn(
-            f"{path} is damaged ({error}); the teacher is trained anew.", UserWarning, stacklevel=2
+            f"{path} is damaged ({error}); the teacher is trained again.", UserWarning, stacklevel=2
         )
         return None
     return teacher

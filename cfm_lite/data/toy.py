@@ -89,7 +89,7 @@ MIXTURES: dict[str, Callable[[], GaussianMixture]] = {
 
 
 def mixture(name: str) -> GaussianMixture:
-    """The exact density of a toy set, in float64, with class labels. ConfigError if it is no
+    """The exact density of a toy set, in float64, with class labels. ConfigError if it is not a
     mixture.
 
     >>> mixture("gaussians").means.norm(dim=1).mean()
@@ -162,7 +162,7 @@ def to_figure3(x: Tensor) -> Tensor:
 
 
 def from_figure3(x: Tensor) -> Tensor:
-    """From the figure's coordinates `x` (..., 2) to ours, with source N(0, I): (x + (15, 0)) /
+    """From the figure's coordinates `x` (..., 2) to those with source N(0, I): (x + (15, 0)) /
     0.5.
 
     Raises ConfigError for points that are no floating (..., 2).

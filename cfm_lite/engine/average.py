@@ -1,4 +1,4 @@
-"""The average of a model over its own training, which is what one samples from.
+"""The average of a model over its own training: use it for sampling.
 
     ema <- ema + rate (model - ema)
     rate = 1 - decay, with `warmup` 1 - min(decay, (1 + n) / (10 + n)) after n updates
@@ -20,7 +20,9 @@ __all__ = ["Average", "share_of_start"]
 
 
 class Average:
-    """`module`, the average of a model; `n_averaged` counts its updates, of which the first copies.
+    """`module` is the average of a model.
+
+    `n_averaged` counts its updates. The first update copies the model.
 
     Raises ConfigError for what is no module, a decay outside [0, 1), or a `warmup` that is no bool.
 

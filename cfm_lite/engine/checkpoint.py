@@ -254,8 +254,8 @@ def check_storable(tensors: Mapping[str, Any]) -> None:
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
             raise ConfigError(
-                f"the state dict holds {name}, a {type(x).__name__}; a checkpoint holds tensors "
-                "alone. Make it a buffer, or leave it out of the state dict."
+                f"the state dict holds {name}, a {type(x).__name__}; a checkpoint holds only "
+                "tensors. Make it a buffer, or leave it out of the state dict."
             )
         if x.dtype not in _KINDS:
             raise ConfigError(
@@ -408,7 +408,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         whole = manifest["self"] == _digest(_canonical(body)) and isinstance(body["files"], dict)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path} is no checkpoint: it has no {MANIFEST}. Give a step-* directory."
+            f"{path} is not a checkpoint: it has no {MANIFEST}. Give a step-* directory."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointCorruptError(

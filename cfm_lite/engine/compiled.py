@@ -57,8 +57,8 @@ def _called(part: nn.Module) -> Iterator[nn.Module]:
 def is_compiled(chosen: bool | None, module: nn.Module, device: torch.device) -> bool:
     """Whether the training of `module` on `device` is compiled.
 
-    That is as `chosen`; None compiles on CUDA, if there are transformer blocks. None does not
-    compile where torch's compiler cannot: without Triton, a C compiler or capability 7. Raises
+    `chosen` decides. With None, it is compiled on CUDA if there are transformer blocks, but not
+    where torch's compiler cannot work: without Triton, a C compiler or capability 7. Raises
     ConfigError for True on a machine without a compiler.
 
     >>> is_compiled(None, nn.Linear(2, 2), torch.device("cpu"))  # None: on CUDA alone
@@ -87,11 +87,11 @@ def compile_parts(module: nn.Module) -> None:
 
 
 def unsplit(forward: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-    """`forward`, in which no graph of `module` is split or given up.
+    """`forward`, in which no graph of `module` is split or left out.
 
-    DDP would split each graph where its buckets of gradients end, which gains nothing if a block is
-    the graph. And torch gives up a function after eight graphs. Blocks that differ, in width or in
-    a number that they hold, would soon reach that.
+    DDP would split each graph where its buckets of gradients end. This gains nothing if a block is
+    the graph. And torch stops compiling a function after eight graphs. Blocks of different widths,
+    or with different numbers in them, soon reach this limit.
     """
     from torch._dynamo import config
 

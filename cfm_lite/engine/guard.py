@@ -3,8 +3,8 @@
 A flag stays on the device. It gates the fused optimizer (`found_inf`) and the average, so that
 nothing moves on a bad step or after it, and no step waits for the device. At the next logged step
 the flag is read and `DivergenceError` raised. On the CPU, where a read costs nothing, that happens
-at once. Finite numbers can run away, too: at logged steps the largest flow-matching error so far is
-compared with `runaway`^2 times the first one.
+at once. A run can also diverge with finite numbers: at logged steps the largest flow-matching error
+so far is compared with `runaway`^2 times the first one.
 """
 
 import math
@@ -89,10 +89,10 @@ class Guard:
         first, largest = torch.stack(self._errors).tolist()
         if largest > (limit := self._runaway**2 * first):
             raise DivergenceError(
-                f"flow_matching rose to {largest:.3g} by step {step}, above {limit:.3g} = "
-                f"{self._runaway:g}^2 times its first value: the numbers are finite, but the run "
-                f"is running away, and {self._kept()}. Lower the learning rate ({lr:.3g}) or the "
-                "weight of what repels, or allow it with runaway=None."
+                f"flow_matching rose to {largest:.3g} by step {step}. The limit is {limit:.3g}: "
+                f"{self._runaway:g}^2 times its first value. The numbers are finite, but the run "
+                f"diverges, and {self._kept()}. Lower the learning rate ({lr:.3g}) or the weight "
+                "of the repelling term, or allow it with runaway=None."
             )
 
     def _kept(self) -> str:
@@ -111,7 +111,7 @@ class Guard:
 def _is_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every entry is finite, also of tensors that lie in parts on several ranks.
 
-    It is False, too, if their norm is too large to be a number.
+    It is also False if their norm is too large to be a number.
     """
     numbers = [x for x in tensors if x.is_floating_point() and x.itemsize > 1]  # others always are
     return math.isfinite(sharded.full(nn.utils.get_total_norm(numbers)))

@@ -49,10 +49,10 @@ def _pair_of_betas(betas: Any) -> tuple[float, float]:
 
 
 def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **settings: Any) -> None:
-    """A given optimizer must hold all that is trained and nothing else; None is ours.
+    """A given optimizer must hold all that is trained and nothing else.
 
-    Raises ConfigError, also for `settings` of ours beside a given optimizer, and for an objective
-    with nothing to train.
+    None is the default AdamW. Raises ConfigError, also for `settings` given together with an
+    optimizer, and for an objective with nothing to train.
 
     >>> model = nn.Linear(2, 2)
     >>> check_optimizer(torch.optim.SGD(model.parameters(), 0.1), model, "ddp")  # it may train
@@ -154,7 +154,7 @@ def _are_alike(grads: list[Tensor]) -> bool:
 
 
 def update(optimizer: Any, ok: Tensor | None) -> bool:
-    """A step of the optimizer unless the gate `ok` is 0; whether it was done. None is no gate.
+    """A step of the optimizer unless the gate `ok` is 0; whether it was done. None: without a gate.
 
     A fused kernel reads the gate on the device. Other optimizers cost one host read a step.
 

@@ -74,7 +74,7 @@ class Settings:
 def check_objective(objective: Any, parts: bool = False) -> None:
     """Raise ConfigError unless this is an Objective that can be trained, averaged and saved.
 
-    With `parts` FSDP deals it to ranks.
+    With `parts` FSDP shards it over the ranks.
 
     >>> from cfm_lite import models, objective
     >>> check_objective(objective.fm(models.MLP(2)))  # nothing to say

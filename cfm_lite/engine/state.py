@@ -128,7 +128,7 @@ class State:
             "path": objective.path.name,
             "label_dropout": objective.label_dropout,
             "shard": objective.shard,
-            "time": _plain(objective.law),
+            "time": _plain(objective.time_distribution),
             "couple": _plain(objective.couple),
             "optimizer": type(self.optimizer).__name__,
             **self.settings,
@@ -162,7 +162,7 @@ class State:
 def _completed(state: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a checkpoint, completed if it is an old one.
 
-    A missing one comes from its groups, or had only one possible value then.
+    A missing setting is read from the optimizer's groups. Else it had only one possible value.
     """
     groups = state.get("groups", [])
     in_groups = {name: [group.get(name) for group in groups] for name in _DECIDES if name in mine}

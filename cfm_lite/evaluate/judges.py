@@ -230,7 +230,7 @@ def load_judge(path: AnyPath, kind: type[Kept] = Judge) -> Any:
     except UNREADABLE as error:
         reason = in_one_line(error)
         raise CheckpointCorruptError(
-            f"{path} is damaged, or no judge ({reason}); train it again with train_judge."
+            f"{path} is damaged, or not a judge ({reason}); train it again with train_judge."
         ) from None
     if not intact:
         raise CheckpointCorruptError(
@@ -261,7 +261,7 @@ def judge_for(dataset: str) -> Judge:
         try:
             return load_judge(known)
         except CheckpointCorruptError as error:
-            warnings.warn(f"{error} It is trained anew.", UserWarning, stacklevel=2)
+            warnings.warn(f"{error} It is trained again.", UserWarning, stacklevel=2)
         except CheckpointError:  # not there
             continue
     judge = train_judge(dataset)

@@ -125,8 +125,8 @@ def names_in(path: Path) -> list[str]:
         ) from None
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path} is no npz ({error}). Give one such as ADM's or pytorch-fid's, or a folder of "
-            "images."
+            f"{path} is not an npz ({error}). Give one such as ADM's or pytorch-fid's, or a folder "
+            "of images."
         ) from None
 
 
@@ -134,7 +134,7 @@ def statistics_of(path: Path, extractor: Extractor) -> dict[str, Statistics]:
     """The statistics in an npz by metric; empty if there are none.
 
     Raises DataError for one of a pair, for another number of features than the extractor's, for
-    numbers that are not finite, and for a matrix that is no covariance. Raises UntrustedFileError
+    numbers that are not finite, and for a matrix that is not a covariance. Raises UntrustedFileError
     for objects in place of numbers.
 
     >>> import tempfile
@@ -197,7 +197,7 @@ def _array(path: Path, name: str) -> Tensor:
             size = archive.getinfo(f"{name}.npy").file_size
             if size > LIMIT:
                 raise DataError(
-                    f"{name} of {path} has {size:,} bytes; the limit is {LIMIT:,}. It is no "
+                    f"{name} of {path} has {size:,} bytes; the limit is {LIMIT:,}. It does not hold "
                     "statistics of features."
                 )
             with archive.open(f"{name}.npy") as member:

@@ -96,9 +96,8 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     path = npz_of(path)
     if path.is_dir():
         raise DataError(
-            f"{path} is a folder without a samples.npz. Give one of cfm-lite sample, or for images "
-            "what to measure them against, "
-            "with --reference."
+            f"{path} is a folder without a samples.npz. Give one that cfm-lite sample wrote. For "
+            "images, give --reference too."
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -108,8 +107,7 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if "arr_0" in file:
                 raise DataError(
-                    "it holds images, arr_0, which are measured against others: give those with "
-                    "--reference"
+                    "it holds images, arr_0, which need a reference: give one with --reference"
                 )
             x, y, settings = (
                 torch.from_numpy(file["x"]),

@@ -2,7 +2,7 @@
 
 *Scaled FM* is FM's velocity times 1/(1 - lambda). *Re-targeted FM* is the exact affine map
 (v - lambda E[u_neg]) / (1 - lambda) of FM's velocity. Neither needs training. An effect that one
-of them shows too is no effect of repulsion.
+of them shows too is not an effect of repulsion.
 """
 
 import dataclasses

@@ -127,7 +127,7 @@ def restored(
     Raises one of UNREADABLE for a damaged file.
     """
     with safetensors.safe_open(path, "pt") as file:
-        facts, names = file.metadata() or {}, file.keys()  # the file is no mapping
+        facts, names = file.metadata() or {}, file.keys()  # the file is not a mapping
         weights = {name: file.get_tensor(name) for name in names}
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
         network = make(facts)

@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         super().__init__()
         if not hasattr(vit, "num_prefix_tokens") or not hasattr(vit, "patch_embed"):
             raise ConfigError(
-                f"{type(vit).__name__} is no vision transformer: an encoder needs patch tokens. "
+                f"{type(vit).__name__} is not a vision transformer: an encoder needs patch tokens. "
                 "Choose a ViT."
             )
         self.vit: Any = vit.eval().requires_grad_(False)

@@ -2,9 +2,9 @@
 
     v_SiT(x, t) = -v_REPA(x, 1 - t)
 
-Convention: a loaded model is an ordinary SiT in ours (t = 0 noise, t = 1 data). REPA and DeltaFM
-run time the other way. The weights are changed once, and exactly, so that `forward` knows nothing
-of it:
+Convention: a loaded model is an ordinary SiT in this library's time (t = 0 noise, t = 1 data). REPA
+and DeltaFM run time the other way. The weights are changed once, and exactly, so that `forward`
+needs no change:
 
     sign:   the head's weight and bias are negated
     time:   cos((1 - t) w) = cos w cos tw + sin w sin tw
@@ -118,7 +118,7 @@ def export_official(model: SiT, *, format: str) -> dict[str, Tensor]:
     model has, so SiT's program needs learn_sigma=False for a model from a REPA file.
 
     Raises:
-        ConfigError: `model` is no SiT.
+        ConfigError: `model` is not a SiT.
 
     >>> small = SiT(input_size=4, in_channels=1, hidden_size=8, depth=1, num_heads=2)
     >>> export_official(small, format="sit")["pos_embed"].shape
@@ -218,7 +218,7 @@ def _weights(content: Any) -> dict[str, Tensor]:
         )
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
-        raise ConfigError(f"these entries of the state dict are no tensors: {listed(strangers)}.")
+        raise ConfigError(f"these entries of the state dict are not tensors: {listed(strangers)}.")
     return {
         _plain(str(name)): promote(value.detach()).cpu().clone() for name, value in content.items()
     }
@@ -258,7 +258,7 @@ def _read_config(state: dict[str, Tensor], given: dict[str, Any]) -> dict[str, A
     unfit = [name for name, dims in _DIMS.items() if name not in state or state[name].dim() != dims]
     if unfit:
         raise ConfigError(
-            f"this is no SiT: {listed(unfit)} missing or of a wrong shape. It has {len(state)} "
+            f"this is not a SiT: {listed(unfit)} missing or of a wrong shape. It has {len(state)} "
             f"tensors: {listed(state)}."
         )
     (hidden, channels, patch, _), rows = state[_PATCH].shape, state[_LABELS].shape[0]

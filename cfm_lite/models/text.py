@@ -31,7 +31,7 @@ CLIP = "openai/clip-vit-large-patch14"
 
 
 class WordEmbedding(nn.Module):
-    """Learnt vectors (B, L, D) of word numbers y (B, L), 0 <= y < `vocab_size`; 0 is no word.
+    """Learnt vectors (B, L, D) of word numbers y (B, L), 0 <= y < `vocab_size`; 0 means no word.
 
     With `phrases` a vector also tells of that many words on each side: "red" beside "seven" is
     another vector than "red" beside "star".
@@ -92,7 +92,7 @@ class ClipText(nn.Module):
         place: a name on the Hugging Face hub, or a folder with config, weights and tokenizer.
 
     Raises:
-        ConfigError: transformers is not installed, or captions that are no list of texts.
+        ConfigError: transformers is not installed, or captions that are not a list of texts.
         CheckpointError: there is no such encoder.
 
     Reference: baofff/U-ViT, libs/clip.py: `openai/clip-vit-large-patch14`.

@@ -16,7 +16,7 @@ from cfm_lite.runs.folder import (
     samples_of,
     saved_recipe,
 )
-from cfm_lite.runs.loop import Terminated, goes_on, train
+from cfm_lite.runs.loop import Terminated, resumes, train
 from cfm_lite.runs.machine import facts, peak_memory, pick_device, write_json
 from cfm_lite.runs.run import Run
 from cfm_lite.runs.spec import Spec
@@ -27,7 +27,6 @@ __all__ = [
     "Spec",
     "Terminated",
     "facts",
-    "goes_on",
     "home_for",
     "is_file_of_weights",
     "located",
@@ -36,6 +35,7 @@ __all__ = [
     "pick_device",
     "read_config",
     "read_mean",
+    "resumes",
     "samples_of",
     "saved_recipe",
     "train",

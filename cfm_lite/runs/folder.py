@@ -69,7 +69,7 @@ def located(path: AnyPath) -> Located:
     in any of these.
 
     `path` may be relative, hold `~`, `.` and `..`, end in a slash, or be a link. Only names are
-    read. A path that is no run is returned as it is, and the caller refuses it.
+    read. A path that is not a run is returned as it is, and the caller refuses it.
 
     >>> import tempfile
     >>> run = Path(tempfile.mkdtemp())
@@ -148,7 +148,10 @@ def home_for(out: AnyPath, resume: bool | str = False, *, inputs: Iterable[Path]
         path = place.folder
     check_kind(path, "a run", inputs=inputs)
     if (path / CONFIG).exists() and not _is_config_of_run(path / CONFIG):
-        raise ConfigError(f"{path / CONFIG} is no run's and would be lost; choose another --out.")
+        raise ConfigError(
+            f"{path / CONFIG} does not belong to a run. It would be overwritten; choose another "
+            "--out."
+        )
     return path
 
 
@@ -199,7 +202,7 @@ def read_config(path: AnyPath) -> dict[str, Any]:
         return dict(config)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"{path} is no run: {file} is missing. Give the folder that cfm-lite train wrote."
+            f"{path} is not a run: {file} is missing. Give the folder that cfm-lite train wrote."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -220,8 +223,8 @@ def saved_recipe(path: AnyPath) -> Recipe:
 
 
 def is_file_of_weights(path: Path) -> bool:
-    """True for the name of a single file of weights, as the official programs write. Files in a run
-    are none.
+    """True for the name of a single file of weights, as the official programs write. False for a
+    file in a run.
 
     >>> is_file_of_weights(Path("SiT-XL-2.pt")), is_file_of_weights(Path("run"))
     (True, False)

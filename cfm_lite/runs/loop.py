@@ -40,7 +40,7 @@ from cfm_lite.runs.spec import Spec
 from cfm_lite.runs.throughput import Clock, utilisation
 from cfm_lite.training import Trainer
 
-__all__ = ["Terminated", "goes_on", "train"]
+__all__ = ["Terminated", "resumes", "train"]
 
 
 def train(
@@ -137,7 +137,7 @@ def _check_acts(
     if draw and sample_every > recipe.steps:
         raise ConfigError(
             f"sample_every is {sample_every} and there are {recipe.steps} steps: nothing would be "
-            "drawn. Use fewer, or 0."
+            "drawn. Use a smaller sample_every, or 0."
         )
 
 
@@ -218,7 +218,7 @@ def _undone_if_refused(folder: Path | None, trainer: Trainer) -> Iterator[None]:
         raise
 
 
-def goes_on(folder: str | Path, resume: bool | str = "auto") -> bool:
+def resumes(folder: str | Path, resume: bool | str = "auto") -> bool:
     """Whether a run resumes from a checkpoint in `folder`: `resume` itself, or for "auto" whether
     one exists.
 
@@ -291,7 +291,7 @@ def _steps(
                 {"loss": f"{read['loss']:.4f}", "images/s": rate, "memory": memory}, refresh=False
             )
         bar.update()
-        with clock.paused():  # what the caller does between steps, such as saving, is no training
+        with clock.paused():  # what the caller does between steps, such as saving, does not count
             yield trainer.step
 
 
@@ -308,11 +308,11 @@ def _prepare(
     """
     if resume is True and not folder.exists():  # refused before the folder is made
         raise CheckpointError(
-            f"{folder} is no run: it does not exist. Leave --resume out, or give --resume auto."
+            f"{folder} is not a run: it does not exist. Leave --resume out, or give --resume auto."
         )
     make_folder(folder)
     held.enter_context(owned(folder))
-    if goes_on(folder, resume):  # asked once the folder is ours: nobody else saves there any more
+    if resumes(folder, resume):  # asked under the lock: nobody else saves there any more
         before = _config(folder)
         check_same_recipe(folder, before.get("recipe", {}), recipe) if before else None
         check_same_data(folder, before.get("data", {}), about.get("data", {}))
@@ -397,9 +397,9 @@ class Terminated(SystemExit):
 def _stop_requests() -> Iterator[list[BaseException]]:
     """A list that fills when Ctrl-C or SIGTERM asks to stop. A second request stops at once.
 
-    Under torchrun the third request does. A terminal and SLURM signal every process, and torchrun
-    then passes the signal on: two signals are one request. They must not cut off a save that has
-    begun.
+    Under torchrun only the third request stops at once. A terminal and SLURM signal every process,
+    and torchrun then passes the signal on: two signals are one request. They must not cut off a
+    save that has begun.
     """
     requests: list[BaseException] = []
     enough = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1

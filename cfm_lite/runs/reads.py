@@ -57,18 +57,18 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
         elif full and name in ("align_block", "teacher"):
             if not recipe.align:
                 found[name] = (
-                    f"it is read where align is above 0, as by the presets {_and(ALIGNED)}"
+                    f"only recipes with align > 0 read it, such as the presets {_and(ALIGNED)}"
                 )
         elif full and name == "align":
             continue  # it switches REPA on
         elif name in idle:
             found[name] = (
                 f"the method {recipe.method!r} does not read it; "
-                f"{_and([m for m in READS if name in READS[m]])} do"
+                f"it is read only by {_and([m for m in READS if name in READS[m]])}"
             )
         elif name == "tau" and recipe.variant not in WITH_TAU:
             found[name] = (
-                f"the variant {recipe.variant!r} has no temperature; {_and(WITH_TAU)} have"
+                f"the variant {recipe.variant!r} has no temperature; only {_and(WITH_TAU)} have one"
             )
         elif name == "schedule" and recipe.schedule != "cosine" and not recipe.cooldown:
             found[name] = (

@@ -230,8 +230,8 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
     if (recipe.model == "mmdit") != (condition == "captions"):
         raise ConfigError(
             f"model is {recipe.model!r}, and the condition of {recipe.dataset!r} is {condition}: "
-            "mmdit is for captions, and captions are for mmdit. Use the recipe words, or another "
-            "model."
+            "data with captions need mmdit, and mmdit needs captions. Use the recipe words, or "
+            "another model."
         )
     with seeded(recipe.seed):
         if recipe.model == "mlp":

@@ -130,7 +130,7 @@ class Run:
         start = share_of_start(self.recipe.ema, warm, self.step)
         or_warm = "" if warm else ", or --set ema_warmup=true"
         note = (
-            f" (the average still holds {start:.0%} of its start: train longer{or_warm})"
+            f" ({start:.0%} of the average is still the network at the start: train longer{or_warm})"
             if start > 0.05
             else ""
         )
@@ -149,15 +149,15 @@ class Run:
         trained = self.spec and self.spec.text_fingerprint
         if not trained:
             raise ConfigError(
-                "--text is for a run whose captions a text encoder reads, and this one has none; "
-                "leave it out."
+                "--text is for a run whose captions a text encoder reads, and this run has no text "
+                "encoder; leave it out."
             )
         encoder = ClipText(place)
         if encoder.fingerprint != trained:
             raise DataError(
                 f"the text encoder {place!r} is not the one that the run was trained with: its "
-                f"fingerprint is {encoder.fingerprint[:12]}, that one's {trained[:12]}. Give the "
-                "right one with --text."
+                f"fingerprint is {encoder.fingerprint[:12]}; the right one has {trained[:12]}. Give "
+                "the right one with --text."
             )
         return encoder.to(self.device)
 
@@ -207,7 +207,7 @@ def _official(path: Path, average: str, device: torch.device, format: str, netwo
         )
     if average != "ema":
         raise ConfigError(
-            f"--average {average} is for runs of ours: {path} holds one network. Leave it out."
+            f"--average {average} is for runs of cfm_lite: {path} holds one network. Leave it out."
         )
     check_choice("model", network, MODELS)
     model = load_official(path, format=format, **MODELS[network])

@@ -82,7 +82,7 @@ class Settings:
         object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.solver == "sde" and self.steps < 2:
             raise ConfigError(
-                f"steps is {self.steps}; the SDE takes at least 2, the last of them without noise."
+                f"steps is {self.steps}; the SDE needs at least 2, because its last step adds no noise."
             )
 
     @property
@@ -120,8 +120,8 @@ def _check_captions(run: Run, settings: Settings) -> None:
         captions.encode(said)
     elif not settings.prompts:
         raise ConfigError(
-            f"a run on {run.recipe.dataset} draws what captions say, and there is none; give "
-            "--prompt TEXT, or cfm-lite scale sample --captions FILE."
+            f"a run on {run.recipe.dataset} needs a caption, and none was given; give --prompt "
+            "TEXT, or cfm-lite scale sample --captions FILE."
         )
     elif not all(text.strip() for text in check_texts(said)):
         raise ConfigError("a caption is empty; say what to draw, such as 'a dog on a mat'.")
@@ -280,7 +280,7 @@ def solve(
         )
     if steps < 2:
         raise ConfigError(
-            f"steps is {steps}; the SDE needs at least 2, for its last one has no noise."
+            f"steps is {steps}; the SDE needs at least 2, because its last step adds no noise."
         )
     ts = torch.linspace(0, 1 - samplers.SDE_END, steps, device="cpu")
     return samplers.sample_sde(

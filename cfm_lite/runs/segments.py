@@ -22,12 +22,12 @@ __all__ = ["FREE", "check_same_data", "check_same_recipe", "new_config", "note_o
 
 # the length of the run, how a batch is computed, and how it is sampled
 FREE = ("steps", "accumulate", *OF_SAMPLES, *BOOST)
-# what decides a run and is no field of a recipe, and what another one of it is called
+# what decides a run and is not a field of a recipe: what another one of it is called, and the noun
 _DATA = {
-    "fingerprint": "other data",
-    "teacher": "another teacher",
-    "start": "another network to begin with",
-    "text_fingerprint": "another text encoder",
+    "fingerprint": ("other data", "data"),
+    "teacher": ("another teacher", "teacher"),
+    "start": ("another network to start from", "network"),
+    "text_fingerprint": ("another text encoder", "text encoder"),
 }
 _FLAGS = {"method": "--method", "seed": "--seed", "network": "--model", "size": "--size"}
 # an ImageNet run has these from its network
@@ -92,13 +92,13 @@ def check_same_data(where: Path, before: Mapping[str, Any], now: Mapping[str, An
 
     >>> check_same_data(Path("run"), {"fingerprint": "ab12"}, {"fingerprint": "ab12"})  # the same
     """
-    for name, what in _DATA.items():
+    for name, (other, what) in _DATA.items():
         saved, given = before.get(name), now.get(name)
         if saved and given and saved != given:
             raise ResumeMismatchError(
-                f"{where} belongs to another run: it was trained with {what} ({name}: saved "
-                f"{saved[:12]}, now {given[:12]}). Give what it "
-                "was trained with, or start a new run with another --out."
+                f"{where} belongs to another run: it was trained with {other} ({name}: saved "
+                f"{saved[:12]}, now {given[:12]}). Give the same {what}, or start a new run with "
+                "another --out."
             )
 
 

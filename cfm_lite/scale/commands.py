@@ -60,7 +60,7 @@ def prepare_command(
     given = [path for path in (source, captions) if path is not None]
     check_kind(out, "latents or features", inputs=given)
     if captions is not None and source is None:
-        raise ConfigError("--captions speak of images; give their folder with --images DIR.")
+        raise ConfigError("--captions needs images; give their folder with --images DIR.")
     if captions is None:
         found, without = images.find(source or archive.samples(), shards.left_out(out)), ""
     else:
@@ -214,7 +214,7 @@ def _check_given(
     price: float | None,
     text: str | None,
 ) -> None:
-    """ConfigError for what the run would not read, and for a price that is none."""
+    """ConfigError for what the run would not read, and for a wrong price."""
     check_read(recipe, by_hand)
     _check_teacher(recipe, data, how)
     if price is not None:
@@ -243,8 +243,8 @@ def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any
     if "images" in given:
         if data is None:
             raise ConfigError(
-                "--images are those that some latents were made of; give --latents too, or leave "
-                "them out."
+                "--images is the folder from which latents were made; give --latents too, or leave "
+                "it out."
             )
         _look_at(data, how["images"])
 

@@ -186,17 +186,17 @@ def _where(started: int, ranks: int) -> str:
     """How many devices the numbers are for, and how many of them were tried."""
     if started == ranks > 1:
         return (
-            f"all of this is for {ranks} ranks, on which it was tried, messages between them "
-            "included"
+            f"all of this is for {ranks} ranks. All of them were measured here. Communication "
+            "between ranks is included."
         )
     if ranks > 1:
         return (
-            f"all of this is for {ranks} ranks, of which one did its part here; the messages "
-            "between them are not in it"
+            f"all of this is for {ranks} ranks. One rank was measured here. Communication between "
+            "ranks is not included."
         )
     return (
-        "all of this is for 1 rank; for more give --ranks N, or start the dry run with torchrun as "
-        "the run will be"
+        "all of this is for 1 rank. For more, give --ranks N, or start the dry run with torchrun, "
+        "as you will start the run."
     )
 
 

@@ -3,7 +3,7 @@
     SAMPLES/  settings.json   part-00000.npy ...
               ->  samples.npz (arr_0 (N, H, W, 3) uint8, arr_1 labels)  samples.png
 
-Of a run on captions arr_1 holds the number of each image's caption in settings.json.
+For a run on captions arr_1 holds the number of each image's caption in settings.json.
 
 Part p holds samples p * batch, ... and depends on (seed, p) alone. So any number of ranks gives the
 same images, a stopped run continues, and a finished folder can grow: only missing parts are drawn.
@@ -119,7 +119,7 @@ def _check_same(out: Path, record: dict[str, Any]) -> None:
     if not file.exists():
         if out.exists() and any(out.iterdir()):
             raise ConfigError(
-                f"{out} is not empty and holds no samples of ours; choose another --out."
+                f"{out} is not empty and holds no samples of cfm_lite; choose another --out."
             )
         return
     try:
@@ -179,7 +179,7 @@ def drawing(
 
     `runs.train` calls it on every rank, because under FSDP a forward pass needs all of them. A rank
     without a `codec` writes nothing. `show` is called with the images (16, H, W, 3) uint8 and the
-    step. Of a run on captions the pictures are of `prompts`, read by `encoder`.
+    step. For a run on captions the pictures are of `prompts`, read by `encoder`.
     """
     how = (recipe.seed, recipe.solver, recipe.sample_steps, recipe.guidance)
     settings = Settings(ON_THE_WAY, *how, batch=ON_THE_WAY, prompts=tuple(prompts))
@@ -202,7 +202,7 @@ def _pixels(codec: Codec, z: Tensor) -> np.ndarray:
 
 
 def _kept(path: Path, parts: int, batch: int) -> Iterator[bytes]:
-    """The first whole parts of an npz of ours.
+    """The first whole parts of an npz of `cfm-lite scale sample`.
 
     The rest is read too, because only its end verifies the checksum.
     """

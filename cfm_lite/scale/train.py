@@ -73,7 +73,7 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     """
     world, out = options.world, options.out
     check_fit(recipe, latents, world.size)
-    if world.share(lambda: runs.goes_on(out, options.resume)):
+    if world.share(lambda: runs.resumes(out, options.resume)):
         _check_same_latents(out, latents)
     device = world.place(torch.device(options.device))
     start = {} if options.start is None else {"start": fingerprint(options.start.state_dict())}
@@ -197,8 +197,8 @@ def _check_network(model: Any, recipe: ImageNet, data: Any) -> None:
     if differ:
         fields = " ".join(f"{name}={str(getattr(model, name)).lower()}" for name in differ)
         raise ConfigError(
-            f"the model has {fields}, which the recipe has not; give --set {fields}, or another "
-            "model."
+            f"the model has {fields}, which the recipe does not have; give --set {fields}, or "
+            "another model."
         )
 
 
@@ -228,7 +228,7 @@ def _teacher(
     if options.images is None and isinstance(data, Latents):
         raise ConfigError(
             "the method aligns with a teacher, which needs the images: give their folder with "
-            "--images DIR, or its features of them with --features DIR."
+            "--images DIR, or the teacher's features with --features DIR."
         )
     grid = data.shape[-1] // recipe.patch_size
     return opened_teacher(recipe.teacher, grid, options.teacher, recipe.seed).to(device)

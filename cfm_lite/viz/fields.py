@@ -110,7 +110,7 @@ def velocity_fields(
     scale.
 
     `data` (N, 2) is drawn as points, the exact log `density` at the same time as contours. Raises
-    ConfigError for NaN, for limits that are no square and for an empty mapping.
+    ConfigError for NaN, for limits that are not a square and for an empty mapping.
 
     >>> fields = {"fm": lambda x, t: x, "delta_fm": lambda x, t: 2 * x}
     >>> len(velocity_fields(fields, 0.5, (-2.0, 2.0, -2.0, 2.0), n=5).axes)

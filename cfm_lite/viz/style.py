@@ -155,7 +155,7 @@ def method_title(name: str) -> str:
     """
     if method_style(name).label != name:
         return method_style(name).label
-    return name[:1].upper() + name[1:] if name[:1].isascii() else name  # λ is no Λ
+    return name[:1].upper() + name[1:] if name[:1].isascii() else name  # λ is not Λ
 
 
 def method_color(name: str, other: str = MODEL) -> str:

@@ -1,7 +1,7 @@
 """What a dispersive loss sees in a batch of features, and where it pushes them: real digits,
 shipped networks, all four variants.
 
-The gradient of the loss by the features alone is followed for some steps; the network stays as it
+The gradient of the loss with respect to only the features is followed for some steps; the network stays as it
 is.
 """
 

@@ -17,7 +17,7 @@ def packed(name: str) -> dict[str, Any]:
     """
     model = pretrained.load(name)
     if not isinstance(model, MLP) or model.residual or model.data_shape != (2,):
-        raise TypeError(f"{name} is no plain network of the plane")
+        raise TypeError(f"{name} is not a plain network of the plane")
     weights = torch.cat([tensor.flatten() for tensor in model.state_dict().values()]).half()
     return {
         "hidden": model.hidden_size,

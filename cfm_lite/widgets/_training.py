@@ -17,7 +17,7 @@ __all__ = ["training"]
 
 
 class Training(Explorer):
-    """`run` starts and stops; a new `weight` starts anew."""
+    """`run` starts and stops; a new `weight` starts again."""
 
     face = "training"
     t = Number(0.5, 0, 0.95)

@@ -72,7 +72,7 @@ ELSEWHERE: dict[str, str] = {
         models.text.ClipText models.text.check_texts models.text.clip_parts models.text.open_clip
         models.encoders.teacher models.official.export_official models.official.read_weights pretrained.folder
         pretrained.load
-        pretrained.make pretrained.run_of runs.folder.Located runs.machine.facts runs.machine.finite runs.loop.goes_on runs.folder.located
+        pretrained.make pretrained.run_of runs.folder.Located runs.machine.facts runs.machine.finite runs.loop.resumes runs.folder.located
         runs.folder.make_folder
         runs.machine.peak_memory runs.folder.read_config runs.folder.saved_recipe runs.loop.train runs.machine.write_json
         viz.style.save

@@ -99,7 +99,7 @@ MUTANTS = (
     # objective
     Mutant("every term attracts", "objective.py", "scale = term.sign * term.weight", "scale = term.weight", OBJECTIVE),
     Mutant("the null label is a class", "models/embed.py", "return torch.full_like(y, self.num_classes)", "return torch.full_like(y, self.num_classes - 1)", OBJECTIVE + " tests/test_conditions.py"),
-    Mutant("times of the linear path", "objective.py", "self.law = on_path(time, path, \"time\")", "self.law = time", OBJECTIVE),
+    Mutant("times of the linear path", "objective.py", "self.time_distribution = on_path(time, path, \"time\")", "self.time_distribution = time", OBJECTIVE),
     Mutant("negatives of the linear path", "terms.py", "on_path(self.negatives, draw.path, \"negatives\")", "self.negatives", OBJECTIVE),
     Mutant("two paths at once", "paths.py", "if given not in (path, path.name):", "if not given:", OBJECTIVE),
     Mutant("a score that divides by nothing", "paths.py", "_alone(sigma, rate, alpha, d_alpha)", "(alpha > 9)", PATHS),

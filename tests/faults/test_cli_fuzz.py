@@ -317,7 +317,7 @@ def test_1000_command_lines_ten_times_end_well_or_with_one_line(part, stubs, cap
     ("words", "said"),
     [
         (["train", "--stepz", "3"], "Did you mean --steps?"),
-        (["train", "--steps", "many"], "--steps: 'many' is no INT"),
+        (["train", "--steps", "many"], "--steps: 'many' is not of type INT"),
         (["train", "digit"], "invalid choice 'digit'"),
         (["demo", "--seed", "1e400"], "--seed"),
         ([], "Expected one of {demo, train, sample, evaluate,"),

@@ -324,7 +324,7 @@ def asked_of_hub(what, name, url, home, timeout=280):
 
 TEACHER = "vit_tiny_patch16_224"
 NAMES = {  # a name on the hub, and its error
-    "vae": ("me/none", 3, "DataError the VAE 'me/none' cannot be had"),
+    "vae": ("me/none", 3, "DataError the VAE 'me/none' is not available"),
     "text": ("me/none", 4, "CheckpointError there is no CLIP 'me/none' on this machine"),
     "teacher": (TEACHER, 4, f"CheckpointError no weights for the teacher '{TEACHER}'"),
 }

@@ -116,9 +116,9 @@ REFUSED = [
         "scale sample --checkpoint R --model SiT-Ti/2 --num 2",
         "--model says what an official file holds",
     ),
-    ("sample --checkpoint R --interval 0.2 0.8 --num 2 --out O", "a scale of 1 is none"),
+    ("sample --checkpoint R --interval 0.2 0.8 --num 2 --out O", "a scale of 1 means no guidance"),
     ("sample --checkpoint R --guidance 2 --interval 0.8 0.2 --num 2 --out O", "low above high"),
-    ("sample --checkpoint R2 --debias --num 2 --out O", "nothing that --debias could undo"),
+    ("sample --checkpoint R2 --debias --num 2 --out O", "--debias knows no inverse"),
     ("sample --checkpoint R --solver sde --steps 1 --num 2 --out O", "at least 2"),
     ("sample --checkpoint R --labels 3 --num 2 --out O", "the classes are 0 to 2"),
     ("scale sample --checkpoint R --vae nowhere --num 2 --out O", "nowhere"),
@@ -128,9 +128,12 @@ REFUSED = [
     ("evaluate --samples S --reference S --inception standin --out x.png", "must end in .json"),
     (
         "evaluate --samples S --reference S --inception standin --out S/settings.json",
-        "would be lost",
+        "would be overwritten",
     ),
-    ("evaluate --samples S --reference S --inception standin --out L/index.json", "would be lost"),
+    (
+        "evaluate --samples S --reference S --inception standin --out L/index.json",
+        "would be overwritten",
+    ),
     ("scale train --model SiT-Ti/2 --latents L --out L", "holds latents"),
     ("scale train --model SiT-Ti/2 --latents L --out S", "holds samples"),
     (f"{_PREPARE[:-1]}R", "holds a run"),
@@ -152,7 +155,7 @@ REFUSED = [
     (
         "scale train --model SiT-Ti/2 --latents L --out new --start R --batch 8 --set shard=2 "
         "--format repa",
-        "there is none",
+        "no such file was given",
     ),
     (f"{_DRY} --sample-every 3", "--sample-every would do nothing"),
     (f"{_TRAIN} --sample-every 3", "nothing would be drawn"),
@@ -170,7 +173,7 @@ REFUSED = [
     ("export --checkpoint R --out R/latent_mean.npy", "must end in"),
     (
         "export --checkpoint R --out R/checkpoints/step-00000006/weights.safetensors",
-        "would be lost",
+        "would be overwritten",
     ),
 ]
 

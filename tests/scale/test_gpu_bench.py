@@ -157,7 +157,7 @@ def test_the_other_side_may_be_a_folder_of_the_user(tmp_path):
 def test_a_folder_of_something_else_is_one_line(tmp_path):
     (tmp_path / "models.py").write_text("")
     rows = run(tmp_path, "--official", str(tmp_path), "--parts", "official")["official"]
-    assert "is no official SiT" in rows[0]["reason"]
+    assert "is not an official SiT" in rows[0]["reason"]
 
 
 @pytest.mark.parametrize(

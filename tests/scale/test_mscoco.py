@@ -178,7 +178,7 @@ REFUSED = [
     (f"{DRAW} --captions {VAL} --prompt a", "both say what to draw"),
     (f"{DRAW} --captions {VAL} --num 64", "has captions of 63 images"),
     (f"{DRAW} --captions clip/config.json", "cannot be read as captions"),
-    (DRAW, "there is none; give --prompt"),
+    (DRAW, "needs a caption, and none was given; give --prompt"),
     (f"{DRAW} --prompt ''", "a caption is empty"),
     (f"{DRAW} --prompt a --labels 3", "draws captions"),
     ("export --checkpoint runs/coco --out new.pt", "is a MMDiT"),

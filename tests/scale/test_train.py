@@ -278,7 +278,7 @@ def test_a_run_goes_on_with_the_teacher_and_the_start_that_it_had(data, pictures
     other = how | {"teacher": another_teacher(tmp_path)}
     with pytest.raises(ResumeMismatchError, match="another teacher"):
         go(recipe.changed(steps=2), data, tmp_path / "run", **other)
-    with pytest.raises(ResumeMismatchError, match="another network to begin with"):
+    with pytest.raises(ResumeMismatchError, match="another network to start from"):
         go(recipe.changed(steps=2), data, tmp_path / "run", start=start[1], **how)
     go(
         recipe.changed(steps=2), data, tmp_path / "run", checkpointing=True, **how
@@ -332,7 +332,7 @@ def test_a_missing_gpu_is_one_line(capsys, tmp_path):
         (
             ["scale", "train", "--set", "mirror=maybe", "--dry-run"],
             2,
-            "mirror='maybe' is no bool",
+            "mirror='maybe': mirror must be of type bool",
         ),
         (["scale", "prepare"], 2, "--out"),
         (["scale", "prepare", "--images", "nowhere", "--out", "x"], 3, "nowhere"),
@@ -383,7 +383,7 @@ def test_a_dry_run_speaks_of_the_ranks_that_the_run_will_have(tmp_path, parallel
     options = Options(tmp_path / "run", parallel=parallel)
     report = dry_run(SMALL.changed(steps=3_600_000), None, options, price=2.0, ranks=4)
     assert "4 ranks x 1 micro-batches x 2 images = 8" in report
-    assert "for 4 ranks, of which one did its part here" in report
+    assert "for 4 ranks. One rank was measured here." in report
     step = float(re.search(r"([\d.,]+) ms a step", report)[1].replace(",", ""))
     hours = float(re.search(r"([\d.,]+) device-hours", report)[1].replace(",", ""))
     assert hours == pytest.approx(4 * step, rel=0.02)  # 3.6 million steps of as many milliseconds
@@ -392,7 +392,7 @@ def test_a_dry_run_speaks_of_the_ranks_that_the_run_will_have(tmp_path, parallel
 
 
 def test_a_dry_run_alone_says_that_it_is_for_one_rank_and_how_to_ask_for_more(tmp_path):
-    assert "for 1 rank; for more give --ranks N" in dry_run(
+    assert "for 1 rank. For more, give --ranks N" in dry_run(
         SMALL, None, Options(tmp_path / "run"), steps=2
     )
 

@@ -1,6 +1,6 @@
 """How the site reads the docstrings: doctests become blocks of code, and the short names that
-signatures give to shapes are written out. mkdocstrings loads this file; it imports no package of
-ours.
+signatures give to shapes are written out. mkdocstrings loads this file; it does not import
+cfm_lite.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import griffe
 
-_STAR = re.compile(r"(?<![\w*`\\])\*(?=\w+[),\]])")  # *dims is no emphasis
+_STAR = re.compile(r"(?<![\w*`\\])\*(?=\w+[),\]])")  # *dims is not emphasis
 
 
 def readable(text: str) -> str:

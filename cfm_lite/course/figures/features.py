@@ -297,7 +297,7 @@ def paired_differences(
     `lab.Difference` in it.
 
     A filled dot is a clear difference (the attribute `clear`; without one, an interval that does
-    not contain zero). A hollow one is no clear difference. A vertical line marks the base. `good`
+    not contain zero). A hollow one is not a clear difference. A vertical line marks the base. `good`
     says on which side ("lower" or "higher") a method is better. Raises ConfigError for NaN and for
     empty groups.
     """

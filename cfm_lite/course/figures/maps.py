@@ -44,7 +44,7 @@ def scalar_maps(
     `densities[name]`, an exact log density, draws contours and leaves white what holds less than
     0.5 % of the mass. The colours reach to the value below which 99.5 % of the map lies. Paths
     `states` (S, B, 2) are drawn over every panel. Raises ConfigError for NaN, for values below 0,
-    for limits that are no square and for an empty mapping.
+    for limits that are not a square and for an empty mapping.
     """
     named("maps", maps, "{'t = 0.5': function}")
     if densities is not None and set(densities) != set(maps):

@@ -53,13 +53,13 @@ def patches(image: Any, patch_size: int) -> Picture:
     """An `image` (1, H, H) in [-1, 1] with the grid along which it is cut, and beside it the
     patches in the order of their tokens.
 
-    Raises ConfigError for NaN, for another shape, and where H is no multiple of `patch_size`.
+    Raises ConfigError for NaN, for another shape, and where H is not a multiple of `patch_size`.
     """
     pixels = _grey("image", image)
     side = len(pixels) // check_count("patch_size", patch_size)
     if side * patch_size != len(pixels):
         raise ConfigError(
-            f"image has {len(pixels)} pixels a side, which is no multiple of patch_size "
+            f"image has {len(pixels)} pixels a side, which is not a multiple of patch_size "
             f"{patch_size}."
         )
     look = {"cmap": "gray", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
@@ -170,7 +170,7 @@ def token_maps(
 
     `queries` frames one token in every map, or one per map; `image` (1, H, H) is shown first, with
     the same frame. Colours run from 0 (or with `zero=False` from the lowest value) to the largest.
-    Raises ConfigError for NaN and for a length that is no square.
+    Raises ConfigError for NaN and for a length that is not a square.
     """
     items = named("maps", maps, "{'head 1': weights}").items()
     arrays = {name: as_array(f"maps[{name!r}]", values, None) for name, values in items}

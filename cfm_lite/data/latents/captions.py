@@ -98,7 +98,7 @@ def _columns(line: str) -> tuple[str, str]:
 def _object(line: str) -> tuple[str | None, str]:
     row = parse_json(line)
     if not isinstance(row, dict):
-        raise ValueError(f"no JSON object but {row!r:.60}")
+        raise ValueError(f"{row!r:.60} is not a JSON object")
     return _one_of(row, "file_name", "image"), _one_of(row, "caption", "text") or ""
 
 

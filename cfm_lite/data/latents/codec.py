@@ -278,8 +278,8 @@ def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
             else " A pipeline's VAE is NAME/vae."
         )
         raise DataError(
-            f"the VAE {source!r} cannot be had ({reason}). Go online once, or give a local folder "
-            f"with --vae FOLDER.{hint}"
+            f"the VAE {source!r} is not available ({reason}). Go online once, or give a local "
+            f"folder with --vae FOLDER.{hint}"
         ) from failure
     vae, about = loaded if isinstance(loaded, tuple) else (loaded, {})
     if about.get("missing_keys"):  # diffusers would leave them at random

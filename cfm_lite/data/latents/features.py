@@ -171,7 +171,7 @@ class TeacherFeatures(shards.Mapped):
         place = Path(folder).expanduser()
         index = shards.read_json(place / shards.INDEX, place)
         if index.get("kind") != KIND:
-            raise DataError(f"{place / shards.INDEX} is no index of teacher features. {AGAIN}")
+            raise DataError(f"{place / shards.INDEX} is not an index of teacher features. {AGAIN}")
         shards.check_sealed(place / shards.INDEX, index, AGAIN)
         if index["latents"] != latents.fingerprint:
             raise DataError(

@@ -76,7 +76,7 @@ def prepare(
     work.
 
     `rows` images make a shard. Up to 1 % of the images may be unreadable: they are left out, and
-    the index lists them. The next call tries them again, and makes a shard anew if one of its own
+    the index lists them. The next call tries them again, and makes a shard again if one of its own
     can be read then; one that was removed stays left out. Raises DataError if `out` holds other
     latents, if its images changed (`shards.check_sources` says what is compared), or if too many
     images cannot be read. Raises ConfigError for a wrong argument, and DiskFullError.

@@ -188,7 +188,7 @@ def _from_folder(bench: Bench, name: str) -> tuple[nn.Module, Loss, str]:
             flow = transport.create_transport("Linear", "velocity", None, None, None)
         except Exception as error:  # another program fails in its own ways
             raise CannotRun(
-                f"{folder} is no official SiT that can be imported ({type(error).__name__}: "
+                f"{folder} is not an official SiT that can be imported ({type(error).__name__}: "
                 f"{error})"
             ) from error
     return (
@@ -202,7 +202,7 @@ def _from_folder(bench: Bench, name: str) -> tuple[nn.Module, Loss, str]:
 def _first_on_path(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         raise ConfigError(
-            f"--official {folder} is no folder; give that of the official SiT repository."
+            f"--official {folder} is not a folder; give that of the official SiT repository."
         )
     sys.path.insert(0, str(folder))
     try:
