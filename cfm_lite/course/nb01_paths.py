@@ -37,13 +37,16 @@ def slow_start(path: Path) -> str | None:
         )
     if not _close(path.d_alpha(t), 2 * t):
         return (
-            "alpha and sigma are right. d_alpha is the derivative of t**2 by t, as a tensor of the "
-            "shape of t."
+            "alpha and sigma are right. d_alpha is the derivative of t**2 with respect to t, as a "
+            "tensor of the shape of t."
         )
     if _close(path.d_sigma(t), 2 * t):
         return "only a sign is missing: sigma falls, so d_sigma is negative."
     if not _close(path.d_sigma(t), -2 * t):
-        return "alpha, sigma and d_alpha are right. d_sigma is the derivative of 1 - t**2 by t."
+        return (
+            "alpha, sigma and d_alpha are right. d_sigma is the derivative of 1 - t**2 with "
+            "respect to t."
+        )
     return None
 
 

@@ -87,7 +87,7 @@ def compile_parts(module: nn.Module) -> None:
 
 
 def unsplit(forward: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-    """`forward`, in which no graph of `module` is split or left out.
+    """`forward`, with every graph of `module` whole and compiled.
 
     DDP would split each graph where its buckets of gradients end. This gains nothing if a block is
     the graph. And torch stops compiling a function after eight graphs. Blocks of different widths,

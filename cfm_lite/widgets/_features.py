@@ -1,8 +1,8 @@
 """What a dispersive loss sees in a batch of features, and where it pushes them: real digits,
 shipped networks, all four variants.
 
-The gradient of the loss with respect to only the features is followed for some steps; the network stays as it
-is.
+The gradient of the loss with respect to the features is followed for some steps; the network stays
+as it is.
 """
 
 import base64

@@ -54,7 +54,7 @@ def _moment(t: float) -> str:
 @styled
 def path_coefficients(paths: Sequence[Path], *, steepest: float = 5.0) -> Picture:
     """A column per path of [0, 1]: above, the shares alpha of data and sigma of noise; below, their
-    derivatives by t.
+    derivatives with respect to t.
 
     Derivatives are cut off at plus and minus `steepest`. Raises ConfigError where `paths` holds
     anything but Paths.
