@@ -255,8 +255,8 @@ def class_paths(
     """One coordinate of two classes' particles against time, a panel per method, with the gap of
     their means at the end.
 
-    `runs[name]` is (2, S, B): class, time, particle; `ts` (S,) are the times. Of the B particles
-    `shown` are drawn, all enter the mean (thick) and the gap. All panels share their axes. Raises
+    `runs[name]` is (2, S, B): class, time, particle; `ts` (S,) are the times. `shown` of the B
+    particles are drawn; all enter the mean (thick) and the gap. All panels share their axes. Raises
     ConfigError for NaN and for shapes that do not fit.
     """
     ts = as_array("ts", ts, None)
