@@ -192,7 +192,7 @@ class World:
                 raise
             saved = "no checkpoint was saved yet"
             if kept():
-                saved = f"the last checkpoint is {kept()}; --resume goes on from it"
+                saved = f"the last checkpoint is {kept()}; --resume starts from it"
             why = self.link.difference() if self.link is not None else ""
             raise DistributedError(
                 f"rank {self.rank} lost the others: {why} ({saved[0].upper()}{saved[1:]}.)"
@@ -302,8 +302,8 @@ class Link:
                 now - began > limit if limit is not None else now - self._heard > self.timeout + 1
             ):
                 raise Lost(
-                    f"the store of the ranks gave no answer for {now - self._heard:.0f} s, so rank "
-                    "0 gave no sign of life."
+                    f"the store of the ranks has not answered for {now - self._heard:.0f} s; rank 0 "
+                    "may be dead."
                 )
         if failed:
             raise failed[0]

@@ -44,7 +44,7 @@ def shard(
 ) -> nn.Module:
     """Shard the parameters of `module` over the ranks, in place, block by block.
 
-    What is no block is one more unit. All ranks must hold the same values (`World.start_alike`).
+    What is not a block is one more unit. All ranks must hold the same values (`World.start_alike`).
     Gradients are means over the ranks, on gloo and nccl (tested, because AdamW would hide a sum).
 
     With `half` an objective's blocks are gathered in that dtype, which halves the messages and the
@@ -159,9 +159,9 @@ def spread(
 def exchanging(wrapped: Any, parameters: Sequence[Tensor], last: bool) -> Iterator[list[int]]:
     """Around a micro-batch: gradients are exchanged once a batch, with those of the `last` one.
 
-    DDP waits in the last one for a gradient of each of the `parameters`: one that gets none there,
-    whatever earlier ones gave it, gets zeros. Under DDP, what is given here names at the end the
-    numbers of those that got none in the whole batch.
+    DDP waits in the last one for a gradient of each of the `parameters`. A parameter that gets none
+    there gets zeros, even if an earlier micro-batch gave it a gradient. Under DDP, the list given
+    here names at the end the numbers of the parameters that got none in the whole batch.
     """
     idle: list[int] = []
     if is_sharded(wrapped):
@@ -193,7 +193,7 @@ def _compute_in(model: nn.Module, device: torch.device, half: torch.dtype) -> No
 
 
 def _gather_in(module: nn.Module) -> None:
-    """Gather the parameters for the other method by which a network is called, too."""
+    """Gather the parameters also for the network's other method."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     if hasattr(module, "forward_features"):
@@ -259,7 +259,7 @@ def full(x: Any) -> Tensor:
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """The whole state dict on the host of rank 0, and an empty one elsewhere (collective).
 
-    Of a plain module it is the state dict.
+    For a plain module it is the state dict.
 
     >>> list(weights(nn.Linear(2, 2)))
     ['weight', 'bias']

@@ -122,8 +122,8 @@ def _check_parts(named: Mapping[str, Tensor]) -> None:
     for name, p in named.items():
         if p.dim() == 0:
             raise ConfigError(
-                f"{name} has no dimension, so parallel='fsdp' cannot deal it to the ranks; give it "
-                "the shape (1,), or use 'ddp'."
+                f"{name} has no dimension, so parallel='fsdp' cannot shard it over the ranks; give "
+                "it the shape (1,), or use 'ddp'."
             )
         if p.dtype not in _GATHERED:
             raise ConfigError(

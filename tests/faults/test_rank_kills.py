@@ -114,7 +114,7 @@ def _kill(started: Ranks, place: Path, shared: Shared, chance: random.Random, ta
         return False
     text = started.texts()[1 - victim]
     tally.hung += time.monotonic() - killed > TIMEOUT + 10
-    clear = "lost the others" in text and (shared.saved == 0 or "--resume goes on" in text)
+    clear = "lost the others" in text and (shared.saved == 0 or "--resume starts from" in text)
     tally.unclear += not clear and "cannot join the others" not in text
     tally.lost += not _kept(place, shared.saved)
     return True

@@ -166,7 +166,7 @@ def test_a_killed_rank_ends_the_other_and_the_checkpoint_stays(data, tmp_path, v
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 7
     assert "lost the others" in started.texts()[1 - victim]
-    assert "--resume goes on from it" in started.texts()[1 - victim]
+    assert "--resume starts from it" in started.texts()[1 - victim]
     step = checkpoint.load(checkpoint.latest(out / "checkpoints")).step
     assert cli.main([*argv, "--resume", "--steps", str(step + 2)]) == 0
 
