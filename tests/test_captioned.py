@@ -98,7 +98,7 @@ GOOD = '{"image": "0.png", "caption": "a dog"}\n'
         ("a.tsv", "a dog\n", "line 1: 1 columns"),
         ("a.tsv", "a dog\thttp://a.org/0.png\n", "line 1: 'http://a.org/0.png' is an address"),
         ("a.jsonl", GOOD + "{", "line 2: Expecting"),
-        ("a.jsonl", GOOD + "[3]", "line 2: no JSON object"),
+        ("a.jsonl", GOOD + "[3]", "line 2: [3] is not a JSON object"),
         ("a.jsonl", GOOD + GOOD.replace("caption", "txt"), "line 2: none of caption, text"),
         ("a.jsonl", GOOD.replace("image", "url"), "line 1: none of file_name, image"),
         ("a.jsonl", GOOD.replace("}", ', "text": "a"}'), "line 1: caption and text"),

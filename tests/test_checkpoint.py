@@ -69,7 +69,7 @@ def test_a_missing_file_is_corruption_and_a_missing_manifest_is_no_checkpoint(tm
     with pytest.raises(CheckpointCorruptError, match="optimizer"):
         checkpoint.load(path)
     (path / "MANIFEST.json").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         checkpoint.load(path)
 
 

@@ -148,7 +148,7 @@ def test_prepare_of_mnist_verifies_what_is_there(capsys):
         (["train", "digits", "--set", "lr=nan"], 2, "lr"),
         (["train", "digits", "--set", "weight=1.0", "--method", "delta_fm"], 2, "below 1"),
         (["train", "digits", "--steps", "0"], 2, "steps"),
-        (["sample", "--checkpoint", "nowhere"], 4, "no run"),
+        (["sample", "--checkpoint", "nowhere"], 4, "nowhere is not a run"),
         (["evaluate", "--samples", "nowhere.npz"], 3, "missing"),
         (["compare", "toy", "--report", "--out", "nowhere"], 3, "missing"),
         (["sample", "--checkpoint", "nowhere", "--num", "0"], 2, "num"),

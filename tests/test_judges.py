@@ -172,7 +172,7 @@ def test_what_is_no_judge_is_refused(tmp_path):
         judges.load_judge(tmp_path / "none.safetensors")
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(2)}, other)
-    with pytest.raises(CheckpointCorruptError, match="no judge"):
+    with pytest.raises(CheckpointCorruptError, match="not a judge"):
         judges.load_judge(other)
 
 

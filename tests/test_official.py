@@ -316,7 +316,7 @@ def test_a_setting_that_cannot_be_is_refused(config):
             lambda s: s["blocks.0.mlp.fc1.weight"].fill_(float("nan")),
             r"not finite: blocks\.0\.mlp\.fc1\.weight",
         ),
-        (lambda s: s.update(step=3), "no tensors: step"),
+        (lambda s: s.update(step=3), "not tensors: step"),
         (lambda s: s.clear(), "state dict"),
     ],
 )

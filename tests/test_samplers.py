@@ -528,7 +528,7 @@ def test_adaptive_divergence_is_an_error() -> None:
         (torch.linspace(0, 1, 4)[None], r"ts has shape \(1, 4\)"),
         (torch.tensor([0, 1]), "dtype torch.int64"),
         (torch.tensor([0.0, 0.5, 0.5]), "repeats a time"),
-        (torch.tensor([0.0, 0.7, 0.5]), "turns"),
+        (torch.tensor([0.0, 0.7, 0.5]), "changes direction"),
         (torch.tensor([0.0, 1.1]), r"ts spans \[0, 1\.1\]; times lie in \[0, 1\]"),
         (torch.tensor([-0.1, 1.0]), r"ts spans \[-0\.1, 1\]"),
         (torch.tensor([0.0, float("nan"), 1.0]), "times lie in"),
