@@ -227,7 +227,7 @@ def resumes(folder: str | Path, resume: bool | str = "auto") -> bool:
     unless `resume` is True, False or "auto", and CheckpointError if it cannot be seen.
 
     >>> import tempfile
-    >>> goes_on(tempfile.mkdtemp())  # no checkpoint there
+    >>> resumes(tempfile.mkdtemp())  # no checkpoint there
     False
     """
     if isinstance(resume, bool):
