@@ -192,9 +192,8 @@ class Trainer:
         """
         self._exchange.check()
         self._guard.check(self.step, self.lr)
-        saved = self._state.save(directory, self.step, config or {}, self.world, keep)
-        self._guard.saved = saved
-        return saved
+        self._guard.saved = self._state.save(directory, self.step, config or {}, self.world, keep)
+        return self._guard.saved
 
     def resume(
         self,

@@ -134,6 +134,29 @@ def test_the_readme_is_short_enough_to_be_read():
     assert max(map(len, text.splitlines())) <= 120
 
 
+SOURCES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "cfm_lite").rglob("*.py")}
+
+
+def test_a_line_of_the_package_has_at_most_100_characters():
+    wide = {
+        f"{path.relative_to(ROOT)}:{number}": len(line)
+        for path, text in SOURCES.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if len(line) > 100
+    }
+    assert not wide
+
+
+def test_the_loop_of_training_is_short_enough_to_be_read():
+    assert len(SOURCES[ROOT / "cfm_lite" / "training.py"].splitlines()) <= 200
+
+
+def test_few_files_know_a_method_by_its_name():
+    # methods.py, presets of papers, the suites and prose; the others ask the table
+    naming = sorted(str(p.relative_to(ROOT)) for p, text in SOURCES.items() if "delta_fm" in text)
+    assert len(naming) <= 8, naming
+
+
 def test_what_the_readme_says_that_the_lab_found_is_what_the_rows_say():
     results = Results(ROOT / "data" / "results")
 

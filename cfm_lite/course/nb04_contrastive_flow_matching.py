@@ -243,8 +243,8 @@ def gap_factor(answer: Callable[..., Any]) -> str | None:
         if abs(mine - fixed) < 1e-2:
             return "this is the value for λ = 0.5; the push and the feedback both depend on λ."
         return (
-            f"not right at λ = {weight:g}: yours is {mine:.3f}. Follow d' = λ/(1 - λ) + r d/(1 - λ) "
-            "from d(0) = 0 in small steps; the answer is 1 + d(1)."
+            f"not right at λ = {weight:g}: yours is {mine:.3f}. Follow d' = λ/(1 - λ) + "
+            "r d/(1 - λ) from d(0) = 0 in small steps; the answer is 1 + d(1)."
         )
     return None
 

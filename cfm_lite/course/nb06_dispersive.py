@@ -148,8 +148,8 @@ def free_of_charge(answer: Any) -> str | None:
     t = torch.rand(len(x1), generator=g)
     x_t = torch.lerp(torch.randn(x1.shape, generator=g), x1, t[:, None, None, None])
     larger: Any = grown(model, 4.0, set(answer))
-    v, h = model.forward_features(x_t, t, y, blocks=(1, 2, 3))  # pyright: ignore[reportCallIssue]
-    v_grown, h_grown = larger.forward_features(x_t, t, y, blocks=(1, 2, 3))  # pyright: ignore[reportCallIssue]
+    v, h = model.forward_features(x_t, t, y, blocks=(1, 2, 3))
+    v_grown, h_grown = larger.forward_features(x_t, t, y, blocks=(1, 2, 3))
     return _growth_hint(v, h, v_grown, h_grown)
 
 

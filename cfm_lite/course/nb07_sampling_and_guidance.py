@@ -62,7 +62,10 @@ def last_step_factor(answer: Callable[[float, float, float], Any]) -> str | None
             )
         if _close(mine, 1 - c / variance):
             return "the step has the length h: the term is h times c times s."
-        return "not yet. Put s = -x / S with S = (1 - h)^2 std^2 + h^2 into x + h eta s and take out x."
+        return (
+            "not yet. Put s = -x / S with S = (1 - h)^2 std^2 + h^2 into x + h eta s and take out "
+            "x."
+        )
     return None
 
 
@@ -152,8 +155,8 @@ def repelled_scale(answer: Callable[[float, float], Any]) -> str | None:
             continue
         if _close(mine, w * (1 - weight)):
             return (
-                "the other way round: repulsion makes the velocity longer, so the difference of the "
-                "two velocities counts more."
+                "the other way round: repulsion makes the velocity longer, so the difference of "
+                "the two velocities counts more."
             )
         if _close(mine, (w - weight) / (1 - weight)):
             return "the -λμ of T is a constant; it does not stand before the difference."

@@ -273,7 +273,8 @@ def _check_sizes(config: dict[str, Any]) -> None:
     if check_count("phrases", config["phrases"], low=0) and not config["vocab_size"]:
         raise ConfigError(
             f"phrases is {config['phrases']} and vocab_size 0; phrases are made of learnt word "
-            "vectors. Give vocab_size, or leave phrases out: a frozen encoder has read the sentence."
+            "vectors. Give vocab_size, or leave phrases out: a frozen encoder has read the "
+            "sentence."
         )
     check_number("mlp_ratio", config["mlp_ratio"], 0, 1e6, open_low=True)
     check_flag(**{name: config[name] for name in ("zero_init", "rotary", "pooled")})

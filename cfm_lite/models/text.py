@@ -1,6 +1,7 @@
 """Captions as sequences of vectors: learnt with the network, or by a frozen CLIP.
 
-    words:  caption -> numbers (L,), 0 where it has ended -> vectors (L, D) = table[word] + position,
+    words:  caption -> numbers (L,), 0 where it has ended
+            -> vectors (L, D) = table[word] + position,
             then, `phrases` times, each vector += GELU(convolution over it and its two neighbours)
     CLIP:   caption -> its own tokens (77,) -> the last hidden states (77, D)
 

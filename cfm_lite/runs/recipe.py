@@ -646,7 +646,7 @@ def recipe(name: str, **changes: Any) -> Recipe:
 
     For an unknown name or field, ConfigError names the nearest.
 
-    >>> recipe("digits", method="delta_fm", weight=0.1).weight
+    >>> recipe("digits", method="vecor", weight=0.1).weight
     0.1
     """
     check_choice("recipe", name, RECIPES)

@@ -37,7 +37,7 @@ from cfm_lite.viz.style import (
 
 __all__ = ["fields_figure"]
 
-ENDS = ("fm", "delta_fm")
+ENDS = theory.EXACT[:2]  # FM and ΔFM
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _draw_paths(panel: Axes, scene: _Scene, shown: int) -> LineCollection:
         artists.points(
             panel, ends[m][:shown], color=method_style(m).colour, size=26, rim=0.6, zorder=4
         )
-    states = scene.states["delta_fm"]
+    states = scene.states[ENDS[1]]
     return artists.paths(panel, states[:, :shown], np.linspace(0, 1, len(states)))
 
 

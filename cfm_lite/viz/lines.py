@@ -64,8 +64,8 @@ def curves(
     Names of methods ("fm", "vecor", ...) have their colours, "truth" and "exact" are black. The
     others run from pale to dark slate in the order given; if they are kinds without an order, such
     as solvers, say `ordered=False`, and each has a colour of its own. `xscale` and `yscale` are
-    "linear", "log", "log2" or "symlog". Raises ConfigError for NaN, for x and y that differ in length, for an
-    empty mapping and for values not above 0 on a logarithmic axis.
+    "linear", "log", "log2" or "symlog". Raises ConfigError for NaN, for x and y that differ in
+    length, for an empty mapping and for values not above 0 on a logarithmic axis.
 
     >>> figure = curves({"euler": ([1, 2], [0.4, 0.1])}, xlabel="steps", ylabel="error")
     >>> figure.axes[0].get_xlabel()

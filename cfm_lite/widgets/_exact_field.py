@@ -30,7 +30,7 @@ class ExactField(Explorer):
     t = Number(0.5, 0, 1)
     weight = Weight()
     label = Choice(0, class_or_all)
-    method = Choice("delta_fm", EXACT[1:])
+    method = Choice(EXACT[1], EXACT[1:])
     path = Choice("linear", PATHS)
     view = Choice("parts", ("parts", "methods"))
 

@@ -47,7 +47,7 @@ def trajectories(
     hold 50 % and 95 % of the class. Right: the mean drift along the paths, in nats above typical.
     The networks ("toy_fm", ...) were trained with λ = 0.35. Raises ConfigError for a wrong value.
 
-    >>> trajectories("delta_fm", solver="heun").steps
+    >>> trajectories("vecor", solver="heun").steps
     8
     """
     return Trajectories(field=field, solver=solver, steps=steps, label=label, **values)
