@@ -115,7 +115,8 @@ def contrastive_flow_matching(
 
     The optimum is (E[u] - λ E[u_neg]) / (1 - λ), with λ = `weight`. The loss may be negative.
     `keep` and `rescale` are those of `repulsion`. With `rescale` the weight of the kept rows is
-    λ B / kept, so choose a smaller λ.
+    λ B / kept, so choose a smaller λ. An Objective sums the two functions as terms, with the same
+    bits, so that each of them is logged and other terms can be added.
 
     Raises:
         ConfigError: not 0 <= λK < 1; from 1 on the loss has no minimum.
@@ -137,7 +138,8 @@ def contrastive_flow_matching(
 def vecor(v: Batch, u: Batch, u_neg: Negative, weight: float = 0.05) -> Scalar:
     """Attract `v` to its target `u`, and repel it from K perturbed velocities `u_neg`.
 
-    The optimum is (E[u] - λ sum_k E[u_neg_k]) / (1 - λK), with λ = `weight`.
+    The optimum is (E[u] - λ sum_k E[u_neg_k]) / (1 - λK), with λ = `weight`. An Objective runs
+    `flow_matching` and `repulsion` as two terms, as for `contrastive_flow_matching`.
 
     Raises:
         ConfigError: not 0 <= λK < 1.

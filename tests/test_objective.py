@@ -106,6 +106,37 @@ def test_the_objective_agrees_with_the_plain_functions_on_its_own_draw():
     )
 
 
+@pytest.mark.parametrize(
+    "negative",
+    [
+        negatives.in_batch,
+        negatives.other_class,
+        negatives.perturbed(perturbations.additive_noise, k=3),
+    ],
+)
+@pytest.mark.parametrize("shard", [None, 8])
+def test_the_two_terms_are_the_loss_in_one_function_bit_for_bit(negative, shard):
+    seen = {}
+
+    class Seen(Repulsion):
+        def __call__(self, batch):
+            seen["batch"] = batch
+            return super().__call__(batch)
+
+    terms = (FlowMatching(), Seen(0.15, negative))
+    built = Objective(Tiny(), terms=terms, shard=shard)
+    total, _ = built.at(3, 7)(X1, Y)
+    batch = seen["batch"]
+    u_neg, keep = batch.prepared
+    loss = losses.contrastive_flow_matching(batch.v, batch.sample.u_t, u_neg, 0.15, keep)
+    assert torch.equal(total, loss)
+    if keep is None:
+        assert torch.equal(total, losses.vecor(batch.v, batch.sample.u_t, u_neg, 0.15))
+    weights = tuple(built.parameters())
+    pairs = zip(*(torch.autograd.grad(one, weights, retain_graph=True) for one in (total, loss)))
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
 def test_without_a_key_the_global_generator_decides_and_calls_differ():
     built = objective.delta_fm(Tiny(), 0.1)
     torch.manual_seed(4)
