@@ -2,15 +2,18 @@
 
 import errno
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-__all__ = ["FULL", "fingerprint", "hash_of_file", "publish"]
+__all__ = ["FULL", "fingerprint", "hash_of_file", "hash_of_json", "publish", "replacing"]
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where there is no room
 
@@ -20,13 +23,22 @@ def publish(content: bytes, path: Path) -> None:
 
     Raises OSError, and leaves nothing behind then.
     """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """`publish` for what is written piece by piece: a file that takes the place of `path` at the
+    end.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name that nobody can guess; "x" opens none that is there, and follows no link
     work = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     file = open(work, "xb")  # noqa: SIM115  before the try: a file that is there is somebody else's
     try:
         with file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(work, path)
@@ -39,6 +51,11 @@ def hash_of_file(path: Path) -> str:
     """The SHA-256 of a file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """The SHA-256 of `value` as JSON, whatever the order of keys; `default` is that of json.dumps."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def fingerprint(tensors: Mapping[str, Tensor], start: str = "", *, shapes: bool = True) -> str:

@@ -17,7 +17,6 @@ and nccl, with the same CFM_LITE_TIMEOUT. Reference: PyTorch's torchrun and Dist
 
 import contextlib
 import datetime
-import hashlib
 import inspect
 import json
 import os
@@ -34,6 +33,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_number
+from cfm_lite._internal.files import hash_of_json
 from cfm_lite.errors import CFMError, ConfigError, DistributedError
 
 __all__ = ["ALONE", "TIMEOUT", "World", "joined", "ranks_of_environment"]
@@ -132,8 +132,7 @@ class World:
 
     def agree(self, what: str, value: Any) -> None:
         """All ranks must hold the same JSON `value`; else all raise DistributedError."""
-        mine = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-        found = self.gather(mine)
+        found = self.gather(hash_of_json(value, default=str))
         others = [rank for rank, theirs in enumerate(found) if theirs != found[0]]
         if others:
             raise DistributedError(

@@ -6,9 +6,7 @@ set (see reference.py). Features of reference images are cached, under the hashe
 and of the network.
 """
 
-import hashlib
 import io
-import json
 import math
 import zipfile
 from collections import Counter
@@ -25,7 +23,7 @@ from tqdm.auto import tqdm
 
 from cfm_lite import metrics, runs
 from cfm_lite._internal.checks import parse_json, warn_once
-from cfm_lite._internal.files import fingerprint, hash_of_file
+from cfm_lite._internal.files import fingerprint, hash_of_file, hash_of_json
 from cfm_lite._internal.places import AnyPath, check_file, expanded
 from cfm_lite.data import images as image_files
 from cfm_lite.data.root import cache_root, keep
@@ -388,7 +386,7 @@ def _content(source: Path, size: int) -> str:
             for file in files
             for stat in [file.path.stat()]
         ]
-        return hashlib.sha256(json.dumps([size, facts]).encode()).hexdigest()
+        return hash_of_json([size, facts])
     if not source.is_file():
         raise DataError(
             f"there is no reference {source}. Give an npz with arr_0, such as ADM's, or a folder "

@@ -6,8 +6,6 @@ share a `Job`.
 """
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cfm_lite._internal.files import hash_of_json
 from cfm_lite.data.datasets import DataSet, dataset
 from cfm_lite.errors import DivergenceError
 from cfm_lite.lab.arms import ARMS, trained_recipe
@@ -33,7 +32,7 @@ STEP_COST = 3.0  # forward, backward and update of one row, in forward passes
 
 def key_of(value: Any) -> str:
     """The first 12 hex digits of the SHA-256 of `value` as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+    return hash_of_json(value)[:12]
 
 
 def _told(recipe: Recipe) -> dict[str, Any]:

@@ -12,8 +12,6 @@ Samples of other settings are never mixed in, because settings.json is compared 
 
 import io
 import json
-import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cfm_lite import runs
+from cfm_lite._internal.files import replacing
 from cfm_lite._internal.places import check_folder, expanded
 from cfm_lite.data.latents.codec import Codec, open_codec
 from cfm_lite.data.latents.shards import npy
@@ -233,9 +232,11 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
         labels = torch.arange(settings.num) % len(settings.prompts)
     else:
         labels = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
-    work = out / f".tmp-{uuid.uuid4().hex}"
     try:
-        with zipfile.ZipFile(work, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with (
+            replacing(out / SAMPLES) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        ):
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 write_header: Any = np.lib.format.write_array_header_1_0
@@ -245,11 +246,8 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
                 for path in paths:
                     member.write(np.load(path, allow_pickle=False).tobytes())
             archive.writestr("arr_1.npy", npy(labels.numpy().astype(np.int64)))
-        os.replace(work, out / SAMPLES)
     except OSError as error:
         raise checkpoint.explained(error, out, int(np.prod(shape))) from error
-    finally:
-        work.unlink(missing_ok=True)
     with opened(out / SAMPLES) as (member, _):
         first = member.read(32 * int(np.prod(shape[1:])))
     _picture(np.frombuffer(first, np.uint8).reshape(-1, *shape[1:]), out / "samples.png")

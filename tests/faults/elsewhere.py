@@ -41,7 +41,8 @@ ELSEWHERE: dict[str, str] = {
         scale.sample.sample_imagenet scale.train.opened_teacher scale.train.train_imagenet
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
-        _internal.files.fingerprint _internal.files.hash_of_file _internal.files.publish
+        _internal.files.fingerprint _internal.files.hash_of_file _internal.files.hash_of_json
+        _internal.files.publish _internal.files.replacing
         _internal.hub.kept _internal.hub.refusal _internal.lazy.optional _internal.lazy.outside_graphs _internal.lazy.random_kept
         data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
         data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
@@ -54,7 +55,7 @@ ELSEWHERE: dict[str, str] = {
         data.latents.reader.Latents data.latents.reader.Pictures data.latents.reader.part_of data.latents.reader.prefetch
         data.latents.shards.Mapped data.latents.shards.ask_for data.latents.shards.check_hash
         data.latents.shards.check_sources data.latents.shards.facts_of data.latents.shards.facts_path
-        data.latents.shards.hash_of data.latents.shards.npy data.latents.shards.read_facts
+        data.latents.shards.npy data.latents.shards.read_facts
         data.latents.shards.is_done data.latents.shards.is_planned data.latents.shards.left_out
         data.latents.shards.map_shard data.latents.shards.open_plan
         data.latents.shards.read_index

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite._internal.files import hash_of_file, publish
+from cfm_lite._internal.files import hash_of_file, hash_of_json, publish
 from cfm_lite.data import archive, images, mnist
 from cfm_lite.data.latents import Latents, prefetch, shards
 from cfm_lite.data.latents.features import TeacherFeatures, encode_features
@@ -437,7 +437,7 @@ def resign(folder, name):
     index = json.loads((folder / "index.json").read_text())
     index.pop("self")
     index["files"][name] = hash_of_file(folder / name)
-    (folder / "index.json").write_text(json.dumps({**index, "self": shards.hash_of(index)}))
+    (folder / "index.json").write_text(json.dumps({**index, "self": hash_of_json(index)}))
 
 
 def test_an_unpacked_archive_is_whole_or_absent_even_for_two_at_once(pictures, tmp_path):

@@ -364,7 +364,7 @@ def latents_with(folder, name, content):
 
 
 def signed(out, index):
-    (out / "index.json").write_text(json.dumps({**index, "self": shards.hash_of(index)}))
+    (out / "index.json").write_text(json.dumps({**index, "self": files.hash_of_json(index)}))
     return out
 
 

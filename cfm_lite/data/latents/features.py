@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfm_lite._internal.checks import check_count
-from cfm_lite._internal.files import fingerprint, hash_of_file
+from cfm_lite._internal.files import fingerprint, hash_of_file, hash_of_json
 from cfm_lite.data.latents import Latents, Pictures, shards
 from cfm_lite.data.shared import alone, forget_halves
 from cfm_lite.errors import ConfigError, DataError
@@ -148,7 +148,7 @@ def _write_index(out: Path, plan: dict[str, Any], latents: Latents) -> dict[str,
     for number in range(len(latents.index["shards"])):
         rows, facts = latents.rows_of(number), shards.read_json(shards.facts_path(out, number), out)
         if (
-            facts.get("plan") != shards.hash_of(plan)
+            facts.get("plan") != hash_of_json(plan)
             or facts.get("keys") != latents.keys[rows.start : rows.stop]
         ):
             raise DataError(f"{shards.facts_path(out, number)} belongs to other features. {AGAIN}")

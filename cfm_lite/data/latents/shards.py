@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cfm_lite._internal.files import FULL, hash_of_file, publish
+from cfm_lite._internal.files import FULL, hash_of_file, hash_of_json, publish
 from cfm_lite.data.images import REMEDY, named
 from cfm_lite.data.shared import Watch, alone, forget_halves
 from cfm_lite.errors import CFMError, DataError, DiskFullError
@@ -43,7 +43,6 @@ __all__ = [
     "check_sources",
     "facts_of",
     "facts_path",
-    "hash_of",
     "is_done",
     "is_planned",
     "left_out",
@@ -128,7 +127,7 @@ def open_plan(folder: Path, plan: Mapping[str, Any], what: str = "latents") -> s
     ]
     if differs:
         raise DataError(f"{folder} holds other {what} ({'; '.join(differs)}). {OTHER}")
-    return hash_of(mine)
+    return hash_of_json(mine)
 
 
 def is_planned(folder: Path, plan: Mapping[str, Any]) -> bool:
@@ -139,21 +138,16 @@ def is_planned(folder: Path, plan: Mapping[str, Any]) -> bool:
         return False
 
 
-def hash_of(content: dict[str, Any]) -> str:
-    """SHA-256 of plain JSON values. The order of keys does not matter."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def write_sealed(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
     """Write JSON that ends with its own hash, "self"."""
     body = json.loads(json.dumps(content))
-    write(path, json.dumps({**body, "self": hash_of(body)}, indent=indent).encode())
+    write(path, json.dumps({**body, "self": hash_of_json(body)}, indent=indent).encode())
 
 
 def check_sealed(path: Path, content: Mapping[str, Any], again: str) -> None:
     """DataError unless the JSON in `path` is as `write_sealed` wrote it."""
     body = {name: value for name, value in content.items() if name != "self"}
-    if content.get("self") != hash_of(body):
+    if content.get("self") != hash_of_json(body):
         raise DataError(f"{path} is damaged: its own hash differs. {again}")
 
 
@@ -398,7 +392,7 @@ def write_index(
 
 
 def _write_index(folder: Path, plan: Plan, captions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    key = hash_of(json.loads(json.dumps(asdict(plan))))
+    key = hash_of_json(json.loads(json.dumps(asdict(plan))))
     facts = [read_facts(folder, number) for number in range(plan.shards)]
     skipped = [entry for shard in facts for entry in shard.skipped]
     if len(skipped) > plan.bearable:
