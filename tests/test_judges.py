@@ -12,6 +12,7 @@ import torch
 
 from cfm_lite import metrics
 from cfm_lite.data import digits
+from cfm_lite.data.datasets import image_rows
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from cfm_lite.evaluate import judges
 from cfm_lite.models import classifier
@@ -50,9 +51,9 @@ def test_logits_are_the_head_of_the_features_whatever_the_chunk(judge):
 
 
 def test_real_halves_are_near_and_noise_and_single_classes_far(judge):
-    floor = judges.frechet_real(judge)
-    (_, _), (x, y) = judges.real_halves("digits")
+    x, y = image_rows("digits", "test")
     real = judges.assess(judge, x)[1]
+    floor = metrics.frechet(judges.assess(judge, image_rows("digits", "train")[0])[1], real)
     assert 0 < floor < 1
     noise = 2 * torch.rand(900, 1, 8, 8) - 1
     one_class = x[y == 3].repeat(10, 1, 1, 1)
@@ -62,7 +63,7 @@ def test_real_halves_are_near_and_noise_and_single_classes_far(judge):
 
 
 def test_real_halves_are_the_generators_and_the_held_out_rows():
-    (x, y), (x_other, y_other) = judges.real_halves("digits")
+    (x, y), (x_other, y_other) = image_rows("digits", "train"), image_rows("digits", "test")
     assert torch.equal(x, digits.load("train")[0])
     assert torch.equal(x_other, digits.load("judge")[0])
     assert abs(len(y) - len(y_other)) <= 1
@@ -234,7 +235,7 @@ def test_judge_for_works_where_nothing_can_be_kept(kept):
         (lambda: judges.train_judge(seed=-1), "seed is -1"),
         (lambda: judges.train_judge(seed=1.5), "seed is 1.5"),
         (lambda: judges.Judge("cifar"), "must be one of 'digits', 'mnist'"),
-        (lambda: judges.real_halves("toy"), "must be one of"),
+        (lambda: image_rows("toy", "test"), "must be one of"),
         (lambda: judges.judge_for("cifar"), "must be one of"),
         (lambda: judges.Judge("digits")(torch.zeros(2, 1, 28, 28)), r"takes \(B, 1, 8, 8\)"),
         (lambda: judges.Judge("mnist")(torch.zeros(2, 784)), r"takes \(B, 1, 28, 28\)"),

@@ -209,11 +209,11 @@ def _wrong_partners(u: Tensor, loss: Tensor, model: _Recorder, weight: float) ->
     return None
 
 
-def _factor(weight: float, n: int = 20_001) -> float:
+def _factor(weight: float) -> float:
     """1 + weight / (1 - weight) times the integral of S^(-1 / (2 (1 - weight))), by the trapezoidal
     rule.
     """
-    t = torch.linspace(0, 1, n, dtype=torch.float64)
+    t = torch.linspace(0, 1, 20_001, dtype=torch.float64)
     spread = t**2 + (1 - t) ** 2
     return float(
         1 + weight / (1 - weight) * torch.trapezoid(spread ** (-1 / (2 * (1 - weight))), t)

@@ -194,8 +194,9 @@ def _resize(side: int) -> np.ndarray:
 
 
 @cache
-def _shape(kind: str, side: int, fine: int = 4) -> np.ndarray:
+def _shape(kind: str, side: int) -> np.ndarray:
     """A shape that fills (side, side), each pixel the mean of fine * fine points."""
+    fine = 4
     at = (np.arange(side * fine) + 0.5) / (side * fine) * 2 - 1  # in (-1, 1)
     b, a = np.meshgrid(at, at, indexing="ij")  # down, right
     radius, angle = np.hypot(a, b), np.arctan2(a, -b)  # from the top

@@ -30,17 +30,15 @@ from cfm_lite._internal.places import AnyPath
 from cfm_lite.data.datasets import each_image_set, image_rows
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
-from cfm_lite.metrics import accuracy, frechet
+from cfm_lite.metrics import accuracy
 from cfm_lite.models.classifier import UNREADABLE, JudgeSettings, one_thread, restored, trained
 
 __all__ = [
     "SETTINGS",
     "Judge",
     "assess",
-    "frechet_real",
     "judge_for",
     "load_judge",
-    "real_halves",
     "save_judge",
     "train_judge",
 ]
@@ -161,31 +159,6 @@ def train_judge(dataset: str = "digits", *, seed: int = 0, limit: int | None = N
     with one_thread():
         judge.seed, judge.accuracy = seed, float(accuracy(assess(judge, x_test)[0], y_test))
     return judge
-
-
-def real_halves(dataset: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Two sets (x, y) of equally many real rows: what generators learn from, and what they never
-    see.
-
-    "digits": the halves "train" and "judge". "mnist" and "cifar10": the first 10,000 training rows
-    and the 10,000 test rows.
-
-    >>> (x, _), (x_other, _) = real_halves("digits")
-    >>> len(x), len(x_other)
-    (899, 898)
-    """
-    return image_rows(dataset, "train", 10_000), image_rows(dataset, "test")
-
-
-def frechet_real(judge: Judge) -> Tensor:
-    """The Fréchet distance of the two `real_halves` in the judge's features: what real data
-    reach.
-
-    >>> bool(frechet_real(judge_for("digits")) < 1)
-    True
-    """
-    (x, _), (x_other, _) = real_halves(judge.dataset)
-    return frechet(assess(judge, x)[1], assess(judge, x_other)[1])
 
 
 def save_judge(judge: Kept, path: AnyPath) -> None:

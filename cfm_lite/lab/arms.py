@@ -46,14 +46,12 @@ def trained_recipe(recipe: Recipe) -> Recipe:
     return recipe.changed(**defaults)
 
 
-def velocity(
-    arm: Arm, run: Run, data: DataSet, y: Tensor, interval: tuple[float, float] = (0.0, 1.0)
-) -> Velocity:
+def velocity(arm: Arm, run: Run, data: DataSet, y: Tensor) -> Velocity:
     """The velocity of one arm for labels `y` (B,).
 
-    It is guided in `interval` if the recipe asks for guidance, then changed as the arm says.
+    It is guided if the recipe asks for guidance, then changed as the arm says.
     """
-    guided = sampling.guided(run, y.to(run.device), run.recipe.guidance, interval)
+    guided = sampling.guided(run, y.to(run.device), run.recipe.guidance)
     return arm(guided, run.recipe, data)
 
 
@@ -66,16 +64,14 @@ def draw_samples(
     seed: int = 0,
     chunk: int = 1000,
     solver: str | None = None,
-    interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Samples (len(y), *dims) of one arm for labels `y`.
 
     The noise depends on `seed` alone, so arms are paired. `solver` is "sde" or one of SOLVERS, by
-    default the recipe's. "sde" takes `steps` >= 2, and its last step adds no noise. Guidance acts
-    in `interval`, times from 0 (noise) to 1 (data).
+    default the recipe's. "sde" takes `steps` >= 2, and its last step adds no noise.
     """
     return sampling.draw_rows(
-        lambda some: velocity(arm, run, data, some, interval),
+        lambda some: velocity(arm, run, data, some),
         sampling.noise_of(data.shape, len(y), seed),
         y,
         run.recipe,

@@ -66,8 +66,8 @@ ELSEWHERE: dict[str, str] = {
         data.root.scratch data.shared.in_turn data.teachers.teacher_for engine.checkpoint.check_storable
         engine.checkpoint.exists engine.checkpoint.latest engine.checkpoint.load engine.checkpoint.once
         engine.checkpoint.ordered engine.checkpoint.save engine.checkpoint.write_bytes engine.parallel.joined
-        engine.parallel.ranks_of_environment evaluate.judges.Judge evaluate.judges.assess evaluate.judges.frechet_real
-        evaluate.judges.judge_for evaluate.judges.load_judge evaluate.judges.real_halves evaluate.judges.save_judge
+        engine.parallel.ranks_of_environment evaluate.judges.Judge evaluate.judges.assess
+        evaluate.judges.judge_for evaluate.judges.load_judge evaluate.judges.save_judge
         evaluate.judges.train_judge models.classifier.fit_classifier models.classifier.one_thread models.classifier.restored
         models.classifier.trained models.encoders.Encoder evaluate.clip.ClipScore
         models.text.ClipText models.text.check_texts models.text.clip_parts models.text.open_clip

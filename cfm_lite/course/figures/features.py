@@ -20,7 +20,6 @@ from cfm_lite._internal.lazy import optional
 from cfm_lite.errors import ConfigError
 from cfm_lite.methods import Arm
 from cfm_lite.viz import artists
-from cfm_lite.viz.artists import Limits
 from cfm_lite.viz.lines import pair_of, running_mean
 from cfm_lite.viz.style import (
     DIVERGING,
@@ -181,9 +180,7 @@ def feature_maps(
 
 
 @styled
-def spreading(
-    runs: Mapping[str, Any], *, limits: Limits | None = None, circle: float | None = None
-) -> Picture:
+def spreading(runs: Mapping[str, Any], *, circle: float | None = None) -> Picture:
     """How a loss moves a batch of 2D features: `runs[name]` (S, B, 2) from the start (grey) to the
     end (purple), a plane each.
 
@@ -192,7 +189,7 @@ def spreading(
     """
     items = named("runs", runs, "{'hinge': states}").items()
     arrays = {name: as_array(f"runs[{name!r}]", states, None, None, 2) for name, states in items}
-    limits = limits or artists.square_limits(*arrays.values())
+    limits = artists.square_limits(*arrays.values())
     side = min(2.6, 9.6 / len(arrays) - 0.28)
     figure, axes = artists.squares(1, len(arrays), limits, side=side, top=0.45, bottom=0.85)
     for panel, (name, states) in zip(axes[0], arrays.items()):
@@ -290,14 +287,13 @@ def paired_differences(
     groups: Mapping[str, Iterable[Difference]],
     *,
     xlabel: str,
-    base: str = "FM",
     good: str = "lower",
 ) -> Picture:
-    """Differences to a base method with their intervals: a block of rows per group, a row per
+    """Differences to FM with their intervals: a block of rows per group, a row per
     `lab.Difference` in it.
 
     A filled dot is a clear difference (the attribute `clear`; without one, an interval that does
-    not contain zero). A hollow one is not a clear difference. A vertical line marks the base. `good`
+    not contain zero). A hollow one is not a clear difference. A vertical line marks FM. `good`
     says on which side ("lower" or "higher") a method is better. Raises ConfigError for NaN and for
     empty groups.
     """
@@ -325,8 +321,8 @@ def paired_differences(
     panel.tick_params(axis="y", length=0)
     panel.grid(False, axis="y")
     sides = ("better", "worse") if good == "lower" else ("worse", "better")
-    panel.set_title(f"$\\leftarrow$ {sides[0]} than {base}", loc="left", fontsize=10)
-    panel.set_title(f"{sides[1]} than {base} $\\rightarrow$", loc="right", fontsize=10)
+    panel.set_title(f"$\\leftarrow$ {sides[0]} than FM", loc="left", fontsize=10)
+    panel.set_title(f"{sides[1]} than FM $\\rightarrow$", loc="right", fontsize=10)
     entries = {method_style(name).label: handle for name, handle in seen.items()}
     artists.legend(figure, entries, "outside right upper")
     artists.foot(figure, "Bars: 95 % bootstrap intervals over seeds; hollow: no clear difference.")

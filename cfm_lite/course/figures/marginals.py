@@ -39,6 +39,8 @@ __all__ = ["conditional_velocities", "path_coefficients", "snapshots", "spacetim
 
 TimedDensity = Callable[[Tensor, float], Tensor]  # (x (B, D), t) -> log density (B,)
 SHADE = LinearSegmentedColormap.from_list("cfm_shade", ["#ffffff", "#cfe3f1", "#8fc1e0", "#4a98c9"])
+_SHOWN = 500  # points of a snapshot
+_STEEPEST = 5.0  # where derivatives are cut off
 
 
 def time_color(t: float) -> str:
@@ -52,16 +54,15 @@ def _moment(t: float) -> str:
 
 
 @styled
-def path_coefficients(paths: Sequence[Path], *, steepest: float = 5.0) -> Picture:
+def path_coefficients(paths: Sequence[Path]) -> Picture:
     """A column per path of [0, 1]: above, the shares alpha of data and sigma of noise; below, their
     derivatives with respect to t.
 
-    Derivatives are cut off at plus and minus `steepest`. Raises ConfigError where `paths` holds
-    anything but Paths.
+    Derivatives are cut off at plus and minus 5. Raises ConfigError where `paths` holds anything but
+    Paths.
     """
     if not paths or not all(isinstance(path, Path) for path in paths):
         raise ConfigError(f"paths is {paths!r}; pass a list of Paths, such as [LINEAR, COSINE].")
-    check_number("steepest", steepest, 0, 1e3, open_low=True)
     figure, axes = panels(
         2, len(paths), width=0.9 + 2.9 * len(paths), height=4.9, sharex=True, sharey="row"
     )
@@ -76,14 +77,16 @@ def path_coefficients(paths: Sequence[Path], *, steepest: float = 5.0) -> Pictur
         for panel, value, color, line, label in lines:
             panel.plot(
                 t,
-                value(t).clamp(-10 * steepest, 10 * steepest),
+                value(t).clamp(-10 * _STEEPEST, 10 * _STEEPEST),
                 color=color,
                 linestyle=line,
                 linewidth=2.2,
                 label=label,
             )
         column[0].set_title(path.name, loc="left")
-        column[1].set(xlabel="time $t$  (0 noise, 1 data)", ylim=(-steepest, steepest), xlim=(0, 1))
+        column[1].set(
+            xlabel="time $t$  (0 noise, 1 data)", ylim=(-_STEEPEST, _STEEPEST), xlim=(0, 1)
+        )
         column[1].axhline(0, color="#4d4d4d", linewidth=0.8)
     axes[0, 0].set_ylabel("share")
     axes[1, 0].set_ylabel(r"derivatives $\dot\alpha$, $\dot\sigma$, per unit of $t$")
@@ -98,14 +101,12 @@ def snapshots(
     *,
     at: Sequence[float] = (0, 0.25, 0.5, 0.75, 1),
     density: TimedDensity | None = None,
-    shown: int = 500,
     followed: int = 8,
-    limits: Limits | None = None,
 ) -> Picture:
     """The points `states` (S, B, 2), known at times `ts` (S,), in a panel for each time of `at`,
     with the first `followed` paths traced.
 
-    `density(x, t)`, an exact log density, is drawn as contours. At most `shown` points are drawn.
+    `density(x, t)`, an exact log density, is drawn as contours. At most 500 points are drawn.
     Raises ConfigError for NaN, for shapes that do not fit, and for a time of `at` at which no state
     is known.
     """
@@ -122,15 +123,15 @@ def snapshots(
             f"at holds {missing}, and no state is known there; choose among ts, from {ts[0]:g} to "
             f"{ts[-1]:g}."
         )
-    shown, followed = check_count("shown", shown), check_count("followed", followed, 0)
-    limits = limits or artists.square_limits(states[found][:, :shown], margin=0.0)
+    followed = check_count("followed", followed, 0)
+    limits = artists.square_limits(states[found][:, :_SHOWN], margin=0.0)
     side = min(2.6, (10.2 - 0.85) / len(moments) - 0.18)
     figure, axes = artists.squares(
         1, len(moments), limits, side=side, gap=0.18, bottom=0.9 if density else 0.55
     )
     for panel, t, k in zip(axes[0], moments, found):
         panel.set_title(_moment(t), loc="left", pad=6)
-        artists.points(panel, states[k, :shown], color=time_color(t), size=6, alpha=0.6)
+        artists.points(panel, states[k, :_SHOWN], color=time_color(t), size=6, alpha=0.6)
         if k and followed:
             artists.paths(panel, states[: k + 1, :followed], ts[: k + 1], zorder=3.2)
         if followed:
@@ -281,11 +282,12 @@ def spacetime(
 
 @torch.no_grad()
 def _timed_shade(
-    density: TimedDensity, times: tuple[float, float], limits: tuple[float, float], n: int = 161
+    density: TimedDensity, times: tuple[float, float], limits: tuple[float, float]
 ) -> np.ndarray:
     """The density (n, n) at n places and n times, rows from the bottom, each column over its
     maximum.
     """
+    n = 161
     x = as_tensor(np.linspace(*limits, n)[:, None])
     columns = [as_array("log density", density(x, float(t)), n) for t in np.linspace(*times, n)]
     return np.stack([np.exp(column - column.max()) for column in columns], axis=1)

@@ -66,9 +66,7 @@ _SPACES = {
 
 
 @styled
-def loss_bowls(
-    u: Any, u_neg: Any, weights: Sequence[float], *, limits: Limits | None = None, n: int = 161
-) -> Picture:
+def loss_bowls(u: Any, u_neg: Any, weights: Sequence[float]) -> Picture:
     """The loss J(f) = mean |f - u|^2 - weight mean |f - u_neg|^2 over the plane of velocities f,
     one panel for each of `weights`.
 
@@ -84,7 +82,7 @@ def loss_bowls(
     ]
     right, wrong = u.mean(0), u_neg.mean(0)
     best = {weight: (right - weight * wrong) / (1 - weight) for weight in weights if weight < 1}
-    limits = limits or artists.square_limits(right, wrong, *best.values(), margin=0.35)
+    limits, n = artists.square_limits(right, wrong, *best.values(), margin=0.35), 161
     f = artists.grid_points(limits, n, inset=False)
     losses = [_bowl(f, u, u_neg, weight).reshape(n, n) for weight in weights]
     top = float(np.quantile(np.abs(losses), 0.9)) or 1.0
@@ -365,7 +363,7 @@ def negative_distances(
 
 
 @styled
-def channel_stems(values: Mapping[str, Any], *, ylabel: str = "velocity of the channel") -> Picture:
+def channel_stems(values: Mapping[str, Any]) -> Picture:
     """The channels of several vectors `values[name]` (C,), a panel each: stems from the mean over
     the channels to each channel.
 
@@ -396,7 +394,7 @@ def channel_stems(values: Mapping[str, Any], *, ylabel: str = "velocity of the c
         panel.set(xlabel="channel", xlim=(0.4, len(base) + 0.6))
         panel.xaxis.set_major_locator(MultipleLocator(1))
         panel.yaxis.set_major_formatter(plain)
-    axes[0, 0].set_ylabel(ylabel)
+    axes[0, 0].set_ylabel("velocity of the channel")
     entries = {
         "mean over the channels": legend_entry(TRUTH, "--"),
         f"the channels of {method_title(names[0])}": legend_entry(

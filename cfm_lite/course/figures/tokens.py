@@ -111,7 +111,6 @@ def table_map(
     *,
     xlabel: str,
     ylabel: str,
-    label: str = "value",
     parts: Sequence[str] = (),
     yticks: Mapping[float, str] | None = None,
 ) -> Picture:
@@ -152,7 +151,7 @@ def table_map(
         panel.set_yticks(list(yticks), list(yticks.values()))
     panel.set(xlabel=xlabel, ylabel=ylabel)
     frame(panel)
-    figure.colorbar(image, ax=panel, label=label, shrink=0.95)
+    figure.colorbar(image, ax=panel, label="value", shrink=0.95)
     return figure
 
 
