@@ -19,6 +19,7 @@ from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.runs.recipe import Recipe, from_dict
 
 __all__ = [
+    "CHECKPOINTS",
     "CONFIG",
     "MEAN",
     "Located",
@@ -33,10 +34,10 @@ __all__ = [
     "saved_recipe",
 ]
 
-CONFIG = "config.json"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 MEAN = "latent_mean.npy"  # E[x1] of the latents that a run was trained on
 _KINDS = {  # what a folder may hold, and the files that tell it
-    "a run": (CONFIG, "checkpoints"),
+    "a run": (CONFIG, CHECKPOINTS),
     "latents or features": ("plan.json", "index.json"),
     "samples": ("settings.json",),
 }
@@ -60,7 +61,7 @@ class Located(NamedTuple):
         """
         if self.step is not None:
             return self.step
-        inner = self.folder / "checkpoints"
+        inner = self.folder / CHECKPOINTS
         return checkpoint.latest(inner if inner.is_dir() else self.folder)
 
 
@@ -88,7 +89,7 @@ def located(path: AnyPath) -> Located:
         place = view.parent if ours and view.is_file() else view
         step = place if _is_step(place) else None
         home = place.parent if step else place
-        home = home.parent if home.name == "checkpoints" and not (home / CONFIG).exists() else home
+        home = home.parent if home.name == CHECKPOINTS and not (home / CONFIG).exists() else home
         if (home / CONFIG).exists():
             return Located(home, step)
     return Located(given, given if _is_step(given) else None)

@@ -31,7 +31,7 @@ from cfm_lite.data.datasets import DataSet
 from cfm_lite.data.shared import owned
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError, DataError, ResumeMismatchError
-from cfm_lite.runs.folder import CONFIG, make_folder
+from cfm_lite.runs.folder import CHECKPOINTS, CONFIG, make_folder
 from cfm_lite.runs.machine import check_batch, facts, finite, peak_memory, write_json
 from cfm_lite.runs.recipe import Recipe, build_model, build_trainer
 from cfm_lite.runs.run import Run
@@ -113,7 +113,7 @@ def train(
             looks = due or device.type == "cpu" or step % log_every == 0
             halt = looks and world.any(bool(stop), device)
             if folder and (due or halt):
-                trainer.save(folder / "checkpoints", config=recipe.as_dict())
+                trainer.save(folder / CHECKPOINTS, config=recipe.as_dict())
             if halt:
                 raise stop[0] if stop else Terminated()
     run.seconds = time.perf_counter() - began
@@ -175,8 +175,8 @@ def _begin(
     if not world.share(lambda: _prepare(held, folder, recipe, device, resume, about)):
         return
     trainer.resume(
-        folder / "checkpoints",
-        accept=lambda saved: check_same_recipe(folder / "checkpoints", saved, recipe),
+        folder / CHECKPOINTS,
+        accept=lambda saved: check_same_recipe(folder / CHECKPOINTS, saved, recipe),
     )
     world.agree("the checkpoint", trainer.step)
     if recipe.steps < trainer.step:
@@ -233,15 +233,15 @@ def resumes(folder: str | Path, resume: bool | str = "auto") -> bool:
     if isinstance(resume, bool):
         return resume
     check_choice("resume", resume, ("auto",))
-    return checkpoint.exists(Path(folder) / "checkpoints")
+    return checkpoint.exists(Path(folder) / CHECKPOINTS)
 
 
 def _kept(trainer: Trainer, folder: Path | None) -> Path | None:
     """The checkpoint to resume from. What rank 0 saved last counts, even if it died right
     afterwards.
     """
-    if folder and checkpoint.exists(folder / "checkpoints"):
-        return trainer.last_good or folder / "checkpoints"
+    if folder and checkpoint.exists(folder / CHECKPOINTS):
+        return trainer.last_good or folder / CHECKPOINTS
     return trainer.last_good
 
 
@@ -317,7 +317,7 @@ def _prepare(
         check_same_recipe(folder, before.get("recipe", {}), recipe) if before else None
         check_same_data(folder, before.get("data", {}), about.get("data", {}))
         return True
-    if checkpoint.exists(folder / "checkpoints"):
+    if checkpoint.exists(folder / CHECKPOINTS):
         raise ConfigError(
             f"{folder} already holds a run; add --resume to resume it, or choose another --out."
         )
