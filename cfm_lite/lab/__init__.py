@@ -12,13 +12,12 @@ from the rows, never stored.
 
 from cfm_lite.lab.arms import ARMS, Arm, balanced_labels, draw_samples, trained_recipe, velocity
 from cfm_lite.lab.costs import training_costs
-from cfm_lite.lab.jobs import Job, Trial
+from cfm_lite.lab.jobs import Trial
 from cfm_lite.lab.measures import (
     Row,
     Sampling,
     judge_of,
     measure,
-    reference_rows,
     row_base,
     rows_of,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "Arm",
     "Difference",
     "Group",
-    "Job",
     "Row",
     "Sampling",
     "Store",
@@ -48,7 +46,6 @@ __all__ = [
     "paired_difference",
     "plan",
     "read_json",
-    "reference_rows",
     "report",
     "row_base",
     "rows_of",
