@@ -54,7 +54,7 @@ def hash_of_file(path: Path) -> str:
 
 
 def hash_of_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """The SHA-256 of `value` as JSON, whatever the order of keys; `default` is that of json.dumps."""
+    """The SHA-256 of `value` as JSON in which keys are sorted; `default` is json.dumps'."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 

@@ -34,7 +34,8 @@ __all__ = [
     "saved_recipe",
 ]
 
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
 MEAN = "latent_mean.npy"  # E[x1] of the latents that a run was trained on
 _KINDS = {  # what a folder may hold, and the files that tell it
     "a run": (CONFIG, CHECKPOINTS),
