@@ -25,7 +25,8 @@ class Trainer:
     """Trains one objective; holds its optimizer, the averaged model `ema` and the step count.
 
     Draws are keyed by (seed, step). In a `world` of several ranks each gets whole shards of every
-    batch; gradients and logged values are means.
+    batch; gradients and logged values are means. A parameter that no rank uses in a step is not
+    moved, as on one process.
 
     Args:
         optimizer: one that holds every trained parameter; default fused AdamW(1e-3, decay 0).
@@ -44,7 +45,6 @@ class Trainer:
             found at the end of the step (on a GPU at the next logged one), or where the ranks wait
             for each other, after CFM_LITE_TIMEOUT seconds. DistributedError tells the blocks.
 
-    A parameter that no rank uses in a step is not moved, as on one process.
     Raises ConfigError for a value outside its range, and for parameters that are not finite.
 
     >>> from cfm_lite import models, objective
@@ -75,10 +75,8 @@ class Trainer:
         world: World = ALONE,
         parallel: str = "ddp",
     ) -> None:
-        settings = Settings(
-            clip, ema_decay, ema_warmup, ema2_decay, seed, accumulate, precision, log_every,
-            runaway, parallel,
-        )  # fmt: skip
+        settings = Settings(clip, ema_decay, ema_warmup, ema2_decay, seed, accumulate, precision,
+                            log_every, runaway, parallel)  # fmt: skip
         in_parts = parallel == "fsdp" and world.size > 1
         check_objective(objective, in_parts)
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
@@ -144,35 +142,27 @@ class Trainer:
     def _train_step(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         if not (self.objective.training and self.objective.model.training):
             self.objective.train()  # a look at held-out data has left it in evaluation mode
-        for group, base in zip(self.optimizer.param_groups, self._base_lr):
-            group["lr"] = base * self.schedule(self.step)
         log = self._backward(batch)
         norm = optimizers.clip_gradients(self.parameters, self.clip)
         self._guard.watch(self.step + 1, {**log, "the gradient norm": norm})
         if last or (self.step + 1) % self.log_every == 0:
             self._exchange.check()
             self._guard.check(self.step + 1, self.lr)
-        self._update()
-        self.step += 1
-        return {"step": torch.tensor(self.step, device="cpu"), **log, "grad_norm": norm}
-
-    def _update(self) -> None:
         if optimizers.update(self.optimizer, self._guard.ok):
             for average in self._averages.values():
                 average.update_parameters(self.objective.model, self._guard.ok)
+        self.step += 1
+        return {"step": torch.tensor(self.step, device="cpu"), **log, "grad_norm": norm}
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the whole batch, micro-batch by micro-batch, and the mean loss and terms."""
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = None
+        optimizers.begin(self.optimizer, self._base_lr, self.schedule(self.step))
         parts = micro_batches(batch, self.accumulate, self.objective.shard)
         rows, shard, log = batch[0].shape[0], self.objective.shard, {}
         first = self.world.rank * shards_in(rows, shard)
         for part in parts:
             share = part[0].shape[0] / rows
-            ends = part is parts[0], part is parts[-1]
-            with self._exchange.micro_batch(self.step + 1, *ends):
+            with self._exchange.micro_batch(self.step + 1, part is parts[0], part is parts[-1]):
                 self.objective.at(self.seed, self.step, first)
                 with autocast(self.precision, part[0].device):
                     total, values = self._forward(*part)

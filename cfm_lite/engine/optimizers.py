@@ -11,7 +11,7 @@ from cfm_lite._internal.checks import check_number
 from cfm_lite.engine import sharded
 from cfm_lite.errors import ConfigError
 
-__all__ = ["backward", "check_optimizer", "clip_gradients", "make_optimizer", "update"]
+__all__ = ["backward", "begin", "check_optimizer", "clip_gradients", "make_optimizer", "update"]
 
 
 def make_optimizer(
@@ -98,6 +98,14 @@ def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **setti
             "the optimizer holds parameters that the objective does not have; build it from "
             "objective.parameters()."
         )
+
+
+def begin(optimizer: Any, rates: Sequence[float], factor: float) -> None:
+    """Forget the gradients of the step before; each group's rate is `factor` times its own."""
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate * factor
+        for p in group["params"]:
+            p.grad = None
 
 
 def backward(total: Tensor, share: float) -> None:
