@@ -38,8 +38,7 @@ class Trainer:
         schedule: a function of the step that gives a factor on lr.
         compile: True compiles the transformer blocks, or else the objective; None only on CUDA.
         runaway: stops a run, at a logged step, whose flow-matching error was above runaway^2 times
-            its first value (at least 1). So a run with λK > 1 - 1 / runaway is stopped too. None
-            turns this off.
+            its first value (at least 1), as with λK > 1 - 1 / runaway. None turns this off.
         parallel: "ddp" (every rank holds everything) or "fsdp" (a part; `ema` is collective). Under
             "fsdp" all ranks must run the same members of `blocks`, in the same order. Others are
             found at the end of the step (on a GPU at the next logged one), or where the ranks wait
