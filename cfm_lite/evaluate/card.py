@@ -25,8 +25,8 @@ def method_name(recipe: Recipe, debias: bool = False) -> str:
     """The run's name: its method or ImageNet preset, the second method, and whether it is
     debiased.
 
-    >>> method_name(Recipe(method="delta_fm"), debias=True)
-    'delta_fm_debiased'
+    >>> method_name(Recipe(method="vecor"), debias=True)
+    'vecor_debiased'
     """
     name = preset_of(recipe) if isinstance(recipe, ImageNet) else recipe.method
     return name + f"+{recipe.also}" * bool(recipe.also) + "_debiased" * debias

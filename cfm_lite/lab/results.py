@@ -21,7 +21,7 @@ __all__ = ["Place", "Results", "interval", "number", "percent", "quality", "said
 class Place:
     """What identifies a value, beside suite, metric and seed.
 
-    >>> Place("delta_fm", nfe=10).sampler
+    >>> Place("vecor", nfe=10).sampler
     'euler'
     """
 
@@ -142,7 +142,7 @@ def quality(suite: str) -> str:
 def said_of(d: Difference) -> str:
     """The verdict of the statistics: "gains", "loses" or "no clear difference".
 
-    >>> said_of(Difference("delta_fm", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8, -0.4, -0.1))
+    >>> said_of(Difference("vecor", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8, -0.4, -0.1))
     'gains'
     """
     if not d.clear:
@@ -166,7 +166,7 @@ def interval(d: Difference) -> str:
 
     Student's interval is added if it alone contains zero.
 
-    >>> interval(Difference("delta_fm", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8, -0.4, -0.1))
+    >>> interval(Difference("vecor", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8, -0.4, -0.1))
     '−0.2 [−0.3, −0.1], n = 8'
     """
     if d.seeds < 2:
@@ -180,7 +180,7 @@ def interval(d: Difference) -> str:
 def percent(d: Difference, base: float) -> str:
     """The mean difference as a share of the base's mean.
 
-    >>> percent(Difference("delta_fm", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8), base=2.0)
+    >>> percent(Difference("vecor", "frechet", 50, -0.2, 0.1, -0.3, -0.1, 8), base=2.0)
     '−10 %'
     """
     share = 100 * d.mean / base if base else float("nan")

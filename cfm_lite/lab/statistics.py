@@ -34,7 +34,7 @@ class Difference:
     [low, high] is the 95 % bootstrap interval, [t_low, t_high] Student's 98 % interval. With fewer
     than two seeds all four are NaN.
 
-    >>> d = Difference("delta_fm", "frechet", 50, -0.2, 0.1, -0.3, -0.1, seeds=8)
+    >>> d = Difference("vecor", "frechet", 50, -0.2, 0.1, -0.3, -0.1, seeds=8)
     >>> d.clear  # Student's interval is not known
     False
     """
@@ -108,7 +108,7 @@ def paired_difference(
 ) -> Difference:
     """The difference of `values` to `base`, both {seed: value}, over the seeds that both have.
 
-    >>> d = paired_difference("delta_fm", "frechet", 50, {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.5, 1: 2.5})
+    >>> d = paired_difference("vecor", "frechet", 50, {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.5, 1: 2.5})
     >>> d.mean, d.seeds
     (-0.5, 2)
     """

@@ -34,8 +34,8 @@ _ELSEWHERE = {  # recipes of the full scale: fields that something else decides
 def idle_fields(recipe: Recipe) -> set[str]:
     """The fields of methods that are not the recipe's own.
 
-    >>> sorted(idle_fields(Recipe(method="delta_fm")))[:4]
-    ['align', 'align_block', 'block', 'k']
+    >>> sorted(idle_fields(Recipe(method="vecor")))[:4]
+    ['align', 'align_block', 'block', 'spread']
     """
     mine = {*READS[recipe.method], *READS[recipe.also]}
     return {name for names in READS.values() for name in names} - mine
@@ -92,7 +92,7 @@ def check_read(recipe: Recipe, names: Iterable[str]) -> None:
     """Raise ConfigError for the first of `names`, given with --set, that this recipe never
     reads.
 
-    >>> check_read(Recipe(method="delta_fm"), ["weight", "lr"])  # both are read
+    >>> check_read(Recipe(method="vecor"), ["weight", "lr"])  # both are read
     """
     for name, why in unread(recipe, names).items():
         raise ConfigError(f"--set {name} would change nothing: {why}. Leave it out.")

@@ -105,7 +105,7 @@ class Recipe:
     Raises ConfigError for a name that is not known, a number out of range, λk >= 1, and a
     `time_mean` that nothing reads.
 
-    >>> Recipe(dataset="moons", method="delta_fm").changed(weight=0.1).as_dict()["weight"]
+    >>> Recipe(dataset="moons", method="vecor").changed(weight=0.1).as_dict()["weight"]
     0.1
     """
 

@@ -247,7 +247,7 @@ def velocity_of(run: Run, settings: Settings, y: Tensor) -> Velocity:
     ConfigError if `debias` is set and the run's method has no inverse.
 
     >>> from cfm_lite.pretrained import run_of
-    >>> run = run_of("toy_delta_fm")
+    >>> run = run_of("toy_vecor")
     >>> velocity = velocity_of(run, settings_of(run, 2, debias=True), torch.tensor([0, 1]))
     >>> velocity(torch.zeros(2, 2), torch.zeros(2)).shape
     torch.Size([2, 2])

@@ -112,7 +112,7 @@ def velocity_fields(
     `data` (N, 2) is drawn as points, the exact log `density` at the same time as contours. Raises
     ConfigError for NaN, for limits that are not a square and for an empty mapping.
 
-    >>> fields = {"fm": lambda x, t: x, "delta_fm": lambda x, t: 2 * x}
+    >>> fields = {"fm": lambda x, t: x, "vecor": lambda x, t: 2 * x}
     >>> len(velocity_fields(fields, 0.5, (-2.0, 2.0, -2.0, 2.0), n=5).axes)
     2
     """

@@ -112,10 +112,10 @@ def difference_rows(
     Labels that all panels share are written once. Raises ConfigError without rows and for NaN.
 
     >>> from types import SimpleNamespace
-    >>> d = SimpleNamespace(method="delta_fm", mean=-0.2, low=-0.3, high=-0.1, clear=True)
-    >>> figure = difference_rows({Panel("Digits", "Fréchet distance"): [("ΔFM", d)]})
+    >>> d = SimpleNamespace(method="vecor", mean=-0.2, low=-0.3, high=-0.1, clear=True)
+    >>> figure = difference_rows({Panel("Digits", "Fréchet distance"): [("VeCoR", d)]})
     >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    ['ΔFM']
+    ['VeCoR']
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): [(label, difference), ...]}.")
@@ -183,8 +183,8 @@ def difference_curves(
     ConfigError without differences and for NaN.
 
     >>> from types import SimpleNamespace
-    >>> d = SimpleNamespace(method="delta_fm", mean=-0.2, low=-0.3, high=-0.1, clear=True)
-    >>> blocks = {Panel("Digits", "Fréchet distance"): {"delta_fm": {0.05: d, 0.1: d}}}
+    >>> d = SimpleNamespace(method="vecor", mean=-0.2, low=-0.3, high=-0.1, clear=True)
+    >>> blocks = {Panel("Digits", "Fréchet distance"): {"vecor": {0.05: d, 0.1: d}}}
     >>> difference_curves(blocks, xlabel="weight").axes[0].get_xlabel()
     'weight'
     """
@@ -280,8 +280,8 @@ def difference_scatter(
     Raises ConfigError without points, for NaN, and for an x that is not above 0.
 
     >>> from types import SimpleNamespace
-    >>> d = SimpleNamespace(method="delta_fm", mean=-0.2, low=-0.3, high=-0.1, clear=True)
-    >>> blocks = {Panel("Digits", "Fréchet distance"): [("ΔFM", 1.1, d), ("VeCoR", 1.2, d)]}
+    >>> d = SimpleNamespace(method="vecor", mean=-0.2, low=-0.3, high=-0.1, clear=True)
+    >>> blocks = {Panel("Digits", "Fréchet distance"): [("VeCoR", 1.1, d), ("FM", 1.2, d)]}
     >>> difference_scatter(blocks, xlabel="length of v").axes[0].get_xlabel()
     'length of v'
     """

@@ -127,8 +127,8 @@ def method_style(name: str) -> Arm:
 
     Raises ConfigError for a name that is no text, or empty.
 
-    >>> method_style("delta_fm").label, method_style("my method") == method_style("my method")
-    ('ΔFM', True)
+    >>> method_style("vecor").label, method_style("my method") == method_style("my method")
+    ('VeCoR', True)
     """
     if not isinstance(name, str) or not name:
         raise ConfigError(
