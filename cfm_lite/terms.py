@@ -128,8 +128,8 @@ class _Spreading(_Plain):
             number = check_number(name, value, 0, math.inf, open_low=True)
             if number != default and self.variant not in read_by:
                 raise ConfigError(
-                    f"{name} is {value!r:.60} and the variant {self.variant!r} has no {name}; leave "
-                    f"it out, or use {' or '.join(read_by)}."
+                    f"{name} is {value!r:.60} and the variant {self.variant!r} has no {name}; "
+                    f"leave it out, or use {' or '.join(read_by)}."
                 )
 
 

@@ -101,7 +101,13 @@ def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **setti
 
 
 def begin(optimizer: Any, rates: Sequence[float], factor: float) -> None:
-    """Forget the gradients of the step before; each group's rate is `factor` times its own."""
+    """Forget the gradients of the step before; each group's rate is `factor` times its own.
+
+    >>> optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    >>> begin(optimizer, [0.1], factor=0.5)
+    >>> optimizer.param_groups[0]["lr"]
+    0.05
+    """
     for group, rate in zip(optimizer.param_groups, rates):
         group["lr"] = rate * factor
         for p in group["params"]:

@@ -301,8 +301,8 @@ class Link:
                 now - began > limit if limit is not None else now - self._heard > self.timeout + 1
             ):
                 raise Lost(
-                    f"the store of the ranks has not answered for {now - self._heard:.0f} s; rank 0 "
-                    "may be dead."
+                    f"the store of the ranks has not answered for {now - self._heard:.0f} s; rank "
+                    "0 may be dead."
                 )
         if failed:
             raise failed[0]

@@ -134,8 +134,8 @@ def statistics_of(path: Path, extractor: Extractor) -> dict[str, Statistics]:
     """The statistics in an npz by metric; empty if there are none.
 
     Raises DataError for one of a pair, for another number of features than the extractor's, for
-    numbers that are not finite, and for a matrix that is not a covariance. Raises UntrustedFileError
-    for objects in place of numbers.
+    numbers that are not finite, and for a matrix that is not a covariance. Raises
+    UntrustedFileError for objects in place of numbers.
 
     >>> import tempfile
     >>> from cfm_lite.evaluate.inception import StandIn
@@ -197,8 +197,8 @@ def _array(path: Path, name: str) -> Tensor:
             size = archive.getinfo(f"{name}.npy").file_size
             if size > LIMIT:
                 raise DataError(
-                    f"{name} of {path} has {size:,} bytes; the limit is {LIMIT:,}. It does not hold "
-                    "statistics of features."
+                    f"{name} of {path} has {size:,} bytes; the limit is {LIMIT:,}. It does not "
+                    "hold statistics of features."
                 )
             with archive.open(f"{name}.npy") as member:
                 values: Any = np.lib.format.read_array(member, allow_pickle=False)
