@@ -188,7 +188,7 @@ def _wrong_terms(
 
 
 def _wrong_partners(u: Tensor, loss: Tensor, model: _Recorder, weight: float) -> str | None:
-    """Each row's negative is read off the gradient of the loss with respect to the model's output."""
+    """Each row's negative is read off the gradient with respect to the model's output."""
     (v,) = model.outputs
     slope = torch.autograd.grad(loss, v, allow_unused=True)[0] if loss.requires_grad else None
     if slope is None:

@@ -130,7 +130,8 @@ class Run:
         start = share_of_start(self.recipe.ema, warm, self.step)
         or_warm = "" if warm else ", or --set ema_warmup=true"
         note = (
-            f" ({start:.0%} of the average is still the network at the start: train longer{or_warm})"
+            f" ({start:.0%} of the average is still the network at the start: train "
+            f"longer{or_warm})"
             if start > 0.05
             else ""
         )
@@ -156,8 +157,8 @@ class Run:
         if encoder.fingerprint != trained:
             raise DataError(
                 f"the text encoder {place!r} is not the one that the run was trained with: its "
-                f"fingerprint is {encoder.fingerprint[:12]}; the right one has {trained[:12]}. Give "
-                "the right one with --text."
+                f"fingerprint is {encoder.fingerprint[:12]}; the right one has {trained[:12]}. "
+                "Give the right one with --text."
             )
         return encoder.to(self.device)
 

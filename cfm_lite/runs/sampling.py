@@ -82,7 +82,8 @@ class Settings:
         object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.solver == "sde" and self.steps < 2:
             raise ConfigError(
-                f"steps is {self.steps}; the SDE needs at least 2, because its last step adds no noise."
+                f"steps is {self.steps}; the SDE needs at least 2, because its last step adds no "
+                "noise."
             )
 
     @property
