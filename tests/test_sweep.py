@@ -5,7 +5,10 @@ stopped, byte for byte.
 import json
 import os
 import signal
+import sys
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -252,6 +255,45 @@ def test_workers_give_the_bytes_of_one_process(tmp_path, unbroken):
     code = ended(start(tmp_path, "--seeds", "2", "--set", *settings), 240)
     assert code == 0, (tmp_path / "said.txt").read_text()
     assert (tmp_path / "toy.json").read_bytes() == unbroken[1]
+
+
+def test_an_interrupt_at_any_line_of_the_wait_leaves_no_future_locked():
+    """Else the thread of the pool, which ends the futures, would wait forever, and a sweep with it."""
+
+    def interrupted_at(line):
+        seen = 0
+
+        def trace(frame, event, arg):
+            nonlocal seen
+            if frame.f_code.co_filename == threading.__file__:
+                return None  # the start of a thread holds locks that all threads need
+            if event == "line":
+                seen += 1
+                if seen == line:
+                    raise KeyboardInterrupt
+            return trace
+
+        futures = [Future() for _ in range(5)]
+        futures[3].set_result(workers.Outcome("a job"))
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            next(workers._as_they_end(futures, seconds=0.01))
+        except KeyboardInterrupt:
+            return futures
+        finally:
+            sys.settrace(before)
+        return None  # it took fewer lines
+
+    line = 0
+    with ThreadPoolExecutor(1) as other:
+        while futures := interrupted_at(line := line + 1):
+            for future in futures:
+                # a lock that the main thread has kept cannot be taken by another one
+                assert other.submit(future._condition.acquire, True, 5).result(), f"at line {line}"
+                other.submit(future._condition.release).result()
+                future.cancel()  # ends the thread that waits for it
+    assert line > 5
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of another kind")

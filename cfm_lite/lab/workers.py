@@ -9,8 +9,8 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +71,11 @@ def in_workers(
             pool.submit(_work, number, job, parts, device, keep): number
             for number, job in enumerate(jobs)
         }
-        while left:
-            done, _ = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
+        for future in _as_they_end(list(left)):
             with contextlib.suppress(queue.Empty):
                 while True:
                     tick(*events.get_nowait())
-            for future in done:
+            if future is not None:
                 tick(left.pop(future), 1.0)
                 yield _result(future)
     except BaseException:
@@ -85,6 +84,33 @@ def in_workers(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _as_they_end(
+    futures: Collection[Future[Outcome]], seconds: float = 0.2
+) -> Iterator[Future[Outcome] | None]:
+    """Each future when it is done, and None whenever none was for so many seconds.
+
+    A thread waits for them, because an interrupt reaches the main thread alone. In the middle of
+    concurrent.futures.wait it would leave locks of futures taken; the thread of the pool would then
+    wait for these, and the end of the pool for that thread.
+    """
+    done: queue.SimpleQueue[Future[Outcome]] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for future in as_completed(futures):
+            done.put(future)
+
+    threading.Thread(target=listen, daemon=True).start()
+    left = len(futures)
+    while left:
+        try:
+            future = done.get(timeout=seconds)
+        except queue.Empty:
+            yield None
+        else:
+            left -= 1
+            yield future
 
 
 def _result(future: Future[Outcome]) -> Outcome:

@@ -112,7 +112,9 @@ def test_a_rank_that_dies_or_stops_while_it_works_alone_ends_the_other(tmp_path,
     with eventually(80) as wait:
         wait(lambda: "lost the others" in started.texts()[1 - victim])
     if how == signal.SIGSTOP:
-        assert f"rank {victim} gave no sign of life" in started.texts()[1 - victim]
+        # rank 0 keeps the store, so it is missed by name or by the store's silence
+        lost = f"rank {victim} gave no sign of life", f"rank {victim} may be dead"
+        assert any(text in started.texts()[1 - victim] for text in lost)
         started.kill(victim)
     codes, _ = ended()
     assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 7)
