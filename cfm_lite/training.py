@@ -25,8 +25,7 @@ class Trainer:
     """Trains one objective; holds its optimizer, the averaged model `ema` and the step count.
 
     Draws are keyed by (seed, step). In a `world` of several ranks each gets whole shards of every
-    batch; gradients and logged values are means. A parameter that no rank uses in a step is not
-    moved, as on one process.
+    batch; gradients and logged values are means. A parameter that no rank uses does not move.
 
     Args:
         optimizer: one that holds every trained parameter; default fused AdamW(1e-3, decay 0).
@@ -40,9 +39,8 @@ class Trainer:
         runaway: stops a run, at a logged step, whose flow-matching error was above runaway^2 times
             its first value (at least 1), as with λK > 1 - 1 / runaway. None turns this off.
         parallel: "ddp" (every rank holds everything) or "fsdp" (a part; `ema` is collective). Under
-            "fsdp" all ranks must run the same members of `blocks`, in the same order. Others are
-            found at the end of the step (on a GPU at the next logged one), or where the ranks wait
-            for each other, after CFM_LITE_TIMEOUT seconds. DistributedError tells the blocks.
+            "fsdp" all ranks must run the same `blocks` in the same order (docs/own_network.md).
+            DistributedError names the first that differ.
 
     Raises ConfigError for a value outside its range, and for parameters that are not finite.
 
@@ -147,11 +145,14 @@ class Trainer:
         if last or (self.step + 1) % self.log_every == 0:
             self._exchange.check()
             self._guard.check(self.step + 1, self.lr)
+        self._update()
+        self.step += 1
+        return {"step": torch.tensor(self.step, device="cpu"), **log, "grad_norm": norm}
+
+    def _update(self) -> None:
         if optimizers.update(self.optimizer, self._guard.ok):
             for average in self._averages.values():
                 average.update_parameters(self.objective.model, self._guard.ok)
-        self.step += 1
-        return {"step": torch.tensor(self.step, device="cpu"), **log, "grad_norm": norm}
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the whole batch, micro-batch by micro-batch, and the mean loss and terms."""
@@ -192,9 +193,8 @@ class Trainer:
     ) -> "Trainer":
         """Resume from `directory`, a step-* folder or a folder of them (its newest valid one).
 
-        It may come from another number of ranks. `accept` gets the `config` that was saved with it,
-        before anything changes, and may raise. Raises CheckpointError, CheckpointCorruptError, or
-        ResumeMismatchError that lists what differs.
+        It may come from another number of ranks. `accept` gets the saved `config` first, and may
+        raise. Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError.
         """
         self.step, self._guard.saved = self._state.load(directory, accept)
         return self

@@ -1,5 +1,8 @@
 """What a training step asks of a device: nothing back, few calls, one compiled graph."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -85,6 +88,17 @@ def test_on_cuda_a_step_that_is_not_logged_reads_nothing_back(preset):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.isfinite(p).all() for p in built.ema.parameters())
+
+
+def test_the_first_call_of_an_objective_may_be_a_compiled_one():
+    """What stays outside of the graphs is not looked into, whatever was called before."""
+    program = (
+        "import torch; from cfm_lite import models, objective; "
+        "net = torch.compile(objective.fm(models.MLP(2)), backend='eager'); "
+        "print(net(torch.ones(4, 2))[0].isfinite().item())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.parametrize("preset", PRESETS)

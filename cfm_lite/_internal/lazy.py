@@ -3,7 +3,6 @@
 A missing package gives one line that names the extra to install.
 """
 
-import functools
 import importlib
 import importlib.util
 import random
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -39,18 +38,14 @@ def random_kept() -> Iterator[None]:
 
 
 def outside_graphs(function: Callable[P, T]) -> Callable[P, T]:
-    """`torch.compiler.disable`, from the first call on: at import it would load the whole compiler,
-    which takes as long as torch itself.
+    """`torch.compiler.disable`, which would load the whole compiler at import. That takes as long
+    as torch itself.
+
+    torch's own lazy form is one that the compiler never looks into. One written here would be
+    compiled with its caller, and fail where that is the first call. A torch without it is slower.
     """
-
-    @functools.wraps(function)
-    def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        disabled: Any = vars(function).get("disabled")
-        if disabled is None:
-            disabled = vars(function)["disabled"] = torch.compiler.disable(fn=function)
-        return disabled(*args, **kwargs)
-
-    return called
+    lazily: Any = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+    return lazily(function)
 
 
 @random_kept()
