@@ -9,7 +9,7 @@ training images against them.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from cfm_lite.lab.arms import draw_samples
 from cfm_lite.lab.measures import row_base
 from cfm_lite.lab.results import number
 from cfm_lite.lab.store import write_rows
+from cfm_lite.methods import METHODS
 from cfm_lite.runs import Run
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
@@ -39,7 +40,8 @@ def networks(folder: Path | None, scale: float) -> dict[str, tuple[str, Run]]:
         scales = {title: scale for title, (_, scale) in SHIPPED.items()}
     else:
         run = Run.open(folder)
-        scales = {"FM": 1.0, f"FM, guidance {scale:g}": scale}
+        label = METHODS[run.recipe.method].label
+        scales = {label: 1.0, f"{label}, guidance {scale:g}": scale}
         named = {title: (folder.name, run) for title in scales}
     return {
         title: (name, replace(run, recipe=run.recipe.changed(guidance=scales[title])))
@@ -53,7 +55,8 @@ def measured(title: str, name: str, run: Run, data: DataSet, samples: int) -> li
     x = draw_samples(ARMS["fm"], run, data, y, STEPS)
     values = measure(x, y, data, judge_of(run.recipe.dataset))
     near = metrics.nearest_ratio(x[:NEAR], data.x1, data.held_x1[:NEAR])
-    base = row_base("fm", run.recipe, samples, STEPS) | {"network": name, "title": title}
+    base = row_base(run.recipe.method, run.recipe, samples, STEPS)
+    base |= {"network": name, "title": title}
     values |= {"nearest_ratio": float(near)}
     return [{**base, "metric": metric, "value": value} for metric, value in values.items()]
 
@@ -81,29 +84,34 @@ def figure_of(rows: list[Row], runs: Mapping[str, Run], data: DataSet) -> viz.Pi
     told, images = titled(rows), {"real": data.held_x1[torch.cat(first)]}
     for title, run in runs.items():
         images[told[title]] = draw_samples(ARMS["fm"], run, data, y, STEPS)
-    names = [name if i == 0 else "" for name in cifar10.CLASSES for i in range(SEEN)]
+    in_words = data.name in cifar10.NAMES
+    classes = cifar10.CLASSES if in_words else range(data.num_classes)
+    names = [name if i == 0 else "" for name in classes for i in range(SEEN)]
     return viz.image_grid(images, names, cell=0.5)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--guidance", type=float, default=2.0)
-    options, rows = parser.parse_args(), []
-    torch.set_num_threads(1)
-    found = networks(options.run, options.guidance)
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=10_000, help="of each network (10,000)")
+    parser.add_argument("--run", type=Path, help="a folder of cfm-lite train")
+    parser.add_argument("--guidance", type=float, help="the second scale of a run (2)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="another folder")
+    options, rows = parser.parse_args(words), []
+    if options.guidance is not None and options.run is None:
+        parser.error("--guidance is for a run; give --run FOLDER, or leave it out")
+    found = networks(options.run, options.guidance or 2.0)
     (name,) = {run.recipe.dataset for _, run in found.values()}
     data, end = dataset(name), f"_{name}" if options.run else ""
     for title, (network, run) in found.items():
         for row in measured(title, network, run, data, options.samples):
             print(f"{title:<16} {row['metric']:<14} {row['value']:.4f}", flush=True)
             rows.append(row)
-        write_rows(RESULTS / f"pictures{end}.json", rows)  # what is measured is kept
+        write_rows(options.out / f"pictures{end}.json", rows)  # what is measured is kept
     runs = {title: run for title, (_, run) in found.items()}
     drawn = figure_of(rows, runs, data) if options.run else figure(rows)
-    viz.save(drawn, RESULTS / f"pictures{end}.png")
+    viz.save(drawn, options.out / f"pictures{end}.png")
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

@@ -80,11 +80,8 @@ class Settings:
         guidance.check_interval(self.interval)
         check_labels_word(self.labels)
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        if self.solver == "sde" and self.steps < 2:
-            raise ConfigError(
-                f"steps is {self.steps}; the SDE needs at least 2, because its last step adds no "
-                "noise."
-            )
+        if self.solver == "sde":
+            _check_sde_steps(self.steps)
 
     @property
     def parts(self) -> int:
@@ -279,14 +276,18 @@ def solve(
         return samplers.sample(
             velocity, x, torch.linspace(0, 1, steps + 1, device="cpu"), SOLVERS[solver]
         )
-    if steps < 2:
-        raise ConfigError(
-            f"steps is {steps}; the SDE needs at least 2, because its last step adds no noise."
-        )
+    _check_sde_steps(steps)
     ts = torch.linspace(0, 1 - samplers.SDE_END, steps, device="cpu")
     return samplers.sample_sde(
         velocity, x, ts, path, last_step_size=samplers.SDE_END, generator=generator
     )
+
+
+def _check_sde_steps(steps: int) -> None:
+    if steps < 2:
+        raise ConfigError(
+            f"steps is {steps}; the SDE needs at least 2, because its last step adds no noise."
+        )
 
 
 def draw_rows(

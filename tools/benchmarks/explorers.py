@@ -7,9 +7,6 @@ counts when it is loaded. The old explorers, whose kernel drew each picture, are
 commit that has them. Needs Chromium, Playwright and the repository's history.
 """
 
-import io
-import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.benchmarks.harness import ROOT, CannotRun, Clock, Row, count
+from tools.benchmarks.harness import ROOT, CannotRun, Clock, Row, count, unpacked
 
 OLD = "775c1be"  # the last commit whose kernel drew the explorers
 
@@ -69,7 +66,7 @@ def rows(clock: Clock) -> Iterator[Row]:
         raise CannotRun(f"needs pip install cfm-lite[browser] ({error})") from error
     if chromium() is None:
         raise CannotRun("needs Chromium; name it in CFM_LITE_CHROMIUM")
-    old = _old_tree(Path(tempfile.mkdtemp()))
+    old = unpacked(OLD, Path(tempfile.mkdtemp()))
     try:
         for side, root in (("new", ROOT), ("old", old)):
             folder = Path(tempfile.mkdtemp())
@@ -87,16 +84,6 @@ def rows(clock: Clock) -> Iterator[Row]:
                     yield from _measure(side, case, lab, opened, path.name, repeats)
     except Error as error:
         raise CannotRun(f"the browser failed: {str(error).splitlines()[0]}") from error
-
-
-def _old_tree(folder: Path) -> Path:
-    command = ["git", "-C", str(ROOT), "archive", OLD, "cfm_lite"]
-    done = subprocess.run(command, capture_output=True)
-    if done.returncode:
-        raise CannotRun(f"needs the commit {OLD} of this repository, which holds the old explorers")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
 
 
 def _measure(

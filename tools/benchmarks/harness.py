@@ -9,10 +9,12 @@ median decides whether a goal is met.
 """
 
 import gc
+import io
 import json
 import math
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +41,7 @@ __all__ = [
     "faster",
     "peer",
     "takes",
+    "unpacked",
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +93,17 @@ def elsewhere(module: str, call: str) -> Any:
     return json.loads(
         subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     )
+
+
+def unpacked(commit: str, folder: Path) -> Path:
+    """`folder` with the package as `commit` of this repository holds it; CannotRun without it."""
+    command = ["git", "-C", str(ROOT), "archive", commit, "cfm_lite"]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        raise CannotRun(f"needs the commit {commit} of this repository, with which it compares")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @dataclass(frozen=True)

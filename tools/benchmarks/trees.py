@@ -7,12 +7,10 @@ work on the machine slows both alike. A loss is a ratio whose whole interval lie
 This file runs inside both trees, so its cases use only names that both have.
 """
 
-import io
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,10 +29,10 @@ Call = Callable[[], object]
 
 def rows(clock: Any) -> Iterator[Any]:
     """One row a case: the old tree's time over ours, and its 95 % interval over the rounds."""
-    from tools.benchmarks.harness import Row
+    from tools.benchmarks.harness import Row, unpacked
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        trees = {"old": _unpacked(Path(folder)), "new": HERE}
+        trees = {"old": unpacked(OLD, Path(folder)), "new": HERE}
         sides = {side: stack.enter_context(Worker(tree)) for side, tree in trees.items()}
         for name in CASES:
             times = clock({side: ask.block(name) for side, ask in sides.items()}, repeats=21)
@@ -58,17 +56,6 @@ def interval(ratios: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(ratios, (draws, len(ratios))), axis=1)
     return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
-
-
-def _unpacked(folder: Path) -> Path:
-    from tools.benchmarks.harness import CannotRun
-
-    done = subprocess.run(["git", "-C", HERE, "archive", OLD, "cfm_lite"], capture_output=True)
-    if done.returncode:
-        raise CannotRun(f"needs the commit {OLD} of this repository")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
 
 
 class Worker:

@@ -1,0 +1,47 @@
+"""Pictures of networks beside real ones, as `python -m tools.pictures` measures and draws them."""
+
+import json
+
+from cfm_lite import runs, viz
+from cfm_lite.data.datasets import dataset
+from cfm_lite.runs.recipe import recipe
+from tools import pictures
+
+TINY = {"hidden_size": 8, "num_heads": 2, "batch": 16, "shard": 16, "steps": 2, "warmup": 0}
+
+
+def test_a_run_is_measured_and_drawn_under_its_own_method_data_set_and_classes(
+    tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(viz, "image_grid", lambda rows, names, **how: drawn.append((rows, names)))
+    monkeypatch.setattr(viz, "save", lambda figure, path: path.touch())
+    monkeypatch.setattr(pictures, "STEPS", 2)
+    chosen = recipe("digits_sit", method="delta_fm", **TINY)
+    runs.train(chosen, dataset("digits"), out=tmp_path / "run")
+    pictures.main(
+        [
+            "--run",
+            str(tmp_path / "run"),
+            "--samples",
+            "20",
+            "--guidance",
+            "3",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    rows = json.loads((tmp_path / "pictures_digits.json").read_text())
+    assert {row["title"] for row in rows} == {"ΔFM", "ΔFM, guidance 3"}
+    assert {(row["title"], row["guidance"]) for row in rows if row["metric"] == "frechet"} == {
+        ("ΔFM", 1.0),
+        ("ΔFM, guidance 3", 3.0),
+    }
+    assert {(row["method"], row["dataset"], row["network"]) for row in rows} == {
+        ("delta_fm", "digits", "run")
+    }
+    ((images, names),) = drawn
+    assert names == [text for c in range(10) for text in (c, "")]
+    assert [len(x) for x in images.values()] == [20, 20, 20]
+    assert list(images)[1].startswith("ΔFM, 2 NFE, Fréchet ")
+    assert (tmp_path / "pictures_digits.png").exists()
