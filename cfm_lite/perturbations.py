@@ -102,7 +102,8 @@ def crop_resize(
     row, column = (room * _uniform(z, (-1, 1), generator) for _ in range(2))
     zero = torch.zeros_like(scale)
     axes = torch.stack([scale, zero, column], 1), torch.stack([zero, scale, row], 1)
-    grid = F.affine_grid(torch.stack(axes, 1), list(z.shape), align_corners=False)
+    with full_precision():
+        grid = F.affine_grid(torch.stack(axes, 1), list(z.shape), align_corners=False)
     window = F.grid_sample(z, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return window.to(x.dtype)
 
@@ -233,7 +234,8 @@ def expected_map(
         draws: at least 2.
 
     Raises:
-        ConfigError: a transform that is not linear, such as color_jitter's shift.
+        ConfigError: a transform that is not linear, such as color_jitter's shift, or that mixes
+            the rows of a batch, such as cutmix.
 
     >>> expected_map(channel_shuffle, (2,))
     tensor([[0., 1.],
@@ -269,6 +271,14 @@ def _expected_map(
         raise ConfigError(
             f"{getattr(transform, '__name__', transform)} does not map 0 to 0, so it is not "
             "linear; use crop_resize."
+        )
+    every_second = torch.zeros_like(basis)
+    every_second[::2] = 1
+    apart = torch.Generator().manual_seed(seed)  # the draws below stay the same
+    if transform(every_second, generator=apart)[1::2].any():
+        raise ConfigError(
+            f"{getattr(transform, '__name__', transform)} mixes the rows of a batch, so it is no "
+            "map of one sample; use crop_resize."
         )
     total = torch.zeros(size, size, dtype=torch.float32, device="cpu")
     for _ in range(draws):

@@ -18,7 +18,8 @@ from cfm_lite.evaluate.inception import StandIn
 from cfm_lite.evaluate.judges import Judge
 from cfm_lite.evaluate.reader import Reader
 from cfm_lite.models import SiT
-from cfm_lite.perturbations import crop_resize, gaussian_blur
+from cfm_lite.methods import PERTURBATIONS
+from cfm_lite.perturbations import crop_resize
 from tests.networks import tiny_clip
 
 
@@ -75,14 +76,16 @@ def clip_score(codec):
     return score(images(4) / 255, ["a dog", "a cat", "ok", "no"])
 
 
+def perturbed(change):
+    return lambda codec: change(normal(2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+
+
 SAME = {
     "decode": lambda codec: codec.decode(normal(2, 4, 4, 4)),
     "pixels": lambda codec: codec.pixels(normal(2, 4, 4, 4)),
     "encode": lambda codec: codec.encode(images() / 127.5 - 1),
     "moments": lambda codec: codec.moments(images()),
-    "a blur": lambda codec: gaussian_blur(
-        normal(2, 3, 8, 8), generator=torch.Generator().manual_seed(0)
-    ),
+    **{name: perturbed(change) for name, change in PERTURBATIONS.items()},
     "precision and recall": precision_and_recall,
     "what undoes a shuffle": debiased,
     "an objective's draws": drawn,

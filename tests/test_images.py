@@ -52,6 +52,13 @@ LAYOUTS = {
     "training_set and test_set": ("test_set/bus/1 training_set/bus/1", "bus", "training_set"),
     "seg_train and seg_test": ("seg_train/bus/1 seg_test/bus/1", "bus", "seg_train"),
     "train and dev": ("train/bus/1 dev/bus/1 eval/1", "bus", "train"),
+    "train and holdout": ("train/bus/1 holdout/bus/1", "bus", "train"),
+    "Train and Validate": ("Train/bus/1 Validate/bus/1", "bus", "Train"),
+    "ImageNet with blurred faces": ("train_blurred/n1/1 val_blurred/n1/1", "n1", "train_blurred"),
+    "small ImageNet": ("train_256px/n1/1 val_256px/n1/1", "n1", "train_256px"),
+    "the set's name beside": ("cifar10_train/a/1 cifar10_test/a/1", "a", "cifar10_train"),
+    "capitals part words": ("trainSmall/a/1 testSmall/a/1", "a", "trainSmall"),
+    "trains beside tests of others": ("test_tube/1 train_fast/1", "test_tube train_fast", ""),
     "trains": (
         "steam_train/1 bullet_train/1 test_tube/1",
         "bullet_train steam_train test_tube",
@@ -84,6 +91,9 @@ REFUSED = {  # and the folder that the message says to give, with what has to be
     "val and test without train": ("val/bus/1 test/bus/1", "test"),
     "a set beside other folders": ("train/bus/1 train/car/1 val/bus/1 extra/1", "train"),
     "a set beside its test images": ("train/bus/1 Testing/bus/1 unlabelled/a/1", "train"),
+    "two parts to train on": ("train.X1/a/1 train.X2/b/1 val.X/a/1", "train.X1"),
+    "two domains": ("testA/1 testB/1 trainA/1 trainB/1", "trainA"),
+    "small flat parts": ("train_64x64/1 valid_64x64/1", "train_64x64"),
     "flat": ("0 1", None),
     "flat train and val": ("train/1 val/1", "train"),
     "train beside empty classes": ("train/bus/1 train/car/1 bus/ car/", "train"),
@@ -136,8 +146,10 @@ def test_a_flat_folder_has_no_classes_and_never_mixes_the_parts_of_a_set(tmp_pat
         "1.png"
     ]
     assert len(images.flat(laid_out(tmp_path / "c", "bus/1 train/1")).files) == 2
+    assert len(images.flat(laid_out(tmp_path / "d", "train_64x64/1 valid_64x64/2")).files) == 1
     for names in (
         "val/1 test/1",
+        "train.X1/1 train.X2/2 val.X/3",
         "train/a/1 val/a/1 extra/1",
         "a/train/1 a/val/1",
         "a/b/c/train/1 a/b/c/val/1",

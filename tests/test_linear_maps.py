@@ -10,7 +10,13 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import debias_linear, retarget_linear
 from cfm_lite.negatives import perturbed
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample, Path
-from cfm_lite.perturbations import channel_shuffle, color_jitter, crop_resize, expected_map
+from cfm_lite.perturbations import (
+    channel_shuffle,
+    color_jitter,
+    crop_resize,
+    cutmix,
+    expected_map,
+)
 from cfm_lite.theory import GaussianMixture, optimal_velocity
 
 MIX = GaussianMixture(
@@ -147,6 +153,8 @@ def test_weight_zero_changes_nothing_and_bad_settings_are_named():
         retarget_linear(lambda x, t: x, 0.1, SWAP)(torch.randn(4, 2), t)
     with pytest.raises(ConfigError, match="not linear"):
         expected_map(color_jitter, (3,))
+    with pytest.raises(ConfigError, match="cutmix mixes the rows of a batch"):
+        expected_map(cutmix, (1, 8, 8))
 
 
 @pytest.mark.parametrize("space", ["velocity", "latent"])

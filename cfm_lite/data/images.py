@@ -60,9 +60,10 @@ REMEDY = "Fetch it again, or remove it."  # `shards.held`: it does not help wher
 TRAIN = frozenset({"train", "training", "trainset"})
 HELD = frozenset(
     {"val", "valid", "validation", "valset", "test", "testing", "testset", "dev", "eval"}
-    | {"evaluation"}
+    | {"evaluation", "validate", "holdout", "heldout"}
 )
-# what else the name of a part may hold, beside figures: train2017, training_set, seg_train
+# what else the name of a part may hold, beside figures: train2017, training_set, seg_train; and
+# what two parts share: train_blurred and val_blurred
 BESIDE = frozenset({"set", "data", "split", "seg", "img", "image", "images", "ilsvrc", "imagenet"})
 
 
@@ -153,7 +154,7 @@ def flat(root: AnyPath) -> ImageFolder:
     if len(full) > 1 and _are_parts(full):
         raise DataError(
             f"{root} holds {_spoken(full)}, which are parts of a set. Give one of them, such as "
-            f"{full[0]}."
+            f"{(_full(root, TRAIN) or full)[0]}."
         )
     _refuse_mixtures(root, full)
     files = sorted(ImageFile(_key(path, root), path, 0) for path in _images_below(root))
@@ -199,7 +200,7 @@ def layout(root: AnyPath) -> Path:
         if train and _full(train) and not (alone and not _are_parts(_listed(root)[0])):
             return layout(train)
         if not alone:
-            chosen = train or full[0]
+            chosen = (_full(root, TRAIN) or full)[0]
             all_of_it = chosen / "all"
             move = f" It needs class folders: for one class, move its images into {all_of_it}."
             raise DataError(
@@ -295,9 +296,27 @@ def _are_parts(folders: list[Path]) -> bool:
 
 
 def _part(folder: Path) -> str | None:
-    """The word of TRAIN or HELD that is all a folder's name says."""
-    words = [word for word in re.findall("[^\\W\\d_]+", folder.name.lower()) if word not in BESIDE]
-    return words[0] if len(words) == 1 and words[0] in TRAIN | HELD else None
+    """The word of TRAIN or HELD that is all a folder's name says, or all but what it shares with
+    the name of a folder beside it: train_blurred and val_blurred, trainA and testA.
+    """
+    part, rest = _words(folder.name)
+    if part and rest:
+        others = (_words(other.name) for other in _listed(folder.parent)[0])
+        if not any(
+            word and beside == rest and (word in TRAIN) != (part in TRAIN) for word, beside in others
+        ):
+            return None
+    return part
+
+
+def _words(name: str) -> tuple[str | None, list[str]]:
+    """The one word of TRAIN or HELD in `name`, and the words beside it that say something."""
+    found = re.findall("[^\\W\\d_]+?(?=(?<=[a-z])[A-Z]|[\\W\\d_]|$)", name)
+    words = [word for word in map(str.lower, found) if word not in BESIDE]
+    parts = [word for word in words if word in TRAIN | HELD]
+    if len(parts) != 1:
+        return None, words
+    return parts[0], sorted(word for word in words if word != parts[0])
 
 
 def _classes(part: Path) -> set[str]:
@@ -305,7 +324,9 @@ def _classes(part: Path) -> set[str]:
 
 
 def _train(root: Path) -> Path | None:
-    return next((folder for folder in _full(root, TRAIN)), None)
+    """The part to train on; None if there is none, or more than one: train.X1 and train.X2."""
+    found = _full(root, TRAIN)
+    return found[0] if len(found) == 1 else None
 
 
 def _spoken(folders: list[Path]) -> str:

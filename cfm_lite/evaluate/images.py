@@ -350,15 +350,16 @@ def opened(source: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
 
 
 def _features_of_reference(
-    source: Path, digest: str, extractor: Extractor, **read: Any
+    source: Path, digest: str, extractor: Extractor, size: int, **read: Any
 ) -> Features:
-    """Features of the reference's images: from the cache if content and network are the same, else
-    `read` (see `features_of`).
+    """Features of the reference's images: from the cache if content, size and network are the same,
+    else `read` (see `features_of`).
     """
-    cached = cache_root() / "reference" / f"{digest[:16]}-{extractor.fingerprint[:16]}.npz"
+    name = f"{digest[:16]}-{size}-{extractor.fingerprint[:16]}.npz"
+    cached = cache_root() / "reference" / name
     found = _cached(cached)
     if found is None:
-        found = features_of(source, extractor, **read)
+        found = features_of(source, extractor, size=size, **read)
         buffer = io.BytesIO()
         np.savez(buffer, **{name: value.numpy() for name, value in found._asdict().items()})
         keep(buffer.getvalue(), cached, "the reference's features")

@@ -235,6 +235,19 @@ def test_a_reference_of_another_size_is_cropped_as_a_folder_of_it_would_be(some,
         measured(packed, some)
 
 
+@QUIET
+def test_the_cache_keeps_what_a_reference_is_cropped_to_apart(some, tmp_path, cache):
+    reference = drawn(tmp_path / "large", 30, (48, 40))
+    packed = np.stack([np.array(Image.open(file)) for file in sorted(reference.iterdir())])
+    packed = saved(tmp_path / "packed.npz", packed)
+    small = saved(tmp_path / "small.npz", np.load(some)["arr_0"][:, :16, :16])
+    alone = measured(small, packed)
+    for file in (cache / "reference").iterdir():
+        file.unlink()
+    measured(some, packed)
+    assert measured(small, packed) == alone
+
+
 def test_an_npz_is_read_in_pieces_as_it_is(some):
     whole = torch.from_numpy(np.load(some)["arr_0"]).permute(0, 3, 1, 2)
     assert torch.equal(torch.cat(list(image_batches(some, 7))), whole)
