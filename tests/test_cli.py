@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cfm_lite import cli
+from cfm_lite.cli.arguments import Common
 from cfm_lite.data import digits
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate import judges
@@ -181,6 +182,39 @@ def test_what_cannot_be_parsed_exits_with_two(argv, capsys):
         cli.main(argv)
     assert stop.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ["train toy --out", "train toy --out=", "evaluate --samples", "compare toy --out"]
+)
+def test_an_empty_path_is_not_the_current_folder(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = line.split()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words if words[-1].endswith("=") else [*words, ""])
+    assert stop.value.code == 2
+    assert "is empty, as an unset variable is. Give a path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train toy", "cfm-lite: stopped. The same command with --resume resumes it."),
+        ("scale train imagenet", "cfm-lite: stopped. The same command with --resume resumes it."),
+        ("compare toy", "cfm-lite: stopped. The same command resumes it."),
+        ("scale prepare", "cfm-lite: stopped. The same command resumes it."),
+        ("scale sample", "cfm-lite: stopped. The same command resumes it."),
+        ("evaluate", "cfm-lite: stopped."),
+    ],
+)
+def test_who_stops_a_command_hears_how_it_is_resumed(command, said, capsys, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Common, "run", stop)
+    assert cli.main(command.split()) == 130
+    assert capsys.readouterr().err.strip() == said
 
 
 def test_missing_mnist_is_one_error_that_names_path_variable_and_command(

@@ -83,7 +83,7 @@ def test_a_large_set_is_compared_in_part_and_without_all_pairs(monkeypatch):
     monkeypatch.setattr(measures, "ALL_PAIRS", 500)
     part = experiments.measure(data.x1[:60], y, data, judge)
     assert set(whole) - set(part) == {"nearest_ratio"}
-    cut = data._replace(x1=data.x1[:898:2], held_x1=data.held_x1[::2])  # 449 of each
+    cut = data._replace(held_x1=data.held_x1[::2])  # 449 of them
     again = experiments.measure(data.x1[:60], y, cut, judge)
     assert {name: again[name] for name in part} == part
     assert torch.tensor(part["frechet_real"]) != torch.tensor(whole["frechet_real"])

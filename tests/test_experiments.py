@@ -115,6 +115,13 @@ def test_real_images_measure_as_real():
     assert fresh["nearest_ratio"] == pytest.approx(1.0)
 
 
+def test_the_ceiling_of_few_samples_is_that_of_as_many_real_rows():
+    judge = train_judge("digits", limit=200)
+    chosen = torch.arange(100) * len(DATA.x1) // 100
+    values = experiments.measure(DATA.x1[chosen], DATA.y[chosen], DATA, judge)
+    assert values["frechet"] == pytest.approx(values["frechet_real"], rel=1e-9)
+
+
 def test_noise_measures_as_noise():
     judge = train_judge("digits", limit=200)
     y = experiments.balanced_labels(10, 500)

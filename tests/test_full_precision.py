@@ -17,8 +17,8 @@ from cfm_lite.evaluate.clip import ClipScore
 from cfm_lite.evaluate.inception import StandIn
 from cfm_lite.evaluate.judges import Judge
 from cfm_lite.evaluate.reader import Reader
-from cfm_lite.models import SiT
 from cfm_lite.methods import PERTURBATIONS
+from cfm_lite.models import SiT
 from cfm_lite.perturbations import crop_resize
 from tests.networks import tiny_clip
 

@@ -209,7 +209,7 @@ def test_an_ordinary_user_hears_of_a_closed_folder_and_of_a_closed_file():
             if os.getuid() == 0:
                 os.setuid(65534)
             with pytest.raises(
-                DataError, match=r"001\.png cannot be decoded \(Permission denied\)"
+                DataError, match=r"001\.png cannot be read \(Permission denied\)\. Make it readable"
             ):
                 images.load(images.find(root).files[-1].path, 8)
             return 7

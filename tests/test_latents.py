@@ -4,6 +4,7 @@ import itertools
 import json
 import mmap
 import os
+import re
 import signal
 import tarfile
 import threading
@@ -719,3 +720,25 @@ def test_a_prefetcher_that_is_left_leaves_no_thread_behind():
     next(source)
     source.close()
     assert threading.active_count() == before
+
+
+def test_latents_among_the_images_are_refused_before_they_count_as_a_class(tmp_path, capsys):
+    root = made_folder(tmp_path / "set", classes=2, each=2)
+    line = f"scale prepare --images {root} --vae tiny --size 32 --out"
+    for out in (root / "latents", root / "class0" / "deep"):
+        assert cli.main([*line.split(), str(out)]) == 2
+        said = capsys.readouterr().err
+        assert "inside of --images" in said
+        assert not out.exists()
+    assert cli.main([*line.split(), re.search(r"such as (\S+)\.\s", said)[1]]) == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff"])
+def test_a_damaged_plan_is_made_again_by_its_remedy(damage, folder, copy, codec, encoded):
+    (copy / "plan.json").write_bytes(damage)
+    with pytest.raises(DataError, match=r"plan.json is damaged.*Remove it, and run the same"):
+        go(folder, copy, codec)
+    (copy / "plan.json").unlink()
+    go(folder, copy, codec)
+    assert not encoded  # the shards were kept
+    assert len(Latents(copy)) == 24

@@ -3,15 +3,21 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from cfm_lite import runs
+from cfm_lite import objective, runs, viz
 from cfm_lite._internal import checks, places
 from cfm_lite.data import root
+from cfm_lite.data.datasets import dataset
+from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
+from cfm_lite.models import MLP
+from cfm_lite.runs.recipe import recipe
+from cfm_lite.training import Trainer
 
 
 def test_a_tilde_is_expanded_in_variables_too(tmp_path, monkeypatch):
@@ -104,3 +110,23 @@ def test_the_samples_of_a_run_are_found_from_its_parts(tmp_path):
     inner.with_name("settings.json").write_text('{"step": 2}')
     with pytest.raises(ConfigError, match=rf"drawn at step 2, not at {step.name}; give .*run, or"):
         runs.samples_of(step)
+
+
+def test_a_tilde_is_expanded_by_every_function_that_takes_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    chosen = recipe("toy", steps=1, hidden_size=4, depth=1, batch=4, shard=4)
+    runs.train(chosen, dataset("two_classes", points=20), out="~/run", progress=False)
+    trainer = Trainer(objective.fm(MLP(1, 4, 1)))
+    trainer.save("~/checkpoints")
+    assert checkpoint.latest("~/checkpoints") == Path(tmp_path / "home/checkpoints/step-00000000")
+    assert checkpoint.load("~/checkpoints/step-00000000").step == 0
+    viz.save(viz.image_grid({"real": torch.zeros(1, 1, 4, 4)}), "~/grid.png")
+    runs.write_json("~/rows.json", [])
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == [
+        "checkpoints",
+        "grid.png",
+        "rows.json",
+        "run",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -61,6 +61,21 @@ def test_a_run_killed_before_its_first_save_starts_again_with_or_without_auto(tm
         assert 9.0 not in [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe\n", b"[1]\n", b'{"loss": 1}\n', b"3\n", b'{"step": "x"}\n', b"[" * 100_000],
+)
+def test_a_line_of_the_log_that_is_none_is_dropped(damage, tmp_path):
+    out = tmp_path / "run"
+    assert train(out, 2) == 0
+    with open(out / "log.jsonl", "ab") as file:
+        file.write(damage)
+    assert train(out, 4, "--resume", "auto") == 0
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()][
+        -1
+    ] == 4
+
+
 @pytest.mark.filterwarnings("default:using")
 def test_a_damaged_newest_one_is_a_note_and_only_damaged_ones_are_an_error(tmp_path, capsys):
     out = tmp_path / "run"

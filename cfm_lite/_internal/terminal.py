@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import tyro
@@ -125,9 +126,23 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
             )
             _say_error(f"{text} See {command} --help.")
         raise
+    _refuse_empty_paths(words, command)
     # an option counts as given, even with the value of its default
     command.words = frozenset(_option(word, command) for word in words if word.startswith("--"))
     return command
+
+
+def _refuse_empty_paths(words: Sequence[str], command: Any) -> None:
+    """Exit with 2 for a path without a letter: it would mean the current folder."""
+    for word, following in zip(words, [*words[1:], None]):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or (value if equals else following) != "":
+            continue
+        if isinstance(getattr(command, _option(name, command), None), Path):
+            _say_error(
+                f"{name} is empty, as an unset variable is. Give a path; the current folder is '.'."
+            )
+            raise SystemExit(2)
 
 
 def _option(word: str, command: Any) -> str:
@@ -172,11 +187,7 @@ def _run(command: Any, debug: bool) -> int:
             warnings.showwarning = Notes.show
             command.run()
     except KeyboardInterrupt:
-        print(
-            "cfm-lite: stopped. Resume with cfm-lite train --resume, or with the same cfm-lite "
-            "compare.",
-            file=sys.stderr,
-        )
+        print(f"cfm-lite: stopped. {command.again}".rstrip(), file=sys.stderr)
         return 130
     except (CFMError, OSError, MemoryError, RuntimeError) as error:
         if debug or _explained(error) is None:

@@ -39,6 +39,7 @@ class Common(abc.ABC):
     """A command. `run` expands paths that start with `~`, then calls `work`."""
 
     words: ClassVar[frozenset[str]] = frozenset()  # the options that stand on the command line
+    again: ClassVar[str] = ""  # what resumes the command after Ctrl-C
 
     def run(self) -> None:
         """Expand `~` in every path, then do the command's `work`."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
@@ -26,6 +26,8 @@ class Compare(Seeded):
     It can be stopped at any time; the same command resumes it. Groups are core and the suite's
     ablations, such as weight.
     """
+
+    again: ClassVar[str] = "The same command resumes it."
 
     suite: Annotated[
         Positional[
@@ -284,7 +286,7 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     out = check_folder(expanded(out))
     if suite is None:
         return "\n".join(map(str, write_report(out)))
-    path = Path(out) / f"{suite}.json"
+    path = expanded(out) / f"{suite}.json"
     rows = lab.read_json(path)
     steps = max(row["nfe"] for row in rows)
     measured = {row["metric"] for row in rows}

@@ -5,7 +5,7 @@ torchrun starts a command on several devices; the batch stays the same.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -31,6 +31,8 @@ class ScalePrepare(OnDevice):
     Several processes may work at once, if torchrun starts them. A stopped one continues where it
     was.
     """
+
+    again: ClassVar[str] = "The same command resumes it."
 
     images: OptionalPath = None
     """A folder of class folders, a tar of it, or of one tar a class (default: the 63 samples)."""
@@ -202,6 +204,8 @@ class ScaleTrain(Training):
 @dataclass
 class ScaleSample(Sample):
     """Draw samples as `sample` does, with the options that many images and official files need."""
+
+    again: ClassVar[str] = "The same command resumes it."
 
     batch: OptionalInt = None
     """Samples drawn at once (default: 1000, for latents 64). For latents it changes the noise."""

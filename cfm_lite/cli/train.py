@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
@@ -15,6 +15,8 @@ __all__ = ["Train", "Training"]
 @dataclass
 class Training(Seeded):
     """The options of every training, of `train` and of `scale train`."""
+
+    again: ClassVar[str] = "The same command with --resume resumes it."
 
     steps: OptionalInt = None
     """Training steps (default: the recipe's)."""

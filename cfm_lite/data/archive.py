@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cfm_lite._internal.files import FULL
-from cfm_lite._internal.places import AnyPath
+from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.data.root import VARIABLE, cache_root, data_root, scratch
 from cfm_lite.data.shared import in_turn
 from cfm_lite.errors import DataError, DiskFullError
@@ -88,7 +88,7 @@ def unpack(
     >>> os.listdir(unpack(place / "photos.tar", place / "photos"))
     ['cat.jpg']
     """
-    archive, folder = Path(archive), Path(folder)
+    archive, folder = expanded(archive), expanded(folder)
     if folder.is_dir():
         return folder
     with _told(archive, folder):

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_count
-from cfm_lite._internal.places import AnyPath, unlisted
+from cfm_lite._internal.places import AnyPath, expanded, unlisted
 from cfm_lite.data import archive
 from cfm_lite.errors import CFMError, DataError
 
@@ -229,7 +229,7 @@ def opened(source: AnyPath) -> Path:
     >>> opened(folder) == Path(folder)
     True
     """
-    source = Path(source).expanduser()
+    source = expanded(source)
     try:
         kind = stat.S_IFMT(os.stat(source).st_mode)
     except PermissionError as error:
@@ -303,7 +303,8 @@ def _part(folder: Path) -> str | None:
     if part and rest:
         others = (_words(other.name) for other in _listed(folder.parent)[0])
         if not any(
-            word and beside == rest and (word in TRAIN) != (part in TRAIN) for word, beside in others
+            word and beside == rest and (word in TRAIN) != (part in TRAIN)
+            for word, beside in others
         ):
             return None
     return part
@@ -492,6 +493,10 @@ def named(name: AnyPath) -> Iterator[None]:
         # decoders and their libraries raise anything, also MemoryError and RecursionError
         if not os.path.lexists(name) and isinstance(error, FileNotFoundError):
             raise DataError(f"{os.fspath(name)} is not there. Fetch it again.") from None
+        if isinstance(error, PermissionError):
+            raise DataError(
+                f"{os.fspath(name)} cannot be read ({error.strerror}). Make it readable."
+            ) from None
         reason = (
             getattr(error, "strerror", None)
             or " ".join(str(error).split())[:200]

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from cfm_lite._internal.checks import check_count
 from cfm_lite._internal.files import FULL, publish
-from cfm_lite._internal.places import listed
+from cfm_lite._internal.places import expanded, listed
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError, DiskFullError
 
 __all__ = [
@@ -98,7 +98,7 @@ def save(
     ('step-00000500', ['MANIFEST.json', 'optimizer.safetensors'])
     """
     keep = check_count("keep", keep)
-    directory, every = Path(directory), (*weights.values(), *optimizer.values())
+    directory, every = expanded(directory), (*weights.values(), *optimizer.values())
     needed = sum(x.numel() * x.element_size() for x in every) + 1_000_000
     weights, tied = once(weights)
     state = {**state, "tied": tied} if tied else state
@@ -138,7 +138,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     >>> saved.weights, saved.state["seed"]
     ({'w': tensor([1., 1.])}, 0)
     """
-    path = Path(path)
+    path = expanded(path)
     manifest = _read_manifest(path)
     blobs = {
         name: _read_verified(path / name, digest) for name, digest in manifest["files"].items()
@@ -171,7 +171,7 @@ def latest(directory: str | Path) -> Path:
     >>> latest(folder).name
     'step-00001000'
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     reasons: list[str] = []
     for path in _candidates(directory):
         try:
@@ -202,7 +202,7 @@ def exists(directory: str | Path) -> bool:
     >>> exists(tempfile.mkdtemp())
     False
     """
-    return next(_candidates(Path(directory)), None) is not None
+    return next(_candidates(expanded(directory)), None) is not None
 
 
 def verify(path: Path) -> None:

@@ -26,7 +26,7 @@ from cfm_lite._internal.checks import (
     in_one_line,
 )
 from cfm_lite._internal.files import fingerprint, publish
-from cfm_lite._internal.places import AnyPath
+from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.data.datasets import each_image_set, image_rows
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import CheckpointCorruptError, CheckpointError, ConfigError
@@ -171,7 +171,7 @@ def save_judge(judge: Kept, path: AnyPath) -> None:
     >>> load_judge(path).dataset
     'digits'
     """
-    publish(_as_file(judge), Path(path))
+    publish(_as_file(judge), expanded(path))
 
 
 def _as_file(judge: Kept) -> bytes:
@@ -190,7 +190,7 @@ def load_judge(path: AnyPath, kind: type[Kept] = Judge) -> Any:
     >>> load_judge(SHIPPED / judge_file("digits")).seed
     0
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise CheckpointError(
             f"there is no judge {path}; train_judge(...) makes one, save_judge(judge, path) writes "

@@ -36,8 +36,8 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
     """{metric: value} of samples (N, *dims) drawn for labels `y` (N,). Latents are decoded first.
 
     With a judge: accuracy in [0, 1]; frechet, the Fréchet distance in its features to held-out rows
-    (1,000, or N if larger); frechet_real, that of as many training rows; precision and recall of at
-    most 2,000 rows; and for sets as small as the digits nearest_ratio (below 0.9: memorised), which
+    (1,000, or N if larger); frechet_real, that of N training rows; precision and recall of at most
+    2,000 rows; and for sets as small as the digits nearest_ratio (below 0.9: memorised), which
     takes all pairs. For points: class accuracy under the exact posterior, sliced Wasserstein
     distance and MMD to held-out points. For pictures of captions `y` (N, L): the reader's scores.
 
@@ -55,7 +55,7 @@ def measure(samples: Tensor, y: Tensor, data: DataSet, judge: Judge | None) -> d
     data = data.images
     logits, fake = assess(judge, samples)
     real = assess(judge, reference_rows(len(samples), data, judge))[1]
-    train_features = assess(judge, _some(data.x1, max(COMPARED, len(samples))))[1]
+    train_features = assess(judge, _some(data.x1, len(samples)))[1]  # the bias of N rows, too
     accuracy = metrics.accuracy(logits, y)
     values = {
         "accuracy": accuracy,

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cfm_lite import viz
+from cfm_lite._internal.places import expanded
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
 from cfm_lite.lab.arms import CONTROLS
@@ -176,7 +177,7 @@ def write_report(folder: str | Path) -> list[Path]:
 
     Returns the paths. Equal rows give equal bytes. Raises DataError if there are no rows.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     results = Results(folder)
     if not results.suites and not results.miniatures:
         raise DataError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cfm_lite._internal.places import expanded
 from cfm_lite.lab.measures import Row
 from cfm_lite.lab.statistics import Difference, paired_difference
 from cfm_lite.lab.store import Store
@@ -42,7 +43,7 @@ class Results:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = expanded(folder)
 
     @cached_property
     def _stores(self) -> Mapping[str, tuple[Store, bool]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cfm_lite._internal.checks import parse_json
-from cfm_lite._internal.places import listed
+from cfm_lite._internal.places import expanded, listed
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
 from cfm_lite.lab.arms import ARMS
@@ -52,7 +52,7 @@ class Store:
     """The files of one suite in the folder `out`."""
 
     def __init__(self, out: str | Path, suite: str) -> None:
-        self.out, self.suite = Path(out), suite
+        self.out, self.suite = expanded(out), suite
         self.info_path = self.out / f"{suite}.info.json"
         self.costs_path = self.out / f"{suite}.costs.json"
         self.parts = self.out / f"{suite}.parts"

@@ -38,7 +38,7 @@ from cfm_lite._internal.checks import (
     misfits,
     promote,
 )
-from cfm_lite._internal.places import AnyPath
+from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.errors import (
     CFMError,
     CheckpointCorruptError,
@@ -155,7 +155,7 @@ def read_weights(path: AnyPath) -> dict[str, Any]:
     >>> read_weights(path)
     {'a': tensor([0.])}
     """
-    path = Path(path)
+    path = expanded(path)
     check_choice(f"the suffix of {path.name}", path.suffix, (".safetensors", ".pt", ".pth"))
     if not path.is_file():
         raise CheckpointError(

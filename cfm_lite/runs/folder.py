@@ -257,7 +257,7 @@ def make_folder(folder: str | Path) -> Path:
     >>> make_folder(Path(tempfile.mkdtemp()) / "runs" / "new").is_dir()
     True
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_bytes(folder / ".writable", b"")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cfm_lite._internal.checks import check_choice, check_count, parse_json
+from cfm_lite._internal.places import expanded
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet
 from cfm_lite.data.shared import owned
@@ -87,7 +88,7 @@ def train(
     log_every = check_count("log_every", log_every)
     sample_every = check_count("sample_every", sample_every, low=0)
     _check_acts(recipe, out, resume, sample_every, draw)
-    device, folder = torch.device(device), None if out is None else Path(out)
+    device, folder = torch.device(device), None if out is None else expanded(out)
     if source is None and isinstance(data, DataSet):
         check_batch(recipe.batch, data.shape, device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
@@ -233,7 +234,7 @@ def resumes(folder: str | Path, resume: bool | str = "auto") -> bool:
     if isinstance(resume, bool):
         return resume
     check_choice("resume", resume, ("auto",))
-    return checkpoint.exists(Path(folder) / CHECKPOINTS)
+    return checkpoint.exists(expanded(folder) / CHECKPOINTS)
 
 
 def _kept(trainer: Trainer, folder: Path | None) -> Path | None:
@@ -365,7 +366,8 @@ def _log_file(
         return
     path = folder / "log.jsonl"
     kept = [(text, line) for text, line in _whole_lines(path) if line["step"] <= step]
-    spent = max((line.get("seconds") or 0.0 for _, line in kept), default=0.0)
+    seconds = [line.get("seconds") for _, line in kept]
+    spent = max((s for s in seconds if isinstance(s, (int, float))), default=0.0)
     checkpoint.write_bytes(path, "".join(f"{text}\n" for text, _ in kept).encode())
     with open(path, "a", encoding="utf-8") as file:
         yield (
@@ -375,11 +377,14 @@ def _log_file(
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(text, content) of each line that is whole JSON."""
+    """(text, content) of each line that is a whole JSON object with a step."""
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                yield text, json.loads(text)
+        for raw in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                text = raw.decode()
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), (int, float)):
+                    yield text, line
 
 
 class Terminated(SystemExit):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import cfm_lite
 from cfm_lite._internal.checks import check_choice
+from cfm_lite._internal.places import expanded
 from cfm_lite.data.root import checkout
 from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import World, ranks_of_environment
@@ -135,7 +136,7 @@ def write_json(path: str | Path, value: Any) -> Path:
     >>> write_json(Path(tempfile.mkdtemp()) / "row.json", {"value": math.inf}).read_text().split()
     ['{', '"value":', 'null', '}']
     """
-    path = Path(path)
+    path = expanded(path)
     checkpoint.write_bytes(
         path, (json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n").encode()
     )

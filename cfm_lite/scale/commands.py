@@ -9,6 +9,7 @@ import torch
 
 from cfm_lite import runs
 from cfm_lite._internal.checks import check_choice, check_number
+from cfm_lite._internal.places import inside
 from cfm_lite.data import archive, images
 from cfm_lite.data.latents import Latents, Pictures, shards
 from cfm_lite.data.latents.captions import captioned
@@ -59,6 +60,7 @@ def prepare_command(
     rank, world, _ = ranks_of_environment()
     given = [path for path in (source, captions) if path is not None]
     check_kind(out, "latents or features", inputs=given)
+    _check_outside(out, source)
     if captions is not None and source is None:
         raise ConfigError("--captions needs images; give their folder with --images DIR.")
     if captions is None:
@@ -85,6 +87,15 @@ def prepare_command(
     )
 
 
+def _check_outside(out: Path, images: Path | None) -> None:
+    """ConfigError for an `out` among the `images`, where the next command would find a class."""
+    if images is not None and inside(out, images):
+        raise ConfigError(
+            f"--out is {out}, which is inside of --images {images}; it would count as a class "
+            f"there. Choose another --out, such as {images.resolve().parent / 'latents'}."
+        )
+
+
 def _waits(rank: int, world: int, out: Path) -> str:
     return f"rank {rank} of {world} is done; the last one to finish writes the index of {out}"
 
@@ -100,6 +111,7 @@ def features_command(
     rank, world, _ = ranks_of_environment()
     given = [path for path in (latents, source) if path is not None]
     check_kind(out, "latents or features", inputs=given)
+    _check_outside(out, source)
     data, name = Latents(latents), imagenet("repa").teacher
     encoder: Any = opened_teacher(name, data.shape[-1] // 2, weights).to(runs.pick_device(device))
     source = source or archive.samples()

@@ -25,7 +25,7 @@ from matplotlib.textpath import TextPath
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_number
-from cfm_lite._internal.places import AnyPath
+from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import ConfigError
 from cfm_lite.methods import Arm, arms
@@ -364,7 +364,7 @@ def save(figure: Figure, path: AnyPath, dpi: float = DPI) -> Path:
     >>> save(new_figure(3, 2), Path(tempfile.mkdtemp()) / "empty.png").name
     'empty.png'
     """
-    path = Path(path)
+    path = expanded(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in _METADATA:
         raise ConfigError(

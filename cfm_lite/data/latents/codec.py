@@ -29,6 +29,7 @@ from cfm_lite._internal.checks import check_number, full_precision, promote
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32, seeded
+from cfm_lite._internal.places import expanded
 from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["VAES", "Codec", "Scaling", "open_codec", "tiny_vae"]
@@ -208,7 +209,7 @@ def _resolved(source: str) -> tuple[str, str | None] | None:
     """
     if source == "tiny":
         return None
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if source and os.path.isdir(folder):
         inside = not (folder / "config.json").exists() and (folder / "vae" / "config.json").exists()
         return str(folder.absolute()), "vae" if inside else None

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from cfm_lite._internal.checks import check_count
 from cfm_lite._internal.files import fingerprint, hash_of_file, hash_of_json
+from cfm_lite._internal.places import expanded
 from cfm_lite.data.latents import Latents, Pictures, shards
 from cfm_lite.data.shared import alone, forget_halves
 from cfm_lite.errors import ConfigError, DataError
@@ -57,7 +58,7 @@ def encode_features(
     batch = check_count("batch", batch)
     if check_count("mirrors", mirrors) > 2:
         raise ConfigError(f"mirrors is {mirrors}; it is 1, or 2 for the mirror images too.")
-    out, plan = Path(out), _plan(latents, teacher, name, mirrors)
+    out, plan = expanded(out), _plan(latents, teacher, name, mirrors)
     see = Pictures(latents, Path(images))
     for number in range(len(latents.index["shards"])):
         facts = shards.read_facts(latents.folder, number)
@@ -168,7 +169,7 @@ class TeacherFeatures(shards.Mapped):
     """
 
     def __init__(self, folder: str | Path, latents: Latents) -> None:
-        place = Path(folder).expanduser()
+        place = expanded(folder)
         index = shards.read_json(place / shards.INDEX, place)
         if index.get("kind") != KIND:
             raise DataError(f"{place / shards.INDEX} is not an index of teacher features. {AGAIN}")

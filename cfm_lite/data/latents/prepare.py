@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfm_lite._internal.checks import check_count
+from cfm_lite._internal.places import expanded
 from cfm_lite.data.images import ImageFile, ImageFolder, find, load, named
 from cfm_lite.data.latents import shards
 from cfm_lite.data.latents.codec import Codec
@@ -85,7 +86,7 @@ def prepare(
     workers = check_count("workers", workers)
     if not 0 <= rank < check_count("world", world):
         raise ConfigError(f"rank is {rank} of {world}; it must lie in [0, {world - 1}].")
-    out = Path(out)
+    out = expanded(out)
     images, plan = _planned(images, out, lambda found: plan_of(found, codec, size, rows))
     key = shards.open_plan(out, asdict(plan))
     for number in range(plan.shards):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_count
+from cfm_lite._internal.places import expanded
 from cfm_lite.data import images as image_files
 from cfm_lite.data.batches import fitting, row_numbers
 from cfm_lite.data.latents import shards
@@ -60,7 +61,7 @@ class Latents(shards.Mapped):
 
     def __init__(self, folder: str | Path, *, check: str = "auto") -> None:
         check_choice("check", check, ("auto", "sizes", "hashes"))
-        place = Path(folder).expanduser()
+        place = expanded(folder)
         index = shards.read_index(place)
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.classes: tuple[str, ...] = tuple(index["classes"])

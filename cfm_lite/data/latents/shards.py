@@ -517,10 +517,16 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
             f"{folder} holds no latents: there is no {path.name}. {AGAIN} {folder}"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}). {AGAIN} {folder}") from None
+        raise DataError(f"{path} is damaged ({error}). {_remedy(path, folder)}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds no object. {AGAIN} {folder}")
+        raise DataError(f"{path} is damaged: it holds no object. {_remedy(path, folder)}")
     return content
+
+
+def _remedy(path: Path, folder: Path) -> str:
+    if path.name == PLAN:  # shards of the same plan are kept
+        return "Remove it, and run the same cfm-lite scale prepare again."
+    return f"{AGAIN} {folder}"
 
 
 def npy(array: np.ndarray) -> bytes:
