@@ -126,7 +126,7 @@ MUTANTS = (
     Mutant("what was damaged since counts as known", "engine/checkpoint.py", "return _KNOWN.get(path.resolve()) == _stamps(path)", "return path.resolve() in _KNOWN", CHECKPOINT),
     Mutant("a save verifies what it wrote", "engine/checkpoint.py", "            if not _is_known(path):\n", "            if True:\n", CHECKPOINT),
     # resume and training
-    Mutant("an automatic resume starts again", "runs/loop.py", 'return checkpoint.exists(Path(folder) / CHECKPOINTS)', "return False", "tests/test_resume_auto.py"),
+    Mutant("an automatic resume starts again", "runs/loop.py", 'return checkpoint.exists(expanded(folder) / CHECKPOINTS)', "return False", "tests/test_resume_auto.py"),
     Mutant("the average is not resumed", "engine/state.py", "for prefix, module in self._modules().items():\n            mine", 'for prefix, module in [("objective.", self.objective)]:\n            mine', TRAINING),
     Mutant("the average's count is not resumed", "engine/state.py", 'average.n_averaged = saved.state["averaged"]', "pass", TRAINING),
     Mutant("the second average is the first", "training.py", "Average(objective.model, decay, settings", "Average(objective.model, ema_decay, settings", TRAINING),
