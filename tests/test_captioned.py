@@ -79,6 +79,19 @@ def test_lines_of_json_give_the_same_and_leave_out_the_same(home, keys):
     assert one_each("metadata.jsonl", 3) == one_each("coco.json", 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "a dog\t0.png\n"),
+        ("a.json", json.dumps(COCO | {"annotations": [{"image_id": 7, "caption": "a dog"}]})),
+        ("a.jsonl", '{"image": "0.png", "caption": "a dog"}\n'),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_a_caption(home, name, content):
+    (home / name).write_text(content, encoding="utf-8-sig")
+    assert read_captions(name)[0]["0.png"] == ("a dog",)
+
+
 GOOD = '{"image": "0.png", "caption": "a dog"}\n'
 
 

@@ -45,7 +45,7 @@ def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]
     {'a.jpg': ('a dog', 'a brown dog')}
     """
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8-sig")
         read = {".tsv": _columns, ".jsonl": _object}.get(Path(file).suffix)
         names, said = _by_line(text, read) if read else _coco(text)
         found: dict[str, list[str]] = {name: [] for name in sorted(names.values())}
