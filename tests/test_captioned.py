@@ -26,6 +26,10 @@ COCO = {
 }
 
 
+def coco_with(*annotations):
+    return json.dumps(COCO | {"annotations": annotations})
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """Images 0 to 4 of the six that the JSON lists, and one that it does not."""
@@ -83,13 +87,23 @@ def test_lines_of_json_give_the_same_and_leave_out_the_same(home, keys):
     ("name", "content"),
     [
         ("a.tsv", "a dog\t0.png\n"),
-        ("a.json", json.dumps(COCO | {"annotations": [{"image_id": 7, "caption": "a dog"}]})),
+        ("a.json", coco_with({"image_id": 7, "caption": "a dog"})),
         ("a.jsonl", '{"image": "0.png", "caption": "a dog"}\n'),
     ],
 )
 def test_a_byte_order_mark_is_no_part_of_a_caption(home, name, content):
     (home / name).write_text(content, encoding="utf-8-sig")
     assert read_captions(name)[0]["0.png"] == ("a dog",)
+
+
+def test_a_caption_that_is_null_is_none_in_json_as_in_lines_of_json(home):
+    none, dog = {"image_id": 7, "caption": None}, {"image_id": 6, "caption": "a dog"}
+    (home / "a.json").write_text(coco_with(none, dog), encoding="utf-8")
+    lines = ['{"image": "0.png", "caption": null}', '{"image": "1.png", "caption": "a dog"}']
+    (home / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for name in ("a.json", "a.jsonl"):
+        found, _ = read_captions(name)
+        assert (found["0.png"], found["1.png"]) == ((), ("a dog",))
 
 
 GOOD = '{"image": "0.png", "caption": "a dog"}\n'
@@ -100,13 +114,26 @@ GOOD = '{"image": "0.png", "caption": "a dog"}\n'
     [
         ("a.json", "{", "cannot be read as captions"),
         ("a.json", '{"images": []}', "no 'annotations'"),
-        ("a.json", "[1]", "cannot be read as captions"),
-        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "no 'file_name'"),
+        ("a.json", "[1]", "[1] is not a JSON object"),
+        ("a.json", '{"images": 3, "annotations": []}', "images is 3, not a list"),
+        ("a.json", '{"images": [3], "annotations": []}', "row 1 of images: 3 is not a JSON object"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "row 1 of images: no 'file_name'"),
+        ("a.json", coco_with({"image_id": 7}), "row 1 of annotations: no 'caption'"),
+        (
+            "a.json",
+            coco_with({"image_id": 7, "caption": "a dog"}, {"image_id": [7], "caption": "a dog"}),
+            "row 2 of annotations: image_id is [7], not a number or a text",
+        ),
+        (
+            "a.json",
+            json.dumps(COCO | {"images": [*COCO["images"], {"id": 7, "file_name": "b.png"}]}),
+            "row 7 of images: the id 7 is '0.png' above, and 'b.png' here",
+        ),
         ("a.json", '{"images": [], "annotations": []}', "holds no caption of any image"),
         (
             "a.json",
-            json.dumps(COCO | {"annotations": [{"image_id": 1, "caption": 3}]}),
-            "cannot be",
+            coco_with({"image_id": 7, "caption": "a dog"}, {"image_id": 1, "caption": 3}),
+            "row 2 of annotations: caption is 3, not a text",
         ),
         ("a.tsv", "a dog\n", "line 1: 1 columns"),
         ("a.tsv", "a dog\thttp://a.org/0.png\n", "line 1: 'http://a.org/0.png' is an address"),

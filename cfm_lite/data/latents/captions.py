@@ -10,8 +10,9 @@ An image may have several captions; a training step takes one of them at random.
 al. 2015 (COCO captions, arXiv:1504.00325).
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]
     """
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
-        read = {".tsv": _columns, ".jsonl": _object}.get(Path(file).suffix)
+        read = {".tsv": _columns, ".jsonl": _from_json}.get(Path(file).suffix)
         names, said = _by_line(text, read) if read else _coco(text)
         found: dict[str, list[str]] = {name: [] for name in sorted(names.values())}
         lost = []
@@ -55,7 +56,7 @@ def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]
                 found[names[image]].append(words)
             elif words:
                 lost.append(words)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, CFMError) as error:
+    except (OSError, ValueError, KeyError, CFMError) as error:
         reason = in_one_line(error) if not isinstance(error, KeyError) else f"no {error}"
         raise DataError(
             f"{os.fspath(file)} cannot be read as captions ({reason}). Give {FORMS}."
@@ -69,9 +70,41 @@ Told = tuple[dict[Any, str], Iterable[tuple[Any, str]]]  # names of images; capt
 
 
 def _coco(text: str) -> Told:
-    content = parse_json(text)
-    names = {image["id"]: str(image["file_name"]) for image in content["images"]}
-    return names, [(row["image_id"], row["caption"]) for row in content["annotations"]]
+    content = _object(parse_json(text))
+    names: dict[Any, str] = {}
+    for where, row in _rows(content, "images"):
+        with _named(where):
+            key, name = _key(row, "id"), _text(row, "file_name")
+            if name is None:
+                raise ValueError("file_name is None, not a text")
+            if names.setdefault(key, name) != name:
+                raise ValueError(
+                    f"the id {key!r:.60} is {names[key]!r} above, and {name!r} here; give each "
+                    "image its own id"
+                )
+    said = []
+    for where, row in _rows(content, "annotations"):
+        with _named(where):
+            said.append((_key(row, "image_id"), _text(row, "caption") or ""))
+    return names, said
+
+
+def _rows(content: dict[str, Any], part: str) -> Iterator[tuple[str, Any]]:
+    """(what it is called, row) of each row of a part of MS-COCO's JSON."""
+    rows = content[part]
+    if not isinstance(rows, list):
+        raise ValueError(f"{part} is {rows!r:.60}, not a list")
+    return ((f"row {number} of {part}", row) for number, row in enumerate(rows, 1))
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """An error of one row says which row."""
+    try:
+        yield
+    except (ValueError, KeyError, CFMError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "msg", error)
+        raise ValueError(f"{where}: {reason}") from None
 
 
 def _by_line(text: str, read: Callable[[str], tuple[str | None, str]]) -> Told:
@@ -79,12 +112,10 @@ def _by_line(text: str, read: Callable[[str], tuple[str | None, str]]) -> Told:
     said = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            try:
+            with _named(f"line {number}"):
                 said.append(read(line))
                 if said[-1][0] and "://" in said[-1][0]:
                     raise ValueError(f"{said[-1][0]!r} is an address, not the name of a file")
-            except (ValueError, CFMError) as error:
-                raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from None
     return {name: name for name, _ in said if name}, said
 
 
@@ -95,20 +126,35 @@ def _columns(line: str) -> tuple[str, str]:
     return columns[1], columns[0]
 
 
-def _object(line: str) -> tuple[str | None, str]:
+def _from_json(line: str) -> tuple[str | None, str]:
     row = parse_json(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"{row!r:.60} is not a JSON object")
     return _one_of(row, "file_name", "image"), _one_of(row, "caption", "text") or ""
 
 
-def _one_of(row: dict[str, Any], *keys: str) -> str | None:
-    found = [key for key in keys if key in row]
+def _one_of(row: Any, *keys: str) -> str | None:
+    found = [key for key in keys if key in _object(row)]
     if len(found) != 1:
         raise ValueError(f"{' and '.join(found) or 'none of ' + ', '.join(keys)}; give one")
-    value = row[found[0]]
+    return _text(row, found[0])
+
+
+def _object(row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{row!r:.60} is not a JSON object")
+    return row
+
+
+def _text(row: Any, key: str) -> str | None:
+    value = _object(row)[key]
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{found[0]} is {value!r:.60}, not a text")
+        raise ValueError(f"{key} is {value!r:.60}, not a text")
+    return value
+
+
+def _key(row: Any, key: str) -> int | float | str:
+    value = _object(row)[key]
+    if not isinstance(value, int | float | str):
+        raise ValueError(f"{key} is {value!r:.60}, not a number or a text")
     return value
 
 
