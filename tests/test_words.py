@@ -78,6 +78,14 @@ def test_a_picture_shows_a_caption_from_whichever_thing_one_looks():
     [
         ("a reed seven", "unknown word 'reed'; did you mean 'red'"),
         ("a red xylophone", "unknown word 'xylophone'"),
+        ("a red seven é", "unknown word 'é'"),
+        ("a réd seven", "unknown word 'réd'; did you mean 'red'"),
+        ("a re\u0301d seven", "unknown word 're\u0301d'; did you mean 'red'"),
+        ("日本", "unknown word '日本'"),
+        ("a red 10", "unknown word '10'"),
+        ("a red 7th", "unknown word '7th'"),
+        ("it's a red seven", 'unknown word "it\'s"'),
+        ("a red seven 🦊", "unknown word '🦊'"),
         ("", "empty"),
         ("...", "empty"),
         ("a seven", "no colour"),
@@ -93,6 +101,12 @@ def test_captions_that_cannot_be_drawn_are_refused_in_one_line(said, message):
     with pytest.raises(ConfigError, match=message) as error:
         captions.parse(said)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("said", ["“A red, 7…”", "'a' red-7!", "a red7", "a\tred—seven\n"])
+def test_signs_between_words_are_no_words(said):
+    told = captions.decode(captions.encode([said]))
+    assert told in (["a red 7"], ["a red seven"])
 
 
 def test_one_text_is_no_list_of_captions():

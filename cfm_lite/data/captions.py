@@ -11,6 +11,7 @@ picture shows them (`is_held_out`), so that what a network makes of them was nev
 import difflib
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -180,21 +181,29 @@ def _words(caption: str) -> list[str]:
     """The words of a caption; ConfigError for an unknown one, for too many, and for none."""
     if not isinstance(caption, str):
         raise ConfigError(f"the caption has type {type(caption).__name__}; it must be text.")
-    words = re.findall(r"[a-z]+|\d", caption.lower())
-    if not words:
-        raise ConfigError("the caption is empty; say what to draw, such as 'a red seven'.")
-    for word in words:
-        if word not in _NUMBER:
+    words = []
+    for token in "".join(c if _in_words(c) else " " for c in caption.lower()).split():
+        parts = re.findall(r"\d+|[^\d'’]+", token)  # "red7" is two words
+        if not all(part in _NUMBER for part in parts):
+            word = token.strip("'’")
             near = difflib.get_close_matches(word, VOCABULARY[1:], n=1)
             hint = (
                 f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VOCABULARY[1:])}."
             )
             raise ConfigError(f"the caption {caption!r} has the unknown word {word!r}; {hint}")
+        words += parts
+    if not words:
+        raise ConfigError("the caption is empty; say what to draw, such as 'a red seven'.")
     if len(words) > LENGTH:
         raise ConfigError(
             f"the caption {caption[:60]!r} has {len(words)} words; a caption has {LENGTH} at most."
         )
     return words
+
+
+def _in_words(c: str) -> bool:
+    """Letters of all scripts, their accents, digits, apostrophes and emoji; no other signs."""
+    return c.isalnum() or c in "'’" or (not c.isascii() and unicodedata.category(c)[0] in "MS")
 
 
 def encode(captions: Iterable[str]) -> Tensor:
