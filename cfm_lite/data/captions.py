@@ -63,6 +63,8 @@ _SAID = {  # where the first thing lies, before the second is named
     "below": ("below", "under"),
 }
 _PLACED = {"left": "to its left", "right": "to its right", "above": "above it", "below": "below it"}
+# the word of a relation, however it is said
+_RELATED = {**{name: name for name in RELATIONS}, "over": "above", "under": "below"}
 _ONE = ("{a}", "there is {a}", "here is {a}", "a picture of {a}", "we see {a}")
 _TWO = (
     "{a} {where} {b}",
@@ -135,46 +137,73 @@ def sentence(scene: Scene, form: int = 0, synonyms: Sequence[int] = ()) -> str:
 
 
 def parse(caption: str) -> Scene:
-    """The scene that a caption speaks of: the inverse of `sentence`, and of any order of its words.
+    """The scene that a caption speaks of: `parse(sentence(scene, ...))` is `scene`.
+
+    Other sentences are read too. Size and colour stand before their thing, in either order. The
+    relation stands between two things or before both ("left of a star is a seven"); after both it
+    needs "its" or "it" ("a star with a seven to its left"). All other words carry no meaning.
 
     Raises ConfigError for an unknown word, with the nearest known one, for a caption without words,
-    and for one that names no thing, more than two, or two without their relation.
+    for one that names no thing, more than two, or two without their relation, and for words that
+    contradict each other or belong to no thing.
 
     >>> parse("left of a blue star is a red 7").things[0]
     Thing(kind='seven', colour='red', size=None)
     """
     words = [_MEANS.get(word, word) for word in _words(caption)]
-    things, size, colour, turned = [], None, None, False
-    relation, at = None, 0
+    things: list[Thing] = []
+    said: dict[str, str] = {}  # of the next thing
+    related, at, turned = "", 0, False
+
+    def refused(what: str) -> ConfigError:
+        return ConfigError(f"the caption {caption!r} {what}")
+
+    def nothing_waits() -> None:
+        if said:
+            raise refused(
+                f"has {' and '.join(map(repr, said.values()))} before no thing; say size and "
+                "colour before their thing, such as 'a small red seven'."
+            )
+
     for place, word in enumerate(words):
-        if word in SIZES:
-            size = word
-        elif word in COLOURS:
-            colour = word
-        elif word in KINDS:
-            if colour is None:
-                raise ConfigError(
-                    f"the caption {caption!r} gives the {word} no colour; name one of "
-                    f"{', '.join(COLOURS)}."
+        if word in SIZES or word in COLOURS:
+            part = "size" if word in SIZES else "colour"
+            if said.setdefault(part, word) != word:
+                raise refused(
+                    f"gives a thing the {part}s {said[part]!r} and {word!r}; give it one."
                 )
-            things.append(Thing(word, colour, size))
-            size, colour = None, None
-        elif word in ("left", "right", "above", "over", "below", "under"):
-            relation = {"over": "above", "under": "below"}.get(word, word)
-            at = len(things)
-            turned = "its" in words or "it" in words[place:]
-    if not 1 <= len(things) <= 2 or (len(things) == 2) != (relation is not None):
-        raise ConfigError(
-            f"the caption {caption!r} names {len(things)} things"
+        elif word in KINDS:
+            if "colour" not in said:
+                raise refused(
+                    f"has no colour before {word!r}; say one there, such as '{COLOURS[0]} {word}'. "
+                    f"Colours are {', '.join(COLOURS)}."
+                )
+            things.append(Thing(word, **said))
+            said.clear()
+        elif word in _RELATED:
+            nothing_waits()
+            if related:
+                raise refused(f"says {related!r} and {word!r}; say once how the things lie.")
+            related, at = word, len(things)
+            # "to its left", "above it", "left of it"
+            turned = words[place - 1 : place] == ["its"] or "it" in words[place + 1 : place + 3]
+    nothing_waits()
+    if not 1 <= len(things) <= 2 or (len(things) == 2) != bool(related):
+        raise refused(
+            f"names {len(things)} things"
             + (" and no relation" if len(things) == 2 else "")
             + "; name one, such as 'a red seven', or two and how they lie, such as 'a red seven "
             "left of a blue star'."
         )
-    if relation and (
-        at == 0 or turned
-    ):  # "left of a star is a seven", "a star with a seven to its left"
+    if related and (turned if at == 0 else at == 2 and not turned):
+        raise refused(
+            f"does not say of which thing the other lies {related!r}; say it such as 'a red seven "
+            "left of a blue star', or 'a blue star with a red seven to its left'."
+        )
+    # "left of a star is a seven", "a star with a seven to its left"
+    if related and (at == 0 or turned):
         things.reverse()
-    return Scene(tuple(things), relation)
+    return Scene(tuple(things), _RELATED.get(related))
 
 
 def _words(caption: str) -> list[str]:
