@@ -170,5 +170,16 @@ def test_other_pictures_are_refused():
             Reader().read(x)
     with pytest.raises(ConfigError, match="floating"):
         Reader().read(torch.zeros(2, 3, 32, 32, dtype=torch.long))
-    with pytest.raises(ConfigError, match="2 pictures and 1 scenes"):
-        score_of(Reader(), torch.zeros(2, 3, 32, 32), [Scene((SEVEN,))])
+    with pytest.raises(ConfigError, match="at least 1"):
+        Reader().read(torch.zeros(0, 3, 32, 32))
+
+
+@pytest.mark.parametrize(("pictures", "asked"), [(2, 1), (1, 2), (0, 0)])
+def test_each_picture_needs_its_caption(pictures, asked):
+    x = torch.zeros(pictures, 3, 32, 32)
+    for call in (
+        lambda: score_of(Reader(), x, [Scene((SEVEN,))] * asked),
+        lambda: scores(Reader(), x, ["a red seven"] * asked),
+    ):
+        with pytest.raises(ConfigError, match=f"{pictures} pictures and {asked} scenes.*one scene"):
+            call()

@@ -173,11 +173,13 @@ class Reader(Kept):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Logits (B, answers) of each head.
 
-        Raises ConfigError for pictures of another shape, or of integers.
+        Raises ConfigError for pictures of another shape, or of integers, and for none.
         """
         check_floating(x=x)
-        if tuple(x.shape[1:]) != (3, words.SIDE, words.SIDE):
-            raise ConfigError(f"x has shape {tuple(x.shape)}; pictures are (B, 3, 32, 32).")
+        if tuple(x.shape[1:]) != (3, words.SIDE, words.SIDE) or not len(x):
+            raise ConfigError(
+                f"x has shape {tuple(x.shape)}; pictures are (B, 3, 32, 32), with B at least 1."
+            )
         found = find(x)
         told = {
             "things": F.one_hot(found.two.long(), 2).float(),
@@ -258,12 +260,19 @@ def score_of(reader: Reader, pictures: Tensor, asked: Sequence[Scene]) -> Score:
     >>> score_of(reader_for(), shown.x1, shown.scenes).colours
     1.0
     """
-    if len(pictures) != len(asked) or not len(asked):
-        raise ConfigError(f"there are {len(pictures)} pictures and {len(asked)} scenes asked for.")
+    _check_counts(pictures, asked)
     seen = reader.read(pictures)
     whole = [shows(a, s) for a, s in zip(asked, seen)]
     parts = [[same(a, s) for a, s in zip(asked, seen)] for same in (_kinds, _colours, _sizes, _lie)]
     return Score(*(sum(hits) / len(asked) for hits in (whole, *parts)))
+
+
+def _check_counts(pictures: Tensor, asked: Sequence[Scene]) -> None:
+    if len(pictures) != len(asked) or not len(asked):
+        raise ConfigError(
+            f"there are {len(pictures)} pictures and {len(asked)} scenes asked for; give one scene "
+            "for each picture, and at least one picture."
+        )
 
 
 def _in_order(asked: Scene, seen: Scene) -> Iterator[tuple[Thing, Thing]]:
@@ -330,13 +339,15 @@ def rejected(reader: Reader, pictures: Tensor, shown: Sequence[Scene]) -> float:
 def scores(reader: Reader, pictures: Tensor, captions: Sequence[str]) -> list[dict[str, Any]]:
     """Rows {metric, prompts, things, count, value}: each part of the `Score` of `pictures`
     (N, 3, 32, 32), apart for combinations that training shows ("seen") and those that it never
-    does ("held_out"), and for one and two things.
+    does ("held_out"), and for one and two things. Raises ConfigError unless there is a caption for
+    each, and as `parse` does.
 
     >>> rows = scores(reader_for(), words.load("seen", 1).x1, ["a small red seven"])
     >>> [(row["metric"], row["prompts"]) for row in rows][0]
     ('right', 'seen')
     """
     asked = [parse(caption) for caption in captions]
+    _check_counts(pictures, asked)
     groups: dict[tuple[str, int], list[int]] = {
         (prompts, things): [] for prompts in ("seen", "held_out") for things in (1, 2)
     }
