@@ -1,7 +1,9 @@
 """The U-Net: shapes and numbers of its levels, what it promises before training, every transform of
 torch.func, what it refuses; and that it learns."""
 
+import itertools
 import json
+import re
 import warnings
 
 import pytest
@@ -14,6 +16,7 @@ from cfm_lite.data import digits, teachers
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import UNet, count_parameters
+from cfm_lite.models.unet import _check_sizes
 from cfm_lite.runs import recipe as recipes
 from cfm_lite.runs.recipe import build_objective, build_trainer, precision_on, recipe
 from cfm_lite.training import Trainer
@@ -214,6 +217,70 @@ def test_sizes_that_cannot_be_are_refused_in_one_line(changes, message):
     with pytest.raises(ConfigError, match=message) as error:
         UNet(**{**TINY, **changes})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("heads", [1, 8, 32])
+def test_every_remedy_for_levels_that_do_not_fit_works(heads):
+    """What stands behind "Use" is tried, for every side and many networks."""
+    seen = set()
+    for side, levels, patch, width in itertools.product(
+        range(8, 65), (1, 2, 4, 5, 7), (1, 2, 3, 28), (8, 16, 32)
+    ):
+        tried = {"input_size": side, "in_channels": 1, "patch_size": patch, "num_heads": heads}
+        tried["channels"] = (width,) * levels if levels != 2 else (32, width)
+        error = refusal(tried)
+        if error and "num_heads is" not in error:
+            assert "it must be a multiple" in error or "1 x 1 pixels" in error
+            for remedy in error.split(" Use ")[1].rstrip(".").split(" or "):
+                seen.add(re.sub(r"\d+", "N", remedy))
+                assert refusal(changed(tried, remedy)) is None, (tried, remedy)
+    assert len(seen) > (1 if heads == 32 else 4)
+
+
+def refusal(tried):
+    try:
+        _check_sizes(TINY | {"num_res_blocks": 1, "class_dropout_prob": 0.1} | tried)
+    except ConfigError as error:
+        return str(error)
+
+
+def changed(tried, remedy):
+    told = {
+        what: int(n) for what, n in re.findall(r"(images of|patch_size|num_heads) (\d+)", remedy)
+    }
+    levels, last = (re.search(rf"(\d+) {what}", remedy) for what in ("level", "channels there"))
+    widths = tried["channels"][: int(levels[1])] if levels else tried["channels"]
+    return tried | {
+        "input_size": told.get("images of", tried["input_size"]),
+        "patch_size": told.get("patch_size", tried["patch_size"]),
+        "num_heads": told.get("num_heads", tried["num_heads"]),
+        "channels": (*widths[:-1], int(last[1])) if last else widths,
+    }
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"input_size": 8, "channels": (8,) * 4},
+        {"input_size": 28, "patch_size": 28, "channels": (8,)},
+    ],
+)
+def test_a_group_of_one_number_is_refused_and_two_are_not(sizes):
+    tried = TINY | {"patch_size": 1} | sizes
+    with pytest.raises(ConfigError, match=r"one number there.*Use 16 channels there"):
+        UNet(**tried)
+    wide = tried | {"channels": (*tried["channels"][:-1], 16)}
+    x, t, y = batch(1, tried["input_size"])
+    assert UNet(**wide).train()(x, t, y).shape == x.shape
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_an_empty_batch_gives_an_empty_result(patch):
+    model = UNet(8, 1, channels=(8, 16), patch_size=patch)
+    v, features = model.forward_features(torch.zeros(0, 1, 8, 8), torch.zeros(0), blocks=(1, 3))
+    assert v.shape == (0, 1, 8, 8)
+    assert features[1].shape == (0, (8 // patch) ** 2, 8)
+    assert features[3].shape == (0, (4 // patch) ** 2, 16)
 
 
 X, T, Y = batch()

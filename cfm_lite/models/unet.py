@@ -46,7 +46,8 @@ class UNet(Labelled):
     those of `SiT`: label `num_classes` is the null label.
 
     Raises ConfigError for sides outside 8 to 64 or that cannot be halved, for channels that
-    GroupNorm or the heads cannot divide, and for counts below 1.
+    GroupNorm or the heads cannot divide or of which a group would hold one number, and for counts
+    below 1.
 
     >>> UNet(8, 1, channels=(8, 16))(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape
     torch.Size([2, 1, 8, 8])
@@ -143,7 +144,7 @@ class UNet(Labelled):
                     features[number] = h.flatten(2).mT  # (B, T, D)
             return h
 
-        h = self.stem(_channels_last(F.pixel_unshuffle(x, self.patch_size)))
+        h = self.stem(_channels_last(_unshuffle(x, self.patch_size)))
         skips = [h := run(self.down[0], h)]
         for halve, part in zip(self.downsample, self.down[1:]):
             skips.append(h := run(part, halve(h)))
@@ -155,7 +156,8 @@ class UNet(Labelled):
                 # a 1x1 convolution and a copy commute, and the convolution is cheaper first
                 h = F.interpolate(self.upsample[level - 1](h), scale_factor=2.0)
         v = self.head(F.silu(self.norm(h)))
-        return F.pixel_shuffle(v, self.patch_size).contiguous(), features
+        v = F.pixel_shuffle(v, self.patch_size) if len(x) else v.reshape(x.shape)
+        return v.contiguous(), features
 
 
 class Norm(nn.GroupNorm):
@@ -206,6 +208,13 @@ class SelfAttention(nn.Module):
         return h + mixed.mT.reshape(h.shape)
 
 
+def _unshuffle(x: Tensor, patch: int) -> Tensor:
+    if len(x):
+        return F.pixel_unshuffle(x, patch)
+    # torch's leaves an empty batch as it is
+    return x.reshape(0, x.shape[1] * patch**2, x.shape[2] // patch, x.shape[3] // patch)
+
+
 def _channels_last(x: Tensor) -> Tensor:
     # oneDNN's convolutions are faster so; vmap knows no such layout
     return x if transformed(x) else x.contiguous(memory_format=torch.channels_last)
@@ -237,13 +246,6 @@ def _check_sizes(config: dict[str, Any]) -> None:
             f"input_size is {side}; a UNet takes images of {SIDES[0]} to {SIDES[1]} pixels a side. "
             "Resize them, or encode larger ones with a VAE."
         )
-    factor = patch * 2 ** (len(widths) - 1)
-    if side % factor:
-        raise ConfigError(
-            f"input_size is {side}, which patch_size {patch} and {len(widths)} levels divide by "
-            f"{factor}; it must be a multiple. Use fewer levels, patch_size 1, or images of "
-            f"{-(-side // factor) * factor} pixels."
-        )
     for width in widths:
         check_count("channels", width)
         if width % GROUPS:
@@ -256,3 +258,47 @@ def _check_sizes(config: dict[str, Any]) -> None:
             f"num_heads is {config['num_heads']}, and the last of channels is {widths[-1]}; "
             "it must be a multiple of num_heads."
         )
+    factor = patch * 2 ** (len(widths) - 1)
+    if side % factor:
+        raise ConfigError(
+            f"input_size is {side}, which patch_size {patch} and {len(widths)} level"
+            f"{'s' * (len(widths) > 1)} divide by {factor}; it must be a multiple. Use "
+            f"{' or '.join(_remedies(config))}."
+        )
+    if not _fits(side, patch, widths):
+        raise ConfigError(
+            f"the last of channels is {widths[-1]} on a level of 1 x 1 pixels; each of GroupNorm's "
+            f"{GROUPS} groups would hold one number there, and make it 0. Use "
+            f"{' or '.join([f'{2 * widths[-1]} channels there', *_remedies(config)])}."
+        )
+
+
+def _fits(side: int, patch: int, widths: Sequence[int]) -> bool:
+    """Whether images can be halved so often, and a group of GroupNorm holds two numbers at least."""
+    whole, left = divmod(side, patch * 2 ** (len(widths) - 1))
+    return not left and (whole > 1 or widths[-1] > GROUPS)
+
+
+def _remedies(config: dict[str, Any]) -> list[str]:
+    """What fits in the place of these sizes: fewer levels, patch_size 1, other images."""
+    side, patch, widths = config["input_size"], config["patch_size"], config["channels"]
+
+    def most(patch: int) -> int:
+        """The most levels that fit, up to these; 0 for none."""
+        fit = (
+            n
+            for n in range(len(widths), 0, -1)
+            if _fits(side, patch, widths[:n]) and not widths[n - 1] % config["num_heads"]
+        )
+        return next(fit, 0)
+
+    def levels(n: int) -> str:
+        return f"{n} level{'s' * (n > 1)}"
+
+    found = [levels(most(patch))] if most(patch) else []
+    if most(1) > most(patch):
+        found.append("patch_size 1" + (f" with {levels(most(1))}" if most(1) < len(widths) else ""))
+    images = [s for s in range(SIDES[0], SIDES[1] + 1) if _fits(s, patch, widths)]
+    if images:
+        found.append(f"images of {min(images, key=lambda s: (abs(s - side), -s))} pixels")
+    return found or ["patch_size 1 with 1 level and num_heads 1"]
