@@ -282,6 +282,12 @@ X, T, Y = batch()
         (TINY, torch.randn(2, 5, 7), r"\(B, 5, 8\)"),
         (TINY, torch.randn(3, 5, 8), "one for each"),
         (TINY, torch.randn(2, 4, 8), "Encode the captions"),
+        (TINY, ["a red seven"] * 2, "type list.*Encode the captions"),
+        (TINY, torch.randn(2, 5, 8).tolist(), "type list.*Encode the captions"),
+        (TINY, torch.tensor(1.0), r"shape \(\).*Encode the captions"),
+        (TINY, torch.randn(2, 5, 8).to("meta"), "y is on meta and x on cpu"),
+        (WORDS, ["a red seven"] * 2, r"type list.*whole, \(2, 5\)"),
+        (WORDS, Y.to("meta"), "y is on meta and x on cpu"),
     ],
 )
 def test_captions_that_do_not_fit_are_refused(sizes, y, message):

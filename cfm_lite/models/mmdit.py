@@ -18,7 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_count, check_flag, check_number, check_time, plain
+from cfm_lite._internal.checks import (
+    check_count,
+    check_flag,
+    check_number,
+    check_time,
+    plain,
+    seen,
+)
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.embed import (
     Network,
@@ -178,24 +185,27 @@ class MMDiT(Network):
 
     def _captions(self, y: Tensor | None, x: Tensor) -> Tensor:
         """The features (B, L, context_dim) of the captions of `x`."""
+        if isinstance(y, Tensor) and y.device != x.device:
+            raise ConfigError(f"y is on {y.device} and x on {x.device}; use y.to(x.device).")
         if self.words is not None:
             blank = torch.zeros(len(x), self.context_length, dtype=torch.long, device=x.device)
             return self.words(blank if y is None else y, x)
         if y is None:
             return self.null_context.to(x.dtype).expand(len(x), -1, -1)
-        if len(y) != len(x):
+        if len(self._features(y)) != len(x):
             raise ConfigError(
                 f"y holds {len(y)} captions for {len(x)} rows of x; give one for each."
             )
-        return self._features(y) if autocasting(x) else self._features(y).to(x.dtype)
+        return y if autocasting(x) else y.to(x.dtype)
 
     def _features(self, y: Tensor) -> Tensor:
-        wanted = (self.context_length, self.context_dim)
-        if tuple(y.shape[1:]) != wanted or not y.is_floating_point():
+        """`y` itself; ConfigError for anything but features of captions."""
+        wanted, given = (self.context_length, self.context_dim), isinstance(y, Tensor)
+        if not given or tuple(y.shape[1:]) != wanted or not y.is_floating_point():
             raise ConfigError(
-                f"y has shape {tuple(y.shape)} and dtype {y.dtype}; this model takes the features "
-                f"of captions, floating, (B, {wanted[0]}, {wanted[1]}). Encode the captions with "
-                "the encoder that it was trained with."
+                f"y has {seen(y)}{f' and dtype {y.dtype}' if given else ''}; this model takes a "
+                f"tensor of the features of captions, floating, (B, {wanted[0]}, {wanted[1]}). "
+                "Encode the captions with the encoder that it was trained with."
             )
         return y
 

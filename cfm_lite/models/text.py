@@ -20,7 +20,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from cfm_lite._internal import hub
-from cfm_lite._internal.checks import as_labels, check_tensor, in_one_line, is_whole, on_host
+from cfm_lite._internal.checks import as_labels, in_one_line, is_whole, on_host, seen
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32
@@ -63,11 +63,11 @@ class WordEmbedding(nn.Module):
     ) -> Float[Tensor, "batch length features"]:
         """Raises ConfigError unless `y` is a caption for each row of the batch `x`."""
         y, wanted = as_labels(y), (len(x), self.length)
-        check_tensor(y=y)
-        if tuple(y.shape) != wanted or not is_whole(y):
+        given = isinstance(y, Tensor)
+        if not given or tuple(y.shape) != wanted or not is_whole(y):
             raise ConfigError(
-                f"y has shape {tuple(y.shape)} and dtype {y.dtype}; this model takes captions as "
-                f"word numbers, whole, {wanted}."
+                f"y has {seen(y)}{f' and dtype {y.dtype}' if given else ''}; this model takes a "
+                f"tensor of captions as word numbers, whole, {wanted}."
             )
         if on_host(y) and y.numel():
             low, high = int(y.min()), int(y.max())
