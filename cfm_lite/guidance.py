@@ -44,6 +44,7 @@ from cfm_lite._internal.checks import (
     promote,
     repulsion_total,
     repulsion_weight,
+    seen,
 )
 from cfm_lite._internal.networks import (
     as_velocity_of,
@@ -183,16 +184,17 @@ def _evaluated(
     return promote(as_velocity_of(output, x))
 
 
-def _rows(y: Tensor | int, x: Tensor) -> Tensor:
-    """`y` as one condition per row of `x`, on its device."""
+def _rows(y: Tensor | int, x: Tensor, name: str = "y") -> Tensor:
+    """`y`, called `name`, as one condition per row of `x`, on its device."""
     if isinstance(y, int):
         return torch.full((x.shape[0],), y, device=x.device)
     if y.dim() > 1 and y.shape[0] == 1:  # one caption for all
         y = y.expand(x.shape[0], *y.shape[1:])
     if y.shape[0] != x.shape[0]:
+        what, one = ("label", "one int") if y.dim() == 1 else ("caption", "a batch of one")
         raise ConfigError(
-            f"y has {y.shape[0]} labels for {x.shape[0]} rows of x; give one label per row, or one "
-            "int for all."
+            f"{name} has {y.shape[0]} {what}s for {x.shape[0]} rows of x; give one {what} per row, "
+            f"or {one} for all."
         )
     return y.to(x.device, non_blocking=True)
 
@@ -277,8 +279,13 @@ def cfg(
     cond, labels, other = (
         conditional(model, y),
         check_labels_of(model, y),
-        check_labels_of(model, negative),
+        check_labels_of(model, negative, "negative"),
     )
+    if takes_captions(model) and other is not None and other.shape[1:] != labels.shape[1:]:
+        raise ConfigError(
+            f"negative has {seen(other)} and y {seen(labels)}; both are captions, so they must "
+            "agree after the first dim. Make both in the same way."
+        )
     channels = channels if channels is None else check_count("channels", channels)
     # after every check: a sweep over scales must refuse the same arguments at 1
     if scale == 1:
@@ -306,7 +313,7 @@ def _both(
     rows.
     """
     y = _rows(labels, x)
-    y = torch.cat([y, null_condition(model, y) if other is None else _rows(other, x)])
+    y = torch.cat([y, null_condition(model, y) if other is None else _rows(other, x, "negative")])
     return _evaluated(model, y, True, torch.cat([x, x]), torch.cat([t, t])).chunk(2)
 
 

@@ -3,6 +3,7 @@ labels are what they were.
 """
 
 import contextlib
+import re
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ X = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 T = torch.linspace(0.1, 0.9, 6)
 WORDS = torch.randint(1, 9, (6, 5), generator=torch.Generator().manual_seed(1))
 FEATURES = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(2))
+LABELLED, Y = SiT(4, 2, 3, 16, 1, 2, num_classes=4), torch.tensor([0, 1, 2, 3, 0, 1])
 CAPTIONS = pytest.mark.parametrize(("vocab_size", "y"), [(9, WORDS), (0, FEATURES)])
 
 
@@ -123,6 +125,34 @@ def test_a_negative_label_is_one_to_move_away_from():
     v, against = model(X, T, y), model(X, T, torch.full_like(y, 2))
     guided = guidance.cfg(model, y, 2.0, negative=2)(X, T)
     torch.testing.assert_close(guided, against + 2 * (v - against))
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "negative", "message"),
+    [
+        (mmdit(), WORDS, FEATURES, "negative has shape (6, 5, 8) and y shape (6, 5)"),
+        (mmdit(), WORDS, WORDS[:, :4], "negative has shape (6, 4) and y shape (6, 5)"),
+        (mmdit(0), FEATURES, FEATURES[..., :7], "negative has shape (6, 5, 7) and y shape"),
+        (mmdit(), WORDS, WORDS[0], "negative has shape (5,); this model takes a caption"),
+        (mmdit(), WORDS, WORDS[:2], "negative has 2 captions for 6 rows of x; give one caption"),
+        (mmdit(), WORDS[:2], WORDS, "y has 2 captions for 6 rows of x; give one caption per row"),
+        (LABELLED, Y, Y[:2], "negative has 2 labels for 6 rows of x; give one label per row"),
+        (LABELLED, Y, Y.float(), "negative has dtype torch.float32; labels are integers"),
+        (LABELLED, Y, Y + 9, "the labels of negative span [9, 12]"),
+    ],
+)
+def test_a_negative_that_does_not_fit_is_named(model, y, negative, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        guidance.cfg(model, y, 2.0, negative=negative)(X, T)
+
+
+def test_a_term_about_conditions_asks_for_conditions():
+    objective = Objective(mmdit(), terms=(FlowMatching(), ConditionRepulsion(0.05)))
+    with pytest.raises(
+        ConfigError, match=r"other_condition needs y.*Give labels.*or captions"
+    ) as e:
+        objective(X)
+    assert "in_batch" not in str(e.value)
 
 
 @CAPTIONS

@@ -267,20 +267,21 @@ def is_whole(y: Tensor) -> bool:
     return not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
 
 
-def check_labels(y: Any, x: Tensor | None, highest: int) -> Tensor:
-    """`y` (B,) as int64: integers in [0, highest], one per row of `x` unless that is None."""
+def check_labels(y: Any, x: Tensor | None, highest: int, name: str = "y") -> Tensor:
+    """`y` (B,), called `name`, as int64: integers in [0, highest], one per row of `x` unless that is None."""
     rows = "B" if x is None else x.shape[0] if x.dim() else "?"
     y = as_labels(y)
     if not isinstance(y, Tensor) or y.dim() != 1 or (x is not None and y.shape[0] != rows):
         raise ConfigError(
-            f"y has {seen(y)}; it must be a tensor of shape ({rows},), one label per row of x."
+            f"{name} has {seen(y)}; it must be a tensor of shape ({rows},), one label per row of x."
         )
     if y.dtype != torch.int64:
-        raise ConfigError(f"y has dtype {y.dtype}; labels are integers. Call y.long().")
+        raise ConfigError(f"{name} has dtype {y.dtype}; labels are integers. Call {name}.long().")
     if on_host(y) and y.numel():
         low, high = (bound.item() for bound in y.aminmax())
         if low < 0 or high > highest:
-            raise ConfigError(f"labels span [{low}, {high}]; the allowed range is [0, {highest}].")
+            told = "labels" if name == "y" else f"the labels of {name}"
+            raise ConfigError(f"{told} span [{low}, {high}]; the allowed range is [0, {highest}].")
     return y
 
 

@@ -159,22 +159,24 @@ def null_condition(model: Any, y: Tensor) -> Tensor:
     return own(y) if own is not None else torch.full_like(y, plain(model.num_classes))
 
 
-def check_caption(y: Any, x: Tensor | None = None) -> Tensor:
-    """`y` with one caption for each row of `x`: word numbers (B, L), as int64, or features
+def check_caption(y: Any, x: Tensor | None = None, name: str = "y") -> Tensor:
+    """`y`, called `name`, with one caption for each row of `x`: word numbers (B, L), as int64, or features
     (B, L, D).
     """
     rows, y = "B" if x is None else x.shape[0], as_labels(y)
     good = isinstance(y, Tensor) and (y.dim() == 2 if is_whole(y) else y.dim() == 3)
     if not good or y.is_complex() or (x is not None and len(y) not in (1, rows)):
         raise ConfigError(
-            f"y has {seen(y)}; this model takes a caption for each row of x: word numbers "
+            f"{name} has {seen(y)}; this model takes a caption for each row of x: word numbers "
             f"({rows}, L), whole, or the features of an encoder ({rows}, L, D)."
         )
     return y
 
 
-def check_labels_of(model: Any, y: Any) -> Any:
-    """`y` as int64 labels (B,) for `model`, as one int for every row, or None; or as captions."""
+def check_labels_of(model: Any, y: Any, name: str = "y") -> Any:
+    """`y`, called `name`, as int64 labels (B,) for `model`, as one int for every row, or None; or
+    as captions.
+    """
     check_callable(model=model)
     y = y if isinstance(y, Tensor) else plain(y)
     if y is None:
@@ -185,14 +187,14 @@ def check_labels_of(model: Any, y: Any) -> Any:
             "model that takes y."
         )
     if takes_captions(model):
-        return check_caption(y)
+        return check_caption(y, None, name)
     highest = plain(getattr(_unwrapped(model), "num_classes", None))
     highest = highest if isinstance(highest, int) else 2**62
     if not isinstance(y, int) or isinstance(y, bool):
-        return check_labels(y, None, highest)
+        return check_labels(y, None, highest, name)
     if abs(y) >= 2**62:
-        raise ConfigError(f"y is {hex(y):.20}...; labels span [0, {highest}].")
-    check_labels(torch.tensor([y], device="cpu"), None, highest)
+        raise ConfigError(f"{name} is {hex(y):.20}...; labels span [0, {highest}].")
+    check_labels(torch.tensor([y], device="cpu"), None, highest, name)
     return y
 
 
