@@ -13,6 +13,7 @@ from cfm_lite.cli.arguments import Common
 from cfm_lite.data import digits
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate import judges
+from cfm_lite.lab import SUITES
 from cfm_lite.methods import METHODS
 from cfm_lite.runs.imagenet import PRESETS
 from cfm_lite.runs.recipe import recipe
@@ -252,9 +253,10 @@ def test_help_lists_the_commands_and_the_module_can_be_run():
 
 
 @pytest.mark.parametrize(
-    ("command", "names"), [(["train"], METHODS), (["scale", "train"], PRESETS)]
+    ("command", "names"),
+    [(["train"], METHODS), (["scale", "train"], PRESETS), (["compare"], SUITES)],
 )
-def test_help_names_every_method(command, names, capsys):
+def test_help_names_every_method_and_suite(command, names, capsys):
     with pytest.raises(SystemExit):
         cli.main([*command, "--help"])
     told = re.sub(r"[\s│]+", " ", capsys.readouterr().out)

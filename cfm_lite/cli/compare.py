@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from tyro.conf import Positional, arg
 
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from cfm_lite.lab.sweep import Plan
 
 __all__ = ["Compare", "compare_suite", "report_suite", "time_steps"]
+
+
+# the names of lab.SUITES, which --help is too quick to import
+Suite = Literal[
+    "toy",
+    "digits",
+    "mnist",
+    "mnist_short",
+    "mnist_guidance",
+    "mnist_sit",
+    "words",
+    "cifar10",
+    "cifar10_full",
+]
 
 
 @dataclass
@@ -30,24 +44,14 @@ class Compare(Seeded):
     again: ClassVar[str] = "The same command resumes it."
 
     suite: Annotated[
-        Positional[
-            Literal[
-                "toy",
-                "digits",
-                "mnist",
-                "mnist_short",
-                "mnist_guidance",
-                "mnist_sit",
-                "words",
-                "cifar10",
-                "cifar10_full",
-            ]
-            | None
-        ],
-        arg(metavar="[SUITE]", help_behavior_hint=""),
+        Positional[Suite | None],
+        arg(
+            metavar="[SUITE]",
+            help_behavior_hint="",
+            help=f"What to compare (one of {', '.join(get_args(Suite))}; default: digits, with "
+            "--report all suites). The pictures of cifar10 have 16 x 16 pixels.",
+        ),
     ] = None
-    """toy, digits, mnist, mnist_short, mnist_guidance, mnist_sit, cifar10 (16 x 16 pixels) or
-    cifar10_full (default: digits; with --report all suites)."""
     group: tuple[str, ...] = ("core",)
     """Which tables to fill: core, any of the suite's ablations, or all."""
     seeds: OptionalInt = None
