@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -280,3 +281,14 @@ def test_every_data_set_loads_with_held_out_data_of_the_same_kind(name):
     assert data.y.dtype == torch.int64
     assert set(data.y.tolist()) <= set(range(data.num_classes))
     assert not any(torch.equal(row, other) for row in data.x1[:20] for other in data.held_x1[:20])
+
+
+def test_sizes_of_a_unet_that_cannot_be_are_told_by_the_recipes_fields():
+    data = SimpleNamespace(shape=(1, 28, 28), num_classes=10)
+    for given in ({"hidden_size": 12}, {"hidden_size": 16, "num_heads": 5}):
+        with pytest.raises(
+            ConfigError, match=f"hidden_size is {given['hidden_size']}, so the"
+        ) as e:
+            build_model(recipe("mnist", **given), data)
+        assert "\n" not in str(e.value)
+    assert build_model(recipe("mnist", hidden_size=16), data).channels == (16, 32)

@@ -251,15 +251,15 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
                 **_with_captions(recipe, data),
             )
         if recipe.model == "unet":
-            return UNet(
-                side,
-                channels,
-                [recipe.hidden_size * 2**level for level in range(recipe.levels)],
-                recipe.depth,
-                recipe.patch_size,
-                recipe.num_heads,
-                data.num_classes,
-            )
+            widths = [recipe.hidden_size * 2**level for level in range(recipe.levels)]
+            sizes = (widths, recipe.depth, recipe.patch_size, recipe.num_heads, data.num_classes)
+            try:
+                return UNet(side, channels, *sizes)
+            except ConfigError as error:  # a recipe has no field channels
+                told = ", ".join(map(str, widths))
+                raise ConfigError(
+                    f"hidden_size is {recipe.hidden_size}, so the channels are {told}: {error}"
+                ) from None
         return SiT(
             input_size=side,
             patch_size=recipe.patch_size,
