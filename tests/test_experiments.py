@@ -334,6 +334,13 @@ def test_a_guided_sampling_counts_its_evaluations_once_and_its_rows_twice_wherev
     assert experiments.row_base("fm", SMALL.changed(guidance=2.0), 100, 4, "heun")["nfe"] == 8
 
 
+@pytest.mark.parametrize("suite", ["mnist", "mnist_short", "words", "cifar10"])
+def test_gains_on_pictures_are_held_against_all_three_controls(suite):
+    arms = SUITES[suite].arms
+    assert {"fm", "fm_scaled", "fm_time_scaled", "fm_retargeted"} <= set(arms)
+    assert len(set(arms)) == len(arms)
+
+
 def test_time_scaled_fm_is_fm_with_a_boost_and_shares_its_training():
     base = experiments.SUITES["digits"].base("core", {})
     fm = jobs.Trial("g", "", "fm", base, ())

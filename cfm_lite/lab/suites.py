@@ -155,9 +155,12 @@ _POINTS, _IMAGES = _core("pair_dispersive", teacher=False), _core("pair")
 # beside crop_resize; one channel cannot be shuffled
 _PERTURBATIONS = ("cutmix", "gaussian_blur", "color_jitter", "additive_noise")
 _CORE = euler(2, 4, 8, 16, 50)
-# seen and held-out prompts in turn
+# seen and held-out prompts in turn; REPA is not here, because there is no frozen encoder of these
+# pictures that knows no captions
 _PROMPTS = Group(
-    _core("contrast_by_condition", teacher=False), 3, (Sampling("euler", 20, 2.0, samples=2000),)
+    _core("fm_time_scaled", "contrast_by_condition", teacher=False),
+    3,
+    (Sampling("euler", 20, 2.0, samples=2000),),
 )
 _LARGE = Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))
 _SMALL_SIT = {"batch": 128, "steps": 1000}
