@@ -158,6 +158,8 @@ REFUSED = [
     ("sample --checkpoint words --negative redd7", "did you mean"),
     ("sample --checkpoint words --labels 3", "draws captions"),
     ("sample --checkpoint words --prompt redd7", "did you mean 'red'"),
+    ("sample --checkpoint words --prompt red7 blue7 --num 1", "--prompt has 2 texts; use --num 2 at least"),
+    ("sample --prompt --out new.png", "--prompt needs a text to draw"),
     ("sample --prompt red7 --average model", "the network that ships draws"),
     *(
         (f"scale sample --prompt red7 {flag(name)}", f"--{name} is for a run or a file of weights")

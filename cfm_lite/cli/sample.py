@@ -14,6 +14,7 @@ from cfm_lite.cli.arguments import (
     Seeded,
     show,
 )
+from cfm_lite.errors import ConfigError
 
 __all__ = ["Sample"]
 
@@ -67,6 +68,11 @@ class Sample(Seeded):
 
         if self.num is not None:
             check_count("num", self.num)
+            if self.num < len(self.prompt):
+                raise ConfigError(
+                    f"--num is {self.num} and --prompt has {len(self.prompt)} texts; use --num "
+                    f"{len(self.prompt)} at least, or leave it out."
+                )
         if self.quick:
             self.refuse(["num"], "and --quick both say how many samples; give one of them.")
         where = runs.pick_device(self.device)
@@ -75,7 +81,7 @@ class Sample(Seeded):
             few = 16 if in_parts(run) else 20
             settings = settings_of(
                 run,
-                few if self.quick else self.num or self.by_itself or 100,
+                max(few, len(self.prompt)) if self.quick else self.num or self.by_itself or 100,
                 seed=self.seed,
                 solver=self.solver,
                 steps=self.steps,
@@ -103,6 +109,8 @@ class Sample(Seeded):
         """The run of --checkpoint; with --prompt and without --checkpoint the shipped network."""
         from cfm_lite import pretrained, runs
 
+        if not self.prompt:
+            self.refuse(["prompt"], "needs a text to draw, such as --prompt 'a red seven'.")
         if self.prompt and "checkpoint" not in self.given:
             self.refuse(
                 ["average", "format", "model", "text", "vae"],
