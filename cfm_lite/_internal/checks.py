@@ -268,7 +268,9 @@ def is_whole(y: Tensor) -> bool:
 
 
 def check_labels(y: Any, x: Tensor | None, highest: int, name: str = "y") -> Tensor:
-    """`y` (B,), called `name`, as int64: integers in [0, highest], one per row of `x` unless that is None."""
+    """`y` (B,), called `name`, as int64: integers in [0, highest], one per row of `x` unless that
+    is None.
+    """
     rows = "B" if x is None else x.shape[0] if x.dim() else "?"
     y = as_labels(y)
     if not isinstance(y, Tensor) or y.dim() != 1 or (x is not None and y.shape[0] != rows):

@@ -160,8 +160,8 @@ def null_condition(model: Any, y: Tensor) -> Tensor:
 
 
 def check_caption(y: Any, x: Tensor | None = None, name: str = "y") -> Tensor:
-    """`y`, called `name`, with one caption for each row of `x`: word numbers (B, L), as int64, or features
-    (B, L, D).
+    """`y`, called `name`, with one caption for each row of `x`: word numbers (B, L), as int64, or
+    features (B, L, D).
     """
     rows, y = "B" if x is None else x.shape[0], as_labels(y)
     good = isinstance(y, Tensor) and (y.dim() == 2 if is_whole(y) else y.dim() == 3)

@@ -274,7 +274,7 @@ def _check_sizes(config: dict[str, Any]) -> None:
 
 
 def _fits(side: int, patch: int, widths: Sequence[int]) -> bool:
-    """Whether images can be halved so often, and a group of GroupNorm holds two numbers at least."""
+    """Whether sides can be halved so often, and a group of GroupNorm holds at least two numbers."""
     whole, left = divmod(side, patch * 2 ** (len(widths) - 1))
     return not left and (whole > 1 or widths[-1] > GROUPS)
 
