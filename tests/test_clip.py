@@ -2,8 +2,12 @@
 same path as the real one.
 """
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cfm_lite._internal import lazy
 from cfm_lite.errors import CheckpointError, ConfigError
@@ -90,6 +94,77 @@ def test_what_is_no_list_of_texts_or_no_encoder_is_refused_in_one_line(place, tm
     with pytest.raises(CheckpointError, match="no CLIP") as error:
         ClipText(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def without_encoder(weights):
+    return {name: value for name, value in weights.items() if "text_model.encoder" not in name}
+
+
+def as_bytes(weights):
+    return {name: value.to(torch.int8) for name, value in weights.items()}
+
+
+def wider(config):
+    return {**config, "text_config": {**config["text_config"], "hidden_size": 16}}
+
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+DAMAGED = [
+    (WEIGHTS, without_encoder, r"lacks 32 weights, such as \S*encoder\.layers\.0"),
+    (WEIGHTS, as_bytes, r"holds integers, which are no weights: .*torch\.int8"),
+    (WEIGHTS, lambda content: content[: len(content) // 2], "is damaged"),
+    (WEIGHTS, lambda content: b"", "is damaged"),
+    (CONFIG, wider, r"another shape than its config\.json tells, such as .*\(7, 12\), not \(7, 16"),
+    (CONFIG, lambda config: {}, "lacks"),
+    (CONFIG, lambda config: [], "is damaged"),
+    (TOKENIZER, None, "has no tokenizer"),
+]
+
+
+@needs_transformers
+@pytest.mark.parametrize("opened", ["text", "score"])
+@pytest.mark.parametrize(("file", "change", "words"), DAMAGED)
+def test_a_clip_that_is_not_whole_is_refused_in_one_line(
+    place, tmp_path, capfd, opened, file, change, words
+):
+    from cfm_lite.evaluate.clip import ClipScore
+
+    copy = tmp_path / "clip"
+    shutil.copytree(place, copy)
+    if change is None:
+        (copy / file).unlink()
+    elif file == CONFIG:
+        (copy / file).write_text(json.dumps(change(json.loads((copy / file).read_text()))))
+    elif change in (without_encoder, as_bytes):
+        save_file(change(load_file(copy / file)), copy / file, {"format": "pt"})
+    else:
+        (copy / file).write_bytes(change((copy / file).read_bytes()))
+    flag, kind = ("--text", ClipText) if opened == "text" else ("--clip", ClipScore)
+    with pytest.raises(CheckpointError, match=f"{words}.*Give with {flag} a folder") as error:
+        kind(copy)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_transformers
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_clip_in_another_precision_is_read_as_float32(place, tmp_path, dtype):
+    copy = shutil.copytree(place, tmp_path / "clip")
+    weights = load_file(copy / WEIGHTS)
+    rounded = {name: value.to(dtype) for name, value in weights.items()}
+    save_file(rounded, copy / WEIGHTS, {"format": "pt"})
+    encoder = ClipText(copy)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    name = "embeddings.token_embedding.weight"
+    assert torch.equal(encoder.tower.get_parameter(name), rounded[f"text_model.{name}"].float())
+
+
+@needs_transformers
+def test_the_place_of_a_folder_is_its_whole_path(place, monkeypatch):
+    monkeypatch.chdir(place.parent)
+    assert ClipText(place.name).place == str(place)
+    monkeypatch.setenv("HOME", str(place.parent))
+    assert ClipText(f"~/{place.name}").place == str(place)
 
 
 @needs_transformers

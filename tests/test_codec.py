@@ -220,6 +220,9 @@ def test_another_kind_of_model_and_weights_that_are_not_all_there_are_one_line(c
     )
     with pytest.raises(DataError, match=r"lacks 1 weights, such as decoder\.conv_in\.bias"):
         open_codec(str(tmp_path / "vae"))
+    save_file({name: value.to(torch.int8) for name, value in kept.items()}, weights)
+    with pytest.raises(DataError, match=r"holds integers, .*torch\.int8 and \d+ more\. Fetch"):
+        open_codec(str(tmp_path / "vae"))
     save_file(kept, weights)
     for kind in ("AutoencoderTiny", "VQModel", "UNet2DModel"):
         config.write_text(plain.replace("AutoencoderKL", kind))

@@ -434,8 +434,27 @@ def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
             for name in wanted
             if name in given and given[name].shape != wanted[name].shape
         ],
+        "of integers, which are no weights": integers(wanted, given),
     }
     return _counted(problems)
+
+
+def integers(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
+    """Those tensors of `given` that hold no real numbers although they do in `wanted`, with dtypes.
+
+    A counter, such as num_batches_tracked, is whole in both.
+
+    >>> integers({"a": torch.ones(1)}, {"a": torch.ones(1, dtype=torch.int8)})
+    ['a torch.int8']
+    """
+    return [
+        f"{name} {x.dtype}"
+        for name, x in given.items()
+        if isinstance(x, Tensor)
+        and not x.is_floating_point()
+        and name in wanted
+        and wanted[name].is_floating_point()
+    ]
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Any) -> None:

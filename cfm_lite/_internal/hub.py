@@ -1,12 +1,69 @@
-"""The Hugging Face hub is asked once whether it gives a model, before others ask for its files.
+"""Networks that others read: from the Hugging Face hub, or from a folder in its layout.
+
+The hub is asked once whether it gives a model, before others ask for its files.
 
 transformers, diffusers and timm ask for each possible file, five times, waiting longer each time.
 So a wrong name, or a machine without a network, would be an error only after two minutes.
 """
 
-from cfm_lite._internal.lazy import optional
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-__all__ = ["kept", "refusal"]
+import safetensors
+from torch import nn
+
+from cfm_lite._internal.checks import integers, listed
+from cfm_lite._internal.lazy import optional
+from cfm_lite._internal.places import AnyPath, expanded
+
+__all__ = ["flaw", "folder_of", "kept", "refusal"]
+
+
+def folder_of(place: AnyPath) -> str | None:
+    """The whole path of `place` if it is a folder on this machine. None means a name on the hub.
+
+    >>> folder_of("me/none")
+    """
+    folder = expanded(place)
+    return str(folder.absolute()) if os.fspath(place) and os.path.isdir(folder) else None
+
+
+def flaw(network: nn.Module, about: Mapping[str, Any], place: str, file: str, extra: str) -> str:
+    """Why the weights in a `file` at `place` are not those of `network`, in a line; "" if they are.
+
+    `about` is the loading info of transformers or diffusers, which made the network of them. They
+    would leave what is missing, and what has another shape, at random, and take integers for
+    weights.
+
+    >>> about = {"missing_keys": ["weight", "bias"]}
+    >>> flaw(nn.Linear(1, 1), about, "me/none", "model.safetensors", "text")
+    'lacks 2 weights, such as bias'
+    """
+    lacks, other = sorted(about.get("missing_keys", ())), sorted(about.get("mismatched_keys", ()))
+    if lacks:
+        return f"lacks {len(lacks)} weights, such as {lacks[0]}"
+    if other:
+        name, has, wanted = other[0]
+        return (
+            f"has {len(other)} weights of another shape than its config.json tells, such as {name} "
+            f"{tuple(has)}, not {tuple(wanted)}"
+        )
+    # a file in several parts has another name, and is not looked at
+    path = Path(place, file) if os.path.isdir(place) else kept(place, file, extra)
+    whole = _integers(network, Path(path)) if path and os.path.isfile(path) else []
+    return f"holds integers, which are no weights: {listed(whole)}" if whole else ""
+
+
+def _integers(network: nn.Module, path: Path) -> list[str]:
+    with safetensors.safe_open(path, "pt") as file:
+        names = file.keys()  # the file is not a mapping
+        odd = [name for name in names if "F" not in file.get_slice(name).get_dtype()]
+        found = {name: file.get_tensor(name) for name in odd}
+    # transformers leaves out the name of a tower
+    short = {name.partition(".")[2]: x for name, x in found.items()}
+    return integers(network.state_dict(), short | found)
 
 
 def refusal(name: str, extra: str, part: str | None = None) -> str:

@@ -24,7 +24,7 @@ from cfm_lite._internal.checks import as_labels, in_one_line, is_whole, on_host,
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32
-from cfm_lite.errors import CheckpointError, ConfigError
+from cfm_lite.errors import CFMError, CheckpointError, ConfigError
 
 __all__ = ["CLIP", "ClipText", "WordEmbedding", "check_texts", "clip_parts", "open_clip"]
 
@@ -94,14 +94,15 @@ class ClipText(nn.Module):
 
     Raises:
         ConfigError: transformers is not installed, or captions that are not a list of texts.
-        CheckpointError: there is no such encoder.
+        CheckpointError: there is no such encoder, or it is damaged or not whole.
 
     Reference: baofff/U-ViT, libs/clip.py: `openai/clip-vit-large-patch14`.
     """
 
     def __init__(self, place: str | os.PathLike[str] = CLIP) -> None:
         super().__init__()
-        self.place = os.fspath(place)
+        # whole: a run is sampled from another folder than it was trained in
+        self.place = hub.folder_of(place) or os.fspath(place)
         self.tokenizer, self.tower = open_clip(self.place, "CLIPTextModel")
         self.eval()
         self.dim: int = self.tower.config.hidden_size
@@ -155,23 +156,48 @@ def open_clip(place: str, network: str) -> tuple[Any, Any]:
     """The tokenizer and the frozen `network`, a class of transformers, that lie at `place`.
 
     What the hub gives is downloaded once. Raises ConfigError without transformers, and
-    CheckpointError if nothing lies there.
+    CheckpointError if nothing lies there, or what lies there is damaged or not whole.
     """
     modeling, tokens = clip_parts()
-    refused = "" if os.path.isdir(place) else hub.refusal(place, "text")
+    folder = hub.folder_of(place)
+    place, refused = folder or place, "" if folder else hub.refusal(place, "text")
     how = {"local_files_only": bool(refused)}
     try:
         with _quietly():
             tokenizer = tokens.CLIPTokenizer.from_pretrained(place, use_safetensors=True, **how)
             kind = getattr(modeling, network)
-            opened = kind.from_pretrained(place, use_safetensors=True, **how)
-    except (OSError, ValueError) as error:
+            # weights of another shape are told below, with their names
+            opened, about = kind.from_pretrained(
+                place,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **how,
+            )
+    except (CFMError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file fails in a dozen ways
         where = " on this machine, and the hub does not give it" if refused else ""
+        none = refused or isinstance(error, OSError)
+        seen = f"there is no CLIP {place!r}{where}" if none else f"the CLIP {place!r} is damaged"
         raise CheckpointError(
-            f"there is no CLIP {place!r}{where} ({refused or in_one_line(error)}). Give a folder "
-            f"with config.json, model.safetensors and the tokenizer, or go online for {CLIP}."
+            f"{seen} ({(refused or in_one_line(error)).rstrip('.')}). {_remedy(network)}"
         ) from None
+    flaw = hub.flaw(opened, about, place, "model.safetensors", "text")
+    if not flaw and len(tokenizer) <= len(tokenizer.all_special_tokens):
+        flaw = "has no tokenizer, so it knows no words"  # transformers makes an empty one
+    if flaw:
+        raise CheckpointError(f"the CLIP {place!r} {flaw}. {_remedy(network)}")
     return tokenizer, opened.requires_grad_(False).eval()
+
+
+def _remedy(network: str) -> str:
+    flag = "--text" if network == "CLIPTextModel" else "--clip"
+    return (
+        f"Give with {flag} a folder with config.json, model.safetensors and the tokenizer, or go "
+        f"online for {CLIP}."
+    )
 
 
 @contextlib.contextmanager

@@ -114,6 +114,8 @@ def test_pictures_with_captions_are_trained_sampled_and_measured(here, capsys):
     run = Run.open("runs/coco")
     assert isinstance(run.model, MMDiT)
     assert torch.equal(run.model.null_context, ClipText("clip").null())
+    # a run is also sampled from another folder than it was trained in
+    assert run.spec.text == str(here / "clip")
     with np.load("samples-coco/samples.npz") as file:
         assert file["arr_0"].shape == (11, 32, 32, 3)
         assert file["arr_1"].tolist() == list(range(11))

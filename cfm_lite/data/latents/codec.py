@@ -12,7 +12,6 @@ import contextlib
 import difflib
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -209,10 +208,10 @@ def _resolved(source: str) -> tuple[str, str | None] | None:
     """
     if source == "tiny":
         return None
-    folder = expanded(source)
-    if source and os.path.isdir(folder):
+    if (found := hub.folder_of(source)) is not None:
+        folder = Path(found)
         inside = not (folder / "config.json").exists() and (folder / "vae" / "config.json").exists()
-        return str(folder.absolute()), "vae" if inside else None
+        return found, "vae" if inside else None
     if source in VAES:
         return VAES[source], None
     name, _, part = source.partition(":")
@@ -283,12 +282,9 @@ def _pretrained(source: str, name: str, part: str | None) -> nn.Module:
             f"folder with --vae FOLDER.{hint}"
         ) from failure
     vae, about = loaded if isinstance(loaded, tuple) else (loaded, {})
-    if about.get("missing_keys"):  # diffusers would leave them at random
-        raise DataError(
-            f"the VAE {source!r} lacks {len(about['missing_keys'])} weights, such as "
-            f"{sorted(about['missing_keys'])[0]}. Fetch it again, "
-            "or give another with --vae."
-        )
+    file = "/".join(filter(None, (part, "diffusion_pytorch_model.safetensors")))
+    if flaw := hub.flaw(vae, about, name, file, "imagenet"):
+        raise DataError(f"the VAE {source!r} {flaw}. Fetch it again, or give another with --vae.")
     if vae.config.in_channels != 3:
         raise DataError(
             f"the VAE {source!r} encodes {vae.config.in_channels} channels; images have 3. Give "
