@@ -107,6 +107,17 @@ def test_a_file_without_all_weights_is_refused(tiny, tmp_path):
             teacher(TINY, grid=2, checkpoint=tmp_path / "vit.safetensors")
 
 
+def test_a_file_of_integers_is_refused(tiny, tmp_path):
+    file = tmp_path / "vit.safetensors"
+    state = {name: value.to(torch.int8) for name, value in tiny.vit.state_dict().items()}
+    safetensors.torch.save_file(state, file)
+    with pytest.raises(CheckpointError, match=r"vit\.safetensors holds integers.*torch\.int8"):
+        teacher(TINY, grid=2, checkpoint=file)
+    double = {name: value.double() for name, value in tiny.vit.state_dict().items()}
+    safetensors.torch.save_file(double, file)
+    assert same_parameters(teacher(TINY, grid=2, checkpoint=file), tiny)
+
+
 def test_a_file_that_could_run_code_is_refused(tmp_path):
     torch.save({"model": nn.Linear(2, 2)}, tmp_path / "vit.pth")
     with pytest.raises(UntrustedFileError):

@@ -327,6 +327,19 @@ def test_a_state_dict_that_does_not_fit_is_refused_with_its_names(change, messag
         load_official(state, format="sit", num_heads=4)
 
 
+@pytest.mark.parametrize(
+    "name", ["pos_embed", "blocks.0.mlp.fc1.weight", "y_embedder.embedding_table.weight"]
+)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.complex64])
+def test_weights_of_integers_are_refused_with_their_name_and_dtype(tmp_path, name, dtype):
+    state = weights("sit_nosigma")
+    state[name] = state[name].to(dtype)
+    safetensors.torch.save_file(state, tmp_path / "whole.safetensors")
+    for given in (state, tmp_path / "whole.safetensors"):
+        with pytest.raises(ConfigError, match=rf"no weights: {name} {dtype}\. Give the weights"):
+            load_official(given, format="sit", num_heads=4)
+
+
 @pytest.mark.parametrize("content", [None, 3, [1, 2]])
 def test_what_is_no_state_dict_is_refused(content):
     with pytest.raises(ConfigError, match="state dict"):
@@ -368,6 +381,17 @@ def test_every_kind_of_file_is_read(tmp_path):
                 dict(load_official(path, format="repa").state_dict()),
                 dict(loaded("repa_qknorm").state_dict()),
             )
+
+
+@pytest.mark.parametrize("name", ["sit_nosigma", "repa_plain"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+def test_the_weights_of_a_file_become_float32(tmp_path, name, dtype):
+    safetensors.torch.save_file(weights(name, dtype), tmp_path / "saved.safetensors")
+    format = name.partition("_")[0]
+    model = load_official(tmp_path / "saved.safetensors", format=format, num_heads=4)
+    assert {x.dtype for x in model.state_dict().values()} == {torch.float32}
+    if dtype == torch.float64:
+        assert_same_state(dict(model.state_dict()), dict(loaded(name).state_dict()))
 
 
 class Payload:

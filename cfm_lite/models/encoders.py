@@ -18,7 +18,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cfm_lite._internal import hub
-from cfm_lite._internal.checks import check_count, check_floating, in_one_line, on_host, promote
+from cfm_lite._internal.checks import (
+    check_count,
+    check_floating,
+    in_one_line,
+    integers,
+    listed,
+    on_host,
+    promote,
+)
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32
 from cfm_lite._internal.places import AnyPath
@@ -129,7 +137,8 @@ def teacher(
     try:
         if pretrained and checkpoint is None:
             checkpoint = _fetched_before(timm, name)
-        overlay = {} if checkpoint is None else {"state_dict": _content(checkpoint)}
+        content = {} if checkpoint is None else _content(checkpoint)
+        overlay = {"state_dict": content} if content else {}
         vit = timm.create_model(
             name, pretrained or bool(overlay), img_size=size, pretrained_cfg_overlay=overlay
         )
@@ -138,6 +147,11 @@ def teacher(
             f"no weights for the teacher {name!r} ({in_one_line(error)}). Give a file: "
             "teacher(..., checkpoint=PATH), or go online once."
         ) from error
+    if whole := integers(vit.state_dict(), content):  # timm takes them for weights
+        raise CheckpointError(
+            f"{checkpoint} holds integers, which are no weights: {listed(whole)}. Give a file of "
+            f"the teacher {name!r} in floats."
+        )
     return Encoder(vit, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
 
 

@@ -21,7 +21,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,8 @@ def load_official(
 ) -> SiT:
     """A SiT in our convention, on the host, from an official state dict or a file of one.
 
-    A training file {"ema": ..., "model": ...} gives its "ema". Half precision becomes float32.
-    Projectors are dropped; the model's `dropped_keys` lists them.
+    A training file {"ema": ..., "model": ...} gives its "ema". The weights of a file become float32;
+    of a state dict float64 stays, and shorter floats become float32. Projectors are dropped; the model's `dropped_keys` lists them.
 
     Args:
         state_dict_or_path: the file may be .safetensors, .pt or .pth.
@@ -101,7 +101,9 @@ def load_official(
     check_choice("format", format, FORMATS)
     is_file = isinstance(state_dict_or_path, str | os.PathLike)
     content = read_weights(state_dict_or_path) if is_file else state_dict_or_path
-    state, dropped = _official_names(_weights(content), config.pop("encoder_depth", None))
+    # how a file was saved does not tell how it is used, and a network of ours is float32
+    weights = _weights(content, Tensor.float if is_file else promote)
+    state, dropped = _official_names(weights, config.pop("encoder_depth", None))
     with torch.device("meta"):  # no memory, no random numbers: the file gives every parameter
         model = SiT(**_read_config(state, config))
     _check_fit(state, model)
@@ -202,8 +204,8 @@ def _read_pickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _weights(content: Any) -> dict[str, Tensor]:
-    """A copy of the state dict in `content`, without the prefixes of wrappers.
+def _weights(content: Any, as_float: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """A copy of the state dict in `content`, floats `as_float`, without the prefixes of wrappers.
 
     It may stand in the entry "ema", "model" or "state_dict".
     """
@@ -219,8 +221,11 @@ def _weights(content: Any) -> dict[str, Tensor]:
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers:
         raise ConfigError(f"these entries of the state dict are not tensors: {listed(strangers)}.")
+    # integers stay: `_check_fit` refuses them by their dtype
+    plain = {_plain(str(name)): value.detach() for name, value in content.items()}
     return {
-        _plain(str(name)): promote(value.detach()).cpu().clone() for name, value in content.items()
+        name: (as_float(value) if value.is_floating_point() else value).cpu().clone()
+        for name, value in plain.items()
     }
 
 
@@ -310,7 +315,7 @@ def _check_fit(state: dict[str, Tensor], model: SiT) -> None:
     if any(problems):
         raise ConfigError(
             f"the state dict does not fit a SiT of {model.config}: "
-            f"{'; '.join(filter(None, problems))}."
+            f"{'; '.join(filter(None, problems))}. Give the weights as its program saved them."
         )
 
 
