@@ -127,11 +127,11 @@ def test_pictures_with_captions_are_trained_sampled_and_measured(here, capsys):
     said = capsys.readouterr().out
     assert "11 samples of repa_vecor (MMDiT-Ti/2 on mscoco), 4 training steps" in said
     assert "seed 0, 63 captions; codec tiny" in said
-    assert "captions read by clip (" in said
+    assert f"captions read by {here / 'clip'} (" in said
     one, other = values
     assert "standin_fid_to_63_images" in one
     assert (one["clip_score"]["features"], other["clip_score"]["features"]) == (
-        "CLIP clip",
+        f"CLIP {here / 'clip'}",
         "CLIP other",
     )
     assert 0 <= one["clip_score"]["value"] <= 100
