@@ -20,6 +20,7 @@ from cfm_lite._internal.checks import (
     check_module,
     check_number,
     check_same_shape,
+    check_unit_interval,
     full_precision,
     is_finite,
     on_host,
@@ -36,6 +37,7 @@ from cfm_lite._internal.networks import (
     check_caption,
     check_keywords,
     check_model,
+    classes_of,
     null_condition,
     takes,
     takes_captions,
@@ -323,7 +325,7 @@ class Objective(nn.Module):
             )
         # on a device the trainer's guard finds them, without a read here
         if on_host(x1) and not is_finite(x1):
-            bad = (~torch.isfinite(x1.flatten(1)).all(1)).nonzero().flatten().tolist()
+            bad = (~promote(x1).flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
             raise ConfigError(
                 f"x1 holds NaN or infinity in rows {bad[:8]}; every value must be finite. Clean "
                 "the data first."
@@ -332,7 +334,7 @@ class Objective(nn.Module):
             return None
         if takes_captions(self.model):
             return check_caption(y, x1)
-        classes = plain(getattr(self.model, "num_classes", None))
+        classes = classes_of(self.model)
         if not classes:
             raise ConfigError(
                 f"labels were given but the model has num_classes = {classes!r}; build it with "
@@ -384,6 +386,7 @@ def _times(t: Any, x1: Tensor) -> Tensor:
             f"time gave {shown}; it must give a floating tensor ({len(x1)},), one time in [0, 1] "
             "per row."
         )
+    check_unit_interval(**{"what time gave": t})
     return t
 
 

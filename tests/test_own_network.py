@@ -74,6 +74,66 @@ def test_a_network_without_conditions_trains_and_samples_as_model_of_x_and_t():
         samplers.sample(guidance.conditional(model, 1), X1, TS)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel]
+)
+def test_what_torch_puts_around_a_network_changes_nothing_of_what_it_takes(wrap):
+    model = of(lambda self, x, t: self.layer(x))
+    assert torch.isfinite(objective.fm(wrap(model))(X1)[0])
+    assert samplers.sample(wrap(model), X1, TS).shape == X1.shape
+    with pytest.raises(ConfigError, match="takes 't' first"):
+        objective.fm(wrap(of(lambda self, t, x, y=None: x)))
+    labelled = Tiny(num_classes=3)
+    expected, found = (objective.fm(m).at(0, 1)(X1, Y)[0] for m in (labelled, wrap(labelled)))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ConfigError, match=r"labels span \[0, 3\]"):
+        objective.fm(wrap(labelled))(X1, Y + (Y == 2))
+    table = Net(num_classes=3)
+    table.table = nn.Embedding(3, 2)
+    with pytest.raises(ConfigError, match="has no null label"):
+        objective.fm(wrap(table))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data", "words"),
+    [
+        (torch.float32, torch.float64, r"give data \.to\(torch\.float32\)"),
+        (torch.bfloat16, torch.float32, r"call \.float\(\) on the model"),
+        (torch.float16, torch.float16, r"call \.float\(\) on the model"),
+    ],
+)
+def test_data_in_another_precision_than_the_weights_are_one_line(dtype, data, words):
+    model, x1 = Net().to(dtype), X1.to(data)
+    uses = [
+        lambda x1: objective.fm(model)(x1),
+        lambda x1: list(Trainer(objective.fm(model)).run([x1], 1)),
+        lambda x1: samplers.sample(model, x1, TS),
+    ]
+    for use in uses:
+        with pytest.raises(ConfigError, match=rf"^x has dtype .* the weights {dtype}: {words}"):
+            use(x1)
+    model.float()
+    for use in uses:  # what the line says helps
+        use(x1.float())
+
+
+def test_eight_bit_floats_are_promoted_as_all_short_ones_are():
+    short = X1.to(torch.float8_e4m3fn)
+    wide = short.float()
+    assert torch.equal(
+        *(objective.fm(Tiny()).at(0, 1)(x1, Y)[0] for x1 in (short, wide)),
+    )
+    logs = [next(iter(Trainer(objective.fm(Tiny())).run([(x1, Y)], 1))) for x1 in (short, wide)]
+    assert torch.equal(*(log["loss"] for log in logs))
+    short = X1.to(torch.float8_e5m2)
+    assert torch.equal(*(samplers.sample(Tiny(), x, TS) for x in (short, short.float())))
+    short[3, 1] = float("nan")
+    with pytest.raises(ConfigError, match=r"NaN or infinity in rows \[3\]"):
+        objective.fm(Tiny())(short, Y)
+    with pytest.raises(ConfigError, match="not finite"):
+        samplers.sample(Tiny(), short, TS)
+
+
 def test_a_network_that_must_be_given_labels_is_given_none_where_there_are_none():
     model = of(lambda self, x, t, y: self.layer(x) + (0 if y is None else y[:, None]))
     assert torch.isfinite(objective.fm(model)(X1)[0])
@@ -297,6 +357,10 @@ def test_a_perturbation_that_takes_no_generator_is_refused():
             {"time": lambda n, *, generator, device: torch.zeros(n, dtype=torch.long)},
             "time gave a tensor",
         ),
+        (
+            {"time": lambda n, *, generator, device: torch.rand(n) * 2},
+            r"what time gave spans \[.*\]; times lie in \[0, 1\]",
+        ),
         ({"couple": lambda x0, x1, y: (x0, x1)}, "couple gave tuple"),
         ({"couple": lambda x0, x1, y: x0}, "couple gave Tensor"),
         ({"couple": lambda x0, x1, y: (x0[:3], x1[:3], y)}, "shapes differ"),
@@ -402,6 +466,20 @@ def test_batches_by_name_are_batches():
 )
 def test_batches_of_another_kind_are_refused_with_what_is_expected(batch):
     with pytest.raises(DataError, match=r"a batch has type .* it must be a tensor x1, \(x1, y\)"):
+        list(Trainer(objective.fm(Tiny())).run([batch], 1))
+
+
+def test_a_batch_without_rows_is_refused():
+    empty = (torch.zeros(0, 2), torch.zeros(0).long())
+    for batch in (empty, empty[0], {"x1": empty[0], "y": empty[1]}):
+        for how in ({}, {"accumulate": 2}):
+            with pytest.raises(DataError, match=r"no rows: x1 has shape \(0, 2\).*Leave such"):
+                list(Trainer(objective.fm(Tiny()), **how).run([batch], 1))
+
+
+@pytest.mark.parametrize("batch", [(X1.numpy(), Y), {"x1": X1.numpy(), "y": Y}, [X1.numpy()]])
+def test_a_batch_of_arrays_is_told_what_they_are(batch):
+    with pytest.raises(DataError, match=r"\(ndarray.*such as torch\.as_tensor\(x1\)"):
         list(Trainer(objective.fm(Tiny())).run([batch], 1))
 
 

@@ -140,7 +140,7 @@ def check_unit_interval(**times: Tensor) -> None:
     for name, t in times.items():
         if on_host(t) and t.numel():
             # numbers, not tensors: to compare them is ten times faster
-            low, high = (bound.item() for bound in t.aminmax())
+            low, high = (bound.item() for bound in promote(t).aminmax())
             if not (low >= 0 and high <= 1):  # false for NaN too
                 raise ConfigError(
                     f"{name} spans [{low:.4g}, {high:.4g}]; times lie in [0, 1], 0 noise and 1 "
@@ -169,6 +169,7 @@ def check_interval(interval: Any) -> tuple[float, float]:
 
 def is_finite(x: Tensor) -> bool:
     """Whether every entry of `x`, which is on the host, is finite."""
+    x = x if x.element_size() > 1 else x.float()  # torch sums no floats of 8 bits
     # the sum is finite unless an entry is not, or it overflows; it costs a fifth of the full answer
     return math.isfinite(x.sum().item()) or bool(x.isfinite().all())
 

@@ -8,6 +8,7 @@ gets. Everything that can be seen before the first step is found when an objecti
 made. docs/own_network.md shows four networks of other libraries.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite._internal.checks import (
+    HALF,
     as_labels,
     check_callable,
     check_labels,
@@ -35,12 +37,14 @@ __all__ = [
     "check_keywords",
     "check_labels_of",
     "check_model",
+    "classes_of",
     "evaluating",
     "has_null",
     "made_in_float32",
     "needs_labels",
     "null_condition",
     "null_label",
+    "other_dtype",
     "seeded",
     "takes",
     "takes_captions",
@@ -57,9 +61,10 @@ def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: flo
     `blocks` are those whose features are read. With `label_dropout` > 0 a model with labels needs a
     row for the null label.
     """
-    name = type(model).__name__
-    names = _names(model.forward)
-    if names is not None and not (_binds(model.forward, 3) or _binds(model.forward, 2)):
+    inner = _unwrapped(model)
+    name = type(inner).__name__
+    names = _names(inner.forward)
+    if names is not None and not (_binds(inner.forward, 3) or _binds(inner.forward, 2)):
         raise ConfigError(
             f"{name}.forward({', '.join(names)}) cannot be called as model(x, t, y): a network "
             "takes x (B, *dims), times t (B,) and, if it has num_classes, labels y (B,), and "
@@ -70,7 +75,7 @@ def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: flo
             f"{name}.forward takes {names[0]!r} first; here a network is called as model(x, t, y). "
             f"{_GUIDE}"
         )
-    classes = plain(getattr(model, "num_classes", None))
+    classes = classes_of(model)
     if classes is not None and (
         not isinstance(classes, int) or isinstance(classes, bool) or classes < 0
     ):
@@ -101,18 +106,29 @@ def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: flo
 
 def takes_labels(model: Any) -> bool:
     """False for a network that can only be called as model(x, t)."""
-    function = model.forward if isinstance(model, nn.Module) else model
+    function = _called(model)
     return _names(function) is None or _binds(function, 3)
 
 
 def needs_labels(model: Any) -> bool:
     """True for a network that cannot be called without a third argument."""
-    function = model.forward if isinstance(model, nn.Module) else model
+    function = _called(model)
     return _names(function) is not None and not _binds(function, 2)
+
+
+def _called(model: Any) -> Any:
+    model = _unwrapped(model)
+    return model.forward if isinstance(model, nn.Module) else model
+
+
+def classes_of(model: Any) -> Any:
+    """What a model says of how many classes it has; None where it says nothing."""
+    return plain(getattr(_unwrapped(model), "num_classes", None))
 
 
 def has_null(model: Any) -> bool:
     """False for a model that says so, or whose one table has just a row for each class."""
+    model = _unwrapped(model)
     said = _said_null(model)
     if said is not None:
         return bool(said)
@@ -120,8 +136,7 @@ def has_null(model: Any) -> bool:
         return False
     parts = model.modules() if isinstance(model, nn.Module) else ()
     tables = [part for part in parts if isinstance(part, nn.Embedding)]
-    classes = plain(getattr(model, "num_classes", None))
-    return len(tables) != 1 or tables[0].num_embeddings != classes
+    return len(tables) != 1 or tables[0].num_embeddings != classes_of(model)
 
 
 def _said_null(model: Any) -> Any:
@@ -188,7 +203,7 @@ def check_labels_of(model: Any, y: Any, name: str = "y") -> Any:
         )
     if takes_captions(model):
         return check_caption(y, None, name)
-    highest = plain(getattr(_unwrapped(model), "num_classes", None))
+    highest = classes_of(model)
     highest = highest if isinstance(highest, int) else 2**62
     if not isinstance(y, int) or isinstance(y, bool):
         return check_labels(y, None, highest, name)
@@ -199,12 +214,25 @@ def check_labels_of(model: Any, y: Any, name: str = "y") -> Any:
 
 
 def _unwrapped(model: Any) -> Any:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """The network in what DDP, DataParallel, FSDP and torch.compile put around it.
+
+    Their own forward takes anything, and only some hand on the network's attributes.
+    """
+    while isinstance(model, nn.Module):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+            continue
+        parts = model._modules
+        inner = parts.get("_orig_mod", parts.get("_fsdp_wrapped_module"))
+        if inner is None:
+            break
+        model = inner
+    return model
 
 
-def asked(model: Any, y: Any, call: Callable[[], Any]) -> Any:
-    """What `call()` of a network with the condition `y` gives; ConfigError where it fails for a
-    reason that is known.
+def asked(model: Any, y: Any, call: functools.partial[Any]) -> Any:
+    """What `call()` of a network, on a state x and with the condition `y`, gives; ConfigError where
+    it fails for a reason that is known. x is the first argument of the partial.
     """
     # a compiled graph cannot hold a try
     if torch.compiler.is_compiling():
@@ -212,15 +240,20 @@ def asked(model: Any, y: Any, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except (AttributeError, IndexError, RuntimeError, TypeError) as error:
-        reason = _explained(model, error, y)
+        reason = _explained(model, error, call.args[0], y)
         if reason is None:
             raise
         raise reason from error
 
 
-def _explained(model: Any, error: Exception, y: Any) -> ConfigError | None:
+def _explained(model: Any, error: Exception, x: Tensor, y: Any) -> ConfigError | None:
     """What `error` means, which a new network raised; None where there is no more to say."""
-    classes = plain(getattr(_unwrapped(model), "num_classes", None))
+    weights = model.parameters() if isinstance(model, nn.Module) else iter(())
+    weight = next((p for p in weights if p.is_floating_point()), x)
+    # torch words it in a dozen ways
+    if x.dtype != weight.dtype and isinstance(error, RuntimeError) and "type" in str(error):
+        return other_dtype(x, weight)
+    classes = classes_of(model)
     of_none = isinstance(error, AttributeError | TypeError) and "NoneType" in str(error)
     if y is None and classes and of_none:
         return ConfigError(
@@ -236,6 +269,17 @@ def _explained(model: Any, error: Exception, y: Any) -> ConfigError | None:
             f"rows get: give its label table {classes + 1} rows, or set label_dropout=0. {_GUIDE}"
         )
     return None
+
+
+def other_dtype(x: Tensor, weight: Tensor) -> ConfigError:
+    """The error of a state `x` that has another dtype than the weights of the network.
+
+    >>> str(other_dtype(torch.zeros(1).double(), torch.zeros(1)))
+    'x has dtype torch.float64 and the weights torch.float32: give data .to(torch.float32).'
+    """
+    # half precision is no way out: a state is float32 at least
+    how = "call .float() on the model" if weight.dtype in HALF else f"give data .to({weight.dtype})"
+    return ConfigError(f"x has dtype {x.dtype} and the weights {weight.dtype}: {how}.")
 
 
 def as_velocity_of(output: Any, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cfm_lite.errors import ConfigError, DataError
@@ -74,7 +75,7 @@ def _stream(source: Iterator[Any], steps: int) -> Iterator[tuple[Batch, bool]]:
 def as_batch(batch: Any) -> Batch:
     """(x1, ...) of a tensor, of one to three of them, or of a dict of x1, y and context.
 
-    Raises DataError for anything else.
+    Raises DataError for anything else, and for a batch without rows.
 
     >>> import torch
     >>> x1, y = as_batch({"x1": torch.zeros(4, 2), "y": torch.arange(4)})
@@ -86,14 +87,25 @@ def as_batch(batch: Any) -> Batch:
         batch = tuple(batch.get(name) for name in _PARTS[:count])
     parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
     if 1 <= len(parts) <= 3 and isinstance(parts[0], Tensor) and parts[0].dim():
+        if not len(parts[0]):
+            raise DataError(
+                f"a batch has no rows: x1 has shape {tuple(parts[0].shape)}, and it must be (B, "
+                "*dims) with B at least 1. Leave such batches out."
+            )
         return parts
-    seen = f"{len(parts)} entries" if len(parts) > 1 else "no more"
+    seen = "no more"
     if isinstance(batch, Mapping):
         seen = f"keys {list(batch)[:6]}"
+    elif isinstance(batch, tuple | list) and batch:
+        kinds = ", ".join(type(x).__name__ for x in parts[:4])
+        seen = f"{len(parts)} entries ({kinds}{', ...' if parts[4:] else ''})"
+    of_numpy = any(isinstance(x, np.ndarray) for x in parts)
+    named = '({"x1": b["image"], "y": b["label"]} for b in batches)'
+    how = "torch.as_tensor(x1)" if of_numpy else named
     raise DataError(
-        f"a batch has type {type(batch).__name__}, with {seen}; it must be a tensor x1, (x1, y), "
-        "(x1, y, context), or a dict with these names. Convert each one, such as "
-        '({"x1": b["image"], "y": b["label"]} for b in batches).'
+        f"a batch has type {type(batch).__name__}, with {seen}; it must be a "
+        "tensor x1, (x1, y), (x1, y, context), or a dict with these names, where x1 is a tensor "
+        f"(B, *dims). Convert each one, such as {how}."
     )
 
 

@@ -30,6 +30,7 @@ from cfm_lite._internal.checks import (
     plain,
     transformed,
 )
+from cfm_lite._internal.networks import other_dtype
 from cfm_lite.errors import ConfigError
 
 __all__ = [
@@ -309,10 +310,7 @@ def check_input(x: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
             f"x has shape {tuple(x.shape)}; this model takes (B, {', '.join(map(str, shape))})."
         )
     if x.dtype != weight.dtype and not autocasting(x):
-        raise ConfigError(
-            f"x has dtype {x.dtype} and the weights {weight.dtype}: cast one of them, or use "
-            "torch.autocast."
-        )
+        raise other_dtype(x, weight)
 
 
 def check_blocks(blocks: Iterable[int], depth: int) -> set[int]:
