@@ -307,6 +307,17 @@ def test_a_zip_is_named_as_one(tmp_path):
     assert sorted(p.name for p in archive.unpack(outer, tmp_path / "b").glob("*/*"))[0] == "0.png"
 
 
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [(b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a\x07\x00", "rar")],
+)
+def test_an_archive_of_another_kind_is_named_with_those_that_are_read(tmp_path, head, kind):
+    made = tmp_path / "a.tar.other"
+    made.write_bytes(head + bytes(range(256)) * 9)
+    with pytest.raises(DataError, match=rf"a {kind} archive; a tar is read, .*gzip, bzip2 or xz"):
+        images.find(made)
+
+
 def test_a_killed_process_leaves_the_classes_that_it_finished_and_the_next_one_unpacks_the_others(
     tmp_path,
 ):

@@ -43,6 +43,8 @@ UNSEEN = frozenset(
     {"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 )
 # what reading a damaged archive raises; ValueError: a null byte in a name
+# how archives of other kinds begin
+OTHERS = {b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf'\x1c": "7z", b"Rar!": "rar"}
 DAMAGED = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.xz|txz|tar\.bz2|tbz2?)$", re.IGNORECASE)
 
@@ -116,9 +118,12 @@ def _told(archive: Path, folder: Path) -> Iterator[None]:
         ) from None
     except DAMAGED as error:
         with open(archive, "rb") as file:
-            if file.read(4) == b"PK\x03\x04":
+            head = file.read(6)
+        for start, kind in OTHERS.items():
+            if head.startswith(start):
                 raise DataError(
-                    f"{archive} is a zip archive, not a tar. Unpack it, and give the folder."
+                    f"{archive} is a {kind} archive; a tar is read, plain or compressed with gzip, "
+                    "bzip2 or xz. Unpack it, and give the folder."
                 ) from None
         raise DataError(
             f"{archive} is not a whole tar archive ({error}). Fetch it again."

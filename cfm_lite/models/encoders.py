@@ -134,6 +134,7 @@ def teacher(
     size = check_count("grid", grid) * int(patch[1])
     # the classifier is kept, although it is not used: without it timm would accept a file in which
     # weights are missing
+    given = checkpoint
     try:
         if pretrained and checkpoint is None:
             checkpoint = _fetched_before(timm, name)
@@ -143,9 +144,12 @@ def teacher(
             name, pretrained or bool(overlay), img_size=size, pretrained_cfg_overlay=overlay
         )
     except (OSError, RuntimeError, ValueError) as error:
+        why, how = in_one_line(error), "with --teacher FILE or teacher(..., checkpoint=PATH)"
         raise CheckpointError(
-            f"no weights for the teacher {name!r} ({in_one_line(error)}). Give a file: "
-            "teacher(..., checkpoint=PATH), or go online once."
+            f"no weights for the teacher {name!r} ({why}). Give a file {how}, or go online once."
+            if given is None
+            else f"{given} does not hold the weights of the teacher {name!r} ({why}). Give another "
+            f"file {how}."
         ) from error
     if whole := integers(vit.state_dict(), content):  # timm takes them for weights
         raise CheckpointError(

@@ -157,7 +157,8 @@ def test_repa_sees_the_pictures_and_another_teacher_is_another_run(data, picture
         go(recipe, data, tmp_path / "c", teacher="random")
     shutil.copytree(pictures, tmp_path / "moved")
     (tmp_path / "moved" / "class1" / "003.png").unlink()
-    with pytest.raises(DataError, match=r"003\.png"):
+    wrong = r"003\.png is not there, and the latents in .* Give the folder .* with --images, or"
+    with pytest.raises(DataError, match=wrong):
         go(
             recipe.changed(steps=3),
             data,

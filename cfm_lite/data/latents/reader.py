@@ -10,6 +10,7 @@ noise. Moments stay on disk, memory-mapped; only labels are read at the start.
 import contextlib
 import json
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -242,8 +243,17 @@ class Pictures:
         return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
 
     def _load(self, path: Path) -> Tensor:
-        with shards.held(self.latents.folder):
-            return image_files.load(path, self.latents.size)
+        made = self.latents.folder
+        try:
+            with shards.held(made):
+                return image_files.load(path, self.latents.size)
+        except DataError:
+            if os.path.lexists(path):
+                raise
+        raise DataError(
+            f"{path} is not there, and the latents in {made} were made of it. Give the folder that "
+            "they were made of with --images, or fetch the image again."
+        )
 
 
 def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
