@@ -250,9 +250,7 @@ def test_every_shorter_floating_type_becomes_float32(dtype):
 @pytest.mark.parametrize(
     "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64]
 )
-def test_official_weights_of_every_floating_type_become_a_network_of_float32_or_float64(
-    dtype, tmp_path
-):
+def test_official_weights_of_every_floating_type_become_a_network_of_float32(dtype, tmp_path):
     sit = SiT(
         input_size=4,
         patch_size=2,
@@ -267,7 +265,7 @@ def test_official_weights_of_every_floating_type_become_a_network_of_float32_or_
     torch.save(state, tmp_path / "sit.pt")
     for source in (state, tmp_path / "sit.safetensors", tmp_path / "sit.pt"):
         model = load_official(source, format="sit", num_heads=2)
-        assert {p.dtype for p in model.parameters()} == {
-            torch.float64 if dtype == torch.float64 else torch.float32
-        }
+        # a state dict in float64 was made so by its owner; a file only tells how it was saved
+        wide = source is state and dtype == torch.float64
+        assert {p.dtype for p in model.parameters()} == {torch.float64 if wide else torch.float32}
         assert torch.equal(model.pos_embed, state["pos_embed"].to(model.pos_embed.dtype))
