@@ -78,8 +78,9 @@ def load_official(
 ) -> SiT:
     """A SiT in our convention, on the host, from an official state dict or a file of one.
 
-    A training file {"ema": ..., "model": ...} gives its "ema". The weights of a file become float32;
-    of a state dict float64 stays, and shorter floats become float32. Projectors are dropped; the model's `dropped_keys` lists them.
+    A training file {"ema": ..., "model": ...} gives its "ema". Floats of a file become float32. Of
+    a state dict, float64 stays and shorter floats become float32. Projectors are dropped; the
+    model's `dropped_keys` lists them.
 
     Args:
         state_dict_or_path: the file may be .safetensors, .pt or .pth.
