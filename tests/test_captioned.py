@@ -71,6 +71,16 @@ def test_a_tsv_of_caption_and_file_gives_the_same(home):
     }
 
 
+def test_a_name_may_begin_with_a_dot_or_be_a_whole_path(home):
+    whole = home / "pictures" / "1.png"
+    rows = ["a dog\t./0.png", f"a cat\t{whole}", "a brown dog\t0.png"]
+    (home / "dot.tsv").write_text("\n".join(rows), encoding="utf-8")
+    assert [(file.key, file.captions) for file in captioned("dot.tsv", "pictures")[0].files] == [
+        ("0.png", ("a dog", "a brown dog")),
+        ("1.png", ("a cat",)),
+    ]
+
+
 @pytest.mark.parametrize("keys", [("file_name", "text"), ("image", "caption")])
 def test_lines_of_json_give_the_same_and_leave_out_the_same(home, keys):
     names = {image["id"]: image["file_name"] for image in COCO["images"]}

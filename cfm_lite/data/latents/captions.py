@@ -164,8 +164,12 @@ def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
     Images without a caption, captions whose image is not there, and captions of no image are left
     out. Raises DataError as `read_captions` and `images.flat` do, and if nothing is left.
     """
-    found, lost = read_captions(file)
+    named, lost = read_captions(file)
     folder = images.flat(root)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, captions in named.items():  # two names may be one image
+        key = _below(name, folder.root)
+        found[key] = found.get(key, ()) + captions
     there = {image.key for image in folder.files}
     kept = [
         image._replace(captions=found[image.key]) for image in folder.files if found.get(image.key)
@@ -190,6 +194,13 @@ def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
     ]
     absent = tuple(ImageFile(name, folder.root / name, 0, found[name]) for name in missing)
     return ImageFolder(folder.root, (), tuple(kept), absent), "; ".join(parts)
+
+
+def _below(name: str, root: Path) -> str:
+    """The key of an image: ./a.png and a whole path below `root` are a.png."""
+    path = Path(os.path.normpath(name))
+    above = Path(os.path.abspath(root))
+    return (path.relative_to(above) if path.is_relative_to(above) else path).as_posix()
 
 
 def one_each(file: AnyPath, seed: int) -> tuple[str, ...]:

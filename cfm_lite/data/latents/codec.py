@@ -28,7 +28,6 @@ from cfm_lite._internal.checks import check_number, full_precision, promote
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32, seeded
-from cfm_lite._internal.places import expanded
 from cfm_lite.errors import ConfigError, DataError
 
 __all__ = ["VAES", "Codec", "Scaling", "open_codec", "tiny_vae"]
