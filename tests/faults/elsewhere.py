@@ -43,7 +43,7 @@ ELSEWHERE: dict[str, str] = {
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         _internal.files.fingerprint _internal.files.hash_of_file _internal.files.hash_of_json
         _internal.files.publish _internal.files.replacing
-        _internal.hub.kept _internal.hub.refusal _internal.lazy.optional _internal.lazy.outside_graphs _internal.lazy.random_kept
+        _internal.hub.flaw _internal.hub.folder_of _internal.hub.kept _internal.hub.refusal _internal.lazy.optional _internal.lazy.outside_graphs _internal.lazy.random_kept
         data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
         data.archive.unpacked data.batches.fitting data.cifar10.available data.cifar10.download data.cifar10.load
         data.datasets.codec_for data.datasets.each_image_set data.datasets.image_rows data.images.centre_crop
@@ -108,7 +108,7 @@ ELSEWHERE: dict[str, str] = {
         _internal.networks.check_labels_of _internal.networks.check_model engine.trainable.check_trainable
         engine.trainable.copied _internal.networks.made_in_float32 _internal.networks.seeded
         _internal.networks.asked _internal.networks.evaluating _internal.networks.has_null
-        _internal.networks.needs_labels
+        _internal.networks.classes_of _internal.networks.needs_labels _internal.networks.other_dtype
         _internal.networks.null_label _internal.networks.takes _internal.networks.takes_labels engine.batches.Running
     """,
     "what a Trainer is made of: tests/test_training.py, test_trainable.py and test_numbers.py give it wrong ones": """
