@@ -9,6 +9,7 @@ import torch
 from cfm_lite import cli, runs
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import CheckpointError, ConfigError
+from cfm_lite.lab.suites import trials
 from cfm_lite.runs import Run, Spec, sampling
 from cfm_lite.runs.recipe import Recipe
 
@@ -94,3 +95,38 @@ def test_a_run_without_a_spec_is_not_sampled(folder):
     run = Run(SMALL, Run.open(folder).model)
     with pytest.raises(ConfigError, match=r"Run\.open"):
         sampling.draw_run(run, sampling.Settings(2))
+
+
+NO_NULL = SMALL.changed(label_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def without_null(tmp_path_factory):
+    place = tmp_path_factory.mktemp("opened") / "no-null"
+    runs.train(NO_NULL, dataset("digits"), out=place, progress=False)
+    return place
+
+
+def test_guidance_by_a_null_condition_that_was_never_trained_is_refused(
+    without_null, tmp_path, capsys
+):
+    out = tmp_path / "x.npz"
+    line = f"sample --checkpoint {without_null} --num 4 --steps 2 --out {out}"
+    assert cli.main([*line.split(), "--guidance", "2"]) == 2
+    told = capsys.readouterr().err
+    assert all(part in told for part in ("label_dropout is 0", "guidance 1", "label_dropout=0.1"))
+    assert not out.exists()
+    assert cli.main(line.split()) == 0
+    run = Run.open(without_null)
+    run.data = {"start": "0" * 64}  # fine-tuned: the first training had a null condition
+    sampling.guided(run, torch.tensor([0]), 2.0)
+
+
+def test_a_training_whose_samples_would_need_an_untrained_null_condition_is_refused(tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "digits", "--out", str(out), "--set", "label_dropout=0", "guidance=2"]
+    assert cli.main(words) == 2
+    assert not out.exists()
+    with pytest.raises(ConfigError, match="label_dropout"):
+        list(trials("digits", "guidance", seeds=(0,), changes={"label_dropout": 0.0}))
+    assert list(trials("digits", "core", seeds=(0,), changes={"label_dropout": 0.0}))

@@ -17,7 +17,7 @@ from cfm_lite.lab.jobs import Trial
 from cfm_lite.lab.measures import Sampling
 from cfm_lite.losses import VARIANTS
 from cfm_lite.methods import METHODS
-from cfm_lite.runs.recipe import Recipe, recipe
+from cfm_lite.runs.recipe import Recipe, check_null, recipe
 
 __all__ = ["SUITES", "Group", "Suite", "euler", "trials"]
 
@@ -334,7 +334,10 @@ def trials(
                     "method": arm.trained,
                     "seed": seed,
                 }
-                yield Trial(group, variant, arm.method, base.changed(**own), ways)
+                chosen = base.changed(**own)
+                for way in ways:
+                    check_null(chosen, way.guidance)
+                yield Trial(group, variant, arm.method, chosen, ways)
 
 
 def _adapted(way: Sampling, changes: Mapping[str, Any], quick: bool) -> Sampling:

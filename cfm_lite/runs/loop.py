@@ -34,7 +34,7 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, CheckpointError, ConfigError, DataError, ResumeMismatchError
 from cfm_lite.runs.folder import CHECKPOINTS, CONFIG, make_folder
 from cfm_lite.runs.machine import check_batch, facts, finite, peak_memory, write_json
-from cfm_lite.runs.recipe import Recipe, build_model, build_trainer
+from cfm_lite.runs.recipe import Recipe, build_model, build_trainer, check_null
 from cfm_lite.runs.run import Run
 from cfm_lite.runs.segments import check_same_data, check_same_recipe, new_config, note_on_schedule
 from cfm_lite.runs.spec import Spec
@@ -75,7 +75,8 @@ def train(
     shows.
 
     Raises ConfigError if `out` holds a run and `resume` is not set, if another process trains
-    there, and for what cannot act: `sample_every` without `draw`, `resume=True` without `out`.
+    there, for guidance without `label_dropout`, and for what cannot act: `sample_every` without
+    `draw`, `resume=True` without `out`.
     Raises ResumeMismatchError if `out` holds another run (see `segments`), DistributedError, and
     what `Trainer.run` raises.
 
@@ -88,6 +89,8 @@ def train(
     log_every = check_count("log_every", log_every)
     sample_every = check_count("sample_every", sample_every, low=0)
     _check_acts(recipe, out, resume, sample_every, draw)
+    if "start" not in (about or {}).get("data", {}):
+        check_null(recipe, recipe.guidance)
     device, folder = torch.device(device), None if out is None else expanded(out)
     if source is None and isinstance(data, DataSet):
         check_batch(recipe.batch, data.shape, device)

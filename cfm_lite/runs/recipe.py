@@ -215,6 +215,16 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+def check_null(recipe: Recipe, scale: float) -> None:
+    """ConfigError for guidance by `scale` where training by `recipe` never drops a condition."""
+    if scale != 1 and not recipe.label_dropout:
+        raise ConfigError(
+            f"guidance is {scale:g}, and label_dropout is 0: the null condition, which guidance "
+            "needs, is never trained. Use guidance 1, or train with label_dropout above 0, such as "
+            "label_dropout=0.1."
+        )
+
+
 def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
     """The network of a recipe for one data set, initialised from the recipe's seed.
 

@@ -22,7 +22,7 @@ from cfm_lite.guidance import Velocity
 from cfm_lite.methods import debiasing
 from cfm_lite.models.text import check_texts
 from cfm_lite.paths import PATHS, Path
-from cfm_lite.runs.recipe import SOLVERS, Recipe
+from cfm_lite.runs.recipe import SOLVERS, Recipe, check_null
 from cfm_lite.runs.run import Run
 from cfm_lite.runs.spec import Spec
 
@@ -222,13 +222,17 @@ def guided(
 
     Guidance moves away from the caption `negative`, or from the null condition.
 
-    Raises ConfigError for what `guidance.cfg` refuses, and a caption with an unknown word.
+    Raises ConfigError for what `guidance.cfg` refuses, a caption with an unknown word, and a null
+    condition that the run never trained.
 
     >>> from cfm_lite.pretrained import run_of
     >>> velocity = guided(run_of("toy_fm"), torch.tensor([0, 1]), scale=1.5)
     >>> velocity(torch.zeros(2, 2), torch.zeros(2)).shape
     torch.Size([2, 2])
     """
+    # a fine-tuned network may have learned its null condition before the run
+    if not negative and "start" not in run.data:
+        check_null(run.recipe, scale)
     away = _read(run, [negative]).to(y).expand_as(y) if negative else None
     velocity = guidance.cfg(run.model, y, scale, interval, negative=away)
     return guidance.rescale_in_time(velocity, run.recipe.boost, run.recipe.boost_power)

@@ -14,7 +14,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,7 @@ def drawing(
     show: Callable[[np.ndarray, int], None] | None = None,
     prompts: Sequence[str] = (),
     encoder: Any = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Callable[[nn.Module, int], None]:
     """A function of a model and a step that writes OUT/samples-step-N.png, from the same noise each
     time.
@@ -179,12 +180,14 @@ def drawing(
     `runs.train` calls it on every rank, because under FSDP a forward pass needs all of them. A rank
     without a `codec` writes nothing. `show` is called with the images (16, H, W, 3) uint8 and the
     step. For a run on captions the pictures are of `prompts`, read by `encoder`.
+    `data` is what config.json says of the run's data.
     """
     how = (recipe.seed, recipe.solver, recipe.sample_steps, recipe.guidance)
     settings = Settings(ON_THE_WAY, *how, batch=ON_THE_WAY, prompts=tuple(prompts))
 
     def draw(model: nn.Module, step: int) -> None:
-        z = draw_part(Run(recipe, model, step, spec=spec, encoder=encoder), settings, 0)
+        run = Run(recipe, model, step, spec=spec, encoder=encoder, data=data or {})
+        z = draw_part(run, settings, 0)
         if codec is not None:
             images = _pixels(codec, z)
             _picture(images, Path(out) / f"samples-step-{step:08d}.png")

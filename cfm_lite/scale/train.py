@@ -96,7 +96,8 @@ def train_imagenet(recipe: ImageNet, latents: Latents, options: Options) -> Run:
     }
     world.agree("the run", [recipe.as_dict(), latents.fingerprint, spec.text_fingerprint])
     board = _TensorBoard(out) if options.tensorboard and world.is_main else None
-    draw = _drawing(recipe, spec, latents, options, device, board) if options.sample_every else None
+    looks = options.sample_every
+    draw = _drawing(recipe, spec, latents, options, device, board, about) if looks else None
     with contextlib.closing(board) if board else contextlib.nullcontext():
         return runs.train(
             recipe,
@@ -353,6 +354,7 @@ def _drawing(
     options: Options,
     device: torch.device,
     board: "_TensorBoard | None",
+    about: Mapping[str, Any],
 ) -> Callable[[nn.Module, int], None]:
     """The function that draws samples on the way. Rank 0 opens the VAE for it, before training
     starts.
@@ -369,6 +371,7 @@ def _drawing(
         show=board.show if board else None,
         prompts=prompts,
         encoder=latents.text,
+        data=about,
     )
 
 
