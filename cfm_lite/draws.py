@@ -5,6 +5,7 @@ device) -> (n,) float32 in [0, 1]. A coupling is a function (x0, x1, y) -> (x0, 
 takes a generator; without one it uses torch's global state.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -141,6 +142,29 @@ def _lognormal_law(path: Path) -> Callable[[Tensor], Tensor]:
     name = path.name if isinstance(path, Path) else path
     check_choice("path", name, _LOGNORMAL)
     return _LOGNORMAL[name]
+
+
+def quantiles(time: Callable[..., Tensor], n: int, path: Path = LINEAR) -> Float[Tensor, " n"]:
+    """`n` times in float64 with equal shares of the distribution `time`, on the host.
+
+    `time` is one of the distributions above, or a `functools.partial` of one with keywords.
+    """
+    draw, given = time, {}
+    if isinstance(time, functools.partial):
+        draw, given = time.func, time.keywords
+    # midpoints: neither 0 nor 1, whose normal quantiles are infinite
+    share = (torch.arange(n, dtype=torch.float64, device="cpu") + 0.5) / n
+    if draw is uniform_time:
+        return share
+    z = torch.special.ndtri(share)
+    if draw is logit_normal_time:
+        return torch.sigmoid(given.get("mean", 0.0) + given.get("std", 1.0) * z)
+    if draw is lognormal_time:
+        return _lognormal_law(given.get("path", path))(z).flip(0)
+    raise ConfigError(
+        f"time is {getattr(draw, '__name__', type(draw).__name__)}, whose quantiles are not known; "
+        "use uniform_time, logit_normal_time or lognormal_time."
+    )
 
 
 def _normal(n: int, generator: torch.Generator | None, device: Device) -> Tensor:

@@ -387,7 +387,8 @@ def retarget(velocity: Velocity, weight: float, mean_velocity: MeanVelocity) -> 
     Args:
         weight: λ, with 0 <= λ < 1.
         mean_velocity: E[u_neg] as a tensor (*dims) or (B, *dims), or a function of t (B,) that
-            returns one. On the linear and cosine paths it is the mean of the data.
+            returns one. With uniform times it is the mean of the data on the linear and cosine
+            paths; `negatives.in_batch_mean` gives it for others.
 
     Raises:
         ConfigError: a weight out of range, or a mean of another shape.

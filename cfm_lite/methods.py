@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from cfm_lite import guidance, perturbations
+from cfm_lite import draws, guidance, perturbations
 from cfm_lite._internal.networks import seeded
 from cfm_lite.errors import ConfigError
 from cfm_lite.guidance import Velocity
@@ -147,7 +147,18 @@ PERTURBATIONS: dict[str, Callable[..., Tensor]] = {
         perturbations.additive_noise,
     )
 }
+TIMES: dict[str, Callable[..., Tensor]] = {
+    "uniform": draws.uniform_time,
+    "logit_normal": draws.logit_normal_time,
+    "lognormal": draws.lognormal_time,
+}
 LARGEST = 4096  # numbers in a sample, up to which E[P] is computed: the matrix has their square
+
+
+def time_of(s: Settings) -> Callable[..., Tensor]:
+    """The distribution of the times that the settings name."""
+    draw = TIMES[s.time]
+    return partial(draw, mean=s.time_mean) if s.time_mean else draw
 
 
 # Terms: from the settings to what is added to flow matching
@@ -214,7 +225,7 @@ def _mean_negative(s: Settings, data: Data) -> Tensor:
             "with a run of this library; an official file has none."
         )
     # in closed form from E[x1]: a control that was sampled would add noise of its own
-    return in_batch_mean(data.mean, PATHS[s.path])
+    return in_batch_mean(data.mean, PATHS[s.path], time_of(s))
 
 
 def _from_fm(

@@ -25,6 +25,7 @@ from cfm_lite._internal.checks import (
     warn_once,
 )
 from cfm_lite._internal.networks import check_caption, check_keywords
+from cfm_lite.draws import quantiles, uniform_time
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
 from cfm_lite.perturbations import other_row
@@ -42,6 +43,7 @@ __all__ = [
 Negatives = Callable[..., Tensor | tuple[Tensor, Tensor]]  # (sample, *, generator=None)
 
 SPACES = ("velocity", "latent", "image")
+_QUANTILES = 2**16  # times over which the mean of d_alpha is taken
 Batch = Float[Tensor, "batch *dims"]
 Keep = Bool[Tensor, " batch"]
 
@@ -77,19 +79,28 @@ def in_batch(
     return u.index_select(0, other_row(len(u), u.device, generator))
 
 
-def in_batch_mean(data_mean: Float[Tensor, "*dims"], path: Path = LINEAR) -> Float[Tensor, "*dims"]:
-    """E[u_neg] of `in_batch`: (alpha(1) - alpha(0)) E[x1], with `data_mean` = E[x1].
+def in_batch_mean(
+    data_mean: Float[Tensor, "*dims"],
+    path: Path = LINEAR,
+    time: Callable[..., Tensor] = uniform_time,
+) -> Float[Tensor, "*dims"]:
+    """E[u_neg] of `in_batch`: E[d_alpha(t)] E[x1], with `data_mean` = E[x1] and t drawn by `time`.
 
-    It holds for noise of mean 0 and uniform times, whatever x_t and y are.
+    With uniform times it is (alpha(1) - alpha(0)) E[x1]. It holds for noise of mean 0, whatever x_t
+    and y are.
 
     Raises:
-        ConfigError: a mean of integers, or a path that is no Path.
+        ConfigError: a mean of integers, a path that is no Path, or a `time` of your own.
 
     >>> in_batch_mean(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
     """
     check_floating(data_mean=data_mean)
-    # E[u] = E[d_alpha] E[x1], and the mean of d_alpha over uniform times is alpha(1) - alpha(0)
+    # a negative has its own time, so the mean is over all times and depends on no t
+    if time is not uniform_time:
+        t = quantiles(time, _QUANTILES, check_path(path)).clamp(max=path.train_end)
+        return path.d_alpha(t).mean().item() * data_mean
+    # the mean of d_alpha over uniform times
     start, end = (
         check_path(path).alpha(torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")).tolist()
     )

@@ -13,7 +13,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import train_judge
 from cfm_lite.lab import ARMS, SUITES, differences, jobs
-from cfm_lite.runs import train
+from cfm_lite.runs import Run, train
 from cfm_lite.runs.reads import READS
 from cfm_lite.runs.recipe import METHODS, Recipe
 
@@ -48,6 +48,20 @@ def test_retargeted_fm_is_the_exact_affine_map_with_the_mean_of_the_data(run):
     torch.testing.assert_close(
         experiments.velocity(ARMS["fm_retargeted"], run, DATA, y)(x, t), expected
     )
+
+
+def test_the_maps_of_repulsion_take_the_mean_over_the_times_of_the_run(run):
+    other = Run(run.recipe.changed(path="cosine", time="logit_normal", time_mean=-1.5), run.model)
+    y = experiments.balanced_labels(10, 12)
+    x, t = torch.randn(12, 1, 8, 8), torch.full((12,), 0.3)
+    v = guidance.conditional(run.model, y)(x, t)
+    mean = 1.435 * DATA.x1.mean(0)  # E[d_alpha], by a million draws
+    for name, expected in (
+        ("fm_retargeted", (v - 0.2 * mean) / 0.8),
+        ("delta_fm_debiased", 0.8 * v + 0.2 * mean),
+    ):
+        moved = experiments.velocity(ARMS[name], other, DATA, y)(x, t)
+        torch.testing.assert_close(moved, expected, atol=1e-3, rtol=0)
 
 
 def test_debiasing_undoes_retargeting(run):

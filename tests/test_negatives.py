@@ -12,10 +12,11 @@ import torch
 from scipy.stats import chi2
 
 from cfm_lite import paths
+from cfm_lite.draws import logit_normal_time, lognormal_time
 from cfm_lite.errors import ConfigError
 from cfm_lite.losses import repulsion, vecor
-from cfm_lite.negatives import Perturbed, in_batch, other_class, perturbed
-from cfm_lite.paths import COSINE, LINEAR, FlowSample
+from cfm_lite.negatives import Perturbed, in_batch, in_batch_mean, other_class, perturbed
+from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
 from cfm_lite.perturbations import channel_shuffle, cutmix
 from tests.reference import case, cases, settings
 
@@ -95,6 +96,38 @@ def test_each_negative_keeps_its_own_time():
     s = sample_of(8, 3, path=COSINE)
     u_neg = in_batch(s, generator=seeded())
     assert all((row == s.u_t).all(1).any() for row in u_neg)
+
+
+@pytest.mark.parametrize("path", [LINEAR, COSINE, VP], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "time",
+    [
+        functools.partial(logit_normal_time, mean=-1.5),
+        functools.partial(logit_normal_time, mean=0.5, std=0.5),
+        lognormal_time,
+    ],
+    ids=["towards noise", "towards data", "lognormal"],
+)
+def test_the_mean_of_in_batch_follows_the_times_of_the_objective(time, path):
+    if time is lognormal_time and path is VP:
+        with pytest.raises(ConfigError, match="path"):
+            in_batch_mean(torch.ones(1), path, time)
+        return
+    x1, g = torch.ones(400_000, 1), seeded()
+    follow = {"path": path} if time is lognormal_time else {}
+    t = time(len(x1), generator=g, **follow).clamp(max=path.train_end)
+    u = path.interpolate(torch.randn(len(x1), 1, generator=g), x1, t)[1]
+    tolerance = 5 * float(u.std()) / len(u) ** 0.5
+    torch.testing.assert_close(
+        in_batch_mean(torch.ones(1), path, time), u.mean(0), atol=tolerance, rtol=0
+    )
+
+
+def test_the_mean_of_in_batch_keeps_its_bits_where_d_alpha_is_one():
+    mean = torch.randn(5)
+    assert torch.equal(in_batch_mean(mean, LINEAR, lognormal_time), mean)
+    with pytest.raises(ConfigError, match="quantiles are not known; use uniform_time"):
+        in_batch_mean(mean, COSINE, lambda n, **how: torch.zeros(n))
 
 
 def test_in_batch_of_one_keeps_nothing_and_warns_once():

@@ -29,7 +29,7 @@ from cfm_lite.data.datasets import codec_for
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError
 from cfm_lite.losses import VARIANTS
-from cfm_lite.methods import METHODS, PERTURBATIONS, Needed
+from cfm_lite.methods import METHODS, PERTURBATIONS, TIMES, Needed, time_of
 from cfm_lite.models import MLP, MMDiT, SiT, UNet
 from cfm_lite.objective import FlowMatching, Objective, Repulsion
 from cfm_lite.paths import PATHS
@@ -49,11 +49,6 @@ __all__ = [
     "recipe",
 ]
 
-TIMES: dict[str, Callable[..., Any]] = {
-    "uniform": draws.uniform_time,
-    "logit_normal": draws.logit_normal_time,
-    "lognormal": draws.lognormal_time,
-}
 COUPLINGS = {"independent": draws.independent, "minibatch_ot": draws.minibatch_ot}
 SOLVERS = {
     step.__name__: step for step in (samplers.euler, samplers.midpoint, samplers.heun, samplers.rk4)
@@ -318,16 +313,11 @@ def build_objective(recipe: Recipe, model: nn.Module) -> Objective:
         model,
         PATHS[recipe.path],
         terms,
-        time=_time(recipe),
+        time=time_of(recipe),
         couple=COUPLINGS[recipe.coupling],
         label_dropout=recipe.label_dropout,
         shard=recipe.shard,
     )
-
-
-def _time(recipe: Recipe) -> Callable[..., Any]:
-    draw = TIMES[recipe.time]
-    return functools.partial(draw, mean=recipe.time_mean) if recipe.time_mean else draw
 
 
 def _terms(name: str, recipe: Recipe, model: Any) -> tuple[Any, ...]:
