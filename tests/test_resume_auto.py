@@ -14,6 +14,7 @@ from cfm_lite import cli, runs
 from cfm_lite.cli import samples
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.lab.store import Store
+from cfm_lite.runs.recipe import Recipe
 from tests.processes import forked
 
 TOY = ["train", "toy", "--set", "hidden_size=16", "batch=32", "cooldown=0"]
@@ -109,7 +110,7 @@ def test_where_a_run_goes_on_is_decided_in_one_place(tmp_path):
     with pytest.raises(ConfigError, match="auto"):
         runs.resumes(tmp_path, "atuo")
     with pytest.raises(CheckpointError, match="does not exist"):
-        runs.train(None, None, out=tmp_path / "none", resume=True, trainer=_Nothing())  # pyright: ignore
+        runs.train(Recipe(), None, out=tmp_path / "none", resume=True, trainer=_Nothing())  # pyright: ignore
 
 
 class _Nothing:

@@ -1,6 +1,7 @@
 """The trainer: averages, guards, resumes; what it yields and what it refuses."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -317,6 +318,86 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path):
     other = Trainer(objective.delta_fm(Tiny(num_classes=5), shard=8), lr=1e-2)
     with pytest.raises(ResumeMismatchError, match=r"labels.weight"):
         other.resume(tmp_path)
+
+
+OPTIMIZERS = [  # the class, a setting of the saved run, and one of the run that resumes
+    (torch.optim.RMSprop, {"alpha": 0.99}, {"alpha": 0.5}),
+    (torch.optim.RMSprop, {"centered": False}, {"centered": True}),
+    (torch.optim.Adadelta, {"rho": 0.9}, {"rho": 0.5}),
+    (torch.optim.NAdam, {"momentum_decay": 4e-3}, {"momentum_decay": 0.1}),
+    (torch.optim.RAdam, {"decoupled_weight_decay": False}, {"decoupled_weight_decay": True}),
+    (torch.optim.Adagrad, {"lr_decay": 0.0}, {"lr_decay": 0.1}),
+    (torch.optim.ASGD, {"lambd": 1e-4}, {"lambd": 0.1}),
+    (torch.optim.Rprop, {"etas": (0.5, 1.2)}, {"etas": (0.4, 1.2)}),
+    (torch.optim.SGD, {"maximize": False}, {"maximize": True}),
+]
+
+
+def by(kind, order=1, schedule=None, **settings):
+    built = objective.fm(Tiny(), shard=8)
+    return Trainer(
+        built, kind(list(built.parameters())[::order], lr=1e-3, **settings), schedule=schedule
+    )
+
+
+@pytest.mark.parametrize(("kind", "saved", "now"), OPTIMIZERS)
+def test_an_optimizer_with_another_setting_does_not_resume(kind, saved, now, tmp_path):
+    trainer = by(kind, **saved)
+    go(trainer, 1)
+    trainer.save(tmp_path)
+    with pytest.raises(ResumeMismatchError, match=f"{next(iter(now))}: saved .*, now "):
+        by(kind, **now).resume(tmp_path)
+    assert by(kind, **saved, foreach=False).resume(tmp_path).step == 1  # the same numbers
+
+
+def test_an_optimizer_over_the_parameters_in_another_order_does_not_resume(tmp_path):
+    trainer = by(torch.optim.Adam)
+    go(trainer, 1)
+    trainer.save(tmp_path)
+    with pytest.raises(ResumeMismatchError, match="parameters: another order"):
+        by(torch.optim.Adam, order=-1).resume(tmp_path)
+
+
+def test_another_schedule_that_can_be_compared_does_not_resume(tmp_path):
+    trainer = by(torch.optim.Adam, schedule=warmup(0))
+    go(trainer, 1)
+    trainer.save(tmp_path)
+    with pytest.raises(ResumeMismatchError, match=r"schedule: .*\[0\].*\[100\]"):
+        by(torch.optim.Adam, schedule=warmup(100)).resume(tmp_path)
+    assert by(torch.optim.Adam).resume(tmp_path).step == 1  # no warm-up is the default
+
+
+def test_an_option_that_the_optimizer_itself_moves_may_differ(tmp_path):
+    class Counting(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr)
+            self.param_groups[0]["done"] = 0
+
+        def step(self, closure=None):
+            super().step(closure)
+            self.param_groups[0]["done"] += 1
+
+    trainer = by(Counting)
+    go(trainer, 2)
+    trainer.save(tmp_path)
+    again = by(Counting).resume(tmp_path)
+    assert again.optimizer.param_groups[0]["done"] == 2
+
+
+def test_a_checkpoint_of_before_some_settings_were_saved_resumes(tmp_path):
+    trainer = by(torch.optim.RMSprop)
+    go(trainer, 1)
+    load = checkpoint.load
+    path = trainer.save(tmp_path)
+
+    def older(*args):
+        saved = load(*args)
+        for name in ("alpha", "centered", "schedule", "parameters"):
+            del saved.state["settings"][name]
+        return saved
+
+    with mock.patch.object(checkpoint, "load", older):
+        assert by(torch.optim.RMSprop).resume(path).step == 1
 
 
 def test_resuming_from_nothing_is_an_error_not_a_fresh_start(tmp_path):

@@ -13,6 +13,10 @@ from cfm_lite.errors import ConfigError
 
 __all__ = ["backward", "begin", "check_optimizer", "clip_gradients", "make_optimizer", "update"]
 
+_FREE = (  # of a group: what is compared elsewhere, and what only says how a step is computed
+    "params", "param_names", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable",
+)  # fmt: skip
+
 
 def make_optimizer(
     objective: nn.Module,
@@ -98,6 +102,22 @@ def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **setti
             "the optimizer holds parameters that the objective does not have; build it from "
             "objective.parameters()."
         )
+
+
+def options_of(optimizer: torch.optim.Optimizer, objective: nn.Module) -> dict[str, Any]:
+    """What decides a run beside the learning rates: each option, with its value in every group, and
+    the numbers of each group's parameters in the objective.
+
+    >>> model = nn.Linear(2, 2)
+    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> options_of(sgd, model)["momentum"], options_of(sgd, model)["parameters"]
+    ([0.9], [[0, 1]])
+    """
+    groups = optimizer.param_groups
+    names = dict.fromkeys(name for group in groups for name in group if name not in _FREE)
+    numbers = {id(p): i for i, p in enumerate(objective.parameters())}
+    held = [[numbers[id(p)] for p in group["params"]] for group in groups]
+    return {name: [group.get(name) for group in groups] for name in names} | {"parameters": held}
 
 
 def begin(optimizer: Any, rates: Sequence[float], factor: float) -> None:

@@ -108,5 +108,22 @@ def warmup(steps: int) -> Callable[[int], float]:
     return functools.partial(_risen, steps)
 
 
+def comparable(schedule: Callable[[int], float]) -> list[Any] | None:
+    """A schedule as plain values, if it is a partial of numbers and texts; None for another one.
+
+    The schedule of a recipe is another one: its run may grow, and its recipe is compared.
+
+    >>> comparable(warmup(4)), comparable(lambda step: 1.0)
+    (['_risen', [4], {}], None)
+    """
+    if not isinstance(schedule, functools.partial):
+        return None
+    args, given = [plain(value) for value in schedule.args], schedule.keywords
+    named = {name: plain(value) for name, value in given.items()}
+    if not all(isinstance(value, int | float | str) for value in (*args, *named.values())):
+        return None
+    return [getattr(schedule.func, "__qualname__", type(schedule.func).__name__), args, named]
+
+
 def _risen(steps: int, step: int) -> float:
     return min(1.0, (step + 1) / steps) if steps else 1.0

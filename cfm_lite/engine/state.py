@@ -27,8 +27,7 @@ from cfm_lite.objective import Objective
 
 __all__ = ["State"]
 
-# what decides a run, of the optimizer's groups and beside the learning rate
-_DECIDES = (
+_OLD = (  # what a file of an older edition is asked for: no optimizer moves these
     "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize",
 )  # fmt: skip
 
@@ -121,8 +120,7 @@ class State:
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal to resume: with a different value it would be another run."""
-        objective, groups = self.objective, self.optimizer.param_groups
-        known = [name for name in _DECIDES if name in self.optimizer.defaults]
+        objective = self.objective
         return {
             "terms": {name: _plain(term) for name, term in objective.terms.items()},
             "path": objective.path.name,
@@ -131,15 +129,16 @@ class State:
             "time": _plain(objective.time_distribution),
             "couple": _plain(objective.couple),
             "optimizer": type(self.optimizer).__name__,
-            **self.settings,
-            **{name: [_plain(group[name]) for group in groups] for name in known},
+            **_plain(self.settings),
         }
 
     def _check_same(self, saved: checkpoint.Checkpoint) -> None:
         mine = said_once(json.loads(json.dumps(self._settings())))
         theirs = said_once(_completed(saved.state, mine))
         diff = [
-            f"{k}: saved {theirs.get(k)!r}, now {mine[k]!r}"
+            f"{k}: another order of the optimizer's parameters"
+            if k == "parameters"  # the list would fill a page
+            else f"{k}: saved {theirs.get(k)!r}, now {mine[k]!r}"
             for k in mine
             if mine[k] != theirs.get(k)
         ]
@@ -162,11 +161,12 @@ class State:
 def _completed(state: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a checkpoint, completed if it is an old one.
 
-    A missing setting is read from the optimizer's groups. Else it had only one possible value.
+    A missing setting is read from the optimizer's groups. Else it had only one possible value, or
+    was not saved.
     """
-    groups = state.get("groups", [])
-    in_groups = {name: [group.get(name) for group in groups] for name in _DECIDES if name in mine}
-    return {**in_groups, "ema2_decay": 0.0, "lr": mine["lr"], **state.get("settings", {})}
+    groups, saved = state.get("groups", []), state.get("settings", {})
+    in_groups = {name: [group.get(name) for group in groups] for name in _OLD if name in mine}
+    return {**mine, **in_groups, "ema2_decay": 0.0, **saved}
 
 
 def said_once(settings: dict[str, Any]) -> dict[str, Any]:
