@@ -161,6 +161,9 @@ def test_every_field_is_in_the_list_above():
         ({"cooldown": 0.5, "schedule": "constant"}, [1] * 8),
         ({"warmup": 2}, [1 / 2, 1, 1, 1, 1, 1, 1, 1]),
         ({"schedule": "cosine", "warmup": 9}, [(i + 1) / 9 for i in range(8)]),
+        # less than half a step is not the whole run
+        ({"schedule": "cosine", "cooldown": 0.05}, [1] * 8),
+        ({"cooldown": 0.05}, [1] * 8),
     ],
 )
 def test_the_learning_rate_rises_stays_and_falls_as_the_recipe_says(fields, factors):

@@ -6,7 +6,7 @@ from cfm_lite.errors import ConfigError
 from cfm_lite.losses import WITH_TAU
 from cfm_lite.methods import METHODS
 from cfm_lite.runs.imagenet import ALIGNED, ImageNet
-from cfm_lite.runs.recipe import Recipe
+from cfm_lite.runs.recipe import Recipe, cooldown_steps
 
 __all__ = ["BOOST", "OF_SAMPLES", "READS", "check_read", "idle_fields", "unread"]
 
@@ -79,6 +79,11 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
             found[name] = "boost is 0; set boost too, such as boost=0.05"
         elif name == "cooldown" and recipe.schedule == "constant":
             found[name] = "the schedule is constant; set schedule=linear or cosine"
+        elif name in ("cooldown", "schedule") and recipe.cooldown and cooldown_steps(recipe) < 2:
+            found[name] = (
+                f"cooldown={recipe.cooldown:g} of {recipe.steps} steps is at most one step, over "
+                "which the learning rate does not fall; set more steps, or a larger cooldown"
+            )
         elif recipe.model not in _OF_NETWORKS.get(name, (recipe.model,)):
             one = _OF_NETWORKS[name][0]
             found[name] = (

@@ -434,10 +434,15 @@ def schedule_of(recipe: Recipe) -> Callable[[int], float]:
 
     It rises linearly over `warmup` steps, stays 1, and falls to 0 over the last `cooldown` of them.
     """
-    cool = round(recipe.cooldown * recipe.steps)
-    if recipe.schedule == "cosine" and not cool:
+    cool = cooldown_steps(recipe)
+    if recipe.schedule == "cosine" and not recipe.cooldown:
         cool = recipe.steps - recipe.warmup
     return functools.partial(_rate, warmup(recipe.warmup), recipe.schedule, cool, recipe.steps)
+
+
+def cooldown_steps(recipe: Recipe) -> int:
+    """The number of steps in the recipe's `cooldown`."""
+    return round(recipe.cooldown * recipe.steps)
 
 
 def _rate(rise: Callable[[int], float], schedule: str, cool: int, steps: int, step: int) -> float:
