@@ -1,5 +1,6 @@
 """A run is opened in one way, knows what its network takes, and is sampled by one function."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from cfm_lite import cli, runs
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import CheckpointError, ConfigError
+from cfm_lite.evaluate.card import card_of, told
 from cfm_lite.lab.suites import trials
 from cfm_lite.runs import Run, Spec, sampling
+from cfm_lite.runs.reads import OF_SAMPLES
 from cfm_lite.runs.recipe import Recipe
 
 SMALL = Recipe(hidden_size=8, depth=1, steps=2, batch=32)
@@ -130,3 +133,54 @@ def test_a_training_whose_samples_would_need_an_untrained_null_condition_is_refu
     with pytest.raises(ConfigError, match="label_dropout"):
         list(trials("digits", "guidance", seeds=(0,), changes={"label_dropout": 0.0}))
     assert list(trials("digits", "core", seeds=(0,), changes={"label_dropout": 0.0}))
+
+
+CARDED = {  # a field of Settings: another value
+    "num": 7, "seed": 3, "solver": "heun", "steps": 5, "guidance": 2.0, "interval": (0.2, 0.8),
+    "debias": True, "batch": 3, "labels": "1,2", "prompts": ("a red seven",),
+    "negative": "a blue star",
+}  # fmt: skip
+ABOUT = {"features": "", "features_hash": None, "reference": ""}
+
+
+def carded(recipe=SMALL, **changed):
+    settings = sampling.Settings(**{"num": 6} | changed)
+    drawn = json.loads(json.dumps(dataclasses.asdict(settings)))  # as a file keeps them
+    told = {"recipe": recipe.as_dict(), "step": 2, **drawn}
+    return card_of(told, samples=settings.num, **ABOUT)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(sampling.Settings)])
+def test_every_setting_of_the_samples_is_on_their_card(name):
+    assert carded(**{name: CARDED[name]}) != carded()
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset", "model", "method", *OF_SAMPLES, "boost", "boost_power", "path"]
+)
+def test_what_the_samples_read_of_a_recipe_is_on_their_card(name):
+    other = {"dataset": "moons", "model": "sit", "method": "delta_fm", "solver": "heun",
+             "sample_steps": 3, "guidance": 2.0, "boost": 0.2, "boost_power": 3.0,
+             "path": "cosine"}  # fmt: skip
+    base = SMALL.changed(boost=0.1) if name == "boost_power" else SMALL
+
+    def card(recipe):  # what the settings leave to the recipe
+        return card_of({"recipe": recipe.as_dict(), "step": 2}, samples=6, **ABOUT)
+
+    assert card(base.changed(**{name: other[name]})) != card(base)
+
+
+def test_the_printed_card_names_few_captions_what_they_avoid_and_a_boost():
+    lines = "\n".join(
+        told(
+            carded(
+                SMALL.changed(boost=0.5, boost_power=2.0),
+                prompts=("a red seven", "a pink two"), guidance=2.0, negative="a blue star",
+            )
+        )
+    )  # fmt: skip
+    assert "2 captions ('a red seven', 'a pink two')" in lines
+    assert "away from 'a blue star', boost 0.5 (1 - t)^2" in lines
+    many = carded(prompts=[f"a {i}" for i in range(100)])
+    assert (len(many["captions"]), many["labels"]) == (16, "100 captions")
+    assert many != carded(prompts=[f"a {i}" for i in range(99)] + ["a b"])

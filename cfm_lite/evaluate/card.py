@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cfm_lite import runs
+from cfm_lite._internal.files import hash_of_json
 from cfm_lite.errors import DataError
 from cfm_lite.runs.imagenet import ImageNet, preset_of
 from cfm_lite.runs.recipe import Recipe, from_dict
@@ -19,6 +20,7 @@ from cfm_lite.samplers import evaluations
 __all__ = ["card_of", "method_name", "told"]
 
 Row = dict[str, Any]
+_NAMED, _SHORT = 16, 4  # captions that a row names, and those that a line of the card names
 
 
 def method_name(recipe: Recipe, debias: bool = False) -> str:
@@ -78,13 +80,14 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
     interval = [float(end) for end in settings.get("interval", (0.0, 1.0))]
     cost = evaluations(solver, steps, guidance, (interval[0], interval[1]))
     average = settings.get("average", "ema")
-    said = settings.get("prompts") if settings.get("text") else None
+    said, away = list(settings.get("prompts") or ()), settings.get("negative")
     decay = {"ema": recipe.ema, "ema2": recipe.ema2}.get(average)
     return {
         "method": method_name(recipe, bool(settings.get("debias", False))),
         **({"also": recipe.also} if recipe.also else {}),
         "network": recipe.network if isinstance(recipe, ImageNet) else recipe.model,
         "dataset": recipe.dataset,
+        "path": recipe.path,
         "seed": settings.get("seed", recipe.seed),
         "steps": settings["step"],
         "nfe": cost.nfe,
@@ -93,7 +96,11 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
         "interval": interval,
         "sampler_steps": steps,
         "network_rows": cost.rows,
+        **({"boost": recipe.boost, "boost_power": recipe.boost_power} if recipe.boost else {}),
+        "batch": settings.get("batch"),
         "labels": f"{len(said):,} captions" if said else settings.get("labels", "turn"),
+        **({"captions": said[:_NAMED], "captions_hash": hash_of_json(said)} if said else {}),
+        **({"negative": away} if away else {}),
         "average": average,
         "average_decay": decay,
         "weights": settings.get("weights"),
@@ -101,7 +108,7 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
         "codec_hash": settings.get("vae_fingerprint"),
         **(
             {"text": settings["text"], "text_hash": settings.get("text_fingerprint")}
-            if said
+            if said and settings.get("text")
             else {}
         ),
     }
@@ -122,14 +129,20 @@ def told(row: Mapping[str, Any]) -> list[str]:
             if row["guidance"] == 1
             else f"guidance {row['guidance']:g}{where} ({row['network_rows']} rows each)"
         )
-        drawn = row["labels"] if "text" in row else f"labels {row['labels']}"
+        away = f" away from {row['negative']!r}" if "negative" in row else ""
+        faster = (
+            f", boost {row['boost']:g} (1 - t)^{row['boost_power']:g}" if "boost" in row else ""
+        )
+        drawn = row["labels"] if "captions" in row else f"labels {row['labels']}"
+        if 0 < len(row.get("captions", ())) <= _SHORT:
+            drawn += f" ({', '.join(map(repr, row['captions']))})"
         decay = f" {row['average_decay']:g}" if row["average_decay"] else ""
         lines = [
             f"{row['samples']:,} samples of {row['method']} ({row['network']} on "
             f"{row['dataset']}), {row['steps']:,} training steps, "
             f"average {row['average']}{decay}{_short(row['weights'])}",
             f"sampler {row['sampler']}, {row['sampler_steps']} steps, {row['nfe']} evaluations "
-            f"each, {guided}; seed {row['seed']}, "
+            f"each, {guided}{away}{faster}; seed {row['seed']}, "
             f"{drawn}; codec {row['codec'] or 'none'}{_short(row['codec_hash'])}",
         ]
     else:
