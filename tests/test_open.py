@@ -11,6 +11,7 @@ from cfm_lite import cli, runs
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.evaluate.card import card_of, told
+from cfm_lite.lab.arms import ARMS, velocity
 from cfm_lite.lab.suites import trials
 from cfm_lite.runs import Run, Spec, sampling
 from cfm_lite.runs.reads import OF_SAMPLES
@@ -133,6 +134,22 @@ def test_a_training_whose_samples_would_need_an_untrained_null_condition_is_refu
     with pytest.raises(ConfigError, match="label_dropout"):
         list(trials("digits", "guidance", seeds=(0,), changes={"label_dropout": 0.0}))
     assert list(trials("digits", "core", seeds=(0,), changes={"label_dropout": 0.0}))
+
+
+@pytest.mark.parametrize("method", ["delta_fm", "vecor_latent"])
+def test_a_debiased_velocity_is_boosted_after_it_is_debiased(folder, method):
+    fields = {"method": method, "weight": 0.2, "guidance": 2.0, "boost_power": 2.0}
+    run = Run(SMALL.changed(**fields), Run.open(folder).model, spec=Spec((1, 8, 8), 10))
+    faster = Run(run.recipe.changed(boost=0.5), run.model, spec=run.spec)
+    x, t, y = torch.randn(4, 1, 8, 8), torch.tensor([0.0, 0.3, 0.6, 1.0]), torch.arange(4)
+    boost = (1 + 0.5 * (1 - t) ** 2)[:, None, None, None]
+    settings = sampling.settings_of(run, 4, debias=True)
+    slow, fast = (sampling.velocity_of(one, settings, y)(x, t) for one in (run, faster))
+    torch.testing.assert_close(fast, boost * slow)
+    data = dataset("digits")
+    for arm in (method, f"{method}_debiased"):
+        slow, fast = (velocity(ARMS[arm], one, data, y)(x, t) for one in (run, faster))
+        torch.testing.assert_close(fast, boost * slow)
 
 
 CARDED = {  # a field of Settings: another value

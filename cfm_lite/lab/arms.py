@@ -51,8 +51,12 @@ def velocity(arm: Arm, run: Run, data: DataSet, y: Tensor) -> Velocity:
 
     It is guided if the recipe asks for guidance, then changed as the arm says.
     """
-    guided = sampling.guided(run, y.to(run.device), run.recipe.guidance)
-    return arm(guided, run.recipe, data)
+    return sampling.guided(
+        run,
+        y.to(run.device),
+        run.recipe.guidance,
+        change=lambda guided: arm(guided, run.recipe, data),
+    )
 
 
 def draw_samples(

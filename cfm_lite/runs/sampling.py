@@ -6,6 +6,7 @@ many are drawn at once. A run on latents has one stream for each part of `batch`
 number of ranks can share the parts, and a folder of samples can grow.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -217,8 +218,10 @@ def guided(
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
     negative: str = "",
+    change: Callable[[Velocity], Velocity] | None = None,
 ) -> Velocity:
-    """The guided velocity for conditions `y`, faster at the noise if the recipe has a boost.
+    """The guided velocity for conditions `y`, then its `change`, then faster at the noise if the
+    recipe has a boost.
 
     Guidance moves away from the caption `negative`, or from the null condition.
 
@@ -235,6 +238,8 @@ def guided(
         check_null(run.recipe, scale)
     away = _read(run, [negative]).to(y).expand_as(y) if negative else None
     velocity = guidance.cfg(run.model, y, scale, interval, negative=away)
+    # what a method did is undone at the network's own speed: the boost is no part of it
+    velocity = change(velocity) if change else velocity
     return guidance.rescale_in_time(velocity, run.recipe.boost, run.recipe.boost_power)
 
 
@@ -254,8 +259,10 @@ def velocity_of(run: Run, settings: Settings, y: Tensor) -> Velocity:
     >>> velocity(torch.zeros(2, 2), torch.zeros(2)).shape
     torch.Size([2, 2])
     """
-    velocity = guided(run, y, settings.guidance, settings.interval, settings.negative)
-    return debiasing(run.recipe)(velocity, run.recipe, _Known(run)) if settings.debias else velocity
+    undo = None
+    if settings.debias:
+        undo = functools.partial(debiasing(run.recipe), settings=run.recipe, data=_Known(run))
+    return guided(run, y, settings.guidance, settings.interval, settings.negative, undo)
 
 
 def solve(
