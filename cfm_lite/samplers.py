@@ -340,15 +340,19 @@ def evaluations(
     scale = check_number("guidance", guidance, -math.inf, math.inf)
     # only to ask it where it acts: one place decides what lies inside an interval
     guided = Guided((), lambda t: t, check_interval(interval))
-    if solver == "sde":
-        # its last time starts the step without noise, which evaluates the network too
-        times = torch.linspace(0, 1 - SDE_END, steps, device="cpu").tolist()
-    else:
-        spans = pairwise(torch.linspace(0, 1, steps + 1, device="cpu").tolist())
-        times = [low + share * (high - low) for low, high in spans for share in STAGES[solver]]
+    times = evaluated_at(solver, steps)
     # the ends are inclusive: a stage that lies on one is guided, as in the walk
     twice = sum(map(guided.acts_at, times)) if scale != 1 else 0
     return Evaluations(len(times), len(times) + twice)
+
+
+def evaluated_at(solver: str, steps: int) -> list[float]:
+    """The times of the evaluations that `evaluations` counts."""
+    if solver == "sde":
+        # its last time starts the step without noise, which evaluates the network too
+        return torch.linspace(0, 1 - SDE_END, steps, device="cpu").tolist()
+    spans = pairwise(torch.linspace(0, 1, steps + 1, device="cpu").tolist())
+    return [low + share * (high - low) for low, high in spans for share in STAGES[solver]]
 
 
 @torch.no_grad()

@@ -228,6 +228,7 @@ REFUSED = [
     ("sample --checkpoint run --interval 0.2 0.8", "a scale of 1 means no guidance"),
     ("sample --checkpoint run --interval 0 1", "a scale of 1 means no guidance"),
     ("sample --checkpoint run --guidance 2 --interval 0.8 0.2", "low above high"),
+    ("sample --checkpoint run --steps 4 --guidance 2 --interval 0.6 0.7", "the nearest is 0.75. Widen"),
     ("sample --checkpoint run --guidance 2 --interval 0.8 2", "high end is 2"),
     ("sample --checkpoint run --guidance nan", "guidance is nan"),
     ("sample --checkpoint run --debias", "works only for delta_fm, vecor, vecor_latent"),

@@ -152,6 +152,17 @@ def test_a_debiased_velocity_is_boosted_after_it_is_debiased(folder, method):
         torch.testing.assert_close(fast, boost * slow)
 
 
+def test_an_interval_without_a_time_of_the_solver_is_refused_and_its_remedies_work():
+    given = {"steps": 3, "guidance": 2.0, "interval": (0.4, 0.45)}
+    with pytest.raises(ConfigError, match=r"nearest is 0\.333333\. Widen .* more steps"):
+        sampling.Settings(2, **given)
+    assert sampling.Settings(2, **given | {"interval": (0.333333, 0.45)})
+    assert sampling.Settings(2, **given | {"steps": 7})
+    assert sampling.Settings(2, **given | {"guidance": 1.0})  # a sweep may hold 1
+    with pytest.raises(ConfigError, match=r"sde evaluate .* nearest is 0\.48"):
+        sampling.Settings(2, **given | {"solver": "sde"})
+
+
 CARDED = {  # a field of Settings: another value
     "num": 7, "seed": 3, "solver": "heun", "steps": 5, "guidance": 2.0, "interval": (0.2, 0.8),
     "debias": True, "batch": 3, "labels": "1,2", "prompts": ("a red seven",),

@@ -52,7 +52,8 @@ class Settings:
     """What the samples depend on. For the SDE `steps` are network evaluations, for the ODE solver
     steps.
 
-    Raises ConfigError for a number, an interval or labels out of range, and an SDE of one step.
+    Raises ConfigError for a number, an interval or labels out of range, an SDE of one step, and an
+    interval in which the solver has no time.
 
     >>> settings = Settings(num=100, batch=64)
     >>> settings.parts, settings.count(1)
@@ -83,6 +84,20 @@ class Settings:
         object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.solver == "sde":
             _check_sde_steps(self.steps)
+        self._check_guided()
+
+    def _check_guided(self) -> None:
+        """ConfigError if guidance acts at no time of the solver."""
+        low, high = self.interval
+        cost = samplers.evaluations(self.solver, self.steps, self.guidance, (low, high))
+        if self.guidance != 1 and cost.rows == cost.nfe:
+            times = samplers.evaluated_at(self.solver, self.steps)
+            near = min(times, key=lambda t: max(low - t, t - high))
+            raise ConfigError(
+                f"the interval is {low:g} to {high:g}, and {self.steps} steps of {self.solver} "
+                f"evaluate the network at no time in it: the nearest is {near:.6g}. Widen the "
+                "interval to it, or take more steps."
+            )
 
     @property
     def parts(self) -> int:
