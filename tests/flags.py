@@ -152,6 +152,7 @@ REFUSED = [
     ("train toy --set batch=1000000000000", "batch is 1000000000000; its data and noise"),
     ("train toy --method dispersive --set variant=covariance", "usual spread is 3e-05"),
     ("train toy --set boost_power=2", "boost is 0"),
+    ("train toy --set coupling=minibatch_ot shard=1", "set shard and batch to 2 or more"),
     ("sample --checkpoint run --prompt red7", "is for a run on captions"),
     ("sample --checkpoint run --negative red7", "is for a run on captions"),
     ("sample --checkpoint words --negative red7 --guidance 1", "a scale of 1 means no guidance"),

@@ -75,6 +75,14 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
                 "there is no cooldown over which the learning rate would fall; set cooldown too, "
                 "such as cooldown=0.2"
             )
+        elif (
+            name == "coupling"
+            and recipe.coupling != "independent"
+            and 1 in (recipe.shard, recipe.batch)
+        ):
+            found[name] = (
+                "a shard of one row has only one pairing; set shard and batch to 2 or more"
+            )
         elif name == "boost_power" and not recipe.boost:
             found[name] = "boost is 0; set boost too, such as boost=0.05"
         elif name == "cooldown" and recipe.schedule == "constant":
