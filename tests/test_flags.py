@@ -397,6 +397,50 @@ def test_samples_replace_the_picture_beside_their_npz_and_no_other(home, capsys)
     assert "new.png does not belong to new.npz" in capsys.readouterr().err
 
 
+def test_only_what_a_command_wrote_itself_is_replaced(home, capsys):
+    Image.new("RGB", (4, 4)).save(home / "own.png")
+    (home / "own.json").write_text('{"name": "mine"}')
+    row = {"method": "fm", "dataset": "toy", "metric": "mmd", "value": 0.1}
+    (home / "toy.json").write_text(json.dumps([row]))  # of a comparison
+    few = "sample --checkpoint run --num 20 --steps 2 --out"
+    said = "sample --checkpoint words --prompt red7 --num 1 --steps 2 --out"
+    measured = "evaluate --samples run --out"
+    for line in (f"{few} pair.npz", f"{said} new.png", f"{measured} rows.json"):
+        assert cli.main(line.split()) == 0
+        assert cli.main(line.split()) == 0  # its own is replaced
+    (home / "pair.png").write_bytes((home / "own.png").read_bytes())
+    before = tree(home)
+    for line, words in (
+        (f"{few} pair.npz", "pair.png is no picture of cfm-lite sample"),
+        (f"{said} own.png", "own.png is no picture of cfm-lite sample"),
+        (f"{measured} own.json", "own.json holds no rows of cfm-lite evaluate"),
+        (f"{measured} toy.json", "toy.json holds no rows of cfm-lite evaluate"),
+    ):
+        assert cli.main(line.split()) == 2, line
+        told = capsys.readouterr().err
+        assert words in told
+        assert "choose another --out" in told
+    assert tree(home) == before
+    (home / "pair.png").unlink()
+    assert cli.main(f"{few} pair.npz".split()) == 0  # the remedy
+
+
+def test_the_rows_of_one_file_of_samples_do_not_take_the_place_of_another_s(home, capsys):
+    (home / "two").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(home / "run" / "samples.npz", home / "two" / f"{name}.npz")
+    assert cli.main(["evaluate", "--samples", "two/a.npz"]) == 0
+    rows = (home / "two" / "metrics.json").read_bytes()
+    assert {row["file"] for row in json.loads(rows)} == {"a.npz"}
+    assert cli.main(["evaluate", "--samples", "two/a.npz"]) == 0
+    for _ in range(2):
+        assert cli.main(["evaluate", "--samples", "two/b.npz"]) == 0
+        assert "two/b-metrics.json" in capsys.readouterr().out
+    assert (home / "two" / "metrics.json").read_bytes() == rows
+    told = json.loads((home / "two" / "b-metrics.json").read_bytes())
+    assert {row["file"] for row in told} == {"b.npz"}
+
+
 @pytest.fixture
 def untrained_teacher(monkeypatch):
     torch.manual_seed(0)

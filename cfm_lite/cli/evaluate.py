@@ -28,7 +28,8 @@ class Evaluate(OnDevice):
     clip: OptionalText = None
     """For the CLIP score: another CLIP, on the hub or in a folder (default: the run's encoder)."""
     out: OptionalPath = None
-    """Where the rows go (default: metrics.json beside the samples)."""
+    """Where the rows go (default: metrics.json beside the samples, or NAME-metrics.json if that
+    holds the rows of others)."""
 
     def work(self) -> None:
         from cfm_lite.evaluate.samples import evaluate

@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor, nn
 
 from cfm_lite import viz
@@ -19,6 +20,7 @@ from cfm_lite.runs.sampling import Settings, draw_run, recorded, settings_of
 __all__ = ["SHOWN", "drawing", "picture", "sample_file"]
 
 SHOWN = 100  # samples in a picture
+MADE_BY = "samples of cfm-lite sample"  # in a picture: it may be replaced by the next ones
 
 
 def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
@@ -34,6 +36,7 @@ def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
         expanded(out or home / "samples.npz"), (".npz", ".png") if alone else (".npz",)
     )
     if path.suffix == ".png":
+        _check_picture(path)
         x, y = draw_run(run, settings)
         return f"picture in {picture(run, x, y, path)}"
     beside = check_file(path.with_suffix(".png"), (".png",))
@@ -43,6 +46,8 @@ def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
             f"{beside} does not belong to {path}. It would be overwritten; move it, or choose "
             "another --out."
         )
+    if out:  # in the run's own folder the picture is the run's
+        _check_picture(beside)
     x, y = draw_run(run, settings)
     save_samples(path, x, y, recorded(run, settings))
     return f"samples in {path} and {picture(run, x, y, beside)}"
@@ -70,14 +75,16 @@ def picture(run: Run, x: Tensor, y: Tensor, path: Path) -> Path:
         said = captions.decode(y[:SHOWN])
         prompts = len(set(said))  # a few in turn have a column each
         columns = prompts if 1 < prompts <= 6 else 0
-        return viz.save(viz.captioned(x[:SHOWN], said, columns=columns), path)
+        return viz.save(viz.captioned(x[:SHOWN], said, columns=columns), path, about=MADE_BY)
     if x.dim() > 2 and run.spec is not None:
         columns = min(len(x), run.spec.num_classes)
         whole = min(len(x), SHOWN) // columns
         rows = {f"sample {i + 1}": x[i * columns : (i + 1) * columns] for i in range(whole)}
-        return viz.save(viz.image_grid(rows, [int(label) for label in y[:columns]]), path)
+        return viz.save(
+            viz.image_grid(rows, [int(label) for label in y[:columns]]), path, about=MADE_BY
+        )
     held = dataset(run.recipe.dataset).held_x1[:2000]
-    return viz.save(viz.point_samples({"samples": x}, data=held), path)
+    return viz.save(viz.point_samples({"samples": x}, data=held), path, about=MADE_BY)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -93,4 +100,20 @@ def _check_replaceable(path: Path) -> None:
         raise ConfigError(
             f"{path} holds no samples of cfm-lite sample. It would be overwritten; choose another "
             "--out."
+        )
+
+
+def _check_picture(path: Path) -> None:
+    """Raise ConfigError for a picture that `picture` did not write."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        with Image.open(path) as image:
+            ours = image.info.get("Description") == MADE_BY
+    except OSError:
+        ours = False
+    if not ours:
+        raise ConfigError(
+            f"{path} is no picture of cfm-lite sample. It would be overwritten; move it, or choose "
+            "another --out."
         )

@@ -10,7 +10,7 @@ import io
 import math
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,21 +49,21 @@ def evaluate_samples(
     progress: bool = True,
     called: str | None = None,
     clip: str | None = None,
+    file: str | None = None,
 ) -> tuple[list[Row], Path]:
     """Measure `samples` against `reference`. Returns flat rows, each with its card, and their
     metrics.json.
 
     fid and sfid are distances to the statistics of a whole set; fid_to_N_images and
     sfid_to_N_images are distances to N images. If the reference was unpacked, the card names it as
-    it was `called`. Samples of captions that a text encoder read also get a CLIP score, by that
+    it was `called`, and samples as `file`. Samples of captions that a text encoder read also get a CLIP score, by that
     CLIP or the one at `clip`. Raises DataError, before anything is computed, for files that are
     missing or damaged, for fewer than 4 images on a side, and if nothing can be written. Raises
-    UntrustedFileError for pickles, and ConfigError if `clip` would do nothing.
+    UntrustedFileError for pickles, and ConfigError if `clip` would do nothing, and as `rows_file`
+    does.
     """
     source, held = npz_of(samples), npz_of(reference)
-    beside = source if source.is_dir() else source.parent
-    target = expanded(out) if out else beside / "metrics.json"
-    check_file(target, (".json",), inputs=[source, held])
+    target = rows_file(source, out, inputs=[source, held])
     size, called = _size_of(source), called or str(reference)
     statistics = {} if held.is_dir() else statistics_of(held, extractor)
     settings = _settings(source.parent / SETTINGS) if source.is_file() else None
@@ -89,6 +89,8 @@ def evaluate_samples(
         "reference_holds": against.holds,
     }
     card.setdefault("dataset", "imagenet")
+    if file or source.is_file():
+        card["file"] = file or source.name
     rows = [
         {**card, **facts, "metric": extractor.prefix + name, "value": value}
         for name, value, facts in measure(fake, against, device=device, progress=progress)
@@ -190,6 +192,38 @@ def npz_of(path: AnyPath) -> Path:
     """
     path = expanded(path)
     return path / SAMPLES if (path / SAMPLES).exists() else path
+
+
+def rows_file(source: Path, out: AnyPath | None, inputs: Iterable[Path] = ()) -> Path:
+    """Where the rows of the samples `source` go: `out`, or metrics.json beside them.
+
+    Where metrics.json holds the rows of other samples, it is NAME-metrics.json. Raises ConfigError
+    for a file that holds no rows of `evaluate`: it would be lost.
+    """
+    beside = source if source.is_dir() else source.parent
+    target = expanded(out) if out else beside / "metrics.json"
+    check_file(target, (".json",), inputs=inputs)
+    # rows of a comparison have no features; the first edition's have none beside samples
+    files = _files_in(target, {"metric", "value"} | ({"features"} if out else set()))
+    if not out and any((beside / name).exists() for name in files - {source.name, None}):
+        return rows_file(source, beside / f"{source.stem}-metrics.json", inputs)
+    return target
+
+
+def _files_in(target: Path, needed: set[str]) -> set[str | None]:
+    """Of which files of samples `target` holds rows, if it is there; ConfigError without rows."""
+    if not target.exists() or not target.stat().st_size:
+        return set()
+    try:
+        found = [row for row in parse_json(target.read_bytes()) if needed <= row.keys()]
+    except (OSError, TypeError, ValueError, AttributeError):
+        found = []
+    if not found:
+        raise ConfigError(
+            f"{target} holds no rows of cfm-lite evaluate. It would be overwritten; move it, or "
+            "choose another --out."
+        )
+    return {row.get("file") for row in found}
 
 
 def _settings(file: Path) -> dict[str, Any] | None:

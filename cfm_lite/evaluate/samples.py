@@ -19,13 +19,12 @@ from torch import Tensor
 from cfm_lite import runs
 from cfm_lite._internal.checks import parse_json
 from cfm_lite._internal.files import fingerprint
-from cfm_lite._internal.places import check_file, expanded
 from cfm_lite.data import archive, captions, images
 from cfm_lite.data.datasets import codec_for, dataset
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
 from cfm_lite.evaluate.card import Row, card_of, told
-from cfm_lite.evaluate.images import evaluate_samples, npz_of
+from cfm_lite.evaluate.images import evaluate_samples, npz_of, rows_file
 from cfm_lite.evaluate.inception import open_extractor
 from cfm_lite.evaluate.measures import judge_of, measure, reference_rows
 from cfm_lite.evaluate.reader import reader_for, score_table, scores
@@ -51,13 +50,15 @@ def evaluate(
         (rows, path), note, width = evaluate_file(samples, out), [], 16
     else:
         called = str(reference)
-        if archive.is_archive(samples):
-            samples, out = images.opened(samples), out or samples.with_name("metrics.json")
+        file = samples.name if archive.is_archive(samples) else None
+        if file:
+            out = rows_file(samples, out, inputs=[samples])
+            samples = images.opened(samples)
         if archive.is_archive(reference):
             reference = images.opened(reference)
         extractor = open_extractor(inception, runs.pick_device(device))
         rows, path = evaluate_samples(
-            samples, reference, extractor, out=out, called=called, clip=clip
+            samples, reference, extractor, out=out, called=called, clip=clip, file=file
         )
         random = "a random network stands in for Inception: these numbers mean nothing"
         note, width = [random] if extractor.prefix else [], 30
@@ -136,15 +137,14 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
     """Measure the samples in an npz. Returns flat rows, each with its card, and their
     metrics.json.
 
-    Raises DataError as `load_samples` does, and ConfigError or DataError if `out` cannot be
-    written.
+    Raises DataError as `load_samples` does, and ConfigError as `rows_file` does, or DataError if
+    `out` cannot be written.
     """
     x, y, settings = load_samples(path)
-    target = check_file(
-        expanded(out) if out else npz_of(path).with_name("metrics.json"), (".json",)
-    )
+    source = npz_of(path)
+    target = rows_file(source, out)
     if y.dim() == 2:
-        rows = _scored(x, y, settings)
+        rows = [{**row, "file": source.name} for row in _scored(x, y, settings)]
         return rows, runs.write_json(target, rows)
     name = from_dict(settings["recipe"]).dataset
     data, judge = dataset(name), judge_of(name)
@@ -158,6 +158,7 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
     held = reference_rows(len(x), data, judge)
     card |= {
         "codec": type(data.codec).__name__ if data.codec else None,
+        "file": source.name,
         "reference_kind": "rows",
         "reference_images": len(held),
         "reference_hash": fingerprint({"": held}, shapes=False),  # of the numbers alone

@@ -328,17 +328,16 @@ def frame(axes: Axes) -> None:
 
 
 @styled
-def to_bytes(figure: Figure, kind: str, dpi: float = DPI) -> bytes:
+def to_bytes(figure: Figure, kind: str, dpi: float = DPI, about: str = "") -> bytes:
     """`figure` as the bytes of a "png", "svg" or "pdf" file; the same figure gives the same bytes,
-    whatever the date.
+    whatever the date. A png keeps the text `about` as its Description.
 
     Raises ConfigError for another kind, and a dpi outside [10, 1200].
     """
     check_choice("kind", kind, _METADATA)
-    buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format=kind, dpi=check_number("dpi", dpi, 10, 1200), metadata=_METADATA[kind]
-    )
+    buffer, kept = io.BytesIO(), _METADATA[kind]
+    kept = kept | {"Description": about} if about and kind == "png" else kept
+    figure.savefig(buffer, format=kind, dpi=check_number("dpi", dpi, 10, 1200), metadata=kept)
     return buffer.getvalue()
 
 
@@ -354,9 +353,9 @@ def to_png(figure: Figure, dpi: float = DPI) -> bytes:
     return to_bytes(figure, "png", dpi)
 
 
-def save(figure: Figure, path: AnyPath, dpi: float = DPI) -> Path:
+def save(figure: Figure, path: AnyPath, dpi: float = DPI, about: str = "") -> Path:
     """Write `figure` to `path` (.png, .svg or .pdf), whole or not at all, and return the path;
-    folders are made.
+    folders are made. A png keeps the text `about` as its Description.
 
     Raises ConfigError for another ending, and what `write_bytes` raises.
 
@@ -370,5 +369,5 @@ def save(figure: Figure, path: AnyPath, dpi: float = DPI) -> Path:
         raise ConfigError(
             f"{path.name} ends in {path.suffix!r}; a figure is saved as .png, .svg or .pdf."
         )
-    write_bytes(path, to_bytes(figure, kind, dpi))
+    write_bytes(path, to_bytes(figure, kind, dpi, about))
     return path
