@@ -225,7 +225,8 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
 
     The global generator stays as it is.
 
-    Raises ConfigError for captions without an MMDiT, and for an MMDiT without captions.
+    Raises ConfigError for captions without an MMDiT, an MMDiT without captions, and points with a
+    network of images.
 
     >>> from types import SimpleNamespace
     >>> build_model(recipe("toy"), SimpleNamespace(shape=(2,), num_classes=2)).config["hidden_size"]
@@ -238,9 +239,15 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
             "data with captions need mmdit, and mmdit needs captions. Use the recipe words, or "
             "another model."
         )
+    points = len(data.shape) == 1
+    if points and recipe.model != "mlp":
+        raise ConfigError(
+            f"model is {recipe.model!r}, which takes images, and the samples of {recipe.dataset!r} "
+            f"are points of shape {tuple(data.shape)}. Use model=mlp, or images, such as the "
+            f"recipe {'mnist' if recipe.model == 'unet' else 'digits_sit'}."
+        )
     with seeded(recipe.seed):
         if recipe.model == "mlp":
-            points = len(data.shape) == 1
             return MLP(
                 data.shape, recipe.hidden_size, recipe.depth, data.num_classes, residual=not points
             )
