@@ -14,14 +14,7 @@ from cfm_lite.engine.batches import Batch, Running, micro_batches, shards_in, st
 from cfm_lite.engine.exchange import Exchange
 from cfm_lite.engine.guard import Guard
 from cfm_lite.engine.parallel import ALONE, World
-from cfm_lite.engine.settings import (
-    PRECISIONS,
-    Settings,
-    autocast,
-    check_objective,
-    comparable,
-    warmup,
-)
+from cfm_lite.engine.settings import PRECISIONS, Settings, autocast, check_objective, warmup
 from cfm_lite.engine.state import State
 from cfm_lite.objective import FlowMatching, Objective
 
@@ -107,11 +100,8 @@ class Trainer:
         self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
         errors = (name for name, term in objective.terms.items() if isinstance(term, FlowMatching))
         self._guard = Guard(device, next(errors, None), settings.runaway, averaged)
-        # as they are before the first step: some optimizers keep what they count among their options
-        own_options = optimizers.options_of(self.optimizer, objective)
-        compared = {"lr": self._base_lr, "schedule": comparable(self.schedule)}
-        decisive = own_options | settings.decisive | compared
-        self._state = State(objective, self._averages, self.optimizer, decisive)
+        options = optimizers.options_of(self.optimizer, objective, self.schedule)
+        self._state = State(objective, self._averages, self.optimizer, options | settings.decisive)
 
     @property
     def ema(self) -> nn.Module:

@@ -167,7 +167,7 @@ REFUSED = [
         for name in ("format", "model", "text", "vae")
     ),
     ("train words --set model=sit", "data with captions need mmdit"),
-    *((f"train toy --set model={name}", f"takes images, and the samples of 'two_classes' are points") for name in ("sit", "unet")),
+    *((f"train toy --set model={name}", "takes images, and the samples of 'two_classes' are points") for name in ("sit", "unet")),
     ("train digits --set model=mmdit", "mmdit needs captions"),
     ("train toy --set variant=hinge tau=0.3 --method dispersive", "no temperature"),
     ("train digits --set patch_size=4", "--set patch_size would change nothing"),

@@ -1,20 +1,21 @@
 """The optimizer: the default, what one of your own must hold, and its step with the gate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_number
+from cfm_lite._internal.checks import check_number, plain
 from cfm_lite.engine import sharded
+from cfm_lite.engine.settings import comparable
 from cfm_lite.errors import ConfigError
 
 __all__ = ["backward", "begin", "check_optimizer", "clip_gradients", "make_optimizer", "update"]
 
-_FREE = (  # of a group: what is compared elsewhere, and what only says how a step is computed
-    "params", "param_names", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable",
+_FREE = (  # of a group: what a schedule notes, and what only says how a step is computed
+    "params", "param_names", "initial_lr", "foreach", "fused", "capturable", "differentiable",
 )  # fmt: skip
 
 
@@ -104,20 +105,24 @@ def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **setti
         )
 
 
-def options_of(optimizer: torch.optim.Optimizer, objective: nn.Module) -> dict[str, Any]:
-    """What decides a run beside the learning rates: each option, with its value in every group, and
-    the numbers of each group's parameters in the objective.
+def options_of(
+    optimizer: torch.optim.Optimizer, objective: nn.Module, schedule: Callable[[int], float]
+) -> dict[str, Any]:
+    """What decides a run: each option with its value in every group, before the first step; the
+    numbers of each group's parameters in the objective; and the schedule if it can be compared.
 
     >>> model = nn.Linear(2, 2)
-    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    >>> options_of(sgd, model)["momentum"], options_of(sgd, model)["parameters"]
-    ([0.9], [[0, 1]])
+    >>> options = options_of(torch.optim.SGD(model.parameters(), lr=0.1), model, lambda step: 1.0)
+    >>> options["lr"], options["momentum"], options["parameters"]
+    ([0.1], [0], [[0, 1]])
     """
+    # asked before the first step: some optimizers keep what they count among their options
     groups = optimizer.param_groups
     names = dict.fromkeys(name for group in groups for name in group if name not in _FREE)
     numbers = {id(p): i for i, p in enumerate(objective.parameters())}
     held = [[numbers[id(p)] for p in group["params"]] for group in groups]
-    return {name: [group.get(name) for group in groups] for name in names} | {"parameters": held}
+    options = {name: [plain(group.get(name)) for group in groups] for name in names}
+    return options | {"parameters": held, "schedule": comparable(schedule)}
 
 
 def begin(optimizer: Any, rates: Sequence[float], factor: float) -> None:

@@ -56,11 +56,11 @@ def evaluate_samples(
 
     fid and sfid are distances to the statistics of a whole set; fid_to_N_images and
     sfid_to_N_images are distances to N images. If the reference was unpacked, the card names it as
-    it was `called`, and samples as `file`. Samples of captions that a text encoder read also get a CLIP score, by that
-    CLIP or the one at `clip`. Raises DataError, before anything is computed, for files that are
-    missing or damaged, for fewer than 4 images on a side, and if nothing can be written. Raises
-    UntrustedFileError for pickles, and ConfigError if `clip` would do nothing, and as `rows_file`
-    does.
+    it was `called`; unpacked samples are named `file`. Samples of captions that a text encoder read
+    also get a CLIP score, by that CLIP or the one at `clip`. Raises DataError, before anything is
+    computed, for files that are missing or damaged, for fewer than 4 images on a side, and if
+    nothing can be written. Raises UntrustedFileError for pickles, ConfigError if `clip` would do
+    nothing, and as `rows_file` does.
     """
     source, held = npz_of(samples), npz_of(reference)
     target = rows_file(source, out, inputs=[source, held])
@@ -205,7 +205,7 @@ def rows_file(source: Path, out: AnyPath | None, inputs: Iterable[Path] = ()) ->
     check_file(target, (".json",), inputs=inputs)
     # rows of a comparison have no features; the first edition's have none beside samples
     files = _files_in(target, {"metric", "value"} | ({"features"} if out else set()))
-    if not out and any((beside / name).exists() for name in files - {source.name, None}):
+    if not out and any(name and (beside / name).exists() for name in files - {source.name}):
         return rows_file(source, beside / f"{source.stem}-metrics.json", inputs)
     return target
 

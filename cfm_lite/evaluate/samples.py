@@ -137,8 +137,7 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
     """Measure the samples in an npz. Returns flat rows, each with its card, and their
     metrics.json.
 
-    Raises DataError as `load_samples` does, and ConfigError as `rows_file` does, or DataError if
-    `out` cannot be written.
+    Raises what `load_samples` and `rows_file` do, and DataError if `out` cannot be written.
     """
     x, y, settings = load_samples(path)
     source = npz_of(path)

@@ -139,7 +139,7 @@ MUTANTS = (
     Mutant("a cosine is a line", "runs/recipe.py", "0.5 - 0.5 * math.cos(math.pi * left)", "left", "tests/test_recipes.py -k learning_rate"),
     Mutant("the step is not resumed", "training.py", "self.step, self._guard.saved = self._state", "_, self._guard.saved = self._state", TRAINING),
     Mutant("the optimizer's state is not resumed", "engine/state.py", '{"state": entries, "param_groups"', '{"state": {}, "param_groups"', TRAINING),
-    Mutant("another seed may go on", "engine/state.py", "**self.settings,", '**{k: v for k, v in self.settings.items() if k != "seed"},', TRAINING),
+    Mutant("another seed may go on", "engine/state.py", "**_plain(self.settings),", '**{k: v for k, v in _plain(self.settings).items() if k != "seed"},', TRAINING),
     Mutant("micro-batches count in full", "engine/optimizers.py", "(total * share if share < 1 else total).backward()", "total.backward()", TRAINING),
     Mutant("micro-batches draw alike", "training.py", "            first += shards_in(part[0].shape[0], shard)\n", "", TRAINING),
     Mutant("a bad step is not noticed", "engine/guard.py", "for name, value in values.items() if not math.isfinite(value.item())]", "for name, value in ()]", TRAINING),
