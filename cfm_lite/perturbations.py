@@ -249,6 +249,10 @@ def expected_map(
         )
     shape = tuple(check_count("shape", size) for size in shape)
     seed = check_count("seed", seed, low=0)
+    try:
+        hash(transform)
+    except TypeError:  # such as an instance of a dataclass: it cannot be a key of the cache
+        return _expected_map.__wrapped__(transform, shape, draws, seed)
     # a clone, so that nobody writes into the cache
     return _expected_map(transform, shape, draws, seed).clone()
 
@@ -267,18 +271,28 @@ def _expected_map(
         return torch.kron(mean, torch.eye(size // shape[0], dtype=torch.float32, device="cpu"))
     # a batch whose rows are the basis: each call gives one draw of every column of P
     basis = torch.eye(size, dtype=torch.float32, device="cpu").reshape(size, *shape)
+    name = getattr(transform, "__name__", transform)
     if transform(torch.zeros_like(basis), generator=generator).abs().max() > 0:
-        raise ConfigError(
-            f"{getattr(transform, '__name__', transform)} does not map 0 to 0, so it is not "
-            "linear; use crop_resize."
-        )
+        raise ConfigError(f"{name} does not map 0 to 0, so it is not linear; use crop_resize.")
     every_second = torch.zeros_like(basis)
     every_second[::2] = 1
-    apart = torch.Generator().manual_seed(seed)  # the draws below stay the same
-    if transform(every_second, generator=apart)[1::2].any():
+
+    def same_draws(x: Tensor) -> Tensor:
+        # of another generator than the mean's, whose draws so stay the same
+        return transform(x, generator=torch.Generator().manual_seed(seed))
+
+    if same_draws(every_second)[1::2].any():
         raise ConfigError(
-            f"{getattr(transform, '__name__', transform)} mixes the rows of a batch, so it is no "
-            "map of one sample; use crop_resize."
+            f"{name} mixes the rows of a batch, so it is no map of one sample; use crop_resize."
+        )
+    apart = torch.Generator().manual_seed(seed)
+    x, z = torch.randn((2, *basis.shape), generator=apart, dtype=torch.float32, device="cpu")
+    whole, parts = same_draws(3 * z - 2 * x), 3 * same_draws(z) - 2 * same_draws(x)
+    # rounding alone stays far below this; not <=, so that NaN is refused too
+    if not (whole - parts).abs().max() <= 1e-3 * whole.abs().max():
+        raise ConfigError(
+            f"{name} is not linear: with equal draws, P(3z - 2x) differs from 3 P(z) - 2 P(x). Use "
+            "crop_resize, or a linear map that draws from its generator alone."
         )
     total = torch.zeros(size, size, dtype=torch.float32, device="cpu")
     for _ in range(draws):

@@ -2,6 +2,8 @@
 exact.
 """
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -155,6 +157,31 @@ def test_weight_zero_changes_nothing_and_bad_settings_are_named():
         expected_map(color_jitter, (3,))
     with pytest.raises(ConfigError, match="cutmix mixes the rows of a batch"):
         expected_map(cutmix, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.abs, torch.square, torch.relu, torch.tanh, torch.sqrt, lambda x: x.clamp(-1, 1)],
+)
+def test_a_transform_that_is_not_linear_has_no_expected_map(change):
+    with pytest.raises(ConfigError, match="not linear: with equal draws"):
+        expected_map(lambda x, *, generator=None: change(x), (2,))
+
+
+def test_a_transform_that_draws_elsewhere_is_told_so():
+    with pytest.raises(ConfigError, match="draws from its generator alone"):
+        expected_map(lambda x, *, generator=None: torch.rand(len(x), 1) * x, (2,))
+
+
+def test_a_linear_transform_may_be_unhashable():
+    @dataclass  # with eq, so without a hash
+    class Times:
+        by: float
+
+        def __call__(self, x, *, generator=None):
+            return self.by * x
+
+    assert torch.equal(expected_map(Times(3.0), (2,)), 3 * torch.eye(2))
 
 
 @pytest.mark.parametrize("space", ["velocity", "latent"])
