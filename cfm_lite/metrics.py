@@ -96,11 +96,21 @@ def frechet_distance(
     >>> frechet_distance(torch.zeros(2), torch.eye(2), torch.ones(2), 4 * torch.eye(2))
     tensor(4., dtype=torch.float64)
     """
-    mean1, mean2 = _rows("mean1", mean1)[:, 0], _rows("mean2", mean2)[:, 0]
+    mean1, mean2 = _mean("mean1", mean1), _mean("mean2", mean2)
     cov1 = check_covariance("cov1", cov1, len(mean1))
     cov2 = check_covariance("cov2", cov2, len(mean2))
     check_same_shape(mean1=mean1, mean2=mean2)
     return _frechet_distance(mean1, cov1, mean2, cov2)
+
+
+def _mean(name: str, mean: Tensor) -> Tensor:
+    rows = _rows(name, mean)
+    if mean.dim() != 1:
+        raise ConfigError(
+            f"{name} has shape {tuple(mean.shape)}; a mean is (d,), one number per feature. Give "
+            "the mean of one set, such as features.mean(0)."
+        )
+    return rows[:, 0]
 
 
 def _frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
@@ -145,8 +155,13 @@ def check_covariance(name: str, covariance: Float[Tensor, "d d"], d: int) -> Flo
             f"{name} is not symmetric; a covariance must be symmetric. Was it transposed or "
             "overwritten?"
         )
+    slack = max(1e-5, 64 * rounding)
+    # a Cholesky factor proves the same sooner; where there is none, the eigenvalues decide
+    diagonal = torch.eye(d, dtype=torch.float64) * (slack * float(covariance.diagonal().max()))
+    if not torch.linalg.cholesky_ex(covariance + diagonal).info:
+        return covariance
     values = torch.linalg.eigvalsh(covariance)
-    if values[0] < -max(1e-5, 64 * rounding) * values.abs().max():
+    if values[0] < -slack * values.abs().max():
         raise ConfigError(
             f"{name} has the eigenvalue {values[0]:.3g}; a covariance has none below 0. Was it "
             "scaled or overwritten?"
@@ -188,20 +203,22 @@ def frechet_to(
 ) -> Number:
     """The Fréchet distance of features (N, d) to a distribution of known mean and covariance.
 
-    `check_covariance` checks the covariance once, when it is read: that takes as long as the
-    distance. With fewer rows than features no root of a (d, d) matrix is taken.
+    With fewer rows than features no root of a (d, d) matrix is taken.
 
     Raises:
-        ConfigError: shapes that do not fit, NaN, or fewer than two rows.
+        ConfigError: shapes that do not fit, NaN, a matrix that is not a covariance, or fewer than
+            two rows.
 
     >>> frechet_to(torch.tensor([[0.0], [2.0]]), torch.ones(1), 2 * torch.eye(1)).round()
     tensor(0., dtype=torch.float64)
     """
-    rows, mean = _rows("features", features, 2), _rows("mean", mean)[:, 0]
-    covariance, d = _rows("covariance", covariance), len(mean)
+    rows, mean = _rows("features", features, 2), _mean("mean", mean)
+    check_tensor(covariance=covariance)
+    d = len(mean)
     if rows.shape[1] != d or covariance.shape != (d, d):
         seen = f"features {tuple(rows.shape)}, mean ({d},) and covariance {tuple(covariance.shape)}"
         raise ConfigError(f"shapes differ: {seen}; (N, d), (d,) and (d, d) are needed.")
+    covariance = check_covariance("covariance", covariance, d)
     if len(rows) > d:
         return _frechet_distance(rows.mean(0), _covariance(rows), mean, covariance)
     centred = _scaled(rows)
