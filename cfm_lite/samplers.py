@@ -72,6 +72,7 @@ Times = Float[Tensor, " times"]
 Step = Callable[[Velocity, Tensor, Tensor, Any], Tensor]
 
 CHECK_EVERY = 8  # steps; a look at each one would cost as much as the step itself for a toy model
+GAP = 1e-4  # how far a grid may end from where it must
 TABLE_UP_TO = 2**22  # times held at once, 16 MiB
 
 
@@ -551,7 +552,7 @@ def _check_last_step(ts: Tensor, last_step: str | None, size: float) -> None:
         return
     check_choice("last_step", last_step, LAST_STEPS)
     size = check_number("last_step_size", size, 0, 1, open_low=True, open_high=True)
-    if on_host(ts) and abs(float(ts[-1]) - (1 - size)) > 1e-4:
+    if on_host(ts) and abs(float(ts[-1]) - (1 - size)) > GAP:
         raise ConfigError(
             f"ts ends at {float(ts[-1]):g} and last_step_size is {size:g}, which leaves a gap: ts "
             f"must end at {1 - size:g}. Use torch.linspace(0, {1 - size:g}, steps + 1), or "
@@ -588,11 +589,13 @@ def _noises(
     return (z.to(x.device, non_blocking=True) for z in fresh)
 
 
+def _check_tensors(name: str, given: Any) -> None:
+    several = isinstance(given, list | tuple)
+    check_tensor(**({f"{name} {i}": z for i, z in enumerate(given)} if several else {name: given}))
+
+
 def _check_noise(noise: Any, n: int, x: Tensor) -> None:
-    several = isinstance(noise, list | tuple)
-    check_tensor(
-        **({f"noise {i}": z for i, z in enumerate(noise)} if several else {"noise": noise})
-    )
+    _check_tensors("noise", noise)
     if isinstance(noise, Tensor) and not noise.dim():
         raise ConfigError("noise is one number; it must have an entry per step of ts.")
     shapes = {tuple(z.shape) for z in noise}
@@ -628,9 +631,11 @@ def log_prob(
     Rows must not depend on each other.
 
     Args:
-        ts: the grid between 1 and 0, by default 100 equal steps. A rising one is reversed.
+        ts: the grid between 1 and 0, by default 100 equal steps. A rising one is reversed. For a
+            velocity that is infinite at 1 it may stop at 0.99 or later.
         trace: "exact", the default up to 16 dimensions, or "hutchinson", which draws `n_probes`
-            fresh sign vectors from `generator` at every velocity call.
+            fresh sign vectors from `generator` at every velocity call. Nothing else reads
+            these two.
         probes: instead of drawn signs, one tensor (B, *dims) or (n_probes, B, *dims) per call.
         grad: whether the result can be differentiated, whatever the grad mode outside.
 
@@ -649,6 +654,12 @@ def log_prob(
     ts = torch.linspace(1, 0, 101, dtype=torch.float64, device="cpu") if ts is None else ts
     check_grid(ts)
     ts = ts.flip(0) if on_host(ts) and ts[0] < ts[-1] else ts
+    if on_host(ts) and (ts[0] < 0.99 or ts[-1] > GAP):
+        raise ConfigError(
+            f"ts runs between {float(ts[0]):g} and {float(ts[-1]):g}; it must span 1 (the data) to "
+            "0 (the noise), as torch.linspace(1, 0, 101) does. Only a velocity that is infinite at "
+            "1 needs less, and then 0.99 to 0 at least."
+        )
     measure = _measure(x1, trace, n_probes, generator, probes, grad)
     # (B, D + 1): the point, and the integral so far
     z = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
@@ -672,10 +683,23 @@ def _augmented(velocity: Velocity, trace: Trace, shape: torch.Size) -> Velocity:
             # a clone: a time made in inference mode cannot be saved for a backward pass
             v = velocity(x, t.clone())
             check_same_shape(velocity=v, x=x)
-            divergence = trace(v, x)
+            if v.requires_grad:
+                divergence = trace(v, x)
+            else:
+                _check_ignored(velocity, v, x, t)
+                divergence = v.new_zeros(len(v))
         return torch.cat([v.flatten(1), divergence[:, None]], 1)
 
     return field
+
+
+def _check_ignored(velocity: Velocity, v: Tensor, x: Tensor, t: Tensor) -> None:
+    """ConfigError unless `v`, to which autograd knows no way from `x`, is the same elsewhere."""
+    if v.is_meta or not torch.equal(v, velocity(1.7 * x.detach() + 0.3, t.clone())):
+        raise ConfigError(
+            "the velocity is not a function of x that autograd can follow; was it computed under "
+            "torch.no_grad()?"
+        )
 
 
 def _measure(
@@ -692,15 +716,28 @@ def _measure(
         trace = "exact" if dims <= EXACT_UP_TO and probes is None else "hutchinson"
     check_choice("trace", trace, ("exact", "hutchinson"))
     n_probes = check_count("n_probes", n_probes)
+    if probes is not None:
+        _check_tensors("probes", probes)
+    drawing = {"n_probes": n_probes != 1, "generator": generator is not None}
+    drawn = next((name for name, given in drawing.items() if given), None)
     if trace == "exact":
         if probes is not None:
             raise ConfigError(
                 "probes were given with trace = 'exact', which uses none; leave one of the two out."
             )
+        if drawn:
+            raise ConfigError(
+                f"{drawn} was given with trace = 'exact' (the default up to {EXACT_UP_TO} "
+                f"dimensions), which draws nothing; leave {drawn} out, or set trace='hutchinson'."
+            )
         # tr J = sum_i e_i . J e_i over the axes e_i, which all rows share
         axes = torch.eye(dims, dtype=x.dtype, device=x.device)
         axes = axes.reshape(dims, 1, *x.shape[1:]).expand(dims, *x.shape)
         return lambda v, x: _forms(v, x, axes, grad)
+    if probes is not None and drawn:
+        raise ConfigError(
+            f"{drawn} was given with probes, so nothing is drawn; leave one of the two out."
+        )
     signs = _signs(x, n_probes, generator) if probes is None else _given(x, probes)
 
     def hutchinson(v: Tensor, x: Tensor) -> Tensor:  # E[e . J e] = tr J for random signs e
@@ -713,11 +750,6 @@ def _measure(
 
 def _forms(v: Tensor, x: Tensor, vectors: Tensor, grad: bool) -> Tensor:
     """The sum of e . (dv/dx) e over the `vectors` e (K, B, *dims), per row (B,)."""
-    if not v.requires_grad:
-        raise ConfigError(
-            "the velocity is not a function of x that autograd can follow; was it computed under "
-            "torch.no_grad()?"
-        )
     total = v.new_zeros(len(v))
     for e in vectors:
         # materialised, because a velocity that ignores x has the derivative 0, not None

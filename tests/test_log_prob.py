@@ -234,6 +234,17 @@ def test_nothing_is_read_back_from_a_device() -> None:
         ({"ts": torch.tensor([1.0])}, r"ts has shape \(1,\)"),
         ({"ts": 10}, "ts has type int"),
         ({"ts": torch.tensor([1.2, 0.0])}, "times lie in"),
+        ({"ts": torch.linspace(0.5, 0, 5)}, r"ts runs between 0\.5 and 0"),
+        ({"ts": torch.linspace(1e-3, 1, 5)}, r"ts runs between 1 and 0\.001"),
+        ({"generator": torch.Generator()}, "generator was given with trace = 'exact'"),
+        ({"n_probes": 2}, "n_probes was given with trace = 'exact'"),
+        ({"probes": [torch.ones(3, 2)] * 40, "n_probes": 2}, "n_probes was given with probes"),
+        (
+            {"probes": [torch.ones(3, 2)] * 40, "generator": torch.Generator()},
+            "generator was given with probes",
+        ),
+        ({"probes": [1, 2]}, "probes 0 has type int"),
+        ({"probes": 3}, "probes has type int"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:
@@ -258,5 +269,11 @@ def test_bad_points_and_velocities_are_refused() -> None:
 def test_a_velocity_that_ignores_x_has_no_divergence() -> None:
     shift = torch.ones(2, requires_grad=True)
     x = torch.randn(3, 2)
-    result = log_prob(lambda x, t: shift.expand_as(x), x, grid(4))
-    torch.testing.assert_close(result, -0.5 * ((x - 1) ** 2).sum(1) - math.log(2 * math.pi))
+    for velocity in (lambda x, t: shift.expand_as(x), lambda x, t: torch.ones_like(x)):
+        result = log_prob(velocity, x, grid(4))
+        torch.testing.assert_close(result, -0.5 * ((x - 1) ** 2).sum(1) - math.log(2 * math.pi))
+
+
+def test_a_grid_may_stop_just_before_data_on_which_the_velocity_is_infinite() -> None:
+    x = torch.randn(3, 2)
+    assert log_prob(gaussian, x, torch.linspace(0.999, 0, 5)).isfinite().all()

@@ -303,10 +303,12 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "x1": d.normal(2, 2),
         "ts": torch.linspace(1, 0, 3),
         "step": samplers.euler,
-        "trace": d.pick(None, "exact", "hutchinson"),
-        "n_probes": 2,
-        "generator": d.fresh(),
         "grad": False,
+        # the exact trace draws nothing
+        **d.pick(
+            {"trace": d.pick(None, "exact")},
+            {"trace": "hutchinson", "n_probes": 2, "generator": d.fresh()},
+        ),
     },
     "guidance.debias_linear": lambda d: {**_linear(d), "path": d.pick(LINEAR, COSINE)},
     "guidance.retarget_linear": lambda d: {**_linear(d), "path": d.pick(LINEAR, COSINE)},
