@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -76,51 +77,91 @@ GAP = 1e-4  # how far a grid may end from where it must
 TABLE_UP_TO = 2**22  # times held at once, 16 MiB
 
 
+def _unwritten(step: Step) -> Step:
+    """`step` for times of any kind, with a ConfigError where the velocity writes into its x or t.
+
+    x *= 2 inside a velocity would change the state in silence; torch counts such writes.
+    """
+
+    @wraps(step)
+    def checked(velocity: Velocity, x: Tensor, t: Time, dt: float | Tensor) -> Tensor:
+        t = _rows(t, x)
+        before = _versions(x, t)
+        moved = step(velocity, x, t, dt)
+        _check_unwritten(before, x, t)
+        return moved
+
+    return checked
+
+
+def _versions(x: Tensor, t: Tensor) -> list[int | None]:
+    """How often the state and the times were written to; None where torch does not count."""
+    return [None if part.is_inference() else part._version for part in (x, t)]
+
+
+def _check_unwritten(before: list[int | None], x: Tensor, t: Tensor) -> None:
+    if _versions(x, t) != before:
+        raise ConfigError(
+            "the velocity wrote into the x or t that it was given, so the states are wrong. "
+            "Compute new tensors there: x * 2 in place of x *= 2."
+        )
+
+
+def _asked(velocity: Velocity, x: Tensor, t: Tensor) -> Tensor:
+    """The velocity at `x` (B, *dims) and `t` (B,), which writes into neither, in the dtype of x."""
+    before = _versions(x, t)
+    v = velocity(x, t)
+    _check_unwritten(before, x, t)
+    return _fitting(v, x)
+
+
+@_unwritten
 def euler(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     """A step of order 1 with one evaluation.
 
     Raises:
-        ConfigError: a velocity of another shape than `x`.
+        ConfigError: a velocity of another shape than `x`, or one that writes into its x or t.
 
     >>> euler(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1000])
     """
-    return _move(x, velocity(x, _rows(t, x)), dt)
+    return _move(x, velocity(x, t), dt)
 
 
+@_unwritten
 def midpoint(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     """A step of order 2 with two evaluations: the slope at the middle of an Euler half step.
 
     Raises:
-        ConfigError: a velocity of another shape than `x`.
+        ConfigError: a velocity of another shape than `x`, or one that writes into its x or t.
 
     >>> midpoint(lambda x, t: x, torch.ones(1), 0.0, 0.1)  # e^0.1 is 1.10517
     tensor([1.1050])
     """
-    t = _rows(t, x)
     half = _move(x, velocity(x, t), dt / 2)
     # the first slope only finds the middle; symmetry about it cancels the error of order dt^2
     return _move(x, velocity(half, t + dt / 2), dt)
 
 
+@_unwritten
 def heun(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     """A step of order 2 with two evaluations: the mean slope of both ends.
 
     The far end is reached by an Euler step. torchdiffeq calls it heun2.
 
     Raises:
-        ConfigError: a velocity of another shape than `x`.
+        ConfigError: a velocity of another shape than `x`, or one that writes into its x or t.
 
     >>> heun(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1050])
     """
-    t = _rows(t, x)
     v = velocity(x, t)
     w = velocity(_move(x, v, dt), t + dt)
     # two moves, so that no tensor holds the mean slope
     return _move(_move(x, v, dt / 2), w, dt / 2)
 
 
+@_unwritten
 def rk4(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     """A step of order 4 with four evaluations: Kutta's 3/8 rule, at 0, 1/3, 2/3 and 1 of the step.
 
@@ -129,12 +170,11 @@ def rk4(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     Ordinary Differential Equations I, section II.1.
 
     Raises:
-        ConfigError: a velocity of another shape than `x`.
+        ConfigError: a velocity of another shape than `x`, or one that writes into its x or t.
 
     >>> rk4(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1052])
     """
-    t = _rows(t, x)
     # the times 0, 1/3, 2/3, 1 stand in `STAGES` too, which counts guided evaluations
     k1 = velocity(x, t)
     k2 = velocity(_move(x, k1, dt / 3), t + dt / 3)
@@ -202,33 +242,19 @@ def sample(velocity: Velocity, x: State, ts: Times, step: Step = heun) -> State:
 
 
 def _walk(velocity: Velocity, x: Tensor, grid: "Grid", step: Step) -> Iterator[Tensor]:
+    step = step if step in (euler, midpoint, heun, rk4) else _unwritten(step)
     watched, aware, last = on_host(x), isinstance(velocity, Guided), len(grid.lengths) - 1
     # the block that is not checked yet; its states are not kept: fresh memory would cost time
     start, first = x, 0
     yield x
     for k, (t, dt) in enumerate(zip(grid.rows(), grid.lengths)):
-        # x *= 2 inside a velocity would change the state in silence; torch counts such writes
-        given, before = x, _versions(x, grid)
         # a guided velocity learns where its step lies: outside the interval it is one call
         x = step(grid.restrict(velocity, k) if aware else velocity, x, t, dt)
-        if _versions(given, grid) != before:
-            raise ConfigError(_IN_PLACE)
         if watched and (k == last or k - first + 1 == CHECK_EVERY):
             if not is_finite(x):
                 _check_finite([*_again(velocity, start, grid, step, first, k), x], k, grid)
             start, first = x, k + 1
         yield x
-
-
-_IN_PLACE = (
-    "the velocity wrote into the x or t that it was given, so the states are wrong. Compute new "
-    "tensors there: x * 2 in place of x *= 2."
-)
-
-
-def _versions(x: Tensor, grid: "Grid") -> list[int | None]:
-    """How often the state and the times were written to; None where torch does not count."""
-    return [None if part.is_inference() else part._version for part in (x, grid.table)]
 
 
 def _again(
@@ -395,7 +421,7 @@ def sample_adaptive(
     def field(t: Tensor, x: Tensor) -> Tensor:
         stuck.check(float(t))
         # the first guess of a step may overshoot
-        return _fitting(velocity(x, t.to(x.dtype).clamp(low, high).expand(len(x))), x)
+        return _asked(velocity, x, t.to(x.dtype).clamp(low, high).expand(len(x)))
 
     # step_t makes a step end at t1; else dopri5 steps beyond it and interpolates back
     solve, options = optional("torchdiffeq", "ode").odeint, {"step_t": ends[1:]}
@@ -482,7 +508,7 @@ def sample_sde(
     diffusion: str = "sigma",
     norm: float = 1.0,
     last_step: str | None = "mean",
-    last_step_size: float = 0.04,
+    last_step_size: float = SDE_END,
     generator: torch.Generator | None = None,
     noise: Tensor | Sequence[Tensor] | None = None,
 ) -> State:
@@ -510,10 +536,7 @@ def sample_sde(
     rates = _rates(ts, diffusion, path, norm)
     draws = _noises(x, len(grid.lengths), generator, noise)
     for k, (t, dt, c, z) in enumerate(zip(grid.rows(), grid.lengths, rates, draws)):
-        before = _versions(x, grid)
-        v = _fitting(grid.restrict(velocity, k)(x, t), x)
-        if _versions(x, grid) != before:
-            raise ConfigError(_IN_PLACE)
+        v = _asked(grid.restrict(velocity, k), x, t)
         # the noise of a step is sqrt(2 c) dW, and dW has the variance dt
         x = x + dt * (v + c * path.score(x, v, t)) + (2 * c * dt) ** 0.5 * z
         if on_host(x):
@@ -539,7 +562,7 @@ def _finish(
     """The step without noise from 1 - h to 1."""
     if last_step is None:
         return x
-    v = _fitting(velocity(x, t), x)
+    v = _asked(velocity, x, t)
     if last_step == "tweedie":
         # E[x1 | x_t], the data that the velocity implies
         return path.endpoints(x, v, t)[1]
@@ -549,6 +572,11 @@ def _finish(
 
 def _check_last_step(ts: Tensor, last_step: str | None, size: float) -> None:
     if last_step is None:
+        if size != SDE_END:
+            raise ConfigError(
+                f"last_step_size is {size!r:.60} and last_step is None, so no such step is taken; "
+                "leave last_step_size out, or choose a last_step."
+            )
         return
     check_choice("last_step", last_step, LAST_STEPS)
     size = check_number("last_step_size", size, 0, 1, open_low=True, open_high=True)

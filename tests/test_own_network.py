@@ -577,6 +577,18 @@ def test_a_velocity_that_writes_into_what_it_is_given_is_refused(step, part):
         solve = partial(samplers.sample_sde, last_step=None)
     with pytest.raises(ConfigError, match=r"x \* 2 in place of x \*= 2"):
         solve(velocity, x, ts)
+    if step:
+        with pytest.raises(ConfigError, match=r"x \* 2 in place of x \*= 2"):
+            step(velocity, x, torch.full((3,), 0.1), 0.2)
+        with pytest.raises(ConfigError, match=r"x \* 2 in place of x \*= 2"):
+            solve(velocity, x, ts, step=lambda v, x, t, dt: x + dt * v(x, t))  # one of one's own
+    elif part == "x":
+        for last_step in ("mean", "euler", "tweedie"):
+            late = lambda x, t: x if t[0] < 0.96 else x.mul_(2)  # noqa: E731
+            with pytest.raises(ConfigError, match=r"x \* 2 in place of x \*= 2"):
+                samplers.sample_sde(late, x, torch.linspace(0, 0.96, 5), last_step=last_step)
+        with pytest.raises(ConfigError, match=r"x \* 2 in place of x \*= 2"):
+            samplers.sample_adaptive(velocity, x)
     with torch.inference_mode():  # torch counts nothing there, and allows it
         assert samplers.sample(lambda x, t: x, torch.ones(3, 2), ts).isfinite().all()
 

@@ -234,6 +234,7 @@ def test_nothing_is_read_back_from_a_device() -> None:
         ),
         ({"last_step_size": 0.0}, r"last_step_size is 0\.0"),
         ({"last_step_size": 1.0}, r"last_step_size is 1\.0"),
+        ({"last_step": None, "last_step_size": 7}, "last_step_size is 7"),
         ({"ts": torch.linspace(0, 1, 5)}, r"ts ends at 1 and last_step_size is 0\.04"),
         ({"ts": GRID.flip(0)}, r"ts falls from 0\.96 to 0; here it must rise"),
         (
