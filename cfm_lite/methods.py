@@ -207,7 +207,7 @@ def _aligned(s: Settings, needed: Needed) -> tuple[Any, ...]:
 
 def _scaled(v: Velocity, s: Settings, data: Data) -> Velocity:
     # `retarget` with E[u_neg] = 0: what repulsion does to the length of v and nothing else
-    return guidance.rescale(v, 1 / (1 - s.weight))
+    return guidance.rescale(v, 1 / (1 - s.weight * s.k))
 
 
 def _away_from_batch(v: Velocity, s: Settings, data: Data) -> Velocity:

@@ -1,6 +1,7 @@
 """Paired experiments: controls, statistics, and sweeps that can be stopped."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,10 @@ def test_scaled_fm_is_fm_times_its_factor(run):
     x, t = torch.randn(12, 1, 8, 8), torch.full((12,), 0.3)
     v = guidance.conditional(run.model, y)(x, t)
     torch.testing.assert_close(experiments.velocity(ARMS["fm_scaled"], run, DATA, y)(x, t), v / 0.8)
+    thrice = replace(run, recipe=replace(run.recipe, k=3))
+    torch.testing.assert_close(
+        experiments.velocity(ARMS["fm_scaled"], thrice, DATA, y)(x, t), v / 0.4
+    )
 
 
 def test_retargeted_fm_is_the_exact_affine_map_with_the_mean_of_the_data(run):
