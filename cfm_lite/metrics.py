@@ -673,7 +673,7 @@ def drift_by_time(
     to the nearest row, which is meant for the samples, the last state.
 
     Args:
-        ts: the times of the states, even on [0, 1] by default.
+        ts: the times of the states, even on [0, 1] by default; against data no time matters.
 
     Raises:
         ConfigError: states of another width than the mixture or the data, or times outside [0, 1].
@@ -684,12 +684,11 @@ def drift_by_time(
     states = _states(trajectory, at_least=1)
     check_path(path)
     check_generator(generator)
-    n_reference = check_count("n_reference", n_reference)
+    n_reference, times = check_count("n_reference", n_reference), _times(ts, states)
     if isinstance(mixture_or_data, Tensor):
         points, rows = _sets(states=states.flatten(0, 1), mixture_or_data=mixture_or_data)
         return _nearest(points, rows).unflatten(0, states.shape[:2]).mean(dim=1)
     mixture = _fitting(mixture_or_data, states)
-    times = _times(ts, states)
     x1, _ = mixture.sample(n_reference, generator=generator)
     x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype).to(states)
     excess = []
@@ -748,7 +747,8 @@ def drift(
     """
     states = _states(trajectory, at_least=1)
     if isinstance(mixture_or_data, Tensor):
-        return drift_by_time(states[-1:], mixture_or_data, **settings)[0]
+        last = _times(ts, states)[-1:]
+        return drift_by_time(states[-1:], mixture_or_data, last, **settings)[0]
     return drift_by_time(states, mixture_or_data, ts, **settings).mean()
 
 

@@ -523,6 +523,8 @@ EYE = torch.eye(4)
             "\\[0, 1\\]",
         ),
         (lambda: metrics.drift(GOOD[:, None], GOOD[:, :3]), "differ in width"),
+        (lambda: metrics.drift(GOOD[:, None], GOOD, ts=torch.ones(3)), "10 states"),
+        (lambda: metrics.drift_by_time(GOOD[:, None], GOOD, ts="banana"), "ts has type str"),
         (lambda: metrics.nearest_ratio(GOOD, GOOD, GOOD), "held out"),
         (lambda: metrics.velocity_deficit(GOOD, GOOD[:5]), "shapes differ"),
         (lambda: metrics.effective_rank(GOOD[:1]), "at least 2 rows"),
