@@ -322,8 +322,9 @@ def class_labels(
 ) -> Integer[Tensor, " n"]:
     """The labels, int64, of `n` samples from row `first` on.
 
-    `labels` is "turn" (the classes in turn), "random" (as in the programs of SiT and REPA, drawn
-    with `generator`), or a list such as "3,7" (these in turn).
+    `labels` is "turn" (the classes in turn), "random" (as in the programs of SiT and REPA), or a
+    list such as "3,7" (these in turn). Random ones are the first `n` draws of `generator`, whatever
+    `first` is: to go on, keep the generator, or give every part one of its own.
 
     Raises:
         ConfigError: another word, or a class outside [0, num_classes - 1].
