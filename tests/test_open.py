@@ -95,6 +95,33 @@ def test_how_many_are_drawn_at_once_decides_only_the_noise_of_the_sde(folder):
     assert not torch.allclose(drawn(batch=5, solver="sde"), drawn(solver="sde"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"format": "banana"}, "format is 'banana'.*Leave format out"),
+        ({"network": "SiT-B/2"}, "network is 'SiT-B/2'.*Leave network out"),
+        ({"device": "foo"}, "device is 'foo'.*such as 'cpu'"),
+        ({"device": 2.5}, "device is 2.5"),
+        ({"device": "privateuseone"}, "device is 'privateuseone'"),
+    ],
+)
+def test_settings_of_open_that_do_not_fit_are_refused(settings, words, folder):
+    with pytest.raises(ConfigError, match=words):
+        Run.open(folder, **settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"device is 'cuda'.*such as 'cpu'"):
+        Run.open(folder, device="cuda")
+
+
+@pytest.mark.parametrize("path", [3, None, b"run"])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(ConfigError, match=r"a path is .* it must be a text or a pathlib\.Path"):
+        Run.open(path)
+
+
 def test_a_run_without_a_spec_is_not_sampled(folder):
     run = Run(SMALL, Run.open(folder).model)
     with pytest.raises(ConfigError, match=r"Run\.open"):

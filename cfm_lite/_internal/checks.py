@@ -402,6 +402,20 @@ def check_generator(generator: Any, x: Tensor | None = None) -> None:
         )
 
 
+def check_device(device: Any) -> torch.device:
+    """`device` as one of torch's, on which a tensor can be made here."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    # torch has an error of its own for each thing that may be missing
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"device is {_short(device)}, which torch cannot use here ({in_one_line(error):.80}); "
+            "use one that this machine has, such as 'cpu'."
+        ) from None
+    return place
+
+
 def check_callable(**functions: Any) -> None:
     """Every value must be a function."""
     for name, function in functions.items():

@@ -35,8 +35,11 @@ _FILES = (  # a new folder with such a name was meant to be a file
 
 
 def expanded(path: AnyPath) -> Path:
-    """`path` with `~` and `~user` expanded; ConfigError for a user or a name that cannot be."""
-    text = os.fspath(path)
+    """`path` with `~` and `~user` expanded; ConfigError for what is no path, or cannot be one."""
+    if not isinstance(path, str | os.PathLike) or isinstance(text := os.fspath(path), bytes):
+        raise ConfigError(
+            f"a path is {path!r:.60}; it must be a text or a pathlib.Path, such as 'runs/mine'."
+        )
     if "\0" in text:
         raise ConfigError(
             f"the path {text!r:.100} holds a null byte, which no name can; give another one."

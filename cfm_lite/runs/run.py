@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_choice, load_weights
+from cfm_lite._internal.checks import check_choice, check_device, load_weights
 from cfm_lite._internal.files import hash_of_file
 from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.data.datasets import codec_for, dataset
@@ -36,6 +36,7 @@ __all__ = ["Run"]
 # the networks in a checkpoint, and how their names begin
 AVERAGES = {"ema": "ema.", "ema2": "ema2.", "model": "objective.model."}
 _NAMES = {"ema": "the average", "ema2": "the average", "model": "the model"}
+OFFICIAL = "SiT-XL/2"  # the network of most official files
 VAE = "sd-vae-ft-ema"  # what the official programs decode with unless they are told otherwise
 
 
@@ -72,7 +73,7 @@ class Run:
         average: str = "ema",
         device: torch.device | str = "cpu",
         format: str = "sit",
-        network: str = "SiT-XL/2",
+        network: str = OFFICIAL,
         text: str | None = None,
     ) -> "Run":
         """The run that `path` means (see `located`), at the named checkpoint or the newest whole
@@ -85,8 +86,15 @@ class Run:
         for another text encoder.
         """
         check_choice("average", average, AVERAGES)
+        device = check_device(device)
         if is_file_of_weights(expanded(path)):
-            return _official(expanded(path), average, torch.device(device), format, network)
+            return _official(expanded(path), average, device, format, network)
+        for name, value, usual in (("format", format, "sit"), ("network", network, OFFICIAL)):
+            if value != usual:
+                raise ConfigError(
+                    f"{name} is {value!r:.60}, which says what an official file holds, and {path} "
+                    f"is none: a run knows it. Leave {name} out."
+                )
         home, step = located(path)
         # a checkpoint without its run holds the recipe too
         config = read_config(path) if step is None or (home / CONFIG).exists() else {}
