@@ -110,6 +110,36 @@ def test_a_weight_without_an_optimum_is_refused():
     assert widgets.divergence(weight=1.0).weight == 1.0  # it shows what is lost
 
 
+def test_a_number_of_numpy_or_torch_is_kept_as_one_that_the_page_can_be_told():
+    w = widgets.exact_field()
+    for given in (np.int64(1), torch.tensor(1), np.array(1)):
+        w.label = given
+        assert type(w.label) is int
+        assert json.dumps(w.values)
+    w.method = np.str_("vecor")
+    assert type(w.method) is str
+    with pytest.raises(ConfigError, match=r"label is .*it must be one of"):
+        w.label = np.array([0, 1])
+    with pytest.raises(ConfigError, match=r"label is .*it must be one of"):
+        w.label = torch.tensor([0, 1])
+
+
+def test_an_attribute_that_is_no_control_is_refused():
+    w = widgets.exact_field()
+    with pytest.raises(ConfigError, match=r"control is 'wieght'.*Did you mean 'weight'"):
+        w.wieght = 0.3
+    w._mine = 3  # a private name is the caller's own affair
+    w.layout.width = "50%"
+    w.tooltip = "a field"
+
+
+@pytest.mark.parametrize("make", [widgets.exact_field, widgets.own_data, widgets.training])
+def test_what_is_no_mixture_is_refused_even_if_it_is_empty(make):
+    for wrong in ([], 0, ""):
+        with pytest.raises(ConfigError, match="must be a GaussianMixture"):
+            make(wrong)
+
+
 def test_set_takes_all_or_nothing(explorers):
     explorer = explorers["exact_field"]
     before = explorer.values

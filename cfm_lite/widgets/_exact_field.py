@@ -7,7 +7,6 @@ v* = (v - λ u_neg) / (1 - λ) = v + λ / (1 - λ) (v - u_neg),   v = E[u_t | x_
 from typing import Any
 
 from cfm_lite._internal.checks import check_count
-from cfm_lite.data import toy
 from cfm_lite.theory import EXACT, GaussianMixture
 from cfm_lite.widgets._widget import (
     PATHS,
@@ -17,7 +16,7 @@ from cfm_lite.widgets._widget import (
     Weight,
     class_or_all,
     classes,
-    described,
+    shown,
 )
 
 __all__ = ["exact_field"]
@@ -55,5 +54,5 @@ def exact_field(
     >>> w.set(t=0.9).values["t"]
     0.9
     """
-    data = {"mixture": described(mixture or toy.mixture("two_classes")), "n": check_count("n", n)}
+    data = {"mixture": shown(mixture), "n": check_count("n", n)}
     return ExactField(data, t=t, weight=weight, **{"label": classes(data)[0]} | values)

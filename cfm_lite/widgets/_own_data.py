@@ -4,10 +4,18 @@ follow on the same noise.
 
 from typing import Any
 
-from cfm_lite.data import toy
 from cfm_lite.errors import ConfigError
 from cfm_lite.theory import GaussianMixture
-from cfm_lite.widgets._widget import Choice, Control, Explorer, Number, Weight, Whole, described
+from cfm_lite.widgets._widget import (
+    Choice,
+    Control,
+    Explorer,
+    Number,
+    Weight,
+    Whole,
+    described,
+    shown,
+)
 
 __all__ = ["own_data"]
 
@@ -53,5 +61,5 @@ def own_data(mixture: GaussianMixture | None = None, *, weight: float = 0.35) ->
     out is gone. `explorer.drawn` is the GaussianMixture on the page, and `explorer.mixture = other`
     puts another one there. Raises ConfigError for a wrong value, and for more than 64 components.
     """
-    found = described(mixture or toy.mixture("two_classes"))
+    found = shown(mixture)
     return OwnData({"mixture": found}, weight=weight, mixture=found)

@@ -1,6 +1,5 @@
 """A small network that learns in the page itself, beside the exact optimum of its objective."""
 
-from cfm_lite.data import toy
 from cfm_lite.theory import GaussianMixture
 from cfm_lite.widgets._widget import (
     Choice,
@@ -10,7 +9,7 @@ from cfm_lite.widgets._widget import (
     Weight,
     class_or_all,
     classes,
-    described,
+    shown,
 )
 
 __all__ = ["training"]
@@ -33,5 +32,5 @@ def training(mixture: GaussianMixture | None = None, *, weight: float = 0.0) -> 
     Left the exact optimum, middle the network's field, on one scale of arrows; right the error of
     the network against the exact field. Raises ConfigError as `exact_field` does.
     """
-    data = {"mixture": described(mixture or toy.mixture("two_classes"))}
+    data = {"mixture": shown(mixture)}
     return Training(data, weight=weight, label=classes(data)[0])

@@ -18,7 +18,8 @@ import ipywidgets
 import numpy as np
 import traitlets
 
-from cfm_lite._internal.checks import check_choice, check_number
+from cfm_lite._internal.checks import check_choice, check_number, plain
+from cfm_lite.data import toy
 from cfm_lite.errors import ConfigError
 from cfm_lite.theory import EXACT, GaussianMixture
 from cfm_lite.widgets._networks import packed
@@ -76,13 +77,16 @@ class Choice(Control):
 
     def validate(self, obj: Any, value: Any) -> Any:
         options = list(self.options(obj) if callable(self.options) else self.options)
+        value = plain(value)
         if isinstance(value, str) and options and isinstance(options[0], str):
             check_choice(str(self.name), value, options)
-        elif isinstance(value, bool) or value not in options:
+        # asked first: an array is neither in a list nor outside it
+        single = isinstance(value, str | int | float) and not isinstance(value, bool)
+        if not single or value not in options:
             raise ConfigError(
                 f"{self.name} is {value!r:.40}; it must be one of {', '.join(map(str, options))}."
             )
-        return value
+        return options[options.index(value)]  # 1 where 1.0 was given
 
 
 class Flag(Control):
@@ -92,6 +96,7 @@ class Flag(Control):
         super().__init__(value)
 
     def validate(self, obj: Any, value: Any) -> bool:
+        value = plain(value)
         if not isinstance(value, bool):
             raise ConfigError(f"{self.name} is {value!r:.40}; it must be True or False.")
         return value
@@ -165,6 +170,12 @@ class Explorer(anywidget.AnyWidget):
             **values,
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a misspelled control would be kept and do nothing
+        if not (name.startswith("_") or hasattr(type(self), name)):
+            check_choice("control", name, self.controls)
+        super().__setattr__(name, value)
+
     @property
     def controls(self) -> list[str]:
         """The names of what can be set."""
@@ -223,6 +234,11 @@ def described(mixture: Any) -> dict[str, Any]:
         ("stds", mixture.stds) if mixture.stds is not None else ("covariances", mixture.covariances)
     )
     return {name: np.asarray(value).tolist() for name, value in (*found.items(), spread)}
+
+
+def shown(mixture: Any) -> dict[str, Any]:
+    """`described`, and the two-class toy for None."""
+    return described(toy.mixture("two_classes") if mixture is None else mixture)
 
 
 def classes(data: dict[str, Any]) -> list[int]:
