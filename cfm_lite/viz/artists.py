@@ -77,6 +77,8 @@ def square_limits(*clouds: Any, margin: float = 0.08, step: float = 0.5) -> Limi
     >>> square_limits([[-1.0, 0.0], [1.0, 0.0]], margin=0)
     (-1.0, 1.0, -1.0, 1.0)
     """
+    if not clouds:
+        raise ConfigError("square_limits got no points; give at least one array (..., 2).")
     flat = np.concatenate([as_array("points", cloud).reshape(-1, 2) for cloud in clouds])
     low, high = flat.min(0), flat.max(0)
     half = max((high - low).max() / 2 * (1 + 2 * margin), step)
@@ -490,7 +492,14 @@ def contours(
     values = as_array("log density", log_density, None, None)
     x = grid_points(limits, len(values), inset=False).reshape(*values.shape, 2)
     look = {"colors": TRUTH, "linewidths": 1.1, "linestyles": "solid", "zorder": 3} | kwargs
-    return axes.contour(x[0, :, 0], x[:, 0, 1], values, levels=mass_levels(values, masses), **look)
+    levels = mass_levels(values, masses)
+    if len(set(levels)) < len(levels):
+        raise ConfigError(
+            f"the masses {tuple(masses)} share a level of the density, so they have no contours of "
+            "their own: it is nearly constant, or the grid too coarse. Give masses further apart, "
+            "or leave the density out."
+        )
+    return axes.contour(x[0, :, 0], x[:, 0, 1], values, levels=levels, **look)
 
 
 def points(

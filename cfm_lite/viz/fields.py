@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from cfm_lite._internal.checks import check_choice
+from cfm_lite._internal.checks import check_count
+from cfm_lite.errors import ConfigError
 from cfm_lite.viz import artists
 from cfm_lite.viz.artists import Density, Limits, Velocity
 from cfm_lite.viz.style import (
@@ -153,6 +154,7 @@ def trajectories(
     >>> trajectories({"fm": states}, [0.0, 0.5, 1.0]).axes[0].get_title(loc="left")
     'FM'
     """
+    shown = check_count("shown", shown)
     runs = {
         name: as_array(f"runs[{name!r}]", states, None, None, 2)[:, :shown]
         for name, states in _ordered(runs, "runs").items()
@@ -177,7 +179,11 @@ def trajectories(
 
 
 def _of(values: Mapping[str, Any], name: str) -> np.ndarray:
-    check_choice("values", name, values)
+    if name not in values:
+        raise ConfigError(
+            f"values has no {name!r}, only {', '.join(map(repr, values)) or 'nothing'}; give one "
+            "array (S, B) for each of runs."
+        )
     return as_array(f"values[{name!r}]", values[name], None, None)
 
 

@@ -75,7 +75,9 @@ def _select(rows: Rows, metric: str, *keys: str) -> list[dict[str, Any]]:
     way to say "not finite").
     """
     known = sorted({str(row.get("metric")) for row in rows})
-    check_choice("metric", metric, known or ["(there are no rows)"])
+    if not known:
+        raise ConfigError("there are no rows, so nothing to draw; give at least one.")
+    check_choice("metric", metric, known)
     chosen = []
     for row in rows:
         if row.get("metric") != metric or row.get("method") == "real" or row.get("value") is None:

@@ -334,6 +334,11 @@ def to_bytes(figure: Figure, kind: str, dpi: float = DPI, about: str = "") -> by
 
     Raises ConfigError for another kind, and a dpi outside [10, 1200].
     """
+    if not isinstance(figure, Figure):
+        raise ConfigError(
+            f"figure has type {type(figure).__name__}; it must be a figure of matplotlib, such as "
+            "viz.trajectories returns."
+        )
     check_choice("kind", kind, _METADATA)
     buffer, kept = io.BytesIO(), _METADATA[kind]
     kept = kept | {"Description": about} if about and kind == "png" else kept
