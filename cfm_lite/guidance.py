@@ -440,12 +440,17 @@ def _check_mean(mean: MeanVelocity) -> MeanVelocity:
             f"mean_velocity has type {type(mean).__name__}; it must be a tensor (*dims), or a "
             "function of t (B,) that returns one."
         )
-    # a NaN here would show as a state that diverged, far from its cause
-    if isinstance(mean, Tensor) and on_host(mean) and not mean.isfinite().all():
-        raise ConfigError(
-            "mean_velocity has entries that are not finite; compute it again from finite data."
-        )
+    if isinstance(mean, Tensor):
+        _check_finite("mean_velocity", mean)
     return mean
+
+
+def _check_finite(name: str, mean: Tensor) -> None:
+    # a NaN here would show as a state that diverged, far from its cause
+    if on_host(mean) and not mean.isfinite().all():
+        raise ConfigError(
+            f"{name} has entries that are not finite; compute it again from finite data."
+        )
 
 
 def _mean(mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
@@ -554,7 +559,8 @@ def retarget_linear(
         expected: (D, D) with D the size of a sample, or (C, C) for a map of channels.
 
     Raises:
-        ConfigError: not 0 <= λk < 1, or another space; at the call, samples of another size.
+        ConfigError: not 0 <= λk < 1, another space, or an `expected` that is not finite; at the
+            call, samples of another size, or for `debias_linear` a map without an inverse.
 
     >>> v = retarget_linear(lambda x, t: x, 0.5, 0.5 * torch.eye(2), space="velocity")
     >>> v(torch.ones(1, 2), torch.zeros(1))
@@ -650,7 +656,13 @@ def _apply(mean: Tensor, x: Tensor) -> Tensor:
 
 def _solved(system: Tensor, x: Tensor) -> Tensor:
     """The solution of system @ solution = x for every row of `x` (B, *dims)."""
-    return _in_rows(lambda rows: torch.linalg.solve(system, rows.mT).mT, len(system), x)
+    try:
+        return _in_rows(lambda rows: torch.linalg.solve(system, rows.mT).mT, len(system), x)
+    except torch.linalg.LinAlgError:
+        raise ConfigError(
+            "with this weight and this expected the map has no inverse: its system is singular. "
+            "Give the weight and the E[P] of the training, or a slightly smaller weight."
+        ) from None
 
 
 # autocast would take these products in half precision
@@ -682,5 +694,6 @@ def _check_linear(weight: float, expected: Any, k: int, space: str, path: Any) -
             "perturbations.expected_map gives it."
         )
     check_floating(expected=expected)
+    _check_finite("expected", expected)
     check_path(path)
     return total

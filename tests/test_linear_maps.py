@@ -139,6 +139,14 @@ def test_the_expected_crop_is_the_mean_of_crops():
     )  # a constant image stays as it is
 
 
+def _one(t):
+    return torch.ones_like(t)
+
+
+# the noise is never carried away, so that all of the velocity is the data's
+STILL = Path("still", lambda t: t, _one, _one, torch.zeros_like)
+
+
 def test_weight_zero_changes_nothing_and_bad_settings_are_named():
     x, t = torch.randn(4, 3), torch.rand(4)
     for f in (retarget_linear, debias_linear):
@@ -149,8 +157,13 @@ def test_weight_zero_changes_nothing_and_bad_settings_are_named():
             f(fm(LINEAR), 0.5, SWAP, k=2)
         with pytest.raises(ConfigError, match="space"):
             f(fm(LINEAR), 0.1, SWAP, space="image")
+        with pytest.raises(ConfigError, match="expected has entries that are not finite"):
+            f(fm(LINEAR), 0.1, torch.full((3, 3), torch.nan))
         with pytest.raises(ConfigError, match="square"):
             f(fm(LINEAR), 0.1, torch.ones(2, 3))
+    for space in ("velocity", "latent"):  # 0.25 * 4 = 1, so the repulsion cancels the data
+        with pytest.raises(ConfigError, match="no inverse"):
+            debias_linear(lambda x, t: x, 0.25, 4 * torch.eye(3), space=space, path=STILL)(x, t)
     with pytest.raises(ConfigError, match="a sample has 2 numbers"):
         retarget_linear(lambda x, t: x, 0.1, SWAP)(torch.randn(4, 2), t)
     with pytest.raises(ConfigError, match="not linear"):
