@@ -33,7 +33,7 @@ LIMIT = 2**29  # bytes of one array: 8,192 x 8,192 in float64
 
 
 class Statistics(NamedTuple):
-    """The mean (d,) in float64, and the covariance (d, d) as it was saved: its digits bound its errors.
+    """The mean (d,) in float64, and the covariance (d, d) as saved: its digits bound its errors.
 
     >>> Statistics(torch.zeros(2), torch.eye(2)).mean.shape
     torch.Size([2])
