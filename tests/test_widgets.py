@@ -282,7 +282,7 @@ def test_a_prompt_sets_the_controls_and_a_wrong_one_is_refused():
     assert explorer.picture["caption"] == "a small green two above a pink cross"
     explorer.relation = ""
     assert explorer.scene == captions.parse("a small green two")
-    for wrong, said in (("a red sevn", "did you mean 'seven'"), ("", "empty"), ("red", "0 things")):
+    for wrong, said in (("a red sevn", "did you mean 'seven'"), ("", "empty"), ("red", "no thing")):
         with pytest.raises(ConfigError, match=said):
             widgets.words(wrong)
     with pytest.raises(ConfigError, match="guidance is 99"):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import cfm_lite
 from cfm_lite import paths
 from cfm_lite._internal.checks import plain
+from cfm_lite._internal.places import expanded
 from cfm_lite.engine import checkpoint, sharded
 from cfm_lite.engine.average import Average
 from cfm_lite.engine.parallel import World
@@ -81,7 +82,7 @@ class State:
         written = world.on_main(
             lambda: checkpoint.save(directory, step, weights, tensors, state, keep=keep)
         )
-        return written or Path(directory)
+        return written or expanded(directory)
 
     def load(
         self, directory: str | Path, accept: Callable[[Mapping[str, Any]], None]
@@ -90,7 +91,7 @@ class State:
 
         Raises what `accept` raises for its config, and ResumeMismatchError that lists what differs.
         """
-        path = Path(directory)
+        path = expanded(directory)
         if not (path / checkpoint.MANIFEST).exists():
             path = checkpoint.latest(path)
         dealt = sharded.is_sharded(self.objective)
