@@ -85,10 +85,10 @@ def _unwritten(step: Step) -> Step:
 
     @wraps(step)
     def checked(velocity: Velocity, x: Tensor, t: Time, dt: float | Tensor) -> Tensor:
-        t = _rows(t, x)
-        before = _versions(x, t)
-        moved = step(velocity, x, t, dt)
-        _check_unwritten(before, x, t)
+        times = _rows(t, x)
+        before = _versions(x, times)
+        moved = step(velocity, x, times, dt)
+        _check_unwritten(before, x, times)
         return moved
 
     return checked
@@ -125,7 +125,7 @@ def euler(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     >>> euler(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1000])
     """
-    return _move(x, velocity(x, t), dt)
+    return _move(x, velocity(x, _rows(t, x)), dt)
 
 
 @_unwritten
@@ -138,6 +138,7 @@ def midpoint(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State
     >>> midpoint(lambda x, t: x, torch.ones(1), 0.0, 0.1)  # e^0.1 is 1.10517
     tensor([1.1050])
     """
+    t = _rows(t, x)
     half = _move(x, velocity(x, t), dt / 2)
     # the first slope only finds the middle; symmetry about it cancels the error of order dt^2
     return _move(x, velocity(half, t + dt / 2), dt)
@@ -155,6 +156,7 @@ def heun(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     >>> heun(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1050])
     """
+    t = _rows(t, x)
     v = velocity(x, t)
     w = velocity(_move(x, v, dt), t + dt)
     # two moves, so that no tensor holds the mean slope
@@ -175,7 +177,9 @@ def rk4(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     >>> rk4(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1052])
     """
-    # the times 0, 1/3, 2/3, 1 stand in `STAGES` too, which counts guided evaluations
+    t = _rows(
+        t, x
+    )  # the times 0, 1/3, 2/3, 1 stand in `STAGES` too, which counts guided evaluations
     k1 = velocity(x, t)
     k2 = velocity(_move(x, k1, dt / 3), t + dt / 3)
     k3 = velocity(_move(x, k2 - k1 / 3, dt), t + 2 * dt / 3)
