@@ -162,7 +162,8 @@ class Repulsion(_Plain):
     Args:
         weight: λ, with λK below the weight of flow matching.
         contrast_null: False leaves out rows whose label was dropped.
-        rescale: True divides by the number of kept rows, as DeltaFM does.
+        rescale: True divides by the number of kept rows of each shard, as DeltaFM does of its
+            batch.
 
     Raises:
         ConfigError: `negatives` without a keyword `generator`.
@@ -238,8 +239,18 @@ class Repulsion(_Plain):
 
     def __call__(self, batch: Evaluated) -> Tensor:
         """The squared distance to the wrong velocities, summed over K; at least 0."""
-        u_neg, keep = batch.prepared
-        return losses.repulsion(batch.v, u_neg, keep, self.rescale)
+        return self._away_from(*batch.prepared, batch)
+
+    def _away_from(self, u_neg: Tensor, keep: Tensor | None, batch: Evaluated) -> Tensor:
+        if keep is None or not self.rescale:
+            return losses.repulsion(batch.v, u_neg, keep, self.rescale)
+        # kept rows are counted inside a shard: a micro-batch or a rank holds only some shards
+        several = u_neg.dim() > batch.v.dim()
+        values = [
+            losses.repulsion(batch.v[r], u_neg[:, r] if several else u_neg[r], keep[r], True)
+            for r in batch.shards
+        ]
+        return _mean_over_shards(values, batch.shards)
 
 
 @dataclass(frozen=True)
@@ -276,7 +287,7 @@ class ConditionRepulsion(Repulsion):
         # with a gradient the loss would also fall by making v wrong for the other condition
         with torch.no_grad():
             own, _ = batch.model(batch.sample.x_t, batch.sample.t, y, ())
-        return losses.repulsion(batch.v, own, keep, self.rescale)
+        return self._away_from(own, keep, batch)
 
 
 @dataclass(frozen=True)

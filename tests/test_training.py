@@ -16,7 +16,7 @@ from cfm_lite.errors import (
     DivergenceError,
     ResumeMismatchError,
 )
-from cfm_lite.objective import Alignment, Contrastive, Dispersive
+from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Repulsion
 from cfm_lite.training import Trainer, warmup
 from tests.networks import Tiny, same_parameters
 
@@ -148,6 +148,18 @@ def test_accumulation_does_not_change_a_run(kind):
     torch.testing.assert_close(*norms, rtol=1e-3, atol=1e-6)
     for p, q in zip(whole.objective.parameters(), parts.objective.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)
+
+
+def test_accumulation_changes_neither_a_rescaled_repulsion_nor_the_count_of_its_rows():
+    repulsion = Repulsion(0.3, contrast_null=False, rescale=True)
+    logs = []
+    for accumulate in (1, 2):
+        terms = FlowMatching(), repulsion
+        built = objective.Objective(Tiny(), terms=terms, label_dropout=0.5, shard=4)
+        logs += go(Trainer(built, accumulate=accumulate), 1)
+    assert logs[0]["repulsion"] == pytest.approx(float(logs[1]["repulsion"]), rel=1e-5)
+    # rows, not a mean over micro-batches
+    assert logs[0]["repulsion_left_out"] == logs[1]["repulsion_left_out"] > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
