@@ -245,9 +245,9 @@ class Repulsion(_Plain):
         if keep is None or not self.rescale:
             return losses.repulsion(batch.v, u_neg, keep, self.rescale)
         # kept rows are counted inside a shard: a micro-batch or a rank holds only some shards
-        several = u_neg.dim() > batch.v.dim()
+        v, several = batch.v, u_neg.dim() > batch.v.dim()
         values = [
-            losses.repulsion(batch.v[r], u_neg[:, r] if several else u_neg[r], keep[r], True)
+            losses.repulsion(v[r], u_neg[:, r] if several else u_neg[r], keep[r], self.rescale)
             for r in batch.shards
         ]
         return _mean_over_shards(values, batch.shards)

@@ -25,7 +25,8 @@ class Trainer:
     """Trains one objective; holds its optimizer, the averaged model `ema` and the step count.
 
     Draws are keyed by (seed, step). In a `world` of several ranks each gets whole shards of every
-    batch; gradients and logged values are means. A parameter that no rank uses does not move.
+    batch; gradients and logged values are means, and logged numbers of rows are sums. A parameter
+    that no rank uses does not move.
 
     Args:
         optimizer: one that holds every trained parameter; default fused AdamW(1e-3, decay 0).
@@ -167,8 +168,7 @@ class Trainer:
                 with autocast(self.precision, part[0].device):
                     total, values = self._forward(*part)
                 optimizers.backward(total, share)
-            for name, value in {**values, "loss": total.detach()}.items():
-                log[name] = value if share == 1 else value * share + log.get(name, 0)
+            self._exchange.add(log, {**values, "loss": total.detach()}, share, self.objective.terms)
             first += shards_in(part[0].shape[0], shard)
         return self._exchange.mean(log)
 
