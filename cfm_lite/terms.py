@@ -16,10 +16,12 @@ from torch import Generator, Tensor, nn
 from cfm_lite import losses
 from cfm_lite._internal.checks import (
     check_choice,
+    check_keep,
     check_number,
     check_tensor,
     on_host,
     plain,
+    seen,
     warn_once,
 )
 from cfm_lite._internal.networks import check_keywords, evaluating, takes
@@ -271,7 +273,9 @@ class ConditionRepulsion(Repulsion):
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """(y, keep) of the whole batch: the wrong conditions, drawn shard by shard."""
         # only what is random belongs here; the network runs in the call, inside the graph
-        parts = [self.negatives(sample, generator=g) for sample, g in draw.each()]
+        parts = [
+            _condition(self.negatives(sample, generator=g), sample.y) for sample, g in draw.each()
+        ]
         y, keep = (torch.cat(part) for part in zip(*parts))
         if not self.contrast_null and draw.dropped is not None:
             keep = keep & ~draw.dropped
@@ -502,12 +506,24 @@ def _with_keep(part: Any, u: Tensor) -> tuple[Tensor, Tensor | None]:
             f"negatives gave {shape}; it must be u_neg {tuple(u.shape)}, (K, *{tuple(u.shape)}), "
             "or (u_neg, keep)."
         )
-    if keep is not None and (not isinstance(keep, Tensor) or keep.shape != u.shape[:1]):
-        raise ConfigError(
-            f"the keep that negatives gave must be a tensor ({len(u)},), True for rows that have a "
-            "negative."
-        )
+    if keep is not None:
+        check_keep("the keep that negatives gave", keep, len(u))
     return u_neg, keep
+
+
+def _condition(part: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """(y, keep) of what negatives gave for conditions `y`; ConfigError for anything else."""
+    other, keep = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
+    wrong = not isinstance(other, Tensor) or other.is_floating_point()
+    if wrong or keep is None or (y is not None and other.shape != y.shape):
+        given = type(part).__name__ if keep is None else seen(other)
+        wanted = "(B,) or (B, L)" if y is None else tuple(y.shape)
+        raise ConfigError(
+            f"negatives gave {given}; ConditionRepulsion needs (y, keep): other conditions y "
+            f"{wanted}, and one flag per row. Use negatives.other_condition."
+        )
+    check_keep("the keep that negatives gave", keep, len(other))
+    return other, keep.bool()
 
 
 def noise_like(x: Tensor, generator: Generator | None) -> Tensor:

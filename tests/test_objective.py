@@ -19,6 +19,7 @@ from cfm_lite.objective import (
     Repulsion,
 )
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
+from cfm_lite.terms import ConditionRepulsion
 from tests.networks import Tiny
 
 X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
@@ -387,6 +388,25 @@ def test_negatives_that_hide_their_number_are_refused():
 
     with pytest.raises(ConfigError, match="declare k = 1"):
         Objective(Tiny(), terms=(FlowMatching(), Repulsion(0.4, two)))(X1, Y)
+
+
+@pytest.mark.parametrize("keep", [torch.full((24,), 0.5), torch.ones(5), torch.ones(24, 1)])
+def test_a_keep_that_is_no_flag_per_row_is_refused_as_the_loss_refuses_it(keep):
+    def weighted(sample, *, generator=None):
+        return sample.u_t, keep
+
+    with pytest.raises(ConfigError, match=r"keep that negatives gave (holds|has shape)"):
+        Objective(Tiny(), terms=(FlowMatching(), Repulsion(0.4, weighted)))(X1, Y)
+    with pytest.raises(ConfigError, match=r"keep (holds|has shape)"):
+        losses.repulsion(X1, X1, keep)
+
+
+def test_wrong_velocities_are_no_wrong_conditions():
+    repelled = ConditionRepulsion(0.1, negatives.in_batch)
+    with pytest.raises(ConfigError, match=r"gave Tensor; .*Use negatives.other_condition"):
+        objective.fm(Tiny()).plus(repelled)(X1, Y)
+    with pytest.raises(ConfigError, match=r"needs .y, keep."):
+        objective.fm(Tiny()).plus(ConditionRepulsion(0.1, negatives.other_class))(X1, Y)
 
 
 def test_from_half_the_bound_on_a_warning_names_the_factor():

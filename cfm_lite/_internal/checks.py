@@ -288,6 +288,20 @@ def check_labels(y: Any, x: Tensor | None, highest: int, name: str = "y") -> Ten
     return y
 
 
+def check_keep(name: str, keep: Any, rows: int) -> None:
+    """`keep` must hold a flag for each of the `rows`: bool, or 0 and 1."""
+    check_tensor(**{name: keep})
+    if keep.shape != (rows,):
+        raise ConfigError(
+            f"{name} has shape {tuple(keep.shape)}; it must be ({rows},), one flag per row."
+        )
+    if keep.dtype != torch.bool and on_host(keep) and not ((keep == 0) | (keep == 1)).all():
+        raise ConfigError(
+            f"{name} holds values other than 0 and 1; it must be bool or 0/1. For weights, scale "
+            "the loss instead."
+        )
+
+
 def plain(value: Any) -> Any:
     """NumPy's numbers, and arrays or tensors without dimensions, as Python's own numbers.
 
