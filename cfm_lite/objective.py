@@ -38,6 +38,7 @@ from cfm_lite._internal.networks import (
     check_keywords,
     check_model,
     classes_of,
+    evaluating,
     null_condition,
     takes,
     takes_captions,
@@ -226,8 +227,9 @@ class Objective(nn.Module):
         total: Tensor | None = None
         values: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            batch = Evaluated(sample, v, features, prepared[name], shards, self._run, context)
             scale = term.sign * term.weight
+            run = self._run if scale else self._run_aside
+            batch = Evaluated(sample, v, features, prepared[name], shards, run, context)
             if scale == 0:  # a weight of 0 adds nothing, not even a NaN
                 with torch.no_grad():
                     values[name] = term(batch)
@@ -248,6 +250,13 @@ class Objective(nn.Module):
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         return asked(self.model, y, functools.partial(self._call, x, t, y, blocks))
+
+    def _run_aside(
+        self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        # for a weight of 0: dropout would draw, and batch norm would learn, from a second pass
+        with evaluating(self.model):
+            return self._run(x, t, y, blocks)
 
     def _call(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]

@@ -68,6 +68,22 @@ def test_weight_zero_is_plain_flow_matching(index, shard):
     assert all(math.isfinite(value) for value in values.values())
 
 
+@pytest.mark.parametrize("term", [Contrastive(0.0, 1), ConditionRepulsion(0.0)])
+def test_weight_zero_leaves_the_draws_and_statistics_of_the_network_alone(term):
+    def trained(terms):
+        model = Tiny()
+        model.second = torch.nn.Sequential(
+            model.second, torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5)
+        )
+        built = Objective(model, terms=terms)
+        torch.manual_seed(0)
+        totals = [built.at(0, step)(X1, Y)[0] for step in range(3)]
+        return torch.stack(totals), torch.get_rng_state(), *model.state_dict().values()
+
+    alone, beside = trained((FlowMatching(),)), trained((FlowMatching(), term))
+    assert all(torch.equal(*pair) for pair in zip(alone, beside))
+
+
 @pytest.mark.parametrize("index", range(9))
 def test_a_positive_weight_changes_the_gradient(index):
     term = zero_weight_terms()[index]
