@@ -35,7 +35,7 @@ class Trainer:
         ema2_decay: above 0 it keeps a second average, `ema2`.
         accumulate: the number of micro-batches in a batch; each holds whole shards.
         precision: "float32", or "bf16" (autocast; parameters and losses stay float32).
-        schedule: a function of the step that gives a factor on lr.
+        schedule: a function of the step that gives a factor on lr, of at least 0.
         compile: True compiles the transformer blocks, or else the objective; None only on CUDA.
         runaway: stops a run, at a logged step, whose flow-matching error was above runaway^2 times
             its first value (at least 1), as with λK > 1 - 1 / runaway. None turns this off.
@@ -74,7 +74,7 @@ class Trainer:
         parallel: str = "ddp",
     ) -> None:
         settings = Settings(clip, ema_decay, ema_warmup, ema2_decay, seed, accumulate, precision,
-                            log_every, runaway, parallel)  # fmt: skip
+                            log_every, runaway, parallel, schedule)  # fmt: skip
         in_parts = parallel == "fsdp" and world.size > 1
         check_objective(objective, in_parts)
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
@@ -157,7 +157,7 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the whole batch, micro-batch by micro-batch, and the mean loss and terms."""
-        optimizers.begin(self.optimizer, self._base_lr, self.schedule(self.step))
+        optimizers.begin(self.optimizer, self._base_lr, self.schedule(self.step), self.step)
         parts = micro_batches(batch, self.accumulate, self.objective.shard)
         rows, shard, log = batch[0].shape[0], self.objective.shard, {}
         first = self.world.rank * shards_in(rows, shard)

@@ -286,11 +286,30 @@ def test_bf16_keeps_parameters_and_losses_in_float32():
         ({"precision": "fp8"}, "precision"),
         ({"accumulate": 0}, "accumulate"),
         ({"log_every": 0}, "log_every"),
+        ({"schedule": 3}, "schedule is 3; it must be a function"),
     ],
 )
 def test_wrong_settings_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         Trainer(objective.fm(Tiny()), **settings)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), -1.0, "a", None])
+def test_a_factor_that_is_no_number_of_at_least_zero_stops_before_the_step(factor):
+    trainer = build(schedule=lambda step: factor if step == 2 else 1.0)
+    go(trainer, 2)
+    before = copy.deepcopy(trainer.objective)
+    with pytest.raises(
+        ConfigError, match=r"schedule\(2\) is .*; it must be a number in \[0, inf\)"
+    ):
+        go(trainer, 1)
+    assert trainer.step == 2
+    assert same_parameters(before, trainer.objective)
+
+
+def test_a_warmup_of_less_than_no_steps_is_refused():
+    with pytest.raises(ConfigError, match=r"steps is -3; .*at least 0"):
+        warmup(-3)
 
 
 def test_parameters_that_are_not_finite_are_refused():
