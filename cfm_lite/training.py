@@ -102,7 +102,8 @@ class Trainer:
         errors = (name for name, term in objective.terms.items() if isinstance(term, FlowMatching))
         self._guard = Guard(device, next(errors, None), settings.runaway, averaged)
         options = optimizers.options_of(self.optimizer, objective, self.schedule)
-        self._state = State(objective, self._averages, self.optimizer, options | settings.decisive)
+        decisive = options | settings.decisive
+        self._state = State(objective, self._averages, self.optimizer, decisive, self._guard)
 
     @property
     def ema(self) -> nn.Module:

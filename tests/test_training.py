@@ -228,6 +228,27 @@ def test_divergence_names_step_and_term_and_changes_nothing(value, tmp_path):
     assert trainer.step == 3
 
 
+def test_a_resumed_run_runs_away_from_the_first_error_of_the_run_it_goes_on_with(tmp_path):
+    def grown(trainer, size):
+        return list(trainer.run([(size * X1[:16], Y[:16])] * 5, 5))
+
+    trainer = build(runaway=2.0)
+    grown(trainer, 1.0)
+    path = trainer.save(tmp_path)
+    with pytest.raises(DivergenceError, match=r"2\^2 times its first value"):
+        grown(build(runaway=2.0).resume(path), 10.0)
+    # a checkpoint of an earlier edition names no error: then the first one after it counts
+    load = checkpoint.load
+
+    def old(*args):
+        saved = load(*args)
+        del saved.state["errors"]
+        return saved
+
+    with mock.patch.object(checkpoint, "load", old):
+        assert len(grown(build(runaway=2.0).resume(path), 10.0)) == 5
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_too():
     trainer = build()
     first = trainer.parameters[0]

@@ -22,6 +22,7 @@ from cfm_lite._internal.checks import plain
 from cfm_lite._internal.places import expanded
 from cfm_lite.engine import checkpoint, sharded
 from cfm_lite.engine.average import Average
+from cfm_lite.engine.guard import Guard
 from cfm_lite.engine.parallel import World
 from cfm_lite.errors import ResumeMismatchError
 from cfm_lite.objective import Objective
@@ -43,7 +44,8 @@ class State:
     >>> from cfm_lite import models, objective
     >>> fm = objective.fm(models.MLP(2))
     >>> sgd = torch.optim.SGD(fm.parameters(), lr=0.1)
-    >>> state = State(fm, {"ema": Average(fm.model, 0.9)}, sgd, {"seed": 0})
+    >>> guard = Guard(torch.device("cpu"), None, None, [])
+    >>> state = State(fm, {"ema": Average(fm.model, 0.9)}, sgd, {"seed": 0}, guard)
     >>> state.save(tempfile.mkdtemp(), 1, {}, World(), keep=1).name
     'step-00000001'
     """
@@ -52,6 +54,7 @@ class State:
     averages: Mapping[str, Average]
     optimizer: torch.optim.Optimizer
     settings: Mapping[str, Any]
+    guard: Guard
 
     def save(
         self, directory: str | Path, step: int, config: Mapping[str, Any], world: World, keep: int
@@ -70,6 +73,7 @@ class State:
         state = {
             "seed": self.settings["seed"],
             "averaged": self.averages["ema"].n_averaged,
+            "errors": self.guard.errors,
             "groups": _plain(inner["param_groups"]),
             "settings": self._settings(),
             "config": json.loads(json.dumps(dict(config))),
@@ -112,6 +116,7 @@ class State:
         sharded.load_optimizer(self.objective, self.optimizer, state)
         for average in self.averages.values():
             average.n_averaged = saved.state["averaged"]
+        self.guard.remember(saved.state.get("errors"))
         return saved.step, path
 
     def _modules(self) -> dict[str, nn.Module]:
