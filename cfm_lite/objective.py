@@ -431,13 +431,37 @@ def _named(terms: Sequence[Any]) -> dict[str, Any]:
             "terms must be a tuple of terms: an objective needs at least one term; usually the "
             "first is FlowMatching()."
         )
+    for kind in terms:
+        if isinstance(kind, type):
+            raise ConfigError(
+                f"terms holds the class {kind.__name__}; each term must be an object. Make one: "
+                f"{kind.__name__}(...)."
+            )
     names = [getattr(term, "name", None) or _snake(type(term).__name__) for term in terms]
+    for name, term in zip(names, terms):
+        _check_name(name, isinstance(term, nn.Module))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
             f"two terms are called {twice[0]!r}; names must differ. Give one of them name='...'."
         )
     return dict(zip(names, terms))
+
+
+def _check_name(name: Any, is_module: bool) -> None:
+    """ConfigError for a name that a trainer's log or torch has another use for."""
+    taken = ("loss", "step", "grad_norm")
+    if not isinstance(name, str) or name in taken:
+        raise ConfigError(
+            f"a term is called {name!r:.60}; it must be a text other than {', '.join(taken)}, "
+            "which a log holds already. Give it another name='...'."
+        )
+    # torch makes the name part of those of its parameters
+    if is_module and ("." in name or hasattr(nn.ModuleDict, name)):
+        raise ConfigError(
+            f"a term with parameters is called {name!r}; torch allows no dot in such a name, and no "
+            "method of a ModuleDict. Give it another name='...'."
+        )
 
 
 def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
@@ -452,12 +476,21 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
     # all terms together have a minimum as long as the attraction outweighs the repulsion
     attract = sum(term.weight for term in terms.values() if isinstance(term, FlowMatching))
     repel = [term for term in terms.values() if isinstance(term, Repulsion)]
+    if not attract and any(term.weight for term in repel):
+        raise ConfigError(
+            "the terms repel and nothing attracts, so the loss has no minimum. Start the terms "
+            "with FlowMatching(), whose weight must be above λK."
+        )
     for term in repel:
         # one by one first: then the message tells λ and K of the term that is too strong
         repulsion_weight(term.weight, term.k, attract)
     # the factor of |v|^2 in the loss is attract - total: at 0 it has no minimum
     total = sum(term.weight * term.k for term in repel)
-    repulsion_weight(total, 1, attract, name="the sum of λK over the repulsions")
+    if total and total >= attract:
+        raise ConfigError(
+            f"the sum of λK over the repulsions is {total:g}. It must stay below {attract:g}, the "
+            "weight of flow matching: otherwise the loss has no minimum. Use smaller weights."
+        )
     if attract:
         # the bound holds, but the optimum has the factor 1 / (1 - total / attract)
         warn_of_gain(total / attract)

@@ -351,6 +351,25 @@ def test_half_precision_data_is_promoted():
             lambda m: objective.delta_fm(m, 0.45).plus(Repulsion(0.55, name="again")),
             "the sum of λK over the repulsions is 1",
         ),
+        (
+            lambda m: objective.delta_fm(m, 0.45).plus(Repulsion(0.65, name="again")),
+            r"is 1\.1\. It must stay below 1, .*Use smaller weights",
+        ),
+        (
+            lambda m: Objective(m, terms=(Repulsion(0.05),)),
+            r"Start the terms with FlowMatching\(\)",
+        ),
+        (lambda m: Objective(m, terms=(FlowMatching,)), r"Make one: FlowMatching\(\.\.\.\)"),
+        (lambda m: objective.fm(m).plus(Dispersive(0.5, 1, name="loss")), "called 'loss'; .*step"),
+        (lambda m: objective.fm(m).plus(Dispersive(0.5, 1, name=3)), "called 3; it must be a text"),
+        (
+            lambda m: objective.fm(m).plus(Alignment(0.5, 1, 16, abs, 2, name="a.b")),
+            r"'a\.b'; torch allows no dot",
+        ),
+        (
+            lambda m: objective.fm(m).plus(Alignment(0.5, 1, 16, abs, 2, name="keys")),
+            "called 'keys'; .*no method of a ModuleDict",
+        ),
         (lambda m: objective.delta_fm(m, float("nan")), "weight"),
         (lambda m: objective.delta_fm(m, -0.1), "weight"),
         (lambda m: objective.fm(m).plus(FlowMatching()), "two terms"),

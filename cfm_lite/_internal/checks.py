@@ -359,20 +359,18 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
     return number
 
 
-def repulsion_weight(
-    weight: Any, k: Any = 1, attract: float = 1.0, *, name: str = "weight"
-) -> float:
+def repulsion_weight(weight: Any, k: Any = 1, attract: float = 1.0) -> float:
     """`weight`, the λ of K = `k` wrong velocities, as a float with 0 <= λK < `attract`.
 
     `attract` is the weight of flow matching. From λK = `attract` on the loss has no minimum.
     """
-    number, k = check_number(name, weight, 0, math.inf), check_count("k", k)
+    number, k = check_number("weight", weight, 0, math.inf), check_count("k", k)
     total = number * k
     if total and total >= attract:
         times = f" with K = {k}, so λK = {total:g}" if k > 1 else ""
         of = "" if attract == 1 else ", the weight of flow matching"
         raise ConfigError(
-            f"{name} is {number:g}{times}. λK must stay below {attract:g}{of}: otherwise the loss "
+            f"weight is {number:g}{times}. λK must stay below {attract:g}{of}: otherwise the loss "
             f"has no minimum. Use a weight below {attract / k:g} (the papers use 0.05)."
         )
     return number
