@@ -386,6 +386,25 @@ def test_half_precision_data_is_promoted():
         (lambda m: objective.dispersive(m, tau=0.1, variant="hinge"), "tau is 0.1 and .*hinge"),
         (lambda m: Contrastive(0.1, 1, "covariance", tau=2), "tau is 2 and .*covariance"),
         (lambda m: Dispersive(0.1, 1, options={"margin": 2}), "margin is 2 and .*infonce_l2"),
+        (
+            lambda m: Contrastive(0.5, 1, options={"w": 3.0}),
+            r"w is 3\.0 and .*infonce_l2.* has no w; leave it out, or use covariance",
+        ),
+        (
+            lambda m: Dispersive(0.5, 1, options={"distance": "l2"}),
+            "distance is 'l2' and .*or use hinge",
+        ),
+        (
+            lambda m: Dispersive(0.5, 1, "covariance", options={"include_diagonal": False}),
+            "include_diagonal is False and .*infonce_cosine or hinge",
+        ),
+        (lambda m: Dispersive(0.5, 1, options={"nonsense": 1}), "nonsense is 1 .* leave it out"),
+        (lambda m: Dispersive(0.5, 1, options={"tau": 3.0}), "tau is no option: give tau="),
+        (lambda m: Contrastive(0.5, 1, options=[1]), r"options is \[1\]; it must be a dict"),
+        (
+            lambda m: Contrastive(0.5, 1, "hinge", options={"distance": "l3"}),
+            "distance is 'l3'; it must be one of",
+        ),
         (lambda m: Dispersive(0.1, 1, "hing"), "Did you mean 'hinge'"),
     ],
 )
