@@ -141,7 +141,7 @@ class Trainer:
     def _train_step(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         if not (self.objective.training and self.objective.model.training):
             self.objective.train()  # a look at held-out data has left it in evaluation mode
-        log = self._backward(batch)
+        log = self._state.noting(self._backward, batch)
         norm = optimizers.clip_gradients(self.parameters, self.clip)
         self._guard.watch(self.step + 1, {**log, "the gradient norm": norm})
         if last or (self.step + 1) % self.log_every == 0:
@@ -197,5 +197,5 @@ class Trainer:
         It may come from another number of ranks. `accept` gets the saved `config` first, and may
         raise. Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError.
         """
-        self.step, self._guard.saved = self._state.load(directory, accept)
+        self.step, self._guard.saved = self._state.load(directory, accept, self.world)
         return self

@@ -181,6 +181,26 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(kind, tmp_path):
     assert [int(log["step"]) for log in tail] == list(range(5, 12))
 
 
+def test_a_network_with_dropout_resumes_bit_for_bit(tmp_path):
+    def dropping():
+        model = Tiny()
+        model.second = torch.nn.Sequential(model.second, torch.nn.Dropout(0.5))
+        return Trainer(objective.fm(model, shard=8), lr=1e-2)
+
+    torch.manual_seed(3)
+    straight = dropping()
+    go(straight, 4)
+    path = straight.save(tmp_path)
+    tail = go(straight, 3)
+    torch.manual_seed(7)
+    resumed = go(dropping().resume(path), 3)
+    assert [float(log["loss"]) for log in tail] == [float(log["loss"]) for log in resumed]
+    # a run whose network draws nothing keeps no state that differs from process to process
+    plain = build()
+    go(plain, 1)
+    assert checkpoint.load(plain.save(tmp_path / "plain"), "cpu").state["generators"] is None
+
+
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not():
     a, b, c = build("vecor", seed=1), build("vecor", seed=1), build("vecor", seed=2)
     for trainer in (a, b, c):
