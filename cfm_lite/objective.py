@@ -327,7 +327,7 @@ class Objective(nn.Module):
 
     def _key_of_state(self, device: torch.device) -> tuple[int, int, int]:
         """Without `at`: a key that torch.manual_seed repeats, and that moves with every noise."""
-        own = torch if device.type == "cpu" else getattr(torch, device.type, None)
+        own: Any = torch if device.type == "cpu" else getattr(torch, device.type, None)
         if not hasattr(own, "get_rng_state"):  # such as the device "meta", which has no numbers
             return torch.initial_seed(), self._calls, 0
         state = own.get_rng_state() if own is torch else own.get_rng_state(device)
