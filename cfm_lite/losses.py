@@ -20,9 +20,8 @@ from cfm_lite._internal.checks import (
     check_choice,
     check_flag,
     check_floating,
+    check_keep,
     check_number,
-    check_tensor,
-    on_host,
     promote,
     repulsion_weight,
     warn_of_gain,
@@ -305,16 +304,7 @@ def _with_negatives(v: Tensor, u_neg: Tensor) -> tuple[Tensor, Tensor]:
 
 def _row_shares(keep: Tensor, v: Tensor, rescale: bool) -> Tensor:
     """The weight of each row (B,) in a mean: keep / B, or with `rescale` keep / (kept rows)."""
-    check_tensor(keep=keep)
-    if keep.shape != v.shape[:1]:
-        raise ConfigError(
-            f"keep has shape {tuple(keep.shape)}; it must be ({len(v)},), one flag per row."
-        )
-    if keep.dtype != torch.bool and on_host(keep) and not ((keep == 0) | (keep == 1)).all():
-        raise ConfigError(
-            "keep holds values other than 0 and 1; it must be bool or 0/1. For weights, scale the "
-            "loss instead."
-        )
+    check_keep("keep", keep, len(v))
     kept = keep.to(v.dtype)
     return kept / (kept.sum().clamp_min(1) if rescale else len(v))
 

@@ -6,6 +6,7 @@ here they meet a model.
 """
 
 import functools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ from cfm_lite._internal.networks import (
     check_keywords,
     check_model,
     classes_of,
+    evaluating,
     null_condition,
     takes,
     takes_captions,
@@ -85,9 +87,9 @@ class Objective(nn.Module):
     (B,) in [0, num_classes - 1] or None, and an optional `context` (B, ...) for an alignment
     teacher. DDP and torch.compile wrap this module.
 
-    By default noise and times come from torch's global generator. After `at(seed, step)` every draw
-    is keyed by (seed, step, shard), so that neither accumulation nor the number of ranks changes a
-    run.
+    By default noise and times come from torch's global generator, and its state keys the draws of
+    the terms: torch.manual_seed repeats them all. After `at(seed, step)` every draw is keyed by
+    (seed, step, shard), so that neither accumulation nor the number of ranks changes a run.
 
     Args:
         model: `model(x, t, y)` returns a velocity, and `model.forward_features(x, t, y, blocks)`
@@ -146,6 +148,7 @@ class Objective(nn.Module):
         self._couple_draws = takes(couple, "generator")
         self._key: tuple[int, int, int] | None = None
         self._calls = 0
+        self._key_of_call: tuple[int, int, int] = (0, 0, 0)
         self._weights: tuple[Tensor, ...] = ()
         # beside `time`, which stays as it was given, so that `plus` can hand it on
         self.time_distribution = on_path(time, path, "time")
@@ -226,8 +229,9 @@ class Objective(nn.Module):
         total: Tensor | None = None
         values: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            batch = Evaluated(sample, v, features, prepared[name], shards, self._run, context)
             scale = term.sign * term.weight
+            run = self._run if scale else self._run_aside
+            batch = Evaluated(sample, v, features, prepared[name], shards, run, context)
             if scale == 0:  # a weight of 0 adds nothing, not even a NaN
                 with torch.no_grad():
                     values[name] = term(batch)
@@ -248,6 +252,13 @@ class Objective(nn.Module):
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         return asked(self.model, y, functools.partial(self._call, x, t, y, blocks))
+
+    def _run_aside(
+        self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        # for a weight of 0: dropout would draw, and batch norm would learn, from a second pass
+        with evaluating(self.model):
+            return self._run(x, t, y, blocks)
 
     def _call(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
@@ -272,8 +283,8 @@ class Objective(nn.Module):
         # every random choice lives inside a shard, so a batch may be cut between shards
         size = self.shard or max(1, len(x1))
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
-        # without `at` each call must draw anew, though all have one seed
         vars(self)["_calls"] += 1
+        vars(self)["_key_of_call"] = self._key or self._key_of_state(x1.device)
         parts = [
             self._draw_shard(x1[rows], None if y is None else y[rows], i)
             for i, rows in enumerate(shards)
@@ -314,9 +325,16 @@ class Objective(nn.Module):
         # g draws these last, so another p leaves noise and times as they were
         return x0, x1, t, *draws.drop_conditions(y, p, null_condition(self.model, y), generator=g)
 
+    def _key_of_state(self, device: torch.device) -> tuple[int, int, int]:
+        """Without `at`: a key that torch.manual_seed repeats, and that moves with every noise."""
+        own: Any = torch if device.type == "cpu" else getattr(torch, device.type, None)
+        if not hasattr(own, "get_rng_state"):  # such as the device "meta", which has no numbers
+            return torch.initial_seed(), self._calls, 0
+        state = own.get_rng_state() if own is torch else own.get_rng_state(device)
+        return torch.initial_seed(), zlib.crc32(state.numpy().tobytes()), 0
+
     def _generator(self, device: torch.device, shard: int, purpose: str) -> Generator:
-        # without `at`: torch's own seed, and another number for each call
-        seed, step, first = self._key or (torch.initial_seed(), self._calls, 0)
+        seed, step, first = self._key_of_call
         return draws.keyed_generator(device, seed, step, first + shard, purpose)
 
     def _check(self, x1: Tensor, y: Tensor | None) -> Tensor | None:
@@ -422,13 +440,37 @@ def _named(terms: Sequence[Any]) -> dict[str, Any]:
             "terms must be a tuple of terms: an objective needs at least one term; usually the "
             "first is FlowMatching()."
         )
+    for kind in terms:
+        if isinstance(kind, type):
+            raise ConfigError(
+                f"terms holds the class {kind.__name__}; each term must be an object. Make one: "
+                f"{kind.__name__}(...)."
+            )
     names = [getattr(term, "name", None) or _snake(type(term).__name__) for term in terms]
+    for name, term in zip(names, terms):
+        _check_name(name, isinstance(term, nn.Module))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(
             f"two terms are called {twice[0]!r}; names must differ. Give one of them name='...'."
         )
     return dict(zip(names, terms))
+
+
+def _check_name(name: Any, is_module: bool) -> None:
+    """ConfigError for a name that a trainer's log or torch has another use for."""
+    taken = ("loss", "step", "grad_norm")
+    if not isinstance(name, str) or name in taken:
+        raise ConfigError(
+            f"a term is called {name!r:.60}; it must be a text other than {', '.join(taken)}, "
+            "which a log holds already. Give it another name='...'."
+        )
+    # torch makes the name part of those of its parameters
+    if is_module and ("." in name or hasattr(nn.ModuleDict, name)):
+        raise ConfigError(
+            f"a term with parameters is called {name!r}; torch allows no dot in such a name, and no "
+            "method of a ModuleDict. Give it another name='...'."
+        )
 
 
 def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
@@ -443,12 +485,21 @@ def _check_terms(terms: Mapping[str, Any], depth: int | None) -> None:
     # all terms together have a minimum as long as the attraction outweighs the repulsion
     attract = sum(term.weight for term in terms.values() if isinstance(term, FlowMatching))
     repel = [term for term in terms.values() if isinstance(term, Repulsion)]
+    if not attract and any(term.weight for term in repel):
+        raise ConfigError(
+            "the terms repel and nothing attracts, so the loss has no minimum. Start the terms "
+            "with FlowMatching(), whose weight must be above λK."
+        )
     for term in repel:
         # one by one first: then the message tells λ and K of the term that is too strong
         repulsion_weight(term.weight, term.k, attract)
     # the factor of |v|^2 in the loss is attract - total: at 0 it has no minimum
     total = sum(term.weight * term.k for term in repel)
-    repulsion_weight(total, 1, attract, name="the sum of λK over the repulsions")
+    if total and total >= attract:
+        raise ConfigError(
+            f"the sum of λK over the repulsions is {total:g}. It must stay below {attract:g}, the "
+            "weight of flow matching: otherwise the loss has no minimum. Use smaller weights."
+        )
     if attract:
         # the bound holds, but the optimum has the factor 1 / (1 - total / attract)
         warn_of_gain(total / attract)

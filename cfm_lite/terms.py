@@ -5,10 +5,9 @@ is random. The call is differentiable and returns the unweighted value. `sign` i
 is subtracted. CONTRIBUTING.md shows a term in 20 lines.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,10 +15,12 @@ from torch import Generator, Tensor, nn
 from cfm_lite import losses
 from cfm_lite._internal.checks import (
     check_choice,
+    check_keep,
     check_number,
     check_tensor,
     on_host,
     plain,
+    seen,
     warn_once,
 )
 from cfm_lite._internal.networks import check_keywords, evaluating, takes
@@ -114,23 +115,34 @@ class _Spreading(_Plain):
     variant: str
     tau: float
     options: Mapping[str, Any]
+    _read_by: ClassVar[Mapping[str, Sequence[str]]]  # the variants that have each option
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("variant", self.variant, losses.VARIANTS)
+        if not isinstance(self.options, Mapping) or "tau" in self.options:
+            raise ConfigError(
+                f"options is {self.options!r:.60}; it must be a dict from names to values. tau is "
+                "no option: give tau=... beside it."
+            )
+        for name, value in self.options.items():
+            self._check_read(name, value, self._read_by.get(name, ()))
+        # the loss itself looks at the values, now and not in the first step
+        self._loss_of(torch.zeros(2, 1, device="cpu", dtype=torch.float32))
         # the default of tau counts as not given: a recipe hands it to every variant
-        given: list[tuple[str, Any, float | None, Sequence[str]]] = [
-            ("tau", self.tau, type(self).tau, losses.WITH_TAU)
-        ]
-        if "margin" in self.options:
-            given.append(("margin", self.options["margin"], None, ("hinge",)))
-        for name, value, default, read_by in given:
-            number = check_number(name, value, 0, math.inf, open_low=True)
-            if number != default and self.variant not in read_by:
-                raise ConfigError(
-                    f"{name} is {value!r:.60} and the variant {self.variant!r} has no {name}; "
-                    f"leave it out, or use {' or '.join(read_by)}."
-                )
+        if self.tau != type(self).tau:
+            self._check_read("tau", self.tau, losses.WITH_TAU)
+
+    def _check_read(self, name: str, value: Any, read_by: Sequence[str]) -> None:
+        if self.variant not in read_by:
+            use = f", or use {' or '.join(read_by)}" if read_by else ""
+            raise ConfigError(
+                f"{name} is {value!r:.60} and the variant {self.variant!r} has no {name}; leave it "
+                f"out{use}."
+            )
+
+    def _loss_of(self, h: Tensor, near: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -162,7 +174,8 @@ class Repulsion(_Plain):
     Args:
         weight: λ, with λK below the weight of flow matching.
         contrast_null: False leaves out rows whose label was dropped.
-        rescale: True divides by the number of kept rows, as DeltaFM does.
+        rescale: True divides by the number of kept rows of each shard, as DeltaFM does of its
+            batch.
 
     Raises:
         ConfigError: `negatives` without a keyword `generator`.
@@ -239,7 +252,18 @@ class Repulsion(_Plain):
     def __call__(self, batch: Evaluated) -> Tensor:
         """The squared distance to the wrong velocities, summed over K; at least 0."""
         u_neg, keep = batch.prepared
-        return losses.repulsion(batch.v, u_neg, keep, self.rescale)
+        return self._away_from(u_neg, keep, batch)
+
+    def _away_from(self, u_neg: Tensor, keep: Tensor | None, batch: Evaluated) -> Tensor:
+        if keep is None or not self.rescale:
+            return losses.repulsion(batch.v, u_neg, keep, self.rescale)
+        # kept rows are counted inside a shard: a micro-batch or a rank holds only some shards
+        v, several = batch.v, u_neg.dim() > batch.v.dim()
+        values = [
+            losses.repulsion(v[r], u_neg[:, r] if several else u_neg[r], keep[r], self.rescale)
+            for r in batch.shards
+        ]
+        return _mean_over_shards(values, batch.shards)
 
 
 @dataclass(frozen=True)
@@ -260,7 +284,9 @@ class ConditionRepulsion(Repulsion):
     def prepare(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """(y, keep) of the whole batch: the wrong conditions, drawn shard by shard."""
         # only what is random belongs here; the network runs in the call, inside the graph
-        parts = [self.negatives(sample, generator=g) for sample, g in draw.each()]
+        parts = [
+            _condition(self.negatives(sample, generator=g), sample.y) for sample, g in draw.each()
+        ]
         y, keep = (torch.cat(part) for part in zip(*parts))
         if not self.contrast_null and draw.dropped is not None:
             keep = keep & ~draw.dropped
@@ -276,7 +302,7 @@ class ConditionRepulsion(Repulsion):
         # with a gradient the loss would also fall by making v wrong for the other condition
         with torch.no_grad():
             own, _ = batch.model(batch.sample.x_t, batch.sample.t, y, ())
-        return losses.repulsion(batch.v, own, keep, self.rescale)
+        return self._away_from(own, keep, batch)
 
 
 @dataclass(frozen=True)
@@ -286,7 +312,7 @@ class Dispersive(_Spreading, _Deterministic):
     `options` go to `losses.dispersive`: margin, normalize_by_dim, include_diagonal, distance.
 
     Raises:
-        ConfigError: an unknown variant, or a tau or margin that the variant does not have.
+        ConfigError: an unknown variant, or a tau or an option that the variant does not have.
 
     Reference: Wang and He 2025 (arXiv:2506.09027), table 1.
 
@@ -300,6 +326,12 @@ class Dispersive(_Spreading, _Deterministic):
     tau: float = 0.5
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    _read_by: ClassVar = {
+        "margin": ("hinge",),
+        "normalize_by_dim": ("infonce_l2", "hinge"),
+        "include_diagonal": ("infonce_l2", "infonce_cosine", "hinge"),
+        "distance": ("hinge",),
+    }
 
     @property
     def blocks(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -318,10 +350,12 @@ class Dispersive(_Spreading, _Deterministic):
 
     def __call__(self, batch: Evaluated) -> Tensor:
         """The loss of the features of `block`, a mean over the shards by their rows."""
-        h, settings = batch.features[self.block], (self.variant, self.tau)
+        h = batch.features[self.block]
         # inside a shard alone: the paper spreads the batch of one device
-        values = [losses.dispersive(h[r], *settings, **self.options) for r in batch.shards]
-        return _mean_over_shards(values, batch.shards)
+        return _mean_over_shards([self._loss_of(h[r]) for r in batch.shards], batch.shards)
+
+    def _loss_of(self, h: Tensor, near: Tensor | None = None) -> Tensor:
+        return losses.dispersive(h, self.variant, self.tau, **self.options)
 
 
 @dataclass(frozen=True)
@@ -333,7 +367,7 @@ class Contrastive(_Spreading):
     Args:
         views: "independent" draws a new second time, "restricted" one within `max_gap` of the first
             and clipped to [0, 1].
-        options: of `losses.contrastive`: margin, w, normalize_by_dim.
+        options: of `losses.contrastive`: margin, w, normalize_by_dim, distance.
 
     Raises:
         ConfigError: an unknown variant or kind of views, an option that the variant does not have,
@@ -354,6 +388,12 @@ class Contrastive(_Spreading):
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     sign = 1.0
+    _read_by: ClassVar = {
+        "margin": ("hinge",),
+        "normalize_by_dim": ("infonce_l2", "hinge"),
+        "distance": ("hinge",),
+        "w": ("covariance",),
+    }
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -396,11 +436,13 @@ class Contrastive(_Spreading):
         x_t, t = batch.prepared
         # the same labels, also where they were dropped: only noise and time differ
         _, second = batch.model(x_t, t, batch.sample.y, blocks=(self.block,))
-        h, near, settings = batch.features[self.block], second[self.block], (self.variant, self.tau)
-        values = [
-            losses.contrastive(h[r], near[r], *settings, **self.options) for r in batch.shards
-        ]
+        h, near = batch.features[self.block], second[self.block]
+        values = [self._loss_of(h[r], near[r]) for r in batch.shards]
         return _mean_over_shards(values, batch.shards)
+
+    def _loss_of(self, h: Tensor, near: Tensor | None = None) -> Tensor:
+        near = h if near is None else near
+        return losses.contrastive(h, near, self.variant, self.tau, **self.options)
 
 
 class Alignment(_Deterministic, nn.Module):
@@ -491,12 +533,25 @@ def _with_keep(part: Any, u: Tensor) -> tuple[Tensor, Tensor | None]:
             f"negatives gave {shape}; it must be u_neg {tuple(u.shape)}, (K, *{tuple(u.shape)}), "
             "or (u_neg, keep)."
         )
-    if keep is not None and (not isinstance(keep, Tensor) or keep.shape != u.shape[:1]):
-        raise ConfigError(
-            f"the keep that negatives gave must be a tensor ({len(u)},), True for rows that have a "
-            "negative."
-        )
+    if keep is not None:
+        check_keep("the keep that negatives gave", keep, len(u))
     return u_neg, keep
+
+
+def _condition(part: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """(y, keep) of what negatives gave for conditions `y`; ConfigError for anything else."""
+    pair: tuple[Any, Any] = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
+    other, keep = pair
+    wrong = not isinstance(other, Tensor) or other.is_floating_point()
+    if wrong or keep is None or (y is not None and other.shape != y.shape):
+        given = type(part).__name__ if keep is None else seen(other)
+        wanted = "(B,) or (B, L)" if y is None else tuple(y.shape)
+        raise ConfigError(
+            f"negatives gave {given}; ConditionRepulsion needs (y, keep): other conditions y "
+            f"{wanted}, and one flag per row. Use negatives.other_condition."
+        )
+    check_keep("the keep that negatives gave", keep, len(other))
+    return other, keep.bool()
 
 
 def noise_like(x: Tensor, generator: Generator | None) -> Tensor:

@@ -25,7 +25,8 @@ class Trainer:
     """Trains one objective; holds its optimizer, the averaged model `ema` and the step count.
 
     Draws are keyed by (seed, step). In a `world` of several ranks each gets whole shards of every
-    batch; gradients and logged values are means. A parameter that no rank uses does not move.
+    batch; gradients and logged values are means, and logged numbers of rows are sums. A parameter
+    that no rank uses does not move.
 
     Args:
         optimizer: one that holds every trained parameter; default fused AdamW(1e-3, decay 0).
@@ -34,7 +35,7 @@ class Trainer:
         ema2_decay: above 0 it keeps a second average, `ema2`.
         accumulate: the number of micro-batches in a batch; each holds whole shards.
         precision: "float32", or "bf16" (autocast; parameters and losses stay float32).
-        schedule: a function of the step that gives a factor on lr.
+        schedule: a function of the step that gives a factor on lr, of at least 0.
         compile: True compiles the transformer blocks, or else the objective; None only on CUDA.
         runaway: stops a run, at a logged step, whose flow-matching error was above runaway^2 times
             its first value (at least 1), as with λK > 1 - 1 / runaway. None turns this off.
@@ -73,7 +74,7 @@ class Trainer:
         parallel: str = "ddp",
     ) -> None:
         settings = Settings(clip, ema_decay, ema_warmup, ema2_decay, seed, accumulate, precision,
-                            log_every, runaway, parallel)  # fmt: skip
+                            log_every, runaway, parallel, schedule)  # fmt: skip
         in_parts = parallel == "fsdp" and world.size > 1
         check_objective(objective, in_parts)
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
@@ -100,8 +101,10 @@ class Trainer:
         self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
         errors = (name for name, term in objective.terms.items() if isinstance(term, FlowMatching))
         self._guard = Guard(device, next(errors, None), settings.runaway, averaged)
-        options = optimizers.options_of(self.optimizer, objective, self.schedule)
-        self._state = State(objective, self._averages, self.optimizer, options | settings.decisive)
+        decisive = (
+            optimizers.options_of(self.optimizer, objective, self.schedule) | settings.decisive
+        )
+        self._state = State(objective, self._averages, self.optimizer, decisive, self._guard)
 
     @property
     def ema(self) -> nn.Module:
@@ -139,7 +142,7 @@ class Trainer:
     def _train_step(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         if not (self.objective.training and self.objective.model.training):
             self.objective.train()  # a look at held-out data has left it in evaluation mode
-        log = self._backward(batch)
+        log = self._state.noting(self._backward, batch)
         norm = optimizers.clip_gradients(self.parameters, self.clip)
         self._guard.watch(self.step + 1, {**log, "the gradient norm": norm})
         if last or (self.step + 1) % self.log_every == 0:
@@ -156,7 +159,7 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the whole batch, micro-batch by micro-batch, and the mean loss and terms."""
-        optimizers.begin(self.optimizer, self._base_lr, self.schedule(self.step))
+        optimizers.begin(self.optimizer, self._base_lr, self.schedule(self.step), self.step)
         parts = micro_batches(batch, self.accumulate, self.objective.shard)
         rows, shard, log = batch[0].shape[0], self.objective.shard, {}
         first = self.world.rank * shards_in(rows, shard)
@@ -167,8 +170,7 @@ class Trainer:
                 with autocast(self.precision, part[0].device):
                     total, values = self._forward(*part)
                 optimizers.backward(total, share)
-            for name, value in {**values, "loss": total.detach()}.items():
-                log[name] = value if share == 1 else value * share + log.get(name, 0)
+            self._exchange.add(log, {**values, "loss": total.detach()}, share, self.objective.terms)
             first += shards_in(part[0].shape[0], shard)
         return self._exchange.mean(log)
 
@@ -196,5 +198,5 @@ class Trainer:
         It may come from another number of ranks. `accept` gets the saved `config` first, and may
         raise. Raises CheckpointError, CheckpointCorruptError, or ResumeMismatchError.
         """
-        self.step, self._guard.saved = self._state.load(directory, accept)
+        self.step, self._guard.saved = self._state.load(directory, accept, self.world)
         return self

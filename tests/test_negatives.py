@@ -7,6 +7,7 @@ import functools
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
@@ -15,7 +16,14 @@ from cfm_lite import paths
 from cfm_lite.draws import logit_normal_time, lognormal_time
 from cfm_lite.errors import ConfigError
 from cfm_lite.losses import repulsion, vecor
-from cfm_lite.negatives import Perturbed, in_batch, in_batch_mean, other_class, perturbed
+from cfm_lite.negatives import (
+    Perturbed,
+    in_batch,
+    in_batch_mean,
+    other_class,
+    other_condition,
+    perturbed,
+)
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
 from cfm_lite.perturbations import channel_shuffle, cutmix
 from tests.reference import case, cases, settings
@@ -210,11 +218,19 @@ def test_labels_of_any_integer_type_will_do(dtype):
         torch.zeros(4, dtype=torch.int64),
         torch.zeros(3, 1, dtype=torch.int64),
         torch.tensor([0, -1, 2]),
+        [0, 1, 2],
+        np.zeros(3),
     ],
 )
 def test_labels_of_a_wrong_kind_are_refused(y):
     with pytest.raises(ConfigError, match=r"y has|labels span"):
         other_class(numbered(3)._replace(y=y))
+
+
+def test_labels_may_be_whole_numbers_of_numpy():
+    given = numbered(3)._replace(y=np.array([0, 1, 1]))
+    assert other_class(given, generator=seeded())[1].all()
+    assert other_condition(given, generator=seeded())[0].tolist() == [1, 0, 0]
 
 
 def test_other_class_without_labels_says_what_to_do():

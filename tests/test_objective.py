@@ -19,6 +19,7 @@ from cfm_lite.objective import (
     Repulsion,
 )
 from cfm_lite.paths import COSINE, LINEAR, VP, FlowSample
+from cfm_lite.terms import ConditionRepulsion
 from tests.networks import Tiny
 
 X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
@@ -65,6 +66,22 @@ def test_weight_zero_is_plain_flow_matching(index, shard):
     assert all(torch.equal(grads[name], plain[name]) for name in plain)
     assert len(built_names(values)) == 2
     assert all(math.isfinite(value) for value in values.values())
+
+
+@pytest.mark.parametrize("term", [Contrastive(0.0, 1), ConditionRepulsion(0.0)])
+def test_weight_zero_leaves_the_draws_and_statistics_of_the_network_alone(term):
+    def trained(terms):
+        model = Tiny()
+        model.second = torch.nn.Sequential(
+            model.second, torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5)
+        )
+        built = Objective(model, terms=terms)
+        torch.manual_seed(0)
+        totals = [built.at(0, step)(X1, Y)[0] for step in range(3)]
+        return torch.stack(totals), torch.get_rng_state(), *model.state_dict().values()
+
+    alone, beside = trained((FlowMatching(),)), trained((FlowMatching(), term))
+    assert all(torch.equal(*pair) for pair in zip(alone, beside))
 
 
 @pytest.mark.parametrize("index", range(9))
@@ -145,6 +162,15 @@ def test_without_a_key_the_global_generator_decides_and_calls_differ():
     again = objective.delta_fm(Tiny(), 0.1)(X1, Y)[0]
     assert first != second
     assert torch.equal(first, again)
+
+
+def test_the_global_generator_repeats_every_draw_of_one_objective():
+    built = objective.delta_fm(Tiny(), 0.1, shard=8).plus(Contrastive(0.1, 1))
+    torch.manual_seed(4)
+    first, second = built(X1, Y)[1], built(X1, Y)[1]
+    torch.manual_seed(4)
+    assert [built(X1, Y)[1], built(X1, Y)[1]] == [first, second]
+    assert all(first[name] != second[name] for name in first)
 
 
 def test_a_keyed_call_leaves_the_global_generator_alone():
@@ -334,6 +360,25 @@ def test_half_precision_data_is_promoted():
             lambda m: objective.delta_fm(m, 0.45).plus(Repulsion(0.55, name="again")),
             "the sum of λK over the repulsions is 1",
         ),
+        (
+            lambda m: objective.delta_fm(m, 0.45).plus(Repulsion(0.65, name="again")),
+            r"is 1\.1\. It must stay below 1, .*Use smaller weights",
+        ),
+        (
+            lambda m: Objective(m, terms=(Repulsion(0.05),)),
+            r"Start the terms with FlowMatching\(\)",
+        ),
+        (lambda m: Objective(m, terms=(FlowMatching,)), r"Make one: FlowMatching\(\.\.\.\)"),
+        (lambda m: objective.fm(m).plus(Dispersive(0.5, 1, name="loss")), "called 'loss'; .*step"),
+        (lambda m: objective.fm(m).plus(Dispersive(0.5, 1, name=3)), "called 3; it must be a text"),
+        (
+            lambda m: objective.fm(m).plus(Alignment(0.5, 1, 16, abs, 2, name="a.b")),
+            r"'a\.b'; torch allows no dot",
+        ),
+        (
+            lambda m: objective.fm(m).plus(Alignment(0.5, 1, 16, abs, 2, name="keys")),
+            "called 'keys'; .*no method of a ModuleDict",
+        ),
         (lambda m: objective.delta_fm(m, float("nan")), "weight"),
         (lambda m: objective.delta_fm(m, -0.1), "weight"),
         (lambda m: objective.fm(m).plus(FlowMatching()), "two terms"),
@@ -350,6 +395,25 @@ def test_half_precision_data_is_promoted():
         (lambda m: objective.dispersive(m, tau=0.1, variant="hinge"), "tau is 0.1 and .*hinge"),
         (lambda m: Contrastive(0.1, 1, "covariance", tau=2), "tau is 2 and .*covariance"),
         (lambda m: Dispersive(0.1, 1, options={"margin": 2}), "margin is 2 and .*infonce_l2"),
+        (
+            lambda m: Contrastive(0.5, 1, options={"w": 3.0}),
+            r"w is 3\.0 and .*infonce_l2.* has no w; leave it out, or use covariance",
+        ),
+        (
+            lambda m: Dispersive(0.5, 1, options={"distance": "l2"}),
+            "distance is 'l2' and .*or use hinge",
+        ),
+        (
+            lambda m: Dispersive(0.5, 1, "covariance", options={"include_diagonal": False}),
+            "include_diagonal is False and .*infonce_cosine or hinge",
+        ),
+        (lambda m: Dispersive(0.5, 1, options={"nonsense": 1}), "nonsense is 1 .* leave it out"),
+        (lambda m: Dispersive(0.5, 1, options={"tau": 3.0}), "tau is no option: give tau="),
+        (lambda m: Contrastive(0.5, 1, options=[1]), r"options is \[1\]; it must be a dict"),
+        (
+            lambda m: Contrastive(0.5, 1, "hinge", options={"distance": "l3"}),
+            "distance is 'l3'; it must be one of",
+        ),
         (lambda m: Dispersive(0.1, 1, "hing"), "Did you mean 'hinge'"),
     ],
 )
@@ -387,6 +451,25 @@ def test_negatives_that_hide_their_number_are_refused():
 
     with pytest.raises(ConfigError, match="declare k = 1"):
         Objective(Tiny(), terms=(FlowMatching(), Repulsion(0.4, two)))(X1, Y)
+
+
+@pytest.mark.parametrize("keep", [torch.full((24,), 0.5), torch.ones(5), torch.ones(24, 1)])
+def test_a_keep_that_is_no_flag_per_row_is_refused_as_the_loss_refuses_it(keep):
+    def weighted(sample, *, generator=None):
+        return sample.u_t, keep
+
+    with pytest.raises(ConfigError, match=r"keep that negatives gave (holds|has shape)"):
+        Objective(Tiny(), terms=(FlowMatching(), Repulsion(0.4, weighted)))(X1, Y)
+    with pytest.raises(ConfigError, match=r"keep (holds|has shape)"):
+        losses.repulsion(X1, X1, keep)
+
+
+def test_wrong_velocities_are_no_wrong_conditions():
+    repelled = ConditionRepulsion(0.1, negatives.in_batch)
+    with pytest.raises(ConfigError, match=r"gave Tensor; .*Use negatives.other_condition"):
+        objective.fm(Tiny()).plus(repelled)(X1, Y)
+    with pytest.raises(ConfigError, match=r"needs .y, keep."):
+        objective.fm(Tiny()).plus(ConditionRepulsion(0.1, negatives.other_class))(X1, Y)
 
 
 def test_from_half_the_bound_on_a_warning_names_the_factor():

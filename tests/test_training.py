@@ -16,7 +16,7 @@ from cfm_lite.errors import (
     DivergenceError,
     ResumeMismatchError,
 )
-from cfm_lite.objective import Alignment, Contrastive, Dispersive
+from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Repulsion
 from cfm_lite.training import Trainer, warmup
 from tests.networks import Tiny, same_parameters
 
@@ -150,6 +150,18 @@ def test_accumulation_does_not_change_a_run(kind):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4)
 
 
+def test_accumulation_changes_neither_a_rescaled_repulsion_nor_the_count_of_its_rows():
+    repulsion = Repulsion(0.3, contrast_null=False, rescale=True)
+    logs = []
+    for accumulate in (1, 2):
+        terms = FlowMatching(), repulsion
+        built = objective.Objective(Tiny(), terms=terms, label_dropout=0.5, shard=4)
+        logs += go(Trainer(built, accumulate=accumulate), 1)
+    assert logs[0]["repulsion"] == pytest.approx(float(logs[1]["repulsion"]), rel=1e-5)
+    # rows, not a mean over micro-batches
+    assert logs[0]["repulsion_left_out"] == logs[1]["repulsion_left_out"] > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(kind, tmp_path):
     straight = build(kind)
@@ -167,6 +179,26 @@ def test_stopping_and_resuming_equals_not_stopping_bit_for_bit(kind, tmp_path):
     assert same_parameters(straight.objective, resumed.objective)
     assert same_parameters(straight.ema, resumed.ema)
     assert [int(log["step"]) for log in tail] == list(range(5, 12))
+
+
+def test_a_network_with_dropout_resumes_bit_for_bit(tmp_path):
+    def dropping():
+        model = Tiny()
+        model.second = torch.nn.Sequential(model.second, torch.nn.Dropout(0.5))
+        return Trainer(objective.fm(model, shard=8), lr=1e-2)
+
+    torch.manual_seed(3)
+    straight = dropping()
+    go(straight, 4)
+    path = straight.save(tmp_path)
+    tail = go(straight, 3)
+    torch.manual_seed(7)
+    resumed = go(dropping().resume(path), 3)
+    assert [float(log["loss"]) for log in tail] == [float(log["loss"]) for log in resumed]
+    # a run whose network draws nothing keeps no state that differs from process to process
+    plain = build()
+    go(plain, 1)
+    assert checkpoint.load(plain.save(tmp_path / "plain"), "cpu").state["generators"] is None
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not():
@@ -214,6 +246,27 @@ def test_divergence_names_step_and_term_and_changes_nothing(value, tmp_path):
     for old, new in zip(before[:2], after[:2]):
         assert all(torch.equal(old[key], new[key]) for key in old)
     assert trainer.step == 3
+
+
+def test_a_resumed_run_runs_away_from_the_first_error_of_the_run_it_goes_on_with(tmp_path):
+    def grown(trainer, size):
+        return list(trainer.run([(size * X1[:16], Y[:16])] * 5, 5))
+
+    trainer = build(runaway=2.0)
+    grown(trainer, 1.0)
+    path = trainer.save(tmp_path)
+    with pytest.raises(DivergenceError, match=r"2\^2 times its first value"):
+        grown(build(runaway=2.0).resume(path), 10.0)
+    # a checkpoint of an earlier edition names no error: then the first one after it counts
+    load = checkpoint.load
+
+    def old(*args):
+        saved = load(*args)
+        del saved.state["errors"]
+        return saved
+
+    with mock.patch.object(checkpoint, "load", old):
+        assert len(grown(build(runaway=2.0).resume(path), 10.0)) == 5
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too():
@@ -274,11 +327,30 @@ def test_bf16_keeps_parameters_and_losses_in_float32():
         ({"precision": "fp8"}, "precision"),
         ({"accumulate": 0}, "accumulate"),
         ({"log_every": 0}, "log_every"),
+        ({"schedule": 3}, "schedule is 3; it must be a function"),
     ],
 )
 def test_wrong_settings_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
         Trainer(objective.fm(Tiny()), **settings)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), -1.0, "a", None])
+def test_a_factor_that_is_no_number_of_at_least_zero_stops_before_the_step(factor):
+    trainer = build(schedule=lambda step: factor if step == 2 else 1.0)
+    go(trainer, 2)
+    before = copy.deepcopy(trainer.objective)
+    with pytest.raises(
+        ConfigError, match=r"schedule\(2\) is .*; it must be a number in \[0, inf\)"
+    ):
+        go(trainer, 1)
+    assert trainer.step == 2
+    assert same_parameters(before, trainer.objective)
+
+
+def test_a_warmup_of_less_than_no_steps_is_refused():
+    with pytest.raises(ConfigError, match=r"steps is -3; .*at least 0"):
+        warmup(-3)
 
 
 def test_parameters_that_are_not_finite_are_refused():

@@ -288,6 +288,20 @@ def check_labels(y: Any, x: Tensor | None, highest: int, name: str = "y") -> Ten
     return y
 
 
+def check_keep(name: str, keep: Any, rows: int) -> None:
+    """`keep` must hold a flag for each of the `rows`: bool, or 0 and 1."""
+    check_tensor(**{name: keep})
+    if keep.shape != (rows,):
+        raise ConfigError(
+            f"{name} has shape {tuple(keep.shape)}; it must be ({rows},), one flag per row."
+        )
+    if keep.dtype != torch.bool and on_host(keep) and not ((keep == 0) | (keep == 1)).all():
+        raise ConfigError(
+            f"{name} holds values other than 0 and 1; it must be bool or 0/1. For weights, scale "
+            "the loss instead."
+        )
+
+
 def plain(value: Any) -> Any:
     """NumPy's numbers, and arrays or tensors without dimensions, as Python's own numbers.
 
@@ -345,20 +359,18 @@ def check_count(name: str, value: Any, low: int = 1) -> int:
     return number
 
 
-def repulsion_weight(
-    weight: Any, k: Any = 1, attract: float = 1.0, *, name: str = "weight"
-) -> float:
+def repulsion_weight(weight: Any, k: Any = 1, attract: float = 1.0) -> float:
     """`weight`, the λ of K = `k` wrong velocities, as a float with 0 <= λK < `attract`.
 
     `attract` is the weight of flow matching. From λK = `attract` on the loss has no minimum.
     """
-    number, k = check_number(name, weight, 0, math.inf), check_count("k", k)
+    number, k = check_number("weight", weight, 0, math.inf), check_count("k", k)
     total = number * k
     if total and total >= attract:
         times = f" with K = {k}, so λK = {total:g}" if k > 1 else ""
         of = "" if attract == 1 else ", the weight of flow matching"
         raise ConfigError(
-            f"{name} is {number:g}{times}. λK must stay below {attract:g}{of}: otherwise the loss "
+            f"weight is {number:g}{times}. λK must stay below {attract:g}{of}: otherwise the loss "
             f"has no minimum. Use a weight below {attract / k:g} (the papers use 0.05)."
         )
     return number

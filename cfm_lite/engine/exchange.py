@@ -84,6 +84,18 @@ class Exchange:
         heard = self._names if self._used else []
         self._idle = idle + [i for i, name in enumerate(heard) if name not in self._used]
 
+    def add(
+        self, log: dict[str, Tensor], values: Mapping[str, Tensor], share: float, terms: Any
+    ) -> None:
+        """Add to `log` what a micro-batch gave, which is `share` of the batch on this rank.
+
+        The loss and the values of `terms` are means. All else counts rows, and is summed.
+        """
+        for name, value in values.items():
+            # a count times the ranks is their sum, once `mean` has divided by them
+            part = share if name == "loss" or name in terms else self._world.size
+            log[name] = value if share == part == 1 else value * part + log.get(name, 0)
+
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each scalar averaged over the ranks, after the last micro-batch of a step.
 

@@ -54,6 +54,23 @@ class Guard:
         """The gate on the device, 1 or 0; None where a bad step is raised at once."""
         return None if self.at_once else self._ok
 
+    @property
+    def errors(self) -> list[float] | None:
+        """The first and the largest error so far, for a checkpoint; None before there is one."""
+        return None if self._errors is None else torch.stack(self._errors).tolist()
+
+    def remember(self, errors: list[float] | None) -> None:
+        """Go on from the `errors` of a checkpoint; an old one has none, and the next is the first.
+
+        >>> guard = Guard(torch.device("cpu"), "error", 2.0, [])
+        >>> guard.remember([1.0, 3.0])
+        >>> guard.errors
+        [1.0, 3.0]
+        """
+        if errors is not None:
+            first, largest = torch.tensor(errors, device=self._ok.device, dtype=torch.float64)
+            self._errors = first, largest
+
     def watch(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Keep the first step with a value that is not finite; on the CPU raise DivergenceError."""
         if self.at_once:

@@ -125,14 +125,17 @@ def options_of(
     return options | {"parameters": held, "schedule": comparable(schedule)}
 
 
-def begin(optimizer: Any, rates: Sequence[float], factor: float) -> None:
+def begin(optimizer: Any, rates: Sequence[float], factor: float, step: int) -> None:
     """Forget the gradients of the step before; each group's rate is `factor` times its own.
 
+    Raises ConfigError for a factor that is below 0 or not finite.
+
     >>> optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
-    >>> begin(optimizer, [0.1], factor=0.5)
+    >>> begin(optimizer, [0.1], factor=0.5, step=0)
     >>> optimizer.param_groups[0]["lr"]
     0.05
     """
+    check_number(f"schedule({step})", factor, 0.0, math.inf)
     for group, rate in zip(optimizer.param_groups, rates):
         group["lr"] = rate * factor
         for p in group["params"]:

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from cfm_lite._internal.checks import check_choice, check_count, check_flag, check_number, plain
+from cfm_lite._internal.checks import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    plain,
+)
 from cfm_lite.engine.checkpoint import check_storable
 from cfm_lite.engine.trainable import check_trainable
 from cfm_lite.errors import ConfigError
@@ -39,9 +46,12 @@ class Settings:
     log_every: int
     runaway: float | None
     parallel: str
+    schedule: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
         check_flag(ema_warmup=self.ema_warmup)
+        if self.schedule is not None:
+            check_callable(schedule=self.schedule)
         check_choice("parallel", self.parallel, PARALLEL)
         check_choice("precision", self.precision, PRECISIONS)
         checked: dict[str, Any] = {
@@ -105,7 +115,7 @@ def warmup(steps: int) -> Callable[[int], float]:
     >>> [warmup(4)(step) for step in range(5)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
     """
-    return functools.partial(_risen, steps)
+    return functools.partial(_risen, check_count("steps", steps, low=0))
 
 
 def comparable(schedule: Callable[[int], float]) -> list[Any] | None:

@@ -1,14 +1,17 @@
 """The state of a training in a checkpoint: what is saved, and what must be equal to resume.
 
-A run that resumes gives the bits of one that never stopped, on a CPU and on any number of ranks.
+A run that resumes gives the bits of one that never stopped, on a CPU and on any number of ranks. If
+the network draws itself, as with dropout, the number of ranks must stay the same.
 Settings of older editions are read here, too.
 """
 
+import base64
 import copy
 import dataclasses
 import functools
 import json
 import platform
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from cfm_lite._internal.checks import plain
 from cfm_lite._internal.places import expanded
 from cfm_lite.engine import checkpoint, sharded
 from cfm_lite.engine.average import Average
+from cfm_lite.engine.guard import Guard
 from cfm_lite.engine.parallel import World
 from cfm_lite.errors import ResumeMismatchError
 from cfm_lite.objective import Objective
@@ -43,7 +47,8 @@ class State:
     >>> from cfm_lite import models, objective
     >>> fm = objective.fm(models.MLP(2))
     >>> sgd = torch.optim.SGD(fm.parameters(), lr=0.1)
-    >>> state = State(fm, {"ema": Average(fm.model, 0.9)}, sgd, {"seed": 0})
+    >>> guard = Guard(torch.device("cpu"), None, None, [])
+    >>> state = State(fm, {"ema": Average(fm.model, 0.9)}, sgd, {"seed": 0}, guard)
     >>> state.save(tempfile.mkdtemp(), 1, {}, World(), keep=1).name
     'step-00000001'
     """
@@ -52,6 +57,38 @@ class State:
     averages: Mapping[str, Average]
     optimizer: torch.optim.Optimizer
     settings: Mapping[str, Any]
+    guard: Guard
+    # whether the network drew from torch's own generators in its first step; empty before
+    drew: list[bool] = dataclasses.field(default_factory=list)
+
+    def noting(self, step: Callable[[Any], Any], batch: Any) -> Any:
+        """`step(batch)`; it notes once whether torch's own generators have moved, as by dropout."""
+        if self.drew:
+            return step(batch)
+        before, found = self._generators(), step(batch)
+        self.drew.append(before != self._generators())
+        return found
+
+    def _generators(self) -> dict[str, str]:
+        """The states of the CPU's generator and of the device's, as text."""
+        device = next(self.objective.parameters()).device
+        states = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(device)
+        return {
+            kind: base64.b64encode(zlib.compress(state.numpy().tobytes())).decode()
+            for kind, state in states.items()
+        }
+
+    def _set_generators(self, states: Mapping[str, str]) -> None:
+        device = next(self.objective.parameters()).device
+        for kind, text in states.items():
+            packed = bytearray(zlib.decompress(base64.b64decode(text)))
+            state = torch.frombuffer(packed, dtype=torch.uint8)
+            if kind == "cpu":
+                torch.set_rng_state(state)
+            elif kind == device.type:
+                torch.cuda.set_rng_state(state, device)
 
     def save(
         self, directory: str | Path, step: int, config: Mapping[str, Any], world: World, keep: int
@@ -67,9 +104,13 @@ class State:
             for k, v in entry.items()
             if isinstance(v, Tensor)
         }
+        # of each rank, and only where the network draws: the seed decides all other draws
+        generators = world.gather(self._generators() if any(self.drew) else None)
         state = {
             "seed": self.settings["seed"],
             "averaged": self.averages["ema"].n_averaged,
+            "errors": self.guard.errors,
+            "generators": generators if any(generators) else None,
             "groups": _plain(inner["param_groups"]),
             "settings": self._settings(),
             "config": json.loads(json.dumps(dict(config))),
@@ -85,7 +126,7 @@ class State:
         return written or expanded(directory)
 
     def load(
-        self, directory: str | Path, accept: Callable[[Mapping[str, Any]], None]
+        self, directory: str | Path, accept: Callable[[Mapping[str, Any]], None], world: World
     ) -> tuple[int, Path]:
         """Load a checkpoint, or the newest valid one of a folder (collective); its step and path.
 
@@ -112,6 +153,12 @@ class State:
         sharded.load_optimizer(self.objective, self.optimizer, state)
         for average in self.averages.values():
             average.n_averaged = saved.state["averaged"]
+        self.guard.remember(saved.state.get("errors"))
+        # an old checkpoint has none, and one of fewer ranks none for this rank
+        mine = (saved.state.get("generators") or [])[world.rank : world.rank + 1]
+        if any(mine):
+            self._set_generators(mine[0])
+            self.drew[:] = [True]
         return saved.step, path
 
     def _modules(self) -> dict[str, nn.Module]:

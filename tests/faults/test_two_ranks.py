@@ -17,6 +17,37 @@ from tests.networks import Tiny
 from tests.processes import eventually, ranks
 
 
+def test_rows_without_a_negative_are_summed_over_the_ranks_and_dropout_is_saved_for_each(tmp_path):
+    x1, y = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+
+    def step(world, rows):
+        model = Tiny()
+        model.second = torch.nn.Sequential(model.second, torch.nn.Dropout(0.5))
+        repulsion = objective.Repulsion(0.3, contrast_null=False, rescale=True)
+        terms = objective.FlowMatching(), repulsion
+        built = objective.Objective(model, terms=terms, label_dropout=0.5, shard=4)
+        trainer = Trainer(built, world=world)
+        (log,) = trainer.run([(x1[rows], y[rows])], 1)
+        return trainer, log["repulsion_left_out"]
+
+    alone = step(ALONE, slice(16))[1]
+
+    def work():
+        with joined() as world:
+            torch.manual_seed(world.rank)
+            trainer, together = step(world, slice(8 * world.rank, 8 * world.rank + 8))
+            assert together == alone > 0
+            trainer.save(tmp_path / "saved")
+            state = torch.get_rng_state()
+            torch.manual_seed(5)
+            trainer.resume(tmp_path / "saved")
+            assert torch.equal(state, torch.get_rng_state())
+        return 0
+
+    started = ranks([work, work], tmp_path)
+    assert started.wait() == [0, 0], started.texts()
+
+
 def test_values_are_averaged_and_one_stop_is_a_stop_of_all(tmp_path):
     def work():
         with joined() as world:
