@@ -87,3 +87,22 @@ def test_a_large_set_is_compared_in_part_and_without_all_pairs(monkeypatch):
     again = experiments.measure(data.x1[:60], y, cut, judge)
     assert {name: again[name] for name in part} == part
     assert torch.tensor(part["frechet_real"]) != torch.tensor(whole["frechet_real"])
+
+
+def test_the_report_keeps_guidance_scales_apart(tmp_path, capsys):
+    rows = [
+        {
+            **{"method": method, "seed": seed, "metric": "frechet", "nfe": 50},
+            **{"sampler": "euler", "guidance": scale, "miniature": True},
+            "value": seed + scale * (method == "delta_fm"),
+        }
+        for method in ("fm", "delta_fm")
+        for seed in (0, 1)
+        for scale in (1.5, 2.0)
+    ]
+    (tmp_path / "mnist_guidance.json").write_text(json.dumps(rows))
+    assert cli.main(["compare", "mnist_guidance", "--report", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for scale in (1.5, 2.0):
+        assert f"euler, guidance {scale:g}: frechet at 50" in out
+        assert f"+{scale:.4f}" in out

@@ -1,7 +1,7 @@
 """cfm-lite compare: paired experiments over several seeds, and their report."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -302,11 +302,20 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     where, miniature = [str(path)], any(row.get("miniature") for row in rows)
     if not miniature:
         where.append(str(viz.save(quality_figure(suite, rows), path.with_suffix(".png"))))
+    ways: dict[tuple[str, float], list[Any]] = {}
+    for row in rows:
+        ways.setdefault((row["sampler"], row["guidance"]), []).append(row)
+
+    def tables(metric: str) -> Iterator[str]:
+        for (sampler, guidance), mine in ways.items():
+            way = f"{sampler}, guidance {guidance:g}: " if len(ways) > 1 else ""
+            yield way + lab.report(mine, metric, steps)
+
     head = (
         ["A miniature, which shows that everything runs; its numbers mean nothing."]
         if miniature
         else []
     )
     return "\n\n".join(
-        [*head, *(lab.report(rows, metric, steps) for metric in shown), "\n".join(where)]
+        [*head, *(table for metric in shown for table in tables(metric)), "\n".join(where)]
     )

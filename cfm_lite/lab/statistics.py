@@ -10,6 +10,7 @@ seeds, and in 7 of 100 with eight. By both intervals about one idle method in 10
 and one worse.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -64,7 +65,8 @@ def differences(
     """The difference to `base` in `metric` at `nfe` evaluations, for every method that shares seeds
     with it.
 
-    Rows whose value is None (not finite) are left out. Raises ConfigError if `base` has no rows.
+    Rows whose value is not finite are left out. Raises ConfigError if `base` has no rows, or a
+    method has several values for one seed, as from two samplers.
 
     >>> row = {"metric": "frechet", "seed": 0, "nfe": 50}
     >>> rows = [{**row, "method": "fm", "value": 1.0}, {**row, "method": "vecor", "value": 0.5}]
@@ -74,10 +76,15 @@ def differences(
     _check_rows(rows)
     check_choice("metric", metric, sorted({row["metric"] for row in rows}))
     nfe = check_count("nfe", nfe)
-    table: dict[str, dict[int, float]] = {}
+    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["metric"] == metric and row["nfe"] == nfe and row["value"] is not None:
-            table.setdefault(row["method"], {})[row["seed"]] = row["value"]
+        finite = row["value"] is not None and math.isfinite(row["value"])
+        if row["metric"] == metric and row["nfe"] == nfe and finite:
+            found.setdefault((row["method"], row["seed"]), []).append(row)
+    table: dict[str, dict[int, float]] = {}
+    for (method, seed), mine in found.items():
+        _check_one(mine)
+        table.setdefault(method, {})[seed] = mine[0]["value"]
     if not isinstance(base, str) or base not in table:
         raise ConfigError(
             f"no rows of {base!r}, the base, for metric {metric!r} at nfe {nfe}; methods there: "
@@ -88,6 +95,26 @@ def differences(
         for method, values in table.items()
         if method != base
     ]
+
+
+def _check_one(rows: Sequence[Mapping[str, Any]]) -> None:
+    """ConfigError for several rows in one place: the difference of which of them is not said."""
+    if len(rows) == 1:
+        return
+    first = rows[0]
+    names = dict.fromkeys(name for row in rows for name in row)
+    differ = [
+        name
+        for name in names
+        if name not in ("value", "key") and any(row.get(name) != first.get(name) for row in rows)
+    ]
+    kept = " and ".join(f"row.get({name!r}) == {first.get(name)!r}" for name in differ)
+    remedy = f"Filter them first: [row for row in rows if {kept}]."
+    raise ConfigError(
+        f"rows hold {len(rows)} values of {first['method']!r} with seed {first['seed']}, for metric "
+        f"{first['metric']!r} at nfe {first['nfe']}; one is allowed. "
+        + (f"They differ in {', '.join(differ)}. {remedy}" if differ else "Give each row once.")
+    )
 
 
 def _check_rows(rows: Any) -> None:
