@@ -173,3 +173,11 @@ def test_values_that_are_not_finite_are_left_out():
     ]
     (found,) = differences(rows, "frechet", 50)
     assert (found.seeds, found.mean) == (1, 1.0)
+
+
+@pytest.mark.parametrize("bad", [[1, 2], None, {0: "x"}, {"a": None}])
+def test_values_that_are_no_mapping_of_numbers_are_refused(bad):
+    with pytest.raises(ConfigError, match=r"values is .*; it must map seeds to numbers"):
+        paired_difference("a", "b", 1, bad, {0: 1.0})
+    with pytest.raises(ConfigError, match=r"base is .*; it must map seeds to numbers"):
+        paired_difference("a", "b", 1, {0: 1.0}, bad)

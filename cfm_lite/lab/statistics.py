@@ -135,10 +135,19 @@ def paired_difference(
 ) -> Difference:
     """The difference of `values` to `base`, both {seed: value}, over the seeds that both have.
 
+    Raises ConfigError if one of them is no mapping to numbers.
+
     >>> d = paired_difference("vecor", "frechet", 50, {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.5, 1: 2.5})
     >>> d.mean, d.seeds
     (-0.5, 2)
     """
+    for name, given in (("values", values), ("base", base)):
+        if not isinstance(given, Mapping) or not all(
+            isinstance(value, int | float) for value in given.values()
+        ):
+            raise ConfigError(
+                f"{name} is {given!r:.80}; it must map seeds to numbers, as {{0: 1.5, 1: 2.5}} does."
+            )
     d = np.array([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
     mean = float(d.mean()) if len(d) else float("nan")
     std = float(d.std(ddof=1)) if len(d) >= 2 else float("nan")
