@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def paired_difference(
     """
     for name, given in (("values", values), ("base", base)):
         if not isinstance(given, Mapping) or not all(
-            isinstance(value, int | float) for value in given.values()
+            isinstance(value, Real) for value in given.values()
         ):
             raise ConfigError(
                 f"{name} is {given!r:.80}; it must map seeds to numbers, as {{0: 1.5, 1: 2.5}} does."
