@@ -3,6 +3,7 @@ large data sets leave out.
 """
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from cfm_lite import cli
 from cfm_lite import lab as experiments
 from cfm_lite.data.datasets import dataset
-from cfm_lite.errors import ConfigError
+from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import judge_for
 
@@ -106,3 +107,54 @@ def test_the_report_keeps_guidance_scales_apart(tmp_path, capsys):
     for scale in (1.5, 2.0):
         assert f"euler, guidance {scale:g}: frechet at 50" in out
         assert f"+{scale:.4f}" in out
+
+
+def row_of(**changes):
+    row = {"method": "fm", "seed": 0, "metric": "mmd", "nfe": 4, "value": 1.0}
+    row |= {"sampler": "euler", "guidance": 1.0, "miniature": True}
+    return {name: value for name, value in (row | changes).items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (5, "is 5"),
+        ([], r"is \[\]"),
+        (row_of(nfe=None), "has nfe None"),
+        (row_of(sampler=...), "has no sampler"),
+        (row_of(value="x"), "has value 'x'"),
+        (row_of(key=[]), r"has key \[\]"),
+        (row_of(variant=None), "has variant None"),
+        (row_of(value=float("nan")), "has value nan"),
+        (row_of(metric="diverged", value=None), "has no reason"),
+    ],
+)
+@pytest.mark.parametrize("more", [["toy", "--report"], ["--report"], ["toy", "--list"]])
+def test_an_edited_row_is_named_with_its_file_and_place(more, bad, words, tmp_path, capsys):
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps([row_of(), bad]))
+    assert cli.main(["compare", *more, "--out", str(tmp_path)]) == 3
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(rf"{re.escape(str(path))}, row 2, {words}; each must be .*remove", said)
+    path.unlink()  # the remedy, which leads to the usual words
+    assert cli.main(["compare", *more, "--out", str(tmp_path)]) == (0 if "--list" in more else 3)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '"x"', "[[]]"])
+def test_a_file_without_rows_is_refused_in_one_line(text, tmp_path, capsys):
+    (tmp_path / "toy.json").write_text(text)
+    for more in (["toy", "--report"], ["--report"]):
+        assert cli.main(["compare", *more, "--out", str(tmp_path)]) == 3
+        said = capsys.readouterr().err
+        assert "toy.json" in said or "holds no rows" in said
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_edited_costs_and_facts_are_refused(tmp_path):
+    store = experiments.Store(tmp_path, "toy")
+    store.costs_path.write_text(json.dumps([{"method": "fm"}]))
+    with pytest.raises(DataError, match=r"toy\.costs\.json, row 1, has no batch"):
+        store.costs()
+    store.info_path.write_text("[]")
+    with pytest.raises(DataError, match=r"toy\.info\.json holds \[\]; it must be a mapping"):
+        store.info()

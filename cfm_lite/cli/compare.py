@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from cfm_lite._internal.places import check_folder, expanded
 from cfm_lite.cli.arguments import OptionalInt, Seeded, Texts, names_of, parse_settings
-from cfm_lite.errors import ConfigError
+from cfm_lite.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cfm_lite.lab.sweep import Plan
@@ -290,8 +290,13 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     out = check_folder(expanded(out))
     if suite is None:
         return "\n".join(map(str, write_report(out)))
-    path = expanded(out) / f"{suite}.json"
-    rows = lab.read_json(path)
+    store = lab.Store(out, suite)
+    path, rows = store.path("core"), store.rows("core")
+    if not rows:
+        raise DataError(
+            f"{path} is missing, or holds no rows. Run cfm-lite compare {suite} first, or give the "
+            "right folder."
+        )
     steps = max(row["nfe"] for row in rows)
     measured = {row["metric"] for row in rows}
     shown = [

@@ -24,6 +24,8 @@ from cfm_lite.errors import ConfigError
 
 __all__ = ["Difference", "differences", "paired_difference", "report"]
 
+# what is read of every row
+FIELDS = {"method": str, "metric": str, "seed": int, "nfe": int, "value": int | float | None}
 RESAMPLES = 10_000
 STUDENT = 0.98  # one idle method in a hundred lies outside on the better side
 
@@ -120,15 +122,27 @@ def _check_one(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _check_rows(rows: Any) -> None:
     """ConfigError for malformed rows. They come from a file that anyone may have edited."""
-    keys = {"method": str, "metric": str, "seed": int, "nfe": int, "value": int | float | None}
     for row in rows if isinstance(rows, list | tuple) and rows else [None]:
-        if not isinstance(row, Mapping) or not all(
-            isinstance(row.get(key, ...), kind) for key, kind in keys.items()
-        ):
+        if fault_of(row, FIELDS):
             raise ConfigError(
-                f"rows hold {row!r:.80}; each must be a mapping with {', '.join(keys)}, as "
+                f"rows hold {row!r:.80}; each must be a mapping with {', '.join(FIELDS)}, as "
                 "cfm-lite compare writes them."
             )
+
+
+def fault_of(row: Any, fields: Mapping[str, Any]) -> str:
+    """What makes `row` other than a mapping with `fields`, {name: type}; empty if nothing does.
+
+    >>> fault_of({"nfe": None}, {"nfe": int})
+    'has nfe None'
+    """
+    if not isinstance(row, Mapping):
+        return f"is {row!r:.80}"
+    for name, kind in fields.items():
+        value = row.get(name, ...)
+        if not isinstance(value, kind):
+            return f"has no {name}" if value is ... else f"has {name} {value!r:.80}"
+    return ""
 
 
 def paired_difference(
