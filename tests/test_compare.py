@@ -34,6 +34,22 @@ def test_only_the_chosen_arms_are_run_and_the_rest_can_follow(tmp_path):
     }
 
 
+def test_what_a_report_needs_is_said_where_the_core_or_fm_was_not_run(tmp_path, capsys):
+    few = ("--set", "steps=2")
+    assert compare(tmp_path, "--group", "k", *few) == 0
+    out = capsys.readouterr().out
+    assert str(tmp_path / "toy.k.json") in out
+    assert "Run it with --group core" in out
+    assert compare(tmp_path, "--arms", "delta_fm", *few) == 0
+    out = capsys.readouterr().out
+    assert str(tmp_path / "toy.json") in out
+    assert "fm was not run. Run it, too: --arms fm." in out
+    assert compare(tmp_path, "--arms", "fm", *few) == 0
+    out = capsys.readouterr().out
+    assert "no differences" not in out
+    assert "  delta_fm" in out
+
+
 def test_recipe_fields_reach_the_runs_and_the_record(tmp_path):
     assert (
         compare(tmp_path, "--arms", "fm", "--set", "hidden_size=16", "steps=7", "solver=heun") == 0

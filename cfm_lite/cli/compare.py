@@ -177,7 +177,12 @@ def compare_suite(
     if only_list:
         return listing(lab.plan(suite, **settings), many)
     lab.compare(suite, workers=many, command=command, **settings)
-    return report_suite(suite, out)
+    store = lab.Store(out, suite)
+    if store.rows("core"):
+        return report_suite(suite, out)
+    files = [str(store.path(group)) for group in settings["groups"]]
+    need = "No report yet: it is about the core, which has no rows here. Run it with --group core."
+    return "\n".join([*files, need])
 
 
 def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
@@ -314,7 +319,16 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     def tables(metric: str) -> Iterator[str]:
         for (sampler, guidance), mine in ways.items():
             way = f"{sampler}, guidance {guidance:g}: " if len(ways) > 1 else ""
-            yield way + lab.report(mine, metric, steps)
+            place = (metric, steps, "fm")
+            if any(
+                (row["metric"], row["nfe"], row["method"]) == place and row["value"] is not None
+                for row in mine
+            ):
+                yield way + lab.report(mine, metric, steps)
+            else:
+                ran = any(row["method"] == "fm" for row in mine)
+                why = "has no finite values there" if ran else "was not run. Run it, too: --arms fm"
+                yield f"{way}{metric} at {steps} evaluations: no differences, because fm {why}."
 
     head = (
         ["A miniature, which shows that everything runs; its numbers mean nothing."]
