@@ -10,6 +10,7 @@ import torch
 
 from cfm_lite import cli
 from cfm_lite import lab as experiments
+from cfm_lite.cli.compare import listing
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.evaluate import measures
@@ -174,3 +175,14 @@ def test_edited_costs_and_facts_are_refused(tmp_path):
     store.info_path.write_text("[]")
     with pytest.raises(DataError, match=r"toy\.info\.json holds \[\]; it must be a mapping"):
         store.info()
+
+
+def test_a_list_names_each_arm_once_and_tells_hours(tmp_path, monkeypatch):
+    todo = experiments.plan("toy", out=tmp_path, seeds=[0], quick=True)
+    lines = listing(todo, 1).splitlines()[:-1]
+    names = [line.split(" s  ")[1] for line in lines]
+    assert len(set(names)) == len(names)
+    assert "pair_dispersive seed 0" in names
+    for seconds, told in ((99 * 60, "about 99 min with"), (100 * 60, "about 1.7 h with")):
+        monkeypatch.setattr(type(todo), "seconds", lambda plan, s=seconds: [s, *[0] * 20])
+        assert told in listing(todo, 1)

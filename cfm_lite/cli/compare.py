@@ -240,10 +240,10 @@ def listing(plan: "Plan", workers: int) -> str:
     ]
     every = {trial.key for trial in plan.trials}
     done = len(every) - sum(len(job.trials) for job in plan.jobs)
+    minutes = sum(seconds) / workers / 60
+    told = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
     total = f"{done} of {len(every)} trials are done; {len(plan.jobs)} jobs are left, about "
-    return "\n".join(
-        [*lines, f"{total}{sum(seconds) / workers / 60:.0f} min with {workers} workers"]
-    )
+    return "\n".join([*lines, f"{total}{told} with {workers} workers"])
 
 
 def time_steps(
