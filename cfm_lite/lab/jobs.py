@@ -87,7 +87,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The first arm, seed and variant, for a list or an error. Two arms may train one method."""
+        """The first arm, seed and variant, for a list or an error. Arms may share a method."""
         variants = dict.fromkeys(trial.variant for trial in self.trials if trial.variant)
         return " ".join([self.trials[0].arm, f"seed {self.training.seed}", *variants])
 

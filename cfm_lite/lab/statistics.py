@@ -114,8 +114,8 @@ def _check_one(rows: Sequence[Mapping[str, Any]]) -> None:
     kept = " and ".join(f"row.get({name!r}) == {first.get(name)!r}" for name in differ)
     remedy = f"Filter them first: [row for row in rows if {kept}]."
     raise ConfigError(
-        f"rows hold {len(rows)} values of {first['method']!r} with seed {first['seed']}, for metric "
-        f"{first['metric']!r} at nfe {first['nfe']}; one is allowed. "
+        f"rows hold {len(rows)} values of {first['method']!r} with seed {first['seed']}, for "
+        f"metric {first['metric']!r} at nfe {first['nfe']}; one is allowed. "
         + (f"They differ in {', '.join(differ)}. {remedy}" if differ else "Give each row once.")
     )
 
@@ -161,7 +161,7 @@ def paired_difference(
             isinstance(value, Real) for value in given.values()
         ):
             raise ConfigError(
-                f"{name} is {given!r:.80}; it must map seeds to numbers, as {{0: 1.5, 1: 2.5}} does."
+                f"{name} is {given!r:.80}; it must map seeds to numbers, as {{0: 1.5, 1: 2.5}}."
             )
     d = np.array([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
     mean = float(d.mean()) if len(d) else float("nan")

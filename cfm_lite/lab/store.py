@@ -114,7 +114,8 @@ class Store:
         info = read_json(self.info_path) if self.info_path.exists() else {}
         if not isinstance(info, dict):
             raise DataError(
-                f"{self.info_path} holds {info!r:.80}; it must be a mapping. Remove it and run again."
+                f"{self.info_path} holds {info!r:.80}; it must be a mapping. Restore it, "
+                "or remove it and the suite's rows, and run again."
             )
         return info
 
