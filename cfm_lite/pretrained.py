@@ -9,6 +9,7 @@ runs/pretrained, and the same command resumes them.
 import copy
 import functools
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,10 +113,14 @@ def load(name: str) -> nn.Module:
 def run_of(name: str, device: torch.device | str = "cpu") -> runs.Run:
     """The network called `name` on a device, as a run that can be sampled.
 
+    Raises ConfigError for a device that this machine does not have.
+
     >>> run_of("toy_fm").spec.shape
     (2,)
     """
-    model: Any = copy.deepcopy(load(name)).to(device)
+    kind = re.sub(r":\d+$", "", str(device))
+    picked = runs.pick_device(kind)
+    model: Any = copy.deepcopy(load(name)).to(picked if kind == str(device) else device)
     weights = fingerprint(model.state_dict())
     return runs.Run(model.recipe, model, model.recipe.steps, spec=model.spec, weights=weights)
 

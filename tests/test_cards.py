@@ -26,3 +26,8 @@ def test_numbers_of_other_weights_are_not_shown(tmp_path, monkeypatch):
 def test_every_shipped_network_has_its_two_lines():
     for table in (cards.networks_table(), cards.reached_table()):
         assert all(f"| `{name}` |" in table for name in pretrained.RECIPES)
+
+
+def test_the_file_holds_rows_of_shipped_networks_alone():
+    kept = json.loads(cards.ROWS.read_text(encoding="utf-8"))
+    assert {row["network"] for row in kept} <= set(pretrained.RECIPES)

@@ -3,14 +3,16 @@ large data sets leave out.
 """
 
 import json
+import re
 
 import pytest
 import torch
 
 from cfm_lite import cli
 from cfm_lite import lab as experiments
+from cfm_lite.cli.compare import listing
 from cfm_lite.data.datasets import dataset
-from cfm_lite.errors import ConfigError
+from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import judge_for
 
@@ -31,6 +33,22 @@ def test_only_the_chosen_arms_are_run_and_the_rest_can_follow(tmp_path):
         "fm_scaled",
         "vecor",
     }
+
+
+def test_what_a_report_needs_is_said_where_the_core_or_fm_was_not_run(tmp_path, capsys):
+    few = ("--set", "steps=2")
+    assert compare(tmp_path, "--group", "k", *few) == 0
+    out = capsys.readouterr().out
+    assert str(tmp_path / "toy.k.json") in out
+    assert "Run it with --group core" in out
+    assert compare(tmp_path, "--arms", "delta_fm", *few) == 0
+    out = capsys.readouterr().out
+    assert str(tmp_path / "toy.json") in out
+    assert "fm was not run. Run it, too: --arms fm." in out
+    assert compare(tmp_path, "--arms", "fm", *few) == 0
+    out = capsys.readouterr().out
+    assert "no differences" not in out
+    assert "  delta_fm" in out
 
 
 def test_recipe_fields_reach_the_runs_and_the_record(tmp_path):
@@ -87,3 +105,84 @@ def test_a_large_set_is_compared_in_part_and_without_all_pairs(monkeypatch):
     again = experiments.measure(data.x1[:60], y, cut, judge)
     assert {name: again[name] for name in part} == part
     assert torch.tensor(part["frechet_real"]) != torch.tensor(whole["frechet_real"])
+
+
+def test_the_report_keeps_guidance_scales_apart(tmp_path, capsys):
+    rows = [
+        {
+            **{"method": method, "seed": seed, "metric": "frechet", "nfe": 50},
+            **{"sampler": "euler", "guidance": scale, "miniature": True},
+            "value": seed + scale * (method == "delta_fm"),
+        }
+        for method in ("fm", "delta_fm")
+        for seed in (0, 1)
+        for scale in (1.5, 2.0)
+    ]
+    (tmp_path / "mnist_guidance.json").write_text(json.dumps(rows))
+    assert cli.main(["compare", "mnist_guidance", "--report", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for scale in (1.5, 2.0):
+        assert f"euler, guidance {scale:g}: frechet at 50" in out
+        assert f"+{scale:.4f}" in out
+
+
+def row_of(**changes):
+    row = {"method": "fm", "seed": 0, "metric": "mmd", "nfe": 4, "value": 1.0}
+    row |= {"sampler": "euler", "guidance": 1.0, "miniature": True}
+    return {name: value for name, value in (row | changes).items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (5, "is 5"),
+        ([], r"is \[\]"),
+        (row_of(nfe=None), "has nfe None"),
+        (row_of(sampler=...), "has no sampler"),
+        (row_of(value="x"), "has value 'x'"),
+        (row_of(key=[]), r"has key \[\]"),
+        (row_of(variant=None), "has variant None"),
+        (row_of(value=float("nan")), "has value nan"),
+        (row_of(metric="diverged", value=None), "has no reason"),
+    ],
+)
+@pytest.mark.parametrize("more", [["toy", "--report"], ["--report"], ["toy", "--list"]])
+def test_an_edited_row_is_named_with_its_file_and_place(more, bad, words, tmp_path, capsys):
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps([row_of(), bad]))
+    assert cli.main(["compare", *more, "--out", str(tmp_path)]) == 3
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(rf"{re.escape(str(path))}, row 2, {words}; each must be .*remove", said)
+    path.unlink()  # the remedy, which leads to the usual words
+    assert cli.main(["compare", *more, "--out", str(tmp_path)]) == (0 if "--list" in more else 3)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '"x"', "[[]]"])
+def test_a_file_without_rows_is_refused_in_one_line(text, tmp_path, capsys):
+    (tmp_path / "toy.json").write_text(text)
+    for more in (["toy", "--report"], ["--report"]):
+        assert cli.main(["compare", *more, "--out", str(tmp_path)]) == 3
+        said = capsys.readouterr().err
+        assert "toy.json" in said or "holds no rows" in said
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_edited_costs_and_facts_are_refused(tmp_path):
+    store = experiments.Store(tmp_path, "toy")
+    store.costs_path.write_text(json.dumps([{"method": "fm"}]))
+    with pytest.raises(DataError, match=r"toy\.costs\.json, row 1, has no batch"):
+        store.costs()
+    store.info_path.write_text("[]")
+    with pytest.raises(DataError, match=r"toy\.info\.json holds \[\]; it must be a mapping"):
+        store.info()
+
+
+def test_a_list_names_each_arm_once_and_tells_hours(tmp_path, monkeypatch):
+    todo = experiments.plan("toy", out=tmp_path, seeds=[0], quick=True)
+    lines = listing(todo, 1).splitlines()[:-1]
+    names = [line.split(" s  ")[1] for line in lines]
+    assert len(set(names)) == len(names)
+    assert "pair_dispersive seed 0" in names
+    for seconds, told in ((99 * 60, "about 99 min with"), (100 * 60, "about 1.7 h with")):
+        monkeypatch.setattr(type(todo), "seconds", lambda plan, s=seconds: [s, *[0] * 20])
+        assert told in listing(todo, 1)

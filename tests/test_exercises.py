@@ -131,6 +131,13 @@ def after_exercises(name: str, answers: bool) -> list[str]:
     return cells
 
 
+@pytest.mark.parametrize("number", ["6.1", "9.4"])
+@pytest.mark.parametrize("kind", [str, lambda text: str(text).encode()])
+def test_the_digits_of_a_number_as_text_are_not_the_number(number, kind, capsys):
+    assert not course.check(number, kind("98304"))
+    assert "that is text, not a number" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_no_later_cell_needs_a_name_that_only_a_solution_gives(path):
     solutions = [source for kind, source in code(path.name) if kind == "solution"]

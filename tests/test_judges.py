@@ -185,11 +185,13 @@ def kept(brief, tmp_path, monkeypatch):
     return tmp_path / "judges"
 
 
-def test_judge_for_trains_once_and_then_reads(kept, monkeypatch):
+def test_judge_for_trains_once_and_then_reads(kept, monkeypatch, capsys):
     first = judges.judge_for("digits")
+    assert capsys.readouterr().err == "cfm-lite: note: training the judge of digits, once.\n"
     assert len(list(kept.iterdir())) == 1
     monkeypatch.setattr(judges, "train_judge", lambda *_: pytest.fail("trained again"))
     assert judges.judge_for("digits").fingerprint == first.fingerprint
+    assert not capsys.readouterr().err
 
 
 def test_judge_for_trains_anew_for_other_settings_and_for_a_damaged_file(kept, monkeypatch):

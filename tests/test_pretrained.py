@@ -101,6 +101,14 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         pretrained.load("digit_fm")
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda"), "zzz", "cpu:x", 5])
+def test_a_device_that_is_not_there_is_refused(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device"):
+        pretrained.run_of("toy_fm", device)
+    assert pretrained.run_of("toy_fm", "cpu").device.type == "cpu"
+
+
 def test_what_is_made_is_what_is_loaded(copied, monkeypatch):
     trained = {}
     real = runs.train

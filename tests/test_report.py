@@ -157,6 +157,19 @@ def test_no_verdict_stands_outside_a_mark():
     assert not re.findall(r"\b(?:gain|lose)s?\b|no clear difference", bare)
 
 
+@pytest.mark.parametrize("suite", ["digits", "mnist_sit"])
+def test_what_is_said_of_all_others_is_held_against_every_method(suite):
+    """A sentence about recall that names a remainder must mark each method of the core."""
+    named = {
+        cell.place.method
+        for word, text in readme.MARK.findall(SENTENCES)
+        if word in readme.VERDICTS and "metric=recall" in text
+        for cell in readme.cells(COMMITTED, text)
+        if cell.suite == suite
+    }
+    assert named == set(COMMITTED.methods(suite)) - {"fm"}
+
+
 def test_a_sentence_that_the_rows_contradict_is_named_and_says_what_they_say(whole):
     said = "VeCoR {{gains: toy,digits vecor}}, ΔFM {{gains: digits delta_fm}}."
     filled = readme.fill_in(Results(whole[0]), said)

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from cfm_lite import course
-from cfm_lite.lab import differences, paired_difference, statistics
+from cfm_lite.errors import ConfigError
+from cfm_lite.lab import differences, paired_difference, report, statistics
 from cfm_lite.lab.results import said_of
 
 
@@ -137,3 +138,46 @@ def test_seeds_that_only_one_of_the_two_has_are_left_out():
     ]
     found = differences(rows, "frechet", 50)[0]
     assert (found.seeds, found.mean) == (1, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "nfe", "field"),
+    [("digits.solver", 128, "sampler"), ("digits.guidance", 50, "guidance")],
+)
+@pytest.mark.parametrize("ask", [differences, report])
+def test_several_values_of_one_seed_are_refused_and_the_remedy_works(ask, name, nfe, field):
+    rows = course.results(name)
+    with pytest.raises(ConfigError, match=f"differ in {field}") as caught:
+        ask(rows, "frechet", nfe)
+    remedy = str(caught.value).split("first: ")[1].rstrip(".")
+    assert ask(eval(remedy, {"rows": rows}), "frechet", nfe)  # noqa: S307  (our own words)
+
+
+def test_several_variants_of_one_seed_are_refused():
+    rows = course.results("digits.weight")
+    with pytest.raises(ConfigError, match="differ in variant"):
+        differences([*rows, *course.results("digits")], "frechet", 50)
+    row = rows[0]
+    with pytest.raises(ConfigError, match="Give each row once"):
+        differences([row, row], row["metric"], row["nfe"], base=row["method"])
+
+
+def test_values_that_are_not_finite_are_left_out():
+    row = {"metric": "frechet", "nfe": 50}
+    rows = [
+        {**row, "method": method, "seed": seed, "value": value}
+        for method, seed, value in [
+            *(("fm", seed, 1.0) for seed in range(4)),
+            *(("x", seed, v) for seed, v in enumerate([2.0, math.nan, math.inf, None])),
+        ]
+    ]
+    (found,) = differences(rows, "frechet", 50)
+    assert (found.seeds, found.mean) == (1, 1.0)
+
+
+@pytest.mark.parametrize("bad", [[1, 2], None, {0: "x"}, {"a": None}])
+def test_values_that_are_no_mapping_of_numbers_are_refused(bad):
+    with pytest.raises(ConfigError, match=r"values is .*; it must map seeds to numbers"):
+        paired_difference("a", "b", 1, bad, {0: 1.0})
+    with pytest.raises(ConfigError, match=r"base is .*; it must map seeds to numbers"):
+        paired_difference("a", "b", 1, {0: 1.0}, bad)

@@ -1,7 +1,7 @@
 """cfm-lite compare: paired experiments over several seeds, and their report."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from cfm_lite._internal.places import check_folder, expanded
 from cfm_lite.cli.arguments import OptionalInt, Seeded, Texts, names_of, parse_settings
-from cfm_lite.errors import ConfigError
+from cfm_lite.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cfm_lite.lab.sweep import Plan
@@ -177,7 +177,12 @@ def compare_suite(
     if only_list:
         return listing(lab.plan(suite, **settings), many)
     lab.compare(suite, workers=many, command=command, **settings)
-    return report_suite(suite, out)
+    store = lab.Store(out, suite)
+    if store.rows("core"):
+        return report_suite(suite, out)
+    files = [str(store.path(group)) for group in settings["groups"]]
+    need = "No report yet: it is about the core, which has no rows here. Run it with --group core."
+    return "\n".join([*files, need])
 
 
 def _check_changes(suite: str, settings: Mapping[str, Any]) -> None:
@@ -235,10 +240,10 @@ def listing(plan: "Plan", workers: int) -> str:
     ]
     every = {trial.key for trial in plan.trials}
     done = len(every) - sum(len(job.trials) for job in plan.jobs)
+    minutes = sum(seconds) / workers / 60
+    told = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
     total = f"{done} of {len(every)} trials are done; {len(plan.jobs)} jobs are left, about "
-    return "\n".join(
-        [*lines, f"{total}{sum(seconds) / workers / 60:.0f} min with {workers} workers"]
-    )
+    return "\n".join([*lines, f"{total}{told} with {workers} workers"])
 
 
 def time_steps(
@@ -290,8 +295,13 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     out = check_folder(expanded(out))
     if suite is None:
         return "\n".join(map(str, write_report(out)))
-    path = expanded(out) / f"{suite}.json"
-    rows = lab.read_json(path)
+    store = lab.Store(out, suite)
+    path, rows = store.path("core"), store.rows("core")
+    if not rows:
+        raise DataError(
+            f"{path} is missing, or holds no rows. Run cfm-lite compare {suite} first, or give the "
+            "right folder."
+        )
     steps = max(row["nfe"] for row in rows)
     measured = {row["metric"] for row in rows}
     shown = [
@@ -302,11 +312,29 @@ def report_suite(suite: str | None, out: str | Path) -> str:
     where, miniature = [str(path)], any(row.get("miniature") for row in rows)
     if not miniature:
         where.append(str(viz.save(quality_figure(suite, rows), path.with_suffix(".png"))))
+    ways: dict[tuple[str, float], list[Any]] = {}
+    for row in rows:
+        ways.setdefault((row["sampler"], row["guidance"]), []).append(row)
+
+    def tables(metric: str) -> Iterator[str]:
+        for (sampler, guidance), mine in ways.items():
+            way = f"{sampler}, guidance {guidance:g}: " if len(ways) > 1 else ""
+            place = (metric, steps, "fm")
+            if any(
+                (row["metric"], row["nfe"], row["method"]) == place and row["value"] is not None
+                for row in mine
+            ):
+                yield way + lab.report(mine, metric, steps)
+            else:
+                ran = any(row["method"] == "fm" for row in mine)
+                why = "has no finite values there" if ran else "was not run. Run it, too: --arms fm"
+                yield f"{way}{metric} at {steps} evaluations: no differences, because fm {why}."
+
     head = (
         ["A miniature, which shows that everything runs; its numbers mean nothing."]
         if miniature
         else []
     )
     return "\n\n".join(
-        [*head, *(lab.report(rows, metric, steps) for metric in shown), "\n".join(where)]
+        [*head, *(table for metric in shown for table in tables(metric)), "\n".join(where)]
     )

@@ -23,6 +23,8 @@ def same_loss(answer: Any) -> str | None:
     """The temperature that makes the undivided loss equal to the divided one: 0.5 d, with d = 256 *
     768.
     """
+    if isinstance(answer, str | bytes):  # float() would read its digits
+        return "that is text, not a number; leave out the quotation marks."
     d, tau = 256 * 768, float(answer)
     if math.isclose(tau, 0.5 * d, rel_tol=1e-6):
         return None

@@ -10,6 +10,7 @@ has not seen. The digits' judge learns only from rows that no generator sees.
 import hashlib
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,8 @@ def judge_for(dataset: str) -> Judge:
             warnings.warn(f"{error} It is trained again.", UserWarning, stacklevel=2)
         except CheckpointError:  # not there
             continue
+    # it can take minutes, even where a sweep is only listed
+    print(f"cfm-lite: note: training the judge of {dataset}, once.", file=sys.stderr, flush=True)
     judge = train_judge(dataset)
     keep(_as_file(judge), path, "the judge")
     return judge

@@ -87,9 +87,9 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Method, seed and variant, for a list or an error."""
+        """The first arm, seed and variant, for a list or an error. Arms may share a method."""
         variants = dict.fromkeys(trial.variant for trial in self.trials if trial.variant)
-        return " ".join([self.training.method, f"seed {self.training.seed}", *variants])
+        return " ".join([self.trials[0].arm, f"seed {self.training.seed}", *variants])
 
 
 def jobs_of(trials: Iterable[Trial]) -> list[Job]:

@@ -50,8 +50,8 @@ class Results:
         """{suite: (its files, whether they are a miniature)}."""
         found = {}
         for store in (Store(self.folder, name) for name in SUITES):
-            if store.path("core").exists():
-                marked = any(row.get("miniature") for row in store.rows("core")[:1])
+            if rows := store.rows("core"):
+                marked = bool(rows[0].get("miniature"))
                 found[store.suite] = (store, marked or bool(store.info().get("quick")))
         return found
 

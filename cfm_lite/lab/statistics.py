@@ -10,9 +10,11 @@ seeds, and in 7 of 100 with eight. By both intervals about one idle method in 10
 and one worse.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from cfm_lite.errors import ConfigError
 
 __all__ = ["Difference", "differences", "paired_difference", "report"]
 
+# what is read of every row
+FIELDS = {"method": str, "metric": str, "seed": int, "nfe": int, "value": int | float | None}
 RESAMPLES = 10_000
 STUDENT = 0.98  # one idle method in a hundred lies outside on the better side
 
@@ -64,7 +68,8 @@ def differences(
     """The difference to `base` in `metric` at `nfe` evaluations, for every method that shares seeds
     with it.
 
-    Rows whose value is None (not finite) are left out. Raises ConfigError if `base` has no rows.
+    Rows whose value is not finite are left out. Raises ConfigError if `base` has no rows, or a
+    method has several values for one seed, as from two samplers.
 
     >>> row = {"metric": "frechet", "seed": 0, "nfe": 50}
     >>> rows = [{**row, "method": "fm", "value": 1.0}, {**row, "method": "vecor", "value": 0.5}]
@@ -74,10 +79,15 @@ def differences(
     _check_rows(rows)
     check_choice("metric", metric, sorted({row["metric"] for row in rows}))
     nfe = check_count("nfe", nfe)
-    table: dict[str, dict[int, float]] = {}
+    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["metric"] == metric and row["nfe"] == nfe and row["value"] is not None:
-            table.setdefault(row["method"], {})[row["seed"]] = row["value"]
+        finite = row["value"] is not None and math.isfinite(row["value"])
+        if row["metric"] == metric and row["nfe"] == nfe and finite:
+            found.setdefault((row["method"], row["seed"]), []).append(row)
+    table: dict[str, dict[int, float]] = {}
+    for (method, seed), mine in found.items():
+        _check_one(mine)
+        table.setdefault(method, {})[seed] = mine[0]["value"]
     if not isinstance(base, str) or base not in table:
         raise ConfigError(
             f"no rows of {base!r}, the base, for metric {metric!r} at nfe {nfe}; methods there: "
@@ -90,17 +100,49 @@ def differences(
     ]
 
 
+def _check_one(rows: Sequence[Mapping[str, Any]]) -> None:
+    """ConfigError for several rows in one place: the difference of which of them is not said."""
+    if len(rows) == 1:
+        return
+    first = rows[0]
+    names = dict.fromkeys(name for row in rows for name in row)
+    differ = [
+        name
+        for name in names
+        if name not in ("value", "key") and any(row.get(name) != first.get(name) for row in rows)
+    ]
+    kept = " and ".join(f"row.get({name!r}) == {first.get(name)!r}" for name in differ)
+    remedy = f"Filter them first: [row for row in rows if {kept}]."
+    raise ConfigError(
+        f"rows hold {len(rows)} values of {first['method']!r} with seed {first['seed']}, for "
+        f"metric {first['metric']!r} at nfe {first['nfe']}; one is allowed. "
+        + (f"They differ in {', '.join(differ)}. {remedy}" if differ else "Give each row once.")
+    )
+
+
 def _check_rows(rows: Any) -> None:
     """ConfigError for malformed rows. They come from a file that anyone may have edited."""
-    keys = {"method": str, "metric": str, "seed": int, "nfe": int, "value": int | float | None}
     for row in rows if isinstance(rows, list | tuple) and rows else [None]:
-        if not isinstance(row, Mapping) or not all(
-            isinstance(row.get(key, ...), kind) for key, kind in keys.items()
-        ):
+        if fault_of(row, FIELDS):
             raise ConfigError(
-                f"rows hold {row!r:.80}; each must be a mapping with {', '.join(keys)}, as "
+                f"rows hold {row!r:.80}; each must be a mapping with {', '.join(FIELDS)}, as "
                 "cfm-lite compare writes them."
             )
+
+
+def fault_of(row: Any, fields: Mapping[str, Any]) -> str:
+    """What makes `row` other than a mapping with `fields`, {name: type}; empty if nothing does.
+
+    >>> fault_of({"nfe": None}, {"nfe": int})
+    'has nfe None'
+    """
+    if not isinstance(row, Mapping):
+        return f"is {row!r:.80}"
+    for name, kind in fields.items():
+        value = row.get(name, ...)
+        if not isinstance(value, kind):
+            return f"has no {name}" if value is ... else f"has {name} {value!r:.80}"
+    return ""
 
 
 def paired_difference(
@@ -108,10 +150,19 @@ def paired_difference(
 ) -> Difference:
     """The difference of `values` to `base`, both {seed: value}, over the seeds that both have.
 
+    Raises ConfigError if one of them is no mapping to numbers.
+
     >>> d = paired_difference("vecor", "frechet", 50, {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.5, 1: 2.5})
     >>> d.mean, d.seeds
     (-0.5, 2)
     """
+    for name, given in (("values", values), ("base", base)):
+        if not isinstance(given, Mapping) or not all(
+            isinstance(value, Real) for value in given.values()
+        ):
+            raise ConfigError(
+                f"{name} is {given!r:.80}; it must map seeds to numbers, as {{0: 1.5, 1: 2.5}}."
+            )
     d = np.array([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
     mean = float(d.mean()) if len(d) else float("nan")
     std = float(d.std(ddof=1)) if len(d) >= 2 else float("nan")

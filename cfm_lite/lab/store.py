@@ -9,6 +9,7 @@ is a file in SUITE.parts/, under the key that its rows carry.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cfm_lite.errors import DataError
 from cfm_lite.lab.arms import ARMS
 from cfm_lite.lab.jobs import Trial
 from cfm_lite.lab.measures import Row
+from cfm_lite.lab.statistics import FIELDS, fault_of
 from cfm_lite.lab.suites import SUITES
 from cfm_lite.runs import write_json
 from cfm_lite.runs.recipe import Recipe
@@ -38,8 +40,49 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path} cannot be read: {error}. Remove it and run again.") from None
 
 
-def _if_there(path: Path, empty: Any) -> Any:
-    return read_json(path) if path.exists() else empty
+# what a row of a suite holds beside, and what some rows hold
+_ROW = FIELDS | {"sampler": str, "guidance": int | float}
+_SOME = {"variant": str, "key": str, "reason": str}
+_COST = {
+    **{"method": str, "batch": int, "rounds": int, "device": str, "processor": str},
+    **dict.fromkeys(("value", "relative", "low", "high"), int | float),
+}
+
+
+def _read_rows(path: Path, fields: Mapping[str, Any] = _ROW) -> list[Row]:
+    """The rows of a file that anyone may have edited. DataError names the first that is none."""
+    rows = read_json(path)
+    remedy = "Mend it, or remove the file and run again."
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds {rows!r:.80}; it must be a list of rows. {remedy}")
+    for number, row in enumerate(rows, 1):
+        some = {name: kind for name, kind in _SOME.items() if isinstance(row, dict) and name in row}
+        if isinstance(row, dict) and row.get("metric") == "diverged":
+            some["reason"] = str
+        fault = fault_of(row, {**fields, **some}) or _endless(row)
+        if fault:
+            raise DataError(
+                f"{path}, row {number}, {fault}; each must be a mapping with {', '.join(fields)}, "
+                f"as cfm-lite compare writes them. {remedy}"
+            )
+    return rows
+
+
+def _read_part(path: Path) -> list[Row]:
+    """The rows of a finished trial, which all carry the key that names its file."""
+    rows = _read_rows(path)
+    if not rows or any(row.get("key") != path.stem for row in rows):
+        raise DataError(
+            f"{path} holds no rows, or rows of another key; all must carry the key {path.stem}. "
+            "Remove it and run again."
+        )
+    return rows
+
+
+def _endless(row: Row) -> str:
+    """What is not finite in a row: JSON has no such numbers, though Python reads them."""
+    wrong = (f"has {k} {v}" for k, v in row.items() if isinstance(v, float) and not isfinite(v))
+    return next(wrong, "")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -62,18 +105,25 @@ class Store:
         return self.out / f"{self.suite}{'' if group == 'core' else f'.{group}'}.json"
 
     def rows(self, group: str) -> list[Row]:
-        """The rows of a group; empty if it was not run."""
-        return _if_there(self.path(group), [])
+        """The rows of a group; empty if it was not run. DataError for a row that is none."""
+        path = self.path(group)
+        return _read_rows(path) if path.exists() else []
 
     def info(self) -> dict[str, Any]:
         """The content of SUITE.info.json; empty if there is none."""
-        return _if_there(self.info_path, {})
+        info = read_json(self.info_path) if self.info_path.exists() else {}
+        if not isinstance(info, dict):
+            raise DataError(
+                f"{self.info_path} holds {info!r:.80}; it must be a mapping. Restore it, "
+                "or remove it and the suite's rows, and run again."
+            )
+        return info
 
     def costs(self) -> list[Row]:
         """The rows of SUITE.costs.json, one for each way of training; empty if they were not
         measured.
         """
-        return _if_there(self.costs_path, [])
+        return _read_rows(self.costs_path, _COST) if self.costs_path.exists() else []
 
     def write_costs(self, rows: Sequence[Row]) -> None:
         """Write SUITE.costs.json. DataError if it holds costs of other settings, rounds or
@@ -100,7 +150,7 @@ class Store:
         """
         before = self.info().get("groups", {})
         for group, mine in settings.items():
-            if not self.path(group).exists():
+            if not self.rows(group):
                 continue
             changed = _changed(before.get(group, {}), json.loads(json.dumps(mine)))
             if changed:
@@ -121,7 +171,7 @@ class Store:
                 bare = {name: value for name, value in row.items() if name != "variant"}
                 mine.setdefault(f"{row.get('variant', '')} {row.get('key')}", []).append(bare)
             found |= {rows[0]["key"]: rows for rows in mine.values() if rows[0].get("key")}
-        return found | {path.stem: read_json(path) for path in self._waiting()}
+        return found | {path.stem: _read_part(path) for path in self._waiting()}
 
     def _waiting(self) -> list[Path]:
         return sorted(listed(self.parts, "*.json"))
