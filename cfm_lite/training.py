@@ -101,10 +101,8 @@ class Trainer:
         self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
         errors = (name for name, term in objective.terms.items() if isinstance(term, FlowMatching))
         self._guard = Guard(device, next(errors, None), settings.runaway, averaged)
-        decisive = (
-            optimizers.options_of(self.optimizer, objective, self.schedule) | settings.decisive
-        )
-        self._state = State(objective, self._averages, self.optimizer, decisive, self._guard)
+        kept = optimizers.options_of(self.optimizer, objective, self.schedule) | settings.decisive
+        self._state = State(objective, self._averages, self.optimizer, kept, self._guard)
 
     @property
     def ema(self) -> nn.Module:

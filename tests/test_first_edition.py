@@ -66,6 +66,9 @@ def test_old_samples_are_measured_as_they_were(name, old, tmp_path):
     after = {
         row["metric"]: row["value"] for row in json.loads((tmp_path / "metrics.json").read_text())
     }
+    # few samples have a bias, and 0.1.0 held 899 real rows beside them
+    if before.pop("frechet_real", None) is not None:
+        assert before["frechet"] > after.pop("frechet_real") > 1
     assert {metric: after[metric] for metric in before} == pytest.approx(before, rel=1e-3, abs=1e-4)
 
 

@@ -458,7 +458,7 @@ X, T, Y = torch.randn(5, 3, 8, 8), torch.rand(5), torch.randint(0, 11, (5,))
         (X[0], T, Y, r"\(B, 3, 8, 8\)"),
         (X.long(), T, Y, "floating"),
         (X.double(), T, Y, "torch.float64"),
-        (X.half(), T, Y, "autocast"),
+        (X.half(), T, Y, r"give data \.to\(torch\.float32\)"),
         (X, T[:, None], Y, r"\(B,\)"),
         (X, T[:4], Y, r"\(B,\)"),
         (X, 0.5, Y, "float"),
