@@ -6,7 +6,6 @@ here they meet a model.
 """
 
 import functools
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,9 +86,9 @@ class Objective(nn.Module):
     (B,) in [0, num_classes - 1] or None, and an optional `context` (B, ...) for an alignment
     teacher. DDP and torch.compile wrap this module.
 
-    By default noise and times come from torch's global generator, and its state keys the draws of
-    the terms: torch.manual_seed repeats them all. After `at(seed, step)` every draw is keyed by
-    (seed, step, shard), so that neither accumulation nor the number of ranks changes a run.
+    By default noise and times come from torch's global generator. After `at(seed, step)` every draw
+    is keyed by (seed, step, shard), so that neither accumulation nor the number of ranks changes a
+    run.
 
     Args:
         model: `model(x, t, y)` returns a velocity, and `model.forward_features(x, t, y, blocks)`
@@ -148,7 +147,6 @@ class Objective(nn.Module):
         self._couple_draws = takes(couple, "generator")
         self._key: tuple[int, int, int] | None = None
         self._calls = 0
-        self._key_of_call: tuple[int, int, int] = (0, 0, 0)
         self._weights: tuple[Tensor, ...] = ()
         # beside `time`, which stays as it was given, so that `plus` can hand it on
         self.time_distribution = on_path(time, path, "time")
@@ -283,8 +281,8 @@ class Objective(nn.Module):
         # every random choice lives inside a shard, so a batch may be cut between shards
         size = self.shard or max(1, len(x1))
         shards = [slice(i, min(i + size, len(x1))) for i in range(0, len(x1), size)]
+        # without `at` each call must draw anew, though all have one seed
         vars(self)["_calls"] += 1
-        vars(self)["_key_of_call"] = self._key or self._key_of_state(x1.device)
         parts = [
             self._draw_shard(x1[rows], None if y is None else y[rows], i)
             for i, rows in enumerate(shards)
@@ -325,16 +323,9 @@ class Objective(nn.Module):
         # g draws these last, so another p leaves noise and times as they were
         return x0, x1, t, *draws.drop_conditions(y, p, null_condition(self.model, y), generator=g)
 
-    def _key_of_state(self, device: torch.device) -> tuple[int, int, int]:
-        """Without `at`: a key that torch.manual_seed repeats, and that moves with every noise."""
-        own: Any = torch if device.type == "cpu" else getattr(torch, device.type, None)
-        if not hasattr(own, "get_rng_state"):  # such as the device "meta", which has no numbers
-            return torch.initial_seed(), self._calls, 0
-        state = own.get_rng_state() if own is torch else own.get_rng_state(device)
-        return torch.initial_seed(), zlib.crc32(state.numpy().tobytes()), 0
-
     def _generator(self, device: torch.device, shard: int, purpose: str) -> Generator:
-        seed, step, first = self._key_of_call
+        # without `at`: torch's own seed, and another number for each call
+        seed, step, first = self._key or (torch.initial_seed(), self._calls, 0)
         return draws.keyed_generator(device, seed, step, first + shard, purpose)
 
     def _check(self, x1: Tensor, y: Tensor | None) -> Tensor | None:
@@ -468,8 +459,8 @@ def _check_name(name: Any, is_module: bool) -> None:
     # torch makes the name part of those of its parameters
     if is_module and ("." in name or hasattr(nn.ModuleDict, name)):
         raise ConfigError(
-            f"a term with parameters is called {name!r}; torch allows no dot in such a name, and no "
-            "method of a ModuleDict. Give it another name='...'."
+            f"a term with parameters is called {name!r}; torch allows no dot in such a name, and "
+            "no method of a ModuleDict. Give it another name='...'."
         )
 
 

@@ -251,8 +251,7 @@ class Repulsion(_Plain):
 
     def __call__(self, batch: Evaluated) -> Tensor:
         """The squared distance to the wrong velocities, summed over K; at least 0."""
-        u_neg, keep = batch.prepared
-        return self._away_from(u_neg, keep, batch)
+        return self._away_from(*batch.prepared, batch)
 
     def _away_from(self, u_neg: Tensor, keep: Tensor | None, batch: Evaluated) -> Tensor:
         if keep is None or not self.rescale:

@@ -164,15 +164,6 @@ def test_without_a_key_the_global_generator_decides_and_calls_differ():
     assert torch.equal(first, again)
 
 
-def test_the_global_generator_repeats_every_draw_of_one_objective():
-    built = objective.delta_fm(Tiny(), 0.1, shard=8).plus(Contrastive(0.1, 1))
-    torch.manual_seed(4)
-    first, second = built(X1, Y)[1], built(X1, Y)[1]
-    torch.manual_seed(4)
-    assert [built(X1, Y)[1], built(X1, Y)[1]] == [first, second]
-    assert all(first[name] != second[name] for name in first)
-
-
 def test_a_keyed_call_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     objective.vecor(Tiny(), 0.1).plus(Contrastive(0.1, 1)).at(0, 0)(X1, Y)

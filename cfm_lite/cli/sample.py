@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
@@ -26,6 +26,8 @@ class Sample(Seeded):
     Points and small images go into one file. Images of a run on latents go into a folder, and it
     grows when you ask for more.
     """
+
+    grows: ClassVar[bool] = False  # then the first texts alone are a beginning
 
     checkpoint: Path = Path("runs/digits-fm-0")
     """A run's folder, one of its checkpoints, or an official file of weights. With only --prompt:
@@ -68,7 +70,7 @@ class Sample(Seeded):
 
         if self.num is not None:
             check_count("num", self.num)
-            if self.num < len(self.prompt):
+            if self.num < len(self.prompt) and not self.grows:
                 raise ConfigError(
                     f"--num is {self.num} and --prompt has {len(self.prompt)} texts; use --num "
                     f"{len(self.prompt)} at least, or leave it out."
@@ -118,6 +120,11 @@ class Sample(Seeded):
                 "ships draws; leave it out.",
             )
             return pretrained.run_of("words", device)
+        if not runs.is_file_of_weights(self.checkpoint):
+            self.refuse(
+                ["format", "model"],
+                f"says what an official file holds, and {self.checkpoint} is none; leave it out.",
+            )
         return runs.Run.open(self.checkpoint, average=self.average, device=device, **self.official)
 
     @property

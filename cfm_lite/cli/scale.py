@@ -206,6 +206,7 @@ class ScaleSample(Sample):
     """Draw samples as `sample` does, with the options that many images and official files need."""
 
     again: ClassVar[str] = "The same command resumes it."
+    grows: ClassVar[bool] = True
 
     batch: OptionalInt = None
     """Samples drawn at once (default: 1000, for latents 64). For latents it changes the noise."""
@@ -260,12 +261,6 @@ class ScaleSample(Sample):
                 f"on {run.recipe.dataset}; leave it out.",
             )
         super().refuse_idle(run, settings)
-        if run.place is not None:
-            self.refuse(
-                ["format", "model"],
-                f"says what an official file holds, and {self.checkpoint} is a run of cfm_lite; "
-                "leave it out.",
-            )
         if run.spec.vae is None:
             self.refuse(
                 ["vae"],

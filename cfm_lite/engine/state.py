@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 import cfm_lite
 from cfm_lite import paths
@@ -72,13 +73,14 @@ class State:
     def _generators(self) -> dict[str, str]:
         """The states of the CPU's generator and of the device's, as text."""
         device = next(self.objective.parameters()).device
-        states = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(device)
-        return {
-            kind: base64.b64encode(zlib.compress(state.numpy().tobytes())).decode()
-            for kind, state in states.items()
-        }
+        with _disable_current_modes():  # a mode that counts sees only what the network does
+            states = {"cpu": torch.get_rng_state()}
+            if device.type == "cuda":
+                states["cuda"] = torch.cuda.get_rng_state(device)
+            return {
+                kind: base64.b64encode(zlib.compress(state.numpy().tobytes())).decode()
+                for kind, state in states.items()
+            }
 
     def _set_generators(self, states: Mapping[str, str]) -> None:
         device = next(self.objective.parameters()).device

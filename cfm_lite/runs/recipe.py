@@ -453,7 +453,8 @@ def cooldown_steps(recipe: Recipe) -> int:
 
 
 def _rate(rise: Callable[[int], float], schedule: str, cool: int, steps: int, step: int) -> float:
-    return rise(step) * (SCHEDULES[schedule](min(1.0, (steps - step) / cool)) if cool > 0 else 1.0)
+    left = min(1.0, max(0.0, (steps - step) / cool)) if cool > 0 else 1.0  # 0 after the end
+    return rise(step) * (SCHEDULES[schedule](left) if cool > 0 else 1.0)
 
 
 def from_dict(fields: Mapping[str, Any]) -> Recipe:
