@@ -251,7 +251,8 @@ class Repulsion(_Plain):
 
     def __call__(self, batch: Evaluated) -> Tensor:
         """The squared distance to the wrong velocities, summed over K; at least 0."""
-        return self._away_from(*batch.prepared, batch)
+        u_neg, keep = batch.prepared
+        return self._away_from(u_neg, keep, batch)
 
     def _away_from(self, u_neg: Tensor, keep: Tensor | None, batch: Evaluated) -> Tensor:
         if keep is None or not self.rescale:
