@@ -120,12 +120,10 @@ class Sample(Seeded):
                 "ships draws; leave it out.",
             )
             return pretrained.run_of("words", device)
-        if not runs.is_file_of_weights(self.checkpoint):
-            self.refuse(
-                ["format", "model"],
-                f"says what an official file holds, and {self.checkpoint} is none; leave it out.",
-            )
-        return runs.Run.open(self.checkpoint, average=self.average, device=device, **self.official)
+        official = self.official
+        if not runs.is_file_of_weights(self.checkpoint):  # then `refuse_idle` says so
+            official = {name: official[name] for name in official if name == "text"}
+        return runs.Run.open(self.checkpoint, average=self.average, device=device, **official)
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -261,6 +261,12 @@ class ScaleSample(Sample):
                 f"on {run.recipe.dataset}; leave it out.",
             )
         super().refuse_idle(run, settings)
+        if run.place is not None:
+            self.refuse(
+                ["format", "model"],
+                f"says what an official file holds, and {self.checkpoint} is a run of cfm_lite; "
+                "leave it out.",
+            )
         if run.spec.vae is None:
             self.refuse(
                 ["vae"],

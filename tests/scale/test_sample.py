@@ -214,12 +214,12 @@ def test_what_is_refused_leaves_nothing_and_the_right_command_works_there(data, 
 def test_the_interval_limits_guidance(run, tmp_path):
     guided = Settings(num=4, steps=4, batch=4, guidance=3.0)
     x, _ = go(run, tmp_path / "a", guided)
-    late, _ = go(
-        run, tmp_path / "b", Settings(num=4, steps=4, batch=4, guidance=3.0, interval=(0.7, 0.95))
+    early, _ = go(
+        run, tmp_path / "b", Settings(num=4, steps=4, batch=4, guidance=3.0, interval=(0.0, 0.6))
     )
     plain, _ = go(run, tmp_path / "c", Settings(num=4, steps=4, batch=4))
-    assert not np.array_equal(x, late)
-    assert not np.array_equal(late, plain)  # one Euler step begins inside the interval, at 0.75
+    assert not np.array_equal(x, early)
+    assert not np.array_equal(early, plain)  # three of four Euler steps begin inside the interval
     with pytest.raises(ConfigError, match="4 steps of euler evaluate the network at no time in it"):
         Settings(num=4, steps=4, batch=4, guidance=3.0, interval=(0.9, 0.95))
 
