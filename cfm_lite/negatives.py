@@ -159,9 +159,8 @@ def _other_rows(
         other = ", or use in_batch" if asker == "other_class" else " or captions"
         raise ConfigError(f"{asker} needs y, and the sample has y=None. Give labels (B,){other}.")
     check_generator(generator, u)
-    if (
-        isinstance(y, Tensor) and y.dim() > 1 and y.shape[1] > 1
-    ):  # captions: equal ones count as one class
+    # captions: equal ones count as one class
+    if isinstance(y, Tensor) and y.dim() > 1 and y.shape[1] > 1:
         y = torch.unique(check_caption(y, u).flatten(1), dim=0, return_inverse=True)[1]
     y = check_labels(y, u, torch.iinfo(torch.int64).max)
     # sorted, a class is one stretch: others are found without a (B, B) mask

@@ -9,7 +9,6 @@ runs/pretrained, and the same command resumes them.
 import copy
 import functools
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from cfm_lite import runs
-from cfm_lite._internal.checks import check_choice, load_weights
+from cfm_lite._internal.checks import check_choice, check_device, load_weights
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.networks import made_in_float32
 from cfm_lite.data.datasets import dataset
@@ -118,9 +117,7 @@ def run_of(name: str, device: torch.device | str = "cpu") -> runs.Run:
     >>> run_of("toy_fm").spec.shape
     (2,)
     """
-    kind = re.sub(r":\d+$", "", str(device))
-    picked = runs.pick_device(kind)
-    model: Any = copy.deepcopy(load(name)).to(picked if kind == str(device) else device)
+    model: Any = copy.deepcopy(load(name)).to(check_device(device))
     weights = fingerprint(model.state_dict())
     return runs.Run(model.recipe, model, model.recipe.steps, spec=model.spec, weights=weights)
 

@@ -177,9 +177,8 @@ def rk4(velocity: Velocity, x: State, t: Time, dt: float | Tensor) -> State:
     >>> rk4(lambda x, t: x, torch.ones(1), 0.0, 0.1)
     tensor([1.1052])
     """
-    t = _rows(
-        t, x
-    )  # the times 0, 1/3, 2/3, 1 stand in `STAGES` too, which counts guided evaluations
+    t = _rows(t, x)
+    # the times 0, 1/3, 2/3, 1 stand in `STAGES` too, which counts guided evaluations
     k1 = velocity(x, t)
     k2 = velocity(_move(x, k1, dt / 3), t + dt / 3)
     k3 = velocity(_move(x, k2 - k1 / 3, dt), t + 2 * dt / 3)

@@ -116,6 +116,7 @@ class _Spreading(_Plain):
     tau: float
     options: Mapping[str, Any]
     _read_by: ClassVar[Mapping[str, Sequence[str]]]  # the variants that have each option
+    _loss_of: ClassVar[Callable[..., Tensor]]  # of features, and of others near them
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,9 +141,6 @@ class _Spreading(_Plain):
                 f"{name} is {value!r:.60} and the variant {self.variant!r} has no {name}; leave it "
                 f"out{use}."
             )
-
-    def _loss_of(self, h: Tensor, near: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

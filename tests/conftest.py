@@ -33,12 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    """Each test starts from one global seed and with every once-only warning unsaid."""
+    """Each test starts from one global seed, with every once-only warning unsaid, and with torch's
+    own way to print: a notebook's cells may have changed it.
+    """
     import torch
 
     from cfm_lite._internal import checks
 
     torch.manual_seed(0)
+    torch.set_printoptions(profile="default")
     checks._warned.clear()
 
 

@@ -62,19 +62,14 @@ def test_a_run_killed_before_its_first_save_starts_again_with_or_without_auto(tm
         assert 9.0 not in [json.loads(line)["loss"] for line in lines]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [b"\xff\xfe\n", b"[1]\n", b'{"loss": 1}\n', b"3\n", b'{"step": "x"}\n', b"[" * 100_000],
-)
-def test_a_line_of_the_log_that_is_none_is_dropped(damage, tmp_path):
+def test_lines_of_the_log_that_are_none_are_dropped(tmp_path):
     out = tmp_path / "run"
     assert train(out, 2) == 0
     with open(out / "log.jsonl", "ab") as file:
-        file.write(damage)
+        file.write(b'\xff\xfe\n[1]\n{"loss": 1}\n3\n{"step": "x"}\n' + b"[" * 100_000)
     assert train(out, 4, "--resume", "auto") == 0
-    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()][
-        -1
-    ] == 4
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 4
 
 
 @pytest.mark.filterwarnings("default:using")

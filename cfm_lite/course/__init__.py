@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "exercise",
     "exercises",
+    "number",
     "pick",
     "results",
     "say",
@@ -125,6 +126,19 @@ def _hint(number: str, answer: Answer) -> str | None:
                 "exercise asks for)."
             )
         return f"your code raised {type(error).__name__}: {reason[:300]}"
+
+
+def number(value: Any) -> float:
+    """An answer that is a number, or a tensor of one, as a float; TypeError for anything else.
+
+    >>> number(2)
+    2.0
+    """
+    if value is None or value is ...:
+        raise TypeError(f"a {type(value).__name__} is not a number")  # `_hint` says what to do
+    if isinstance(value, str | bytes):  # float() would read its digits
+        raise TypeError("that is text, not a number; leave out the quotation marks.")
+    return float(value)
 
 
 def say(text: str, /, *values: Any, **named: Any) -> Any:

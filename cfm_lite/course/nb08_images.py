@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite import metrics
-from cfm_lite.course import exercise, results
+from cfm_lite.course import exercise, number, results
 
 __all__ = ["copies", "few_steps", "frechet_by_hand", "sign_flips", "three_verdicts"]
 
@@ -23,12 +23,6 @@ def _features(seed: int, n: int, d: int = 5) -> Tensor:
     return torch.randn(n, d, generator=g, dtype=torch.float64) @ mixing + torch.randn(
         d, generator=g, dtype=torch.float64
     )
-
-
-def _number(value: Any) -> float:
-    if value is None or value is ...:
-        raise TypeError(f"a {type(value).__name__} is not a number")  # the course says what to do
-    return float(torch.as_tensor(value).detach())
 
 
 @exercise("8.1", ours=metrics.frechet)
@@ -46,15 +40,15 @@ def frechet_by_hand(answer: Callable[[Tensor, Tensor], Any]) -> str | None:
         "fewer images than features": (_features(4, 4, 12), _features(14, 6, 12)),
     }
     for what, (a, b) in cases.items():
-        mine, right = _number(answer(a, b)), float(metrics.frechet(a, b))
+        mine, right = number(answer(a, b)), float(metrics.frechet(a, b))
         if math.isnan(mine):
             return f"{what}: NaN, the root of a negative number. Clamp eigenvalues at 0."
         if not math.isclose(mine, right, rel_tol=1e-3, abs_tol=1e-3):
             return f"{what}: " + _wrong_gap(mine, right, a.double(), b.double())
     a = _features(3, 250)
-    if abs(_number(answer(a, a.clone()))) > 1e-2:
+    if abs(number(answer(a, a.clone()))) > 1e-2:
         return "two equal sets must have the distance 0; yours is not 0."
-    if not math.isclose(_number(answer(a, a + 2)), 20, rel_tol=1e-3):
+    if not math.isclose(number(answer(a, a + 2)), 20, rel_tol=1e-3):
         return "a set that is only shifted, by 2 in each of 5 features, has the distance 5 · 2²."
     try:
         answer(a[:1], a)
@@ -176,7 +170,7 @@ def sign_flips(answer: Callable[[Tensor], Any]) -> str | None:
         torch.randn(6, generator=g),
     ]
     for d in cases:
-        mine, right = _number(answer(d)), _flip_p(d)
+        mine, right = number(answer(d)), _flip_p(d)
         if not math.isclose(mine, right, abs_tol=1e-6):
             return _wrong_p(mine, right, d)
     return None

@@ -42,9 +42,9 @@ MEMBERS = 2_000_000  # ImageNet has 1.3 million
 UNSEEN = frozenset(
     {"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
 )
-# what reading a damaged archive raises; ValueError: a null byte in a name
 # how archives of other kinds begin
 OTHERS = {b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf'\x1c": "7z", b"Rar!": "rar"}
+# what reading a damaged archive raises; ValueError: a null byte in a name
 DAMAGED = (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.xz|txz|tar\.bz2|tbz2?)$", re.IGNORECASE)
 
