@@ -104,6 +104,13 @@ def as_bytes(weights):
     return {name: value.to(torch.int8) for name, value in weights.items()}
 
 
+def with_nan(weights):
+    return {
+        name: value * float("nan") if "0.mlp.fc1" in name else value
+        for name, value in weights.items()
+    }
+
+
 def wider(config):
     return {**config, "text_config": {**config["text_config"], "hidden_size": 16}}
 
@@ -112,6 +119,7 @@ WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json
 DAMAGED = [
     (WEIGHTS, without_encoder, r"lacks 32 weights, such as \S*encoder\.layers\.0"),
     (WEIGHTS, as_bytes, r"holds integers, which are no weights: .*torch\.int8"),
+    (WEIGHTS, with_nan, r"holds weights that are not finite: \S*fc1\.weight"),
     (WEIGHTS, lambda content: content[: len(content) // 2], "is damaged"),
     (WEIGHTS, lambda content: b"", "is damaged"),
     (CONFIG, wider, r"another shape than its config\.json tells, such as .*\(7, 12\), not \(7, 16"),
@@ -135,7 +143,7 @@ def test_a_clip_that_is_not_whole_is_refused_in_one_line(
         (copy / file).unlink()
     elif file == CONFIG:
         (copy / file).write_text(json.dumps(change(json.loads((copy / file).read_text()))))
-    elif change in (without_encoder, as_bytes):
+    elif change in (without_encoder, as_bytes, with_nan):
         save_file(change(load_file(copy / file)), copy / file, {"format": "pt"})
     else:
         (copy / file).write_bytes(change((copy / file).read_bytes()))
@@ -144,6 +152,24 @@ def test_a_clip_that_is_not_whole_is_refused_in_one_line(
         kind(copy)
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+@needs_transformers
+def test_a_clip_in_several_parts_is_read_and_integers_in_one_of_them_are_refused(place, tmp_path):
+    from transformers import CLIPModel
+
+    from cfm_lite.evaluate.clip import ClipScore
+
+    copy = shutil.copytree(place, tmp_path / "clip")
+    whole = CLIPModel.from_pretrained(place)
+    (copy / WEIGHTS).unlink()
+    whole.save_pretrained(copy, max_shard_size="8KB")
+    parts = sorted(copy.glob("model-*.safetensors"))
+    assert len(parts) > 2
+    assert ClipText(copy).fingerprint == ClipText(place).fingerprint
+    save_file(as_bytes(load_file(parts[-1])), parts[-1], {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"holds integers, which are no weights: .*int8"):
+        ClipScore(copy)
 
 
 @needs_transformers

@@ -462,6 +462,7 @@ def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
             if name in given and given[name].shape != wanted[name].shape
         ],
         "of integers, which are no weights": integers(wanted, given),
+        "not finite": not_finite(given),
     }
     return _counted(problems)
 
@@ -481,6 +482,19 @@ def integers(wanted: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str
         and not x.is_floating_point()
         and name in wanted
         and wanted[name].is_floating_point()
+    ]
+
+
+def not_finite(given: Mapping[str, Any]) -> list[str]:
+    """Those tensors of `given` that hold NaN or an infinity.
+
+    >>> not_finite({"a": torch.tensor([1.0, float("nan")]), "b": torch.ones(1)})
+    ['a']
+    """
+    return [
+        name
+        for name, x in given.items()
+        if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all()
     ]
 
 

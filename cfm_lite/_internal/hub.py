@@ -6,15 +6,16 @@ transformers, diffusers and timm ask for each possible file, five times, waiting
 So a wrong name, or a machine without a network, would be an error only after two minutes.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
-from torch import nn
+from torch import Tensor, nn
 
-from cfm_lite._internal.checks import integers, listed
+from cfm_lite._internal.checks import integers, listed, not_finite
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.places import AnyPath, expanded
 
@@ -34,8 +35,8 @@ def flaw(network: nn.Module, about: Mapping[str, Any], place: str, file: str, ex
     """Why the weights in a `file` at `place` are not those of `network`, in a line; "" if they are.
 
     `about` is the loading info of transformers or diffusers, which made the network of them. They
-    would leave what is missing, and what has another shape, at random, and take integers for
-    weights.
+    would leave what is missing, and what has another shape, at random, and take integers and NaN
+    for weights.
 
     >>> about = {"missing_keys": ["weight", "bias"]}
     >>> flaw(nn.Linear(1, 1), about, "me/none", "model.safetensors", "text")
@@ -50,20 +51,33 @@ def flaw(network: nn.Module, about: Mapping[str, Any], place: str, file: str, ex
             f"has {len(other)} weights of another shape than its config.json tells, such as {name} "
             f"{tuple(has)}, not {tuple(wanted)}"
         )
-    # a file in several parts has another name, and is not looked at
-    path = Path(place, file) if os.path.isdir(place) else kept(place, file, extra)
-    whole = _integers(network, Path(path)) if path and os.path.isfile(path) else []
-    return f"holds integers, which are no weights: {listed(whole)}" if whole else ""
+    state = network.state_dict()
+    if whole := integers(state, _odd(place, file, extra)):
+        return f"holds integers, which are no weights: {listed(whole)}"
+    wrong = not_finite(state)
+    return f"holds weights that are not finite: {listed(wrong)}" if wrong else ""
 
 
-def _integers(network: nn.Module, path: Path) -> list[str]:
-    with safetensors.safe_open(path, "pt") as file:
-        names = file.keys()  # the file is not a mapping
-        odd = [name for name in names if "F" not in file.get_slice(name).get_dtype()]
-        found = {name: file.get_tensor(name) for name in odd}
+def _odd(place: str, file: str, extra: str) -> dict[str, Tensor]:
+    """The tensors of a `file`, or of the parts that its index lists, that hold no real numbers."""
+
+    def path_of(name: str) -> str | None:
+        path = os.path.join(place, name) if os.path.isdir(place) else kept(place, name, extra)
+        return path if path and os.path.isfile(path) else None
+
+    paths = [path_of(file)]
+    if paths == [None] and (index := path_of(f"{file}.index.json")):
+        inside = os.path.dirname(file)
+        parts = json.loads(Path(index).read_text())["weight_map"].values()
+        paths = [path_of(os.path.join(inside, part)) for part in sorted(set(parts))]
+    found: dict[str, Tensor] = {}
+    for path in filter(None, paths):
+        with safetensors.safe_open(path, "pt") as content:
+            names = content.keys()  # the file is not a mapping
+            odd = [name for name in names if "F" not in content.get_slice(name).get_dtype()]
+            found |= {name: content.get_tensor(name) for name in odd}
     # transformers leaves out the name of a tower
-    short = {name.partition(".")[2]: x for name, x in found.items()}
-    return integers(network.state_dict(), short | found)
+    return {name.partition(".")[2]: x for name, x in found.items()} | found
 
 
 def refusal(name: str, extra: str, part: str | None = None) -> str:

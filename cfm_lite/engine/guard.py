@@ -109,7 +109,7 @@ class Guard:
                 f"flow_matching rose to {largest:.3g} by step {step}. The limit is {limit:.3g}: "
                 f"{self._runaway:g}^2 times its first value. The numbers are finite, but the run "
                 f"diverges, and {self._kept()}. Lower the learning rate ({lr:.3g}) or the weight "
-                "of the repelling term, or allow it with runaway=None."
+                "of the repelling term. A Trainer of your own allows it with runaway=None."
             )
 
     def _kept(self) -> str:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_count, full_precision, in_one_line, integers
+from cfm_lite._internal.checks import check_count, full_precision, in_one_line, integers, not_finite
 from cfm_lite._internal.files import fingerprint, hash_of_file
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32, seeded
@@ -174,9 +174,11 @@ def inception(file: str | Path | None = None, device: torch.device | str = "cpu"
             f"{path} holds no weights of Inception-v3 ({in_one_line(error)}). Give {WEIGHTS} of "
             "torch-fidelity."
         ) from error
-    if wrong := integers(network.state_dict(), state):
+    whole, wild = integers(network.state_dict(), state), not_finite(state)
+    if wrong := whole or wild:
+        held = "integers" if whole else "NaN or infinities"
         raise CheckpointError(
-            f"{path} holds integers where Inception-v3 has weights ({wrong[0]}). Give {WEIGHTS} of "
+            f"{path} holds {held} where Inception-v3 has weights ({wrong[0]}). Give {WEIGHTS} of "
             "torch-fidelity."
         )
     return Inception(network, device)

@@ -17,6 +17,7 @@ from cfm_lite.data.latents import Latents
 from cfm_lite.errors import ConfigError, DiskFullError
 from cfm_lite.models import count_parameters
 from cfm_lite.runs.imagenet import ImageNet
+from cfm_lite.runs.recipe import check_null
 from cfm_lite.scale.budget import Split, averages_of, peak_bytes, state_bytes
 from cfm_lite.scale.train import Options, check_fit, features_of, trainer_for
 from cfm_lite.training import Trainer
@@ -52,8 +53,8 @@ def dry_run(
     If `latents` are given, they are hashed in full. `price` is what an hour of one device costs.
     `ranks` is the number of devices of the real run (default: those of the dry run); one process
     then computes one rank's part of each batch. Raises what `train_imagenet` would. Raises
-    ConfigError if several ranks were started and `ranks` is another number, and DiskFullError if
-    the checkpoints will not fit.
+    ConfigError if several ranks were started and `ranks` is another number, and for guidance without
+    `label_dropout`. Raises DiskFullError if the checkpoints will not fit.
     """
     world = options.world
     ranks = world.size if ranks is None else check_count("ranks", ranks)
@@ -62,6 +63,8 @@ def dry_run(
             f"ranks is {ranks} and the dry run was started on {world.size}; leave it out, or start "
             "one process."
         )
+    if options.start is None:
+        check_null(recipe, recipe.guidance)
     if latents is not None:
         latents.verify()
         check_fit(recipe, latents, world.size)

@@ -372,7 +372,7 @@ def test_the_alarm_keeps_the_last_good_checkpoint_and_can_be_switched_off(tmp_pa
     kept = watched.save(tmp_path)
     with pytest.raises(
         DivergenceError,
-        match=rf"step 10\. The limit is .*20\^2 times .*{kept.name}.*rate \(50\).*runaway=None",
+        match=rf"step 10\. The limit is .*20\^2 times .*{kept.name}.*rate \(50\).*Trainer of your own .*runaway=None",
     ):
         list(run)
     assert len(list(trainer(runaway=None).run(batches(X1, Y, size=16), 100))) == 100

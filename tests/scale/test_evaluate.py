@@ -134,11 +134,14 @@ def test_inception_has_the_published_shapes_and_unbiased_logits(inception_file):
     assert network.prefix == ""
 
 
-def test_inception_of_integers_is_refused(inception_file, tmp_path):
+def test_inception_of_integers_or_nan_is_refused(inception_file, tmp_path):
     state = torch.load(inception_file, weights_only=True)
     name = next(name for name, x in state.items() if x.is_floating_point())
     torch.save(state | {name: state[name].to(torch.int8)}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="holds integers where Inception-v3 has weights"):
+        inception(tmp_path / "weights.pth")
+    torch.save(state | {name: state[name] * float("nan")}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=rf"holds NaN or infinities where .*\({name}\)"):
         inception(tmp_path / "weights.pth")
 
 

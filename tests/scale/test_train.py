@@ -301,6 +301,8 @@ def test_a_dry_run_says_throughput_memory_and_time(data, tmp_path):
         assert words in report
     assert not (tmp_path / "run").exists()
     assert "1000 classes" in dry_run(SMALL, None, Options(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"null condition.*never trained"):
+        dry_run(SMALL.changed(label_dropout=0, guidance=2), data, Options(tmp_path / "run"))
 
 
 def test_a_dry_run_finds_a_full_disk_and_damaged_latents(data, folder, tmp_path, monkeypatch):
