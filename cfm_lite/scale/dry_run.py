@@ -52,9 +52,11 @@ def dry_run(
 
     If `latents` are given, they are hashed in full. `price` is what an hour of one device costs.
     `ranks` is the number of devices of the real run (default: those of the dry run); one process
-    then computes one rank's part of each batch. Raises what `train_imagenet` would. Raises
-    ConfigError if several ranks were started and `ranks` is another number, and for guidance without
-    `label_dropout`. Raises DiskFullError if the checkpoints will not fit.
+    then computes one rank's part of each batch.
+
+    Raises what `train_imagenet` would. Raises ConfigError if several ranks were started and `ranks`
+    is another number, and for guidance without `label_dropout`. Raises DiskFullError if the
+    checkpoints will not fit.
     """
     world = options.world
     ranks = world.size if ranks is None else check_count("ranks", ranks)
