@@ -81,10 +81,10 @@ def demo(out: str | Path, *, seed: int = 0, device: str = "auto", quick: bool = 
 
 
 def _demo(out: Path, where: torch.device, seed: int, quick: bool) -> str:
-    base = recipe("digits", seed=seed, **({"steps": 60} if quick else {}))
+    base = recipe("digits", seed=seed, **({"steps": 20} if quick else {}))
     methods = list(dict.fromkeys(ARMS[name].trained for name in SHOWN))
     arms = {m: tuple(name for name in SHOWN if ARMS[name].trained == m) for m in methods}
-    n = 200 if quick else 1000
+    n = 100 if quick else 1000
     jobs = [Job(base.changed(method=m), arms[m], str(where), n, i) for i, m in enumerate(methods)]
     steps = 4 if quick else 50
     if where.type == "cpu" and not quick:
