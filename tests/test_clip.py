@@ -161,7 +161,7 @@ def test_a_clip_in_several_parts_is_read_and_integers_in_one_of_them_are_refused
     from cfm_lite.evaluate.clip import ClipScore
 
     copy = shutil.copytree(place, tmp_path / "clip")
-    whole = CLIPModel.from_pretrained(place)
+    whole = CLIPModel.from_pretrained(place, use_safetensors=True)
     (copy / WEIGHTS).unlink()
     whole.save_pretrained(copy, max_shard_size="8KB")
     parts = sorted(copy.glob("model-*.safetensors"))
