@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cfm_lite.lab import paired_difference
-from cfm_lite.lab.results import said_of
+from tools.report.results import said_of
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "data" / "results"

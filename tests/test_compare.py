@@ -15,6 +15,7 @@ from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import judge_for
+from tools.report.pages import write_report
 
 
 def compare(tmp_path, *more):
@@ -146,7 +147,7 @@ def row_of(**changes):
         (row_of(metric="diverged", value=None), "has no reason"),
     ],
 )
-@pytest.mark.parametrize("more", [["toy", "--report"], ["--report"], ["toy", "--list"]])
+@pytest.mark.parametrize("more", [["toy", "--report"], ["toy", "--list"]])
 def test_an_edited_row_is_named_with_its_file_and_place(more, bad, words, tmp_path, capsys):
     path = tmp_path / "toy.json"
     path.write_text(json.dumps([row_of(), bad]))
@@ -160,11 +161,12 @@ def test_an_edited_row_is_named_with_its_file_and_place(more, bad, words, tmp_pa
 @pytest.mark.parametrize("text", ["[]", "{}", '"x"', "[[]]"])
 def test_a_file_without_rows_is_refused_in_one_line(text, tmp_path, capsys):
     (tmp_path / "toy.json").write_text(text)
-    for more in (["toy", "--report"], ["--report"]):
-        assert cli.main(["compare", *more, "--out", str(tmp_path)]) == 3
-        said = capsys.readouterr().err
-        assert "toy.json" in said or "holds no rows" in said
-        assert len(said.strip().splitlines()) == 1
+    assert cli.main(["compare", "toy", "--report", "--out", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert "toy.json" in said or "holds no rows" in said
+    assert len(said.strip().splitlines()) == 1
+    with pytest.raises(DataError, match=r"toy\.json|holds no rows"):
+        write_report(tmp_path)
 
 
 def test_edited_costs_and_facts_are_refused(tmp_path):

@@ -27,7 +27,7 @@ ROOMS = (
     "evaluate.card", "evaluate.clip", "evaluate.images", "evaluate.inception", "evaluate.judges", "evaluate.measures",
     "evaluate.reader", "evaluate.reference", "evaluate.samples",
     "viz.artists", "viz.exact", "viz.fields", "viz.lab", "viz.lines", "viz.pictures", "viz.results", "viz.style",
-    "lab.results", "lab.statistics",
+    "lab.figures", "lab.statistics",
 )  # fmt: skip
 # what a term is given, and its form, of which CONTRIBUTING.md has examples; errors that need no
 # example beside that of their base; the parts of two networks; and what trains for minutes or

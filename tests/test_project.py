@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cfm_lite.lab.arms import CONTROLS
-from cfm_lite.lab.results import Place, Results, said_of
 from tests.documents import documents
 from tools import tables
+from tools.report.results import Place, Results, said_of
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

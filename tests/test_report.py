@@ -2,7 +2,9 @@
 statistics allow.
 """
 
+import doctest
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -12,11 +14,12 @@ import pytest
 from cfm_lite import cli, viz
 from cfm_lite import lab as experiments
 from cfm_lite.errors import DataError
-from cfm_lite.lab import SUITES, Store, readme, statistics
-from cfm_lite.lab.figures import differences_table
+from cfm_lite.lab import SUITES, Store, statistics
 from cfm_lite.lab.measures import row_base
-from cfm_lite.lab.results import Place, Results, said_of
 from cfm_lite.lab.store import write_rows
+from tools.report import pages, results
+from tools.report.figures import differences_table
+from tools.report.results import Place, Results, said_of
 
 METRICS = {
     "sliced_wasserstein": 0.2,
@@ -113,7 +116,13 @@ def few_resamples():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = make(tmp_path_factory.mktemp("whole"))
-    return folder, readme.write_report(folder)
+    return folder, pages.write_report(folder)
+
+
+def test_the_examples_of_the_report_are_right():
+    found = doctest.testmod(results)
+    assert found.attempted >= 5
+    assert not found.failed
 
 
 def bytes_of(paths):
@@ -127,7 +136,7 @@ def report_of(folder):
 
 PAGES = ("README.md", "tables.md")
 COMMITTED = Results(Path(__file__).parent.parent / "data" / "results")
-SENTENCES = readme.TEMPLATE.read_text(encoding="utf-8")
+SENTENCES = pages.TEMPLATE.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +144,7 @@ def filled(few_resamples):
     """The sentences of the template with the committed rows, by the intervals of a real report."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "RESAMPLES", 10_000)
-        return readme.fill_in(COMMITTED, SENTENCES.split(readme.TABLES)[0])
+        return pages.fill_in(COMMITTED, SENTENCES.split(pages.TABLES)[0])
 
 
 def test_every_verdict_of_the_template_is_that_of_the_committed_rows(filled):
@@ -152,7 +161,7 @@ def test_the_committed_report_is_that_of_the_committed_rows(filled):
 
 
 def test_no_verdict_stands_outside_a_mark():
-    bare = readme.MARK.sub("", SENTENCES.replace("*gains* or *loses*", ""))
+    bare = pages.MARK.sub("", SENTENCES.replace("*gains* or *loses*", ""))
     bare = bare.replace("*no clear difference*", "")
     assert not re.findall(r"\b(?:gain|lose)s?\b|no clear difference", bare)
 
@@ -162,9 +171,9 @@ def test_what_is_said_of_all_others_is_held_against_every_method(suite):
     """A sentence about recall that names a remainder must mark each method of the core."""
     named = {
         cell.place.method
-        for word, text in readme.MARK.findall(SENTENCES)
-        if word in readme.VERDICTS and "metric=recall" in text
-        for cell in readme.cells(COMMITTED, text)
+        for word, text in pages.MARK.findall(SENTENCES)
+        if word in pages.VERDICTS and "metric=recall" in text
+        for cell in pages.cells(COMMITTED, text)
         if cell.suite == suite
     }
     assert named == set(COMMITTED.methods(suite)) - {"fm"}
@@ -172,44 +181,46 @@ def test_what_is_said_of_all_others_is_held_against_every_method(suite):
 
 def test_a_sentence_that_the_rows_contradict_is_named_and_says_what_they_say(whole):
     said = "VeCoR {{gains: toy,digits vecor}}, ΔFM {{gains: digits delta_fm}}."
-    filled = readme.fill_in(Results(whole[0]), said)
+    filled = pages.fill_in(Results(whole[0]), said)
     assert filled.text == "VeCoR gains, ΔFM ~~gains~~ (ΔFM: no clear difference).\n"
     assert filled.contradicted == [filled.text.strip()]
 
 
 def test_a_mark_names_places_by_lists_and_alternatives():
     text = "toy,digits vecor,delta_fm size/hidden_size=64 nfe=8,50; digits vecor base=core k/k=4"
-    found = list(readme.cells(COMMITTED, text))
+    found = list(pages.cells(COMMITTED, text))
     assert len(found) == 9
     assert found[0].place == Place("vecor", "size", "hidden_size=64", 8)
     assert found[-1][1:3] == (Place("vecor", "k", "k=4"), Place("vecor"))
-    (control,) = readme.cells(COMMITTED, "digits delta_fm sit base=control")
+    (control,) = pages.cells(COMMITTED, "digits delta_fm sit base=control")
     assert control.base == Place("fm_retargeted", "sit")
 
 
 def test_numbers_of_a_mark_are_those_of_the_rows(whole):
     results = Results(whole[0])
     d = results.difference("digits", Place("vecor"))
-    told = readme.fill_in(results, "{{change: digits vecor}} {{mean: digits fm}}").text.split()
+    told = pages.fill_in(results, "{{change: digits vecor}} {{mean: digits fm}}").text.split()
     assert told == [f"−{-d.mean:.3g}", f"{results.mean('digits', Place(), 'frechet'):.3g}"]
-    told = readme.fill_in(results, "{{ratio: digits dispersive metric=feature_norm}}").text
+    told = pages.fill_in(results, "{{ratio: digits dispersive metric=feature_norm}}").text
     assert float(told) == pytest.approx(2.0, abs=0.01)
-    assert readme.fill_in(results, "{{percent: digits vecor}}").text == "−5 %\n"
+    assert pages.fill_in(results, "{{percent: digits vecor}}").text == "−5 %\n"
 
 
-def test_the_report_is_a_function_of_the_json_files_alone(whole, tmp_path):
+def test_the_report_is_a_function_of_the_json_files_alone(whole, tmp_path, monkeypatch, capsys):
     folder, paths = whole
     first = bytes_of(paths)
     for path in folder.glob("*.json"):
         shutil.copy(path, tmp_path / path.name)
-    assert cli.main(["compare", "--report", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr("sys.argv", ["tools.report", str(tmp_path)])
+    runpy.run_module("tools.report", run_name="__main__")
+    assert str(tmp_path / "README.md") in capsys.readouterr().out
     assert bytes_of(tmp_path / path.name for path in paths) == first
-    assert {*readme.FIGURES, *PAGES, "toy.png", "digits.png"} == set(first)
+    assert {*pages.FIGURES, *PAGES, "toy.png", "digits.png"} == set(first)
 
 
 def test_a_section_says_what_was_not_measured_and_leaves_out_its_sentences(whole, tmp_path):
     part = make(tmp_path, suites=("digits",), groups=("core",))
-    readme.write_report(part)
+    pages.write_report(part)
     sections = (part / "README.md").read_text(encoding="utf-8").split("\n## ")
     asked = {section[0]: section for section in sections if section[1:2] == "."}
     assert set(asked) == set("123456789")
@@ -228,7 +239,7 @@ def test_every_picture_that_the_report_names_is_there(whole):
 
 def test_a_figure_has_at_most_four_panels_and_four_entries_and_fits_a_page(whole):
     results = Results(whole[0])
-    for name, draw in readme.FIGURES.items():
+    for name, draw in pages.FIGURES.items():
         figure = draw(results)
         entries = [entry for legend in figure.legends for entry in legend.get_texts()]
         assert max(len(figure.axes), len(entries)) <= 4, name
@@ -311,7 +322,7 @@ def test_diverged_jobs_and_miniatures_are_named(tmp_path):
     }
     write_rows(store.path("core"), [*rows, bad])
     store.write_info({**store.info(), "quick": True})
-    readme.write_report(tmp_path)
+    pages.write_report(tmp_path)
     text = report_of(tmp_path)
     assert "**diverged**: ΔFM, seed 1 (core): the loss is inf in step 7" in text
     assert "its numbers mean nothing" in text
@@ -324,7 +335,7 @@ def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
     store = Store(make(tmp_path, suites=("digits",), groups=("core",), seeds=2), "digits")
     recipe = SUITES["digits"].base("core", {"hidden_size": 32}).as_dict()
     store.write_info({**store.info(), "groups": {"core": {"recipe": recipe}}})
-    readme.write_report(tmp_path)
+    pages.write_report(tmp_path)
     text = report_of(tmp_path)
     assert "other settings than the suite's: hidden_size 32 (not 256)" in text
     assert "Not measured yet: `sit`, `image`, `perturbation`" in text
@@ -339,7 +350,7 @@ def test_rows_of_older_files_can_still_be_reported(tmp_path):
     )
     store.write_info({"suite": "digits", "judge": "abc", "facts": {}})
     store.costs_path.unlink()
-    readme.write_report(tmp_path)
+    pages.write_report(tmp_path)
     assert "machine: not recorded" in report_of(tmp_path)
 
 
@@ -351,11 +362,11 @@ def test_the_effect_of_threads_is_told_where_it_was_measured(tmp_path):
         for s in (0, 1)
     ]
     write_rows(tmp_path / "threads.json", rows)
-    readme.write_report(tmp_path)
+    pages.write_report(tmp_path)
     assert "moves the Fréchet distance of FM by up to 0.01 " in report_of(tmp_path)
 
 
 def test_an_empty_folder_is_a_clear_error(tmp_path, capsys):
     with pytest.raises(DataError, match="holds no rows"):
-        readme.write_report(tmp_path)
-    assert cli.main(["compare", "--report", "--out", str(tmp_path)]) == 3
+        pages.write_report(tmp_path)
+    assert cli.main(["compare", "digits", "--report", "--out", str(tmp_path)]) == 3

@@ -13,7 +13,7 @@ from scipy import stats
 from cfm_lite import course
 from cfm_lite.errors import ConfigError
 from cfm_lite.lab import differences, paired_difference, report, statistics
-from cfm_lite.lab.results import said_of
+from tools.report.results import said_of
 
 
 def against_zero(d):

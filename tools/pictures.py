@@ -23,10 +23,10 @@ from cfm_lite.evaluate.measures import measure
 from cfm_lite.lab import ARMS, Row, balanced_labels, judge_of
 from cfm_lite.lab.arms import draw_samples
 from cfm_lite.lab.measures import row_base
-from cfm_lite.lab.results import number
 from cfm_lite.lab.store import write_rows
 from cfm_lite.methods import METHODS
 from cfm_lite.runs import Run
+from tools.report.results import number
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 STEPS, NEAR = 50, 1000  # Euler steps; samples whose nearest training image is looked for

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cfm_lite.demo import GOALS, SHOWN
-from cfm_lite.lab import figures
-from cfm_lite.lab import readme as report
-from cfm_lite.lab.results import Place, Results, interval, number, said_of
 from cfm_lite.methods import METHODS
 from cfm_lite.viz import METHOD_LABELS
 from tools import cards, words
+from tools.report import figures
+from tools.report import pages as report
+from tools.report.results import Place, Results, interval, number, said_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data" / "results"

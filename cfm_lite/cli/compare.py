@@ -44,14 +44,14 @@ class Compare(Seeded):
     again: ClassVar[str] = "The same command resumes it."
 
     suite: Annotated[
-        Positional[Suite | None],
+        Positional[Suite],
         arg(
             metavar="[SUITE]",
             help_behavior_hint="",
-            help=f"What to compare (one of {', '.join(get_args(Suite))}; default: digits, with "
-            "--report all suites). The pictures of cifar10 have 16 x 16 pixels.",
+            help=f"What to compare (one of {', '.join(get_args(Suite))}; default: "
+            "digits). The pictures of cifar10 have 16 x 16 pixels.",
         ),
-    ] = None
+    ] = "digits"
     group: tuple[str, ...] = ("core",)
     """Which tables to fill: core, any of the suite's ablations, or all."""
     seeds: OptionalInt = None
@@ -69,7 +69,7 @@ class Compare(Seeded):
     costs: bool = False
     """Only time a training step of each arm of the core, into SUITE.costs.json."""
     report: bool = False
-    """Only print a suite's report. Without a suite: write README.md, tables.md, all figures."""
+    """Only print a suite's report, and draw its figure beside the rows."""
 
     def work(self) -> None:
         from cfm_lite._internal.checks import check_count
@@ -81,7 +81,6 @@ class Compare(Seeded):
             )
             print(report_suite(self.suite, self.out))
             return
-        suite = self.suite or "digits"
         changes = parse_settings(self.set)
         own = sorted({"dataset", "method", "seed", "sample_steps"} & set(changes))
         if own:
@@ -100,7 +99,9 @@ class Compare(Seeded):
                 "would change nothing: --costs times the core's arms in turn.",
             )
             print(
-                time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick)
+                time_steps(
+                    self.suite, self.out, device=self.device, changes=changes, quick=self.quick
+                )
             )
             return
         seeds = None
@@ -108,7 +109,7 @@ class Compare(Seeded):
             seeds = range(self.seed, self.seed + check_count("seeds", self.seeds))
         print(
             compare_suite(
-                suite,
+                self.suite,
                 out=self.out,
                 groups=self.group,
                 device=self.device,
@@ -126,7 +127,7 @@ class Compare(Seeded):
     @property
     def command(self) -> str:
         """The command line that does the same, without folders."""
-        words = ["cfm-lite compare", self.suite or "digits"]
+        words = ["cfm-lite compare", self.suite]
         for name in ("group", "seeds", "arms", "set", "seed", "quick"):
             value, default = getattr(self, name), Compare.__dataclass_fields__[name].default
             if value != default:
@@ -283,18 +284,15 @@ def time_steps(
     )
 
 
-def report_suite(suite: str | None, out: str | Path) -> str:
-    """The text report of a suite's core, and its figure beside the rows. Without a suite:
-    README.md, tables.md and all figures.
+def report_suite(suite: str, out: str | Path) -> str:
+    """The text report of a suite's core, and its figure beside the rows.
 
     A miniature is called so, and has no figure.
     """
     from cfm_lite import lab, viz
-    from cfm_lite.lab.readme import quality_figure, write_report
+    from cfm_lite.lab.figures import quality_figure
 
     out = check_folder(expanded(out))
-    if suite is None:
-        return "\n".join(map(str, write_report(out)))
     store = lab.Store(out, suite)
     path, rows = store.path("core"), store.rows("core")
     if not rows:

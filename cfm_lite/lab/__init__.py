@@ -3,8 +3,7 @@ training.
 
 `arms` are what is compared, `measures` what is measured, and `suites` the experiments. `jobs`,
 `sweep` and `store` run them; they can be stopped at any time. `costs` times training steps.
-`statistics` and `results` read the rows, `figures` draws them, and `readme` fills their numbers
-into the sentences of report.md.
+`statistics` compares the rows, and `figures` draws those of a suite.
 
 Results are flat rows, one per method x seed x setting x metric. Means and intervals are computed
 from the rows, never stored.
@@ -22,8 +21,8 @@ from cfm_lite.lab.measures import (
     rows_of,
 )
 from cfm_lite.lab.statistics import Difference, differences, paired_difference, report
-from cfm_lite.lab.store import Store, read_json
-from cfm_lite.lab.suites import SUITES, Group, Suite, trials
+from cfm_lite.lab.store import Store
+from cfm_lite.lab.suites import SUITES, trials
 from cfm_lite.lab.sweep import compare, plan
 
 __all__ = [
@@ -31,11 +30,9 @@ __all__ = [
     "SUITES",
     "Arm",
     "Difference",
-    "Group",
     "Row",
     "Sampling",
     "Store",
-    "Suite",
     "Trial",
     "balanced_labels",
     "compare",
@@ -45,7 +42,6 @@ __all__ = [
     "measure",
     "paired_difference",
     "plan",
-    "read_json",
     "report",
     "row_base",
     "rows_of",

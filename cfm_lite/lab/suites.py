@@ -167,9 +167,17 @@ _SMALL_SIT = {"batch": 128, "steps": 1000}
 # pictures of a U-Net: each trained method with its controls, its debiased form, and what a boost
 # at the noise does to plain FM
 _PICTURES = (
-    *("fm", "fm_scaled", "fm_time_scaled", "fm_retargeted", "fm_retargeted_latent"),
-    *("delta_fm", "delta_fm_debiased", "vecor_latent", "vecor_latent_debiased"),
-    *("dispersive", "repa"),
+    "fm",
+    "fm_scaled",
+    "fm_time_scaled",
+    "fm_retargeted",
+    "fm_retargeted_latent",
+    "delta_fm",
+    "delta_fm_debiased",
+    "vecor_latent",
+    "vecor_latent_debiased",
+    "dispersive",
+    "repa",
 )
 _COLOURS = (*_PICTURES, "fm_retargeted_vecor", "vecor", "vecor_debiased")
 _FEW_MANY = (*euler(4), *euler(50, samples=5000))
@@ -257,8 +265,13 @@ SUITES = {
         {
             "core": Group(
                 (
-                    *("fm", "fm_scaled", "fm_time_scaled", "fm_retargeted"),
-                    *("delta_fm", "delta_fm_debiased", "vecor_latent"),
+                    "fm",
+                    "fm_scaled",
+                    "fm_time_scaled",
+                    "fm_retargeted",
+                    "delta_fm",
+                    "delta_fm_debiased",
+                    "vecor_latent",
                 ),
                 5,
                 tuple(Sampling(guidance=scale, samples=2000) for scale in (1.5, 2.0, 3.0)),
@@ -274,8 +287,14 @@ SUITES = {
         {"core": _LARGE},
         # smaller than the recipe, and without bf16, which a CPU computes slowly
         {
-            **{"hidden_size": 128, "depth": 3, "num_heads": 4, "patch_size": 7},
-            **{"batch": 64, "steps": 4000, "lr": 3e-3, "precision": "float32"},
+            "hidden_size": 128,
+            "depth": 3,
+            "num_heads": 4,
+            "patch_size": 7,
+            "batch": 64,
+            "steps": 4000,
+            "lr": 3e-3,
+            "precision": "float32",
         },
         keep="mnist_sit",
     ),
@@ -300,9 +319,17 @@ SUITES = {
         stand_in="cifar10-jpeg75",
         # on one core: five minutes for each seed, and twenty minutes once for judge and teacher
         miniature={
-            **{"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 8},
-            **{"block": 1, "align_block": 1, "precision": "float32"},
-            **{"batch": 32, "shard": 32, "steps": 40, "warmup": 0},
+            "hidden_size": 32,
+            "depth": 2,
+            "num_heads": 2,
+            "patch_size": 8,
+            "block": 1,
+            "align_block": 1,
+            "precision": "float32",
+            "batch": 32,
+            "shard": 32,
+            "steps": 40,
+            "warmup": 0,
         },
     ),
 }

@@ -27,15 +27,17 @@ from cfm_lite._internal.places import expanded
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
 from cfm_lite.lab.arms import CONTROLS
-from cfm_lite.lab.figures import FIGURES, TITLES, differences_table, quality_figure, title
-from cfm_lite.lab.results import Place, Results, interval, number, percent, quality, said_of
+from cfm_lite.lab.figures import quality, quality_figure
 from cfm_lite.lab.statistics import Difference
 from cfm_lite.lab.store import Store, read_json
 from cfm_lite.lab.suites import SUITES
+from tools.report.figures import FIGURES, TITLES, differences_table, title
+from tools.report.results import Place, Results, interval, number, percent, said_of
 
-__all__ = ["TABLES", "TEMPLATE", "Filled", "fill_in", "pages", "quality_figure", "write_report"]
+__all__ = ["RESULTS", "TABLES", "TEMPLATE", "Filled", "fill_in", "pages", "write_report"]
 
 TEMPLATE = Path(__file__).with_name("report.md")
+RESULTS = Path(__file__).parents[2] / "data" / "results"
 TABLES = "# The tables\n"  # the line of the template where the second page begins
 MARK = re.compile(r"\{\{(.+?)(?:: (.+?))?\}\}")
 VERDICTS = {  # words of the template: what the statistics may say there

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from cfm_lite._internal.places import expanded
+from cfm_lite.lab.figures import quality
 from cfm_lite.lab.measures import Row
 from cfm_lite.lab.statistics import Difference, paired_difference
 from cfm_lite.lab.store import Store
 from cfm_lite.lab.suites import SUITES
 from cfm_lite.viz import METRICS
 
-__all__ = ["Place", "Results", "interval", "number", "percent", "quality", "said_of"]
+__all__ = ["Place", "Results", "interval", "number", "percent", "said_of"]
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,6 @@ class Results:
         mine, other = (self.values(suite, at, metric) for at in (place, base))
         paired = mine.keys() & other.keys()
         return paired_difference(place.method, metric, place.nfe, mine, other) if paired else None
-
-
-def quality(suite: str) -> str:
-    """The metric of a suite that measures how near samples are to the data.
-
-    >>> quality("toy"), quality("digits")
-    ('sliced_wasserstein', 'frechet')
-    """
-    return "sliced_wasserstein" if suite == "toy" else "frechet"
 
 
 def said_of(d: Difference) -> str:
