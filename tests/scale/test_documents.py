@@ -4,7 +4,6 @@ changed outside the block.
 
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -108,12 +107,10 @@ def test_the_commands_for_imagenet_go_from_images_to_a_score(shell):
 def test_the_commands_of_the_lab_list_measure_and_report(shell):
     results = shell.home / "data" / "results"
     results.mkdir(parents=True)
-    for file in (ROOT / "data" / "results").glob("toy*.json"):
-        shutil.copy(file, results)
     said = shell(blocks("docs/lab.md")[0].text)
     assert "jobs are left" in said
     assert {
         row["method"] for row in json.loads((results / "digits.json").read_text(encoding="utf-8"))
     } == {"fm", "delta_fm"}
     assert (results / "digits.weight.json").exists()
-    assert (results / "README.md").exists()
+    assert "difference to fm" in said
