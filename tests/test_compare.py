@@ -158,6 +158,15 @@ def test_an_edited_row_is_named_with_its_file_and_place(more, bad, words, tmp_pa
     assert cli.main(["compare", *more, "--out", str(tmp_path)]) == (0 if "--list" in more else 3)
 
 
+def test_a_report_without_a_suite_says_what_took_its_place_and_writes_nothing(tmp_path, capsys):
+    assert cli.main(["compare", "--report", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "cfm-lite compare digits --report" in said
+    assert "python -m tools.report" in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '"x"', "[[]]"])
 def test_a_file_without_rows_is_refused_in_one_line(text, tmp_path, capsys):
     (tmp_path / "toy.json").write_text(text)

@@ -44,14 +44,14 @@ class Compare(Seeded):
     again: ClassVar[str] = "The same command resumes it."
 
     suite: Annotated[
-        Positional[Suite],
+        Positional[Suite | None],
         arg(
             metavar="[SUITE]",
             help_behavior_hint="",
             help=f"What to compare (one of {', '.join(get_args(Suite))}; default: "
             "digits). The pictures of cifar10 have 16 x 16 pixels.",
         ),
-    ] = "digits"
+    ] = None
     group: tuple[str, ...] = ("core",)
     """Which tables to fill: core, any of the suite's ablations, or all."""
     seeds: OptionalInt = None
@@ -69,7 +69,7 @@ class Compare(Seeded):
     costs: bool = False
     """Only time a training step of each arm of the core, into SUITE.costs.json."""
     report: bool = False
-    """Only print a suite's report, and draw its figure beside the rows."""
+    """Only print the report of the SUITE that is named, and draw its figure beside the rows."""
 
     def work(self) -> None:
         from cfm_lite._internal.checks import check_count
@@ -79,8 +79,14 @@ class Compare(Seeded):
                 names_of(Compare, "suite", "out", "report"),
                 "would change nothing: --report only reads what is there.",
             )
+            if self.suite is None:
+                raise ConfigError(
+                    "--report needs the name of a suite, such as cfm-lite compare digits --report. "
+                    "The report of all suites is made by python -m tools.report, in a clone."
+                )
             print(report_suite(self.suite, self.out))
             return
+        suite = self.suite or "digits"
         changes = parse_settings(self.set)
         own = sorted({"dataset", "method", "seed", "sample_steps"} & set(changes))
         if own:
@@ -99,9 +105,7 @@ class Compare(Seeded):
                 "would change nothing: --costs times the core's arms in turn.",
             )
             print(
-                time_steps(
-                    self.suite, self.out, device=self.device, changes=changes, quick=self.quick
-                )
+                time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick)
             )
             return
         seeds = None
@@ -109,7 +113,7 @@ class Compare(Seeded):
             seeds = range(self.seed, self.seed + check_count("seeds", self.seeds))
         print(
             compare_suite(
-                self.suite,
+                suite,
                 out=self.out,
                 groups=self.group,
                 device=self.device,
@@ -127,7 +131,7 @@ class Compare(Seeded):
     @property
     def command(self) -> str:
         """The command line that does the same, without folders."""
-        words = ["cfm-lite compare", self.suite]
+        words = ["cfm-lite compare", self.suite or "digits"]
         for name in ("group", "seeds", "arms", "set", "seed", "quick"):
             value, default = getattr(self, name), Compare.__dataclass_fields__[name].default
             if value != default:
