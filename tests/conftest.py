@@ -4,8 +4,10 @@ run.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +52,19 @@ def generator() -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(1234)
+
+
+@pytest.fixture(scope="module")
+def few_evaluations() -> Iterator[None]:
+    """The suite of points samples with 2 and 4 evaluations, not with five counts up to 50."""
+    from cfm_lite.lab import suites
+
+    groups = suites.SUITES["toy"].groups
+    with pytest.MonkeyPatch.context() as patch:
+        for name, group in groups.items():
+            small = dataclasses.replace(group, samplings=suites.euler(2, 4))
+            patch.setitem(groups, name, small)  # type: ignore[arg-type]
+        yield
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -2,9 +2,11 @@
 it stands.
 """
 
+import functools
+import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
@@ -82,3 +84,26 @@ def command_lines(document: str) -> list[str]:
     inline = re.findall(r"`([^`]+)`", text)
     lines = "\n".join([*fenced, *_INDENTED.findall(text)]).replace("\\\n", " ").splitlines()
     return [re.sub(r"\s+#.*$", "", " ".join(line.split())) for line in [*lines, *inline]]
+
+
+class Node(dict[str, Any]):
+    """A part of a notebook, whose keys are attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
+@functools.cache
+def notebook(path: Path) -> Node:
+    """The notebook at `path` as nbformat reads it, which takes seconds to import and checks it each
+    time; read once, so nobody may change it.
+    """
+
+    def whole(part: dict[str, Any]) -> Node:
+        texts = {
+            name: "".join(value)
+            for name, value in part.items()
+            if isinstance(value, list) and (name in ("source", "text") or "/" in name)
+        }
+        return Node(part | texts)
+
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=whole)

@@ -91,7 +91,7 @@ def test_resuming_goes_on_from_the_folder(tmp_path, capsys):
     assert "6 steps" in capsys.readouterr().out
 
 
-def test_compare_reports_differences(tmp_path, capsys):
+def test_compare_reports_differences(few_evaluations, tmp_path, capsys):
     words = ["--quick", "--seeds", "2", "--arms", "fm", "fm_scaled", "delta_fm", "pair_dispersive"]
     assert cli.main(["compare", "toy", *words, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -17,6 +17,8 @@ from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import judge_for
 from tools.report.pages import write_report
 
+pytestmark = pytest.mark.usefixtures("few_evaluations")
+
 
 def compare(tmp_path, *more):
     return cli.main(["compare", "toy", "--quick", "--seeds", "1", "--out", str(tmp_path), *more])

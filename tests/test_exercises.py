@@ -12,8 +12,7 @@ import pytest
 from cfm_lite import course
 from tests import slices
 from tests.answers import ANSWERS
-
-nbformat = pytest.importorskip("nbformat")
+from tests.documents import notebook
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))
@@ -25,7 +24,7 @@ every_exercise = pytest.mark.parametrize("number", course.exercises())
 def code(name: str) -> tuple[tuple[str, str], ...]:
     """(kind, source) of every cell with code; the kind is exercise, solution or nothing."""
     found = []
-    for cell in nbformat.read(FOLDER / name, as_version=4).cells:
+    for cell in notebook(FOLDER / name).cells:
         if cell.cell_type == "code":
             tags = cell.metadata.get("tags", [])
             kind = next((tag for tag in tags if tag in ("exercise", "solution")), "")

@@ -4,11 +4,8 @@ network; its colours are those of the figures.
 
 import re
 
-import pytest
-
-nbformat = pytest.importorskip("nbformat")
-
-from tools import explorers  # noqa: E402
+from tests.documents import notebook
+from tools import explorers
 
 BUILT = explorers.BUILT.read_text(encoding="utf-8")
 
@@ -19,7 +16,7 @@ def test_the_built_file_is_that_of_its_sources():
 
 def test_the_saved_notebooks_hold_the_built_file():
     for path in sorted((explorers.ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        assert not explorers.renew(nbformat.read(path, as_version=4)), f"{path.name}: make widgets"
+        assert not explorers.renew(notebook(path)), f"{path.name}: make widgets"
 
 
 def test_the_colours_are_those_of_the_figures_and_methods():

@@ -163,13 +163,13 @@ def test_the_judge_reads_what_the_digit_networks_draw(name):
 def test_the_mnist_networks_draw_the_digit_that_is_asked_for(name):
     images, labels = mnist.load("train", limit=5000)
     means = torch.stack([images[labels == c].mean(0) for c in range(10)]).flatten(1)
-    y = experiments.balanced_labels(10, 200)
+    y = experiments.balanced_labels(10, 100)
     model, noise = (
         pretrained.load(name),
-        torch.randn(200, 1, 28, 28, generator=keyed_generator("cpu", 0, "noise")),
+        torch.randn(100, 1, 28, 28, generator=keyed_generator("cpu", 0, "noise")),
     )
     x = samplers.sample(
-        guidance.cfg(model, y, 2.0), noise, torch.linspace(0, 1, 17), samplers.euler
+        guidance.cfg(model, y, 2.0), noise, torch.linspace(0, 1, 11), samplers.euler
     )
     read = torch.cdist(x.flatten(1), means).argmin(
         1

@@ -242,7 +242,7 @@ def test_a_mean_of_times_is_for_the_one_distribution_that_has_it():
 @pytest.mark.parametrize("model", ["mlp", "sit", "unet"])
 @pytest.mark.parametrize("method", ["dispersive", "contrastive"])
 def test_the_spread_of_another_form_is_refused_and_the_one_that_is_named_trains(model, method):
-    small = {"hidden_size": 16, "depth": 1} if model == "unet" else {}
+    small = {} if model == "mlp" else {"hidden_size": 16, "depth": 2, "num_heads": 2}
     chosen = recipe("digits", method=method, variant="covariance", model=model, steps=2, **small)
     with pytest.raises(ConfigError, match="variant=covariance is a sum") as refused:
         train(chosen, DATA, progress=False)

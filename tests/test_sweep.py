@@ -21,6 +21,7 @@ from tests.processes import forked
 
 TINY = {"steps": 3, "hidden_size": 16, "batch": 32}
 CORE = ("fm", "fm_scaled", "delta_fm")
+pytestmark = pytest.mark.usefixtures("few_evaluations")
 
 
 def sweep(out, **more):
@@ -34,7 +35,7 @@ def sweep(out, **more):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(few_evaluations, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")
     return sweep(out), (out / "toy.json").read_bytes()
 
@@ -82,7 +83,7 @@ def test_a_sweep_that_breaks_in_the_middle_of_a_job_goes_on_to_the_same_file(
 
     def cut_off(*a, **k):
         drawn.append(1)
-        if len(drawn) == 8:  # fm is done, fm_scaled is not
+        if len(drawn) == 3:  # fm is done, fm_scaled is not
             raise KeyboardInterrupt
         return real(*a, **k)
 

@@ -19,15 +19,15 @@ X1, Y1 = toy.two_classes(20_000, generator=keyed_generator("cpu", 0, "train"))
 WEIGHT = 0.3
 
 
-def train(build, steps=800):
+def train(build, steps=600):
     torch.manual_seed(0)
     trainer = Trainer(
-        build(MLP(2, 128, 3, num_classes=2)),
-        lr=4e-3,
+        build(MLP(2, 64, 4, num_classes=2)),
+        lr=6e-3,
         ema_decay=0.99,
         schedule=lambda step: min(1.0, 2 * (1 - step / steps)),
     )
-    for _ in trainer.run(batches(X1, Y1, size=512), steps):
+    for _ in trainer.run(batches(X1, Y1, size=384), steps):
         pass
     return trainer.ema
 

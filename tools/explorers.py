@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, to_hex, to_rgb
 from PIL import Image, ImageChops, PngImagePlugin
@@ -132,6 +131,8 @@ def main(tools: Path) -> None:
     for path, text in built.items():
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"{path.relative_to(ROOT)}: {len(text.encode()):,} bytes")
+    import nbformat  # seconds, which no other work here waits for
+
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         if renew(notebook):
@@ -139,8 +140,8 @@ def main(tools: Path) -> None:
             print(f"{path.relative_to(ROOT)}: has the new engine")
 
 
-def renew(notebook: nbformat.NotebookNode) -> bool:
-    """Give a saved notebook the built files of now; whether that changed it."""
+def renew(notebook: Any) -> bool:
+    """Give a saved notebook, as nbformat reads it, the built files of now; whether that changed it."""
     saved = notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
     built = {path: path.read_text(encoding="utf-8") for path in (BUILT, NOTEBOOK)}
     changed = False

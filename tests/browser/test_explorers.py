@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-nbformat = pytest.importorskip("nbformat")
 pytest.importorskip(
     "playwright", reason="not run: needs Chromium and Playwright, make test-browser"
 )
+nbformat = pytest.importorskip("nbformat")
 
 from cfm_lite import pretrained  # noqa: E402
 from tests.browser import lab as labs  # noqa: E402
