@@ -12,7 +12,7 @@ from cfm_lite import lab as experiments
 from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate import measures
-from cfm_lite.evaluate.judges import train_judge
+from cfm_lite.evaluate.judges import judge_for, train_judge
 from cfm_lite.lab import ARMS, SUITES, differences, jobs
 from cfm_lite.runs import Run, train
 from cfm_lite.runs.reads import READS
@@ -122,7 +122,7 @@ def test_guided_and_unguided_samples_of_mnist_are_of_the_same_trainings():
 
 
 def test_real_images_measure_as_real():
-    judge = train_judge("digits")
+    judge = judge_for("digits")
     values = experiments.measure(DATA.x1, DATA.y, DATA, judge)
     assert values["accuracy"] > 0.98
     assert values["frechet"] == pytest.approx(values["frechet_real"], rel=1e-9)

@@ -125,6 +125,12 @@ def test_the_examples_of_the_report_are_right():
     assert not found.failed
 
 
+@pytest.fixture
+def text_alone(monkeypatch):
+    """A report whose figures are made and not written: drawing them takes most of its time."""
+    monkeypatch.setattr(pages.viz, "save", lambda figure, path: path)
+
+
 def bytes_of(paths):
     return {path.name: path.read_bytes() for path in paths}
 
@@ -309,7 +315,7 @@ def test_the_facts_of_a_suite_are_told(whole):
     assert "vecor" not in text  # methods have their names
 
 
-def test_diverged_jobs_and_miniatures_are_named(tmp_path):
+def test_diverged_jobs_and_miniatures_are_named(text_alone, tmp_path):
     store = Store(make(tmp_path, suites=("toy",), groups=("core",), seeds=2), "toy")
     rows = store.rows("core")
     bad = {
@@ -331,7 +337,7 @@ def test_diverged_jobs_and_miniatures_are_named(tmp_path):
     assert text.count("*Not measured yet: ") == 15
 
 
-def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
+def test_rows_of_other_settings_are_said_to_be_such(text_alone, tmp_path):
     store = Store(make(tmp_path, suites=("digits",), groups=("core",), seeds=2), "digits")
     recipe = SUITES["digits"].base("core", {"hidden_size": 32}).as_dict()
     store.write_info({**store.info(), "groups": {"core": {"recipe": recipe}}})
@@ -341,7 +347,7 @@ def test_rows_of_other_settings_are_said_to_be_such(tmp_path):
     assert "Not measured yet: `sit`, `image`, `perturbation`" in text
 
 
-def test_rows_of_older_files_can_still_be_reported(tmp_path):
+def test_rows_of_older_files_can_still_be_reported(text_alone, tmp_path):
     make(tmp_path, suites=("digits",), groups=("core",))
     store = Store(tmp_path, "digits")
     write_rows(
@@ -354,7 +360,7 @@ def test_rows_of_older_files_can_still_be_reported(tmp_path):
     assert "machine: not recorded" in report_of(tmp_path)
 
 
-def test_the_effect_of_threads_is_told_where_it_was_measured(tmp_path):
+def test_the_effect_of_threads_is_told_where_it_was_measured(text_alone, tmp_path):
     make(tmp_path, suites=("digits",), groups=("core",))
     rows = [
         {"threads": n, "seed": s, "metric": "frechet", "value": 1 + 0.01 * n * s}
