@@ -50,7 +50,7 @@ RECIPES: dict[str, Recipe] = {
     **{f"digits_{method}": recipe("digits", method=method, **_DIGITS) for method in FIRST},
     "mnist_fm": recipe("mnist_sit", **_MNIST),
     "words": recipe("words", steps=22_000),
-    "mnist_unet_fm": recipe("mnist"),
+    "mnist_unet_fm": recipe("mnist", precision="float32"),
 }
 
 
