@@ -23,13 +23,14 @@ from cfm_lite.evaluate.measures import measure
 from cfm_lite.lab import ARMS, Row, balanced_labels, judge_of
 from cfm_lite.lab.arms import draw_samples
 from cfm_lite.lab.measures import row_base
-from cfm_lite.lab.store import write_rows
+from cfm_lite.lab.store import read_json, write_rows
 from cfm_lite.methods import METHODS
 from cfm_lite.runs import Run
 from tools.report.results import number
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 STEPS, NEAR = 50, 1000  # Euler steps; samples whose nearest training image is looked for
+SHOWN = ("accuracy", "frechet", "frechet_real", "precision", "recall", "nearest_ratio")
 SEEN = 2  # pictures of each class in the figure of a run
 
 
@@ -68,6 +69,26 @@ def titled(rows: list[Row]) -> dict[str, str]:
         for row in rows
         if row["metric"] == "frechet"
     }
+
+
+def table() -> str:
+    """What was measured of the shipped network, as Markdown."""
+    rows = read_json(RESULTS / "pictures.json")
+    values = {(row["title"], row["metric"]): row["value"] for row in rows}
+    lines = [
+        "| MNIST | right class | Fréchet | real against real | precision | recall | nearest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for title in dict.fromkeys(row["title"] for row in rows):
+        a, f, r, p, c, n = (values[title, name] for name in SHOWN)
+        lines.append(f"| {title} | {a:.1%} | {f:.2f} | {r:.2f} | {p:.2f} | {c:.2f} | {n:.2f} |")
+    source = (
+        f"{rows[0]['samples']:,} samples with {STEPS} Euler steps against as many test images; "
+        "precision and recall of 2,000. Nearest is the distance to the nearest training image over "
+        "that of real images: below 0.9 it would be memory. Measured by `python -m tools.pictures`; "
+        "rows in `data/results/pictures.json`."
+    )
+    return "\n".join([*lines, "", source])
 
 
 def figure(rows: list[Row]) -> viz.Picture:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cfm_lite.demo import GOALS, SHOWN
 from cfm_lite.methods import METHODS
 from cfm_lite.viz import METHOD_LABELS
-from tools import cards, words
+from tools import cards, knobs, pictures, words
 from tools.report import figures
 from tools.report import pages as report
 from tools.report.results import Place, Results, interval, number, said_of
@@ -323,7 +323,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/course.md": {"course": course_table},
     "docs/lab.md": {"controls": controls_table, "lab": lab_table, "demo": demo_table},
     "docs/models.md": {"networks": cards.networks_table, "reached": cards.reached_table}
-    | {"words": words.table},
+    | {"words": words.table, "pictures": pictures.table, "knobs": knobs.table},
     "docs/paper_versus_here.md": {"figure3": figure3_table},
     "docs/speed.md": {"bench": bench_table},
     "docs/trust.md": {"trust": trust_table},
