@@ -15,6 +15,7 @@ from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.evaluate import measures
 from cfm_lite.evaluate.judges import judge_for
+from tools.costs import costs_of, path_of
 from tools.report.pages import write_report
 
 pytestmark = pytest.mark.usefixtures("few_evaluations")
@@ -182,9 +183,9 @@ def test_a_file_without_rows_is_refused_in_one_line(text, tmp_path, capsys):
 
 def test_edited_costs_and_facts_are_refused(tmp_path):
     store = experiments.Store(tmp_path, "toy")
-    store.costs_path.write_text(json.dumps([{"method": "fm"}]))
+    path_of(tmp_path, "toy").write_text(json.dumps([{"method": "fm"}]))
     with pytest.raises(DataError, match=r"toy\.costs\.json, row 1, has no batch"):
-        store.costs()
+        costs_of(tmp_path, "toy")
     store.info_path.write_text("[]")
     with pytest.raises(DataError, match=r"toy\.info\.json holds \[\]; it must be a mapping"):
         store.info()

@@ -4,16 +4,15 @@ import json
 
 import pytest
 
-from cfm_lite import cli
-from cfm_lite import lab as experiments
 from cfm_lite.errors import ConfigError
-from cfm_lite.lab import ARMS, SUITES, costs
+from cfm_lite.lab import ARMS, SUITES
+from tools import costs
 
 TINY = {"hidden_size": 16, "batch": 16, "shard": 16}
 
 
 def test_every_trained_arm_of_the_core_has_a_row_beside_fm():
-    rows = experiments.training_costs(
+    rows = costs.training_costs(
         "digits", rounds=4, changes=TINY | {"steps": 2}
     )  # a short training has steps enough
     trained = [name for name in SUITES["digits"].arms if not ARMS[name].changes]
@@ -43,17 +42,18 @@ def test_a_step_that_takes_three_times_as_long_costs_three_times_as_much(monkeyp
         return step
 
     monkeypatch.setattr(costs, "_stepper", stepper)
-    rows = {
-        row["method"]: row for row in experiments.training_costs("toy", rounds=41, changes=TINY)
-    }
+    rows = {row["method"]: row for row in costs.training_costs("toy", rounds=41, changes=TINY)}
     assert rows["dispersive"]["relative"] == pytest.approx(3)
     assert rows["delta_fm"]["relative"] == pytest.approx(1)
     timed = order[costs.WARM * len(rows) :]
     assert len(set(timed[:: len(rows)])) == len(rows)  # another one begins each round
 
 
+SHORT = ["toy", "--rounds", "3", "--device", "cpu"]
+
+
 def test_the_command_writes_the_rows_and_shows_them(tmp_path, capsys):
-    cli.main(["compare", "toy", "--costs", "--quick", "--device", "cpu", "--out", str(tmp_path)])
+    costs.main([*SHORT, "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "toy.costs.json").read_text())
     shown = capsys.readouterr().out
     assert all(f"\n{row['method']} " in shown for row in rows)
@@ -62,13 +62,14 @@ def test_the_command_writes_the_rows_and_shows_them(tmp_path, capsys):
 
 
 def test_costs_of_other_settings_are_not_written_over(tmp_path, capsys):
-    words = ["compare", "toy", "--costs", "--quick", "--device", "cpu", "--out", str(tmp_path)]
-    assert cli.main([*words, "--set", "hidden_size=16"]) == 0
+    words = [*SHORT, "--out", str(tmp_path), "--set"]
+    costs.main([*words, "hidden_size=16"])
     before = (tmp_path / "toy.costs.json").read_bytes()
-    assert cli.main([*words, "--set", "hidden_size=8"]) == 3
+    with pytest.raises(SystemExit):
+        costs.main([*words, "hidden_size=8"])
     assert "hidden_size differ" in capsys.readouterr().err
     assert (tmp_path / "toy.costs.json").read_bytes() == before
-    assert cli.main([*words, "--set", "hidden_size=16"]) == 0
+    costs.main([*words, "hidden_size=16"])
 
 
 @pytest.mark.parametrize(
@@ -81,4 +82,4 @@ def test_costs_of_other_settings_are_not_written_over(tmp_path, capsys):
 )
 def test_what_cannot_be_timed_is_a_clear_error(suite, how, words):
     with pytest.raises(ConfigError, match=words):
-        experiments.training_costs(suite, **how)
+        costs.training_costs(suite, **how)

@@ -93,11 +93,6 @@ def no_work(monkeypatch):
     monkeypatch.setattr(
         experiments.sweep, "_outcomes", lambda *args: (_ for _ in ()).throw(Reached("it trains"))
     )
-    monkeypatch.setattr(
-        experiments,
-        "training_costs",
-        lambda *args, **how: (_ for _ in ()).throw(Reached("it times")),
-    )
     monkeypatch.setattr(demo, "_run", lambda job: (_ for _ in ()).throw(Reached("it trains")))
 
 
@@ -189,7 +184,6 @@ def outcome(home, monkeypatch, capsys):
 
     monkeypatch.setattr(demo, "_run", reached)
     monkeypatch.setattr(demo, "_work", lambda jobs, *_: reached(*jobs))
-    monkeypatch.setattr(experiments, "training_costs", reached)
     monkeypatch.setattr(
         experiments.sweep, "_outcomes", lambda todo, *rest: reached(*(job.key for job in todo.jobs))
     )

@@ -35,4 +35,4 @@ def test_every_setting_is_trained_measured_and_told(tmp_path, monkeypatch):
     values = {row["knob"]: row["value"] for row in rows if row["metric"] == "frechet"}
     assert values[knobs.AS_IT_IS] != values[knobs.NO_AVERAGE]
     assert "| 24 channels |" in knobs.table()
-    assert "2 steps of 64 images" in knobs.table()
+    assert "2 steps of 32 images" in knobs.table()

@@ -17,6 +17,7 @@ from cfm_lite.errors import DataError
 from cfm_lite.lab import SUITES, Store, statistics
 from cfm_lite.lab.measures import row_base
 from cfm_lite.lab.store import write_rows
+from tools.costs import path_of
 from tools.report import pages, results
 from tools.report.figures import differences_table
 from tools.report.results import Place, Results, said_of
@@ -89,7 +90,7 @@ def make(folder, suites=("toy", "digits"), groups=None, seeds=5):
         }
         fm = {**cost, "method": "fm", "value": 0.01, "relative": 1.0, "low": 1.0, "high": 1.0}
         write_rows(
-            store.costs_path,
+            path_of(folder, suite),
             [
                 fm,
                 {
@@ -355,7 +356,7 @@ def test_rows_of_older_files_can_still_be_reported(text_alone, tmp_path):
         [{k: v for k, v in row.items() if k != "key"} for row in store.rows("core")],
     )
     store.write_info({"suite": "digits", "judge": "abc", "facts": {}})
-    store.costs_path.unlink()
+    path_of(tmp_path, "digits").unlink()
     pages.write_report(tmp_path)
     assert "machine: not recorded" in report_of(tmp_path)
 

@@ -15,7 +15,7 @@ from cfm_lite.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from cfm_lite.lab.sweep import Plan
 
-__all__ = ["Compare", "compare_suite", "report_suite", "time_steps"]
+__all__ = ["Compare", "compare_suite", "report_suite"]
 
 
 # the names of lab.SUITES, which --help is too quick to import
@@ -66,8 +66,6 @@ class Compare(Seeded):
     """Where SUITE.json, SUITE.GROUP.json and SUITE.info.json go."""
     list: bool = False
     """Only list the unfinished jobs, with an estimate of their time."""
-    costs: bool = False
-    """Only time a training step of each arm of the core, into SUITE.costs.json."""
     report: bool = False
     """Only print the report of the SUITE that is named, and draw its figure beside the rows."""
 
@@ -99,15 +97,6 @@ class Compare(Seeded):
                 "--set ema2 would change nothing here: a comparison measures only the first "
                 "average. Use ema, or leave it out."
             )
-        if self.costs:
-            self.refuse(
-                ["group", "seeds", "arms", "workers", "list", "seed"],
-                "would change nothing: --costs times the core's arms in turn.",
-            )
-            print(
-                time_steps(suite, self.out, device=self.device, changes=changes, quick=self.quick)
-            )
-            return
         seeds = None
         if self.seeds is not None:
             seeds = range(self.seed, self.seed + check_count("seeds", self.seeds))
@@ -249,43 +238,6 @@ def listing(plan: "Plan", workers: int) -> str:
     told = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
     total = f"{done} of {len(every)} trials are done; {len(plan.jobs)} jobs are left, about "
     return "\n".join([*lines, f"{total}{told} with {workers} workers"])
-
-
-def time_steps(
-    suite: str,
-    out: str | Path,
-    *,
-    device: str,
-    changes: Mapping[str, Any],
-    quick: bool,
-) -> str:
-    """Write SUITE.costs.json and return it as a table. `quick` takes the miniature and few
-    rounds.
-    """
-    from cfm_lite import lab, runs
-    from cfm_lite._internal.checks import check_choice
-    from cfm_lite.lab.costs import ROUNDS
-
-    check_choice("suite", suite, lab.SUITES)
-    out = check_folder(expanded(out))
-    chosen = {**(lab.SUITES[suite].miniature if quick else {}), **changes}
-    rows = lab.training_costs(
-        suite, device=str(runs.pick_device(device)), rounds=3 if quick else ROUNDS, changes=chosen
-    )
-    store = lab.Store(runs.make_folder(out), suite)
-    store.write_costs(rows)
-    lines = [
-        f"{row['method']:<24}{1000 * row['value']:8.1f} ms {row['relative']:6.2f} "
-        f"[{row['low']:.2f}, {row['high']:.2f}]"
-        for row in rows
-    ]
-    return "\n".join(
-        [
-            f"{'a training step of':<24}{'median':>11}   over FM's, and quartiles",
-            *lines,
-            str(store.costs_path),
-        ]
-    )
 
 
 def report_suite(suite: str, out: str | Path) -> str:

@@ -2,15 +2,14 @@
 training.
 
 `arms` are what is compared, `measures` what is measured, and `suites` the experiments. `jobs`,
-`sweep` and `store` run them; they can be stopped at any time. `costs` times training steps.
-`statistics` compares the rows, and `figures` draws those of a suite.
+`sweep` and `store` run them; they can be stopped at any time. `statistics` compares the rows, and
+`figures` draws those of a suite.
 
 Results are flat rows, one per method x seed x setting x metric. Means and intervals are computed
 from the rows, never stored.
 """
 
 from cfm_lite.lab.arms import ARMS, Arm, balanced_labels, draw_samples, trained_recipe, velocity
-from cfm_lite.lab.costs import training_costs
 from cfm_lite.lab.jobs import Trial
 from cfm_lite.lab.measures import (
     Row,
@@ -46,7 +45,6 @@ __all__ = [
     "row_base",
     "rows_of",
     "trained_recipe",
-    "training_costs",
     "trials",
     "velocity",
 ]

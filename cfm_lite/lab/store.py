@@ -3,8 +3,8 @@ SUITE.info.json.
 
 Rows are written one a line, sorted by variant, seed and arm. So a sweep that was stopped and
 resumed leaves the same bytes as one that was not. What differs from run to run, such as times, is
-kept in SUITE.info.json and SUITE.costs.json (see `costs`). While a sweep runs, each finished trial
-is a file in SUITE.parts/, under the key that its rows carry.
+kept in SUITE.info.json. While a sweep runs, each finished trial is a file in SUITE.parts/, under
+the key that its rows carry.
 """
 
 import json
@@ -25,7 +25,7 @@ from cfm_lite.lab.suites import SUITES
 from cfm_lite.runs import write_json
 from cfm_lite.runs.recipe import Recipe
 
-__all__ = ["Store", "read_json", "write_rows"]
+__all__ = ["Store", "read_json", "read_rows", "write_rows"]
 
 
 def read_json(path: str | Path) -> Any:
@@ -43,13 +43,9 @@ def read_json(path: str | Path) -> Any:
 # what a row of a suite holds beside, and what some rows hold
 _ROW = FIELDS | {"sampler": str, "guidance": int | float}
 _SOME = {"variant": str, "key": str, "reason": str}
-_COST = {
-    **{"method": str, "batch": int, "rounds": int, "device": str, "processor": str},
-    **dict.fromkeys(("value", "relative", "low", "high"), int | float),
-}
 
 
-def _read_rows(path: Path, fields: Mapping[str, Any] = _ROW) -> list[Row]:
+def read_rows(path: Path, fields: Mapping[str, Any] = _ROW) -> list[Row]:
     """The rows of a file that anyone may have edited. DataError names the first that is none."""
     rows = read_json(path)
     remedy = "Mend it, or remove the file and run again."
@@ -70,7 +66,7 @@ def _read_rows(path: Path, fields: Mapping[str, Any] = _ROW) -> list[Row]:
 
 def _read_part(path: Path) -> list[Row]:
     """The rows of a finished trial, which all carry the key that names its file."""
-    rows = _read_rows(path)
+    rows = read_rows(path)
     if not rows or any(row.get("key") != path.stem for row in rows):
         raise DataError(
             f"{path} holds no rows, or rows of another key; all must carry the key {path.stem}. "
@@ -97,7 +93,6 @@ class Store:
     def __init__(self, out: str | Path, suite: str) -> None:
         self.out, self.suite = expanded(out), suite
         self.info_path = self.out / f"{suite}.info.json"
-        self.costs_path = self.out / f"{suite}.costs.json"
         self.parts = self.out / f"{suite}.parts"
 
     def path(self, group: str) -> Path:
@@ -107,7 +102,7 @@ class Store:
     def rows(self, group: str) -> list[Row]:
         """The rows of a group; empty if it was not run. DataError for a row that is none."""
         path = self.path(group)
-        return _read_rows(path) if path.exists() else []
+        return read_rows(path) if path.exists() else []
 
     def info(self) -> dict[str, Any]:
         """The content of SUITE.info.json; empty if there is none."""
@@ -118,31 +113,6 @@ class Store:
                 "or remove it and the suite's rows, and run again."
             )
         return info
-
-    def costs(self) -> list[Row]:
-        """The rows of SUITE.costs.json, one for each way of training; empty if they were not
-        measured.
-        """
-        return _read_rows(self.costs_path, _COST) if self.costs_path.exists() else []
-
-    def write_costs(self, rows: Sequence[Row]) -> None:
-        """Write SUITE.costs.json. DataError if it holds costs of other settings, rounds or
-        devices.
-        """
-        shared = ("dataset", "model", "hidden_size", "batch", "rounds", "device")
-        differ = [
-            name
-            for before, now in zip(self.costs(), rows)
-            for name in shared
-            if before.get(name) != now.get(name)
-        ]
-        if differ:
-            what = f"({', '.join(dict.fromkeys(differ))} differ)"
-            raise DataError(
-                f"{self.costs_path} was made with other settings {what}; choose another --out, or "
-                "remove it."
-            )
-        write_rows(self.costs_path, rows)
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """DataError, with what differs, if existing rows of a group were made with other

@@ -254,7 +254,7 @@ SUITES = {
         "mnist",
         {"core": Group(_PICTURES, 5, _FEW_MANY)}
         | _tuning(("fm_scaled", "delta_fm", "vecor_latent"), (0.02, 0.05, 0.1)),
-        {"precision": "float32", "steps": 1000},
+        {"precision": "float32", "steps": 2000},
         keep="mnist_short",
         miniature=_TINY,
     ),

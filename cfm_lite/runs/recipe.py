@@ -527,7 +527,8 @@ def digits_sit() -> Recipe:
 def mnist() -> Recipe:
     """MNIST with a small U-Net: half a million weights, on a laptop.
 
-    Times favour the noise, where a digit takes shape: data/results/README.md says what that gains.
+    Small batches, and times that favour the noise, where a digit takes shape: docs/models.md tells
+    what each setting buys.
     """
     return Recipe(
         dataset="mnist",
@@ -539,12 +540,12 @@ def mnist() -> Recipe:
         time="logit_normal",
         time_mean=-0.5,
         label_dropout=0.05,
-        batch=64,
-        steps=8000,
-        lr=3e-3,
-        warmup=100,
+        batch=32,
+        steps=16_000,
+        lr=2e-3,
+        warmup=200,
         cooldown=0.5,
-        ema=0.998,
+        ema=0.999,
         precision="auto",
     )
 

@@ -187,13 +187,13 @@ ELSEWHERE: dict[str, str] = {
         widgets._wrong_velocities.wrong_velocities
     """,
     "the lab: records, jobs and sentences, which test_sweep.py, test_experiments.py, test_diagnostics.py and others make": """
-        cli.compare.report_suite cli.compare.time_steps evaluate.measures.judge_of evaluate.measures.measure
+        cli.compare.report_suite evaluate.measures.judge_of evaluate.measures.measure
         lab.arms.balanced_labels lab.arms.conditions lab.arms.draw_samples lab.arms.trained_recipe lab.arms.velocity
-        lab.costs.training_costs lab.diagnostics.field_values lab.diagnostics.path_values
+        lab.diagnostics.field_values lab.diagnostics.path_values
         lab.figures.quality lab.figures.quality_figure lab.jobs.Job lab.jobs.Trial
         lab.jobs.estimate lab.jobs.jobs_of lab.jobs.key_of lab.jobs.run_job lab.measures.Sampling
         lab.measures.field_rows lab.measures.row_base lab.measures.rows_of lab.measures.sample_rows lab.statistics.Difference
-        lab.statistics.paired_difference lab.store.Store lab.store.read_json lab.store.write_rows lab.suites.Group
+        lab.statistics.paired_difference lab.store.Store lab.store.read_json lab.store.read_rows lab.store.write_rows lab.suites.Group
         lab.suites.Suite lab.suites.euler lab.suites.trials lab.sweep.Plan lab.sweep.compare lab.sweep.plan
         lab.workers.Outcome lab.workers.in_process lab.workers.in_workers viz.lab.Panel viz.lab.difference_curves
         viz.lab.difference_rows viz.lab.difference_scatter

@@ -225,7 +225,7 @@ def stubs(trained, monkeypatch):
     from cfm_lite.scale import commands as scale
 
     names = {
-        demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "judge_of", "training_costs"], samples: ["draw_run"],
+        demo: ["_work", "_run"], runs: ["train"], experiments: ["draw_samples", "judge_of"], samples: ["draw_run"],
         mnist: ["download"],
         sweep: ["judge_of", "_outcomes"], numbers: ["judge_of", "evaluate_samples", "open_extractor"],
         cifar10: ["download"], scale: ["train_imagenet", "try_out", "sample_imagenet", "prepare", "open_codec",

@@ -105,7 +105,6 @@ def test_bf16_losses_are_those_of_float32_within_two_percent(method, data, tmp_p
     [
         "train toy --steps 1",
         "compare toy --quick --seeds 1 --arms fm",
-        "compare toy --quick --costs",
         "scale train --dry-run --model SiT-Ti/2 --batch 8 --set size=32 shard=8",
     ],
 )

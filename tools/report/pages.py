@@ -31,6 +31,7 @@ from cfm_lite.lab.figures import quality, quality_figure
 from cfm_lite.lab.statistics import Difference
 from cfm_lite.lab.store import Store, read_json
 from cfm_lite.lab.suites import SUITES
+from tools.costs import costs_of
 from tools.report.figures import FIGURES, TITLES, differences_table, title
 from tools.report.results import Place, Results, interval, number, percent, said_of
 
@@ -315,16 +316,17 @@ def _other_settings(suite: str, info: dict[str, Any]) -> list[str]:
 
 def _costs(store: Store) -> Iterator[str]:
     """The cost of a training step of each method, relative to FM's."""
-    for fm in store.costs()[:1]:
+    rows = costs_of(store.out, store.suite)
+    for fm in rows[:1]:
         yield (
             f"A training step of FM with {fm['batch']} rows takes {1000 * fm['value']:.1f} ms on "
             f"{fm['device']} ({fm['processor']}). The others, relative to it (median and quartiles "
-            f"of {fm['rounds']} rounds, `cfm-lite compare {store.suite} --costs`):\n"
+            f"of {fm['rounds']} rounds, `python -m tools.costs {store.suite}`):\n"
         )
-        rows = store.costs()[1:]
-        yield "| " + " | ".join(title(row["method"]) for row in rows) + " |"
-        yield "|" + "---|" * len(rows)
-        told = (f"{row['relative']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows)
+        others = rows[1:]
+        yield "| " + " | ".join(title(row["method"]) for row in others) + " |"
+        yield "|" + "---|" * len(others)
+        told = (f"{row['relative']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in others)
         yield f"| {' | '.join(told)} |\n"
 
 
