@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from cfm_lite import guidance, pretrained, samplers, viz
 from cfm_lite.data.datasets import dataset
+from cfm_lite.demo import shipped_pictures
 from cfm_lite.draws import keyed_generator
 from cfm_lite.models import SIT_CONFIGS, SiT
 from slides.figures.common import HALF, HIGH, RESULTS, WIDE, figure, record, rows
@@ -51,6 +52,12 @@ def digits_samples() -> viz.Picture:
         velocity = guidance.conditional(pretrained.load(f"digits_{method}"), y)
         images[method] = samplers.sample(velocity, x0, torch.linspace(0, 1, 51), samplers.euler)
     return viz.image_grid(images, cell=0.6)
+
+
+@figure("mnist_samples")
+def mnist_samples() -> viz.Picture:
+    """Ten digits of the shipped U-Net of MNIST, without guidance and with it, beside real ones."""
+    return viz.image_grid(shipped_pictures(torch.arange(10), 50), cell=0.6)
 
 
 @figure("patches")
