@@ -2,12 +2,11 @@
 
     python -m tools.knobs [--steps 2000]     writes data/results/knobs.json (ten minutes a setting)
 
-All have the seed of the recipe and see as many images. Each is saved in build/knobs, and the same
-command resumes them.
+All have the seed of the recipe and see as many images. Runs and rows are kept in build/knobs, and the
+same command resumes them.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from cfm_lite.data.datasets import dataset
 from cfm_lite.lab import ARMS, Row, Sampling, judge_of
 from cfm_lite.lab.measures import sample_rows
-from cfm_lite.lab.store import write_rows
+from cfm_lite.lab.store import read_json, write_rows
 from cfm_lite.runs import Run, train
 from cfm_lite.runs.recipe import Recipe, recipe
 
@@ -30,10 +29,9 @@ KNOBS: dict[str, dict[str, Any]] = {
     "times uniform": {"time": "uniform", "time_mean": 0.0},
     "label dropout 0.1": {"label_dropout": 0.1},
     "batch 64, half the steps, rate 0.003": {"batch": 64, "lr": 3e-3, "ema": 0.998, "warmup": 100},
+    "24 channels": {"hidden_size": 24},
     "twice the rate": {"lr": 4e-3},
     "no cooldown": {"cooldown": 0.0},
-    "24 channels": {"hidden_size": 24},
-    "48 channels": {"hidden_size": 48},
 }
 NO_AVERAGE = "no average"  # of weights: the network itself, after the training as it is
 
@@ -50,17 +48,20 @@ def chosen(knob: str, steps: int) -> Recipe:
     return changed.changed(steps=images // changed.batch)
 
 
-def measured(knob: str, run: Run) -> list[Row]:
-    """The rows of one training."""
-    name = run.recipe.dataset
-    way = Sampling(samples=SAMPLES)
-    found = sample_rows(ARMS["fm"], run, dataset(name), judge_of(name), way)
-    return [{"knob": knob, **row} for row in found]
+def measured(knob: str, run: Run, out: Path) -> list[Row]:
+    """The rows of one training, kept beside it."""
+    kept = out / f"{knob.replace(' ', '_')}.json"
+    if not kept.exists():
+        name = run.recipe.dataset
+        way = Sampling(samples=SAMPLES)
+        found = sample_rows(ARMS["fm"], run, dataset(name), judge_of(name), way)
+        write_rows(kept, [{"knob": knob, **row} for row in found])
+    return read_json(kept)
 
 
 def table() -> str:
     """What was measured, as Markdown."""
-    rows = json.loads(ROWS.read_text(encoding="utf-8"))
+    rows = read_json(ROWS)
     values = {(row["knob"], row["metric"]): row["value"] for row in rows}
     real, steps = values[AS_IT_IS, "frechet_real"], rows[0]["steps"]
     lines = [
@@ -86,9 +87,9 @@ def main(words: Sequence[str] | None = None) -> None:
         mine = chosen(knob, options.steps)
         out = ROOT / "build" / "knobs" / f"{options.steps}" / knob.replace(" ", "_")
         run = train(mine, dataset("mnist"), out=out, resume="auto", label=knob)
-        rows += measured(knob, run)
+        rows += measured(knob, run, out)
         if knob == AS_IT_IS:
-            rows += measured(NO_AVERAGE, Run.open(out, average="model"))
+            rows += measured(NO_AVERAGE, Run.open(out, average="model"), out)
         write_rows(ROWS, rows)
 
 
