@@ -1,6 +1,6 @@
 """What each setting of the recipe `mnist` buys: short trainings that differ in one setting each.
 
-    python -m tools.knobs [--steps 2000]     writes data/results/knobs.json (ten minutes a setting)
+    python -m tools.knobs [--steps 4000]     writes data/results/knobs.json (ten minutes a setting)
 
 All have the seed of the recipe and see as many images. Runs and rows are kept in build/knobs, and the
 same command resumes them.
