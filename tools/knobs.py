@@ -31,7 +31,6 @@ KNOBS: dict[str, dict[str, Any]] = {
     "batch 64, half the steps, rate 0.003": {"batch": 64, "lr": 3e-3, "ema": 0.998, "warmup": 100},
     "24 channels": {"hidden_size": 24},
     "twice the rate": {"lr": 4e-3},
-    "no cooldown": {"cooldown": 0.0},
 }
 NO_AVERAGE = "no average"  # of weights: the network itself, after the training as it is
 
