@@ -63,7 +63,7 @@ def few_evaluations() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, group in groups.items():
             small = dataclasses.replace(group, samplings=suites.euler(2, 4))
-            patch.setitem(groups, name, small)  # type: ignore[arg-type]
+            patch.setitem(groups, name, small)
         yield
 
 

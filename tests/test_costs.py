@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cfm_lite import cli
 from cfm_lite.errors import ConfigError
 from cfm_lite.lab import ARMS, SUITES
 from tools import costs
@@ -70,6 +71,23 @@ def test_costs_of_other_settings_are_not_written_over(tmp_path, capsys):
     assert "hidden_size differ" in capsys.readouterr().err
     assert (tmp_path / "toy.costs.json").read_bytes() == before
     costs.main([*words, "hidden_size=16"])
+
+
+def test_the_old_option_says_what_took_its_place_and_writes_nothing(tmp_path, capsys):
+    assert cli.main(["compare", "toy", "--costs", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "python -m tools.costs" in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_is_none_is_refused_before_anything_is_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(costs, "training_costs", lambda *_, **how: pytest.fail("it times"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        costs.main([*SHORT, "--out", "~/file"])
+    assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cfm_lite._internal.checks import check_choice, check_count
+from cfm_lite._internal.places import check_folder, expanded
 from cfm_lite.cli.arguments import parse_settings
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet, dataset
@@ -144,9 +145,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="another folder")
     options = parser.parse_args(words)
     try:
+        out = check_folder(expanded(options.out))  # before anything is timed
         device, changes = str(pick_device(options.device)), parse_settings(options.set)
         rows = training_costs(options.suite, device=device, rounds=options.rounds, changes=changes)
-        path = write_costs(make_folder(options.out), options.suite, rows)
+        path = write_costs(make_folder(out), options.suite, rows)
     except CFMError as error:
         parser.error(str(error))
     print(f"{'a training step of':<24}{'median':>11}   over FM's, and quartiles")

@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if "--sde" in words:
         return fail(ConfigError("--sde is --solver sde now."))
+    if words[:1] == ["compare"] and "--costs" in words:
+        new = "python -m tools.costs SUITE"
+        return fail(ConfigError(f"--costs is {new} now, in a clone: it times training steps."))
     return run_command(Command, _resume_with_a_value(words), __doc__)
 
 

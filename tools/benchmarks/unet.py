@@ -1,6 +1,6 @@
 """Images trained per second on MNIST: the U-Net of the recipe `mnist` against those of torchcfm and
-diffusers, and a SiT of ours. A step is forward, backward and AdamW on a batch of the
-recipe; the note of a row tells its size.
+diffusers, and a SiT of ours. A step is forward, backward and AdamW on a batch of the recipe; the
+note of a row tells its size.
 
 All networks have the same number of parameters within 5 % and take 28 x 28 pixels as they are,
 without a border. The U-Nets have attention where the side is 7 alone. Ours works on patches of 2 x 2
