@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +153,22 @@ def test_auto_precision_is_what_the_device_computes_fast():
     assert precision_on(model, "auto") == ("bf16" if fast else "float32")
     trainer = build_trainer(recipe("digits", hidden_size=8, precision="auto"), model)
     assert trainer.precision == precision_on(model, "auto")
+
+
+@pytest.mark.parametrize(("major", "precision"), [(7, "float32"), (8, "bf16")])
+def test_auto_precision_on_a_gpu_is_bf16_only_where_it_is_in_hardware(
+    major, precision, monkeypatch
+):
+    """A T4 or V100 (capability 7) emulates bf16, which torch counts as supported, and is slow."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major)
+    )
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    assert precision_on(SimpleNamespace(parameters=lambda: iter([weight])), "auto") == precision
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -419,7 +419,7 @@ def precision_on(model: nn.Module, precision: str) -> str:
     if precision != AUTO:
         return precision
     device = next(model.parameters()).device.type
-    fast = {"cuda": torch.cuda.is_bf16_supported, "cpu": _cpu_has_bf16}.get(device, lambda: False)
+    fast = {"cuda": _gpu_has_bf16, "cpu": _cpu_has_bf16}.get(device, lambda: False)
     return "bf16" if fast() else "float32"
 
 
@@ -430,6 +430,11 @@ def check_speed(precision: str, device: torch.device) -> None:
             "this processor computes bf16 several times more slowly than float32; --set "
             "precision=float32 is faster here."
         )
+
+
+def _gpu_has_bf16() -> bool:
+    # torch counts emulation as support: a T4 or V100 computes bf16 so, more slowly than float32
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _cpu_has_bf16() -> bool:
