@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call, grad
 
 from cfm_lite import draws, guidance, objective, perturbations, samplers
+from cfm_lite._internal.networks import seeded
 from cfm_lite.data import captions, toy
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import ConfigError, DataError
@@ -634,3 +635,28 @@ def test_another_default_device_changes_nothing_of_ours():
     finally:
         torch.set_default_device(None)
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_weights_from_a_seed_leave_the_generators_of_every_device_alone(monkeypatch):
+    """torch.manual_seed would give all ranks the masks of one dropout, and repeat them."""
+    reset = []
+    for kind in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(kind, "manual_seed_all", reset.append)
+    before = torch.get_rng_state()
+    with seeded(7):
+        weight = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert reset == []
+    assert torch.equal(weight, torch.rand(3, generator=torch.Generator().manual_seed(7)))
+
+
+def test_weights_from_a_seed_are_so_on_the_default_device_too(monkeypatch):
+    kept, place = torch.zeros(1, dtype=torch.uint8), torch.device("cuda", 1)
+    calls = []
+    monkeypatch.setattr(torch, "get_default_device", lambda: place)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: kept)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, at: calls.append((state, at)))
+    monkeypatch.setattr(torch.cuda, "manual_seed", calls.append)
+    with seeded(7):
+        assert calls == [7]
+    assert calls == [7, (kept, place)]

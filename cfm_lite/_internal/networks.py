@@ -384,9 +384,15 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Weights made in this block come from `seed` alone; the global generator stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Weights made in this block come from `seed` alone; global generators stay as they are."""
+    place = torch.get_default_device()  # where weights are made: mostly the CPU
+    there = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(there, device_type="cuda"):
+        # torch.manual_seed would reset the generator of every GPU as well, for good: all ranks
+        # would then have the masks of one dropout
+        torch.default_generator.manual_seed(seed)
+        if there:
+            torch.cuda.manual_seed(seed)
         yield
 
 

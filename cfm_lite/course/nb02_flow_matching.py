@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite import draws
+from cfm_lite._internal.networks import seeded
 from cfm_lite.course import exercise
 from cfm_lite.models import MLP
 
@@ -141,8 +142,7 @@ def _points() -> Tensor:
 
 
 def _small_network() -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return MLP(2, 16, 1)
 
 

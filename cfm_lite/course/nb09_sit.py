@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfm_lite._internal.networks import seeded
 from cfm_lite.course import exercise, number
 from cfm_lite.data import digits
 from cfm_lite.models import SiT
@@ -143,8 +144,7 @@ def _adaln_block(block: Any, x: Tensor, c: Tensor, heads: int) -> Tensor:
 @torch.no_grad()
 def block_by_hand(answer: Callable[..., Any]) -> str | None:
     """my_block(block, x, c, heads) is the block's own answer."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         block = SiTBlock(hidden_size=24, num_heads=3, mlp_ratio=4.0, qk_norm=False)
         x, c = torch.randn(2, 5, 24), torch.randn(2, 24)
     gates: Any = block.adaLN_modulation[-1]  # the linear map that makes the six vectors

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cfm_lite import objective
+from cfm_lite._internal.networks import seeded
 from cfm_lite.course import exercise
 from cfm_lite.models import MLP
 from cfm_lite.scale.budget import state_bytes
@@ -103,8 +104,7 @@ def own_term(answer: tuple[Any, Any]) -> str | None:
 
 def _wrong_term(term: Any) -> str | None:
     x1, y = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 2
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         model = MLP(2, 16, 1, num_classes=2)
         for weight in model.parameters():  # a fresh network says 0, and so would many a term
             torch.nn.init.normal_(weight, std=0.3)
