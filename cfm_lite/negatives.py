@@ -44,6 +44,7 @@ Negatives = Callable[..., Tensor | tuple[Tensor, Tensor]]  # (sample, *, generat
 
 SPACES = ("velocity", "latent", "image")
 _QUANTILES = 2**16  # times over which the mean of d_alpha is taken
+_AT_ONCE = 2**24  # numbers of captions that are compared at once on a device
 Batch = Float[Tensor, "batch *dims"]
 Keep = Bool[Tensor, " batch"]
 
@@ -111,7 +112,7 @@ def other_class(sample: FlowSample, *, generator: Generator | None = None) -> tu
     """For each row the velocity of a row of another class, and whether there is one; O(B log B).
 
     It is uniform over all rows whose condition differs, a label or a caption. The null label, or
-    the empty caption, counts as a class.
+    the empty caption, counts as a class. Captions on a GPU are compared pair by pair, O(B^2).
 
     Raises:
         ConfigError: a sample without labels.
@@ -161,7 +162,7 @@ def _other_rows(
     check_generator(generator, u)
     # captions: equal ones count as one class
     if isinstance(y, Tensor) and y.dim() > 1 and y.shape[1] > 1:
-        y = torch.unique(check_caption(y, u).flatten(1), dim=0, return_inverse=True)[1]
+        y = _caption_numbers(check_caption(y, u).flatten(1))
     y = check_labels(y, u, torch.iinfo(torch.int64).max)
     # sorted, a class is one stretch: others are found without a (B, B) mask
     labels, order = torch.sort(y)
@@ -175,6 +176,18 @@ def _other_rows(
     # the others are numbered without the own stretch, so a place behind it moves on
     place = torch.where(place < first, place, place + last - first).clamp_max(len(y) - 1)
     return order[place], others > 0
+
+
+def _caption_numbers(y: Tensor) -> Tensor:
+    """A number for each row of `y` (B, D): rows that are equal have one number."""
+    if on_host(y):
+        return torch.unique(y, dim=0, return_inverse=True)[1]
+    # `unique` would wait for the device, which alone knows how many there are; so every row is
+    # compared with every other, and takes the number of the first that is equal
+    equal = torch.ones(len(y), len(y), dtype=torch.bool, device=y.device)
+    for part in y.split(max(1, _AT_ONCE // len(y) ** 2), dim=1):
+        equal &= (part[:, None] == part).all(-1)
+    return equal.long().argmax(1)
 
 
 def _velocity_of(sample: Any) -> Tensor:

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from cfm_lite import draws, guidance, objective, samplers
+from cfm_lite import draws, guidance, negatives, objective, samplers
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, MMDiT, SiT, UNet
 from cfm_lite.negatives import other_class, other_condition
@@ -97,6 +97,17 @@ def test_another_class_is_another_caption(vocab_size, y):
         assert not any(torch.equal(y[row], y[other]) for row, other in enumerate(picked))
     _, keep = other_class(sample._replace(y=y[:1].expand_as(y)))
     assert not keep.any()
+
+
+@CAPTIONS
+def test_captions_on_a_device_are_compared_without_a_read(vocab_size, y, monkeypatch):
+    """torch.unique waits for the device, which must know how many captions there are."""
+    meta = FlowSample(*(part.to("meta") for part in (X, X, T, X, X, y)))
+    u, keep = other_class(meta)  # what has no values cannot be read
+    assert (u.shape, keep.shape) == (X.shape, (6,))
+    monkeypatch.setattr(negatives, "on_host", lambda x: False)
+    monkeypatch.setattr(negatives, "_AT_ONCE", 6 * 6 * 2)  # in several parts
+    test_another_class_is_another_caption(vocab_size, y)
 
 
 @CAPTIONS
