@@ -40,6 +40,7 @@ from cfm_lite._internal.checks import (
     check_number,
     expand,
     full_precision,
+    moved,
     on_host,
     promote,
     repulsion_total,
@@ -196,7 +197,7 @@ def _rows(y: Tensor | int, x: Tensor, name: str = "y") -> Tensor:
             f"{name} has {y.shape[0]} {what}s for {x.shape[0]} rows of x; give one {what} per row, "
             f"or {one} for all."
         )
-    return y.to(x.device, non_blocking=True)
+    return moved(y, x.device)
 
 
 def guide(good: Velocity, bad: Velocity, scale: float, interval: Interval = EVERYWHERE) -> Velocity:

@@ -40,6 +40,7 @@ from cfm_lite._internal.checks import (
     check_tensor,
     expand,
     is_finite,
+    moved,
     on_host,
 )
 from cfm_lite._internal.lazy import optional
@@ -299,7 +300,7 @@ class Grid:
 def _grid(ts: Any, x: Tensor, *, ascending: bool = False) -> Grid:
     check_grid(ts, ascending=ascending)
     ts = ts.to(x.dtype)
-    table = ts.to(x.device, non_blocking=True)[:, None].expand(-1, len(x))
+    table = moved(ts, x.device)[:, None].expand(-1, len(x))
     if table.numel() <= TABLE_UP_TO:
         # torch.cat([x, t], 1) is faster with it; a longer table shares one number per row
         table = table.contiguous()
@@ -617,7 +618,7 @@ def _noises(
     fresh = (
         torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype) for _ in range(n)
     )
-    return (z.to(x.device, non_blocking=True) for z in fresh)
+    return (moved(z, x.device) for z in fresh)
 
 
 def _check_tensors(name: str, given: Any) -> None:
@@ -796,7 +797,7 @@ def _signs(x: Tensor, n: int, generator: torch.Generator | None) -> Iterator[Ten
     while True:
         # signs: no other independent probes give the trace with less variance
         bits = torch.randint(0, 2, (n, *x.shape), generator=generator, device=device)
-        yield (2 * bits - 1).to(x, non_blocking=True)
+        yield moved((2 * bits - 1).to(x.dtype), x.device)
 
 
 def _given(x: Tensor, probes: Sequence[Tensor]) -> Iterator[Tensor]:

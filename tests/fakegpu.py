@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cfm_lite import draws
+from cfm_lite import draws, guidance, samplers
 from cfm_lite._internal import kernels
 from cfm_lite.engine import average
 from cfm_lite.engine.guard import Guard
@@ -313,6 +313,41 @@ def copying() -> dict[str, Any]:
         Guard, "watch", lambda self, step, values: values[NORM] * torch.ones(1).to(DEVICE)
     ):
         return step("sit")
+
+
+class Hurry(TorchDispatchMode):
+    """Counts copies from the device to the host that do not wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ == "_to_copy":
+            back = args[0].device.type == DEVICE and out.device.type == "cpu"
+            self.copies += back and bool((kwargs or {}).get("non_blocking"))
+        return out
+
+
+def hurried() -> dict[str, int]:
+    """How many copies to the host do not wait where samples are drawn there, and something else is
+    on the device: the host would read memory that the device still fills.
+    """
+    found = {}
+    with device():
+        x, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long, device=DEVICE)
+        for name, part in {
+            "labels": lambda: guidance._rows(y, x),
+            "times": lambda: samplers._grid(torch.zeros(3, device=DEVICE), x),
+            "noise": lambda: next(samplers._noises(x, 1, Generator(), None)),
+            "signs": lambda: next(samplers._signs(x, 1, Generator())),
+            "on purpose": lambda: y.to("cpu", non_blocking=True),
+        }.items():
+            with Hurry() as watch:
+                part()
+            found[name] = watch.copies
+    return found
 
 
 def gram_calls(rows: int, columns: int) -> int:

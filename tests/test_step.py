@@ -44,8 +44,9 @@ def steps():
         "spoiled()",
         "copying()",
         "gram_calls(32, 256 * 1152)",
+        "hurried()",
     )
-    return dict(zip([*PRESETS, "spoiled", "copying", "gram"], found))
+    return dict(zip([*PRESETS, "spoiled", "copying", "gram", "hurried"], found))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -70,6 +71,11 @@ def test_a_regulariser_adds_few_calls_to_a_step_of_two_shards(steps, preset, ext
 
 def test_the_gram_matrix_of_a_shard_of_sit_xl_takes_few_calls(steps):
     assert steps["gram"] <= 20  # a loop over small slabs took 829
+
+
+def test_a_copy_to_the_host_is_waited_for(steps):
+    """Labels, times, noise or signs on a GPU, samples on the host: not a number is read too soon."""
+    assert steps["hurried"] == {"labels": 0, "times": 0, "noise": 0, "signs": 0, "on purpose": 1}
 
 
 @pytest.mark.gpu

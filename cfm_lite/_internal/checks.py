@@ -55,6 +55,12 @@ def transformed(*tensors: object) -> bool:
     )
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`; the host waits only for what it will hold itself."""
+    # a copy to the host that does not wait is read while the GPU still fills its memory
+    return x.to(device, non_blocking=device.type != "cpu")
+
+
 def expand(t: Tensor, x: Tensor) -> Tensor:
     """`t` (B,) shaped (B, 1, ...) so that it broadcasts over `x` (B, *dims)."""
     return t.reshape(-1, *([1] * (x.dim() - 1)))
