@@ -19,6 +19,7 @@ from cfm_lite.evaluate.judges import Judge
 from cfm_lite.evaluate.reader import Reader
 from cfm_lite.methods import PERTURBATIONS
 from cfm_lite.models import SiT
+from cfm_lite.models.text import ClipText
 from cfm_lite.perturbations import crop_resize
 from tests.networks import tiny_clip
 
@@ -76,6 +77,14 @@ def clip_score(codec):
     return score(images(4) / 255, ["a dog", "a cat", "ok", "no"])
 
 
+def captions_read(codec):
+    """What the encoder of captions gives: the network was trained on its features in float32."""
+    pytest.importorskip("transformers", reason="not run: pip install 'cfm-lite[text]'")
+    with tempfile.TemporaryDirectory() as place:
+        encoder = ClipText(tiny_clip(Path(place)))
+    return encoder(["a dog", "", "ok"])
+
+
 def perturbed(change):
     return lambda codec: change(normal(2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
 
@@ -96,6 +105,7 @@ SAME = {
     "a judge": lambda codec: _seeded(Judge, "digits")(normal(4, 1, 8, 8)),
     "the reader of words": read,
     "the CLIP score": clip_score,
+    "the features of captions": captions_read,
     "a small teacher": lambda codec: Tokens(_seeded(SmallTeacher, "digits"), 4)(normal(4, 1, 8, 8)),
 }
 

@@ -20,7 +20,14 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from cfm_lite._internal import hub
-from cfm_lite._internal.checks import as_labels, in_one_line, is_whole, on_host, seen
+from cfm_lite._internal.checks import (
+    as_labels,
+    full_precision,
+    in_one_line,
+    is_whole,
+    on_host,
+    seen,
+)
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import made_in_float32
@@ -122,8 +129,10 @@ class ClipText(nn.Module):
         return self([""])[0]
 
     @torch.no_grad()
+    @full_precision()
     def forward(self, captions: Sequence[str]) -> Float[Tensor, "batch length features"]:
-        """The features of captions, on the device of the weights.
+        """The features of captions, on the device of the weights, in float32 also under autocast:
+        a sampler reads its negative prompt inside of one.
 
         Raises ConfigError for what is no list of texts.
         """
