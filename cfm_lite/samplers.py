@@ -42,6 +42,7 @@ from cfm_lite._internal.checks import (
     is_finite,
     moved,
     on_host,
+    widest,
 )
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.networks import as_velocity_of
@@ -419,7 +420,7 @@ def sample_adaptive(
         raise ConfigError(f"{what}; there is nothing to integrate.")
     low, high = min(t0, t1), max(t0, t1)
     # dopri5 counts time in this dtype: in float32 short steps would be lost
-    ends = torch.tensor([t0, t1], dtype=torch.float64, device=x.device)
+    ends = torch.tensor([t0, t1], dtype=widest(x.device), device=x.device)
     stuck = _Stuck(t0, t1)
 
     def field(t: Tensor, x: Tensor) -> Tensor:
@@ -428,7 +429,8 @@ def sample_adaptive(
         return _asked(velocity, x, t.to(x.dtype).clamp(low, high).expand(len(x)))
 
     # step_t makes a step end at t1; else dopri5 steps beyond it and interpolates back
-    solve, options = optional("torchdiffeq", "ode").odeint, {"step_t": ends[1:]}
+    options = {"step_t": ends[1:], "dtype": ends.dtype}
+    solve = optional("torchdiffeq", "ode").odeint
     try:
         end = solve(field, x, ends, method="dopri5", options=options, rtol=rtol, atol=atol)[-1]
     except AssertionError as error:

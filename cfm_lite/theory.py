@@ -29,6 +29,7 @@ from cfm_lite._internal.checks import (
     promote,
     repulsion_total,
     seen,
+    widest,
 )
 from cfm_lite.errors import ConfigError
 from cfm_lite.negatives import in_batch_mean
@@ -154,7 +155,7 @@ class GaussianMixture:
         check_generator(generator)
         device = torch.device("cpu") if generator is None else generator.device
         weights, means, variances = (
-            a.to(device, _working(device)) for a in (self.weights, self.means, self._variances)
+            a.to(device, widest(device)) for a in (self.weights, self.means, self._variances)
         )
         n = check_count("n", n)
         which = torch.multinomial(weights, n, replacement=True, generator=generator)
@@ -226,7 +227,7 @@ class GaussianMixture:
         _check_position(x, self.means.shape[1], path)
         if y is not None:
             y = check_labels(y, x, int(self.labels.max()))
-        place = promote(x).to(_working(x.device))
+        place = promote(x).to(widest(x.device))
         means, variances = self.means.to(place), self._variances.to(place)
         alpha, sigma, d_alpha, _ = (c[..., None] for c in path.coefficients(t, place))  # (B, 1, 1)
         # as one product: at t = 1 of VP d_sigma alone is infinite
@@ -251,7 +252,7 @@ class GaussianMixture:
 
     def _log_weights(self, y: Tensor | None, device: torch.device) -> Tensor:
         """Log weights (1, K), or (B, K) renormalised inside the class of each row."""
-        log_weights = self.weights.to(device, _working(device)).log()[None]
+        log_weights = self.weights.to(device, widest(device)).log()[None]
         if y is None:
             return log_weights
         inside = y[:, None].to(device) == self.labels.to(device)  # (B, K)
@@ -344,10 +345,6 @@ def optimal_velocity(
         return v
     total = repulsion_total(weight, k)
     return (v - total * _mean_negative(mixture, v, method, path)) / (1 - total)
-
-
-def _working(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
 def _numbers(

@@ -6,6 +6,7 @@ import itertools
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from cfm_lite import guidance, samplers
 from cfm_lite import samplers as steps
-from cfm_lite._internal.checks import expand
+from cfm_lite._internal.checks import expand, widest
 from cfm_lite.errors import ConfigError, DivergenceError
 from cfm_lite.paths import COSINE
 from cfm_lite.samplers import (
@@ -470,6 +471,23 @@ def test_large_finite_states_are_no_divergence() -> None:
 def _broken(kind: float, x: Tensor, t: Tensor, where: str) -> Tensor:
     bad = {"everywhere": t >= 0, "later": t > 0.5, "one row": torch.arange(len(x)) == 1}[where]
     return torch.where(bad[:, None], kind, -x)
+
+
+def test_on_mps_adaptive_counts_its_time_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPS has no float64, and torch refuses to make such a tensor there."""
+    assert widest(torch.device("mps")) == torch.float32
+    assert widest(torch.device("cuda")) == torch.float64
+    made, kinds = torch.tensor, []
+
+    def tensor(*args: Any, **settings: Any) -> Tensor:
+        kinds.append(settings.get("dtype"))
+        return made(*args, **settings)
+
+    monkeypatch.setattr(samplers, "widest", lambda device: torch.float32)
+    monkeypatch.setattr(torch, "tensor", tensor)
+    end = sample_adaptive(lambda x, t: x, torch.ones(1))
+    assert torch.float64 not in kinds
+    assert end.item() == pytest.approx(math.e, rel=1e-4)
 
 
 @pytest.mark.timeout(30)

@@ -5,10 +5,12 @@ from unittest import mock
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cfm_lite import objective
 from cfm_lite.data.batches import batches
 from cfm_lite.engine import checkpoint, optimizers
+from cfm_lite.engine.guard import Guard
 from cfm_lite.errors import (
     CheckpointError,
     ConfigError,
@@ -267,6 +269,16 @@ def test_a_resumed_run_runs_away_from_the_first_error_of_the_run_it_goes_on_with
 
     with mock.patch.object(checkpoint, "load", old):
         assert len(grown(build(runaway=2.0).resume(path), 10.0)) == 5
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda"])
+def test_a_guard_on_any_device_goes_on_from_the_errors_of_a_checkpoint(device):
+    """MPS has no float64, and torch refuses to make such a tensor there."""
+    with FakeTensorMode():
+        guard = Guard(torch.device(device), "flow_matching", 2.0, [])
+        guard.remember([1.0, 3.0])
+        kinds = {(error.device.type, error.dtype) for error in guard._errors}
+    assert kinds == {(device, torch.float32 if device == "mps" else torch.float64)}
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too():

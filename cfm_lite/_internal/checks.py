@@ -71,6 +71,11 @@ def promote(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on MPS, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Turn autocast off on every device: operations inside keep the precision of their tensors.

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cfm_lite._internal.checks import widest
 from cfm_lite.engine import sharded
 from cfm_lite.errors import DivergenceError
 
@@ -68,7 +69,8 @@ class Guard:
         [1.0, 3.0]
         """
         if errors is not None:
-            first, largest = torch.tensor(errors, device=self._ok.device, dtype=torch.float64)
+            place = self._ok.device
+            first, largest = torch.tensor(errors, device=place, dtype=widest(place))
             self._errors = first, largest
 
     def watch(self, step: int, values: Mapping[str, Tensor]) -> None:
