@@ -318,6 +318,18 @@ def test_another_optimizer_may_be_given():
     assert all(torch.isfinite(p).all() for p in built.parameters())
 
 
+@pytest.mark.parametrize("fused", [(True, True), (True, False), (False, False)])
+def test_a_shut_gate_holds_every_group_of_an_optimizer(fused):
+    """A fused kernel reads the gate on the device; a group without one refuses it by an assert."""
+    weights = [torch.ones(2, requires_grad=True) for _ in fused]
+    groups = [{"params": [w], "fused": kind} for w, kind in zip(weights, fused)]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    for w in weights:
+        w.grad = torch.full_like(w, float("nan"))
+    optimizers.update(optimizer, torch.tensor(0.0))
+    assert all(torch.equal(w, torch.ones(2)) for w in weights)
+
+
 def test_bf16_keeps_parameters_and_losses_in_float32():
     trainer = build("dispersive", precision="bf16")
     log = go(trainer, 2)[-1]

@@ -206,7 +206,7 @@ def update(optimizer: Any, ok: Tensor | None) -> bool:
     (False, 1.0)
     """
     if ok is not None:
-        if any(group.get("fused") for group in optimizer.param_groups):
+        if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf, optimizer.grad_scale = 1.0 - ok, None
         elif not ok.item():
             return False
