@@ -22,7 +22,7 @@ What serves them:
     engine           checkpoints, averages, several devices
     training         the loop that yields
     models           the networks
-    data             toy, digits, MNIST, CIFAR-10, latents
+    data             toy, digits, words, MNIST, CIFAR-10, latents
     runs             a recipe that decides everything, and a folder that holds what it left
     evaluate         how samples are measured
     pretrained       small networks that ship
