@@ -5,6 +5,7 @@ run.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -27,10 +28,18 @@ SCALE = Path(__file__).parent / "scale"
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return  # it runs no test itself
+    gc.disable()  # until all tests are known: there is no garbage, only millions of objects
     import torch
 
     # tests are small; two workers of two threads on two cores would only wait for each other
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector looks for garbage among what tests make, and seldom."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,9 @@ def pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "SPLITS", {"train": 200, "test": 200})
     for module in (judges, teachers):
         monkeypatch.setattr(module, "cache_root", lambda: tmp_path)
+        for name in [name for name in module.SETTINGS if name.startswith("cifar10")]:
+            brief = dataclasses.replace(module.SETTINGS[name], epochs=1)
+            monkeypatch.setitem(module.SETTINGS, name, brief)
     known = (jobs._data, jobs._row_seconds, teachers.teacher_for)
     for one in known:
         one.cache_clear()

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfm_lite._internal.files import fingerprint, hash_of_file, hash_of_json, publish, replacing
+from cfm_lite._internal.files import (
+    fingerprint,
+    hash_of_file,
+    hash_of_json,
+    inside,
+    publish,
+    replacing,
+)
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3).mT, "a": torch.tensor(7), "none": torch.zeros(0)}
 
@@ -59,3 +66,26 @@ def test_a_file_that_is_written_in_pieces_replaces_the_old_one_or_leaves_nothing
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_that_were_made_for_nothing_go_again_and_others_stay(tmp_path):
+    deep = tmp_path / "new" / "deep"
+    with pytest.raises(TypeError), replacing(deep / "file") as file:
+        file.write("no bytes")
+    assert list(tmp_path.iterdir()) == []
+
+    def interrupted():
+        (deep.parent / "of another").touch()  # written meanwhile
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), inside(deep):
+        interrupted()
+    assert [path.name for path in deep.parent.iterdir()] == ["of another"]
+    with pytest.raises(ZeroDivisionError), inside(tmp_path / "new"):
+        _ = 1 / 0
+    assert (deep.parent / "of another").exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ZeroDivisionError), inside(empty):
+        _ = 1 / 0
+    assert empty.is_dir()  # it was there before

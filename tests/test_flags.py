@@ -15,7 +15,7 @@ from PIL import Image
 
 from cfm_lite import cli, demo
 from cfm_lite import lab as experiments
-from cfm_lite.data import teachers
+from cfm_lite.data import datasets, teachers
 from cfm_lite.data.datasets import dataset
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CFMError, ConfigError
@@ -70,6 +70,7 @@ def home(made, tmp_path, monkeypatch):
     (copy / "link.json").symlink_to(copy / "run" / "config.json")
     monkeypatch.chdir(copy)
     monkeypatch.setenv("CFM_LITE_DATA", str(copy / "none"))
+    monkeypatch.setattr(datasets, "PICTURES", 16)  # of words: thousands take seconds to draw
     return copy
 
 

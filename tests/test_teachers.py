@@ -12,7 +12,7 @@ from cfm_lite.evaluate.judges import judge_for
 
 @pytest.fixture(scope="module")
 def teacher():
-    return teachers.train_teacher("digits")
+    return teachers.teacher_for("digits")  # trained now, or by another test and kept
 
 
 def test_it_classifies_rows_that_it_has_not_seen(teacher):

@@ -6,14 +6,23 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-__all__ = ["FULL", "fingerprint", "hash_of_file", "hash_of_json", "publish", "replacing"]
+__all__ = [
+    "FULL",
+    "fingerprint",
+    "hash_of_file",
+    "hash_of_json",
+    "inside",
+    "publish",
+    "replacing",
+]
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what the system says where there is no room
 
@@ -32,18 +41,41 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """`publish` for what is written piece by piece: a file that takes the place of `path` at the
     end.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name that nobody can guess; "x" opens none that is there, and follows no link
-    work = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
-    file = open(work, "xb")  # noqa: SIM115  before the try: a file that is there is somebody else's
+    with inside(path.parent):
+        # a name that nobody can guess; "x" opens none that is there, and follows no link
+        work = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+        file = open(work, "xb")  # noqa: SIM115  before the try: one that is there is not ours
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(work, path)
+        except BaseException:
+            work.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in `folder`, which is made with its parents. If the work fails, those that were made go
+    again, unless something lies in them.
+
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp()) / "new"
+    >>> with suppress(ValueError), inside(place / "deep"):
+    ...     raise ValueError("no room")
+    >>> place.exists()
+    False
+    """
+    made = list(takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
     try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(work, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        work.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty, or was never made
+            for place in made:
+                place.rmdir()
         raise
 
 

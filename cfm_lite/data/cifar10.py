@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_count
+from cfm_lite._internal.files import inside
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.places import AnyPath
 from cfm_lite.data import images
@@ -90,12 +91,14 @@ def download(root: AnyPath | None = None) -> Path:
     path = _path("cifar10", root)
     if path.is_file() and _md5(path) == MD5:
         return path
-    with files.fetching("cifar10", f"{path.name} into {path.parent}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as work:
-            fetch = optional("torchvision.datasets.utils", "imagenet").download_url
-            fetch(URL, work, path.name, MD5)
-            os.replace(Path(work) / path.name, path)
+    with (
+        files.fetching("cifar10", f"{path.name} into {path.parent}"),
+        inside(path.parent),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as work,
+    ):
+        fetch = optional("torchvision.datasets.utils", "imagenet").download_url
+        fetch(URL, work, path.name, MD5)
+        os.replace(Path(work) / path.name, path)
     return path
 
 

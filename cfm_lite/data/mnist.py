@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite._internal.checks import check_choice, check_count
-from cfm_lite._internal.files import publish
+from cfm_lite._internal.files import inside, publish
 from cfm_lite._internal.lazy import optional
 from cfm_lite._internal.places import AnyPath
 from cfm_lite.data import root as files
@@ -157,8 +157,10 @@ def download(root: AnyPath | None = None, name: str = "mnist") -> Path:
     if not wanted:
         return folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
+        with (
+            inside(folder),
+            tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary,
+        ):
             with files.fetching(name, f"{', '.join(MD5)} into {folder} yourself"):
                 datasets = optional("torchvision.datasets", "imagenet")
                 getattr(datasets, NAMES[name])(temporary, download=True)

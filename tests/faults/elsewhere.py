@@ -42,7 +42,7 @@ ELSEWHERE: dict[str, str] = {
     """,
     "files and folders, which the tests of data, checkpoints, runs and official weights damage": """
         _internal.files.fingerprint _internal.files.hash_of_file _internal.files.hash_of_json
-        _internal.files.publish _internal.files.replacing
+        _internal.files.inside _internal.files.publish _internal.files.replacing
         _internal.hub.flaw _internal.hub.folder_of _internal.hub.kept _internal.hub.refusal
         _internal.lazy.optional _internal.lazy.outside_graphs _internal.lazy.random_kept
         data.archive.is_archive data.archive.is_hidden data.archive.samples data.archive.unpack
