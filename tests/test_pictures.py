@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from cfm_lite import runs, viz
 from cfm_lite.data.datasets import dataset
 from cfm_lite.runs.recipe import recipe
@@ -19,10 +21,13 @@ def test_a_run_is_measured_and_drawn_under_its_own_method_data_set_and_classes(
     monkeypatch.setattr(pictures, "STEPS", 2)
     chosen = recipe("digits_sit", method="delta_fm", **TINY)
     runs.train(chosen, dataset("digits"), out=tmp_path / "run")
+    other = recipe("digits_sit", **TINY)
+    runs.train(other, dataset("digits"), out=tmp_path / "other")
     pictures.main(
         [
             "--run",
             str(tmp_path / "run"),
+            str(tmp_path / "other"),
             "--samples",
             "20",
             "--guidance",
@@ -32,16 +37,27 @@ def test_a_run_is_measured_and_drawn_under_its_own_method_data_set_and_classes(
         ]
     )
     rows = json.loads((tmp_path / "pictures_digits.json").read_text())
-    assert {row["title"] for row in rows} == {"ΔFM", "ΔFM, guidance 3"}
+    assert list(dict.fromkeys(row["title"] for row in rows)) == ["ΔFM", "ΔFM, guidance 3", "FM"]
     assert {(row["title"], row["guidance"]) for row in rows if row["metric"] == "frechet"} == {
         ("ΔFM", 1.0),
         ("ΔFM, guidance 3", 3.0),
+        ("FM", 1.0),
     }
     assert {(row["method"], row["dataset"], row["network"]) for row in rows} == {
-        ("delta_fm", "digits", "run")
+        ("delta_fm", "digits", "run"),
+        ("fm", "digits", "other"),
     }
     ((images, names),) = drawn
     assert names == [text for c in range(10) for text in (c, "")]
-    assert [len(x) for x in images.values()] == [20, 20, 20]
+    assert [len(x) for x in images.values()] == [20, 20, 20, 20]
     assert list(images)[1].startswith("ΔFM, 2 NFE, Fréchet ")
     assert (tmp_path / "pictures_digits.png").exists()
+
+
+def test_runs_of_two_data_sets_are_refused(tmp_path, capsys):
+    for name in ("two_classes", "moons"):
+        chosen = recipe("toy", dataset=name, steps=1, batch=8, shard=8, hidden_size=8)
+        runs.train(chosen, dataset(name, points=20), out=tmp_path / name, progress=False)
+    with pytest.raises(SystemExit):
+        pictures.main(["--run", *(str(tmp_path / name) for name in ("two_classes", "moons"))])
+    assert "the runs are of two_classes and moons; give runs of one" in capsys.readouterr().err

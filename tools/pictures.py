@@ -1,11 +1,11 @@
 """Pictures as networks draw them, beside real ones, with what the judge says of them.
 
     python -m tools.pictures [--samples 10000]              the shipped networks, on MNIST
-    python -m tools.pictures --run FOLDER [--guidance 2]    the network of a run, on its data set
+    python -m tools.pictures --run FOLDER ... [--guidance 2]    networks of runs, on their data set
 
-It writes pictures.json and pictures.png in data/results; for a run they have the name of its data
-set at the end. Real rows are as many as samples, from the test images; `frechet_real` holds as many
-training images against them.
+It writes pictures.json and pictures.png in data/results; for runs they have the name of their data
+set at the end. The first run is measured with guidance, too. Real rows are as many as samples, from
+the test images; `frechet_real` holds as many training images against them.
 """
 
 import argparse
@@ -34,19 +34,22 @@ SHOWN = ("accuracy", "frechet", "frechet_real", "precision", "recall", "nearest_
 SEEN = 2  # pictures of each class in the figure of a run
 
 
-def networks(folder: Path | None, scale: float) -> dict[str, tuple[str, Run]]:
-    """{title: (name, run with its guidance)} of the shipped networks, or of the run in `folder`."""
-    if folder is None:
-        named = {title: (name, pretrained.run_of(name)) for title, (name, _) in SHIPPED.items()}
-        scales = {title: scale for title, (_, scale) in SHIPPED.items()}
+def networks(folders: Sequence[Path], scale: float) -> dict[str, tuple[str, Run]]:
+    """{title: (name, run with its guidance)} of the shipped networks, or of the runs in `folders`."""
+    if not folders:
+        found = [
+            (title, name, pretrained.run_of(name), guidance)
+            for title, (name, guidance) in SHIPPED.items()
+        ]
     else:
-        run = Run.open(folder)
-        label = METHODS[run.recipe.method].label
-        scales = {label: 1.0, f"{label}, guidance {scale:g}": scale}
-        named = {title: (folder.name, run) for title in scales}
+        opened = [(folder.name, Run.open(folder)) for folder in folders]
+        told = [(METHODS[run.recipe.method].label, name, run) for name, run in opened]
+        label, name, run = told[0]
+        found = [(f"{label}, guidance {scale:g}", name, run, scale)]
+        found = [(*told[0], 1.0), *found, *((*one, 1.0) for one in told[1:])]
     return {
-        title: (name, replace(run, recipe=run.recipe.changed(guidance=scales[title])))
-        for title, (name, run) in named.items()
+        title: (name, replace(run, recipe=run.recipe.changed(guidance=guidance)))
+        for title, name, run, guidance in found
     }
 
 
@@ -99,7 +102,7 @@ def figure(rows: list[Row]) -> viz.Picture:
 
 
 def figure_of(rows: list[Row], runs: Mapping[str, Run], data: DataSet) -> viz.Picture:
-    """SEEN pictures of each class, the first ones of each row: real, and drawn by a run."""
+    """SEEN pictures of each class, the first ones of each row: real, and drawn by runs."""
     y = torch.arange(data.num_classes).repeat_interleave(SEEN)
     first = [torch.nonzero(data.held_y == c)[:SEEN, 0] for c in range(data.num_classes)]
     told, images = titled(rows), {"real": data.held_x1[torch.cat(first)]}
@@ -114,14 +117,18 @@ def figure_of(rows: list[Row], runs: Mapping[str, Run], data: DataSet) -> viz.Pi
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=10_000, help="of each network (10,000)")
-    parser.add_argument("--run", type=Path, help="a folder of cfm-lite train")
-    parser.add_argument("--guidance", type=float, help="the second scale of a run (2)")
+    parser.add_argument(
+        "--run", type=Path, nargs="+", default=[], help="folders of cfm-lite train, of one data set"
+    )
+    parser.add_argument("--guidance", type=float, help="the second scale of the first run (2)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="another folder")
     options, rows = parser.parse_args(words), []
-    if options.guidance is not None and options.run is None:
+    if options.guidance is not None and not options.run:
         parser.error("--guidance is for a run; give --run FOLDER, or leave it out")
     found = networks(options.run, options.guidance or 2.0)
-    (name,) = {run.recipe.dataset for _, run in found.values()}
+    name, *others = dict.fromkeys(run.recipe.dataset for _, run in found.values())
+    if others:
+        parser.error(f"the runs are of {name} and {others[0]}; give runs of one data set")
     data, end = dataset(name), f"_{name}" if options.run else ""
     for title, (network, run) in found.items():
         for row in measured(title, network, run, data, options.samples):

@@ -175,7 +175,7 @@ def trust_table() -> str:
     return "\n".join([*lines, "", source])
 
 
-LAB = {"digits": "digits", "mnist_sit": "MNIST"}
+LAB = {"digits": "digits", "mnist_sit": "MNIST", "cifar10": "CIFAR-10, 16 × 16"}
 
 
 def lab_table() -> str:
@@ -186,7 +186,7 @@ def lab_table() -> str:
         f"{name}, minus FM's {number(results.mean(suite, Place(nfe=tops[suite]), 'frechet'))}"
         for suite, name in LAB.items()
     ]
-    lines = [f"| Fréchet distance | {heads[0]} | | {heads[1]} | |", "|---|---|---|---|---|"]
+    lines = [f"| Fréchet distance | {' | | '.join(heads)} | |", f"|---|{'---|' * 2 * len(heads)}"]
     methods = dict.fromkeys(
         method for suite in LAB for method in results.methods(suite) if method != "fm"
     )
@@ -194,14 +194,13 @@ def lab_table() -> str:
         found = [results.difference(suite, Place(method, nfe=top)) for suite, top in tops.items()]
         cells = [f"{interval(d)} | {said_of(d)}" if d else "not measured | " for d in found]
         lines.append(f"| {figures.title(method)} | {' | '.join(cells)} |")
-    source = "In brackets the 95 % interval over the seeds. Measured by " + " and ".join(
+    source = "In brackets the 95 % interval over the seeds. Measured by " + ", ".join(
         f"`cfm-lite compare {suite}` ({top} Euler steps; real against real: "
         f"{number(results.mean(suite, Place(nfe=top), 'frechet_real'))})"
         for suite, top in tops.items()
     )
-    rows = (
-        "rows in `data/results/digits.json` and `mnist_sit.json`, all other numbers in the report."
-    )
+    files = ", ".join(f"`{suite}.json`" for suite in LAB)
+    rows = f"rows in {files} of `data/results`, all other numbers in the report."
     template = report.TEMPLATE.read_text(encoding="utf-8").split("## In short\n")[1]
     short = report.fill_in(results, template.split("\n## ")[0]).text.strip()
     return "\n".join([short, "", *lines, "", f"{source}; {rows}"])
