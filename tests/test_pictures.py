@@ -60,4 +60,10 @@ def test_runs_of_two_data_sets_are_refused(tmp_path, capsys):
         runs.train(chosen, dataset(name, points=20), out=tmp_path / name, progress=False)
     with pytest.raises(SystemExit):
         pictures.main(["--run", *(str(tmp_path / name) for name in ("two_classes", "moons"))])
+    twice = [tmp_path / "moons", tmp_path / "two_classes"]
+    assert list(pictures.networks(twice, 2.0)) == [
+        "FM (moons)",
+        "FM (moons), guidance 2",
+        "FM (two_classes)",
+    ]
     assert "the runs are of two_classes and moons; give runs of one" in capsys.readouterr().err

@@ -43,7 +43,11 @@ def networks(folders: Sequence[Path], scale: float) -> dict[str, tuple[str, Run]
         ]
     else:
         opened = [(folder.name, Run.open(folder)) for folder in folders]
-        told = [(METHODS[run.recipe.method].label, name, run) for name, run in opened]
+        labels = [METHODS[run.recipe.method].label for _, run in opened]
+        told = [
+            (label if labels.count(label) == 1 else f"{label} ({name})", name, run)
+            for label, (name, run) in zip(labels, opened)
+        ]
         label, name, run = told[0]
         found = [(f"{label}, guidance {scale:g}", name, run, scale)]
         found = [(*told[0], 1.0), *found, *((*one, 1.0) for one in told[1:])]
