@@ -102,6 +102,10 @@ def _mark(axis: Axes, x: float, y: float, d: Compared, look: Arm, size: float) -
     )
 
 
+def _in_a_row(panels: int, most: int = COLUMNS) -> int:
+    return min(most, 2 if panels == 4 else panels)  # four stand two by two
+
+
 @styled
 def difference_rows(
     blocks: Mapping[Panel, Sequence[tuple[str, Compared]]], marked: Collection[str] = ()
@@ -122,7 +126,7 @@ def difference_rows(
     for panel, rows in blocks.items():
         _checked([d for _, d in rows], panel.title)
     shared = len({tuple(label for label, _ in rows) for rows in blocks.values()}) == 1
-    columns = min(COLUMNS, len(blocks))
+    columns = _in_a_row(len(blocks))
     lengths = [len(rows) for rows in blocks.values()]
     counts = [max(lengths[i : i + columns]) for i in range(0, len(lengths), columns)]
     width = min(PAGE, 2.4 + 3.2 * columns if shared else 1.2 + 4.4 * columns)
@@ -190,7 +194,7 @@ def difference_curves(
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): {method: {setting: difference}}}.")
-    columns = min(columns, len(blocks))
+    columns = _in_a_row(len(blocks), columns)
     rows = -(-len(blocks) // columns)
     width = min(PAGE, 0.4 + 4.1 * columns)
     figure, axes = panels(rows, columns, width=width, height=0.8 + 3.0 * rows)
