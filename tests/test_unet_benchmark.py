@@ -60,6 +60,7 @@ def small(monkeypatch, tmp_path):
         module = ModuleType(name)
         module.__dict__.update(kind)
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("cfm_lite.runs.recipe._cpu_has_bf16", lambda: False)
     recipe = unet.RECIPE.changed(batch=2, shard=2, precision="float32")
     monkeypatch.setattr(unet, "RECIPE", recipe)
     monkeypatch.setattr(unet, "all_cores", torch.get_num_threads)
@@ -85,6 +86,12 @@ def test_every_network_has_a_row_and_the_others_a_goal():
     assert [row.ratio for row in rows] == [2.0, 3.0, 4.0]
     assert [row.goal for row in rows] == [1.0, 1.0, None]
     assert all("batch 2" in row.note and "563,428 parameters" in row.note for row in rows)
+
+
+def test_where_the_processor_has_bf16_its_rows_follow(monkeypatch):
+    monkeypatch.setattr("cfm_lite.runs.recipe._cpu_has_bf16", lambda: True)
+    precisions = [row.name.split(", ")[2] for row in unet.rows(Once())]
+    assert precisions == 3 * ["float32"] + 3 * ["bf16"]
 
 
 def test_threads_are_set_back(monkeypatch):
