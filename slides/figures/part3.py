@@ -138,11 +138,11 @@ def repa() -> viz.Picture:
     upper, lower = 6.2, 1.9
     box(panel, 2.0, upper, "clean image", color=viz.DATA, width=3.6)
     box(panel, 8.3, upper, "frozen encoder\n(DINOv2)", width=4.4, height=2.2)
-    box(panel, 13.6, upper, "$y_n$", color=viz.ATTRACT, width=2.0)
+    box(panel, 13.6, upper, "$e_n$", color=viz.ATTRACT, width=2.0)
     box(panel, 2.0, lower, "noisy $x_t$", width=3.6)
     box(panel, 7.0, lower, "blocks 1–8", color=viz.MODEL, width=3.4)
-    box(panel, 11.2, lower, "projector\n$h_\\phi$", width=2.9, height=2.2)
-    box(panel, 15.6, lower, "$h_\\phi(z_n)$", color=viz.ATTRACT, width=2.9)
+    box(panel, 11.2, lower, "projector", width=2.9, height=2.2)
+    box(panel, 15.6, lower, "$\\mathrm{proj}(h_n)$", color=viz.ATTRACT, width=2.9)
     box(panel, 20.6, lower, "blocks 9–28", color=viz.MODEL, width=3.6)
     for a, b, y in (
         (3.8, 6.1, upper),
