@@ -367,7 +367,7 @@ METHODS: dict[str, Method] = {
             # no control: it acts on features, and does not say where its optimal velocity lies
             needs=("features",),
             reads=_OF_FEATURES,
-            loss="FM + w log E exp(−‖zᵢ − zⱼ‖²/(dτ))",
+            loss="FM + w log E exp(−‖hᵢ − hⱼ‖²/(dτ))",
             python="dispersive(model, weight=0.5)",
             marker="h",
         ),
