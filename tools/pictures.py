@@ -31,6 +31,7 @@ from tools.report.results import number
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 STEPS, NEAR = 50, 1000  # Euler steps; samples whose nearest training image is looked for
 SHOWN = ("accuracy", "frechet", "frechet_real", "precision", "recall", "nearest_ratio")
+COLOUR = "_cifar10-jpeg75"  # the end of the names of the files about colour
 SEEN = 2  # pictures of each class in the figure of a run
 
 
@@ -78,24 +79,33 @@ def titled(rows: list[Row]) -> dict[str, str]:
     }
 
 
-def table() -> str:
-    """What was measured of the shipped network, as Markdown."""
-    rows = read_json(RESULTS / "pictures.json")
+def table(end: str = "", name: str = "MNIST", way: str = "") -> str:
+    """What was measured, as Markdown: of the shipped network, or of the runs whose rows have the
+    data set at the `end` of their file's name; `way` is what the command had to be told.
+    """
+    rows = read_json(RESULTS / f"pictures{end}.json")
     values = {(row["title"], row["metric"]): row["value"] for row in rows}
     lines = [
-        "| MNIST | right class | Fréchet | real against real | precision | recall | nearest |",
+        f"| {name} | right class | Fréchet | real against real | precision | recall | nearest |",
         "|---|---|---|---|---|---|---|",
     ]
     for title in dict.fromkeys(row["title"] for row in rows):
-        a, f, r, p, c, n = (values[title, name] for name in SHOWN)
+        a, f, r, p, c, n = (values[title, metric] for metric in SHOWN)
         lines.append(f"| {title} | {a:.1%} | {f:.2f} | {r:.2f} | {p:.2f} | {c:.2f} | {n:.2f} |")
     source = (
         f"{rows[0]['samples']:,} samples with {STEPS} Euler steps against as many test images; "
         "precision and recall of 2,000. Nearest is the distance to the nearest training image over "
-        "that of real images: below 0.9 it would be memory. Measured by `python -m tools.pictures`; "
-        "rows in `data/results/pictures.json`."
+        "that of real images: below 0.9 it would be memory. Measured by "
+        f"`python -m tools.pictures{way}`; rows in `data/results/pictures{end}.json`."
     )
     return "\n".join([*lines, "", source])
+
+
+def colour_table() -> str:
+    """What was measured of a run of the recipe `cifar10`."""
+    rows = read_json(RESULTS / f"pictures{COLOUR}.json")
+    way = f" --samples {rows[0]['samples']} --run FOLDER"
+    return table(COLOUR, f"CIFAR-10, {rows[0]['steps']:,} steps", way)
 
 
 def figure(rows: list[Row]) -> viz.Picture:
