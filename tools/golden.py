@@ -46,6 +46,10 @@ RECIPES: dict[str, dict[str, Any]] = {  # what is changed, to be quick
         "cooldown": 0.2,
         "ema": 0.999,
         "precision": "bf16",
+        # as they were before the recipe was tuned
+        "time": "uniform",
+        "time_mean": 0.0,
+        "label_dropout": 0.1,
     },
     "toy_all": {
         "accumulate": 2,
