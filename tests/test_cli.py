@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -195,6 +196,32 @@ def test_an_empty_path_is_not_the_current_folder(line, tmp_path, capsys, monkeyp
         cli.main(words if words[-1].endswith("=") else [*words, ""])
     assert stop.value.code == 2
     assert "is empty, as an unset variable is. Give a path" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("train toy --steps 2 --set hidden_size=16 --set batch=64", "--set"),
+        ("train toy --set=hidden_size=16 --set batch=64", "--set"),
+        ("train toy --steps 2 --steps 3", "--steps"),
+        ("train toy --save-every 2 --save_every 3", "--save-every"),
+        ("train toy --resume auto --no-resume", "--resume"),
+        ("sample --prompt 'a red seven' --prompt 'a pink two' --out p.png", "--prompt"),
+        ("compare toy --group core --group weight --list", "--group"),
+        ("compare toy --arms fm --arms vecor --list", "--arms"),
+        ("scale train --dry-run --set depth=1 --set batch=8", "--set"),
+    ],
+)
+def test_an_option_that_is_given_twice_loses_nothing_silently(
+    line, option, tmp_path, capsys, monkeypatch
+):
+    """Of `--set hidden_size=16 --set batch=64` only the batch would be set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(shlex.split(line))
+    assert stop.value.code == 2
+    assert f"error: {option} is given twice, and only the last" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -127,6 +127,7 @@ def _parsed(commands: Any, words: Sequence[str], description: str | None) -> Any
             _say_error(f"{text} See {command} --help.")
         raise
     _refuse_empty_paths(words, command)
+    _refuse_twice(words, command)
     # an option counts as given, even with the value of its default
     command.words = frozenset(_option(word, command) for word in words if word.startswith("--"))
     return command
@@ -143,6 +144,23 @@ def _refuse_empty_paths(words: Sequence[str], command: Any) -> None:
                 f"{name} is empty, as an unset variable is. Give a path; the current folder is '.'."
             )
             raise SystemExit(2)
+
+
+def _refuse_twice(words: Sequence[str], command: Any) -> None:
+    """Exit with 2 for an option that stands there twice: tyro would forget the first one."""
+    seen: set[str] = set()
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or name == "--":
+            continue
+        if name in seen:
+            several = isinstance(getattr(command, _option(name, command), None), tuple)
+            once = "with all its values behind it" if several else "with the value that is meant"
+            _say_error(
+                f"{name} is given twice, and only the last would count. Give it once, {once}."
+            )
+            raise SystemExit(2)
+        seen.add(name)
 
 
 def _option(word: str, command: Any) -> str:
