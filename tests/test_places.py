@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from cfm_lite import objective, runs, viz
+from cfm_lite import cli, objective, runs, viz
 from cfm_lite._internal import checks, places
 from cfm_lite.data import root
 from cfm_lite.data.datasets import dataset
@@ -110,6 +110,25 @@ def test_the_samples_of_a_run_are_found_from_its_parts(tmp_path):
     inner.with_name("settings.json").write_text('{"step": 2}')
     with pytest.raises(ConfigError, match=rf"drawn at step 2, not at {step.name}; give .*run, or"):
         runs.samples_of(step)
+
+
+def test_the_samples_of_a_run_on_points_are_those_of_the_checkpoint_that_is_named(tmp_path, capsys):
+    """Such a run keeps the settings inside of samples.npz, and has no settings.json."""
+    chosen = recipe("toy", steps=2, hidden_size=4, depth=1, batch=4, shard=4)
+    run = tmp_path / "run"
+    runs.train(chosen, dataset("two_classes", points=20), out=run, save_every=1, progress=False)
+    assert cli.main(["sample", "--checkpoint", str(run), "--num", "4"]) == 0
+    first, last = (run / "checkpoints" / f"step-{step:08d}" for step in (1, 2))
+    assert runs.samples_of(last) == runs.samples_of(run) == run / "samples.npz"
+    assert cli.main(["evaluate", "--samples", str(first)]) == 2
+    said = capsys.readouterr().err
+    assert f"was drawn at step 2, not at {first.name}; give {run}, or draw others: " in said
+    remedy = said.partition("others: cfm-lite ")[2].strip(".\n").replace("--num N", "--num 4")
+    other = str(tmp_path / "FILE.npz")
+    assert cli.main(remedy.replace("FILE.npz", other).split()) == 0  # its words work
+    assert runs.samples_of(other) == Path(other)
+    (run / "samples.npz").write_bytes(b"damaged")
+    assert runs.samples_of(first) == run / "samples.npz"  # whoever reads it says what is wrong
 
 
 def test_a_tilde_is_expanded_by_every_function_that_takes_a_path(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ __all__ = [
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 MEAN = "latent_mean.npy"  # E[x1] of the latents that a run was trained on
+_SETTINGS = 2**24  # bytes of the settings in a file of samples, at most
 _KINDS = {  # what a folder may hold, and the files that tell it
     "a run": (CONFIG, CHECKPOINTS),
     "latents or features": ("plan.json", "index.json"),
@@ -113,20 +115,36 @@ def samples_of(path: AnyPath) -> Path:
     found = next(
         (place / "samples.npz" for place in places if (place / "samples.npz").is_file()), given
     )
-    settings = found.parent / "settings.json"
-    if step and found != given and settings.is_file():
+    drawn = _drawn_at(found) if step and found != given else None
+    if step and drawn is not None and drawn != int(step.name.split("-")[1]):
+        out = "FILE.npz" if found.parent == home else "DIR"
+        raise ConfigError(
+            f"{found} was drawn at step {drawn}, not at {step.name}; give {home}, or draw others: "
+            f"cfm-lite sample --checkpoint {given} --num N --out {out}."
+        )
+    return found
+
+
+def _drawn_at(file: Path) -> Any:
+    """The step at which the samples in `file` were drawn: of settings.json beside it, else of the
+    settings in it. None if there are none.
+    """
+    settings = file.parent / "settings.json"
+    if settings.is_file():
         try:
-            drawn = parse_json(settings.read_bytes())["step"]
+            return parse_json(settings.read_bytes())["step"]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{settings} is damaged ({error}). Remove it, or draw the samples again."
             ) from None
-        if drawn != int(step.name.split("-")[1]):
-            raise ConfigError(
-                f"{found} was drawn at step {drawn}, not at {step.name}; give {home}, or draw "
-                f"others: cfm-lite sample --checkpoint {given} --num N --out DIR."
-            )
-    return found
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inside = archive.getinfo("settings.npy")
+            if inside.file_size > _SETTINGS:
+                return None
+            return parse_json(str(parse_npy(archive.read(inside), file)))["step"]
+    except Exception:  # of another program, or damaged in any way: whoever reads it says so
+        return None
 
 
 def home_for(out: AnyPath, resume: bool | str = False, *, inputs: Iterable[Path] = ()) -> Path:
