@@ -467,6 +467,32 @@ def test_numbers_without_a_known_white_are_refused(content):
         images.decode(content, "a")
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [
+        ("tif", {}),
+        ("tif", {"compression": "tiff_lzw"}),
+        ("tif", {"compression": "jpeg"}),
+        ("png", {}),
+        ("jpg", {}),
+        ("webp", {}),
+    ],
+)
+def test_a_tag_of_orientation_turns_no_image_of_any_kind(tmp_path, suffix, how, orientation):
+    """Pillow turns a TIFF, and no other, while it reads it; published numbers turn none."""
+    pixels = (
+        np.random.default_rng(0).integers(0, 255, (2, 3, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    )
+    plain, tagged = tmp_path / f"plain.{suffix}", tmp_path / f"tagged.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(plain, **how)
+    Image.fromarray(pixels).save(tagged, exif=exif, **how)
+    assert images.read(tagged).size == (24, 16)
+    assert np.array_equal(images.read(tagged), images.read(plain))
+
+
 def test_one_pixel_is_an_image(tmp_path):
     got = images.load(saved(tmp_path, Image.new("RGB", (1, 1), (9, 8, 7))), 8)
     assert got.flatten(1).unique(dim=1).tolist() == [[9], [8], [7]]

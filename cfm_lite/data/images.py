@@ -460,10 +460,11 @@ def decode(source: AnyPath | bytes, name: str) -> Image.Image:
             raise _bad(
                 name, f"is {image.width:,} x {image.height:,} pixels; a side may have {LONGEST:,}"
             )
-        top = _top(image, name)
+        top, back = _top(image, name), _way_back(image)
         _scale_transparency(image)
         image.load()
-        return _rgb(image, top)
+        rgb = _rgb(image, top)
+        return rgb if back is None else rgb.transpose(back)
 
 
 @contextlib.contextmanager
@@ -550,6 +551,19 @@ def _top(image: Image.Image, name: str) -> int:
             name, f"holds {'signed' if signed else f'{bits}-bit'} integers, whose range is unknown"
         )
     return 2**bits - 1
+
+
+def _way_back(image: Image.Image) -> Image.Transpose | None:
+    """What undoes the turn that Pillow gives a TIFF with an orientation tag, and no other image,
+    while it loads it.
+    """
+    turn = Image.Transpose
+    undo = {
+        **{2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM},
+        **{5: turn.TRANSPOSE, 6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270},
+    }
+    told: Any = image.getexif().get(0x0112) if image.format == "TIFF" else None
+    return undo.get(told)
 
 
 def _scale_transparency(image: Image.Image) -> None:
