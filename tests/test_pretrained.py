@@ -109,6 +109,21 @@ def test_a_device_that_is_not_there_is_refused(device, monkeypatch):
     assert pretrained.run_of("toy_fm", "cpu").device.type == "cpu"
 
 
+@pytest.mark.parametrize("name", ["toy_fm", "digits_fm", "mnist_fm", "mnist_unet_fm", "words"])
+def test_a_network_that_was_first_loaded_in_inference_mode_is_followed_by_gradients(name):
+    """It is remembered: whoever asks next may want the gradient of its velocity."""
+    pretrained.load.cache_clear()
+    with torch.inference_mode():
+        inside = pretrained.load(name)
+    assert not any(x.is_inference() for x in inside.state_dict().values())
+    model = pretrained.load(name)
+    x = torch.zeros(2, *model.spec.shape, requires_grad=True)
+    y = encode(["a red seven"] * 2) if name == "words" else torch.tensor([0, 1])
+    model(x, torch.full((2,), 0.5), y).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
 def test_what_is_made_is_what_is_loaded(copied, monkeypatch):
     trained = {}
     real = runs.train

@@ -11,7 +11,7 @@ made. docs/own_network.md shows four networks of other libraries.
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -398,14 +398,18 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def made_in_float32() -> Iterator[None]:
-    """Weights made in this block are float32, whatever torch's default type is.
+    """Weights made in this block are float32, whatever torch's default type is, and autograd can
+    follow them, also if the caller is in inference mode.
 
-    For networks that measure or are read from a file. It is a decorator too.
+    For networks that measure or are read from a file. Many are remembered, and so outlive the
+    caller's mode. It is a decorator too.
     """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
+    inside = torch.is_inference_mode_enabled()
     try:
-        yield
+        with torch.inference_mode(False) if inside else nullcontext():
+            yield
     finally:
         torch.set_default_dtype(default)
 
