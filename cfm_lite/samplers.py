@@ -382,8 +382,8 @@ def evaluated_at(solver: str, steps: int) -> list[float]:
     """The times of the evaluations that `evaluations` counts."""
     if solver == "sde":
         # its last time starts the step without noise, which evaluates the network too
-        return torch.linspace(0, 1 - SDE_END, steps, device="cpu").tolist()
-    spans = pairwise(torch.linspace(0, 1, steps + 1, device="cpu").tolist())
+        return torch.linspace(0, 1 - SDE_END, steps, device="cpu", dtype=torch.float32).tolist()
+    spans = pairwise(torch.linspace(0, 1, steps + 1, device="cpu", dtype=torch.float32).tolist())
     return [low + share * (high - low) for low, high in spans for share in STAGES[solver]]
 
 

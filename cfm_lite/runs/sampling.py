@@ -224,7 +224,8 @@ def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
     True
     """
     g = keyed_generator("cpu", seed, "sampling noise")
-    return torch.randn(n, *shape, generator=g, device="cpu")
+    # float32 whatever the default dtype is: in float64 a seed gives other numbers
+    return torch.randn(n, *shape, generator=g, device="cpu", dtype=torch.float32)
 
 
 def guided(
@@ -299,11 +300,10 @@ def solve(
     tensor([[2.7182]])
     """
     if solver != "sde":
-        return samplers.sample(
-            velocity, x, torch.linspace(0, 1, steps + 1, device="cpu"), SOLVERS[solver]
-        )
+        ts = torch.linspace(0, 1, steps + 1, device="cpu", dtype=torch.float32)
+        return samplers.sample(velocity, x, ts, SOLVERS[solver])
     _check_sde_steps(steps)
-    ts = torch.linspace(0, 1 - samplers.SDE_END, steps, device="cpu")
+    ts = torch.linspace(0, 1 - samplers.SDE_END, steps, device="cpu", dtype=torch.float32)
     return samplers.sample_sde(
         velocity, x, ts, path, last_step_size=samplers.SDE_END, generator=generator
     )
@@ -360,7 +360,7 @@ def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
     y = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
     x = draw_rows(
         lambda some: velocity_of(run, settings, some),
-        noise_of(_spec(run).shape, settings.num, settings.seed),
+        noise_of(_spec(run).shape, settings.num, settings.seed).to(_dtype(run)),
         y,
         run.recipe,
         steps=settings.steps,
@@ -384,10 +384,15 @@ def draw_part(run: Run, settings: Settings, part: int) -> Tensor:
     ]
     shape = (settings.batch, *_spec(run).shape)
     noise = torch.randn(shape, generator=keys[0], device="cpu", dtype=torch.float32)
-    x, path = noise[: len(y)].to(device), PATHS[run.recipe.path]
+    x, path = noise[: len(y)].to(device, _dtype(run)), PATHS[run.recipe.path]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         velocity = velocity_of(run, settings, y)
         return solve(velocity, x, settings.steps, settings.solver, path, keys[1])
+
+
+def _dtype(run: Run) -> torch.dtype:
+    """That of the weights: float64 if the network was made under that default."""
+    return next(run.model.parameters()).dtype
 
 
 @dataclass(frozen=True)

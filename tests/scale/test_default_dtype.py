@@ -10,16 +10,21 @@ import sys
 import pytest
 import torch
 
-from cfm_lite import pretrained
+from cfm_lite import pretrained, runs
 from cfm_lite.data import digits, teachers, words
+from cfm_lite.data.datasets import dataset
 from cfm_lite.data.latents.codec import open_codec, tiny_vae
 from cfm_lite.data.teachers import train_teacher
 from cfm_lite.evaluate.clip import ClipScore
 from cfm_lite.evaluate.inception import StandIn
 from cfm_lite.evaluate.judges import assess, judge_for, train_judge
 from cfm_lite.evaluate.reader import reader_for, train_reader
+from cfm_lite.lab import ARMS
+from cfm_lite.lab.diagnostics import field_values
 from cfm_lite.models import encoders
 from cfm_lite.models.text import ClipText
+from cfm_lite.runs.recipe import recipe
+from cfm_lite.runs.sampling import draw_run, settings_of
 from tests.networks import same_parameters, tiny_clip
 
 PROGRAM = """
@@ -151,6 +156,39 @@ def test_a_network_that_is_read_or_measures_is_the_same_under_float64(name, tmp_
     with under_float64():
         found = list(NETWORKS[name](tmp_path))
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(expected, found))
+
+
+def drawn(run, **how):
+    return draw_run(run, settings_of(run, 32, steps=4, **how))[0]
+
+
+@pytest.mark.parametrize("solver", ["euler", "sde"])
+def test_a_network_that_ships_draws_under_float64_what_it_draws_under_float32(solver):
+    expected = drawn(pretrained.run_of("toy_vecor"), solver=solver)
+    with under_float64():
+        found = drawn(pretrained.run_of("toy_vecor"), solver=solver)
+    assert torch.equal(found, expected)
+    assert found.dtype == torch.float32
+
+
+def test_a_run_that_was_trained_under_float64_is_drawn_under_either_type(tmp_path):
+    short = recipe("toy", steps=2, batch=32, shard=32, hidden_size=16)
+    with under_float64():
+        runs.train(short, dataset("two_classes", points=64), out=tmp_path, progress=False)
+        wide = drawn(runs.Run.open(tmp_path))
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide.float(), drawn(runs.Run.open(tmp_path)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_arm_is_measured_under_float64_on_what_it_is_measured_on_under_float32():
+    def measured():
+        run, data = pretrained.run_of("toy_vecor"), dataset("two_classes", points=64)
+        return field_values(ARMS["vecor"], run, data)
+
+    expected = measured()
+    with under_float64():
+        assert measured() == expected
 
 
 @pytest.mark.filterwarnings("error")
