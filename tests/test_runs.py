@@ -124,6 +124,14 @@ def test_ctrl_c_saves_and_says_so(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) == before
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_own_data_of_every_float_type_leave_a_run(kind, tmp_path):
+    own = DATA._replace(x1=DATA.x1[:64].to(kind), y=DATA.y[:64], held_x1=DATA.held_x1.to(kind))
+    run = runs.train(SMALL.changed(steps=2), own, out=tmp_path / "run", progress=False)
+    assert run.step == 2
+    assert own.about["fingerprint"] != own._replace(x1=-own.x1).about["fingerprint"]
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     go(SMALL, tmp_path)
     with pytest.raises(ConfigError, match="already holds a run"):

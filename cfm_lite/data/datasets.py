@@ -58,7 +58,9 @@ class DataSet(NamedTuple):
         digest = hashlib.sha256()
         for tensor in (self.x1, self.y):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            # as bytes, because NumPy has no bfloat16
+            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(content.numpy().data)
         rows, shape = len(self.x1), list(self.shape)
         return {
             "name": self.name,
