@@ -564,6 +564,20 @@ def first_batches(data, n=4, **how):
     return list(itertools.islice(data.batches(**({"size": 8, "shard": 4, "seed": 3} | how)), n))
 
 
+def test_latents_and_their_images_are_read_where_the_current_folder_changes(
+    made, folder, monkeypatch
+):
+    expected = Latents(made).batches(size=4, shard=4, images=folder)
+    monkeypatch.chdir(made.parent)
+    data = Latents(made.name)
+    monkeypatch.chdir(folder.parent)
+    found = data.batches(size=4, shard=4, images=folder.name)
+    for _ in range(3):
+        assert all(map(torch.equal, next(found), next(expected)))
+        monkeypatch.chdir("/")
+    assert data.keys == Latents(made).keys
+
+
 def test_batches_repeat_and_resume_bit_for_bit(made):
     data = Latents(made)
     a, b = first_batches(data), first_batches(data)

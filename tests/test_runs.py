@@ -124,6 +124,18 @@ def test_ctrl_c_saves_and_says_so(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_run_stays_in_its_folder_where_the_current_one_changes(tmp_path, monkeypatch):
+    """A notebook may change it between two steps; checkpoints went to the new place."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    go(SMALL, "run", listen=lambda line: os.chdir(tmp_path / "elsewhere"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert runs.Run.open(tmp_path / "run").step == SMALL.steps
+    monkeypatch.chdir(tmp_path)
+    go(SMALL.changed(steps=14), "run", resume=True)
+    assert runs.Run.open("run").step == 14
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
 def test_own_data_of_every_float_type_leave_a_run(kind, tmp_path):
     own = DATA._replace(x1=DATA.x1[:64].to(kind), y=DATA.y[:64], held_x1=DATA.held_x1.to(kind))

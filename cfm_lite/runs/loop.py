@@ -91,7 +91,9 @@ def train(
     _check_acts(recipe, out, resume, sample_every, draw)
     if "start" not in (about or {}).get("data", {}):
         check_null(recipe, recipe.guidance)
-    device, folder = torch.device(device), None if out is None else expanded(out)
+    device = torch.device(device)
+    # absolute: the current folder may change between two steps
+    folder = None if out is None else expanded(out).absolute()
     if source is None and isinstance(data, DataSet):
         check_batch(recipe.batch, data.shape, device)
     trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))

@@ -232,7 +232,8 @@ class Pictures:
     """The images that latents were made of, found by key. A teacher needs them."""
 
     def __init__(self, latents: Latents, folder: Path, workers: int = 4) -> None:
-        self.latents, self.root = latents, latents.folder_of(folder)
+        # absolute: the current folder may change between two batches
+        self.latents, self.root = latents, latents.folder_of(folder).absolute()
         self.pool = ThreadPoolExecutor(workers)
 
     def __call__(self, rows: Tensor, mirrored: Tensor) -> Tensor:

@@ -160,6 +160,8 @@ class Mapped:
     def __init__(
         self, folder: Path, index: dict[str, Any], dims: tuple[int, ...], again: str
     ) -> None:
+        # absolute: the current folder may change between two batches
+        folder = folder.absolute()
         self.folder, self.index = folder, index
         self._ends = list(accumulate(int(shard["rows"]) for shard in index["shards"]))
         files = [folder / shard["file"] for shard in index["shards"]]
