@@ -578,6 +578,31 @@ def test_latents_and_their_images_are_read_where_the_current_folder_changes(
     assert data.keys == Latents(made).keys
 
 
+@pytest.mark.parametrize("name", ["cats..", "..cats", "a..b", "etc..."])
+def test_dots_in_the_name_of_a_class_are_a_name_like_any_other(name, codec, tmp_path):
+    root = tmp_path / "set"
+    for i, place in enumerate(("dogs", name, name)):
+        (root / place).mkdir(parents=True, exist_ok=True)
+        picture(i).save(root / place / f"{i}..png")
+    if name.startswith("."):  # hidden, as every such name is
+        assert images.find(root).classes == ("dogs",)
+        return
+    go(root, tmp_path / "L", codec)
+    data = Latents(tmp_path / "L")
+    assert data.keys == [file.key for file in images.find(root).files]
+    assert next(data.batches(size=3, shard=3, images=root))[2].shape == (3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("key", ["../a.png", "a/../../b.png", "/a.png", "a/.."])
+def test_no_key_leads_out_of_the_folder_of_images(key, copy):
+    data = Latents(copy)
+    keys = (copy / "keys.txt").read_text().split("\n")
+    (copy / "keys.txt").write_text("\n".join([key, *keys[1:]]))
+    data.index["files"]["keys.txt"] = shards.hash_of_file(copy / "keys.txt")
+    with pytest.raises(DataError, match="does not name 24 images below their folder"):
+        _ = data.keys
+
+
 def test_batches_repeat_and_resume_bit_for_bit(made):
     data = Latents(made)
     a, b = first_batches(data), first_batches(data)

@@ -100,7 +100,7 @@ class Latents(shards.Mapped):
         path = self.folder / "keys.txt"
         shards.check_hash(path, self.index["files"][path.name])
         keys = path.read_text(encoding="utf-8").split("\n")
-        if len(keys) != len(self) or any(key.startswith("/") or "../" in key for key in keys):
+        if len(keys) != len(self) or any(map(_leads_out, keys)):
             raise DataError(
                 f"{path} does not name {len(self)} images below their folder. Prepare again."
             )
@@ -255,6 +255,11 @@ class Pictures:
             f"{path} is not there, and the latents in {made} were made of it. Give the folder that "
             "they were made of with --images, or fetch the image again."
         )
+
+
+def _leads_out(key: str) -> bool:
+    """Whether a key names something outside of its folder. A class may be called "cats.."."""
+    return key.startswith("/") or (".." in key and ".." in key.split("/"))
 
 
 def part_of(size: int, world: int, shard: int, most: int | None = None) -> int:
