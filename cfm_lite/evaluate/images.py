@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfm_lite import metrics, runs
-from cfm_lite._internal.checks import parse_json, warn_once
+from cfm_lite._internal.checks import check_count, parse_json, warn_once
 from cfm_lite._internal.files import fingerprint, hash_of_file, hash_of_json
 from cfm_lite._internal.places import AnyPath, check_file, expanded
 from cfm_lite.data import images as image_files
@@ -304,7 +304,8 @@ def features_of(
 def image_batches(source: Path, batch: int, size: int | None = None) -> Iterator[Tensor]:
     """uint8 images (B, 3, H, W) of an npz, read in pieces, or of a folder, cropped to `size`.
 
-    Without `size` an npz is read as it is, and a folder at 256 pixels. DataError for anything else.
+    Without `size` an npz is read as it is, and a folder at 256 pixels. DataError for anything else,
+    and ConfigError for a batch below 1.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "images.npz"
@@ -312,6 +313,7 @@ def image_batches(source: Path, batch: int, size: int | None = None) -> Iterator
     >>> [tuple(images.shape) for images in image_batches(path, 4)]
     [(4, 3, 8, 8), (1, 3, 8, 8)]
     """
+    batch = check_count("batch", batch)
     if source.is_dir():
         files = image_files.flat(source).files
         for i in range(0, len(files), batch):
@@ -370,10 +372,15 @@ def opened(source: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
         old = form.read_magic(member) == (1, 0)
         read = form.read_array_header_1_0 if old else form.read_array_header_2_0
         shape, fortran, dtype = read(member)
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not shape[0]:
             raise DataError(
                 f"arr_0 of {source} is {dtype} {shape}; uint8 (N, H, W, 3) with at least one image "
                 "is expected."
+            )
+        if fortran:
+            raise DataError(
+                f"arr_0 of {source} lies in Fortran's order, in which no image is in one piece. "
+                "Save np.ascontiguousarray(arr_0)."
             )
         if math.prod(shape[1:]) > 3 * image_files.PIXELS:
             raise DataError(

@@ -287,6 +287,24 @@ def test_files_that_hold_no_images_are_one_error(tmp_path, some, kind):
         list(image_batches(path, 8))
 
 
+def test_images_in_fortran_s_order_are_refused_with_a_remedy_that_works(tmp_path, some):
+    """Arrays of Matlab have that order. Their shape and type are the wanted ones."""
+    images = np.asfortranarray(noise())
+    path = saved(tmp_path / "odd.npz", images)
+    with pytest.raises(DataError, match=r"Fortran's order.*np\.ascontiguousarray\(arr_0\)"):
+        list(image_batches(path, 8))
+    saved(path, np.ascontiguousarray(images))
+    assert torch.equal(torch.cat([*image_batches(path, 8)]), torch.cat([*image_batches(some, 8)]))
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.5, None, "8"])
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_a_batch_that_is_no_count_is_an_argument_and_no_damaged_file(batch, kind, some, pictures):
+    source = some if kind == "npz" else pictures
+    with pytest.raises(ConfigError, match="batch is"):
+        features_of(source, StandIn(), batch=batch, progress=False)
+
+
 def test_too_few_images_are_refused_and_few_are_warned_of(tmp_path, some):
     with pytest.raises(DataError, match="at least 4"):
         measured(saved(tmp_path / "three.npz", noise(3)), some)
