@@ -1,7 +1,10 @@
 """Archives of images: unpacked whole, inside their folder, or not at all."""
 
+import bz2
+import gzip
 import io
 import os
+import random
 import re
 import shutil
 import signal
@@ -295,6 +298,29 @@ def test_a_damaged_header_is_an_error_and_not_the_end(where, damage, tmp_path):
     )
     with pytest.raises(DataError, match=r"a\.tar is not a whole tar archive \(.*at byte"):
         archive.unpack(tmp_path / "a.tar", tmp_path / "folder")
+
+
+@pytest.mark.parametrize("where", ["outer", "inner"])
+@pytest.mark.parametrize(
+    ("kind", "pack", "at"),
+    [("gz", gzip.compress, -6), ("gz", gzip.compress, None), ("bz2", bz2.compress, -6)],
+)
+def test_a_damaged_compressed_archive_is_told_as_damage_and_not_as_a_full_disk(
+    where, kind, pack, at, tmp_path
+):
+    """gzip and bzip2 raise OSError for a wrong checksum and for what follows the end."""
+    content = bytearray(pack(tarred(None, {"cat/a.png": random.Random(0).randbytes(30_000)})))
+    if at is None:
+        content += b"garbage"
+    else:
+        content[at] ^= 255
+    name = f"one.tar.{kind}"
+    path = tmp_path / (name if where == "outer" else "a.tar")
+    path.write_bytes(content if where == "outer" else tarred(None, {name: bytes(content)}))
+    told = r".*Fetch it again" if where == "outer" else rf"{name}: .*Fetch it again"
+    with pytest.raises(DataError, match=rf"{path.name} is not a whole tar archive \({told}"):
+        archive.unpack(path, tmp_path / "folder")
+    assert {path.name for path in tmp_path.iterdir()} == {path.name}
 
 
 def test_a_zip_is_named_as_one(tmp_path):

@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cfm_lite._internal.files import FULL
 from cfm_lite._internal.places import AnyPath, expanded
@@ -116,7 +116,13 @@ def _told(archive: Path, folder: Path) -> Iterator[None]:
             f"{archive} was not unpacked: {error}. Archives with such members are refused; fetch "
             "it from its source."
         ) from None
-    except DAMAGED as error:
+    except (*DAMAGED, OSError) as error:
+        if _is_of_disk(error):
+            kind = DiskFullError if error.errno in FULL else DataError
+            raise kind(
+                f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make "
+                "room, or choose another."
+            ) from None
         with open(archive, "rb") as file:
             head = file.read(6)
         for start, kind in OTHERS.items():
@@ -128,12 +134,13 @@ def _told(archive: Path, folder: Path) -> Iterator[None]:
         raise DataError(
             f"{archive} is not a whole tar archive ({error}). Fetch it again."
         ) from None
-    except OSError as error:
-        kind = DiskFullError if error.errno in FULL else DataError
-        raise kind(
-            f"{archive} cannot be unpacked into {folder} ({error.strerror or error}). Make room, "
-            "or choose another."
-        ) from None
+
+
+def _is_of_disk(error: Exception) -> TypeGuard[OSError]:
+    """True for an error of the system. gzip and bzip2 raise an OSError without a number for damaged
+    bytes.
+    """
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _absent(archive: Path) -> DataError:
@@ -266,7 +273,9 @@ class _Work:
                 self._extract(inner, self.part, budget, outer=False)
         except tarfile.FilterError:
             raise
-        except DAMAGED as error:
+        except (*DAMAGED, OSError) as error:
+            if _is_of_disk(error):
+                raise
             raise tarfile.ReadError(f"{member.name}: {error}") from None
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.part, folder)
