@@ -81,6 +81,27 @@ def test_a_name_may_begin_with_a_dot_or_be_a_whole_path(home):
     ]
 
 
+def test_names_may_begin_at_the_folder_that_is_given_where_its_train_is_taken(home):
+    """train2014/a.png is in the folder that is given; of it, only train2014/ is read."""
+    for place in ("coco/train2014", "coco/val2014"):
+        (home / place).mkdir(parents=True)
+        picture(1).save(home / place / "a.png")
+    picture(2).save(home / "coco" / "train2014" / "b.png")
+    rows = ["a dog\ttrain2014/a.png", "a cat\t./train2014/b.png", "a bird\tval2014/a.png"]
+    (home / "both.tsv").write_text("\n".join(rows), encoding="utf-8")
+    folder, left_out = captioned("both.tsv", "coco")
+    assert folder.root.name == "train2014"
+    assert [(file.key, file.captions) for file in folder.files] == [
+        ("a.png", ("a dog",)),
+        ("b.png", ("a cat",)),
+    ]
+    assert left_out == f"1 with captions but not in {folder.root} (val2014/a.png)"
+    (home / "plain.tsv").write_text("a dog\ta.png\na cat\tb.png\n", encoding="utf-8")
+    assert (
+        captioned("plain.tsv", "coco")[0].files == folder.files
+    )  # names below train2014/, as published
+
+
 @pytest.mark.parametrize("keys", [("file_name", "text"), ("image", "caption")])
 def test_lines_of_json_give_the_same_and_leave_out_the_same(home, keys):
     names = {image["id"]: image["file_name"] for image in COCO["images"]}

@@ -165,10 +165,11 @@ def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
     out. Raises DataError as `read_captions` and `images.flat` do, and if nothing is left.
     """
     named, lost = read_captions(file)
-    folder = images.flat(root)
+    given = images.opened(root)
+    folder = images.flat(given)
     found: dict[str, tuple[str, ...]] = {}
     for name, captions in named.items():  # two names may be one image
-        key = _below(name, folder.root)
+        key = _below(name, folder.root, given)
         found[key] = found.get(key, ()) + captions
     there = {image.key for image in folder.files}
     kept = [
@@ -196,11 +197,14 @@ def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
     return ImageFolder(folder.root, (), tuple(kept), absent), "; ".join(parts)
 
 
-def _below(name: str, root: Path) -> str:
-    """The key of an image: ./a.png and a whole path below `root` are a.png."""
-    path = Path(os.path.normpath(name))
-    above = Path(os.path.abspath(root))
-    return (path.relative_to(above) if path.is_relative_to(above) else path).as_posix()
+def _below(name: str, root: Path, given: Path) -> str:
+    """The key of an image: ./a.png and a whole path below `root` are a.png. So is train/a.png where
+    `root` is the train/ of the folder that was `given`.
+    """
+    path, above = Path(os.path.normpath(name)), Path(os.path.abspath(root))
+    whole = Path(os.path.abspath(given)) / path
+    meant = path.is_absolute() or (given != root and not (above / path).exists())
+    return (whole.relative_to(above) if meant and whole.is_relative_to(above) else path).as_posix()
 
 
 def one_each(file: AnyPath, seed: int) -> tuple[str, ...]:
