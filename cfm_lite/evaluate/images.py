@@ -77,12 +77,12 @@ def evaluate_samples(
     device = getattr(extractor, "device", "cpu")
     judge = _clip_of(settings, clip, device)
     read: dict[str, Any] = {"size": size, "batch": batch, "progress": progress}
-    fake = features_of(source, extractor, **read)
     has_images = held.is_dir() or IMAGES in names_in(held)
-    digest = _content(held, size)
+    digest, images = _content(held, size), _count(held) if has_images else None
+    _check_numbers(_count(source), images, extractor.widths["fid"], "fid" in statistics)
+    fake = features_of(source, extractor, **read)
     real = _features_of_reference(held, digest, extractor, **read) if has_images else None
     against = Reference(called, digest, statistics, real)
-    _check_numbers(fake, against)
     card |= {
         "samples": len(fake.pool),
         "reference_hash": against.digest,
@@ -133,22 +133,31 @@ def _clip_score(source: Path, said: Sequence[str], judge: ClipScore, batch: int)
     }
 
 
-def _check_numbers(fake: Features, reference: Reference) -> None:
+def _count(source: Path) -> int:
+    """The number of images in an npz or in a folder. DataError for anything else."""
+    if source.is_dir():
+        return len(image_files.flat(source).files)
+    next(image_batches(source, 1))  # its error says what is wrong
+    with opened(source) as (_, shape):
+        return shape[0]
+
+
+def _check_numbers(samples: int, images: int | None, width: int, whole: bool) -> None:
     """DataError for too few images on a side. A note if there are so few that a Fréchet distance is
     biased.
+
+    `images` are those of the reference, and `whole` says whether it has the statistics of a whole
+    set, of `width` features.
     """
-    sides = [len(fake.pool), *([reference.images] if reference.features is not None else [])]
+    sides = [samples] if images is None else [samples, images]
     if min(sides) < FEWEST:
-        has = "" if reference.features is None else f" and {reference.images} reference images"
-        raise DataError(
-            f"there are {len(fake.pool)} samples{has}; each side needs at least {FEWEST}."
-        )
-    width = fake.pool.shape[1]
-    if min(sides[:1] if "fid" in reference.statistics else sides) <= width:
-        other = "the statistics" if "fid" in reference.statistics else reference.images
+        has = "" if images is None else f" and {images} reference images"
+        raise DataError(f"there are {samples} samples{has}; each side needs at least {FEWEST}.")
+    if min(sides[:1] if whole else sides) <= width:
+        other = "the statistics" if whole else images
         warn_once(
-            f"{len(fake.pool)} samples against {other}: Fréchet distances need more images than "
-            f"the {width} features "
+            f"{samples} samples against {other}: Fréchet distances need more images than the "
+            f"{width} features "
             "and are biased upwards here; published ones use 50,000."
         )
 

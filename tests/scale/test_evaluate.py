@@ -543,6 +543,30 @@ def test_statistics_that_are_none_are_one_line_before_any_feature_is_computed(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.npz", "some.npz"]
 
 
+@pytest.mark.parametrize("kind", ["no image", "three", "three files", "grey", "half"])
+def test_a_reference_that_is_none_is_refused_before_any_feature_of_the_samples_is_computed(
+    kind, some, tmp_path
+):
+    """Features of 50,000 samples take an hour, and would be lost."""
+    reference = tmp_path / "odd.npz"
+    if kind in ("no image", "three files"):
+        reference = tmp_path / "odd"
+        reference.mkdir()
+        for number in range(3 if kind == "three files" else 0):
+            Image.fromarray(noise(1)[0]).save(reference / f"{number}.png")
+    elif kind == "half":
+        reference.write_bytes(some.read_bytes()[:5000])
+    else:
+        saved(reference, noise(3) if kind == "three" else noise()[..., :1])
+    extractor = StandIn()
+    extractor.body.register_forward_pre_hook(lambda *_: pytest.fail("a feature was computed"))
+    with pytest.raises(DataError, match="each side needs" if "three" in kind else "odd"):
+        measured(some, reference, extractor=extractor)
+    if "three" in kind:  # too few samples are seen as early
+        with pytest.raises(DataError, match="each side needs"):
+            measured(reference, some, extractor=extractor)
+
+
 @pytest.mark.parametrize("name", ["ref.pkl", "ref.npz", "ref.pt"])
 @pytest.mark.parametrize("as_samples", [False, True])
 def test_a_pickle_is_refused_by_name_whatever_it_is_called(
