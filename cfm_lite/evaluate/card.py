@@ -147,8 +147,8 @@ def told(row: Mapping[str, Any]) -> list[str]:
         ]
     else:
         lines = [
-            f"{row['samples']:,} samples; nothing else is known of them, because there is no "
-            "settings.json of cfm-lite sample beside them"
+            f"{row['samples']:,} samples; nothing else is known of them, because they are no "
+            "samples.npz beside a settings.json of cfm-lite sample"
         ]
     lines.append(
         f"features {row['features']}{_short(row['features_hash'])}; cfm_lite {row['cfm_lite']}, "

@@ -66,7 +66,9 @@ def evaluate_samples(
     target = rows_file(source, out, inputs=[source, held])
     size, called = _size_of(source), called or str(reference)
     statistics = {} if held.is_dir() else statistics_of(held, extractor)
-    settings = _settings(source.parent / SETTINGS) if source.is_file() else None
+    # another program's npz may lie beside them
+    ours = source.is_file() and source.name == SAMPLES
+    settings = _settings(source.parent / SETTINGS) if ours else None
     card = card_of(
         settings,
         samples=0,

@@ -618,6 +618,21 @@ def test_every_row_carries_the_card_and_the_card_is_printed(run, tmp_path, pictu
 
 
 @QUIET
+def test_settings_json_is_about_samples_npz_and_no_other_file_beside_it(run, tmp_path):
+    from cfm_lite.scale.sample import Settings, sample_imagenet
+
+    settings = Settings(num=6, steps=2, batch=6)
+    npz = sample_imagenet(run, tmp_path / "S", settings, progress=False)
+    foreign = saved(npz.with_name("adm.npz"), noise(6))
+    own, other = (
+        evaluate_samples(path, npz, StandIn(), progress=False)[0][0] for path in (npz, foreign)
+    )
+    assert own["method"] == "vecor"
+    assert not {"method", "sampler", "guidance", "weights"} & set(other)
+    assert "nothing else is known" in card.told(other)[0]
+
+
+@QUIET
 def test_the_card_of_foreign_samples_says_that_nothing_is_known(some):
     rows, _ = evaluate_samples(some, some, StandIn(), progress=False)
     assert not {"method", "sampler", "guidance"} & set(rows[0])
