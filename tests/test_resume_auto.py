@@ -12,6 +12,7 @@ import pytest
 
 from cfm_lite import cli, runs
 from cfm_lite.cli import samples
+from cfm_lite.data.datasets import dataset
 from cfm_lite.errors import CheckpointError, ConfigError, DataError
 from cfm_lite.lab.store import Store
 from cfm_lite.runs.recipe import Recipe
@@ -47,6 +48,19 @@ def test_the_same_command_starts_goes_on_and_says_that_all_is_done(how, tmp_path
     assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()][
         -1
     ] == 6
+
+
+@pytest.mark.parametrize("resume", ["yes", "Auto", "", 1, 0, None])
+@pytest.mark.parametrize("out", [True, False])
+def test_another_word_for_resume_is_refused_also_where_nothing_is_kept(resume, out, tmp_path):
+    data = dataset("moons", points=64)
+    short = Recipe(dataset="moons", hidden_size=8, depth=1, batch=32, steps=2)
+    folder = tmp_path / "run" if out else None
+    with pytest.raises(ConfigError, match=r"resume is .*; it must be True, False or 'auto'"):
+        runs.train(short, data, out=folder, resume=resume, progress=False)
+    assert list(tmp_path.iterdir()) == []
+    for allowed in (False, "auto"):
+        assert runs.train(short, data, resume=allowed, progress=False).step == 2
 
 
 def test_a_run_killed_before_its_first_save_starts_again_with_or_without_auto(tmp_path):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cfm_lite._internal.checks import check_choice, check_count, parse_json
+from cfm_lite._internal.checks import check_count, parse_json
 from cfm_lite._internal.places import expanded
 from cfm_lite.data.batches import batches
 from cfm_lite.data.datasets import DataSet
@@ -130,6 +130,7 @@ def _check_acts(
     recipe: Recipe, out: str | Path | None, resume: bool | str, sample_every: int, draw: Any
 ) -> None:
     """ConfigError for what would change nothing."""
+    _check_resume(resume)
     if sample_every and draw is None:
         raise ConfigError(
             f"sample_every is {sample_every} and there is no draw: nothing would be drawn. Give "
@@ -236,10 +237,15 @@ def resumes(folder: str | Path, resume: bool | str = "auto") -> bool:
     >>> resumes(tempfile.mkdtemp())  # no checkpoint there
     False
     """
+    _check_resume(resume)
     if isinstance(resume, bool):
         return resume
-    check_choice("resume", resume, ("auto",))
     return checkpoint.exists(expanded(folder) / CHECKPOINTS)
+
+
+def _check_resume(resume: Any) -> None:
+    if not isinstance(resume, bool) and resume != "auto":
+        raise ConfigError(f"resume is {resume!r:.60}; it must be True, False or 'auto'.")
 
 
 def _kept(trainer: Trainer, folder: Path | None) -> Path | None:
