@@ -8,12 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from cfm_lite import cli
 from cfm_lite.cli.arguments import Common
 from cfm_lite.data import digits
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate import judges
+from cfm_lite.evaluate.samples import save_samples
 from cfm_lite.lab import SUITES
 from cfm_lite.methods import METHODS
 from cfm_lite.runs.imagenet import PRESETS
@@ -197,6 +199,23 @@ def test_an_empty_path_is_not_the_current_folder(line, tmp_path, capsys, monkeyp
     assert stop.value.code == 2
     assert "is empty, as an unset variable is. Give a path" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("data", "least"), [("two_classes", 2), ("digits", 4)])
+def test_too_few_samples_are_told_with_the_number_that_suffices(data, least, tmp_path, capsys):
+    """Not with the names and shapes of tensors inside."""
+    settings = {"recipe": recipe("toy", dataset=data).as_dict(), "step": 1}
+    shape = (2,) if data == "two_classes" else (1, 8, 8)
+    x, y = torch.rand(least, *shape), torch.zeros(least, dtype=torch.long)
+    file = tmp_path / "few.npz"
+    save_samples(file, x[1:], y[1:], settings)
+    assert cli.main(["evaluate", "--samples", str(file)]) == 3
+    assert f"{file} holds {least - 1} samples of {data}; at least {least} are needed. Draw " in (
+        capsys.readouterr().err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
+    save_samples(file, x, y, settings)
+    assert cli.main(["evaluate", "--samples", str(file)]) == 0
 
 
 @pytest.mark.parametrize(

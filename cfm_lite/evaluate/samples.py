@@ -137,7 +137,8 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
     """Measure the samples in an npz. Returns flat rows, each with its card, and their
     metrics.json.
 
-    Raises what `load_samples` and `rows_file` do, and DataError if `out` cannot be written.
+    Raises what `load_samples` and `rows_file` do, and DataError if `out` cannot be written and for
+    fewer than 4 samples of images, or 2 of points.
     """
     x, y, settings = load_samples(path)
     source = npz_of(path)
@@ -147,6 +148,12 @@ def evaluate_file(path: str | Path, out: str | Path | None = None) -> tuple[list
         return rows, runs.write_json(target, rows)
     name = from_dict(settings["recipe"]).dataset
     data, judge = dataset(name), judge_of(name)
+    least = 2 if judge is None else 4  # of MMD; of precision and recall, for 3 neighbours
+    if len(x) < least:
+        raise DataError(
+            f"{source} holds {len(x)} samples of {data.name}; at least {least} are needed. Draw "
+            "more with cfm-lite sample --num N."
+        )
     values = measure(x, y, data, judge)
     by = (
         {"features": "coordinates", "features_hash": None}
