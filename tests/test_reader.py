@@ -164,6 +164,18 @@ def test_scores_are_apart_for_held_out_combinations_and_for_two_things():
     assert "100.0%" in lines[1]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_picture_that_is_not_finite_shows_nothing(value):
+    """A diverged network draws such pictures. They were read as a red zero."""
+    pictures = words.load("seen", 3).x1
+    pictures[1, 0, 5, 5] = value
+    with pytest.raises(ConfigError, match="x holds NaN or infinite numbers in 1 of 3 rows"):
+        reader_for().read(pictures)
+    with pytest.raises(ConfigError, match="NaN or infinite"):
+        scores(reader_for(), pictures, ["a red zero"] * 3)
+    assert len(reader_for().read(pictures[::2])) == 2
+
+
 def test_other_pictures_are_refused():
     for x in (torch.zeros(2, 1, 28, 28), torch.zeros(2, 3, 16, 16)):
         with pytest.raises(ConfigError, match="pictures are"):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from cfm_lite._internal.checks import check_count, check_floating, full_precision
+from cfm_lite._internal.checks import check_count, check_floating, check_rows, full_precision
 from cfm_lite._internal.networks import made_in_float32, seeded
 from cfm_lite.data import words
 from cfm_lite.data.captions import (
@@ -173,13 +173,16 @@ class Reader(Kept):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Logits (B, answers) of each head.
 
-        Raises ConfigError for pictures of another shape, or of integers, and for none.
+        Raises ConfigError for pictures of another shape, of integers, or of numbers that are not
+        finite, and for none.
         """
         check_floating(x=x)
         if tuple(x.shape[1:]) != (3, words.SIDE, words.SIDE) or not len(x):
             raise ConfigError(
                 f"x has shape {tuple(x.shape)}; pictures are (B, 3, 32, 32), with B at least 1."
             )
+        # a picture of NaN would be read as a thing like any other
+        check_rows("x", x.cpu())
         found = find(x)
         told = {
             "things": F.one_hot(found.two.long(), 2).float(),
