@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from cfm_lite import cli, runs
+from cfm_lite._internal.checks import parse_json
 from cfm_lite.data.datasets import dataset
 from cfm_lite.data.root import checkout
 from cfm_lite.engine import checkpoint
@@ -293,6 +295,15 @@ def test_numbers_that_are_not_finite_become_null_in_json(tmp_path):
         tmp_path / "a.json", {"a": float("nan"), "b": [float("inf"), 1.0], "c": torch.tensor([1.5])}
     )
     assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.0], "c": [1.5]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not run: other systems refuse such names")
+def test_a_name_that_is_not_utf_8_is_kept_in_json_and_found_again(tmp_path):
+    """Rows, settings and configs name files; they were lost after all work was done."""
+    name = os.fsdecode(b"caf\xe9-\xc3\xbc.npz")
+    path = runs.write_json(tmp_path / "row.json", {"file": name, "other": "ü"})
+    assert '"ü"' in path.read_text(encoding="utf-8")
+    assert parse_json(path.read_bytes()) == {"file": name, "other": "ü"}
 
 
 def test_a_device_that_is_not_there_is_refused():

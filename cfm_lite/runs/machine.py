@@ -137,9 +137,9 @@ def write_json(path: str | Path, value: Any) -> Path:
     ['{', '"value":', 'null', '}']
     """
     path = expanded(path)
-    checkpoint.write_bytes(
-        path, (json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n"
+    # a name of a file may hold bytes that are not UTF-8: written as \udcXX, they are read again
+    checkpoint.write_bytes(path, text.encode(errors="backslashreplace"))
     return path
 
 

@@ -633,6 +633,16 @@ def test_settings_json_is_about_samples_npz_and_no_other_file_beside_it(run, tmp
 
 
 @QUIET
+def test_names_that_are_not_utf_8_lose_no_metric(some, tmp_path):
+    odd = some.rename(tmp_path / os.fsdecode(b"caf\xe9.npz"))
+    rows, path = evaluate_samples(odd, odd, StandIn(), progress=False)
+    kept = json.loads(path.read_bytes())
+    assert [row["value"] for row in kept] == [row["value"] for row in rows]
+    assert {row["file"] for row in kept} == {odd.name}
+    assert {row["reference"] for row in kept} == {str(odd)}
+
+
+@QUIET
 def test_the_card_of_foreign_samples_says_that_nothing_is_known(some):
     rows, _ = evaluate_samples(some, some, StandIn(), progress=False)
     assert not {"method", "sampler", "guidance"} & set(rows[0])
