@@ -102,6 +102,20 @@ def test_names_may_begin_at_the_folder_that_is_given_where_its_train_is_taken(ho
     )  # names below train2014/, as published
 
 
+def test_half_of_an_emoji_costs_its_character_and_not_the_set(home):
+    """A caption that another program cut. Its text could not be written as UTF-8."""
+    broken = {"image_id": 7, "caption": "a dog \ud83d on a mat"}
+    whole = {"image_id": 6, "caption": "a cat \U0001f600"}
+    (home / "cut.json").write_text(coco_with(broken, whole), encoding="utf-8")
+    assert "\\ud83d on" in (home / "cut.json").read_text()
+    found, _ = read_captions("cut.json")
+    assert found["0.png"] == ("a dog \ufffd on a mat",)
+    assert found["1.png"] == ("a cat \U0001f600",)
+    words = "scale prepare --images pictures --captions cut.json --out L --vae tiny --size 32"
+    assert cli.main(words.split()) == 0
+    assert Latents("L").captions == [found["0.png"], found["1.png"]]
+
+
 @pytest.mark.parametrize("keys", [("file_name", "text"), ("image", "caption")])
 def test_lines_of_json_give_the_same_and_leave_out_the_same(home, keys):
     names = {image["id"]: image["file_name"] for image in COCO["images"]}

@@ -52,7 +52,7 @@ def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]
         found: dict[str, list[str]] = {name: [] for name in sorted(names.values())}
         lost = []
         for image, caption in said:
-            if (words := " ".join(caption.split())) and image in names:
+            if (words := _writable(" ".join(caption.split()))) and image in names:
                 found[names[image]].append(words)
             elif words:
                 lost.append(words)
@@ -64,6 +64,13 @@ def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]
     if not any(found.values()):
         raise DataError(f"{os.fspath(file)} holds no caption of any image. Give {FORMS}.")
     return {name: tuple(captions) for name, captions in found.items()}, lost
+
+
+def _writable(text: str) -> str:
+    """`text` with half an emoji, which JSON can hold and UTF-8 cannot, as the sign for a character
+    that is lost.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 Told = tuple[dict[Any, str], Iterable[tuple[Any, str]]]  # names of images; captions by image
