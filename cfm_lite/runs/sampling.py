@@ -391,8 +391,8 @@ def draw_part(run: Run, settings: Settings, part: int) -> Tensor:
 
 
 def _dtype(run: Run) -> torch.dtype:
-    """That of the weights: float64 if the network was made under that default."""
-    return next(run.model.parameters()).dtype
+    """float64 if the network was made under that default, else float32."""
+    return torch.promote_types(torch.float32, next(run.model.parameters()).dtype)
 
 
 @dataclass(frozen=True)
