@@ -101,6 +101,36 @@ def test_the_first_update_copies_and_buffers_follow():
     assert same_parameters(average.module, model)
 
 
+class Counting(torch.nn.Module):
+    """A module that makes its buffers anew, as `self.seen = self.seen + 1` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(1))
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("rows", torch.zeros(0))  # one more entry at each call
+        self.register_buffer("late", None)  # a tensor only after the first call
+        self.register_buffer("early", torch.ones(1))  # and none after it
+
+    def forward(self, x, t):
+        if self.training:
+            self.seen, self.rows = self.seen + 1, torch.cat([self.rows, self.seen[None]])
+            self.late, self.early = self.seen.double(), None
+        return self.gain * x
+
+
+def test_a_buffer_that_is_made_anew_at_each_step_is_followed_too():
+    trainer = Trainer(objective.fm(Counting()))
+    for number, _ in enumerate(trainer.run([X1[:8]] * 3, 3), 1):
+        ema, model = trainer.ema, trainer.objective.model
+        assert ema.seen.item() == number
+        assert ema.rows.tolist() == list(range(number))
+        assert torch.equal(ema.late, model.late)
+        assert ema.late.dtype == torch.float64
+        assert ema.early is None
+        assert not {b.data_ptr() for b in ema.buffers()} & {b.data_ptr() for b in model.buffers()}
+
+
 def test_the_average_is_neither_trained_nor_the_model_itself():
     model = Tiny()
     average = Average(model, 0.9)

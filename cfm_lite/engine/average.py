@@ -54,20 +54,21 @@ class Average:
 
         No parameter moves if `ok`, a scalar on the device, is 0.
         """
-        (ema, params), buffers = self._found(model)
+        (ema, params), others, owners = self._found(model)
         # a bad step left the model as it was, so the first copy needs no gate
         if self.n_averaged == 0:
             torch._foreach_copy_(ema, params)
         else:
             lerp(ema, params, self.rate, ok)
-        for mine, theirs in buffers:
+        for mine, theirs in others:
             mine.copy_(theirs)
+        for mine, theirs in owners:
+            _copy_buffers(mine, theirs)
         self.n_averaged += 1
 
-    def _found(
-        self, model: nn.Module
-    ) -> tuple[tuple[list[Tensor], list[Tensor]], list[tuple[Tensor, Tensor]]]:
-        """Both lists of parameters and the pairs of buffers, looked up once.
+    def _found(self, model: nn.Module) -> Any:
+        """Both lists of averaged parameters, the pairs of others, and those of modules with
+        buffers, looked up once.
 
         A walk through the modules can take longer than the average itself.
         """
@@ -81,8 +82,9 @@ class Average:
             means = [pair for pair in pairs if _has_mean(pair[0])]
             others = [pair for pair in pairs if not _has_mean(pair[0])]
             ema, params = ([pair[i] for pair in means] for i in (0, 1))
-            copies = [*others, *zip(self.module.buffers(), model.buffers())]
-            self._pairs = model, ((ema, params), copies)
+            # the modules, not their buffers: `self.seen = self.seen + 1` makes another tensor
+            owners = zip(*([m for m in x.modules() if m._buffers] for x in (self.module, model)))
+            self._pairs = model, ((ema, params), others, [*owners])
         return self._pairs[1]
 
 
@@ -135,6 +137,15 @@ def _gated(ema: list[Tensor], params: list[Tensor], rate: float, found_inf: Tens
             lr=rate, dampening=0.0, nesterov=False, maximize=True, is_first_step=False,
             found_inf=found_inf,
         )  # fmt: skip
+
+
+def _copy_buffers(mine: nn.Module, theirs: nn.Module) -> None:
+    for name, x in theirs._buffers.items():
+        own = mine._buffers.get(name)
+        if x is None or own is None or own.shape != x.shape or own.dtype != x.dtype:
+            mine._buffers[name] = None if x is None else x.detach().clone()
+        else:
+            own.copy_(x)
 
 
 def _has_mean(p: Tensor) -> bool:
