@@ -22,6 +22,7 @@ from cfm_lite._internal.checks import (
     check_floating,
     check_keep,
     check_number,
+    expand,
     promote,
     repulsion_weight,
     warn_of_gain,
@@ -97,9 +98,12 @@ def repulsion(v: Batch, u_neg: Negative, keep: Keep | None = None, rescale: bool
     if keep is None:
         # K times the mean, not the mean over K: the bound λK < 1 is on the sum
         return len(u_neg) * F.mse_loss(v.expand_as(u_neg), u_neg)
+    shares = _row_shares(keep, v, rescale)
+    # a row that is left out may hold anything, and 0 times NaN is NaN
+    u_neg = torch.where(expand(shares > 0, v), u_neg, v.detach())
     errors = F.mse_loss(v.expand_as(u_neg), u_neg, reduction="none")  # (K, B, *dims)
     errors = errors.reshape(*u_neg.shape[:2], -1).mean(2).sum(0)  # (B,)
-    return (errors * _row_shares(keep, errors, rescale)).sum()
+    return (errors * shares).sum()
 
 
 def contrastive_flow_matching(

@@ -226,6 +226,20 @@ def test_keep_leaves_rows_out_of_value_and_gradient():
 
 
 @pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("nothing", [math.nan, math.inf])
+@pytest.mark.parametrize("k", [(), (2,)])
+def test_what_stands_in_a_row_without_a_negative_does_not_matter(k, nothing, rescale):
+    v, u_neg = normal(6, 3).requires_grad_(), normal(*k, 6, 3, seed=1)
+    keep = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    without = u_neg.clone()
+    without[..., ~keep, :] = nothing
+    losses = [repulsion(v, wrong, keep, rescale) for wrong in (u_neg, without)]
+    assert torch.equal(*losses)
+    assert torch.equal(*(torch.autograd.grad(loss, v)[0] for loss in losses))
+    assert u_neg.isfinite().all()
+
+
+@pytest.mark.parametrize("rescale", [False, True])
 def test_no_kept_row_gives_exactly_zero(rescale):
     v, u, u_neg, none = (
         normal(4, 3).requires_grad_(),
