@@ -1,6 +1,7 @@
 """The trainer: averages, guards, resumes; what it yields and what it refuses."""
 
 import copy
+import dataclasses
 from unittest import mock
 
 import pytest
@@ -18,7 +19,9 @@ from cfm_lite.errors import (
     DivergenceError,
     ResumeMismatchError,
 )
+from cfm_lite.negatives import perturbed
 from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Repulsion
+from cfm_lite.perturbations import channel_shuffle
 from cfm_lite.training import Trainer, warmup
 from tests.networks import Tiny, same_parameters
 
@@ -461,6 +464,97 @@ def test_another_schedule_that_can_be_compared_does_not_resume(tmp_path):
     with pytest.raises(ResumeMismatchError, match=r"schedule: .*\[0\].*\[100\]"):
         by(torch.optim.Adam, schedule=warmup(100)).resume(tmp_path)
     assert by(torch.optim.Adam).resume(tmp_path).step == 1  # no warm-up is the default
+
+
+class Slowing(torch.optim.Optimizer):
+    """Momentum with a step of 1 / n, where n is a plain number in the state of each parameter."""
+
+    def __init__(self, params, lr, **options):
+        super().__init__(params, {"lr": lr, **options})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state |= {"n": 0, "moment": torch.zeros_like(p), "spare": None}
+                state["n"] += 1
+                state["moment"].mul_(0.9).add_(p.grad)
+                p.sub_(group["lr"] / state["n"] * state["moment"])
+
+
+def test_plain_numbers_in_the_state_of_an_optimizer_are_resumed(tmp_path):
+    straight, stopped, resumed = (by(Slowing) for _ in range(3))
+    go(straight, 3)
+    go(stopped, 2)
+    stopped.save(tmp_path)
+    go(resumed.resume(tmp_path), 1)
+    assert [state["n"] for state in resumed.optimizer.state.values()] == [3] * 7
+    assert same_parameters(straight.objective, resumed.objective)
+
+
+def test_a_state_of_an_optimizer_that_no_file_holds_is_named_and_the_rest_is_saved(tmp_path):
+    trainer = by(Slowing)
+    go(trainer, 1)
+    for state in trainer.optimizer.state.values():
+        state["history"] = [torch.ones(1)]
+    with pytest.warns(UserWarning, match="history, a list.*does not hold"):
+        trainer.save(tmp_path)
+    assert by(Slowing).resume(tmp_path).step == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(torch.ones(2), "a Tensor"), (torch.nn.functional.relu, "a function")]
+)
+def test_an_option_of_an_optimizer_that_no_file_holds_is_named_before_the_first_step(value, words):
+    with pytest.raises(ConfigError, match=f"the option extra, {words}"):
+        by(Slowing, extra=value)
+
+
+class Halved:
+    """A codec, an object of a class that nobody here knows."""
+
+    def __init__(self, factor=2.0):
+        self.factor = factor
+        self.table = {"of": self}  # no JSON
+
+    def encode(self, x):
+        return x / self.factor
+
+    def decode(self, x):
+        return x * self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted(FlowMatching):
+    """A term with settings of all kinds."""
+
+    each: torch.Tensor | None = None
+    kind: torch.dtype = torch.float32
+    names: frozenset = frozenset({"b", "a"})
+
+
+def test_settings_of_any_kind_are_saved_and_compared(tmp_path):
+    def build(factor=2.0, each=(1.0, 2.0), kind=torch.float32):
+        image = perturbed(channel_shuffle, space="image", codec=Halved(factor))
+        term = Weighted(each=torch.tensor(each), kind=kind, name="weighted")
+        return Trainer(objective.fm(Tiny()).plus(Repulsion(0.1, image), term))
+
+    trainer = build()
+    go(trainer, 1)
+    trainer.save(tmp_path)
+    assert build().resume(tmp_path).step == 1
+    for other in ({"factor": 3.0}, {"each": (1.0, 3.0)}, {"kind": torch.float64}):
+        with pytest.raises(ResumeMismatchError, match="terms: saved"):
+            build(**other).resume(tmp_path)
+
+
+def test_a_config_that_no_file_holds_is_named(tmp_path):
+    trainer = build()
+    with pytest.raises(ConfigError, match="config holds data, a PosixPath"):
+        trainer.save(tmp_path, config={"data": tmp_path})
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_option_that_the_optimizer_itself_moves_may_differ(tmp_path):

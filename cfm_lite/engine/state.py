@@ -6,9 +6,9 @@ Settings of older editions are read here, too.
 """
 
 import base64
-import copy
 import dataclasses
 import functools
+import hashlib
 import json
 import platform
 import zlib
@@ -16,19 +16,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 import cfm_lite
 from cfm_lite import paths
-from cfm_lite._internal.checks import plain
+from cfm_lite._internal.checks import listed, plain, warn_once
 from cfm_lite._internal.places import expanded
 from cfm_lite.engine import checkpoint, sharded
 from cfm_lite.engine.average import Average
 from cfm_lite.engine.guard import Guard
 from cfm_lite.engine.parallel import World
-from cfm_lite.errors import ResumeMismatchError
+from cfm_lite.errors import ConfigError, ResumeMismatchError
 from cfm_lite.objective import Objective
 
 __all__ = ["State"]
@@ -36,6 +37,7 @@ __all__ = ["State"]
 _OLD = (  # what a file of an older edition is asked for: no optimizer moves these
     "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize",
 )  # fmt: skip
+_NUMBERS = (bool, int, float, str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,15 @@ class State:
     guard: Guard
     # whether the network drew from torch's own generators in its first step; empty before
     drew: list[bool] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for group in self.optimizer.param_groups:
+            for name, value in group.items():
+                if name != "params" and not _is_json(_plain_of_group(value)):
+                    raise ConfigError(
+                        f"the optimizer has the option {name}, a {type(value).__name__}, which a "
+                        "checkpoint cannot hold; it must be a number, a text, or lists of them."
+                    )
 
     def noting(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """`step(batch)`; it notes once whether torch's own generators have moved, as by dropout."""
@@ -106,6 +117,12 @@ class State:
             for k, v in entry.items()
             if isinstance(v, Tensor)
         }
+        kept, lost = _numbers_of(inner["state"])
+        if lost:
+            warn_once(
+                f"the optimizer keeps {listed(lost)}, which a checkpoint does not hold: a resumed "
+                "run begins without it. Keep a tensor or a number for each parameter."
+            )
         # of each rank, and only where the network draws: the seed decides all other draws
         generators = world.gather(self._generators() if any(self.drew) else None)
         state = {
@@ -113,9 +130,13 @@ class State:
             "averaged": self.averages["ema"].n_averaged,
             "errors": self.guard.errors,
             "generators": generators if any(generators) else None,
-            "groups": _plain(inner["param_groups"]),
+            "groups": [
+                {name: _plain_of_group(value) for name, value in group.items()}
+                for group in inner["param_groups"]
+            ],
+            **({"numbers": kept} if kept else {}),
             "settings": self._settings(),
-            "config": json.loads(json.dumps(dict(config))),
+            "config": _as_json(config),
             "versions": {
                 "cfm_lite": cfm_lite.__version__,
                 "torch": torch.__version__,
@@ -151,6 +172,8 @@ class State:
         for key, value in saved.optimizer.items():
             index, name = key.split(".", 1)
             entries.setdefault(int(index), {})[name] = value
+        for index, numbers in saved.state.get("numbers", {}).items():
+            entries.setdefault(int(index), {}).update(numbers)
         state = {"state": entries, "param_groups": saved.state["groups"]}
         sharded.load_optimizer(self.objective, self.optimizer, state)
         for average in self.averages.values():
@@ -258,12 +281,62 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
-    if isinstance(value, nn.Module):
-        return {"kind": type(value).__name__} | {
-            k: v
-            for k, v in ((k, plain(v)) for k, v in vars(value).items())
-            if isinstance(v, int | float | str) and k != "training"
-        }
-    if callable(value):
+    if callable(value) and not isinstance(value, nn.Module):
         return getattr(value, "__qualname__", type(value).__name__)
-    return copy.deepcopy(plain(value))
+    value = plain(value)
+    if value is None or isinstance(value, _NUMBERS):
+        return value
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value), key=repr)
+    if isinstance(value, Tensor | np.ndarray):
+        numbers = torch.as_tensor(value).detach().cpu().contiguous()
+        digest = hashlib.sha256(numbers.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+        return {"kind": f"{numbers.dtype} {tuple(numbers.shape)}", "sha256": digest}
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value)
+    # of any other object, such as a codec, what can be compared
+    own = ((k, plain(v)) for k, v in getattr(value, "__dict__", {}).items())
+    return {"kind": type(value).__name__} | {
+        k: v for k, v in own if isinstance(v, _NUMBERS) and k != "training"
+    }
+
+
+def _plain_of_group(value: Any) -> Any:
+    """An option of an optimizer, which a resumed run gets back: not shortened as a setting is."""
+    return [_plain_of_group(v) for v in value] if isinstance(value, tuple | list) else plain(value)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _as_json(config: Mapping[str, Any]) -> Any:
+    """`config` as JSON gives it back; ConfigError names what it cannot hold."""
+    for name, value in dict(config).items():
+        if not _is_json({name: value}):
+            raise ConfigError(
+                f"config holds {name}, a {type(value).__name__}; a checkpoint keeps it as JSON, so "
+                "it must be numbers, texts, lists and dicts of them. Give str() of it."
+            )
+    return json.loads(json.dumps(dict(config)))
+
+
+def _numbers_of(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """What an optimizer keeps beside tensors, such as a count of steps, for each parameter that has
+    any; and what of it no file can hold.
+    """
+    kept: dict[str, Any] = {}
+    lost: dict[str, None] = {}
+    for i, entry in state.items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor):
+                continue
+            if value is None or isinstance(plain(value), _NUMBERS):
+                kept.setdefault(str(i), {})[name] = plain(value)
+            else:
+                lost[f"{name}, a {type(value).__name__}"] = None
+    return kept, list(lost)
