@@ -98,7 +98,7 @@ class Trainer:
         self._exchange = Exchange(world, self._wrapped, self.parameters)
         self._forward = self._exchange.follow(self._forward)
         self.optimizer = optimizer or optimizers.make_optimizer(objective, **own)
-        self._base_lr = [plain(group["lr"]) for group in self.optimizer.param_groups]
+        self._groups = optimizers.Groups(self.optimizer, objective)
         errors = (name for name, term in objective.terms.items() if isinstance(term, FlowMatching))
         self._guard = Guard(device, next(errors, None), settings.runaway, averaged)
         kept = optimizers.options_of(self.optimizer, objective, self.schedule) | settings.decisive
@@ -157,7 +157,7 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the whole batch, micro-batch by micro-batch, and the mean loss and terms."""
-        optimizers.begin(self.optimizer, self._base_lr, self.schedule(self.step), self.step)
+        self._groups.begin(self.schedule(self.step), self.step)
         parts = micro_batches(batch, self.accumulate, self.objective.shard)
         rows, shard, log = batch[0].shape[0], self.objective.shard, {}
         first = self.world.rank * shards_in(rows, shard)

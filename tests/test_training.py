@@ -466,6 +466,65 @@ def test_another_schedule_that_can_be_compared_does_not_resume(tmp_path):
     assert by(torch.optim.Adam).resume(tmp_path).step == 1  # no warm-up is the default
 
 
+def half_the_rate(trainer):
+    trainer.optimizer.param_groups[0]["lr"] /= 2
+
+
+def one_more_group(trainer):
+    trainer.optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+
+
+def thaw(trainer):
+    trainer.objective.model.last.requires_grad_(True)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (half_the_rate, r"changed from 0.001 to 0.0005.*schedule="),
+        (one_more_group, "has 2 groups, and had 1.*Make a new Trainer"),
+        (thaw, "model.last.weight, model.last.bias was frozen.*Make a new Trainer"),
+    ],
+)
+def test_what_the_trainer_would_not_follow_is_refused_before_a_step(change, words, given):
+    built = objective.fm(Tiny(), shard=8)
+    built.model.last.requires_grad_(False)
+    adam = torch.optim.Adam(built.parameters(), lr=1e-3) if given else None
+    trainer = Trainer(built, adam)
+    go(trainer, 1)
+    change(trainer)
+    before = copy.deepcopy(built.state_dict())
+    with pytest.raises(ConfigError, match=words):
+        go(trainer, 1)
+    assert all(torch.equal(before[name], x) for name, x in built.state_dict().items())
+
+
+def test_a_scheduler_of_torch_beside_the_trainer_is_refused_by_name():
+    built = objective.fm(Tiny(), shard=8)
+    sgd = torch.optim.SGD(built.parameters(), lr=0.1)
+    scheduler, trainer = torch.optim.lr_scheduler.StepLR(sgd, 1), Trainer(built, sgd)
+    run = trainer.run(batches(X1, Y, size=16), 3)
+    next(run)
+    scheduler.step()
+    with pytest.raises(ConfigError, match="as by a scheduler of torch"):
+        next(run)
+
+
+def test_a_resumed_copied_or_interrupted_trainer_sets_its_own_rates(tmp_path):
+    trainer = by(torch.optim.Adam, schedule=warmup(10))
+    go(trainer, 3)
+    trainer.save(tmp_path)
+    for other in (by(torch.optim.Adam, schedule=warmup(10)), copy.deepcopy(trainer)):
+        other.resume(tmp_path)
+        go(other, 1)
+        assert other.lr == pytest.approx(4e-4)
+    with pytest.raises(DataError, match="ended"):
+        list(trainer.run([(X1[:8], Y[:8])], 2))
+    go(trainer, 1)
+    assert trainer.lr == pytest.approx(5e-4)
+
+
 class Slowing(torch.optim.Optimizer):
     """Momentum with a step of 1 / n, where n is a plain number in the state of each parameter."""
 

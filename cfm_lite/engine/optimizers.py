@@ -7,12 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfm_lite._internal.checks import check_number, plain
+from cfm_lite._internal.checks import check_number, listed, plain
 from cfm_lite.engine import sharded
 from cfm_lite.engine.settings import comparable
 from cfm_lite.errors import ConfigError
 
-__all__ = ["backward", "begin", "check_optimizer", "clip_gradients", "make_optimizer", "update"]
+__all__ = [
+    "Groups",
+    "backward",
+    "check_optimizer",
+    "clip_gradients",
+    "make_optimizer",
+    "update",
+]
 
 _FREE = (  # of a group: what a schedule notes, and what only says how a step is computed
     "params", "param_names", "initial_lr", "foreach", "fused", "capturable", "differentiable",
@@ -125,21 +132,60 @@ def options_of(
     return options | {"parameters": held, "schedule": comparable(schedule)}
 
 
-def begin(optimizer: Any, rates: Sequence[float], factor: float, step: int) -> None:
-    """Forget the gradients of the step before; each group's rate is `factor` times its own.
+class Groups:
+    """The groups of the optimizer, as they were when the trainer was made.
 
-    Raises ConfigError for a factor that is below 0 or not finite.
-
-    >>> optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
-    >>> begin(optimizer, [0.1], factor=0.5, step=0)
-    >>> optimizer.param_groups[0]["lr"]
+    >>> model = nn.Linear(1, 1)
+    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> Groups(sgd, model).begin(0.5, step=0)
+    >>> sgd.param_groups[0]["lr"]
     0.05
     """
-    check_number(f"schedule({step})", factor, 0.0, math.inf)
-    for group, rate in zip(optimizer.param_groups, rates):
-        group["lr"] = rate * factor
-        for p in group["params"]:
-            p.grad = None
+
+    def __init__(self, optimizer: torch.optim.Optimizer, objective: nn.Module) -> None:
+        self._optimizer, self._objective = optimizer, objective
+        self._own = [plain(group["lr"]) for group in optimizer.param_groups]
+        # with the rates that were set last; a resumed optimizer has groups of its file instead
+        self._last = [(group, group["lr"]) for group in optimizer.param_groups]
+        self._frozen = [p for p in objective.parameters() if not p.requires_grad]
+
+    def begin(self, factor: float, step: int) -> None:
+        """Forget the gradients of the step before; each group's rate is `factor` times its own.
+
+        Raises ConfigError for a factor that is below 0 or not finite, and for a rate, a group or a
+        parameter to train that somebody else has changed: the trainer would not follow.
+        """
+        check_number(f"schedule({step})", factor, 0.0, math.inf)
+        groups = self._optimizer.param_groups
+        self._check(groups)
+        self._last = []
+        for group, rate in zip(groups, self._own):
+            group["lr"] = rate * factor
+            self._last.append((group, group["lr"]))
+            for p in group["params"]:
+                p.grad = None
+
+    def _check(self, groups: Sequence[dict[str, Any]]) -> None:
+        if len(groups) != len(self._own):
+            raise ConfigError(
+                f"the optimizer has {len(groups)} groups, and had {len(self._own)} when the "
+                "trainer was made. Make a new Trainer with it."
+            )
+        for group, (same, last) in zip(groups, self._last):
+            if group is same and group["lr"] is not last and plain(group["lr"]) != plain(last):
+                raise ConfigError(
+                    f"a learning rate was changed from {plain(last):g} to {plain(group['lr']):g}, "
+                    "as by a scheduler of torch; the trainer sets it at each step and would lose "
+                    "the change. Give Trainer(schedule=...), a function of the step."
+                )
+        if any(p.requires_grad for p in self._frozen):
+            now = {id(p) for p in self._frozen if p.requires_grad}
+            names = [name for name, p in self._objective.named_parameters() if id(p) in now]
+            raise ConfigError(
+                f"{listed(names)} was frozen when the trainer was made and is not now; its "
+                "gradient would be neither clipped nor exchanged, and an optimizer without it "
+                "would not train it. Make a new Trainer."
+            )
 
 
 def backward(total: Tensor, share: float) -> None:

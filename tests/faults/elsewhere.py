@@ -115,7 +115,7 @@ ELSEWHERE: dict[str, str] = {
     "what a Trainer is made of: tests/test_training.py, test_trainable.py and test_numbers.py give it wrong ones": """
         engine.batches.as_batch engine.batches.micro_batches engine.batches.shards_in engine.batches.stream
         engine.guard.Guard
-        engine.optimizers.backward engine.optimizers.begin
+        engine.optimizers.backward engine.optimizers.Groups
         engine.optimizers.check_optimizer engine.optimizers.clip_gradients
         engine.optimizers.make_optimizer engine.optimizers.update engine.settings.Settings
         engine.settings.autocast engine.settings.check_objective engine.state.State
