@@ -694,16 +694,16 @@ def log_prob(
             "0 (the noise), as torch.linspace(1, 0, 101) does. Only a velocity that is infinite at "
             "1 needs less, and then 0.99 to 0 at least."
         )
-    measure = _measure(x1, trace, n_probes, generator, probes, grad)
-    # (B, D + 1): the point, and the integral so far
-    z = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
     # the divergence is a derivative: autograd must work also where the caller turned it off
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        measure = _measure(x1, trace, n_probes, generator, probes, grad)
+        # (B, D + 1): the point, and the integral so far
+        z = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1)
         field = _augmented(velocity, measure, x1.shape)
         z = deque(trajectory(field, z.clone(), ts, step), maxlen=1).pop()
-    # log p(x1) = log N(x0) - int_0^1 div v dt, and the walk from 1 to 0 has turned the sign
-    x0, integral = z[:, :-1], z[:, -1]
-    return integral - 0.5 * (x0**2).sum(1) - 0.5 * x0.shape[1] * math.log(2 * math.pi)
+        # log p(x1) = log N(x0) - int_0^1 div v dt, and the walk from 1 to 0 has turned the sign
+        x0, integral = z[:, :-1], z[:, -1]
+        return integral - 0.5 * (x0**2).sum(1) - 0.5 * x0.shape[1] * math.log(2 * math.pi)
 
 
 def _augmented(velocity: Velocity, trace: Trace, shape: torch.Size) -> Velocity:

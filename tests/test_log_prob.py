@@ -171,6 +171,16 @@ def test_the_gradient_of_the_likelihood_is_the_score() -> None:
     torch.testing.assert_close(score, exact, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.inference_mode])
+def test_the_points_receive_gradients_whatever_the_grad_mode_outside(outside) -> None:
+    x = torch.randn(6, 2, dtype=torch.float64).requires_grad_()
+    with outside():
+        result = log_prob(mixture, x, grid(20), grad=True)
+    (slope,) = torch.autograd.grad(result.sum(), x)
+    (wanted,) = torch.autograd.grad(log_prob(mixture, x, grid(20), grad=True).sum(), x)
+    assert torch.equal(slope, wanted)
+
+
 def test_parameters_receive_gradients() -> None:
     scale = torch.tensor(0.5, requires_grad=True)
     # v = a x carries x1 back to x1 / e^a: log p = log N(x1 e^-a) - a D, so d/da = |x0|^2 - D
