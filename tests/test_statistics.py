@@ -166,6 +166,33 @@ def test_several_variants_of_one_seed_are_refused():
         differences([row, row], row["metric"], row["nfe"], base=row["method"])
 
 
+def test_a_pair_that_is_not_finite_is_left_out_and_decides_nothing():
+    values, base = {0: 1.5, 1: math.inf, 2: 3.5, 3: 4.0}, {0: 1.0, 1: 2.0, 2: 3.0, 3: math.nan}
+    found = paired_difference("m", "frechet", 50, values, base)
+    assert found == paired_difference("m", "frechet", 50, {0: 1.5, 2: 3.5}, {0: 1.0, 2: 3.0})
+    alone = paired_difference("m", "frechet", 50, {0: math.inf, 1: math.inf}, {0: 1.0, 1: 2.0})
+    assert (alone.seeds, alone.clear) == (0, False)
+
+
+def test_a_method_that_shares_no_seed_with_the_base_has_no_difference():
+    row = {"metric": "frechet", "nfe": 50, "value": 1.0}
+    rows = [{**row, "method": "fm", "seed": 0}, {**row, "method": "vecor", "seed": 1}]
+    assert differences(rows, "frechet", 50) == []
+    assert "vecor" not in report(rows, "frechet", 50)
+
+
+def test_numbers_of_numpy_are_numbers_in_a_row_too():
+    def rows(whole, real):
+        return [
+            {"method": m, "metric": "frechet", "nfe": whole(50), "seed": whole(s), "value": real(v)}
+            for m, of_seed in (("fm", (1.0, 2.0, 4.0)), ("vecor", (0.5, 1.75, 3.0)))
+            for s, v in enumerate(of_seed)
+        ]
+
+    wanted = differences(rows(int, float), "frechet", 50)
+    assert differences(rows(np.int64, np.float32), "frechet", 50) == wanted
+
+
 def test_values_that_are_not_finite_are_left_out():
     row = {"metric": "frechet", "nfe": 50}
     rows = [

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cfm_lite._internal.checks import check_choice, check_count
+from cfm_lite._internal.checks import check_choice, check_count, plain
 from cfm_lite.errors import ConfigError
 
 __all__ = ["Difference", "differences", "paired_difference", "report"]
@@ -87,7 +87,7 @@ def differences(
     table: dict[str, dict[int, float]] = {}
     for (method, seed), mine in found.items():
         _check_one(mine)
-        table.setdefault(method, {})[seed] = mine[0]["value"]
+        table.setdefault(method, {})[seed] = float(mine[0]["value"])
     if not isinstance(base, str) or base not in table:
         raise ConfigError(
             f"no rows of {base!r}, the base, for metric {metric!r} at nfe {nfe}; methods there: "
@@ -96,7 +96,7 @@ def differences(
     return [
         paired_difference(method, metric, nfe, values, table[base])
         for method, values in table.items()
-        if method != base
+        if method != base and values.keys() & table[base].keys()
     ]
 
 
@@ -140,7 +140,7 @@ def fault_of(row: Any, fields: Mapping[str, Any]) -> str:
         return f"is {row!r:.80}"
     for name, kind in fields.items():
         value = row.get(name, ...)
-        if not isinstance(value, kind):
+        if not isinstance(plain(value), kind):
             return f"has no {name}" if value is ... else f"has {name} {value!r:.80}"
     return ""
 
@@ -149,6 +149,8 @@ def paired_difference(
     method: str, metric: str, nfe: int, values: Mapping[int, float], base: Mapping[int, float]
 ) -> Difference:
     """The difference of `values` to `base`, both {seed: value}, over the seeds that both have.
+
+    A seed is left out where one of the two is not finite, as of a run that diverged.
 
     Raises ConfigError if one of them is no mapping to numbers.
 
@@ -163,7 +165,8 @@ def paired_difference(
             raise ConfigError(
                 f"{name} is {given!r:.80}; it must map seeds to numbers, as {{0: 1.5, 1: 2.5}}."
             )
-    d = np.array([values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())])
+    both = [(values[seed], base[seed]) for seed in sorted(values.keys() & base.keys())]
+    d = np.array([a - b for a, b in both if math.isfinite(a) and math.isfinite(b)])
     mean = float(d.mean()) if len(d) else float("nan")
     std = float(d.std(ddof=1)) if len(d) >= 2 else float("nan")
     low, high, t_low, t_high = _intervals(tuple(d.tolist()), RESAMPLES)
