@@ -15,7 +15,7 @@ import pytest
 from cfm_lite import cli
 from cfm_lite import lab as experiments
 from cfm_lite.data.shared import owned
-from cfm_lite.errors import CFMError, DataError, DivergenceError
+from cfm_lite.errors import CFMError, ConfigError, DataError, DivergenceError
 from cfm_lite.lab import jobs, workers
 from tests.processes import forked
 
@@ -164,6 +164,23 @@ def test_other_settings_are_refused_and_named(tmp_path):
         experiments.compare(
             "toy", out=tmp_path, seeds=(0,), arms=("fm",), changes=TINY, progress=False
         )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"seeds": 3}, r"seeds is 3; it must be whole numbers, such as range\(3\)"),
+        ({"seeds": ["a"]}, "seeds is 'a'; it must be a whole number"),
+        ({"first_seed": 0.5}, "first_seed is 0.5; it must be a whole number"),
+        ({"device": "gpu"}, "device is 'gpu', which torch cannot use here"),
+        ({"workers": 0}, "workers is 0; it must be a whole number of at least 1"),
+        ({"workers": "2"}, "workers is '2'; it must be a whole number"),
+    ],
+)
+def test_what_no_sweep_can_have_is_refused_before_a_job(wrong, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        sweep(tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
 
 
 def test_arms_that_share_a_training_share_a_job():

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from cfm_lite._internal.checks import check_choice
+from cfm_lite._internal.checks import check_choice, check_count, check_device
 from cfm_lite.data.shared import owned
-from cfm_lite.errors import CFMError
+from cfm_lite.errors import CFMError, ConfigError
 from cfm_lite.lab.jobs import Job, Trial, estimate, jobs_of
 from cfm_lite.lab.measures import Row, judge_of
 from cfm_lite.lab.store import Store
@@ -61,9 +61,17 @@ def plan(
     """What a sweep of `groups` would do.
 
     `seeds` defaults to each group's own number of seeds, from `first_seed` on. Raises ConfigError
-    for an unknown name, and DataError if files in `out` were made with other settings.
+    for an unknown name, seed or device, and DataError if files in `out` were made with other
+    settings.
     """
     check_choice("suite", suite, SUITES)
+    check_device(device)
+    check_count("first_seed", first_seed, low=0)
+    if seeds is not None and not isinstance(seeds, Iterable):
+        raise ConfigError(
+            f"seeds is {seeds!r:.60}; it must be whole numbers, such as range({seeds!r:.20})."
+        )
+    seeds = seeds if seeds is None else [check_count("seeds", seed, low=0) for seed in seeds]
     known = SUITES[suite].groups
     changes = {**(SUITES[suite].miniature if quick else {}), **(changes or {})}
     wanted: list[Trial] = []
@@ -122,6 +130,7 @@ def compare(
     error the remaining jobs are still done, and then CFMError lists the failed ones. Raises
     ConfigError if another process runs the same suite there.
     """
+    check_count("workers", workers)
     todo = plan(suite, out=out, quick=quick, device=device, **chosen)
     for job in todo.jobs:
         check_speed(job.training.precision, torch.device(device))
