@@ -274,6 +274,28 @@ def test_a_resumed_run_runs_away_from_the_first_error_of_the_run_it_goes_on_with
         assert len(grown(build(runaway=2.0).resume(path), 10.0)) == 5
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_trainer_that_diverged_resumes_itself(at_once, tmp_path):
+    """`at_once` False is how the guard works on a device, where a bad step is read later."""
+    trainer = Trainer(objective.fm(Tiny()).plus(Poison(4)), log_every=2, runaway=2.0)
+    trainer._guard.at_once = at_once
+    go(trainer, 2)
+    trainer.save(tmp_path)
+    with pytest.raises(DivergenceError, match="poison is not finite at step 4"):
+        go(trainer, 2)
+    trainer.resume(tmp_path)
+    before = copy.deepcopy(trainer.objective.state_dict())
+    assert [int(log["step"]) for log in go(trainer, 4)] == [3, 4, 5, 6]
+    assert not any(torch.equal(before[k], x) for k, x in trainer.objective.state_dict().items())
+
+
+def test_a_guard_whose_checkpoint_names_no_error_forgets_those_after_it():
+    guard = Guard(torch.device("cpu"), "error", 2.0, [])
+    guard.watch(1, {"error": torch.tensor(100.0)})
+    guard.remember(None)
+    assert guard.errors is None
+
+
 @pytest.mark.parametrize("device", ["mps", "cuda"])
 def test_a_guard_on_any_device_goes_on_from_the_errors_of_a_checkpoint(device):
     """MPS has no float64, and torch refuses to make such a tensor there."""

@@ -61,15 +61,18 @@ class Guard:
         return None if self._errors is None else torch.stack(self._errors).tolist()
 
     def remember(self, errors: list[float] | None) -> None:
-        """Go on from the `errors` of a checkpoint; an old one has none, and the next is the first.
+        """Go on from a checkpoint and its `errors`; an old one has none, and the next is the first.
+
+        A bad step after that checkpoint is forgotten.
 
         >>> guard = Guard(torch.device("cpu"), "error", 2.0, [])
         >>> guard.remember([1.0, 3.0])
         >>> guard.errors
         [1.0, 3.0]
         """
+        place, self._errors = self._ok.device, None
+        self._ok, self._bad = torch.ones_like(self._ok), torch.full_like(self._bad, -1)
         if errors is not None:
-            place = self._ok.device
             first, largest = torch.tensor(errors, device=place, dtype=widest(place))
             self._errors = first, largest
 
