@@ -206,6 +206,35 @@ def test_a_network_with_dropout_resumes_bit_for_bit(tmp_path):
     assert checkpoint.load(plain.save(tmp_path / "plain"), "cpu").state["generators"] is None
 
 
+def test_dropout_that_begins_after_the_first_step_resumes_bit_for_bit(tmp_path):
+    class Late(Tiny):
+        def forward(self, x, t, y=None):
+            self.calls = getattr(self, "calls", 0) + 1
+            v = super().forward(x, t, y)
+            return torch.nn.functional.dropout(v) if self.calls > 1 else v
+
+    def late():
+        return Trainer(objective.fm(Late(), shard=8), lr=1e-2)
+
+    torch.manual_seed(3)
+    straight, resumed = late(), late()
+    go(straight, 3)
+    path, tail = straight.save(tmp_path), go(straight, 2)
+    resumed.objective.model.calls = 3
+    torch.manual_seed(7)
+    again = go(resumed.resume(path), 2)
+    assert [float(log["loss"]) for log in tail] == [float(log["loss"]) for log in again]
+
+
+def test_a_term_that_counts_its_calls_resumes_in_a_new_trainer(tmp_path):
+    trainer = Trainer(objective.fm(Tiny()).plus(Poison(9)))
+    go(trainer, 2)
+    path = trainer.save(tmp_path)
+    assert Trainer(objective.fm(Tiny()).plus(Poison(9))).resume(path).step == 2
+    with pytest.raises(ResumeMismatchError, match="terms: saved"):
+        Trainer(objective.fm(Tiny()).plus(Poison(8))).resume(path)
+
+
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not():
     a, b, c = build("vecor", seed=1), build("vecor", seed=1), build("vecor", seed=2)
     for trainer in (a, b, c):

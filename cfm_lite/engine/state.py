@@ -6,6 +6,7 @@ Settings of older editions are read here, too.
 """
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 import cfm_lite
 from cfm_lite import paths
@@ -61,10 +62,14 @@ class State:
     optimizer: torch.optim.Optimizer
     settings: Mapping[str, Any]
     guard: Guard
-    # whether the network drew from torch's own generators in its first step; empty before
+    # whether the network drew from torch's own generators in any step so far; empty before
     drew: list[bool] = dataclasses.field(default_factory=list)
+    # the settings of the terms before the first step, as those of the optimizer: a term that counts
+    # its calls has others later
+    terms: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.terms.update({name: _plain(term) for name, term in self.objective.terms.items()})
         for group in self.optimizer.param_groups:
             for name, value in group.items():
                 if name != "params" and not _is_json(_plain_of_group(value)):
@@ -74,24 +79,33 @@ class State:
                     )
 
     def noting(self, step: Callable[[Any], Any], batch: Any) -> Any:
-        """`step(batch)`; it notes once whether torch's own generators have moved, as by dropout."""
-        if self.drew:
+        """`step(batch)`; it notes whether torch's own generators have moved, as by dropout.
+
+        It is asked at every step until they have: dropout may begin late.
+        """
+        if any(self.drew):
             return step(batch)
-        before, found = self._generators(), step(batch)
-        self.drew.append(before != self._generators())
+        before, found = self._states(), step(batch)
+        self.drew[:] = [before != self._states()]
         return found
 
-    def _generators(self) -> dict[str, str]:
-        """The states of the CPU's generator and of the device's, as text."""
+    def _states(self) -> dict[str, bytes]:
+        """The states of the CPU's generator and of the device's."""
         device = next(self.objective.parameters()).device
-        with _disable_current_modes():  # a mode that counts sees only what the network does
+        # a mode that counts sees only what the network does; to leave none takes the longest here
+        active = _get_current_dispatch_mode() is not None
+        with _disable_current_modes() if active else contextlib.nullcontext():
             states = {"cpu": torch.get_rng_state()}
             if device.type == "cuda":
                 states["cuda"] = torch.cuda.get_rng_state(device)
-            return {
-                kind: base64.b64encode(zlib.compress(state.numpy().tobytes())).decode()
-                for kind, state in states.items()
-            }
+            return {kind: state.numpy().tobytes() for kind, state in states.items()}
+
+    def _generators(self) -> dict[str, str]:
+        """The same as text."""
+        return {
+            kind: base64.b64encode(zlib.compress(state)).decode()
+            for kind, state in self._states().items()
+        }
 
     def _set_generators(self, states: Mapping[str, str]) -> None:
         device = next(self.objective.parameters()).device
@@ -195,7 +209,7 @@ class State:
         """What must be equal to resume: with a different value it would be another run."""
         objective = self.objective
         return {
-            "terms": {name: _plain(term) for name, term in objective.terms.items()},
+            "terms": self.terms,
             "path": objective.path.name,
             "label_dropout": objective.label_dropout,
             "shard": objective.shard,
