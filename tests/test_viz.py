@@ -477,6 +477,25 @@ def test_square_limits_are_square_and_hold_every_point(clouds: list) -> None:
         assert bottom <= y.min() <= y.max() <= top
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.08, 0.35])
+def test_square_limits_hold_every_point_wherever_the_points_lie(margin: float) -> None:
+    draws = np.random.default_rng(0)
+    for _ in range(500):
+        cloud = draws.uniform(-5, 5, 2) + 10 ** draws.uniform(-2, 1.5) * draws.uniform(
+            -1, 1, (5, 2)
+        )
+        left, right, bottom, top = viz.square_limits(cloud, margin=margin)
+        (a, b), (last_a, last_b) = cloud.min(0), cloud.max(0)
+        assert left <= a + 1e-9
+        assert right >= last_a - 1e-9
+        assert bottom <= b + 1e-9
+        assert top >= last_b - 1e-9
+        assert right - left == pytest.approx(top - bottom)
+        for bound in (left, bottom):  # whole steps, and not a step too large
+            assert bound / 0.5 == pytest.approx(round(bound / 0.5))
+        assert right - left <= max((cloud.max(0) - cloud.min(0)).max() * (1 + 2 * margin), 1) + 1
+
+
 def test_mass_levels_of_a_normal_density_are_its_quantiles() -> None:
     x = viz.grid_points((-6, 6, -6, 6), 241, inset=False)
     log_density = -(x**2).sum(1) / 2 - math.log(2 * math.pi)
@@ -836,6 +855,8 @@ BAD = {
     "half a path": (lambda: viz.trajectories(states(), range(17), shown=1.5), "shown is 1.5"),
     "fewer than no paths": (lambda: viz.trajectories(states(), range(17), shown=-1), "shown is -1"),
     "limits of nothing": (lambda: viz.square_limits(), "at least one"),
+    "a step of zero": (lambda: viz.square_limits([[0, 1]], step=0), "step is 0"),
+    "a margin below zero": (lambda: viz.square_limits([[0, 1]], margin=-1), "margin is -1"),
     "a constant density": (lambda: viz.contours(panel(), np.zeros((5, 5)), (-2, 2, -2, 2)), "constant"),
     "what is no figure": (lambda: viz.save(None, "a.png"), "figure has type NoneType"),
     "bytes of what is no figure": (lambda: viz.to_png(None), "figure has type NoneType"),

@@ -74,16 +74,27 @@ def square_limits(*clouds: Any, margin: float = 0.08, step: float = 0.5) -> Limi
     """The smallest square (left, right, bottom, top) around all points (..., 2), widened by
     `margin` and rounded out to `step`.
 
+    Raises ConfigError for no points, a negative margin, or a step that is not above 0.
+
     >>> square_limits([[-1.0, 0.0], [1.0, 0.0]], margin=0)
     (-1.0, 1.0, -1.0, 1.0)
     """
+    check_number("margin", margin, 0, math.inf)
+    check_number("step", step, 0, math.inf, open_low=True)
     if not clouds:
         raise ConfigError("square_limits got no points; give at least one array (..., 2).")
     flat = np.concatenate([as_array("points", cloud).reshape(-1, 2) for cloud in clouds])
     low, high = flat.min(0), flat.max(0)
     half = max((high - low).max() / 2 * (1 + 2 * margin), step)
     half = math.ceil(2 * half / step) * step / 2
-    left, bottom = (np.round(((low + high) / 2 - half) / step) * step).tolist()
+    while True:
+        corner = np.round(((low + high) / 2 - half) / step)
+        # rounded to whole steps, the square must not slip off its outermost points
+        least, most = np.ceil((high - 2 * half) / step - 1e-9), np.floor(low / step + 1e-9)
+        if (least <= most).all():
+            break
+        half += step / 2
+    left, bottom = (corner.clip(least, most) * step).tolist()
     return left, left + 2 * half, bottom, bottom + 2 * half
 
 
