@@ -205,10 +205,8 @@ def shipped_pictures(y: Tensor, steps: int) -> dict[str, Tensor]:
         images, labels = mnist.load("test")
         waiting = {int(c): iter(images[labels == c]) for c in y.unique()}
         rows["real"] = torch.stack([next(waiting[int(c)]) for c in y])
-    noise, times = (
-        noise_of((1, 28, 28), len(y), 0),
-        torch.linspace(0, 1, steps + 1, dtype=torch.float32),
-    )
+    noise = noise_of((1, 28, 28), len(y), 0)
+    times = torch.linspace(0, 1, steps + 1, dtype=noise.dtype)
     for title, (name, scale) in SHIPPED.items():
         velocity = guidance.cfg(pretrained.load(name), y, scale)
         rows[title] = samplers.sample(velocity, noise, times, samplers.euler)

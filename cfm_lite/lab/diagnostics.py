@@ -47,7 +47,8 @@ def path_values(
     x0, mixture = noise_of(data.shape, len(y), run.recipe.seed), data.mixture
     if solver != "sde":
         few = slice(min(PATHS_SEEN, len(y)))
-        x, ts = x0[few].to(run.device), torch.linspace(0, 1, steps + 1, dtype=torch.float32)
+        x = x0[few].to(run.device, run.dtype)
+        ts = torch.linspace(0, 1, steps + 1, dtype=x.dtype)
         states = [
             x.cpu()
             for x in samplers.trajectory(velocity(arm, run, data, y[few]), x, ts, SOLVERS[solver])
@@ -76,7 +77,7 @@ def _exact_ends(name: str, n: int, seed: int, path: str) -> Tensor:
     x0 = noise_of(tuple(mixture.means.shape[1:]), n, seed)
     y = balanced_labels(int(mixture.labels.max()) + 1, n)
     flow = lambda x, t: mixture.velocity(x, t, y, PATHS[path])  # noqa: E731
-    return samplers.sample(flow, x0, torch.linspace(0, 1, EXACT_STEPS + 1, dtype=torch.float32))
+    return samplers.sample(flow, x0, torch.linspace(0, 1, EXACT_STEPS + 1, dtype=x0.dtype))
 
 
 def _separation(x: Tensor, y: Tensor) -> Tensor:
@@ -99,8 +100,8 @@ def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
     g = keyed_generator("cpu", 0, "diagnostics")
     values, errors, v = {}, [], velocity(arm, run, data, y)
     for time in TIMES:
-        t = torch.full((len(x1),), time, dtype=x1.dtype)
-        x_t, u_t = path.interpolate(_normals(x1, g), x1, t)
+        t = torch.full((len(x1),), time, dtype=torch.float32)
+        x_t, u_t = path.interpolate(_noise(run, x1, g), x1, t)
         mine = v(x_t.to(device), t.to(device)).cpu()
         values[f"velocity_deficit_at_{time:g}"] = float(metrics.velocity_deficit(mine, u_t))
         if data.mixture is not None:
@@ -112,17 +113,12 @@ def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
     return values | ({} if arm.changes else _feature_values(run, x1, y, g))
 
 
-def _normals(x1: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise of the shape of `x1`, the same whatever torch's default type is."""
-    return torch.randn(x1.shape, generator=generator, device="cpu", dtype=torch.float32)
-
-
 def _feature_values(
     run: Run, x1: Tensor, y: Tensor, generator: torch.Generator
 ) -> dict[str, float]:
     device, model, block = run.device, run.model, run.recipe.block
     t = torch.rand(len(x1), generator=generator, device="cpu", dtype=torch.float32)
-    x_t, _ = PATHS[run.recipe.path].interpolate(_normals(x1, generator), x1, t)
+    x_t, _ = PATHS[run.recipe.path].interpolate(_noise(run, x1, generator), x1, t)
     at = (x_t.to(device), t.to(device), y.to(device))
     _, features = model.forward_features(*at, blocks=(block,))  # pyright: ignore[reportCallIssue]
     h = features[block].flatten(1).cpu()
@@ -130,3 +126,9 @@ def _feature_values(
         "feature_norm": float(h.norm(dim=1).mean()),
         "feature_rank": float(metrics.effective_rank(h)),
     }
+
+
+def _noise(run: Run, x1: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise like `x1`, drawn in float32, as the network of `run` takes it."""
+    noise = torch.randn(x1.shape, generator=generator, device="cpu", dtype=torch.float32)
+    return noise.to(run.dtype)

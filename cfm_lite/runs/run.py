@@ -130,6 +130,12 @@ class Run:
         return next(self.model.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What its network takes: float32, or float64 where the weights are."""
+        wide = next(self.model.parameters()).dtype == torch.float64
+        return torch.float64 if wide else torch.float32
+
+    @property
     def summary(self) -> str:
         """What a command prints: how far the run came, or that there was nothing left to do."""
         if self.first == self.step > 0:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cfm_lite import guidance, samplers
-from cfm_lite._internal.checks import check_choice, check_count, check_number, plain
+from cfm_lite._internal.checks import check_choice, check_count, check_number, plain, promote
 from cfm_lite.data import captions, words
 from cfm_lite.draws import check_labels_word, class_labels, keyed_generator
 from cfm_lite.errors import ConfigError
@@ -218,13 +218,13 @@ def captions_in_turn(n: int, seed: int = 0) -> Tensor:
 
 
 def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
-    """The noise (n, *shape) that samples of points and pixels start from.
+    """The noise (n, *shape) that samples of points and pixels start from, in float32.
 
     >>> torch.equal(noise_of((2,), 4, seed=0), noise_of((2,), 4, seed=0))
     True
     """
     g = keyed_generator("cpu", seed, "sampling noise")
-    # float32 whatever the default dtype is: in float64 a seed gives other numbers
+    # whatever torch's default type is: in float64 a seed gives other noise
     return torch.randn(n, *shape, generator=g, device="cpu", dtype=torch.float32)
 
 
@@ -300,10 +300,10 @@ def solve(
     tensor([[2.7182]])
     """
     if solver != "sde":
-        ts = torch.linspace(0, 1, steps + 1, device="cpu", dtype=torch.float32)
+        ts = torch.linspace(0, 1, steps + 1, device="cpu", dtype=promote(x[:0]).dtype)
         return samplers.sample(velocity, x, ts, SOLVERS[solver])
     _check_sde_steps(steps)
-    ts = torch.linspace(0, 1 - samplers.SDE_END, steps, device="cpu", dtype=torch.float32)
+    ts = torch.linspace(0, 1 - samplers.SDE_END, steps, device="cpu", dtype=promote(x[:0]).dtype)
     return samplers.sample_sde(
         velocity, x, ts, path, last_step_size=samplers.SDE_END, generator=generator
     )
@@ -360,7 +360,7 @@ def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
     y = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
     x = draw_rows(
         lambda some: velocity_of(run, settings, some),
-        noise_of(_spec(run).shape, settings.num, settings.seed).to(_dtype(run)),
+        noise_of(_spec(run).shape, settings.num, settings.seed).to(run.dtype),
         y,
         run.recipe,
         steps=settings.steps,
@@ -384,15 +384,10 @@ def draw_part(run: Run, settings: Settings, part: int) -> Tensor:
     ]
     shape = (settings.batch, *_spec(run).shape)
     noise = torch.randn(shape, generator=keys[0], device="cpu", dtype=torch.float32)
-    x, path = noise[: len(y)].to(device, _dtype(run)), PATHS[run.recipe.path]
+    x, path = noise[: len(y)].to(device, run.dtype), PATHS[run.recipe.path]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         velocity = velocity_of(run, settings, y)
         return solve(velocity, x, settings.steps, settings.solver, path, keys[1])
-
-
-def _dtype(run: Run) -> torch.dtype:
-    """float64 if the network was made under that default, else float32."""
-    return torch.promote_types(torch.float32, next(run.model.parameters()).dtype)
 
 
 @dataclass(frozen=True)

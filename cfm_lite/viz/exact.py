@@ -88,7 +88,7 @@ def _check_mixture(mixture: theory.GaussianMixture, label: int) -> None:
 def _compute(case: _Case, paths: int, shown: int, steps: int, seed: int) -> _Scene:
     generator = torch.Generator().manual_seed(seed)
     data, labels = case.mixture.sample(1400, generator=generator)
-    x0 = torch.randn(paths, 2, generator=generator).to(data)
+    x0 = torch.randn(paths, 2, generator=generator, dtype=torch.float32).to(data)
     ts = torch.linspace(0, 1, steps + 1, dtype=data.dtype)
     states = {
         m: as_array(m, torch.stack(list(samplers.trajectory(case.velocity(m), x0, ts))))

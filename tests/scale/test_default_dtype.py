@@ -4,6 +4,7 @@ in float32 stay as they were.
 
 import contextlib
 import functools
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from cfm_lite import pretrained, runs
+from cfm_lite.course.nb06_dispersive import free_of_charge
 from cfm_lite.data import digits, teachers, words
 from cfm_lite.data.datasets import dataset
 from cfm_lite.data.latents.codec import open_codec, tiny_vae
@@ -19,12 +21,13 @@ from cfm_lite.evaluate.clip import ClipScore
 from cfm_lite.evaluate.inception import StandIn
 from cfm_lite.evaluate.judges import assess, judge_for, train_judge
 from cfm_lite.evaluate.reader import reader_for, train_reader
-from cfm_lite.lab import ARMS
-from cfm_lite.lab.diagnostics import field_values
+from cfm_lite.lab.arms import ARMS, draw_samples
+from cfm_lite.lab.diagnostics import field_values, path_values
 from cfm_lite.models import encoders
 from cfm_lite.models.text import ClipText
 from cfm_lite.runs.recipe import recipe
-from cfm_lite.runs.sampling import draw_run, settings_of
+from cfm_lite.runs.sampling import draw_part, draw_run, settings_of
+from cfm_lite.widgets import _features
 from tests.networks import same_parameters, tiny_clip
 
 PROGRAM = """
@@ -134,7 +137,36 @@ def scored_by_clip(place):
     return ClipScore(place)(floats(), texts), ClipText(place)(texts)
 
 
+def told_by_an_explorer(_):
+    text = json.dumps(_features._data.__wrapped__()["features"]).encode()
+    return [torch.frombuffer(bytearray(text), dtype=torch.uint8)]
+
+
+def drawn_by_a_run(_):
+    run = pretrained.run_of("toy_vecor")
+    return draw_run(run, settings_of(run, 5, steps=3, guidance=2.0, debias=True))
+
+
+def drawn_in_parts(_):
+    run = pretrained.run_of("toy_fm")
+    return [draw_part(run, settings_of(run, 5, steps=3, solver="sde"), part=0)]
+
+
+def traced_by_the_lab(_):
+    run = pretrained.run_of("toy_fm")
+    drawn = draw_samples(ARMS["fm"], run, dataset("two_classes"), torch.arange(6) % 2, steps=3)
+    paths = path_values(
+        ARMS["fm"], run, dataset("two_classes"), drawn, torch.arange(6) % 2, 3, "heun"
+    )
+    fields = field_values(ARMS["fm"], run, dataset("two_classes"))
+    return [drawn, torch.tensor([*paths.values(), *fields.values()], dtype=torch.float32)]
+
+
 NETWORKS = {
+    "samples of a run": drawn_by_a_run,
+    "samples in parts": drawn_in_parts,
+    "samples and paths of the lab": traced_by_the_lab,
+    "the explorer of features": told_by_an_explorer,
     "the reader of words": shown_by_the_reader,
     "a new reader of words": told_by_a_new_reader,
     "the judge": lambda place: assess(judge_for("digits"), digits.load("judge_test")[0][:9]),
@@ -156,6 +188,19 @@ def test_a_network_that_is_read_or_measures_is_the_same_under_float64(name, tmp_
     with under_float64():
         found = list(NETWORKS[name](tmp_path))
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(expected, found))
+
+
+@pytest.mark.filterwarnings("error")
+def test_under_float64_the_cached_teacher_is_read_and_its_file_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(teachers, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(teachers, "train_teacher", functools.partial(train_teacher, limit=99))
+    first = teachers.teacher_for.__wrapped__("digits")
+    (path,) = tmp_path.glob("teachers/*")
+    content = path.read_bytes()
+    with under_float64():
+        again = teachers.teacher_for.__wrapped__("digits")
+    assert path.read_bytes() == content
+    assert same_parameters(first, again)
 
 
 def drawn(run, **how):
@@ -191,14 +236,16 @@ def test_an_arm_is_measured_under_float64_on_what_it_is_measured_on_under_float3
         assert measured() == expected
 
 
-@pytest.mark.filterwarnings("error")
-def test_under_float64_the_cached_teacher_is_read_and_its_file_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(teachers, "cache_root", lambda: tmp_path)
-    monkeypatch.setattr(teachers, "train_teacher", functools.partial(train_teacher, limit=99))
-    first = teachers.teacher_for.__wrapped__("digits")
-    (path,) = tmp_path.glob("teachers/*")
-    content = path.read_bytes()
+def test_under_float64_an_exercise_that_asks_a_network_that_ships_is_checked():
     with under_float64():
-        again = teachers.teacher_for.__wrapped__("digits")
-    assert path.read_bytes() == content
-    assert same_parameters(first, again)
+        assert free_of_charge.__wrapped__({"input", "time_2", "label_table", "fc2"}) is None
+
+
+def test_a_run_in_float64_is_sampled_in_float64_from_the_noise_of_float32():
+    run = pretrained.run_of("toy_fm")
+    expected, _ = draw_run(run, settings_of(run, 5, steps=3))
+    run.model.double()
+    with under_float64():
+        found, _ = draw_run(run, settings_of(run, 5, steps=3))
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), expected)
