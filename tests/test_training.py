@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -424,6 +425,15 @@ def test_a_factor_that_is_no_number_of_at_least_zero_stops_before_the_step(facto
         go(trainer, 1)
     assert trainer.step == 2
     assert same_parameters(before, trainer.objective)
+
+
+@pytest.mark.parametrize("number", [torch.tensor, lambda x: torch.tensor([x]), np.float32])
+def test_a_factor_may_be_a_number_of_torch_or_numpy(number, tmp_path):
+    trainer = by(torch.optim.Adam, schedule=lambda step: number(0.5 / (step + 1)), foreach=True)
+    go(trainer, 2)
+    assert type(trainer.optimizer.param_groups[0]["lr"]) is float
+    assert trainer.lr == pytest.approx(0.25e-3)
+    trainer.save(tmp_path)
 
 
 def test_a_warmup_of_less_than_no_steps_is_refused():

@@ -160,7 +160,8 @@ class Groups:
         self._check(groups)
         self._last = []
         for group, rate in zip(groups, self._own):
-            group["lr"] = rate * factor
+            # a tensor could not be saved, and not every optimizer takes one
+            group["lr"] = float(rate * factor)
             self._last.append((group, group["lr"]))
             for p in group["params"]:
                 p.grad = None
