@@ -110,7 +110,9 @@ class Guided:
         if inside is False:  # for all rows: the other parts need not be called
             return self.parts[0](x, t)
         # one call on 2B rows keeps a device busier than two calls on B
-        velocities = self.joint(x, t) if self.joint else [part(x, t) for part in self.parts]
+        given = self.joint(x, t) if self.joint else [part(x, t) for part in self.parts]
+        # asked here, because broadcasting would take one row for all of them in silence
+        velocities = [as_velocity_of(v, x) for v in given]
         guided = self.combine(t, *velocities)
         # where, not an index: rows are chosen without a device read
         return guided if inside is True else torch.where(expand(inside, x), guided, velocities[0])
@@ -343,7 +345,14 @@ def _times(number: float, t: Tensor, v: Tensor) -> Tensor:
 
 def _times_of(factor: Callable[[Tensor], Tensor], t: Tensor, v: Tensor) -> Tensor:
     # in the dtype of v: a float64 factor would turn a float32 state into float64
-    f = torch.as_tensor(factor(t), dtype=v.dtype, device=v.device)
+    given = factor(t)
+    try:
+        f = torch.as_tensor(given, dtype=v.dtype, device=v.device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ConfigError(
+            f"factor(t) has type {type(given).__name__}; it must be (B,) = {tuple(t.shape)}, one "
+            "number per row, or a number."
+        ) from None
     if f.dim() and f.shape != t.shape:
         raise ConfigError(
             f"factor(t) has shape {tuple(f.shape)}; it must be (B,) = {tuple(t.shape)}, one number "
@@ -456,6 +465,11 @@ def _check_finite(name: str, mean: Tensor) -> None:
 
 def _mean(mean: MeanVelocity, t: Tensor, v: Tensor) -> Tensor:
     m = mean if isinstance(mean, Tensor) else mean(t)
+    if not isinstance(m, Tensor):
+        raise ConfigError(
+            f"mean_velocity(t) has type {type(m).__name__}; the function must return a tensor "
+            "(*dims), or (B, *dims) with one per row."
+        )
     # asked here, because broadcasting would take a mean of another shape in silence
     if tuple(m.shape) not in {tuple(v.shape[1:]), (1, *v.shape[1:]), tuple(v.shape)}:
         raise ConfigError(
@@ -576,7 +590,7 @@ def _retargeted(
     velocity: Velocity, total: float, mean: Tensor, path: Path | None, x: Tensor, t: Tensor
 ) -> Tensor:
     """In latent space, which needs the `path`, or without one in velocity space."""
-    v = promote(velocity(x, t))
+    v = promote(as_velocity_of(velocity(x, t), x))
     # a map P of velocities has E[P u | x_t] = M v; in latent space P leaves the noise alone,
     # so v must first be split into what it says of the data and of the noise
     if path is None:
@@ -622,7 +636,7 @@ def debias_linear(
 def _debiased(
     velocity: Velocity, total: float, mean: Tensor, path: Path | None, x: Tensor, t: Tensor
 ) -> Tensor:
-    v = promote(velocity(x, t))
+    v = promote(as_velocity_of(velocity(x, t), x))
     if path is None:  # (I - p M) v = (1 - p) v*
         system = torch.eye(len(mean), dtype=v.dtype, device=v.device) - total * mean.to(v)
         return (1 - total) * _solved(system, v)

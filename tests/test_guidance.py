@@ -18,11 +18,13 @@ from cfm_lite.guidance import (
     cfg,
     conditional,
     debias,
+    debias_linear,
     debias_shuffle,
     guide,
     rescale,
     rescale_in_time,
     retarget,
+    retarget_linear,
     retarget_shuffle,
 )
 from cfm_lite.models import MLP, SiT, load_official
@@ -561,3 +563,44 @@ def test_time_scaling_is_strongest_at_the_noise_and_gone_at_the_data():
         torch.testing.assert_close(scaled, 2 * x * (1 + alpha * (1 - t) ** beta)[:, None])
     same = rescale_in_time(lambda x, t: 2 * x, 0.0)(x, t)
     assert torch.equal(same, 2 * x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: guide(lambda x, t: x, v, 2.0),
+        lambda v: guide(v, lambda x, t: x, 2.0),
+        lambda v: debias(v, 0.1, torch.zeros(2)),
+        lambda v: retarget(v, 0.1, torch.zeros(2)),
+        lambda v: debias_shuffle(v, 0.1),
+        lambda v: rescale(v, 2.0),
+        lambda v: rescale(guide(lambda x, t: x, v, 2.0), 2.0),
+        lambda v: debias_linear(v, 0.1, torch.eye(2), space="velocity"),
+        lambda v: retarget_linear(v, 0.1, torch.eye(2), space="latent"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x, t: x[:1], r"the velocity has shape \(1, 2\) for x \(4, 2\)"),
+        (lambda x, t: x[:, :1], r"the velocity has shape \(4, 1\) for x \(4, 2\)"),
+        (lambda x, t: None, "the model returned None"),
+        (lambda x, t: (x, t), "the model returned a tuple of 2"),
+    ],
+)
+def test_a_part_of_another_shape_is_never_broadcast(change, wrong, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        change(wrong)(torch.zeros(4, 2), torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: debias(v, 0.1, lambda t: None), r"mean_velocity\(t\) has type NoneType"),
+        (lambda v: rescale(v, lambda t: None), r"factor\(t\) has type NoneType"),
+        (lambda v: rescale(v, lambda t: "2"), r"factor\(t\) has type str"),
+    ],
+)
+def test_a_function_of_time_that_gives_no_numbers_is_named(change, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        change(lambda x, t: x)(torch.zeros(4, 2), torch.zeros(4))
