@@ -276,7 +276,7 @@ class Objective(nn.Module):
         The result is the sample, what each term prepared, and the shards as slices.
         """
         # as under torch.set_default_dtype(torch.float64): data in float32 follow the weights
-        if any(p.dtype == torch.float64 for p in self._weights or self._found_weights()):
+        if _take_float64(self._weights or self._found_weights()):
             x1 = x1.double()
         # every random choice lives inside a shard, so a batch may be cut between shards
         size = self.shard or max(1, len(x1))
@@ -378,6 +378,14 @@ class _Generators(Sequence[Generator]):
         if self._made[i] is None:
             self._made[i] = self._make(self._device, range(len(self))[i], self._purpose)
         return self._made[i]
+
+
+def _take_float64(weights: Sequence[Tensor]) -> bool:
+    if not any(p.dtype == torch.float64 for p in weights):
+        return False
+    # where there are matrices they take the data; a single scale in float64 says nothing
+    matrices = [p.dtype == torch.float64 for p in weights if p.dim() > 1]
+    return any(matrices) if matrices else True
 
 
 def _joined(shards: Sequence[Any]) -> Any:

@@ -337,6 +337,21 @@ def test_presets_compose_by_adding_terms():
     assert built_names(values) == ["flow_matching", "repulsion", "dispersive", "far"]
 
 
+def test_a_scale_in_float64_leaves_the_data_of_float32_layers_as_they_are():
+    class Scaled(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+        def forward(self, x, t, y=None):
+            return super().forward(x, t, y) * self.scale.to(x.dtype)
+
+    assert torch.equal(
+        objective.fm(Scaled()).at(0, 0)(X1, Y)[0], objective.fm(Tiny()).at(0, 0)(X1, Y)[0]
+    )
+    assert objective.fm(Scaled().double()).at(0, 0)(X1, Y)[0].dtype == torch.float64
+
+
 def test_half_precision_data_is_promoted():
     assert objective.fm(Tiny()).at(0, 0)(X1.half(), Y)[0].dtype == torch.float32
     assert objective.fm(Tiny().double()).at(0, 0)(X1.double(), Y)[0].dtype == torch.float64
