@@ -133,7 +133,7 @@ class Trainer:
         return Running(self._run(stream(batches, check_count("steps", steps))))
 
     def _run(self, source: Iterator[tuple[Batch, bool]]) -> Iterator[dict[str, Tensor]]:
-        self.objective.train()  # every part of it
+        self._groups.check_same(self.objective.train())  # every part of it
         for batch, last in source:
             yield self._train_step(batch, last)
 

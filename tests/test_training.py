@@ -561,6 +561,25 @@ def test_what_the_trainer_would_not_follow_is_refused_before_a_step(change, word
     assert all(torch.equal(before[name], x) for name, x in built.state_dict().items())
 
 
+def assigned(model):
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+
+
+def adapted(model):
+    model.last = torch.nn.Sequential(model.last, torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [(assigned, "first.weight"), (adapted, "last.1.weight")]
+)
+def test_a_parameter_that_came_in_after_the_trainer_was_made_is_refused(change, name):
+    trainer = build()
+    go(trainer, 1)
+    change(trainer.objective.model)
+    with pytest.raises(ConfigError, match=f"model.{name}.*would never be trained"):
+        go(trainer, 1)
+
+
 def test_a_scheduler_of_torch_beside_the_trainer_is_refused_by_name():
     built = objective.fm(Tiny(), shard=8)
     sgd = torch.optim.SGD(built.parameters(), lr=0.1)

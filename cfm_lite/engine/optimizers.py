@@ -147,7 +147,24 @@ class Groups:
         self._own = [plain(group["lr"]) for group in optimizer.param_groups]
         # with the rates that were set last; a resumed optimizer has groups of its file instead
         self._last = [(group, group["lr"]) for group in optimizer.param_groups]
-        self._frozen = [p for p in objective.parameters() if not p.requires_grad]
+        self._every = list(objective.parameters())
+        self._frozen = [p for p in self._every if not p.requires_grad]
+
+    def check_same(self, objective: nn.Module) -> None:
+        """Raises ConfigError for a parameter to train that `objective` did not have then.
+
+        load_state_dict(assign=True) puts in such ones, and so does an adapter.
+        """
+        if sharded.is_sharded(objective):  # whose parameters are others while they are gathered
+            return
+        known = set(map(id, self._every))
+        named = objective.named_parameters()
+        names = [name for name, p in named if p.requires_grad and id(p) not in known]
+        if names:
+            raise ConfigError(
+                f"{listed(names)} came into the network after the trainer was made, so the "
+                "optimizer does not hold it and it would never be trained. Make a new Trainer."
+            )
 
     def begin(self, factor: float, step: int) -> None:
         """Forget the gradients of the step before; each group's rate is `factor` times its own.
