@@ -14,7 +14,9 @@ from torch import Generator, Tensor, nn
 
 from cfm_lite import losses
 from cfm_lite._internal.checks import (
+    check_callable,
     check_choice,
+    check_count,
     check_keep,
     check_number,
     check_tensor,
@@ -450,6 +452,9 @@ class Alignment(_Deterministic, nn.Module):
     (clean images, or features computed before). The projector is Linear, SiLU, Linear, SiLU, Linear
     of `width`. The teacher is neither trained nor saved with the run.
 
+    Raises:
+        ConfigError: a size below 1, or a teacher that is no function.
+
     Reference: Yu et al. 2024 (arXiv:2410.06940), eq. 8.
 
     >>> Alignment(0.5, 8, hidden_size=16, teacher=lambda x: x, teacher_dim=4).blocks
@@ -468,6 +473,15 @@ class Alignment(_Deterministic, nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        check_callable(teacher=teacher)
+        hidden_size, teacher_dim, width = (
+            check_count(name, size)
+            for name, size in (
+                ("hidden_size", hidden_size),
+                ("teacher_dim", teacher_dim),
+                ("width", width),
+            )
+        )
         self.weight, self.block, self.name = plain(weight), plain(block), name
         self.blocks = (self.block,)
         self._teacher = (teacher,)  # in a tuple, so that it is not a submodule
@@ -489,7 +503,7 @@ class Alignment(_Deterministic, nn.Module):
 
         Raises:
             ConfigError: a teacher that gives no tensor (B, T, dim), or another number of tokens
-                than the block.
+                than the block; a block of another width than `hidden_size`.
         """
         data = batch.sample.x1 if batch.context is None else batch.context
         # frozen also inside: no dropout, and no batch statistics of our images
@@ -505,6 +519,12 @@ class Alignment(_Deterministic, nn.Module):
                 f"the teacher gives {tuple(target.shape[:2])} (batch, tokens) and block "
                 f"{self.block} gives {tuple(h.shape[:2])}; they must be equal. Choose the "
                 "teacher's image size so that it has as many tokens as the model."
+            )
+        first = next(self.projector.children(), None)
+        if isinstance(first, nn.Linear) and h.shape[-1] != first.in_features:
+            raise ConfigError(
+                f"block {self.block} gives features of width {h.shape[-1]}, and hidden_size is "
+                f"{first.in_features}; they must be equal. Give hidden_size={h.shape[-1]}."
             )
         # the model side alone is projected: a learnt map of the target could please any model
         return losses.align(self.projector(h), target)

@@ -329,6 +329,29 @@ def test_a_teacher_with_another_number_of_tokens_is_refused():
         built(X1, Y)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 0}, "hidden_size is 0; it must be a whole number"),
+        ({"teacher_dim": 2.5}, "teacher_dim is 2.5; it must be a whole number"),
+        ({"width": 0}, "width is 0; it must be a whole number"),
+        ({"teacher": None}, "teacher is None; it must be a function"),
+    ],
+)
+def test_an_alignment_that_no_step_can_take_is_refused_when_it_is_made(change, words):
+    sizes = {"hidden_size": 16, "teacher": lambda x: x[:, None], "teacher_dim": 2, "width": 8}
+    with pytest.raises(ConfigError, match=words):
+        Alignment(0.5, 1, **sizes | change)
+
+
+def test_an_alignment_of_another_width_than_its_block_names_both():
+    built = objective.fm(Tiny()).plus(Alignment(0.5, 1, 12, lambda x: x[:, None], 2, width=8))
+    with pytest.raises(
+        ConfigError, match="block 1 gives features of width 16, and hidden_size is 12"
+    ):
+        built(X1, Y)
+
+
 def test_presets_compose_by_adding_terms():
     built = objective.delta_fm(Tiny(), 0.1).plus(
         Dispersive(0.5, block=1), Repulsion(0.1, negatives.other_class, name="far")
