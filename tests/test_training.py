@@ -693,7 +693,15 @@ def test_a_config_that_no_file_holds_is_named(tmp_path):
     trainer = build()
     with pytest.raises(ConfigError, match="config holds data, a PosixPath"):
         trainer.save(tmp_path, config={"data": tmp_path})
+    with pytest.raises(ConfigError, match="config has type int; it must be a mapping"):
+        trainer.save(tmp_path, config=5)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_config_may_hold_numbers_of_numpy_and_torch(tmp_path):
+    config = {"rows": np.int64(3), "sizes": [np.float64(0.5), torch.tensor(2)], "name": "a"}
+    path = build().save(tmp_path, config=config)
+    assert checkpoint.load(path).state["config"] == {"rows": 3, "sizes": [0.5, 2], "name": "a"}
 
 
 def test_an_option_that_the_optimizer_itself_moves_may_differ(tmp_path):

@@ -328,15 +328,30 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _as_json(config: Mapping[str, Any]) -> Any:
+def _as_json(config: Any) -> Any:
     """`config` as JSON gives it back; ConfigError names what it cannot hold."""
-    for name, value in dict(config).items():
-        if not _is_json({name: value}):
+    if not isinstance(config, Mapping):
+        raise ConfigError(
+            f"config has type {type(config).__name__}; it must be a mapping, such as a dict."
+        )
+    kept: dict[str, Any] = {}
+    for name, value in config.items():
+        try:
+            kept |= json.loads(json.dumps({name: value}, default=_number))
+        except (TypeError, ValueError):
             raise ConfigError(
                 f"config holds {name}, a {type(value).__name__}; a checkpoint keeps it as JSON, so "
                 "it must be numbers, texts, lists and dicts of them. Give str() of it."
-            )
-    return json.loads(json.dumps(dict(config)))
+            ) from None
+    return kept
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy or torch as Python's own; TypeError for anything else."""
+    number = plain(value)
+    if number is value:
+        raise TypeError
+    return number
 
 
 def _numbers_of(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
