@@ -236,6 +236,10 @@ class GaussianMixture:
             path, d_alpha.isfinite() & rate.isfinite(), t, "the velocity of a mixture", STAY_AWAY
         )
         spread = alpha**2 * variances + sigma**2  # the eigenvalues of S_k
+        log_weights = self._log_weights(y, x.device)
+        # a component that has no weight here needs no density: its share is 0 whatever it is
+        unasked = (log_weights == -math.inf)[..., None]
+        spread = torch.where(unasked & (spread == 0), 1.0, spread)
         if on_host(spread) and not (spread > 0).all():
             raise ConfigError(
                 "a component with std 0 has no density where sigma(t) = 0; keep t below 1, for "
@@ -245,7 +249,7 @@ class GaussianMixture:
         if self._basis is not None:  # in the eigenbasis S_k is diagonal
             offset = torch.einsum("bkd,kde->bke", offset, self._basis.to(place))
         log_normal = -0.5 * (offset**2 / spread + torch.log(2 * math.pi * spread)).sum(-1)
-        log_joint = self._log_weights(y, x.device) + log_normal
+        log_joint = log_weights + log_normal
         return _Terms(
             log_joint, offset, spread, d_alpha * alpha * variances + rate, d_alpha[..., 0]
         )

@@ -953,3 +953,21 @@ def test_a_path_whose_velocity_is_infinite_at_an_end_is_named_with_the_time():
     )
     with pytest.raises(ConfigError, match="not defined on path 'roots' at t = 0, where alpha = 0"):
         mixture.velocity(torch.zeros(2, 1), torch.tensor([0.1, 0.0]), path=roots)
+
+
+@pytest.mark.parametrize("path", [LINEAR, COSINE])
+def test_a_data_point_of_another_class_or_without_weight_needs_no_density_at_the_data(path) -> None:
+    x, t = torch.randn(5, 2, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    y = torch.zeros(5, dtype=torch.long)
+    alone = GaussianMixture([1.0], [[0.0, 1.0]], 0.5)
+    beside = GaussianMixture([0.5, 0.5], [[0.0, 1.0], [2.0, 3.0]], [0.5, 0.0])
+    without = GaussianMixture([1.0, 0.0], [[0.0, 1.0], [2.0, 3.0]], [0.5, 0.0])
+    for name in ("log_prob", "velocity", "score"):
+        wanted = getattr(alone, name)(x, t, path=path)
+        assert_close(getattr(beside, name)(x, t, y, path=path), wanted)
+        assert_close(getattr(without, name)(x, t, path=path), wanted)
+    assert_close(beside.responsibilities(x, t, y, path), torch.tensor([[1.0, 0.0]] * 5).double())
+    with pytest.raises(ConfigError, match="std 0 has no density"):
+        beside.velocity(x, t, path=path)
+    with pytest.raises(ConfigError, match="std 0 has no density"):
+        beside.velocity(x, t, 1 - y, path=path)
