@@ -174,16 +174,18 @@ class Objective(nn.Module):
         return self._weights
 
     def plus(self, *terms: Any) -> "Objective":
-        """A new objective on the same model with further terms.
+        """A new objective on the same model with further terms, in the same mode.
 
         >>> from cfm_lite.models import MLP
         >>> list(delta_fm(MLP(2)).plus(Dispersive(0.5, block=2)).terms)
         ['flow_matching', 'repulsion', 'dispersive']
         """
         every = (*self.terms.values(), *terms)
-        return Objective(
+        made = Objective(
             self.model, self.path, every, self.time, self.couple, self.label_dropout, self.shard
         )
+        made.training = self.training  # its own alone: the parts of the model keep theirs
+        return made
 
     def at(self, seed: int, step: int, first_shard: int = 0) -> "Objective":
         """Key every draw of the next calls by (seed, step, shard number).

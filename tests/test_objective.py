@@ -261,6 +261,14 @@ def test_all_labels_dropped_leaves_no_repulsion_and_no_nan():
     assert torch.equal(total.detach(), values["flow_matching"])
 
 
+def test_an_objective_made_by_plus_in_evaluation_mode_drops_no_label():
+    built = objective.fm(Tiny(), label_dropout=1.0).eval()
+    longer = built.plus(Repulsion(0.0))
+    assert not longer.training
+    assert torch.equal(longer.at(0, 0)(X1, Y)[0], built.at(0, 0)(X1, Y)[0])
+    assert objective.fm(Tiny()).plus(Repulsion(0.0)).training
+
+
 def test_a_single_class_batch_has_no_negatives_of_another_class():
     with pytest.warns(UserWarning, match="class"):
         _, values = objective.delta_fm(
