@@ -139,6 +139,18 @@ def test_curves_stand_at_their_settings():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "50"]
 
 
+def test_of_a_quantity_without_a_better_side_no_side_is_named():
+    neither = Panel("Digits", "length of the features", good="")
+    rows = viz.difference_rows({neither: [("a", CLEAR)]})
+    curves = viz.difference_curves({neither: {"fm": {2.0: CLEAR}}}, xlabel="x")
+    axes = (rows.axes[0], curves.axes[0])
+    assert not any("better" in axis.get_xlabel() + axis.get_ylabel() for axis in axes)
+    assert curves.axes[0].get_ylabel() == "length of the features"
+
+
+ASKEW = Panel("Digits", "Fréchet distance", good="down")
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -151,6 +163,22 @@ def test_curves_stand_at_their_settings():
             "NaN",
         ),
         (lambda: viz.difference_scatter({PANEL: [("a", 0.0, CLEAR)]}, xlabel="x"), "not above 0"),
+        (
+            lambda: viz.difference_curves({PANEL: {"fm": {0.0: CLEAR, 2.0: CLEAR}}}, xlabel="x"),
+            "the setting 0, which has no logarithm",
+        ),
+        (
+            lambda: viz.difference_curves({PANEL: {"fm": {2.0: CLEAR}}}, xlabel="x", columns=0),
+            "columns is 0",
+        ),
+        *(
+            (build, "good is 'down'; it must be one of 'lower', 'higher'")
+            for build in (
+                lambda: viz.difference_rows({ASKEW: [("a", CLEAR)]}),
+                lambda: viz.difference_curves({ASKEW: {"fm": {2.0: CLEAR}}}, xlabel="x"),
+                lambda: viz.difference_scatter({ASKEW: [("a", 1.0, CLEAR)]}, xlabel="x"),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(build, words):

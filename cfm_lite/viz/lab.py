@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from cfm_lite._internal.checks import check_choice, check_count
 from cfm_lite.errors import ConfigError
 from cfm_lite.methods import Arm
 from cfm_lite.viz import artists
@@ -60,10 +61,13 @@ class Compared(Protocol):
         ...
 
 
+GOOD = ("lower", "higher", "")
+
+
 class Panel(NamedTuple):
     """The words on one panel: its title, the name of the differences, on which side ("lower" or
-    "higher") a method is better, and the name of the settings, where they are not those of all
-    panels.
+    "higher", "" for neither) a method is better, and the name of the settings, where they are not
+    those of all panels.
 
     >>> Panel("Digits", "Fréchet distance").good
     'lower'
@@ -162,6 +166,9 @@ def _row(axis: Axes, place: int, d: Compared, marked: bool) -> None:
 
 
 def _sides(good: str) -> str:
+    check_choice("good", good, GOOD)
+    if not good:
+        return ""
     return (
         "$\\leftarrow$ better    worse $\\rightarrow$"
         if good == "lower"
@@ -184,7 +191,7 @@ def difference_curves(
     At most `columns` panels stand in a row; the place of a block without curves stays empty. `log`
     spaces the settings by their logarithm to base 2; `squeeze` makes the other axis logarithmic
     where differences are large beside most others of their panel, and says from where on. Raises
-    ConfigError without differences and for NaN.
+    ConfigError without differences, for NaN, and with `log` for a setting that is not above 0.
 
     >>> from types import SimpleNamespace
     >>> d = SimpleNamespace(method="vecor", mean=-0.2, low=-0.3, high=-0.1, clear=True)
@@ -194,7 +201,7 @@ def difference_curves(
     """
     if not blocks:
         raise ConfigError("blocks is empty; pass {Panel(...): {method: {setting: difference}}}.")
-    columns = _in_a_row(len(blocks), columns)
+    columns = _in_a_row(len(blocks), check_count("columns", columns))
     rows = -(-len(blocks) // columns)
     width = min(PAGE, 0.4 + 4.1 * columns)
     figure, axes = panels(rows, columns, width=width, height=0.8 + 3.0 * rows)
@@ -220,6 +227,11 @@ def _panel_of_curves(
     {label: legend entry}.
     """
     settings = sorted({x for curve in curves.values() for x in curve})
+    if log and settings and settings[0] <= 0:
+        raise ConfigError(
+            f"{panel.title} has the setting {settings[0]:g}, which has no logarithm; leave it out, "
+            "or give log=False."
+        )
     step = min(0.09, 0.5 / max(1, len(curves))) * _gap(np.log2(settings) if log else settings)
     handles = {}
     for i, (method, curve) in enumerate(curves.items()):
@@ -242,7 +254,9 @@ def _panel_of_curves(
 
 def _named(panel: Panel, more: str = "") -> str:
     """The name of the differences, and on which side a method is better."""
-    return f"{panel.quantity}\n({panel.good} is better{more})"
+    check_choice("good", panel.good, GOOD)
+    words = f"{panel.good} is better{more}" if panel.good else more.lstrip(";\n")
+    return f"{panel.quantity}\n({words})" if words else panel.quantity
 
 
 def _squeeze(axis: Axes, panel: Panel, means: Sequence[float]) -> None:
