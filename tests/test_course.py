@@ -175,10 +175,20 @@ def test_results_are_rows_and_missing_ones_are_named():
         course.results("no_such_suite")
 
 
+def test_a_stored_figure_is_shown_as_it_is_and_a_missing_one_is_named():
+    drawn = course.picture("pictures")
+    assert drawn.format == "png"
+    assert drawn.data == (course.checkout() / "data" / "results" / "pictures.png").read_bytes()
+    with pytest.raises(DataError, match=r"no_such_figure\.png cannot be read"):
+        course.picture("no_such_figure")
+
+
 def test_without_a_checkout_the_course_says_so(monkeypatch):
     monkeypatch.setattr(course, "checkout", lambda: None)
     with pytest.raises(DataError, match="checkout"):
         course.results("figure3")
+    with pytest.raises(DataError, match=r"figure3\.png is part of the repository"):
+        course.picture("figure3")
 
 
 def test_the_verdict_of_exercise_8_5_needs_both_intervals(capsys):

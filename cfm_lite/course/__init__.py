@@ -25,6 +25,7 @@ __all__ = [
     "exercises",
     "number",
     "pick",
+    "picture",
     "results",
     "say",
     "show",
@@ -178,15 +179,25 @@ def results(name: str) -> list[dict[str, Any]]:
     """The rows of data/results/NAME.json, which a recorded command measured; DataError where this
     is not a checkout or they are missing.
     """
+    return _stored(f"{name}.json", json.loads)
+
+
+def picture(name: str) -> Any:
+    """The figure data/results/NAME.png, which a recorded command drew; DataError as `results`."""
+    image = optional("IPython.display", "notebooks").Image
+    return _stored(f"{name}.png", lambda content: image(content, width=900))
+
+
+def _stored(name: str, read: Callable[[bytes], T]) -> T:
     repository = checkout()
     if repository is None:
         raise DataError(
-            f"data/results/{name}.json is part of the repository, and this package was installed "
+            f"data/results/{name} is part of the repository, and this package was installed "
             "without a checkout. Clone the repository, then pip install -e ."
         )
-    path = repository / "data" / "results" / f"{name}.json"
+    path = repository / "data" / "results" / name
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); it belongs to the repository: git checkout "

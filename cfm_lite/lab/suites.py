@@ -306,7 +306,7 @@ SUITES = {
         "cifar10-16",
         {"core": Group(_COLOURS, 3, _FEW_MANY)}
         | _tuning(("fm_scaled", "delta_fm", "vecor", "vecor_latent"), (0.02, 0.05, 0.1)),
-        {"levels": 2, "hidden_size": 32, "batch": 32, "steps": 5000, "precision": "float32"},
+        {"levels": 2, "hidden_size": 32, "steps": 5000, "precision": "float32"},
         keep="cifar10",
         stand_in="cifar10-jpeg75-16",
         miniature=_TINY,

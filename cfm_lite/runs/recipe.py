@@ -582,10 +582,10 @@ def mnist_sit() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """CIFAR-10 with a U-Net of three levels, for a laptop with patience: it takes several sittings.
+    """CIFAR-10 with a U-Net of three levels: an hour and a half on one core with AVX512-BF16.
 
     `dataset="cifar10-jpeg75"` trains on the JPEG pictures; with "-16" at the end they have half the
-    side. VeCoR shuffles the three colours here.
+    side. VeCoR shuffles the three colours here. Without those instructions a core takes longer.
     """
     return Recipe(
         dataset="cifar10",
@@ -599,8 +599,8 @@ def cifar10() -> Recipe:
         label_dropout=0.05,
         block=4,
         align_block=4,
-        batch=64,
-        steps=24_000,
+        batch=32,
+        steps=27_000,
         lr=2e-3,
         warmup=200,
         cooldown=0.5,

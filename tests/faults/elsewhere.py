@@ -154,7 +154,7 @@ ELSEWHERE: dict[str, str] = {
         course.nb10_imagenet_full_scale.own_term course.nb11_pictures_from_words.dropped_rows
         course.nb11_pictures_from_words.joint course.nb11_pictures_from_words.negative_prompt
         course.nb11_pictures_from_words.trained_in course.photographs.photographs
-        course.number course.results course.say course.show course.solved course.table
+        course.number course.picture course.results course.say course.show course.solved course.table
     """,
     "figures: tests/test_viz*.py and test_figures*.py give each of them wrong shapes, NaN and nothing": """
         course.figures.film.film
