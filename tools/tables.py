@@ -322,7 +322,8 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/course.md": {"course": course_table},
     "docs/lab.md": {"controls": controls_table, "lab": lab_table, "demo": demo_table},
     "docs/models.md": {"networks": cards.networks_table, "reached": cards.reached_table}
-    | {"words": words.table, "pictures": pictures.table, "knobs": knobs.table},
+    | {"words": words.table, "pictures": pictures.table, "knobs": knobs.table}
+    | {"colour": pictures.colour_table},
     "docs/paper_versus_here.md": {"figure3": figure3_table},
     "docs/speed.md": {"bench": bench_table},
     "docs/trust.md": {"trust": trust_table},
