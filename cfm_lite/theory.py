@@ -114,6 +114,7 @@ class GaussianMixture:
         else:
             self.covariances = _numbers("covariances", covariances, (components, dim, dim))
             self._variances, self._basis = _eigen(self.covariances)
+        self._has_points = bool((self._variances == 0).any())
         self.labels = _check_component_labels(labels, components)
 
     @property
@@ -237,9 +238,10 @@ class GaussianMixture:
         )
         spread = alpha**2 * variances + sigma**2  # the eigenvalues of S_k
         log_weights = self._log_weights(y, x.device)
-        # a component that has no weight here needs no density: its share is 0 whatever it is
-        unasked = (log_weights == -math.inf)[..., None]
-        spread = torch.where(unasked & (spread == 0), 1.0, spread)
+        if self._has_points:
+            # a component that has no weight here needs no density: its share is 0 whatever it is
+            unasked = (log_weights == -math.inf)[..., None]
+            spread = torch.where(unasked & (spread == 0), 1.0, spread)
         if on_host(spread) and not (spread > 0).all():
             raise ConfigError(
                 "a component with std 0 has no density where sigma(t) = 0; keep t below 1, for "

@@ -89,15 +89,18 @@ class State:
         self.drew[:] = [before != self._states()]
         return found
 
+    @functools.cached_property
+    def _device(self) -> torch.device:
+        return next(self.objective.parameters()).device  # a walk, as long as reading the states
+
     def _states(self) -> dict[str, bytes]:
         """The states of the CPU's generator and of the device's."""
-        device = next(self.objective.parameters()).device
         # a mode that counts sees only what the network does; to leave none takes the longest here
         active = _get_current_dispatch_mode() is not None
         with _disable_current_modes() if active else contextlib.nullcontext():
             states = {"cpu": torch.get_rng_state()}
-            if device.type == "cuda":
-                states["cuda"] = torch.cuda.get_rng_state(device)
+            if self._device.type == "cuda":
+                states["cuda"] = torch.cuda.get_rng_state(self._device)
             return {kind: state.numpy().tobytes() for kind, state in states.items()}
 
     def _generators(self) -> dict[str, str]:
