@@ -64,6 +64,7 @@ class State:
     guard: Guard
     # whether the network drew from torch's own generators in any step so far; empty before
     drew: list[bool] = dataclasses.field(default_factory=list)
+    steps: list[int] = dataclasses.field(default_factory=lambda: [0])  # how many it was asked
     # the settings of the terms before the first step, as those of the optimizer: a term that counts
     # its calls has others later
     terms: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -81,9 +82,12 @@ class State:
     def noting(self, step: Callable[[Any], Any], batch: Any) -> Any:
         """`step(batch)`; it notes whether torch's own generators have moved, as by dropout.
 
-        It is asked at every step until they have: dropout may begin late.
+        Dropout may begin late, so it is asked again: in the first ten steps and in every tenth one,
+        because to read the states takes a few hundredths of a small step.
         """
-        if any(self.drew):
+        count = self.steps[0]
+        self.steps[0] += 1
+        if any(self.drew) or (count >= 10 and count % 10):
             return step(batch)
         before, found = self._states(), step(batch)
         self.drew[:] = [before != self._states()]
