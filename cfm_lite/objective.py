@@ -311,8 +311,9 @@ class Objective(nn.Module):
         t = _times(self.time_distribution(len(x1), generator=g, device=x1.device), x1)
         if self._calls == 1:  # once: a look at each step's times takes longer than their draw
             check_unit_interval(**{"what time gave": t})
-        # u_t of VP is infinite at t = 1, so its times end just before
-        t = t.to(x1.dtype).clamp(max=self.path.train_end)
+        t = t.to(x1.dtype)
+        if self.path.train_end < 1:  # u_t of VP is infinite at t = 1, so its times end just before
+            t = t.clamp(max=self.path.train_end)
         # a key of its own: a random coupling leaves noise and times as they were
         own = self._couple_draws
         drawn = {"generator": self._generator(x1.device, shard, "couple")} if own else {}

@@ -72,9 +72,15 @@ class Exchange:
 
         return run
 
-    @contextlib.contextmanager
-    def micro_batch(self, step: int, first: bool, last: bool) -> Iterator[None]:
+    def micro_batch(
+        self, step: int, first: bool, last: bool
+    ) -> contextlib.AbstractContextManager[None]:
         """Around each micro-batch of a step; gradients are exchanged with those of the `last`."""
+        alone = self._world.size == 1
+        return contextlib.nullcontext() if alone else self._exchanging(step, first, last)
+
+    @contextlib.contextmanager
+    def _exchanging(self, step: int, first: bool, last: bool) -> Iterator[None]:
         if first:
             self._step, self._now, self._begun = step, (), None
             self._used.clear()
