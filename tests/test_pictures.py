@@ -52,6 +52,17 @@ def test_a_run_is_measured_and_drawn_under_its_own_method_data_set_and_classes(
     assert [len(x) for x in images.values()] == [20, 20, 20, 20]
     assert list(images)[1].startswith("ΔFM, 2 NFE, Fréchet ")
     assert (tmp_path / "pictures_digits.png").exists()
+    stored = pictures.stored_tiles(tmp_path / "pictures_digits.tiles.png", 4, 20)
+    for x, tiles in zip(images.values(), stored):  # to half a level of 255
+        assert (x.clamp(-1, 1) - tiles).abs().max() <= 0.5 / 127.5 + 1e-6
+
+    before = (tmp_path / "pictures_digits.json").read_bytes()
+    monkeypatch.setattr(pictures, "measured", None)
+    folders = [str(tmp_path / name) for name in ("run", "other")]
+    pictures.main(["--redraw", "--run", *folders, "--guidance", "3", "--out", str(tmp_path)])
+    assert (tmp_path / "pictures_digits.json").read_bytes() == before
+    for x, again in zip(images.values(), drawn[1][0].values()):
+        assert x.equal(again)
 
 
 def test_runs_of_two_data_sets_are_refused(tmp_path, capsys):

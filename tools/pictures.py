@@ -4,8 +4,9 @@
     python -m tools.pictures --run FOLDER ... [--guidance 2]    networks of runs, on their data set
 
 It writes pictures.json and pictures.png in data/results; for runs they have the name of their data
-set at the end. The first run is measured with guidance, too. Real rows are as many as samples, from
-the test images; `frechet_real` holds as many training images against them.
+set at the end, and the bare pictures go to a third file, .tiles.png. The first run is measured with
+guidance, too. Real rows are as many as samples, from the test images; `frechet_real` holds as many
+training images against them. --redraw takes the rows that are there, and measures nothing.
 """
 
 import argparse
@@ -13,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from cfm_lite import metrics, pretrained, viz
 from cfm_lite.data import cifar10
@@ -115,13 +119,35 @@ def figure(rows: list[Row]) -> viz.Picture:
     return viz.image_grid({told.get(name, name): x for name, x in images.items()})
 
 
-def figure_of(rows: list[Row], runs: Mapping[str, Run], data: DataSet) -> viz.Picture:
+def tiles_of(runs: Mapping[str, Run], data: DataSet) -> dict[str, Tensor]:
     """SEEN pictures of each class, the first ones of each row: real, and drawn by runs."""
     y = torch.arange(data.num_classes).repeat_interleave(SEEN)
     first = [torch.nonzero(data.held_y == c)[:SEEN, 0] for c in range(data.num_classes)]
-    told, images = titled(rows), {"real": data.held_x1[torch.cat(first)]}
-    for title, run in runs.items():
-        images[told[title]] = draw_samples(ARMS["fm"], run, data, y, STEPS)
+    drawn = {title: draw_samples(ARMS["fm"], run, data, y, STEPS) for title, run in runs.items()}
+    return {"real": data.held_x1[torch.cat(first)], **drawn}
+
+
+def save_tiles(images: Mapping[str, Tensor], file: Path) -> None:
+    """One row of bare pictures for each entry, with their own pixels."""
+    rows = [torch.cat(list(x), dim=2) for x in images.values()]  # (C, H, n W) each
+    pixels = ((torch.cat(rows, dim=1) + 1) * 127.5).round().clamp(0, 255).byte()
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).save(file, optimize=True)
+
+
+def stored_tiles(file: Path, rows: int, columns: int) -> list[Tensor]:
+    """The rows of `save_tiles`, each (columns, C, H, W) in [-1, 1]."""
+    with Image.open(file) as image:
+        pixels = torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1)
+    return [
+        torch.stack(row.permute(2, 0, 1).chunk(columns, dim=2)) / 127.5 - 1
+        for row in pixels.chunk(rows)
+    ]
+
+
+def figure_of(rows: list[Row], tiles: Mapping[str, Tensor], data: DataSet) -> viz.Picture:
+    """The `tiles`, with their classes and distances."""
+    told = titled(rows)
+    images = {told.get(title, title): x for title, x in tiles.items()}
     in_words = data.name in cifar10.NAMES
     classes = cifar10.CLASSES if in_words else range(data.num_classes)
     names = [name if i == 0 else "" for name in classes for i in range(SEEN)]
@@ -135,6 +161,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--run", type=Path, nargs="+", default=[], help="folders of cfm-lite train, of one data set"
     )
     parser.add_argument("--guidance", type=float, help="the second scale of the first run (2)")
+    parser.add_argument("--redraw", action="store_true", help="the picture of rows that are there")
     parser.add_argument("--out", type=Path, default=RESULTS, help="another folder")
     options, rows = parser.parse_args(words), []
     if options.guidance is not None and not options.run:
@@ -144,13 +171,17 @@ def main(words: Sequence[str] | None = None) -> None:
     if others:
         parser.error(f"the runs are of {name} and {others[0]}; give runs of one data set")
     data, end = dataset(name), f"_{name}" if options.run else ""
-    for title, (network, run) in found.items():
+    if options.redraw:
+        rows = read_json(options.out / f"pictures{end}.json")
+    for title, (network, run) in ({} if options.redraw else found).items():
         for row in measured(title, network, run, data, options.samples):
             print(f"{title:<16} {row['metric']:<14} {row['value']:.4f}", flush=True)
             rows.append(row)
         write_rows(options.out / f"pictures{end}.json", rows)  # what is measured is kept
-    runs = {title: run for title, (_, run) in found.items()}
-    drawn = figure_of(rows, runs, data) if options.run else figure(rows)
+    if options.run:
+        tiles = tiles_of({title: run for title, (_, run) in found.items()}, data)
+        save_tiles(tiles, options.out / f"pictures{end}.tiles.png")
+    drawn = figure_of(rows, tiles, data) if options.run else figure(rows)
     viz.save(drawn, options.out / f"pictures{end}.png")
 
 

@@ -11,12 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from cfm_lite import guidance, pretrained, samplers, viz
+from cfm_lite.data import cifar10
 from cfm_lite.data.datasets import dataset
 from cfm_lite.demo import shipped_pictures
 from cfm_lite.draws import keyed_generator
 from cfm_lite.models import SIT_CONFIGS, SiT
 from slides.figures.common import HALF, HIGH, RESULTS, WIDE, figure, record, rows
 from slides.figures.part3 import SPREAD, box, canvas, link
+from tools.pictures import COLOUR, SEEN, stored_tiles
 
 GREY = "#4d4d4d"
 
@@ -58,6 +60,14 @@ def digits_samples() -> viz.Picture:
 def mnist_samples() -> viz.Picture:
     """Ten digits of the shipped U-Net of MNIST, without guidance and with it, beside real ones."""
     return viz.image_grid(shipped_pictures(torch.arange(10), 50), cell=0.6)
+
+
+@figure("colour_samples")
+def colour_samples() -> viz.Picture:
+    """The first picture of each class, as `tools.pictures` has stored them: real and drawn."""
+    tiles = stored_tiles(RESULTS / f"pictures{COLOUR}.tiles.png", 3, SEEN * len(cifar10.CLASSES))
+    rows = dict(zip(("real", "FM", "guidance 2"), tiles))
+    return viz.image_grid({name: x[::SEEN] for name, x in rows.items()}, cifar10.CLASSES, cell=0.75)
 
 
 @figure("patches")
