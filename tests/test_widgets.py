@@ -349,7 +349,6 @@ def test_what_is_read_is_told_from_the_side_that_was_asked(monkeypatch):
     assert (right["right"], left["right"]) == (True, False)
 
 
-@pytest.mark.skipif("words" not in pretrained.RECIPES, reason="no network of words ships yet")
 def test_the_shelf_was_drawn_by_the_network_that_ships():
     with Image.open(_words.SHELF) as image:
         assert image.text["weights"] == pretrained.run_of("words").weights, (

@@ -21,7 +21,6 @@ pytest.importorskip(
 )
 nbformat = pytest.importorskip("nbformat")
 
-from cfm_lite import pretrained  # noqa: E402
 from tests.browser import lab as labs  # noqa: E402
 from tests.browser.drag import EXPLORER, drag  # noqa: E402
 from tools import explorers  # noqa: E402
@@ -397,7 +396,6 @@ def test_a_page_without_a_kernel_shows_the_shelf_and_says_what_it_lacks(folder, 
     page.close()
 
 
-@pytest.mark.skipif("words" not in pretrained.RECIPES, reason="no network of words ships yet")
 def test_python_draws_what_the_shelf_does_not_hold(page, lab, folder):
     path = folder / "words.ipynb"
     cells = ["from cfm_lite import widgets", "w = widgets.words('a pink cross', seed=3)\nw"]
