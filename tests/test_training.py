@@ -13,6 +13,7 @@ from cfm_lite import objective
 from cfm_lite.data.batches import batches
 from cfm_lite.engine import checkpoint, optimizers
 from cfm_lite.engine.guard import Guard
+from cfm_lite.engine.state import _completed
 from cfm_lite.errors import (
     CheckpointError,
     ConfigError,
@@ -687,6 +688,48 @@ def test_settings_of_any_kind_are_saved_and_compared(tmp_path):
     for other in ({"factor": 3.0}, {"each": (1.0, 3.0)}, {"kind": torch.float64}):
         with pytest.raises(ResumeMismatchError, match="terms: saved"):
             build(**other).resume(tmp_path)
+
+
+class Called:
+    """A coupling, a distribution of time, negatives and a perturbation with a setting of their own,
+    as objects that are called and as a method.
+    """
+
+    def __init__(self, scale):
+        self.scale, self.calls = scale, 0
+
+    def __call__(self, x, *_, generator=None, device=None):
+        self.calls += 1
+        if isinstance(x, int):
+            return torch.rand(x, generator=generator, device=device) ** self.scale
+        return self.scale * getattr(x, "u_t", x)
+
+    def couple(self, x0, x1, y=None):
+        return self.scale * x0, x1, y
+
+
+USES = {
+    "time": lambda own: objective.fm(Tiny(), time=own),
+    "couple": lambda own: objective.fm(Tiny(), couple=own.couple),
+    "negatives": lambda own: objective.delta_fm(Tiny(), negatives=own),
+    "perturb": lambda own: objective.vecor(Tiny(), perturb=own),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_object_that_is_called_with_another_setting_does_not_resume(use, tmp_path):
+    trainer = Trainer(USES[use](Called(2.0)))
+    go(trainer, 1)
+    trainer.save(tmp_path)
+    again = Trainer(USES[use](Called(2.0)))
+    assert again.resume(tmp_path).step == 1
+    with pytest.raises(ResumeMismatchError, match=r"saved .*2\.0.*now .*3\.0"):
+        Trainer(USES[use](Called(3.0))).resume(tmp_path)
+    name = {"time": "Called", "couple": "Called.couple"}.get(use)
+    if name:  # as every edition before saved it
+        old = {"settings": again._state._settings() | {use: name}}
+        mine = Trainer(USES[use](Called(3.0)))._state._settings()
+        assert _completed(old, mine)[use] == mine[use]
 
 
 def test_a_config_that_no_file_holds_is_named(tmp_path):

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import platform
 import zlib
@@ -65,12 +66,14 @@ class State:
     # whether the network drew from torch's own generators in any step so far; empty before
     drew: list[bool] = dataclasses.field(default_factory=list)
     steps: list[int] = dataclasses.field(default_factory=lambda: [0])  # how many it was asked
-    # the settings of the terms before the first step, as those of the optimizer: a term that counts
-    # its calls has others later
-    terms: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # the settings of the objective before the first step, as those of the optimizer: a term that
+    # counts its calls has others later
+    start: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.terms.update({name: _plain(term) for name, term in self.objective.terms.items()})
+        objective = self.objective
+        drawn = {"time": objective.time_distribution, "couple": objective.couple}
+        self.start.update(_plain({"terms": dict(objective.terms), **drawn}))
         for group in self.optimizer.param_groups:
             for name, value in group.items():
                 if name != "params" and not _is_json(_plain_of_group(value)):
@@ -216,12 +219,10 @@ class State:
         """What must be equal to resume: with a different value it would be another run."""
         objective = self.objective
         return {
-            "terms": self.terms,
+            **self.start,
             "path": objective.path.name,
             "label_dropout": objective.label_dropout,
             "shard": objective.shard,
-            "time": _plain(objective.time_distribution),
-            "couple": _plain(objective.couple),
             "optimizer": type(self.optimizer).__name__,
             **_plain(self.settings),
         }
@@ -258,9 +259,21 @@ def _completed(state: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, A
     A missing setting is read from the optimizer's groups. Else it had only one possible value, or
     was not saved.
     """
-    groups, saved = state.get("groups", []), state.get("settings", {})
+    groups, saved = state.get("groups", []), _with_objects(state.get("settings", {}), mine)
     in_groups = {name: [group.get(name) for group in groups] for name in _OLD if name in mine}
     return {**mine, **in_groups, "ema2_decay": 0.0, **saved}
+
+
+def _with_objects(saved: Any, mine: Any) -> Any:
+    """`saved`, with the settings in `mine` of objects that are called: once only their names were
+    saved.
+    """
+    if isinstance(saved, str):
+        method = isinstance(mine, list) and len(mine) == 2 and mine[0] == saved
+        return mine if method or (isinstance(mine, dict) and mine.get("kind") == saved) else saved
+    if isinstance(mine, dict) and isinstance(saved, dict):
+        return {name: _with_objects(value, mine.get(name)) for name, value in saved.items()}
+    return saved
 
 
 def said_once(settings: dict[str, Any]) -> dict[str, Any]:
@@ -302,8 +315,10 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
-    if callable(value) and not isinstance(value, nn.Module):
-        return getattr(value, "__qualname__", type(value).__name__)
+    if inspect.ismethod(value):
+        return [value.__qualname__, _plain(value.__self__)]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
     value = plain(value)
     if value is None or isinstance(value, _NUMBERS):
         return value
