@@ -21,6 +21,7 @@ from cfm_lite.errors import (
     DivergenceError,
     ResumeMismatchError,
 )
+from cfm_lite.models import SiT, UNet
 from cfm_lite.negatives import perturbed
 from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Repulsion
 from cfm_lite.perturbations import channel_shuffle
@@ -517,6 +518,27 @@ def test_an_optimizer_over_the_parameters_in_another_order_does_not_resume(tmp_p
     trainer.save(tmp_path)
     with pytest.raises(ResumeMismatchError, match="parameters: another order"):
         by(torch.optim.Adam, order=-1).resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        (SiT, {"input_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 8, "depth": 1}),
+        (UNet, {"input_size": 8, "channels": (8, 16)}),
+    ],
+)
+def test_a_network_of_the_same_weights_with_another_number_of_heads_does_not_resume(
+    kind, sizes, tmp_path
+):
+    def build(heads):
+        return Trainer(objective.fm(kind(**sizes, num_heads=heads, num_classes=3)))
+
+    trainer = build(2)
+    list(trainer.run([(torch.randn(4, 1, 8, 8), torch.arange(4) % 3)], 1))
+    trainer.save(tmp_path)
+    assert build(2).resume(tmp_path).step == 1
+    with pytest.raises(ResumeMismatchError, match=r"network: .*'num_heads': 2.*'num_heads': 4"):
+        build(4).resume(tmp_path)
 
 
 def test_another_schedule_that_can_be_compared_does_not_resume(tmp_path):

@@ -220,6 +220,11 @@ class State:
         objective = self.objective
         return {
             **self.start,
+            "network": {  # diffusers begins what is no setting with a low line
+                name: value
+                for name, value in _numbers_in(getattr(objective.model, "config", None)).items()
+                if not name.startswith("_")
+            },
             "path": objective.path.name,
             "label_dropout": objective.label_dropout,
             "shard": objective.shard,
@@ -331,10 +336,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.dtype | torch.device):
         return str(value)
     # of any other object, such as a codec, what can be compared
-    own = ((k, plain(v)) for k, v in getattr(value, "__dict__", {}).items())
-    return {"kind": type(value).__name__} | {
-        k: v for k, v in own if isinstance(v, _NUMBERS) and k != "training"
-    }
+    return {"kind": type(value).__name__, **_numbers_in(getattr(value, "__dict__", {}))}
+
+
+def _numbers_in(settings: Any) -> dict[str, Any]:
+    """The numbers and texts of a mapping; of a network's config they tell what no weight shows."""
+    found = ((k, plain(v)) for k, v in settings.items()) if isinstance(settings, Mapping) else ()
+    return {k: v for k, v in found if isinstance(v, _NUMBERS) and k != "training"}
 
 
 def _plain_of_group(value: Any) -> Any:
