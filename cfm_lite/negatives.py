@@ -27,7 +27,7 @@ from cfm_lite._internal.checks import (
 from cfm_lite._internal.networks import check_caption, check_keywords
 from cfm_lite.draws import quantiles, uniform_time
 from cfm_lite.errors import ConfigError
-from cfm_lite.paths import LINEAR, FlowSample, Path, check_path
+from cfm_lite.paths import LINEAR, FlowSample, Path, check_path, on_path
 from cfm_lite.perturbations import other_row
 
 __all__ = [
@@ -91,7 +91,8 @@ def in_batch_mean(
     and y are.
 
     Raises:
-        ConfigError: a mean of integers, a path that is no Path, or a `time` of your own.
+        ConfigError: a mean of integers, a path that is no Path, a `time` of your own, or one of
+            another path.
 
     >>> in_batch_mean(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
@@ -100,6 +101,7 @@ def in_batch_mean(
     # a negative has its own time, so the mean is over all times and depends on no t
     if time is not uniform_time:
         t = quantiles(time, _QUANTILES, check_path(path)).clamp(max=path.train_end)
+        on_path(time, path, "time")  # times of another path are not those of this one
         return path.d_alpha(t).mean().item() * data_mean
     # the mean of d_alpha over uniform times
     start, end = (

@@ -136,6 +136,8 @@ def test_the_mean_of_in_batch_keeps_its_bits_where_d_alpha_is_one():
     assert torch.equal(in_batch_mean(mean, LINEAR, lognormal_time), mean)
     with pytest.raises(ConfigError, match="quantiles are not known; use uniform_time"):
         in_batch_mean(mean, COSINE, lambda n, **how: torch.zeros(n))
+    with pytest.raises(ConfigError, match="path of time is 'linear' and .* 'cosine'"):
+        in_batch_mean(mean, COSINE, functools.partial(lognormal_time, path=LINEAR))
 
 
 def test_in_batch_of_one_keeps_nothing_and_warns_once():
