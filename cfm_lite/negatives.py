@@ -204,7 +204,7 @@ class Perturbed:
 
     Raises:
         ConfigError: an unknown space, k below 1, a transform without a keyword `generator`, or a
-            codec without encode and decode.
+            codec without encode and decode, or where nothing is decoded.
 
     >>> from cfm_lite.perturbations import channel_shuffle
     >>> Perturbed(channel_shuffle).space
@@ -233,6 +233,11 @@ class Perturbed:
         if self.codec is not None and not all(map(callable, methods)):
             raise ConfigError(
                 f"codec is {self.codec!r}; it must have the methods encode and decode."
+            )
+        if self.codec is not None and self.space != "image":
+            raise ConfigError(
+                f"a codec was given and space is {self.space!r}, which reads none; give "
+                "space='image', or leave codec out."
             )
 
     @torch.no_grad()
@@ -265,7 +270,7 @@ class Perturbed:
         return u_neg
 
     def _perturb_data(self, x1: Tensor, generator: Generator | None) -> Tensor:
-        if self.space == "latent" or self.codec is None:
+        if self.codec is None:
             return self.transform(x1, generator=generator)
         # a crop of latents is no latent of a crop: what is plausible is a matter of pixels
         image = self.transform(self.codec.decode(x1), generator=generator)
@@ -306,7 +311,8 @@ def perturbed(
             objective.
 
     Raises:
-        ConfigError: an unknown space, or a transform without a generator.
+        ConfigError: an unknown space, a transform without a generator, or a codec with another
+            space than "image".
 
     Reference: Hong et al. 2025 (arXiv:2511.18942); its default is channel_shuffle in velocity space
     with k = 1.

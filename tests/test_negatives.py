@@ -276,6 +276,12 @@ def test_each_space_is_its_definition(path):
     assert torch.equal(same, make("image"))  # said once: a second warning would be an error here
 
 
+@pytest.mark.parametrize("space", ["velocity", "latent"])
+def test_a_codec_that_a_space_does_not_read_is_refused(space):
+    with pytest.raises(ConfigError, match=f"space is '{space}', which reads none"):
+        perturbed(channel_shuffle, space=space, codec=Halving())
+
+
 def test_velocity_space_perturbs_the_noise_too():
     # a linear A on the linear path: A(x1 - x0) - (A x1 - x0) = x0 - A x0
     s = sample_of(6, 4, 3, 3)
