@@ -24,7 +24,7 @@ from cfm_lite._internal.checks import (
     on_host,
     warn_once,
 )
-from cfm_lite._internal.networks import check_caption, check_keywords
+from cfm_lite._internal.networks import check_caption, check_keywords, evaluating
 from cfm_lite.draws import quantiles, uniform_time
 from cfm_lite.errors import ConfigError
 from cfm_lite.paths import LINEAR, FlowSample, Path, check_path, on_path
@@ -273,8 +273,9 @@ class Perturbed:
         if self.codec is None:
             return self.transform(x1, generator=generator)
         # a crop of latents is no latent of a crop: what is plausible is a matter of pixels
-        image = self.transform(self.codec.decode(x1), generator=generator)
-        return self.codec.encode(image).to(x1.dtype)
+        with evaluating(self.codec):  # frozen also inside: it has no part in the training
+            image = self.transform(self.codec.decode(x1), generator=generator)
+            return self.codec.encode(image).to(x1.dtype)
 
 
 def _linear(sample: FlowSample) -> Path:

@@ -282,6 +282,31 @@ def test_a_codec_that_a_space_does_not_read_is_refused(space):
         perturbed(channel_shuffle, space=space, codec=Halving())
 
 
+class Normed(torch.nn.Module):
+    """A codec whose numbers depend on its mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3).double()
+        self.drop = torch.nn.Dropout(0.5)
+
+    def decode(self, z):
+        return self.norm(z)
+
+    def encode(self, x):
+        return self.drop(x)
+
+
+def test_a_codec_in_training_mode_is_asked_in_evaluation_mode_and_learns_nothing():
+    s, codec = sample_of(5, 3, 4, 4), Normed()
+    negatives = perturbed(shift, space="image", codec=codec)
+    u_neg = negatives(s, generator=seeded())
+    assert codec.norm.num_batches_tracked == 0
+    assert codec.training
+    codec.eval()
+    assert torch.equal(u_neg, negatives(s, generator=seeded()))
+
+
 def test_velocity_space_perturbs_the_noise_too():
     # a linear A on the linear path: A(x1 - x0) - (A x1 - x0) = x0 - A x0
     s = sample_of(6, 4, 3, 3)
