@@ -246,15 +246,15 @@ class Perturbed:
     ) -> Tensor:
         """The negatives of `sample`.
 
-        `path` is the objective's. It is used if this object has no path of its own.
+        `path` is the objective's, which refuses another one of this object's own.
 
         Raises:
-            ConfigError: a transform that changes the shape, or a sample that is not on the linear
-                path where no path was given.
+            ConfigError: a transform that changes the shape, or a sample without an objective that
+                lies on another path: this object's own, else the linear one.
         """
         check_generator(generator, _velocity_of(sample))
         # K draws, not one draw K times: the mean over them is less noisy
-        drawn = [self._one(sample, generator, self.path or path) for _ in range(self.k)]
+        drawn = [self._one(sample, generator, path) for _ in range(self.k)]
         return drawn[0] if self.k == 1 else torch.stack(drawn)
 
     def _one(self, sample: FlowSample, generator: Generator | None, path: Path | None) -> Tensor:
@@ -266,7 +266,7 @@ class Perturbed:
         x1 = self._perturb_data(sample.x1, generator)
         check_same_shape(x1=sample.x1, perturbed=x1)
         # the same noise and time
-        _, u_neg = (path or _linear(sample)).interpolate(sample.x0, x1, sample.t)
+        _, u_neg = (path or _path_of(sample, self.path)).interpolate(sample.x0, x1, sample.t)
         return u_neg
 
     def _perturb_data(self, x1: Tensor, generator: Generator | None) -> Tensor:
@@ -278,17 +278,18 @@ class Perturbed:
             return self.codec.encode(image).to(x1.dtype)
 
 
-def _linear(sample: FlowSample) -> Path:
-    """LINEAR, for a sample without an objective; ConfigError if it lies on another path."""
-    expected = LINEAR.interpolate(sample.x0, sample.x1, sample.t)[1]
+def _path_of(sample: FlowSample, own: Path | None) -> Path:
+    """The path of a sample without an objective: `own`, else LINEAR; ConfigError for another."""
+    path = own or LINEAR
+    expected = path.interpolate(sample.x0, sample.x1, sample.t)[1]
     # loose, as half precision needs: it only has to tell one path from another
     u, tolerance = sample.u_t.to(expected), {"rtol": 1e-2, "atol": 1e-2, "equal_nan": True}
     if on_host(expected) and not torch.allclose(u, expected, **tolerance):
         raise ConfigError(
-            "the sample does not lie on the linear path, and no path was given; name it: "
-            "perturbed(..., path=COSINE)."
+            f"the sample does not lie on the path {path.name!r} of these negatives; give them the "
+            "sample's, such as perturbed(..., path=COSINE)."
         )
-    return LINEAR
+    return path
 
 
 def perturbed(
@@ -308,8 +309,8 @@ def perturbed(
         space: "velocity" gives A(u_t). "latent" gives the velocity from the same x0 to A(x1) at the
             same t. "image" does so with codec.encode(A(codec.decode(x1))); data without a codec
             are pixels already.
-        path: by default that of the objective, which refuses another one; LINEAR where there is no
-            objective.
+        path: by default that of the objective, which refuses another one; without an objective
+            that of the sample, by default LINEAR.
 
     Raises:
         ConfigError: an unknown space, a transform without a generator, or a codec with another

@@ -136,7 +136,7 @@ def test_the_mean_of_in_batch_keeps_its_bits_where_d_alpha_is_one():
     assert torch.equal(in_batch_mean(mean, LINEAR, lognormal_time), mean)
     with pytest.raises(ConfigError, match="quantiles are not known; use uniform_time"):
         in_batch_mean(mean, COSINE, lambda n, **how: torch.zeros(n))
-    with pytest.raises(ConfigError, match="path of time is 'linear' and .* 'cosine'"):
+    with pytest.raises(ConfigError, match=r"path of time is 'linear' and .* 'cosine'"):
         in_batch_mean(mean, COSINE, functools.partial(lognormal_time, path=LINEAR))
 
 
@@ -305,6 +305,14 @@ def test_a_codec_in_training_mode_is_asked_in_evaluation_mode_and_learns_nothing
     assert codec.training
     codec.eval()
     assert torch.equal(u_neg, negatives(s, generator=seeded()))
+
+
+@pytest.mark.parametrize(("mine", "named"), [(COSINE, LINEAR), (COSINE, None), (LINEAR, VP)])
+def test_negatives_of_another_path_than_the_sample_are_refused(mine, named):
+    s = sample_of(5, 3, path=mine)
+    with pytest.raises(ConfigError, match=f"does not lie on the path '{(named or LINEAR).name}'"):
+        perturbed(channel_shuffle, space="latent", path=named)(s)
+    assert perturbed(channel_shuffle, space="latent", path=mine)(s).shape == (5, 3)
 
 
 def test_velocity_space_perturbs_the_noise_too():

@@ -91,7 +91,7 @@ MUTANTS = (
     Mutant("a row repels itself", "perturbations.py", "torch.randint(1, n, (n,)", "torch.randint(0, n, (n,)", NEGATIVES),
     Mutant("the own class repels", "negatives.py", "torch.where(place < first, place, place + last - first)", "place", NEGATIVES),
     Mutant("nothing is left out", "negatives.py", "return order[place], others > 0", "return order[place], others >= 0", NEGATIVES),
-    Mutant("a position as velocity", "negatives.py", "_, u_neg = (path or _linear(sample))", "u_neg, _ = (path or _linear(sample))", NEGATIVES),
+    Mutant("a position as velocity", "negatives.py", "_, u_neg = (path or _path_of(sample, self.path))", "u_neg, _ = (path or _path_of(sample, self.path))", NEGATIVES),
     Mutant("the identity is a shuffle", "perturbations.py", "torch.randint(\n        int(exclude_identity), math", "torch.randint(\n        0, math", "tests/test_perturbations.py"),
     Mutant("labels are dropped the other way round", "draws.py", "dropped = drawn.to(y.device) < p", "dropped = drawn.to(y.device) > p", DRAWS),
     Mutant("the farthest pairing", "draws.py", "(table, maximize=True)", "(table, maximize=False)", DRAWS),
