@@ -21,12 +21,14 @@ from cfm_lite._internal.checks import (
     check_number,
     check_same_shape,
     check_unit_interval,
+    check_unwritten,
     full_precision,
     is_finite,
     on_host,
     plain,
     promote,
     repulsion_weight,
+    versions,
     warn_of_gain,
 )
 from cfm_lite._internal.lazy import outside_graphs
@@ -251,7 +253,10 @@ class Objective(nn.Module):
     def _run(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        return asked(self.model, y, functools.partial(self._call, x, t, y, blocks))
+        before = versions(x, t, y)
+        output = asked(self.model, y, functools.partial(self._call, x, t, y, blocks))
+        check_unwritten("the model", before, x, t, y)
+        return output
 
     def _run_aside(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
@@ -297,9 +302,10 @@ class Objective(nn.Module):
         for name, term in self.terms.items():
             # keyed by the name of the term: one more term changes no draw of the others
             generators = _Generators(self._generator, x1.device, name, len(shards))
-            prepared[name] = term.prepare(
-                Draw(sample, dropped, shards, generators, self.path, self.time_distribution)
-            )
+            draw = Draw(sample, dropped, shards, generators, self.path, self.time_distribution)
+            before = versions(*sample)
+            prepared[name] = term.prepare(draw)
+            check_unwritten(f"what the term {name!r} calls", before, *sample)
         return sample, prepared, shards
 
     def _draw_shard(
@@ -318,7 +324,10 @@ class Objective(nn.Module):
         own = self._couple_draws
         drawn = {"generator": self._generator(x1.device, shard, "couple")} if own else {}
         # labels are dropped after the pairing, which may use them
+        given = x1, y  # the caller's own; the noise is nobody's
+        before = versions(*given)
         x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
+        check_unwritten("couple", before, *given)
         if y is None:
             return x0, x1, t, None, None
         # a validation loss asks for the given labels: dropped ones are another problem

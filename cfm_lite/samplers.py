@@ -38,10 +38,12 @@ from cfm_lite._internal.checks import (
     check_same_shape,
     check_state,
     check_tensor,
+    check_unwritten,
     expand,
     is_finite,
     moved,
     on_host,
+    versions,
     widest,
 )
 from cfm_lite._internal.lazy import optional
@@ -88,32 +90,19 @@ def _unwritten(step: Step) -> Step:
     @wraps(step)
     def checked(velocity: Velocity, x: Tensor, t: Time, dt: float | Tensor) -> Tensor:
         times = _rows(t, x)
-        before = _versions(x, times)
+        before = versions(x, times)
         moved = step(velocity, x, times, dt)
-        _check_unwritten(before, x, times)
+        check_unwritten("the velocity", before, x, times)
         return moved
 
     return checked
 
 
-def _versions(x: Tensor, t: Tensor) -> list[int | None]:
-    """How often the state and the times were written to; None where torch does not count."""
-    return [None if part.is_inference() else part._version for part in (x, t)]
-
-
-def _check_unwritten(before: list[int | None], x: Tensor, t: Tensor) -> None:
-    if _versions(x, t) != before:
-        raise ConfigError(
-            "the velocity wrote into the x or t that it was given, so the states are wrong. "
-            "Compute new tensors there: x * 2 in place of x *= 2."
-        )
-
-
 def _asked(velocity: Velocity, x: Tensor, t: Tensor) -> Tensor:
     """The velocity at `x` (B, *dims) and `t` (B,), which writes into neither, in the dtype of x."""
-    before = _versions(x, t)
+    before = versions(x, t)
     v = velocity(x, t)
-    _check_unwritten(before, x, t)
+    check_unwritten("the velocity", before, x, t)
     return _fitting(v, x)
 
 

@@ -412,6 +412,41 @@ def test_after_eval_no_label_is_dropped_and_a_run_goes_back_to_training():
     torch.testing.assert_close(keep.at(0, 0)(X1, Y)[0], everyone.at(0, 0)(X1, Y)[0])
 
 
+def _doubled(x, *_, generator=None):
+    return x.mul_(2)
+
+
+def _doubled_target(sample, *, generator=None):
+    return sample.u_t.mul_(2)
+
+
+def _doubled_data(x0, x1, y):
+    return x0, x1.mul_(2), y
+
+
+def _teacher(x):
+    return x.mul_(2)[:, None]
+
+
+WRITERS = {
+    "what the term 'repulsion' calls": lambda: objective.delta_fm(
+        Tiny(), negatives=_doubled_target
+    ),
+    "the transform or codec": lambda: objective.vecor(Tiny(), perturb=_doubled, space="latent"),
+    "couple": lambda: objective.fm(Tiny(), couple=_doubled_data),
+    "the teacher": lambda: objective.fm(Tiny()).plus(Alignment(0.5, 1, 16, _teacher, 2)),
+    "the model": lambda: objective.fm(
+        Net(lambda net, x, t, y: net.layer(x.mul_(2)), num_classes=3)
+    ),
+}
+
+
+@pytest.mark.parametrize("who", WRITERS)
+def test_a_function_of_the_caller_that_writes_into_what_it_is_given_is_refused(who):
+    with pytest.raises(ConfigError, match=f"{who} wrote into what it was given"):
+        WRITERS[who]()(X1.clone(), Y)
+
+
 @pytest.mark.parametrize("leave", [lambda built: built.eval(), lambda built: built.model.eval()])
 def test_a_look_at_held_out_data_between_two_steps_changes_nothing_of_the_run(leave):
     def run(look):

@@ -40,6 +40,23 @@ def on_host(x: Tensor) -> bool:
     )
 
 
+def versions(*tensors: Any) -> list[int | None]:
+    """How often each was written to; None where torch does not count. Empty in a compiled graph."""
+    if torch.compiler.is_compiling():
+        return []
+    counted = (isinstance(part, Tensor) and not part.is_inference() for part in tensors)
+    return [part._version if yes else None for part, yes in zip(tensors, counted)]
+
+
+def check_unwritten(who: str, before: list[int | None], *tensors: Any) -> None:
+    """ConfigError if a function of the caller has written into the `tensors` since `before`."""
+    if versions(*tensors) != before:
+        raise ConfigError(
+            f"{who} wrote into what it was given, so the numbers are wrong. Compute new tensors "
+            "there: x * 2 in place of x *= 2."
+        )
+
+
 def transformed(*tensors: object) -> bool:
     """Whether torch.func (grad, vmap, jvp, ...) or forward-mode autograd follows one of `tensors`.
 
