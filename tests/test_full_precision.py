@@ -12,6 +12,7 @@ from cfm_lite import guidance, metrics, objective
 from cfm_lite._internal.checks import full_precision
 from cfm_lite.data import words
 from cfm_lite.data.latents.codec import open_codec
+from cfm_lite.data.pca import PCA
 from cfm_lite.data.teachers import SmallTeacher, Tokens
 from cfm_lite.evaluate.clip import ClipScore
 from cfm_lite.evaluate.inception import StandIn
@@ -94,6 +95,8 @@ SAME = {
     "pixels": lambda codec: codec.pixels(normal(2, 4, 4, 4)),
     "encode": lambda codec: codec.encode(images() / 127.5 - 1),
     "moments": lambda codec: codec.moments(images()),
+    "the digits' codec": lambda codec: PCA(normal(40, 1, 8, 8), 9).decode(normal(2, 9, 1, 1)),
+    "the digits' latents": lambda codec: PCA(normal(40, 1, 8, 8), 9).encode(normal(2, 1, 8, 8)),
     **{name: perturbed(change) for name, change in PERTURBATIONS.items()},
     "precision and recall": precision_and_recall,
     "what undoes a shuffle": debiased,

@@ -12,7 +12,7 @@ as a channel.
 import torch
 from torch import Tensor
 
-from cfm_lite._internal.checks import check_count
+from cfm_lite._internal.checks import check_count, full_precision
 from cfm_lite.errors import ConfigError
 
 __all__ = ["PCA"]
@@ -48,11 +48,13 @@ class PCA:
         self.scale = float(values[order].mean().sqrt())
         self.kept = float(values[order].sum() / values.sum())
 
+    @full_precision()
     def encode(self, x: Tensor) -> Tensor:
         """Latents (B, components, 1, 1) of images (B, *dims)."""
         flat = x.flatten(1) - self.mean.to(x)
         return (flat @ self.basis.to(x) / self.scale)[:, :, None, None]
 
+    @full_precision()
     def decode(self, z: Tensor) -> Tensor:
         """Images (B, *dims) of latents (B, components, 1, 1)."""
         flat = self.mean.to(z) + self.scale * z.flatten(1) @ self.basis.to(z).mT
