@@ -40,7 +40,8 @@ LIMIT = 50 * 2**30
 MEMBERS = 2_000_000  # ImageNet has 1.3 million
 # names that Synology, macOS, Windows, QNAP and Linux add to folders by themselves
 UNSEEN = frozenset(
-    {"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"}
+    {"@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information"}
+    | {"@recycle", "@recently-snapshot", "lost+found"}
 )
 # how archives of other kinds begin
 OTHERS = {b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf'\x1c": "7z", b"Rar!": "rar"}
