@@ -513,7 +513,7 @@ def sample_sde(
         ts: (n + 1,), rising to 1 - last_step_size. One step without noise follows.
         last_step: "mean" (x + h (v + c s)), "tweedie" (the data that v implies) or "euler" (x + h
             v). None leaves it out, and `ts` may end anywhere up to 1.
-        noise: n standard normals (B, *dims), used instead of `generator`.
+        noise: n standard normals (B, *dims), in place of a `generator`.
 
     Raises:
         ConfigError: a wrong argument, or "sbdm" where it is infinite.
@@ -603,6 +603,10 @@ def _noises(
     """`n` standard normals like x: those given, or fresh ones, drawn one by one."""
     check_generator(generator)
     if noise is not None:
+        if generator is not None:
+            raise ConfigError(
+                "generator was given with noise, so nothing is drawn; leave one of the two out."
+            )
         _check_noise(noise, n, x)
         return (z.to(x) for z in noise)
     device = x.device if generator is None else generator.device

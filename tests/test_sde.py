@@ -226,6 +226,10 @@ def test_nothing_is_read_back_from_a_device() -> None:
         ({"diffusion": "sigmoid"}, "diffusion is 'sigmoid'.*Did you mean 'sigma'"),
         ({"diffusion": "SBDM"}, "diffusion is 'SBDM'"),
         ({"norm": -1.0}, r"norm is -1\.0"),
+        (
+            {"generator": torch.Generator(), "noise": torch.zeros(12, 5, 2)},
+            "generator was given with noise, so nothing is drawn",
+        ),
         ({"norm": float("nan")}, "norm is nan"),
         ({"last_step": "Mean"}, "last_step is 'Mean'.*'mean'"),
         (

@@ -590,8 +590,7 @@ CALLS: dict[str, Callable[[Draws], Arguments]] = {
         "norm": 1.0,
         "last_step": d.pick("mean", "euler", "tweedie"),
         "last_step_size": 0.04,
-        "generator": d.fresh(),
-        "noise": d.pick(None, d.normal(3, 4, 2)),
+        **d.pick({"generator": d.fresh()}, {"noise": d.normal(3, 4, 2)}),
     },
     "samplers.trajectory": lambda d: {
         "velocity": velocity,
