@@ -176,6 +176,7 @@ REFUSED = [
     ("train toy --set schedule=linear cooldown=0", "there is no cooldown"),
     ("train toy --set schedule=constant cooldown=0.5", "the schedule is constant"),
     ("train toy --steps 20 --set schedule=cosine cooldown=0.02", "at most one step"),
+    ("train toy --steps 20 --set schedule=cosine cooldown=0 warmup=20", "warmup=20 takes all 20 steps"),
     ("train toy --steps 2 --sample-every 3", "nothing would be drawn"),
     ("train toy --out run", "already holds a run"),
     ("train toy --out run/checkpoints", "inside the run"),

@@ -87,6 +87,11 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
             found[name] = "boost is 0; set boost too, such as boost=0.05"
         elif name == "cooldown" and recipe.schedule == "constant":
             found[name] = "the schedule is constant; set schedule=linear or cosine"
+        elif name == "schedule" and not recipe.cooldown and recipe.warmup >= recipe.steps:
+            found[name] = (
+                f"warmup={recipe.warmup} takes all {recipe.steps} steps, and cosine falls from the "
+                "warm-up on; set more steps, or a shorter warmup"
+            )
         elif name in ("cooldown", "schedule") and recipe.cooldown and cooldown_steps(recipe) < 2:
             found[name] = (
                 f"cooldown={recipe.cooldown:g} of {recipe.steps} steps is at most one step, over "
