@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from cfm_lite import cli
+from cfm_lite import cli, runs, viz
 from cfm_lite.cli.arguments import Common
+from cfm_lite.cli.samples import picture
 from cfm_lite.data import digits
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate import judges
@@ -391,3 +392,22 @@ def test_images_without_a_reference_are_refused_with_the_remedy(content, words, 
     assert cli.main(["evaluate", "--samples", str(tmp_path)]) == 3
     assert words in capsys.readouterr().err
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("y", "over"), [([0, 1, 2, 0, 1, 2], None), ([2, 0, 0, 1, 1, 2], [2, 0, 0, 1, 1, 2])]
+)
+def test_the_picture_of_samples_names_a_column_only_where_it_holds_one_class(
+    y, over, tmp_path, monkeypatch
+):
+    said = []
+    for name in ("image_grid", "captioned"):
+        plain = getattr(viz, name)
+        monkeypatch.setattr(
+            viz,
+            name,
+            lambda x, told, plain=plain, **how: said.append(told) or plain(x, told, **how),
+        )
+    run = runs.Run(recipe("digits"), torch.nn.Linear(1, 1), spec=runs.Spec((1, 8, 8), 3))
+    picture(run, torch.zeros(6, 1, 8, 8), torch.tensor(y), tmp_path / "a.png")
+    assert said == [list(map(str, over)) if over else y[:3]]

@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -69,7 +70,9 @@ def drawing(recipe: Recipe, data: DataSet, folder: str | Path) -> Callable[[nn.M
 
 
 def picture(run: Run, x: Tensor, y: Tensor, path: Path) -> Path:
-    """samples.png: rows of the classes for images, a cloud over the held-out data for points."""
+    """samples.png: rows of the classes for images, or each over its class where they are not in
+    turn; a cloud over the held-out data for points.
+    """
     x = run.images(x)
     if run.spec is not None and run.spec.condition == "captions":
         said = captions.decode(y[:SHOWN])
@@ -79,6 +82,11 @@ def picture(run: Run, x: Tensor, y: Tensor, path: Path) -> Path:
     if x.dim() > 2 and run.spec is not None:
         columns = min(len(x), run.spec.num_classes)
         whole = min(len(x), SHOWN) // columns
+        shown = y[: whole * columns].unflatten(0, (whole, columns))
+        if not torch.equal(shown, shown[:1].expand_as(shown)):  # then no column is of one class
+            told = [str(label) for label in y[:SHOWN].tolist()]
+            figure = viz.captioned(x[:SHOWN], told, columns=columns, cell=0.72)
+            return viz.save(figure, path, about=MADE_BY)
         rows = {f"sample {i + 1}": x[i * columns : (i + 1) * columns] for i in range(whole)}
         return viz.save(
             viz.image_grid(rows, [int(label) for label in y[:columns]]), path, about=MADE_BY
