@@ -844,6 +844,18 @@ def test_nan_is_refused_with_a_count(name: str) -> None:
 
 
 BAD = {
+    "bytes as images": (
+        lambda: viz.image_grid({"fm": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}),
+        "holds whole numbers of torch.uint8",
+    ),
+    "bytes of NumPy": (
+        lambda: viz.captioned(np.zeros((1, 3, 8, 8), np.uint8), ["a"]),
+        "whole numbers of uint8",
+    ),
+    "perturbed bytes": (
+        lambda: viz.perturbation_gallery(images(1), {"cutmix": np.zeros((1, 1, 8, 8), np.uint8)}),
+        r"wrong\['cutmix'\] holds whole numbers",
+    ),
     "no panels": (lambda: viz.velocity_fields({}, 0.5, LIMITS), "pass a dict"),
     "a list of fields": (lambda: viz.velocity_fields([velocity("fm")], 0.5, LIMITS), "pass a dict"),
     "no square": (lambda: viz.velocity_fields({"fm": velocity("fm")}, 0.5, (0, 1, 0, 2)), "square"),

@@ -40,7 +40,7 @@ _GAP = 0.07  # of an image's side, between two images
 
 def _images(name: str, x: Any, limit: float) -> np.ndarray:
     """`x` (n, C, H, W) in [-limit, limit] as (n, H, W) or (n, H, W, 3), clipped."""
-    images = as_array(name, x, None, None, None, None)
+    images = _floats(name, x, None, None, None, None)
     if images.shape[1] not in (1, 3):
         raise ConfigError(
             f"{name} has {images.shape[1]} channels, shape {images.shape}; images have 1 or 3, "
@@ -48,6 +48,16 @@ def _images(name: str, x: Any, limit: float) -> np.ndarray:
         )
     images = np.clip(images / limit, -1, 1)
     return images[:, 0] if images.shape[1] == 1 else (np.moveaxis(images, 1, -1) + 1) / 2
+
+
+def _floats(name: str, x: Any, *shape: int | None) -> np.ndarray:
+    """`as_array`, without whole numbers: bytes would all be drawn white."""
+    if "int" in str(getattr(x, "dtype", "")):
+        raise ConfigError(
+            f"{name} holds whole numbers of {x.dtype}; images are floats in [-1, 1]. Give x / "
+            "127.5 - 1."
+        )
+    return as_array(name, x, *shape)
 
 
 def _show(axes: Axes, image: np.ndarray, row: int, column: int, *, cmap: Any) -> AxesImage:
@@ -181,9 +191,9 @@ def perturbation_gallery(
     >>> [text.get_text() for text in figure.axes[0].get_xticklabels()]
     ['original', 'cutmix']
     """
-    base = as_array("original", original, None, 1 if signed else None, None, None)
+    base = _floats("original", original, None, 1 if signed else None, None, None)
     everything = {"original": base} | {
-        name: as_array(f"wrong[{name!r}]", x, *base.shape) for name, x in wrong.items()
+        name: _floats(f"wrong[{name!r}]", x, *base.shape) for name, x in wrong.items()
     }
     if len(everything) < 2:
         raise ConfigError("wrong is empty; pass a dict such as {'cutmix': cutmix(x)}.")
