@@ -55,6 +55,12 @@ def test_a_short_run_says_what_its_average_still_holds_of_the_start():
     )  # the small recipes warm up
 
 
+def test_a_run_that_ends_in_its_warm_up_says_so():
+    assert "still rising, over 200 steps" in runs.Run(Recipe(warmup=200), None, step=100).summary
+    assert "or --set warmup=10)" in runs.Run(Recipe(warmup=200), None, step=100).summary
+    assert "rising" not in runs.Run(Recipe(warmup=200), None, step=200).summary
+
+
 def interrupt(monkeypatch, at, number):
     """Let the process send itself signal `number` at step `at`; returns what undoes it."""
     steps = loop._steps

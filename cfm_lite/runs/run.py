@@ -143,13 +143,18 @@ class Run:
         warm = getattr(self.recipe, "ema_warmup", True)
         start = share_of_start(self.recipe.ema, warm, self.step)
         or_warm = "" if warm else ", or --set ema_warmup=true"
-        note = (
-            f" ({start:.0%} of the average is still the network at the start: train "
-            f"longer{or_warm})"
-            if start > 0.05
-            else ""
-        )
-        return f"{self.step} steps, {self.seconds:.1f} s{note}"
+        notes = []
+        if start > 0.05:
+            notes.append(
+                f" ({start:.0%} of the average is still the network at the start: train "
+                f"longer{or_warm})"
+            )
+        if self.step < self.recipe.warmup:
+            notes.append(
+                f" (the learning rate was still rising, over {self.recipe.warmup} steps: train "
+                f"longer, or --set warmup={self.step // 10})"
+            )
+        return f"{self.step} steps, {self.seconds:.1f} s{''.join(notes)}"
 
     def features(self, said: Sequence[str]) -> Tensor:
         """The features (B, L, D) of captions, by the text encoder that the run was trained with."""
