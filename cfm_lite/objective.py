@@ -238,6 +238,7 @@ class Objective(nn.Module):
                 with torch.no_grad():
                     values[name] = term(batch)
             else:
+                _check_followed(name, v, {block: features[block] for block in term.blocks})
                 values[name] = term(batch)
                 weighted = values[name] if scale == 1 else scale * values[name]
                 # summed in float32 at least
@@ -435,6 +436,19 @@ def _coupled(triple: Any, x1: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         )
     # a coupling may come back from NumPy in float64; the run keeps the dtype of its data
     return promote(x0).to(x1.dtype), promote(data).to(x1.dtype), y
+
+
+def _check_followed(name: str, v: Tensor, features: Mapping[int, Tensor]) -> None:
+    """ConfigError for features without a gradient where the velocity has one: a term would change
+    nothing of the network.
+    """
+    for block, h in features.items():
+        if v.requires_grad and not h.requires_grad:
+            raise ConfigError(
+                f"{name} reads features of block {block} that carry no gradient, so it would "
+                "change nothing of the network. Return them without .detach(), and do not freeze "
+                "all that is before them."
+            )
 
 
 def _snake(name: str) -> str:

@@ -412,6 +412,16 @@ def test_after_eval_no_label_is_dropped_and_a_run_goes_back_to_training():
     torch.testing.assert_close(keep.at(0, 0)(X1, Y)[0], everyone.at(0, 0)(X1, Y)[0])
 
 
+@pytest.mark.parametrize("term", [Dispersive(0.5, 1), Alignment(0.5, 1, 2, lambda x: x, 2)])
+def test_features_without_a_gradient_are_refused_where_a_term_would_train_by_them(term):
+    cut = Featured(lambda h: {1: h.detach()}, hidden_size=2)
+    with pytest.raises(ConfigError, match="features of block 1 that carry no gradient"):
+        objective.fm(cut).plus(term)(X1)
+    with torch.no_grad():  # a look at held-out data asks for no gradient
+        assert len(objective.fm(cut).plus(term)(X1)[1]) == 2
+    assert len(objective.fm(cut).plus(Dispersive(0.0, 1))(X1)[1]) == 2
+
+
 def _doubled(x, *_, generator=None):
     return x.mul_(2)
 
