@@ -5,6 +5,7 @@ a term with weight 0 leaves the run bit for bit as it was. The terms themselves 
 here they meet a model.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,14 +22,13 @@ from cfm_lite._internal.checks import (
     check_number,
     check_same_shape,
     check_unit_interval,
-    check_unwritten,
     full_precision,
     is_finite,
     on_host,
     plain,
     promote,
     repulsion_weight,
-    versions,
+    unwritten,
     warn_of_gain,
 )
 from cfm_lite._internal.lazy import outside_graphs
@@ -239,7 +239,8 @@ class Objective(nn.Module):
                     values[name] = term(batch)
             else:
                 _check_followed(name, v, {block: features[block] for block in term.blocks})
-                values[name] = term(batch)
+                with self._unwritten(f"what the term {name!r} calls", *sample, context):
+                    values[name] = term(batch)
                 weighted = values[name] if scale == 1 else scale * values[name]
                 # summed in float32 at least
                 total = promote(weighted) if total is None else total + weighted
@@ -254,10 +255,15 @@ class Objective(nn.Module):
     def _run(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        before = versions(x, t, y)
-        output = asked(self.model, y, functools.partial(self._call, x, t, y, blocks))
-        check_unwritten("the model", before, x, t, y)
-        return output
+        with self._unwritten("the model", x, t, y):
+            return asked(self.model, y, functools.partial(self._call, x, t, y, blocks))
+
+    def _unwritten(self, who: str, *tensors: Any) -> contextlib.AbstractContextManager[None]:
+        """ConfigError if a function of the caller, asked inside, writes into the `tensors`."""
+        # once, as a look at every step takes time; and not in a graph, which would count the calls
+        if torch.compiler.is_compiling() or self._calls != 1:
+            return contextlib.nullcontext()
+        return unwritten(who, *(part for part in tensors if part is not None))
 
     def _run_aside(
         self, x: Tensor, t: Tensor, y: Tensor | None, blocks: Sequence[int]
@@ -304,9 +310,8 @@ class Objective(nn.Module):
             # keyed by the name of the term: one more term changes no draw of the others
             generators = _Generators(self._generator, x1.device, name, len(shards))
             draw = Draw(sample, dropped, shards, generators, self.path, self.time_distribution)
-            before = versions(*sample)
-            prepared[name] = term.prepare(draw)
-            check_unwritten(f"what the term {name!r} calls", before, *sample)
+            with self._unwritten(f"what the term {name!r} calls", *sample):
+                prepared[name] = term.prepare(draw)
         return sample, prepared, shards
 
     def _draw_shard(
@@ -325,10 +330,8 @@ class Objective(nn.Module):
         own = self._couple_draws
         drawn = {"generator": self._generator(x1.device, shard, "couple")} if own else {}
         # labels are dropped after the pairing, which may use them
-        given = x1, y  # the caller's own; the noise is nobody's
-        before = versions(*given)
-        x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
-        check_unwritten("couple", before, *given)
+        with self._unwritten("couple", x1, y):  # the caller's own; the noise is nobody's
+            x0, x1, y = _coupled(self.couple(x0, x1, y, **drawn), x1)
         if y is None:
             return x0, x1, t, None, None
         # a validation loss asks for the given labels: dropped ones are another problem

@@ -20,11 +20,9 @@ from cfm_lite._internal.checks import (
     check_keep,
     check_number,
     check_tensor,
-    check_unwritten,
     on_host,
     plain,
     seen,
-    versions,
     warn_once,
 )
 from cfm_lite._internal.networks import check_keywords, evaluating, takes
@@ -510,9 +508,7 @@ class Alignment(_Deterministic, nn.Module):
         data = batch.sample.x1 if batch.context is None else batch.context
         # frozen also inside: no dropout, and no batch statistics of our images
         with torch.no_grad(), evaluating(self._teacher[0]):
-            before = versions(data)
             target = self._teacher[0](data)
-        check_unwritten("the teacher", before, data)
         check_tensor(**{"what the teacher gives": target})
         h = batch.features[self.block]
         if h.dim() == 2:  # a network without tokens counts as one token

@@ -17,6 +17,7 @@ from cfm_lite._internal.networks import seeded
 from cfm_lite.data import captions, toy
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.negatives import perturbed
 from cfm_lite.objective import (
     Alignment,
     Contrastive,
@@ -442,9 +443,13 @@ WRITERS = {
     "what the term 'repulsion' calls": lambda: objective.delta_fm(
         Tiny(), negatives=_doubled_target
     ),
-    "the transform or codec": lambda: objective.vecor(Tiny(), perturb=_doubled, space="latent"),
+    "what the term 'perturbed' calls": lambda: objective.fm(Tiny()).plus(
+        Repulsion(0.1, perturbed(_doubled, space="latent"), name="perturbed")
+    ),
     "couple": lambda: objective.fm(Tiny(), couple=_doubled_data),
-    "the teacher": lambda: objective.fm(Tiny()).plus(Alignment(0.5, 1, 16, _teacher, 2)),
+    "what the term 'alignment' calls": lambda: objective.fm(Tiny()).plus(
+        Alignment(0.5, 1, 16, _teacher, 2)
+    ),
     "the model": lambda: objective.fm(
         Net(lambda net, x, t, y: net.layer(x.mul_(2)), num_classes=3)
     ),

@@ -40,21 +40,26 @@ def on_host(x: Tensor) -> bool:
     )
 
 
-def versions(*tensors: Any) -> list[int | None]:
-    """How often each was written to; None where torch does not count. Empty in a compiled graph."""
-    if torch.compiler.is_compiling():
-        return []
-    counted = (isinstance(part, Tensor) and not part.is_inference() for part in tensors)
-    return [part._version if yes else None for part, yes in zip(tensors, counted)]
+def versions(*tensors: Tensor) -> list[int | None]:
+    """How often each was written to; None where torch does not count."""
+    return [None if part.is_inference() else part._version for part in tensors]
 
 
-def check_unwritten(who: str, before: list[int | None], *tensors: Any) -> None:
+def check_unwritten(who: str, before: list[int | None], *tensors: Tensor) -> None:
     """ConfigError if a function of the caller has written into the `tensors` since `before`."""
     if versions(*tensors) != before:
         raise ConfigError(
             f"{who} wrote into what it was given, so the numbers are wrong. Compute new tensors "
             "there: x * 2 in place of x *= 2."
         )
+
+
+@contextlib.contextmanager
+def unwritten(who: str, *tensors: Tensor) -> Iterator[None]:
+    """`check_unwritten` of what is called inside."""
+    before = versions(*tensors)
+    yield
+    check_unwritten(who, before, *tensors)
 
 
 def transformed(*tensors: object) -> bool:
