@@ -91,7 +91,7 @@ def _unwritten(step: Step) -> Step:
     def checked(velocity: Velocity, x: Tensor, t: Time, dt: float | Tensor) -> Tensor:
         times = _rows(t, x)
         before = versions(x, times)
-        moved = step(velocity, x, times, dt)
+        moved = step(as_velocity(velocity), x, times, dt)
         check_unwritten("the velocity", before, x, times)
         return moved
 

@@ -27,6 +27,7 @@ from cfm_lite.samplers import (
     sample_sde,
     trajectory,
 )
+from cfm_lite.viz.artists import evaluate
 from tests.fields import PATHS, Field, Mixture, Network, seen_by, sit_field
 from tests.reference import case, cases, settings
 
@@ -409,6 +410,21 @@ def test_a_model_in_training_mode_is_sampled_in_eval_mode_and_put_back() -> None
     assert model.training
     assert model.dropout.training
     assert not model.frozen.training
+
+
+class Dropping(nn.Module):
+    """A network that draws in training mode."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("step", [steps.euler, steps.midpoint, steps.heun, steps.rk4])
+def test_a_step_and_a_figure_ask_a_model_in_training_mode_as_a_sampler_does(step) -> None:
+    model, x, t = Dropping(), torch.randn(8, 2), torch.zeros(8)
+    assert torch.equal(step(model, x, t, 0.1), step(model.eval(), x, t, 0.1))
+    drawn = [evaluate(model.train(mode), x.numpy(), 0.5) for mode in (True, False)]
+    assert (drawn[0] == drawn[1]).all()
 
 
 def test_global_random_state_is_left_alone() -> None:

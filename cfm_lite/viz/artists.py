@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cfm_lite._internal.checks import check_callable, check_count, check_flag, check_number
 from cfm_lite.errors import ConfigError
+from cfm_lite.guidance import as_velocity
 from cfm_lite.viz.style import (
     MODEL,
     NOISE,
@@ -141,7 +142,7 @@ def evaluate(velocity: Velocity, x: np.ndarray, t: float) -> np.ndarray:
     array([[2., 6.]])
     """
     check_number("t", t, 0, 1)
-    check_callable(velocity=velocity)
+    velocity = as_velocity(velocity)
     inputs = as_tensor(as_array("x", x, None, 2))
     return as_array(
         "velocity",
