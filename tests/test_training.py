@@ -24,6 +24,7 @@ from cfm_lite.errors import (
 from cfm_lite.models import SiT, UNet
 from cfm_lite.negatives import perturbed
 from cfm_lite.objective import Alignment, Contrastive, Dispersive, FlowMatching, Repulsion
+from cfm_lite.paths import Path
 from cfm_lite.perturbations import channel_shuffle
 from cfm_lite.training import Trainer, warmup
 from tests.networks import Tiny, same_parameters
@@ -710,6 +711,29 @@ def test_settings_of_any_kind_are_saved_and_compared(tmp_path):
     for other in ({"factor": 3.0}, {"each": (1.0, 3.0)}, {"kind": torch.float64}):
         with pytest.raises(ResumeMismatchError, match="terms: saved"):
             build(**other).resume(tmp_path)
+
+
+def _own_path(power):
+    return Path(
+        "own",
+        lambda t: t**power,
+        lambda t: 1 - t**power,
+        lambda t: power * t ** (power - 1),
+        lambda t: -power * t ** (power - 1),
+    )
+
+
+def test_another_path_of_the_same_name_does_not_resume(tmp_path):
+    trainer = Trainer(objective.vecor(Tiny(), space="latent", path=_own_path(1)))
+    go(trainer, 1)
+    trainer.save(tmp_path)
+    again = Trainer(objective.vecor(Tiny(), space="latent", path=_own_path(1)))
+    assert again.resume(tmp_path).step == 1
+    other = Trainer(objective.vecor(Tiny(), space="latent", path=_own_path(2)))
+    with pytest.raises(ResumeMismatchError, match=r"path: saved \['own', \[0.25, .*now \['own'"):
+        other.resume(tmp_path)
+    mine = other._state._settings()  # every edition before saved the name alone
+    assert _completed({"settings": mine | {"path": "own"}}, mine)["path"] == mine["path"]
 
 
 class Called:

@@ -225,7 +225,7 @@ class State:
                 for name, value in _numbers_in(getattr(objective.model, "config", None)).items()
                 if not name.startswith("_")
             },
-            "path": objective.path.name,
+            "path": _plain(objective.path),
             "label_dropout": objective.label_dropout,
             "shard": objective.shard,
             "optimizer": type(self.optimizer).__name__,
@@ -309,7 +309,11 @@ def said_once(settings: dict[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Settings as plain JSON values: dataclasses by field, paths and functions by name."""
     if isinstance(value, paths.Path):
-        return value.name
+        if paths.PATHS.get(value.name) == value:
+            return value.name
+        t = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device="cpu")
+        numbers = torch.cat([value.alpha(t), value.sigma(t)]).tolist()
+        return [value.name, [round(number, 6) for number in numbers]]  # two may have one name
     if isinstance(value, functools.partial):
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
