@@ -14,6 +14,7 @@ from cfm_lite.evaluate.card import card_of, told
 from cfm_lite.lab.arms import ARMS, velocity
 from cfm_lite.lab.suites import trials
 from cfm_lite.runs import Run, Spec, sampling
+from cfm_lite.runs.imagenet import imagenet
 from cfm_lite.runs.reads import OF_SAMPLES
 from cfm_lite.runs.recipe import Recipe
 
@@ -208,6 +209,15 @@ def carded(recipe=SMALL, **changed):
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(sampling.Settings)])
 def test_every_setting_of_the_samples_is_on_their_card(name):
     assert carded(**{name: CARDED[name]}) != carded()
+
+
+def test_the_card_names_the_sizes_that_a_named_network_does_not_have():
+    def card(**sizes):
+        recipe = imagenet("sit", model="SiT-Ti/2", **sizes)
+        return card_of({"recipe": recipe.as_dict(), "step": 2}, samples=6, **ABOUT)
+
+    assert card()["network"] == "SiT-Ti/2"
+    assert card(num_heads=1)["network"] == "SiT-Ti/2 with num_heads=1"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 from cfm_lite import runs
 from cfm_lite._internal.files import hash_of_json
 from cfm_lite.errors import DataError
-from cfm_lite.runs.imagenet import ImageNet, preset_of
+from cfm_lite.runs.imagenet import MODELS, TEXT_MODELS, ImageNet, preset_of
 from cfm_lite.runs.recipe import Recipe, from_dict
 from cfm_lite.samplers import evaluations
 
@@ -85,7 +85,7 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
     return {
         "method": method_name(recipe, bool(settings.get("debias", False))),
         **({"also": recipe.also} if recipe.also else {}),
-        "network": recipe.network if isinstance(recipe, ImageNet) else recipe.model,
+        "network": _network(recipe),
         "dataset": recipe.dataset,
         "path": recipe.path,
         "seed": settings.get("seed", recipe.seed),
@@ -112,6 +112,16 @@ def _drawn(recipe: Recipe, settings: Mapping[str, Any]) -> Row:
             else {}
         ),
     }
+
+
+def _network(recipe: Recipe) -> str:
+    """The name of the network; of a named one also the sizes that --set has changed."""
+    if not isinstance(recipe, ImageNet):
+        return recipe.model
+    sizes = (MODELS | TEXT_MODELS)[recipe.network]
+    other = {name: getattr(recipe, name) for name in sizes if getattr(recipe, name) != sizes[name]}
+    said = ", ".join(f"{name}={value}" for name, value in other.items())
+    return f"{recipe.network} with {said}" if other else recipe.network
 
 
 def told(row: Mapping[str, Any]) -> list[str]:
