@@ -75,7 +75,7 @@ class Trainer:
     ) -> None:
         settings = Settings(clip, ema_decay, ema_warmup, ema2_decay, seed, accumulate, precision,
                             log_every, runaway, parallel, schedule)  # fmt: skip
-        in_parts = parallel == "fsdp" and world.size > 1
+        in_parts = settings.in_parts(world)
         check_objective(objective, in_parts)
         own = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
         optimizers.check_optimizer(optimizer, objective, parallel, **own)

@@ -13,6 +13,7 @@ from cfm_lite import objective
 from cfm_lite.data.batches import batches
 from cfm_lite.engine import checkpoint, optimizers
 from cfm_lite.engine.guard import Guard
+from cfm_lite.engine.parallel import World
 from cfm_lite.engine.state import _completed
 from cfm_lite.errors import (
     CheckpointError,
@@ -868,3 +869,10 @@ def test_gradients_are_clipped_to_the_bits_of_torch_s_own_functions(bound, dtype
     if bound is not None:
         torch.nn.utils.clip_grads_with_norm_(theirs, bound, norm)
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("world", [None, 2, "ddp", World])
+def test_what_is_no_world_is_refused_by_name(world):
+    for parallel in ("ddp", "fsdp"):
+        with pytest.raises(ConfigError, match="world is .*; it must be a World"):
+            Trainer(objective.fm(Tiny()), world=world, parallel=parallel)

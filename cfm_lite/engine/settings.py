@@ -18,6 +18,7 @@ from cfm_lite._internal.checks import (
     plain,
 )
 from cfm_lite.engine.checkpoint import check_storable
+from cfm_lite.engine.parallel import World
 from cfm_lite.engine.trainable import check_trainable
 from cfm_lite.errors import ConfigError
 from cfm_lite.objective import Objective
@@ -73,6 +74,15 @@ class Settings:
     def decays(self) -> dict[str, float]:
         """The decay of each average, by its name in a checkpoint."""
         return {"ema": self.ema_decay} | ({"ema2": self.ema2_decay} if self.ema2_decay else {})
+
+    def in_parts(self, world: Any) -> bool:
+        """Whether each rank of `world` holds a part; ConfigError for what is no World."""
+        if not isinstance(world, World):
+            raise ConfigError(
+                f"world is {world!r:.60}; it must be a World of engine.parallel, such as World(). "
+                "For one process leave it out."
+            )
+        return self.parallel == "fsdp" and world.size > 1
 
     @property
     def decisive(self) -> dict[str, Any]:
