@@ -63,7 +63,6 @@ def folder() -> Path:
     return Path(__file__).parent / "checkpoints"
 
 
-@functools.cache
 def load(name: str) -> nn.Module:
     """The network called `name` (see RECIPES), in eval mode, float32 and frozen.
 
@@ -77,7 +76,12 @@ def load(name: str) -> nn.Module:
     >>> load("toy_fm").recipe.method
     'fm'
     """
-    check_choice("checkpoint", name, RECIPES)
+    check_choice("checkpoint", name, RECIPES)  # before the cache, which cannot ask for a list
+    return _loaded(name)
+
+
+@functools.cache
+def _loaded(name: str) -> nn.Module:
     path = folder() / f"{name}.safetensors"
     try:
         with safetensors.safe_open(path, "pt") as file:

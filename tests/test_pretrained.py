@@ -30,9 +30,9 @@ def copied(tmp_path, monkeypatch):
     """
     shutil.copytree(pretrained.folder(), tmp_path / "checkpoints")
     monkeypatch.setattr(pretrained, "folder", lambda: tmp_path / "checkpoints")
-    pretrained.load.cache_clear()
+    pretrained._loaded.cache_clear()
     yield tmp_path / "checkpoints"
-    pretrained.load.cache_clear()
+    pretrained._loaded.cache_clear()
 
 
 def samples(name, y, steps=50):
@@ -99,6 +99,9 @@ def test_a_missing_file_says_how_to_get_it(copied):
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'digits_fm'"):
         pretrained.load("digit_fm")
+    for name in (["toy_fm"], {"toy_fm": 1}):  # which no cache can look up
+        with pytest.raises(ConfigError, match="checkpoint is .* must be one of"):
+            pretrained.load(name)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda"), "zzz", "cpu:x", 5])
@@ -112,7 +115,7 @@ def test_a_device_that_is_not_there_is_refused(device, monkeypatch):
 @pytest.mark.parametrize("name", ["toy_fm", "digits_fm", "mnist_fm", "mnist_unet_fm", "words"])
 def test_a_network_that_was_first_loaded_in_inference_mode_is_followed_by_gradients(name):
     """It is remembered: whoever asks next may want the gradient of its velocity."""
-    pretrained.load.cache_clear()
+    pretrained._loaded.cache_clear()
     with torch.inference_mode():
         inside = pretrained.load(name)
     assert not any(x.is_inference() for x in inside.state_dict().values())
