@@ -207,6 +207,14 @@ def test_the_exact_field_takes_any_mixture_of_the_plane():
     assert widgets.exact_field(tilted)._data["mixture"]["covariances"] == [[[1.0, 0.5], [0.5, 2.0]]]
 
 
+@pytest.mark.parametrize("n", [0, 65, 10**6])
+def test_a_number_of_arrows_that_cannot_be_shown_is_refused(n):
+    """A million in a row are 10^12 of them: the page would stand still."""
+    assert widgets.exact_field(n=64)._data["n"] == 64
+    with pytest.raises(ConfigError, match=f"n is {n}; .* at most 64"):
+        widgets.exact_field(n=n)
+
+
 def test_a_mixture_that_cannot_be_shown_is_refused():
     many = theory.GaussianMixture([1.0] * 500, [[0.0, 0.0]] * 500, [1.0] * 500)
     with pytest.raises(ConfigError, match="at most 64"):

@@ -377,17 +377,17 @@ def check_number(
     return number
 
 
-def check_count(name: str, value: Any, low: int = 1) -> int:
-    """`value` as an int: a whole number of at least `low`, of Python, NumPy or a tensor."""
+def check_count(name: str, value: Any, low: int = 1, high: int = 2**63 - 1) -> int:
+    """`value` as an int: a whole number from `low` to `high`, of Python, NumPy or a tensor."""
     try:
         given = plain(value)
         number = low - 1 if isinstance(given, (*_NO_NUMBERS, Tensor)) else operator.index(given)
     except (TypeError, RuntimeError):
         number = low - 1
-    if not low <= number < 2**63:
+    if not low <= number <= high:
+        most = "below 2^63" if high == 2**63 - 1 else f"at most {high}"
         raise ConfigError(
-            f"{name} is {_short(value)}; it must be a whole number of at least {low} (and below "
-            "2^63)."
+            f"{name} is {_short(value)}; it must be a whole number of at least {low} (and {most})."
         )
     return number
 

@@ -9,6 +9,7 @@ from typing import Any
 from cfm_lite._internal.checks import check_count
 from cfm_lite.theory import EXACT, GaussianMixture
 from cfm_lite.widgets._widget import (
+    MOST,
     PATHS,
     Choice,
     Explorer,
@@ -43,7 +44,7 @@ def exact_field(
     **values: Any,
 ) -> Explorer:
     """Explore the closed-form field of a 2D `mixture` (default: the two-class toy): time, class,
-    method, path and weight λ; `n` arrows stand in a row.
+    method, path and weight λ; `n` arrows, at most 64, stand in a row.
 
     Three planes on one scale of arrows, drawn where 99.5 % of the class is at time t. view="parts":
     FM's velocity (green), the push away from the negatives (vermilion), and their sum (purple).
@@ -54,5 +55,5 @@ def exact_field(
     >>> w.set(t=0.9).values["t"]
     0.9
     """
-    data = {"mixture": shown(mixture), "n": check_count("n", n)}
+    data = {"mixture": shown(mixture), "n": check_count("n", n, high=MOST)}
     return ExactField(data, t=t, weight=weight, **{"label": classes(data)[0]} | values)

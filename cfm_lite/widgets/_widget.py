@@ -27,7 +27,7 @@ from cfm_lite.widgets._networks import packed
 __all__ = ["Explorer", "described"]
 
 STATIC = Path(__file__).parent / "static"
-MOST = 64  # components: more would not move at sixty pictures a second
+MOST = 64  # components, or arrows in a row: more would not move at sixty pictures a second
 PATHS = ("linear", "cosine", "vp")
 TRAINED = tuple(f"toy_{name}" for name in EXACT)  # the shipped networks of the plane
 
