@@ -71,6 +71,14 @@ def test_a_tsv_of_caption_and_file_gives_the_same(home):
     }
 
 
+def test_a_captions_file_may_end_in_capitals_and_lie_at_home(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    (home / "CC3M.TSV").write_text("a dog\t0.png\n", encoding="utf-8")
+    (home / "said.JSONL").write_text('{"file_name": "0.png", "text": "a dog"}\n', encoding="utf-8")
+    for name in ("CC3M.TSV", "~/CC3M.TSV", "~/said.JSONL"):
+        assert read_captions(name)[0] == {"0.png": ("a dog",)}
+
+
 def test_a_name_may_begin_with_a_dot_or_be_a_whole_path(home):
     whole = home / "pictures" / "1.png"
     rows = ["a dog\t./0.png", f"a cat\t{whole}", "a brown dog\t0.png"]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from cfm_lite._internal.checks import in_one_line, parse_json
-from cfm_lite._internal.places import AnyPath
+from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.data import images
 from cfm_lite.data.images import ImageFile, ImageFolder
 from cfm_lite.draws import keyed_generator
@@ -46,8 +46,9 @@ def read_captions(file: AnyPath) -> tuple[dict[str, tuple[str, ...]], list[str]]
     {'a.jpg': ('a dog', 'a brown dog')}
     """
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-        read = {".tsv": _columns, ".jsonl": _from_json}.get(Path(file).suffix)
+        path = expanded(file)
+        text = path.read_text(encoding="utf-8-sig")
+        read = {".tsv": _columns, ".jsonl": _from_json}.get(path.suffix.lower())
         names, said = _by_line(text, read) if read else _coco(text)
         found: dict[str, list[str]] = {name: [] for name in sorted(names.values())}
         lost = []
