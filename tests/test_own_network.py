@@ -299,6 +299,20 @@ def test_a_null_label_that_fails_only_when_it_is_seen_is_explained():
             objective.fm(model, label_dropout=1.0)(X1, Y)
 
 
+@pytest.mark.parametrize(
+    "null",
+    [3, torch.tensor(3), lambda y: 3, lambda y: None, lambda y: y[:1], lambda y: y.float()],
+)
+def test_a_null_condition_of_another_form_is_refused_with_what_it_must_give(null):
+    model = Net(num_classes=3, null_condition=null)
+    captions = Net(condition="captions", null_condition=null)
+    words = torch.ones(24, 4, dtype=torch.int64)
+    with pytest.raises(ConfigError, match=r"null_condition gives .* of the shape \(24,\)"):
+        objective.fm(model)(X1, Y)
+    with pytest.raises(ConfigError, match=r"null_condition gives .* of the shape \(24, 4\)"):
+        samplers.sample(guidance.cfg(captions, y=words, scale=2.0), X1, TS)
+
+
 def test_another_error_inside_a_network_stays_what_it_is():
     with pytest.raises(IndexError, match="mine"):
         objective.fm(Net(lambda net, x, t, y: (_ for _ in ()).throw(IndexError("mine"))))(X1)

@@ -171,7 +171,17 @@ def null_condition(model: Any, y: Tensor) -> Tensor:
     """What a dropped row gets, for each row of `y`: an empty caption, or `num_classes`."""
     model = _unwrapped(model)
     own: Any = getattr(model, "null_condition", None)
-    return own(y) if own is not None else torch.full_like(y, plain(model.num_classes))
+    if own is None:
+        return torch.full_like(y, plain(model.num_classes))
+    null = own(y) if callable(own) else own
+    like = isinstance(null, Tensor) and null.shape == y.shape and is_whole(null) == is_whole(y)
+    if not like:
+        raise ConfigError(
+            f"{type(model).__name__}.null_condition gives {_kind(null)}; it must be a function of "
+            f"y that gives what dropped rows get, of the shape {tuple(y.shape)} and kind of y. "
+            f"{_GUIDE}"
+        )
+    return null
 
 
 def check_caption(y: Any, x: Tensor | None = None, name: str = "y") -> Tensor:
