@@ -96,6 +96,38 @@ def test_what_torch_puts_around_a_network_changes_nothing_of_what_it_takes(wrap)
         objective.fm(wrap(table))
 
 
+class Script(nn.Module):
+    """Simple enough for TorchScript."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x, t, y: torch.Tensor | None = None):
+        return self.layer(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_scripted_network_and_one_with_a_traced_part_train_sample_and_resume(inside, tmp_path):
+    def trainer():
+        if not inside:
+            return Trainer(objective.fm(torch.jit.script(Script())))
+        model = of(lambda self, x, t, y=None: self.part(x))
+        model.part = torch.jit.trace(nn.Linear(2, 2), X1)
+        return Trainer(objective.fm(model))
+
+    first = trainer()
+    list(first.run([X1] * 3, 3))
+    second = trainer().resume(first.save(tmp_path))
+    for run in (first, second):
+        list(run.run([X1] * 2, 2))
+    assert same_parameters(first.ema, second.ema)
+    assert not same_parameters(first.ema, first.objective.model)
+    assert not any(p.requires_grad for p in first.ema.parameters())
+    assert samplers.sample(first.ema, X1, TS).shape == X1.shape
+
+
 @pytest.mark.parametrize(
     ("dtype", "data", "words"),
     [

@@ -233,10 +233,11 @@ def _unwrapped(model: Any) -> Any:
             model = model.module
             continue
         parts = model._modules
-        inner = parts.get("_orig_mod", parts.get("_fsdp_wrapped_module"))
-        if inner is None:
+        # asked by `in`: the parts of a scripted or traced network have no `get`
+        name = "_orig_mod" if "_orig_mod" in parts else "_fsdp_wrapped_module"
+        if name not in parts:
             break
-        model = inner
+        model = parts[name]
     return model
 
 

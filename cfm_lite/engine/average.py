@@ -36,7 +36,9 @@ class Average:
         check_module(model=model)
         decay = check_number("decay", decay, 0.0, 1.0, open_high=True)
         check_flag(warmup=warmup)
-        self.module = copied(model).requires_grad_(False)
+        self.module = copied(model)
+        for p in self.module.parameters():  # a scripted network refuses to do it as a whole
+            p.requires_grad_(False)
         self.decay, self.warmup, self.n_averaged = decay, warmup, 0
         self._pairs: tuple[nn.Module, Any] | None = None
 

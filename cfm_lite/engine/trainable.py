@@ -57,7 +57,8 @@ def copied(module: nn.Module) -> nn.Module:
     False
     """
     try:
-        return copy.deepcopy(module)
+        with torch.no_grad():  # else a scripted or traced part is copied by a computation
+            return copy.deepcopy(module)
     except Exception as error:  # whatever a part holds: locks, open files, results of a graph
         results = [
             f"{place}.{name}".lstrip(".")
