@@ -20,6 +20,8 @@ except ImportError:  # Windows, where nothing keeps two builders apart
 __all__ = ["Watch", "alone", "forget_halves", "in_turn", "owned"]
 
 LOCK = ".lock"
+# what this process owns: the system keeps only processes apart, and a fork knows its parent's
+_owned: set[tuple[int, str]] = set()
 
 
 @contextlib.contextmanager
@@ -50,18 +52,23 @@ def alone(folder: Path, what: int | str) -> Iterator[None]:
 def owned(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold the lock of a whole folder, such as a run's.
 
-    If another process holds it, ConfigError names that process and its machine.
+    If it is held already, ConfigError names the process and the machine that hold it.
     """
     if (locks := fcntl) is None:
         yield
         return
     path = folder / name
+    mine = (os.getpid(), os.path.realpath(path))
+    if mine in _owned:
+        raise _busy(path, "another run of this process")
     handle = _take(path, lambda handle: locks.lockf(handle, locks.LOCK_EX | locks.LOCK_NB))
     try:
+        _owned.add(mine)
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
+        _owned.discard(mine)
         path.unlink(missing_ok=True)  # still held, so it is ours
         os.close(handle)
 
@@ -91,16 +98,20 @@ def _take(path: Path, lock: Callable[[int], None]) -> int:
         except (BlockingIOError, PermissionError):
             holder = os.read(handle, 200).decode(errors="replace") or "another process"
             os.close(handle)
-            raise ConfigError(
-                f"{path.parent} is written to by {holder}. Stop that one (it saves first), wait "
-                "for its end, or choose another --out."
-            ) from None
+            raise _busy(path, holder) from None
         except OSError:  # a file system without locks
             return handle
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         os.close(handle)
+
+
+def _busy(path: Path, holder: str) -> ConfigError:
+    return ConfigError(
+        f"{path.parent} is written to by {holder}. Stop that one (it saves first), wait for its "
+        "end, or choose another --out."
+    )
 
 
 def forget_halves(folder: Path, *names: str) -> None:

@@ -149,6 +149,26 @@ def test_a_second_request_ends_a_run_that_is_still_saving(tmp_path, monkeypatch,
     assert time.monotonic() - asked < 5
 
 
+@pytest.mark.parametrize("resume", [False, True, "auto"])
+def test_a_folder_in_which_this_process_trains_already_is_refused(tmp_path, resume):
+    """As two cells of a notebook or two threads do: the lock of a process would let both in."""
+    refused = []
+
+    def begin_another(line):
+        with pytest.raises(ConfigError, match="is written to by another run of this process"):
+            runs.train(POINTS, DATA, out=tmp_path / "run", resume=resume, progress=False)
+        refused.append(line["step"])
+
+    for _ in range(2):  # the second finds the folder free again
+        refused.clear()
+        steps = POINTS.steps + 100 * (tmp_path / "run").exists()
+        chosen = POINTS.changed(steps=steps)
+        runs.train(
+            chosen, DATA, out=tmp_path / "run", resume="auto", progress=False, listen=begin_another
+        )
+        assert refused
+
+
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
     """Two runs in one folder would take each other's checkpoints away; the lock of one that was
     killed holds nobody up.
