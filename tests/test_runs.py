@@ -370,14 +370,22 @@ class TestSamplesOnTheWay:
             for path in (tmp_path / "stopped").glob("samples-step-*.png")
         } == pictures
 
+    @pytest.mark.parametrize(
+        ("error", "told"),
+        [
+            (DivergenceError("the samples are not finite"), "the samples are not finite"),
+            (OSError(28, "No space left"), r"OSError\(28, 'No space left'\)"),
+            (KeyError("palette"), r"KeyError\('palette'\)"),
+        ],
+    )
     def test_a_picture_that_fails_is_a_note_and_the_average_stays_in_the_mode_it_had(
-        self, tmp_path
+        self, tmp_path, error, told
     ):
         def draw(model, step):
             assert not model.training
-            raise DivergenceError("the samples are not finite")
+            raise error
 
-        with pytest.warns(UserWarning, match="no samples at step 12: the samples are not finite"):
+        with pytest.warns(UserWarning, match=f"no samples at step 12: {told}"):
             run = go(SMALL, tmp_path, sample_every=12, draw=draw)
         assert run.step == 12
         assert run.model.training

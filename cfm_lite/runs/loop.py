@@ -199,8 +199,9 @@ def _look(draw: Callable[[nn.Module, int], None], model: nn.Module, step: int) -
     training = model.training
     try:
         draw(model.eval(), step)
-    except CFMError as error:
-        warnings.warn(f"no samples at step {step}: {error}", UserWarning, stacklevel=2)
+    except Exception as error:  # also a full disk, or what a draw of one's own raises
+        told = str(error) if isinstance(error, CFMError) else repr(error)
+        warnings.warn(f"no samples at step {step}: {told}", UserWarning, stacklevel=2)
     finally:
         model.train(training)
 
