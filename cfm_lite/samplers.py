@@ -393,7 +393,7 @@ def sample_adaptive(
     Raises:
         ConfigError: times outside [0, 1] or equal, tolerances not above 0, or torchdiffeq (extra
             `ode`) is not installed.
-        DivergenceError: no step is short enough.
+        DivergenceError: no step is short enough, or after 30,000 evaluations.
 
     Reference: Dormand & Prince 1980; Chen et al. 2018 (arXiv:1806.07366).
 
@@ -433,21 +433,28 @@ def sample_adaptive(
     return end
 
 
+CALLS = 30_000  # at most: 15 times what an exact velocity needs at rtol = 1e-13
+
+
 class _Stuck:
     """Notices that dopri5 will never reach t1. It looks at the times that dopri5 asks for.
 
     dopri5's own assertions do not run under `python -O`. A step is six calls at as many times. If
     it becomes too short for floating-point numbers, they are one time and its two neighbours. A
-    velocity that is not finite gives a step length, and so a time, that is not finite.
+    velocity that is not finite gives a step length, and so a time, that is not finite. A velocity
+    that changes too fast, or is rounded too coarsely, asks for short steps without end.
     """
 
     def __init__(self, t0: float, t1: float) -> None:
         self.t0, self.t1 = t0, t1
         self.recent: deque[float] = deque(maxlen=18)
+        self.left = CALLS
 
     def check(self, t: float) -> None:
         self.recent.append(t)
-        if not math.isfinite(t) or (len(self.recent) == 18 and len(set(self.recent)) <= 3):
+        self.left -= 1
+        short = len(self.recent) == 18 and len(set(self.recent)) <= 3
+        if not math.isfinite(t) or short or self.left < 0:
             raise self.error()
 
     def error(self) -> DivergenceError:

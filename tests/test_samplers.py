@@ -529,8 +529,26 @@ def test_adaptive_ends_where_the_velocity_is_not_finite(
         monkeypatch.setattr(
             getattr(rk_common, solver), "_adaptive_step", bare[solver]._adaptive_step
         )
+    calls = []
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        return _broken(kind, x, t, where)
+
     with pytest.raises(DivergenceError, match="Look at the velocity"):
-        sample_adaptive(lambda x, t: _broken(kind, x, t, where), torch.ones(3, 2), *ends)
+        sample_adaptive(broken, torch.ones(3, 2), *ends)
+    assert len(calls) < 3000  # at once, not after all the calls that a sampling may take
+
+
+@pytest.mark.timeout(120)
+def test_adaptive_ends_where_every_step_would_be_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a network in float32 at rtol = 1e-13: the steps are real ones, and hours of them."""
+    assert samplers.CALLS == 30_000
+    monkeypatch.setattr(samplers, "CALLS", 600)
+    with pytest.raises(DivergenceError, match="loosen rtol and atol"):
+        sample_adaptive(
+            lambda x, t: x + 1e-3 * (1e6 * x).sin().half(), torch.ones(3, 2), rtol=1e-13, atol=1e-13
+        )
 
 
 def test_adaptive_does_not_return_a_state_that_is_not_finite() -> None:

@@ -106,6 +106,7 @@ MUTANTS = (
     Mutant("noise that keeps the data", "paths.py", "return ratio * (x - sigma * x0) + d_sigma * x0", "return ratio * x + d_sigma * x0", PATHS),
     Mutant("a sum weighted as a mean", "terms.py", "return 0.5 / max(1, d * (d - 1)) if", "return 0.5 if", OBJECTIVE),
     Mutant("torch.func meets the kernel", "_internal/kernels.py", "if transformed(z):", "if False:", TRANSFORMS),
+    Mutant("dopri5 with tiny steps for hours", "samplers.py", "or self.left < 0", "", SAMPLERS),
     Mutant("dopri5 without an end", "samplers.py", "len(self.recent) == 18 and len(set(self.recent)) <= 3", "False", SAMPLERS),
     Mutant("all shards draw alike", "objective.py", "seed, step, first + shard, purpose)", "seed, step, first, purpose)", f"{OBJECTIVE} {TRAINING}"),
     # guidance and samplers
