@@ -566,6 +566,21 @@ def test_batches_of_another_kind_are_refused_with_what_is_expected(batch):
         list(Trainer(objective.fm(Tiny())).run([batch], 1))
 
 
+@pytest.mark.parametrize(
+    "names", [("image", "label"), ("pixel_values", "labels"), ("img",), ("x1", "idx")]
+)
+def test_what_a_dict_of_other_names_is_told_works_as_it_stands(names):
+    """Datasets of Hugging Face call their columns as they like, in any order."""
+    batch = dict(zip(reversed(names), (Y, X1) if len(names) == 2 else (X1,)))
+    with pytest.raises(DataError) as error:
+        next(Trainer(objective.fm(Tiny())).run([batch], 1))
+    advice = str(error.value).partition("such as ")[2].removesuffix(".")
+    batches = [batch]  # noqa: F841  what the advice calls them
+    told = next(eval(advice))  # noqa: S307
+    assert torch.equal(told["x1"], X1)
+    assert torch.isfinite(next(Trainer(objective.fm(Tiny())).run([told], 1))["loss"])
+
+
 def test_a_batch_without_rows_is_refused():
     empty = (torch.zeros(0, 2), torch.zeros(0).long())
     for batch in (empty, empty[0], {"x1": empty[0], "y": empty[1]}):

@@ -93,14 +93,17 @@ def as_batch(batch: Any) -> Batch:
                 "*dims) with B at least 1. Leave such batches out."
             )
         return parts
-    seen = "no more"
+    seen, keys = "no more", ["image", "label"]
     if isinstance(batch, Mapping):
         seen = f"keys {list(batch)[:6]}"
+        # the data have more dimensions than their labels
+        keys = sorted(batch, key=lambda key: -getattr(batch[key], "ndim", 0)) or keys
     elif isinstance(batch, tuple | list) and batch:
         kinds = ", ".join(type(x).__name__ for x in parts[:4])
         seen = f"{len(parts)} entries ({kinds}{', ...' if parts[4:] else ''})"
     of_numpy = any(isinstance(x, np.ndarray) for x in parts)
-    named = '({"x1": b["image"], "y": b["label"]} for b in batches)'
+    pairs = ", ".join(f'"{part}": b["{key}"]' for part, key in zip(_PARTS[:2], keys))
+    named = f"({{{pairs}}} for b in batches)"
     how = "torch.as_tensor(x1)" if of_numpy else named
     raise DataError(
         f"a batch has type {type(batch).__name__}, with {seen}; it must be a "
