@@ -78,7 +78,7 @@ def draw_samples(
     """
     return sampling.draw_rows(
         lambda some: velocity(arm, run, data, some),
-        sampling.noise_of(data.shape, len(y), seed).to(run.dtype),
+        sampling.noise_of(data.shape, len(y), seed, run.dtype),
         y,
         run.recipe,
         steps=steps,

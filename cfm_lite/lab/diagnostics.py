@@ -44,10 +44,10 @@ def path_values(
     one).
     """
     values: dict[str, Any] = {}
-    x0, mixture = noise_of(data.shape, len(y), run.recipe.seed), data.mixture
+    x0, mixture = noise_of(data.shape, len(y), run.recipe.seed, run.dtype), data.mixture
     if solver != "sde":
         few = slice(min(PATHS_SEEN, len(y)))
-        x = x0[few].to(run.device, run.dtype)
+        x = x0[few].to(run.device)
         ts = torch.linspace(0, 1, steps + 1, dtype=x.dtype)
         states = [
             x.cpu()

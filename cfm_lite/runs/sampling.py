@@ -217,15 +217,17 @@ def captions_in_turn(n: int, seed: int = 0) -> Tensor:
     return torch.stack(splits, dim=1).flatten(0, 1)[:n]
 
 
-def noise_of(shape: tuple[int, ...], n: int, seed: int) -> Tensor:
-    """The noise (n, *shape) that samples of points and pixels start from, in float32.
+def noise_of(
+    shape: tuple[int, ...], n: int, seed: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The noise (n, *shape) that samples of points and pixels start from: float32's, as `dtype`.
 
     >>> torch.equal(noise_of((2,), 4, seed=0), noise_of((2,), 4, seed=0))
     True
     """
     g = keyed_generator("cpu", seed, "sampling noise")
     # whatever torch's default type is: in float64 a seed gives other noise
-    return torch.randn(n, *shape, generator=g, device="cpu", dtype=torch.float32)
+    return torch.randn(n, *shape, generator=g, device="cpu", dtype=torch.float32).to(dtype)
 
 
 def guided(
@@ -360,7 +362,7 @@ def draw_run(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
     y = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
     x = draw_rows(
         lambda some: velocity_of(run, settings, some),
-        noise_of(_spec(run).shape, settings.num, settings.seed).to(run.dtype),
+        noise_of(_spec(run).shape, settings.num, settings.seed, run.dtype),
         y,
         run.recipe,
         steps=settings.steps,
