@@ -100,7 +100,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'digits_fm'"):
         pretrained.load("digit_fm")
     for name in (["toy_fm"], {"toy_fm": 1}):  # which no cache can look up
-        with pytest.raises(ConfigError, match="checkpoint is .* must be one of"):
+        with pytest.raises(ConfigError, match=r"checkpoint is .* must be one of"):
             pretrained.load(name)
 
 

@@ -874,5 +874,5 @@ def test_gradients_are_clipped_to_the_bits_of_torch_s_own_functions(bound, dtype
 @pytest.mark.parametrize("world", [None, 2, "ddp", World])
 def test_what_is_no_world_is_refused_by_name(world):
     for parallel in ("ddp", "fsdp"):
-        with pytest.raises(ConfigError, match="world is .*; it must be a World"):
+        with pytest.raises(ConfigError, match=r"world is .*; it must be a World"):
             Trainer(objective.fm(Tiny()), world=world, parallel=parallel)

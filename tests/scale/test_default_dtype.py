@@ -170,7 +170,9 @@ NETWORKS = {
     "the reader of words": shown_by_the_reader,
     "a new reader of words": told_by_a_new_reader,
     "the judge": lambda place: assess(judge_for("digits"), digits.load("judge_test")[0][:9]),
-    "a network that ships": lambda _: pretrained.load.__wrapped__("toy_fm").state_dict().values(),
+    "a network that ships": lambda _: (
+        pretrained._loaded.__wrapped__("toy_fm").state_dict().values()
+    ),
     "a new judge": lambda place: train_judge("digits", limit=99).state_dict().values(),
     "a new teacher": lambda place: train_teacher("digits", limit=99).state_dict().values(),
     "the stand-in": lambda place: StandIn()(images()),
