@@ -172,7 +172,7 @@ def _run(job: Job) -> Done:
 
 def _two_of_each(data: DataSet) -> tuple[Tensor, Tensor]:
     """Each label twice, and two held-out images of each class."""
-    labels = torch.arange(data.num_classes).repeat_interleave(2)
+    labels = torch.arange(data.num_classes, device="cpu").repeat_interleave(2)
     real = torch.stack(
         [data.held_x1[data.held_y == c][i] for c in range(data.num_classes) for i in range(2)]
     )
@@ -191,7 +191,10 @@ def _draw(images: dict[str, Tensor], data: DataSet, rows: Sequence[Row], out: Pa
 def _draw_untrained(out: Path, steps: int) -> None:
     """The exact fields in the plane, and what the networks that ship draw in `steps` steps."""
     viz.save(viz.fields_figure(toy.mixture("two_classes")), out / "fields.png")
-    viz.save(viz.image_grid(shipped_pictures(torch.arange(10), steps)), out / "pictures.png")
+    viz.save(
+        viz.image_grid(shipped_pictures(torch.arange(10, device="cpu"), steps)),
+        out / "pictures.png",
+    )
 
 
 @torch.no_grad()
@@ -206,7 +209,7 @@ def shipped_pictures(y: Tensor, steps: int) -> dict[str, Tensor]:
         waiting = {int(c): iter(images[labels == c]) for c in y.unique()}
         rows["real"] = torch.stack([next(waiting[int(c)]) for c in y])
     noise = noise_of((1, 28, 28), len(y), 0)
-    times = torch.linspace(0, 1, steps + 1, dtype=noise.dtype)
+    times = torch.linspace(0, 1, steps + 1, dtype=noise.dtype, device="cpu")
     for title, (name, scale) in SHIPPED.items():
         velocity = guidance.cfg(pretrained.load(name), y, scale)
         rows[title] = samplers.sample(velocity, noise, times, samplers.euler)

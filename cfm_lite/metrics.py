@@ -157,7 +157,8 @@ def check_covariance(name: str, covariance: Float[Tensor, "d d"], d: int) -> Flo
         )
     slack = max(1e-5, 64 * rounding)
     # a Cholesky factor proves the same sooner; where there is none, the eigenvalues decide
-    diagonal = torch.eye(d, dtype=torch.float64) * (slack * float(covariance.diagonal().max()))
+    most = slack * float(covariance.diagonal().max())
+    diagonal = most * torch.eye(d, dtype=torch.float64, device=covariance.device)
     if not torch.linalg.cholesky_ex(covariance + diagonal).info:
         return covariance
     values = torch.linalg.eigvalsh(covariance)

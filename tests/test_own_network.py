@@ -12,11 +12,15 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad
 
-from cfm_lite import draws, guidance, objective, perturbations, samplers
+from cfm_lite import draws, guidance, metrics, objective, perturbations, samplers
 from cfm_lite._internal.networks import seeded
 from cfm_lite.data import captions, toy
+from cfm_lite.data import words as pictures
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import ConfigError, DataError
+from cfm_lite.evaluate import measures, reader
+from cfm_lite.lab.arms import balanced_labels
+from cfm_lite.models import classifier
 from cfm_lite.negatives import perturbed
 from cfm_lite.objective import (
     Alignment,
@@ -733,6 +737,11 @@ def twelve_lines(model):
         toy.mixture("gaussians").means,
         perturbations.expected_map(perturbations.channel_shuffle, (3, 2, 2)),
         captions.encode(["a red seven"]),
+        classifier._shifted(X1.reshape(3, 1, 4, 4), 1, torch.Generator("cpu").manual_seed(0)),
+        metrics.frechet(X1, 2 * X1),
+        reader.find(pictures.load("train", 4, seed=0).x1).centre,
+        measures._some(X1, 5),
+        balanced_labels(3, 7),
     ]
 
 

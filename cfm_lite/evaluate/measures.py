@@ -104,7 +104,7 @@ def _some(x: Tensor, count: int) -> Tensor:
     """
     n = min(count, len(x))
     return x[
-        torch.arange(n) * len(x) // n
+        torch.arange(n, device=x.device) * len(x) // n
     ]  # exactly n, which a whole stride would give only where n divides len(x)
 
 
@@ -125,7 +125,7 @@ def _posterior_accuracy(samples: Tensor, y: Tensor, mixture: GaussianMixture) ->
     """The share of samples whose most likely class, under the exact mixture with its priors, is
     `y`.
     """
-    ones = torch.ones(len(samples), dtype=samples.dtype)
+    ones = torch.ones_like(samples[:, 0])
     prior = torch.stack([mixture.weights[mixture.labels == c].sum().log() for c in mixture.classes])
     scores = torch.stack(
         [mixture.log_prob(samples, ones, torch.full_like(y, int(c))) for c in mixture.classes],

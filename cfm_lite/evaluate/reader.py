@@ -79,7 +79,7 @@ class Found(NamedTuple):
 
 def find(x: Tensor) -> Found:
     """The things of pictures `x` (N, 3, 32, 32), without a network."""
-    n, lines = len(x), torch.arange(words.SIDE)
+    n, lines = len(x), torch.arange(words.SIDE, device="cpu")
     x = (x.detach().cpu().float() + 1) / 2
     ink = (x - x.flatten(2).median(2).values[:, :, None, None]).abs().amax(1)  # (N, 32, 32)
     marked = ink > INK
@@ -109,8 +109,8 @@ def find(x: Tensor) -> Found:
 
 def _blank(filled: Tensor) -> tuple[Tensor, Tensor]:
     """The most blank lines between filled ones of `filled` (N, S), and where they end."""
-    run, most, end = torch.zeros(3, len(filled), dtype=torch.long)
-    begun = torch.zeros(len(filled), dtype=torch.bool)
+    run, most, end = torch.zeros_like(filled[:, 0].expand(3, -1), dtype=torch.long)
+    begun = torch.zeros_like(filled[:, 0])
     for line, here in enumerate(filled.unbind(1)):
         longer = here & begun & (run > most)
         most, end = torch.where(longer, run, most), torch.where(longer, line, end)
@@ -123,7 +123,8 @@ def cut(ink: Tensor, centre: Tensor, side: Tensor, moved: Tensor | None = None) 
     to one size. `moved` (M, 2, 3) are affine maps of what is cut out.
     """
     half = (side / 2 + 1) / (words.SIDE / 2)
-    maps = torch.eye(2, 3, dtype=ink.dtype).expand(len(ink), 2, 3) if moved is None else moved
+    maps = torch.eye(2, 3, dtype=ink.dtype, device=ink.device).expand(len(ink), 2, 3)
+    maps = maps if moved is None else moved
     maps = half[:, None, None] * maps
     to = centre / (words.SIDE / 2) - 1
     maps = torch.cat([maps[:, :, :2], maps[:, :, 2:] + to[:, :, None]], dim=2)

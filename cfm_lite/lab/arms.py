@@ -102,4 +102,4 @@ def balanced_labels(classes: int, n: int) -> Tensor:
 
     Raises ConfigError for n below 1.
     """
-    return torch.arange(check_count("n", n)) % classes
+    return torch.arange(check_count("n", n), device="cpu") % classes

@@ -48,7 +48,7 @@ def path_values(
     if solver != "sde":
         few = slice(min(PATHS_SEEN, len(y)))
         x = x0[few].to(run.device)
-        ts = torch.linspace(0, 1, steps + 1, dtype=x.dtype)
+        ts = torch.linspace(0, 1, steps + 1, dtype=x.dtype, device="cpu")
         states = [
             x.cpu()
             for x in samplers.trajectory(velocity(arm, run, data, y[few]), x, ts, SOLVERS[solver])
@@ -77,7 +77,8 @@ def _exact_ends(name: str, n: int, seed: int, path: str) -> Tensor:
     x0 = noise_of(tuple(mixture.means.shape[1:]), n, seed)
     y = balanced_labels(int(mixture.labels.max()) + 1, n)
     flow = lambda x, t: mixture.velocity(x, t, y, PATHS[path])  # noqa: E731
-    return samplers.sample(flow, x0, torch.linspace(0, 1, EXACT_STEPS + 1, dtype=x0.dtype))
+    ts = torch.linspace(0, 1, EXACT_STEPS + 1, dtype=x0.dtype, device="cpu")
+    return samplers.sample(flow, x0, ts)
 
 
 def _separation(x: Tensor, y: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def field_values(arm: Arm, run: Run, data: DataSet) -> dict[str, float]:
     g = keyed_generator("cpu", 0, "diagnostics")
     values, errors, v = {}, [], velocity(arm, run, data, y)
     for time in TIMES:
-        t = torch.full((len(x1),), time, dtype=torch.float32)
+        t = torch.full((len(x1),), time, dtype=torch.float32, device=x1.device)
         x_t, u_t = path.interpolate(_noise(run, x1, g), x1, t)
         mine = v(x_t.to(device), t.to(device)).cpu()
         values[f"velocity_deficit_at_{time:g}"] = float(metrics.velocity_deficit(mine, u_t))

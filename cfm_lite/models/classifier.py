@@ -63,9 +63,9 @@ def _shifted(x: Tensor, by: int, generator: Generator) -> Tensor:
     """Each image of `x` (B, C, S, S) moved by up to `by` pixels along both axes, over -1."""
     padded = F.pad(x, (by, by, by, by), value=-1.0).movedim(1, -1)  # (B, S + 2 by, S + 2 by, C)
     top, left = torch.randint(2 * by + 1, (2, len(x)), generator=generator, device="cpu")
-    steps = torch.arange(x.shape[-1])
+    steps = torch.arange(x.shape[-1], device="cpu")
     rows, columns = top[:, None] + steps, left[:, None] + steps  # (B, S)
-    each = torch.arange(len(x))[:, None, None]
+    each = torch.arange(len(x), device="cpu")[:, None, None]
     return padded[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 

@@ -232,7 +232,7 @@ def _gather(out: Path, run: Run, settings: Settings, kept: int = 0) -> None:
     paths = [_part(out, part) for part in range(kept, settings.parts)]
     shape = (settings.num, *np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1:])
     if settings.prompts:
-        labels = torch.arange(settings.num) % len(settings.prompts)
+        labels = torch.arange(settings.num, device="cpu") % len(settings.prompts)
     else:
         labels = torch.cat([labels_of(run, settings, part) for part in range(settings.parts)])
     try:

@@ -42,9 +42,9 @@ def _data() -> dict[str, Any]:
     rows = torch.cat([(y == c).nonzero()[: _BATCH // 10, 0] for c in range(10)])
     x1, y = x[rows], y[rows]
     # in float32, as the shipped networks are
-    g = torch.Generator().manual_seed(0)
-    x0 = torch.randn(x1.shape, generator=g, dtype=torch.float32)
-    t = torch.full((len(x1),), _TIME, dtype=torch.float32)
+    g = torch.Generator("cpu").manual_seed(0)
+    x0 = torch.randn(x1.shape, generator=g, dtype=torch.float32, device="cpu")
+    t = torch.full((len(x1),), _TIME, dtype=torch.float32, device="cpu")
     found = {}
     for name in _NETWORKS:
         model: Any = pretrained.load(name)

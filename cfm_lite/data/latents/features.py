@@ -104,8 +104,8 @@ def _tokens(
 ) -> np.ndarray:
     """(n, mirrors, T, dim) float16 of the given rows; an empty shard has no rows."""
     parts = []
-    for part in torch.tensor(list(rows), dtype=torch.long).split(batch):
-        pixels = see(part, torch.zeros(len(part), dtype=torch.bool)).float() / 255
+    for part in torch.tensor(list(rows), dtype=torch.long, device="cpu").split(batch):
+        pixels = see(part, torch.zeros_like(part, dtype=torch.bool)).float() / 255
         views = [pixels, pixels.flip(-1)][:mirrors]
         device = next((p.device for p in getattr(teacher, "parameters", list)()), "cpu")
         parts.append(

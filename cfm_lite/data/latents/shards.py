@@ -450,8 +450,8 @@ def _statistics(
     E[z^2] counts the variance of the drawn noise. The hash of every shard is checked on the way.
     """
     total, square, rows = (
-        torch.zeros(plan.shape, dtype=torch.float64),
-        torch.zeros(plan.shape, dtype=torch.float64),
+        torch.zeros(plan.shape, dtype=torch.float64, device="cpu"),
+        torch.zeros(plan.shape, dtype=torch.float64, device="cpu"),
         0,
     )
     for number, shard in enumerate(facts):
