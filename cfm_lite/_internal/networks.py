@@ -173,7 +173,7 @@ def null_condition(model: Any, y: Tensor) -> Tensor:
     own: Any = getattr(model, "null_condition", None)
     if own is None:
         return torch.full_like(y, plain(model.num_classes))
-    null = own(y) if callable(own) else own
+    null: Any = own(y) if callable(own) else own
     like = isinstance(null, Tensor) and null.shape == y.shape and is_whole(null) == is_whole(y)
     if not like:
         raise ConfigError(
