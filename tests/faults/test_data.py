@@ -103,7 +103,7 @@ def read_network(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "folder", lambda: tmp_path)
 
     def read():
-        pretrained.load.cache_clear()
+        pretrained._loaded.cache_clear()
         return pretrained.load("toy_fm")
 
     return path, read
