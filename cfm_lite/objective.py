@@ -238,7 +238,8 @@ class Objective(nn.Module):
                 with torch.no_grad():
                     values[name] = term(batch)
             else:
-                _check_followed(name, v, {block: features[block] for block in term.blocks})
+                if term.blocks:
+                    _check_followed(name, v, {block: features[block] for block in term.blocks})
                 with self._unwritten(f"what the term {name!r} calls", *sample, context):
                     values[name] = term(batch)
                 weighted = values[name] if scale == 1 else scale * values[name]

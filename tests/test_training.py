@@ -2,12 +2,17 @@
 
 import copy
 import dataclasses
+import functools
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from cfm_lite import objective
 from cfm_lite.data.batches import batches
@@ -69,6 +74,50 @@ def test_each_step_logs_every_term_apart():
     assert int(log["step"]) == 1
     torch.testing.assert_close(log["loss"], log["flow_matching"] - 0.05 * log["repulsion"])
     assert not any(value.requires_grad for value in log.values())
+
+
+def test_whoever_listens_to_the_optimizer_hears_each_step():
+    """Hooks of its own and of all, a step of its class or object, and a profiler."""
+    heard = []
+    hook = lambda *args: heard.append(1)  # noqa: E731
+    trainer = build()
+    steps = trainer.run(batches(X1, Y, size=16, seed=0), 9)
+    for register in (
+        trainer.optimizer.register_step_pre_hook,
+        trainer.optimizer.register_step_post_hook,
+        register_optimizer_step_pre_hook,
+        register_optimizer_step_post_hook,
+    ):
+        handle = register(hook)
+        next(steps)
+        handle.remove()
+        next(steps)
+    assert len(heard) == 4
+    with torch.profiler.profile() as profiler:
+        next(steps)
+    name = f"Optimizer.step#{type(trainer.optimizer).__name__}.step"
+    assert name in {event.key for event in profiler.key_averages()}
+
+
+@pytest.mark.parametrize("place", ["class", "object"])
+def test_an_optimizer_whose_step_somebody_has_wrapped_makes_that_step(place):
+    class Own(torch.optim.SGD):
+        pass
+
+    heard = []
+    built = objective.fm(Tiny())
+    optimizer = Own(built.parameters(), lr=0.1)
+    place = Own if place == "class" else optimizer
+    inner = place.step
+
+    @functools.wraps(inner)
+    def step(*args):
+        heard.append(1)
+        return inner(*args)
+
+    place.step = step
+    go(Trainer(built, optimizer), 3)
+    assert len(heard) == 3
 
 
 def test_the_average_follows_its_closed_form():
