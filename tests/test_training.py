@@ -99,6 +99,18 @@ def test_whoever_listens_to_the_optimizer_hears_each_step():
     assert name in {event.key for event in profiler.key_averages()}
 
 
+def test_a_torch_that_keeps_its_hooks_elsewhere_makes_the_same_steps(monkeypatch):
+    known, unknown = build(), build()
+    go(known, 3)
+    monkeypatch.delattr(optimizers._TORCH, "_global_optimizer_pre_hooks")
+    assert optimizers._is_heard(unknown.optimizer)
+    monkeypatch.undo()
+    assert not optimizers._is_heard(unknown.optimizer)
+    monkeypatch.setattr(optimizers, "_WRAPPER", None)
+    go(unknown, 3)
+    assert same_parameters(known.objective, unknown.objective)
+
+
 @pytest.mark.parametrize("place", ["class", "object"])
 def test_an_optimizer_whose_step_somebody_has_wrapped_makes_that_step(place):
     class Own(torch.optim.SGD):

@@ -1,12 +1,13 @@
 """The optimizer: the default, what one of your own must hold, and its step with the gate."""
 
+import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from cfm_lite._internal.checks import check_number, listed, plain
 from cfm_lite.engine import sharded
@@ -279,25 +280,33 @@ def update(optimizer: Any, ok: Tensor | None) -> bool:
     return True
 
 
-# what torch wraps around the step of every optimizer: an entry for a profiler, and hooks
-_PROFILED = torch.optim.Optimizer.profile_hook_step(len).__code__
+# torch keeps these to itself: where another release has them elsewhere, every step is the whole one
+_TORCH: Any = sys.modules[torch.optim.Optimizer.__module__]
+_WRAP: Any = getattr(torch.optim.Optimizer, "profile_hook_step", functools.partial)
+_WRAPPER = getattr(_WRAP(len), "__code__", None)
 
 
 def _step(optimizer: Any) -> None:
-    """`optimizer.step()`; without the entry for a profiler, 5 % of a small step, if none listens.
-
-    It is taken apart only if it is torch's own wrapper, and there are no hooks.
+    """`optimizer.step()`; without torch's entry for a profiler, 5 % of a small step, if that is all
+    that its wrapper would add.
     """
-    step = type(optimizer).step
-    if (
-        getattr(step, "__code__", None) is not _PROFILED
-        or "step" in vars(optimizer)
-        or optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-        or torch.autograd._profiler_enabled()
-    ):
+    if _is_heard(optimizer):
         optimizer.step()
     else:
-        step.__wrapped__(optimizer)
+        type(optimizer).step.__wrapped__(optimizer)
+
+
+def _is_heard(optimizer: Any) -> bool:
+    """Whether a hook, a profiler or a wrapper of somebody else waits for the step."""
+    if getattr(type(optimizer).step, "__code__", 0) is not _WRAPPER or "step" in vars(optimizer):
+        return True
+    try:
+        return bool(
+            optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+            or _TORCH._global_optimizer_pre_hooks
+            or _TORCH._global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        )
+    except AttributeError:
+        return True
