@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tools.benchmarks import trees
+from tools.benchmarks import record, trees
 
 
 @pytest.mark.parametrize("name", trees.CASES)
@@ -30,3 +30,9 @@ def test_a_process_answers_for_each_block_and_its_end_is_no_time():
         with pytest.raises(RuntimeError, match="a case of another tree"):
             worker.block("a case of another tree")()
     assert worker.process.returncode == 1
+
+
+@pytest.mark.parametrize("where", [["--out", "/somewhere/else"], ["--out=/somewhere/else"], []])
+def test_a_record_names_the_command_and_not_the_folder_of_its_machine(monkeypatch, where):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "toy", *where, "--quick"])
+    assert record.facts()["command"] == "python -m tools.benchmarks toy --quick"

@@ -25,14 +25,16 @@ def facts() -> dict[str, Any]:
     command.
     """
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    here = runs.facts()
+    here, words = runs.facts(), [word for word in sys.argv[1:] if not word.startswith("--out=")]
+    if "--out" in words:  # where a file was written first is a matter of this machine
+        del words[(at := words.index("--out")) : at + 2]
     return {
         "threads": torch.get_num_threads(),
         "torch": here["torch"],
         "python": here["python"],
         "machine": {"processor": here["processor"], "cores": here["cores"], "load_before": load},
         "commit": _commit(),
-        "command": shlex.join(["python", "-m", "tools.benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "tools.benchmarks", *words]),
     }
 
 
