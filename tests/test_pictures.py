@@ -13,7 +13,7 @@ TINY = {"hidden_size": 8, "num_heads": 2, "batch": 16, "shard": 16, "steps": 2, 
 
 
 def test_a_run_is_measured_and_drawn_under_its_own_method_data_set_and_classes(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, capsys
 ):
     drawn = []
     monkeypatch.setattr(viz, "image_grid", lambda rows, names, **how: drawn.append((rows, names)))
@@ -63,6 +63,13 @@ def test_a_run_is_measured_and_drawn_under_its_own_method_data_set_and_classes(
     assert (tmp_path / "pictures_digits.json").read_bytes() == before
     for x, again in zip(images.values(), drawn[1][0].values()):
         assert x.equal(again)
+    for wrong, said in (
+        (["--guidance", "4"], "no row tells of ΔFM, guidance 4"),
+        (["--samples", "9"], "measures nothing; leave --samples out"),
+    ):
+        with pytest.raises(SystemExit):
+            pictures.main(["--redraw", "--run", *folders, "--out", str(tmp_path), *wrong])
+        assert said in capsys.readouterr().err
 
 
 def test_runs_of_two_data_sets_are_refused(tmp_path, capsys):

@@ -156,7 +156,7 @@ def figure_of(rows: list[Row], tiles: Mapping[str, Tensor], data: DataSet) -> vi
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--samples", type=int, default=10_000, help="of each network (10,000)")
+    parser.add_argument("--samples", type=int, help="of each network (10,000)")
     parser.add_argument(
         "--run", type=Path, nargs="+", default=[], help="folders of cfm-lite train, of one data set"
     )
@@ -166,6 +166,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options, rows = parser.parse_args(words), []
     if options.guidance is not None and not options.run:
         parser.error("--guidance is for a run; give --run FOLDER, or leave it out")
+    if options.redraw and options.samples is not None:
+        parser.error("--redraw measures nothing; leave --samples out")
     found = networks(options.run, options.guidance or 2.0)
     name, *others = dict.fromkeys(run.recipe.dataset for _, run in found.values())
     if others:
@@ -173,8 +175,12 @@ def main(words: Sequence[str] | None = None) -> None:
     data, end = dataset(name), f"_{name}" if options.run else ""
     if options.redraw:
         rows = read_json(options.out / f"pictures{end}.json")
+        if unknown := found.keys() - titled(rows).keys():
+            parser.error(
+                f"no row tells of {sorted(unknown)[0]}; measure it first, without --redraw"
+            )
     for title, (network, run) in ({} if options.redraw else found).items():
-        for row in measured(title, network, run, data, options.samples):
+        for row in measured(title, network, run, data, options.samples or 10_000):
             print(f"{title:<16} {row['metric']:<14} {row['value']:.4f}", flush=True)
             rows.append(row)
         write_rows(options.out / f"pictures{end}.json", rows)  # what is measured is kept
