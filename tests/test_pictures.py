@@ -48,7 +48,7 @@ def test_a_run_is_measured_and_drawn_under_its_own_method_data_set_and_classes(
         ("fm", "digits", "other"),
     }
     ((images, names),) = drawn
-    assert names == [text for c in range(10) for text in (c, "")]
+    assert names == [c for c in range(10) for _ in range(2)]
     assert [len(x) for x in images.values()] == [20, 20, 20, 20]
     assert list(images)[1].startswith("ΔFM, 2 NFE, Fréchet ")
     assert (tmp_path / "pictures_digits.png").exists()

@@ -244,6 +244,17 @@ def test_every_picture_that_the_report_names_is_there(whole):
     assert named == {path.name for path in whole[1]} - set(PAGES)
 
 
+def test_a_picture_that_lies_beside_the_rows_stays_with_its_caption(tmp_path):
+    line = "![drawn](drawn.png)<br>*What you see*: it."
+    folder = make(tmp_path, ("toy",), ("core",))
+    assert "drawn" not in pages.fill_in(Results(folder), f"{line}\n").text
+    (folder / "drawn.png").touch()
+    assert line in pages.fill_in(Results(folder), f"{line}\n").text
+    committed = "".join(pages.pages(COMMITTED).values())
+    pictures = re.findall(r"^!\[.*?\]\((pictures.*?)\)", SENTENCES, re.MULTILINE)
+    assert pictures and all(f"]({name})<br>*What you see*" in committed for name in pictures)
+
+
 def test_a_figure_has_at_most_four_panels_and_four_entries_and_fits_a_page(whole):
     results = Results(whole[0])
     for name, draw in pages.FIGURES.items():

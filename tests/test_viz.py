@@ -650,6 +650,12 @@ def test_image_grid_shows_real_images_first_and_each_image_in_its_place() -> Non
     assert values == [[0, 1], [1, 0]]
 
 
+def test_neighbours_of_one_label_share_it_over_their_middle() -> None:
+    (axes,) = viz.image_grid({"fm": images(6)}, ["cat", "cat", "dog", "cat", "cat", "cat"]).axes
+    told = [label.get_text() for label in axes.get_xticklabels()]
+    assert list(zip(told, axes.get_xticks())) == [("cat", 1), ("dog", 2.5), ("cat", 4.5)]
+
+
 def _pixel(axes: Axes, pixels: np.ndarray, row: float, column: float) -> float:
     x, y = axes.transData.transform((column, row))
     return float(pixels[round(len(pixels) - y), round(x)])

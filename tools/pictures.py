@@ -150,8 +150,8 @@ def figure_of(rows: list[Row], tiles: Mapping[str, Tensor], data: DataSet) -> vi
     images = {told.get(title, title): x for title, x in tiles.items()}
     in_words = data.name in cifar10.NAMES
     classes = cifar10.CLASSES if in_words else range(data.num_classes)
-    names = [name if i == 0 else "" for name in classes for i in range(SEEN)]
-    return viz.image_grid(images, names, cell=0.5)
+    names = [name for name in classes for _ in range(SEEN)]
+    return viz.image_grid(images, names, column_title="" if in_words else "class", cell=0.5)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ so that a digit of 8 x 8 pixels looks like a digit. Velocities have no range: th
 in a diverging map centred at zero.
 """
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,11 +80,13 @@ def _canvas(
 
 
 def _label(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Names at the left of the rows and above the columns; imshow moves the limits, so this comes
-    last.
+    """Names at the left of the rows and above the columns, one for neighbours of the same name;
+    imshow moves the limits, so this comes last.
     """
     axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), aspect="equal")
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    spans = [(label, len(list(same))) for label, same in itertools.groupby(columns)]
+    widths = np.array([width for _, width in spans])
+    axes.set_xticks(np.cumsum(widths) - widths / 2, [label for label, _ in spans])
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
     axes.tick_params(length=0, labelsize=10, labeltop=True, labelbottom=False, pad=5)
     axes.xaxis.set_label_position("top")
@@ -104,9 +107,10 @@ def image_grid(
     """A row of images per method, the real ones first: `rows[name]` (n, C, H, W) in [-1, 1], the
     same n in each row.
 
-    `column_labels` (n,) stand above the columns (default: the numbers from 0), `cell` is an image's
-    side in inches, `ink` says whether a grey value of 1 is "white" or "black". Raises ConfigError
-    for NaN, for other shapes and for rows of unequal length.
+    `column_labels` (n,) stand above the columns (default: the numbers from 0); neighbours with the
+    same label share it. `cell` is an image's side in inches, `ink` says whether a grey value of 1
+    is "white" or "black". Raises ConfigError for NaN, for other shapes and for rows of unequal
+    length.
 
     >>> figure = image_grid({"real": np.zeros((3, 1, 4, 4)), "fm": np.zeros((3, 1, 4, 4))})
     >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
@@ -127,7 +131,9 @@ def image_grid(
             "per column."
         )
     titles = [method_title(name) for name in images]
-    figure, axes = _canvas(len(images), len(labels), cell, left=0.4 + text_width(titles))
+    top = 0.6 if column_title else 0.4
+    left = 0.4 + text_width(titles)
+    figure, axes = _canvas(len(images), len(labels), cell, left, top=top)
     for row, (name, stack) in enumerate(images.items()):
         for column, image in enumerate(stack):
             _show(axes, image, row, column, cmap="gray" if ink == "white" else "gray_r")

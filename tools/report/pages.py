@@ -144,7 +144,7 @@ def fill_in(results: Results, template: str = "", drawn: Mapping[str, Any] = FIG
     """Fill the template, `report.md` unless another is given, from the rows.
 
     A line without rows is left out, and its section ends with the command that measures them. In a
-    table the cell says so. A picture stays only if it is in `drawn`.
+    table the cell says so. A picture stays only if it is in `drawn`, or lies beside the rows.
     """
     filled, lines, missing = Filled(), [], {}
     for line in [*(template or TEMPLATE.read_text(encoding="utf-8")).splitlines(), "## "]:
@@ -153,7 +153,7 @@ def fill_in(results: Results, template: str = "", drawn: Mapping[str, Any] = FIG
             lines += [f"*Not measured yet: {runs}.*", ""] if missing else []
             missing = {}
         picture = re.match(r"!\[.*\]\((.*?)\)", line)
-        if picture and picture[1] not in drawn:
+        if picture and picture[1] not in drawn and not (results.folder / picture[1]).is_file():
             continue
         try:
             told = MARK.sub(lambda mark: _filled(results, mark[1], mark[2]), line)
