@@ -252,7 +252,8 @@ def test_a_picture_that_lies_beside_the_rows_stays_with_its_caption(tmp_path):
     assert line in pages.fill_in(Results(folder), f"{line}\n").text
     committed = "".join(pages.pages(COMMITTED).values())
     pictures = re.findall(r"^!\[.*?\]\((pictures.*?)\)", SENTENCES, re.MULTILINE)
-    assert pictures and all(f"]({name})<br>*What you see*" in committed for name in pictures)
+    assert pictures
+    assert all(f"]({name})<br>*What you see*" in committed for name in pictures)
 
 
 def test_a_figure_has_at_most_four_panels_and_four_entries_and_fits_a_page(whole):
