@@ -13,7 +13,8 @@ from cfm_lite import errors
 IDEAS = (
     "errors", "paths", "draws", "perturbations", "negatives", "losses", "terms", "objective",
     "theory", "guidance", "samplers", "metrics", "methods", "training", "pretrained",
-    "models.embed", "models.mlp", "models.sit", "models.unet", "models.mmdit", "models.text", "models.official", "models.encoders",
+    "models.embed", "models.mlp", "models.sit", "models.unet", "models.unet_sizes", "models.mmdit", "models.text",
+    "models.official", "models.encoders",
     "data.captions", "data.words",
 )  # fmt: skip
 # the rooms whose functions a user calls

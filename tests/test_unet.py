@@ -17,7 +17,7 @@ from cfm_lite.data import digits, teachers
 from cfm_lite.data.batches import batches
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import UNet, count_parameters
-from cfm_lite.models.unet import _check_sizes
+from cfm_lite.models.unet_sizes import check_sizes
 from cfm_lite.runs import recipe as recipes
 from cfm_lite.runs.recipe import build_objective, build_trainer, precision_on, recipe
 from cfm_lite.training import Trainer
@@ -256,7 +256,7 @@ def test_every_remedy_for_levels_that_do_not_fit_works(heads):
 
 def refusal(tried):
     try:
-        _check_sizes(TINY | {"num_res_blocks": 1, "class_dropout_prob": 0.1} | tried)
+        check_sizes(TINY | {"num_res_blocks": 1, "class_dropout_prob": 0.1} | tried)
     except ConfigError as error:
         return str(error)
 

@@ -97,7 +97,8 @@ ELSEWHERE: dict[str, str] = {
         evaluate.reader.scores
         evaluate.reader.train_reader data.words.Pictures data.words.Standard data.words.render data.words.scenes
         models.mmdit.JointBlock models.mmdit.Stream models.text.WordEmbedding models.sit.initialize models.sit.unpatchify
-        models.unet.ConvBlock models.unet.SelfAttention runs.machine.check_batch
+        models.unet.ConvBlock models.unet.SelfAttention models.unet_sizes.Norm models.unet_sizes.check_sizes
+        models.unet_sizes.widths_of runs.machine.check_batch
         models.sit.SiTBlock models.sit.attend models.sit.modulate perturbations.other_row runs.segments.check_same_data
         runs.segments.check_same_recipe runs.segments.new_config runs.segments.note_on_schedule runs.throughput.Clock
         runs.throughput.peak_flops runs.throughput.train_flops runs.throughput.utilisation samplers.euler samplers.heun
