@@ -73,6 +73,7 @@ ACTS = {
     ),
     ("train", "save_every"): (_TOY, "--save-every 1"),
     ("train", "batch"): ("train toy --steps 2 --set hidden_size=8", "--batch 20"),
+    ("train", "compile"): (_TOY, "--compile"),
     ("sample", "checkpoint"): (_SAMPLE, "sample --checkpoint delta --num 4 --steps 2"),
     ("sample", "seed"): (_SAMPLE, "--seed 1"),
     ("sample", "quick"): ("sample --checkpoint run --steps 2", "--quick"),
@@ -137,6 +138,7 @@ REFUSED = [
     ("train imagenet --model SiT-XL/2 --latents L", "now: cfm-lite scale train --model SiT-XL/2 --latents L"),
     ("prepare imagenet --out new", "now: cfm-lite scale prepare --out new"),
     ("train toy --quick --steps 3", "both say how many steps"),
+    ("train toy --compile --no-compile", "are both given"),
     ("train toy --quick --set steps=3", "--set steps and --quick"),
     ("train toy --steps 2 --set steps=3", "--set steps and --steps"),
     ("train toy --batch 8 --set batch=16", "--set batch and --batch"),
@@ -308,7 +310,5 @@ REFUSED = [
 
 # options that only a GPU shows: without one, another device is refused
 ON_A_DEVICE = {
-    (command, name)
-    for command, name in options()
-    if name == "device" or (command, name) == ("scale train", "no_compile")
+    (command, name) for command, name in options() if name in ("device", "no_compile")
 }  # what a CPU does anyway

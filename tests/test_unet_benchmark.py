@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from cfm_lite.errors import CFMError
+from cfm_lite.engine import compiled
+from cfm_lite.errors import CFMError, ConfigError
 from cfm_lite.evaluate.judges import Judge
 from cfm_lite.models import UNet
 from tools.benchmarks import __main__ as main
@@ -61,6 +62,7 @@ def small(monkeypatch, tmp_path):
         module.__dict__.update(kind)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("cfm_lite.runs.recipe._cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
     recipe = unet.RECIPE.changed(batch=2, shard=2, precision="float32")
     monkeypatch.setattr(unet, "RECIPE", recipe)
     monkeypatch.setattr(unet, "all_cores", torch.get_num_threads)
@@ -82,23 +84,25 @@ def small(monkeypatch, tmp_path):
 
 def test_every_network_has_a_row_and_the_others_a_goal():
     rows = list(unet.rows(Once()))
-    assert [row.name.partition(": over ")[2] for row in rows] == list(unet.NAMES.values())
-    assert [row.ratio for row in rows] == [2.0, 3.0, 4.0]
-    assert [row.goal for row in rows] == [1.0, 1.0, None]
-    assert all("batch 2" in row.note and "563,428 parameters" in row.note for row in rows)
+    *others, last = rows
+    assert [row.name.partition(": over ")[2] for row in others] == list(unet.NAMES.values())
+    assert [row.ratio for row in rows] == [2.0, 3.0, 4.0, 1 / 5]
+    assert [row.goal for row in rows] == [1.0, 1.0, None, None]
+    assert all("batch 2" in row.note and "563,428 parameters" in row.note for row in others)
+    assert last.name.startswith("U-Net, a compiled step, float32")
 
 
 def test_where_the_processor_has_bf16_its_rows_follow(monkeypatch):
     monkeypatch.setattr("cfm_lite.runs.recipe._cpu_has_bf16", lambda: True)
     precisions = [row.name.split(", ")[2] for row in unet.rows(Once())]
-    assert precisions == 3 * ["float32"] + 3 * ["bf16"]
+    assert precisions == 4 * ["float32"] + 4 * ["bf16"]
 
 
 def test_threads_are_set_back(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(unet, "all_cores", lambda: threads + 1)
     rows = list(unet.rows(Once()))
-    assert sum(f", {threads + 1} threads:" in row.name for row in rows) == len(rows) / 2 == 3
+    assert sum(f", {threads + 1} threads:" in row.name for row in rows) == len(rows) / 2 == 4
     assert torch.get_num_threads() == threads
 
 
@@ -107,10 +111,20 @@ def test_a_peer_that_is_not_there_is_told_and_the_others_are_measured(monkeypatc
         raise CannotRun(f"needs {module}")
 
     monkeypatch.setattr(unet, "peer", missing)
-    first, second, row = unet.rows(Once())
+    first, second, row, _ = unet.rows(Once())
     assert isinstance(first, NotRun)
     assert str(second).startswith("diffusers' UNet2DModel: not run: needs diffusers")
     assert isinstance(row, Row)
+
+
+def test_without_a_compiler_its_rows_are_told_to_be_missing(monkeypatch):
+    def lacking(chosen, module, device):
+        raise ConfigError("no g++")
+
+    monkeypatch.setattr(unet, "is_compiled", lacking)
+    first, *rows = unet.rows(Once())
+    assert str(first) == "U-Net, a compiled step: not run: no g++"
+    assert len(rows) == len(unet.NAMES)
 
 
 def test_networks_of_unequal_size_are_refused(monkeypatch):

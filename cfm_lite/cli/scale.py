@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
 from cfm_lite.cli.arguments import (
     OnDevice,
@@ -119,10 +119,6 @@ class ScaleTrain(Training):
     """With --dry-run: the number of devices of the run (default: those that the dry run has)."""
     micro_batch: OptionalInt = None
     """Images in a forward pass of one rank, in whole shards (default: as many as fit)."""
-    compile: FlagCreatePairsOff[bool] = False
-    """Compile each block: half a minute, then faster steps. This is the default on a GPU."""
-    no_compile: FlagCreatePairsOff[bool] = False
-    """Do not compile on a GPU."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: ddp copies everything to each, fsdp (FSDP2) shares it among them."""
     checkpointing: bool = False
@@ -192,13 +188,6 @@ class ScaleTrain(Training):
                 **how,
             )
         )
-
-    @property
-    def compiles(self) -> bool | None:
-        """True for --compile, False for --no-compile, else None. ConfigError for both."""
-        if self.compile and self.no_compile:
-            raise ConfigError("--compile and --no-compile are both given; give one of them.")
-        return self.compile or (False if self.no_compile else None)
 
 
 @dataclass

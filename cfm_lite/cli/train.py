@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from cfm_lite.cli.arguments import OptionalInt, OptionalPath, Seeded, Texts, parse_settings
 from cfm_lite.errors import ConfigError
@@ -32,6 +32,18 @@ class Training(Seeded):
     """Steps between pictures of samples, samples-step-N.png (0: only at the end)."""
     batch: OptionalInt = None
     """The batch, over all ranks and micro-batches (default: the recipe's)."""
+    compile: FlagCreatePairsOff[bool] = False
+    """Compile the network: a minute or more, then faster steps. Transformers on a GPU are compiled
+    by default."""
+    no_compile: FlagCreatePairsOff[bool] = False
+    """Do not compile on a GPU."""
+
+    @property
+    def compiles(self) -> bool | None:
+        """True for --compile, False for --no-compile, else None. ConfigError for both."""
+        if self.compile and self.no_compile:
+            raise ConfigError("--compile and --no-compile are both given; give one of them.")
+        return self.compile or (False if self.no_compile else None)
 
     def changes(
         self, flags: dict[str, Any], kind: type | None = None
@@ -114,6 +126,7 @@ class Train(Training):
             save_every=1000 if self.save_every is None else self.save_every,
             sample_every=self.sample_every,
             draw=drawing(chosen, data, folder),
+            compile=self.compiles,
         )
         print(f"{done.summary}; the run is in {folder}")
         run = runs.Run.open(folder, device=runs.pick_device(self.device))

@@ -63,6 +63,7 @@ def train(
     sample_every: int = 0,
     draw: Callable[[nn.Module, int], None] | None = None,
     spec: Spec | None = None,
+    compile: bool | None = None,
 ) -> Run:
     """Train a recipe on a data set, with a progress bar on line `bar`. Config, log and checkpoints
     go to `out`.
@@ -71,12 +72,12 @@ def train(
     if there is a checkpoint, else start). `trainer` and `source` replace those of the recipe;
     `source` is a function from the first step to an iterator of batches. `about` is written into
     config.json. `listen` is called with every logged line. Every `sample_every` steps (0: never)
-    `draw` is called on every rank, with the averaged model and the step. Only rank 0 writes and
-    shows.
+    `draw` is called on every rank, with the averaged model and the step. `compile` is that of
+    `Trainer`. Only rank 0 writes and shows.
 
     Raises ConfigError if `out` holds a run and `resume` is not set, if another process trains
     there, for guidance without `label_dropout`, and for what cannot act: `sample_every` without
-    `draw`, `resume=True` without `out`.
+    `draw`, `resume=True` without `out`, `compile` beside a `trainer`.
     Raises ResumeMismatchError if `out` holds another run (see `segments`), DistributedError, and
     what `Trainer.run` raises.
 
@@ -96,9 +97,16 @@ def train(
     folder = None if out is None else expanded(out).absolute()
     if source is None and isinstance(data, DataSet):
         check_batch(recipe.batch, data.shape, device)
-    trainer = trainer or build_trainer(recipe, build_model(recipe, data).to(device))
+    if trainer and compile is not None:
+        raise ConfigError(
+            f"compile = {compile!r:.60} is given beside a trainer, which has its own; leave one out."
+        )
+    trainer = trainer or build_trainer(
+        recipe, build_model(recipe, data).to(device), compile=compile
+    )
     trainer.log_every, world = log_every, trainer.world
-    spec, about = _described(data, spec, about or {}, folder)
+    about = {**({"how": {"compile": True}} if trainer.compiled else {}), **(about or {})}
+    spec, about = _described(data, spec, about, folder)
     source = source or functools.partial(_rows_of, data, recipe, device)
     mine = folder if world.is_main else None
     with contextlib.ExitStack() as held:

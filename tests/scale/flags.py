@@ -47,7 +47,6 @@ ACTS = {  # as in tests/flags.py
     ("scale train", "price"): (_DRY, "--price 3"),
     ("scale train", "ranks"): (_DRY, "--ranks 2"),
     ("scale train", "micro_batch"): (_TRAIN, "--micro-batch 2"),
-    ("scale train", "compile"): (_TRAIN, "--compile"),
     ("scale train", "parallel"): (_TRAIN, "--parallel fsdp"),
     ("scale train", "checkpointing"): (_TRAIN, "--checkpointing"),
     ("scale train", "images"): (f"{_REPA} --teacher random", "--images pictures"),

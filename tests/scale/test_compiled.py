@@ -8,16 +8,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from cfm_lite import objective
-from cfm_lite.cli import ScaleTrain, main
+from cfm_lite.cli import ScaleTrain, Train, main
 from cfm_lite.engine import compiled
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import MLP, SiT
+from cfm_lite.runs.recipe import build_model, build_trainer, recipe
 from cfm_lite.training import Trainer
 from tests.scale import graphs
 from tests.test_step import batch, trainer
@@ -140,6 +142,17 @@ class Own(nn.Module):
         return x
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_u_net_is_one_graph_with_its_losses(counter, precision):
+    """Its draws stay outside, as they are everywhere."""
+    rows, labels = torch.randn(8, 1, 28, 28), torch.arange(8)
+    small = {"hidden_size": 8, "batch": 8, "shard": 8, "precision": precision}
+    chosen = recipe("mnist", method="delta_fm", **small)
+    model = build_model(chosen, SimpleNamespace(shape=(1, 28, 28), num_classes=10))
+    found = graphs.counts(build_trainer(chosen, model, compile=True), (rows, labels), counter)
+    assert (found["graphs"], found["again"]) == (1, 0)
+
+
 def test_twelve_blocks_that_all_differ_are_all_compiled(counter):
     """torch gives a function up after eight graphs and runs it eagerly, with no more than a
     warning.
@@ -221,8 +234,9 @@ def test_a_compiler_that_is_asked_for_and_absent_is_one_line(monkeypatch, device
 @pytest.mark.parametrize(
     ("words", "chosen"), [({}, None), ({"compile": True}, True), ({"no_compile": True}, False)]
 )
-def test_the_command_line_chooses_to_compile_or_not_or_leaves_it(words, chosen):
-    assert ScaleTrain(**words).compiles is chosen
+@pytest.mark.parametrize("command", [Train, ScaleTrain])
+def test_the_command_line_chooses_to_compile_or_not_or_leaves_it(command, words, chosen):
+    assert command(**words).compiles is chosen
 
 
 def test_both_choices_at_once_are_refused(capsys, tmp_path):

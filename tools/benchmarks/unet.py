@@ -1,6 +1,6 @@
 """Images trained per second on MNIST: the U-Net of the recipe `mnist` against those of torchcfm and
 diffusers, and a SiT of ours. A step is forward, backward and AdamW on a batch of the recipe; the
-note of a row tells its size.
+note of a row tells its size. The last row of each kind is the same U-Net, compiled.
 
 All networks have the same number of parameters within 5 % and take 28 x 28 pixels as they are,
 without a border. The U-Nets have attention where the side is 7 alone. Ours works on patches of 2 x 2
@@ -9,6 +9,7 @@ parameters. So the ratio says what a choice of network costs; `unet_quality` say
 worth. The others keep torch's own layout of memory: in channels_last, as ours, they are no faster.
 """
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from cfm_lite import losses
-from cfm_lite.errors import CFMError
+from cfm_lite.engine.compiled import compile_parts, is_compiled
+from cfm_lite.errors import CFMError, ConfigError
 from cfm_lite.runs.recipe import AUTO, build_model, precision_on, recipe
 from tools.benchmarks.harness import CannotRun, Clock, NotRun, Row, faster, peer
 
@@ -26,6 +28,7 @@ SIDE, CLASSES = 28, 10
 RECIPE = recipe("mnist")
 # half the width and half the depth of mnist_sit: as many parameters as the U-Net
 SIT = recipe("mnist_sit", hidden_size=96, depth=3)
+COMPILED = "U-Net, a compiled step"
 NAMES = {
     "torchcfm": "torchcfm's U-Net",
     "diffusers": "diffusers' UNet2DModel",
@@ -37,11 +40,19 @@ def rows(clock: Clock) -> Iterator[Row | NotRun]:
     """The rows, each with its goal: on the threads that were asked for, and on all cores."""
     models, missing = networks()
     yield from missing
-    batch = made_batch()
+    batch, compiled = made_batch(), copy.deepcopy(models["ours"])
+    try:
+        can_compile = is_compiled(True, compiled, torch.device("cpu"))
+        compile_parts(compiled)
+    except ConfigError as error:
+        can_compile = False
+        yield NotRun(COMPILED, str(error))
     for threads in dict.fromkeys((torch.get_num_threads(), all_cores())):
         for precision in dict.fromkeys(("float32", precision_on(models["ours"], AUTO))):
             steps = {name: step(model, batch, precision) for name, model in models.items()}
             with on_threads(threads):
+                if can_compile:
+                    steps["compiled"] = step(compiled, batch, precision)
                 times = clock(steps, repeats=7, block=1.0)
             where = f"{precision}, {threads} thread{'s' * (threads > 1)}"
             for other in list(models)[1:]:
@@ -53,6 +64,8 @@ def rows(clock: Clock) -> Iterator[Row | NotRun]:
                     None if other == "sit" else 1.0,
                     note=_note(times.medians("ours", other), models),
                 )
+            if can_compile:
+                yield faster(f"{COMPILED}, {where}: over as it is", times, "compiled", "ours")
 
 
 def _note(seconds: Mapping[str, float], models: Mapping[str, nn.Module]) -> str:
