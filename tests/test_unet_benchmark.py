@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cfm_lite.engine import compiled
-from cfm_lite.errors import CFMError, ConfigError
+from cfm_lite.errors import CFMError
 from cfm_lite.evaluate.judges import Judge
 from cfm_lite.models import UNet
 from tools.benchmarks import __main__ as main
@@ -84,25 +84,33 @@ def small(monkeypatch, tmp_path):
 
 def test_every_network_has_a_row_and_the_others_a_goal():
     rows = list(unet.rows(Once()))
-    *others, last = rows
+    *others, last, alone = rows
+    assert isinstance(alone, NotRun)  # one core
+    rows.remove(alone)
     assert [row.name.partition(": over ")[2] for row in others] == list(unet.NAMES.values())
-    assert [row.ratio for row in rows] == [2.0, 3.0, 4.0, 1 / 5]
-    assert [row.goal for row in rows] == [1.0, 1.0, None, None]
+    assert [row.ratio for row in rows] == [2.0, 3.0, 4.0, 2.0]
+    assert [row.goal for row in rows] == [1.0, 1.0, None, 1.0]
     assert all("batch 2" in row.note and "563,428 parameters" in row.note for row in others)
     assert last.name.startswith("U-Net, a compiled step, float32")
+    assert last.note.startswith("the first compiled step takes")
 
 
 def test_where_the_processor_has_bf16_its_rows_follow(monkeypatch):
     monkeypatch.setattr("cfm_lite.runs.recipe._cpu_has_bf16", lambda: True)
-    precisions = [row.name.split(", ")[2] for row in unet.rows(Once())]
+    precisions = [row.name.split(", ")[2] for row in [*unet.rows(Once())][:-1]]
     assert precisions == 4 * ["float32"] + 4 * ["bf16"]
 
 
 def test_threads_are_set_back(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(unet, "all_cores", lambda: threads + 1)
-    rows = list(unet.rows(Once()))
+    *rows, together = unet.rows(Once())
     assert sum(f", {threads + 1} threads:" in row.name for row in rows) == len(rows) / 2 == 4
+    assert (
+        together.name
+        == f"U-Net, {threads + 1} processes of 1 thread, float32: over {threads + 1} threads"
+    )
+    assert together.times.keys() == {"processes", "threads"}
     assert torch.get_num_threads() == threads
 
 
@@ -111,20 +119,20 @@ def test_a_peer_that_is_not_there_is_told_and_the_others_are_measured(monkeypatc
         raise CannotRun(f"needs {module}")
 
     monkeypatch.setattr(unet, "peer", missing)
-    first, second, row, _ = unet.rows(Once())
+    first, second, row, *_ = unet.rows(Once())
     assert isinstance(first, NotRun)
     assert str(second).startswith("diffusers' UNet2DModel: not run: needs diffusers")
     assert isinstance(row, Row)
 
 
-def test_without_a_compiler_its_rows_are_told_to_be_missing(monkeypatch):
-    def lacking(chosen, module, device):
-        raise ConfigError("no g++")
+def test_without_a_compiler_its_row_is_told_to_be_missing(monkeypatch):
+    def lacking(graph, inputs):
+        raise RuntimeError("no g++")
 
-    monkeypatch.setattr(unet, "is_compiled", lacking)
-    first, *rows = unet.rows(Once())
-    assert str(first) == "U-Net, a compiled step: not run: no g++"
-    assert len(rows) == len(unet.NAMES)
+    monkeypatch.setattr(compiled, "BACKEND", lacking)
+    *_, row, _ = unet.rows(Once())
+    assert str(row).startswith("U-Net, a compiled step, float32, ")
+    assert "not run: torch.compile does not work here" in str(row)
 
 
 def test_networks_of_unequal_size_are_refused(monkeypatch):

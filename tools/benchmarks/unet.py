@@ -1,6 +1,7 @@
 """Images trained per second on MNIST: the U-Net of the recipe `mnist` against those of torchcfm and
 diffusers, and a SiT of ours. A step is forward, backward and AdamW on a batch of the recipe; the
-note of a row tells its size. The last row of each kind is the same U-Net, compiled.
+note of a row tells its size. Other rows hold our network against itself: compiled, and two steps in
+two processes with a thread each against two steps with two threads.
 
 All networks have the same number of parameters within 5 % and take 28 x 28 pixels as they are,
 without a border. The U-Nets have attention where the side is 7 alone. Ours works on patches of 2 x 2
@@ -10,25 +11,27 @@ worth. The others keep torch's own layout of memory: in channels_last, as ours, 
 """
 
 import copy
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cfm_lite import losses
-from cfm_lite.engine.compiled import compile_parts, is_compiled
-from cfm_lite.errors import CFMError, ConfigError
+from cfm_lite.engine.compiled import compile_parts
+from cfm_lite.errors import CFMError
 from cfm_lite.runs.recipe import AUTO, build_model, precision_on, recipe
-from tools.benchmarks.harness import CannotRun, Clock, NotRun, Row, faster, peer
+from tools.benchmarks.harness import CannotRun, Clock, NotRun, Row, compiling, faster, peer
 
 SIDE, CLASSES = 28, 10
 RECIPE = recipe("mnist")
 # half the width and half the depth of mnist_sit: as many parameters as the U-Net
 SIT = recipe("mnist_sit", hidden_size=96, depth=3)
-COMPILED = "U-Net, a compiled step"
+Batch = tuple[Tensor, Tensor, Tensor]  # images, times, labels
 NAMES = {
     "torchcfm": "torchcfm's U-Net",
     "diffusers": "diffusers' UNet2DModel",
@@ -40,21 +43,13 @@ def rows(clock: Clock) -> Iterator[Row | NotRun]:
     """The rows, each with its goal: on the threads that were asked for, and on all cores."""
     models, missing = networks()
     yield from missing
-    batch, compiled = made_batch(), copy.deepcopy(models["ours"])
-    try:
-        can_compile = is_compiled(True, compiled, torch.device("cpu"))
-        compile_parts(compiled)
-    except ConfigError as error:
-        can_compile = False
-        yield NotRun(COMPILED, str(error))
+    batch = made_batch()
     for threads in dict.fromkeys((torch.get_num_threads(), all_cores())):
         for precision in dict.fromkeys(("float32", precision_on(models["ours"], AUTO))):
             steps = {name: step(model, batch, precision) for name, model in models.items()}
-            with on_threads(threads):
-                if can_compile:
-                    steps["compiled"] = step(compiled, batch, precision)
-                times = clock(steps, repeats=7, block=1.0)
             where = f"{precision}, {threads} thread{'s' * (threads > 1)}"
+            with on_threads(threads):
+                times = clock(steps, repeats=7, block=1.0)
             for other in list(models)[1:]:
                 yield faster(
                     f"U-Net, images trained, {where}: over {NAMES[other]}",
@@ -64,8 +59,79 @@ def rows(clock: Clock) -> Iterator[Row | NotRun]:
                     None if other == "sit" else 1.0,
                     note=_note(times.medians("ours", other), models),
                 )
-            if can_compile:
-                yield faster(f"{COMPILED}, {where}: over as it is", times, "compiled", "ours")
+            yield compiled(clock, models["ours"], batch, precision, threads, where)
+    yield in_processes(clock, models["ours"], batch, precision, all_cores())
+
+
+def compiled(
+    clock: Clock, model: nn.Module, batch: Batch, precision: str, threads: int, where: str
+) -> Row | NotRun:
+    """A step of the compiled network over the same step as it is."""
+    name, twin = f"U-Net, a compiled step, {where}", copy.deepcopy(model)
+    compile_parts(twin)
+    sides = {
+        "compiled": step(twin, batch, precision),
+        "as it is": step(model, batch, precision),
+    }
+    with on_threads(threads):
+        try:
+            note = f"the first compiled step takes {compiling(sides['compiled']):.0f} s"
+        except CannotRun as error:
+            return NotRun(name, str(error))
+        times = clock(sides, repeats=7, block=1.0)
+    return faster(f"{name}: over as it is", times, "compiled", "as it is", 1.0, note=note)
+
+
+def in_processes(
+    clock: Clock, model: nn.Module, batch: Batch, precision: str, count: int
+) -> Row | NotRun:
+    """`count` steps, one in each of as many processes with one thread, over as many steps of one
+    process with `count` threads: what two trainings of the lab gain by not sharing their threads.
+    """
+    name = f"U-Net, {count} processes of 1 thread, {precision}"
+    if count == 1:
+        return NotRun(name, "this machine has one core")
+    one = step(model, batch, precision)
+
+    def threaded() -> None:
+        for _ in range(count):
+            one()
+
+    with ExitStack() as open_ones, on_threads(count):
+        pipes = [open_ones.enter_context(_stepping(precision)) for _ in range(count)]
+
+        def spread() -> None:
+            for pipe in pipes:
+                pipe.send(True)
+            for pipe in pipes:
+                pipe.recv()
+
+        times = clock({"processes": spread, "threads": threaded}, repeats=7, block=1.0)
+    return faster(f"{name}: over {count} threads", times, "processes", "threads", 1.0)
+
+
+@contextmanager
+def _stepping(precision: str) -> Iterator[Connection]:
+    """A process that makes a step for each thing that it is sent, and sends None when it is done."""
+    context = multiprocessing.get_context("spawn")
+    mine, its = context.Pipe()
+    process = context.Process(target=_work, args=(its, precision), daemon=True)
+    process.start()
+    its.close()
+    try:
+        yield mine
+    finally:
+        mine.close()
+        process.join()
+
+
+def _work(pipe: Connection, precision: str) -> None:
+    torch.set_num_threads(1)
+    one = step(build_model(RECIPE, Mnist()), made_batch(), precision)
+    with suppress(EOFError):
+        while pipe.recv():
+            one()
+            pipe.send(None)
 
 
 def _note(seconds: Mapping[str, float], models: Mapping[str, nn.Module]) -> str:
@@ -169,15 +235,13 @@ def of_diffusers() -> nn.Module:
     return Wrapped(unet, lambda unet, x, t, y: unet(x, 1000 * t, class_labels=y).sample)
 
 
-def made_batch() -> tuple[Tensor, Tensor, Tensor]:
+def made_batch() -> Batch:
     """Random images, times and labels: a step takes as long on these as on digits."""
     size = RECIPE.batch
     return torch.randn(size, 1, SIDE, SIDE), torch.rand(size), torch.randint(CLASSES, (size,))
 
 
-def step(
-    model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], precision: str
-) -> Callable[[], None]:
+def step(model: nn.Module, batch: Batch, precision: str) -> Callable[[], None]:
     """Forward, backward and one step of the optimizer that the library takes by default."""
     x, t, y = batch
     u = torch.randn_like(x)
