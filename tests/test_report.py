@@ -173,7 +173,7 @@ def test_no_verdict_stands_outside_a_mark():
     assert not re.findall(r"\b(?:gain|lose)s?\b|no clear difference", bare)
 
 
-@pytest.mark.parametrize("suite", ["digits", "mnist_sit", "cifar10"])
+@pytest.mark.parametrize("suite", ["digits", "mnist_short", "mnist_sit", "cifar10"])
 def test_what_is_said_of_all_others_is_held_against_every_method(suite):
     """A sentence about recall that names a remainder must mark each method of the core."""
     named = {

@@ -175,7 +175,7 @@ def trust_table() -> str:
     return "\n".join([*lines, "", source])
 
 
-LAB = {"digits": "digits", "mnist_sit": "MNIST", "cifar10": "CIFAR-10, 16 × 16"}
+LAB = {"digits": "digits", "mnist_short": "MNIST, short", "cifar10": "CIFAR-10, 16 × 16"}
 
 
 def lab_table() -> str:

@@ -86,6 +86,14 @@ def _settings(results: Results, suite: str, group: str) -> Sequence[tuple[str, P
     return found if field == "perturb" or not given else sorted(found, key=lambda p: float(p[0]))
 
 
+def _drawn(results: Results) -> Sequence[str]:
+    """The suites with a panel, four at most. Where the U-Net of MNIST was trained, its SiT has
+    tables alone.
+    """
+    good = {"mnist", "mnist_short"} & results.suites.keys()
+    return [suite for suite in results.suites if not (good and suite == "mnist_sit")]
+
+
 def _named(variant: str) -> str:
     value = variant.rpartition("=")[2]
     return KINDS.get(value, value)
@@ -122,7 +130,7 @@ def _drawn_rows(
 
     def draw(results: Results) -> Picture | None:
         blocks: dict[Panel, list[tuple[str, Difference]]] = {}
-        for suite in results.suites:
+        for suite in _drawn(results):
             for label, place, base in build(results, suite):
                 d = results.difference(suite, place, metric or None, base)
                 if d is not None:
@@ -174,7 +182,7 @@ def norms(results: Results) -> Picture | None:
     FM.
     """
     blocks: dict[Panel, list[tuple[str, float, Difference]]] = {}
-    for suite in results.suites:
+    for suite in _drawn(results):
         core = Place(nfe=results.nfes(suite)[-1])
         weights = _settings(results, suite, "spread") or [("0.5", core)]
         places = {f"ℓ2, weight {name}": place for name, place in weights}
@@ -201,7 +209,7 @@ def _drawn_curves(
 
     def draw(results: Results) -> Picture | None:
         blocks: dict[Panel, dict[str, dict[float, Difference]]] = {}
-        for group, suite in product(groups, results.suites):
+        for group, suite in product(groups, _drawn(results)):
             curves: dict[str, dict[float, Difference]] = {}
             mine = [m for m in methods if m in results.methods(suite, group)]
             for (name, place), method in product(_settings(results, suite, group), mine):
