@@ -346,8 +346,8 @@ def test_diverged_jobs_and_miniatures_are_named(text_alone, tmp_path):
     assert "**diverged**: ΔFM, seed 1 (core): the loss is inf in step 7" in text
     assert "its numbers mean nothing" in text
     assert "| FM |" not in text  # no table, and no answer
-    # the short answers, nine questions, the cores, the other four suites, and the threads
-    assert text.count("*Not measured yet: ") == 16
+    # the short answers, nine questions, the cores, the other five suites, and the threads
+    assert text.count("*Not measured yet: ") == 17
 
 
 def test_rows_of_other_settings_are_said_to_be_such(text_alone, tmp_path):
