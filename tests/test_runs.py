@@ -15,12 +15,12 @@ from cfm_lite import cli, runs
 from cfm_lite._internal.checks import parse_json
 from cfm_lite.data.datasets import dataset
 from cfm_lite.data.root import checkout
-from cfm_lite.engine import checkpoint
+from cfm_lite.engine import checkpoint, compiled
 from cfm_lite.errors import CheckpointError, ConfigError, DivergenceError
 from cfm_lite.runs import loop
 from cfm_lite.runs import run as opened_runs
 from cfm_lite.runs.imagenet import imagenet
-from cfm_lite.runs.recipe import Recipe, build_model
+from cfm_lite.runs.recipe import Recipe, build_model, build_trainer
 from tests.logs import lines, numbers
 from tests.networks import same_parameters
 
@@ -310,6 +310,18 @@ def test_a_name_that_is_not_utf_8_is_kept_in_json_and_found_again(tmp_path):
     path = runs.write_json(tmp_path / "row.json", {"file": name, "other": "ü"})
     assert '"ü"' in path.read_text(encoding="utf-8")
     assert parse_json(path.read_bytes()) == {"file": name, "other": "ü"}
+
+
+def test_to_compile_is_the_affair_of_the_trainer_and_a_compiled_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    short = SMALL.changed(steps=1)
+    made = build_trainer(short, build_model(short, DATA), compile=False)
+    with pytest.raises(ConfigError, match="leave compile out"):
+        runs.train(short, DATA, trainer=made, compile=False, progress=False)
+    for name, chosen in (("plain", None), ("compiled", True)):
+        runs.train(short, DATA, out=tmp_path / name, compile=chosen, progress=False)
+    told = [json.loads((tmp_path / n / "config.json").read_text()) for n in ("plain", "compiled")]
+    assert [config.get("how") for config in told] == [None, {"compile": True}]
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -99,7 +99,7 @@ def train(
         check_batch(recipe.batch, data.shape, device)
     if trainer and compile is not None:
         raise ConfigError(
-            f"compile = {compile!r:.60} is given beside a trainer, which has its own; leave one out."
+            f"compile is {compile!r:.60} beside a trainer, which has its own; leave compile out."
         )
     trainer = trainer or build_trainer(
         recipe, build_model(recipe, data).to(device), compile=compile
