@@ -183,7 +183,10 @@ def test_what_the_readme_says_that_the_lab_found_is_what_the_rows_say():
         assert found(suite, "pair") == gain
         most = {name: mean(results, suite, name) for name in results.methods(suite)}
         assert min(most, key=most.get) == "pair"
-    assert {found(suite, "dispersive") for suite in ("digits", "cifar10")} == {loss}
+    assert {found(suite, "dispersive") for suite in ("digits", "mnist_short", "cifar10")} == {loss}
+    assert {found("mnist_short", "fm_scaled", name) for name in ("delta_fm", "vecor_latent")} == {
+        gain
+    }
 
 
 def mean(results, suite, method):
