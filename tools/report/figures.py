@@ -86,10 +86,8 @@ def _settings(results: Results, suite: str, group: str) -> Sequence[tuple[str, P
     return found if field == "perturb" or not given else sorted(found, key=lambda p: float(p[0]))
 
 
-def _drawn(results: Results) -> Sequence[str]:
-    """The suites with a panel, four at most. Where the U-Net of MNIST was trained, its SiT has
-    tables alone.
-    """
+def _shown(results: Results) -> Sequence[str]:
+    """The suites with a panel. Where a U-Net was trained on MNIST, the SiT has tables alone."""
     good = {"mnist", "mnist_short"} & results.suites.keys()
     return [suite for suite in results.suites if not (good and suite == "mnist_sit")]
 
@@ -130,7 +128,7 @@ def _drawn_rows(
 
     def draw(results: Results) -> Picture | None:
         blocks: dict[Panel, list[tuple[str, Difference]]] = {}
-        for suite in _drawn(results):
+        for suite in _shown(results):
             for label, place, base in build(results, suite):
                 d = results.difference(suite, place, metric or None, base)
                 if d is not None:
@@ -182,7 +180,7 @@ def norms(results: Results) -> Picture | None:
     FM.
     """
     blocks: dict[Panel, list[tuple[str, float, Difference]]] = {}
-    for suite in _drawn(results):
+    for suite in _shown(results):
         core = Place(nfe=results.nfes(suite)[-1])
         weights = _settings(results, suite, "spread") or [("0.5", core)]
         places = {f"ℓ2, weight {name}": place for name, place in weights}
@@ -209,7 +207,7 @@ def _drawn_curves(
 
     def draw(results: Results) -> Picture | None:
         blocks: dict[Panel, dict[str, dict[float, Difference]]] = {}
-        for group, suite in product(groups, _drawn(results)):
+        for group, suite in product(groups, _shown(results)):
             curves: dict[str, dict[float, Difference]] = {}
             mine = [m for m in methods if m in results.methods(suite, group)]
             for (name, place), method in product(_settings(results, suite, group), mine):
