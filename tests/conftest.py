@@ -29,6 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return  # it runs no test itself
     gc.disable()  # until all tests are known: there is no garbage, only millions of objects
+    # pytest imports it where a socket that nobody closed is collected. Inside another import that
+    # is a KeyError in Python 3.11's import lock, and a test of a broken download fails by chance.
+    import tracemalloc  # noqa: F401
+
     import torch
 
     # tests are small; two workers of two threads on two cores would only wait for each other

@@ -247,7 +247,6 @@ def test_a_server_that_is_not_there_is_an_error_at_once(source, server, monkeypa
     nobody = f"http://127.0.0.1:{reserved_port()}/"
     for module in (cifar10, features):
         monkeypatch.setattr(module, "URL", nobody + "file")
-    gc.collect()  # Python 3.11 fails where garbage that imports is collected inside an import
     monkeypatch.setattr(optional("torchvision.datasets", "imagenet").MNIST, "mirrors", [nobody])
     with pytest.raises(DataError) as caught:
         fetch(tmp_path / "data")
