@@ -295,3 +295,12 @@ def test_sizes_of_a_unet_that_cannot_be_are_told_by_the_recipes_fields():
             build_model(recipe("mnist", **given), data)
         assert "\n" not in str(e.value)
     assert build_model(recipe("mnist", hidden_size=16), data).channels == (16, 32)
+
+
+@pytest.mark.parametrize("given", ["runs/a", (torch.zeros(4, 2), torch.zeros(4)), torch.zeros(4)])
+@pytest.mark.parametrize("name", ["toy", "words"])
+def test_what_is_no_data_set_is_named(given, name):
+    with pytest.raises(
+        ConfigError, match=r"data is a \w+; it must be a data set, such as dataset\("
+    ):
+        train(recipe(name, steps=1), given, progress=False)

@@ -14,6 +14,7 @@ import pytest
 from cfm_lite import cli, viz
 from cfm_lite import lab as experiments
 from cfm_lite.errors import DataError
+from cfm_lite.evaluate.reader import Score
 from cfm_lite.lab import SUITES, Store, statistics
 from cfm_lite.lab.measures import row_base
 from cfm_lite.lab.store import write_rows
@@ -30,6 +31,7 @@ METRICS = {
     "recall": 0.8,
     "feature_norm": 12.0,
 }
+OF_WORDS = {f"{part}_{at}": 0.9 for part in Score._fields for at in ("seen", "held_out")}
 GAINS = {"vecor": -0.05}  # planted, far above the spread of 0.002
 GROWS = {"dispersive": 2.0}
 PLANTED = {  # in one variant
@@ -53,9 +55,10 @@ def made_rows(suite, group, seeds, gains=GAINS):
                 way.solver,
             )
             tag = {"variant": trial.variant} if group != "core" else {}
-            for metric, value in METRICS.items():
+            for metric, value in (OF_WORDS if suite == "words" else METRICS).items():
                 planted = gains.get(trial.arm, 0.0) + PLANTED.get((trial.arm, trial.variant), 0.0)
                 shift = planted if metric in ("frechet", "sliced_wasserstein") else 0.0
+                shift -= planted if metric == "colours_held_out" else 0.0
                 number = (value + shift) * GROWS.get(trial.arm, 1.0) ** (
                     metric == "feature_norm"
                 ) + 0.002 * rng.normal()
@@ -222,7 +225,8 @@ def test_the_report_is_a_function_of_the_json_files_alone(whole, tmp_path, monke
     runpy.run_module("tools.report", run_name="__main__")
     assert str(tmp_path / "README.md") in capsys.readouterr().out
     assert bytes_of(tmp_path / path.name for path in paths) == first
-    assert {*pages.FIGURES, *PAGES, "toy.png", "digits.png"} == set(first)
+    drawn = {*pages.FIGURES} - {"question_10.png"}  # which needs the suite words
+    assert {*drawn, *PAGES, "toy.png", "digits.png"} == set(first)
 
 
 def test_a_section_says_what_was_not_measured_and_leaves_out_its_sentences(whole, tmp_path):
@@ -256,10 +260,9 @@ def test_a_picture_that_lies_beside_the_rows_stays_with_its_caption(tmp_path):
     assert all(f"]({name})<br>*What you see*" in committed for name in pictures)
 
 
-def test_a_figure_has_at_most_four_panels_and_four_entries_and_fits_a_page(whole):
-    results = Results(whole[0])
+def test_a_figure_has_at_most_four_panels_and_four_entries_and_fits_a_page(whole, guided):
     for name, draw in pages.FIGURES.items():
-        figure = draw(results)
+        figure = draw(guided if name == "question_10.png" else Results(whole[0]))
         entries = [entry for legend in figure.legends for entry in legend.get_texts()]
         assert max(len(figure.axes), len(entries)) <= 4, name
         assert figure.get_figwidth() <= viz.PAGE, name
@@ -313,6 +316,50 @@ def test_a_variant_is_compared_with_plain_fm_of_its_own_or_of_the_core(whole):
     assert results.difference("digits", own).mean == pytest.approx(np.mean(list(values.values())))
 
 
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    """Rows of the two suites whose samples are guided."""
+    return Results(make(tmp_path_factory.mktemp("guided"), ("words", "mnist_guidance")))
+
+
+def test_pictures_of_words_are_reported_by_their_scores(guided):
+    assert results.quality("words") == "right_seen"
+    assert guided.core("words", "vecor") == Place("vecor", nfe=20, guidance=2.0)
+    text = pages.fill_in(guided, "{{suite: words}}\n\n{{scores: words}}").text
+    assert "| 20 evaluations | right, seen | kinds, seen |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| VeCoR |") and "**" in line]
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert [i for i, cell in enumerate(cells) if "**" in cell] == [7]  # colours, held out
+    assert 0.04 < float(cells[7].strip("*")) < 0.06
+    said = "{{gains: words vecor metric=colours_held_out}} {{percent: words vecor}}"
+    assert pages.fill_in(guided, said).text.startswith("gains ")
+    figure = pages.FIGURES["question_10.png"](guided)
+    assert [axis.get_title("left") for axis in figure.axes] == [
+        "Seen prompts",
+        *["Held-out prompts"] * 3,
+    ]
+
+
+def test_suites_that_are_guided_have_panels_of_their_own(guided):
+    drawn = {name: draw(guided) for name, draw in pages.FIGURES.items()}
+    assert {name for name, figure in drawn.items() if figure} == {
+        "question_8.png",
+        "question_10.png",
+    }
+    (axis,) = drawn["question_8.png"].axes
+    assert axis.get_title("left") == "MNIST, guided"
+    assert {1.5, 2.0, 3.0} in [set(line.get_xdata()) for line in axis.lines]
+
+
+def test_the_command_that_ran_a_suite_ends_with_its_report_and_figure(guided, tmp_path):
+    """Also where nothing has a Fréchet distance: it must not fail after hours of training."""
+    for suite in SUITES:
+        make(tmp_path, (suite,), ("core",), seeds=2)
+        text = cli.compare.report_suite(suite, tmp_path)
+        assert f"{results.quality(suite)} at" in text
+        assert text.endswith(f"{suite}.png")
+
+
 def test_the_facts_of_a_suite_are_told(whole):
     text = report_of(whole[0])
     for words in (
@@ -346,8 +393,8 @@ def test_diverged_jobs_and_miniatures_are_named(text_alone, tmp_path):
     assert "**diverged**: ΔFM, seed 1 (core): the loss is inf in step 7" in text
     assert "its numbers mean nothing" in text
     assert "| FM |" not in text  # no table, and no answer
-    # the short answers, nine questions, the cores, the other five suites, and the threads
-    assert text.count("*Not measured yet: ") == 17
+    # the short answers, nine questions, the cores, the other six suites, and the threads
+    assert text.count("*Not measured yet: ") == 18
 
 
 def test_rows_of_other_settings_are_said_to_be_such(text_alone, tmp_path):

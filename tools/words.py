@@ -3,7 +3,7 @@
     python -m tools.words [--prompts 1000]
 
 It draws as many prompts of combinations that training shows, and as many that it never does, with
-20 Euler steps and guidance 1 and 2. It writes data/results/words_network.json and words.png.
+20 Euler steps and guidance 1 and 2. It writes data/results/words_network.json and words_network.png.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1000)
     prompts = parser.parse_args().prompts
     torch.set_num_threads(1)
-    viz.save(viz.captioned(draw(SHOWN, 2.0), list(SHOWN), columns=4), RESULTS / "words.png")
+    viz.save(viz.captioned(draw(SHOWN, 2.0), list(SHOWN), columns=4), RESULTS / "words_network.png")
     write_rows(ROWS, measured(prompts))
 
 

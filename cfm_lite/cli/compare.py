@@ -260,7 +260,10 @@ def report_suite(suite: str, out: str | Path) -> str:
     measured = {row["metric"] for row in rows}
     shown = [
         metric
-        for metric in ("frechet", "sliced_wasserstein", "accuracy", "recall")
+        for metric in (
+            *("frechet", "sliced_wasserstein", "accuracy", "recall"),
+            *("right_seen", "right_held_out", "colours_held_out", "kinds_held_out"),
+        )
         if metric in measured
     ]
     where, miniature = [str(path)], any(row.get("miniature") for row in rows)

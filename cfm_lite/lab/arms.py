@@ -34,7 +34,7 @@ __all__ = [
 
 
 ARMS = arms()
-TRAINED = tuple(name for name, arm in ARMS.items() if name != "fm" and not arm.changes)
+TRAINED = tuple(name for name, arm in ARMS.items() if arm.trained != "fm" and not arm.changes)
 CONTROLS = {name: method.control.method for name, method in METHODS.items() if method.control}
 
 

@@ -225,13 +225,19 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
 
     The global generator stays as it is.
 
-    Raises ConfigError for captions without an MMDiT, an MMDiT without captions, and points with a
-    network of images.
+    Raises ConfigError for what is no data set, captions without an MMDiT, an MMDiT without
+    captions, and points with a network of images.
 
     >>> from types import SimpleNamespace
     >>> build_model(recipe("toy"), SimpleNamespace(shape=(2,), num_classes=2)).config["hidden_size"]
     128
     """
+    if not (hasattr(data, "shape") and hasattr(data, "num_classes")):
+        raise ConfigError(
+            f"data is a {type(data).__name__}; it must be a data set, such as "
+            f"dataset({recipe.dataset!r}) of cfm_lite.data.datasets, or another object with shape "
+            "and num_classes."
+        )
     condition = getattr(data, "condition", "labels")
     if (recipe.model == "mmdit") != (condition == "captions"):
         raise ConfigError(

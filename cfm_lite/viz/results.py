@@ -63,6 +63,17 @@ METRICS: Mapping[str, Metric] = {
     "class_separation": Metric(
         "distance of the class means,\nrelative to the exact one", 1, "1 is ideal"
     ),
+    **{
+        f"{part}_{prompts}": Metric(f"{right}, {asked}, %", 100, "higher is better")
+        for part, right in {
+            "right": "everything right",
+            "kinds": "things right",
+            "colours": "colours right",
+            "sizes": "sizes right",
+            "relation": "places right",
+        }.items()
+        for prompts, asked in {"seen": "seen prompts", "held_out": "held-out prompts"}.items()
+    },
 }
 
 
@@ -257,26 +268,59 @@ def _remark(figure: Picture, rows: Rows, several: str, more: str = "") -> None:
 
 
 @styled
-def method_bars(rows: Rows, metric: str, *, nfe: int | None = None) -> Picture:
-    """One metric at one number of steps: a bar per method for the mean, a dot per seed, and what
-    real data reach, dashed.
+def method_bars(rows: Rows, *metrics: str, nfe: int | None = None) -> Picture:
+    """A panel per metric, at one number of steps: a bar per method for the mean, a dot per seed,
+    and what real data reach, dashed.
 
-    `nfe` may be left out if the rows have only one. Raises ConfigError otherwise, and as
-    `quality_vs_steps` does.
+    `nfe` may be left out if the rows have only one. Raises ConfigError otherwise, without a metric,
+    and as `quality_vs_steps` does.
 
     >>> row = {"metric": "mmd", "nfe": 4, "value": 0.1}
     >>> rows = [row | {"method": name} for name in ("fm", "vecor")]
     >>> [text.get_text() for text in method_bars(rows, "mmd").axes[0].get_yticklabels()]
     ['FM', 'VeCoR']
     """
+    if not metrics:
+        raise ConfigError("metrics is empty; name at least one, such as 'frechet'.")
+    shown = {metric: _at_one_nfe(rows, metric, nfe) for metric in metrics}
+    most = max(len(_names(chosen)) for chosen in shown.values())
+    width = min(PAGE, 2.2 + 5.0 * len(shown))
+    figure, axes = panels(1, len(shown), width=width, height=1.3 + 0.42 * most)
+    lines, first = [], _names(shown[metrics[0]])
+    for panel, (metric, chosen) in zip(axes[0], shown.items()):
+        _bars(panel, metric, chosen)
+        if len(shown) > 1:  # side by side: short titles, and equal labels are written once
+            panel.set_title(_metric(metric).better.capitalize(), loc="left")
+            panel.set_ylabel("")
+            panel.tick_params(labelleft=panel is axes[0][0] or _names(chosen) != first)
+        level = _reference(rows, metric)
+        if level is not None:
+            lines.append(panel.axvline(level, color=TRUTH, linestyle="--", linewidth=1.3))
+    if lines:
+        figure.legend(lines[:1], ["Real data"], loc="outside lower right", handlelength=2.6)
+    rows = [row for chosen in shown.values() for row in chosen]
+    steps = [] if len(shown) == 1 else sorted({row["nfe"] for row in rows if row.get("nfe")})
+    more = f"Network evaluations: {', '.join(map(str, steps))}." if steps else ""
+    _remark(figure, rows, "Bars: mean of {} seeds; dots: the seeds.", more)
+    return figure
+
+
+def _names(rows: Rows) -> set[str]:
+    return {row["method"] for row in rows}
+
+
+def _at_one_nfe(rows: Rows, metric: str, nfe: int | None) -> list[dict[str, Any]]:
+    """The methods' rows of one metric at `nfe`, or at the only number of steps that they have."""
     chosen = _select(rows, metric)
     found = sorted({row.get("nfe") for row in chosen}, key=str)
     if nfe is None and len(found) > 1:
         raise ConfigError(f"rows of {metric!r} have nfe {found}; choose one: nfe={found[-1]}.")
     check_choice("nfe", str(found[0] if nfe is None else nfe), map(str, found))
-    nfe = found[0] if nfe is None else nfe
-    table = _by_method([row for row in chosen if row.get("nfe") == nfe])
-    figure, ((panel,),) = panels(1, 1, width=7.2, height=1.3 + 0.42 * len(table))
+    return [row for row in chosen if row.get("nfe") == (found[0] if nfe is None else nfe)]
+
+
+def _bars(panel: Axes, metric: str, rows: Rows) -> None:
+    table, nfe = _by_method(rows), rows[0].get("nfe")
     form = ".1f" if _metric(metric).factor == 100 else ".3g"
     number = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
     dot = {"markeredgecolor": "white", "markersize": 6.5}
@@ -289,13 +333,7 @@ def method_bars(rows: Rows, metric: str, *, nfe: int | None = None) -> Picture:
     panel.set(xlabel=_metric(metric).name, ylabel="method")
     panel.invert_yaxis()
     panel.grid(False, axis="y")
-    reference = _reference(rows, metric)
-    if reference is not None:
-        panel.axvline(reference, color=TRUTH, linestyle="--", linewidth=1.3, label="Real data")
-        figure.legend(loc="outside lower right", handlelength=2.6)
     where = [] if nfe is None else [f"at {nfe} network evaluations"]
     better = [_metric(metric).better] if _metric(metric).better else []
     title = ", ".join([*better, *where])
     panel.set_title(title[:1].upper() + title[1:], loc="left")
-    _remark(figure, chosen, "Bars: mean of {} seeds; dots: the seeds.")
-    return figure

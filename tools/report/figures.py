@@ -14,7 +14,7 @@ from cfm_lite.methods import METHODS
 from cfm_lite.viz import Panel, Picture
 from tools.report.results import Place, Results, number
 
-__all__ = ["FIGURES", "TITLES", "differences_table", "title"]
+__all__ = ["FIGURES", "TITLES", "cell_of", "differences_table", "title"]
 
 TITLES = {
     "toy": "Plane",
@@ -23,6 +23,7 @@ TITLES = {
     "mnist_short": "MNIST, short",
     "mnist_guidance": "MNIST, guided",
     "mnist_sit": "MNIST, SiT",
+    "words": "Words",
     "cifar10": "CIFAR-10, 16 × 16",
     "cifar10_full": "CIFAR-10",
 }
@@ -73,7 +74,7 @@ def _settings(results: Results, suite: str, group: str) -> Sequence[tuple[str, P
     if variants in ([], [""]):
         ways = [(row["nfe"], row["sampler"], row["guidance"]) for row in results.rows(suite, group)]
         places = [Place("fm", group, "", *way) for way in dict.fromkeys(ways)]
-        if group == "guidance":
+        if len({place.guidance for place in places}) > 1:
             return [(f"scale {place.guidance:g}", place) for place in places]
         return [(f"{place.sampler} {place.nfe}", place) for place in places]
     top = results.nfes(suite, group)[-1]
@@ -82,14 +83,17 @@ def _settings(results: Results, suite: str, group: str) -> Sequence[tuple[str, P
     if given and group != "image":
         value = getattr(SUITES[suite].base("core", {}), field)
         name = f"{value:g}" if isinstance(value, float) else str(value)
-        found.append((_named(name), Place(nfe=results.nfes(suite)[-1])))
+        found.append((_named(name), results.core(suite)))
     return found if field == "perturb" or not given else sorted(found, key=lambda p: float(p[0]))
 
 
 def _shown(results: Results) -> Sequence[str]:
-    """The suites with a panel. Where a U-Net was trained on MNIST, the SiT has tables alone."""
+    """The suites with a panel. Where a U-Net was trained on MNIST, the SiT has tables alone.
+    Suites that are sampled with guidance have figures of their own.
+    """
     good = {"mnist", "mnist_short"} & results.suites.keys()
-    return [suite for suite in results.suites if not (good and suite == "mnist_sit")]
+    hidden = {"mnist_sit"} if good else set()
+    return [s for s in results.suites if s not in hidden and results.core(s).guidance == 1]
 
 
 def _named(variant: str) -> str:
@@ -105,10 +109,11 @@ def differences_table(results: Results, suite: str, group: str) -> Iterator[str]
     for name, place in _settings(results, suite, group):
         fm = number(results.mean(suite, results.base(suite, place), quality(suite)))
         found = (results.difference(suite, replace(place, method=m)) for m in methods)
-        yield f"| {name} | {fm} | {' | '.join(map(_cell, found))} |"
+        yield f"| {name} | {fm} | {' | '.join(map(cell_of, found))} |"
 
 
-def _cell(d: Difference | None) -> str:
+def cell_of(d: Difference | None) -> str:
+    """A difference in a cell of a table: bold if it is clear."""
     mean = number(d.mean, True) if d else ""
     return f"**{mean}**" if d and d.clear else mean
 
@@ -146,7 +151,7 @@ def _controls(results: Results, suite: str) -> Rows:
     form.
     """
     for method, control in CONTROLS.items():
-        mine, held = (Place(name, nfe=results.nfes(suite)[-1]) for name in (method, control))
+        mine, held = (results.core(suite, name) for name in (method, control))
         yield title(control), held, None
         yield title(method), mine, None
         yield f"{title(method)} minus its control", mine, held
@@ -171,8 +176,20 @@ def _pairs(results: Results, suite: str) -> Rows:
 
 
 def _recall(results: Results, suite: str) -> Rows:
-    for method in ("fm_scaled", "fm_retargeted", *TRAINED):
-        yield title(method), Place(method, nfe=results.nfes(suite)[-1]), None
+    for method in ("fm_scaled", "fm_time_scaled", "fm_retargeted", *TRAINED):
+        yield title(method), results.core(suite, method), None
+
+
+def parts(results: Results) -> Picture | None:
+    """Pictures of words: what each method changes in four parts of the reader's score."""
+    blocks: dict[Panel, list[tuple[str, Difference]]] = {}
+    for prompts, part in _PARTS if "words" in results.suites else ():
+        metric = f"{part}_{prompts}"
+        panel = _panel("words", metric=metric)._replace(title=_PROMPTS[prompts])
+        for method in _ON_WORDS:
+            d = results.difference("words", results.core("words", method), metric)
+            blocks.setdefault(panel, []).extend([(title(method), d)] if d else [])
+    return viz.difference_rows(blocks) if blocks else None
 
 
 def norms(results: Results) -> Picture | None:
@@ -181,7 +198,7 @@ def norms(results: Results) -> Picture | None:
     """
     blocks: dict[Panel, list[tuple[str, float, Difference]]] = {}
     for suite in _shown(results):
-        core = Place(nfe=results.nfes(suite)[-1])
+        core = results.core(suite)
         weights = _settings(results, suite, "spread") or [("0.5", core)]
         places = {f"ℓ2, weight {name}": place for name, place in weights}
         forms = _settings(results, suite, "counterparts")
@@ -207,7 +224,12 @@ def _drawn_curves(
 
     def draw(results: Results) -> Picture | None:
         blocks: dict[Panel, dict[str, dict[float, Difference]]] = {}
-        for group, suite in product(groups, _shown(results)):
+        panels = [
+            (suite, group, LABELS[group]) for group, suite in product(groups, _shown(results))
+        ]
+        if "guidance" in groups and "mnist_guidance" in results.suites:
+            panels.append(("mnist_guidance", "core", LABELS["guidance"]))
+        for suite, group, label in panels:
             curves: dict[str, dict[float, Difference]] = {}
             mine = [m for m in methods if m in results.methods(suite, group)]
             for (name, place), method in product(_settings(results, suite, group), mine):
@@ -215,7 +237,7 @@ def _drawn_curves(
                 if d is not None:
                     curves.setdefault(method, {})[float(name.rpartition(" ")[2])] = d
             if curves:
-                blocks[_panel(suite, LABELS[group])] = curves
+                blocks[_panel(suite, label)] = curves
         return viz.difference_curves(blocks, xlabel="", **look) if blocks else None
 
     return draw
@@ -225,6 +247,12 @@ def _drawn_curves(
 _PUBLISHED = ("delta_fm", "vecor", "dispersive", "repa")
 _REPELLED = ("fm_retargeted", "delta_fm", "vecor", "vecor_latent")
 _GUIDED = ("fm_retargeted", "delta_fm", "delta_fm_debiased")
+_PROMPTS = {"seen": "Seen prompts", "held_out": "Held-out prompts"}
+_PARTS = (("seen", "right"), ("held_out", "right"), ("held_out", "colours"), ("held_out", "kinds"))
+_ON_WORDS = (
+    *("fm_scaled", "fm_time_scaled", "fm_retargeted", "delta_fm", "vecor", "vecor_latent"),
+    *("contrast_by_condition", "dispersive"),
+)
 FIGURES: Mapping[str, Callable[[Results], Picture | None]] = {
     "question_1.png": _drawn_curves(("core",), _PUBLISHED),
     "question_2.png": _drawn_rows(_controls, "minus its control"),
@@ -234,4 +262,5 @@ FIGURES: Mapping[str, Callable[[Results], Picture | None]] = {
     "question_7.png": _drawn_rows(_recall, metric="recall"),
     "question_8.png": _drawn_curves(("guidance",), _GUIDED, columns=2, log=False),
     "question_9.png": _drawn_curves(("weight", "k"), _REPELLED, columns=2, squeeze=True),
+    "question_10.png": parts,
 }

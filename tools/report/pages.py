@@ -9,8 +9,8 @@ in that template is {{WORD: PLACES}}:
 
 PLACES are SUITES METHODS [GROUP | GROUP/VARIANTS] [nfe= | sampler= | guidance= | base= | metric=].
 Each is a list with commas, and all combinations are meant. A semicolon separates several PLACES.
-The base is plain FM unless given: a method, `control` for the method's own control, or `core` for
-the same method with the settings of the core.
+The guidance is the group's least unless given. The base is plain FM unless given: a method,
+`control` for the method's own control, or `core` for the same method with the settings of the core.
 """
 
 import re
@@ -26,13 +26,14 @@ from cfm_lite import viz
 from cfm_lite._internal.places import expanded
 from cfm_lite.engine.checkpoint import write_bytes
 from cfm_lite.errors import DataError
+from cfm_lite.evaluate.reader import Score
 from cfm_lite.lab.arms import CONTROLS
 from cfm_lite.lab.figures import quality, quality_figure
 from cfm_lite.lab.statistics import Difference
 from cfm_lite.lab.store import Store, read_json
 from cfm_lite.lab.suites import SUITES
 from tools.costs import costs_of
-from tools.report.figures import FIGURES, TITLES, differences_table, title
+from tools.report.figures import FIGURES, TITLES, cell_of, differences_table, title
 from tools.report.results import Place, Results, interval, number, percent, said_of
 
 __all__ = ["RESULTS", "TABLES", "TEMPLATE", "Filled", "fill_in", "pages", "write_report"]
@@ -62,6 +63,11 @@ HEADS = {  # {metric: its head in a table}
     "class_separation": "class gap",
     "feature_norm": "feature length",
     "feature_rank": "feature rank",
+    **{
+        f"{part}_{prompts}": f"{part}, {prompts.replace('_', ' ')}"
+        for prompts in ("seen", "held_out")
+        for part in Score._fields
+    },
 }
 
 
@@ -97,7 +103,7 @@ def cells(results: Results, text: str) -> Iterator[Cell]:
     """The places that a mark names."""
     for part in text.split(";"):
         suites, methods, *more = part.split()
-        given = {"group": "core", "variant": "", "nfe": "", "sampler": "euler", "guidance": "1"}
+        given = {"group": "core", "variant": "", "nfe": "", "sampler": "euler", "guidance": ""}
         given |= {"base": "", "metric": ""}
         for word in more:
             name, mark, value = word.partition("/" if "/" in word else "=")
@@ -107,9 +113,10 @@ def cells(results: Results, text: str) -> Iterator[Cell]:
             nfes = results.nfes(suite, group)
             if not nfes:
                 raise Missing(f"cfm-lite compare {suite} --group {group}")
-            place = Place(method, group, variant, int(nfe or nfes[-1]), sampler, float(scale))
+            guidance = float(scale or min(results.known(suite, group, "guidance")))
+            place = Place(method, group, variant, int(nfe or nfes[-1]), sampler, guidance)
             if base == "core":
-                other = Place(method, nfe=results.nfes(suite)[-1])
+                other = results.core(suite, method)
             elif base:
                 other = replace(place, method=CONTROLS[method] if base == "control" else base)
             else:
@@ -208,12 +215,12 @@ def _core(results: Results, suite: str) -> Iterator[str]:
     """A suite's core at its largest number of evaluations: mean ± standard deviation over seeds, a
     row a method.
     """
-    top = results.nfes(suite)[-1]
     shown = [name for name in HEADS if name in results.known(suite, "core", "metric")]
-    yield f"| {top} evaluations | {' | '.join(HEADS[name] for name in shown)} |"
+    told = f"{results.nfes(suite)[-1]} evaluations"
+    yield f"| {told} | {' | '.join(HEADS[name] for name in shown)} |"
     yield "|---" * (len(shown) + 1) + "|"
     for method in results.methods(suite):
-        means = (_mean(results, suite, Place(method, nfe=top), name) for name in shown)
+        means = (_mean(results, suite, results.core(suite, method), name) for name in shown)
         yield f"| {title(method)} | {' | '.join(means)} |"
 
 
@@ -229,7 +236,7 @@ def _verdicts(results: Results, *suites: str) -> Iterator[str]:
     found = [suite for suite in suites if suite in results.suites]
     if not found:
         raise Missing(f"cfm-lite compare {suites[0]}")
-    bases = [number(results.mean(s, Place(nfe=results.nfes(s)[-1]), quality(s))) for s in found]
+    bases = [number(results.mean(s, results.core(s), quality(s))) for s in found]
     heads = (f"{TITLES[suite]} (FM {base}) | " for suite, base in zip(found, bases))
     yield f"| minus FM | {'| '.join(heads)}|"
     yield "|---|" + "---|---|" * len(found)
@@ -237,8 +244,22 @@ def _verdicts(results: Results, *suites: str) -> Iterator[str]:
     for method in dict.fromkeys(methods):
         told = []
         for suite in found:
-            d = results.difference(suite, Place(method, nfe=results.nfes(suite)[-1]))
+            d = results.difference(suite, results.core(suite, method))
             told += [interval(d), said_of(d)] if d else ["", ""]
+        yield f"| {title(method)} | {' | '.join(told)} |"
+
+
+def _scores(results: Results, suite: str) -> Iterator[str]:
+    """Each method minus FM in every part of the reader's score. Clear differences are bold."""
+    shown = [name for name in HEADS if name in results.known(suite, "core", "metric")]
+    shown = [name for name in shown if name.endswith(("_seen", "_held_out"))]
+    if not shown:
+        raise Missing(f"cfm-lite compare {suite}")
+    yield f"| minus FM | {' | '.join(HEADS[name] for name in shown)} |"
+    yield "|---" * (len(shown) + 1) + "|"
+    for method in results.methods(suite)[1:]:
+        place = results.core(suite, method)
+        told = (cell_of(results.difference(suite, place, name)) for name in shown)
         yield f"| {title(method)} | {' | '.join(told)} |"
 
 
@@ -272,7 +293,7 @@ def _suite(results: Results, suite: str) -> Iterator[str]:
     if not small:
         yield f"\n![Quality against steps, {suite}]({suite}.png)\n"
         yield from _core(results, suite)
-        real = results.mean(suite, Place(nfe=results.nfes(suite)[-1]), f"{quality(suite)}_real")
+        real = results.mean(suite, results.core(suite), f"{quality(suite)}_real")
         yield "" if np.isnan(real) else f"\nReal data against real data: {number(real)}.\n"
         yield from _costs(store)
         yield from _groups(results, suite)
@@ -347,5 +368,6 @@ def _threads(results: Results) -> Iterator[str]:
 MADE: Mapping[str, Callable[..., Any]] = {
     "suite": _suite,
     "verdicts": _verdicts,
+    "scores": _scores,
     "threads": _threads,
 }

@@ -101,6 +101,11 @@ class Results:
         """The numbers of evaluations of a group, fewest first."""
         return sorted(self.known(suite, group, "nfe"))
 
+    def core(self, suite: str, method: str = "fm") -> Place:
+        """Where a suite's core says most of `method`: at its most evaluations and least guidance."""
+        scales = self.known(suite, "core", "guidance")
+        return Place(method, nfe=self.nfes(suite)[-1], guidance=min(scales))
+
     def methods(self, suite: str, group: str = "core") -> list[str]:
         """The methods of a group, in the order of its rows."""
         return self.known(suite, group, "method")
