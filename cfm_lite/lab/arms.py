@@ -6,6 +6,7 @@ of them shows too is not an effect of repulsion.
 """
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -68,23 +69,27 @@ def draw_samples(
     y: Tensor,
     steps: int,
     seed: int = 0,
-    chunk: int = 1000,
+    chunk: int = 0,
     solver: str | None = None,
 ) -> Tensor:
     """Samples (len(y), *dims) of one arm for labels `y`.
 
     The noise depends on `seed` alone, so arms are paired. `solver` is "sde" or one of SOLVERS, by
-    default the recipe's. "sde" takes `steps` >= 2, and its last step adds no noise.
+    default the recipe's. "sde" takes `steps` >= 2, and its last step adds no noise. `chunk` are
+    drawn at once: by default 1,000, or 50 pictures of more than 256 numbers on a CPU, whose cache
+    holds no more. (The SDE keeps 1,000, because its noise depends on it.)
     """
+    solver = solver or run.recipe.solver
+    few = run.device.type == "cpu" and math.prod(data.shape) > 256 and solver != "sde"
     return sampling.draw_rows(
         lambda some: velocity(arm, run, data, some),
         sampling.noise_of(data.shape, len(y), seed, run.dtype),
         y,
         run.recipe,
         steps=steps,
-        solver=solver or run.recipe.solver,
+        solver=solver,
         seed=seed,
-        batch=chunk,
+        batch=chunk or (50 if few else 1000),
         device=run.device,
     )
 
