@@ -74,7 +74,7 @@ def _settings(results: Results, suite: str, group: str) -> Sequence[tuple[str, P
     if variants in ([], [""]):
         ways = [(row["nfe"], row["sampler"], row["guidance"]) for row in results.rows(suite, group)]
         places = [Place("fm", group, "", *way) for way in dict.fromkeys(ways)]
-        if len({place.guidance for place in places}) > 1:
+        if group == "guidance" or len({place.guidance for place in places}) > 1:
             return [(f"scale {place.guidance:g}", place) for place in places]
         return [(f"{place.sampler} {place.nfe}", place) for place in places]
     top = results.nfes(suite, group)[-1]

@@ -10,7 +10,8 @@ in that template is {{WORD: PLACES}}:
 PLACES are SUITES METHODS [GROUP | GROUP/VARIANTS] [nfe= | sampler= | guidance= | base= | metric=].
 Each is a list with commas, and all combinations are meant. A semicolon separates several PLACES.
 The guidance is the group's least unless given. The base is plain FM unless given: a method,
-`control` for the method's own control, or `core` for the same method with the settings of the core.
+`control` for the method's own control, `core` for the same method with the settings of the core, or
+`guided` for FM with the most guidance of the suite's group of that name.
 """
 
 import re
@@ -117,6 +118,11 @@ def cells(results: Results, text: str) -> Iterator[Cell]:
             place = Place(method, group, variant, int(nfe or nfes[-1]), sampler, guidance)
             if base == "core":
                 other = results.core(suite, method)
+            elif base == "guided":
+                scales = results.known(suite, "guidance", "guidance")
+                if not scales:
+                    raise Missing(f"cfm-lite compare {suite} --group guidance")
+                other = replace(place, method="fm", group="guidance", guidance=max(scales))
             elif base:
                 other = replace(place, method=CONTROLS[method] if base == "control" else base)
             else:
