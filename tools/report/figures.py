@@ -104,12 +104,12 @@ def _named(variant: str) -> str:
 def differences_table(results: Results, suite: str, group: str) -> Iterator[str]:
     """A group as Markdown: a row per setting, a column per method. Clear differences are bold."""
     methods = [m for m in results.methods(suite, group) if m != "fm"]
-    yield f"\n| {LABELS.get(group, group)} | FM | {' | '.join(map(title, methods))} |"
+    yield f"\n| {' | '.join([LABELS.get(group, group), 'FM', *map(title, methods)])} |"
     yield f"|---|---|{'---|' * len(methods)}"
     for name, place in _settings(results, suite, group):
         fm = number(results.mean(suite, results.base(suite, place), quality(suite)))
         found = (results.difference(suite, replace(place, method=m)) for m in methods)
-        yield f"| {name} | {fm} | {' | '.join(map(cell_of, found))} |"
+        yield f"| {' | '.join([name, fm, *map(cell_of, found)])} |"
 
 
 def cell_of(d: Difference | None) -> str:
