@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from cfm_lite.data import digits, teachers
+from cfm_lite.data import digits, teachers, words
+from cfm_lite.data.captions import KINDS
 from cfm_lite.errors import ConfigError
 from cfm_lite.evaluate.judges import judge_for
 
@@ -43,6 +44,20 @@ def test_tokens_are_the_map_averaged_to_the_grid(teacher):
     torch.testing.assert_close(
         teachers.Tokens(teacher, 1)(x)[:, 0], tokens.mean(1), rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_teacher_of_words_learns_the_kind_of_one_thing_and_sees_the_pictures():
+    """Not their standardised form, which is what the network of words learns from."""
+    x, kinds = teachers._rows("words", "train", limit=60)
+    shown = words.load("train", 60)
+    alone = [row for row, scene in enumerate(shown.scenes) if len(scene.things) == 1]
+    assert torch.equal(x, shown.x1[alone])
+    assert [KINDS[kind] for kind in kinds] == [shown.scenes[row].things[0].kind for row in alone]
+    teacher = teachers.SmallTeacher("words")
+    assert teacher(x).shape == (len(x), len(KINDS))
+    seen = teachers.Tokens(teacher, 8)(words.Standard().encode(x))
+    assert seen.shape == (len(x), 64, teachers.Tokens.dim)
+    torch.testing.assert_close(seen.unflatten(1, (8, 8)).permute(0, 3, 1, 2), teacher.features(x))
 
 
 def test_a_cached_teacher_is_the_same_and_a_damaged_one_is_made_anew(

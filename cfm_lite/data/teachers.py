@@ -5,7 +5,8 @@ are the target.
     averaged to the model's grid  ->  tokens (B, T, 48)
 
 It is never the judge that measures samples. It has another shape and another seed, and it learns
-from the generator's training rows only. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), with a
+from the generator's training rows only. That of "words" learns the kinds of things: it sees no
+captions, and of the pictures those with one thing. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), with a
 smaller teacher.
 """
 
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 
 from cfm_lite._internal.checks import check_choice, check_count, full_precision
 from cfm_lite._internal.files import fingerprint
-from cfm_lite.data.datasets import each_image_set, image_rows
+from cfm_lite.data import words
+from cfm_lite.data.captions import KINDS
+from cfm_lite.data.datasets import PICTURES, codec_for, each_image_set, image_rows
 from cfm_lite.data.root import cache_root, keep
 from cfm_lite.errors import ConfigError
 from cfm_lite.models.classifier import UNREADABLE, JudgeSettings, one_thread, restored, trained
@@ -36,11 +39,11 @@ SETTINGS = each_image_set(
     JudgeSettings(size=28, stride=2, channels=24, epochs=1, batch=128),
     JudgeSettings(size=32, stride=2, channels=48, epochs=10, batch=128, shift=4, colours=3),
     JudgeSettings(size=16, stride=2, channels=48, epochs=10, batch=128, shift=2, colours=3),
-)
+) | {"words": JudgeSettings(*(32, 2, 48), epochs=30, batch=128, colours=3, classes=len(KINDS))}
 
 
 class SmallTeacher(nn.Module):
-    """A classifier of "digits", "mnist" or "cifar10".
+    """A classifier of "digits", "mnist", "cifar10" or "words".
 
     `accuracy` is measured on unseen rows; before training it is NaN.
 
@@ -61,7 +64,7 @@ class SmallTeacher(nn.Module):
             nn.SiLU(),
             nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
         )
-        self.head = nn.Linear(WIDTH, 10)
+        self.head = nn.Linear(WIDTH, own.classes)
 
     @full_precision()
     def features(self, x: Tensor) -> Tensor:
@@ -70,12 +73,13 @@ class SmallTeacher(nn.Module):
 
     @full_precision()
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, 10)."""
+        """Logits (B, classes)."""
         return self.head(F.silu(self.features(x)).mean((2, 3)))
 
 
 class Tokens:
-    """The teacher as `Alignment` needs it: images in, features (B, grid * grid, `dim`) out.
+    """The teacher as `Alignment` needs it: a network's data in, features (B, grid * grid, `dim`)
+    out.
 
     >>> Tokens(SmallTeacher("digits"), grid=4)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 16, 48])
@@ -87,26 +91,40 @@ class Tokens:
         self.teacher, self.grid = teacher, check_count("grid", grid)
 
     def __call__(self, x: Tensor) -> Tensor:
-        device = self.teacher.head.weight.device
+        device, codec = self.teacher.head.weight.device, codec_for(self.teacher.dataset)
         if device != x.device:
             self.teacher.to(x.device)
+        x = x if codec is None else codec.decode(x)
         return F.adaptive_avg_pool2d(self.teacher.features(x), self.grid).flatten(2).mT
 
 
 def train_teacher(dataset: str, *, seed: int = SEED, limit: int | None = None) -> SmallTeacher:
-    """A frozen teacher of "digits" (seconds), "mnist" (half a minute) or "cifar10".
+    """A frozen teacher of "digits" (seconds), "mnist", "words" (a minute) or "cifar10".
 
     Its accuracy is that on held-out rows. `limit` takes only the first rows. The global random
     state stays as it was. Raises ConfigError and DataError.
     """
     check_choice("the teacher's dataset", dataset, SETTINGS)
     seed = check_count("seed", seed, low=0)
-    (x, y), (x_test, y_test) = image_rows(dataset, "train", limit), image_rows(dataset, "test")
+    (x, y), (x_test, y_test) = _rows(dataset, "train", limit), _rows(dataset, "test")
     teacher = trained(lambda: SmallTeacher(dataset), x, y, SETTINGS[dataset], seed)
     with one_thread(), torch.no_grad():
         hits = torch.cat([teacher(part).argmax(1) for part in x_test.split(1024)]) == y_test
     teacher.accuracy = float(hits.double().mean())
     return teacher
+
+
+def _rows(dataset: str, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Images (N, C, S, S) in [-1, 1] and their classes; of words, the pictures of one thing among
+    the first rows, and its kind.
+    """
+    if dataset != "words":
+        return image_rows(dataset, split, limit)
+    split, most = ("train", PICTURES) if split == "train" else ("judge", 6_000)
+    shown = words.load(split, min(limit or most, most))
+    alone = [row for row, scene in enumerate(shown.scenes) if len(scene.things) == 1]
+    kinds = [KINDS.index(shown.scenes[row].things[0].kind) for row in alone]
+    return shown.x1[alone], torch.tensor(kinds)
 
 
 @functools.cache

@@ -155,10 +155,9 @@ _POINTS, _IMAGES = _core("pair_dispersive", teacher=False), _core("pair")
 # beside crop_resize; one channel cannot be shuffled
 _PERTURBATIONS = ("cutmix", "gaussian_blur", "color_jitter", "additive_noise")
 _CORE = euler(2, 4, 8, 16, 50)
-# seen and held-out prompts in turn; REPA is not here, because there is no frozen encoder of these
-# pictures that knows no captions
+# seen and held-out prompts in turn
 _PROMPTS = Group(
-    _core("fm_time_scaled", "contrast_by_condition", teacher=False),
+    _core("fm_time_scaled", "contrast_by_condition"),
     3,
     (Sampling("euler", 20, 2.0, samples=2000),),
 )

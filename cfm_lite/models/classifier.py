@@ -46,6 +46,7 @@ class JudgeSettings:
     weight_decay: float = 0.05
     # left out of the name of a judge's file, which is older than colour
     colours: int = field(default=1, repr=False)
+    classes: int = field(default=10, repr=False)
 
 
 @contextmanager
