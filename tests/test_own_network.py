@@ -616,8 +616,12 @@ def test_an_optimizer_holds_the_parameters_of_the_objective_all_of_them():
             objective.fm(model),
             torch.optim.SGD([*model.parameters(), *Tiny().parameters()], lr=0.1),
         )
-    with pytest.raises(ConfigError, match="LBFGS"):
-        Trainer(objective.fm(model), torch.optim.LBFGS(model.parameters()))
+    for kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
+        with pytest.raises(ConfigError, match=f"the optimizer is {kind.__name__}"):
+            Trainer(objective.fm(model), kind(model.parameters()))
+    derived = torch.optim.SGD(model.parameters(), lr=0.1, differentiable=True)
+    with pytest.raises(ConfigError, match="differentiable=True"):
+        Trainer(objective.fm(model), derived)
     with pytest.raises(ConfigError, match=r"optimizer has type"):
         Trainer(objective.fm(model), torch.optim.SGD)
 

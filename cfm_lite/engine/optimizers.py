@@ -62,6 +62,12 @@ def _pair_of_betas(betas: Any) -> tuple[float, float]:
     return first, second
 
 
+_UNUSABLE = {
+    torch.optim.LBFGS: "asks for the loss several times a step",
+    torch.optim.SparseAdam: "takes sparse gradients only",
+}
+
+
 def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **settings: Any) -> None:
     """A given optimizer must hold all that is trained and nothing else.
 
@@ -95,10 +101,15 @@ def check_optimizer(optimizer: Any, objective: nn.Module, parallel: str, **setti
             f"optimizer has type {type(optimizer).__name__}; it must be a torch.optim.Optimizer, "
             "or None for AdamW."
         )
-    if isinstance(optimizer, torch.optim.LBFGS):
+    for kind, why in _UNUSABLE.items():
+        if isinstance(optimizer, kind):
+            raise ConfigError(
+                f"the optimizer is {kind.__name__}, which {why}; give another, such as AdamW."
+            )
+    if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ConfigError(
-            "the optimizer is LBFGS, which asks for the loss several times a step; give one that "
-            "does not, such as AdamW."
+            "the optimizer has differentiable=True, which keeps the graph of each step; leave it "
+            "out: nothing here is derived through a step."
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missed = [name for name, p in trained if id(p) not in held]
