@@ -1,6 +1,7 @@
 """The shipped network of words, read back by the reader, and its pictures.
 
     python -m tools.words [--prompts 1000]
+    python -m tools.words --run runs/words-fm-0    # a run of your own: it only prints
 
 It draws as many prompts of combinations that training shows, and as many that it never does, with
 20 Euler steps and guidance 1 and 2. It writes data/results/words_network.json and words_network.png.
@@ -20,6 +21,7 @@ from cfm_lite.data import captions, words
 from cfm_lite.draws import keyed_generator
 from cfm_lite.evaluate.reader import reader_for, score_table, scores
 from cfm_lite.lab.store import write_rows
+from cfm_lite.runs import Run
 from tools.cards import fingerprint_of
 
 RESULTS = Path(__file__).parent.parent / "data" / "results"
@@ -32,30 +34,28 @@ SHOWN = (
 )
 
 
-def draw(prompts: Sequence[str], scale: float) -> Tensor:
-    """Pictures (N, 3, 32, 32) of the shipped network, each of a noise of its own."""
-    run = pretrained.run_of("words")
-    model: Any = run.model
-    ts, drawn = torch.linspace(0, 1, model.recipe.sample_steps + 1), []
+def draw(run: Run, prompts: Sequence[str], scale: float) -> Tensor:
+    """Pictures (N, 3, 32, 32) of a network of words, each of a noise of its own."""
+    shape = run.spec.shape if run.spec else ()
+    ts, drawn = torch.linspace(0, 1, run.recipe.sample_steps + 1), []
     for first in range(0, len(prompts), CHUNK):
         y = captions.encode(prompts[first : first + CHUNK])
-        noise = torch.randn(len(y), *model.spec.shape, generator=keyed_generator("cpu", 0, first))
-        drawn.append(samplers.sample(guidance.cfg(model, y, scale), noise, ts, samplers.euler))
+        noise = torch.randn(len(y), *shape, generator=keyed_generator("cpu", 0, first))
+        drawn.append(samplers.sample(guidance.cfg(run.model, y, scale), noise, ts, samplers.euler))
     return run.images(torch.cat(drawn))
 
 
-def measured(prompts: int) -> list[dict[str, Any]]:
+def measured(run: Run, prompts: int) -> list[dict[str, Any]]:
     """The reader's rows for each scale, and for real pictures of the same sentences."""
     asked = [words.load(split, prompts) for split in ("seen", "held_out")]
     said = [sentence for part in asked for sentence in part.captions]
-    base = {"network": "words", "fingerprint": fingerprint_of("words")}
     rows = []
     for scale in (None, *SCALES):
-        x = torch.cat([part.x1 for part in asked]) if scale is None else draw(said, scale)
+        x = torch.cat([part.x1 for part in asked]) if scale is None else draw(run, said, scale)
         source = "real" if scale is None else f"drawn, guidance {scale:g}"
         found = scores(reader_for(), x, said)
         print(source, *score_table(found), sep="\n", flush=True)
-        rows += [{**base, "source": source, **row} for row in found]
+        rows += [{"source": source, **row} for row in found]
     return rows
 
 
@@ -85,10 +85,17 @@ def table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=1000)
-    prompts = parser.parse_args().prompts
+    parser.add_argument("--run", type=Path)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    viz.save(viz.captioned(draw(SHOWN, 2.0), list(SHOWN), columns=4), RESULTS / "words_network.png")
-    write_rows(ROWS, measured(prompts))
+    if options.run is not None:
+        measured(Run.open(options.run), options.prompts)
+        return
+    run = pretrained.run_of("words")
+    shown = viz.captioned(draw(run, SHOWN, 2.0), list(SHOWN), columns=4)
+    viz.save(shown, RESULTS / "words_network.png")
+    base = {"network": "words", "fingerprint": fingerprint_of("words")}
+    write_rows(ROWS, [base | row for row in measured(run, options.prompts)])
 
 
 if __name__ == "__main__":
