@@ -271,7 +271,9 @@ class ConditionRepulsion(Repulsion):
     """Push the velocity away from the model's own for another condition; this term is subtracted.
 
     The model's own velocity carries no gradient. It costs one more forward pass. Here `negatives`
-    give wrong conditions, not wrong velocities.
+    give wrong conditions, not wrong velocities. With n conditions of equal frequency, optima u of
+    flow matching and their mean m, training settles at m + (u - m) / (1 - λn / (n - 1)), for
+    λ < (n - 1) / n.
 
     Reference: gstoica27/REPA, contrast_by_condition: |v - u|^2 - λ |v - sg v(x_t, t, c̃)|^2.
 
@@ -560,7 +562,9 @@ def _condition(part: Any, y: Any) -> tuple[Tensor, Tensor]:
     """(y, keep) of what negatives gave for conditions `y`; ConfigError for anything else."""
     pair: tuple[Any, Any] = part if isinstance(part, tuple) and len(part) == 2 else (part, None)
     other, keep = pair
-    wrong = not isinstance(other, Tensor) or other.is_floating_point()
+    # features of captions are numbers, labels and words are not
+    floats = isinstance(y, Tensor) and y.is_floating_point()
+    wrong = not isinstance(other, Tensor) or other.is_floating_point() != floats
     if wrong or keep is None or (y is not None and other.shape != y.shape):
         given = type(part).__name__ if keep is None else seen(other)
         wanted = "(B,) or (B, L)" if y is None else tuple(y.shape)

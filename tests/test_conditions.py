@@ -215,10 +215,10 @@ def test_the_other_condition_is_that_of_the_row_that_other_class_takes(vocab_siz
     assert torch.equal(keep, kept)
 
 
-@pytest.mark.parametrize("y", [WORDS, torch.tensor([0, 1, 1, 0, 2, 2])])
+@pytest.mark.parametrize("y", [WORDS, FEATURES, torch.tensor([0, 1, 1, 0, 2, 2])])
 def test_contrast_by_condition_repels_from_what_the_network_makes_of_another_condition(y):
     """|v - u|^2 - λ |v - sg v(x_t, t, c̃)|^2, and its gradient with the second velocity held."""
-    model = mmdit() if y.dim() == 2 else SiT(4, 2, 3, 16, 2, 2, num_classes=3)
+    model = {1: SiT(4, 2, 3, 16, 2, 2, num_classes=3), 2: mmdit(), 3: mmdit(vocab_size=0)}[y.dim()]
     for parameter in model.parameters():  # a SiT starts without a trace of its label
         torch.nn.init.normal_(parameter, std=0.1)
     built = Objective(model, terms=(FlowMatching(), ConditionRepulsion(0.3)), label_dropout=0.0)
@@ -250,6 +250,17 @@ def hooked(model, graphs):
     )
     yield
     watch.remove()
+
+
+def test_contrast_by_condition_settles_at_guidance_that_is_trained_in():
+    """Each of n conditions meets any of the others: 1 / (1 - λn / (n - 1)) away from their mean."""
+    weight, n = 0.3, 4
+    u, others = torch.randn(n, 2, dtype=torch.float64), (1 - torch.eye(n).double()) / (n - 1)
+    v = torch.zeros(n, 2, dtype=torch.float64)
+    for _ in range(500):  # minus half of the gradient of |v - u|^2 - λ |v - sg v(c̃)|^2
+        v = v - 0.5 * ((v - u) - weight * (v - others @ v))
+    wanted = u.mean(0) + (u - u.mean(0)) / (1 - weight * n / (n - 1))
+    torch.testing.assert_close(v, wanted)
 
 
 def test_contrast_by_condition_needs_its_weight_below_that_of_flow_matching():

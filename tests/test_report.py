@@ -332,7 +332,7 @@ def test_pictures_of_words_are_reported_by_their_scores(guided):
     assert [i for i, cell in enumerate(cells) if "**" in cell] == [7]  # colours, held out
     assert 0.04 < float(cells[7].strip("*")) < 0.06
     (cell,) = pages.cells(guided, "words contrast_by_condition base=guided")
-    assert cell.base == Place("fm", "guidance", nfe=20, guidance=2.222)
+    assert cell.base == Place("fm", "guidance", nfe=20, guidance=2.105)
     assert cell.difference(guided).seeds == 5
     said = "{{gains: words vecor metric=colours_held_out}} {{percent: words vecor}}"
     assert pages.fill_in(guided, said).text.startswith("gains ")

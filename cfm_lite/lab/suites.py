@@ -161,9 +161,9 @@ _PROMPTS = Group(
     3,
     (Sampling("euler", 20, 2.0, samples=2000),),
 )
-# contrast_by_condition trains in a guidance of 1 / (1 - 2 * 0.05). So plain FM with that much more
-# guidance is its control
-_MORE_GUIDANCE = Group(("fm",), 3, (Sampling("euler", 20, round(2 / 0.9, 3), samples=2000),))
+# contrast_by_condition trains in a guidance of 1 / (1 - 0.05), as there are many captions. So plain
+# FM with that much more guidance is its control
+_MORE_GUIDANCE = Group(("fm",), 3, (Sampling("euler", 20, round(2 / 0.95, 3), samples=2000),))
 _LARGE = Group(_IMAGES, 3, (*euler(2, 4, 8, 16, samples=2000), *euler(50, samples=10_000)))
 _SMALL_SIT = {"batch": 128, "steps": 1000}
 # pictures of a U-Net: each trained method with its controls, its debiased form, and what a boost
