@@ -52,6 +52,7 @@ from cfm_lite.paths import LINEAR, FlowSample, Path, check_path, on_path
 from cfm_lite.perturbations import channel_shuffle
 from cfm_lite.terms import (
     Alignment,
+    ConditionRepulsion,
     Contrastive,
     Dispersive,
     Draw,
@@ -64,6 +65,7 @@ from cfm_lite.terms import (
 
 __all__ = [
     "Alignment",
+    "ConditionRepulsion",
     "Contrastive",
     "Dispersive",
     "Draw",

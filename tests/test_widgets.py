@@ -17,12 +17,12 @@ from PIL import Image
 ipywidgets = pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
 
-from cfm_lite import pretrained, runs, theory, widgets  # noqa: E402
+from cfm_lite import guidance, pretrained, runs, samplers, theory, widgets  # noqa: E402
 from cfm_lite._internal.files import hash_of_file  # noqa: E402
 from cfm_lite.data import captions, toy  # noqa: E402
 from cfm_lite.errors import CheckpointError, ConfigError  # noqa: E402
 from cfm_lite.runs.recipe import build_model, recipe  # noqa: E402
-from cfm_lite.runs.sampling import draw_run, settings_of  # noqa: E402
+from cfm_lite.runs.sampling import draw_run, noise_of, settings_of, velocity_of  # noqa: E402
 from cfm_lite.widgets import _widget, _words  # noqa: E402
 
 EXPLORERS = {
@@ -304,13 +304,19 @@ def test_a_picture_from_words_is_the_one_that_the_command_samples(tiny):
     assert torch.equal(_words._sampled([scene], 3.0, 4, away), expected)
     shelf = _words._sampled([captions.parse("a pink cross"), scene], 3.0, 4, away)
     torch.testing.assert_close(shelf[1:], expected)
+    pushed = _words._sampled([scene], 3.0, 4, away, weight=0.2)  # away from shuffled colours
+    velocity = velocity_of(tiny, settings_of(tiny, 1, **given), captions.encode(given["prompts"]))
+    x0 = noise_of((3, 32, 32), 1, 4)
+    steps = torch.linspace(0, 1, tiny.recipe.sample_steps + 1)
+    drawn = samplers.sample(guidance.retarget_shuffle(velocity, 0.2), x0, steps)
+    torch.testing.assert_close(pushed, tiny.images(drawn))
 
 
 def test_several_values_are_one_picture(monkeypatch):
     explorer, drawn = widgets.words(), []
     monkeypatch.setattr(_words, "_drawn", lambda *asked: drawn.append(asked) or {})
     explorer.set(colour="pink", kind="cross", seed=2, guidance=1.5)
-    assert set(drawn) == {(explorer.scene, 1.5, 2, "")}
+    assert set(drawn) == {(explorer.scene, 1.5, 2, "", 0.0)}
     with pytest.raises(ConfigError):
         explorer.set(kind="two", seed=99)
     assert explorer.kind == "cross"
@@ -337,7 +343,8 @@ def test_the_shelf_needs_no_network_and_what_is_wrong_is_told_on_the_page(monkey
 def test_the_shelf_is_small_and_says_what_the_reader_reads_in_it():
     data = widgets.words()._data
     assert len(data["png"]) < 200_000
-    assert len(data["shelf"]) == 2 * (len(captions.COLOURS) * len(captions.KINDS) + 4)
+    whole, pushed = len(captions.COLOURS) * len(captions.KINDS) + 4, len(captions.COLOURS) + 4
+    assert len(data["shelf"]) == 2 * whole + len(_words.PUSHES) * pushed
     assert set(data["film"]) < set(data["shelf"])
     for told in data["shelf"].values():
         seen = captions.parse(" ".join(told["read"]))

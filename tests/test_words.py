@@ -304,6 +304,29 @@ def test_a_prompt_alone_asks_the_network_that_ships(tmp_path, capsys):
     assert "picture in" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--prompt", "a red blue seven"], "the colours 'red' and 'blue'"),
+        (["--prompt", "a red seven a blue star"], "2 things and no relation"),
+        (["--prompt", "seven"], "no colour before 'seven'"),
+        (["--prompt", "we see it"], "names 0 things"),
+        (["--prompt", "a red seven", "--negative", ""], "negative is empty"),
+    ],
+)
+def test_a_prompt_that_names_no_picture_is_refused_before_anything_is_drawn(
+    tmp_path, capsys, more, said
+):
+    assert cli.main(["sample", *more, "--out", str(tmp_path / "x.png")]) == 2
+    assert said in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_negative_prompt_may_name_a_colour_alone(run):
+    opened = runs.Run.open(run)
+    assert settings_of(opened, 1, prompts=("a red seven",), negative="blue").negative == "blue"
+
+
 def test_four_pictures_of_each_prompt_are_drawn(run, tmp_path):
     few = ["sample", "--checkpoint", str(run), "--steps", "1", "--prompt", "a red 7", "a blue star"]
     assert cli.main([*few, "--out", str(tmp_path / "new.npz")]) == 0

@@ -307,6 +307,7 @@ SUITES = {
         {"core": _PROMPTS, "guidance": _MORE_GUIDANCE},
         {"steps": 6500},
         keep="words",
+        miniature={**_TINY, "hidden_size": 16, "depth": 2},
     ),
     # half the side and a narrow network: all seeds in four hours of one core. It is far from done.
     "cifar10": Suite(

@@ -118,6 +118,11 @@ def settings_of(run: Run, num: int, **given: Any) -> Settings:
     >>> settings_of(run_of("toy_fm"), 100, steps=10).steps
     10
     """
+    if given.get("negative") == "":
+        raise ConfigError(
+            "negative is empty, and guidance moves away from the empty caption by itself; say what "
+            "to avoid, such as 'a blue star', or leave it out."
+        )
     recipe = run.recipe
     own = {"solver": recipe.solver, "steps": recipe.sample_steps, "guidance": recipe.guidance}
     own["batch"] = A_PART if in_parts(run) else AT_ONCE
@@ -129,9 +134,12 @@ def settings_of(run: Run, num: int, **given: Any) -> Settings:
 
 def _check_captions(run: Run, settings: Settings) -> None:
     """ConfigError for captions that the run cannot read, and if it needs some and has none."""
-    said = [*settings.prompts, *([settings.negative] if settings.negative else [])]
+    avoided = [settings.negative] if settings.negative else []
+    said = [*settings.prompts, *avoided]
     if _spec(run).text is None:
-        captions.encode(said)
+        captions.encode(avoided)  # it may name a colour alone
+        for prompt in settings.prompts:
+            captions.parse(prompt)
     elif not settings.prompts:
         raise ConfigError(
             f"a run on {run.recipe.dataset} needs a caption, and none was given; give --prompt "

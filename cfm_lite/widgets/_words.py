@@ -36,6 +36,7 @@ from cfm_lite.data.captions import (
 )
 from cfm_lite.errors import CFMError, ConfigError
 from cfm_lite.evaluate.reader import reader_for
+from cfm_lite.guidance import retarget_shuffle
 from cfm_lite.paths import PATHS
 from cfm_lite.runs.sampling import noise_of, settings_of, solve, velocity_of
 from cfm_lite.widgets._widget import STATIC, Choice, Explorer
@@ -44,13 +45,15 @@ __all__ = ["words"]
 
 SHELF = STATIC / "words-shelf.png"
 COLUMNS = len(COLOURS)  # of the shelf: its pictures stand row by row
+PUSHES = (0.05, 0.2, 0.35)
 START = parse("a red seven left of a blue star")
 
 
 class Words(Explorer):
     """`size`, `colour` and `kind` are those of the first thing, those with a 2 of the second one,
     which lies where `relation` says; `seed` is that of the noise. Guidance moves away from the
-    first thing in the colour `negative`, or, without one, from the empty caption.
+    first thing in the colour `negative`, or, without one, from the empty caption. `weight` is λ: the
+    velocity is that of plain FM, mapped to the optimum of VeCoR with shuffled colours.
     """
 
     face = "words"
@@ -64,6 +67,7 @@ class Words(Explorer):
     guidance = Choice(2.0, (1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
     seed = Choice(0, range(10))
     negative = Choice("", ("", *COLOURS))
+    weight = Choice(0.0, (0.0, *PUSHES))
     picture = traitlets.Dict().tag(sync=True)  # what Python drew last, and its key
 
     def __init__(self, **values: Any) -> None:
@@ -91,7 +95,7 @@ class Words(Explorer):
             self.picture = {"problem": str(error)}
 
     def _draw(self) -> None:
-        asked = self.scene, self.guidance, self.seed, self.negative
+        asked = self.scene, self.guidance, self.seed, self.negative, self.weight
         if _key(*asked) in self._given["shelf"]:
             self.picture = {}
             return
@@ -107,9 +111,14 @@ def words(
     guidance: float = 2.0,
     seed: int = 0,
     negative: str = "",
+    weight: float = 0.0,
 ) -> Words:
     """Explore what the shipped network draws for a caption: its things, colours, sizes and how they
-    lie; guidance, the noise by its `seed`, and the colour that guidance moves away from.
+    lie; guidance, the noise by its `seed`, the colour that guidance moves away from, and λ, the
+    `weight` of a push away from shuffled colours.
+
+    The network was trained by plain FM. For a λ above 0 its velocity is mapped to the optimum of
+    VeCoR with a channel shuffle (`guidance.retarget_shuffle`).
 
     The newest picture stands on the left, and under each what the reader reads in it. One thing
     with the first noise needs no kernel; Python draws the others. Raises ConfigError for a wrong
@@ -122,21 +131,24 @@ def words(
     values: dict[str, Any] = {"relation": scene.relation or ""}
     for thing, slot in zip(scene.things, ("", "2")):
         values |= {f"{name}{slot}": part or "" for name, part in thing._asdict().items()}
-    return Words(**values, guidance=guidance, seed=seed, negative=negative)
+    return Words(**values, guidance=guidance, seed=seed, negative=negative, weight=weight)
 
 
-def _key(scene: Scene, guidance: float, seed: int, negative: str) -> str:
+def _key(scene: Scene, guidance: float, seed: int, negative: str, weight: float) -> str:
     """The name of a picture: the page makes the same one of its values."""
     things = [part or "" for thing in scene.things for part in (thing.size, *thing[1::-1])]
-    return ",".join([scene.relation or "", *things, f"{guidance:g}", str(seed), negative])
+    return ",".join(
+        [scene.relation or "", *things, f"{guidance:g}", str(seed), negative, f"{weight:g}"]
+    )
 
 
 @functools.cache
-def _shelved() -> dict[float, list[Scene]]:
-    """What stands on the shelf at each guidance, without a negative and with the first noise."""
+def _shelved() -> dict[tuple[float, float], list[Scene]]:
+    """What stands on the shelf at each guidance and λ, without a negative and with the first noise."""
     one = [Scene((Thing(kind, colour),)) for kind, colour in itertools.product(KINDS, COLOURS)]
     two = [START._replace(relation=relation) for relation in RELATIONS]
-    return {1.0: one + two, 2.0: one + two}
+    pushed = two + [Scene((Thing("star", colour),)) for colour in COLOURS]
+    return {(scale, 0.0): one + two for scale in (1.0, 2.0)} | {(2.0, w): pushed for w in PUSHES}
 
 
 @functools.cache
@@ -144,24 +156,29 @@ def _run() -> runs.Run:
     return pretrained.run_of("words")
 
 
-def _sampled(scenes: list[Scene], guidance: float, seed: int = 0, away: str = "") -> Tensor:
+def _sampled(
+    scenes: list[Scene], guidance: float, seed: int = 0, away: str = "", weight: float = 0.0
+) -> Tensor:
     """Pictures (N, 3, 32, 32) of the shipped network, all from one noise."""
     run = _run()
-    settings = settings_of(run, 1, seed=seed, guidance=guidance, negative=away)
+    settings = settings_of(run, 1, seed=seed, guidance=guidance, negative=away or None)
     x0 = noise_of((3, pictures.SIDE, pictures.SIDE), 1, seed).expand(len(scenes), -1, -1, -1)
     velocity = velocity_of(run, settings, encode([sentence(scene) for scene in scenes]))
+    velocity = retarget_shuffle(velocity, weight) if weight else velocity
     path = PATHS[run.recipe.path]
     return run.images(solve(velocity, x0, settings.steps, settings.solver, path, Generator()))
 
 
 @functools.lru_cache(maxsize=256)
-def _drawn(scene: Scene, guidance: float, seed: int, negative: str) -> dict[str, Any]:
+def _drawn(
+    scene: Scene, guidance: float, seed: int, negative: str, weight: float
+) -> dict[str, Any]:
     """A picture for the page, and what is read in it."""
     away = ""
     if negative:
         first = scene.things[0]._replace(colour=negative)
         away = sentence(scene._replace(things=(first, *scene.things[1:])))
-    x = _sampled([scene], guidance, seed, away)
+    x = _sampled([scene], guidance, seed, away, weight)
     return {"png": _png(_pixels(x)), **next(_told(x, [scene]))}
 
 
@@ -196,9 +213,9 @@ def _png(image: Image.Image, **more: Any) -> str:
 
 
 @functools.cache
-def _shelf() -> dict[tuple[Scene, float], Tensor]:
-    """The pictures (3, 32, 32) of the shelf."""
-    asked = [(scene, scale) for scale, scenes in _shelved().items() for scene in scenes]
+def _shelf() -> dict[tuple[Scene, float, float], Tensor]:
+    """The pictures (3, 32, 32) of the shelf, each for a scene, a guidance and λ."""
+    asked = [(scene, *how) for how, scenes in _shelved().items() for scene in scenes]
     with Image.open(SHELF) as image:
         flat = torch.from_numpy(np.array(image.convert("RGB")))
     tiles = flat.unflatten(0, (-1, pictures.SIDE)).unflatten(2, (-1, pictures.SIDE))
@@ -209,19 +226,22 @@ def _shelf() -> dict[tuple[Scene, float], Tensor]:
 def _data() -> dict[str, Any]:
     """What the page has without Python: the choices, the shelf, and what is read on it."""
     names = [name for name, trait in vars(Words).items() if isinstance(trait, Choice)]
-    told = _told(torch.stack([*_shelf().values()]), [scene for scene, _ in _shelf()])
+    told = _told(torch.stack([*_shelf().values()]), [scene for scene, *_ in _shelf()])
     return {
         "choices": {name: list(getattr(Words, name).options) for name in names},
         "start": {name: getattr(Words, name).default_value for name in names},
-        "shelf": {_key(*asked, 0, ""): found for asked, found in zip(_shelf(), told)},
-        "film": [_key(scene, 2.0, 0, "") for scene in _shelved()[2.0][-len(RELATIONS) :]],
+        "shelf": {
+            _key(scene, scale, 0, "", push): found
+            for (scene, scale, push), found in zip(_shelf(), told)
+        },
+        "film": [_key(scene, 2.0, 0, "", 0.0) for scene in _shelved()[2.0, 0.0][-len(RELATIONS) :]],
         "png": base64.b64encode(SHELF.read_bytes()).decode(),
     }
 
 
 def main() -> None:
     """Draw the shelf with the shipped network, in few colours."""
-    x = torch.cat([_sampled(scenes, scale) for scale, scenes in _shelved().items()])
+    x = torch.cat([_sampled(scenes, how[0], weight=how[1]) for how, scenes in _shelved().items()])
     # 256 colours by their bits: a median cut would spend them on the background
     few = _pixels(x).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     note = PngImagePlugin.PngInfo()

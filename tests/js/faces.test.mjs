@@ -120,7 +120,7 @@ test("a picture from words is the shelf's, or Python's under the name that both 
   const drawn = at({ ...two, picture });
   assert.deepEqual(drawn.film.map((one) => one.caption).slice(0, 2), ["what was asked", "a cyan two"]);
   assert.equal(drawn.film.length, 4);
-  assert.match(scene.say(drawn, {}), /away from red\)\. Read: this beside that\. That is not what was asked\.$/);
+  assert.match(scene.say(drawn, {}), /away from red, λ = 0.35\)\. Read: this beside that\. That is not what was asked\.$/);
   assert.ok(at({ ...alone, picture }).film[0].caption === "a cyan two" && at({}).film.length === 4); // each stands there once
   assert.throws(() => at({ ...two, picture: { problem: "no network" } }), /no network/);
 });

@@ -291,16 +291,21 @@ def _keys() -> list[dict[str, Any]]:
     """The page's values beside the name that Python gives their picture."""
     one = {"relation": "", "size": "", "colour": "cyan", "kind": "two", "guidance": 1.0, "seed": 0}
     one |= {"size2": "small", "colour2": "red", "kind2": "cross", "negative": ""}
+    one |= {"weight": 0.0}
     two = one | {
         "relation": "below",
         "size": "large",
         "guidance": 1.5,
         "seed": 9,
         "negative": "red",
+        "weight": 0.35,
     }
     scenes = (captions.parse(told) for told in ("cyan two", "large cyan two below small red cross"))
     return [
-        {"values": v, "key": _words._key(scene, v["guidance"], v["seed"], v["negative"])}
+        {
+            "values": v,
+            "key": _words._key(scene, v["guidance"], v["seed"], v["negative"], v["weight"]),
+        }
         for v, scene in zip((one, two), scenes)
     ]
 

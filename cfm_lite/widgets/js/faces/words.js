@@ -8,10 +8,10 @@ const SHOWN = 4;
 const SIDE = 32;
 const NAMES = {
   size: "size", colour: "colour", kind: "thing", relation: "where", size2: "second size", colour2: "second colour", kind2: "second thing",
-  guidance: "guidance", seed: "noise", negative: "away from the colour",
+  guidance: "guidance", seed: "noise", negative: "away from the colour", weight: "λ",
 };
 /** @type {Record<string, Record<string, string>>} choices that are not called by their value */
-const CALLED = { size: { "": "any" }, relation: { "": "alone", left: "left of", right: "right of" }, size2: { "": "any" }, negative: { "": "none" } };
+const CALLED = { size: { "": "any" }, relation: { "": "alone", left: "left of", right: "right of" }, size2: { "": "any" }, negative: { "": "none" }, weight: { 0: "0 (FM)" } };
 
 /** @typedef {{caption: string, read: string[], right: boolean}} Told */
 /** @typedef {Told & {key: string, sheet: HTMLImageElement | undefined, index: number}} Drawn */
@@ -19,13 +19,13 @@ const CALLED = { size: { "": "any" }, relation: { "": "alone", left: "left of", 
 /** The name of a picture, as Python makes it. @param {import("../page/explorer.js").Values} v */
 function keyOf(v) {
   const things = [v.size, v.colour, v.kind, ...(v.relation ? [v.size2, v.colour2, v.kind2] : [])];
-  return [v.relation, ...things, String(v.guidance), v.seed, v.negative].join();
+  return [v.relation, ...things, String(v.guidance), v.seed, v.negative, String(v.weight)].join();
 }
 
-/** Its guidance, noise and negative, as a line tells them. @param {string} key */
+/** Its guidance, noise, negative and λ, as a line tells them. @param {string} key */
 function settings(key) {
-  const [guidance, seed, negative] = key.split(",").slice(-3);
-  return `guidance ${guidance}, noise ${seed}${negative ? `, away from ${negative}` : ""}`;
+  const [guidance, seed, negative, weight] = key.split(",").slice(-4);
+  return `guidance ${guidance}, noise ${seed}${negative ? `, away from ${negative}` : ""}${weight === "0" ? "" : `, λ = ${weight}`}`;
 }
 
 /** @type {import("../page/explorer.js").Face} */
@@ -98,7 +98,7 @@ export const words = {
         }
       },
       say({ film, waiting }) {
-        if (waiting) return "Python is asked for this picture. Without a kernel there is one thing alone, with size any, guidance 1 or 2, and noise 0.";
+        if (waiting) return "Python is asked for this picture. Without a kernel there is one thing alone, with size any, guidance 1 or 2, and noise 0 (with λ above 0 a star).";
         const { caption, read, right, key } = film[0];
         return `Asked: ${caption} (${settings(key)}). Read: ${read.join(" ")}. ${right ? "All of it is right." : "That is not what was asked."}`;
       },
