@@ -267,7 +267,8 @@ def cfg(
             another caption (a negative prompt).
 
     Raises:
-        ConfigError: as `guide` and `conditional` do, and for a model without a null label.
+        ConfigError: as `guide` and `conditional` do, and for a model without a null label or null
+            condition.
 
     >>> model = lambda x, t, y: x if y is None else 2 * x
     >>> cfg(model, y=0, scale=3)(torch.ones(1, 2), torch.zeros(1))
@@ -298,6 +299,8 @@ def cfg(
         other = null_label(model)
         if other is None:  # no label to put beside y in one batch, so a second call with y = None
             return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)
+    elif other is None:
+        null_condition(model, labels)  # asked here: a wrong one would fail in the first step
     return Guided((cond,), combine, interval, joint=functools.partial(_both, model, labels, other))
 
 
