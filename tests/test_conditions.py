@@ -99,6 +99,23 @@ def test_another_class_is_another_caption(vocab_size, y):
     assert not keep.any()
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "y"),
+    [
+        (9, torch.tensor([0, 1])),
+        (9, torch.tensor(1)),
+        (9, WORDS[:, :4]),
+        (9, FEATURES),
+        (9, WORDS.bool()),
+        (0, torch.tensor([0, 1])),
+        (0, WORDS),
+    ],
+)
+def test_there_is_no_empty_caption_for_what_is_no_caption(vocab_size, y):
+    with pytest.raises(ConfigError, match=re.escape(f"y has shape {tuple(y.shape)}")):
+        mmdit(vocab_size).null_condition(y)
+
+
 @CAPTIONS
 def test_captions_on_a_device_are_compared_without_a_read(vocab_size, y, monkeypatch):
     """torch.unique waits for the device, which must know how many captions there are."""

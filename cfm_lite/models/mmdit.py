@@ -141,10 +141,10 @@ class MMDiT(Network):
     def null_condition(self, y: Tensor) -> Tensor:
         """The empty caption for each row of captions `y`: what a dropped row gets.
 
-        Raises ConfigError for features of another shape, in a model without words of its own.
+        Raises ConfigError for labels, and for captions of another shape or kind.
         """
         if self.words is not None:
-            return torch.zeros_like(y)
+            return torch.zeros_like(self.words.numbers(y))
         return self.null_context.to(self._features(y)).expand_as(y)
 
     def forward_features(
