@@ -276,8 +276,10 @@ def cfg(
     """
     scale, interval = check_number("scale", scale, -math.inf, math.inf), check_interval(interval)
     if y is None:
+        captions = "captions, one per row or one for all", "captions"
+        needed, what = captions if takes_captions(model) else ("labels, (B,) or one int", "labels")
         raise ConfigError(
-            "y is None; classifier-free guidance needs labels, (B,) or one int. Without labels use "
+            f"y is None; classifier-free guidance needs {needed}. Without {what} use "
             "conditional(model)."
         )
     cond, labels, other = (
@@ -295,12 +297,14 @@ def cfg(
     if scale == 1:
         return cond
     combine = functools.partial(_extrapolated, scale, channels)
-    if other is None and not takes_captions(model):
+    if takes_captions(model):
+        if other is None or getattr(model, "null_condition", None) is not None:
+            # asked here: in the first step a message would name the shape of the batch of 2B rows
+            null_condition(model, labels)
+    elif other is None:
         other = null_label(model)
         if other is None:  # no label to put beside y in one batch, so a second call with y = None
             return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)
-    elif other is None:
-        null_condition(model, labels)  # asked here: a wrong one would fail in the first step
     return Guided((cond,), combine, interval, joint=functools.partial(_both, model, labels, other))
 
 
