@@ -267,7 +267,8 @@ def cfg(
             another caption (a negative prompt).
 
     Raises:
-        ConfigError: as `guide` and `conditional` do, and for a model without a null label.
+        ConfigError: as `guide` and `conditional` do, and for a model without a null label or null
+            condition.
 
     >>> model = lambda x, t, y: x if y is None else 2 * x
     >>> cfg(model, y=0, scale=3)(torch.ones(1, 2), torch.zeros(1))
@@ -275,8 +276,10 @@ def cfg(
     """
     scale, interval = check_number("scale", scale, -math.inf, math.inf), check_interval(interval)
     if y is None:
+        captions = "captions, one per row or one for all", "captions"
+        needed, what = captions if takes_captions(model) else ("labels, (B,) or one int", "labels")
         raise ConfigError(
-            "y is None; classifier-free guidance needs labels, (B,) or one int. Without labels use "
+            f"y is None; classifier-free guidance needs {needed}. Without {what} use "
             "conditional(model)."
         )
     cond, labels, other = (
@@ -294,7 +297,11 @@ def cfg(
     if scale == 1:
         return cond
     combine = functools.partial(_extrapolated, scale, channels)
-    if other is None and not takes_captions(model):
+    if takes_captions(model):
+        if other is None or getattr(model, "null_condition", None) is not None:
+            # asked here: in the first step a message would name the shape of the batch of 2B rows
+            null_condition(model, labels)
+    elif other is None:
         other = null_label(model)
         if other is None:  # no label to put beside y in one batch, so a second call with y = None
             return Guided((cond, functools.partial(_null_velocity, model)), combine, interval)

@@ -28,6 +28,7 @@ from cfm_lite._internal.checks import (
     plain,
     promote,
     repulsion_weight,
+    seen,
     unwritten,
     warn_of_gain,
 )
@@ -109,7 +110,7 @@ class Objective(nn.Module):
     Raises:
         ConfigError: a repulsion whose λK reaches the weight of flow matching (the loss would have
             no minimum), times or negatives of another path, two terms of one name, labels out of
-            range, or label dropout without a null label.
+            range, or label dropout without a null label or null condition.
 
     >>> from cfm_lite.models import MLP
     >>> loss, values = Objective(MLP(2), terms=(FlowMatching(), Repulsion(0.05)))(torch.ones(8, 2))
@@ -339,8 +340,9 @@ class Objective(nn.Module):
             return x0, x1, t, None, None
         # a validation loss asks for the given labels: dropped ones are another problem
         p = self.label_dropout if self.training else 0.0
+        null = null_condition(self.model, y) if p else y
         # g draws these last, so another p leaves noise and times as they were
-        return x0, x1, t, *draws.drop_conditions(y, p, null_condition(self.model, y), generator=g)
+        return x0, x1, t, *draws.drop_conditions(y, p, null, generator=g)
 
     def _generator(self, device: torch.device, shard: int, purpose: str) -> Generator:
         # without `at`: torch's own seed, and another number for each call
@@ -362,18 +364,24 @@ class Objective(nn.Module):
             )
         if y is None:
             return None
+        if not self._labelled:
+            raise ConfigError(
+                f"y was given and {type(self.model).__name__}.forward takes only (x, t); add a "
+                "third argument y, or give y=None."
+            )
         if takes_captions(self.model):
             return check_caption(y, x1)
         classes = classes_of(self.model)
+        if not classes and isinstance(y, Tensor) and y.dim() > 1:
+            raise ConfigError(
+                f"y has {seen(y)} and the model takes neither labels nor captions; for captions "
+                'set condition = "captions" (docs/own_network.md shows how), for labels (B,) '
+                "num_classes, or give y=None."
+            )
         if not classes:
             raise ConfigError(
                 f"labels were given but the model has num_classes = {classes!r}; build it with "
                 "num_classes, or give y=None."
-            )
-        if not self._labelled:
-            raise ConfigError(
-                f"labels were given and {type(self.model).__name__}.forward takes only (x, t); add "
-                "a third argument y, or give y=None."
             )
         # the null label is no class: only dropout puts it in
         return check_labels(y, x1, classes - 1)

@@ -35,6 +35,7 @@ RUN: dict[str, tuple[str, ...]] = {
             "tests/test_own_network_guide.py::test_a_network_of_another_library_trains_and_is_sampled",
         ),
         "tests/test_own_network_guide.py::test_the_block_that_trains_runs_as_printed",
+        "tests/test_own_network_guide.py::test_a_network_of_captions_drops_them_and_moves_away_from_a_negative_prompt",
         "tests/test_own_network_guide.py::test_eight_gaussians_flow_to_two_moons",
         "tests/test_own_network_guide.py::test_transport_inside_a_class_keeps_the_noise_of_a_class_and_shortens_its_way",
         "tests/test_own_network_guide.py::test_predictions_of_data_and_of_noise_become_velocities",

@@ -167,7 +167,11 @@ REFUSED = [
         (f"scale sample --prompt red7 {flag(name)}", f"--{name} is for a run or a file of weights")
         for name in ("format", "model", "text", "vae")
     ),
-    ("train words --set model=sit", "data with captions need mmdit"),
+    ("train words --set model=sit", "data with captions need mmdit, and mmdit needs captions. Use model=mmdit."),
+    ("train words --set qk_norm=true", "a field of sit, and 'words' has captions, which only mmdit takes. Leave it out."),
+    ("train words --set levels=3", "a field of unet, and 'words' has captions, which only mmdit takes. Leave it out."),
+    ("train toy --set qk_norm=true", "a field of sit, and 'two_classes' holds points, which only mlp takes. Leave it out."),
+    ("train toy --set num_heads=2", "a field of sit, unet and mmdit, and 'two_classes' holds points, which only mlp takes."),
     *((f"train toy --set model={name}", "takes images, and the samples of 'two_classes' are points") for name in ("sit", "unet")),
     ("train digits --set model=mmdit", "mmdit needs captions"),
     ("train toy --set variant=hinge tau=0.3 --method dispersive", "no temperature"),

@@ -99,6 +99,23 @@ def test_another_class_is_another_caption(vocab_size, y):
     assert not keep.any()
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "y"),
+    [
+        (9, torch.tensor([0, 1])),
+        (9, torch.tensor(1)),
+        (9, WORDS[:, :4]),
+        (9, FEATURES),
+        (9, WORDS.bool()),
+        (0, torch.tensor([0, 1])),
+        (0, WORDS),
+    ],
+)
+def test_there_is_no_empty_caption_for_what_is_no_caption(vocab_size, y):
+    with pytest.raises(ConfigError, match=re.escape(f"y has shape {tuple(y.shape)}")):
+        mmdit(vocab_size).null_condition(y)
+
+
 @CAPTIONS
 def test_captions_on_a_device_are_compared_without_a_read(vocab_size, y, monkeypatch):
     """torch.unique waits for the device, which must know how many captions there are."""
@@ -136,6 +153,9 @@ def test_a_negative_label_is_one_to_move_away_from():
     v, against = model(X, T, y), model(X, T, torch.full_like(y, 2))
     guided = guidance.cfg(model, y, 2.0, negative=2)(X, T)
     torch.testing.assert_close(guided, against + 2 * (v - against))
+    one = guidance.cfg(model, 1, 2.0, negative=2)(X, T)
+    v = model(X, T, torch.full_like(y, 1))
+    torch.testing.assert_close(one, against + 2 * (v - against))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +216,38 @@ def test_the_wrong_kind_of_condition_is_refused(model, y, message):
         Objective(model)(X, y)
     with pytest.raises(ConfigError):
         guidance.cfg(model, y, 2.0)(X, T)
+
+
+@CAPTIONS
+def test_guidance_without_a_caption_asks_for_captions(vocab_size, y):
+    with pytest.raises(ConfigError, match="needs captions, one per row or one for all") as told:
+        guidance.cfg(mmdit(vocab_size), None, 2.0)
+    assert "label" not in str(told.value)
+    model = mmdit(vocab_size)
+    assert guidance.cfg(model, y[:1], 2.0)(X, T).shape == X.shape  # what the message says to do
+    assert guidance.conditional(model)(X, T).shape == X.shape
+    with pytest.raises(ConfigError, match=r"needs labels, \(B,\) or one int"):
+        guidance.cfg(LABELLED, None, 2.0)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize(
+    ("vocab_size", "y", "message"),
+    [
+        (9, FEATURES, "y has shape (6, 5, 8)"),
+        (9, WORDS[:, :4], "y has shape (6, 4)"),
+        (9, WORDS + 9, "y holds word numbers from 10 to 17"),
+        (0, FEATURES[..., :7], "y has shape (6, 5, 7)"),
+        (0, WORDS, "y has shape (6, 5)"),
+    ],
+)
+def test_guidance_names_captions_that_do_not_fit_as_they_were_given(
+    vocab_size, y, message, negative
+):
+    """The batch of guidance is twice as long, and nobody gave it."""
+    away = {"negative": y} if negative else {}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        guidance.cfg(mmdit(vocab_size), y, 2.0, **away)(X, T)
 
 
 def test_captions_are_paired_with_noise_as_labels_are():

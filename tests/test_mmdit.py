@@ -259,7 +259,8 @@ def test_transforms_of_torch_func_agree_with_plain_autograd(added):
         ({"pooled": "yes"}, "pooled"),
         ({"phrases": -1}, "phrases"),
         ({"phrases": 2, "vocab_size": 0}, "vocab_size, or leave phrases out"),
-        ({"rotary": True, "hidden_size": 12}, "multiple of 4 with rotary=True"),
+        ({"rotary": True, "hidden_size": 12}, "multiple of 8, .* such as 16"),
+        ({"rotary": True, "hidden_size": 9}, "multiple of 8, .* such as 16"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(changes, message):

@@ -37,6 +37,7 @@ from tests.networks import Tiny, same_parameters
 X1 = torch.randn(24, 2, generator=torch.Generator().manual_seed(5))
 Y = torch.arange(24) % 3
 TS = torch.linspace(0, 1, 3)
+WORDS = torch.ones(24, 4, dtype=torch.int64)
 
 
 class Net(nn.Module):
@@ -342,11 +343,46 @@ def test_a_null_label_that_fails_only_when_it_is_seen_is_explained():
 def test_a_null_condition_of_another_form_is_refused_with_what_it_must_give(null):
     model = Net(num_classes=3, null_condition=null)
     captions = Net(condition="captions", null_condition=null)
-    words = torch.ones(24, 4, dtype=torch.int64)
     with pytest.raises(ConfigError, match=r"null_condition gives .* of the shape \(24,\)"):
         objective.fm(model)(X1, Y)
     with pytest.raises(ConfigError, match=r"null_condition gives .* of the shape \(24, 4\)"):
-        samplers.sample(guidance.cfg(captions, y=words, scale=2.0), X1, TS)
+        samplers.sample(guidance.cfg(captions, y=WORDS, scale=2.0), X1, TS)
+
+
+@pytest.mark.parametrize("facts", [{}, {"null_condition": None}])
+def test_captions_without_a_null_condition_are_refused_where_they_would_be_dropped(facts):
+    model = Net(condition="captions", **facts)
+    missing = r'has condition = "captions" and no null_condition\(y\)'
+    with pytest.raises(ConfigError, match=f"{missing}.*or set label_dropout=0"):
+        objective.fm(model)
+    with pytest.raises(ConfigError, match=f"{missing}.*scale of 1.*docs/own_network.md"):
+        guidance.cfg(model, WORDS, 2.0)
+    # what the messages say to do
+    assert torch.isfinite(objective.fm(model, label_dropout=0)(X1, WORDS)[0])
+    for velocity in (
+        guidance.cfg(model, WORDS, 1.0),
+        guidance.cfg(model, WORDS, 2.0, negative=WORDS),
+    ):
+        assert samplers.sample(velocity, X1, TS).shape == X1.shape
+    model.null_condition = torch.zeros_like
+    assert torch.isfinite(objective.fm(model)(X1, WORDS)[0])
+    assert samplers.sample(guidance.cfg(model, WORDS, 2.0), X1, TS).shape == X1.shape
+
+
+@pytest.mark.parametrize("y", [WORDS, torch.ones(24, 4, 5)])
+def test_captions_for_a_network_that_does_not_say_so_are_told_what_to_set(y):
+    with pytest.raises(ConfigError, match='for captions set condition = "captions"') as told:
+        objective.fm(Net())(X1, y)
+    assert str(tuple(y.shape)) in str(told.value)
+    model = Net(condition="captions", null_condition=torch.zeros_like)
+    assert torch.isfinite(objective.fm(model)(X1, y)[0])
+
+
+def test_captions_for_a_network_of_x_and_t_are_not_dropped_silently():
+    model = of(lambda self, x, t: self.layer(x))
+    model.condition, model.null_condition = "captions", torch.zeros_like
+    with pytest.raises(ConfigError, match=r"takes only \(x, t\); add a third argument y"):
+        objective.fm(model)(X1, WORDS)
 
 
 def test_another_error_inside_a_network_stays_what_it_is():

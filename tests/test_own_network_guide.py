@@ -94,9 +94,26 @@ def test_the_block_that_trains_runs_as_printed(capsys):
         assert len(capsys.readouterr().out.splitlines()) == 20
 
 
-def test_eight_gaussians_flow_to_two_moons():
+def test_a_network_of_captions_drops_them_and_moves_away_from_a_negative_prompt(capsys):
     torch.manual_seed(0)
     names = run(BLOCKS[5])
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 20
+    assert losses[-1] < 0.7 * losses[0]
+    assert names["images"].shape == (4, 3, 32, 32)
+    model, y, away = names["trainer"].ema, names["y"], names["away"]
+    x, t = names["images"][:1], torch.full((1,), 0.5)
+    v, against, empty = (model(x, t, said) for said in (y, away, torch.zeros_like(y)))
+    assert not torch.equal(against, empty)
+    torch.testing.assert_close(names["velocity"](x, t), against + 2 * (v - against))
+    torch.testing.assert_close(guidance.cfg(model, y, 2.0)(x, t), empty + 2 * (v - empty))
+    built = objective.fm(model, label_dropout=1.0).train().at(0, 0)  # every caption is dropped
+    assert torch.equal(built._draw(x, y)[0].y, model.null_condition(y))
+
+
+def test_eight_gaussians_flow_to_two_moons():
+    torch.manual_seed(0)
+    names = run(BLOCKS[6])
     distance = [
         float(
             metrics.sliced_wasserstein(
@@ -109,7 +126,7 @@ def test_eight_gaussians_flow_to_two_moons():
 
 
 def test_transport_inside_a_class_keeps_the_noise_of_a_class_and_shortens_its_way():
-    names = run(BLOCKS[6])
+    names = run(BLOCKS[7])
     g = torch.Generator().manual_seed(0)
     x0, x1, y = (
         torch.randn(64, 2, generator=g),
@@ -126,7 +143,7 @@ def test_transport_inside_a_class_keeps_the_noise_of_a_class_and_shortens_its_wa
 
 
 def test_predictions_of_data_and_of_noise_become_velocities():
-    names = run(BLOCKS[7])
+    names = run(BLOCKS[8])
     g = torch.Generator().manual_seed(0)
     x0, x1, t = (
         torch.randn(64, 2, generator=g),

@@ -297,6 +297,17 @@ def test_sizes_of_a_unet_that_cannot_be_are_told_by_the_recipes_fields():
     assert build_model(recipe("mnist", hidden_size=16), data).channels == (16, 32)
 
 
+@pytest.mark.parametrize("given", [{"hidden_size": 100}, {"num_heads": 3}, {"hidden_size": 30}])
+def test_a_width_that_a_network_of_captions_cannot_have_is_told_with_one_that_it_can(given):
+    data = SimpleNamespace(shape=(3, 32, 32), num_classes=0, condition="captions")
+    chosen = recipe("words", depth=1, **given)
+    with pytest.raises(ConfigError, match="must be a multiple of") as told:
+        build_model(chosen, data)
+    assert "leave rotary out" not in str(told.value)  # no field of a recipe
+    width = int(str(told.value).split("such as ")[1].rstrip("."))
+    assert build_model(chosen.changed(hidden_size=width), data).hidden_size == width
+
+
 @pytest.mark.parametrize("given", ["runs/a", (torch.zeros(4, 2), torch.zeros(4)), torch.zeros(4)])
 @pytest.mark.parametrize("name", ["toy", "words"])
 def test_what_is_no_data_set_is_named(given, name):

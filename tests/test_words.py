@@ -82,7 +82,14 @@ def test_a_picture_shows_a_caption_from_whichever_thing_one_looks():
     ("said", "message"),
     [
         ("a reed seven", "unknown word 'reed'; did you mean 'red'"),
-        ("a red xylophone", "unknown word 'xylophone'"),
+        ("a red xylophone", "unknown word 'xylophone'; colours are .*; things are .*cross"),
+        ("a redd sevn", "unknown words 'redd', 'sevn'; did you mean 'red', 'seven'"),
+        ("a redd redd sevn", "unknown words 'redd', 'sevn'; did you mean 'red', 'seven'"),
+        ("a brown sevn", "words 'brown', 'sevn'; did you mean 'seven'. Colours are red, .*pink"),
+        ("a brown seven", "unknown word 'brown'; colours are red, .*things are zero, .*sizes are"),
+        ("a white seven", "unknown word 'white'; colours are"),  # "with" is no colour
+        ("a grey box", "unknown word 'grey'; colours are"),
+        ("a purpel 7 abov a litle disk", "did you mean 'purple', 'above', 'little', 'disc'"),
         ("a red seven é", "unknown word 'é'"),
         ("a réd seven", "unknown word 'réd'; did you mean 'red'"),
         ("a re\u0301d seven", "unknown word 're\u0301d'; did you mean 'red'"),

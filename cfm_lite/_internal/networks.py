@@ -4,8 +4,9 @@
     v, features = model.forward_features(x, t, y, blocks)    features: {block from 1: (B, T, D)}
 
 `num_classes` counts the labels; the label `num_classes` is the null label, which a dropped row
-gets. Everything that can be seen before the first step is found when an objective or a trainer is
-made. docs/own_network.md shows four networks of other libraries.
+gets. With `condition = "captions"` y is a caption, and `null_condition(y)` gives the empty ones.
+Everything that can be seen before the first step is found when an objective or a trainer is
+made. docs/own_network.md shows four networks of other libraries, and one of captions.
 """
 
 import functools
@@ -59,7 +60,7 @@ def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: flo
     """`model` must have the form that the top of this file shows; ConfigError says what is missing.
 
     `blocks` are those whose features are read. With `label_dropout` > 0 a model with labels needs a
-    row for the null label.
+    row for the null label, and one with captions a `null_condition`.
     """
     inner = _unwrapped(model)
     name = type(inner).__name__
@@ -89,6 +90,8 @@ def check_model(model: nn.Module, blocks: Sequence[int] = (), label_dropout: flo
             f"table {classes + 1} rows, one more than num_classes (class_dropout_prob > 0 in the "
             "networks of cfm_lite), or set label_dropout=0."
         )
+    if label_dropout > 0 and takes_captions(model) and _own_null(inner) is None:
+        raise _without_null(inner, "set label_dropout=0")
     if not blocks:
         return
     features = getattr(model, "forward_features", None)
@@ -170,8 +173,10 @@ def takes_captions(model: Any) -> bool:
 def null_condition(model: Any, y: Tensor) -> Tensor:
     """What a dropped row gets, for each row of `y`: an empty caption, or `num_classes`."""
     model = _unwrapped(model)
-    own: Any = getattr(model, "null_condition", None)
+    own = _own_null(model)
     if own is None:
+        if takes_captions(model):
+            raise _without_null(model, "give a negative caption or a scale of 1")
         return torch.full_like(y, plain(model.num_classes))
     null: Any = own(y) if callable(own) else own
     like = isinstance(null, Tensor) and null.shape == y.shape and is_whole(null) == is_whole(y)
@@ -182,6 +187,17 @@ def null_condition(model: Any, y: Tensor) -> Tensor:
             f"{_GUIDE}"
         )
     return null
+
+
+def _own_null(model: Any) -> Any:
+    return getattr(model, "null_condition", None)
+
+
+def _without_null(model: Any, instead: str) -> ConfigError:
+    return ConfigError(
+        f'{type(model).__name__} has condition = "captions" and no null_condition(y), which gives '
+        f"an empty caption for each row, shaped like y. Add it, or {instead}. {_GUIDE}"
+    )
 
 
 def check_caption(y: Any, x: Tensor | None = None, name: str = "y") -> Tensor:

@@ -143,7 +143,7 @@ def parse(caption: str) -> Scene:
     relation stands between two things or before both ("left of a star is a seven"); after both it
     needs "its" or "it" ("a star with a seven to its left"). All other words carry no meaning.
 
-    Raises ConfigError for an unknown word, with the nearest known one, for a caption without words,
+    Raises ConfigError for unknown words, each with one that is near, for a caption without words,
     for one that names no thing, more than two, or two without their relation, and for words that
     contradict each other or belong to no thing.
 
@@ -210,17 +210,14 @@ def _words(caption: str) -> list[str]:
     """The words of a caption; ConfigError for an unknown one, for too many, and for none."""
     if not isinstance(caption, str):
         raise ConfigError(f"the caption has type {type(caption).__name__}; it must be text.")
-    words = []
+    words, unknown = [], []
     for token in "".join(c if _in_words(c) else " " for c in caption.lower()).split():
         parts = re.findall(r"\d+|[^\d'’]+", token)  # "red7" is two words
         if not all(part in _NUMBER for part in parts):
-            word = token.strip("'’")
-            near = difflib.get_close_matches(word, VOCABULARY[1:], n=1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VOCABULARY[1:])}."
-            )
-            raise ConfigError(f"the caption {caption!r} has the unknown word {word!r}; {hint}")
+            unknown.append(token.strip("'’"))
         words += parts
+    if unknown:
+        raise ConfigError(f"the caption {caption!r} has the {_told(list(dict.fromkeys(unknown)))}")
     if not words:
         raise ConfigError("the caption is empty; say what to draw, such as 'a red seven'.")
     if len(words) > LENGTH:
@@ -228,6 +225,27 @@ def _words(caption: str) -> list[str]:
             f"the caption {caption[:60]!r} has {len(words)} words; a caption has {LENGTH} at most."
         )
     return words
+
+
+def _told(unknown: Sequence[str]) -> str:
+    """The unknown words, and what may be meant, or which words there are."""
+    told = f"unknown word{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}; "
+    near = [word for each in unknown for word in _near(each)]
+    if near:
+        told += f"did you mean {', '.join(map(repr, near))}?"
+    if len(near) == len(unknown):
+        return told
+    lists = {"colours": COLOURS, "things": KINDS, "sizes": SIZES}
+    known = "; ".join(f"{what} are {', '.join(names)}" for what, names in lists.items()) + "."
+    return f"{told} {known.capitalize()}" if near else told + known
+
+
+def _near(word: str) -> list[str]:
+    """The known word that `word` is spelt like, if there is one."""
+    plain = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
+    # no words without a meaning: "white" is no misspelt "with"
+    meant = (*KINDS, *COLOURS, *SIZES, *_MEANS, *_RELATED)
+    return difflib.get_close_matches(plain, meant, n=1, cutoff=0.75)
 
 
 def _in_words(c: str) -> bool:

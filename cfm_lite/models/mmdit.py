@@ -141,10 +141,10 @@ class MMDiT(Network):
     def null_condition(self, y: Tensor) -> Tensor:
         """The empty caption for each row of captions `y`: what a dropped row gets.
 
-        Raises ConfigError for features of another shape, in a model without words of its own.
+        Raises ConfigError for labels, and for captions of another shape or kind.
         """
         if self.words is not None:
-            return torch.zeros_like(y)
+            return torch.zeros_like(self.words.numbers(y))
         return self.null_context.to(self._features(y)).expand_as(y)
 
     def forward_features(
@@ -288,6 +288,14 @@ def _check_sizes(config: dict[str, Any]) -> None:
         )
     check_number("mlp_ratio", config["mlp_ratio"], 0, 1e6, open_low=True)
     check_flag(**{name: config[name] for name in ("zero_init", "rotary", "pooled")})
+    width, step = config["hidden_size"], 4 * config["num_heads"]
+    if config["rotary"] and width % step:
+        raise ConfigError(
+            f"hidden_size is {width} and num_heads {config['num_heads']}; with rotary positions "
+            f"hidden_size must be a multiple of {step}, four numbers for each head: a cosine and a "
+            "sine turn two numbers on each of two axes. Use a multiple, such as "
+            f"{-(-width // step) * step}."
+        )
     for whole, part, divisor in (
         ("hidden_size", "num_heads", config["num_heads"]),
         ("hidden_size", "4 (a sine and a cosine for each of two axes)", 4),
@@ -295,9 +303,3 @@ def _check_sizes(config: dict[str, Any]) -> None:
     ):
         if config[whole] % divisor:
             raise ConfigError(f"{whole} is {config[whole]}; it must be a multiple of {part}.")
-    if config["rotary"] and config["hidden_size"] // config["num_heads"] % 4:
-        raise ConfigError(
-            f"hidden_size {config['hidden_size']} over num_heads {config['num_heads']} must be a "
-            "multiple of 4 with rotary=True: a cosine and a sine turn two numbers on each of two "
-            "axes. Change one of them, or leave rotary out."
-        )

@@ -69,12 +69,22 @@ class WordEmbedding(nn.Module):
         self, y: Integer[Tensor, "batch length"], x: Float[Tensor, "batch *dims"]
     ) -> Float[Tensor, "batch length features"]:
         """Raises ConfigError unless `y` is a caption for each row of the batch `x`."""
-        y, wanted = as_labels(y), (len(x), self.length)
+        y = self.numbers(y, len(x))
+        said = self.table(y) + self.position
+        for phrase in self.phrases:
+            said = said + F.gelu(phrase(F.layer_norm(said, said.shape[-1:]).mT).mT)
+        return said
+
+    def numbers(self, y: Tensor, rows: int | None = None) -> Tensor:
+        """`y` as int64; ConfigError unless it is word numbers, of so many `rows` (None: any)."""
+        y = as_labels(y)
         given = isinstance(y, Tensor)
+        wanted = given and (len(y) if rows is None and y.dim() else rows, self.length)
         if not given or tuple(y.shape) != wanted or not is_whole(y):
             raise ConfigError(
                 f"y has {seen(y)}{f' and dtype {y.dtype}' if given else ''}; this model takes a "
-                f"tensor of captions as word numbers, whole, {wanted}."
+                "tensor of captions as word numbers, whole, "
+                f"({'B' if rows is None else rows}, {self.length})."
             )
         if on_host(y) and y.numel():
             low, high = int(y.min()), int(y.max())
@@ -83,10 +93,7 @@ class WordEmbedding(nn.Module):
                     f"y holds word numbers from {low} to {high}; they must be in [0, "
                     f"{self.vocab_size - 1}]."
                 )
-        said = self.table(y) + self.position
-        for phrase in self.phrases:
-            said = said + F.gelu(phrase(F.layer_norm(said, said.shape[-1:]).mT).mT)
-        return said
+        return y
 
 
 class ClipText(nn.Module):

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from cfm_lite.data.datasets import each_image_set
 from cfm_lite.errors import ConfigError
 from cfm_lite.losses import WITH_TAU
 from cfm_lite.methods import METHODS
-from cfm_lite.runs.imagenet import ALIGNED, ImageNet
+from cfm_lite.runs.imagenet import ALIGNED, CAPTIONED, ImageNet
 from cfm_lite.runs.recipe import Recipe, cooldown_steps
 
 __all__ = ["BOOST", "OF_SAMPLES", "READS", "check_read", "idle_fields", "unread"]
@@ -98,12 +99,22 @@ def unread(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
                 "which the learning rate does not fall; set more steps, or a larger cooldown"
             )
         elif recipe.model not in _OF_NETWORKS.get(name, (recipe.model,)):
-            one = _OF_NETWORKS[name][0]
             found[name] = (
                 f"the network {recipe.model!r} does not read it; "
-                f"it is a field of {_and(_OF_NETWORKS[name])} (--set model={one})"
+                f"it is a field of {_and(_OF_NETWORKS[name])}{_way_to(name, recipe)}"
             )
     return found
+
+
+def _way_to(name: str, recipe: Recipe) -> str:
+    """How to get a network that reads the field `name`, or why the data set has none."""
+    if recipe.dataset in each_image_set(0, 0, 0, 0):
+        return f" (--set model={_OF_NETWORKS[name][0]})"
+    if recipe.dataset == "words" or recipe.dataset in CAPTIONED:
+        return f", and {recipe.dataset!r} has captions, which only mmdit takes"
+    if isinstance(recipe, ImageNet):
+        return ""  # there the network follows from --model
+    return f", and {recipe.dataset!r} holds points, which only mlp takes"
 
 
 def check_read(recipe: Recipe, names: Iterable[str]) -> None:

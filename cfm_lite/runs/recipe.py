@@ -240,10 +240,11 @@ def build_model(recipe: Recipe, data: Shaped) -> nn.Module:
         )
     condition = getattr(data, "condition", "labels")
     if (recipe.model == "mmdit") != (condition == "captions"):
+        better = "the recipe words, or another model"
         raise ConfigError(
             f"model is {recipe.model!r}, and the condition of {recipe.dataset!r} is {condition}: "
-            "data with captions need mmdit, and mmdit needs captions. Use the recipe words, or "
-            "another model."
+            "data with captions need mmdit, and mmdit needs captions. Use "
+            f"{'model=mmdit' if condition == 'captions' else better}."
         )
     points = len(data.shape) == 1
     if points and recipe.model != "mlp":

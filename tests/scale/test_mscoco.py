@@ -172,7 +172,7 @@ def test_checkpointing_changes_no_bit_of_a_run_and_resumes(here, tmp_path):
 REFUSED = [
     (f"{NEW} --text ./none", "there is no CLIP"),
     (f"{NEW} --set model=sit", "it follows from the network"),
-    (f"{NEW} --set qk_norm=true", "a field of sit"),
+    (f"{NEW} --set qk_norm=true", "a field of sit, and 'mscoco' has captions, which only mmdit"),
     (NEW.replace("MMDiT", "SiT"), "with one of MMDiT"),
     ("scale train --model SiT-Ti/2 --latents latents-coco --out new", "have captions, and SiT"),
     ("scale train --text clip --latents latents-coco --out new", "imagenet has classes"),
