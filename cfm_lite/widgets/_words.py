@@ -52,8 +52,8 @@ START = parse("a red seven left of a blue star")
 class Words(Explorer):
     """`size`, `colour` and `kind` are those of the first thing, those with a 2 of the second one,
     which lies where `relation` says; `seed` is that of the noise. Guidance moves away from the
-    first thing in the colour `negative`, or, without one, from the empty caption. `weight` is λ: the
-    velocity is that of plain FM, mapped to the optimum of VeCoR with shuffled colours.
+    first thing in the colour `negative`, or, without one, from the empty caption. `weight` is λ:
+    the velocity is that of plain FM, mapped to the optimum of VeCoR with shuffled colours.
     """
 
     face = "words"
@@ -144,7 +144,7 @@ def _key(scene: Scene, guidance: float, seed: int, negative: str, weight: float)
 
 @functools.cache
 def _shelved() -> dict[tuple[float, float], list[Scene]]:
-    """What stands on the shelf at each guidance and λ, without a negative and with the first noise."""
+    """What stands on the shelf at each guidance and λ: no negative, and the first noise."""
     one = [Scene((Thing(kind, colour),)) for kind, colour in itertools.product(KINDS, COLOURS)]
     two = [START._replace(relation=relation) for relation in RELATIONS]
     pushed = two + [Scene((Thing("star", colour),)) for colour in COLOURS]
