@@ -183,7 +183,8 @@ def train_command(
     data = None if latents is None else Latents(latents)
     model = model or ("MMDiT" if dataset in CAPTIONED else "SiT-XL/2")
     begin = None if start is None else start_from(start, format, model)
-    recipe = recipe_of(method, model, where, {**_known(data, begin), **changes}, dataset)
+    network = None if begin is None else begin.model
+    recipe = recipe_of(method, model, where, {**_known(data, network), **changes}, dataset)
     _check_given(recipe, data, how, by_hand, price, text)
     name = f"{dataset}-{model.replace('/', '-')}-{method}-{recipe.seed}"
     given = (latents, start, how.get("images"), how.get("features"))
@@ -197,11 +198,13 @@ def train_command(
         check_fit(recipe, data)
     with joined(where) as world:
         if data is not None and dataset in CAPTIONED:
-            data.text = ClipText(text or CLIP).to(world.place(where))
+            # a network that was trained before reads by the encoder that it was trained with
+            opened = ClipText if begin is None else begin.open_text
+            data.text = opened(text or CLIP).to(world.place(where))
         if world.is_main:
             check_speed(recipe.precision, where)
         board = log == "tensorboard"
-        options = Options(folder, where, world, tensorboard=board, start=begin, **how)
+        options = Options(folder, where, world, tensorboard=board, start=network, **how)
         if data is None or dry_run:
             report = try_out(recipe, data, options, price=price, ranks=ranks)
             return "\n".join([report, "", *_table(method, dataset)]) if world.is_main else None
@@ -209,12 +212,12 @@ def train_command(
         return f"{done.summary}; the run is in {folder}" if world.is_main else None
 
 
-def _known(data: Latents | None, begin: Any) -> dict[str, Any]:
+def _known(data: Latents | None, network: Any) -> dict[str, Any]:
     """The fields of a recipe that its latents and the network that it starts from decide."""
     known: dict[str, Any] = {} if data is None else {"size": data.size}
-    if isinstance(begin, SiT):
+    if isinstance(network, SiT):
         # another value given by hand is refused later
-        known |= {name: getattr(begin, name) for name in ("learn_sigma", "qk_norm")}
+        known |= {name: getattr(network, name) for name in ("learn_sigma", "qk_norm")}
     return known
 
 

@@ -177,6 +177,7 @@ REFUSED = [
     ("scale train --model SiT-Ti/2 --latents latents-coco --out new", "have captions, and SiT"),
     ("scale train --text clip --latents latents-coco --out new", "imagenet has classes"),
     (f"{DRAW} --captions {VAL} --text other", "is not the one that the run was trained with"),
+    (f"{NEW} --start runs/coco --text other", "is not the one that the run was trained with"),
     (f"{DRAW} --captions {VAL} --prompt a", "both say what to draw"),
     (f"{DRAW} --captions {VAL} --num 64", "has captions of 63 images"),
     (f"{DRAW} --captions clip/config.json", "cannot be read as captions"),
