@@ -127,9 +127,14 @@ def settings_of(run: Run, num: int, **given: Any) -> Settings:
     return settings
 
 
+def said_in(settings: Settings) -> list[str]:
+    """The captions that the settings hold, with the negative one."""
+    return [*settings.prompts, *([settings.negative] if settings.negative else [])]
+
+
 def _check_captions(run: Run, settings: Settings) -> None:
     """ConfigError for captions that the run cannot read, and if it needs some and has none."""
-    said = [*settings.prompts, *([settings.negative] if settings.negative else [])]
+    said = said_in(settings)
     if _spec(run).text is None:
         captions.encode(said)
     elif not settings.prompts:

@@ -19,7 +19,7 @@ from cfm_lite.data.latents.prepare import prepare
 from cfm_lite.engine.parallel import World, joined, ranks_of_environment
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import SiT
-from cfm_lite.models.text import CLIP, ClipText
+from cfm_lite.models.text import CLIP, ClipText, note_cut
 from cfm_lite.runs import Run
 from cfm_lite.runs.folder import check_kind
 from cfm_lite.runs.imagenet import ALIGNED, CAPTIONED, ImageNet, imagenet, versus
@@ -201,6 +201,8 @@ def train_command(
             # a network that was trained before reads by the encoder that it was trained with
             opened = ClipText if begin is None else begin.open_text
             data.text = opened(text or CLIP).to(world.place(where))
+            if world.is_main:
+                note_cut(data.text, [said for told in data.captions for said in told])
         if world.is_main:
             check_speed(recipe.precision, where)
         board = log == "tensorboard"
