@@ -12,7 +12,7 @@ from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite._internal.places import inside
 from cfm_lite.data import archive, images
 from cfm_lite.data.latents import Latents, Pictures, shards
-from cfm_lite.data.latents.captions import captioned
+from cfm_lite.data.latents.captions import captioned, keep_left_out
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.data.latents.features import encode_features
 from cfm_lite.data.latents.prepare import prepare
@@ -64,14 +64,15 @@ def prepare_command(
     if captions is not None and source is None:
         raise ConfigError("--captions needs images; give their folder with --images DIR.")
     if captions is None:
-        found, without = images.find(source or archive.samples(), shards.left_out(out)), ""
+        found, without = images.find(source or archive.samples(), shards.left_out(out)), {}
     else:
         found, without = captioned(captions, str(source))
     codec = open_codec(vae, device=runs.pick_device(device))
     index = prepare(found, out, codec, rank=rank, world=world, **settings)
     if index is None:
         return _waits(rank, world, out)
-    left_out = f"\nleft out: {without}" if without else ""
+    told = keep_left_out(out, without)
+    left_out = f"\n{told}" if told else ""
     for key, reason in index["skipped"][:10]:
         there = os.path.lexists(found.root / key)
         left_out += f"\nleft out {key}: {reason if there else 'it is not there any more'}"
