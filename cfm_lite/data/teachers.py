@@ -6,8 +6,8 @@ are the target.
 
 It is never the judge that measures samples. It has another shape and another seed, and it learns
 from the generator's training rows only. That of "words" learns the kinds of things: it sees no
-captions, and of the pictures those with one thing. Reference: Yu et al. 2024 (REPA, arXiv:2410.06940), with a
-smaller teacher.
+captions, and of the pictures those with one thing. Reference: Yu et al. 2024 (REPA,
+arXiv:2410.06940), with a smaller teacher.
 """
 
 import functools
