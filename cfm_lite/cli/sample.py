@@ -120,6 +120,12 @@ class Sample(Seeded):
                 "ships draws; leave it out.",
             )
             return pretrained.run_of("words", device)
+        if "checkpoint" not in self.given:
+            self.refuse(
+                ["negative"],
+                "is for pictures of captions; give --prompt TEXT too, or a run on captions with "
+                "--checkpoint RUN.",
+            )
         official = self.official
         if not runs.is_file_of_weights(self.checkpoint):  # then `refuse_idle` says so
             official = {name: official[name] for name in official if name == "text"}

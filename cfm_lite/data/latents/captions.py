@@ -175,7 +175,7 @@ def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, dict[str, list
     out. Raises DataError as `read_captions` and `images.flat` do, and if nothing is left.
     """
     named, lost = read_captions(file)
-    given = images.opened(root)
+    given = images.opened(root, images.FLAT)
     folder = images.flat(given)
     found: dict[str, tuple[str, ...]] = {}
     for name, captions in named.items():  # two names may be one image
