@@ -268,7 +268,8 @@ def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any
 
 
 def _table(method: str, dataset: str) -> list[str]:
-    rows = [("setting", "paper", "here"), *versus("sit" if method == "fm" else method, dataset)]
+    head = ("setting", "paper", "the preset at full scale")
+    rows = [head, *versus("sit" if method == "fm" else method, dataset)]
     return [f"{setting:<20} {paper:<78} {here}" for setting, paper, here in rows]
 
 
@@ -286,7 +287,8 @@ def sample_command(
             f"{before} samples are in {path} already, {settings.num} were asked for: "
             "nothing was drawn"
         )
-    said = f", of {len(settings.prompts):,} captions" if settings.prompts else ""
+    drawn = min(settings.num, len(settings.prompts))  # the others come when the folder grows
+    said = f", of {drawn:,} caption{'s' if drawn > 1 else ''}" if drawn else ""
     return f"{settings.num} samples in {path}{said}" + (
         f", {before} of them from before" if before else ""
     )

@@ -141,6 +141,17 @@ def test_pictures_with_captions_are_trained_sampled_and_measured(here, capsys):
     assert one["clip_score"]["value"] != other["clip_score"]["value"]
 
 
+@pytest.mark.parametrize(("num", "words"), [(1, "of 1 caption\n"), (5, "of 5 captions\n")])
+def test_the_captions_that_were_drawn_are_counted(here, tmp_path, num, words, capsys):
+    out = tmp_path / "new"
+    go(
+        *f"{DRAW} --captions {VAL} --steps 1 --num {num}".replace(
+            "--out new", f"--out {out}"
+        ).split()
+    )
+    assert f"{num} samples in {out / 'samples.npz'}, {words}" in capsys.readouterr().out
+
+
 def test_a_folder_of_samples_grows_and_each_image_shows_its_caption(here, tmp_path):
     shutil.copytree("samples-coco", tmp_path / "grown" / "samples-coco")
     for name in ("grown", "whole"):
@@ -271,6 +282,8 @@ def test_a_dry_run_of_captions_needs_no_encoder_and_less_memory_with_checkpointi
         said = capsys.readouterr().out
         assert "captions (77, 768)" in said
         assert "CLIP ViT-L/14" in said
+        # the table is not about this tiny network in float32
+        assert re.search(r"^setting +paper +the preset at full scale$", said, re.MULTILINE)
         predicted.append(float(re.findall(r"([\d.]+) GiB of tensors were predicted", said)[0]))
     assert predicted[1] < predicted[0]
 
