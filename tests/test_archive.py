@@ -143,6 +143,13 @@ def test_an_absolute_name_lands_inside_the_folder(tmp_path):
     assert (folder / "etc" / "escape.txt").read_bytes() == b"x"
 
 
+def test_a_bad_archive_leaves_no_empty_folder_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "cache_root", lambda: tmp_path / "cache")
+    with pytest.raises(DataError, match=r"a\.tar was not unpacked"):
+        archive.unpacked(packed(tmp_path, {"../escape.txt": b"x"}))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
 @pytest.mark.parametrize("kind", ["gone", "page", "half", "huge"])
 def test_a_bad_archive_is_one_error_and_leaves_nothing(tmp_path, kind):
     path = packed(tmp_path, {"a/b.png": b"\0" * 30_000})

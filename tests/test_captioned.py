@@ -49,17 +49,18 @@ def test_the_published_json_gives_the_captions_of_each_image(home):
     assert lost == ["a fish"]
 
 
-def test_what_has_no_image_or_no_caption_is_left_out_counted_and_listed_in_one_line(home):
+def test_what_has_no_image_or_no_caption_is_left_out_and_listed(home):
     folder, left_out = captioned("coco.json", "pictures")
     assert [(image.key, len(image.captions)) for image in folder.files] == [
         ("0.png", 2),
         ("1.png", 1),
         ("2.png", 1),
     ]
-    assert left_out == (
-        f"1 with captions but not in {folder.root} (5.png); 3 images without a caption (3.png, "
-        "4.png, other.png); 1 captions of no listed image (a fish)"
-    )
+    assert left_out == {
+        f"with captions but not in {folder.root}": ["5.png"],
+        "images without a caption": ["3.png", "4.png", "other.png"],
+        "captions of no listed image": ["a fish"],
+    }
 
 
 def test_a_tsv_of_caption_and_file_gives_the_same(home):
@@ -103,7 +104,7 @@ def test_names_may_begin_at_the_folder_that_is_given_where_its_train_is_taken(ho
         ("a.png", ("a dog",)),
         ("b.png", ("a cat",)),
     ]
-    assert left_out == f"1 with captions but not in {folder.root} (val2014/a.png)"
+    assert left_out == {f"with captions but not in {folder.root}": ["val2014/a.png"]}
     (home / "plain.tsv").write_text("a dog\ta.png\na cat\tb.png\n", encoding="utf-8")
     assert (
         captioned("plain.tsv", "coco")[0].files == folder.files
@@ -262,12 +263,49 @@ def test_captions_lie_beside_the_latents_and_a_batch_shows_one_of_each_image(lat
     assert torch.equal(whole, torch.cat(parts))
 
 
+def test_all_that_is_left_out_is_named_in_a_file_beside_the_latents(home, capsys):
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    gone = [{"id": n, "file_name": f"{n}.png"} for n in range(20, 25)]
+    said = [{"image_id": n, "caption": "a cow"} for n in range(20, 25)]
+    more = {"images": COCO["images"] + gone, "annotations": COCO["annotations"] + said}
+    (home / "more.json").write_text(json.dumps(more), encoding="utf-8")
+    line = "scale prepare --captions more.json --images pictures --out L --vae tiny --size 16"
+    files = []
+    for _ in range(2):
+        assert cli.main(line.split()) == 0
+        told = capsys.readouterr().out
+        assert "left out: 6 with captions but not in" in told
+        assert "(20.png, 21.png, 22.png, ...)" in told
+        assert "All of them are named in L/left_out.txt" in told
+        files.append({path.name: path.read_bytes() for path in (home / "L").iterdir()})
+    assert files[0] == files[1]
+    text = (home / "L" / "left_out.txt").read_text("utf-8")
+    head, *names = text.split("\n\n")[0].splitlines()
+    assert head.startswith("6 with captions but not in")
+    assert names == ["20.png", "21.png", "22.png", "23.png", "24.png", "5.png"]
+    assert text.endswith("\n1 captions of no listed image:\na fish\n")
+    Latents("L").verify()
+    whole = {"images": COCO["images"][:3], "annotations": COCO["annotations"][:4]}
+    for name in ("3", "4", "other"):
+        (home / "pictures" / f"{name}.png").unlink()
+    (home / "more.json").write_text(json.dumps(whole), encoding="utf-8")
+    assert cli.main(line.split()) == 0  # the same set, and nothing else
+    assert "left out" not in capsys.readouterr().out
+    assert not (home / "L" / "left_out.txt").exists()
+
+
 def test_other_captions_of_the_same_images_are_other_latents(home, latents, capsys):
     changed = json.dumps(COCO).replace("a cat", "a hat")
     (home / "other.json").write_text(changed, encoding="utf-8")
     line = "scale prepare --captions other.json --images pictures --out L --vae tiny --size 16"
     assert cli.main(line.split()) == 3
     assert "L holds other latents" in capsys.readouterr().err
+
+
+def set_of(folder):
+    """The bytes of latents, without the list of what the last command left out."""
+    files = [path for path in folder.iterdir() if path.name != "left_out.txt"]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def test_an_image_that_was_left_out_may_be_removed_from_the_same_set(home, capsys):
@@ -277,11 +315,11 @@ def test_an_image_that_was_left_out_may_be_removed_from_the_same_set(home, capsy
     line = "scale prepare --captions coco.json --images pictures --out L --vae tiny --size 16"
     assert cli.main(line.split()) == 0
     assert "left out 1.png: pictures/1.png is empty (0 bytes)" in capsys.readouterr().out
-    before = {path.name: path.read_bytes() for path in (home / "L").iterdir()}
+    before = set_of(home / "L")
     bad.unlink()
     assert cli.main(line.split()) == 0
     assert capsys.readouterr().out.endswith("left out 1.png: it is not there any more\n")
-    assert {path.name: path.read_bytes() for path in (home / "L").iterdir()} == before
+    assert set_of(home / "L") == before
     assert Latents("L").captions == [("a dog on a mat", "a brown dog"), ("two cats",)]
 
 

@@ -321,6 +321,17 @@ def test_help_says_a_default_once_and_in_words(command, capsys):
     assert not re.search(r"default: (None)?\)|\{None", told)
 
 
+def test_the_help_of_out_says_where_samples_go(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sample", "--help"])
+    told = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "in the run's folder; of the network that ships, in the current one" in told
+    assert "For captions of pixels also FILE.png: only the picture" in told
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sample", "--prompt", "a red seven", "--num", "1", "--steps", "1"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"samples.npz", "samples.png"}
+
+
 @pytest.mark.parametrize(
     ("line", "hint"),
     [

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfm_lite._internal import lazy
+from cfm_lite._internal import checks, lazy
 from cfm_lite.errors import CheckpointError, ConfigError
 from cfm_lite.models import MMDiT
-from cfm_lite.models.text import ClipText
+from cfm_lite.models.text import ClipText, note_cut
 from tests.networks import tiny_clip, without_hub
 
 needs_transformers = pytest.mark.skipif(
@@ -42,6 +42,31 @@ def test_captions_become_features_that_the_network_takes(place):
     v = model(torch.zeros(2, 3, 4, 4), torch.zeros(2), y)
     assert v.shape == (2, 3, 4, 4)
     assert torch.equal(model.null_condition(y)[0], encoder([""])[0])
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            ["a dog on it"],
+            "the caption is longer than the 5 tokens .* 'a dog on it' has 8. Shorter",
+        ),
+        (["a dog", "a horse", "birds"], "1 of 3 captions is longer .* cut: 'a horse' has 6"),
+        (["abcdef"] * 5, "5 of 5 captions are longer .*'abcdef' has 6 and 2 more"),
+    ],
+)
+def test_captions_whose_end_is_not_read_are_counted(place, monkeypatch, said, words):
+    monkeypatch.setattr(checks, "_warned", set())
+    with pytest.warns(UserWarning, match=words):
+        note_cut(ClipText(place), said)
+
+
+@needs_transformers
+def test_captions_that_are_read_whole_need_no_word(place, recwarn, caplog):
+    note_cut(ClipText(place), ["a dog", "dogs  \n", "", "\u00e9" * 2])
+    assert not recwarn.list
+    assert not caplog.records
 
 
 @needs_transformers

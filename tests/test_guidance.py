@@ -438,7 +438,7 @@ def test_bad_scales_are_refused(scale: object) -> None:
         lambda: guide(anything, other, scale),
         lambda: rescale(anything, scale),
     ):  # pyright: ignore
-        with pytest.raises(ConfigError, match=r"(scale|factor) is .*; it must be a number"):
+        with pytest.raises(ConfigError, match=r"(scale|factor) is .*; it must be a finite number"):
             make()
 
 

@@ -3,6 +3,8 @@ Python's mean.
 """
 
 import json
+import math
+import re
 
 import numpy as np
 import pytest
@@ -38,6 +40,24 @@ INTEGERS = [
     torch.int32,
     torch.int64,
 ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "how", "words"),
+    [
+        (-math.inf, math.inf, {}, "a finite number"),
+        (0, math.inf, {}, "a finite number of at least 0"),
+        (0.2, math.inf, {"open_low": True, "open_high": True}, "a finite number above 0.2"),
+        (-math.inf, 1, {}, "a finite number of at most 1"),
+        (-math.inf, 1, {"open_high": True}, "a finite number below 1"),
+        (0, 1, {}, "a number in [0, 1]"),
+        (0, 1, {"open_low": True, "open_high": True}, "a number in (0, 1)"),
+    ],
+)
+def test_what_a_number_may_be_is_said_in_words(low, high, how, words):
+    for wrong in (math.nan, math.inf, "x"):
+        with pytest.raises(ConfigError, match=f"it must be {re.escape(words)}\\.$"):
+            check_number("n", wrong, low, high, **how)
 
 
 @pytest.mark.parametrize("three", THREES)

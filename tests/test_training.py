@@ -485,7 +485,7 @@ def test_a_factor_that_is_no_number_of_at_least_zero_stops_before_the_step(facto
     go(trainer, 2)
     before = copy.deepcopy(trainer.objective)
     with pytest.raises(
-        ConfigError, match=r"schedule\(2\) is .*; it must be a number in \[0, inf\)"
+        ConfigError, match=r"schedule\(2\) is .*; it must be a finite number of at least 0"
     ):
         go(trainer, 1)
     assert trainer.step == 2

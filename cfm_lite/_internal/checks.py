@@ -370,11 +370,18 @@ def check_number(
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
     if not (above and below and math.isfinite(number)):
-        left, right = "(" if open_low else "[", ")" if open_high or math.isinf(high) else "]"
-        raise ConfigError(
-            f"{name} is {_short(value)}; it must be a number in {left}{low:g}, {high:g}{right}."
-        )
+        allowed = _within(low, high, open_low, open_high)
+        raise ConfigError(f"{name} is {_short(value)}; it must be a {allowed}.")
     return number
+
+
+def _within(low: float, high: float, open_low: bool, open_high: bool) -> str:
+    """The numbers between `low` and `high` in words; an infinite end is none."""
+    if math.isfinite(low) and math.isfinite(high):
+        return f"number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    above = f" {'above' if open_low else 'of at least'} {low:g}" if math.isfinite(low) else ""
+    below = f" {'below' if open_high else 'of at most'} {high:g}" if math.isfinite(high) else ""
+    return f"finite number{above}{below}"
 
 
 def check_count(name: str, value: Any, low: int = 1, high: int = 2**63 - 1) -> int:

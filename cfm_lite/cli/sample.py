@@ -59,8 +59,9 @@ class Sample(Seeded):
     """The network: ema (average), ema2 (for a run with --set ema2=0.99), or model (not
     averaged)."""
     out: OptionalPath = None
-    """The npz, or a folder for latents (default: samples.npz or samples/ in the run's folder). For
-    captions also FILE.png: only the picture."""
+    """The npz, or a folder for latents (default: samples.npz or samples/ in the run's folder; of the
+    network that ships, in the current one). For captions of pixels also FILE.png: only the
+    picture."""
 
     def work(self) -> None:
         from cfm_lite import runs
@@ -120,6 +121,12 @@ class Sample(Seeded):
                 "ships draws; leave it out.",
             )
             return pretrained.run_of("words", device)
+        if "checkpoint" not in self.given:
+            self.refuse(
+                ["negative"],
+                "is for pictures of captions; give --prompt TEXT too, or a run on captions with "
+                "--checkpoint RUN.",
+            )
         official = self.official
         if not runs.is_file_of_weights(self.checkpoint):  # then `refuse_idle` says so
             official = {name: official[name] for name in official if name == "text"}

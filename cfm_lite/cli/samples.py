@@ -25,8 +25,9 @@ MADE_BY = "samples of cfm-lite sample"  # in a picture: it may be replaced by th
 
 
 def sample_file(run: Run, out: str | Path | None, settings: Settings) -> str:
-    """Draw samples and write them to `out` (default: samples.npz in the run's folder), with a
-    picture beside it. For captions `out` may be a png: then only the picture is written.
+    """Draw samples and write them to `out` (default: samples.npz in the run's folder, or in the
+    current one for a run without a folder), with a picture beside it. For captions `out` may be a
+    png: then only the picture is written.
 
     Returns what to print. Raises ConfigError for a wrong setting or a file that would be
     overwritten, and DataError if nothing can be written, before anything is drawn.

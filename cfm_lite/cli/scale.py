@@ -226,6 +226,18 @@ class ScaleSample(Sample):
             )
         return said
 
+    def opened(self, device: Any) -> Any:
+        read = "is for a run whose captions a text encoder reads"
+        if "checkpoint" not in self.given:
+            self.refuse(["captions"], f"{read}; give its folder with --checkpoint RUN.")
+        run = super().opened(device)
+        if run.spec.text is None:  # first: the captions are none that it can read
+            self.refuse(
+                ["captions"],
+                f"{read}, and {self.checkpoint} is a run on {run.recipe.dataset}; leave it out.",
+            )
+        return run
+
     @property
     def by_itself(self) -> int:
         return super().by_itself or len(self.prompts)
@@ -243,12 +255,6 @@ class ScaleSample(Sample):
         return self.vae
 
     def refuse_idle(self, run: Any, settings: Any) -> None:
-        if run.spec.text is None:
-            self.refuse(
-                ["captions"],
-                f"is for a run whose captions a text encoder reads, and {self.checkpoint} is a run "
-                f"on {run.recipe.dataset}; leave it out.",
-            )
         super().refuse_idle(run, settings)
         if run.place is not None:
             self.refuse(

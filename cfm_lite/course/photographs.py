@@ -28,8 +28,8 @@ def photographs() -> tuple[Path, str]:
     except DataError:
         folder = cache_root() / "photographs"
         if not (folder / "whole").exists():
-            folder = scratch(folder, "the pictures")
-            _cut(folder)
+            with scratch(folder, "the pictures") as folder:
+                _cut(folder)
         what = (
             "64 pieces of two photographs inside scikit-learn (china, flower): the ImageNet "
             "samples are not under CFM_LITE_DATA"

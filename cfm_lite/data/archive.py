@@ -327,7 +327,8 @@ def unpacked(archive: AnyPath) -> Path:
     own = f"{_TAR.sub('', archive.name)}-{path}-"
     folder = cache_root() / SAMPLES / f"{own}{version}"
     if not folder.is_dir():  # a cache that may only be read is one all the same
-        folder = unpack(archive, scratch(folder.parent, f"what {archive.name} holds") / folder.name)
+        with scratch(folder.parent, f"what {archive.name} holds") as place:
+            folder = unpack(archive, place / folder.name)
     for start in ("", ".tmp-"):  # what older versions of the same archive left
         for other in folder.parent.glob(f"{start}{glob.escape(own)}*"):
             if other != folder and not other.name.endswith(".lock"):

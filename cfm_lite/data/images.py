@@ -56,6 +56,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 PIXELS = 178_956_970  # where Pillow begins to warn of a decompression bomb: 0.5 GB of RGB
 LONGEST = 1_000_000  # pixels of a side: each row costs memory of its own
 RESIZED = 2**24  # pixels that may be made on the way to a crop: 64 MB
+FLAT = "a folder of images"  # where there are no classes
 REMEDY = "Fetch it again, or remove it."  # `shards.held`: it does not help where latents hold it
 TRAIN = frozenset({"train", "training", "trainset"})
 HELD = frozenset(
@@ -147,7 +148,7 @@ def flat(root: AnyPath) -> ImageFolder:
     >>> [(file.key, file.label) for file in flat(folder).files]
     [('a.png', 0)]
     """
-    root = opened(root)
+    root = opened(root, FLAT)
     full = _full(root)
     while len(full) > 1 and _are_parts(full) and (train := _train(root)):
         root, full = train, _full(train)
@@ -159,9 +160,7 @@ def flat(root: AnyPath) -> ImageFolder:
     _refuse_mixtures(root, full)
     files = sorted(ImageFile(_key(path, root), path, 0) for path in _images_below(root))
     if not files:
-        raise DataError(
-            f"{root} holds no image ({', '.join(sorted(SUFFIXES))}). Give a folder of images."
-        )
+        raise DataError(f"{root} holds no image ({', '.join(sorted(SUFFIXES))}). Give {FLAT}.")
     return ImageFolder(root, (), tuple(files))
 
 
@@ -218,11 +217,13 @@ def layout(root: AnyPath) -> Path:
     return root
 
 
-def opened(source: AnyPath) -> Path:
+def opened(
+    source: AnyPath, wanted: str = "a folder of class folders, such as ImageNet's train/"
+) -> Path:
     """The folder of images that `source` means: itself, or what is in a tar archive.
 
     A tar is unpacked into the cache once. If it holds one outer folder, that folder is entered.
-    Raises DataError for anything else, and as `archive.unpack` does.
+    Raises DataError for anything else, which tells what is `wanted`, and as `archive.unpack` does.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -239,10 +240,7 @@ def opened(source: AnyPath) -> Path:
     if kind == stat.S_IFDIR:
         return source
     if kind != stat.S_IFREG:
-        raise DataError(
-            f"there is no folder {source}, and no tar archive. Give a folder of class folders, "
-            "such as ImageNet's train/."
-        )
+        raise DataError(f"there is no folder {source}, and no tar archive. Give {wanted}.")
     folder = archive.unpacked(source)
     while (
         len(full := _full(folder)) == 1

@@ -21,7 +21,7 @@ from pathlib import Path
 import platformdirs
 
 from cfm_lite._internal.checks import warn_once
-from cfm_lite._internal.files import publish
+from cfm_lite._internal.files import inside, publish
 from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.errors import CFMError, ConfigError, DataError
 
@@ -91,20 +91,22 @@ def keep(content: bytes, path: Path, what: str) -> bool:
     return True
 
 
-def scratch(folder: Path, what: str) -> Path:
-    """`folder` of the cache. If it cannot be written to: one note, and a folder that lasts until
-    exit.
+@contextlib.contextmanager
+def scratch(folder: Path, what: str) -> Iterator[Path]:
+    """Work in `folder` of the cache, and leave no empty one if the work fails. If it cannot be
+    written to: one note, and a folder that lasts until exit.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        warn_once(
-            f"{what} cannot be kept in {folder} ({error.strerror or error}): nothing is lost, but "
-            "the next call makes it again."
-        )
-        return _until_exit()
-    return folder
+    with contextlib.ExitStack() as made:
+        try:
+            made.enter_context(inside(folder))
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            warn_once(
+                f"{what} cannot be kept in {folder} ({error.strerror or error}): nothing is lost, "
+                "but the next call makes it again."
+            )
+            folder = _until_exit()
+        yield folder
 
 
 @functools.cache

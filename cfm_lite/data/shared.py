@@ -92,6 +92,7 @@ def _take(path: Path, lock: Callable[[int], None]) -> int:
     made.
     """
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # its last owner may have removed that too
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             lock(handle)

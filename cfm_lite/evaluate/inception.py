@@ -189,9 +189,10 @@ def _fetched() -> Path:
     path = folder / WEIGHTS
     if path.is_file() and hash_of_file(path).startswith(SHA256_HEAD):
         return path
-    path = scratch(folder, "Inception's weights") / WEIGHTS
     try:
-        with impatient():  # it writes beside the path, and moves there what has the right hash
+        with scratch(folder, "Inception's weights") as place, impatient():
+            path = place / WEIGHTS
+            # it writes beside the path, and moves there what has the right hash
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_HEAD)
     except Exception as error:  # the network fails in many types; all mean the same to the reader
         raise DataError(

@@ -12,7 +12,9 @@ extra `[text]`; its features are what the network takes as a condition.
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from textwrap import shorten
 from typing import Any
+from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +27,10 @@ from cfm_lite._internal.checks import (
     full_precision,
     in_one_line,
     is_whole,
+    listed,
     on_host,
     seen,
+    warn_once,
 )
 from cfm_lite._internal.files import fingerprint
 from cfm_lite._internal.lazy import optional
@@ -152,6 +156,25 @@ class ClipText(nn.Module):
             return_tensors="pt",
         )["input_ids"]
         return self.tower(tokens.to(self.tower.device)).last_hidden_state
+
+
+def note_cut(encoder: ClipText, captions: Sequence[str]) -> None:
+    """Warn once of the captions whose end the encoder does not read: how many, and the first."""
+    read = encoder.length - encoder.tokenizer.num_special_tokens_to_add()
+    # a token holds a byte at least, so most captions need not be split to be counted
+    long = [said for said in captions if len(normalize("NFC", said).lower().encode()) > read]
+    how = {"add_special_tokens": False, "verbose": False}
+    counts = [len(tokens) for tokens in encoder.tokenizer([*long, ""], **how)["input_ids"]]
+    cut = [(said, count) for said, count in zip(long, counts) if count > read]
+    if cut:
+        some = listed(
+            f"{shorten(said, 60, placeholder='...')!r} has {count}" for said, count in cut
+        )
+        several = f"{len(cut):,} of {len(captions):,} captions" if captions[1:] else "the caption"
+        warn_once(
+            f"{several} {'are' if cut[1:] else 'is'} longer than the {read} tokens that the text "
+            f"encoder reads, so the end is cut: {some}. Shorter ones are read whole."
+        )
 
 
 def clip_parts() -> tuple[Any, Any]:

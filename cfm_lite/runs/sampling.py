@@ -132,12 +132,16 @@ def settings_of(run: Run, num: int, **given: Any) -> Settings:
     return settings
 
 
+def said_in(settings: Settings) -> list[str]:
+    """The captions that the settings hold, with the negative one."""
+    return [*settings.prompts, *([settings.negative] if settings.negative else [])]
+
+
 def _check_captions(run: Run, settings: Settings) -> None:
     """ConfigError for captions that the run cannot read, and if it needs some and has none."""
-    avoided = [settings.negative] if settings.negative else []
-    said = [*settings.prompts, *avoided]
+    said = said_in(settings)
     if _spec(run).text is None:
-        captions.encode(avoided)  # it may name a colour alone
+        captions.encode(said)  # the negative one may name a colour alone
         for prompt in settings.prompts:
             captions.parse(prompt)
     elif not settings.prompts:

@@ -12,14 +12,14 @@ from cfm_lite._internal.checks import check_choice, check_number
 from cfm_lite._internal.places import inside
 from cfm_lite.data import archive, images
 from cfm_lite.data.latents import Latents, Pictures, shards
-from cfm_lite.data.latents.captions import captioned
+from cfm_lite.data.latents.captions import captioned, keep_left_out
 from cfm_lite.data.latents.codec import open_codec
 from cfm_lite.data.latents.features import encode_features
 from cfm_lite.data.latents.prepare import prepare
 from cfm_lite.engine.parallel import World, joined, ranks_of_environment
 from cfm_lite.errors import ConfigError
 from cfm_lite.models import SiT
-from cfm_lite.models.text import CLIP, ClipText
+from cfm_lite.models.text import CLIP, ClipText, note_cut
 from cfm_lite.runs import Run
 from cfm_lite.runs.folder import check_kind
 from cfm_lite.runs.imagenet import ALIGNED, CAPTIONED, ImageNet, imagenet, versus
@@ -64,14 +64,15 @@ def prepare_command(
     if captions is not None and source is None:
         raise ConfigError("--captions needs images; give their folder with --images DIR.")
     if captions is None:
-        found, without = images.find(source or archive.samples(), shards.left_out(out)), ""
+        found, without = images.find(source or archive.samples(), shards.left_out(out)), {}
     else:
         found, without = captioned(captions, str(source))
     codec = open_codec(vae, device=runs.pick_device(device))
     index = prepare(found, out, codec, rank=rank, world=world, **settings)
     if index is None:
         return _waits(rank, world, out)
-    left_out = f"\nleft out: {without}" if without else ""
+    told = keep_left_out(out, without)
+    left_out = f"\n{told}" if told else ""
     for key, reason in index["skipped"][:10]:
         there = os.path.lexists(found.root / key)
         left_out += f"\nleft out {key}: {reason if there else 'it is not there any more'}"
@@ -183,7 +184,8 @@ def train_command(
     data = None if latents is None else Latents(latents)
     model = model or ("MMDiT" if dataset in CAPTIONED else "SiT-XL/2")
     begin = None if start is None else start_from(start, format, model)
-    recipe = recipe_of(method, model, where, {**_known(data, begin), **changes}, dataset)
+    network = None if begin is None else begin.model
+    recipe = recipe_of(method, model, where, {**_known(data, network), **changes}, dataset)
     _check_given(recipe, data, how, by_hand, price, text)
     name = f"{dataset}-{model.replace('/', '-')}-{method}-{recipe.seed}"
     given = (latents, start, how.get("images"), how.get("features"))
@@ -197,11 +199,15 @@ def train_command(
         check_fit(recipe, data)
     with joined(where) as world:
         if data is not None and dataset in CAPTIONED:
-            data.text = ClipText(text or CLIP).to(world.place(where))
+            # a network that was trained before reads by the encoder that it was trained with
+            opened = ClipText if begin is None else begin.open_text
+            data.text = opened(text or CLIP).to(world.place(where))
+            if world.is_main:
+                note_cut(data.text, [said for told in data.captions for said in told])
         if world.is_main:
             check_speed(recipe.precision, where)
         board = log == "tensorboard"
-        options = Options(folder, where, world, tensorboard=board, start=begin, **how)
+        options = Options(folder, where, world, tensorboard=board, start=network, **how)
         if data is None or dry_run:
             report = try_out(recipe, data, options, price=price, ranks=ranks)
             return "\n".join([report, "", *_table(method, dataset)]) if world.is_main else None
@@ -209,12 +215,12 @@ def train_command(
         return f"{done.summary}; the run is in {folder}" if world.is_main else None
 
 
-def _known(data: Latents | None, begin: Any) -> dict[str, Any]:
+def _known(data: Latents | None, network: Any) -> dict[str, Any]:
     """The fields of a recipe that its latents and the network that it starts from decide."""
     known: dict[str, Any] = {} if data is None else {"size": data.size}
-    if isinstance(begin, SiT):
+    if isinstance(network, SiT):
         # another value given by hand is refused later
-        known |= {name: getattr(begin, name) for name in ("learn_sigma", "qk_norm")}
+        known |= {name: getattr(network, name) for name in ("learn_sigma", "qk_norm")}
     return known
 
 
@@ -262,7 +268,8 @@ def _check_teacher(recipe: ImageNet, data: Latents | None, how: Mapping[str, Any
 
 
 def _table(method: str, dataset: str) -> list[str]:
-    rows = [("setting", "paper", "here"), *versus("sit" if method == "fm" else method, dataset)]
+    head = ("setting", "paper", "the preset at full scale")
+    rows = [head, *versus("sit" if method == "fm" else method, dataset)]
     return [f"{setting:<20} {paper:<78} {here}" for setting, paper, here in rows]
 
 
@@ -280,7 +287,8 @@ def sample_command(
             f"{before} samples are in {path} already, {settings.num} were asked for: "
             "nothing was drawn"
         )
-    said = f", of {len(settings.prompts):,} captions" if settings.prompts else ""
+    drawn = min(settings.num, len(settings.prompts))  # the others come when the folder grows
+    said = f", of {drawn:,} caption{'s' if drawn > 1 else ''}" if drawn else ""
     return f"{settings.num} samples in {path}{said}" + (
         f", {before} of them from before" if before else ""
     )

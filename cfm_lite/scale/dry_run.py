@@ -19,7 +19,7 @@ from cfm_lite.models import count_parameters
 from cfm_lite.runs.imagenet import ImageNet
 from cfm_lite.runs.recipe import check_null
 from cfm_lite.scale.budget import Split, averages_of, peak_bytes, state_bytes
-from cfm_lite.scale.train import Options, check_fit, features_of, trainer_for
+from cfm_lite.scale.train import Options, check_fit, check_seen, features_of, trainer_for
 from cfm_lite.training import Trainer
 
 __all__ = ["Made", "dry_run"]
@@ -70,6 +70,7 @@ def dry_run(
     if latents is not None:
         latents.verify()
         check_fit(recipe, latents, world.size)
+        check_seen(recipe, options)
     side = recipe.size // 8
     made = Made(latents.shape, latents.num_classes) if latents else Made((4, side, side), 1000)
     if recipe.model == "mmdit":

@@ -18,10 +18,10 @@ from cfm_lite._internal.checks import check_choice
 from cfm_lite._internal.places import check_file, expanded
 from cfm_lite.engine import checkpoint
 from cfm_lite.errors import CheckpointError, ConfigError
-from cfm_lite.models import SiT, export_official, load_official
+from cfm_lite.models import export_official
 from cfm_lite.models.official import FORMATS
 from cfm_lite.runs import Run, is_file_of_weights, located, saved_recipe
-from cfm_lite.runs.imagenet import MODELS, ImageNet
+from cfm_lite.runs.imagenet import ImageNet
 
 __all__ = ["export_run", "start_from"]
 
@@ -37,26 +37,26 @@ def _on_imagenet(path: Path) -> Run:
     return Run.open(path)
 
 
-def start_from(path: Path, format: str, network: str) -> SiT:
-    """The network to fine-tune: from an official file, or the average of one of our runs on
-    latents.
+def start_from(path: Path, format: str, network: str) -> Run:
+    """The run whose network is to be fine-tuned: an official file, or the average of one of our
+    runs on latents.
 
     Raises ConfigError if its sizes are not those of `network`, CheckpointError, UntrustedFileError.
     """
     check_choice("format", format, FORMATS)
     path = expanded(path)
     if is_file_of_weights(path):
-        check_choice("model", network, MODELS)
-        return load_official(path, format=format, **MODELS[network])
-    trained = _on_imagenet(path)
+        trained = Run.open(path, format=format, network=network)
+    else:
+        trained = _on_imagenet(path)
     recipe: Any = trained.recipe
     if recipe.network != network:
         raise ConfigError(
             f"{path} is a {recipe.network}, and {network} is to be trained; give --model "
             f"{recipe.network}."
         )
-    model: Any = trained.model
-    return model.train().requires_grad_(True)
+    trained.model.train().requires_grad_(True)
+    return trained
 
 
 def export_run(run: Path, format: str, out: Path) -> Path:

@@ -33,6 +33,7 @@ from cfm_lite.engine import checkpoint
 from cfm_lite.engine.parallel import ALONE, World
 from cfm_lite.errors import ConfigError, DataError
 from cfm_lite.evaluate.images import opened
+from cfm_lite.models.text import note_cut
 from cfm_lite.runs import Run, Spec
 from cfm_lite.runs.imagenet import ImageNet
 from cfm_lite.runs.recipe import from_dict
@@ -43,6 +44,7 @@ from cfm_lite.runs.sampling import (
     draw_part,
     labels_of,
     recorded,
+    said_in,
     velocity_of,
 )
 
@@ -84,6 +86,8 @@ def sample_imagenet(
     if settings.num <= done:
         return out / SAMPLES
     codec = open_codec(vae or run.spec.vae, device=device, fingerprint=spec.vae_fingerprint)
+    if spec.text and world.is_main:
+        note_cut(run.encoder, said_in(settings))
     world.on_main(lambda: runs.write_json(out / SETTINGS, record))
     # whole parts are kept; a short last part is drawn again, because a network's rounding depends
     # on the size of its batch

@@ -217,6 +217,15 @@ def _check_text(model: Any, data: Any) -> None:
         model.null_context.copy_(data.text([""])[0])
 
 
+def check_seen(recipe: ImageNet, options: Options) -> None:
+    """Raise ConfigError for a recipe with a teacher, if nothing is given that the teacher sees."""
+    if recipe.align and options.images is None and options.features is None:
+        raise ConfigError(
+            "the method aligns with a teacher, which needs the images: give their folder with "
+            "--images DIR, or the teacher's features with --features DIR."
+        )
+
+
 def _teacher(
     recipe: ImageNet, data: Any, options: Options, device: torch.device
 ) -> nn.Module | Given:
@@ -226,11 +235,8 @@ def _teacher(
             return Given(data.feature_dim)
         found = features_of(recipe, data, options.features)
         return Given(found.dim, found.index["weights"])
-    if options.images is None and isinstance(data, Latents):
-        raise ConfigError(
-            "the method aligns with a teacher, which needs the images: give their folder with "
-            "--images DIR, or the teacher's features with --features DIR."
-        )
+    if isinstance(data, Latents):
+        check_seen(recipe, options)
     grid = data.shape[-1] // recipe.patch_size
     return opened_teacher(recipe.teacher, grid, options.teacher, recipe.seed).to(device)
 

@@ -176,7 +176,7 @@ def test_the_weights_that_cannot_be_fetched_name_the_file_to_get(tmp_path, monke
     )
     with pytest.raises(DataError, match=r"--inception FILE"):
         inception()
-    assert not list((tmp_path / "inception").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 class Counting(StandIn):

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from cfm_lite import cli
+from cfm_lite._internal import checks
+from cfm_lite._internal.terminal import Notes
 from cfm_lite.data import images
 from cfm_lite.data.latents import Latents
 from cfm_lite.engine import checkpoint
@@ -90,8 +92,9 @@ def home(tmp_path_factory):
     for name, left_out in (("train2014", 3), ("val2014", 0)):
         (home / name).symlink_to(found.root)
         (home / f"captions_{name}.json").write_text(told(found, left_out), encoding="utf-8")
-    tiny_clip(home / "clip")
-    tiny_clip(home / "other", seed=1)
+    tiny_clip(home / "clip", length=14)
+    tiny_clip(home / "other", length=14, seed=1)
+    tiny_clip(home / "short")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         for name in ("prepare", "train", "sample"):
@@ -138,6 +141,17 @@ def test_pictures_with_captions_are_trained_sampled_and_measured(here, capsys):
     assert one["clip_score"]["value"] != other["clip_score"]["value"]
 
 
+@pytest.mark.parametrize(("num", "words"), [(1, "of 1 caption\n"), (5, "of 5 captions\n")])
+def test_the_captions_that_were_drawn_are_counted(here, tmp_path, num, words, capsys):
+    out = tmp_path / "new"
+    go(
+        *f"{DRAW} --captions {VAL} --steps 1 --num {num}".replace(
+            "--out new", f"--out {out}"
+        ).split()
+    )
+    assert f"{num} samples in {out / 'samples.npz'}, {words}" in capsys.readouterr().out
+
+
 def test_a_folder_of_samples_grows_and_each_image_shows_its_caption(here, tmp_path):
     shutil.copytree("samples-coco", tmp_path / "grown" / "samples-coco")
     for name in ("grown", "whole"):
@@ -177,6 +191,7 @@ REFUSED = [
     ("scale train --model SiT-Ti/2 --latents latents-coco --out new", "have captions, and SiT"),
     ("scale train --text clip --latents latents-coco --out new", "imagenet has classes"),
     (f"{DRAW} --captions {VAL} --text other", "is not the one that the run was trained with"),
+    (f"{NEW} --start runs/coco --text other", "is not the one that the run was trained with"),
     (f"{DRAW} --captions {VAL} --prompt a", "both say what to draw"),
     (f"{DRAW} --captions {VAL} --num 64", "has captions of 63 images"),
     (f"{DRAW} --captions clip/config.json", "cannot be read as captions"),
@@ -194,6 +209,30 @@ def test_what_does_not_fit_captions_is_refused_in_one_line(here, line, words, ca
     assert len(said) == 1, said
     assert words in said[0]
     assert not list(here.glob("new*"))
+
+
+LONG = "a brown dog on a mat"
+CUT = [
+    (f"{DRAW} --prompt '{LONG}' --num 1", f"the caption is longer .*: '{LONG}' has 15"),
+    (f"{DRAW} --prompt dog --negative '{LONG}' --num 1", f"1 of 2 captions is .*: '{LONG}' has 15"),
+    (f"{DRAW} --captions long.tsv", "2 of 3 captions are longer than the 12 tokens"),
+    (f"{NEW} --text short --steps 1 --set shard=8 batch=16", "150 of 150 captions are longer"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), CUT)
+@pytest.mark.filterwarnings("default:.*tokens that the text encoder reads")
+def test_captions_that_the_encoder_cuts_are_told_once(
+    here, tmp_path, line, words, monkeypatch, capsys
+):
+    monkeypatch.setattr(checks, "_warned", set())
+    monkeypatch.setattr(Notes, "shown", set())
+    rows = [f"{LONG}\ta.png", "dog\tb.png", f"{LONG} too\tc.png"]
+    (here / "long.tsv").write_text("\n".join(rows), encoding="utf-8")
+    go(*shlex.split(line.replace("--out new", f"--out {tmp_path / 'new'}")))
+    notes = [row for row in capsys.readouterr().err.splitlines() if "longer than" in row]
+    assert len(notes) == 1
+    assert re.search(f"cfm-lite: note: {words}", notes[0])
 
 
 def test_a_run_is_not_resumed_with_another_text_encoder(here, capsys):
@@ -243,6 +282,8 @@ def test_a_dry_run_of_captions_needs_no_encoder_and_less_memory_with_checkpointi
         said = capsys.readouterr().out
         assert "captions (77, 768)" in said
         assert "CLIP ViT-L/14" in said
+        # the table is not about this tiny network in float32
+        assert re.search(r"^setting +paper +the preset at full scale$", said, re.MULTILINE)
         predicted.append(float(re.findall(r"([\d.]+) GiB of tensors were predicted", said)[0]))
     assert predicted[1] < predicted[0]
 

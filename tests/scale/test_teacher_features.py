@@ -67,6 +67,14 @@ def test_training_on_stored_features_is_training_with_the_teacher(
     assert "+ repa" in dry_run(RECIPE, data, Options(tmp_path / "d", features=features))
 
 
+def test_a_dry_run_too_needs_what_the_teacher_sees(data, tmp_path):
+    blind = Options(tmp_path / "d", teacher="random")
+    with pytest.raises(ConfigError, match="which needs the images: give their folder"):
+        dry_run(RECIPE, data, blind)
+    # a guess of the cost, without latents
+    assert "+ repa" in dry_run(RECIPE, None, blind, steps=1)
+
+
 def test_a_stopped_encoding_goes_on_to_the_same_bytes(data, pictures, vit, features, tmp_path):
     assert encode(data, pictures, vit, tmp_path / "F", mirrors=2, rank=1, world=2) is None
     assert encode(data, pictures, vit, tmp_path / "F", mirrors=2) is not None

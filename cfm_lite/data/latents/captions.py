@@ -12,7 +12,7 @@ al. 2015 (COCO captions, arXiv:1504.00325).
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from cfm_lite._internal.checks import in_one_line, parse_json
 from cfm_lite._internal.places import AnyPath, expanded
 from cfm_lite.data import images
 from cfm_lite.data.images import ImageFile, ImageFolder
+from cfm_lite.data.latents.shards import write
 from cfm_lite.draws import keyed_generator
 from cfm_lite.errors import CFMError, DataError
 
 __all__ = ["captioned", "one_each", "read_captions"]
 
+LEFT_OUT = "left_out.txt"  # beside the latents
 FORMS = (
     "MS-COCO's captions JSON (images, annotations), JSON lines (.jsonl) with the keys file_name or "
     "image and text or caption, or a TSV (.tsv) of caption and file name"
@@ -166,14 +168,14 @@ def _key(row: Any, key: str) -> int | float | str:
     return value
 
 
-def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
-    """The images below `root` that have captions in `file`, and one line on what is left out.
+def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, dict[str, list[str]]]:
+    """The images below `root` that have captions in `file`, and {why: what is left out}.
 
     Images without a caption, captions whose image is not there, and captions of no image are left
     out. Raises DataError as `read_captions` and `images.flat` do, and if nothing is left.
     """
     named, lost = read_captions(file)
-    given = images.opened(root)
+    given = images.opened(root, images.FLAT)
     folder = images.flat(given)
     found: dict[str, tuple[str, ...]] = {}
     for name, captions in named.items():  # two names may be one image
@@ -192,17 +194,30 @@ def captioned(file: AnyPath, root: AnyPath) -> tuple[ImageFolder, str]:
     missing = [name for name, said in found.items() if said and name not in there]
     silent = [image.key for image in folder.files if not found.get(image.key)]
     silent += [name for name, said in found.items() if not said and name not in there]
-    parts = [
-        f"{len(some):,} {what} ({', '.join(some[:3])}{', ...' if len(some) > 3 else ''})"
-        for some, what in (
-            (missing, f"with captions but not in {folder.root}"),
-            (silent, "images without a caption"),
-            (lost, "captions of no listed image"),
-        )
-        if some
-    ]
+    without = {
+        f"with captions but not in {folder.root}": missing,
+        "images without a caption": silent,
+        "captions of no listed image": lost,
+    }
     absent = tuple(ImageFile(name, folder.root / name, 0, found[name]) for name in missing)
-    return ImageFolder(folder.root, (), tuple(kept), absent), "; ".join(parts)
+    left_out = {why: some for why, some in without.items() if some}
+    return ImageFolder(folder.root, (), tuple(kept), absent), left_out
+
+
+def keep_left_out(out: Path, left_out: Mapping[str, Sequence[str]]) -> str:
+    """One line on what `captioned` left out; all of it is written into LEFT_OUT in `out`."""
+    path = out / LEFT_OUT
+    if not left_out:
+        path.unlink(missing_ok=True)
+        return ""
+    told = [f"{len(some):,} {why}" for why, some in left_out.items()]
+    rows = ["\n".join([f"{head}:", *some, ""]) for head, some in zip(told, left_out.values())]
+    write(path, "\n".join(rows).encode(errors="surrogateescape"))
+    shown = [
+        f"{head} ({', '.join(some[:3])}{', ...' if some[3:] else ''})"
+        for head, some in zip(told, left_out.values())
+    ]
+    return f"left out: {'; '.join(shown)}. All of them are named in {path}"
 
 
 def _below(name: str, root: Path, given: Path) -> str:

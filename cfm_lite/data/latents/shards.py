@@ -1,7 +1,8 @@
 """Latents on disk: hashed, memory-mapped shards of moments, and an index that is written last.
 
     LATENTS/  plan.json   shard-00000.npy  shard-00000.json  ...
-              labels.npy  keys.txt  mean.npy  index.json, and with captions captions.jsonl
+              labels.npy  keys.txt  mean.npy  index.json
+              and with captions captions.jsonl, left_out.txt
 
 A shard is float16 (rows, 2 mirrors, 2 moments, C, h, w): per image the moments of the picture and
 of its mirror image. Its .json holds keys, labels, what the images' files were, skipped images and
