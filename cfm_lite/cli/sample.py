@@ -59,8 +59,8 @@ class Sample(Seeded):
     """The network: ema (average), ema2 (for a run with --set ema2=0.99), or model (not
     averaged)."""
     out: OptionalPath = None
-    """The npz, or a folder for latents (default: samples.npz or samples/ in the run's folder; of the
-    network that ships, in the current one). For captions of pixels also FILE.png: only the
+    """The npz, or a folder for latents (default: samples.npz or samples/ in the run's folder; of
+    the network that ships, in the current one). For captions of pixels also FILE.png: only the
     picture."""
 
     def work(self) -> None:
