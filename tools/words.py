@@ -36,11 +36,12 @@ SHOWN = (
 
 def draw(run: Run, prompts: Sequence[str], scale: float) -> Tensor:
     """Pictures (N, 3, 32, 32) of a network of words, each of a noise of its own."""
-    shape = run.spec.shape if run.spec else ()
     ts, drawn = torch.linspace(0, 1, run.recipe.sample_steps + 1), []
     for first in range(0, len(prompts), CHUNK):
         y = captions.encode(prompts[first : first + CHUNK])
-        noise = torch.randn(len(y), *shape, generator=keyed_generator("cpu", 0, first))
+        noise = torch.randn(
+            len(y), 3, words.SIDE, words.SIDE, generator=keyed_generator("cpu", 0, first)
+        )
         drawn.append(samplers.sample(guidance.cfg(run.model, y, scale), noise, ts, samplers.euler))
     return run.images(torch.cat(drawn))
 
